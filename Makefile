@@ -1,0 +1,49 @@
+# One word a habit. `make demo` and `make test` each install all that they need into .venv.
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo setup check test bench schema wheel-test clean
+
+help: ## say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(STAMP) ## run the social media agent on a Postgres of its own, and check its books
+	OUTBOX_HOME=$${OUTBOX_HOME:-$${TMPDIR:-/tmp}/outbox-demo-$$(id -u)} $(BIN)/outbox demo $(ARGS)
+
+setup: $(STAMP) ## make .venv with everything for development
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Outbox needs Python 3.11 or newer; none was found on PATH" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+test: $(STAMP) ## run the tests on a real Postgres that they start
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: $(STAMP) ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## measure throughput beside the same SQL alone
+	$(BIN)/python -m bench.throughput $(ARGS)
+
+schema: $(STAMP) ## write sql/schema.sql anew from the migrations
+	$(BIN)/python tests/schema.py > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql
+
+wheel-test: $(STAMP) ## run the tests against the built wheel, without the source on the path
+	rm -rf build .venv-wheel && mkdir -p build/wheel
+	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[dev]"
+	cp -r tests pyproject.toml README.md sql/schema.sql build/wheel/
+	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 2 $(ARGS)
+
+clean: ## remove what make has made
+	rm -rf $(VENV) .venv-wheel build dist *.egg-info

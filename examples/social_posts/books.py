@@ -1,0 +1,43 @@
+"""The books of a run: what must be true in the end, whatever happened on the way."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from psycopg import Connection
+
+SHOWN = 3  # broken entries that a check names; the rest is counted
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise, and what was found that breaks it."""
+
+    promise: str
+    broken: list[str]
+
+    @property
+    def right(self) -> bool:
+        return not self.broken
+
+    def __str__(self) -> str:
+        if self.right:
+            return f"✔ {self.promise}"
+        more = f" … and {len(self.broken) - SHOWN} more" if len(self.broken) > SHOWN else ""
+        return f"✘ {self.promise}\n    {'; '.join(self.broken[:SHOWN])}{more}"
+
+
+def check_books(conn: Connection[Any], run: str, submitted: int) -> list[Check]:
+    """Check every promise of books.sql for the posts whose entity id begins with `run`."""
+    checks = []
+    for promise, query in promises():
+        rows = conn.execute(query, {"run": run, "submitted": submitted}).fetchall()
+        checks.append(Check(promise, [f"{entity}: {wrong}" for entity, wrong in rows]))
+    return checks
+
+
+def promises() -> list[tuple[str, str]]:
+    """The statements of books.sql, each with the line that it proves."""
+    text = files(__package__).joinpath("books.sql").read_text(encoding="utf-8")
+    parts = (part.partition("\n") for part in text.split("-- promise: ")[1:])
+    return [(promise, query) for promise, _, query in parts]

@@ -1,0 +1,67 @@
+"""`outbox demo`: the options of the demo."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from outbox.settings import Settings
+
+if TYPE_CHECKING:
+    from .sources import Source
+
+
+@click.command()
+@click.option("--posts", type=click.Path(path_type=Path), help="Your own posts: JSON lines, CSV or TSV.")
+@click.option("--feed", metavar="URL", help="Your own posts: an RSS or Atom feed, by its URL or file name.")
+@click.option("--column", default="content", show_default=True, help="The column of --posts with the text.")
+@click.option("--id-column", help="The column of --posts with an id; by default `id`, else the line's number.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take no more posts than this.")
+@click.option("--workers", type=click.IntRange(1, 32), default=2, show_default=True, help="Worker processes.")
+@click.pass_obj
+def demo(
+    found: Settings,
+    posts: Path | None,
+    feed: str | None,
+    column: str,
+    id_column: str | None,
+    limit: int | None,
+    workers: int,
+) -> None:
+    """Run a social media agent in a world that fails, kill a worker on the way, and check the books."""
+    from outbox.cli import dsn_of
+
+    try:
+        from .demo import run_demo
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f'{error}. Run: pip install "outbox-engine[demo]"') from error
+    source = choose(posts, feed, column, id_column, limit)
+    # A demo that is ended from outside ends its processes first, as it does at Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, leave)
+    with dsn_of(found) as dsn:
+        code = run_demo(dsn, source, workers)
+    sys.exit(code)
+
+
+def choose(posts: Path | None, feed: str | None, column: str, id_column: str | None, limit: int | None) -> Source:
+    """The source that the options ask for."""
+    from .sources import FeedSource, FileSource, bundled
+
+    if posts and feed:
+        raise click.UsageError("--posts and --feed exclude each other")
+    if feed:
+        return FeedSource(feed, limit)
+    if posts:
+        return FileSource(posts, column, id_column, limit)
+    return bundled(limit)
+
+
+def leave(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -1,0 +1,227 @@
+"""The director: starts the world and the workers, lets things go wrong, and checks the books in the end."""
+
+import time
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+from uuid import uuid4
+
+import httpx
+from psycopg import Connection, connect
+from psycopg.errors import InsufficientPrivilege, OperationalError, ProgrammingError
+from rich.console import Console
+
+from outbox.settings import redact
+
+from . import report
+from .actors import Actor, Killer, Monitor, Reviewer
+from .books import Check, check_books
+from .pipeline import posts as pipeline
+from .processes import APP, DemoError, Processes
+from .screen import Screen
+from .sources import Source, SourceError
+
+STALL = 30.0  # seconds without a change of any status after which the demo gives up
+# What the demo must not disturb, or be disturbed by, and what it says then.
+OBJECTIONS = {
+    """
+    SELECT entity_id FROM outbox.workflow_states
+    WHERE pipeline = 'posts' AND NOT starts_with(entity_id, 'demo-') LIMIT 1
+    """: "this database has posts that are not the demo's",
+    """
+    SELECT 'process ' || pid FROM pg_stat_activity
+    WHERE application_name = 'outbox demo' AND datname = current_database() AND pid <> pg_backend_pid()
+    """: "another demo is running in this database",
+    # A worker beats six times a lease; one that missed two of them is dead.
+    """
+    SELECT name FROM outbox.workers WHERE 'posts.act' = ANY (stages) AND beat_at > now() - lease / 3 LIMIT 1
+    """: "a worker that is not the demo's takes its jobs",
+}
+PROGRESS = """
+    SELECT current_status, count(*) FROM outbox.workflow_states
+    WHERE pipeline = 'posts' AND starts_with(entity_id, %s) GROUP BY current_status
+"""
+DEAD = """
+    SELECT count(*) FROM outbox.dead_jobs WHERE pipeline = 'posts' AND starts_with(entity_id, %s)
+"""
+
+
+def run_demo(dsn: str, posts: Source, workers: int = 2, console: Console | None = None) -> int:
+    """Run the demo on that database. Returns 0 if the books are right, and 1 if not or if it had to stop."""
+    console = console or Console()
+    try:
+        total = sum(1 for _ in posts)
+        if not total:
+            raise SourceError("there is no post with text to submit")
+        with (
+            connected(dsn) as conn,
+            httpx.Client(trust_env=False) as client,
+            Processes(dsn) as processes,
+        ):
+            checks = Director(conn, client, processes, posts, total, workers, console).play()
+    except (SourceError, DemoError) as error:
+        console.print(f"✘ {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    return conclude(console, checks)
+
+
+def connected(dsn: str) -> Connection[Any]:
+    """A connection that is known as the demo's."""
+    try:
+        return connect(dsn, autocommit=True, application_name="outbox demo")
+    except ProgrammingError:
+        raise DemoError("the DSN can't be read") from None  # libpq's own words repeat it, password and all
+    except OperationalError as error:
+        raise DemoError(f"can't connect to {redact(dsn)}: {error}") from None
+
+
+def conclude(console: Console, checks: list[Check]) -> int:
+    """Print every check; return 0 if all are right, else 1."""
+    for check in checks:
+        style = "green" if check.right else "red"
+        console.print(str(check), style=style, markup=False, highlight=False, soft_wrap=True)
+    right = all(check.right for check in checks)
+    console.print("The books are right." if right else "The books are wrong.", style="bold")
+    return 0 if right else 1
+
+
+@dataclass
+class Director:
+    """One run. Its posts have entity ids of their own, so that it can be repeated on the same database."""
+
+    conn: Connection[Any]
+    client: httpx.Client
+    processes: Processes
+    source: Source
+    total: int
+    number_of_workers: int
+    console: Console
+
+    def play(self) -> list[Check]:
+        """The whole run: prepare, play, stop, report, check."""
+        self.run = f"demo-{uuid4().hex[:8]}/"
+        self.prepare()
+        with Screen(self.console, self.total) as self.screen:
+            self.start()
+            self.until_all_have_ended()
+            codes = self.processes.stop(self.workers)
+        stats = self.world_stats()
+        report.show(self.console, self.conn, self.run, stats, self.kill_rows())
+        return [*check_books(self.conn, self.run, self.monitor.submitted), *self.check_run(stats, codes)]
+
+    def prepare(self) -> None:
+        self.processes.run("migrate")
+        for question, objection in OBJECTIONS.items():
+            if found := self.conn.execute(question).fetchone():
+                raise DemoError(f"{objection}: {found[0]}. End it, or give the demo a database of its own.")
+        self.processes.run("deploy", "--app", APP)
+        crm = files(__package__).joinpath("crm.sql").read_text(encoding="utf-8")
+        if self.conn.execute("SELECT to_regclass('demo_crm.posts')").fetchone() == (None,):
+            try:
+                self.conn.execute(crm)
+            except InsufficientPrivilege as error:
+                raise DemoError(f"this role may not make the demo's CRM; make it yourself:\n{crm}") from error
+
+    def start(self) -> None:
+        # Every post needs a request at least, so as many as this always come: the outage is never left out.
+        self.url = self.processes.start_world(outage_after=self.total * 3 // 4)
+        self.workers = [self.processes.start_worker() for _ in range(self.number_of_workers)]
+        self.screen.say(f"posts: {self.total}, workers: {len(self.workers)}, and a moody world")
+        self.monitor = Monitor(self.conn, self.run, self.source, self.total)
+        self.reviewer = Reviewer(self.conn, self.run)
+        self.killer = Killer(self.conn, self.processes, self.workers, self.enough_to_kill, self.screen.say)
+
+    def enough_to_kill(self) -> int:
+        """A good handful of jobs, once a quarter of the posts has come; in the end any."""
+        if self.monitor.seen < self.total / 4:
+            return 0
+        return 1 if self.monitor.done else 4
+
+    def until_all_have_ended(self) -> None:
+        """Let everybody act, each at their own pace, until no post can move any more."""
+        actors: list[Actor] = [self.monitor, self.reviewer, self.killer, self]
+        due = {id(actor): 0.0 for actor in actors}
+        self.counts: dict[str, int] = {}
+        self.dead = 0
+        self.outage = "to come"
+        self.moved_at = time.monotonic()
+        while not self.has_ended():
+            for actor in actors:
+                if time.monotonic() >= due[id(actor)]:
+                    actor.step()
+                    due[id(actor)] = time.monotonic() + actor.every
+            time.sleep(0.01)
+        self.killer.step()
+        self.screen.say("all posts have ended")
+
+    every = 0.25
+
+    def step(self) -> None:
+        """Look after the run: show it, tell of the outage, and stop when something is wrong."""
+        counts = dict(self.conn.execute(PROGRESS, (self.run,)).fetchall())
+        if counts != self.counts:
+            self.counts, self.moved_at = counts, time.monotonic()
+        self.dead = self.conn.execute(DEAD, (self.run,)).fetchall()[0][0]
+        self.screen.show(counts)
+        self.tell_of_outage()
+        for worker in self.workers:
+            if worker.poll() is not None:
+                raise DemoError(f"a worker has ended: {self.processes.last_words(worker)}")
+        if time.monotonic() - self.moved_at > STALL:
+            words = self.processes.last_words(self.workers[0])
+            raise DemoError(f"nothing has moved for {STALL:.0f} seconds: {counts}\n{words}")
+
+    def tell_of_outage(self) -> None:
+        stats = self.world_stats()
+        if self.outage == "to come" and stats["outage"]:
+            self.outage = "now"
+            self.screen.say("the world is out: it hangs up on everybody")
+        elif self.outage == "now" and not stats["is_out"]:
+            self.outage = "over"
+            self.screen.say(f"the world is back, {stats['outage']:g} requests later")
+
+    def has_ended(self) -> bool:
+        """Whether every post is in a final status, or can't get there because its job is dead."""
+        ended = sum(number for status, number in self.counts.items() if status in pipeline.final)
+        return self.monitor.done and ended + self.dead >= self.monitor.submitted
+
+    def world_stats(self) -> dict[str, float]:
+        try:
+            stats: dict[str, float] = (
+                self.client.get(f"{self.url}/stats", params={"about": self.run}).raise_for_status().json()
+            )
+        except httpx.HTTPError as error:
+            raise DemoError(f"the world has ended: {error}") from error
+        return stats
+
+    def kill_rows(self) -> list[tuple[str, str]]:
+        again = sorted(self.killer.again.values())
+        return [
+            ("jobs it held", str(len(self.killer.held))),
+            ("of these, taken up again by others", str(len(again))),
+            ("half of them within", f"{again[len(again) // 2]:.1f} s" if again else "-"),
+            ("the last after", f"{again[-1]:.1f} s" if again else "-"),
+            ("reviews approved by hand", str(self.reviewer.verdicts["APPROVED"])),
+            ("reviews rejected by hand", str(self.reviewer.verdicts["REJECTED"])),
+        ]
+
+    def check_run(self, stats: dict[str, float], codes: list[int]) -> list[Check]:
+        """Whether the run was what it claims to be."""
+        completed = self.counts.get("COMPLETED", 0)
+        told = stats["notifications"]
+        held, again = len(self.killer.held), len(self.killer.again)
+        return [
+            Check(
+                "the world counted one notification for each COMPLETED post",
+                [] if told == completed else [f"{told:g} notifications: {completed} posts"],
+            ),
+            Check("the world had its outage", [] if stats["outage"] else ["outage: no request met it"]),
+            Check(
+                "a worker was killed at work, and others ran every job it held",
+                [] if 0 < held == again else [f"the kill: {again} of {held} jobs ran again"],
+            ),
+            Check(
+                "the other workers ended in peace when asked to",
+                [f"exit code: {code}" for code in codes if code],
+            ),
+        ]

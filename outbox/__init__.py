@@ -1,0 +1,43 @@
+"""Outbox: long-lived, stateful pipelines on the Postgres that you already run."""
+
+from .errors import (
+    DefinitionError,
+    EmbeddedUnavailable,
+    HandlerError,
+    InvalidInput,
+    LeaseLost,
+    NotDeployed,
+    NotFound,
+    OutboxError,
+    SchemaError,
+    SettingsError,
+    Stranded,
+)
+from .handle import Run
+from .maintenance import Retention
+from .pipeline import Backoff, Go, Pipeline, Reject, Retry
+from .submit import Submitted
+from .worker import Worker
+
+__all__ = [
+    "Backoff",
+    "DefinitionError",
+    "EmbeddedUnavailable",
+    "Go",
+    "HandlerError",
+    "InvalidInput",
+    "LeaseLost",
+    "NotDeployed",
+    "NotFound",
+    "OutboxError",
+    "Pipeline",
+    "Reject",
+    "Retention",
+    "Retry",
+    "Run",
+    "SchemaError",
+    "SettingsError",
+    "Stranded",
+    "Submitted",
+    "Worker",
+]

@@ -1,0 +1,5 @@
+"""`python -m outbox` is the command `outbox`."""
+
+from .cli import main
+
+main(prog_name="outbox")

@@ -1,0 +1,244 @@
+"""Step 2: take jobs with a lease, as many of each stage as there is room for; give them back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import psycopg
+
+from . import killpoints, statements
+from .handle import printable
+from .job import Job, actor
+from .lane import Lane, Lanes
+from .link import Link, temporary
+from .statements import array, text_array
+from .wakeup import Keeper
+
+SQL = statements.load("claim")
+WORKER_SQL = statements.load("worker")
+log = logging.getLogger("outbox.worker")
+
+POLL_FIRST, POLL_LAST = 0.02, 1.0
+IDLE_AFTER = 0.1
+"""Seconds of poll delay from which on the worker asks to be notified."""
+
+ROOM_LINGER = 0.002
+MOST_UNCOMMITTED = 2_000
+RECONCILE_EVERY = 5.0
+
+
+class Claimer:
+    """The claiming loop: one fetcher a process, polling from 20 ms to 1 s, at once where there may be more."""
+
+    def __init__(
+        self,
+        link: Link,
+        lanes: Lanes,
+        keeper: Keeper,
+        *,
+        uncommitted: Callable[[], int],
+        on_claimed: Callable[[Lane], None],
+        on_lost: Callable[[str], None],
+        not_held: Callable[[list[Job]], Awaitable[None]],
+    ) -> None:
+        self._link = link
+        self._lanes = lanes
+        self._keeper = keeper
+        self._uncommitted = uncommitted
+        self._on_claimed = on_claimed
+        self._on_lost = on_lost
+        self._not_held = not_held
+        self._woken, self._roomy = asyncio.Event(), asyncio.Event()
+        self._idle = False
+
+    def wake(self) -> None:
+        """Look for work now: somebody says that there may be some."""
+        self._woken.set()
+
+    def room(self) -> None:
+        """Take note that a lane has room again."""
+        self._roomy.set()
+
+    @property
+    def woken(self) -> bool:
+        return self._woken.is_set()
+
+    def forget(self) -> None:
+        """The worker has a new id: what was said of the old one no longer holds."""
+        self._idle = False
+
+    async def run(self, drained: Callable[[], Awaitable[bool]] | None) -> None:
+        """Claim for ever; or, with `drained`, until it says so of a moment in which nothing was found."""
+        delay = POLL_FIRST
+        while True:
+            await self._keeper.registered.wait()
+            lanes = [(lane, room) for lane in self._lanes.values() if (room := lane.room()) > 0]
+            if not lanes or self._uncommitted() > MOST_UNCOMMITTED:
+                self._roomy.clear()
+                await self._roomy.wait()
+                continue
+            self._woken.clear()
+            try:
+                found, full = await self._claim(lanes)
+            except Exception as error:
+                if not temporary(error):
+                    log.error("claim: %s", printable(str(error)))
+                await self._link.pause(error)
+                continue
+            if found:
+                delay = POLL_FIRST
+                if self._idle:
+                    await self._set_idle(False)
+            if full:
+                await self._wait_for_room()
+                continue
+            if drained is not None and not found and await drained():
+                return
+            if not self._idle and delay > IDLE_AFTER:
+                await self._set_idle(True)
+                continue  # one more look: what came before the flag was seen has notified nobody
+            try:
+                await asyncio.wait_for(self._woken.wait(), delay)
+                delay = POLL_FIRST
+            except TimeoutError:
+                delay = min(POLL_LAST, delay * 2)
+
+    async def reconcile(self, link: Link, known: Callable[[], list[str]]) -> None:
+        """Give back, now and then, what was claimed in this worker's name when the answer never came."""
+        while True:
+            await asyncio.sleep(RECONCILE_EVERY)
+            worker = self._keeper.id
+            if not worker or self._link.connections <= 1:
+                continue  # no claim's answer has been lost
+            with contextlib.suppress(psycopg.Error, OSError):
+                rows = await link.execute(*give_back_unknown(worker, known(), RECONCILE_EVERY))
+                if rows:
+                    log.info("gave back %s jobs whose claim was never answered", len(rows))
+
+    async def _claim(self, lanes: Sequence[tuple[Lane, int]]) -> tuple[int, bool]:
+        """Claim for these lanes and hand on what came. Returns how many, and whether there may be more."""
+        worker = self._keeper.id
+        started = time.monotonic()
+        rows = await self._link.execute(*request(worker, lanes, started))
+        cost = time.monotonic() - started
+        got = receive(worker, self._lanes, rows)
+        full = False
+        for lane, asked in lanes:
+            ids = got.get(lane, [])
+            lane.scanned(lane.mark, asked, ids, cost)
+            full = full or len(ids) >= asked
+        if rows:
+            killpoints.passing("K1")
+        if worker != self._keeper.id:
+            self._on_lost("the lease was lost during a claim")
+        for lane, _ in lanes:
+            if lane.stage.running and lane.waiting:
+                await self._start(lane)
+            self._on_claimed(lane)
+        return len(rows), full
+
+    async def _start(self, lane: Lane) -> None:
+        """Store the in-progress status of the jobs that have just come."""
+        fresh = [job for job in lane.waiting if job.status == lane.stage.on]
+        if fresh:
+            versions = dict(await self._link.execute(*start(fresh)))
+            for job in fresh:
+                if job.workflow_id in versions:
+                    job.status, job.version = str(lane.stage.running), versions[job.workflow_id]
+                else:
+                    lane.waiting.remove(job)
+                    lane.careful -= job.careful
+                    await self._not_held([job])
+
+    async def _wait_for_room(self) -> None:
+        """Wait until a claim is worth its round trip: a good part of a lane is free, or a moment has passed."""
+        self._roomy.clear()
+        if any(lane.room() * 4 > lane.concurrency for lane in self._lanes.values()):
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._roomy.wait(), 1.0)
+        await asyncio.sleep(ROOM_LINGER)
+
+    async def _set_idle(self, idle: bool) -> None:
+        with contextlib.suppress(psycopg.Error, OSError):
+            if await self._link.execute(WORKER_SQL["worker_set_idle"], {"worker": self._keeper.id, "idle": idle}):
+                self._idle = idle
+
+
+def request(worker: int, lanes: Sequence[tuple[Lane, int]], now: float) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that claims `n` jobs for each lane, and one careful job where none runs."""
+    queues: list[tuple[str, str, bool, int, int]] = []
+    for lane, n in lanes:
+        name, stage = lane.stage.pipeline.name, lane.stage.name
+        queues.append((name, stage, False, lane.scan_from(now), n))
+        if not lane.careful:
+            queues.append((name, stage, True, 0, 1))
+    pipelines, stages, careful, marks, limits = zip(*queues, strict=True)
+    return SQL["jobs_claim"], {
+        "now": None,
+        "worker": worker,
+        "pipelines": list(pipelines),
+        "stages": list(stages),
+        "careful": list(careful),
+        "marks": list(marks),
+        "limits": list(limits),
+    }
+
+
+def receive(
+    worker: int, lanes: Mapping[tuple[str, str], Lane], rows: Sequence[tuple[Any, ...]]
+) -> dict[Lane, list[int]]:
+    """Put claimed rows into their lanes; return the ids that each lane got."""
+    got: dict[Lane, list[int]] = {}
+    for (
+        workflow_id,
+        id_,
+        pipeline,
+        stage,
+        entered,
+        attempt,
+        careful,
+        entity_id,
+        status,
+        version,
+        metadata,
+    ) in rows:
+        lane = lanes[pipeline, stage]
+        job = Job(lane.stage, worker, workflow_id, entered, attempt, careful, entity_id, status, version, metadata)
+        lane.waiting.append(job)
+        if careful:
+            lane.careful += 1
+        else:
+            got.setdefault(lane, []).append(id_)
+    return got
+
+
+def start(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that moves claimed jobs to their stage's in-progress status."""
+    return SQL["jobs_start_if_held"], {
+        "worker": jobs[0].owner,
+        "actor": actor(jobs[0].owner),
+        "ids": array(job.workflow_id for job in jobs),
+        "attempts": array(job.attempt for job in jobs),
+        "versions": array(job.version for job in jobs),
+        "statuses": text_array(job.stage.running for job in jobs),
+    }
+
+
+def give_back(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that frees jobs of one owner which have not run; no attempt is burnt."""
+    return SQL["jobs_give_back"], {
+        "worker": jobs[0].owner,
+        "ids": array(job.workflow_id for job in jobs),
+        "attempts": array(job.attempt for job in jobs),
+    }
+
+
+def give_back_unknown(worker: int, known: Sequence[str], age: float) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that frees what was claimed `age` seconds ago and never reached this process."""
+    return SQL["jobs_give_back_unknown"], {"worker": worker, "known": array(known), "age": age}

@@ -1,0 +1,267 @@
+"""Step 4: one statement for a batch of outcomes. A job that is no longer held contributes nothing.
+
+Statements can be repeated: what they did the first time is no longer held the second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import claim, killpoints, statements
+from .handle import fail as failed
+from .handle import printable
+from .job import Failed, Finished, Job, Outcome, actor
+from .link import Link
+from .statements import array, text_array
+
+SQL = statements.load("commit")
+log = logging.getLogger("outbox.worker")
+
+BATCH = 200
+LINGER = 0.002
+"""Seconds that an outcome waits for others while handlers run."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has become of a worker's attempts."""
+
+    done: int = 0
+    retried: int = 0
+    dead: int = 0
+    lost: int = 0
+
+
+class Committer:
+    """The committing loop: outcomes in, batches out, each repeated until the database has answered it.
+
+    `busy` tells whether handlers run, `on_next` is told of each (pipeline, status) that was reached, `on_delay`
+    of each back-off in seconds, `on_committed` that there is room again, `on_again` that a job was put back.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        counts: Counts,
+        *,
+        busy: Callable[[], bool],
+        on_next: Callable[[str, str], None],
+        on_delay: Callable[[float], None],
+        on_committed: Callable[[], None],
+        on_again: Callable[[], None],
+    ) -> None:
+        self._link = link
+        self._counts = counts
+        self._busy = busy
+        self._on_next = on_next
+        self._on_delay = on_delay
+        self._on_committed = on_committed
+        self._on_again = on_again
+        self._finished: list[tuple[Job, Finished]] = []
+        self._failed: list[tuple[Job, Failed]] = []
+        self._underway: list[Job] = []
+        self._arrived = asyncio.Event()
+
+    def put(self, job: Job, outcome: Outcome) -> None:
+        """Queue an outcome for the next commit, unless the attempt no longer counts."""
+        if job.lost is not None:
+            log.info("%s %s: LeaseLost, %s", job.stage.queue, printable(job.entity_id), job.lost)
+            return
+        if isinstance(outcome, Finished):
+            self._finished.append((job, outcome))
+        else:
+            self._failed.append((job, outcome))
+        self._arrived.set()
+
+    def committed_itself(self, job: Job, outcome: Finished) -> None:
+        """Count an attempt that was committed in a transaction of its own."""
+        self._counts.done += 1
+        log.info("%s %s: done in its transaction, -> %s", job.stage.queue, printable(job.entity_id), outcome.status)
+        self._on_next(job.stage.pipeline.name, outcome.status)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What is not committed yet."""
+        return [*(job for job, _ in self._finished), *(job for job, _ in self._failed), *self._underway]
+
+    def __len__(self) -> int:
+        return len(self._finished) + len(self._failed) + len(self._underway)
+
+    async def run(self) -> None:
+        """Commit for ever."""
+        while True:
+            await self._arrived.wait()
+            if len(self._finished) < BATCH and self._busy():
+                await asyncio.sleep(LINGER)
+            finished, self._finished = self._finished[:BATCH], self._finished[BATCH:]
+            failures, self._failed = self._failed[:BATCH], self._failed[BATCH:]
+            if not self._finished and not self._failed:
+                self._arrived.clear()
+            self._underway = [*(job for job, _ in finished), *(job for job, _ in failures)]
+            for owner in {job.owner for job, _ in finished}:
+                await self._finish([item for item in finished if item[0].owner == owner])
+            for owner in {job.owner for job, _ in failures}:
+                await self._fail([item for item in failures if item[0].owner == owner])
+            self._underway = []
+            self._on_committed()
+
+    async def drained(self, timeout: float) -> None:
+        """Wait until all is committed, at most `timeout` seconds."""
+        until = time.monotonic() + timeout
+        while len(self) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+
+    async def not_held(self, jobs: list[Job]) -> None:
+        """Settle jobs whose commit was refused: data changed by somebody else (run again), or taken away (lost)."""
+        again = await self.give_back(jobs)
+        for job in jobs:
+            if job.workflow_id in again:
+                log.info(
+                    "%s %s: its data was changed meanwhile; it runs again",
+                    job.stage.queue,
+                    printable(job.entity_id),
+                )
+            else:
+                self._counts.lost += 1
+                log.warning("%s %s: LeaseLost, nothing of it was written", job.stage.queue, printable(job.entity_id))
+        if again:
+            self._on_again()
+
+    async def give_back(self, jobs: Sequence[Job]) -> set[str]:
+        """Free jobs without burning an attempt; returns those that were still held."""
+        given: set[str] = set()
+        for owner in {job.owner for job in jobs}:
+            mine = [job for job in jobs if job.owner == owner]
+            given |= {row[0] for row in await self._link.repeat(*claim.give_back(mine))}
+        return given
+
+    async def is_unchanged(self, job: Job) -> bool:
+        """Whether the workflow is still as it was claimed."""
+        question = SQL["workflow_unchanged"], {"id": job.workflow_id, "version": job.version}
+        return bool(await self._link.repeat(*question))
+
+    async def _finish(self, batch: list[tuple[Job, Finished]]) -> None:
+        started = time.monotonic()
+        connections = self._link.connections
+        killpoints.passing("K3")
+        killpoints.sending("K4")
+        try:
+            rows = await self._link.repeat(*finish(batch))
+        except Exception as error:
+            # The database refuses something in it. Alone, each is committed or told what is wrong with it.
+            if len(batch) > 1:
+                for item in batch:
+                    await self._finish([item])
+            else:
+                await self._fail([(batch[0][0], failed(batch[0][0], error))])
+            return
+        killpoints.passing("K5")
+        held = {row[0] for row in rows}
+        missing = [job for job, _ in batch if job.workflow_id not in held]
+        if missing and self._link.connections != connections:
+            # An answer was lost on the way: what the first try had committed is done, not lost.
+            before = {row[0] for row in await self._link.repeat(*finished_by(missing))}
+            held |= before
+            missing = [job for job in missing if job.workflow_id not in before]
+        self._counts.done += len(held)
+        for job, outcome in batch:
+            self._on_next(job.stage.pipeline.name, outcome.status)
+        _log_batch(batch, len(held), "done", started)
+        if missing:
+            await self.not_held(missing)
+
+    async def _fail(self, batch: list[tuple[Job, Failed]]) -> None:
+        started = time.monotonic()
+        held: set[str] = set()
+        try:
+            held = {row[0] for row in await self._link.repeat(*fail(batch))}
+        except Exception as error:
+            log.error("can't put %s jobs back: %s", len(batch), printable(str(error)))
+        dead = 0
+        for job, outcome in batch:
+            if job.workflow_id not in held:
+                self._counts.lost += 1
+            elif outcome.delay is None:
+                dead += 1
+                log.warning(
+                    "%s %s is dead after %s attempts: %s",
+                    job.stage.queue, printable(job.entity_id), job.attempt, printable(outcome.error),
+                )  # fmt: skip
+            else:
+                log.debug("%s %s: %s", job.stage.queue, printable(job.entity_id), printable(outcome.error))
+                self._on_delay(outcome.delay)
+        self._counts.dead += dead
+        self._counts.retried += len(held) - dead
+        _log_batch(batch, len(held) - dead, "to try again", started)
+
+
+def _log_batch(batch: Sequence[tuple[Job, Any]], count: int, what: str, started: float) -> None:
+    if count and log.isEnabledFor(logging.INFO):
+        stages = ", ".join(sorted({job.stage.queue for job, _ in batch}))
+        took = round((time.monotonic() - started) * 1000, 1)
+        extra = {"stages": stages, what.replace(" ", "_"): count, "ms": took}
+        log.info("%s: %s %s in %.1f ms", stages, count, what, took, extra=extra)
+
+
+def finish(jobs: Sequence[tuple[Job, Finished]]) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that commits finished jobs of one owner; its rows are the workflows still held."""
+    sent = [(job.workflow_id, message) for job, outcome in jobs for message in outcome.messages]
+    return SQL["jobs_finish_if_held"], {
+        **_fence([job for job, _ in jobs]),
+        "statuses": text_array(outcome.status for _, outcome in jobs),
+        "data": text_array(outcome.data for _, outcome in jobs),
+        "senders": array(workflow_id for workflow_id, _ in sent),
+        "topics": text_array(message.topic for _, message in sent),
+        "keys": text_array(message.key for _, message in sent),
+        "payloads": text_array(message.payload for _, message in sent),
+        "headers": text_array(message.headers for _, message in sent),
+    }
+
+
+def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that puts failed jobs of one owner back or lays them down as dead."""
+    return SQL["jobs_fail_if_held"], {
+        **_fence([job for job, _ in jobs]),
+        "now": None,
+        "delays": array("NULL" if outcome.delay is None else outcome.delay for _, outcome in jobs),
+        "errors": text_array(outcome.error for _, outcome in jobs),
+    }
+
+
+def finished_by(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
+    """Return the question which of these are in the history, asked when the answer to a commit was lost."""
+    return SQL["jobs_finished_by"], _fence(jobs)
+
+
+def _fence(jobs: Sequence[Job]) -> dict[str, Any]:
+    return {
+        "worker": jobs[0].owner,
+        "actor": actor(jobs[0].owner),
+        "ids": array(job.workflow_id for job in jobs),
+        "attempts": array(job.attempt for job in jobs),
+        "versions": array(job.version for job in jobs),
+    }
+
+
+def mark_transaction(job: Job, idle_seconds: float) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that makes a handler's transaction known as this attempt's own."""
+    return SQL["transaction_mark"], {
+        "claim": _claim(job),
+        "actor": actor(job.owner),
+        "worker": job.owner,
+        "idle_ms": max(1, int(idle_seconds * 1000)),
+    }
+
+
+def is_marked(job: Job, mark: str | None) -> bool:
+    """Whether the transaction is still the one that the handler was given."""
+    return mark == _claim(job)
+
+
+def _claim(job: Job) -> str:
+    return f"{job.owner}:{job.workflow_id}:{job.attempt}"

@@ -1,0 +1,170 @@
+"""Writes a pipeline's definition into the database, where the triggers enforce it; says first what would change.
+
+One transaction: statuses, legal changes, routes, and the jobs of workflows whose status changes hands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from . import statements
+from .errors import NotDeployed, Stranded
+from .pipeline import Pipeline
+
+SQL = statements.load("deploy")
+
+Route = tuple[str | None, bool, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A pipeline as the database keeps it."""
+
+    initial: str | None
+    routes: dict[str, Route]
+    legal: set[tuple[str, str]]
+    attempts: dict[str, int]
+
+    @classmethod
+    def of(cls, pipeline: Pipeline[Any]) -> Definition:
+        attempts = {stage.name: stage.retry.attempts for stage in pipeline.stages.values()}
+        return cls(pipeline.initial, pipeline.routes(), pipeline.legal_changes(), attempts)
+
+    @classmethod
+    def read(cls, conn: psycopg.Connection[Any], pipeline: str) -> Definition:
+        name = {"pipeline": pipeline}
+        with conn.cursor(row_factory=tuple_row) as cursor:
+            row = cursor.execute(SQL["pipeline_read"], name).fetchone()
+            return cls(
+                row[0] if row else None,
+                {
+                    status: (stage, running, final)
+                    for status, stage, running, final in cursor.execute(SQL["routes_read"], name)
+                },
+                {(source, target) for source, target in cursor.execute(SQL["legal_changes_read"], name)},
+                dict(cursor.execute(SQL["stages_read"], name).fetchall()),
+            )
+
+    def changes_to(self, new: Definition) -> list[str]:
+        """Return in words what a deploy of `new` would change; nothing if it is the same."""
+        lines = []
+        if self.initial != new.initial:
+            lines.append(f"initial status: {self.initial or '(none)'} -> {new.initial}")
+        for status in sorted(self.routes.keys() | new.routes.keys()):
+            old, now = self.routes.get(status), new.routes.get(status)
+            if old is None and now is not None:
+                lines.append(f"new status {status}{_describe(now)}")
+            elif now is None:
+                lines.append(f"status {status} goes")
+            elif old is not None and old != now:
+                lines.append(f"status {status}:{_describe(old)} ->{_describe(now)}")
+        lines += [f"new legal change {source} -> {target}" for source, target in sorted(new.legal - self.legal)]
+        lines += [f"no longer legal {source} -> {target}" for source, target in sorted(self.legal - new.legal)]
+        for stage in sorted(self.attempts.keys() & new.attempts.keys()):
+            if self.attempts[stage] != new.attempts[stage]:
+                lines.append(f"stage {stage}: attempts {self.attempts[stage]} -> {new.attempts[stage]}")
+        return lines
+
+
+def check(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
+    """Return what `deploy` would change, in words. Raises Stranded if it would be refused."""
+    old, new = Definition.read(conn, pipeline.name), Definition.of(pipeline)
+    _refuse_stranding(conn, pipeline.name, old, new)
+    return old.changes_to(new)
+
+
+def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
+    """Write the pipeline and return what has changed, in words.
+
+    Raises Stranded, and changes nothing, if workflows stand in a status that the new version no longer knows.
+    Waits at most five seconds for open transactions that have changed workflows; then psycopg's LockNotAvailable.
+    """
+    new = Definition.of(pipeline)
+    with conn.transaction():
+        if not Definition.read(conn, pipeline.name).changes_to(new):
+            return []
+        conn.execute("SELECT set_config('lock_timeout', '5s', true)")
+        conn.execute(SQL["deploy_lock"])
+        conn.execute("SELECT set_config('lock_timeout', '0', true)")
+        old = Definition.read(conn, pipeline.name)
+        _refuse_stranding(conn, pipeline.name, old, new)
+        for statement, params in _writes(pipeline.name, old, new):
+            conn.execute(statement, params)
+        return old.changes_to(new)
+
+
+def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list[str]) -> None:
+    """Raise NotDeployed unless the database routes and allows all that these stages do. It may know more."""
+    there, code = Definition.read(conn, pipeline.name), Definition.of(pipeline)
+    how = "Run: outbox deploy --app module:object"
+    if there.initial is None:
+        raise NotDeployed(f'pipeline "{pipeline.name}" is not deployed in this database. {how}')
+    for status, route in code.routes.items():
+        if route[0] in stages and there.routes.get(status, (None,))[0] != route[0]:
+            raise NotDeployed(
+                f'pipeline "{pipeline.name}" is deployed differently: '
+                f"status {status} doesn't go to stage {route[0]} in this database. {how}"
+            )
+    for name in stages:
+        stage = pipeline.stages[name]
+        missing = {(stage.on, target) for target in stage.to} - there.legal
+        if missing:
+            listed = ", ".join(f"{source} -> {target}" for source, target in sorted(missing))
+            raise NotDeployed(f'pipeline "{pipeline.name}" is deployed without the changes {listed}. {how}')
+
+
+def _writes(name: str, old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    pipeline = {"pipeline": name}
+    definition = json.dumps({"statuses": sorted(new.routes), "stages": sorted(new.attempts)})
+    yield SQL["pipeline_write"], {**pipeline, "initial": new.initial, "definition": definition}
+    yield SQL["routes_clear"], pipeline
+    stages, running, final = zip(*new.routes.values(), strict=True)
+    yield (
+        SQL["routes_write"],
+        {
+            **pipeline,
+            "statuses": list(new.routes),
+            "stages": list(stages),
+            "running": list(running),
+            "final": list(final),
+        },
+    )
+    yield SQL["legal_changes_clear"], pipeline
+    froms, tos = zip(*sorted(new.legal), strict=True) if new.legal else ((), ())
+    yield SQL["legal_changes_write"], {**pipeline, "froms": list(froms), "tos": list(tos)}
+    yield SQL["stages_clear"], pipeline
+    yield (
+        SQL["stages_write"],
+        {**pipeline, "stages": list(new.attempts), "max_attempts": list(new.attempts.values())},
+    )
+    rerouted = [
+        status for status, route in new.routes.items() if status in old.routes and old.routes[status][0] != route[0]
+    ]
+    if rerouted:
+        for step in ("jobs_end_rerouted", "dead_jobs_end_rerouted", "jobs_make_rerouted"):
+            yield SQL[step], {**pipeline, "statuses": rerouted}
+
+
+def _refuse_stranding(conn: psycopg.Connection[Any], name: str, old: Definition, new: Definition) -> None:
+    gone = [status for status in old.routes if status not in new.routes]
+    if not gone:
+        return
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        standing = cursor.execute(SQL["workflows_in_statuses"], {"pipeline": name, "statuses": gone}).fetchall()
+    if standing:
+        raise Stranded(name, dict(standing))
+
+
+def _describe(route: Route) -> str:
+    stage, running, final = route
+    if final:
+        return " (final)"
+    if stage is None:
+        return " (nobody takes it)"
+    return f" (in progress in {stage})" if running else f" (taken by {stage})"

@@ -1,0 +1,181 @@
+"""JSON documents: what may enter the database, checked before any SQL.
+
+Values become text by pydantic's serialiser, which is quick, and text is looked at only for what Postgres or a
+later reader would choke on: NUL, NaN, depth, size. What arises inside the engine (error texts) is cleaned instead.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pydantic_core
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from .errors import InvalidInput
+
+MAX_BYTES = 32 * 2**20
+"""The largest document, in bytes of JSON. jsonb ends at 255 MB; a workflow's data should end far earlier."""
+
+MAX_DEPTH = 150
+"""The deepest nesting. The JSON parser of pydantic reads 200 levels; what is stored must be readable."""
+
+MAX_ERROR = 8_000
+"""How many characters of an error's text are kept."""
+
+
+def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
+    """Return `value` as JSON text that Postgres stores and `adapter` reads back; else InvalidInput naming `field`."""
+    try:
+        value = adapter.validate_python(value)
+        text = adapter.dump_json(value, warnings="error").decode()
+    except ValidationError as error:
+        raise InvalidInput(field, explain(error)) from None
+    except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:
+        raise InvalidInput(field, f"can't be written as JSON: {clean(str(error), 300)}") from None
+    # A float that JSON has no word for is written as null: look only where there is a null at all.
+    if "null" in text and _has_nonfinite(adapter.dump_python(value)):
+        raise InvalidInput(field, "NaN and Infinity are not JSON")
+    return check(text, field)
+
+
+def dump_any(value: Any, field: str) -> str:
+    """The same for a value without a model, such as a message's payload: plain JSON types or a pydantic model.
+
+    Dates, bytes and sets are refused: what they become as JSON is the caller's to say.
+    """
+    if isinstance(value, BaseModel):
+        return dump(TypeAdapter(type(value)), value, field)
+    try:
+        text = _encode(value)
+        if not text.isascii():
+            text.encode()  # finds lone surrogates
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(field, f"can't be written as JSON: {clean(str(error), 300)}") from None
+    return check(text, field)
+
+
+def check(text: str, field: str) -> str:
+    """Return JSON text as it is, or raise InvalidInput where Postgres or a later reader would refuse it."""
+    if len(text) > MAX_BYTES // 4 and (size := len(text.encode())) > MAX_BYTES:
+        raise InvalidInput(
+            field, f"{size:,} bytes of JSON; the limit is {MAX_BYTES:,}. Store it elsewhere, keep a link"
+        )
+    if "\\u0000" in text and "\0" in _strings(text, field):
+        raise InvalidInput(field, "has a NUL character, which Postgres can't store in JSON")
+    if "NaN" in text or "Infinity" in text:
+        _strings(text, field)
+    if len(text) > MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise InvalidInput(field, f"nested more than {MAX_DEPTH} levels deep")
+    return text
+
+
+def text_problem(text: object, longest: int) -> str | None:
+    """Say what is wrong with a text that is to be stored as such; None if nothing is."""
+    if not isinstance(text, str):
+        return f"must be a string, not {type(text).__name__}"
+    if not text:
+        return "is empty"
+    if len(text) > longest:
+        return f"has {len(text):,} characters; the limit is {longest}"
+    if "\0" in text:
+        return "has a NUL character, which Postgres can't store"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "has a lone surrogate, which is not Unicode text"
+    return None
+
+
+def check_text(text: object, field: str, longest: int) -> str:
+    """Return `text` if Postgres stores it as it is; else InvalidInput naming `field`."""
+    problem = text_problem(text, longest)
+    if problem is not None:
+        raise InvalidInput(field, problem)
+    assert isinstance(text, str)
+    return text
+
+
+def clean(text: str, longest: int = MAX_ERROR) -> str:
+    """Make any text storable: cut, without NUL, lone surrogates replaced. Never raises."""
+    if len(text) > longest:
+        text = text[:longest] + f"… ({len(text) - longest:,} characters more)"
+    return text.replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
+
+
+def describe(error: BaseException) -> str:
+    """Return `Type: message (file:line)` of any exception, storable, whatever its `__str__` does."""
+    try:
+        message = str(error)
+    except BaseException as broken:
+        message = f"(its text can't be had: {type(broken).__name__})"
+    place = ""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is not None:
+        code = last.tb_frame.f_code
+        place = f" ({code.co_filename.rsplit('/', 1)[-1]}:{last.tb_lineno} in {code.co_name})"
+    return clean(f"{type(error).__name__}: {clean(message)}{place}", MAX_ERROR + 500)
+
+
+def explain(error: ValidationError) -> str:
+    """Return a validation error in one line, without the values, which may be large or secret."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    lines = [f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in found[:5]]
+    if len(found) > 5:
+        lines.append(f"and {len(found) - 5} more")
+    return clean("; ".join(lines))
+
+
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _strings(text: str, field: str) -> str:
+    """Return all strings of a document, joined: to look into what escapes only hint at. Refuses NaN."""
+
+    def refuse(constant: str) -> None:
+        raise InvalidInput(field, f"{constant} is not JSON")
+
+    found: list[str] = []
+    stack: list[Any] = [json.loads(text, parse_constant=refuse)]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            found.append(item)
+        elif isinstance(item, dict):
+            found.extend(item)
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+    return "".join(found)
+
+
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+
+
+def _depth(text: str) -> int:
+    """How deep JSON text is nested; brackets inside strings don't count."""
+    depth = deepest = 0
+    for match in _BRACKETS.finditer(text):
+        char = match.group()
+        if char in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in "]}":
+            depth -= 1
+    return deepest
+
+
+def _has_nonfinite(value: Any) -> bool:
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, float) and (item != item or item in (float("inf"), float("-inf"))):
+            return True
+        if isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple | set | frozenset):
+            stack.extend(item)
+    return False

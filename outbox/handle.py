@@ -1,0 +1,182 @@
+"""Step 3: run one handler. Validated data in, an outcome out; no database, unless the handler asked for it.
+
+Whatever a handler does (raises SystemExit, returns nonsense, raises an exception that can't be printed), what
+comes out is an outcome, so that no worker ends because of a handler or of data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from . import documents
+from .errors import HandlerError, InvalidInput, LeaseLost
+from .job import Failed, Finished, Job, Message, Outcome
+from .pipeline import Reject, Retry
+
+Data = TypeVar("Data")
+
+MAX_TOPIC = 255
+MAX_KEY = 1_000
+
+
+class Run(Generic[Data]):
+    """What a handler is given: one attempt at one job.
+
+    `data` is the workflow's metadata as the pipeline's model. `attempt` counts from 1. `idempotency_key` is the
+    same in every attempt at this work and another one when the workflow comes to the stage again: give it to
+    whatever is called outside. `connection` is there in stages with `transaction=True`.
+    """
+
+    __slots__ = ("_connection", "_job", "_messages", "data")
+
+    def __init__(self, job: Job, data: Data, connection: Any = None) -> None:
+        self._job = job
+        self._messages: list[Message] = []
+        self._connection = connection
+        self.data = data
+
+    @property
+    def workflow_id(self) -> UUID:
+        return UUID(self._job.workflow_id)
+
+    @property
+    def entity_id(self) -> str:
+        return self._job.entity_id
+
+    @property
+    def pipeline(self) -> str:
+        return self._job.stage.pipeline.name
+
+    @property
+    def stage(self) -> str:
+        return self._job.stage.name
+
+    @property
+    def status(self) -> str:
+        """The status that the workflow had when the job was claimed."""
+        return self._job.status
+
+    @property
+    def attempt(self) -> int:
+        return self._job.attempt
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self._job.workflow_id}:{self._job.stage.name}:{self._job.entered}"
+
+    @property
+    def connection(self) -> Any:
+        """The psycopg connection whose transaction commits with the status change (async or sync, as the handler)."""
+        self._still_held()
+        if self._connection is None:
+            raise HandlerError(f"stage {self._job.stage.queue} has no connection: define it with transaction=True")
+        return self._connection
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that names pipeline, stage, entity and attempt with each line."""
+        return _JobLogger(
+            logging.getLogger(f"outbox.stage.{self.pipeline}.{self.stage}"),
+            {
+                "pipeline": self.pipeline,
+                "stage": self.stage,
+                "entity": self.entity_id,
+                "attempt": self.attempt,
+            },
+        )
+
+    def publish(
+        self, topic: str, payload: Any, *, key: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a message that is published if, and only if, this attempt commits.
+
+        `payload` is any plain JSON value or a pydantic model; `key` orders messages (default: the entity's id).
+        InvalidInput if it can't be stored, LeaseLost if the job was taken away.
+        """
+        self._still_held()
+        self._messages.append(
+            Message(
+                documents.check_text(topic, "topic", MAX_TOPIC),
+                self._job.entity_id if key is None else documents.check_text(key, "key", MAX_KEY),
+                documents.dump_any(payload, "payload"),
+                None if headers is None else documents.dump_any(dict(headers), "headers"),
+            )
+        )
+
+    def _still_held(self) -> None:
+        if self._job.lost is not None:
+            raise LeaseLost(f"{self.pipeline}.{self.stage} {self.entity_id}: {self._job.lost}")
+
+
+class _JobLogger(logging.LoggerAdapter[logging.Logger]):
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        extra = dict(self.extra or {})
+        kwargs["extra"] = {**extra, **kwargs.get("extra", {})}
+        where = f"{extra['pipeline']}.{extra['stage']} {printable(extra['entity'])} #{extra['attempt']}"
+        return f"{where}: {msg}", kwargs
+
+
+def printable(value: object) -> str:
+    """Return text without control characters, for log lines and terminals."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
+
+
+def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
+    """Return what the handler is given; Failed, for good, if the stored data doesn't fit the model."""
+    try:
+        return Run(job, job.stage.pipeline.load(job.metadata), connection)
+    except ValidationError as error:
+        return Failed(f"the stored metadata doesn't fit the pipeline's data: {documents.explain(error)}", None)
+
+
+async def handle_async(run: Run[Any]) -> Outcome:
+    """Run an async handler in the event loop."""
+    try:
+        return finish(run, await run._job.stage.handler(run))
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise  # the worker's own cancellation, not the handler's
+        return fail(run._job, error)
+
+
+def handle_sync(run: Run[Any]) -> Outcome:
+    """Run a sync handler in the calling thread."""
+    try:
+        return finish(run, run._job.stage.handler(run))
+    except BaseException as error:
+        return fail(run._job, error)
+
+
+def finish(run: Run[Any], result: Any) -> Outcome:
+    """Return the outcome of what a handler returned."""
+    try:
+        status, data = run._job.stage.outcome(result)
+    except InvalidInput as error:
+        raise HandlerError(f"stage {run._job.stage.queue} returned data that can't be stored: {error}") from None
+    return Finished(status, data, run._messages)
+
+
+def fail(job: Job, error: BaseException) -> Failed:
+    """Return the outcome of an attempt that raised `error`: later by Retry or back-off, or dead."""
+    if isinstance(error, Reject):
+        return Failed(documents.clean(_message(error)), None)
+    delay = job.stage.retry.delay(job.attempt)
+    if isinstance(error, Retry):
+        if delay is not None and error.after is not None:
+            delay = error.after
+        return Failed(documents.clean(_message(error)), delay)
+    return Failed(documents.describe(error), delay)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        return documents.describe(error)

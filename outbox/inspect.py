@@ -1,0 +1,98 @@
+"""What a person asks the tables and tells them: status, show, dead, set-status, retry. Each is a few statements."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import dict_row, tuple_row
+
+from . import statements
+from .errors import NotFound
+
+SQL = statements.load("inspect")
+BATCH = 1_000
+
+Row = dict[str, Any]
+
+
+def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
+    """Return `overview`, a row for each pipeline, status and stage, and `workers`."""
+    return {"overview": _rows(conn, "overview"), "workers": _rows(conn, "workers")}
+
+
+def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> list[Row]:
+    """Return the workflows of an entity, in one pipeline or in all. NotFound if there is none."""
+    found = _rows(conn, "workflows_of_entity", entity=entity, pipeline=pipeline)
+    if not found:
+        where = f'pipeline "{pipeline}"' if pipeline else "any pipeline"
+        raise NotFound(f'there is no workflow of entity "{entity}" in {where}')
+    return found
+
+
+def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> Row:
+    """Return the only workflow of an entity. NotFound, naming the pipelines, if there are several."""
+    found = find(conn, entity, pipeline)
+    if len(found) > 1:
+        names = ", ".join(row["pipeline"] for row in found)
+        raise NotFound(f'entity "{entity}" is in several pipelines ({names}): say which with --pipeline')
+    return found[0]
+
+
+def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
+    """Return a workflow with its history, its job, its dead job and its messages."""
+    key = {"id": workflow["id"]}
+    return {
+        **workflow,
+        "history": _rows(conn, "history", **key),
+        "job": next(iter(_rows(conn, "job", **key)), None),
+        "dead_job": next(iter(_rows(conn, "dead_job", **key)), None),
+        "messages": _rows(conn, "messages", **key),
+    }
+
+
+def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = 1_000_000) -> list[Row]:
+    """Return dead jobs, the latest first."""
+    return _rows(conn, "dead_jobs", pipeline=pipeline, limit=limit)
+
+
+def set_status(
+    conn: psycopg.Connection[Any], workflow: UUID, status: str, *, actor: str, reason: str | None = None
+) -> bool:
+    """Move a workflow as `actor`, who says why. False if it has that status already.
+
+    psycopg's error of the trigger (SQLSTATE OB001, OB003) if the change isn't legal.
+    """
+    with conn.transaction():
+        conn.execute(SQL["change_mark"], {"actor": actor, "reason": reason})
+        return conn.execute(SQL["status_set"], {"id": workflow, "status": status}).rowcount > 0
+
+
+def retry(conn: psycopg.Connection[Any], workflow: UUID) -> bool:
+    """Make the job of a workflow anew. False if it has one, or stands where no stage takes it."""
+    return _make_anew(conn, [workflow]) > 0
+
+
+def retry_all(conn: psycopg.Connection[Any], pipeline: str | None = None) -> int:
+    """Make the jobs of all dead ones anew, in batches; return how many."""
+    made, after = 0, UUID(int=0)
+    while True:
+        with conn.cursor(row_factory=tuple_row) as cursor:
+            cursor.execute(SQL["retry_candidates"], {"after": after, "pipeline": pipeline, "limit": BATCH})
+            ids = [row[0] for row in cursor.fetchall()]
+        if not ids:
+            return made
+        made += _make_anew(conn, ids)
+        after = ids[-1]
+
+
+def _make_anew(conn: psycopg.Connection[Any], ids: list[UUID]) -> int:
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(SQL["jobs_make_anew"], {"ids": ids}).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _rows(conn: psycopg.Connection[Any], name: str, **params: Any) -> list[Row]:
+    with conn.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(SQL[name], params or None).fetchall()

@@ -1,0 +1,67 @@
+"""What the steps hand on: a claimed job, and the outcome of an attempt at it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from .pipeline import Stage
+
+
+@dataclass(slots=True)
+class Job:
+    """A claimed job: what to do, the data to do it on, and the fence (owner, attempt, version)."""
+
+    stage: Stage
+    owner: int
+    workflow_id: str
+    entered: int
+    attempt: int
+    careful: bool
+    entity_id: str
+    status: str
+    version: int
+    metadata: str
+    lost: str | None = None  # why this attempt's writes no longer count
+    task: asyncio.Future[Any] | None = None
+    deadline: float = 0.0
+
+    def take_away(self, why: str) -> None:
+        """Tell the attempt that nothing it does counts any more, and cancel it where that is possible."""
+        self.lost = why
+        if self.task is not None:
+            self.task.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    topic: str
+    key: str | None
+    payload: str
+    headers: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The handler returned: the next status, new data as JSON (None: unchanged), messages."""
+
+    status: str
+    data: str | None
+    messages: list[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt failed: try again after `delay` seconds, or never (None). `error` is storable text."""
+
+    error: str
+    delay: float | None
+
+
+Outcome = Finished | Failed
+
+
+def actor(worker: int) -> str:
+    """How the history names a worker."""
+    return f"worker-{worker}"

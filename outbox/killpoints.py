@@ -1,0 +1,35 @@
+"""Where a test may kill the process: `OUTBOX_KILL_AT=K3` ends it with SIGKILL when it passes that point.
+
+K1 claim committed · K2 in the handler before its effect · K3 after the effect and before COMMIT · K4 COMMIT sent and
+its answer not read · K5 COMMIT answered · K7 sweeper between select and update · K8 promoter between due and ready ·
+K12 between two migrations. K2 is the handler's own; where select and update are one statement (K7, K8) the point
+is right after that statement was sent. `K3:5` kills at the fifth pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+_point, _, _count = os.environ.get("OUTBOX_KILL_AT", "").partition(":")
+_left = int(_count or 1)
+
+
+def passing(point: str) -> None:
+    """Kill this process if it is told to die here."""
+    if _point == point:
+        _kill()
+
+
+def sending(point: str) -> None:
+    """Kill this process as soon as what the current task is about to send has been sent."""
+    if _point == point:
+        asyncio.get_running_loop().call_soon(_kill)
+
+
+def _kill() -> None:
+    global _left
+    _left -= 1
+    if _left <= 0:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,126 @@
+"""One stage in one process: what runs, what waits claimed, how much more to claim, and from where."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from .errors import DefinitionError
+from .job import Job
+from .pipeline import Pipeline, Stage
+
+FULL_SCAN = 1.0
+"""Seconds between two scans from zero, which find rows that committed late or came back with an old id."""
+
+PREFETCH = 0.05
+"""Seconds of work that may wait claimed in this process, by the rate at which the stage has finished jobs."""
+
+MAX_BATCH = 400
+
+
+ASYNC_CONCURRENCY, SYNC_CONCURRENCY, TRANSACTION_CONCURRENCY = 100, 16, 10
+
+
+class Lane:
+    """A stage's share of this process."""
+
+    def __init__(self, stage: Stage, concurrency: int) -> None:
+        self.stage = stage
+        self.concurrency = concurrency
+        self.waiting: deque[Job] = deque()
+        self.running: dict[str, Job] = {}
+        self.careful = 0  # jobs of the careful lane in this process: one at a time
+        self.mark = 0
+        self._scanned = -FULL_SCAN
+        self._scan_cost = 0.0
+        self._rate = 0.0
+        self._finished = 0
+        self._since = time.monotonic()
+
+    def room(self) -> int:
+        """How many more jobs to claim: free slots and a little ahead, so that slow handlers hoard nothing."""
+        ahead = min(MAX_BATCH, int(self._rate * PREFETCH))
+        return min(MAX_BATCH, self.concurrency + ahead - len(self.running) - len(self.waiting))
+
+    def next(self) -> Job | None:
+        """Take the next waiting job if there is a free slot."""
+        if self.waiting and len(self.running) < self.concurrency:
+            return self.waiting.popleft()
+        return None
+
+    def finished(self) -> None:
+        """Count one finished job for the rate."""
+        self._finished += 1
+        now = time.monotonic()
+        if (passed := now - self._since) > 0.1:
+            self._rate = 0.5 * self._rate + 0.5 * self._finished / passed
+            self._finished, self._since = 0, now
+
+    def scan_from(self, now: float) -> int:
+        """Return the id to scan from. A full scan that was dear comes rarer: at most a twentieth of the time."""
+        if now - self._scanned >= max(FULL_SCAN, 20 * self._scan_cost):
+            self._scanned = now
+            self.mark = 0
+        return self.mark
+
+    def scanned(self, start: int, asked: int, ids: Sequence[int], cost: float) -> None:
+        """Remember where the scan ended. One that found too little starts from zero the next time."""
+        if start == 0:
+            self._scan_cost = cost
+        self.mark = max(ids) if len(ids) >= asked else 0
+
+    def drop_waiting(self) -> list[Job]:
+        """Empty the queue of claimed jobs that have not started, and return them."""
+        dropped = list(self.waiting)
+        self.careful -= sum(job.careful for job in dropped)
+        self.waiting.clear()
+        return dropped
+
+
+class Lanes(dict[tuple[str, str], Lane]):
+    """The lanes of a worker by (pipeline, stage)."""
+
+    @classmethod
+    def of(cls, pipelines: Sequence[Pipeline[object]], names: Sequence[str] | None, concurrency: int | None) -> Lanes:
+        """Return a lane for each chosen stage ("enrich" or "posts.enrich"; None: all). DefinitionError if unknown."""
+        return cls(
+            (
+                (stage.pipeline.name, stage.name),
+                Lane(stage, stage.concurrency or concurrency or _default(stage)),
+            )
+            for stage in _choose(pipelines, names)
+        )
+
+    def running(self) -> list[Job]:
+        """Return the attempts that still count."""
+        return [job for lane in self.values() for job in lane.running.values() if not job.lost]
+
+    def waiting(self) -> list[Job]:
+        """Return the claimed jobs that have not started."""
+        return [job for lane in self.values() for job in lane.waiting]
+
+    def drop_waiting(self) -> list[Job]:
+        return [job for lane in self.values() for job in lane.drop_waiting()]
+
+    def takes(self, pipeline: str, status: str) -> bool:
+        """Whether a workflow that comes to this status is work for this worker."""
+        return any(lane.stage.on == status and lane.stage.pipeline.name == pipeline for lane in self.values())
+
+
+def _choose(pipelines: Iterable[Pipeline[object]], names: Sequence[str] | None) -> list[Stage]:
+    every = [stage for pipeline in pipelines for stage in pipeline.stages.values()]
+    known = ", ".join(stage.queue for stage in every) or "none"
+    for name in names or ():
+        if not any(name in (stage.name, stage.queue) for stage in every):
+            raise DefinitionError(f"unknown stage {name!r}; the application has: {known}")
+    chosen = [stage for stage in every if names is None or stage.name in names or stage.queue in names]
+    if not chosen:
+        raise DefinitionError("there is no stage to work on: give the worker a pipeline that has stages")
+    return chosen
+
+
+def _default(stage: Stage) -> int:
+    if stage.transaction:
+        return TRANSACTION_CONCURRENCY
+    return ASYNC_CONCURRENCY if stage.is_async else SYNC_CONCURRENCY

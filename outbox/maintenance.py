@@ -1,0 +1,158 @@
+"""What every worker does on the side: promote due jobs, free those of lost workers, fold counts, retention."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import killpoints, statements
+from .link import Link, temporary
+
+SQL = statements.load("maintenance")
+log = logging.getLogger("outbox.maintenance")
+
+TICK = 1.0
+BATCH = 1_000
+FOLD_EVERY = 10.0
+RETAIN_EVERY = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many days finished workflows, history and dead jobs are kept. None keeps them for ever."""
+
+    workflows: float | None = None
+    history: float | None = None
+    dead_jobs: float | None = 90.0
+
+
+class Maintenance:
+    """The side loop of one worker. `on_promoted` is told when there may be work to claim.
+
+    `suspects` are workers that seem to have died; the next tick decides.
+    """
+
+    def __init__(self, dsn: str, *, retention: Retention, lease: float, on_promoted: Callable[[], None]) -> None:
+        self._link = Link(dsn, "maintenance")
+        self._retention = retention
+        self._on_promoted = on_promoted
+        self._patience = lease / 2
+        self.suspects: set[int] = set()
+        self._connections = 0
+        self._trust_from = 0.0
+        self._fold_at = time.monotonic() + FOLD_EVERY * random.random()
+        self._retain_at = time.monotonic() + RETAIN_EVERY * random.random()
+        self._soon = asyncio.Event()
+        self._due_at = float("inf")
+
+    async def run(self) -> None:
+        """Tick for ever, about once a second, sooner when a job is due sooner."""
+        while True:
+            try:
+                wait = await self.tick()
+            except Exception as error:
+                if not temporary(error):
+                    log.error("maintenance: %s", error)
+                await self._link.pause(error)
+                continue
+            self._due_at = time.monotonic() + wait
+            self._soon.clear()
+            try:
+                await asyncio.wait_for(self._soon.wait(), wait)
+            except TimeoutError:
+                continue
+            await asyncio.sleep(max(0.0, self._due_at - time.monotonic()))
+
+    def due_in(self, seconds: float) -> None:
+        """Have a tick when a job of this process is due, if that is before the next one."""
+        at = time.monotonic() + seconds
+        if at < self._due_at:
+            self._due_at = at
+            self._soon.set()
+
+    async def tick(self) -> float:
+        """Do all that is to be done now; return the seconds until the next tick."""
+        wait = await self.promote()
+        await self._bury()
+        await self._sweep()
+        now = time.monotonic()
+        if now >= self._fold_at:
+            self._fold_at = now + FOLD_EVERY * random.uniform(0.8, 1.2)
+            await self._link.execute(SQL["counts_fold"], {})
+        if now >= self._retain_at:
+            self._retain_at = now + RETAIN_EVERY * random.uniform(0.8, 1.2)
+            await self._retain()
+        return wait
+
+    async def promote(self) -> float:
+        """Make due jobs ready; return the seconds until more are due, at most a tick."""
+        while True:
+            killpoints.sending("K8")
+            promoted, next_due, _ = (await self._link.execute(SQL["jobs_promote_due"], {"limit": BATCH, "now": None}))[
+                0
+            ]
+            if promoted:
+                self._on_promoted()
+            if promoted < BATCH:
+                wait = TICK * random.uniform(0.8, 1.2)
+                return wait if next_due is None else min(wait, max(0.005, next_due))
+
+    async def _bury(self) -> None:
+        """Take the lease from workers that are gone: by the database's clock, or by a lock that nobody holds.
+
+        A lock is missed twice before it counts, since a worker may just be reconnecting. When this connection
+        is itself new, the whole database may have been away and everybody's beat is late: wait first.
+        """
+        missing = {row[0] for row in await self._link.execute(SQL["workers_without_lock"], {})}
+        now = time.monotonic()
+        if self._link.connections != self._connections:
+            first = self._connections == 0
+            self._connections = self._link.connections
+            self.suspects = set()
+            self._trust_from = now if first else now + self._patience
+        trusted = now >= self._trust_from
+        dead = sorted(missing & self.suspects) if trusted else []
+        self.suspects = missing - set(dead)
+        if dead or trusted:
+            rows = await self._link.execute(SQL["workers_bury"], {"dead": dead, "leases": trusted, "now": None})
+            for worker, name in rows:
+                log.warning("worker %s (%s) is gone; its jobs run again", worker, name)
+
+    async def _sweep(self) -> None:
+        while True:
+            killpoints.sending("K7")
+            freed, dead, _ = (await self._link.execute(SQL["jobs_sweep"], {"limit": BATCH}))[0]
+            if freed or dead:
+                log.warning(
+                    "freed %s jobs of lost workers; %s more were at their last attempt and are dead",
+                    freed,
+                    dead,
+                )
+                self._on_promoted()
+            if freed + dead < BATCH:
+                return
+
+    async def _retain(self) -> None:
+        for name, days in (
+            ("workflows", self._retention.workflows),
+            ("history", self._retention.history),
+            ("dead_jobs", self._retention.dead_jobs),
+        ):
+            total, deleted = 0, BATCH
+            while days is not None and deleted == BATCH:
+                conn = await self._link.connection()
+                async with conn.transaction():
+                    await self._link.execute(SQL["retention_mark"], {})
+                    rows = await self._link.execute(SQL[f"retention_{name}"], {"days": days, "limit": BATCH})
+                deleted = rows[0][0]
+                total += deleted
+                await asyncio.sleep(0.05)  # others first
+            if total:
+                log.info("retention: deleted %s old %s", total, name.replace("_", " "))
+
+    async def close(self) -> None:
+        await self._link.close()

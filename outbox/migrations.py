@@ -1,0 +1,106 @@
+"""The schema, moved forward in numbered steps, each in a transaction of its own under an advisory lock.
+
+Any number of processes may migrate at once; a step that was applied meanwhile is passed over. A crash between
+two steps leaves a schema that the next run carries on from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from . import killpoints
+from .errors import SchemaError
+
+# The schema itself may have been made by an administrator for a role that can't make one.
+_PREPARE = """
+DO $$ BEGIN
+    IF to_regnamespace('outbox') IS NULL THEN CREATE SCHEMA outbox; END IF;
+    IF to_regclass('outbox.schema_migrations') IS NULL THEN
+        CREATE TABLE outbox.schema_migrations (
+            name       text CONSTRAINT schema_migrations_pkey PRIMARY KEY,
+            applied_at timestamptz NOT NULL DEFAULT now()
+        );
+    END IF;
+END $$;
+"""
+_LOCK = "SELECT pg_advisory_xact_lock(hashtext('outbox.migrate'))"
+_RECORD = "INSERT INTO outbox.schema_migrations (name) VALUES ({});"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    name: str
+    sql: str
+
+
+def all_migrations() -> list[Migration]:
+    """Return what this Outbox ships, in order."""
+    folder = files("outbox.sql").joinpath("migrations")
+    found = [item for item in folder.iterdir() if item.name.endswith(".sql")]
+    return [
+        Migration(item.name.removesuffix(".sql"), item.read_text(encoding="utf-8"))
+        for item in sorted(found, key=lambda item: item.name)
+    ]
+
+
+def applied(conn: psycopg.Connection[Any]) -> set[str]:
+    """Return the names that the database has; none where there is no schema. SchemaError if it can't be read."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute("SELECT to_regclass('outbox.schema_migrations') IS NOT NULL").fetchone()
+        if not (row and row[0]):
+            return set()
+        return {name for (name,) in cursor.execute("SELECT name FROM outbox.schema_migrations").fetchall()}
+
+
+def pending(conn: psycopg.Connection[Any]) -> list[Migration]:
+    """Return what is still to be applied, in order."""
+    there = applied(conn)
+    return [migration for migration in all_migrations() if migration.name not in there]
+
+
+def newer(conn: psycopg.Connection[Any]) -> list[str]:
+    """Return what the database has and this Outbox doesn't know: it was migrated by a later release."""
+    return sorted(applied(conn) - {migration.name for migration in all_migrations()})
+
+
+def apply(where: str | psycopg.Connection[Any]) -> list[str]:
+    """Bring the schema up to date and return the names that were applied now. Takes a DSN or a connection."""
+    if isinstance(where, str):
+        with psycopg.connect(where, autocommit=True) as conn:
+            return apply(conn)
+    done = []
+    for migration in all_migrations():
+        with where.transaction():
+            where.execute(_LOCK)
+            where.execute(_PREPARE)
+            if migration.name in applied(where):
+                continue
+            where.execute(migration.sql.encode(), prepare=False)
+            where.execute("INSERT INTO outbox.schema_migrations (name) VALUES (%s)", (migration.name,))
+            done.append(migration.name)
+        killpoints.passing("K12")
+    return done
+
+
+def script(migrations: list[Migration]) -> str:
+    """Return the migrations as one script that psql takes, for those who apply SQL by other means."""
+    parts = ["BEGIN;", f"{_LOCK};", _PREPARE.strip()]
+    for migration in migrations:
+        quoted = "'" + migration.name.replace("'", "''") + "'"
+        parts += [f"-- {migration.name}", migration.sql.strip(), _RECORD.format(quoted)]
+    return "\n\n".join([*parts, "COMMIT;\n"])
+
+
+def require(conn: psycopg.Connection[Any]) -> None:
+    """Raise SchemaError if the schema lacks what this code needs. A newer schema is fine: it only adds."""
+    missing = pending(conn)
+    if len(missing) == len(all_migrations()):
+        raise SchemaError("there is no Outbox schema in this database. Run: outbox migrate")
+    if missing:
+        names = ", ".join(migration.name for migration in missing)
+        raise SchemaError(f"the database's schema is older than this Outbox (missing {names}). Run: outbox migrate")

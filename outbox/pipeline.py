@@ -1,0 +1,351 @@
+"""A pipeline: its statuses, the legal changes between them, and the stages that take them.
+
+It is a definition, checked when it is made; `outbox deploy` writes it into the database (see deploy.py), where
+the triggers enforce it for everyone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from . import documents
+from .errors import DefinitionError, HandlerError, InvalidInput
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from .submit import Submitted
+
+Data = TypeVar("Data")
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,62}(?<! )")
+MAX_ENTITY_ID = 512
+
+
+def check_name(name: object, what: str) -> str:
+    """Return `name` if a pipeline, stage or status may have it; else DefinitionError."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise DefinitionError(
+            f"{what} {documents.clean(repr(name), 80)}: a name has 1 to 63 letters, digits, spaces or any of _.:/- "
+            "and begins with a letter, a digit or _"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Waits `first * factor**n` seconds before attempt n+2, at most `max`, for `attempts` attempts in all.
+
+    Up to `jitter` of each wait (a fraction, 0 to 1) is taken off at random, so that jobs which failed together
+    don't come back together.
+    """
+
+    first: float = 1.0
+    factor: float = 2.0
+    max: float = 300.0
+    attempts: int = 8
+    jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("first", 0, 1e8), ("factor", 1, 1e3), ("max", 0, 1e8), ("jitter", 0, 1)):
+            _check_number(getattr(self, name), f"Backoff {name}", low, high)
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or not 1 <= self.attempts <= 10_000:
+            raise DefinitionError(f"Backoff attempts: {self.attempts!r} is not a whole number from 1 to 10,000")
+
+    def delay(self, attempt: int) -> float | None:
+        """Return the seconds to wait after `attempt` (1 is the first) has failed; None when it was the last."""
+        if attempt >= self.attempts:
+            return None
+        # In logarithms: factor**10_000 overflows a float.
+        grown = math.log(self.first) + (attempt - 1) * math.log(self.factor) if self.first else -math.inf
+        wait = self.max if grown > math.log(1e9) else min(self.max, math.exp(grown))
+        return wait * (1 - self.jitter * random.random())
+
+
+@dataclass(frozen=True, slots=True)
+class Go(Generic[Data]):
+    """A handler's outcome that names the next status, and optionally new data."""
+
+    status: str
+    data: Data | None = None
+
+
+class Retry(Exception):
+    """Raised by a handler: try again, `after` seconds from now (default: by the stage's back-off).
+
+    It counts as an attempt. A message, if given, is kept as the job's error.
+    """
+
+    def __init__(self, after: float | None = None, message: str = "") -> None:
+        if after is not None and not (isinstance(after, int | float) and 0 <= after <= 1e9):
+            raise InvalidInput("after", f"{after!r} is not a number of seconds from 0 to 1e9")
+        super().__init__(message or ("retry" if after is None else f"retry after {after:g} s"))
+        self.after = after
+
+
+class Reject(Exception):
+    """Raised by a handler: give up at once. The job is dead with this reason and waits for a person."""
+
+    def __init__(self, reason: str = "rejected") -> None:
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A named handler that takes workflows of one status. Made by `Pipeline.stage`."""
+
+    pipeline: Pipeline[Any] = field(repr=False)
+    name: str
+    handler: Callable[..., Any] = field(repr=False)
+    on: str
+    to: frozenset[str]
+    retry: Backoff
+    timeout: float
+    concurrency: int | None
+    transaction: bool
+    running: str | None
+    is_async: bool
+
+    @property
+    def queue(self) -> str:
+        """How a worker's row names the stage: `posts.enrich`."""
+        return f"{self.pipeline.name}.{self.name}"
+
+    def outcome(self, result: Any) -> tuple[str, str | None]:
+        """Return the next status and the new data as JSON (None: unchanged) of what the handler returned."""
+        status: str | None = None
+        if isinstance(result, Go):
+            status, result = result.status, result.data
+        elif len(self.to) == 1:
+            (status,) = self.to
+        if status is None:
+            raise HandlerError(
+                f"stage {self.queue} has several next statuses ({', '.join(sorted(self.to))}): return Go(status)"
+            )
+        if status not in self.to:
+            raise HandlerError(f"stage {self.queue} may not go to {status!r}, only to {', '.join(sorted(self.to))}")
+        if result is None:
+            return status, None
+        if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise HandlerError(f"stage {self.queue} returned a {type(result).__name__}: return data, Go(…) or None")
+        return status, self.pipeline.dump(result)
+
+
+class Pipeline(Generic[Data]):
+    """Named statuses, legal changes and stages; `data` is the model that a workflow's metadata must fit.
+
+    `data` is a pydantic model or any type that pydantic validates (default: a plain JSON object). A workflow
+    starts in `initial`; in a status of `final` it has ended. All other statuses come from stages and `allow`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        data: type[Data] | Any = None,
+        initial: str,
+        final: Iterable[str] = (),
+    ) -> None:
+        self.name = check_name(name, "pipeline")
+        self.initial = check_name(initial, "initial status")
+        self.final = _statuses(final, "final")
+        self.stages: dict[str, Stage] = {}
+        self._allowed: dict[str, frozenset[str]] = {}
+        self._plain = data is None
+        try:
+            self._adapter: TypeAdapter[Any] = TypeAdapter(dict[str, Any] if data is None else data)
+        except PydanticUserError as error:
+            raise DefinitionError(
+                f"pipeline {name}: data={data!r} is no type that pydantic validates: {error}"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.name!r}, stages={list(self.stages)})"
+
+    def stage(
+        self,
+        name: str,
+        *,
+        on: str,
+        to: str | Iterable[str],
+        retry: Backoff | None = None,
+        timeout: float = 60.0,
+        concurrency: int | None = None,
+        transaction: bool = False,
+        running: str | None = None,
+    ) -> Callable[[Handler], Handler]:
+        """Make the decorated function the handler of workflows in status `on`.
+
+        It gets a `Run` and returns new data, `Go(status, data)`, or None for unchanged data. `timeout` is in
+        seconds for one attempt. `concurrency` bounds attempts at once in one worker process. With
+        `transaction=True` the handler gets `run.connection`, whose writes commit with the status change.
+        `running` names an in-progress status that is stored while the handler runs.
+        """
+        check_name(name, "stage")
+        check_name(on, f"stage {name}: status on=")
+        targets = _statuses([to] if isinstance(to, str) else to, f"stage {name}: to=")
+        if not targets:
+            raise DefinitionError(f"stage {name}: to= is empty; a stage moves its workflow to another status")
+        if on in targets:
+            raise DefinitionError(f"stage {name}: from {on} to itself is no change; raise Retry to try again")
+        if running is not None and check_name(running, f"stage {name}: running=") in {
+            on,
+            *targets,
+            *self.final,
+        }:
+            raise DefinitionError(f"stage {name}: running={running!r} must be a status of its own")
+        if name in self.stages:
+            raise DefinitionError(f"pipeline {self.name} has two stages named {name!r}")
+        for other in self.stages.values():
+            taken = {other.on, other.running} & {on, running} - {None}
+            if taken:
+                raise DefinitionError(f"status {taken.pop()} is taken by two stages: {other.name} and {name}")
+        for status in (on, running):
+            if status in self.final:
+                raise DefinitionError(f"stage {name} takes {status}, which is final: nothing can follow it")
+        _check_number(timeout, f"stage {name}: timeout", 0.001, 1e8)
+        if concurrency is not None and (
+            isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= 10_000
+        ):
+            raise DefinitionError(f"stage {name}: concurrency={concurrency!r} is not a whole number from 1 to 10,000")
+
+        def register(handler: Handler) -> Handler:
+            if not callable(handler) or inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+                raise DefinitionError(f"stage {name}: the handler must be a function that takes a Run and returns")
+            self.stages[name] = Stage(
+                pipeline=self,
+                name=name,
+                handler=handler,
+                on=on,
+                to=targets,
+                retry=retry or Backoff(),
+                timeout=float(timeout),
+                concurrency=concurrency,
+                transaction=transaction,
+                running=running,
+                is_async=inspect.iscoroutinefunction(handler)
+                or inspect.iscoroutinefunction(getattr(handler, "__call__", None)),  # noqa: B004 - an object
+            )
+            return handler
+
+        return register
+
+    def allow(self, status: str, *, to: str | Iterable[str]) -> None:
+        """Make changes legal that people or other systems make: from `status` to each of `to`."""
+        check_name(status, "allow: status")
+        targets = _statuses([to] if isinstance(to, str) else to, "allow: to=")
+        if status in targets:
+            raise DefinitionError(f"allow: from {status} to itself is no change")
+        if status in self.final:
+            raise DefinitionError(f"allow: {status} is final: nothing can follow it")
+        self._allowed[status] = self._allowed.get(status, frozenset()) | targets
+
+    # What deploy writes.
+
+    def routes(self) -> dict[str, tuple[str | None, bool, bool]]:
+        """Return for each status the stage that takes it (or None), whether it is in-progress, whether final."""
+        known: dict[str, tuple[str | None, bool, bool]] = {self.initial: (None, False, self.initial in self.final)}
+        for source, target in sorted(self.legal_changes()):
+            for status in (source, target):
+                known.setdefault(status, (None, False, False))
+        for status in self.final:
+            known[status] = (None, False, True)
+        for stage in self.stages.values():
+            known[stage.on] = (stage.name, False, False)
+            if stage.running:
+                known[stage.running] = (stage.name, True, False)
+        return known
+
+    def legal_changes(self) -> set[tuple[str, str]]:
+        """Return every legal (from, to)."""
+        changes = {(source, target) for source, targets in self._allowed.items() for target in targets}
+        for stage in self.stages.values():
+            changes |= {(stage.on, target) for target in stage.to}
+            if stage.running:
+                changes |= {(stage.running, target) for target in stage.to} | {(stage.on, stage.running)}
+        return changes
+
+    # Data, validated on its way in and out.
+
+    def dump(self, data: Any) -> str:
+        """Return `data` as JSON text, validated; else InvalidInput."""
+        if isinstance(data, Mapping) and not self._plain:
+            data = self._validated(data)
+        elif self._plain:
+            if not isinstance(data, dict):
+                raise InvalidInput("data", f"must be a dict, not {type(data).__name__}")
+            return documents.dump_any(data, "data")
+        return documents.dump(self._adapter, data, "data")
+
+    def load(self, text: str) -> Data:
+        """Return stored JSON text as the pipeline's data type; else pydantic's ValidationError."""
+        data: Data = self._adapter.validate_json(text)
+        return data
+
+    def _validated(self, data: Any) -> Any:
+        try:
+            return self._adapter.validate_python(data)
+        except ValidationError as error:
+            raise InvalidInput("data", documents.explain(error)) from None
+
+    # Submit: see submit.py.
+
+    @overload
+    def submit(
+        self, conn: psycopg.AsyncConnection[Any], entity_id: str, data: Data | Mapping[str, Any]
+    ) -> Coroutine[Any, Any, Submitted]: ...
+    @overload
+    def submit(self, conn: psycopg.Connection[Any], entity_id: str, data: Data | Mapping[str, Any]) -> Submitted: ...
+    def submit(
+        self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], entity_id: str, data: Any
+    ) -> Submitted | Awaitable[Submitted]:
+        """Start a workflow in the caller's transaction; awaited on an async connection.
+
+        Returns the workflow, `created` False if the entity was there already, which is no error and changes
+        nothing. InvalidInput before any SQL if the id or the data can't be stored; NotDeployed if the database
+        doesn't know the pipeline.
+        """
+        from .submit import submit
+
+        submitted: Submitted | Awaitable[Submitted] = submit(self, conn, entity_id, data)
+        return submitted
+
+    @overload
+    def submit_many(
+        self, conn: psycopg.AsyncConnection[Any], items: Iterable[tuple[str, Any]]
+    ) -> Coroutine[Any, Any, int]: ...
+    @overload
+    def submit_many(self, conn: psycopg.Connection[Any], items: Iterable[tuple[str, Any]]) -> int: ...
+    def submit_many(
+        self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], items: Iterable[tuple[str, Any]]
+    ) -> int | Awaitable[int]:
+        """Start many workflows, given as (entity_id, data), in the caller's transaction and bounded memory.
+
+        Returns how many are new. All or nothing is the caller's transaction; entities that exist are left alone.
+        """
+        from .submit import submit_many
+
+        started: int | Awaitable[int] = submit_many(self, conn, items)
+        return started
+
+
+def _statuses(names: Iterable[str], what: str) -> frozenset[str]:
+    if isinstance(names, str):
+        raise DefinitionError(f"{what} must be a set of statuses, not the string {names!r}")
+    return frozenset(check_name(name, what) for name in names)
+
+
+def _check_number(value: Any, what: str, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise DefinitionError(f"{what}: {value!r} is not a number from {low:g} to {high:g}")

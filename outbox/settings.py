@@ -1,0 +1,92 @@
+"""Settings: what the command line says, else OUTBOX_* in the environment, else [tool.outbox] in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from .errors import SettingsError
+
+_KEYS = {"dsn": "OUTBOX_DSN", "listen_dsn": "OUTBOX_LISTEN_DSN", "amqp_url": "OUTBOX_AMQP_URL", "app": "OUTBOX_APP",
+         "home": "OUTBOX_HOME"}  # fmt: skip
+_SECRETS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the database is and which application to run. A DSN may hold a password: it is not in the repr."""
+
+    dsn: str | None = field(default=None, repr=False)
+    listen_dsn: str | None = field(default=None, repr=False)
+    amqp_url: str | None = field(default=None, repr=False)
+    app: str | None = None
+    home: Path = Path()
+
+
+def load(start: Path | None = None, **overrides: str | None) -> Settings:
+    """Return the settings that hold in the folder `start` (default: the current one).
+
+    SettingsError for an unknown key or a wrong type in pyproject.toml, naming file and key.
+    """
+    found: dict[str, Any] = _from_pyproject(start or Path.cwd())
+    found |= {key: value for key, name in _KEYS.items() if (value := os.environ.get(name))}
+    found |= {key: value for key, value in overrides.items() if value is not None}
+    home = Path(found.pop("home", None) or default_home())
+    return Settings(home=home.expanduser(), **found)
+
+
+def default_home() -> Path:
+    """Return where the bundled Postgres keeps its data: the user's data folder, or /var/lib/outbox for root."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/outbox")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "outbox"
+
+
+def redact(dsn: str) -> str:
+    """Return a DSN without its password, whatever form it has. Never raises.
+
+    A URL whose password isn't escaped (`u:p/w@host`) is read by libpq as another host, port or database. What looks
+    like that is shown as its scheme only.
+    """
+    try:
+        parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
+        torn = any("@" in parts.get(key, "") for key in ("host", "dbname"))
+        if not torn and re.fullmatch(r"[\d,]*", parts.get("port", "")):
+            shown = {key: "***" if key in _SECRETS else value for key, value in parts.items()}
+            return make_conninfo("", **shown)
+    except (psycopg.Error, ValueError):
+        pass  # and its message, which quotes what it couldn't read
+    kept = re.match(r"\s*(\w+://)?", dsn)
+    return f"{(kept and kept.group(1)) or ''}… (not a DSN that can be read)"
+
+
+def _from_pyproject(start: Path) -> dict[str, Any]:
+    for folder in (start.resolve(), *start.resolve().parents):
+        file = folder / "pyproject.toml"
+        try:
+            document = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            continue
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{file}: {error}") from None
+        table = document.get("tool", {}).get("outbox", {})
+        if not isinstance(table, dict):
+            raise SettingsError(f"{file}: [tool.outbox] must be a table")
+        found = {}
+        for key, value in table.items():
+            name = key.replace("-", "_")
+            if name not in _KEYS:
+                known = ", ".join(known.replace("_", "-") for known in _KEYS)
+                raise SettingsError(f"{file}: [tool.outbox] has no setting {key!r}; there are {known}")
+            if not isinstance(value, str):
+                raise SettingsError(f"{file}: [tool.outbox] {key} must be a string")
+            found[name] = str(folder / Path(value).expanduser()) if name == "home" else value
+        return found
+    return {}

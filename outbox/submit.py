@@ -1,0 +1,126 @@
+"""Step 1: workflows start in the caller's own transaction, on a sync or an async connection.
+
+Each call is a generator that yields statements and is sent their rows; two shells execute it, one a colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Generator, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from . import documents, statements
+from .errors import InvalidInput, NotDeployed
+from .pipeline import MAX_ENTITY_ID, Pipeline
+from .statements import text_array
+
+SQL = statements.load("submit")
+BATCH = 2_000
+
+T = TypeVar("T")
+Steps = Generator[tuple[bytes, dict[str, Any]], list[Any], T]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A workflow as it stands: `created` is False if it was there before."""
+
+    id: UUID
+    entity_id: str
+    status: str
+    created: bool
+
+
+def submit(pipeline: Pipeline[Any], conn: Any, entity_id: str, data: Any) -> Any:
+    return _execute(conn, _submit_one(pipeline.name, *_checked(pipeline, entity_id, data)))
+
+
+def submit_many(pipeline: Pipeline[Any], conn: Any, items: Iterable[tuple[str, Any]]) -> Any:
+    return _execute(conn, _submit_all(pipeline.name, (_checked(pipeline, *_pair(item)) for item in items)))
+
+
+def submit_text(pipeline: str, conn: psycopg.Connection[Any], items: Iterable[tuple[str, str]]) -> int:
+    """The same for (entity_id, JSON text) that was checked before."""
+    return _drive(conn, _submit_all(pipeline, items))
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    try:
+        entity_id, data = item
+    except (TypeError, ValueError):
+        raise InvalidInput("items", f"each item is (entity_id, data), not {documents.clean(repr(item), 80)}") from None
+    return entity_id, data
+
+
+def _checked(pipeline: Pipeline[Any], entity_id: Any, data: Any) -> tuple[str, str]:
+    return documents.check_text(entity_id, "entity_id", MAX_ENTITY_ID), pipeline.dump(data)
+
+
+def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted]:
+    # Three looks at most: the workflow that is in the way may be deleted between two of them.
+    for _ in range(3):
+        started = yield (
+            SQL["workflows_submit"],
+            {"pipeline": pipeline, "entities": text_array([entity_id]), "metadata": text_array([metadata])},
+        )
+        if started:
+            return Submitted(*(*started[0], True))
+        found = yield SQL["workflows_find"], {"pipeline": pipeline, "entities": text_array([entity_id])}
+        if found:
+            return Submitted(*(*found[0], False))
+    raise _not_deployed(pipeline)
+
+
+def _submit_all(pipeline: str, items: Iterable[tuple[str, str]]) -> Steps[int]:
+    rows = yield SQL["pipeline_is_deployed"], {"pipeline": pipeline}
+    if not rows[0][0]:
+        raise _not_deployed(pipeline)
+    started = 0
+    rest = iter(items)
+    while batch := list(islice(rest, BATCH)):
+        entities, metadata = zip(*batch, strict=True)
+        rows = yield (
+            SQL["workflows_submit_count"],
+            {"pipeline": pipeline, "entities": text_array(entities), "metadata": text_array(metadata)},
+        )
+        started += rows[0][0]
+    return started
+
+
+def _not_deployed(pipeline: str) -> NotDeployed:
+    return NotDeployed(f'pipeline "{pipeline}" is not deployed here. Run: outbox deploy --app module:object')
+
+
+def _execute(conn: Any, steps: Steps[T]) -> T | Coroutine[Any, Any, T]:
+    if isinstance(conn, psycopg.AsyncConnection):
+        return _drive_async(conn, steps)
+    if isinstance(conn, psycopg.Connection):
+        return _drive(conn, steps)
+    steps.close()
+    raise InvalidInput("conn", f"must be a psycopg connection, sync or async, not {type(conn).__name__}")
+
+
+def _drive(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        try:
+            statement, params = next(steps)
+            while True:
+                statement, params = steps.send(cursor.execute(statement, params).fetchall())
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+
+async def _drive_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        try:
+            statement, params = next(steps)
+            while True:
+                await cursor.execute(statement, params)
+                statement, params = steps.send(await cursor.fetchall())
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]

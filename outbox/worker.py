@@ -1,0 +1,257 @@
+"""The worker: composes the steps. Claim what there is room for, handle, commit in batches, until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import psycopg
+
+from . import deploy, migrations
+from .attempt import Attempts
+from .claim import Claimer
+from .commit import Committer, Counts
+from .errors import DefinitionError, OutboxError
+from .lane import Lanes
+from .link import Link, engine_conninfo
+from .maintenance import Maintenance, Retention
+from .pipeline import Pipeline
+from .wakeup import Keeper
+
+log = logging.getLogger("outbox.worker")
+
+# Plans of the engine's own sessions: prepared once while tables may be empty, right when they are full.
+_PLANNING = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+
+
+class Worker:
+    """Runs the stages of pipelines until `stop`. Any number of workers share the work.
+
+    `stages` limits it to some ("enrich" or "posts.enrich"; default: all). `concurrency` bounds attempts at once
+    per stage where the stage doesn't say. `lease` (seconds) is how long a frozen or cut-off process keeps its
+    jobs; a killed one loses them in about a second. `grace` (seconds) is how long running handlers may take
+    after `stop`. `listen_dsn` is a direct DSN when `dsn` goes through a pooler. `drain` ends the run when nothing
+    is due. `notify=False` polls only. `counts` says what has become of the attempts, `interrupted` how many handlers
+    were still running at the end.
+    """
+
+    def __init__(
+        self,
+        pipelines: Pipeline[Any] | Iterable[Pipeline[Any]],
+        dsn: str,
+        *,
+        stages: Sequence[str] | None = None,
+        concurrency: int | None = None,
+        listen_dsn: str | None = None,
+        lease: float = 30.0,
+        grace: float = 30.0,
+        drain: bool = False,
+        notify: bool = True,
+        retention: Retention | None = None,
+    ) -> None:
+        for name, value, low, high in (
+            ("lease", lease, 0.5, 86_400),
+            ("grace", grace, 0, 86_400),
+            ("concurrency", concurrency or 1, 1, 10_000),
+        ):
+            if not isinstance(value, int | float) or not low <= value <= high:
+                raise DefinitionError(f"{name}: {value!r} is not a number from {low:g} to {high:,}")
+        self._pipelines = [pipelines] if isinstance(pipelines, Pipeline) else list(pipelines)
+        self._lanes = Lanes.of(self._pipelines, stages, concurrency)
+        self._dsn, self._listen_dsn = dsn, listen_dsn or dsn
+        self._lease, self._grace, self._drain, self._notify = lease, grace, drain, notify
+        self._retention = retention or Retention()
+        self._pid = os.getpid()
+        self._stops = 0
+        self.counts = Counts()
+        self.interrupted = 0
+
+    async def run(self) -> None:
+        """Work until `stop`, or, with `drain`, until nothing is due.
+
+        SchemaError or NotDeployed at once if the database isn't ready for this code. After that, nothing that
+        a handler, data or a restart of Postgres does ends it.
+        """
+        if os.getpid() != self._pid:
+            raise OutboxError("this Worker was made before a fork; make it in the process that runs it")
+        await asyncio.to_thread(self._require_database)
+        self._compose()
+        await self._attempts.open()
+        reconciling = Link(self._dsn, "reconcile")
+        claiming = asyncio.create_task(self._claimer.run(self._drained if self._drain else None))
+        others = [
+            asyncio.create_task(loop)
+            for loop in (
+                self._keeper.run(),
+                self._maintenance.run(),
+                self._committer.run(),
+                self._attempts.watch(),
+                self._claimer.reconcile(reconciling, self._known),
+                self._watch_lease(),
+            )
+        ]
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([claiming, stopping, *others], return_when=asyncio.FIRST_COMPLETED)
+            for task in (claiming, *others):
+                if task.done():
+                    task.result()  # a loop ends only by a defect of ours (or, claiming, drained): say so
+            await _cancel(claiming)
+            await self._wind_down()
+        finally:
+            await _cancel(stopping, claiming, *others)
+            for closing in (
+                self._keeper.leave(), self._claims.close(), self._commits.close(), reconciling.close(),
+                self._maintenance.close(), self._attempts.close(),
+            ):  # fmt: skip
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(closing, 5)
+
+    def stop(self) -> None:
+        """Stop: jobs that are claimed but not started go back at once, running ones get `grace` seconds.
+
+        Called a second time, it stops at once. From another thread: `loop.call_soon_threadsafe(worker.stop)`.
+        """
+        self._stops += 1
+        if hasattr(self, "_stopping"):
+            self._stopping.set()
+
+    def _require_database(self) -> None:
+        with psycopg.connect(engine_conninfo(self._dsn, "check"), autocommit=True) as conn:
+            migrations.require(conn)
+            for pipeline in self._pipelines:
+                stages = [name for owner, name in self._lanes if owner == pipeline.name]
+                if stages:
+                    deploy.require(conn, pipeline, stages)
+
+    def _compose(self) -> None:
+        # With a pooler in between, settings of a session would leak into other clients' sessions.
+        planning = _PLANNING if self._listen_dsn == self._dsn else {}
+        self._claims = Link(self._dsn, "claim", settings=planning)
+        self._commits = Link(self._dsn, "commit", settings=planning)
+        self._stopping, self._quiet = asyncio.Event(), asyncio.Event()
+        if self._stops:
+            self._stopping.set()
+        self._keeper = Keeper(
+            self._listen_dsn,
+            [lane.stage.queue for lane in self._lanes.values()],
+            lease=self._lease,
+            listen=self._notify,
+            on_wake=lambda: self._claimer.wake(),
+            on_lost=self._lose,
+        )
+        self._maintenance = Maintenance(
+            self._dsn, retention=self._retention, lease=self._lease, on_promoted=lambda: self._claimer.wake()
+        )
+        self._committer = Committer(
+            self._commits,
+            self.counts,
+            busy=lambda: any(lane.running for lane in self._lanes.values()),
+            on_next=self._reached,
+            on_delay=self._maintenance.due_in,
+            on_committed=self._ended,
+            on_again=lambda: self._claimer.wake(),
+        )
+        self._attempts = Attempts(self._dsn, self._lanes, self._committer, on_ended=self._ended)
+        self._claimer = Claimer(
+            self._claims,
+            self._lanes,
+            self._keeper,
+            uncommitted=self._committer.__len__,
+            on_claimed=self._attempts.start,
+            on_lost=self._lose,
+            not_held=self._committer.not_held,
+        )
+
+    # What the steps tell each other.
+
+    def _reached(self, pipeline: str, status: str) -> None:
+        if self._lanes.takes(pipeline, status):
+            self._claimer.wake()
+
+    def _ended(self) -> None:
+        self._claimer.room()
+        self._quiet.set()
+
+    def _known(self) -> list[str]:
+        """The workflows whose jobs this process knows to hold."""
+        running = [job for lane in self._lanes.values() for job in lane.running.values()]
+        return [job.workflow_id for job in (*running, *self._lanes.waiting(), *self._committer.jobs)]
+
+    def _busy(self) -> bool:
+        return bool(len(self._committer) or self._lanes.running())
+
+    async def _drained(self) -> bool:
+        """Whether nothing is due: not here, not scheduled, and not in the hands of a worker that has died."""
+        if self._busy() or any(lane.waiting or lane.mark for lane in self._lanes.values()):
+            return False
+        with contextlib.suppress(psycopg.Error, OSError):
+            await self._maintenance.tick()
+            return not (self._claimer.woken or self._busy() or self._maintenance.suspects)
+        return False
+
+    # The end, and the lease.
+
+    async def _wind_down(self) -> None:
+        self._attempts.stop_starting()
+        waiting = self._lanes.drop_waiting()
+        if waiting:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._committer.give_back(waiting), 10)
+            log.info("gave back %s jobs that had not started", len(waiting))
+        deadline = time.monotonic() + self._grace
+        while self._busy() and self._stops < 2 and time.monotonic() < deadline:
+            self._quiet.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._quiet.wait(), 0.05)
+        interrupted = self._lanes.running()
+        self.interrupted = len(interrupted)
+        if interrupted:
+            log.warning("interrupted %s handlers that were still running; their jobs run again", len(interrupted))
+            for job in interrupted:
+                job.take_away("the worker has stopped")
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self._committer.give_back(interrupted), 5)
+        await self._committer.drained(1.0)
+
+    def _lose(self, why: str) -> None:
+        """Nothing that is claimed under the present id counts any more: drop and cancel it."""
+        running, dropped = self._lanes.running(), self._lanes.drop_waiting()
+        for job in running:
+            job.take_away(why)
+        self._claimer.forget()
+        if running or dropped:
+            self.counts.lost += len(running)
+            log.warning(
+                "LeaseLost: %s; %s running and %s waiting jobs are left to others",
+                why,
+                len(running),
+                len(dropped),
+            )
+
+    async def _watch_lease(self) -> None:
+        """Give up by this process's own clock when no beat was accepted for half the lease."""
+        while True:
+            await asyncio.sleep(min(0.2, self._lease / 10))
+            if self._keeper.id and time.monotonic() - self._keeper.beaten > self._lease / 2:
+                self._lose("no beat for half the lease")
+                self._keeper.forget()
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task

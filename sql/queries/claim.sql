@@ -1,0 +1,94 @@
+-- Step 2: take jobs with a lease, and give them back.
+
+-- name: jobs_claim
+-- Takes up to `limits[n]` ready jobs of each queue for one worker, oldest first, with the data to work on.
+-- Reads workflow_states, workers. Writes jobs. Locks jobs only, with SKIP LOCKED, so it can't deadlock with
+-- a change by hand, which locks the workflow first. Uses jobs_ready_for_claim, the two primary keys.
+WITH picked AS MATERIALIZED (
+    -- MATERIALIZED and its own LIMIT: an IN (... LIMIT n) may be evaluated again and take more than n.
+    -- `mark` is where the last scan ended: dead index entries below it are not walked over again.
+    SELECT j.workflow_id
+    FROM unnest(%(pipelines)s::text[], %(stages)s::text[], %(careful)s::boolean[], %(marks)s::bigint[], %(limits)s::integer[])
+        AS q (pipeline, stage, careful, mark, size)
+    CROSS JOIN LATERAL (
+        SELECT j.workflow_id
+        FROM outbox.jobs AS j
+        WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND j.careful = q.careful
+          AND j.id > q.mark AND j.owner IS NULL AND j.due
+        ORDER BY j.id
+        LIMIT q.size
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS j
+    -- A worker whose row is gone would take jobs that the next sweep frees: an attempt burnt for nothing.
+    WHERE EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = %(worker)s::integer)
+), claimed AS (
+    UPDATE outbox.jobs AS j
+    SET owner = %(worker)s::integer, attempt = j.attempt + 1, claimed_at = coalesce(%(now)s::timestamptz, now())
+    FROM picked
+    WHERE j.workflow_id = picked.workflow_id
+    RETURNING j.workflow_id, j.id, j.pipeline, j.stage, j.version, j.attempt, j.careful
+)
+SELECT c.workflow_id::text, c.id, c.pipeline, c.stage, c.version AS entered, c.attempt, c.careful,
+       w.entity_id, w.current_status AS status, w.version, w.metadata::text
+FROM claimed AS c
+JOIN outbox.workflow_states AS w ON w.id = c.workflow_id
+ORDER BY c.id;
+
+-- name: jobs_start_if_held
+-- Moves claimed workflows to their stage's in-progress status, whose trigger keeps the job. Returns the version.
+-- Writes workflow_states. Locks workflow, then job, ids ascending. Uses the two primary keys.
+WITH me AS MATERIALIZED (
+    SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true)
+), workflow AS MATERIALIZED (
+    SELECT w.id, o.attempt, o.status
+    FROM me, unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(versions)s::bigint[], %(statuses)s::text[])
+        AS o (id, attempt, version, status)
+    JOIN outbox.workflow_states AS w ON w.id = o.id AND w.version = o.version
+    ORDER BY w.id
+    FOR NO KEY UPDATE OF w
+), held AS MATERIALIZED (
+    SELECT workflow.id, workflow.status
+    FROM workflow
+    JOIN outbox.jobs AS j
+        ON j.workflow_id = workflow.id AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt
+    ORDER BY workflow.id
+    FOR UPDATE OF j
+)
+UPDATE outbox.workflow_states AS w
+SET current_status = held.status, version = w.version + 1, updated_at = now()
+FROM held
+WHERE w.id = held.id
+RETURNING w.id::text, w.version;
+
+-- name: jobs_give_back
+-- Frees jobs that this worker holds and did not run, or ran on data that has changed: no attempt is burnt.
+-- Writes jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
+WITH held AS MATERIALIZED (
+    SELECT j.workflow_id
+    FROM unnest(%(ids)s::uuid[], %(attempts)s::integer[]) AS o (id, attempt)
+    JOIN outbox.jobs AS j ON j.workflow_id = o.id AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
+    ORDER BY j.workflow_id
+    FOR NO KEY UPDATE OF j
+)
+UPDATE outbox.jobs AS j
+SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1
+FROM held
+WHERE j.workflow_id = held.workflow_id
+RETURNING j.workflow_id::text;
+
+-- name: jobs_give_back_unknown
+-- Frees what is claimed in this worker's name but never reached it: the answer to a claim was lost on the way.
+-- Writes jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_running.
+WITH unknown AS MATERIALIZED (
+    SELECT j.workflow_id
+    FROM outbox.jobs AS j
+    WHERE j.owner = %(worker)s::integer AND j.claimed_at < now() - make_interval(secs => %(age)s)
+      AND j.workflow_id <> ALL (%(known)s::uuid[])
+    ORDER BY j.workflow_id
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE outbox.jobs AS j
+SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1
+FROM unknown
+WHERE j.workflow_id = unknown.workflow_id
+RETURNING j.workflow_id::text;

@@ -1,0 +1,95 @@
+-- Step 4: one statement for a batch, in which a job that is no longer held contributes nothing.
+
+-- name: jobs_finish_if_held
+-- Writes new status, data and messages of the jobs that this worker still holds on unchanged data; the trigger
+-- adds history, the end of the job and the next one. Returns the workflows that were still held.
+-- Writes workflow_states, messages. Locks workflow, then job, ids ascending. Uses the two primary keys.
+WITH me AS MATERIALIZED (
+    -- For the trigger, and for this transaction only: a pooler hands the session to others.
+    SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true)
+), workflow AS MATERIALIZED (
+    -- The workflow first: that is the order of a change by hand. Its version tells whether there was one.
+    SELECT w.id, o.attempt, o.status, o.data
+    FROM me, unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(versions)s::bigint[], %(statuses)s::text[], %(data)s::text[])
+        AS o (id, attempt, version, status, data)
+    JOIN outbox.workflow_states AS w ON w.id = o.id AND w.version = o.version
+    ORDER BY w.id
+    FOR NO KEY UPDATE OF w
+), held AS MATERIALIZED (
+    -- Then the job, locked too: after a wait Postgres reads anew only the row it locks, so a condition on a
+    -- job that is merely joined would be checked against the past.
+    SELECT workflow.id, workflow.status, workflow.data
+    FROM workflow
+    JOIN outbox.jobs AS j
+        ON j.workflow_id = workflow.id AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt
+    ORDER BY workflow.id
+    FOR UPDATE OF j
+), moved AS (
+    UPDATE outbox.workflow_states AS w
+    SET current_status = held.status, version = w.version + 1, updated_at = now(),
+        metadata = CASE WHEN held.data IS NULL THEN w.metadata ELSE held.data::jsonb END
+    FROM held
+    WHERE w.id = held.id
+    RETURNING w.id
+), published AS (
+    INSERT INTO outbox.messages (topic, key, payload, headers, workflow_id)
+    SELECT m.topic, m.key, m.payload::jsonb, m.headers::jsonb, m.workflow_id
+    FROM unnest(%(senders)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(payloads)s::text[], %(headers)s::text[])
+        WITH ORDINALITY AS m (workflow_id, topic, key, payload, headers, n)
+    -- IS TRUE keeps this a hashed sub-plan, which no setting of the session turns into a quadratic join.
+    WHERE (m.workflow_id IN (SELECT held.id FROM held)) IS TRUE
+    ORDER BY m.n
+)
+SELECT moved.id::text FROM moved;
+
+-- name: jobs_fail_if_held
+-- Puts failed jobs back for later, or, where `delays[n]` is null, lays them down as dead with their error.
+-- Returns those that were still held. Writes jobs, dead_jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
+WITH held AS MATERIALIZED (
+    SELECT j.workflow_id, o.delay, o.error
+    FROM unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[])
+        AS o (id, attempt, delay, error)
+    JOIN outbox.jobs AS j ON j.workflow_id = o.id AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
+    ORDER BY j.workflow_id
+    FOR UPDATE OF j
+), later AS (
+    UPDATE outbox.jobs AS j
+    SET owner = NULL, claimed_at = NULL, careful = false, error = held.error, due = held.delay <= 0,
+        run_at = coalesce(%(now)s::timestamptz, now()) + make_interval(secs => held.delay)
+    FROM held
+    WHERE j.workflow_id = held.workflow_id AND held.delay IS NOT NULL
+), ended AS (
+    DELETE FROM outbox.jobs AS j
+    USING held
+    WHERE j.workflow_id = held.workflow_id AND held.delay IS NULL
+    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.version, j.attempt, held.error
+), dead AS (
+    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, version, attempts, error)
+    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.version, e.attempt, e.error
+    FROM ended AS e
+    JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
+)
+SELECT held.workflow_id::text FROM held;
+
+-- name: jobs_finished_by
+-- Which of these (workflow, version, attempt) are in the history as this worker's change: asked when the answer
+-- to a commit was lost. Reads state_changes by its primary key.
+SELECT c.workflow_id::text
+FROM unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(versions)s::bigint[]) AS o (id, attempt, version)
+JOIN outbox.state_changes AS c
+    ON c.workflow_id = o.id AND c.version = o.version + 1 AND c.attempt = o.attempt AND c.actor = %(actor)s;
+
+-- name: workflow_unchanged
+-- Asked when a handler's transaction was refused: nobody else's change then means that it was its own.
+SELECT w.version FROM outbox.workflow_states AS w WHERE w.id = %(id)s::uuid AND w.version = %(version)s;
+
+-- name: transaction_mark
+-- Marks the transaction that a handler is given as the attempt's own, and bounds how long it may sit idle.
+SELECT set_config('outbox.claim', %(claim)s, true),
+       set_config('outbox.actor', %(actor)s, true),
+       set_config('outbox.worker', %(worker)s::integer::text, true),
+       set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
+
+-- name: transaction_mark_read
+-- Null or empty if the handler ended the transaction that it was given.
+SELECT current_setting('outbox.claim', true);

@@ -1,0 +1,78 @@
+-- What `outbox deploy` writes of a pipeline, in one transaction.
+
+-- name: deploy_lock
+-- Waits for the transactions that have changed workflows by the old routes, and keeps new ones out until commit.
+-- Readers and claims go on.
+LOCK TABLE outbox.workflow_states IN SHARE ROW EXCLUSIVE MODE;
+
+-- name: pipeline_read
+SELECT p.initial_status, p.definition FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s;
+
+-- name: routes_read
+SELECT r.status, r.stage, r.running, r.final FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
+
+-- name: legal_changes_read
+SELECT l.from_status, l.to_status FROM outbox.legal_changes AS l WHERE l.pipeline = %(pipeline)s;
+
+-- name: stages_read
+SELECT s.stage, s.max_attempts FROM outbox.stages AS s WHERE s.pipeline = %(pipeline)s;
+
+-- name: workflows_in_statuses
+-- How many workflows stand in statuses that would be unknown. Counted in the table itself, not in the counters.
+SELECT w.current_status, count(*)
+FROM outbox.workflow_states AS w
+WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[])
+GROUP BY w.current_status;
+
+-- name: pipeline_write
+INSERT INTO outbox.pipelines (pipeline, initial_status, definition)
+VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb)
+ON CONFLICT (pipeline) DO UPDATE
+SET initial_status = excluded.initial_status, definition = excluded.definition, deployed_at = now();
+
+-- name: routes_clear
+DELETE FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
+
+-- name: routes_write
+INSERT INTO outbox.routes (pipeline, status, stage, running, final)
+SELECT %(pipeline)s, r.status, r.stage, r.running, r.final
+FROM unnest(%(statuses)s::text[], %(stages)s::text[], %(running)s::boolean[], %(final)s::boolean[])
+    AS r (status, stage, running, final);
+
+-- name: legal_changes_clear
+DELETE FROM outbox.legal_changes AS l WHERE l.pipeline = %(pipeline)s;
+
+-- name: legal_changes_write
+INSERT INTO outbox.legal_changes (pipeline, from_status, to_status)
+SELECT %(pipeline)s, l.from_status, l.to_status
+FROM unnest(%(froms)s::text[], %(tos)s::text[]) AS l (from_status, to_status);
+
+-- name: stages_clear
+DELETE FROM outbox.stages AS s WHERE s.pipeline = %(pipeline)s;
+
+-- name: stages_write
+INSERT INTO outbox.stages (pipeline, stage, max_attempts)
+SELECT %(pipeline)s, s.stage, s.max_attempts
+FROM unnest(%(stages)s::text[], %(max_attempts)s::integer[]) AS s (stage, max_attempts);
+
+-- name: jobs_end_rerouted
+-- A status that another stage takes from now on: the jobs of the old one end, and those of the new one are made.
+DELETE FROM outbox.jobs AS j
+USING outbox.routes AS r
+WHERE j.pipeline = %(pipeline)s AND j.status = ANY (%(statuses)s::text[])
+  AND r.pipeline = j.pipeline AND r.status = j.status AND r.stage IS DISTINCT FROM j.stage;
+
+-- name: dead_jobs_end_rerouted
+DELETE FROM outbox.dead_jobs AS d
+USING outbox.routes AS r
+WHERE d.pipeline = %(pipeline)s AND d.status = ANY (%(statuses)s::text[])
+  AND r.pipeline = d.pipeline AND r.status = d.status AND r.stage IS DISTINCT FROM d.stage;
+
+-- name: jobs_make_rerouted
+INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+SELECT w.id, w.pipeline, r.stage, w.current_status, w.version
+FROM outbox.workflow_states AS w
+JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.stage IS NOT NULL
+WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[])
+  AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = w.id)
+  AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = w.id);

@@ -1,0 +1,75 @@
+-- What `outbox doctor` looks at. Cheap enough for a busy server, and readable without superuser.
+
+-- name: server
+SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
+       current_setting('max_connections')::integer, pg_is_in_recovery(),
+       current_setting('default_transaction_read_only')::boolean,
+       current_setting('fsync')::boolean, current_setting('full_page_writes')::boolean,
+       current_setting('synchronous_commit'), current_setting('autovacuum')::boolean,
+       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::integer;
+
+-- name: pipelines
+SELECT p.pipeline, p.deployed_at FROM outbox.pipelines AS p ORDER BY p.pipeline;
+
+-- name: jobs_without_worker
+-- Claimed jobs whose owner is in no row: every worker's sweeper frees them within seconds, if there is a worker.
+SELECT count(*) FROM outbox.jobs AS j
+WHERE j.owner IS NOT NULL AND j.claimed_at < now() - interval '1 minute'
+  AND NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = j.owner);
+
+-- name: workers_late
+SELECT w.id, w.name FROM outbox.workers AS w WHERE w.beat_at + w.lease < now() ORDER BY w.id;
+
+-- name: stages_unserved
+-- Stages with work that no live worker serves.
+SELECT o.pipeline, o.stage, sum(o.ready + o.scheduled)::bigint AS jobs
+FROM outbox.overview AS o
+WHERE o.stage IS NOT NULL AND NOT EXISTS (
+    SELECT FROM outbox.workers AS w
+    WHERE o.pipeline || '.' || o.stage = ANY (w.stages) AND w.beat_at + w.lease >= now())
+GROUP BY o.pipeline, o.stage HAVING sum(o.ready + o.scheduled) > 0
+ORDER BY o.pipeline, o.stage;
+
+-- name: stages_behind
+SELECT o.pipeline, o.stage, o.ready, extract(epoch FROM o.oldest_waiting)::float8
+FROM outbox.overview AS o WHERE o.oldest_waiting > interval '10 minutes' ORDER BY o.pipeline, o.stage;
+
+-- name: jobs_running_long
+SELECT j.pipeline, j.stage, count(*), extract(epoch FROM max(now() - j.claimed_at))::float8
+FROM outbox.jobs AS j WHERE j.owner IS NOT NULL AND j.claimed_at < now() - interval '1 hour'
+GROUP BY j.pipeline, j.stage ORDER BY j.pipeline, j.stage;
+
+-- name: workflows_without_job
+-- Workflows in a stage's status with neither a live job nor a dead one: the dead one went by retention.
+SELECT w.pipeline, w.current_status, count(*), min(w.entity_id)
+FROM outbox.routes AS r
+JOIN outbox.workflow_states AS w ON w.pipeline = r.pipeline AND w.current_status = r.status
+WHERE r.stage IS NOT NULL
+  AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = w.id)
+  AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = w.id)
+GROUP BY w.pipeline, w.current_status ORDER BY w.pipeline, w.current_status;
+
+-- name: dead_jobs
+SELECT count(*) FROM outbox.dead_jobs;
+
+-- name: horizon_holders
+-- Who keeps Postgres from removing dead rows: sessions, prepared transactions and replication slots.
+SELECT h.kind, h.name, h.seconds FROM (
+    SELECT 'session' AS kind, format('pid %s (%s, %s)', a.pid, coalesce(nullif(a.application_name, ''), 'no name'), a.state) AS name,
+           extract(epoch FROM now() - a.xact_start)::float8 AS seconds
+    FROM pg_stat_activity AS a
+    WHERE a.backend_xmin IS NOT NULL AND a.xact_start < now() - interval '1 minute' AND a.pid <> pg_backend_pid()
+    UNION ALL
+    SELECT 'prepared transaction', p.gid, extract(epoch FROM now() - p.prepared)::float8
+    FROM pg_prepared_xacts AS p WHERE p.prepared < now() - interval '1 minute'
+    UNION ALL
+    SELECT 'replication slot', s.slot_name, NULL
+    FROM pg_replication_slots AS s WHERE NOT s.active AND (s.xmin IS NOT NULL OR s.catalog_xmin IS NOT NULL)
+) AS h ORDER BY h.seconds DESC NULLS LAST LIMIT 5;
+
+-- name: tables
+SELECT t.relname, t.n_live_tup, t.n_dead_tup, pg_total_relation_size(t.relid), t.last_autovacuum
+FROM pg_stat_user_tables AS t WHERE t.schemaname = 'outbox' ORDER BY t.relname;
+
+-- name: sees_all_sessions
+SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE');

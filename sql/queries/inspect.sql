@@ -1,0 +1,81 @@
+-- What status, show, dead and retry read and write.
+
+-- name: overview
+SELECT o.pipeline, o.status, o.stage, o.workflows, o.ready, o.scheduled, o.running, o.dead,
+       extract(epoch FROM o.oldest_waiting)::float8 AS oldest_waiting_seconds
+FROM outbox.overview AS o
+ORDER BY o.pipeline, o.stage IS NULL, o.status;
+
+-- name: workers
+SELECT w.id, w.name, w.stages, w.idle, w.started_at, extract(epoch FROM now() - w.beat_at)::float8 AS beat_seconds_ago
+FROM outbox.workers AS w
+ORDER BY w.id;
+
+-- name: workflows_of_entity
+SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.metadata, w.version, w.created_at, w.updated_at
+FROM outbox.workflow_states AS w
+WHERE w.entity_id = %(entity)s AND w.pipeline = ANY (
+    CASE WHEN %(pipeline)s::text IS NULL
+         THEN ARRAY(SELECT p.pipeline FROM outbox.pipelines AS p) ELSE ARRAY[%(pipeline)s::text] END)
+ORDER BY w.pipeline;
+
+-- name: history
+SELECT c.from_status, c.to_status, c.version, c.actor, c.reason, c.stage, c.attempt, c.at
+FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s ORDER BY c.version;
+
+-- name: job
+SELECT j.stage, j.attempt, j.owner, j.run_at, j.claimed_at, j.error,
+       CASE WHEN j.owner IS NOT NULL THEN 'running' WHEN j.due OR j.run_at <= now() THEN 'ready' ELSE 'scheduled' END AS state
+FROM outbox.jobs AS j WHERE j.workflow_id = %(id)s;
+
+-- name: dead_job
+SELECT d.stage, d.attempts, d.error, d.died_at FROM outbox.dead_jobs AS d WHERE d.workflow_id = %(id)s;
+
+-- name: messages
+SELECT m.id, m.message_id, m.topic, m.key, m.payload, m.headers, m.created_at
+FROM outbox.messages AS m WHERE m.workflow_id = %(id)s ORDER BY m.id;
+
+-- name: dead_jobs
+SELECT d.pipeline, d.entity_id, d.stage, d.status, d.attempts, d.error, d.died_at
+FROM outbox.dead_jobs AS d
+WHERE %(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s
+ORDER BY d.died_at DESC, d.workflow_id
+LIMIT %(limit)s;
+
+-- name: change_mark
+SELECT set_config('outbox.actor', %(actor)s, true), set_config('outbox.reason', coalesce(%(reason)s, ''), true);
+
+-- name: status_set
+UPDATE outbox.workflow_states AS w SET current_status = %(status)s
+WHERE w.id = %(id)s AND w.current_status <> %(status)s
+RETURNING w.version;
+
+-- name: retry_candidates
+-- Dead jobs, by workflow, from a point on: for retry in batches.
+SELECT d.workflow_id FROM outbox.dead_jobs AS d
+WHERE d.workflow_id > %(after)s AND (%(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s)
+ORDER BY d.workflow_id LIMIT %(limit)s;
+
+-- name: jobs_make_anew
+-- Makes the jobs of workflows anew that have none: their dead job goes, its idempotency key stays. The workflow is
+-- locked first, as everywhere. Returns the pipelines and stages that got a job.
+WITH workflow AS MATERIALIZED (
+    SELECT w.id, w.pipeline, w.current_status, w.version
+    FROM outbox.workflow_states AS w
+    WHERE w.id = ANY (%(ids)s::uuid[])
+    ORDER BY w.id
+    FOR NO KEY UPDATE
+), dead AS (
+    DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.version
+), made AS (
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+    SELECT workflow.id, workflow.pipeline, r.stage, workflow.current_status, coalesce(dead.version, workflow.version)
+    FROM workflow
+    JOIN outbox.routes AS r ON r.pipeline = workflow.pipeline AND r.status = workflow.current_status
+    LEFT JOIN dead ON dead.workflow_id = workflow.id
+    WHERE r.stage IS NOT NULL
+    ORDER BY workflow.id
+    ON CONFLICT (workflow_id) DO NOTHING
+    RETURNING pipeline, stage
+)
+SELECT count(*), outbox.wake(array_agg(made.pipeline), array_agg(made.stage)) FROM made;

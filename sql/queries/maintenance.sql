@@ -1,0 +1,136 @@
+-- What every worker does on the side. All of it may run anywhere, any number of times at once.
+
+-- name: jobs_promote_due
+-- Makes scheduled jobs ready whose time has come, oldest first, and wakes workers for them. Returns how many,
+-- and in how many seconds the next one is due (null: none is scheduled).
+-- Writes jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_scheduled.
+WITH due AS MATERIALIZED (
+    SELECT j.workflow_id
+    FROM outbox.jobs AS j
+    WHERE j.owner IS NULL AND NOT j.due AND j.run_at <= coalesce(%(now)s::timestamptz, now())
+    ORDER BY j.run_at
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE SKIP LOCKED
+), promoted AS (
+    UPDATE outbox.jobs AS j SET due = true
+    FROM due WHERE j.workflow_id = due.workflow_id
+    RETURNING j.pipeline, j.stage
+)
+SELECT count(*),
+       (SELECT extract(epoch FROM min(j.run_at) - coalesce(%(now)s::timestamptz, now()))::float8
+        FROM outbox.jobs AS j
+        WHERE j.owner IS NULL AND NOT j.due AND j.run_at > coalesce(%(now)s::timestamptz, now())),
+       outbox.wake(array_agg(pipeline), array_agg(stage))
+FROM promoted;
+
+-- name: workers_without_lock
+-- Watched workers whose session lock nobody holds: their process has died, or is just reconnecting.
+SELECT w.id
+FROM outbox.workers AS w
+WHERE w.watched AND NOT EXISTS (
+    SELECT FROM pg_locks AS l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+      AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+      AND l.classid = (hashtext('outbox.worker')::bigint & 4294967295)::oid AND l.objid = w.id::oid);
+
+-- name: workers_bury
+-- Takes the row, and so the lease, from workers that missed it by the database's clock and from `dead` ones.
+-- A worker that was only slow learns it at its next beat.
+DELETE FROM outbox.workers AS w
+WHERE w.id = ANY (%(dead)s::integer[])
+   OR (%(leases)s AND w.beat_at + w.lease < coalesce(%(now)s::timestamptz, now()))
+RETURNING w.id, w.name;
+
+-- name: jobs_sweep
+-- Frees jobs whose owner is in no row. The attempt stays counted; when it was the last one, the job is dead.
+-- A job with one attempt left goes to the careful lane: should it be what kills its worker, it kills alone.
+-- Writes jobs, dead_jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_running, workers_pkey.
+WITH gone AS MATERIALIZED (
+    SELECT DISTINCT j.owner FROM outbox.jobs AS j
+    WHERE j.owner IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = j.owner)
+), stale AS MATERIALIZED (
+    SELECT j.workflow_id, j.owner, j.attempt, s.max_attempts
+    FROM outbox.jobs AS j
+    JOIN gone ON gone.owner = j.owner
+    LEFT JOIN outbox.stages AS s ON s.pipeline = j.pipeline AND s.stage = j.stage
+    ORDER BY j.id
+    LIMIT %(limit)s
+    FOR UPDATE OF j SKIP LOCKED
+), freed AS (
+    UPDATE outbox.jobs AS j
+    SET owner = NULL, claimed_at = NULL, careful = stale.attempt >= stale.max_attempts - 1,
+        error = format('worker %%s was lost during attempt %%s', stale.owner, stale.attempt)
+    FROM stale
+    WHERE j.workflow_id = stale.workflow_id AND stale.attempt < coalesce(stale.max_attempts, stale.attempt + 1)
+    RETURNING j.pipeline, j.stage
+), ended AS (
+    DELETE FROM outbox.jobs AS j
+    USING stale
+    WHERE j.workflow_id = stale.workflow_id AND stale.attempt >= stale.max_attempts
+    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.version, j.attempt, j.owner
+), dead AS (
+    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, version, attempts, error)
+    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.version, e.attempt,
+           format('worker %%s was lost during attempt %%s, the last one', e.owner, e.attempt)
+    FROM ended AS e
+    JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM freed), (SELECT count(*) FROM dead),
+       (SELECT outbox.wake(array_agg(pipeline), array_agg(stage)) FROM freed);
+
+-- name: counts_fold
+-- Folds the log of differences into one row a status. The log is locked against a second folder only.
+WITH turn AS MATERIALIZED (
+    SELECT pg_try_advisory_xact_lock(hashtext('outbox.counts_fold')) AS mine
+), folded AS (
+    DELETE FROM outbox.status_counts AS c USING turn WHERE turn.mine RETURNING c.pipeline, c.status, c.workflows
+)
+INSERT INTO outbox.status_counts (pipeline, status, workflows)
+SELECT pipeline, status, sum(workflows) FROM folded GROUP BY pipeline, status HAVING sum(workflows) <> 0;
+
+-- name: retention_workflows
+-- Deletes finished workflows that ended more than `days` ago, with their history. Returns how many.
+WITH old AS MATERIALIZED (
+    SELECT w.id
+    FROM outbox.workflow_states AS w
+    JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.final
+    WHERE w.updated_at < now() - make_interval(secs => %(days)s * 86400)
+    LIMIT %(limit)s
+    FOR UPDATE OF w SKIP LOCKED
+), history AS (
+    DELETE FROM outbox.state_changes AS c USING old WHERE c.workflow_id = old.id
+), deleted AS (
+    DELETE FROM outbox.workflow_states AS w USING old WHERE w.id = old.id RETURNING 1
+)
+SELECT count(*) FROM deleted;
+
+-- name: retention_history
+-- Deletes history of more than `days` ago, of open workflows too. Uses state_changes_by_time.
+WITH old AS MATERIALIZED (
+    SELECT c.workflow_id, c.version
+    FROM outbox.state_changes AS c
+    WHERE c.at < now() - make_interval(secs => %(days)s * 86400)
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM outbox.state_changes AS c USING old
+    WHERE c.workflow_id = old.workflow_id AND c.version = old.version RETURNING 1
+)
+SELECT count(*) FROM deleted;
+
+-- name: retention_dead_jobs
+-- Deletes dead jobs of more than `days` ago; their workflows stay where they are. Uses dead_jobs_by_time.
+WITH old AS MATERIALIZED (
+    SELECT d.workflow_id FROM outbox.dead_jobs AS d
+    WHERE d.died_at < now() - make_interval(secs => %(days)s * 86400)
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM outbox.dead_jobs AS d USING old WHERE d.workflow_id = old.workflow_id RETURNING 1
+)
+SELECT count(*) FROM deleted;
+
+-- name: retention_mark
+-- Lets this transaction delete history; see the trigger state_changes_are_append_only.
+SELECT set_config('outbox.retention', 'on', true);

@@ -1,0 +1,128 @@
+"""Real Postgres for every test: one server a test process, a database cloned from a migrated template for each test.
+
+The tests work as `outbox_owner`, who owns the schema `outbox` and nothing more. Async tests call `asyncio.run`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from servers import PostgresServer, Process
+
+from outbox import migrations
+
+_numbers = itertools.count(1)
+OWNER = "outbox_owner"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    try:
+        server.start()
+        with server.admin() as admin:
+            admin.execute(f"CREATE ROLE {OWNER} LOGIN")
+        make_database(server, "empty_template")
+        make_database(server, "template")
+        migrations.apply(server.dsn("template", OWNER))
+        yield server
+    finally:
+        server.remove()
+
+
+def make_database(server: PostgresServer, name: str, template: str = "template1") -> None:
+    """Make a database; one that isn't cloned from ours gets an empty schema that the owner owns."""
+    with server.admin() as admin:
+        admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    if template == "template1":
+        with server.admin(name) as admin:
+            admin.execute(f"CREATE SCHEMA outbox AUTHORIZATION {OWNER}")
+
+
+@pytest.fixture
+def dsn(server: PostgresServer) -> Iterator[str]:
+    """A migrated database of the test's own, as the schema's owner."""
+    yield from _database(server, "template")
+
+
+@pytest.fixture
+def empty_dsn(server: PostgresServer) -> Iterator[str]:
+    """The same without any migration."""
+    yield from _database(server, "empty_template")
+
+
+def _database(server: PostgresServer, template: str) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    make_database(server, name, template)
+    yield server.dsn(name, OWNER)
+    with server.admin() as admin:
+        admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def admin_dsn(dsn: str) -> str:
+    """The test's database as superuser."""
+    return dsn.replace(f"{OWNER}@", "postgres@")
+
+
+@pytest.fixture
+def conn(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to the test's database, autocommit."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def connect(dsn: str) -> Iterator[Callable[..., psycopg.Connection[Any]]]:
+    """Make further connections to the test's database; they are closed at its end."""
+    opened: list[psycopg.Connection[Any]] = []
+
+    def connect(*, autocommit: bool = True) -> psycopg.Connection[Any]:
+        opened.append(psycopg.connect(dsn, autocommit=autocommit))
+        return opened[-1]
+
+    yield connect
+    for conn in opened:
+        conn.close()
+
+
+@pytest.fixture
+def spawn(dsn: str, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start `python -m outbox …` on the test's database as a real process; whatever still runs is killed."""
+    started: list[Process] = []
+    here = Path(__file__).parent
+
+    def spawn(*arguments: str, env: dict[str, str] | None = None) -> Process:
+        path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+        settings = {"OUTBOX_DSN": dsn, "PYTHONPATH": path, **(env or {})}
+        started.append(Process(["-m", "outbox", *arguments], settings, tmp_path))
+        return started[-1]
+
+    yield spawn
+    for process in started:
+        process.end()
+
+
+if sys.platform == "win32":
+    raise RuntimeError("the tests use POSIX signals")
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[[str], PostgresServer]]:
+    """Start a server of a given Postgres version; it is removed at the test's end."""
+    made: list[PostgresServer] = []
+
+    def make(version: str) -> PostgresServer:
+        made.append(PostgresServer(version))
+        return made[-1].start()
+
+    yield make
+    for server in made:
+        server.remove()
