@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to standard output, the rest to the other."""
+"""The command line. Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to standard output, logs to the other."""
 
 from __future__ import annotations
 

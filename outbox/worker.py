@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import psycopg
+from psycopg.pq import PGconn, Ping
 
 from . import deploy, migrations
 from .attempt import Attempts
@@ -18,7 +19,7 @@ from .claim import Claimer
 from .commit import Committer, Counts
 from .errors import DefinitionError, OutboxError
 from .lane import Lanes
-from .link import Link, engine_conninfo
+from .link import Link, engine_conninfo, temporary
 from .maintenance import Maintenance, Retention
 from .pipeline import Pipeline
 from .wakeup import Keeper
@@ -85,8 +86,8 @@ class Worker:
         """
         if os.getpid() != self._pid:
             raise OutboxError("this Worker was made before a fork; make it in the process that runs it")
-        await asyncio.to_thread(self._require_database)
         self._compose()
+        await self._wait_for_database()
         await self._attempts.open()
         reconciling = Link(self._dsn, "reconcile")
         claiming = asyncio.create_task(self._claimer.run(self._drained if self._drain else None))
@@ -127,8 +128,22 @@ class Worker:
         if hasattr(self, "_stopping"):
             self._stopping.set()
 
+    async def _wait_for_database(self) -> None:
+        """Check that schema and pipelines are there; a server that restarts meanwhile is waited for."""
+        self._answered = False
+        while not self._stopping.is_set():
+            try:
+                return await asyncio.to_thread(self._require_database)
+            except psycopg.Error as error:
+                # A DSN that leads nowhere is the user's to correct, now. One that did lead somewhere is not.
+                starting = PGconn.ping(self._dsn.encode()) == Ping.REJECT
+                if not (temporary(error) and (self._answered or starting)):
+                    raise
+                await self._claims.pause(error)
+
     def _require_database(self) -> None:
         with psycopg.connect(engine_conninfo(self._dsn, "check"), autocommit=True) as conn:
+            self._answered = True
             migrations.require(conn)
             for pipeline in self._pipelines:
                 stages = [name for owner, name in self._lanes if owner == pipeline.name]

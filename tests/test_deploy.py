@@ -71,10 +71,10 @@ def test_a_deploy_waits_for_those_who_are_at_work_by_the_old_routes(conn: Conn, 
     deployed(conn, pipeline(work=("NEW", "DONE")))
     busy = connect(autocommit=False)
     busy.execute("INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('p', 'a')")
-    with pytest.raises(psycopg.errors.LockNotAvailable):
-        with conn.transaction():
-            conn.execute("SET LOCAL lock_timeout = '50ms'")
-            conn.execute(deploy.SQL["deploy_lock"])
+    conn.execute("SET lock_timeout = '50ms'")
+    with conn.transaction(), pytest.raises(psycopg.errors.LockNotAvailable):
+        conn.execute(deploy.SQL["deploy_lock"])
+    conn.execute("RESET lock_timeout")
     busy.commit()
     deployed(conn, pipeline(better=("NEW", "DONE")))
     assert value(conn, "SELECT stage FROM outbox.jobs") == "better"

@@ -298,8 +298,26 @@ def test_f21_sessions_that_are_ended_or_cancelled_at_random_cost_nothing(
             return drained(conn)
 
         wait_for(shoot, timeout=60, what="all is done under fire")
-    assert all(worker.running for worker in workers)
+    for worker in workers:
+        assert worker.running, worker.text()
     check_books(conn, 400)
+
+
+@pytest.mark.parametrize("function", ["pg_terminate_backend", "pg_cancel_backend"])
+def test_f21_a_worker_that_is_just_starting_goes_on(
+    conn: Conn, app: Any, spawn: Spawn, connect: Callable[..., Conn], function: str
+) -> None:
+    submit(conn, app, "e1")
+    holder = connect(autocommit=False)
+    holder.execute("LOCK TABLE outbox.stages")
+    worker = spawn(*WORKER)
+    starting = "SELECT pid FROM pg_stat_activity WHERE application_name = 'outbox check' AND wait_event_type = 'Lock'"
+    victim = wait_for(lambda: value(conn, starting), what="the worker checks whether its pipeline is deployed")
+    conn.execute(f"SELECT {function}(%s)".encode(), [victim])
+    wait_for(lambda: "trying again" in worker.text(), what="the worker has noticed it")
+    holder.rollback()
+    wait_for(lambda: drained(conn), what="the worker works")
+    assert worker.running
 
 
 def test_f24_work_starts_within_a_poll_interval_without_any_notify(conn: Conn, app: Any, spawn: Spawn) -> None:

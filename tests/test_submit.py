@@ -44,7 +44,7 @@ BAD_DATA = {
     "a cycle": cycle(),
     "bytes": {"x": b"x"},
     "a set": {"x": {1, 2}},
-    "a naive date": {"x": datetime(2026, 1, 1)},  # noqa: DTZ001
+    "a naive date": {"x": datetime(2026, 1, 1)},
     "an unknown type": {"x": object()},
     "null": None,
     "a list": [],
@@ -86,9 +86,9 @@ def test_data_that_cannot_be_stored_is_refused_and_the_transaction_stays_usable(
 ) -> None:
     with conn.transaction():
         plain.submit(conn, "before", {})
-        with pytest.raises(InvalidInput, match="^data: "):
+        with pytest.raises(InvalidInput, match=r"^data: "):
             plain.submit(conn, "a", data)
-        with pytest.raises(InvalidInput, match="^data: "):
+        with pytest.raises(InvalidInput, match=r"^data: "):
             plain.submit_many(conn, [("b", {}), ("a", data)])
         plain.submit(conn, "after", {})
     assert value(
@@ -101,7 +101,7 @@ def test_data_that_cannot_be_stored_is_refused_and_the_transaction_stays_usable(
 
 @pytest.mark.parametrize("entity", BAD_IDS.values(), ids=BAD_IDS.keys())
 def test_an_entity_id_that_cannot_be_stored_is_refused(conn: Conn, plain: Pipeline[Any], entity: Any) -> None:
-    with pytest.raises(InvalidInput, match="^entity_id: "):
+    with pytest.raises(InvalidInput, match=r"^entity_id: "):
         plain.submit(conn, entity, {})
 
 
@@ -127,11 +127,11 @@ def test_odd_but_valid_data_is_stored_as_it_is(conn: Conn, plain: Pipeline[Any])
 @pytest.mark.parametrize("data", [{"content": 5}, {"content": None}, {"enrichment": []}, 5, None, "text", [], Pipeline])
 def test_data_that_does_not_fit_the_model_is_refused_at_submit(conn: Conn, data: Any) -> None:
     posts = deployed(conn)
-    with pytest.raises(InvalidInput, match="^data: "):
+    with pytest.raises(InvalidInput, match=r"^data: "):
         posts.submit(conn, "a", data)
     broken = Post()
     broken.content = 5  # type: ignore[assignment]
-    with pytest.raises(InvalidInput, match="^data: "):
+    with pytest.raises(InvalidInput, match=r"^data: "):
         posts.submit(conn, "a", broken)
 
 
@@ -176,7 +176,7 @@ def test_the_callers_row_factory_does_not_matter(conn: Conn, dsn: str) -> None:
 def test_a_pipeline_that_is_not_deployed_is_named_with_the_command(conn: Conn) -> None:
     posts = make_posts()
     with conn.transaction():
-        with pytest.raises(NotDeployed, match='pipeline "posts" is not deployed.*outbox deploy'):
+        with pytest.raises(NotDeployed, match=r'pipeline "posts" is not deployed.*outbox deploy'):
             posts.submit(conn, "a", Post())
         with pytest.raises(NotDeployed, match="outbox deploy"):
             posts.submit_many(conn, [("a", Post())])

@@ -96,7 +96,7 @@ def test_one_illegal_change_in_a_bulk_update_refuses_all_of_it(posts: Conn) -> N
     for entity in "abc":
         posts.execute(START, [entity])
     posts.execute(MOVE, ["ENRICHED", "b"])
-    with pytest.raises(psycopg.Error, match='entity "b", from "ENRICHED" to "REJECTED"|entity "[ac]"'):
+    with pytest.raises(psycopg.Error, match=r'entity "b", from "ENRICHED" to "REJECTED"|entity "[ac]"'):
         posts.execute("UPDATE outbox.workflow_states SET current_status = 'REJECTED'")
     assert [status_of(posts, entity) for entity in "abc"] == ["RECEIVED", "ENRICHED", "RECEIVED"]
 

@@ -1,0 +1,1 @@
+"""Measures the engine; see README.md."""
