@@ -149,14 +149,16 @@ class Pipeline(Generic[Data]):
     starts in `initial`; in a status of `final` it has ended. All other statuses come from stages and `allow`.
     """
 
+    # data=Post makes a Pipeline[Post]; a type that is no class, such as a union, is Any to a type checker.
+    @overload
+    def __init__(self, name: str, *, data: type[Data], initial: str, final: Iterable[str] = ()) -> None: ...
+    @overload
     def __init__(
-        self,
-        name: str,
-        *,
-        data: type[Data] | Any = None,
-        initial: str,
-        final: Iterable[str] = (),
-    ) -> None:
+        self: Pipeline[dict[str, Any]], name: str, *, data: None = None, initial: str, final: Iterable[str] = ()
+    ) -> None: ...
+    @overload
+    def __init__(self: Pipeline[Any], name: str, *, data: Any, initial: str, final: Iterable[str] = ()) -> None: ...
+    def __init__(self, name: str, *, data: Any = None, initial: str, final: Iterable[str] = ()) -> None:
         self.name = check_name(name, "pipeline")
         self.initial = check_name(initial, "initial status")
         self.final = _statuses(final, "final")

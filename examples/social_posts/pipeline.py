@@ -27,7 +27,7 @@ class Post(BaseModel):
     enrichment: Enrichment | None = None
 
 
-posts: Pipeline[Post] = Pipeline("posts", data=Post, initial="RECEIVED", final={"COMPLETED", "REJECTED"})
+posts = Pipeline("posts", data=Post, initial="RECEIVED", final={"COMPLETED", "REJECTED"})
 
 # A person decides about risky posts, in any tool that speaks SQL:
 #   UPDATE outbox.workflow_states SET current_status = 'APPROVED' WHERE entity_id = '...'

@@ -1,0 +1,55 @@
+"""What a type checker must make of the public API. Checked by mypy (`make check`), not run."""
+
+from typing import Any, assert_type
+
+import psycopg
+from pydantic import BaseModel
+
+from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Submitted
+
+
+class Post(BaseModel):
+    content: str
+
+
+posts = Pipeline("posts", data=Post, initial="RECEIVED", final={"COMPLETED"})
+assert_type(posts, Pipeline[Post])
+plain = Pipeline("plain", initial="RECEIVED")
+assert_type(plain, Pipeline[dict[str, Any]])
+union = Pipeline("u", data=Post | dict[str, int], initial="RECEIVED")
+assert_type(union, Pipeline[Any])
+
+
+@posts.stage("enrich", on="RECEIVED", to="ENRICHED", retry=Backoff(attempts=3), timeout=30)
+async def enrich(run: Run[Post]) -> Post:
+    assert_type(run.data, Post)
+    assert_type(run.entity_id, str)
+    return run.data
+
+
+@posts.stage("decide", on="ENRICHED", to={"A", "B"})
+def decide(run: Run[Post]) -> Go[Post]:
+    return Go("A")
+
+
+@posts.stage("act", on="A", to={"COMPLETED", "FAILED"}, transaction=True)
+async def act(run: Run[Post]) -> Go[Post]:
+    await run.connection.execute("SELECT 1")
+    if run.attempt > 3:
+        raise Reject("too often")
+    if not run.data.content:
+        raise Retry(after=5)
+    run.publish("posts.done", {"entity_id": run.entity_id}, key=run.idempotency_key)
+    return Go("COMPLETED", run.data)
+
+
+def sync(conn: psycopg.Connection[Any]) -> None:
+    assert_type(posts.submit(conn, "a", Post(content="")), Submitted)
+    posts.submit(conn, "a", {"content": ""})
+    posts.submit(conn, "a", 5)  # type: ignore[call-overload]
+    assert_type(posts.submit_many(conn, [("a", Post(content=""))]), int)
+
+
+async def asynch(conn: psycopg.AsyncConnection[Any]) -> None:
+    assert_type(await posts.submit(conn, "a", Post(content="")), Submitted)
+    assert_type(await posts.submit_many(conn, []), int)
