@@ -31,8 +31,9 @@ check: $(STAMP) ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## measure throughput beside the same SQL alone
+bench: $(STAMP) ## measure throughput beside the same SQL alone, and a backlog of a million
 	$(BIN)/python -m bench.throughput $(ARGS)
+	$(BIN)/python -m bench.backlog
 
 schema: $(STAMP) ## write sql/schema.sql anew from the migrations
 	$(BIN)/python tests/schema.py > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql
@@ -42,7 +43,7 @@ wheel-test: $(STAMP) ## run the tests against the built wheel, without the sourc
 	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[dev]"
-	cp -r tests pyproject.toml README.md sql/schema.sql build/wheel/
+	cp -r tests bench examples sql Makefile pyproject.toml README.md build/wheel/
 	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 2 $(ARGS)
 
 clean: ## remove what make has made
