@@ -1,0 +1,602 @@
+-- GENERATED from sql/migrations by `make schema`: what they amount to, for people to read. A test compares it.
+
+
+CREATE SCHEMA outbox;
+
+CREATE FUNCTION outbox.actor() RETURNS text
+    LANGUAGE sql STABLE
+    RETURN COALESCE(NULLIF(current_setting('outbox.actor'::text, true), ''::text), NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text);
+
+CREATE FUNCTION outbox.state_changes_are_append_only() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF TG_OP = 'DELETE' AND current_setting('outbox.retention', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    RAISE EXCEPTION 'outbox.% is append-only: % is refused', TG_TABLE_NAME, TG_OP
+        USING ERRCODE = 'OB005', HINT = 'Old history goes by retention: outbox worker --keep-history DAYS.';
+END
+$$;
+
+CREATE FUNCTION outbox.uuid7() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    RETURN (encode(set_bit(set_bit(OVERLAY(uuid_send(gen_random_uuid()) PLACING SUBSTRING(int8send((floor((EXTRACT(epoch FROM clock_timestamp()) * (1000)::numeric)))::bigint) FROM 3) FROM 1 FOR 6), (52)::bigint, 1), (53)::bigint, 1), 'hex'::text))::uuid;
+
+CREATE FUNCTION outbox.wake(pipelines text[], stages text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM outbox.workers WHERE idle) THEN
+        RETURN;
+    END IF;
+    PERFORM pg_notify('outbox_' || chosen.id, '')
+    FROM (
+        SELECT pipeline || '.' || stage AS queue, count(*) AS jobs
+        FROM unnest(pipelines, stages) AS made (pipeline, stage)
+        WHERE stage IS NOT NULL
+        GROUP BY 1
+    ) AS made
+    CROSS JOIN LATERAL (
+        SELECT w.id FROM outbox.workers AS w
+        WHERE w.idle AND made.queue = ANY (w.stages)
+        ORDER BY random()
+        LIMIT made.jobs
+    ) AS chosen;
+END
+$$;
+
+CREATE FUNCTION outbox.workflow_fill_initial() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF NEW.current_status IS NULL THEN
+        SELECT p.initial_status INTO NEW.current_status FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'unknown pipeline "%": entity "%" can''t start (from status null to its initial status)',
+                NEW.pipeline, NEW.entity_id
+                USING ERRCODE = 'OB002', HINT = 'Deploy it first: outbox deploy --app module:object';
+        END IF;
+    END IF;
+    NEW.version := 1;
+    NEW.updated_at := NEW.created_at;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION outbox.workflow_move_version() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF (NEW.id, NEW.pipeline, NEW.entity_id) IS DISTINCT FROM (OLD.id, OLD.pipeline, OLD.entity_id) THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": id, pipeline and entity_id of a workflow can''t be changed',
+            OLD.pipeline, OLD.entity_id
+            USING ERRCODE = 'OB004', HINT = 'Start a new workflow, and end this one.';
+    END IF;
+    IF NEW.current_status = OLD.current_status AND NEW.metadata = OLD.metadata THEN
+        NEW.version := OLD.version;
+        NEW.updated_at := OLD.updated_at;
+    ELSE
+        NEW.version := OLD.version + 1;
+        NEW.updated_at := now();
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION outbox.workflows_changed() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    actor     text := outbox.actor();
+    reason    text := nullif(current_setting('outbox.reason', true), '');
+    worker    integer := nullif(current_setting('outbox.worker', true), '')::integer;
+    -- The changed workflows as parallel arrays: position n of each is workflow n.
+    ids       uuid[];
+    pipelines text[];
+    froms     text[];
+    tos       text[];
+    versions  bigint[];
+    stages    text[];     -- the stage that must run next; null where there is none
+    by_stages text[];     -- the stage and the attempt that made the change, if it was this worker's job
+    attempts  integer[];
+    ending    uuid[];     -- whose open job ends
+    keeping   uuid[];     -- whose job goes on: the new status is the in-progress one of its stage
+    unknown   uuid;
+    illegal   uuid;
+    ended     integer := 0;
+    n         integer;
+BEGIN
+    -- Old and new rows are kept side by side, so they pair by position; a join would be planned once for the
+    -- size of the session's first statement, and be quadratic in a bulk UPDATE. Jobs come and go only under
+    -- the lock of their workflow's row, which this statement holds: what is read here stays true.
+    SELECT array_agg(c.id), array_agg(c.pipeline), array_agg(c.from_status), array_agg(c.to_status),
+           array_agg(c.version),
+           array_agg(CASE WHEN r.running AND r.stage = j.stage THEN NULL ELSE r.stage END),
+           array_agg(CASE WHEN j.owner = worker THEN j.stage END),
+           array_agg(CASE WHEN j.owner = worker THEN j.attempt END),
+           array_agg(c.id) FILTER (WHERE j.stage IS NOT NULL AND NOT (r.running AND r.stage = j.stage)),
+           array_agg(c.id) FILTER (WHERE r.running AND r.stage = j.stage),
+           (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
+           (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
+    INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping, unknown, illegal
+    FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
+         (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
+                 array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
+          FROM new_rows AS n) AS n,
+         unnest(o.ids, o.statuses, n.ids, n.pipelines, n.statuses, n.versions)
+             AS c (old_id, from_status, id, pipeline, to_status, version)
+         LEFT JOIN outbox.legal_changes AS l
+             ON l.pipeline = c.pipeline AND l.from_status = c.from_status AND l.to_status = c.to_status
+         LEFT JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status
+         LEFT JOIN outbox.jobs AS j ON j.workflow_id = c.id
+    WHERE c.from_status <> c.to_status;
+
+    IF ids IS NULL THEN
+        RETURN NULL;  -- only metadata has changed, or nothing
+    END IF;
+
+    IF unknown IS NOT NULL OR illegal IS NOT NULL THEN
+        n := array_position(ids, coalesce(unknown, illegal));
+        RAISE EXCEPTION '%: pipeline "%", entity "%", from "%" to "%"',
+            CASE WHEN unknown IS NULL THEN 'illegal change' ELSE 'unknown status' END, pipelines[n],
+            (SELECT w.entity_id FROM outbox.workflow_states AS w WHERE w.id = ids[n]), froms[n], tos[n]
+            USING ERRCODE = CASE WHEN unknown IS NULL THEN 'OB001' ELSE 'OB003' END,
+                  HINT = 'outbox.legal_changes lists the changes that the pipeline allows; '
+                      || 'Pipeline.allow() and `outbox deploy` add to it.';
+    END IF;
+
+    IF ending IS NOT NULL THEN
+        DELETE FROM outbox.jobs AS j WHERE j.workflow_id = ANY (ending);
+        GET DIAGNOSTICS ended = ROW_COUNT;
+    END IF;
+    -- A live job and a dead one exclude each other. What was asked of a person is answered by the change.
+    IF ended < cardinality(ids) THEN
+        DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
+    END IF;
+    IF keeping IS NOT NULL THEN
+        UPDATE outbox.jobs AS j SET status = c.to_status
+        FROM unnest(ids, tos) AS c (id, to_status)
+        WHERE j.workflow_id = c.id AND c.id = ANY (keeping);
+    END IF;
+
+    INSERT INTO outbox.state_changes (workflow_id, from_status, to_status, version, actor, reason, stage, attempt)
+    SELECT c.id, c.from_status, c.to_status, c.version, actor, reason, c.stage, c.attempt
+    FROM unnest(ids, froms, tos, versions, by_stages, attempts) AS c (id, from_status, to_status, version, stage, attempt);
+
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+    SELECT c.id, c.pipeline, c.stage, c.to_status, c.version
+    FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
+    WHERE c.stage IS NOT NULL;
+
+    INSERT INTO outbox.status_counts (pipeline, status, workflows)
+    SELECT c.pipeline, s.status, sum(s.workflows)
+    FROM unnest(pipelines, froms, tos) AS c (pipeline, from_status, to_status)
+    CROSS JOIN LATERAL (VALUES (c.from_status, -1), (c.to_status, 1)) AS s (status, workflows)
+    GROUP BY c.pipeline, s.status HAVING sum(s.workflows) <> 0;
+
+    PERFORM outbox.wake(pipelines, stages);
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION outbox.workflows_deleted() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    ids uuid[];
+BEGIN
+    SELECT array_agg(o.id) INTO ids FROM old_rows AS o;
+    DELETE FROM outbox.jobs AS j WHERE j.workflow_id = ANY (ids);
+    DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
+    INSERT INTO outbox.status_counts (pipeline, status, workflows)
+    SELECT o.pipeline, o.current_status, -count(*) FROM old_rows AS o GROUP BY o.pipeline, o.current_status;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION outbox.workflows_started() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    actor     text := outbox.actor();
+    reason    text := nullif(current_setting('outbox.reason', true), '');
+    stranger  record;
+    pipelines text[];
+    stages    text[];
+BEGIN
+    SELECT s.pipeline, s.entity_id, s.current_status,
+           EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = s.pipeline) AS known
+    INTO stranger
+    FROM new_rows AS s
+    LEFT JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
+    WHERE r.status IS NULL
+    LIMIT 1;
+    IF FOUND AND NOT stranger.known THEN
+        RAISE EXCEPTION 'unknown pipeline "%": entity "%" can''t start (from status null to "%")',
+            stranger.pipeline, stranger.entity_id, stranger.current_status
+            USING ERRCODE = 'OB002', HINT = 'Deploy it first: outbox deploy --app module:object';
+    ELSIF FOUND THEN
+        RAISE EXCEPTION 'unknown status: pipeline "%", entity "%", from null to "%"',
+            stranger.pipeline, stranger.entity_id, stranger.current_status
+            USING ERRCODE = 'OB003', HINT = 'outbox.routes lists the statuses that the pipeline knows.';
+    END IF;
+
+    INSERT INTO outbox.state_changes (workflow_id, to_status, version, actor, reason)
+    SELECT s.id, s.current_status, s.version, actor, reason FROM new_rows AS s;
+
+    WITH made AS (
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+        SELECT s.id, s.pipeline, r.stage, s.current_status, s.version
+        FROM new_rows AS s
+        JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
+        WHERE r.stage IS NOT NULL
+        RETURNING pipeline, stage
+    )
+    SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
+
+    INSERT INTO outbox.status_counts (pipeline, status, workflows)
+    SELECT s.pipeline, s.current_status, count(*) FROM new_rows AS s GROUP BY s.pipeline, s.current_status;
+
+    PERFORM outbox.wake(pipelines, stages);
+    RETURN NULL;
+END
+$$;
+
+CREATE TABLE outbox.dead_jobs (
+    workflow_id uuid NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    entity_id text NOT NULL COLLATE pg_catalog."C",
+    stage text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    version bigint NOT NULL,
+    attempts integer NOT NULL,
+    error text NOT NULL,
+    died_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE outbox.jobs (
+    workflow_id uuid NOT NULL,
+    id bigint NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    stage text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    version bigint NOT NULL,
+    run_at timestamp with time zone DEFAULT now() NOT NULL,
+    claimed_at timestamp with time zone,
+    owner integer,
+    attempt integer DEFAULT 0 NOT NULL,
+    due boolean DEFAULT true NOT NULL,
+    careful boolean DEFAULT false NOT NULL,
+    error text
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_analyze_scale_factor='0.2', autovacuum_vacuum_cost_delay='0');
+
+CREATE SEQUENCE outbox.job_ids
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+ALTER SEQUENCE outbox.job_ids OWNED BY outbox.jobs.id;
+
+CREATE TABLE outbox.legal_changes (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    from_status text NOT NULL COLLATE pg_catalog."C",
+    to_status text NOT NULL COLLATE pg_catalog."C"
+);
+
+CREATE TABLE outbox.messages (
+    id bigint NOT NULL,
+    message_id uuid DEFAULT outbox.uuid7() NOT NULL,
+    topic text NOT NULL COLLATE pg_catalog."C",
+    key text COLLATE pg_catalog."C",
+    payload jsonb,
+    headers jsonb,
+    workflow_id uuid,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
+)
+PARTITION BY LIST ((((id / 1000000) % (4)::bigint)));
+
+CREATE SEQUENCE outbox.message_ids
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+ALTER SEQUENCE outbox.message_ids OWNED BY outbox.messages.id;
+
+CREATE TABLE outbox.messages_0 (
+    id bigint DEFAULT nextval('outbox.message_ids'::regclass) CONSTRAINT messages_id_not_null NOT NULL,
+    message_id uuid DEFAULT outbox.uuid7() CONSTRAINT messages_message_id_not_null NOT NULL,
+    topic text CONSTRAINT messages_topic_not_null NOT NULL COLLATE pg_catalog."C",
+    key text COLLATE pg_catalog."C",
+    payload jsonb,
+    headers jsonb,
+    workflow_id uuid,
+    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
+);
+
+CREATE TABLE outbox.messages_1 (
+    id bigint DEFAULT nextval('outbox.message_ids'::regclass) CONSTRAINT messages_id_not_null NOT NULL,
+    message_id uuid DEFAULT outbox.uuid7() CONSTRAINT messages_message_id_not_null NOT NULL,
+    topic text CONSTRAINT messages_topic_not_null NOT NULL COLLATE pg_catalog."C",
+    key text COLLATE pg_catalog."C",
+    payload jsonb,
+    headers jsonb,
+    workflow_id uuid,
+    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
+);
+
+CREATE TABLE outbox.messages_2 (
+    id bigint DEFAULT nextval('outbox.message_ids'::regclass) CONSTRAINT messages_id_not_null NOT NULL,
+    message_id uuid DEFAULT outbox.uuid7() CONSTRAINT messages_message_id_not_null NOT NULL,
+    topic text CONSTRAINT messages_topic_not_null NOT NULL COLLATE pg_catalog."C",
+    key text COLLATE pg_catalog."C",
+    payload jsonb,
+    headers jsonb,
+    workflow_id uuid,
+    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
+);
+
+CREATE TABLE outbox.messages_3 (
+    id bigint DEFAULT nextval('outbox.message_ids'::regclass) CONSTRAINT messages_id_not_null NOT NULL,
+    message_id uuid DEFAULT outbox.uuid7() CONSTRAINT messages_message_id_not_null NOT NULL,
+    topic text CONSTRAINT messages_topic_not_null NOT NULL COLLATE pg_catalog."C",
+    key text COLLATE pg_catalog."C",
+    payload jsonb,
+    headers jsonb,
+    workflow_id uuid,
+    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
+);
+
+CREATE TABLE outbox.routes (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    stage text COLLATE pg_catalog."C",
+    running boolean DEFAULT false NOT NULL,
+    final boolean DEFAULT false NOT NULL
+);
+
+CREATE TABLE outbox.status_counts (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    workflows bigint NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000');
+
+CREATE VIEW outbox.overview AS
+ WITH workflows AS (
+         SELECT status_counts.pipeline,
+            status_counts.status,
+            (sum(status_counts.workflows))::bigint AS n
+           FROM outbox.status_counts
+          GROUP BY status_counts.pipeline, status_counts.status
+        ), scheduled AS (
+         SELECT jobs.pipeline,
+            jobs.stage,
+            jobs.status,
+            count(*) AS n
+           FROM outbox.jobs
+          WHERE ((jobs.owner IS NULL) AND (NOT jobs.due) AND (jobs.run_at > now()))
+          GROUP BY jobs.pipeline, jobs.stage, jobs.status
+        ), running AS (
+         SELECT jobs.pipeline,
+            jobs.stage,
+            jobs.status,
+            count(*) AS n
+           FROM outbox.jobs
+          WHERE (jobs.owner IS NOT NULL)
+          GROUP BY jobs.pipeline, jobs.stage, jobs.status
+        ), dead AS (
+         SELECT dead_jobs.pipeline,
+            dead_jobs.stage,
+            dead_jobs.status,
+            count(*) AS n
+           FROM outbox.dead_jobs
+          GROUP BY dead_jobs.pipeline, dead_jobs.stage, dead_jobs.status
+        )
+ SELECT r.pipeline,
+    r.status,
+    r.stage,
+    COALESCE(w.n, (0)::bigint) AS workflows,
+        CASE
+            WHEN (r.stage IS NULL) THEN (0)::bigint
+            ELSE GREATEST((((COALESCE(w.n, (0)::bigint) - COALESCE(s.n, (0)::bigint)) - COALESCE(c.n, (0)::bigint)) - COALESCE(d.n, (0)::bigint)), (0)::bigint)
+        END AS ready,
+    COALESCE(s.n, (0)::bigint) AS scheduled,
+    COALESCE(c.n, (0)::bigint) AS running,
+    COALESCE(d.n, (0)::bigint) AS dead,
+        CASE
+            WHEN r.running THEN NULL::interval
+            ELSE (now() - ( SELECT min(o.run_at) AS min
+               FROM ( SELECT j.run_at
+                       FROM outbox.jobs j
+                      WHERE ((j.pipeline = r.pipeline) AND (j.stage = r.stage) AND (NOT j.careful) AND (j.owner IS NULL) AND j.due)
+                      ORDER BY j.id
+                     LIMIT 1) o))
+        END AS oldest_waiting
+   FROM ((((outbox.routes r
+     LEFT JOIN workflows w ON (((w.pipeline = r.pipeline) AND (w.status = r.status))))
+     LEFT JOIN scheduled s ON (((s.pipeline = r.pipeline) AND (s.status = r.status) AND (s.stage = r.stage))))
+     LEFT JOIN running c ON (((c.pipeline = r.pipeline) AND (c.status = r.status) AND (c.stage = r.stage))))
+     LEFT JOIN dead d ON (((d.pipeline = r.pipeline) AND (d.status = r.status) AND (d.stage = r.stage))));
+
+CREATE TABLE outbox.pipelines (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    initial_status text NOT NULL COLLATE pg_catalog."C",
+    definition jsonb DEFAULT '{}'::jsonb NOT NULL,
+    deployed_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE outbox.schema_migrations (
+    name text NOT NULL,
+    applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE outbox.stages (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    stage text NOT NULL COLLATE pg_catalog."C",
+    max_attempts integer NOT NULL,
+    CONSTRAINT stages_max_attempts_positive CHECK ((max_attempts > 0))
+);
+
+CREATE TABLE outbox.state_changes (
+    id bigint NOT NULL,
+    workflow_id uuid NOT NULL,
+    from_status text COLLATE pg_catalog."C",
+    to_status text NOT NULL COLLATE pg_catalog."C",
+    version bigint NOT NULL,
+    actor text NOT NULL,
+    reason text,
+    stage text COLLATE pg_catalog."C",
+    attempt integer,
+    at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE outbox.state_changes ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY (
+    SEQUENCE NAME outbox.state_changes_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE outbox.workers (
+    id integer NOT NULL,
+    name text NOT NULL,
+    stages text[] NOT NULL,
+    lease interval NOT NULL,
+    idle boolean DEFAULT false NOT NULL,
+    watched boolean DEFAULT false NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    beat_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workers_lease_positive CHECK ((lease > '00:00:00'::interval))
+)
+WITH (fillfactor='50');
+
+ALTER TABLE outbox.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.workers_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE outbox.workflow_states (
+    id uuid DEFAULT outbox.uuid7() NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    entity_id text NOT NULL COLLATE pg_catalog."C",
+    current_status text NOT NULL COLLATE pg_catalog."C",
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    version bigint DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
+)
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
+
+ALTER TABLE ONLY outbox.messages ATTACH PARTITION outbox.messages_0 FOR VALUES IN ('0');
+
+ALTER TABLE ONLY outbox.messages ATTACH PARTITION outbox.messages_1 FOR VALUES IN ('1');
+
+ALTER TABLE ONLY outbox.messages ATTACH PARTITION outbox.messages_2 FOR VALUES IN ('2');
+
+ALTER TABLE ONLY outbox.messages ATTACH PARTITION outbox.messages_3 FOR VALUES IN ('3');
+
+ALTER TABLE ONLY outbox.jobs ALTER COLUMN id SET DEFAULT nextval('outbox.job_ids'::regclass);
+
+ALTER TABLE ONLY outbox.messages ALTER COLUMN id SET DEFAULT nextval('outbox.message_ids'::regclass);
+
+ALTER TABLE ONLY outbox.dead_jobs
+    ADD CONSTRAINT dead_jobs_pkey PRIMARY KEY (workflow_id);
+
+ALTER TABLE ONLY outbox.jobs
+    ADD CONSTRAINT jobs_pkey PRIMARY KEY (workflow_id);
+
+ALTER TABLE ONLY outbox.legal_changes
+    ADD CONSTRAINT legal_changes_pkey PRIMARY KEY (pipeline, from_status, to_status);
+
+ALTER TABLE ONLY outbox.pipelines
+    ADD CONSTRAINT pipelines_pkey PRIMARY KEY (pipeline);
+
+ALTER TABLE ONLY outbox.routes
+    ADD CONSTRAINT routes_pkey PRIMARY KEY (pipeline, status);
+
+ALTER TABLE ONLY outbox.schema_migrations
+    ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY outbox.stages
+    ADD CONSTRAINT stages_pkey PRIMARY KEY (pipeline, stage);
+
+ALTER TABLE ONLY outbox.state_changes
+    ADD CONSTRAINT state_changes_pkey PRIMARY KEY (workflow_id, version);
+
+ALTER TABLE ONLY outbox.workers
+    ADD CONSTRAINT workers_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.workflow_states
+    ADD CONSTRAINT workflow_states_entity_key UNIQUE (pipeline, entity_id);
+
+ALTER TABLE ONLY outbox.workflow_states
+    ADD CONSTRAINT workflow_states_pkey PRIMARY KEY (id);
+
+CREATE INDEX dead_jobs_by_stage ON outbox.dead_jobs USING btree (pipeline, stage, status);
+
+CREATE INDEX dead_jobs_by_time ON outbox.dead_jobs USING btree (died_at);
+
+CREATE INDEX jobs_ready_for_claim ON outbox.jobs USING btree (pipeline, stage, careful, id) WHERE ((owner IS NULL) AND due);
+
+CREATE INDEX jobs_running ON outbox.jobs USING btree (owner, id) WHERE (owner IS NOT NULL);
+
+CREATE INDEX jobs_scheduled ON outbox.jobs USING btree (run_at) INCLUDE (pipeline, stage, status) WHERE ((owner IS NULL) AND (NOT due));
+
+CREATE INDEX messages_by_workflow ON ONLY outbox.messages USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
+
+CREATE INDEX messages_0_workflow_id_idx ON outbox.messages_0 USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
+
+CREATE INDEX messages_1_workflow_id_idx ON outbox.messages_1 USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
+
+CREATE INDEX messages_2_workflow_id_idx ON outbox.messages_2 USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
+
+CREATE INDEX messages_3_workflow_id_idx ON outbox.messages_3 USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
+
+CREATE INDEX state_changes_by_time ON outbox.state_changes USING brin (at) WITH (autosummarize='on');
+
+ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_0_workflow_id_idx;
+
+ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_1_workflow_id_idx;
+
+ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_2_workflow_id_idx;
+
+ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_3_workflow_id_idx;
+
+CREATE TRIGGER state_changes_are_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON outbox.state_changes FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
+
+CREATE TRIGGER workflow_fill_initial BEFORE INSERT ON outbox.workflow_states FOR EACH ROW WHEN (((new.current_status IS NULL) OR (new.version <> 1))) EXECUTE FUNCTION outbox.workflow_fill_initial();
+
+CREATE TRIGGER workflow_move_version BEFORE UPDATE ON outbox.workflow_states FOR EACH ROW WHEN (((new.version <> (old.version + 1)) OR (new.current_status = old.current_status) OR (new.updated_at <> now()) OR (new.id <> old.id) OR (new.pipeline <> old.pipeline) OR (new.entity_id <> old.entity_id))) EXECUTE FUNCTION outbox.workflow_move_version();
+
+CREATE TRIGGER workflow_states_are_not_truncated BEFORE TRUNCATE ON outbox.workflow_states FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
+
+CREATE TRIGGER workflows_changed AFTER UPDATE ON outbox.workflow_states REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION outbox.workflows_changed();
+
+CREATE TRIGGER workflows_deleted AFTER DELETE ON outbox.workflow_states REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION outbox.workflows_deleted();
+
+CREATE TRIGGER workflows_started AFTER INSERT ON outbox.workflow_states REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION outbox.workflows_started();
