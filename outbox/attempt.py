@@ -13,9 +13,10 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from . import transaction
 from .commit import Committer
+from .documents import printable
 from .errors import HandlerError
-from .handle import begin, fail, handle_async, handle_sync, printable
-from .job import Failed, Finished, Job, Outcome
+from .handle import begin, handle_async, handle_sync
+from .job import Failed, Finished, Job, Outcome, fail
 from .lane import Lane, Lanes
 from .link import engine_conninfo, first_line
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from . import killpoints, statements
-from .handle import printable
+from .documents import printable
 from .job import Job, actor
 from .lane import Lane, Lanes
 from .link import Link, temporary
@@ -42,6 +42,7 @@ class Claimer:
         keeper: Keeper,
         *,
         uncommitted: Callable[[], int],
+        known: Callable[[], list[str]],
         on_claimed: Callable[[Lane], None],
         on_lost: Callable[[str], None],
         not_held: Callable[[list[Job]], Awaitable[None]],
@@ -50,11 +51,13 @@ class Claimer:
         self._lanes = lanes
         self._keeper = keeper
         self._uncommitted = uncommitted
+        self._known = known
         self._on_claimed = on_claimed
         self._on_lost = on_lost
         self._not_held = not_held
         self._woken, self._roomy = asyncio.Event(), asyncio.Event()
         self._idle = False
+        self._unanswered = False
 
     def wake(self) -> None:
         """Look for work now: somebody says that there may be some."""
@@ -84,7 +87,11 @@ class Claimer:
                 continue
             self._woken.clear()
             try:
+                if self._unanswered:
+                    await self._give_back_unknown(self._link, 0)
+                self._unanswered = True
                 found, full = await self._claim(lanes)
+                self._unanswered = False
             except Exception as error:
                 if not temporary(error):
                     log.error("claim: %s", printable(str(error)))
@@ -108,17 +115,18 @@ class Claimer:
             except TimeoutError:
                 delay = min(POLL_LAST, delay * 2)
 
-    async def reconcile(self, link: Link, known: Callable[[], list[str]]) -> None:
-        """Give back, now and then, what was claimed in this worker's name when the answer never came."""
+    async def reconcile(self, link: Link) -> None:
+        """Give back, now and then, what a claim took after its connection was given up: it may have run on."""
         while True:
             await asyncio.sleep(RECONCILE_EVERY)
-            worker = self._keeper.id
-            if not worker or self._link.connections <= 1:
-                continue  # no claim's answer has been lost
-            with contextlib.suppress(psycopg.Error, OSError):
-                rows = await link.execute(*give_back_unknown(worker, known(), RECONCILE_EVERY))
-                if rows:
-                    log.info("gave back %s jobs whose claim was never answered", len(rows))
+            if self._keeper.id and self._link.connections > 1:
+                with contextlib.suppress(psycopg.Error, OSError):
+                    await self._give_back_unknown(link, RECONCILE_EVERY)
+
+    async def _give_back_unknown(self, link: Link, age: float) -> None:
+        rows = await link.execute(*give_back_unknown(self._keeper.id, self._known(), age))
+        if rows:
+            log.info("gave back %s jobs whose claim was never answered", len(rows))
 
     async def _claim(self, lanes: Sequence[tuple[Lane, int]]) -> tuple[int, bool]:
         """Claim for these lanes and hand on what came. Returns how many, and whether there may be more."""
@@ -227,15 +235,6 @@ def start(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
         "attempts": array(job.attempt for job in jobs),
         "versions": array(job.version for job in jobs),
         "statuses": text_array(job.stage.running for job in jobs),
-    }
-
-
-def give_back(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that frees jobs of one owner which have not run; no attempt is burnt."""
-    return SQL["jobs_give_back"], {
-        "worker": jobs[0].owner,
-        "ids": array(job.workflow_id for job in jobs),
-        "attempts": array(job.attempt for job in jobs),
     }
 
 

@@ -18,8 +18,8 @@ import click
 import psycopg
 
 from . import application, bulk, deploy, doctor, embedded, inspect, logs, migrations, screen, settings
+from .documents import printable
 from .errors import OutboxError, SettingsError
-from .handle import printable
 from .link import engine_conninfo
 from .maintenance import Retention
 from .submit import submit_text

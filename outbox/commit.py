@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import claim, killpoints, statements
-from .handle import fail as failed
-from .handle import printable
+from . import killpoints, statements
+from .documents import printable
 from .job import Failed, Finished, Job, Outcome, actor
+from .job import fail as failed
 from .link import Link
 from .statements import array, text_array
 
@@ -137,7 +137,7 @@ class Committer:
         given: set[str] = set()
         for owner in {job.owner for job in jobs}:
             mine = [job for job in jobs if job.owner == owner]
-            given |= {row[0] for row in await self._link.repeat(*claim.give_back(mine))}
+            given |= {row[0] for row in await self._link.repeat(*give_back(mine))}
         return given
 
     async def is_unchanged(self, job: Job) -> bool:
@@ -162,12 +162,10 @@ class Committer:
             return
         killpoints.passing("K5")
         held = {row[0] for row in rows}
-        missing = [job for job, _ in batch if job.workflow_id not in held]
-        if missing and self._link.connections != connections:
+        if len(held) < len(batch) and self._link.connections != connections:
             # An answer was lost on the way: what the first try had committed is done, not lost.
-            before = {row[0] for row in await self._link.repeat(*finished_by(missing))}
-            held |= before
-            missing = [job for job in missing if job.workflow_id not in before]
+            held |= await self._committed([job for job, _ in batch if job.workflow_id not in held])
+        missing = [job for job, _ in batch if job.workflow_id not in held]
         self._counts.done += len(held)
         for job, outcome in batch:
             self._on_next(job.stage.pipeline.name, outcome.status)
@@ -183,21 +181,29 @@ class Committer:
         except Exception as error:
             log.error("can't put %s jobs back: %s", len(batch), printable(str(error)))
         dead = 0
+        missing = [job for job, _ in batch if job.workflow_id not in held]
+        # The answer to a handler's own COMMIT may have been lost: what looked like a failure is done.
+        done = await self._committed(missing) if missing else set()
         for job, outcome in batch:
-            if job.workflow_id not in held:
+            where = f"{job.stage.queue} {printable(job.entity_id)}"
+            if job.workflow_id in done:
+                self._counts.done += 1
+                log.info("%s: done after all, though its commit was not answered", where)
+            elif job.workflow_id not in held:
                 self._counts.lost += 1
             elif outcome.delay is None:
                 dead += 1
-                log.warning(
-                    "%s %s is dead after %s attempts: %s",
-                    job.stage.queue, printable(job.entity_id), job.attempt, printable(outcome.error),
-                )  # fmt: skip
+                log.warning("%s is dead after %s attempts: %s", where, job.attempt, printable(outcome.error))
             else:
-                log.debug("%s %s: %s", job.stage.queue, printable(job.entity_id), printable(outcome.error))
+                log.debug("%s: %s", where, printable(outcome.error))
                 self._on_delay(outcome.delay)
         self._counts.dead += dead
         self._counts.retried += len(held) - dead
         _log_batch(batch, len(held) - dead, "to try again", started)
+
+    async def _committed(self, jobs: Sequence[Job]) -> set[str]:
+        """Look which of these jobs of one owner are in the history as its own changes."""
+        return {row[0] for row in await self._link.repeat(*finished_by(jobs))}
 
 
 def _log_batch(batch: Sequence[tuple[Job, Any]], count: int, what: str, started: float) -> None:
@@ -230,6 +236,15 @@ def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
         "now": None,
         "delays": array("NULL" if outcome.delay is None else outcome.delay for _, outcome in jobs),
         "errors": text_array(outcome.error for _, outcome in jobs),
+    }
+
+
+def give_back(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that frees jobs of one owner which have not run; no attempt is burnt."""
+    return SQL["jobs_give_back"], {
+        "worker": jobs[0].owner,
+        "ids": array(job.workflow_id for job in jobs),
+        "attempts": array(job.attempt for job in jobs),
     }
 
 

@@ -104,6 +104,11 @@ def clean(text: str, longest: int = MAX_ERROR) -> str:
     return text.replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
 
 
+def printable(value: object) -> str:
+    """Return text without control characters, for log lines and terminals."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
+
+
 def describe(error: BaseException) -> str:
     """Return `Type: message (file:line)` of any exception, storable, whatever its `__str__` does."""
     try:

@@ -15,9 +15,9 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from . import documents
+from .documents import printable
 from .errors import HandlerError, InvalidInput, LeaseLost
-from .job import Failed, Finished, Job, Message, Outcome
-from .pipeline import Reject, Retry
+from .job import Failed, Finished, Job, Message, Outcome, fail
 
 Data = TypeVar("Data")
 
@@ -122,11 +122,6 @@ class _JobLogger(logging.LoggerAdapter[logging.Logger]):
         return f"{where}: {msg}", kwargs
 
 
-def printable(value: object) -> str:
-    """Return text without control characters, for log lines and terminals."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
-
-
 def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
     """Return what the handler is given; Failed, for good, if the stored data doesn't fit the model."""
     try:
@@ -161,22 +156,3 @@ def finish(run: Run[Any], result: Any) -> Outcome:
     except InvalidInput as error:
         raise HandlerError(f"stage {run._job.stage.queue} returned data that can't be stored: {error}") from None
     return Finished(status, data, run._messages)
-
-
-def fail(job: Job, error: BaseException) -> Failed:
-    """Return the outcome of an attempt that raised `error`: later by Retry or back-off, or dead."""
-    if isinstance(error, Reject):
-        return Failed(documents.clean(_message(error)), None)
-    delay = job.stage.retry.delay(job.attempt)
-    if isinstance(error, Retry):
-        if delay is not None and error.after is not None:
-            delay = error.after
-        return Failed(documents.clean(_message(error)), delay)
-    return Failed(documents.describe(error), delay)
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException:
-        return documents.describe(error)

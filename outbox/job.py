@@ -6,7 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from .pipeline import Stage
+from . import documents
+from .pipeline import Reject, Retry, Stage
 
 
 @dataclass(slots=True)
@@ -65,3 +66,22 @@ Outcome = Finished | Failed
 def actor(worker: int) -> str:
     """How the history names a worker."""
     return f"worker-{worker}"
+
+
+def fail(job: Job, error: BaseException) -> Failed:
+    """Return the outcome of an attempt that raised `error`: later by Retry or back-off, or dead."""
+    if isinstance(error, Reject):
+        return Failed(documents.clean(_message(error)), None)
+    delay = job.stage.retry.delay(job.attempt)
+    if isinstance(error, Retry):
+        if delay is not None and error.after is not None:
+            delay = error.after
+        return Failed(documents.clean(_message(error)), delay)
+    return Failed(documents.describe(error), delay)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        return documents.describe(error)

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from .handle import printable
+from .documents import printable
 
 log = logging.getLogger("outbox.database")
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .doctor import Finding
-from .handle import printable
+from .documents import printable
 
 Row = dict[str, Any]
 

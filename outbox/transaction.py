@@ -8,8 +8,8 @@ import psycopg
 
 from . import commit, killpoints
 from .errors import HandlerError
-from .handle import begin, fail, handle_async, handle_sync
-from .job import Failed, Finished, Job, Outcome
+from .handle import begin, handle_async, handle_sync
+from .job import Failed, Finished, Job, Outcome, fail
 
 # Idle in the transaction for longer than the stage's timeout plus this many seconds, the session is ended by
 # Postgres: a process that froze holding row locks must not block those who take over.
@@ -57,6 +57,7 @@ def run_sync(conn: psycopg.Connection[Any], job: Job) -> Outcome | None:
             run = begin(job, conn)
             outcome = run if isinstance(run, Failed) else handle_sync(run)
             if isinstance(outcome, Finished):
+                killpoints.passing("K3")
                 _require_same(job, conn.execute(commit.SQL["transaction_mark_read"]).fetchone())
                 if conn.execute(*commit.finish([(job, outcome)])).fetchone():
                     return outcome

@@ -98,7 +98,7 @@ class Worker:
                 self._maintenance.run(),
                 self._committer.run(),
                 self._attempts.watch(),
-                self._claimer.reconcile(reconciling, self._known),
+                self._claimer.reconcile(reconciling),
                 self._watch_lease(),
             )
         ]
@@ -184,6 +184,7 @@ class Worker:
             self._lanes,
             self._keeper,
             uncommitted=self._committer.__len__,
+            known=self._known,
             on_claimed=self._attempts.start,
             on_lost=self._lose,
             not_held=self._committer.not_held,

@@ -1,4 +1,4 @@
--- Step 2: take jobs with a lease, and give them back.
+-- Step 2: take jobs with a lease.
 
 -- name: jobs_claim
 -- Takes up to `limits[n]` ready jobs of each queue for one worker, oldest first, with the data to work on.
@@ -60,29 +60,13 @@ FROM held
 WHERE w.id = held.id
 RETURNING w.id::text, w.version;
 
--- name: jobs_give_back
--- Frees jobs that this worker holds and did not run, or ran on data that has changed: no attempt is burnt.
--- Writes jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
-WITH held AS MATERIALIZED (
-    SELECT j.workflow_id
-    FROM unnest(%(ids)s::uuid[], %(attempts)s::integer[]) AS o (id, attempt)
-    JOIN outbox.jobs AS j ON j.workflow_id = o.id AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
-    ORDER BY j.workflow_id
-    FOR NO KEY UPDATE OF j
-)
-UPDATE outbox.jobs AS j
-SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1
-FROM held
-WHERE j.workflow_id = held.workflow_id
-RETURNING j.workflow_id::text;
-
 -- name: jobs_give_back_unknown
 -- Frees what is claimed in this worker's name but never reached it: the answer to a claim was lost on the way.
 -- Writes jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_running.
 WITH unknown AS MATERIALIZED (
     SELECT j.workflow_id
     FROM outbox.jobs AS j
-    WHERE j.owner = %(worker)s::integer AND j.claimed_at < now() - make_interval(secs => %(age)s)
+    WHERE j.owner = %(worker)s::integer AND j.claimed_at <= now() - make_interval(secs => %(age)s)
       AND j.workflow_id <> ALL (%(known)s::uuid[])
     ORDER BY j.workflow_id
     FOR NO KEY UPDATE SKIP LOCKED

@@ -71,6 +71,22 @@ WITH held AS MATERIALIZED (
 )
 SELECT held.workflow_id::text FROM held;
 
+-- name: jobs_give_back
+-- Frees jobs that this worker holds and did not run, or ran on data that has changed: no attempt is burnt.
+-- Writes jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
+WITH held AS MATERIALIZED (
+    SELECT j.workflow_id
+    FROM unnest(%(ids)s::uuid[], %(attempts)s::integer[]) AS o (id, attempt)
+    JOIN outbox.jobs AS j ON j.workflow_id = o.id AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
+    ORDER BY j.workflow_id
+    FOR NO KEY UPDATE OF j
+)
+UPDATE outbox.jobs AS j
+SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1
+FROM held
+WHERE j.workflow_id = held.workflow_id
+RETURNING j.workflow_id::text;
+
 -- name: jobs_finished_by
 -- Which of these (workflow, version, attempt) are in the history as this worker's change: asked when the answer
 -- to a commit was lost. Reads state_changes by its primary key.
