@@ -403,6 +403,8 @@ def dsn_of(found: settings.Settings, *, migrated: bool = True) -> Iterator[str]:
     if found.dsn:
         yield found.dsn
         return
+    # Ended by a signal, the command still leaves the server, which the last one to leave stops.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with embedded.server(found.home) as dsn:
         click.echo(f"outbox: no OUTBOX_DSN; using the bundled Postgres in {found.home} (its data is kept)", err=True)
         if migrated:

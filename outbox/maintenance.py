@@ -138,21 +138,21 @@ class Maintenance:
 
     async def _retain(self) -> None:
         for name, days in (
-            ("workflows", self._retention.workflows),
-            ("history", self._retention.history),
-            ("dead_jobs", self._retention.dead_jobs),
+            ("retention_workflows", self._retention.workflows),
+            ("retention_history", self._retention.history),
+            ("retention_dead_jobs", self._retention.dead_jobs),
         ):
             total, deleted = 0, BATCH
             while days is not None and deleted == BATCH:
                 conn = await self._link.connection()
                 async with conn.transaction():
                     await self._link.execute(SQL["retention_mark"], {})
-                    rows = await self._link.execute(SQL[f"retention_{name}"], {"days": days, "limit": BATCH})
+                    rows = await self._link.execute(SQL[name], {"days": days, "limit": BATCH})
                 deleted = rows[0][0]
                 total += deleted
                 await asyncio.sleep(0.05)  # others first
             if total:
-                log.info("retention: deleted %s old %s", total, name.replace("_", " "))
+                log.info("%s: %s were old and are deleted", name.replace("_", " "), total)
 
     async def close(self) -> None:
         await self._link.close()

