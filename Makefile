@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup check test bench schema wheel-test clean
+.PHONY: help demo setup check test bench schema docs wheel-test clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -38,12 +38,15 @@ bench: $(STAMP) ## measure throughput beside the same SQL alone, and a backlog o
 schema: $(STAMP) ## write sql/schema.sql anew from the migrations
 	$(BIN)/python tests/schema.py > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql
 
+docs: $(STAMP) ## write docs/cli.md anew from the commands' help
+	mkdir -p docs && $(BIN)/python tests/cli_reference.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+
 wheel-test: $(STAMP) ## run the tests against the built wheel, without the source on the path
 	rm -rf build .venv-wheel && mkdir -p build/wheel
 	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[dev]"
-	cp -r tests bench examples sql Makefile pyproject.toml README.md build/wheel/
+	cp -r tests bench docs Makefile pyproject.toml README.md build/wheel/
 	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 2 $(ARGS)
 
 clean: ## remove what make has made

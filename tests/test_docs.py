@@ -1,0 +1,114 @@
+"""Docs can't drift: what the README tells to type is typed here, in its order, and what it refers to is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from cli_reference import reference
+from conftest import OWNER
+from pipelines import status_of, value
+from servers import Process, wait_for
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_cli_md_is_what_the_help_says() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == reference(), "run: make docs"
+
+
+def test_the_two_commands_come_first_and_are_in_the_makefile() -> None:
+    assert BLOCKS[0] == ("sh", "make demo\nmake test\n")
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= set(targets)
+
+
+def test_every_test_that_a_guarantee_names_is_there() -> None:
+    named = set(re.findall(r"`(tests/\w+\.py)`", README))
+    assert named
+    assert all((ROOT / name).is_file() for name in named)
+
+
+class Reader:
+    """Types what the README says into a database and a folder that are empty."""
+
+    def __init__(self, dsn: str, folder: Path) -> None:
+        self.dsn, self.folder = dsn, folder
+        self.env = {"OUTBOX_DSN": dsn, "OUTBOX_APP": "posts:posts"}
+        self.worker: Process | None = None
+
+    def type(self, language: str, text: str) -> None:
+        if language == "python":
+            self.python(text)
+        elif language == "sql":
+            with psycopg.connect(self.dsn, autocommit=True) as conn:
+                conn.execute(text.encode())
+        else:
+            for line in text.splitlines():
+                self.shell(line)
+        if self.worker is not None:
+            wait_for(self.is_quiet, what="the worker has done what is due")
+
+    def python(self, text: str) -> None:
+        if text.startswith("# posts.py"):
+            (self.folder / "posts.py").write_text(text)
+        else:
+            self.run("-c", text)
+
+    def shell(self, line: str) -> None:
+        if line == "outbox worker":
+            self.worker = Process(["-m", "outbox", "worker"], self.env, self.folder, cwd=self.folder)
+        elif line.startswith("outbox "):
+            words = re.findall(r'"([^"]*)"|(\S+)', line)
+            self.run("-m", "outbox", *(quoted or plain for quoted, plain in words[1:]))
+        else:
+            assert line.startswith(("make ", "export OUTBOX_")), line
+
+    def run(self, *arguments: str) -> None:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={**os.environ, **self.env},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        # Of all commands only doctor may find something: the tests' server has fsync off.
+        assert done.returncode == 0 or "doctor" in arguments, f"{arguments}: {done.stderr}"
+
+    def is_quiet(self) -> bool:
+        assert self.worker is not None
+        assert self.worker.running, self.worker.text()
+        with psycopg.connect(self.dsn) as conn:
+            return value(conn, "SELECT count(*) FROM outbox.jobs") == 0
+
+
+def test_what_the_readme_says_works_as_printed(empty_dsn: str, tmp_path: Path) -> None:
+    dsn = empty_dsn.replace(f"{OWNER}@", "postgres@")  # who owns the whole database, as on a laptop
+    reader = Reader(dsn, tmp_path)
+    try:
+        for language, text in BLOCKS:
+            reader.type(language, text)
+        with psycopg.connect(dsn) as conn:
+            check_what_has_happened(conn)
+    finally:
+        if reader.worker is not None:
+            reader.worker.end()
+
+
+def check_what_has_happened(conn: psycopg.Connection[Any]) -> None:
+    ended = [status_of(conn, entity) for entity in ("post_123", "post_124", "post_125")]
+    assert ended == ["COMPLETED", "COMPLETED", "REJECTED"]
+    assert value(conn, "SELECT array_agg(post ORDER BY post) FROM crm") == ["post_123", "post_124"]
+    assert value(conn, "SELECT count(*) FROM outbox.messages WHERE topic = 'posts.completed'") == 2
+    assert value(conn, "SELECT array_agg(DISTINCT reason) FROM outbox.state_changes WHERE actor = 'sarah'") == [
+        "a fair point, answer it",
+        "not ours to answer",
+    ]
