@@ -106,7 +106,7 @@ def pgbench_script(stage: str, to: str) -> str:
     # The claim's last SELECT becomes one row of arrays, which is what pgbench can hand to the next statement.
     claim, select, rows = statements.load("claim")["jobs_claim"].decode().rpartition("\nSELECT ")
     finish = statements.load("commit")["jobs_finish_if_held"].decode()
-    claims = {"worker": "1", "pipelines": "'{posts}'", "stages": f"'{{{stage}}}'", "careful": "'{f}'", "now": "NULL",
+    claims = {"worker": "1", "pipelines": "'{posts}'", "stages": f"'{{{stage}}}'", "careful": "false", "now": "NULL",
               "marks": "array[:mark]", "limits": f"'{{{BATCH}}}'"}  # fmt: skip
     finishes = {"worker": "1", "actor": "'worker-1'", "data": ":metadata"} | {
         name: f":{name}" for name in

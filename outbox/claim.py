@@ -132,7 +132,8 @@ class Claimer:
         """Claim for these lanes and hand on what came. Returns how many, and whether there may be more."""
         worker = self._keeper.id
         started = time.monotonic()
-        rows = await self._link.execute(*request(worker, lanes, started))
+        alone = not any(lane.careful for lane in self._lanes.values())
+        rows = await self._link.execute(*request(worker, lanes, started, careful=alone))
         cost = time.monotonic() - started
         got = receive(worker, self._lanes, rows)
         full = False
@@ -178,23 +179,18 @@ class Claimer:
                 self._idle = idle
 
 
-def request(worker: int, lanes: Sequence[tuple[Lane, int]], now: float) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that claims `n` jobs for each lane, and one careful job where none runs."""
-    queues: list[tuple[str, str, bool, int, int]] = []
-    for lane, n in lanes:
-        name, stage = lane.stage.pipeline.name, lane.stage.name
-        queues.append((name, stage, False, lane.scan_from(now), n))
-        if not lane.careful:
-            queues.append((name, stage, True, 0, 1))
-    pipelines, stages, careful, marks, limits = zip(*queues, strict=True)
+def request(
+    worker: int, lanes: Sequence[tuple[Lane, int]], now: float, *, careful: bool
+) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that claims `n` jobs for each lane, and with `careful` one such job in all."""
     return SQL["jobs_claim"], {
         "now": None,
         "worker": worker,
-        "pipelines": list(pipelines),
-        "stages": list(stages),
-        "careful": list(careful),
-        "marks": list(marks),
-        "limits": list(limits),
+        "careful": careful,
+        "pipelines": [lane.stage.pipeline.name for lane, _ in lanes],
+        "stages": [lane.stage.name for lane, _ in lanes],
+        "marks": [lane.scan_from(now) for lane, _ in lanes],
+        "limits": [n for _, n in lanes],
     }
 
 

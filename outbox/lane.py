@@ -30,7 +30,7 @@ class Lane:
         self.concurrency = concurrency
         self.waiting: deque[Job] = deque()
         self.running: dict[str, Job] = {}
-        self.careful = 0  # jobs of the careful lane in this process: one at a time
+        self.careful = 0  # jobs that may kill this process: one at a time, over all its lanes
         self.mark = 0
         self._scanned = -FULL_SCAN
         self._scan_cost = 0.0

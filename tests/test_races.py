@@ -43,7 +43,7 @@ class Table:
 
     def _claim(self, conn: Conn, worker: int) -> list[Job]:
         lane = Lane(self.pipeline.stages["work"], 10)
-        statement, params = claim.request(worker, [(lane, 1)], 0)
+        statement, params = claim.request(worker, [(lane, 1)], 0, careful=True)
         claim.receive(worker, {("p", "work"): lane}, conn.execute(statement, params).fetchall())
         return list(lane.waiting)
 
@@ -175,7 +175,7 @@ def test_opposite_orders_of_a_bulk_update_and_a_batch_do_not_deadlock(conn: Conn
     ).fetchone()
     assert row is not None
     lane = Lane(pipeline.stages["work"], 100)
-    statement, params = claim.request(row[0], [(lane, 50)], 0)
+    statement, params = claim.request(row[0], [(lane, 50)], 0, careful=True)
     claim.receive(row[0], {("p", "work"): lane}, conn.execute(statement, params).fetchall())
     jobs = [(job, Finished("DONE", None, [])) for job in reversed(lane.waiting)]
     one, two = connect(autocommit=False), connect()
@@ -208,7 +208,7 @@ def test_two_workers_never_claim_the_same_job(conn: Conn, connect: Callable[...,
         mine: list[str] = []
         while True:
             lane = Lane(pipeline.stages["work"], 100)
-            statement, params = claim.request(row[0], [(lane, 7)], 0)
+            statement, params = claim.request(row[0], [(lane, 7)], 0, careful=True)
             claim.receive(row[0], {("p", "work"): lane}, conn.execute(statement, params).fetchall())
             if not lane.waiting:
                 break
@@ -232,3 +232,20 @@ def test_the_same_entity_submitted_twice_at_once_is_one_workflow(conn: Conn, con
     meet(conn, one, two, lambda: pipeline.submit(two, "a", Post()), "commit", out := [])
     assert not out[0].created
     assert value(conn, "SELECT count(*) FROM outbox.jobs") == 1
+
+
+def test_jobs_that_may_kill_their_worker_are_claimed_one_at_a_time_over_all_stages(conn: Conn) -> None:
+    posts = deployed(conn)
+    posts.submit_many(conn, [(f"e{n}", Post()) for n in range(4)])
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'ENRICHED' WHERE entity_id IN ('e0', 'e1')")
+    conn.execute("UPDATE outbox.jobs SET careful = true, attempt = 3")
+    conn.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
+    lanes = [(Lane(stage, 10), 10) for stage in posts.stages.values()]
+    stages = set()
+    for _ in range(4):
+        rows = conn.execute(*claim.request(1, lanes, 0, careful=True)).fetchall()
+        assert [row[6] for row in rows] == [True], "one, whatever there is"
+        stages.add(rows[0][3])
+        assert conn.execute(*claim.request(1, lanes, 0, careful=False)).fetchall() == [], "none beside it"
+    assert stages == {"enrich", "decide"}
+    assert conn.execute(*claim.request(1, lanes, 0, careful=True)).fetchall() == []

@@ -1,19 +1,20 @@
 -- Step 2: take jobs with a lease.
 
 -- name: jobs_claim
--- Takes up to `limits[n]` ready jobs of each queue for one worker, oldest first, with the data to work on.
+-- Takes up to `limits[n]` ready jobs of each queue for one worker, oldest first, with the data to work on; and one
+-- careful job of any of them if `careful` says that this worker has none.
 -- Reads workflow_states, workers. Writes jobs. Locks jobs only, with SKIP LOCKED, so it can't deadlock with
 -- a change by hand, which locks the workflow first. Uses jobs_ready_for_claim, the two primary keys.
 WITH picked AS MATERIALIZED (
     -- MATERIALIZED and its own LIMIT: an IN (... LIMIT n) may be evaluated again and take more than n.
     -- `mark` is where the last scan ended: dead index entries below it are not walked over again.
     SELECT j.workflow_id
-    FROM unnest(%(pipelines)s::text[], %(stages)s::text[], %(careful)s::boolean[], %(marks)s::bigint[], %(limits)s::integer[])
-        AS q (pipeline, stage, careful, mark, size)
+    FROM unnest(%(pipelines)s::text[], %(stages)s::text[], %(marks)s::bigint[], %(limits)s::integer[])
+        AS q (pipeline, stage, mark, size)
     CROSS JOIN LATERAL (
         SELECT j.workflow_id
         FROM outbox.jobs AS j
-        WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND j.careful = q.careful
+        WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND NOT j.careful
           AND j.id > q.mark AND j.owner IS NULL AND j.due
         ORDER BY j.id
         LIMIT q.size
@@ -21,11 +22,27 @@ WITH picked AS MATERIALIZED (
     ) AS j
     -- A worker whose row is gone would take jobs that the next sweep frees: an attempt burnt for nothing.
     WHERE EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = %(worker)s::integer)
+), careful AS MATERIALIZED (
+    -- The next attempt is the last one of these, and what killed the ones before may be among them: two of them in
+    -- one process, and the innocent dies with the other. The loop over the queues ends at the first that is found.
+    SELECT j.workflow_id
+    FROM (SELECT q.pipeline, q.stage FROM unnest(%(pipelines)s::text[], %(stages)s::text[]) AS q (pipeline, stage)
+          ORDER BY random()) AS q
+    CROSS JOIN LATERAL (
+        SELECT j.workflow_id
+        FROM outbox.jobs AS j
+        WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND j.careful AND j.owner IS NULL AND j.due
+        ORDER BY j.id
+        LIMIT 1
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS j
+    WHERE %(careful)s AND EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = %(worker)s::integer)
+    LIMIT 1
 ), claimed AS (
     UPDATE outbox.jobs AS j
     SET owner = %(worker)s::integer, attempt = j.attempt + 1, claimed_at = coalesce(%(now)s::timestamptz, now())
-    FROM picked
-    WHERE j.workflow_id = picked.workflow_id
+    FROM (SELECT picked.workflow_id FROM picked UNION ALL SELECT careful.workflow_id FROM careful) AS taken
+    WHERE j.workflow_id = taken.workflow_id
     RETURNING j.workflow_id, j.id, j.pipeline, j.stage, j.version, j.attempt, j.careful
 )
 SELECT c.workflow_id::text, c.id, c.pipeline, c.stage, c.version AS entered, c.attempt, c.careful,
