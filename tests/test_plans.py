@@ -101,3 +101,10 @@ def test_the_overview_counts_no_workflow(conn: Conn) -> None:
     conn.execute("VACUUM ANALYZE outbox.jobs, outbox.workflow_states, outbox.status_counts")
     found = explain(conn, statements.load("inspect")["overview"], {})["Plan"]
     assert buffers(found) < 500, "a few pages of counters, and the head of each line"
+
+
+def test_no_session_compiles_the_plans_of_the_triggers(conn: Conn) -> None:
+    dear = "SELECT proname FROM pg_proc WHERE pronamespace = 'outbox'::regnamespace AND 'enable_seqscan=off' = ANY (proconfig)"
+    assert len(conn.execute(dear.encode()).fetchall()) == 3
+    compiled = dear + " AND NOT 'jit=off' = ANY (proconfig)"
+    assert conn.execute(compiled.encode()).fetchall() == [], "a penalty for scans looks like a plan worth compiling"

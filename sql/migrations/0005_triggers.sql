@@ -4,6 +4,7 @@
 -- Statement-level with transition tables, so a batch costs one execution. SECURITY DEFINER, so that a role
 -- which may change a status needs no right on history and jobs, and can't bypass them. The planner's
 -- switches are fixed: a plan cached while the tables were empty must not scan them when they are full.
+-- Switching scans off makes plans look dear, and a server with LLVM would compile each of them: hence no JIT.
 
 CREATE FUNCTION outbox.actor() RETURNS text
 LANGUAGE sql STABLE
@@ -94,7 +95,7 @@ CREATE TRIGGER workflow_move_version
 CREATE FUNCTION outbox.workflows_started() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
+SET enable_seqscan = off SET jit = off
 AS $$
 DECLARE
     actor     text := outbox.actor();
@@ -149,7 +150,7 @@ CREATE TRIGGER workflows_started
 CREATE FUNCTION outbox.workflows_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
+SET enable_seqscan = off SET jit = off
 AS $$
 DECLARE
     actor     text := outbox.actor();
@@ -253,7 +254,7 @@ CREATE TRIGGER workflows_changed
 CREATE FUNCTION outbox.workflows_deleted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
+SET enable_seqscan = off SET jit = off
 AS $$
 DECLARE
     ids uuid[];
