@@ -20,7 +20,7 @@ import psycopg
 from . import application, bulk, deploy, doctor, embedded, inspect, logs, migrations, screen, settings
 from .documents import printable
 from .errors import OutboxError, SettingsError
-from .link import engine_conninfo
+from .link import cannot_connect, engine_conninfo
 from .maintenance import Retention
 from .submit import submit_text
 from .worker import Worker
@@ -186,6 +186,8 @@ def worker(
     """
     logs.set_up(log_style)
     pipelines = application.load(app or found.app)
+    if found.listen_dsn and not settings.readable(found.listen_dsn):
+        raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {settings.redact(found.listen_dsn)}")
     with dsn_of(found) as dsn:
         made = Worker(
             pipelines,
@@ -199,7 +201,12 @@ def worker(
             notify=not no_notify,
             retention=Retention(workflows=keep_workflows, history=keep_history, dead_jobs=keep_dead),
         )
-        asyncio.run(_run(made))
+        try:
+            asyncio.run(_run(made))
+        except psycopg.Error as error:
+            if error.diag.message_primary:  # a server's answer; else none was reached
+                raise
+            raise OutboxError(cannot_connect(dsn, error)) from None
     counts = made.counts
     logging.getLogger("outbox.worker").info(
         "stopped: %s done, %s to try again, %s dead, %s lost", counts.done, counts.retried, counts.dead, counts.lost
@@ -423,14 +430,7 @@ def _connect(dsn: str) -> psycopg.Connection[Any]:
     try:
         return psycopg.connect(engine_conninfo(dsn, "cli"), autocommit=True)
     except psycopg.Error as error:
-        raise OutboxError(f"can't connect to {settings.redact(dsn)}: {_safe(error, dsn)}") from None
-
-
-def _safe(error: psycopg.Error, dsn: str) -> str:
-    # libpq repeats a DSN that it can't read, password and all.
-    if isinstance(error, psycopg.ProgrammingError):
-        return "the DSN can't be read"
-    return printable(" ".join(str(error).split()))
+        raise OutboxError(cannot_connect(dsn, error)) from None
 
 
 def explain(error: Exception) -> str:

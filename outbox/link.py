@@ -12,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from .documents import printable
+from .settings import readable, redact
 
 log = logging.getLogger("outbox.database")
 
@@ -47,6 +48,14 @@ def engine_conninfo(dsn: str, role: str) -> str:
     return make_conninfo(
         dsn, **{k: v for k, v in defaults.items() if k not in given}, application_name=f"outbox {role}"
     )
+
+
+def cannot_connect(dsn: str, error: psycopg.Error) -> str:
+    """Return in one line, without any secret, that and why a connection failed."""
+    why = printable(" ".join(str(error).split()))
+    if not readable(dsn):
+        why = "write it as key=value pairs, or as a URL with %40 for @, %2F for / and %3A for : in the password"
+    return f"can't connect to {printable(redact(dsn))}: {why}"
 
 
 class Link:

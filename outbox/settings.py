@@ -50,21 +50,31 @@ def default_home() -> Path:
 
 
 def redact(dsn: str) -> str:
-    """Return a DSN without its password, whatever form it has. Never raises.
+    """Return a DSN without its password, whatever form it has; only its scheme if it isn't `readable`. Never raises."""
+    parts = _parts(dsn)
+    if parts is not None:
+        return make_conninfo("", **{key: "***" if key in _SECRETS else value for key, value in parts.items()})
+    kept = re.match(r"\s*(\w+://)?", dsn)
+    return f"{(kept and kept.group(1)) or ''}… (not a DSN that can be read)"
+
+
+def readable(dsn: str) -> bool:
+    """Whether libpq reads the DSN as it was meant. If not, what it says of the DSN may quote the password."""
+    return _parts(dsn) is not None
+
+
+def _parts(dsn: str) -> dict[str, str] | None:
+    """Return what a DSN says; None if it can't be read.
 
     A URL whose password isn't escaped (`u:p/w@host`) is read by libpq as another host, port or database. What looks
-    like that is shown as its scheme only.
+    like that can't be read, either.
     """
     try:
         parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
-        torn = any("@" in parts.get(key, "") for key in ("host", "dbname"))
-        if not torn and re.fullmatch(r"[\d,]*", parts.get("port", "")):
-            shown = {key: "***" if key in _SECRETS else value for key, value in parts.items()}
-            return make_conninfo("", **shown)
     except (psycopg.Error, ValueError):
-        pass  # and its message, which quotes what it couldn't read
-    kept = re.match(r"\s*(\w+://)?", dsn)
-    return f"{(kept and kept.group(1)) or ''}… (not a DSN that can be read)"
+        return None  # and not its message, which quotes what it couldn't read
+    torn = any("@" in parts.get(key, "") for key in ("host", "dbname"))
+    return None if torn or not re.fullmatch(r"[\d,]*", parts.get("port", "")) else parts
 
 
 def _from_pyproject(start: Path) -> dict[str, Any]:

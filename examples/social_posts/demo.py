@@ -7,11 +7,11 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
-from psycopg import Connection, connect
-from psycopg.errors import InsufficientPrivilege, OperationalError, ProgrammingError
+from psycopg import Connection, Error, connect
+from psycopg.errors import InsufficientPrivilege
 from rich.console import Console
 
-from outbox.settings import redact
+from outbox.link import cannot_connect
 
 from . import report
 from .actors import Actor, Killer, Monitor, Reviewer
@@ -69,10 +69,8 @@ def connected(dsn: str) -> Connection[Any]:
     """A connection that is known as the demo's."""
     try:
         return connect(dsn, autocommit=True, application_name="outbox demo")
-    except ProgrammingError:
-        raise DemoError("the DSN can't be read") from None  # libpq's own words repeat it, password and all
-    except OperationalError as error:
-        raise DemoError(f"can't connect to {redact(dsn)}: {error}") from None
+    except Error as error:
+        raise DemoError(cannot_connect(dsn, error)) from None
 
 
 def conclude(console: Console, checks: list[Check]) -> int:
