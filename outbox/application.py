@@ -22,6 +22,8 @@ def load(app: str | None) -> list[Pipeline[Any]]:
     if not app:
         raise SettingsError("which application? Give --app module:object, or set OUTBOX_APP")
     module_name, _, name = app.partition(":")
+    if not module_name or module_name.startswith("."):
+        raise SettingsError(f"--app {app}: write it as module:object")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -31,7 +33,7 @@ def load(app: str | None) -> list[Pipeline[Any]]:
         if error.name is not None and module_name.startswith(error.name):
             raise SettingsError(f"--app {app}: there is no module {error.name!r} (looked in {here} too)") from None
         raise SettingsError(f"--app {app}: importing it failed: {describe(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that exits must not end a command as if it were done
         raise SettingsError(f"--app {app}: importing it failed: {describe(error)}") from error
     for part in filter(None, name.split(".")):
         if not hasattr(found, part):
