@@ -31,8 +31,8 @@ def console() -> Console:
 
 
 def echo_json(value: Any) -> None:
-    """Print one JSON document."""
-    click.echo(json.dumps(value, default=_as_json, indent=2, ensure_ascii=False))
+    """Print one JSON document, in ASCII: no terminal acts on it, and each can show it."""
+    click.echo(json.dumps(value, default=_as_json, indent=2))
 
 
 def cell(value: Any) -> Text:
