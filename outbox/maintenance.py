@@ -7,9 +7,10 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from . import killpoints, statements
+from .errors import DefinitionError
 from .link import Link, temporary
 
 SQL = statements.load("maintenance")
@@ -19,6 +20,7 @@ TICK = 1.0
 BATCH = 1_000
 FOLD_EVERY = 10.0
 RETAIN_EVERY = 60.0
+MAX_DAYS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,12 @@ class Retention:
     workflows: float | None = None
     history: float | None = None
     dead_jobs: float | None = 90.0
+
+    def __post_init__(self) -> None:
+        for name, days in asdict(self).items():
+            # A negative age would delete what is new, and an endless one fail at each turn.
+            if days is not None and not (isinstance(days, int | float) and 0 <= days <= MAX_DAYS):
+                raise DefinitionError(f"Retention {name}: {days!r} is not a number of days from 0 to {MAX_DAYS:,}")
 
 
 class Maintenance:
