@@ -1,11 +1,16 @@
-"""The command line. Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to standard output, logs to the other."""
+"""The command line. Results go to standard output, logs to the other.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import getpass
 import importlib
+import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -21,11 +26,21 @@ from . import application, bulk, deploy, doctor, embedded, inspect, logs, migrat
 from .documents import printable
 from .errors import OutboxError, SettingsError
 from .link import cannot_connect, engine_conninfo
-from .maintenance import Retention
+from .maintenance import MAX_DAYS, Retention
 from .submit import submit_text
 from .worker import Worker
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A number in a range. click's own lets NaN through, which is neither below nor above."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found: float = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value} is not a number", param, ctx)
+        return found
 
 
 class Group(click.Group):
@@ -37,6 +52,12 @@ class Group(click.Group):
         except (OutboxError, psycopg.Error) as error:
             click.echo(f"outbox: {explain(error)}", err=True)
             ctx.exit(1)
+        except UnicodeEncodeError:
+            click.echo("outbox: an argument or a setting is not UTF-8", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("outbox: interrupted", err=True)
+            ctx.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit
             ctx.exit(1)
@@ -69,6 +90,8 @@ def main(ctx: click.Context, dsn: str | None) -> None:
     Settings come from the command line, OUTBOX_DSN, OUTBOX_LISTEN_DSN, OUTBOX_APP and OUTBOX_HOME, or
     [tool.outbox] in pyproject.toml.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show ✔, or what is in the data
     ctx.obj = settings.load(dsn=dsn)
 
 
@@ -137,14 +160,14 @@ def deploy_command(found: settings.Settings, app: str | None, check: bool) -> No
 @click.option("--drain", is_flag=True, help="Exit when nothing is due.")
 @click.option(
     "--lease",
-    type=click.FloatRange(0.5, 86_400),
+    type=Number(0.5, 86_400),
     default=30.0,
     show_default=True,
     help="Seconds that a frozen worker keeps its jobs.",
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(0, 86_400),
+    type=Number(0, 86_400),
     default=30.0,
     show_default=True,
     help="Seconds that running handlers get after SIGTERM.",
@@ -160,14 +183,14 @@ def deploy_command(found: settings.Settings, app: str | None, check: bool) -> No
 @click.option("--no-notify", is_flag=True, help="Poll only; don't LISTEN.")
 @click.option(
     "--keep-workflows",
-    type=click.FloatRange(0),
+    type=Number(0, MAX_DAYS),
     metavar="DAYS",
     help="Delete workflows that ended longer ago, with their history.",
 )
-@click.option("--keep-history", type=click.FloatRange(0), metavar="DAYS", help="Delete history that is older.")
+@click.option("--keep-history", type=Number(0, MAX_DAYS), metavar="DAYS", help="Delete history that is older.")
 @click.option(
     "--keep-dead",
-    type=click.FloatRange(0),
+    type=Number(0, MAX_DAYS),
     metavar="DAYS",
     default=90.0,
     show_default=True,
@@ -249,14 +272,14 @@ def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None,
         if model is None:
             raise SettingsError(f"--app {app} has no pipeline {pipeline!r}")
     if str(file) != "-" and not file.is_file():
-        raise click.BadParameter(f"there is no file {file}", param_hint="FILE")
+        raise click.BadParameter(f"there is no file {printable(file)}", param_hint="FILE")
     with database(found) as conn, _progress(file) as (stream, on_bytes):
         migrations.require(conn)
         lines = bulk.Lines(model, skip_bad, on_bytes)
         with conn.transaction():
             started = submit_text(pipeline, conn, lines.items(stream))
     for reason in lines.reasons:
-        click.echo(f"skipped {reason}", err=True)
+        click.echo(f"skipped {printable(reason)}", err=True)
     if lines.skipped > len(lines.reasons):
         click.echo(f"… and {lines.skipped - len(lines.reasons)} more", err=True)
     result = {"submitted": started, "existing": lines.read - started, "skipped": lines.skipped}
