@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from commands import Outbox
 from servers import PostgresServer, Process
 
 from outbox import migrations
@@ -91,6 +92,12 @@ def connect(dsn: str) -> Iterator[Callable[..., psycopg.Connection[Any]]]:
     yield connect
     for conn in opened:
         conn.close()
+
+
+@pytest.fixture
+def outbox(dsn: str) -> Outbox:
+    """The command line on the test's database."""
+    return Outbox(dsn)
 
 
 @pytest.fixture

@@ -1,0 +1,35 @@
+"""Applications that the command line's tests name with --app."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines import Post, make_posts
+from pydantic import BaseModel, ConfigDict
+
+from outbox import Go, Pipeline, Reject, Run
+
+
+async def decide(run: Run[Post]) -> Go[Post]:
+    if "rejected" in run.data.content:
+        raise Reject(run.data.content)
+    return Go("WAITING_FOR_REVIEW" if "risky" in run.data.content else "APPROVED")
+
+
+posts = make_posts(decide=decide)
+
+# The same without review: workflows that wait for it would be stranded.
+hasty: Pipeline[Any] = Pipeline("posts", data=Post, initial="RECEIVED", final={"COMPLETED"})
+hasty.stage("enrich", on="RECEIVED", to="COMPLETED")(lambda run: None)
+
+
+class Ticket(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    subject: str
+
+
+tickets: Pipeline[Any] = Pipeline("tickets", data=Ticket, initial="NEW", final={"DONE"})
+tickets.allow("NEW", to="DONE")
+
+both = [posts, tickets]
+number = 5
