@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from . import documents
 from .errors import InvalidInput, OutboxError
@@ -17,6 +17,16 @@ REPORTED = 20
 
 class BrokenLine(OutboxError):
     """A line can't be submitted. It is named by its number; nothing of the file was submitted."""
+
+
+def bounded(stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a stream; of one above the limit only as much as shows that it is."""
+    enough = documents.MAX_BYTES + 1
+    while line := stream.readline(enough):
+        yield line
+        torn = len(line) == enough and not line.endswith(b"\n")
+        while torn and (rest := stream.readline(65_536)):
+            torn = not rest.endswith(b"\n")
 
 
 @dataclass(slots=True)
@@ -59,7 +69,7 @@ class Lines:
 
     def _item(self, line: bytes) -> tuple[str, str]:
         if len(line) > documents.MAX_BYTES:
-            raise InvalidInput("line", f"{len(line):,} bytes; the limit is {documents.MAX_BYTES:,}")
+            raise InvalidInput("line", f"is too long; the limit is {documents.MAX_BYTES:,} bytes")
         try:
             record = _decode(line.decode())
         except UnicodeDecodeError:

@@ -277,7 +277,7 @@ def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None,
         migrations.require(conn)
         lines = bulk.Lines(model, skip_bad, on_bytes)
         with conn.transaction():
-            started = submit_text(pipeline, conn, lines.items(stream))
+            started = submit_text(pipeline, conn, lines.items(bulk.bounded(stream)))
     for reason in lines.reasons:
         click.echo(f"skipped {printable(reason)}", err=True)
     if lines.skipped > len(lines.reasons):
