@@ -31,12 +31,16 @@ class Finding:
         return {"level": self.level, "what": self.what, "do": self.do}
 
 
-def examine(conn: Conn, pipelines: Sequence[Pipeline[Any]] = ()) -> list[Finding]:
-    """Return all findings. With pipelines, whether the database has them as this code has them."""
+def examine(conn: Conn, pipelines: Sequence[Pipeline[Any]] = (), *, long_transaction: float = 60.0) -> list[Finding]:
+    """Return all findings. With pipelines, whether the database has them as this code has them.
+
+    A transaction that is open for `long_transaction` seconds and keeps dead rows alive is reported.
+    """
     found = [*_server(conn), *_schema(conn)]
-    if any(finding.level == "bad" for finding in found):
+    if migrations.pending(conn):
         return found  # the rest can't be asked
-    return [*found, *_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn), *_sessions(conn), *_tables(conn)]
+    found += [*_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn)]
+    return [*found, *_sessions(conn, long_transaction), *_tables(conn)]
 
 
 def _server(conn: Conn) -> Iterator[Finding]:
@@ -130,10 +134,10 @@ def _jobs(conn: Conn) -> Iterator[Finding]:
         yield Finding("ok", "no job is dead, none is stuck")
 
 
-def _sessions(conn: Conn) -> Iterator[Finding]:
+def _sessions(conn: Conn, long_transaction: float) -> Iterator[Finding]:
     if not _rows(conn, "sees_all_sessions")[0][0]:
         yield Finding("ok", "this role sees only its own sessions' transactions (pg_read_all_stats would show all)")
-    for kind, name, seconds in _rows(conn, "horizon_holders"):
+    for kind, name, seconds in _rows(conn, "horizon_holders", long=long_transaction):
         since = "" if seconds is None else f", for {seconds / 60:.0f} minutes"
         yield Finding(
             "warn", f"{kind} {name} keeps Postgres from removing dead rows{since}",
@@ -151,6 +155,6 @@ def _tables(conn: Conn) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _rows(conn: Conn, name: str) -> list[Any]:
+def _rows(conn: Conn, name: str, **params: Any) -> list[Any]:
     with conn.cursor(row_factory=tuple_row) as cursor:
-        return cursor.execute(SQL[name]).fetchall()
+        return cursor.execute(SQL[name], params or None).fetchall()

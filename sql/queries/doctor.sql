@@ -53,15 +53,17 @@ GROUP BY w.pipeline, w.current_status ORDER BY w.pipeline, w.current_status;
 SELECT count(*) FROM outbox.dead_jobs;
 
 -- name: horizon_holders
--- Who keeps Postgres from removing dead rows: sessions, prepared transactions and replication slots.
+-- Who keeps Postgres from removing dead rows: sessions, prepared transactions and replication slots. A session
+-- that has written and is idle in its transaction holds them by its xid alone.
 SELECT h.kind, h.name, h.seconds FROM (
-    SELECT 'session' AS kind, format('pid %s (%s, %s)', a.pid, coalesce(nullif(a.application_name, ''), 'no name'), a.state) AS name,
+    SELECT 'session' AS kind, format('pid %%s (%%s, %%s)', a.pid, coalesce(nullif(a.application_name, ''), 'no name'), a.state) AS name,
            extract(epoch FROM now() - a.xact_start)::float8 AS seconds
     FROM pg_stat_activity AS a
-    WHERE a.backend_xmin IS NOT NULL AND a.xact_start < now() - interval '1 minute' AND a.pid <> pg_backend_pid()
+    WHERE coalesce(a.backend_xmin, a.backend_xid) IS NOT NULL
+      AND a.xact_start < now() - make_interval(secs => %(long)s) AND a.pid <> pg_backend_pid()
     UNION ALL
     SELECT 'prepared transaction', p.gid, extract(epoch FROM now() - p.prepared)::float8
-    FROM pg_prepared_xacts AS p WHERE p.prepared < now() - interval '1 minute'
+    FROM pg_prepared_xacts AS p WHERE p.prepared < now() - make_interval(secs => %(long)s)
     UNION ALL
     SELECT 'replication slot', s.slot_name, NULL
     FROM pg_replication_slots AS s WHERE NOT s.active AND (s.xmin IS NOT NULL OR s.catalog_xmin IS NOT NULL)
