@@ -25,7 +25,11 @@ OWNER = "outbox_owner"
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
-    server = PostgresServer()
+    yield from serve(PostgresServer())
+
+
+def serve(server: PostgresServer) -> Iterator[PostgresServer]:
+    """Run a server with the owner's role and the templates; it is removed in the end."""
     try:
         server.start()
         with server.admin() as admin:
