@@ -95,7 +95,7 @@ WITH old AS MATERIALIZED (
     SELECT w.id
     FROM outbox.workflow_states AS w
     JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.final
-    WHERE w.updated_at < now() - make_interval(secs => %(days)s * 86400)
+    WHERE w.updated_at < now() - make_interval(secs => %(days)s::float8 * 86400)
     LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED
 ), history AS (
@@ -110,7 +110,7 @@ SELECT count(*) FROM deleted;
 WITH old AS MATERIALIZED (
     SELECT c.workflow_id, c.version
     FROM outbox.state_changes AS c
-    WHERE c.at < now() - make_interval(secs => %(days)s * 86400)
+    WHERE c.at < now() - make_interval(secs => %(days)s::float8 * 86400)
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 ), deleted AS (
@@ -123,7 +123,7 @@ SELECT count(*) FROM deleted;
 -- Deletes dead jobs of more than `days` ago; their workflows stay where they are. Uses dead_jobs_by_time.
 WITH old AS MATERIALIZED (
     SELECT d.workflow_id FROM outbox.dead_jobs AS d
-    WHERE d.died_at < now() - make_interval(secs => %(days)s * 86400)
+    WHERE d.died_at < now() - make_interval(secs => %(days)s::float8 * 86400)
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 ), deleted AS (
