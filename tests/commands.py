@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,15 +64,21 @@ class Outbox:
         return line
 
     @contextmanager
-    def process(self, *arguments: str, env: Mapping[str, str] | None = None, **pipes: Any) -> Iterator[Process]:
+    def process(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "outbox"),
+        **pipes: Any,
+    ) -> Iterator[Process]:
         """Start it as a real process, with pipes for all three streams unless said otherwise."""
-        with Process(arguments, self.dsn, env or {}, pipes) as process:
+        with Process([*program, *arguments], self.dsn, env or {}, pipes) as process:
             yield process
 
 
 class Process(subprocess.Popen[bytes]):
     def __init__(
-        self, arguments: tuple[str, ...], dsn: str | None, env: Mapping[str, str], pipes: Mapping[str, Any]
+        self, arguments: Sequence[str], dsn: str | None, env: Mapping[str, str], pipes: Mapping[str, Any]
     ) -> None:
         settings = {name: value for name, value in os.environ.items() if name not in SETTINGS}
         settings["PYTHONPATH"] = os.pathsep.join(
@@ -81,7 +87,7 @@ class Process(subprocess.Popen[bytes]):
         if dsn is not None:
             settings["OUTBOX_DSN"] = dsn
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        super().__init__([sys.executable, "-m", "outbox", *arguments], env={**settings, **env}, **{**streams, **pipes})
+        super().__init__([sys.executable, *arguments], env={**settings, **env}, **{**streams, **pipes})
 
     def done(self, input: bytes | None = None, timeout: float = 30.0) -> Done:
         """Give it its input, wait for its end, and return what it said."""
