@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -320,6 +322,23 @@ def test_fifty_thousand_lines_pass(outbox: Outbox, there: Conn, tmp_path: Path) 
     file.write_text(lines(*({"entity_id": f"e{n}", "metadata": {"n": n}} for n in range(50_000))))
     assert outbox("submit", "--pipeline", "plain", "--json", str(file)).json == counts(50_000)
     assert value(there, "SELECT workflows FROM outbox.overview WHERE pipeline = 'plain'") == 50_000
+
+
+def test_a_terminal_sees_progress_and_the_result_stays_clean(outbox: Outbox, there: Conn) -> None:
+    master, slave = pty.openpty()
+    try:
+        with outbox.process("submit", "--pipeline", "plain", "--json", "-", stderr=slave) as process:
+            assert process.stdin is not None
+            process.stdin.write(lines(*({"entity_id": f"e{n}"} for n in range(2_500))).encode())
+            process.stdin.flush()
+            seen = b""
+            while b"submit" not in seen:  # it ends, since the bar is drawn anew ten times a second
+                seen += os.read(master, 65_536)
+            done = process.done(b"")
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert (done.code, done.json) == (0, counts(2_500))
 
 
 def test_progress_is_told_in_bytes_up_to_the_last() -> None:
