@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class Lines:
         unreported = 0
         for number, line in enumerate(lines, 1):
             unreported += len(line)
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)  # as some editors and spreadsheets write it
             if number % 1_000 == 0:
                 self.on_bytes(unreported)
                 unreported = 0

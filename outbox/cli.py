@@ -194,7 +194,7 @@ def deploy_command(found: settings.Settings, app: str | None, check: bool) -> No
     metavar="DAYS",
     default=90.0,
     show_default=True,
-    help="Delete dead jobs that are older.",
+    help="Drop the errors of jobs that died longer ago; that they are dead stays.",
 )
 @click.pass_obj
 def worker(

@@ -25,7 +25,10 @@ MAX_DAYS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many days finished workflows, history and dead jobs are kept. None keeps them for ever."""
+    """How many days finished workflows, history and the errors of dead jobs are kept. None keeps them for ever.
+
+    That a job is dead is kept until its workflow goes on, is retried or deleted.
+    """
 
     workflows: float | None = None
     history: float | None = None
@@ -160,7 +163,7 @@ class Maintenance:
                 total += deleted
                 await asyncio.sleep(0.05)  # others first
             if total:
-                log.info("%s: %s were old and are deleted", name.replace("_", " "), total)
+                log.info("%s: %s were old and are gone", name.replace("_", " "), total)
 
     async def close(self) -> None:
         await self._link.close()

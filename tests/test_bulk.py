@@ -348,3 +348,8 @@ def test_progress_is_told_in_bytes_up_to_the_last() -> None:
     assert len(list(read.items(text))) == read.read == 2_500
     assert len(told) == 3
     assert sum(told) == sum(map(len, text))
+
+
+def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(outbox: Outbox, there: Conn) -> None:
+    assert submit(outbox, b"\xef\xbb\xbf" + lines({"entity_id": "a"}).encode()) == counts(1)
+    assert entities(there) == ["a"]

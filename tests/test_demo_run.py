@@ -166,7 +166,7 @@ def test_the_demo_keeps_away_from_what_is_not_its_own(dsn: str, objection: str) 
         assert conn.execute("SELECT count(*) FROM outbox.state_changes").fetchone() == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_demo_that_is_ended_from_outside_ends_its_processes(
     admin_dsn: str, spawn: Callable[..., Process], number: signal.Signals, code: int
 ) -> None:

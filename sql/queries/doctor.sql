@@ -40,7 +40,7 @@ FROM outbox.jobs AS j WHERE j.owner IS NOT NULL AND j.claimed_at < now() - inter
 GROUP BY j.pipeline, j.stage ORDER BY j.pipeline, j.stage;
 
 -- name: workflows_without_job
--- Workflows in a stage's status with neither a live job nor a dead one: the dead one went by retention.
+-- Workflows in a stage's status with neither a live job nor a dead one: somebody deleted it by hand.
 SELECT w.pipeline, w.current_status, count(*), min(w.entity_id)
 FROM outbox.routes AS r
 JOIN outbox.workflow_states AS w ON w.pipeline = r.pipeline AND w.current_status = r.status

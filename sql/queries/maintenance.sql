@@ -120,16 +120,18 @@ WITH old AS MATERIALIZED (
 SELECT count(*) FROM deleted;
 
 -- name: retention_dead_jobs
--- Deletes dead jobs of more than `days` ago; their workflows stay where they are. Uses dead_jobs_by_time.
+-- Drops the errors of jobs that died more than `days` ago. The fact stays for as long as the workflow stands there:
+-- without it, a workflow that waits for a person would be seen by nobody. Uses dead_jobs_by_time.
 WITH old AS MATERIALIZED (
     SELECT d.workflow_id FROM outbox.dead_jobs AS d
-    WHERE d.died_at < now() - make_interval(secs => %(days)s::float8 * 86400)
+    WHERE d.died_at < now() - make_interval(secs => %(days)s::float8 * 86400) AND d.error <> 'dropped by retention'
     LIMIT %(limit)s
-    FOR UPDATE SKIP LOCKED
-), deleted AS (
-    DELETE FROM outbox.dead_jobs AS d USING old WHERE d.workflow_id = old.workflow_id RETURNING 1
+    FOR NO KEY UPDATE SKIP LOCKED
+), dropped AS (
+    UPDATE outbox.dead_jobs AS d SET error = 'dropped by retention'
+    FROM old WHERE d.workflow_id = old.workflow_id RETURNING 1
 )
-SELECT count(*) FROM deleted;
+SELECT count(*) FROM dropped;
 
 -- name: retention_mark
 -- Lets this transaction delete history; see the trigger state_changes_are_append_only.
