@@ -47,6 +47,7 @@ wheel-test: $(STAMP) ## run the tests against the built wheel, without the sourc
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[dev]"
 	cp -r tests bench docs Makefile pyproject.toml README.md build/wheel/
+	cd build/wheel && ../../.venv-wheel/bin/python -c "import outbox; assert 'site-packages' in outbox.__file__, outbox"
 	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 2 $(ARGS)
 
 clean: ## remove what make has made
