@@ -15,7 +15,8 @@ from .errors import (
 )
 from .handle import Run
 from .maintenance import Retention
-from .pipeline import Backoff, Go, Pipeline, Reject, Retry
+from .outcome import Backoff, Go, Reject, Retry
+from .pipeline import Pipeline
 from .submit import Submitted
 from .worker import Worker
 

@@ -10,7 +10,8 @@ from typing import IO, Any
 
 from . import documents
 from .errors import InvalidInput, OutboxError
-from .pipeline import MAX_ENTITY_ID, Pipeline
+from .pipeline import Pipeline
+from .submit import MAX_ENTITY_ID
 
 KEYS = {"entity_id", "metadata"}
 REPORTED = 20

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import documents
-from .pipeline import Reject, Retry, Stage
+from .outcome import Reject, Retry
+from .pipeline import Stage
 
 
 @dataclass(slots=True)

