@@ -34,7 +34,7 @@ def demo(
     workers: int,
 ) -> None:
     """Run a social media agent in a world that fails, kill a worker on the way, and check the books."""
-    from outbox.cli import dsn_of
+    from outbox.commands.shared import dsn_of
 
     try:
         from .demo import run_demo

@@ -1,0 +1,58 @@
+"""What a person changes: a status, by hand; a dead job, which runs again."""
+
+from __future__ import annotations
+
+import getpass
+
+import click
+
+from .. import inspect, migrations, settings
+from ..documents import printable
+from ..errors import OutboxError
+from .shared import database, pipeline_option
+
+
+@click.command("set-status")
+@click.argument("entity")
+@click.argument("to_status", metavar="STATUS")
+@click.option("--reason", help="Why; kept in the history.")
+@click.option(
+    "--by", metavar="NAME", default=getpass.getuser, help="Who; kept in the history. Default: your user name."
+)
+@pipeline_option
+@click.pass_obj
+def set_status(
+    found: settings.Settings, entity: str, to_status: str, reason: str | None, by: str, pipeline: str | None
+) -> None:
+    """Move the workflow of ENTITY to STATUS, as a person does: legal changes only, with history."""
+    with database(found) as conn:
+        migrations.require(conn)
+        workflow = inspect.find_one(conn, entity, pipeline)
+        moved = inspect.set_status(conn, workflow["id"], to_status, actor=by, reason=reason)
+    before = workflow["current_status"]
+    click.echo(
+        f"{printable(entity)}: {before} -> {to_status}" if moved else f"{printable(entity)} is in {to_status} already"
+    )
+
+
+@click.command()
+@click.argument("entity", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every dead job.")
+@click.option("--pipeline", metavar="NAME", help="Only of this pipeline.")
+@click.pass_obj
+def retry(found: settings.Settings, entity: str | None, everything: bool, pipeline: str | None) -> None:
+    """Run the dead job of ENTITY again, with all its attempts; or --all of them."""
+    if (entity is None) == (not everything):
+        raise click.UsageError("give an ENTITY, or --all")
+    with database(found) as conn:
+        migrations.require(conn)
+        if entity is None:
+            click.echo(f"{inspect.retry_all(conn, pipeline)} jobs run again")
+            return
+        workflow = inspect.find_one(conn, entity, pipeline)
+        if not inspect.retry(conn, workflow["id"]):
+            raise OutboxError(
+                f"{printable(entity)} in {workflow['current_status']} has no dead job: "
+                "either its job is alive or no stage takes this status"
+            )
+    click.echo(f"{printable(entity)} runs again")

@@ -1,0 +1,56 @@
+"""Before anything runs: the schema and the pipelines."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from .. import application, deploy, migrations, settings
+from .shared import app_option, database
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Say what is pending; exit 1 if anything is. Changes nothing.")
+@click.option("--sql", "as_sql", is_flag=True, help="Print the pending SQL as a script for psql. Changes nothing.")
+@click.pass_obj
+def migrate(found: settings.Settings, check: bool, as_sql: bool) -> None:
+    """Make or update the schema `outbox`, forward only; safe to run from anywhere, any number of times."""
+    with database(found, migrated=False) as conn:
+        pending = migrations.pending(conn)
+        for name in migrations.newer(conn):
+            click.echo(
+                f"the database has {name}, which this Outbox doesn't know: it was migrated by a later release", err=True
+            )
+        if as_sql:
+            click.echo(migrations.script(pending) if pending else "-- nothing is pending", nl=not pending)
+        elif check:
+            for migration in pending:
+                click.echo(f"pending {migration.name}")
+            if pending:
+                sys.exit(1)
+            click.echo("the schema is up to date")
+        else:
+            for name in migrations.apply(conn):
+                click.echo(f"applied {name}")
+            click.echo("the schema is up to date")
+
+
+@click.command("deploy")
+@app_option
+@click.option("--check", is_flag=True, help="Say what would change; exit 1 if it would be refused. Changes nothing.")
+@click.pass_obj
+def deploy_command(found: settings.Settings, app: str | None, check: bool) -> None:
+    """Write a pipeline's statuses, legal changes and routes into the database.
+
+    Refused, with the list, when workflows stand in a status that the new version no longer knows.
+    """
+    pipelines = application.load(app or found.app)
+    with database(found) as conn:
+        migrations.require(conn)
+        for pipeline in pipelines:
+            lines = deploy.check(conn, pipeline) if check else deploy.deploy(conn, pipeline)
+            for line in lines:
+                click.echo(f"{pipeline.name}: {line}")
+            if not lines:
+                click.echo(f"{pipeline.name}: nothing to change")

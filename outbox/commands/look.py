@@ -1,0 +1,78 @@
+"""Seeing: where everything is, what has become of one workflow, what is wrong."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from .. import application, doctor, inspect, migrations, screen, settings
+from .shared import app_option, database, json_option, pipeline_option
+
+
+@click.command()
+@json_option
+@click.option("--watch", is_flag=True, help="Refresh every second, until Ctrl-C.")
+@click.pass_obj
+def status(found: settings.Settings, as_json: bool, watch: bool) -> None:
+    """Show how many workflows stand where, what waits, runs and is dead, and the workers."""
+    if watch and as_json:
+        raise click.UsageError("--watch and --json exclude each other")
+    with database(found) as conn:
+        migrations.require(conn)
+        if as_json:
+            screen.echo_json(inspect.status(conn))
+        elif watch:
+            screen.watch(lambda: screen.status(inspect.status(conn)))
+        else:
+            screen.console().print(screen.status(inspect.status(conn)))
+
+
+@click.command()
+@click.argument("entity")
+@pipeline_option
+@json_option
+@click.pass_obj
+def show(found: settings.Settings, entity: str, pipeline: str | None, as_json: bool) -> None:
+    """Show the workflow of ENTITY: its data, its history, its job, its messages."""
+    with database(found) as conn:
+        migrations.require(conn)
+        workflow = inspect.show(conn, inspect.find_one(conn, entity, pipeline))
+    if as_json:
+        screen.echo_json(workflow)
+    else:
+        screen.console().print(screen.workflow(workflow))
+
+
+@click.command()
+@click.option("--pipeline", metavar="NAME", help="Only of this pipeline.")
+@json_option
+@click.pass_obj
+def dead(found: settings.Settings, pipeline: str | None, as_json: bool) -> None:
+    """List the jobs that used up their attempts or were rejected, the latest first."""
+    with database(found) as conn:
+        migrations.require(conn)
+        rows = inspect.dead(conn, pipeline)
+    if as_json:
+        screen.echo_json(rows)
+    elif rows:
+        screen.console().print(screen.dead(rows))
+    else:
+        click.echo("no dead jobs")
+
+
+@click.command("doctor")
+@app_option
+@json_option
+@click.pass_obj
+def doctor_command(found: settings.Settings, app: str | None, as_json: bool) -> None:
+    """Look for what is wrong or will be, and say what to do. Exits 1 if anything is bad."""
+    pipelines = application.load(app or found.app) if app or found.app else []
+    with database(found) as conn:
+        findings = doctor.examine(conn, pipelines)
+    if as_json:
+        screen.echo_json([finding.as_row() for finding in findings])
+    else:
+        screen.console().print(screen.findings(findings))
+    if any(finding.level == "bad" for finding in findings):
+        sys.exit(1)

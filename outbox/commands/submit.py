@@ -1,0 +1,79 @@
+"""`outbox submit`: workflows from a file, however long."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import click
+
+from .. import application, bulk, migrations, screen, settings
+from ..documents import printable
+from ..errors import SettingsError
+from ..submit import submit_text
+from .shared import app_option, database, json_option
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True), default="-")
+@click.option("--pipeline", required=True, metavar="NAME", help="The pipeline that the workflows start in.")
+@app_option
+@click.option("--skip-bad", is_flag=True, help="Leave broken lines out, count and report them.")
+@json_option
+@click.pass_obj
+def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None, skip_bad: bool, as_json: bool) -> None:
+    """Start a workflow for each JSON line of FILE (default: standard input), all or none.
+
+    \b
+    {"entity_id": "post_123", "metadata": {"content": "hello"}}
+
+    With --app the metadata is checked by the pipeline's model. An entity that is there already is counted as existing.
+    """
+    model = None
+    if app:
+        model = next((item for item in application.load(app) if item.name == pipeline), None)
+        if model is None:
+            raise SettingsError(f"--app {app} has no pipeline {pipeline!r}")
+    if str(file) != "-" and not file.is_file():
+        raise click.BadParameter(f"there is no file {printable(file)}", param_hint="FILE")
+    with database(found) as conn, _progress(file) as (stream, on_bytes):
+        migrations.require(conn)
+        lines = bulk.Lines(model, skip_bad, on_bytes)
+        with conn.transaction():
+            started = submit_text(pipeline, conn, lines.items(bulk.bounded(stream)))
+    for reason in lines.reasons:
+        click.echo(f"skipped {printable(reason)}", err=True)
+    if lines.skipped > len(lines.reasons):
+        click.echo(f"… and {lines.skipped - len(lines.reasons)} more", err=True)
+    result = {"submitted": started, "existing": lines.read - started, "skipped": lines.skipped}
+    if as_json:
+        screen.echo_json(result)
+    else:
+        click.echo(", ".join(f"{name} {count}" for name, count in result.items()))
+
+
+@contextmanager
+def _progress(file: Path) -> Iterator[tuple[IO[bytes], Callable[[int], None]]]:
+    """Yield the file's stream and what to tell of bytes read: a bar on a terminal, else nothing."""
+    piped = str(file) == "-"
+    with click.open_file(str(file), "rb") as stream:
+        if not sys.stderr.isatty():
+            yield stream, lambda count: None
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (TextColumn("submit"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("submit", total=None if piped else file.stat().st_size)
+            yield stream, lambda count: progress.advance(task, count)
