@@ -14,6 +14,7 @@ import pytest
 from outbox.demo.books import Check, check_books
 from outbox.demo.demo import conclude, run_demo
 from outbox.demo.pipeline import posts
+from outbox.demo.processes import undisturbed
 from outbox.demo.sources import FileSource, bundled
 from rich.console import Console
 from servers import PostgresServer, Process, wait_for
@@ -180,8 +181,10 @@ def test_a_demo_that_is_ended_from_outside_ends_its_processes(
         demo.send(number)
         assert demo.wait() == code
         wait_for(lambda: not any(is_alive(name) for name in names), what="the end of the demo's workers")
-        sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'outbox%'"
-        wait_for(lambda: admin.execute(sessions).fetchone() == (0,), what="the end of the demo's sessions")
+        sessions = (
+            "SELECT datname, application_name, state, query FROM pg_stat_activity WHERE application_name LIKE 'outbox%'"
+        )
+        wait_for(lambda: not admin.execute(sessions).fetchall(), what="the end of the demo's sessions")
 
 
 def names_of_workers(conn: psycopg.Connection[Any], number: int) -> list[str]:
@@ -214,3 +217,15 @@ def test_a_database_that_is_not_there_is_named_without_its_password(dsn: str) ->
     assert isinstance(console.file, StringIO)
     assert "✘" in console.file.getvalue()
     assert "canary" not in console.file.getvalue()
+
+
+def test_a_signal_that_comes_while_a_process_is_started_waits_until_it_is_known() -> None:
+    came: list[int] = []
+    former = signal.signal(signal.SIGHUP, lambda number, _: came.append(number))
+    try:
+        with undisturbed():
+            signal.raise_signal(signal.SIGHUP)
+            assert came == []
+        assert came == [signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, former)

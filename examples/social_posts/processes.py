@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -60,7 +62,7 @@ class Processes:
 
     def start(self, *arguments: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         """Start a Python process in a session of its own, so that Ctrl-C reaches the director alone."""
-        with self.log(len(self.started)).open("w") as log:
+        with self.log(len(self.started)).open("w") as log, undisturbed():
             process = subprocess.Popen(
                 [sys.executable, *arguments],
                 env=self.environment,
@@ -70,7 +72,7 @@ class Processes:
                 text=True,
                 start_new_session=True,
             )
-        self.started.append(process)
+            self.started.append(process)
         return process
 
     def stop(self, processes: list[subprocess.Popen[str]]) -> list[int]:
@@ -92,3 +94,19 @@ class Processes:
 
     def log(self, number: int) -> Path:
         return Path(self.folder.name) / f"{number}.log"
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put off what ends the demo: a process that is cut short between its start and its entry in the list lives on."""
+    came: list[int] = []
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in former:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
