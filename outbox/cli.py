@@ -15,7 +15,7 @@ import click
 import psycopg
 
 from . import settings
-from .commands import change, deploy, look, submit, worker
+from .commands import change, deploy, look, relay, submit, worker
 from .documents import printable
 from .errors import OutboxError
 
@@ -82,6 +82,8 @@ for command in (
     change.set_status,
     look.dead,
     change.retry,
+    relay.relay,
+    relay.parked,
     look.doctor_command,
 ):
     main.add_command(command)

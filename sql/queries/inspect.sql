@@ -79,3 +79,29 @@ WITH workflow AS MATERIALIZED (
     RETURNING pipeline, stage
 )
 SELECT count(*), outbox.wake(array_agg(made.pipeline), array_agg(made.stage)) FROM made;
+
+-- name: relays
+-- Each relay with how far it is: `behind_seconds` is the age of the oldest message that it has not passed, null if it
+-- has passed all. Reads messages by messages_by_transaction.
+SELECT r.name, r.owner, r.target, r.relayed, r.trouble, extract(epoch FROM now() - r.updated_at)::float8 AS beat_seconds_ago,
+       (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name) AS parked,
+       (SELECT extract(epoch FROM now() - m.created_at)::float8 FROM outbox.messages AS m
+        WHERE m.xid >= pg_snapshot_xmin(r.window_start) AND NOT pg_visible_in_snapshot(m.xid, r.window_start)
+          AND NOT (r.window_end IS NOT NULL AND pg_visible_in_snapshot(m.xid, r.window_end) AND m.id <= r.position)
+        ORDER BY m.xid LIMIT 1) AS behind_seconds
+FROM outbox.relays AS r
+ORDER BY r.name;
+
+-- name: parked
+SELECT p.relay, p.id, p.message_id, p.topic, p.key, p.payload, p.headers, p.reason, p.retry, p.created_at, p.parked_at
+FROM outbox.parked_messages AS p
+WHERE %(relay)s::text IS NULL OR p.relay = %(relay)s
+ORDER BY p.relay, p.id
+LIMIT %(limit)s;
+
+-- name: parked_retry
+-- Has parked messages sent again by their relay: those with these ids, or (null) all.
+UPDATE outbox.parked_messages AS p SET retry = true
+WHERE (%(relay)s::text IS NULL OR p.relay = %(relay)s) AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s::bigint[]))
+  AND NOT p.retry
+RETURNING p.id;

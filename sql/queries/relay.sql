@@ -1,0 +1,152 @@
+-- Step 5: cut the log into windows by two snapshots, read a window in the order of ids, move the cursor. The method of
+-- PgQ: what commits late is in a later window, a window is frozen and reads the same again after a crash, and since a
+-- writer holds its workflow's row, the order of ids inside a window is the order of commits of each key.
+
+-- name: relay_register
+-- Makes the row of a name that relays for the first time: it gets every message that is still in the log.
+INSERT INTO outbox.relays (name, cluster, window_start)
+VALUES (%(name)s, (SELECT c.system_identifier::text FROM pg_control_system() AS c), '3:3:')
+ON CONFLICT (name) DO NOTHING;
+
+-- name: relay_take_over
+-- Takes the name if nobody has it or its owner's beat is late, by the database's clock. The new epoch fences whoever
+-- relayed before. `foreign`: the snapshots are of another server, or of this one's future, as after a restore.
+UPDATE outbox.relays AS r
+SET epoch = r.epoch + 1, owner = %(owner)s, target = %(target)s, trouble = NULL, idle = false, updated_at = now()
+WHERE r.name = %(name)s AND (r.owner IS NULL OR r.updated_at < now() - make_interval(secs => %(lease)s))
+RETURNING r.epoch, r.window_start::text, r.window_end::text, r.position,
+    r.cluster <> (SELECT c.system_identifier::text FROM pg_control_system() AS c)
+    OR pg_snapshot_xmax(coalesce(r.window_end, r.window_start)) > pg_snapshot_xmax(pg_current_snapshot()) AS foreign;
+
+-- name: relay_leave
+UPDATE outbox.relays AS r SET owner = NULL, idle = false, updated_at = now()
+WHERE r.name = %(name)s AND r.epoch = %(epoch)s;
+
+-- name: relay_restore_lock
+-- Nobody writes messages, cuts windows or rotates while the log is stamped anew.
+LOCK TABLE outbox.messages, outbox.relays IN SHARE ROW EXCLUSIVE MODE;
+
+-- name: relay_restore_messages
+-- After a restore every message that is there is taken for new: repeated perhaps, and lost never.
+UPDATE outbox.messages SET xid = pg_current_xact_id();
+
+-- name: relay_restore_cursors
+UPDATE outbox.relays AS r
+SET cluster = (SELECT c.system_identifier::text FROM pg_control_system() AS c), window_start = '3:3:', window_end = NULL,
+    position = 0, epoch = r.epoch + 1, owner = NULL, updated_at = now();
+
+-- name: relay_cut
+-- Ends a window at this moment if there is anything new, and returns it. No row: there is nothing, or (see relay_owned)
+-- the name was taken over. Uses messages_by_transaction: new ones, and those that were under way at the last cut.
+UPDATE outbox.relays AS r
+SET window_end = pg_current_snapshot(), position = 0, updated_at = now()
+WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.window_end IS NULL
+  AND (EXISTS (SELECT FROM outbox.messages AS m WHERE m.xid >= pg_snapshot_xmax(r.window_start))
+       OR EXISTS (SELECT FROM outbox.messages AS m WHERE m.xid = ANY (ARRAY(SELECT pg_snapshot_xip(r.window_start)))))
+RETURNING r.window_start::text, r.window_end::text;
+
+-- name: window_read
+-- Opens a cursor on the next messages of a window, which outlives its transaction: sorted once, fetched in parts, while
+-- no transaction is open. Reads messages. Uses messages_by_transaction.
+DECLARE outbox_window NO SCROLL CURSOR WITH HOLD FOR
+SELECT m.id, m.message_id::text, m.topic, m.key, m.payload::text, m.headers::text, m.created_at
+FROM (
+    SELECT n.id, n.message_id, n.topic, n.key, n.payload, n.headers, n.created_at, n.xid FROM outbox.messages AS n
+    WHERE n.xid >= pg_snapshot_xmax(%(start)s::pg_snapshot) AND n.xid < pg_snapshot_xmax(%(end)s::pg_snapshot)
+    UNION ALL
+    SELECT l.id, l.message_id, l.topic, l.key, l.payload, l.headers, l.created_at, l.xid FROM outbox.messages AS l
+    WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(%(start)s::pg_snapshot)))
+) AS m
+WHERE m.id > %(position)s AND pg_visible_in_snapshot(m.xid, %(end)s::pg_snapshot)
+ORDER BY m.id
+LIMIT %(limit)s;
+
+-- name: window_fetch
+FETCH FORWARD {rows} FROM outbox_window;
+
+-- name: window_close
+CLOSE outbox_window;
+
+-- name: relay_advance
+-- Moves the cursor and parks what could not go out, in one transaction. `done`: the whole window. No row: the name was
+-- taken over, and nothing was changed. Writes relays, parked_messages.
+WITH moved AS (
+    UPDATE outbox.relays AS r
+    SET window_start = CASE WHEN %(done)s THEN r.window_end ELSE r.window_start END,
+        window_end = CASE WHEN %(done)s THEN NULL ELSE r.window_end END,
+        position = CASE WHEN %(done)s THEN 0 ELSE %(position)s END,
+        relayed = r.relayed + %(count)s, updated_at = now()
+    WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.window_end IS NOT NULL
+    RETURNING r.name
+), parked AS (
+    INSERT INTO outbox.parked_messages (relay, id, message_id, topic, key, payload, headers, created_at, reason)
+    SELECT moved.name, p.id, p.message_id, p.topic, p.key, p.payload::jsonb, p.headers::jsonb, p.created_at, p.reason
+    FROM moved, unnest(%(ids)s::bigint[], %(message_ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(payloads)s::text[],
+                       %(headers)s::text[], %(created)s::timestamptz[], %(reasons)s::text[])
+        AS p (id, message_id, topic, key, payload, headers, created_at, reason)
+    ON CONFLICT (relay, id) DO NOTHING
+)
+SELECT moved.name FROM moved;
+
+-- name: relay_beat
+-- Tells what is wrong (null: nothing) and whether to be woken; no row: the name was taken over.
+UPDATE outbox.relays AS r SET trouble = %(trouble)s, idle = %(idle)s, updated_at = now()
+WHERE r.name = %(name)s AND r.epoch = %(epoch)s
+RETURNING r.epoch;
+
+-- name: parked_keys
+-- Which of these keys have a message that waits parked: in strict mode later ones of the key wait behind it.
+SELECT DISTINCT p.key FROM outbox.parked_messages AS p WHERE p.relay = %(name)s AND p.key = ANY (%(keys)s::text[]);
+
+-- name: parked_to_retry
+-- Parked messages that a person wants to be sent again, oldest first; in strict mode none before an earlier one of its key.
+SELECT p.id, p.message_id::text, p.topic, p.key, p.payload::text, p.headers::text, p.created_at
+FROM outbox.parked_messages AS p
+WHERE p.relay = %(name)s AND p.retry
+  AND NOT (%(strict)s AND EXISTS (
+      SELECT FROM outbox.parked_messages AS e
+      WHERE e.relay = p.relay AND e.key = p.key AND e.id < p.id AND NOT e.retry))
+ORDER BY p.id LIMIT 1000;
+
+-- name: parked_settle
+-- What was sent goes; what failed again waits with its new reason.
+WITH sent AS (
+    DELETE FROM outbox.parked_messages AS p WHERE p.relay = %(name)s AND p.id = ANY (%(sent)s::bigint[]) RETURNING 1
+), failed AS (
+    UPDATE outbox.parked_messages AS p SET retry = false, reason = f.reason, parked_at = now()
+    FROM unnest(%(ids)s::bigint[], %(reasons)s::text[]) AS f (id, reason)
+    WHERE p.relay = %(name)s AND p.id = f.id
+)
+SELECT count(*) FROM sent;
+
+-- name: ring
+-- The children of the message ring, and which one is written to now.
+SELECT c.relname, (s.last_value / 1000000) %% 4 = substring(c.relname FROM '[0-9]+$')::integer AS current,
+       s.last_value %% 1000000 AS filled
+FROM pg_inherits AS i
+JOIN pg_class AS c ON c.oid = i.inhrelid
+CROSS JOIN outbox.message_ids AS s
+WHERE i.inhparent = 'outbox.messages'::regclass
+ORDER BY c.relname;
+
+-- name: ring_child
+-- Whether a child holds anything, and whether every relay there is has passed all of it. Uses its index by transaction.
+SELECT EXISTS (SELECT FROM {child}) AS filled,
+       EXISTS (SELECT FROM outbox.relays) AND NOT EXISTS (
+           SELECT FROM outbox.relays AS r
+           WHERE EXISTS (SELECT FROM {child} AS m WHERE m.xid >= pg_snapshot_xmin(r.window_start)
+                         AND NOT pg_visible_in_snapshot(m.xid, r.window_start))) AS passed;
+
+-- name: ring_lock
+-- A writer of that child may still be under way: it is waited for shortly, since others queue behind us.
+LOCK TABLE {child} IN ACCESS EXCLUSIVE MODE;
+
+-- name: ring_truncate
+TRUNCATE TABLE {child};
+
+-- name: ring_turn
+-- Lets the next message open the next child, long before a million are in this one. Not near the end of the child:
+-- the sequence would be there by itself in between, and must never go back.
+SELECT setval('outbox.message_ids', (s.last_value / 1000000 + 1) * 1000000, false)
+FROM outbox.message_ids AS s
+WHERE s.last_value %% 1000000 BETWEEN 100000 AND 900000;
