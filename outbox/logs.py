@@ -42,6 +42,7 @@ def set_up(style: str) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("psycopg.pool", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it has to say, the relay says
 
 
 def _message(record: logging.LogRecord) -> str:

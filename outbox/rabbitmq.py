@@ -169,8 +169,11 @@ class Publisher:
             self._unlock(message)
             self._drop_channel("the connection was lost")
             return
+        except pika.exceptions.UnsupportedAMQPFieldException as error:
+            self._park(message, clean(f"AMQP can't carry {error.args[-1]!r} in a header", 500))
+            return
         except _ENCODING_ERRORS as error:
-            self._park(message, clean(f"AMQP can't carry it: {error}", 500))
+            self._park(message, clean(f"AMQP can't carry it: {error or type(error).__name__}", 500))
             return
         self._tag += 1
         self._unconfirmed[self._tag] = attempt

@@ -29,7 +29,8 @@ from outbox.cli import main
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Spawned]
 
-COMMANDS = ["migrate", "deploy", "worker", "submit", "status", "show", "set-status", "dead", "retry", "doctor", "demo"]
+COMMANDS = ["migrate", "deploy", "worker", "submit", "status", "show", "set-status", "dead", "retry", "relay", "parked",
+            "doctor", "demo"]  # fmt: skip
 APP = "cli_app:posts"
 CANARY = "canary-s3cret"
 
@@ -305,7 +306,7 @@ def test_status_shows_where_everything_is(outbox: Outbox, shop: Conn) -> None:
 
 def test_status_json_is_one_document(outbox: Outbox, shop: Conn) -> None:
     found = outbox("status", "--json").json
-    assert found.keys() == {"overview", "workers"}
+    assert found.keys() == {"overview", "workers", "relays"}
     standing = {row["status"]: row["workflows"] for row in found["overview"]}
     assert standing == {
         "RECEIVED": 1, "ENRICHED": 1, "WAITING_FOR_REVIEW": 1, "APPROVED": 0, "COMPLETED": 1, "REJECTED": 0,
@@ -315,7 +316,7 @@ def test_status_json_is_one_document(outbox: Outbox, shop: Conn) -> None:
 
 def test_status_of_an_empty_database_says_so(outbox: Outbox) -> None:
     assert "no pipeline is deployed here" in outbox("status").out
-    assert outbox("status", "--json").json == {"overview": [], "workers": []}
+    assert outbox("status", "--json").json == {"overview": [], "workers": [], "relays": []}
 
 
 def read_until(fd: int, words: str, timeout: float = 20.0) -> str:
@@ -346,7 +347,7 @@ def test_status_watch_redraws_on_a_terminal_and_ctrl_c_ends_it_quietly(outbox: O
 
 def test_status_watch_into_a_pipe_ends_on_ctrl_c_too(outbox: Outbox, shop: Conn) -> None:
     asked = (
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox cli' AND query LIKE '%outbox.workers%'"
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox cli' AND query LIKE '%outbox.relays%'"
     )
     with outbox.process("status", "--watch") as process:
         wait_for(lambda: value(shop, asked), what="it has looked once")
