@@ -40,7 +40,7 @@ def examine(conn: Conn, pipelines: Sequence[Pipeline[Any]] = (), *, long_transac
     if migrations.pending(conn):
         return found  # the rest can't be asked
     found += [*_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn)]
-    return [*found, *_sessions(conn, long_transaction), *_tables(conn)]
+    return [*found, *_relays(conn), *_sessions(conn, long_transaction), *_tables(conn)]
 
 
 def _server(conn: Conn) -> Iterator[Finding]:
@@ -132,6 +132,31 @@ def _jobs(conn: Conn) -> Iterator[Finding]:
         yield Finding("warn", f"{dead} jobs are dead and wait for a person", "look: outbox dead; then: outbox retry")
     else:
         yield Finding("ok", "no job is dead, none is stuck")
+
+
+def _relays(conn: Conn) -> Iterator[Finding]:
+    relays = _rows(conn, "relays")
+    for name, runs, trouble, parked, behind in relays:
+        if not runs and behind is not None:
+            yield Finding(
+                "warn", f"relay {name} is not running, and messages wait for it since {behind / 60:.0f} minutes",
+                f"run: outbox relay --name {name}; or delete its row in outbox.relays if it is gone for good",
+            )  # fmt: skip
+        elif runs and trouble:
+            yield Finding("warn", f"relay {name}: {trouble}", "look after the broker; the relay goes on by itself")
+        if parked:
+            yield Finding(
+                "warn", f"relay {name} has parked {parked} messages", "look: outbox parked; then: outbox parked --retry"
+            )
+    count, oldest = _rows(conn, "messages_kept")[0]
+    if not relays and oldest is not None:
+        much = count > 1_000_000 or oldest > 7 * 86_400
+        what = f"no relay is there: messages are kept in the log, the first since {oldest / 3600:.0f} hours"
+        yield Finding(
+            "warn" if much else "ok",
+            what,
+            "run: outbox relay; or bound it: outbox worker --keep-messages 7" if much else "",
+        )
 
 
 def _sessions(conn: Conn, long_transaction: float) -> Iterator[Finding]:

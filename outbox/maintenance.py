@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from . import killpoints, statements
+from . import killpoints, ring, statements
 from .errors import DefinitionError
 from .link import Link, temporary
 
@@ -25,14 +25,16 @@ MAX_DAYS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many days finished workflows, history and the errors of dead jobs are kept. None keeps them for ever.
+    """How many days finished workflows, history, the errors of dead jobs and messages are kept. None: for ever.
 
-    That a job is dead is kept until its workflow goes on, is retried or deleted.
+    That a job is dead is kept until its workflow goes on, is retried or deleted. `messages` is for databases without
+    any relay; where there is one, messages go when all relays have passed them, and never before.
     """
 
     workflows: float | None = None
     history: float | None = None
     dead_jobs: float | None = 90.0
+    messages: float | None = None
 
     def __post_init__(self) -> None:
         for name, days in asdict(self).items():
@@ -164,6 +166,9 @@ class Maintenance:
                 await asyncio.sleep(0.05)  # others first
             if total:
                 log.info("%s: %s were old and are gone", name.replace("_", " "), total)
+
+        if self._retention.messages is not None:
+            await ring.rotate(await self._link.connection(), self._retention.messages)
 
     async def close(self) -> None:
         await self._link.close()

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from . import statements
+from . import ring, statements
 from .errors import OutboxError
 from .link import engine_conninfo
 from .statements import array, text_array
@@ -176,29 +176,8 @@ class Log:
         return False
 
     async def rotate(self) -> list[str]:
-        """Empty the children that every relay has passed, turn the ring early; return those that could not be had."""
-        conn = await self.connect()
-        stuck: list[str] = []
-        for child, current, _ in await self._ask("ring"):
-            if current:
-                continue
-            filled, passed = (await self._ask_child("ring_child", child))[0]
-            if not (filled and passed):
-                continue
-            try:
-                async with conn.transaction():
-                    await conn.execute("SET LOCAL lock_timeout = '100ms'")
-                    await self._ask_child("ring_lock", child)
-                    if (await self._ask_child("ring_child", child))[0][1]:
-                        await self._ask_child("ring_truncate", child)
-            except psycopg.errors.LockNotAvailable:
-                stuck.append(child)
-        ring = await self._ask("ring")
-        current = next((n for n, row in enumerate(ring) if row[1]), 0)
-        following = ring[(current + 1) % len(ring)][0]
-        if not (await self._ask_child("ring_child", following))[0][0]:
-            await self._ask("ring_turn")
-        return stuck
+        """Empty what every relay has passed. See ring.py."""
+        return await ring.rotate(await self.connect())
 
     async def _restore(self) -> None:
         conn = await self.connect()
@@ -227,10 +206,6 @@ class Log:
 
     async def _ask(self, name: str, **params: Any) -> list[tuple[Any, ...]]:
         return await self._execute(SQL[name], {"name": self._name, **params})
-
-    async def _ask_child(self, name: str, child: str) -> list[tuple[Any, ...]]:
-        statement = SQL[name].decode()
-        return await self._execute(sql.SQL(statement).format(child=sql.Identifier("outbox", child)))
 
     async def _execute(
         self, statement: bytes | sql.Composed, params: Mapping[str, Any] | None = None

@@ -63,11 +63,17 @@ from .shared import Number, app_option, dsn_of
     show_default=True,
     help="Drop the errors of jobs that died longer ago; that they are dead stays.",
 )
+@click.option(
+    "--keep-messages",
+    type=Number(0, MAX_DAYS),
+    metavar="DAYS",
+    help="Delete messages that are older, if no relay is there to hand them on.",
+)
 @click.pass_obj
 def worker(
     found: settings.Settings, app: str | None, stages: tuple[str, ...], concurrency: int | None, drain: bool,
     lease: float, grace: float, log_style: str, no_notify: bool, keep_workflows: float | None,
-    keep_history: float | None, keep_dead: float,
+    keep_history: float | None, keep_dead: float, keep_messages: float | None,
 ) -> None:  # fmt: skip
     """Run the stages of an application, until SIGTERM or Ctrl-C.
 
@@ -89,7 +95,9 @@ def worker(
             grace=grace,
             drain=drain,
             notify=not no_notify,
-            retention=Retention(workflows=keep_workflows, history=keep_history, dead_jobs=keep_dead),
+            retention=Retention(
+                workflows=keep_workflows, history=keep_history, dead_jobs=keep_dead, messages=keep_messages
+            ),
         )
         try:
             asyncio.run(_run(made))

@@ -75,3 +75,18 @@ FROM pg_stat_user_tables AS t WHERE t.schemaname = 'outbox' ORDER BY t.relname;
 
 -- name: sees_all_sessions
 SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE');
+
+-- name: relays
+-- Who relays, whether their beat is late, what they say is wrong, and what they have parked.
+SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 seconds' AS runs, r.trouble,
+       (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name),
+       (SELECT extract(epoch FROM now() - m.created_at)::float8 FROM outbox.messages AS m
+        WHERE m.xid >= pg_snapshot_xmin(r.window_start) AND NOT pg_visible_in_snapshot(m.xid, r.window_start)
+        ORDER BY m.xid LIMIT 1)
+FROM outbox.relays AS r ORDER BY r.name;
+
+-- name: messages_kept
+-- What lies in the log: about how many (as of the last analyze) and how old the first one is.
+SELECT (SELECT sum(greatest(c.reltuples, 0)) FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'outbox.messages'::regclass)::bigint,
+       (SELECT extract(epoch FROM now() - m.created_at)::float8 FROM outbox.messages AS m ORDER BY m.xid LIMIT 1);
