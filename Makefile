@@ -5,6 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The tests' RabbitMQ is there, or is installed, or they fail: only this leaves them out.
+ifeq ($(RABBITMQ),skip)
+BROKER := @echo "RABBITMQ=skip: without the tests that need RabbitMQ"
+MARKED := -m "not rabbitmq"
+else
+BROKER := $(BIN)/python tests/rabbitmq.py
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo setup check test bench schema docs wheel-test clean
@@ -23,8 +30,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-test: $(STAMP) ## run the tests on a real Postgres that they start
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+test: $(STAMP) ## run the tests on a real Postgres and RabbitMQ that they start; RABBITMQ=skip leaves the latter out
+	$(BROKER)
+	$(BIN)/python -m pytest -n 2 $(MARKED) $(ARGS)
 
 check: $(STAMP) ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -41,14 +49,15 @@ schema: $(STAMP) ## write sql/schema.sql anew from the migrations
 docs: $(STAMP) ## write docs/cli.md anew from the commands' help
 	mkdir -p docs && $(BIN)/python tests/cli_reference.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 
-wheel-test: $(STAMP) ## run the tests against the built wheel, without the source on the path
+wheel-test: $(STAMP) ## run the tests against the built wheel, without the source on the path; RABBITMQ as above
+	$(BROKER)
 	rm -rf build .venv-wheel && mkdir -p build/wheel
 	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[dev]"
 	cp -r tests bench docs Makefile pyproject.toml README.md build/wheel/
 	cd build/wheel && ../../.venv-wheel/bin/python -c "import outbox; assert 'site-packages' in outbox.__file__, outbox"
-	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 2 $(ARGS)
+	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 2 $(MARKED) $(ARGS)
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .venv-wheel build dist *.egg-info

@@ -1,4 +1,5 @@
 """Real Postgres for every test: one server a test process, a database cloned from a migrated template for each test.
+A real RabbitMQ for those that ask: one node a test process, a virtual host for each test.
 
 The tests work as `outbox_owner`, who owns the schema `outbox` and nothing more. Async tests call `asyncio.run`.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from broker import Broker
 from commands import Outbox
 from servers import PostgresServer, Process
 
@@ -21,6 +23,14 @@ from outbox import migrations
 
 _numbers = itertools.count(1)
 OWNER = "outbox_owner"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need RabbitMQ, before pytest chooses by marks."""
+    for item in items:
+        if {"shared_broker", "make_broker"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("rabbitmq")
 
 
 @pytest.fixture(scope="session")
@@ -137,3 +147,39 @@ def make_server() -> Iterator[Callable[[str], PostgresServer]]:
     yield make
     for server in made:
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def shared_broker() -> Iterator[Broker]:
+    broker = Broker()
+    try:
+        yield broker.start()
+    finally:
+        broker.remove()
+
+
+@pytest.fixture
+def broker(shared_broker: Broker) -> Iterator[Broker]:
+    """The test process's RabbitMQ. The test may kill, freeze and block it: the next one finds it well."""
+    yield shared_broker
+    shared_broker.recover()
+
+
+@pytest.fixture
+def amqp(broker: Broker) -> str:
+    """The URL of a virtual host of the test's own on `broker`."""
+    return broker.new_url()
+
+
+@pytest.fixture
+def make_broker() -> Iterator[Callable[[], Broker]]:
+    """Start one more RabbitMQ, of the test's own; it is removed at the test's end."""
+    made: list[Broker] = []
+
+    def make() -> Broker:
+        made.append(Broker())
+        return made[-1].start()
+
+    yield make
+    for broker in made:
+        broker.remove()
