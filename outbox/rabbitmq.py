@@ -25,6 +25,7 @@ import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosedByBroker
 
+from . import killpoints
 from .documents import clean, printable
 from .errors import SettingsError
 from .window import Outgoing
@@ -175,6 +176,7 @@ class Publisher:
         except _ENCODING_ERRORS as error:
             self._park(message, clean(f"AMQP can't carry it: {error or type(error).__name__}", 500))
             return
+        killpoints.sending("K9")
         self._tag += 1
         self._unconfirmed[self._tag] = attempt
         self._by_wire_id[attempt.wire_id] = attempt

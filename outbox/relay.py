@@ -16,6 +16,7 @@ from typing import Protocol
 
 import psycopg
 
+from . import killpoints
 from .documents import printable
 from .errors import DefinitionError
 from .link import first_line, temporary
@@ -169,6 +170,7 @@ class Relay:
                 then = await following
             finally:
                 following.cancel()
+            killpoints.passing("K10")
             await self._log.advance(part[-1].id, len(part) - len(parked), parked, done=then is None)
             self.relayed += len(part) - len(parked)
             self.parked += len(parked)
