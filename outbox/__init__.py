@@ -12,8 +12,11 @@ from .errors import (
     SchemaError,
     SettingsError,
     Stranded,
+    TooNew,
+    TooOld,
 )
 from .handle import Run
+from .inbox import Inbox
 from .maintenance import Retention
 from .outcome import Backoff, Go, Reject, Retry
 from .pipeline import Pipeline
@@ -26,6 +29,7 @@ __all__ = [
     "EmbeddedUnavailable",
     "Go",
     "HandlerError",
+    "Inbox",
     "InvalidInput",
     "LeaseLost",
     "NotDeployed",
@@ -40,5 +44,7 @@ __all__ = [
     "SettingsError",
     "Stranded",
     "Submitted",
+    "TooNew",
+    "TooOld",
     "Worker",
 ]

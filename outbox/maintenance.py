@@ -21,26 +21,32 @@ BATCH = 1_000
 FOLD_EVERY = 10.0
 RETAIN_EVERY = 60.0
 MAX_DAYS = 100_000
+INBOX_DAYS = (1, 200)
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many days finished workflows, history, the errors of dead jobs and messages are kept. None: for ever.
+    """How many days finished workflows, history, errors of dead jobs, messages, the inbox are kept. None: for ever.
 
     That a job is dead is kept until its workflow goes on, is retried or deleted. `messages` is for databases without
-    any relay; where there is one, messages go when all relays have passed them, and never before.
+    any relay; where there is one, messages go when all relays have passed them, and never before. The inbox refuses
+    what is older than it remembers (TooOld), so that no duplicate is taken for new.
     """
 
     workflows: float | None = None
     history: float | None = None
     dead_jobs: float | None = 90.0
     messages: float | None = None
+    inbox: float | None = 90.0
 
     def __post_init__(self) -> None:
         for name, days in asdict(self).items():
             # A negative age would delete what is new, and an endless one fail at each turn.
             if days is not None and not (isinstance(days, int | float) and 0 <= days <= MAX_DAYS):
                 raise DefinitionError(f"Retention {name}: {days!r} is not a number of days from 0 to {MAX_DAYS:,}")
+        least, most = INBOX_DAYS
+        if self.inbox is not None and not least <= self.inbox <= most:
+            raise DefinitionError(f"Retention inbox: {self.inbox!r} is not a number of days from {least} to {most}")
 
 
 class Maintenance:
@@ -166,7 +172,12 @@ class Maintenance:
                 await asyncio.sleep(0.05)  # others first
             if total:
                 log.info("%s: %s were old and are gone", name.replace("_", " "), total)
-
+        if self._retention.inbox is not None:
+            for child, emptied in await self._link.execute(SQL["retention_inbox"], {"days": self._retention.inbox}):
+                if emptied:
+                    log.info("retention inbox: outbox.%s was old and is emptied", child)
+                else:
+                    log.warning("retention inbox: outbox.%s is in use and waits for the next turn", child)
         if self._retention.messages is not None:
             await ring.rotate(await self._link.connection(), self._retention.messages)
 
