@@ -1,5 +1,7 @@
 """Outbox: long-lived, stateful pipelines on the Postgres that you already run."""
 
+from .consumer import Consumer, consume
+from .delivery import Delivery
 from .errors import (
     DefinitionError,
     EmbeddedUnavailable,
@@ -25,7 +27,9 @@ from .worker import Worker
 
 __all__ = [
     "Backoff",
+    "Consumer",
     "DefinitionError",
+    "Delivery",
     "EmbeddedUnavailable",
     "Go",
     "HandlerError",
@@ -47,4 +51,5 @@ __all__ = [
     "TooNew",
     "TooOld",
     "Worker",
+    "consume",
 ]

@@ -6,6 +6,7 @@ refused, whoever asks: how far back it remembers stands in the database (see sql
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,11 @@ from .execute import Steps, execute
 from .pipeline import check_name
 
 SQL = statements.load("inbox")
+log = logging.getLogger("outbox.inbox")
+
+MEMORY_DAYS = (1, 200)
+"""What the ring of children can hold, in days."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -63,6 +69,15 @@ class Inbox:
         if too_new:
             raise TooNew(self.consumer, message_id, made_at(message_id), datetime.fromtimestamp(newest, UTC))
         return bool(new)
+
+
+async def forget(conn: psycopg.AsyncConnection[Any], days: float) -> None:
+    """Forget the ids that were made longer ago, and from then on refuse them. For whoever keeps house."""
+    for child, emptied in await (await conn.execute(SQL["inbox_forget"], {"days": days})).fetchall():
+        if emptied:
+            log.info("outbox.%s was old and is emptied", child)
+        else:
+            log.warning("outbox.%s is old, but in use: it waits for the next time", child)
 
 
 def parse_id(value: object) -> UUID:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from . import killpoints, ring, statements
+from . import inbox, killpoints, ring, statements
 from .errors import DefinitionError
 from .link import Link, temporary
 
@@ -21,7 +21,6 @@ BATCH = 1_000
 FOLD_EVERY = 10.0
 RETAIN_EVERY = 60.0
 MAX_DAYS = 100_000
-INBOX_DAYS = (1, 200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Retention:
             # A negative age would delete what is new, and an endless one fail at each turn.
             if days is not None and not (isinstance(days, int | float) and 0 <= days <= MAX_DAYS):
                 raise DefinitionError(f"Retention {name}: {days!r} is not a number of days from 0 to {MAX_DAYS:,}")
-        least, most = INBOX_DAYS
+        least, most = inbox.MEMORY_DAYS
         if self.inbox is not None and not least <= self.inbox <= most:
             raise DefinitionError(f"Retention inbox: {self.inbox!r} is not a number of days from {least} to {most}")
 
@@ -173,11 +172,7 @@ class Maintenance:
             if total:
                 log.info("%s: %s were old and are gone", name.replace("_", " "), total)
         if self._retention.inbox is not None:
-            for child, emptied in await self._link.execute(SQL["retention_inbox"], {"days": self._retention.inbox}):
-                if emptied:
-                    log.info("retention inbox: outbox.%s was old and is emptied", child)
-                else:
-                    log.warning("retention inbox: outbox.%s is in use and waits for the next turn", child)
+            await inbox.forget(await self._link.connection(), self._retention.inbox)
         if self._retention.messages is not None:
             await ring.rotate(await self._link.connection(), self._retention.messages)
 

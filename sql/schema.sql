@@ -362,7 +362,6 @@ CREATE TABLE outbox.delivery_attempts (
     consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
     message_id uuid NOT NULL,
     attempts integer NOT NULL,
-    error text,
     at timestamp with time zone DEFAULT now() NOT NULL
 );
 

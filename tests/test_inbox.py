@@ -291,7 +291,7 @@ def test_a_child_that_is_in_use_is_left_for_the_next_turn_and_nobody_waits_long(
     assert crm.accept(holder, busy)
     assert crm.accept(conn, made(45.001))
     retain(inbox=30)
-    assert "is in use and waits for the next turn" in caplog.text
+    assert "is old, but in use" in caplog.text
     with pytest.raises(TooOld):
         crm.accept(conn, busy)
     assert value(conn, "SELECT count(*) FROM outbox.inbox") == 1, "the other child is emptied"

@@ -12,8 +12,9 @@ import psycopg
 
 from .. import application, logs, settings
 from ..errors import OutboxError, SettingsError
+from ..inbox import MEMORY_DAYS
 from ..link import cannot_connect
-from ..maintenance import INBOX_DAYS, MAX_DAYS, Retention
+from ..maintenance import MAX_DAYS, Retention
 from ..worker import Worker
 from .shared import Number, app_option, dsn_of
 
@@ -71,7 +72,7 @@ from .shared import Number, app_option, dsn_of
 )
 @click.option(
     "--keep-inbox",
-    type=Number(*INBOX_DAYS),
+    type=Number(*MEMORY_DAYS),
     metavar="DAYS",
     default=90.0,
     show_default=True,

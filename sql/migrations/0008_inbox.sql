@@ -88,7 +88,6 @@ CREATE TABLE outbox.delivery_attempts (
     consumer   varchar(63) COLLATE "C" NOT NULL,
     message_id uuid NOT NULL,
     attempts   integer NOT NULL,
-    error      text,
     at         timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT delivery_attempts_pkey PRIMARY KEY (consumer, message_id)
 );

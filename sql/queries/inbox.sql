@@ -17,3 +17,8 @@ WITH given AS MATERIALIZED (
 SELECT EXISTS (SELECT FROM taken), g.sent_at < g.oldest, g.sent_at > g.newest,
        extract(epoch FROM g.oldest)::float8, extract(epoch FROM g.newest)::float8
 FROM given AS g;
+
+-- name: inbox_forget
+-- Empties the children of the inbox that are older than `days`. Returns which were, and which could not be had.
+-- Writes inbox_floor, inbox, delivery_attempts. Locks one old child after the other, waiting for each 100 ms at most.
+SELECT f.child, f.emptied FROM outbox.inbox_forget(%(days)s::float8) AS f;

@@ -133,11 +133,6 @@ WITH old AS MATERIALIZED (
 )
 SELECT count(*) FROM dropped;
 
--- name: retention_inbox
--- Empties the children of the inbox that are older than `days`. Returns which were, and which could not be had.
--- Writes inbox_floor, inbox, delivery_attempts. Locks one old child at a time, for 100 ms at most.
-SELECT f.child, f.emptied FROM outbox.inbox_forget(%(days)s::float8) AS f;
-
 -- name: retention_mark
 -- Lets this transaction delete history; see the trigger state_changes_are_append_only.
 SELECT set_config('outbox.retention', 'on', true);
