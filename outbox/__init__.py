@@ -22,6 +22,7 @@ from .inbox import Inbox
 from .maintenance import Retention
 from .outcome import Backoff, Go, Reject, Retry
 from .pipeline import Pipeline
+from .sharding import shard
 from .submit import Submitted
 from .worker import Worker
 
@@ -52,4 +53,5 @@ __all__ = [
     "TooOld",
     "Worker",
     "consume",
+    "shard",
 ]

@@ -58,6 +58,12 @@ def redact(dsn: str) -> str:
     return f"{(kept and kept.group(1)) or ''}… (not a DSN that can be read)"
 
 
+def place(dsn: str) -> str:
+    """Return which database on which host a DSN names, and nothing else of it."""
+    parts = _parts(dsn) or {}
+    return f"{parts.get('dbname', '?')} on {parts.get('host') or parts.get('hostaddr') or 'localhost'}"
+
+
 def readable(dsn: str) -> bool:
     """Whether libpq reads the DSN as it was meant. If not, what it says of the DSN may quote the password."""
     return _parts(dsn) is not None

@@ -5,13 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from typing import Any
 
 import click
 
 from .. import inspect, logs, migrations, screen, settings
 from ..errors import OutboxError, SettingsError
+from ..handoff import Handoff
 from ..relay import Relay, Target
 from .shared import database, dsn_of, json_option
+
+
+class Part(click.ParamType[tuple[int, int]]):
+    """N/M, such as 2/4."""
+
+    name = "N/M"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        number, _, of = str(value).partition("/")
+        if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+            self.fail(f"{value!r} is not N/M with N from 0 to M-1, such as 2/4", param, ctx)
+        return int(number), int(of)
 
 
 @click.command()
@@ -24,6 +38,22 @@ from .shared import database, dsn_of, json_option
 )
 @click.option("--routing-key", default="{topic}", show_default=True, help="A template of {topic} and {key}.")
 @click.option("--source", default="/outbox", show_default=True, help="The source in the CloudEvents headers.")
+@click.option(
+    "--to",
+    envvar="OUTBOX_TO_DSN",
+    metavar="DSN",
+    help="Hand messages on to another Postgres instead, where each becomes a workflow of --pipeline. "
+    "Also OUTBOX_TO_DSN, which shows in no list of processes.",
+)
+@click.option("--pipeline", metavar="NAME", help="With --to: the pipeline there.")
+@click.option("--topic", "topics", multiple=True, metavar="PATTERN", help="With --to: only such topics (* and ?).")
+@click.option(
+    "--entity-id",
+    default="{key}",
+    show_default=True,
+    help="With --to: a template of {key}, {topic} and {message_id}.",
+)
+@click.option("--shard", "part", type=Part(), help="With --to: only the entities that belong to database N of M.")
 @click.option("--strict", is_flag=True, help="Keep the order of each key: one unconfirmed message of it at a time.")
 @click.option("--drain", is_flag=True, help="Exit when no message is left.")
 @click.option(
@@ -37,29 +67,45 @@ from .shared import database, dsn_of, json_option
 @click.pass_obj
 def relay(
     found: settings.Settings, name: str, exchange: str, declare: str | None, routing_key: str, source: str,
+    to: str | None, pipeline: str | None, topics: tuple[str, ...], entity_id: str, part: tuple[int, int] | None,
     strict: bool, drain: bool, log_style: str,
 ) -> None:  # fmt: skip
     """Hand messages on to RabbitMQ (OUTBOX_AMQP_URL), each at least once and confirmed, until SIGTERM or Ctrl-C.
 
     A message is moved on from when the broker has confirmed it; one that can't go out is parked with its reason (see
     outbox parked). A broker that is away costs nothing but time. A second process of the same name stands by.
+
+    With --to, messages become workflows in another Postgres, each once: one transaction there with its inbox.
     """
     logs.set_up(log_style)
     if declare and not exchange:
         raise click.UsageError("--declare needs --exchange")
+    if bool(to) != bool(pipeline):
+        raise click.UsageError("--to and --pipeline go together")
+    if (topics or part) and not to:
+        raise click.UsageError("--topic and --shard go with --to; RabbitMQ's queues choose by their bindings")
     with dsn_of(found) as dsn:
         with database(found) as conn:
             migrations.require(conn)
-        asyncio.run(_run(found, dsn, name, exchange, declare, routing_key, source, strict, drain))
+        made = Relay(found.listen_dsn or dsn, name=name, strict=strict, drain=drain)
+        if to and pipeline:
+            if not settings.readable(to):
+                raise SettingsError(f"--to can't be read: {settings.redact(to)}")
+            handoff = Handoff(
+                to, pipeline, entity_id=entity_id, topics=topics, part=part, strict=strict,
+                may_send=made.may_send, on_trouble=made.trouble,
+            )  # fmt: skip
+            made.to(handoff, f"pipeline {pipeline} in {settings.place(to)}")
+        else:
+            publisher = _publisher(
+                found, source=source, exchange=exchange, declare=declare, routing_key=routing_key, strict=strict,
+                may_send=made.may_send, on_trouble=made.trouble,
+            )  # fmt: skip
+            made.to(publisher, f"exchange {exchange or '(default)'}")
+        asyncio.run(_run(made))
 
 
-async def _run(
-    found: settings.Settings, dsn: str, name: str, exchange: str, declare: str | None, routing_key: str, source: str,
-    strict: bool, drain: bool,
-) -> None:  # fmt: skip
-    made = Relay(found.listen_dsn or dsn, name=name, strict=strict, drain=drain)
-    target, described = _rabbitmq(found, made, exchange, declare, routing_key, source, strict)
-    made.to(target, described)
+async def _run(made: Relay) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, made.stop)
@@ -67,27 +113,14 @@ async def _run(
     logging.getLogger("outbox.relay").info("stopped: %s relayed, %s parked", made.relayed, made.parked)
 
 
-def _rabbitmq(
-    found: settings.Settings, made: Relay, exchange: str, declare: str | None, routing_key: str, source: str,
-    strict: bool,
-) -> tuple[Target, str]:  # fmt: skip
+def _publisher(found: settings.Settings, **options: Any) -> Target:
     if not found.amqp_url:
-        raise SettingsError("where to? Set OUTBOX_AMQP_URL, such as amqp://user:password@localhost/")
+        raise SettingsError("where to? Set OUTBOX_AMQP_URL, such as amqp://user:password@localhost/, or give --to")
     try:
         from ..rabbitmq.publisher import Publisher
     except ModuleNotFoundError as error:
         raise OutboxError(f'{error}. Run: pip install "outbox-engine[rabbitmq]"') from None
-    publisher = Publisher(
-        found.amqp_url,
-        source=source,
-        exchange=exchange,
-        declare=declare,
-        routing_key=routing_key,
-        strict=strict,
-        may_send=made.may_send,
-        on_trouble=made.trouble,
-    )
-    return publisher, f"exchange {exchange or '(default)'}"
+    return Publisher(found.amqp_url, **options)
 
 
 @click.command()

@@ -1,0 +1,44 @@
+-- How messages become workflows in another database: its inbox and its workflows, in one transaction.
+
+-- name: handoff_pipeline
+-- Whether the pipeline is deployed there.
+SELECT EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s);
+
+-- name: handoff
+-- Records the ids that are new, and starts a workflow for each of these. Returns the numbers of those that could not be
+-- started, with why: refused by the inbox ('old', 'new'), or their entity has a workflow already ('there').
+-- Writes inbox (in the order of ids: two who hand on the same don't lock each other out), workflow_states.
+WITH given AS MATERIALIZED (
+    SELECT g.n, g.message_id, g.entity_id, g.metadata,
+           CASE WHEN t.sent_at < outbox.inbox_oldest() THEN 'old'
+                WHEN t.sent_at > clock_timestamp() + interval '1 day' THEN 'new' END AS refused
+    FROM unnest(%(message_ids)s::uuid[], %(entities)s::text[], %(metadata)s::text[])
+        WITH ORDINALITY AS g (message_id, entity_id, metadata, n)
+    CROSS JOIN LATERAL (SELECT outbox.uuid7_time(g.message_id) AS sent_at) AS t
+), recorded AS (
+    INSERT INTO outbox.inbox (consumer, message_id)
+    SELECT %(consumer)s, g.message_id FROM given AS g WHERE g.refused IS NULL ORDER BY g.message_id
+    ON CONFLICT DO NOTHING
+    RETURNING message_id
+), fresh AS MATERIALIZED (
+    SELECT g.n, g.entity_id, g.metadata, row_number() OVER (PARTITION BY g.entity_id ORDER BY g.n) AS turn
+    FROM given AS g JOIN recorded AS r ON r.message_id = g.message_id
+), started AS (
+    INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
+    SELECT p.pipeline, f.entity_id, p.initial_status, coalesce(f.metadata, '{}')::jsonb
+    FROM fresh AS f
+    JOIN outbox.pipelines AS p ON p.pipeline = %(pipeline)s
+    WHERE f.turn = 1
+    ORDER BY f.n
+    ON CONFLICT (pipeline, entity_id) DO NOTHING
+    RETURNING entity_id
+)
+SELECT g.n, g.refused FROM given AS g WHERE g.refused IS NOT NULL
+UNION ALL
+SELECT f.n, 'there' FROM fresh AS f
+WHERE f.turn > 1 OR NOT EXISTS (SELECT FROM started AS s WHERE s.entity_id = f.entity_id);
+
+-- name: handoff_unrecord
+-- Forgets the ids of messages that had no effect after all, in the transaction that recorded them: a person may have
+-- them handed on again.
+DELETE FROM outbox.inbox AS i WHERE i.consumer = %(consumer)s AND i.message_id = ANY (%(message_ids)s::uuid[]);
