@@ -113,10 +113,12 @@ class Relay:
                     await self._sleep(wait)
                     wait = min(2.0, wait * 2)
         finally:
-            with contextlib.suppress(psycopg.Error, OSError):
-                await self._log.leave()
-            await self._log.close()
-            await self._target.close()
+            try:
+                with contextlib.suppress(psycopg.Error, OSError):  # TimeoutError is one of the latter
+                    await asyncio.wait_for(self._log.leave(), GRACE)
+            finally:
+                await self._log.close()
+                await self._target.close()
 
     async def _relay(self, window: Window | None) -> bool:
         """Work and beat side by side; True when it is time to end."""
