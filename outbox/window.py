@@ -6,6 +6,7 @@ Nothing here knows where messages go. See sql/queries/relay.sql for the method a
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -24,6 +25,7 @@ from .link import engine_conninfo
 from .statements import array, text_array
 
 SQL = statements.load("relay")
+log = logging.getLogger("outbox.relay")
 
 LEASE = 5.0
 """Seconds without a beat after which another process takes a relay's name over."""
@@ -106,7 +108,7 @@ class Log:
         self.verified = asked
         if foreign:
             await self._restore()
-            return None
+            return await self.take_over()
         return None if end is None else Window(start, end, position)
 
     async def leave(self) -> None:
@@ -192,7 +194,7 @@ class Log:
             await self._execute(SQL["relay_restore_lock"])
             await self._execute(SQL["relay_restore_messages"])
             await self._execute(SQL["relay_restore_cursors"])
-        raise TakenOver("the database was restored from elsewhere: every message in the log is relayed anew")
+        log.warning("the database was restored: every message that is in the log is relayed, some of them again")
 
     async def _declare(self, window: Window, position: int) -> None:
         # A cursor's declaration takes no parameters from the server's side: they are bound here, as literals.

@@ -9,6 +9,7 @@ import signal
 import click
 
 from .. import inspect, logs, migrations, screen, settings
+from ..documents import printable
 from ..errors import OutboxError, SettingsError
 from ..relay import Relay, Target
 from .shared import database, dsn_of, json_option
@@ -27,6 +28,11 @@ from .shared import database, dsn_of, json_option
 @click.option("--strict", is_flag=True, help="Keep the order of each key: one unconfirmed message of it at a time.")
 @click.option("--drain", is_flag=True, help="Exit when no message is left.")
 @click.option(
+    "--forget",
+    metavar="NAME",
+    help="Only forget a relay that is gone for good: what it has parked goes, and the log is no longer kept for it.",
+)
+@click.option(
     "--log",
     "log_style",
     type=click.Choice(["text", "json"]),
@@ -37,13 +43,19 @@ from .shared import database, dsn_of, json_option
 @click.pass_obj
 def relay(
     found: settings.Settings, name: str, exchange: str, declare: str | None, routing_key: str, source: str,
-    strict: bool, drain: bool, log_style: str,
+    strict: bool, drain: bool, forget: str | None, log_style: str,
 ) -> None:  # fmt: skip
     """Hand messages on to RabbitMQ (OUTBOX_AMQP_URL), each at least once and confirmed, until SIGTERM or Ctrl-C.
 
     A message is moved on from when the broker has confirmed it; one that can't go out is parked with its reason (see
     outbox parked). A broker that is away costs nothing but time. A second process of the same name stands by.
     """
+    if forget is not None:
+        with database(found) as conn:
+            migrations.require(conn)
+            parked = inspect.forget_relay(conn, forget)
+        click.echo(f"relay {printable(forget)} is forgotten, with {parked} parked messages")
+        return
     logs.set_up(log_style)
     if declare and not exchange:
         raise click.UsageError("--declare needs --exchange")
