@@ -251,6 +251,30 @@ def test_a_rotation_that_waits_in_vain_undoes_nothing_of_the_work_beside_it(
     assert reader.next() == [], "what was passed stays passed"
 
 
+def test_a_rotation_that_waits_for_a_writer_holds_up_others_only_for_a_moment(
+    conn: Conn, connect: Connect, reader: Reader
+) -> None:
+    fill(conn, 1)
+    writer = connect(autocommit=False)
+    writer.execute(WRITE, ("open", "a"))
+    fill(conn, 1_000_000)
+    reader.next()
+    conn.execute("SET lock_timeout = '10s'")
+    waits = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
+
+    async def beside_writers() -> list[str]:
+        rotation = asyncio.create_task(reader.log.rotate())
+        while not value(conn, waits):
+            await asyncio.sleep(0)
+            if rotation.done():  # this machine was too slow to see it wait
+                rotation = asyncio.create_task(reader.log.rotate())
+        conn.execute("INSERT INTO outbox.messages (id, topic) VALUES (9, 'same child'), (1000009, 'another')")
+        return await rotation
+
+    assert reader.do(beside_writers()) == ["messages_0"]
+    assert reader.next() == ["same child", "another"]
+
+
 def test_the_ring_turns_early_and_never_back(conn: Conn, reader: Reader) -> None:
     fill(conn, 150_000)
     reader.next()
