@@ -139,11 +139,14 @@ def _relays(conn: Conn) -> Iterator[Finding]:
     for name, runs, trouble, parked, behind in relays:
         if not runs and behind is not None:
             yield Finding(
-                "warn", f"relay {name} is not running, and messages wait for it since {behind / 60:.0f} minutes",
-                f"run: outbox relay --name {name}; or delete its row in outbox.relays if it is gone for good",
-            )  # fmt: skip
+                "warn",
+                f"relay {name} is not running: messages wait for it since {behind / 60:.0f} minutes, and are kept",
+                f"run: outbox relay --name {name}; or, if it is gone for good: outbox relay --forget {name}",
+            )
         elif runs and trouble:
             yield Finding("warn", f"relay {name}: {trouble}", "look after the broker; the relay goes on by itself")
+        elif runs and behind is not None and behind > 600:
+            yield Finding("warn", f"relay {name} is {behind / 60:.0f} minutes behind", "look into `outbox relay`'s log")
         if parked:
             yield Finding(
                 "warn", f"relay {name} has parked {parked} messages", "look: outbox parked; then: outbox parked --retry"

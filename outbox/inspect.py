@@ -9,7 +9,7 @@ import psycopg
 from psycopg.rows import dict_row, tuple_row
 
 from . import statements
-from .errors import NotFound
+from .errors import NotFound, OutboxError
 
 SQL = statements.load("inspect")
 BATCH = 1_000
@@ -65,6 +65,19 @@ def parked(conn: psycopg.Connection[Any], relay: str | None = None, limit: int =
 def retry_parked(conn: psycopg.Connection[Any], relay: str | None = None, ids: list[int] | None = None) -> int:
     """Have parked messages sent again by their relay, all or those with these ids. Returns how many."""
     return len(_rows(conn, "parked_retry", relay=relay, ids=ids))
+
+
+def forget_relay(conn: psycopg.Connection[Any], name: str) -> int:
+    """Forget a relay that is gone for good, with what it has parked; returns how much that was.
+
+    NotFound if there is none of this name, OutboxError if it is running.
+    """
+    (row,) = _rows(conn, "relay_forget", relay=name)
+    if not row["found"]:
+        raise NotFound(f'there is no relay "{name}"')
+    if not row["gone"]:
+        raise OutboxError(f'relay "{name}" is running: stop it first. One that was killed is gone after 15 seconds')
+    return int(row["parked"])
 
 
 def set_status(

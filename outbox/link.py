@@ -74,6 +74,7 @@ class Link:
         self._settings = settings or {}
         self._on_connect = on_connect
         self._conn: psycopg.AsyncConnection[Any] | None = None
+        self._connecting = asyncio.Lock()  # two tasks that find none would make two, and nobody would close the first
         self._wait = _FIRST_WAIT
         self.connections = 0
 
@@ -83,19 +84,20 @@ class Link:
 
     async def connection(self) -> psycopg.AsyncConnection[Any]:
         """Return the open connection, making it if there is none."""
-        if self._conn is None or self._conn.closed:
-            conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
-            try:
-                for name, value in self._settings.items():
-                    await conn.execute("SELECT set_config(%s, %s, false)", (name, value))
-                if self._on_connect is not None:
-                    await self._on_connect(conn)
-            except BaseException:
-                await conn.close()
-                raise
-            self._conn = conn
-            self.connections += 1
-        return self._conn
+        async with self._connecting:
+            if self._conn is None or self._conn.closed:
+                conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+                try:
+                    for name, value in self._settings.items():
+                        await conn.execute("SELECT set_config(%s, %s, false)", (name, value))
+                    if self._on_connect is not None:
+                        await self._on_connect(conn)
+                except BaseException:
+                    await conn.close()
+                    raise
+                self._conn = conn
+                self.connections += 1
+            return self._conn
 
     async def execute(self, statement: bytes, params: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows. A connection that broke on the way is dropped."""

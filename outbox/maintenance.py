@@ -65,6 +65,7 @@ class Maintenance:
         self._fold_at = time.monotonic() + FOLD_EVERY * random.random()
         self._retain_at = time.monotonic() + RETAIN_EVERY * random.random()
         self._soon = asyncio.Event()
+        self._turn = asyncio.Lock()  # a worker that drains ticks too, on the same connection
         self._due_at = float("inf")
 
     async def run(self) -> None:
@@ -94,17 +95,18 @@ class Maintenance:
 
     async def tick(self) -> float:
         """Do all that is to be done now; return the seconds until the next tick."""
-        wait = await self.promote()
-        await self._bury()
-        await self._sweep()
-        now = time.monotonic()
-        if now >= self._fold_at:
-            self._fold_at = now + FOLD_EVERY * random.uniform(0.8, 1.2)
-            await self._link.execute(SQL["counts_fold"], {})
-        if now >= self._retain_at:
-            self._retain_at = now + RETAIN_EVERY * random.uniform(0.8, 1.2)
-            await self._retain()
-        return wait
+        async with self._turn:
+            wait = await self.promote()
+            await self._bury()
+            await self._sweep()
+            now = time.monotonic()
+            if now >= self._fold_at:
+                self._fold_at = now + FOLD_EVERY * random.uniform(0.8, 1.2)
+                await self._link.execute(SQL["counts_fold"], {})
+            if now >= self._retain_at:
+                self._retain_at = now + RETAIN_EVERY * random.uniform(0.8, 1.2)
+                await self._retain()
+            return wait
 
     async def promote(self) -> float:
         """Make due jobs ready; return the seconds until more are due, at most a tick."""
@@ -174,7 +176,8 @@ class Maintenance:
         if self._retention.inbox is not None:
             await inbox.forget(await self._link.connection(), self._retention.inbox)
         if self._retention.messages is not None:
-            await ring.rotate(await self._link.connection(), self._retention.messages)
+            for child in await ring.rotate(await self._link.connection(), self._retention.messages):
+                log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)
 
     async def close(self) -> None:
         await self._link.close()

@@ -113,10 +113,12 @@ class Relay:
                     await self._sleep(wait)
                     wait = min(2.0, wait * 2)
         finally:
-            with contextlib.suppress(psycopg.Error, OSError):
-                await self._log.leave()
-            await self._log.close()
-            await self._target.close()
+            try:
+                with contextlib.suppress(psycopg.Error, OSError):  # TimeoutError is one of the latter
+                    await asyncio.wait_for(self._log.leave(), GRACE)
+            finally:
+                await self._log.close()
+                await self._target.close()
 
     async def _relay(self, window: Window | None) -> bool:
         """Work and beat side by side; True when it is time to end."""
@@ -195,12 +197,15 @@ class Relay:
 
     async def _beat(self) -> None:
         rotate_at = 0.0
+        known: list[str] = []
         while True:
             await self._log.beat(self._trouble, self._idle)
             if time.monotonic() >= rotate_at:
                 rotate_at = time.monotonic() + ROTATE_EVERY
-                for child in await self._log.rotate():
+                stuck = await self._log.rotate()
+                for child in set(stuck) - set(known):
                     log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)
+                known = stuck
             await asyncio.sleep(BEAT)
 
     async def _set_idle(self, idle: bool) -> None:

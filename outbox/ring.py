@@ -30,11 +30,13 @@ async def rotate(conn: psycopg.AsyncConnection[Any], days: float | None = None) 
                     await _ask(conn, "ring_truncate", child)
         except psycopg.errors.LockNotAvailable:
             stuck.append(child)
-    children = await _ask(conn, "ring")
-    current = next((number for number, child in enumerate(children) if child[1]), 0)
-    following = children[(current + 1) % len(children)][0]
-    if not (await _ask(conn, "ring_child", following, days))[0][0]:
-        await _ask(conn, "ring_turn")
+    async with conn.transaction():
+        await _ask(conn, "ring_turn_lock")
+        children = await _ask(conn, "ring")
+        current = next((number for number, child in enumerate(children) if child[1]), 0)
+        following = children[(current + 1) % len(children)][0]
+        if not (await _ask(conn, "ring_child", following, days))[0][0]:
+            await _ask(conn, "ring_turn", children[current][0], days)
     return stuck
 
 

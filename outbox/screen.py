@@ -98,7 +98,7 @@ def status(found: dict[str, list[Row]]) -> Group:
                 row["relayed"],
                 row["parked"],
                 age(row["behind_seconds"]),
-                row["trouble"] or ("" if row["owner"] else "not running"),
+                row["trouble"] if row["running"] else "not running",
             ]
             for row in found["relays"]
         ]

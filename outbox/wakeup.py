@@ -80,9 +80,11 @@ class Keeper:
         """Take the row away: whatever is still held in its name is free at once."""
         worker, self.id = self.id, 0
         self.registered.clear()
-        if worker:
-            await self._link.execute(SQL["worker_leave"], {"worker": worker})
-        await self._link.close()
+        try:
+            if worker:
+                await self._link.execute(SQL["worker_leave"], {"worker": worker})
+        finally:
+            await self._link.close()
 
     async def _register(self) -> None:
         if self._former:

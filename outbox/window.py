@@ -5,6 +5,8 @@ Nothing here knows where messages go. See sql/queries/relay.sql for the method a
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import socket
 import time
@@ -23,6 +25,7 @@ from .link import engine_conninfo
 from .statements import array, text_array
 
 SQL = statements.load("relay")
+log = logging.getLogger("outbox.relay")
 
 LEASE = 5.0
 """Seconds without a beat after which another process takes a relay's name over."""
@@ -68,6 +71,8 @@ class Log:
         self._dsn = engine_conninfo(dsn, "relay")
         self._name, self.target = name, target
         self._conn: psycopg.AsyncConnection[Any] | None = None
+        # The ring is turned in transactions beside the work: what came in between would be rolled back with them.
+        self._turn = asyncio.Lock()
         self._epoch = 0
         self._rows = 10
         self.verified = 0.0
@@ -75,11 +80,15 @@ class Log:
     async def connect(self) -> psycopg.AsyncConnection[Any]:
         """Return the open connection, making it if there is none. It listens for new messages."""
         if self._conn is None or self._conn.closed:
-            self._conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
-            # What a window's end makes visible must be on disk before anything of it leaves.
-            await self._conn.execute("SET synchronous_commit = on")
-            await self._conn.execute("LISTEN outbox_relay")
-            await self._ask("relay_register")
+            conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+            try:
+                # What a window's end makes visible must be on disk before anything of it leaves.
+                await conn.execute("SET synchronous_commit = on")
+                await conn.execute("LISTEN outbox_relay")
+            except BaseException:
+                await conn.close()
+                raise
+            self._conn = conn
         return self._conn
 
     async def close(self) -> None:
@@ -89,6 +98,7 @@ class Log:
 
     async def take_over(self) -> Window | None:
         """Wait for nothing: make the name ours if it is free. Raises TakenOver if it isn't; returns the open window."""
+        await self._ask("relay_register")
         asked = time.monotonic()
         owner = f"{socket.gethostname()}:{os.getpid()}"
         rows = await self._ask("relay_take_over", owner=owner, target=self.target, lease=LEASE)
@@ -98,7 +108,7 @@ class Log:
         self.verified = asked
         if foreign:
             await self._restore()
-            return None
+            return await self.take_over()
         return None if end is None else Window(start, end, position)
 
     async def leave(self) -> None:
@@ -170,30 +180,28 @@ class Log:
 
     async def wait(self, seconds: float) -> bool:
         """Wait for new messages or for some seconds. Whatever arrives on the channel is only a reason to look."""
-        conn = await self.connect()
-        async for _ in conn.notifies(timeout=seconds, stop_after=1):
+        async for _ in self._connected().notifies(timeout=seconds, stop_after=1):
             return True
         return False
 
     async def rotate(self) -> list[str]:
         """Empty what every relay has passed. See ring.py."""
-        return await ring.rotate(await self.connect())
+        async with self._turn:
+            return await ring.rotate(self._connected())
 
     async def _restore(self) -> None:
-        conn = await self.connect()
-        async with conn.transaction():
+        async with self._connected().transaction():
             await self._execute(SQL["relay_restore_lock"])
             await self._execute(SQL["relay_restore_messages"])
             await self._execute(SQL["relay_restore_cursors"])
-        raise TakenOver("the database was restored from elsewhere: every message in the log is relayed anew")
+        log.warning("the database was restored: every message that is in the log is relayed, some of them again")
 
     async def _declare(self, window: Window, position: int) -> None:
-        conn = await self.connect()
         # A cursor's declaration takes no parameters from the server's side: they are bound here, as literals.
         with suppress(psycopg.errors.InvalidCursorName):
             await self._execute(SQL["window_close"])
         values = {"start": window.start, "end": window.end, "position": position, "limit": READ_AT_ONCE}
-        async with psycopg.AsyncClientCursor(conn) as cursor:
+        async with self._turn, psycopg.AsyncClientCursor(self._connected()) as cursor:
             await cursor.execute(SQL["window_read"], values)
 
     async def _fetch(self) -> list[Outgoing]:
@@ -210,8 +218,12 @@ class Log:
     async def _execute(
         self, statement: bytes | sql.Composed, params: Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
-        conn = self._conn
-        if conn is None:
+        async with self._turn:
+            cursor = await self._connected().execute(statement, params)
+            return await cursor.fetchall() if cursor.description else []
+
+    def _connected(self) -> psycopg.AsyncConnection[Any]:
+        # Never a new one: what a window has open is lost with the connection, and `take_over` comes first.
+        if self._conn is None:
             raise psycopg.OperationalError("not connected")
-        cursor = await conn.execute(statement, params)
-        return await cursor.fetchall() if cursor.description else []
+        return self._conn

@@ -319,6 +319,47 @@ def test_status_of_an_empty_database_says_so(outbox: Outbox) -> None:
     assert outbox("status", "--json").json == {"overview": [], "workers": [], "relays": []}
 
 
+RELAY = """INSERT INTO outbox.relays (name, cluster, window_start, owner, target, relayed, trouble, updated_at)
+VALUES (%s, (SELECT c.system_identifier::text FROM pg_control_system() AS c), '3:3:', %s, 'exchange x', 7, %s,
+        now() - %s::interval)"""
+PARKED = """INSERT INTO outbox.parked_messages (relay, id, message_id, topic, key, payload, created_at, reason)
+VALUES (%s, %s, outbox.uuid7(), 't', 'k', '{"n": 1}', now(), 'unroutable: 312 NO_ROUTE')"""
+
+
+def test_status_shows_each_relay_with_its_lag_its_trouble_and_whether_it_runs(outbox: Outbox, shop: Conn) -> None:
+    shop.execute("DELETE FROM outbox.messages")
+    shop.execute(RELAY, ("a", "host:1", "the broker is away", "0"))
+    shop.execute(RELAY, ("b", "host:2", "the broker is away", "1 minute"))
+    shop.execute(RELAY, ("c", None, None, "0"))
+    shop.execute(PARKED, ("b", 1))
+    shop.execute("INSERT INTO outbox.messages (topic, created_at) VALUES ('t', now() - interval '3 hours')")
+    shop.execute("UPDATE outbox.relays SET window_start = pg_current_snapshot() WHERE name = 'c'")
+    lines = outbox("status").out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("relay"))
+    assert [line.split() for line in lines[first:]] == [
+        ["relay", "to", "process", "relayed", "parked", "behind", "trouble"],
+        ["a", "exchange", "x", "host:1", "7", "0", "3h", "the", "broker", "is", "away"],
+        ["b", "exchange", "x", "host:2", "7", "1", "3h", "not", "running"],
+        ["c", "exchange", "x", "7", "0", "not", "running"],
+    ]
+    relays = outbox("status", "--json").json["relays"]
+    columns = [
+        "name",
+        "running",
+        "owner",
+        "target",
+        "relayed",
+        "trouble",
+        "beat_seconds_ago",
+        "parked",
+        "behind_seconds",
+    ]
+    assert [list(relay) for relay in relays] == [columns] * 3
+    assert [(relay["running"], relay["parked"]) for relay in relays] == [(True, 0), (False, 1), (False, 0)]
+    assert relays[0]["behind_seconds"] >= 3 * 3600
+    assert relays[2]["behind_seconds"] is None
+
+
 def read_until(fd: int, words: str, timeout: float = 20.0) -> str:
     """Read from a terminal or pipe until the words have come."""
     deadline, seen = time.monotonic() + timeout, b""
@@ -549,6 +590,37 @@ def dsns_of(port: int, password: str = CANARY, extra: str = "") -> list[str]:
         f"postgresql://{OWNER}:{password}@127.0.0.1:{port}/app{'?' + extra if extra else ''}",
         f"host=127.0.0.1 port={port} user={OWNER} password={password} dbname=app {extra}",
     ]
+
+
+# relay and parked
+
+
+def test_parked_lists_and_retries_by_relay_and_id(outbox: Outbox, conn: Conn) -> None:
+    assert outbox("parked").out == "no message is parked\n"
+    assert outbox("parked", "--json").json == []
+    for relay, number in (("a", 1), ("a", 2), ("b", 1)):
+        conn.execute(PARKED, (relay, number))
+    assert [line.split()[:2] for line in outbox("parked").out.splitlines()[1:]] == [["a", "1"], ["a", "2"], ["b", "1"]]
+    assert outbox("parked", "--relay", "a", "--retry", "1").out == "1 messages are sent again\n"
+    (again, rest) = outbox("parked", "--relay", "a", "--json").json
+    assert (again["id"], again["retry"], rest["id"], rest["retry"]) == (1, True, 2, False)
+    assert (rest["topic"], rest["key"], rest["payload"]) == ("t", "k", {"n": 1})
+    assert rest["reason"] == "unroutable: 312 NO_ROUTE"
+    assert "to be sent again" in outbox("parked").out
+    assert outbox("parked", "--retry").out == "2 messages are sent again\n"
+    assert "goes with --retry" in outbox("parked", "1", code=2).err
+
+
+def test_a_relay_is_forgotten_with_what_it_has_parked_unless_it_runs(outbox: Outbox, conn: Conn) -> None:
+    assert outbox.fails("relay", "--forget", "old") == 'outbox: there is no relay "old"'
+    for name in ("old", "main"):
+        conn.execute(RELAY, (name, "host:1", None, "0"))
+        conn.execute(PARKED, (name, 1))
+    assert "is running: stop it first" in outbox.fails("relay", "--forget", "old")
+    conn.execute("UPDATE outbox.relays SET updated_at = now() - interval '1 minute' WHERE name = 'old'")
+    assert outbox("relay", "--forget", "old").out == "relay old is forgotten, with 1 parked messages\n"
+    assert [relay["name"] for relay in outbox("status", "--json").json["relays"]] == ["main"]
+    assert [row["relay"] for row in outbox("parked", "--json").json] == ["main"]
 
 
 def test_a_server_that_is_not_there_is_one_line_that_says_where(outbox: Outbox) -> None:

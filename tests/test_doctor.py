@@ -273,3 +273,62 @@ def test_a_role_that_sees_only_its_own_sessions_is_told_so(outbox: Outbox, shop:
     sees = "this role sees only its own sessions' transactions"
     assert sees in outbox("doctor").out
     assert sees not in Outbox(admin_dsn)("doctor").out
+
+
+RELAY = """INSERT INTO outbox.relays (name, cluster, window_start, owner, trouble, updated_at)
+VALUES (%s, (SELECT c.system_identifier::text FROM pg_control_system() AS c), '3:3:', %s, %s, now() - %s::interval)"""
+MESSAGE = "INSERT INTO outbox.messages (topic, created_at) VALUES ('t', now() - %s::interval)"
+
+
+def test_a_relay_that_is_gone_is_found_until_it_runs_or_is_forgotten(outbox: Outbox, shop: Conn) -> None:
+    shop.execute(RELAY, ("old", "host:1", None, "1 hour"))
+    assert troubles(outbox) == [], "nothing waits for it"
+    shop.execute(MESSAGE, ("90 minutes",))
+    said = "relay old is not running: messages wait for it since 90 minutes, and are kept"
+    assert troubles(outbox) == [("warn", said)]
+    advice = outbox("doctor").out
+    assert "outbox relay --name old;" in advice
+    assert "outbox relay --forget old" in advice
+    shop.execute("UPDATE outbox.relays SET updated_at = now()")
+    assert said not in outbox("doctor").out
+    shop.execute("UPDATE outbox.relays SET updated_at = now() - interval '1 hour'")
+    outbox("relay", "--forget", "old")
+    assert troubles(outbox) == []
+
+
+def test_the_trouble_of_a_relay_is_told_while_it_runs(outbox: Outbox, shop: Conn) -> None:
+    shop.execute(RELAY, ("main", "host:1", "404 NOT_FOUND - no exchange 'x'", "0"))
+    shop.execute(MESSAGE, ("1 hour",))
+    assert troubles(outbox) == [("warn", "relay main: 404 NOT_FOUND - no exchange 'x'")]
+    shop.execute("UPDATE outbox.relays SET trouble = NULL")
+    assert troubles(outbox) == [("warn", "relay main is 60 minutes behind")]
+    shop.execute("UPDATE outbox.relays SET window_start = pg_current_snapshot()")
+    assert troubles(outbox) == []
+
+
+def test_parked_messages_are_found_for_each_relay(outbox: Outbox, shop: Conn) -> None:
+    for name in ("a", "b"):
+        shop.execute(RELAY, (name, "host:1", None, "0"))
+    shop.execute(
+        "INSERT INTO outbox.parked_messages (relay, id, message_id, topic, created_at, reason) "
+        "SELECT 'b', n, outbox.uuid7(), 't', now(), 'unroutable' FROM generate_series(1, 3) AS n"
+    )
+    assert troubles(outbox) == [("warn", "relay b has parked 3 messages")]
+    assert "outbox parked --retry" in outbox("doctor").out
+
+
+def test_messages_that_nobody_relays_are_told_and_are_a_trouble_when_they_are_old_or_many(
+    outbox: Outbox, shop: Conn, admin_dsn: str
+) -> None:
+    shop.execute(MESSAGE, ("2 hours",))
+    assert troubles(outbox) == []
+    said = "no relay is there: messages are kept in the log, the first since "
+    assert f"{said}2 hours" in outbox("doctor").out
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute("UPDATE pg_class SET reltuples = 2000000 WHERE oid = 'outbox.messages_1'::regclass")
+    assert troubles(outbox) == [("warn", f"{said}2 hours")]
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute("UPDATE pg_class SET reltuples = 0 WHERE oid = 'outbox.messages_1'::regclass")
+    shop.execute("UPDATE outbox.messages SET created_at = now() - interval '8 days'")
+    assert troubles(outbox) == [("warn", f"{said}192 hours")]
+    assert "outbox worker --keep-messages 7" in outbox("doctor").out

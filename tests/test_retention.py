@@ -234,3 +234,60 @@ def test_a_worker_does_it_by_its_options_and_says_so(shop: Conn, dsn: str, age: 
 def test_an_age_that_is_none_is_refused(what: str, days: Any) -> None:
     with pytest.raises(DefinitionError, match=f"Retention {what}: .* is not a number of days"):
         Retention(**{what: days})
+
+
+def write(conn: Conn, days: float) -> None:
+    """Write a message that is so many days old."""
+    conn.execute(
+        "INSERT INTO outbox.messages (topic, created_at) VALUES ('t', now() - make_interval(secs => %s::float8 * 86400))",
+        [days],
+    )
+
+
+def messages(conn: Conn) -> int:
+    return int(value(conn, "SELECT count(*) FROM outbox.messages"))
+
+
+def test_messages_that_nobody_relays_are_kept_unless_asked_for(conn: Conn, retain: Retain) -> None:
+    write(conn, 1000)
+    for _ in range(3):
+        retain()
+    assert messages(conn) == 1
+
+
+def test_messages_that_nobody_relays_go_by_age_however_few_they_are(conn: Conn, retain: Retain) -> None:
+    for days in (9, 8, 6):
+        write(conn, days)
+    retain(messages=7)
+    write(conn, 0)
+    retain(messages=7)
+    assert messages(conn) == 4, "a child goes as a whole: its youngest decides"
+    conn.execute("UPDATE outbox.messages SET created_at = created_at - interval '2 days'")
+    retain(messages=7)
+    assert messages(conn) == 1
+    assert value(conn, "SELECT count(*) FROM outbox.messages_1") == 1, "the ring has turned"
+
+
+def test_where_a_relay_is_messages_go_when_it_has_passed_them_and_never_by_age(conn: Conn, retain: Retain) -> None:
+    conn.execute(
+        "INSERT INTO outbox.relays (name, cluster, window_start) "
+        "VALUES ('away', (SELECT c.system_identifier::text FROM pg_control_system() AS c), '3:3:')"
+    )
+    write(conn, 1000)
+    for _ in range(3):
+        retain(messages=7)
+    assert messages(conn) == 1
+    conn.execute("UPDATE outbox.relays SET window_start = pg_current_snapshot()")
+    retain(messages=7)
+    assert messages(conn) == 0
+
+
+def test_a_worker_deletes_old_messages_by_its_option(conn: Conn, dsn: str) -> None:
+    deployed(conn, posts)
+    write(conn, 8)
+    start = "from outbox import maintenance; maintenance.RETAIN_EVERY = 0.01; from outbox.cli import main; main()"
+    options = ["--app", "cli_app:posts", "--keep-messages", "7"]
+    with Outbox(dsn).process("worker", *options, program=["-c", start]) as worker:
+        wait_for(lambda: messages(conn) == 0, what="the old message goes")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.done().code == 0

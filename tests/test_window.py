@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import psycopg
@@ -51,12 +51,28 @@ class Reader:
         self.runner.close()
 
 
+Another = Callable[..., Reader]
+
+
 @pytest.fixture
-def reader(dsn: str) -> Any:
-    made = Reader(dsn)
+def another(dsn: str) -> Iterator[Callable[..., Reader]]:
+    """Make further relays' logs; they are closed at the test's end."""
+    made: list[Reader] = []
+
+    def another(name: str = "default") -> Reader:
+        made.append(Reader(dsn, name))
+        return made[-1]
+
+    yield another
+    for reader in made:
+        reader.close()
+
+
+@pytest.fixture
+def reader(another: Another) -> Reader:
+    made = another()
     assert made.begin() is None
-    yield made
-    made.close()
+    return made
 
 
 def test_messages_come_once_in_the_order_in_which_they_were_written(conn: Conn, reader: Reader) -> None:
@@ -106,7 +122,7 @@ def test_savepoints_make_no_difference(connect: Connect, reader: Reader) -> None
 
 
 def test_a_window_reads_the_same_again_whatever_was_committed_since(
-    conn: Conn, connect: Connect, reader: Reader, dsn: str
+    conn: Conn, connect: Connect, reader: Reader, another: Another
 ) -> None:
     open_ = connect(autocommit=False)
     open_.execute(WRITE, ("open", "a"))
@@ -119,30 +135,28 @@ def test_a_window_reads_the_same_again_whatever_was_committed_since(
     assert reader.read(window) == first
     reader.do(reader.log.advance(first[3].id, 4, {}))
     reader.do(reader.log.leave())
-    heir = Reader(dsn)  # after a crash: the same window, from where the cursor was
+    heir = another()  # after a crash: the same window, from where the cursor was
     again = heir.begin()
     assert again == Window(window.start, window.end, first[3].id)
     assert heir.read(again) == first[4:]
     heir.do(heir.log.advance(0, 6, {}, done=True))
     assert heir.next() == ["open", "new"]
-    heir.close()
 
 
-def test_relays_of_other_names_each_get_every_message(conn: Conn, reader: Reader, dsn: str) -> None:
+def test_relays_of_other_names_each_get_every_message(conn: Conn, reader: Reader, another: Another) -> None:
     conn.execute(WRITE, ("t0", "a"))
     assert reader.next() == ["t0"]
-    other = Reader(dsn, "other")
+    other = another("other")
     other.begin()
     conn.execute(WRITE, ("t1", "a"))
     assert other.next() == ["t0", "t1"]
     assert reader.next() == ["t1"]
-    other.close()
 
 
-def test_a_name_has_one_relay_and_the_one_before_is_fenced(conn: Conn, reader: Reader, dsn: str) -> None:
+def test_a_name_has_one_relay_and_the_one_before_is_fenced(conn: Conn, reader: Reader, another: Another) -> None:
     conn.execute(WRITE, ("t0", "a"))
     window = reader.do(reader.log.cut())
-    second = Reader(dsn)
+    second = another()
     with pytest.raises(TakenOver, match="runs elsewhere"):
         second.begin()
     conn.execute("UPDATE outbox.relays SET updated_at = now() - interval '6 s'")  # the first one's beat is late
@@ -155,7 +169,6 @@ def test_a_name_has_one_relay_and_the_one_before_is_fenced(conn: Conn, reader: R
             reader.do(fenced)
     assert reader.do(reader.log.cut()) is None
     assert [message.topic for message in second.read(window)] == ["t0"]
-    second.close()
 
 
 def test_what_is_parked_moves_with_the_cursor_or_not_at_all(conn: Conn, reader: Reader) -> None:
@@ -185,8 +198,8 @@ def sizes(conn: Conn) -> list[int]:
     return [value(conn, f"SELECT count(*) FROM outbox.messages_{n}") for n in range(4)]
 
 
-def test_a_child_is_emptied_when_every_relay_has_passed_it(conn: Conn, reader: Reader, dsn: str) -> None:
-    other = Reader(dsn, "slow")
+def test_a_child_is_emptied_when_every_relay_has_passed_it(conn: Conn, reader: Reader, another: Another) -> None:
+    other = another("slow")
     other.begin()
     fill(conn, 1)
     fill(conn, 1_000_000)
@@ -198,7 +211,6 @@ def test_a_child_is_emptied_when_every_relay_has_passed_it(conn: Conn, reader: R
     assert sizes(conn) == [0, 3, 0, 0], "the one that is written to stays"
     fill(conn, 4_000_000)
     assert sizes(conn) == [3, 3, 0, 0], "around the ring"
-    other.close()
 
 
 def test_a_child_with_a_writer_in_it_is_left_alone_and_named(conn: Conn, connect: Connect, reader: Reader) -> None:
@@ -216,6 +228,53 @@ def test_a_child_with_a_writer_in_it_is_left_alone_and_named(conn: Conn, connect
     assert sizes(conn)[0] == 0
 
 
+def test_a_rotation_that_waits_in_vain_undoes_nothing_of_the_work_beside_it(
+    conn: Conn, connect: Connect, reader: Reader
+) -> None:
+    fill(conn, 1)
+    writer = connect(autocommit=False)
+    writer.execute(WRITE, ("open", "a"))
+    fill(conn, 1_000_000)
+    reader.next()
+
+    async def side_by_side() -> list[str]:
+        rotation = asyncio.create_task(reader.log.rotate())
+        while not rotation.done():
+            conn.execute(WRITE, ("beside", "b"))
+            window = await reader.log.cut()
+            assert window is not None
+            assert [part async for part in reader.log.read(window)]
+            await reader.log.advance(0, 1, {}, done=True)
+        return await rotation
+
+    assert reader.do(side_by_side()) == ["messages_0"]
+    assert reader.next() == [], "what was passed stays passed"
+
+
+def test_a_rotation_that_waits_for_a_writer_holds_up_others_only_for_a_moment(
+    conn: Conn, connect: Connect, reader: Reader
+) -> None:
+    fill(conn, 1)
+    writer = connect(autocommit=False)
+    writer.execute(WRITE, ("open", "a"))
+    fill(conn, 1_000_000)
+    reader.next()
+    conn.execute("SET lock_timeout = '10s'")
+    waits = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
+
+    async def beside_writers() -> list[str]:
+        rotation = asyncio.create_task(reader.log.rotate())
+        while not value(conn, waits):
+            await asyncio.sleep(0)
+            if rotation.done():  # this machine was too slow to see it wait
+                rotation = asyncio.create_task(reader.log.rotate())
+        conn.execute("INSERT INTO outbox.messages (id, topic) VALUES (9, 'same child'), (1000009, 'another')")
+        return await rotation
+
+    assert reader.do(beside_writers()) == ["messages_0"]
+    assert reader.next() == ["same child", "another"]
+
+
 def test_the_ring_turns_early_and_never_back(conn: Conn, reader: Reader) -> None:
     fill(conn, 150_000)
     reader.next()
@@ -231,28 +290,48 @@ def test_the_ring_turns_early_and_never_back(conn: Conn, reader: Reader) -> None
     assert value(conn, "SELECT last_value FROM outbox.message_ids") == 1_999_992, "it is about to turn by itself"
 
 
+def test_of_two_that_turn_the_ring_at_once_the_second_does_not_turn_it_back(
+    conn: Conn, connect: Connect, reader: Reader
+) -> None:
+    fill(conn, 150_000)
+    reader.next()
+    first = connect(autocommit=False)
+    first.execute("SELECT pg_advisory_xact_lock(hashtext('outbox.ring'))")
+
+    async def turn() -> list[str]:
+        second = asyncio.create_task(reader.log.rotate())
+        waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        while not value(conn, waits):
+            await asyncio.sleep(0.01)
+        first.execute("SELECT setval('outbox.message_ids', 1000000, false)")
+        first.execute(WRITE, ("first", "a"))
+        first.commit()
+        return await asyncio.wait_for(second, 10)
+
+    reader.do(turn())
+    conn.execute(WRITE, ("second", "a"))
+    ids = conn.execute("SELECT id FROM outbox.messages WHERE topic IN ('first', 'second')").fetchall()
+    assert ids == [(1_000_000,), (1_000_001,)]
+
+
 @pytest.mark.parametrize("how", ["another cluster", "the future"])
-def test_after_a_restore_every_message_that_is_there_is_relayed(conn: Conn, dsn: str, admin_dsn: str, how: str) -> None:
-    first = Reader(dsn)
+def test_after_a_restore_every_message_that_is_there_is_relayed(conn: Conn, another: Another, how: str) -> None:
+    first = another()
     first.begin()
     conn.execute(WRITE, ("before", "a"))
     first.next()
     first.do(first.log.leave())
-    first.close()
     conn.execute(WRITE, ("waiting", "a"))
     if how == "another cluster":  # where transactions have other numbers
         conn.execute("UPDATE outbox.relays SET cluster = '1'")
         conn.execute("UPDATE outbox.messages SET xid = '999999999'")
     else:
         conn.execute("UPDATE outbox.relays SET window_start = '999999999:999999999:'")
-    heir = Reader(dsn)
-    with pytest.raises(TakenOver, match="restored"):
-        heir.begin()
-    heir.begin()
+    heir = another()
+    assert heir.begin() is None
     assert heir.next() == ["before", "waiting"]
     conn.execute(WRITE, ("after", "a"))
     assert heir.next() == ["after"]
-    heir.close()
 
 
 def test_messages_of_a_pipeline_are_in_the_window_of_their_change(conn: Conn, dsn: str, reader: Reader) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .. import inspect, logs, migrations, screen, settings
+from ..documents import printable
 from ..errors import OutboxError, SettingsError
 from ..handoff import Handoff
 from ..relay import Relay, Target
@@ -57,6 +58,11 @@ class Part(click.ParamType[tuple[int, int]]):
 @click.option("--strict", is_flag=True, help="Keep the order of each key: one unconfirmed message of it at a time.")
 @click.option("--drain", is_flag=True, help="Exit when no message is left.")
 @click.option(
+    "--forget",
+    metavar="NAME",
+    help="Only forget a relay that is gone for good: what it has parked goes, and the log is no longer kept for it.",
+)
+@click.option(
     "--log",
     "log_style",
     type=click.Choice(["text", "json"]),
@@ -68,7 +74,7 @@ class Part(click.ParamType[tuple[int, int]]):
 def relay(
     found: settings.Settings, name: str, exchange: str, declare: str | None, routing_key: str, source: str,
     to: str | None, pipeline: str | None, topics: tuple[str, ...], entity_id: str, part: tuple[int, int] | None,
-    strict: bool, drain: bool, log_style: str,
+    strict: bool, drain: bool, forget: str | None, log_style: str,
 ) -> None:  # fmt: skip
     """Hand messages on to RabbitMQ (OUTBOX_AMQP_URL), each at least once and confirmed, until SIGTERM or Ctrl-C.
 
@@ -77,6 +83,12 @@ def relay(
 
     With --to, messages become workflows in another Postgres, each once: one transaction there with its inbox.
     """
+    if forget is not None:
+        with database(found) as conn:
+            migrations.require(conn)
+            parked = inspect.forget_relay(conn, forget)
+        click.echo(f"relay {printable(forget)} is forgotten, with {parked} parked messages")
+        return
     logs.set_up(log_style)
     if declare and not exchange:
         raise click.UsageError("--declare needs --exchange")

@@ -83,7 +83,8 @@ SELECT count(*), outbox.wake(array_agg(made.pipeline), array_agg(made.stage)) FR
 -- name: relays
 -- Each relay with how far it is: `behind_seconds` is the age of the oldest message that it has not passed, null if it
 -- has passed all. Reads messages by messages_by_transaction.
-SELECT r.name, r.owner, r.target, r.relayed, r.trouble, extract(epoch FROM now() - r.updated_at)::float8 AS beat_seconds_ago,
+SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 seconds' AS running, r.owner, r.target,
+       r.relayed, r.trouble, extract(epoch FROM now() - r.updated_at)::float8 AS beat_seconds_ago,
        (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name) AS parked,
        (SELECT extract(epoch FROM now() - m.created_at)::float8 FROM outbox.messages AS m
         WHERE m.xid >= pg_snapshot_xmin(r.window_start) AND NOT pg_visible_in_snapshot(m.xid, r.window_start)
@@ -91,6 +92,20 @@ SELECT r.name, r.owner, r.target, r.relayed, r.trouble, extract(epoch FROM now()
         ORDER BY m.xid LIMIT 1) AS behind_seconds
 FROM outbox.relays AS r
 ORDER BY r.name;
+
+-- name: relay_forget
+-- Takes a relay's name away, with what it has parked: nothing is kept for it any more. Not one that runs. Returns whether
+-- it was there, whether it went, and how much was parked. Writes relays, parked_messages.
+WITH found AS (
+    SELECT r.name FROM outbox.relays AS r WHERE r.name = %(relay)s
+), gone AS (
+    DELETE FROM outbox.relays AS r
+    WHERE r.name = %(relay)s AND (r.owner IS NULL OR r.updated_at < now() - interval '15 seconds')
+    RETURNING r.name
+), parked AS (
+    DELETE FROM outbox.parked_messages AS p USING gone WHERE p.relay = gone.name RETURNING p.id
+)
+SELECT EXISTS (SELECT FROM found) AS found, EXISTS (SELECT FROM gone) AS gone, (SELECT count(*) FROM parked) AS parked;
 
 -- name: parked
 SELECT p.relay, p.id, p.message_id, p.topic, p.key, p.payload, p.headers, p.reason, p.retry, p.created_at, p.parked_at

@@ -28,9 +28,17 @@ LOCK TABLE {child} IN ACCESS EXCLUSIVE MODE;
 -- name: ring_truncate
 TRUNCATE TABLE {child};
 
+-- name: ring_turn_lock
+-- One turns at a time: the second one of two that saw the same would set the sequence back, and ids would come twice.
+SELECT pg_advisory_xact_lock(hashtext('outbox.ring'));
+
 -- name: ring_turn
--- Lets the next message open the next child, long before a million are in this one. Not near the end of the child:
--- the sequence would be there by itself in between, and must never go back.
+-- Lets the next message open the next child, long before a million are in this one: when a tenth of it is filled, or its
+-- first message is older than `days`, since only a child that is not written to is emptied. Not near the end of the
+-- child: the sequence would be there by itself in between, and must never go back.
 SELECT setval('outbox.message_ids', (s.last_value / 1000000 + 1) * 1000000, false)
 FROM outbox.message_ids AS s
-WHERE s.last_value % 1000000 BETWEEN 100000 AND 900000;
+WHERE mod(s.last_value, 1000000) <= 900000 AND (
+    mod(s.last_value, 1000000) >= 100000
+    OR (SELECT m.created_at FROM {child} AS m ORDER BY m.xid LIMIT 1)
+       < now() - make_interval(secs => %(days)s::float8 * 86400));
