@@ -78,6 +78,9 @@ class Log:
             self._conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
             # What a window's end makes visible must be on disk before anything of it leaves.
             await self._conn.execute("SET synchronous_commit = on")
+            # A plan that was cached while the log was empty must not scan it when it is full. See 0005_triggers.sql.
+            await self._conn.execute("SET enable_seqscan = off")
+            await self._conn.execute("SET jit = off")
             await self._conn.execute("LISTEN outbox_relay")
             await self._ask("relay_register")
         return self._conn
