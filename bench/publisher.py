@@ -1,6 +1,7 @@
 """The client's own ceiling: pika alone publishes what a relay would, with the same confirms, and no database.
 
-`python -m bench.publisher URL MESSAGES` prints the seconds from its first message to the last confirm.
+`python -m bench.publisher URL MESSAGES` prints the seconds from its first message to the last confirm, and how many of
+them it was on a core.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Publisher:
         self._unconfirmed: dict[int, None] = {}
         self._connection = AsyncioConnection(pika.URLParameters(url), on_open_callback=self._opened)
 
-    def run(self) -> float:
+    def run(self) -> tuple[float, float]:
         self._connection.ioloop.run_forever()
-        return time.monotonic() - self._started
+        return time.monotonic() - self._started, time.process_time() - self._busy
 
     def _opened(self, connection: Any) -> None:
         self._channel = connection.channel(on_open_callback=self._confirm)
@@ -50,7 +51,7 @@ class Publisher:
         channel.confirm_delivery(self._confirmed, callback=self._start)
 
     def _start(self, _: Any) -> None:
-        self._started = time.monotonic()
+        self._started, self._busy = time.monotonic(), time.process_time()
         self._pump()
 
     def _pump(self) -> None:
@@ -79,4 +80,4 @@ class Publisher:
 
 
 if __name__ == "__main__":
-    print(Publisher(sys.argv[1], int(sys.argv[2])).run())
+    print(*Publisher(sys.argv[1], int(sys.argv[2])).run())

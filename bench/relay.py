@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -32,6 +33,15 @@ IDLE = "SELECT coalesce(bool_and(idle), false) FROM outbox.relays"
 DONE = "SELECT window_end IS NULL AND relayed >= %s FROM outbox.relays"
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Messages/s; µs of a core that the publishing process took for one; its peak memory (resident, MB)."""
+
+    rate: float
+    cpu: float
+    peak: float = 0.0
+
+
 @click.command()
 @click.option("--messages", default=50_000, show_default=True, help="Messages of a run.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds; the figures are medians over them.")
@@ -44,12 +54,12 @@ def main(messages: int, rounds: int, single: int, backlog: int, json_file: Path 
         report.progress("the relay is not measured: there is no RabbitMQ on this machine (install rabbitmq-server)")
         return
     with server() as postgres, rabbitmq() as broker:
-        subjects: dict[str, Callable[[str, str], float]] = {
+        subjects: dict[str, Callable[[str, str], Run]] = {
             "pika alone": lambda dsn, url: pika_alone(url, messages),
-            "relay": lambda dsn, url: relayed(dsn, url, messages)[0],
-            "relay --strict": lambda dsn, url: relayed(dsn, url, messages, "--strict")[0],
+            "relay": lambda dsn, url: relayed(dsn, url, messages),
+            "relay --strict": lambda dsn, url: relayed(dsn, url, messages, "--strict"),
         }
-        found: dict[str, list[float]] = {name: [] for name in subjects}
+        found: dict[str, list[Run]] = {name: [] for name in subjects}
         for number in range(1, rounds + 1):
             for name, measure in subjects.items():
                 report.progress(f"round {number} of {rounds}: {name}")
@@ -60,20 +70,19 @@ def main(messages: int, rounds: int, single: int, backlog: int, json_file: Path 
             delays = latencies(dsn, queue(broker), single)
         report.progress(f"a backlog of {backlog:,}")
         with postgres.database() as dsn:
-            rate, memory = relayed(dsn, queue(broker), backlog)
+            waiting = relayed(dsn, queue(broker), backlog)
         where = machine(postgres.dsn)
-    ratios = [mine / alone for mine, alone in zip(found["relay"], found["pika alone"], strict=True)]
-    figures = {
-        "relay, messages/s": report.spread(found["relay"]),
-        "pika alone, messages/s": report.spread(found["pika alone"]),
-        "relay : pika alone": report.spread(ratios),
-        f"relay --strict ({KEYS:,} keys), messages/s": report.spread(found["relay --strict"]),
+    ratios = [mine.rate / alone.rate for mine, alone in zip(found["relay"], found["pika alone"], strict=True)]
+    figures = {f"{name}, messages/s": report.spread([run.rate for run in runs]) for name, runs in found.items()}
+    figures |= {"relay : pika alone": report.spread(ratios)}
+    figures |= {f"{name}, CPU µs/message": report.spread([run.cpu for run in runs]) for name, runs in found.items()}
+    figures |= {
         "COMMIT to consumer, p50 ms": report.spread([percentile(delays, 0.50)]),
         "COMMIT to consumer, p99 ms": report.spread([percentile(delays, 0.99)]),
-        f"backlog of {backlog:,}, messages/s": report.spread([rate]),
-        f"backlog of {backlog:,}, peak MB": report.spread([memory]),
+        f"backlog of {backlog:,}, messages/s": report.spread([waiting.rate]),
+        f"backlog of {backlog:,}, peak MB": report.spread([waiting.peak]),
     }
-    settings = {"messages": messages, "rounds": rounds, "single": single}
+    settings = {"messages": messages, "keys": KEYS, "rounds": rounds, "single": single}
     report.show("relay", settings, figures, where, json_file)
 
 
@@ -97,25 +106,32 @@ def queue(broker: Broker) -> str:
     return url
 
 
-def pika_alone(url: str, messages: int) -> float:
-    """Return messages/s of the client without a relay."""
+def pika_alone(url: str, messages: int) -> Run:
+    """Measure the client without a relay and a database."""
     command = [sys.executable, "-m", "bench.publisher", url, str(messages)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
     if done.returncode:
         raise click.ClickException(f"bench.publisher: {done.stderr}")
     check_books(url, messages)
-    return messages / float(done.stdout)
+    took, busy = map(float, done.stdout.split())
+    return Run(messages / took, busy / messages * 1e6)
 
 
-def relayed(dsn: str, url: str, messages: int, *options: str) -> tuple[float, float]:
-    """Return messages/s from the commit that made all of them to the last confirm, and the relay's peak memory (MB)."""
+def relayed(dsn: str, url: str, messages: int, *options: str) -> Run:
+    """Measure `outbox relay` from the commit that made all messages to the last confirm."""
     with engine(dsn, "relay", "--exchange", "bench", *options, OUTBOX_AMQP_URL=url) as relay:
         wait_until(dsn, IDLE, 60)
+        before = busy_seconds(relay.pid)
         start = write(dsn, messages)
         peak = until_relayed(dsn, relay, messages)
-        took = time.monotonic() - start
+        took, busy = time.monotonic() - start, busy_seconds(relay.pid) - before
     check_books(url, messages)
-    return messages / took, peak
+    return Run(messages / took, busy / messages * 1e6, peak)
+
+
+def busy_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def until_relayed(dsn: str, relay: subprocess.Popen[bytes], messages: int) -> float:
@@ -171,7 +187,9 @@ def check_books(url: str, messages: int) -> None:
                 break
         opened.cancel()
     if not depth == len(ids) == messages or queue_depth(url, "bench"):
-        raise click.ClickException(f"the books are wrong: of {messages:,} messages {depth:,} are in the queue")
+        raise click.ClickException(
+            f"the books are wrong: of {messages:,} messages the broker has {len(ids):,}, in {depth:,} deliveries"
+        )
 
 
 def percentile(values: Sequence[float], part: float) -> float:
