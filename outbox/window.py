@@ -78,9 +78,7 @@ class Log:
             self._conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
             # What a window's end makes visible must be on disk before anything of it leaves.
             await self._conn.execute("SET synchronous_commit = on")
-            # A plan that was cached while the log was empty must not scan it when it is full. See 0005_triggers.sql.
-            await self._conn.execute("SET enable_seqscan = off")
-            await self._conn.execute("SET jit = off")
+            await plan(self._conn)
             await self._conn.execute("LISTEN outbox_relay")
             await self._ask("relay_register")
         return self._conn
@@ -180,7 +178,11 @@ class Log:
 
     async def rotate(self) -> list[str]:
         """Empty what every relay has passed. See ring.py."""
-        return await ring.rotate(await self.connect())
+        # Its transactions are none of the relay's: on a connection with them, what is read and moved meanwhile would be
+        # in them too, and be undone when a child can't be locked.
+        async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as conn:
+            await plan(conn)
+            return await ring.rotate(conn)
 
     async def _restore(self) -> None:
         conn = await self.connect()
@@ -218,3 +220,9 @@ class Log:
             raise psycopg.OperationalError("not connected")
         cursor = await conn.execute(statement, params)
         return await cursor.fetchall() if cursor.description else []
+
+
+async def plan(conn: psycopg.AsyncConnection[Any]) -> None:
+    """A plan that was cached while the log was empty must not scan it when it is full. See 0005_triggers.sql."""
+    await conn.execute("SET enable_seqscan = off")
+    await conn.execute("SET jit = off")
