@@ -1,5 +1,7 @@
 """Outbox: long-lived, stateful pipelines on the Postgres that you already run."""
 
+from .consumer import Consumer, consume
+from .delivery import Delivery
 from .errors import (
     DefinitionError,
     EmbeddedUnavailable,
@@ -12,8 +14,11 @@ from .errors import (
     SchemaError,
     SettingsError,
     Stranded,
+    TooNew,
+    TooOld,
 )
 from .handle import Run
+from .inbox import Inbox
 from .maintenance import Retention
 from .outcome import Backoff, Go, Reject, Retry
 from .pipeline import Pipeline
@@ -22,10 +27,13 @@ from .worker import Worker
 
 __all__ = [
     "Backoff",
+    "Consumer",
     "DefinitionError",
+    "Delivery",
     "EmbeddedUnavailable",
     "Go",
     "HandlerError",
+    "Inbox",
     "InvalidInput",
     "LeaseLost",
     "NotDeployed",
@@ -40,5 +48,8 @@ __all__ = [
     "SettingsError",
     "Stranded",
     "Submitted",
+    "TooNew",
+    "TooOld",
     "Worker",
+    "consume",
 ]

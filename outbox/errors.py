@@ -9,11 +9,16 @@ OutboxError
 ├── NotDeployed          the database doesn't know the pipeline as this code has it
 ├── Stranded             a deploy would leave workflows in a status that nobody knows
 ├── NotFound             no such workflow, dead job or pipeline
+├── TooOld               a message's id was made before the inbox's memory: nobody can say if it is a duplicate
+├── TooNew               a message's id was made in the future: a clock is wrong
 ├── HandlerError         a handler returned what can't be an outcome, or broke the transaction it was given
 └── LeaseLost            the job was taken away: nothing that this attempt does counts any more
 """
 
 from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
 
 
 class OutboxError(Exception):
@@ -64,6 +69,40 @@ class Stranded(OutboxError):
 
 class NotFound(OutboxError, LookupError):
     """There is no such thing in the database."""
+
+
+class TooOld(OutboxError):
+    """A message was refused since the inbox may have forgotten its id. A person must say whether it had its effect.
+
+    It was made at `sent_at`; what was made before `oldest` is refused. Nothing was written.
+    """
+
+    def __init__(self, consumer: str, message_id: UUID, sent_at: datetime, oldest: datetime) -> None:
+        super().__init__(
+            f"message {message_id} was made at {sent_at.isoformat()}, and the inbox of {consumer!r} remembers nothing "
+            f"before {oldest.isoformat()}: nobody can say whether it is a duplicate"
+        )
+        self.consumer = consumer
+        self.message_id = message_id
+        self.sent_at = sent_at
+        self.oldest = oldest
+
+
+class TooNew(OutboxError):
+    """A message was refused since its id is of the future. Correct the clock of its sender, or of the database.
+
+    It was made at `sent_at`; what is made after `newest` is refused. Nothing was written.
+    """
+
+    def __init__(self, consumer: str, message_id: UUID, sent_at: datetime, newest: datetime) -> None:
+        super().__init__(
+            f"message {message_id} says that it was made at {sent_at.isoformat()}, which is more than a day ahead: "
+            f"{consumer!r} takes nothing after {newest.isoformat()}"
+        )
+        self.consumer = consumer
+        self.message_id = message_id
+        self.sent_at = sent_at
+        self.newest = newest
 
 
 class HandlerError(OutboxError):

@@ -2,8 +2,8 @@
 
 K1 claim committed · K2 in the handler before its effect · K3 after the effect and before COMMIT · K4 COMMIT sent and
 its answer not read · K5 COMMIT answered · K7 sweeper between select and update · K8 promoter between due and ready ·
-K9 message published and its confirm not read · K10 confirmed and the cursor not moved · K12 between two migrations. K2
-is the handler's own; where select and update are one statement (K7, K8) the point is right after that statement was
+K9 message published and its confirm not read · K10 confirmed and the cursor not moved · K12 between two migrations · K13 a
+delivery's transaction committed and the delivery not acknowledged. K2 is the handler's own; where select and update are one statement (K7, K8) the point is right after that statement was
 sent. `K3:5` kills at the fifth pass.
 """
 

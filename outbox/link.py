@@ -77,6 +77,10 @@ class Link:
         self._wait = _FIRST_WAIT
         self.connections = 0
 
+    @property
+    def is_open(self) -> bool:
+        return self._conn is not None and not self._conn.closed
+
     async def connection(self) -> psycopg.AsyncConnection[Any]:
         """Return the open connection, making it if there is none."""
         if self._conn is None or self._conn.closed:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from . import killpoints, ring, statements
+from . import inbox, killpoints, ring, statements
 from .errors import DefinitionError
 from .link import Link, temporary
 
@@ -25,22 +25,27 @@ MAX_DAYS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many days finished workflows, history, the errors of dead jobs and messages are kept. None: for ever.
+    """How many days finished workflows, history, errors of dead jobs, messages, the inbox are kept. None: for ever.
 
     That a job is dead is kept until its workflow goes on, is retried or deleted. `messages` is for databases without
-    any relay; where there is one, messages go when all relays have passed them, and never before.
+    any relay; where there is one, messages go when all relays have passed them, and never before. The inbox refuses
+    what is older than it remembers (TooOld), so that no duplicate is taken for new.
     """
 
     workflows: float | None = None
     history: float | None = None
     dead_jobs: float | None = 90.0
     messages: float | None = None
+    inbox: float | None = 90.0
 
     def __post_init__(self) -> None:
         for name, days in asdict(self).items():
             # A negative age would delete what is new, and an endless one fail at each turn.
             if days is not None and not (isinstance(days, int | float) and 0 <= days <= MAX_DAYS):
                 raise DefinitionError(f"Retention {name}: {days!r} is not a number of days from 0 to {MAX_DAYS:,}")
+        least, most = inbox.MEMORY_DAYS
+        if self.inbox is not None and not least <= self.inbox <= most:
+            raise DefinitionError(f"Retention inbox: {self.inbox!r} is not a number of days from {least} to {most}")
 
 
 class Maintenance:
@@ -166,7 +171,8 @@ class Maintenance:
                 await asyncio.sleep(0.05)  # others first
             if total:
                 log.info("%s: %s were old and are gone", name.replace("_", " "), total)
-
+        if self._retention.inbox is not None:
+            await inbox.forget(await self._link.connection(), self._retention.inbox)
         if self._retention.messages is not None:
             await ring.rotate(await self._link.connection(), self._retention.messages)
 

@@ -1,21 +1,21 @@
 """Step 1: workflows start in the caller's own transaction, on a sync or an async connection.
 
-Each call is a generator that yields statements and is sent their rows; two shells execute it, one a colour.
+Each call is a generator that yields statements and is sent their rows; see execute.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import tuple_row
 
 from . import documents, statements
 from .errors import InvalidInput, NotDeployed
+from .execute import Steps, drive, execute
 from .statements import text_array
 
 SQL = statements.load("submit")
@@ -23,8 +23,6 @@ BATCH = 2_000
 MAX_ENTITY_ID = 512
 
 Dump = Callable[[Any], str]
-T = TypeVar("T")
-Steps = Generator[tuple[bytes, dict[str, Any]], list[Any], T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +37,17 @@ class Submitted:
 
 def submit(pipeline: str, dump: Dump, conn: Any, entity_id: str, data: Any) -> Any:
     """Start one workflow; `dump` makes checked JSON text of its data. See Pipeline.submit."""
-    return _execute(conn, _submit_one(pipeline, *_checked(dump, entity_id, data)))
+    return execute(conn, _submit_one(pipeline, *_checked(dump, entity_id, data)))
 
 
 def submit_many(pipeline: str, dump: Dump, conn: Any, items: Iterable[tuple[str, Any]]) -> Any:
     """Start many. See Pipeline.submit_many."""
-    return _execute(conn, _submit_all(pipeline, (_checked(dump, *_pair(item)) for item in items)))
+    return execute(conn, _submit_all(pipeline, (_checked(dump, *_pair(item)) for item in items)))
 
 
 def submit_text(pipeline: str, conn: psycopg.Connection[Any], items: Iterable[tuple[str, str]]) -> int:
     """The same for (entity_id, JSON text) that was checked before."""
-    return _drive(conn, _submit_all(pipeline, items))
+    return drive(conn, _submit_all(pipeline, items))
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -97,33 +95,3 @@ def _submit_all(pipeline: str, items: Iterable[tuple[str, str]]) -> Steps[int]:
 
 def _not_deployed(pipeline: str) -> NotDeployed:
     return NotDeployed(f'pipeline "{pipeline}" is not deployed here. Run: outbox deploy --app module:object')
-
-
-def _execute(conn: Any, steps: Steps[T]) -> T | Coroutine[Any, Any, T]:
-    if isinstance(conn, psycopg.AsyncConnection):
-        return _drive_async(conn, steps)
-    if isinstance(conn, psycopg.Connection):
-        return _drive(conn, steps)
-    steps.close()
-    raise InvalidInput("conn", f"must be a psycopg connection, sync or async, not {type(conn).__name__}")
-
-
-def _drive(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        try:
-            statement, params = next(steps)
-            while True:
-                statement, params = steps.send(cursor.execute(statement, params).fetchall())
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-
-
-async def _drive_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
-    async with conn.cursor(row_factory=tuple_row) as cursor:
-        try:
-            statement, params = next(steps)
-            while True:
-                await cursor.execute(statement, params)
-                statement, params = steps.send(await cursor.fetchall())
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]

@@ -7,6 +7,83 @@ CREATE FUNCTION outbox.actor() RETURNS text
     LANGUAGE sql STABLE
     RETURN COALESCE(NULLIF(current_setting('outbox.actor'::text, true), ''::text), NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text);
 
+CREATE FUNCTION outbox.inbox_forget(days double precision) RETURNS TABLE(child text, emptied boolean)
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '100ms'
+    AS $$
+DECLARE
+    first_day bigint := floor(extract(epoch FROM clock_timestamp()) / 86400 - days);
+    old_only  text := 'SELECT coalesce((SELECT outbox.uuid7_time(i.message_id) < outbox.inbox_oldest() '
+                      'FROM outbox.%I AS i ORDER BY i.message_id DESC LIMIT 1), false)';
+    is_old    boolean;
+BEGIN
+    IF days IS NULL OR NOT days BETWEEN 1 AND 200 THEN
+        RAISE EXCEPTION 'the inbox remembers 1 to 200 days, not %', days USING ERRCODE = '22023';
+    END IF;
+    -- Two at once could set the floor back.
+    IF NOT pg_try_advisory_xact_lock(hashtext('outbox.inbox_forget')) THEN
+        RETURN;
+    END IF;
+    PERFORM setval('outbox.inbox_floor', first_day) FROM outbox.inbox_floor AS s WHERE s.last_value < first_day;
+    DELETE FROM outbox.delivery_attempts AS a WHERE a.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM outbox.delivery_attempts AS o WHERE o.at < outbox.inbox_oldest() FOR UPDATE SKIP LOCKED));
+    FOR child IN
+        SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'outbox.inbox'::regclass ORDER BY c.relname
+    LOOP
+        EXECUTE format(old_only, child) INTO is_old;
+        IF is_old THEN
+            BEGIN
+                EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE', child);
+                EXECUTE format(old_only, child) INTO emptied;
+                IF emptied THEN
+                    EXECUTE format('TRUNCATE TABLE outbox.%I', child);
+                    RETURN NEXT;
+                END IF;
+            EXCEPTION WHEN lock_not_available THEN
+                emptied := false;
+                RETURN NEXT;
+            END;
+        END IF;
+    END LOOP;
+END
+$$;
+
+CREATE SEQUENCE outbox.inbox_floor
+    START WITH 0
+    INCREMENT BY 1
+    MINVALUE 0
+    NO MAXVALUE
+    CACHE 1;
+
+CREATE FUNCTION outbox.inbox_oldest() RETURNS timestamp with time zone
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN (SELECT to_timestamp((((s.last_value)::numeric * 86400.0))::double precision) AS to_timestamp FROM outbox.inbox_floor s);
+
+CREATE FUNCTION outbox.inbox_refuse() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    sent   timestamptz := outbox.uuid7_time(NEW.message_id);
+    oldest timestamptz := outbox.inbox_oldest();
+BEGIN
+    IF NEW.message_id::text !~ '^.{14}7.{4}[89ab]' THEN
+        RAISE EXCEPTION 'message_id % is no UUIDv7', NEW.message_id
+            USING ERRCODE = 'OB006', HINT = 'Take the message''s own id: the header cloudEvents_id.';
+    ELSIF sent < oldest THEN
+        RAISE EXCEPTION 'message_id % was made at %, and the inbox remembers nothing before %', NEW.message_id, sent, oldest
+            USING ERRCODE = 'OB007', HINT = 'Nobody can say whether it is a duplicate: a person must decide.';
+    ELSIF sent > clock_timestamp() + interval '1 day' THEN
+        RAISE EXCEPTION 'message_id % was made at %, which is more than a day ahead', NEW.message_id, sent
+            USING ERRCODE = 'OB008', HINT = 'The clock of its sender is wrong, or this server''s.';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
 CREATE FUNCTION outbox.messages_written() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -34,6 +111,10 @@ $$;
 CREATE FUNCTION outbox.uuid7() RETURNS uuid
     LANGUAGE sql PARALLEL SAFE
     RETURN (encode(set_bit(set_bit(OVERLAY(uuid_send(gen_random_uuid()) PLACING SUBSTRING(int8send((floor((EXTRACT(epoch FROM clock_timestamp()) * (1000)::numeric)))::bigint) FROM 3) FROM 1 FOR 6), (52)::bigint, 1), (53)::bigint, 1), 'hex'::text))::uuid;
+
+CREATE FUNCTION outbox.uuid7_time(id uuid) RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN to_timestamp((((((('x'::text || translate("left"((id)::text, 13), '-'::text, ''::text)))::bit(48))::bigint)::numeric / 1000.0))::double precision);
 
 CREATE FUNCTION outbox.wake(pipelines text[], stages text[]) RETURNS void
     LANGUAGE plpgsql
@@ -277,6 +358,245 @@ CREATE TABLE outbox.dead_jobs (
     died_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
+CREATE TABLE outbox.delivery_attempts (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    attempts integer NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE outbox.inbox (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+)
+PARTITION BY LIST ((((((('x'::text || translate("left"((message_id)::text, 13), '-'::text, ''::text)))::bit(48))::bigint / 604800000) % (32)::bigint)));
+
+CREATE TABLE outbox.inbox_00 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_01 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_02 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_03 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_04 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_05 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_06 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_07 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_08 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_09 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_10 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_11 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_12 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_13 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_14 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_15 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_16 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_17 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_18 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_19 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_20 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_21 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_22 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_23 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_24 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_25 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_26 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_27 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_28 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_29 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_30 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
+CREATE TABLE outbox.inbox_31 (
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    message_id uuid NOT NULL,
+    received_at timestamp with time zone DEFAULT now() CONSTRAINT inbox_received_at_not_null NOT NULL,
+    CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
+);
+
 CREATE TABLE outbox.jobs (
     workflow_id uuid NOT NULL,
     id bigint NOT NULL,
@@ -456,6 +776,30 @@ CREATE VIEW outbox.overview AS
      LEFT JOIN running c ON (((c.pipeline = r.pipeline) AND (c.status = r.status) AND (c.stage = r.stage))))
      LEFT JOIN dead d ON (((d.pipeline = r.pipeline) AND (d.status = r.status) AND (d.stage = r.stage))));
 
+CREATE TABLE outbox.parked_deliveries (
+    id bigint NOT NULL,
+    consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
+    queue text NOT NULL,
+    message_id text COLLATE pg_catalog."C",
+    topic text COLLATE pg_catalog."C",
+    body bytea NOT NULL,
+    headers jsonb NOT NULL,
+    reason text NOT NULL,
+    deliveries integer DEFAULT 1 NOT NULL,
+    digest bytea NOT NULL,
+    retry boolean DEFAULT false NOT NULL,
+    parked_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE outbox.parked_deliveries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.parked_deliveries_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE outbox.parked_messages (
     relay text NOT NULL COLLATE pg_catalog."C",
     id bigint NOT NULL,
@@ -563,6 +907,70 @@ CREATE TABLE outbox.workflow_states (
 )
 WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
 
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_00 FOR VALUES IN ('0');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_01 FOR VALUES IN ('1');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_02 FOR VALUES IN ('2');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_03 FOR VALUES IN ('3');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_04 FOR VALUES IN ('4');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_05 FOR VALUES IN ('5');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_06 FOR VALUES IN ('6');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_07 FOR VALUES IN ('7');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_08 FOR VALUES IN ('8');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_09 FOR VALUES IN ('9');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_10 FOR VALUES IN ('10');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_11 FOR VALUES IN ('11');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_12 FOR VALUES IN ('12');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_13 FOR VALUES IN ('13');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_14 FOR VALUES IN ('14');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_15 FOR VALUES IN ('15');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_16 FOR VALUES IN ('16');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_17 FOR VALUES IN ('17');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_18 FOR VALUES IN ('18');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_19 FOR VALUES IN ('19');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_20 FOR VALUES IN ('20');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_21 FOR VALUES IN ('21');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_22 FOR VALUES IN ('22');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_23 FOR VALUES IN ('23');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_24 FOR VALUES IN ('24');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_25 FOR VALUES IN ('25');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_26 FOR VALUES IN ('26');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_27 FOR VALUES IN ('27');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_28 FOR VALUES IN ('28');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_29 FOR VALUES IN ('29');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_30 FOR VALUES IN ('30');
+
+ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_31 FOR VALUES IN ('31');
+
 ALTER TABLE ONLY outbox.messages ATTACH PARTITION outbox.messages_0 FOR VALUES IN ('0');
 
 ALTER TABLE ONLY outbox.messages ATTACH PARTITION outbox.messages_1 FOR VALUES IN ('1');
@@ -578,11 +986,116 @@ ALTER TABLE ONLY outbox.messages ALTER COLUMN id SET DEFAULT nextval('outbox.mes
 ALTER TABLE ONLY outbox.dead_jobs
     ADD CONSTRAINT dead_jobs_pkey PRIMARY KEY (workflow_id);
 
+ALTER TABLE ONLY outbox.delivery_attempts
+    ADD CONSTRAINT delivery_attempts_pkey PRIMARY KEY (consumer, message_id);
+
+ALTER TABLE ONLY outbox.inbox_00
+    ADD CONSTRAINT inbox_00_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_01
+    ADD CONSTRAINT inbox_01_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_02
+    ADD CONSTRAINT inbox_02_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_03
+    ADD CONSTRAINT inbox_03_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_04
+    ADD CONSTRAINT inbox_04_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_05
+    ADD CONSTRAINT inbox_05_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_06
+    ADD CONSTRAINT inbox_06_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_07
+    ADD CONSTRAINT inbox_07_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_08
+    ADD CONSTRAINT inbox_08_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_09
+    ADD CONSTRAINT inbox_09_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_10
+    ADD CONSTRAINT inbox_10_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_11
+    ADD CONSTRAINT inbox_11_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_12
+    ADD CONSTRAINT inbox_12_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_13
+    ADD CONSTRAINT inbox_13_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_14
+    ADD CONSTRAINT inbox_14_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_15
+    ADD CONSTRAINT inbox_15_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_16
+    ADD CONSTRAINT inbox_16_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_17
+    ADD CONSTRAINT inbox_17_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_18
+    ADD CONSTRAINT inbox_18_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_19
+    ADD CONSTRAINT inbox_19_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_20
+    ADD CONSTRAINT inbox_20_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_21
+    ADD CONSTRAINT inbox_21_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_22
+    ADD CONSTRAINT inbox_22_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_23
+    ADD CONSTRAINT inbox_23_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_24
+    ADD CONSTRAINT inbox_24_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_25
+    ADD CONSTRAINT inbox_25_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_26
+    ADD CONSTRAINT inbox_26_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_27
+    ADD CONSTRAINT inbox_27_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_28
+    ADD CONSTRAINT inbox_28_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_29
+    ADD CONSTRAINT inbox_29_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_30
+    ADD CONSTRAINT inbox_30_pkey PRIMARY KEY (message_id, consumer);
+
+ALTER TABLE ONLY outbox.inbox_31
+    ADD CONSTRAINT inbox_31_pkey PRIMARY KEY (message_id, consumer);
+
 ALTER TABLE ONLY outbox.jobs
     ADD CONSTRAINT jobs_pkey PRIMARY KEY (workflow_id);
 
 ALTER TABLE ONLY outbox.legal_changes
     ADD CONSTRAINT legal_changes_pkey PRIMARY KEY (pipeline, from_status, to_status);
+
+ALTER TABLE ONLY outbox.parked_deliveries
+    ADD CONSTRAINT parked_deliveries_content_key UNIQUE (consumer, digest);
+
+ALTER TABLE ONLY outbox.parked_deliveries
+    ADD CONSTRAINT parked_deliveries_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY outbox.parked_messages
     ADD CONSTRAINT parked_messages_pkey PRIMARY KEY (relay, id);
@@ -644,6 +1157,8 @@ CREATE INDEX messages_3_workflow_id_idx ON outbox.messages_3 USING btree (workfl
 
 CREATE INDEX messages_3_xid_idx ON outbox.messages_3 USING btree (xid);
 
+CREATE INDEX parked_deliveries_to_retry ON outbox.parked_deliveries USING btree (consumer, id) WHERE retry;
+
 CREATE INDEX parked_messages_by_key ON outbox.parked_messages USING btree (relay, key) WHERE (key IS NOT NULL);
 
 CREATE INDEX state_changes_by_time ON outbox.state_changes USING brin (at) WITH (autosummarize='on');
@@ -663,6 +1178,8 @@ ALTER INDEX outbox.messages_by_transaction ATTACH PARTITION outbox.messages_2_xi
 ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_3_workflow_id_idx;
 
 ALTER INDEX outbox.messages_by_transaction ATTACH PARTITION outbox.messages_3_xid_idx;
+
+CREATE TRIGGER inbox_refuse BEFORE INSERT ON outbox.inbox FOR EACH ROW EXECUTE FUNCTION outbox.inbox_refuse();
 
 CREATE TRIGGER messages_written AFTER INSERT ON outbox.messages FOR EACH STATEMENT EXECUTE FUNCTION outbox.messages_written();
 

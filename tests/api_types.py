@@ -1,11 +1,12 @@
 """What a type checker must make of the public API. Checked by mypy (`make check`), not run."""
 
 from typing import Any, assert_type
+from uuid import UUID
 
 import psycopg
 from pydantic import BaseModel
 
-from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Submitted
+from outbox import Backoff, Go, Inbox, Pipeline, Reject, Retry, Run, Submitted
 
 
 class Post(BaseModel):
@@ -48,8 +49,10 @@ def sync(conn: psycopg.Connection[Any]) -> None:
     posts.submit(conn, "a", {"content": ""})
     posts.submit(conn, "a", 5)  # type: ignore[call-overload]
     assert_type(posts.submit_many(conn, [("a", Post(content=""))]), int)
+    assert_type(Inbox("crm").accept(conn, "0198c0de-0000-7000-8000-000000000000"), bool)
 
 
 async def asynch(conn: psycopg.AsyncConnection[Any]) -> None:
     assert_type(await posts.submit(conn, "a", Post(content="")), Submitted)
     assert_type(await posts.submit_many(conn, []), int)
+    assert_type(await Inbox("crm").accept(conn, UUID(int=0)), bool)

@@ -98,7 +98,7 @@ ERRORS = "SELECT count(*) FROM outbox.dead_jobs WHERE error <> 'dropped by reten
 def test_by_default_only_errors_of_dead_jobs_go_and_those_after_ninety_days(
     shop: Conn, age: Age, retain: Retain
 ) -> None:
-    assert Retention() == Retention(workflows=None, history=None, dead_jobs=90)
+    assert Retention() == Retention(workflows=None, history=None, dead_jobs=90, inbox=90)
     before, changes = entities(shop), history(shop)
     age("%", 89)
     retain()
@@ -230,7 +230,7 @@ def test_a_worker_does_it_by_its_options_and_says_so(shop: Conn, dsn: str, age: 
 
 
 @pytest.mark.parametrize("days", [-1, math.nan, math.inf, 1e300, "30", -0.001])
-@pytest.mark.parametrize("what", ["workflows", "history", "dead_jobs"])
+@pytest.mark.parametrize("what", ["workflows", "history", "dead_jobs", "inbox"])
 def test_an_age_that_is_none_is_refused(what: str, days: Any) -> None:
     with pytest.raises(DefinitionError, match=f"Retention {what}: .* is not a number of days"):
         Retention(**{what: days})

@@ -14,7 +14,7 @@ import outbox
 from outbox import statements
 
 PACKAGE = Path(outbox.__file__).parent
-STEPS = {"submit", "claim", "handle", "commit", "relay"}
+STEPS = {"submit", "claim", "handle", "commit", "relay", "receive"}
 ONLY_HERE = {
     "click": ("cli", "commands", "screen"),
     "rich": ("commands.submit", "screen"),

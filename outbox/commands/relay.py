@@ -74,7 +74,7 @@ def _rabbitmq(
     if not found.amqp_url:
         raise SettingsError("where to? Set OUTBOX_AMQP_URL, such as amqp://user:password@localhost/")
     try:
-        from ..rabbitmq import Publisher
+        from ..rabbitmq.publisher import Publisher
     except ModuleNotFoundError as error:
         raise OutboxError(f'{error}. Run: pip install "outbox-engine[rabbitmq]"') from None
     publisher = Publisher(

@@ -12,6 +12,7 @@ import psycopg
 
 from .. import application, logs, settings
 from ..errors import OutboxError, SettingsError
+from ..inbox import MEMORY_DAYS
 from ..link import cannot_connect
 from ..maintenance import MAX_DAYS, Retention
 from ..worker import Worker
@@ -69,11 +70,19 @@ from .shared import Number, app_option, dsn_of
     metavar="DAYS",
     help="Delete messages that are older, if no relay is there to hand them on.",
 )
+@click.option(
+    "--keep-inbox",
+    type=Number(*MEMORY_DAYS),
+    metavar="DAYS",
+    default=90.0,
+    show_default=True,
+    help="Forget ids in the inbox that are older; consumers refuse such messages then.",
+)
 @click.pass_obj
 def worker(
     found: settings.Settings, app: str | None, stages: tuple[str, ...], concurrency: int | None, drain: bool,
     lease: float, grace: float, log_style: str, no_notify: bool, keep_workflows: float | None,
-    keep_history: float | None, keep_dead: float, keep_messages: float | None,
+    keep_history: float | None, keep_dead: float, keep_messages: float | None, keep_inbox: float,
 ) -> None:  # fmt: skip
     """Run the stages of an application, until SIGTERM or Ctrl-C.
 
@@ -95,9 +104,7 @@ def worker(
             grace=grace,
             drain=drain,
             notify=not no_notify,
-            retention=Retention(
-                workflows=keep_workflows, history=keep_history, dead_jobs=keep_dead, messages=keep_messages
-            ),
+            retention=Retention(keep_workflows, keep_history, keep_dead, keep_messages, keep_inbox),
         )
         try:
             asyncio.run(_run(made))

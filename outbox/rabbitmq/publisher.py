@@ -25,10 +25,10 @@ import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosedByBroker
 
-from . import killpoints
-from .documents import clean, printable
-from .errors import SettingsError
-from .window import Outgoing
+from .. import killpoints
+from ..documents import clean, printable
+from ..errors import SettingsError
+from ..window import Outgoing
 
 log = logging.getLogger("outbox.relay")
 
