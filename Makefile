@@ -39,9 +39,11 @@ check: $(STAMP) ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## measure throughput beside the same SQL alone, and a backlog of a million
+bench: $(STAMP) ## measure throughput beside the same SQL alone, a backlog of a million, the relay, and bloat
 	$(BIN)/python -m bench.throughput $(ARGS)
 	$(BIN)/python -m bench.backlog
+	$(BIN)/python -m bench.relay
+	$(BIN)/python -m bench.bloat
 
 schema: $(STAMP) ## write sql/schema.sql anew from the migrations
 	$(BIN)/python tests/schema.py > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql

@@ -1,1 +1,6 @@
-"""Measures the engine; see README.md."""
+"""Measures the engine; see README.md. The RabbitMQ that it measures on is the tests' own (tests/broker.py)."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))

@@ -63,10 +63,16 @@ def server() -> Iterator[Server]:
 @contextmanager
 def worker(dsn: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run `outbox worker` as a process of its own."""
-    command = [sys.executable, "-m", "outbox", "worker", "--app", "bench.app:posts", *options]
+    with engine(dsn, "worker", "--app", "bench.app:posts", *options) as process:
+        yield process
+
+
+@contextmanager
+def engine(dsn: str, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command of `outbox` as a process of its own; `settings` are more of its environment."""
     root = Path(__file__).parent.parent
-    env = {**os.environ, "OUTBOX_DSN": dsn, "PYTHONPATH": str(root)}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    env = {**os.environ, "OUTBOX_DSN": dsn, "PYTHONPATH": str(root), **settings}
+    process = subprocess.Popen([sys.executable, "-m", "outbox", *arguments], env=env, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:

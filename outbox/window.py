@@ -5,7 +5,6 @@ Nothing here knows where messages go. See sql/queries/relay.sql for the method a
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
@@ -71,8 +70,6 @@ class Log:
         self._dsn = engine_conninfo(dsn, "relay")
         self._name, self.target = name, target
         self._conn: psycopg.AsyncConnection[Any] | None = None
-        # The ring is turned in transactions beside the work: what came in between would be rolled back with them.
-        self._turn = asyncio.Lock()
         self._epoch = 0
         self._rows = 10
         self.verified = 0.0
@@ -84,6 +81,7 @@ class Log:
             try:
                 # What a window's end makes visible must be on disk before anything of it leaves.
                 await conn.execute("SET synchronous_commit = on")
+                await plan(conn)
                 await conn.execute("LISTEN outbox_relay")
             except BaseException:
                 await conn.close()
@@ -186,8 +184,11 @@ class Log:
 
     async def rotate(self) -> list[str]:
         """Empty what every relay has passed. See ring.py."""
-        async with self._turn:
-            return await ring.rotate(self._connected())
+        # Its transactions are none of the relay's: on a connection with them, what is read and moved meanwhile would be
+        # in them too, and be undone when a child can't be locked.
+        async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as conn:
+            await plan(conn)
+            return await ring.rotate(conn)
 
     async def _restore(self) -> None:
         async with self._connected().transaction():
@@ -201,7 +202,7 @@ class Log:
         with suppress(psycopg.errors.InvalidCursorName):
             await self._execute(SQL["window_close"])
         values = {"start": window.start, "end": window.end, "position": position, "limit": READ_AT_ONCE}
-        async with self._turn, psycopg.AsyncClientCursor(self._connected()) as cursor:
+        async with psycopg.AsyncClientCursor(self._connected()) as cursor:
             await cursor.execute(SQL["window_read"], values)
 
     async def _fetch(self) -> list[Outgoing]:
@@ -218,12 +219,17 @@ class Log:
     async def _execute(
         self, statement: bytes | sql.Composed, params: Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
-        async with self._turn:
-            cursor = await self._connected().execute(statement, params)
-            return await cursor.fetchall() if cursor.description else []
+        cursor = await self._connected().execute(statement, params)
+        return await cursor.fetchall() if cursor.description else []
 
     def _connected(self) -> psycopg.AsyncConnection[Any]:
         # Never a new one: what a window has open is lost with the connection, and `take_over` comes first.
         if self._conn is None:
             raise psycopg.OperationalError("not connected")
         return self._conn
+
+
+async def plan(conn: psycopg.AsyncConnection[Any]) -> None:
+    """A plan that was cached while the log was empty must not scan it when it is full. See 0005_triggers.sql."""
+    await conn.execute("SET enable_seqscan = off")
+    await conn.execute("SET jit = off")

@@ -7,17 +7,53 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_throughput_bench_measures_all_its_subjects_and_writes_json(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "bench.throughput", "--jobs", "800", "--rounds", "1", "--json", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120, check=False)
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120, check=False)
+
+
+def run(bench: str, file: Path, *options: str) -> tuple[str, dict[str, Any]]:
+    """Run a bench; return its standard output and the document that it writes."""
+    done = python("-m", f"bench.{bench}", *options, "--json", str(file))
     assert done.returncode == 0, done.stderr
-    document = json.loads(file.read_text())
+    return done.stdout, json.loads(file.read_text())
+
+
+def test_the_throughput_bench_measures_all_its_subjects_and_writes_json(tmp_path: Path) -> None:
+    out, document = run("throughput", tmp_path / "figures.json", "--jobs", "800", "--rounds", "1")
     assert len(document["figures"]) == 5
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert document["machine"]["postgres"]["fsync"] == "on"
-    assert "one process" in done.stdout
+    assert "one process" in out
+
+
+@pytest.mark.rabbitmq
+def test_the_relay_bench_measures_all_its_subjects_and_writes_json(tmp_path: Path) -> None:
+    sizes = ("--messages", "500", "--rounds", "1", "--single", "3", "--backlog", "2000")
+    out, document = run("relay", tmp_path / "figures.json", *sizes)
+    assert len(document["figures"]) == 11
+    assert all(figure["median"] > 0 for name, figure in document["figures"].items() if "CPU" not in name)
+    assert "pika alone" in out
+
+
+def test_without_rabbitmq_the_relay_bench_says_so_and_measures_nothing() -> None:
+    done = python("-c", "from bench import relay; relay.programs = lambda: None; relay.main()")
+    assert done.returncode == 0
+    assert "there is no RabbitMQ on this machine" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_log(tmp_path: Path) -> None:
+    sizes = ("--seconds", "3", "--slice", "1", "--rate", "500")
+    out, document = run("bloat", tmp_path / "figures.json", *sizes)
+    log, plain = document["series"]["Outbox"], document["series"]["SKIP LOCKED"]
+    assert [line["dead rows"] for line in log] == [0, 0, 0]
+    assert plain[1]["dead rows"] > 0
+    assert "SKIP LOCKED" in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from pipelines import Post, make_posts, value
 from outbox import claim, commit, deploy, statements
 from outbox.job import Finished, Job, Message
 from outbox.lane import Lane
+from outbox.window import SQL, Log
 from outbox.worker import PLANNING
 
 Conn = psycopg.Connection[Any]
@@ -108,3 +110,22 @@ def test_no_session_compiles_the_plans_of_the_triggers(conn: Conn) -> None:
     assert len(conn.execute(dear.encode()).fetchall()) == 3
     compiled = dear + " AND NOT 'jit=off' = ANY (proconfig)"
     assert conn.execute(compiled.encode()).fetchall() == [], "a penalty for scans looks like a plan worth compiling"
+
+
+def test_a_relay_looks_for_new_messages_without_reading_the_log(dsn: str, conn: Conn) -> None:
+    async def cut() -> dict[str, Any]:
+        log = Log(dsn, "default", "test")
+        relay = await log.connect()
+        await log.take_over()
+        conn.execute("INSERT INTO outbox.messages (topic) SELECT 't' FROM generate_series(1, %s::int)", (BACKLOG,))
+        await log.cut()
+        await log.advance(0, BACKLOG, {}, done=True)
+        params = {"name": "default", "epoch": 1}
+        cursor = await relay.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + SQL["relay_cut"], params)
+        found = (await cursor.fetchall())[0][0][0]
+        await log.close()
+        return dict(found)
+
+    found = asyncio.run(cut())["Plan"]
+    assert not {node["Relation Name"] for node in nodes(found) if node["Node Type"] == "Seq Scan"}
+    assert buffers(found) < 30

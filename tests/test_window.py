@@ -275,6 +275,24 @@ def test_a_rotation_that_waits_for_a_writer_holds_up_others_only_for_a_moment(
     assert reader.next() == ["same child", "another"]
 
 
+def test_what_the_relay_does_while_a_child_cannot_be_had_is_done(conn: Conn, connect: Connect, reader: Reader) -> None:
+    fill(conn, 1)
+    fill(conn, 1_000_000)
+    reader.next()
+    connect(autocommit=False).execute("LOCK TABLE outbox.messages_0 IN ROW EXCLUSIVE MODE")
+    conn.execute(WRITE, ("next", "a"))
+
+    async def rotate_and_relay() -> list[str]:
+        rotating = asyncio.create_task(reader.log.rotate())
+        while not rotating.done():
+            await reader.log.beat("while it waits for the lock", idle=False)
+        return await rotating
+
+    assert reader.do(rotate_and_relay()) == ["messages_0"]
+    assert value(conn, "SELECT trouble FROM outbox.relays") == "while it waits for the lock"
+    assert reader.next() == ["next"]
+
+
 def test_the_ring_turns_early_and_never_back(conn: Conn, reader: Reader) -> None:
     fill(conn, 150_000)
     reader.next()

@@ -1,0 +1,158 @@
+"""What a transaction that stays open does to an outbox: to the message log, and to a table read with SKIP LOCKED.
+
+`python -m bench.bloat --help`
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import psycopg
+
+from . import report
+from .database import Server, machine, server
+from .publisher import BODY, TOPIC
+from .readers import PLAIN_TABLE, Taken, relay, skip_locked
+
+CLIENTS = 2
+AT_ONCE = 10
+"""Messages of one transaction of the writer."""
+
+MEGABYTES = """
+    SELECT (coalesce(sum(pg_total_relation_size(relid)), pg_total_relation_size(%(table)s)) / 2^20)::float8
+    FROM pg_partition_tree(%(table)s)
+"""
+NOT_REMOVABLE = re.compile(r"(\d+) are dead but not yet removable")
+INSERT_MS = re.compile(r"lat ([\d.]+) ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An outbox: its table, what else is updated as it is read (and by what name that is shown), and how it is read."""
+
+    table: str
+    reader: Callable[[str, Taken], AbstractContextManager[None]]
+    cursor: str | None = None
+
+
+SUBJECTS = {
+    "Outbox": Subject("outbox.messages", relay, cursor="outbox.relays"),
+    "SKIP LOCKED": Subject("plain_outbox", skip_locked),
+}
+
+
+@click.command()
+@click.option("--seconds", default=60, show_default=True, help="How long each outbox is written and read.")
+@click.option("--slice", "slice_", default=10, show_default=True, help="Seconds of a line of the table.")
+@click.option("--rate", default=2_000, show_default=True, help="Messages written a second.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file too.")
+def main(seconds: int, slice_: int, rate: int, json_file: Path | None) -> None:
+    """Measure both, one after the other. After the first slice a transaction opens; it ends before the last one."""
+    found = {}
+    with server() as postgres:
+        for name, subject in SUBJECTS.items():
+            report.progress(f"{name} for {seconds} s")
+            with postgres.database() as dsn:
+                found[name] = run(postgres, dsn, subject, seconds, slice_, rate)
+        where = machine(postgres.dsn)
+    report.show_series("bloat", {"seconds": seconds, "rate": rate}, found, where, json_file)
+
+
+def run(postgres: Server, dsn: str, subject: Subject, seconds: int, slice_: int, rate: int) -> list[dict[str, Any]]:
+    """Write and read for some seconds; return a line for each slice. An error unless each message was read once."""
+    taken = Taken()
+    transactions = rate * seconds // AT_ONCE // CLIENTS
+    with psycopg.connect(dsn, autocommit=True) as conn, psycopg.connect(dsn) as old:
+        conn.execute(PLAIN_TABLE)
+        with subject.reader(dsn, taken), writer(postgres, dsn, subject.table, rate, transactions, slice_) as pgbench:
+            started, lines = time.monotonic(), []
+            for end in range(slice_, seconds + 1, slice_):
+                held = slice_ < end <= seconds - slice_
+                if not held:
+                    old.rollback()
+                elif old.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+                    old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                    old.execute("SELECT 1")
+                messages, fetches = taken.messages, len(taken.fetches)
+                time.sleep(max(0.0, started + end - time.monotonic()))
+                lines.append(
+                    {
+                        "second": end,
+                        "horizon": "held" if held else "",
+                        "dead rows": dead_rows(conn, subject.table),
+                        **({"dead in cursor": dead_rows(conn, subject.cursor)} if subject.cursor else {}),
+                        "MB": megabytes(conn, subject.table),
+                        "fetch ms": statistics.median(taken.fetches[fetches:] or [0.0]),
+                        "messages/s": (taken.messages - messages) / slice_,
+                    }
+                )
+            _, said = pgbench.communicate()
+            until_read(taken, CLIENTS * transactions * AT_ONCE)
+    for line, milliseconds in zip(lines, INSERT_MS.findall(said), strict=False):
+        line["INSERT ms"] = float(milliseconds)
+    return lines
+
+
+def until_read(taken: Taken, messages: int) -> None:
+    """Return when the reader has all messages; an error if it has more, or not all of them in a minute."""
+    deadline = time.monotonic() + 60
+    while taken.messages < messages and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if taken.messages != messages:
+        raise click.ClickException(f"the books are wrong: {messages:,} were written, {taken.messages:,} were read")
+
+
+@contextmanager
+def writer(
+    postgres: Server, dsn: str, table: str, rate: int, transactions: int, slice_: int
+) -> Iterator[subprocess.Popen[str]]:
+    """Write messages at a fixed rate, a few in a transaction: pgbench, which tells each slice how long one takes."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        script = Path(folder, "write.sql")
+        script.write_text(
+            f"INSERT INTO {table} (topic, key, payload) SELECT '{TOPIC}', 'post_' || n, '{BODY.decode()}'"
+            f" FROM generate_series(1, {AT_ONCE}) AS n;\n"
+        )
+        options = (f"--client={CLIENTS}", f"--transactions={transactions}", f"--rate={rate / AT_ONCE}")
+        command = [str(postgres.programs / "pgbench"), "--no-vacuum", f"--progress={slice_}", *options]
+        process = subprocess.Popen(
+            [*command, f"--file={script}", dsn], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        with process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+
+
+def megabytes(conn: psycopg.Connection, table: str) -> float:
+    """Return the size of a table with its parts, indexes and all."""
+    (found,) = conn.execute(MEGABYTES, {"table": table}).fetchone() or (0.0,)
+    return float(found)
+
+
+def dead_rows(conn: psycopg.Connection, table: str) -> int:
+    """Vacuum a table; return how many dead rows VACUUM had to leave, by its own word."""
+    said: list[str] = []
+
+    def listen(notice: psycopg.errors.Diagnostic) -> None:
+        said.append(notice.message_primary or "")
+
+    conn.add_notice_handler(listen)
+    conn.execute(f"VACUUM (VERBOSE) {table}".encode())
+    conn.remove_notice_handler(listen)
+    return sum(int(number) for number in NOT_REMOVABLE.findall("\n".join(said)))
+
+
+if __name__ == "__main__":
+    main()
