@@ -13,14 +13,21 @@ else
 BROKER := $(BIN)/python tests/rabbitmq.py
 endif
 
+DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$${TMPDIR:-/tmp}/outbox-demo-$$(id -u)}
+
 .DEFAULT_GOAL := help
 .PHONY: help demo setup check test bench schema docs wheel-test clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-demo: $(STAMP) ## run the social media agent on a Postgres of its own, and check its books
-	OUTBOX_HOME=$${OUTBOX_HOME:-$${TMPDIR:-/tmp}/outbox-demo-$$(id -u)} $(BIN)/outbox demo $(ARGS)
+demo: $(STAMP) ## run the social media agent on a Postgres of its own; RELAY=1: and out to a RabbitMQ of its own
+ifdef RELAY
+	$(BIN)/python tests/rabbitmq.py
+	$(DEMO_HOME) $(BIN)/python tests/broker.py $(BIN)/outbox demo --relay $(ARGS)
+else
+	$(DEMO_HOME) $(BIN)/outbox demo $(ARGS)
+endif
 
 setup: $(STAMP) ## make .venv with everything for development
 

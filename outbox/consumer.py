@@ -57,7 +57,8 @@ class Consumer:
     attempt, as is at once what can't be read.
 
     `consumer` names what has the effect in the inbox (default: the queue's name). `dsn` and `amqp_url` default to the
-    settings OUTBOX_DSN and OUTBOX_AMQP_URL. With `topics` the queue is made if it isn't there, and bound to `exchange`.
+    settings OUTBOX_DSN and OUTBOX_AMQP_URL. With `topics` the queue is bound to `exchange`, and both are made if
+    they aren't there (durable, the exchange of type topic): before the relay's first message, or that one is parked.
     `concurrency` handles so many keys at once, the messages of a key one after the other. `timeout` (seconds) bounds an
     async handler; a sync one can't be interrupted. `grace` (seconds) is what handlers get after `stop`. Ids are
     remembered for `keep_inbox` days (None: other processes see to that); older messages are parked.
@@ -123,7 +124,6 @@ class Consumer:
             asyncio.create_task(loop)
             for loop in (self._subscription.run(), self._keep_house(), self._terms.stopping.wait())
         ]
-        log.info("consumer %s takes from queue %s", self._terms.inbox.consumer, printable(self._terms.queue))
         try:
             await asyncio.wait([*others, *working], return_when=asyncio.FIRST_COMPLETED)
             for task in (*others, *working):
@@ -189,10 +189,10 @@ class Consumer:
                 self._take(Arrival(topic, body, headers, stated_id, parked=id_))
 
     def _on_trouble(self, trouble: str | None) -> None:
-        if trouble is not None and trouble != self._trouble:
+        if trouble is None:
+            log.info("consumer %s takes from queue %s", self._terms.inbox.consumer, printable(self._terms.queue))
+        elif trouble != self._trouble:
             log.warning("%s; trying again", printable(trouble))
-        elif trouble is None and self._trouble is not None:
-            log.info("the broker is there again")
         self._trouble = trouble
 
     def _require_database(self) -> None:

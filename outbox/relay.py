@@ -48,10 +48,13 @@ class Relay:
 
     Relays of other names are independent: each gets every message. `strict` keeps the order of each key, behind
     parked messages too. `dsn` must be direct, not a pooler's: it listens. `drain` ends the run when nothing is left.
+    A name that is new gets all that is in the log; with `from_now`, what is committed from now on.
     """
 
-    def __init__(self, dsn: str, *, name: str = "default", strict: bool = False, drain: bool = False) -> None:
-        self._log = Log(dsn, check_name(name, "relay"), "")
+    def __init__(
+        self, dsn: str, *, name: str = "default", strict: bool = False, drain: bool = False, from_now: bool = False
+    ) -> None:
+        self._log = Log(dsn, check_name(name, "relay"), "", from_now=from_now)
         self._strict, self._drain = strict, drain
         self._target: Target | None = None
         self._stopping = asyncio.Event()

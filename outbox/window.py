@@ -66,9 +66,9 @@ class Log:
     `verified` is when, by this process's clock, the last answer that the name is still ours was asked for.
     """
 
-    def __init__(self, dsn: str, name: str, target: str) -> None:
+    def __init__(self, dsn: str, name: str, target: str, *, from_now: bool = False) -> None:
         self._dsn = engine_conninfo(dsn, "relay")
-        self._name, self.target = name, target
+        self._name, self.target, self._from_now = name, target, from_now
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._epoch = 0
         self._rows = 10
@@ -96,7 +96,7 @@ class Log:
 
     async def take_over(self) -> Window | None:
         """Wait for nothing: make the name ours if it is free. Raises TakenOver if it isn't; returns the open window."""
-        await self._ask("relay_register")
+        await self._ask("relay_register", from_now=self._from_now)
         asked = time.monotonic()
         owner = f"{socket.gethostname()}:{os.getpid()}"
         rows = await self._ask("relay_take_over", owner=owner, target=self.target, lease=LEASE)

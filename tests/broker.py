@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -243,3 +244,19 @@ def queue_depth(url: str, queue: str) -> int:
     """Return how many messages a queue has ready."""
     with channel(url) as opened:
         return int(opened.queue_declare(queue, passive=True).method.message_count)
+
+
+def main() -> int:
+    """Run a command with OUTBOX_AMQP_URL naming a node that is there as long as the command runs."""
+    broker = Broker()
+    try:
+        broker.start()
+        return subprocess.run(sys.argv[1:], env={**os.environ, "OUTBOX_AMQP_URL": broker.url}, check=False).returncode
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        broker.remove()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from commands import Outbox
 from outbox.demo.books import Check, check_books
 from outbox.demo.demo import conclude, run_demo
 from outbox.demo.pipeline import posts
 from outbox.demo.processes import undisturbed
 from outbox.demo.sources import FileSource, bundled
 from rich.console import Console
+from pipelines import value
 from servers import PostgresServer, Process, wait_for
 
 from outbox import deploy
@@ -85,6 +87,38 @@ def test_every_post_has_ended_and_the_reviewer_decided(played: Played, conn: psy
     assert dict(rows) == {"COMPLETED": 15, "REJECTED": 3}
     rows = conn.execute("SELECT actor, count(*) FROM outbox.state_changes WHERE to_status = 'REJECTED' GROUP BY 1")
     assert rows.fetchall() == [("sarah", 3)]
+
+
+def test_messages_go_out_to_rabbitmq_and_a_killed_consumer_doubles_nothing(
+    dsn: str, admin_dsn: str, amqp: str, tmp_path: Path
+) -> None:
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute("CREATE SCHEMA demo_crm AUTHORIZATION outbox_owner")
+        admin.execute("SET ROLE outbox_owner")
+        admin.execute(files("outbox.demo").joinpath("crm.sql").read_text().split(";", 1)[1])
+    path = tmp_path / "posts.jsonl"
+    path.write_text("".join(json.dumps({"content": content}) + "\n" for content in CONTENTS))
+    console = Console(file=StringIO(), width=120)
+    code = run_demo(dsn, FileSource(path), console=console, amqp_url=amqp)
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    assert code == 0, text
+    assert "between its commit and its acknowledgement" in text
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        run = value(conn, "SELECT min(split_part(entity_id, '/', 1)) || '/' FROM outbox.workflow_states")
+        effects = "SELECT count(*), count(DISTINCT entity_id) FROM demo_crm.enriched"
+        assert conn.execute(effects).fetchone() == (len(CONTENTS), len(CONTENTS))
+        assert value(conn, "SELECT count(*) FROM outbox.relays") == 0, "nothing is kept for a relay that has gone"
+        for spoil in (
+            "INSERT INTO demo_crm.enriched SELECT * FROM demo_crm.enriched LIMIT 1",
+            "DELETE FROM demo_crm.enriched",
+        ):
+            conn.execute(spoil.encode())
+            assert not all(check.right for check in check_books(conn, run, 0, "shipping.sql"))
+
+
+def test_out_to_rabbitmq_needs_to_know_where_it_is(outbox: Outbox) -> None:
+    assert "make demo RELAY=1" in outbox.fails("demo", "--relay")
 
 
 SPOILED = {

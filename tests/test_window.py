@@ -85,6 +85,26 @@ def test_messages_come_once_in_the_order_in_which_they_were_written(conn: Conn, 
     assert reader.next() == ["t3"]
 
 
+def test_a_relay_from_now_on_leaves_out_what_was_committed_before(conn: Conn, connect: Connect, dsn: str) -> None:
+    conn.execute(WRITE, ("before", "k"))
+    under_way = connect(autocommit=False)
+    under_way.execute(WRITE, ("under way", "k"))
+    reader = Reader(dsn)
+    reader.log = Log(dsn, "late", "test", from_now=True)
+    try:
+        assert reader.begin() is None
+        conn.execute(WRITE, ("after", "k"))
+        assert reader.next() == ["after"]
+        under_way.commit()
+        assert reader.next() == ["under way"]
+        reader.do(reader.log.leave())
+        conn.execute(WRITE, ("meanwhile", "k"))
+        reader.begin()
+        assert reader.next() == ["meanwhile"], "it is for a name that is new"
+    finally:
+        reader.close()
+
+
 def test_a_transaction_that_stays_open_delays_only_its_own_messages(
     conn: Conn, connect: Connect, reader: Reader
 ) -> None:

@@ -27,17 +27,17 @@ class Check:
         return f"✘ {self.promise}\n    {'; '.join(self.broken[:SHOWN])}{more}"
 
 
-def check_books(conn: Connection[Any], run: str, submitted: int) -> list[Check]:
-    """Check every promise of books.sql for the posts whose entity id begins with `run`."""
+def check_books(conn: Connection[Any], run: str, submitted: int, file: str = "books.sql") -> list[Check]:
+    """Check every promise of the file for the posts whose entity id begins with `run`."""
     checks = []
-    for promise, query in promises():
+    for promise, query in promises(file):
         rows = conn.execute(query, {"run": run, "submitted": submitted}).fetchall()
         checks.append(Check(promise, [f"{entity}: {wrong}" for entity, wrong in rows]))
     return checks
 
 
-def promises() -> list[tuple[str, str]]:
-    """The statements of books.sql, each with the line that it proves."""
-    text = files(__package__).joinpath("books.sql").read_text(encoding="utf-8")
+def promises(file: str) -> list[tuple[str, str]]:
+    """The statements of the file, each with the line that it proves."""
+    text = files(__package__).joinpath(file).read_text(encoding="utf-8")
     parts = (part.partition("\n") for part in text.split("-- promise: ")[1:])
     return [(promise, query) for promise, _, query in parts]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from outbox.errors import SettingsError
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 @click.option("--id-column", help="The column of --posts with an id; by default `id`, else the line's number.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take no more posts than this.")
 @click.option("--workers", type=click.IntRange(1, 32), default=2, show_default=True, help="Worker processes.")
+@click.option(
+    "--relay", is_flag=True, help="Send posts.enriched to RabbitMQ (OUTBOX_AMQP_URL), to a consumer that is killed."
+)
 @click.pass_obj
 def demo(
     found: Settings,
@@ -32,6 +36,7 @@ def demo(
     id_column: str | None,
     limit: int | None,
     workers: int,
+    relay: bool,
 ) -> None:
     """Run a social media agent in a world that fails, kill a worker on the way, and check the books."""
     from outbox.commands.shared import dsn_of
@@ -40,13 +45,15 @@ def demo(
         from .demo import run_demo
     except ModuleNotFoundError as error:
         raise click.ClickException(f'{error}. Run: pip install "outbox-engine[demo]"') from error
+    if relay and not found.amqp_url:
+        raise SettingsError("--relay needs OUTBOX_AMQP_URL; in a clone, make demo RELAY=1 starts a RabbitMQ of its own")
     source = choose(posts, feed, column, id_column, limit)
     # A demo that is ended from outside ends its processes first, as it does at Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, leave)
     with dsn_of(found) as dsn:
-        code = run_demo(dsn, source, workers)
+        code = run_demo(dsn, source, workers, amqp_url=found.amqp_url if relay else None)
     sys.exit(code)
 
 

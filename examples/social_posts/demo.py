@@ -19,6 +19,7 @@ from .books import Check, check_books
 from .pipeline import posts as pipeline
 from .processes import APP, DemoError, Processes
 from .screen import Screen
+from .shipping import Shipping
 from .sources import Source, SourceError
 
 STALL = 30.0  # seconds without a change of any status after which the demo gives up
@@ -46,8 +47,13 @@ DEAD = """
 """
 
 
-def run_demo(dsn: str, posts: Source, workers: int = 2, console: Console | None = None) -> int:
-    """Run the demo on that database. Returns 0 if the books are right, and 1 if not or if it had to stop."""
+def run_demo(
+    dsn: str, posts: Source, workers: int = 2, console: Console | None = None, amqp_url: str | None = None
+) -> int:
+    """Run the demo on that database, with `amqp_url` out to RabbitMQ too.
+
+    Returns 0 if the books are right, and 1 if not or if it had to stop.
+    """
     console = console or Console()
     try:
         total = sum(1 for _ in posts)
@@ -56,9 +62,9 @@ def run_demo(dsn: str, posts: Source, workers: int = 2, console: Console | None 
         with (
             connected(dsn) as conn,
             httpx.Client(trust_env=False) as client,
-            Processes(dsn) as processes,
+            Processes(dsn, amqp_url) as processes,
         ):
-            checks = Director(conn, client, processes, posts, total, workers, console).play()
+            checks = Director(conn, client, processes, posts, total, workers, console, bool(amqp_url)).play()
     except (SourceError, DemoError) as error:
         console.print(f"✘ {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -94,6 +100,7 @@ class Director:
     total: int
     number_of_workers: int
     console: Console
+    ships: bool
 
     def play(self) -> list[Check]:
         """The whole run: prepare, play, stop, report, check."""
@@ -103,9 +110,17 @@ class Director:
             self.start()
             self.until_all_have_ended()
             codes = self.processes.stop(self.workers)
+            if self.shipping:
+                codes += self.shipping.stop()
         stats = self.world_stats()
         report.show(self.console, self.conn, self.run, stats, self.kill_rows())
-        return [*check_books(self.conn, self.run, self.monitor.submitted), *self.check_run(stats, codes)]
+        checks = [*check_books(self.conn, self.run, self.monitor.submitted), *self.check_run(stats, codes)]
+        if self.shipping:
+            self.console.print(
+                report.table("Messages to RabbitMQ, and what came of them", ["", ""], self.shipping.rows())
+            )
+            checks += self.shipping.checks()
+        return checks
 
     def prepare(self) -> None:
         self.processes.run("migrate")
@@ -114,7 +129,7 @@ class Director:
                 raise DemoError(f"{objection}: {found[0]}. End it, or give the demo a database of its own.")
         self.processes.run("deploy", "--app", APP)
         crm = files(__package__).joinpath("crm.sql").read_text(encoding="utf-8")
-        if self.conn.execute("SELECT to_regclass('demo_crm.posts')").fetchone() == (None,):
+        if self.conn.execute("SELECT to_regclass('demo_crm.enriched')").fetchone() == (None,):
             try:
                 self.conn.execute(crm)
             except InsufficientPrivilege as error:
@@ -128,6 +143,9 @@ class Director:
         self.monitor = Monitor(self.conn, self.run, self.source, self.total)
         self.reviewer = Reviewer(self.conn, self.run)
         self.killer = Killer(self.conn, self.processes, self.workers, self.enough_to_kill, self.screen.say)
+        self.shipping = (
+            Shipping(self.conn, self.processes, self.run, self.total, self.screen.say) if self.ships else None
+        )
 
     def enough_to_kill(self) -> int:
         """A good handful of jobs, once a quarter of the posts has come; in the end any."""
@@ -138,6 +156,8 @@ class Director:
     def until_all_have_ended(self) -> None:
         """Let everybody act, each at their own pace, until no post can move any more."""
         actors: list[Actor] = [self.monitor, self.reviewer, self.killer, self]
+        if self.shipping:
+            actors.append(self.shipping)
         due = {id(actor): 0.0 for actor in actors}
         self.counts: dict[str, int] = {}
         self.dead = 0
@@ -179,9 +199,10 @@ class Director:
             self.screen.say(f"the world is back, {stats['outage']:g} requests later")
 
     def has_ended(self) -> bool:
-        """Whether every post is in a final status, or can't get there because its job is dead."""
+        """Whether every post is in a final status, or can't be as its job is dead, and every message has arrived."""
         ended = sum(number for status, number in self.counts.items() if status in pipeline.final)
-        return self.monitor.done and ended + self.dead >= self.monitor.submitted
+        arrived = self.shipping is None or self.shipping.done
+        return self.monitor.done and ended + self.dead >= self.monitor.submitted and arrived
 
     def world_stats(self) -> dict[str, float]:
         try:
@@ -219,7 +240,7 @@ class Director:
                 [] if 0 < held == again else [f"the kill: {again} of {held} jobs ran again"],
             ),
             Check(
-                "the other workers ended in peace when asked to",
+                "the other processes ended in peace when asked to",
                 [f"exit code: {code}" for code in codes if code],
             ),
         ]

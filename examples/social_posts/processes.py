@@ -21,9 +21,11 @@ class DemoError(Exception):
 class Processes:
     """Starts processes that log to a folder of their own, and ends them all on exit."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, amqp_url: str | None = None) -> None:
         # The world is on this machine: a proxy that the environment names doesn't lead to it.
         self.environment = os.environ | {"OUTBOX_DSN": dsn, "no_proxy": "127.0.0.1"}
+        if amqp_url:
+            self.environment["OUTBOX_AMQP_URL"] = amqp_url
         self.folder = tempfile.TemporaryDirectory(prefix="outbox-demo-")
         self.started: list[subprocess.Popen[str]] = []
 
@@ -60,12 +62,14 @@ class Processes:
     def start_worker(self) -> subprocess.Popen[str]:
         return self.start("-m", "outbox", "worker", "--app", APP, "--concurrency", "8", "--log", "json")
 
-    def start(self, *arguments: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, stdout: int = subprocess.DEVNULL, environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         """Start a Python process in a session of its own, so that Ctrl-C reaches the director alone."""
         with self.log(len(self.started)).open("w") as log, undisturbed():
             process = subprocess.Popen(
                 [sys.executable, *arguments],
-                env=self.environment,
+                env={**self.environment, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=log,
@@ -90,7 +94,11 @@ class Processes:
 
     def last_words(self, process: subprocess.Popen[str]) -> str:
         """The end of what a process wrote to standard error."""
-        return self.log(self.started.index(process)).read_text()[-2000:].strip()
+        return self.words(process)[-2000:].strip()
+
+    def words(self, process: subprocess.Popen[str]) -> str:
+        """All that a process wrote to standard error."""
+        return self.log(self.started.index(process)).read_text()
 
     def log(self, number: int) -> Path:
         return Path(self.folder.name) / f"{number}.log"

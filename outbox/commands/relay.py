@@ -55,6 +55,7 @@ class Part(click.ParamType[tuple[int, int]]):
     help="With --to: a template of {key}, {topic} and {message_id}.",
 )
 @click.option("--shard", "part", type=Part(), help="With --to: only the entities that belong to database N of M.")
+@click.option("--from-now", is_flag=True, help="If the name is new: leave out what is in the log already.")
 @click.option("--strict", is_flag=True, help="Keep the order of each key: one unconfirmed message of it at a time.")
 @click.option("--drain", is_flag=True, help="Exit when no message is left.")
 @click.option(
@@ -74,7 +75,7 @@ class Part(click.ParamType[tuple[int, int]]):
 def relay(
     found: settings.Settings, name: str, exchange: str, declare: str | None, routing_key: str, source: str,
     to: str | None, pipeline: str | None, topics: tuple[str, ...], entity_id: str, part: tuple[int, int] | None,
-    strict: bool, drain: bool, forget: str | None, log_style: str,
+    from_now: bool, strict: bool, drain: bool, forget: str | None, log_style: str,
 ) -> None:  # fmt: skip
     """Hand messages on to RabbitMQ (OUTBOX_AMQP_URL), each at least once and confirmed, until SIGTERM or Ctrl-C.
 
@@ -99,7 +100,7 @@ def relay(
     with dsn_of(found) as dsn:
         with database(found) as conn:
             migrations.require(conn)
-        made = Relay(found.listen_dsn or dsn, name=name, strict=strict, drain=drain)
+        made = Relay(found.listen_dsn or dsn, name=name, strict=strict, drain=drain, from_now=from_now)
         if to and pipeline:
             if not settings.readable(to):
                 raise SettingsError(f"--to can't be read: {settings.redact(to)}")

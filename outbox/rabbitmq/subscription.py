@@ -19,7 +19,7 @@ _NOT_FOUND = 404
 class Subscription:
     """Hands each arrival of a durable queue to `take`, at most `prefetch` of them unacknowledged.
 
-    With `topics` the queue is made if it isn't there, and bound to `exchange`. `on_trouble` is told what is wrong, in
+    With `topics`, queue and `exchange` are made if they aren't there, and bound. `on_trouble` is told what is wrong, in
     words without secrets, and None when it is over.
     """
 
@@ -78,9 +78,9 @@ class Subscription:
 
     async def _open(self) -> None:
         self._connection = await connection.open_connection(self._parameters, self._closed)
-        if self._topics and not await self._is_there():
-            channel = await connection.open_channel(self._connection, self._closed)
-            await connection.ask(channel, channel.queue_declare, self._queue, durable=True)
+        if self._topics:
+            await self._make("exchange_declare", self._exchange, exchange_type="topic")
+            await self._make("queue_declare", self._queue)
         self._channel = channel = await connection.open_channel(self._connection, self._closed)
         for topic in self._topics:
             await connection.ask(channel, channel.queue_bind, self._queue, self._exchange, topic)
@@ -88,18 +88,18 @@ class Subscription:
         channel.add_on_cancel_callback(lambda _: self._closed(None, OSError(f"queue {self._queue!r} was deleted")))
         self._tag = channel.basic_consume(self._queue, self._arrived)
 
-    async def _is_there(self) -> bool:
-        """Whether there is the queue. To declare one that is there, with arguments that others chose, is an error."""
+    async def _make(self, method: str, name: str, **options: Any) -> None:
+        """Make what isn't there, durable. To declare what is there, with options that others chose, is an error."""
         assert self._connection is not None
         channel = await connection.open_channel(self._connection, lambda *_: None)
         try:
-            await connection.ask(channel, channel.queue_declare, self._queue, passive=True)
+            await connection.ask(channel, getattr(channel, method), name, passive=True)
         except ChannelClosedByBroker as error:
             if error.reply_code != _NOT_FOUND:
                 raise
-            return False
+            channel = await connection.open_channel(self._connection, lambda *_: None)
+            await connection.ask(channel, getattr(channel, method), name, durable=True, **options)
         channel.close()
-        return True
 
     def _arrived(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         self._take(

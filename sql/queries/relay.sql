@@ -3,9 +3,11 @@
 -- writer holds its workflow's row, the order of ids inside a window is the order of commits of each key.
 
 -- name: relay_register
--- Makes the row of a name that relays for the first time: it gets every message that is still in the log.
+-- Makes the row of a name that relays for the first time: it gets every message that is still in the log, or only those
+-- that are committed from now on.
 INSERT INTO outbox.relays (name, cluster, window_start)
-VALUES (%(name)s, (SELECT c.system_identifier::text FROM pg_control_system() AS c), '3:3:')
+VALUES (%(name)s, (SELECT c.system_identifier::text FROM pg_control_system() AS c),
+        CASE WHEN %(from_now)s THEN pg_current_snapshot() ELSE '3:3:' END)
 ON CONFLICT (name) DO NOTHING;
 
 -- name: relay_take_over

@@ -1,0 +1,25 @@
+"""The consumer of the demo, and the file to copy for one of your own: one row for each message, however often it comes.
+
+OUTBOX_DSN=… OUTBOX_AMQP_URL=… python -m outbox.demo.consumer
+"""
+
+import asyncio
+import logging
+
+from outbox import Delivery, consume
+
+QUEUE = EXCHANGE = "outbox_demo"
+
+
+async def record(delivery: Delivery) -> None:
+    """This row commits together with the record that the message was handled, or not at all."""
+    await delivery.connection.execute(
+        "INSERT INTO demo_crm.enriched (entity_id, sentiment) VALUES (%s, %s)",
+        (delivery.payload["entity_id"], delivery.payload["sentiment"]),
+    )
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # outbox.consumer says what is wrong, in one line
+    asyncio.run(consume(QUEUE, record, exchange=EXCHANGE, topics=["posts.enriched"]))
