@@ -17,8 +17,8 @@ from outbox.demo.demo import conclude, run_demo
 from outbox.demo.pipeline import posts
 from outbox.demo.processes import undisturbed
 from outbox.demo.sources import FileSource, bundled
-from rich.console import Console
 from pipelines import value
+from rich.console import Console
 from servers import PostgresServer, Process, wait_for
 
 from outbox import deploy
