@@ -87,6 +87,8 @@ $$;
 CREATE FUNCTION outbox.messages_written() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 BEGIN
     IF EXISTS (SELECT FROM outbox.relays AS r WHERE r.idle) THEN
@@ -1160,6 +1162,8 @@ CREATE INDEX messages_3_xid_idx ON outbox.messages_3 USING btree (xid);
 CREATE INDEX parked_deliveries_to_retry ON outbox.parked_deliveries USING btree (consumer, id) WHERE retry;
 
 CREATE INDEX parked_messages_by_key ON outbox.parked_messages USING btree (relay, key) WHERE (key IS NOT NULL);
+
+CREATE INDEX relays_idle ON outbox.relays USING btree (name) WHERE idle;
 
 CREATE INDEX state_changes_by_time ON outbox.state_changes USING brin (at) WITH (autosummarize='on');
 

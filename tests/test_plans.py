@@ -107,7 +107,7 @@ def test_the_overview_counts_no_workflow(conn: Conn) -> None:
 
 def test_no_session_compiles_the_plans_of_the_triggers(conn: Conn) -> None:
     dear = "SELECT proname FROM pg_proc WHERE pronamespace = 'outbox'::regnamespace AND 'enable_seqscan=off' = ANY (proconfig)"
-    assert len(conn.execute(dear.encode()).fetchall()) == 3
+    assert conn.execute(dear.encode()).fetchall(), "there are such triggers"
     compiled = dear + " AND NOT 'jit=off' = ANY (proconfig)"
     assert conn.execute(compiled.encode()).fetchall() == [], "a penalty for scans looks like a plan worth compiling"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -47,6 +48,12 @@ def imports(module: str) -> Iterator[tuple[str, bool]]:
             yield from ((".".join([*folder, name]), id(node) in loaded) for name in names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module.partition(".")[0], id(node) in loaded
+
+
+def test_the_wheel_has_every_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    here = {".".join(["outbox", *file.parent.relative_to(PACKAGE).parts]) for file in PACKAGE.rglob("__init__.py")}
+    assert here - set(project["tool"]["setuptools"]["packages"]) == set()
 
 
 def test_all_lists_every_public_name_in_order_and_no_other() -> None:
