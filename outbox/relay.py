@@ -16,7 +16,7 @@ from typing import Protocol
 
 import psycopg
 
-from . import killpoints
+from . import killpoints, tasks
 from .documents import printable
 from .errors import DefinitionError
 from .link import first_line, temporary
@@ -136,9 +136,7 @@ class Relay:
                     task.result()
             return True
         finally:
-            for running in (work, beat, stopping):
-                running.cancel()
-            await asyncio.gather(work, beat, stopping, return_exceptions=True)
+            await tasks.end(work, beat, stopping)
 
     async def _work(self, window: Window | None) -> None:
         delay = POLL_FIRST
@@ -174,7 +172,7 @@ class Relay:
                 parked = await self._target.deliver(part, stopped)
                 then = await following
             finally:
-                following.cancel()
+                await tasks.end(following)
             killpoints.passing("K10")
             await self._log.advance(part[-1].id, len(part) - len(parked), parked, done=then is None)
             self.relayed += len(part) - len(parked)

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import PGconn, Ping
 
-from . import deploy, migrations
+from . import deploy, migrations, tasks
 from .attempt import Attempts
 from .claim import Claimer
 from .commit import Committer, Counts
@@ -108,10 +108,10 @@ class Worker:
             for task in (claiming, *others):
                 if task.done():
                     task.result()  # a loop ends only by a defect of ours (or, claiming, drained): say so
-            await _cancel(claiming)
+            await tasks.end(claiming)
             await self._wind_down()
         finally:
-            await _cancel(stopping, claiming, *others)
+            await tasks.end(stopping, claiming, *others)
             for closing in (
                 self._keeper.leave(), self._claims.close(), self._commits.close(), reconciling.close(),
                 self._maintenance.close(), self._attempts.close(),
@@ -263,11 +263,3 @@ class Worker:
             if self._keeper.id and time.monotonic() - self._keeper.beaten > self._lease / 2:
                 self._lose("no beat for half the lease")
                 self._keeper.forget()
-
-
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
