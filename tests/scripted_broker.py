@@ -51,9 +51,7 @@ class Message:
         )
 
     def close_channel(self, code: int = 406, text: str = "PRECONDITION_FAILED") -> None:
-        """Close the message's channel. What the client sent on it before it knew is thrown away."""
-        self.line.closing.add(self.channel)
-        self.send(spec.Channel.Close(code, text, 60, 40))
+        self.line.close_channel(self.channel, code, text)
 
     def send(self, method: amqp_object.Method) -> None:
         """Send any method on the message's channel, whether it makes sense or not."""
@@ -61,6 +59,7 @@ class Message:
 
 
 Script = Callable[[Message], None]
+Answer = Callable[["Line", int], None]
 
 
 def confirm(message: Message) -> None:
@@ -91,8 +90,17 @@ class Line:
         self.thread = threading.Thread(target=self._serve, daemon=True)
 
     def send(self, *frames: frame.Frame) -> None:
+        self.write(b"".join(each.marshal() for each in frames))
+
+    def write(self, data: bytes) -> None:
+        """Send bytes as they are: half a frame, or what is none."""
         with self._sending:
-            self._socket.sendall(b"".join(each.marshal() for each in frames))
+            self._socket.sendall(data)
+
+    def close_channel(self, channel: int, code: int = 406, text: str = "PRECONDITION_FAILED") -> None:
+        """Close a channel. What the client sent on it before it knew is thrown away."""
+        self.closing.add(channel)
+        self.send(frame.Method(channel, spec.Channel.Close(code, text, 60, 40)))
 
     def block(self, reason: str = "low on memory") -> None:
         self.send(frame.Method(0, spec.Connection.Blocked(reason)))
@@ -123,7 +131,11 @@ class Line:
                     self._take(arrived)
 
     def _take(self, arrived: frame.Frame | frame.ProtocolHeader | None) -> None:
+        instead = self._broker.instead.get(type(getattr(arrived, "method", arrived)))
         if isinstance(arrived, frame.ProtocolHeader):
+            if instead is not None:
+                instead(self, 0)
+                return
             properties = {"product": "scripted", "capabilities": CAPABILITIES}
             self._answer(0, spec.Connection.Start(0, 9, properties, "PLAIN", "en_US"))
         elif isinstance(arrived, frame.Heartbeat):
@@ -131,7 +143,10 @@ class Line:
         elif isinstance(arrived, frame.Method):
             if arrived.channel_number not in self.closing or isinstance(arrived.method, spec.Channel.CloseOk):
                 self._broker.methods.append(arrived.method)
-                self._obey(arrived.channel_number, arrived.method)
+                if instead is not None:
+                    instead(self, arrived.channel_number)
+                else:
+                    self._obey(arrived.channel_number, arrived.method)
         elif isinstance(arrived, frame.Header | frame.Body) and arrived.channel_number in self._publish:
             self._collect(arrived)
 
@@ -195,6 +210,7 @@ class ScriptedBroker:
     """Listens on loopback. Each script answers one message, the last one all that follow.
 
     `messages`, `methods` and `lines` are what has arrived, over all connections and in the order of its arrival.
+    `instead` says what to do on a method (or on the protocol's header) in place of what it asks for, such as nothing.
     """
 
     def __init__(self, *scripts: Script, heartbeat: int = 0) -> None:
@@ -202,6 +218,7 @@ class ScriptedBroker:
         self.messages: list[Message] = []
         self.methods: list[amqp_object.Method] = []
         self.lines: list[Line] = []
+        self.instead: dict[type, Answer] = {}
         self._scripts = list(scripts or [confirm])
         self._taking = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0))

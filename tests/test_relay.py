@@ -115,7 +115,7 @@ def test_what_cannot_go_out_is_parked_with_its_reason_and_goes_when_it_can(
     assert [payload["n"] for _, payload in take(amqp)] == [4]
     reasons = [row[0] for row in conn.execute("SELECT reason FROM outbox.parked_messages ORDER BY id").fetchall()]
     for reason, words in zip(
-        reasons, ("unroutable: 312 NO_ROUTE", "can't carry 0.5 in a header", "255 bytes"), strict=True
+        reasons, ("unroutable: 312 NO_ROUTE", "can't carry it: the header 'ratio': 0.5", "255 bytes"), strict=True
     ):
         assert words in reason
     bind(amqp, "elsewhere")

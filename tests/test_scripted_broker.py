@@ -219,3 +219,31 @@ def test_heartbeats_are_answered(broker: ScriptedBroker) -> None:
     with socket.create_connection(("127.0.0.1", broker.port), 20) as line:
         line.sendall(beat)
         assert line.recv(100) == beat
+
+
+def test_a_test_says_what_to_do_in_place_of_an_answer(broker: ScriptedBroker, publisher: Publisher) -> None:
+    broker.instead[spec.Confirm.Select] = lambda line, channel: line.close_channel(channel, 540, "NOT_IMPLEMENTED")
+    publisher.open_again()
+    publisher.wait_for(("closed", 540))
+    broker.instead.clear()
+    publisher.open_again()
+    publisher.wait_for("ready")
+    broker.instead[spec.Basic.Publish] = lambda line, _: line.drop()
+    publisher.publish(b"never complete")
+    publisher.wait_for("StreamLostError")
+    assert broker.messages == []
+
+
+def test_a_test_may_leave_the_client_without_an_answer(broker: ScriptedBroker) -> None:
+    broker.instead[frame.ProtocolHeader] = lambda line, _: None
+    with socket.create_connection(("127.0.0.1", broker.port), 20) as line:
+        line.sendall(frame.ProtocolHeader().marshal() + frame.Heartbeat().marshal())
+        assert line.recv(100) == frame.Heartbeat().marshal(), "it lives, and has said nothing before"
+
+
+def test_half_a_frame_and_then_nothing(broker: ScriptedBroker, publisher: Publisher) -> None:
+    publisher.publish(b"a")
+    (message,) = arrived(broker, 1)
+    message.line.write(frame.Method(1, spec.Basic.Ack(1)).marshal()[:10])
+    message.line.drop()
+    publisher.wait_for("StreamLostError")

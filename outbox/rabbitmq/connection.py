@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,47 +17,56 @@ from ..errors import SettingsError
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
 """Seconds before a broker that is away is tried again: the first time, and at most."""
 
-ANSWER = 15.0
-"""Seconds after which a broker that says nothing while a connection is made is taken for absent."""
+PATIENCE = 5.0
+"""Seconds in which a broker must answer each of: connection, channel."""
+
+
+def pause(failures: int) -> float:
+    """Return how many seconds to wait after so many failures in a row."""
+    return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(failures - 1, 30))
 
 
 def parameters(url: str) -> pika.URLParameters:
     """Return what pika makes of an AMQP URL, with limits by which a dead broker is noticed in seconds."""
     try:
+        if not url.startswith(("amqp://", "amqps://")):
+            raise ValueError
         found = pika.URLParameters(url)
-    except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:
         # And not its text, which may quote the password.
-        raise SettingsError(f"the AMQP URL can't be read: {type(error).__name__}") from None
+        problem = (
+            f"the AMQP URL can't be read ({type(error).__name__}): it is like amqp://user:password@host:5672/vhost"
+        )
+        raise SettingsError(problem) from None
     if "heartbeat=" not in url:
         found.heartbeat = 10
-    found.socket_timeout = found.stack_timeout = 5
+    found.socket_timeout = found.stack_timeout = PATIENCE
     found.connection_attempts = 1
     return found
 
 
 async def open_connection(
-    parameters: pika.URLParameters, on_closed: Callable[[Any, BaseException], None]
+    parameters: pika.URLParameters, ready: Callable[[AsyncioConnection], None]
 ) -> AsyncioConnection:
-    """Return an open connection; raises what pika says if there is none to be had."""
+    """Return an open connection; raises what pika says if there is none to be had.
+
+    `ready` is called with it before it is returned and before the broker's next frame is read: it adds callbacks.
+    """
     loop = asyncio.get_running_loop()
     opened: asyncio.Future[AsyncioConnection] = loop.create_future()
 
-    def fail(_: Any, error: Any) -> None:
-        if not opened.done():
-            opened.set_exception(error if isinstance(error, BaseException) else OSError(str(error)))
+    def done(result: AsyncioConnection | BaseException) -> None:
+        if opened.cancelled():  # pika can't abort a handshake, but ends it within its time
+            if isinstance(result, AsyncioConnection):
+                result.close()
+        elif isinstance(result, AsyncioConnection):
+            ready(result)
+            opened.set_result(result)
+        else:
+            opened.set_exception(result)
 
-    connection = AsyncioConnection(
-        parameters,
-        on_open_callback=lambda it: None if opened.done() else opened.set_result(it),
-        on_open_error_callback=fail,
-        on_close_callback=on_closed,
-        custom_ioloop=loop,
-    )
-    try:
-        return await opened
-    except asyncio.CancelledError:
-        abandon(connection)
-        raise
+    AsyncioConnection.create_connection([parameters], done, custom_ioloop=loop)
+    return await opened
 
 
 async def open_channel(connection: AsyncioConnection, on_closed: Callable[[Any, BaseException], None]) -> Any:
@@ -76,31 +86,29 @@ async def ask(channel: Any, method: Callable[..., Any], *arguments: Any, **optio
     return await answered
 
 
-async def close(connection: AsyncioConnection | None, seconds: float = 2.0) -> None:
-    """Close in order, or, when the broker does not answer in time, abruptly."""
-    if connection is None or not connection.is_open:
+async def close(connection: AsyncioConnection | None) -> None:
+    """Close in order, or, when the broker does not answer in time, abruptly: pika waits as long as it takes."""
+    if connection is None or connection.is_closed:
         return
     closed = asyncio.Event()
     connection.add_on_close_callback(lambda *_: closed.set())
-    connection.close()
-    try:
-        await asyncio.wait_for(closed.wait(), seconds)
-    except TimeoutError:
-        abandon(connection)
-
-
-def abandon(connection: AsyncioConnection) -> None:
-    """Cut a connection off, open or not yet. pika's own `close` waits for the broker's answer."""
-    if not connection.is_closed:
-        connection._terminate_stream(OSError("abandoned"))
+    for end in (connection.close, connection._adapter_disconnect_stream):
+        end()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(closed.wait(), PATIENCE / 5)
+            return
 
 
 def reason(error: Any) -> str:
     """Return in one line why the broker is not there. It names no password: pika's errors hold no URL."""
     if isinstance(error, ChannelClosed | ConnectionClosedByBroker):
         return f"{error.reply_code} {clean(error.reply_text, 300)}"
-    for inner in getattr(error, "exceptions", None) or error.args if isinstance(error, BaseException) else ():
-        if isinstance(inner, BaseException) and str(inner):
-            return reason(inner)
+    if type(error).__name__.endswith(("Timeout", "TimeoutError")):
+        return "the broker does not answer"
+    # What says nothing itself holds what does: all attempts in a list, the attempt's own cause.
+    inner = (*getattr(error, "exceptions", ())[-1:], getattr(error, "exception", None), *getattr(error, "args", ()))
+    for cause in inner:
+        if isinstance(cause, BaseException):
+            return reason(cause)
     text = str(error) if str(error) else type(error).__name__
     return clean(f"{type(error).__name__}: {text}" if isinstance(error, BaseException) else text, 300)

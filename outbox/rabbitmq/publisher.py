@@ -1,53 +1,40 @@
-"""The publisher: confirms, returns, reconnects. The only file that knows AMQP.
+"""The publisher: confirms, returns, reconnects.
 
-One channel with publisher confirms, and a map from delivery tag to message. RabbitMQ confirms what it could not route,
-too, hence `mandatory`: the return comes before the confirm. What was under way when a connection or channel was
-lost is unknown, and is sent again.
+One channel with publisher confirms; what they mean for which message is batch.py's. RabbitMQ confirms what it could
+not route, too, hence `mandatory`: the return comes before the confirm.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
-import itertools
+import functools
 import json
-import logging
 import re
 import struct
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
-from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosedByBroker
+from pika.exceptions import (
+    ChannelClosed,
+    ConnectionClosedByBroker,
+    ShortStringTooLong,
+    UnsupportedAMQPFieldException,
+)
 
 from .. import killpoints
-from ..documents import clean, printable
+from ..documents import clean
 from ..errors import SettingsError
 from ..window import Outgoing
+from . import connection
+from .batch import Batch
 
-log = logging.getLogger("outbox.relay")
-
-UNCONFIRMED = 1_000
-MOST_NACKS = 8
-_FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0
-_ENCODING_ERRORS = (ValueError, TypeError, OverflowError, AssertionError, struct.error, AMQPError)
 # Closing a channel or connection with one of these codes says nothing of a message: the exchange is missing, we may
-# not, somebody asked for it.
-_NOT_THE_MESSAGE = {200, 320, 402, 403, 404, 405, 530, 541}
-
-
-@dataclass(slots=True)
-class Attempt:
-    """A message under way. `wire_id` is this attempt's own; `returned` is why the broker could not route it."""
-
-    message: Outgoing
-    wire_id: str
-    returned: str | None = None
+# not, somebody asked for it, the broker lacks something.
+_NOT_THE_MESSAGE = {200, 320, 402, 403, 404, 405, 506, 530, 541}
 
 
 class Publisher:
@@ -70,124 +57,107 @@ class Publisher:
         may_send: Callable[[], bool] = lambda: True,
         on_trouble: Callable[[str | None], None] = lambda trouble: None,
     ) -> None:
+        self._parameters = connection.parameters(url)
         try:
-            self._parameters = pika.URLParameters(url)
             routing_key.format(topic="", key="")
-        except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-            raise SettingsError(f"the AMQP URL or the routing key can't be read: {type(error).__name__}") from None
-        self._parameters.heartbeat = 10
-        self._parameters.socket_timeout = self._parameters.stack_timeout = 5
-        self._parameters.connection_attempts = 1
+        except Exception as error:
+            raise SettingsError(
+                f"the routing key {routing_key!r} is no template of {{topic}} and {{key}}: {error}"
+            ) from None
         self._source, self._exchange, self._declare = source, exchange, declare
         self._template = None if routing_key == "{topic}" else routing_key
         self._strict, self._may_send, self._on_trouble = strict, may_send, on_trouble
         self._connection: AsyncioConnection | None = None
         self._channel: Any = None
         self._session = ""
+        self._tag = 0
         self._blocked: str | None = None
         self._lost: str | None = None
-        self._wait = _FIRST_WAIT
-        self._tag = 0
-        self._unconfirmed: dict[int, Attempt] = {}
-        self._by_wire_id: dict[str, Attempt] = {}
-        self._queue: deque[Outgoing] = deque()
-        self._later: list[tuple[float, int, Outgoing]] = []
-        self._nacks: dict[int, int] = {}
-        self._behind: dict[str, deque[Outgoing]] = {}  # strict: what waits for the one of its key that is under way
-        self._stopped_keys: set[str] = set()
-        self._suspects: set[int] = set()
-        self._parked: dict[int, tuple[Outgoing, str]] = {}
-        self._left = 0
+        self._failures = 0
+        self._told: str | None = None
+        self._batch = Batch((), (), strict)
         self._changed = asyncio.Event()
 
     async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> dict[int, tuple[Outgoing, str]]:
-        """Publish messages in their order; return those that could not go out, with the reason.
+        """Publish messages in the order of their ids; return those that could not go out, with the reason.
 
         However long the broker is away: what it has confirmed is done, what it has not is sent again. `stopped_keys`
         are those with a parked message: in strict mode, later ones of the key are parked behind it.
         """
-        self._queue = deque(messages)
-        self._later, self._behind, self._parked = [], {}, {}
-        self._stopped_keys = set(stopped_keys)
-        self._left = len(messages)
-        while self._left:
-            if self._channel is None:
-                await self._connect()
-            self._pump()
-            self._changed.clear()
-            if self._left and self._channel is not None:
-                now = asyncio.get_running_loop().time()
-                due = self._later[0][0] - now if self._later else 0.5
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), max(0.001, min(0.5, due)))
-        return self._parked
+        batch = self._batch = Batch(messages, stopped_keys, self._strict)
+        try:
+            while batch.left:
+                if self._channel is None:
+                    await self._connect()
+                self._pump()
+                self._changed.clear()
+                if batch.left and self._channel is not None:
+                    due = batch.due() - asyncio.get_running_loop().time()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._changed.wait(), max(0.001, min(0.5, due)))
+            self._trouble(self._blocked)
+            return batch.parked
+        finally:
+            # Cancelled or not, nothing more of it is sent, and an answer that comes later is nobody's.
+            if self._batch is batch:
+                self._batch = Batch((), (), self._strict)
 
     async def close(self) -> None:
         """Close the connection, without waiting for a broker that does not answer."""
-        self._forget()
-        connection, self._connection = self._connection, None
-        if connection is not None and connection.is_open:
-            closed = asyncio.Event()
-            connection.add_on_close_callback(lambda *_: closed.set())
-            connection.close()
-            try:
-                await asyncio.wait_for(closed.wait(), 2)
-            except TimeoutError:
-                connection._adapter_disconnect()
+        last, self._connection = self._connection, None
+        self._channel = self._blocked = None
+        self._batch.lost(None)
+        await connection.close(last)
 
     # Sending.
 
     def _pump(self) -> None:
         """Send as much as may be under way."""
-        room = 1 if self._suspects else UNCONFIRMED
+        if self._channel is not None and not self._channel.is_open:
+            self._drop_channel("the channel was closed as it was opened")
         now = asyncio.get_running_loop().time()
-        while self._later and self._later[0][0] <= now:
-            self._queue.appendleft(heapq.heappop(self._later)[2])
-        while self._queue and len(self._unconfirmed) < room and self._channel is not None and not self._blocked:
-            if not self._may_send():
+        while self._channel is not None and not self._blocked and self._may_send():
+            message = self._batch.next(now)
+            if message is None:
                 return
-            message = self._queue.popleft()
-            if self._strict and message.key is not None:
-                if message.key in self._stopped_keys:
-                    self._park(message, f"behind an earlier parked message of its key {message.key!r}")
-                    continue
-                if message.key in self._behind and message.id not in self._nacks:
-                    self._behind[message.key].append(message)
-                    continue
-                self._behind.setdefault(message.key, deque())
             self._send(message)
 
     def _send(self, message: Outgoing) -> None:
-        attempt = Attempt(message, f"{message.message_id}/{self._session}.{self._tag + 1}")
+        wire_id = f"{message.message_id}/{self._session}.{self._tag + 1}"
+        headers: dict[str, Any] = {}
         try:
-            if len(self.routing_key(message).encode()) > 255:
-                raise ValueError(f"the routing key has more than 255 bytes: {self.routing_key(message)[:50]}…")
-            properties = self._properties(message, attempt.wire_id)
+            routing_key = self.routing_key(message)
+            if len(routing_key.encode()) > 255:
+                raise ValueError(f"the routing key has more than 255 bytes: {routing_key[:50]}…")
+            headers = self._headers(message)
+            properties = pika.BasicProperties(
+                content_type="application/json", delivery_mode=2, message_id=wire_id, headers=headers
+            )
             body = (message.payload or "null").encode()
-            self._channel.basic_publish(self._exchange, self.routing_key(message), body, properties, mandatory=True)
-        except (pika.exceptions.ChannelWrongStateError, pika.exceptions.ConnectionWrongStateError):
-            self._queue.appendleft(message)
-            self._unlock(message)
-            self._drop_channel("the connection was lost")
-            return
-        except pika.exceptions.UnsupportedAMQPFieldException as error:
-            self._park(message, clean(f"AMQP can't carry {error.args[-1]!r} in a header", 500))
-            return
+            room = self._channel.connection.params.frame_max
+            # No character takes more than four bytes: only what is long is measured.
+            long = len(message.headers or "") + len(message.key or "") + len(message.topic)
+            if 5 * long > room and len(pika.frame.Header(1, len(body), properties).marshal()) > room:
+                raise ValueError(f"its headers are larger than the {room} bytes that a frame takes")
+            self._channel.basic_publish(self._exchange, routing_key, body, properties, mandatory=True)
         except _ENCODING_ERRORS as error:
-            self._park(message, clean(f"AMQP can't carry it: {error or type(error).__name__}", 500))
+            why = _misfit(headers) or str(error) or type(error).__name__
+            self._batch.park(message, clean(f"AMQP can't carry it: {why}", 500))
             return
         killpoints.sending("K9")
         self._tag += 1
-        self._unconfirmed[self._tag] = attempt
-        self._by_wire_id[attempt.wire_id] = attempt
+        self._batch.sent(message, self._tag, wire_id)
 
     def routing_key(self, message: Outgoing) -> str:
         if self._template is None:
             return message.topic
         return self._template.format(topic=message.topic, key=message.key or "")
 
-    def _properties(self, message: Outgoing, wire_id: str) -> pika.BasicProperties:
-        headers = json.loads(message.headers) if message.headers else {}
+    def _headers(self, message: Outgoing) -> dict[str, Any]:
+        try:
+            headers = json.loads(message.headers) if message.headers else {}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"its headers can't be read: {error}") from None
         if not isinstance(headers, dict):
             raise ValueError("its headers are not an object")
         headers = {name: value for name, value in headers.items() if not _RESERVED.match(name)}
@@ -201,68 +171,26 @@ class Publisher:
         }
         if message.key is not None:
             headers["cloudEvents_subject"] = message.key
-        return pika.BasicProperties(
-            content_type="application/json", delivery_mode=2, message_id=wire_id, headers=headers
-        )
+        return headers
 
     # What the broker says.
 
-    def _confirmed(self, frame: Any) -> None:
+    def _confirmed(self, channel: Any, frame: Any) -> None:
+        if channel is not self._channel:
+            return
         method = frame.method
         acked = isinstance(method, pika.spec.Basic.Ack)
-        tags = [method.delivery_tag]
-        if method.multiple:  # tags ascend in the order of the map
-            tags = list(itertools.takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))
-        for tag in tags:
-            attempt = self._unconfirmed.pop(tag, None)
-            if attempt is None:
-                continue
-            del self._by_wire_id[attempt.wire_id]
-            self._suspects.discard(attempt.message.id)
-            if attempt.returned is not None:
-                self._park(attempt.message, attempt.returned)
-            elif acked:
-                self._settle(attempt.message)
-            else:
-                self._refused(attempt.message)
+        now = asyncio.get_running_loop().time()
+        self._batch.confirmed(method.delivery_tag, method.multiple, acked, now)
+        self._failures = 0
+        self._trouble(self._blocked)
         self._pump()
-        if not self._left or not self._unconfirmed:
+        if not acked or not self._batch.left:
             self._changed.set()
 
-    def _refused(self, message: Outgoing) -> None:
-        nacks = self._nacks[message.id] = self._nacks.get(message.id, 0) + 1
-        if nacks >= MOST_NACKS:
-            self._park(message, f"the broker refused it {nacks} times")
-            return
-        delay = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (nacks - 1))
-        heapq.heappush(self._later, (asyncio.get_running_loop().time() + delay, message.id, message))
-        self._changed.set()
-
     def _returned(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-        attempt = self._by_wire_id.get(str(properties.message_id))
-        if attempt is not None:
-            attempt.returned = (
-                f"unroutable: {method.reply_code} {method.reply_text} (routing key {method.routing_key!r})"
-            )
-
-    def _settle(self, message: Outgoing) -> None:
-        self._left -= 1
-        self._nacks.pop(message.id, None)
-        self._unlock(message)
-
-    def _park(self, message: Outgoing, reason: str) -> None:
-        self._parked[message.id] = message, clean(reason)
-        log.warning("message %s (%s) is parked: %s", message.id, printable(message.topic), printable(reason))
-        if self._strict and message.key is not None:
-            self._stopped_keys.add(message.key)
-        self._settle(message)
-
-    def _unlock(self, message: Outgoing) -> None:
-        """Let the next one of its key go."""
-        if self._strict and message.key is not None:
-            waiting = self._behind.pop(message.key, None)
-            if waiting:
-                self._queue.extendleft(reversed(waiting))
+        why = f"unroutable: {method.reply_code} {method.reply_text} (routing key {method.routing_key!r})"
+        self._batch.returned(str(properties.message_id), why)
 
     # The connection.
 
@@ -271,138 +199,84 @@ class Publisher:
         while self._channel is None:
             if self._lost is not None:
                 self._trouble(self._lost)
-                await asyncio.sleep(self._wait)
-                self._wait = min(_LONGEST_WAIT, self._wait * 2)
+                self._failures += 1
+                await asyncio.sleep(connection.pause(self._failures))
             self._lost = None
             try:
-                await asyncio.wait_for(self._open(), 15)
-            except TimeoutError:
-                self._drop_connection("the broker does not answer")
+                await asyncio.wait_for(self._open(), 3 * connection.PATIENCE)
             except Exception as error:
-                self._drop_connection(_reason(error))
-        self._trouble(None)
-        self._wait = _FIRST_WAIT
+                self._lost = self._lost or connection.reason(error)
+                await self.close()
+        if self._blocked:
+            self._trouble(self._blocked)
 
     async def _open(self) -> None:
-        loop = asyncio.get_running_loop()
-        opened: asyncio.Future[Any] = loop.create_future()
-
-        def settle(result: Any, error: BaseException | None = None) -> None:
-            if not opened.done():
-                opened.set_exception(error) if error else opened.set_result(result)
-
-        if self._connection is None or not self._connection.is_open:
-            connection = AsyncioConnection(
-                self._parameters,
-                on_open_callback=settle,
-                on_open_error_callback=lambda _, error: settle(None, _as_error(error)),
-                on_close_callback=self._connection_closed,
-                custom_ioloop=loop,
-            )
-            self._connection = connection
-            await opened
-            connection.add_on_connection_blocked_callback(self._on_blocked)
-            connection.add_on_connection_unblocked_callback(self._on_unblocked)
-        opened = loop.create_future()
-        channel: Any = self._connection.channel(on_open_callback=settle)
-
-        def closed(_: Any, error: BaseException) -> None:
-            settle(None, error)
-            self._channel_closed(channel, error)
-
-        channel.add_on_close_callback(closed)
-        await opened
-        if self._declare:
-            opened = loop.create_future()
-            channel.exchange_declare(self._exchange, self._declare, durable=True, callback=settle)
-            await opened
-        elif self._exchange:
-            opened = loop.create_future()
-            channel.exchange_declare(self._exchange, passive=True, callback=settle)
-            await opened
-        opened = loop.create_future()
+        if self._connection is None:
+            await connection.open_connection(self._parameters, self._connected)
+        if self._connection is None:
+            raise OSError("the connection was lost as it was opened")
+        channel = await connection.open_channel(self._connection, self._channel_closed)
+        if self._exchange:
+            declared = {"exchange_type": self._declare, "durable": True} if self._declare else {"passive": True}
+            await connection.ask(channel, channel.exchange_declare, self._exchange, **declared)
         channel.add_on_return_callback(self._returned)
-        channel.confirm_delivery(self._confirmed, callback=settle)
-        await opened
+        confirmed = functools.partial(self._confirmed, channel)
+        await connection.ask(channel, channel.confirm_delivery, confirmed)
         self._tag, self._session = 0, uuid4().hex[:12]
         self._channel = channel
 
-    def _on_blocked(self, _: Any, frame: Any) -> None:
-        self._blocked = f"the broker blocks publishers: {clean(str(frame.method.reason), 200)}"
-        self._trouble(self._blocked)
+    def _connected(self, opened: AsyncioConnection) -> None:
+        opened.add_on_close_callback(self._connection_closed)
+        opened.add_on_connection_blocked_callback(self._on_blocked)
+        opened.add_on_connection_unblocked_callback(self._on_unblocked)
+        self._connection = opened
 
-    def _on_unblocked(self, *_: Any) -> None:
-        self._blocked = None
-        self._trouble(None)
-        self._changed.set()
+    def _on_blocked(self, which: Any, frame: Any) -> None:
+        if which is self._connection:
+            self._blocked = f"the broker blocks publishers: {clean(str(frame.method.reason), 200)}"
+            self._trouble(self._blocked)
 
-    def _connection_closed(self, connection: Any, error: Any) -> None:
-        if connection is self._connection:
-            self._blame(error)
-            self._connection, self._blocked = None, None
-            self._drop_channel(_reason(error))
+    def _on_unblocked(self, which: Any, _: Any) -> None:
+        if which is self._connection:
+            self._blocked = None
+            self._trouble(None)
+            self._changed.set()
+
+    def _connection_closed(self, which: Any, error: Any) -> None:
+        # Its channel was told before, and has dealt with what was under way.
+        if which is self._connection:
+            self._connection, self._blocked, self._lost = None, None, connection.reason(error)
 
     def _channel_closed(self, channel: Any, error: Any) -> None:
         if channel is self._channel:
-            self._blame(error)
-            self._drop_channel(_reason(error))
+            told = isinstance(error, ChannelClosed | ConnectionClosedByBroker)
+            blamed = told and error.reply_code not in _NOT_THE_MESSAGE
+            self._drop_channel(connection.reason(error), connection.reason(error) if blamed else None)
 
-    def _blame(self, error: Any) -> None:
-        """Find the message that the broker closes channels for: alone under way, it is the one."""
-        code = error.reply_code if isinstance(error, ChannelClosed | ConnectionClosedByBroker) else 0
-        if not code or code in _NOT_THE_MESSAGE:
-            return
-        if len(self._unconfirmed) == 1:
-            ((tag, attempt),) = self._unconfirmed.items()
-            del self._unconfirmed[tag]
-            self._by_wire_id.clear()
-            self._suspects.discard(attempt.message.id)
-            self._park(attempt.message, f"the broker closed the channel over it: {_reason(error)}")
-        else:
-            self._suspects = {attempt.message.id for attempt in self._unconfirmed.values()}
-
-    def _drop_channel(self, why: str) -> None:
-        """What was under way is unknown: it goes first when there is a channel again."""
+    def _drop_channel(self, why: str, blame: str | None = None) -> None:
         self._channel, self._lost = None, why
-        unknown = sorted((attempt.message for attempt in self._unconfirmed.values()), key=lambda message: message.id)
-        self._forget()
-        for message in reversed(unknown):
-            # Strict: what waits behind it must come after it, and it is free to be the one under way.
-            self._unlock(message)
-            self._queue.appendleft(message)
-        if self._strict:
-            self._queue = deque(sorted(self._queue, key=lambda message: message.id))
+        self._batch.lost(blame)
         self._changed.set()
 
-    def _drop_connection(self, why: str) -> None:
-        connection, self._connection = self._connection, None
-        self._blocked = None
-        if connection is not None and connection.is_open:
-            connection.close()
-        self._drop_channel(why)
-
-    def _forget(self) -> None:
-        self._channel = None
-        self._unconfirmed.clear()
-        self._by_wire_id.clear()
-
     def _trouble(self, trouble: str | None) -> None:
-        self._on_trouble(trouble)
+        if trouble != self._told:
+            self._told = trouble
+            self._on_trouble(trouble)
 
 
 _RESERVED = re.compile(r"cloudEvents[_:]", re.IGNORECASE)
+_ENCODING_ERRORS = (
+    ValueError, TypeError, OverflowError, AssertionError, RecursionError, struct.error,
+    UnsupportedAMQPFieldException, ShortStringTooLong,
+)  # fmt: skip
 
 
-def _as_error(error: Any) -> BaseException:
-    return error if isinstance(error, BaseException) else OSError(str(error))
-
-
-def _reason(error: Any) -> str:
-    """Return in one line why the broker is not there. It names no password: pika's errors hold no URL."""
-    if isinstance(error, ChannelClosed | ConnectionClosedByBroker):
-        return f"{error.reply_code} {clean(error.reply_text, 300)}"
-    for inner in getattr(error, "exceptions", None) or error.args if isinstance(error, BaseException) else ():
-        if isinstance(inner, BaseException) and str(inner):
-            return _reason(inner)
-    text = str(error) if str(error) else type(error).__name__
-    return clean(f"{type(error).__name__}: {text}" if isinstance(error, BaseException) else text, 300)
+def _misfit(headers: dict[str, Any]) -> str | None:
+    """Name the first header that AMQP has no form for, and why."""
+    for name, value in headers.items():
+        try:
+            pika.data.encode_table([], {name: value})
+        except _ENCODING_ERRORS as error:
+            why = repr(error.args[-1]) if isinstance(error, UnsupportedAMQPFieldException) else str(error)
+            return f"the header {name[:50]!r}: {why}"
+    return None

@@ -46,24 +46,22 @@ class Subscription:
     async def run(self) -> None:
         """Take what there is, until cancelled."""
         loop = asyncio.get_running_loop()
-        wait = connection.FIRST_WAIT
+        failures = 0
         while True:
             self._lost = loop.create_future()
             opened = loop.time()
             try:
-                await asyncio.wait_for(self._open(), connection.ANSWER)
+                await asyncio.wait_for(self._open(), 3 * connection.PATIENCE)
                 self._on_trouble(None)
                 why = await self._lost
-            except TimeoutError:
-                why = "the broker does not answer"
             except Exception as error:
                 why = connection.reason(error)
             await self.close()
             self._on_trouble(why)
             if loop.time() - opened > connection.LONGEST_WAIT:
-                wait = connection.FIRST_WAIT
-            await asyncio.sleep(wait)
-            wait = min(connection.LONGEST_WAIT, wait * 2)
+                failures = 0
+            failures += 1
+            await asyncio.sleep(connection.pause(failures))
 
     async def pause(self) -> None:
         """Take nothing more; what was taken can still be acknowledged."""
@@ -77,7 +75,9 @@ class Subscription:
         await connection.close(last)
 
     async def _open(self) -> None:
-        self._connection = await connection.open_connection(self._parameters, self._closed)
+        self._connection = await connection.open_connection(
+            self._parameters, lambda opened: opened.add_on_close_callback(self._closed)
+        )
         if self._topics:
             await self._make("exchange_declare", self._exchange, exchange_type="topic")
             await self._make("queue_declare", self._queue)
