@@ -10,14 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from broker import channel
 from cli_reference import reference
 from conftest import OWNER
+from pika.exceptions import ChannelClosedByBroker, UnroutableError
 from pipelines import status_of, value
 from servers import Process, wait_for
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+Block = tuple[str, str]
+
+
+def blocks(text: str) -> list[Block]:
+    """Return what a page tells to type, as (language, text)."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+BEFORE, RABBITMQ, AFTER = re.split(r"^(## Messages to RabbitMQ.*?)(?=^## )", README, flags=re.DOTALL | re.MULTILINE)
+BLOCKS = blocks(BEFORE + AFTER)
 
 
 def test_cli_md_is_what_the_help_says() -> None:
@@ -31,9 +42,15 @@ def test_the_two_commands_come_first_and_are_in_the_makefile() -> None:
 
 
 def test_every_test_that_a_guarantee_names_is_there() -> None:
-    named = set(re.findall(r"`(tests/\w+\.py)`", README))
+    named = set(re.findall(r"`(tests/\w+\.py)`", (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")))
     assert named
-    assert all((ROOT / name).is_file() for name in named)
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_every_page_that_a_page_refers_to_is_there() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")]:
+        found = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        assert [link for link in found if not (page.parent / link).exists()] == [], page.name
 
 
 class Reader:
@@ -42,7 +59,7 @@ class Reader:
     def __init__(self, dsn: str, folder: Path) -> None:
         self.dsn, self.folder = dsn, folder
         self.env = {"OUTBOX_DSN": dsn, "OUTBOX_APP": "posts:posts"}
-        self.worker: Process | None = None
+        self.running: list[Process] = []
 
     def type(self, language: str, text: str) -> None:
         if language == "python":
@@ -53,18 +70,19 @@ class Reader:
         else:
             for line in text.splitlines():
                 self.shell(line)
-        if self.worker is not None:
+        if self.running:
             wait_for(self.is_quiet, what="the worker has done what is due")
 
     def python(self, text: str) -> None:
-        if text.startswith("# posts.py"):
-            (self.folder / "posts.py").write_text(text)
+        if named := re.match(r"# (\w+\.py)\n", text):
+            (self.folder / named[1]).write_text(text)
         else:
             self.run("-c", text)
 
     def shell(self, line: str) -> None:
-        if line == "outbox worker":
-            self.worker = Process(["-m", "outbox", "worker"], self.env, self.folder, cwd=self.folder)
+        if line.startswith(("outbox worker", "outbox relay", "python ")):
+            words = line.replace("outbox ", "-m outbox ").removeprefix("python ").split()
+            self.running.append(Process(words, self.env, self.folder, cwd=self.folder))
         elif line.startswith("outbox "):
             words = re.findall(r'"([^"]*)"|(\S+)', line)
             self.run("-m", "outbox", *(quoted or plain for quoted, plain in words[1:]))
@@ -84,10 +102,14 @@ class Reader:
         assert done.returncode == 0 or "doctor" in arguments, f"{arguments}: {done.stderr}"
 
     def is_quiet(self) -> bool:
-        assert self.worker is not None
-        assert self.worker.running, self.worker.text()
+        for process in self.running:
+            assert process.running, process.text()
         with psycopg.connect(self.dsn) as conn:
             return value(conn, "SELECT count(*) FROM outbox.jobs") == 0
+
+    def end(self) -> None:
+        for process in self.running:
+            process.end()
 
 
 def test_what_the_readme_says_works_as_printed(empty_dsn: str, tmp_path: Path) -> None:
@@ -99,8 +121,36 @@ def test_what_the_readme_says_works_as_printed(empty_dsn: str, tmp_path: Path) -
         with psycopg.connect(dsn) as conn:
             check_what_has_happened(conn)
     finally:
-        if reader.worker is not None:
-            reader.worker.end()
+        reader.end()
+
+
+def is_bound(amqp: str) -> bool:
+    """Whether the exchange leads to a queue."""
+    try:
+        with channel(amqp) as opened:
+            opened.confirm_delivery()
+            opened.basic_publish("shop", "posts.?", b"not JSON", mandatory=True)
+    except (ChannelClosedByBroker, UnroutableError):
+        return False
+    return True
+
+
+def test_messages_to_rabbitmq_work_as_printed(
+    dsn: str, conn: psycopg.Connection[Any], amqp: str, tmp_path: Path
+) -> None:
+    conn.execute("CREATE TABLE outbox.crm (post text)")
+    reader = Reader(f"{dsn}?options=-csearch_path%3Doutbox", tmp_path)
+    reader.env["OUTBOX_AMQP_URL"] = amqp
+    try:
+        for language, text in blocks(RABBITMQ):
+            reader.type(language, text)
+        wait_for(lambda: is_bound(amqp), what="the consumer has made its queue")
+        conn.execute(
+            """INSERT INTO outbox.messages (topic, payload) VALUES ('posts.completed', '{"entity_id": "post_123"}')"""
+        )
+        wait_for(lambda: value(conn, "SELECT array_agg(post) FROM outbox.crm") == ["post_123"])
+    finally:
+        reader.end()
 
 
 def check_what_has_happened(conn: psycopg.Connection[Any]) -> None:

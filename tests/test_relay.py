@@ -214,6 +214,23 @@ def test_f52_a_killed_broker_costs_nothing_but_time(conn: Conn, start: Start, br
     assert relay.running
 
 
+def test_f54_a_backlog_of_a_long_outage_drains_in_order(conn: Conn, start: Start, broker: Broker, amqp: str) -> None:
+    bind(amqp)
+    broker.kill()
+    write(conn, 1)
+    relay = start("--strict")
+    wait_for(lambda: value(conn, "SELECT trouble FROM outbox.relays"), what="the relay has noticed")
+    conn.execute("SET lock_timeout = '1s'")  # a writer waits for no relay
+    write(conn, 7999, first=1)
+    assert value(conn, "SELECT count(*) FROM outbox.parked_messages") == 0, "an outage costs no message its attempts"
+    broker.start()
+    wait_for(lambda: relayed(conn), timeout=60)
+    deliveries = take(amqp)
+    assert sorted(first_of_each(deliveries)) == list(range(8000))
+    check_order(deliveries)
+    assert relay.running
+
+
 def test_f52_a_missing_exchange_is_said_and_waited_for(conn: Conn, start: Start, amqp: str) -> None:
     write(conn, 3)
     relay = start()
