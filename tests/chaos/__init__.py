@@ -1,0 +1,1 @@
+"""The proof: a workload over real servers, faults, four witnesses, and a checker that names what went wrong."""
