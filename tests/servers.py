@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,9 @@ def free_port() -> int:
 class PostgresServer:
     """A server that a test may stop, kill and start again. Superuser `postgres`, trusted on loopback."""
 
-    def __init__(self, version: str | None = None, *, fsync: bool = False) -> None:
+    def __init__(
+        self, version: str | None = None, *, fsync: bool = False, settings: Mapping[str, object] | None = None
+    ) -> None:
         self.version = version or os.environ.get("OUTBOX_TEST_PG", "18")
         found = binaries(self.version)
         if found is None:
@@ -87,7 +89,7 @@ class PostgresServer:
             "--locale=C",
             "-N",
         )
-        settings = {
+        configured = {
             "listen_addresses": "127.0.0.1",
             "port": self.port,
             "unix_socket_directories": self.folder,
@@ -96,9 +98,10 @@ class PostgresServer:
             "shared_buffers": "64MB",
             "max_prepared_transactions": 5,
             "log_min_messages": "warning",
+            **(settings or {}),
         }
         with (self.data / "postgresql.conf").open("a") as conf:
-            conf.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+            conf.writelines(f"{name} = '{value}'\n" for name, value in configured.items())
 
     def start(self) -> PostgresServer:
         self._run("pg_ctl", "-D", str(self.data), "-l", str(self.folder / "log"), "-w", "-t", "60", "start")

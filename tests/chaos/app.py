@@ -1,0 +1,119 @@
+"""The workload: a pipeline whose handlers have effects, fail at random, and publish one message for each change.
+
+Run as real worker processes. What the world sees goes into tables without any unique constraint: outside the engine's
+transaction by a connection of its own, straight to Postgres, inside by the handler's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from typing import Any
+
+import psycopg
+from pydantic import BaseModel
+
+from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, killpoints
+
+from .history import Rules, Stage
+
+WORLD = os.environ.get("CHAOS_WORLD", "")
+TROUBLE = float(os.environ.get("CHAOS_TROUBLE", "0.03"))
+"""How often, of 1, a handler fails at each of the places where it may."""
+
+
+class Data(BaseModel):
+    seen: int = 0
+
+
+def retry(attempts: int) -> Backoff:
+    return Backoff(first=0.05, factor=2, max=1, attempts=attempts)
+
+
+chaos = Pipeline("chaos", data=Data, initial="NEW", final={"DONE", "REJECTED", "CANCELLED"})
+
+
+def trouble(kind: type[Exception] = RuntimeError) -> None:
+    if random.random() < TROUBLE:
+        raise kind()
+
+
+class World:
+    """The outside world: one connection that is made anew when it breaks."""
+
+    def __init__(self) -> None:
+        self._conn: psycopg.AsyncConnection[Any] | None = None
+        self._turn = asyncio.Lock()
+
+    async def write(self, run: Run[Data]) -> None:
+        async with self._turn:
+            if self._conn is None or self._conn.closed:
+                self._conn = await psycopg.AsyncConnection.connect(WORLD, autocommit=True)
+            await self._conn.execute(
+                "INSERT INTO world.outside (workflow_id, stage, attempt, key) VALUES (%s, %s, %s, %s)",
+                (run.workflow_id, run.stage, run.attempt, run.idempotency_key),
+            )
+
+
+world = World()
+
+
+@chaos.stage("check", on="NEW", running="CHECKING", to="CHECKED", retry=retry(12), timeout=10, concurrency=50)
+async def check(run: Run[Data]) -> Data:
+    await asyncio.sleep(random.random() * 0.02)
+    trouble(Retry)
+    killpoints.passing("K2")
+    await world.write(run)
+    trouble()
+    run.publish("chaos.checked", {"entity": run.entity_id})
+    return Data(seen=run.data.seen + 1)
+
+
+@chaos.stage("decide", on="CHECKED", to={"REVIEW", "APPROVED"}, retry=retry(12), timeout=10, concurrency=20)
+def decide(run: Run[Data]) -> Go[Data]:
+    time.sleep(random.random() * 0.005)
+    trouble()
+    run.publish("chaos.decided", {"entity": run.entity_id})
+    return Go("REVIEW" if random.random() < 0.3 else "APPROVED")
+
+
+@chaos.stage("act", on="APPROVED", to="SHIPPED", transaction=True, retry=retry(12), timeout=10, concurrency=8)
+async def act(run: Run[Data]) -> None:
+    trouble()
+    await run.connection.execute(
+        "INSERT INTO world.inside (workflow_id, stage, attempt) VALUES (%s, %s, %s)",
+        (run.workflow_id, run.stage, run.attempt),
+    )
+    trouble()
+    run.publish("chaos.shipped", {"entity": run.entity_id})
+
+
+@chaos.stage("notify", on="SHIPPED", to="DONE", retry=retry(3), timeout=10, concurrency=50)
+async def notify(run: Run[Data]) -> None:
+    trouble(Reject)
+    trouble()
+    run.publish("chaos.done", {"entity": run.entity_id})
+
+
+BY_HAND = {
+    "REVIEW": {"APPROVED", "REJECTED"},
+    "CHECKED": {"CANCELLED"},
+    "APPROVED": {"CANCELLED"},
+    "SHIPPED": {"CANCELLED"},
+}
+for on, to in BY_HAND.items():
+    chaos.allow(on, to=to)
+
+
+def rules() -> Rules:
+    """What the checker holds to be legal."""
+    stages = (
+        Stage("check", "NEW", frozenset({"CHECKED"}), 12, "outside", "CHECKING"),
+        Stage("decide", "CHECKED", frozenset({"REVIEW", "APPROVED"}), 12),
+        Stage("act", "APPROVED", frozenset({"SHIPPED"}), 12, "inside"),
+        Stage("notify", "SHIPPED", frozenset({"DONE"}), 3),
+    )
+    by_hand = frozenset((on, to) for on, targets in BY_HAND.items() for to in targets)
+    return Rules("NEW", frozenset({"DONE", "REJECTED", "CANCELLED"}), stages, by_hand, frozenset({"REVIEW"}))

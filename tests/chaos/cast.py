@@ -1,0 +1,301 @@
+"""The servers and processes of a run: started, restarted when they die, and ended, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from broker import Broker, channel
+from servers import PostgresServer
+
+from outbox import deploy, migrations
+
+from .app import chaos
+from .consumer import EXCHANGE
+from .proxy import Proxy
+from .wal import Decoder
+
+TESTS = Path(__file__).parent.parent
+DATABASE, OWNER = "chaos", "outbox_owner"
+WITNESS = "chaos_witness"
+LEASE = 4.0
+KILL_POINTS = {"worker": ("K1", "K2", "K3", "K4", "K5", "K7", "K8"), "relay": ("K9", "K10"), "consumer": ("K13",)}
+"""Of each kind of process, where it may be told to kill itself."""
+
+WORLD = """
+    CREATE SCHEMA world AUTHORIZATION outbox_owner;
+    SET ROLE outbox_owner;
+    CREATE TABLE world.outside (workflow_id uuid, stage text, attempt int, key text, at timestamptz DEFAULT now());
+    CREATE TABLE world.inside (workflow_id uuid, stage text, attempt int, at timestamptz DEFAULT now());
+    CREATE TABLE world.consumed (message_id uuid, at timestamptz DEFAULT now());
+    RESET ROLE;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One configuration of a run. `faults`: which of the nemesis' (see nemesis.FAULTS); empty: all."""
+
+    name: str
+    postgres: str = "18"
+    strict: bool = True
+    workers: int = 3
+    notify: bool = True
+    faults: tuple[str, ...] = ()
+    server: dict[str, str] = field(default_factory=dict)
+    mutant: str | None = None
+
+
+@dataclass(slots=True)
+class Role:
+    """A process that is always there: when it has died, it is started again."""
+
+    kind: str
+    arguments: tuple[str, ...]
+    popen: subprocess.Popen[bytes] | None = None
+    log: Path | None = None
+    kill_at: str | None = None
+    frozen: bool = False
+    begun: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A process that was killed: where, when, and as which worker the engine knew it."""
+
+    kind: str
+    point: str
+    at: float
+    worker: str | None
+
+
+class Cast:
+    """Everything that a run needs; `start` and `end` it."""
+
+    def __init__(self, config: Config, folder: Path, seed: int, trouble: float) -> None:
+        self.config, self.folder, self.trouble = config, folder, trouble
+        self.random = random.Random(f"cast/{seed}")
+        self.seed = seed
+        settings = {"wal_level": "logical", "max_replication_slots": "4", **config.server}
+        self.postgres = PostgresServer(config.postgres, settings=settings)
+        self.broker = Broker()
+        self.roles: list[Role] = []
+        self.deaths: list[Death] = []
+        self.exits: list[str] = []  # of processes that nobody had killed
+        self.not_started = (
+            0  # those that found no server when they began: they say so, and whoever started them tries again
+        )
+        self.deadly = 0.0  # how many of the processes that are started are told to kill themselves
+        self.clients: subprocess.Popen[bytes] | None = None
+        self._watching = True
+        self._turn = threading.RLock()
+
+    # The servers.
+
+    def start(self) -> None:
+        self.postgres.start()
+        self.broker.start()
+        with self.postgres.admin() as admin:
+            admin.execute(f"CREATE ROLE {OWNER} LOGIN".encode())
+            admin.execute(f"CREATE DATABASE {DATABASE}".encode())
+        with self.admin() as admin:
+            admin.execute(f"CREATE SCHEMA outbox AUTHORIZATION {OWNER}".encode())
+            admin.execute(WORLD.encode())
+        migrations.apply(self.direct)
+        with psycopg.connect(self.direct, autocommit=True) as conn:
+            deploy.deploy(conn, chaos)
+        self.decoder = Decoder(self.postgres.dsn(DATABASE))
+        self.decoder.make_slot()
+        with channel(self.broker.url) as opened:
+            opened.exchange_declare(EXCHANGE, "topic", durable=True)
+            opened.queue_declare(WITNESS, durable=True)
+            opened.queue_bind(WITNESS, EXCHANGE, "#")
+        self.to_postgres, self.to_broker = Proxy(self.postgres.port), Proxy(self.broker.port)
+
+    def admin(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.postgres.dsn(DATABASE), autocommit=True, connect_timeout=5)
+
+    @property
+    def direct(self) -> str:
+        """The database as the engine's owner, not through the proxy."""
+        return self.postgres.dsn(DATABASE, OWNER)
+
+    @property
+    def dsn(self) -> str:
+        limits = "connect_timeout=5&keepalives_idle=2&keepalives_interval=1&keepalives_count=3&tcp_user_timeout=5000"
+        return f"postgresql://{OWNER}@127.0.0.1:{self.to_postgres.port}/{DATABASE}?{limits}"
+
+    @property
+    def amqp(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.to_broker.port}/%2F?heartbeat=3"
+
+    # The processes.
+
+    def play(self, rate: float) -> None:
+        """Start all processes, and the watch over them."""
+        start = ("-m", "chaos.start")
+        worker = (*start, "worker", "--app", "chaos.app:chaos", "--lease", str(LEASE), "--grace", "3")
+        quiet = () if self.config.notify else ("--no-notify",)
+        strict = ("--strict",) if self.config.strict else ()
+        self.roles += [Role("consumer", ("-m", "chaos.consumer")) for _ in range(2)]
+        for role in self.roles:
+            self.begin(role)
+        self._wait_for_queue()
+        relay = (*start, "relay", "--exchange", EXCHANGE, *strict)
+        others = [Role("worker", (*worker, *quiet)) for _ in range(self.config.workers)]
+        others += [Role("relay", relay) for _ in range(2)]
+        for role in others:
+            self.begin(role)
+            self.roles.append(role)
+        threading.Thread(target=self._watch, daemon=True).start()
+        self.calls = self.folder / "calls.jsonl"
+        command = ("-m", "chaos.clients", str(self.calls), str(rate))
+        self.clients = self._popen(command, self.folder / "clients.log", {})
+
+    def begin(self, role: Role) -> None:
+        env: dict[str, str] = {}
+        role.kill_at = None
+        if self.random.random() < self.deadly:
+            role.kill_at = self.random.choice(KILL_POINTS[role.kind])
+            env["OUTBOX_KILL_AT"] = f"{role.kill_at}:{self.random.choice([1, 2, 5, 20])}"
+        role.log = self.folder / f"{role.kind}-{time.monotonic_ns()}.log"
+        role.popen = self._popen(role.arguments, role.log, env)
+        role.begun, role.frozen = time.time(), False
+
+    def kill(self, role: Role) -> None:
+        """SIGKILL, at whatever it is doing."""
+        with self._turn:
+            if role.popen is not None and role.popen.poll() is None:
+                role.kill_at = "anywhere"
+                role.popen.kill()
+
+    def terminate(self, role: Role) -> None:
+        """What a deploy does."""
+        with self._turn:
+            if role.popen is not None and role.popen.poll() is None:
+                role.kill_at = "SIGTERM"
+                role.popen.terminate()
+
+    def of(self, *kinds: str) -> list[Role]:
+        return [role for role in self.roles if role.kind in kinds]
+
+    def stop_clients(self) -> None:
+        if self.clients is not None and self.clients.poll() is None:
+            self.clients.terminate()
+            try:
+                self.clients.wait(30)
+            except subprocess.TimeoutExpired:
+                self.clients.kill()
+                self.exits.append("the clients did not end")
+
+    def calm(self) -> None:
+        """From here on nothing kills itself: whoever would is replaced."""
+        with self._turn:
+            self.deadly = 0.0
+            for role in self.roles:
+                if role.kill_at and role.popen is not None and role.popen.poll() is None:
+                    role.kill_at = "anywhere"
+                    role.popen.kill()
+
+    def end(self) -> None:
+        """End everything, in order where that works."""
+        self._watching = False
+        with self._turn:
+            running = [role for role in self.roles if role.popen is not None and role.popen.poll() is None]
+            for role in running:
+                assert role.popen is not None
+                role.popen.send_signal(signal.SIGCONT)
+                role.popen.terminate()
+            deadline = time.monotonic() + 20
+            for role in running:
+                assert role.popen is not None
+                try:
+                    code = role.popen.wait(max(0.1, deadline - time.monotonic()))
+                    if code != 0:
+                        self.exits.append(f"{role.kind} ended with {code} on SIGTERM: {self._words(role)[-1500:]}")
+                except subprocess.TimeoutExpired:
+                    role.popen.kill()
+                    self.exits.append(f"{role.kind} did not end on SIGTERM: {self._words(role)[-1500:]}")
+
+    def remove(self) -> None:
+        """Take the servers away, too."""
+        self._watching = False
+        for role in self.roles:
+            if role.popen is not None and role.popen.poll() is None:
+                role.popen.kill()
+        if self.clients is not None and self.clients.poll() is None:
+            self.clients.kill()
+        self.broker.remove()
+        self.postgres.remove()
+
+    @property
+    def kills(self) -> Counter[str]:
+        """How many processes were killed at each point."""
+        return Counter(death.point for death in self.deaths if death.point != "SIGTERM")
+
+    def _watch(self) -> None:
+        while self._watching:
+            with self._turn:
+                for role in self.roles:
+                    if role.popen is not None and (code := role.popen.poll()) is not None and self._watching:
+                        self._died(role, code)
+                        self.begin(role)
+            time.sleep(0.02)
+
+    def _died(self, role: Role, code: int) -> None:
+        said = self._words(role)
+        served = re.findall(r"worker (\d+) serves|relaying|standing by|takes from queue", said)
+        expected = code == -signal.SIGKILL if role.kill_at != "SIGTERM" else code == 0
+        if code == 1 and not served and "connect" in said:
+            self.not_started += 1
+            time.sleep(0.1)
+            return
+        if role.kill_at is None or not expected:
+            self.exits.append(f"{role.kind} ended by itself with {code}: {said[-1500:]}")
+            return
+        worker = f"worker-{served[-1]}" if served and served[-1] else None
+        self.deaths.append(Death(role.kind, role.kill_at, time.time(), worker))
+
+    def _words(self, role: Role) -> str:
+        return role.log.read_text(errors="replace") if role.log is not None else ""
+
+    def _popen(self, arguments: tuple[str, ...], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+        settings = {
+            "PYTHONPATH": str(TESTS),
+            "OUTBOX_DSN": self.dsn,
+            "OUTBOX_AMQP_URL": self.amqp,
+            "CHAOS_WORLD": self.direct,
+            "CHAOS_TROUBLE": str(self.trouble),
+            "CHAOS_SEED": str(self.seed),
+            "CHAOS_MUTANT": self.config.mutant or "",
+        }
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, *arguments],
+                env={**os.environ, **settings, **env},
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def _wait_for_queue(self) -> None:
+        from servers import wait_for
+
+        wait_for(self._has_queue, 30, "the consumer makes its queue")
+
+    def _has_queue(self) -> bool:
+        from .consumer import QUEUE
+
+        return QUEUE in self.broker.ctl("list_queues", "name")

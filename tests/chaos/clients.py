@@ -1,0 +1,179 @@
+"""Fifty clients, a key each: they submit, decide reviews, cancel, and retry what is dead; and note what they were told.
+
+A call whose COMMIT was sent and not answered is unknown; one that failed before that is proven to have failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import time
+from typing import Any, TextIO
+
+import psycopg
+
+from outbox import inspect
+
+from .app import Data, chaos
+
+KEYS = 50
+MESSAGE = "INSERT INTO outbox.messages (topic, key, payload, workflow_id) VALUES (%s, %s, %s, %s)"
+MINE = """
+    SELECT w.id, w.entity_id, w.current_status FROM outbox.workflow_states AS w
+    WHERE w.pipeline = 'chaos' AND w.entity_id = ANY (%s)
+"""
+CHANGE = """
+    UPDATE outbox.workflow_states SET current_status = %s
+    WHERE id = %s AND current_status = %s
+"""
+DEAD = "SELECT d.workflow_id, d.entity_id FROM outbox.dead_jobs AS d WHERE d.entity_id = ANY (%s)"
+
+
+class Failed(Exception):
+    """The call had no effect, for sure."""
+
+
+class Client:
+    """One after the other, what the client of a key does."""
+
+    def __init__(self, key: int, dsn: str, pause: float, log: TextIO) -> None:
+        self.key, self.dsn, self.pause, self.log = key, dsn, pause, log
+        self.calls = 0
+        self.open: list[str] = []
+        self.conn: psycopg.AsyncConnection[Any] | None = None
+        self.random = random.Random(f"{os.environ.get('CHAOS_SEED', '')}/{key}")
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            await asyncio.sleep(self.random.expovariate(1 / self.pause))
+            try:
+                await self.step()
+            except (psycopg.Error, OSError, TimeoutError):
+                await self.drop()
+                await asyncio.sleep(0.1)
+        await self.drop()
+
+    async def step(self) -> None:
+        dice = self.random.random()
+        if dice < 0.5 or not self.open:
+            await self.submit(f"k{self.key}-{self.calls}")
+        elif dice < 0.55:
+            await self.submit(self.random.choice(self.open))  # the network says it twice
+        elif dice < 0.95:
+            await self.change()
+        else:
+            await self.retry()
+
+    async def submit(self, entity: str) -> None:
+        async def do(conn: psycopg.AsyncConnection[Any]) -> str:
+            submitted = await chaos.submit(conn, entity, Data())
+            if submitted.created:
+                payload = json.dumps({"entity": entity})
+                await conn.execute(MESSAGE, ("chaos.submitted", entity, payload, submitted.id))
+            return "created" if submitted.created else "exists"
+
+        await self.call("submit", entity, None, do)
+        self.open.append(entity)
+        self.open = self.open[-40:]
+
+    async def change(self) -> None:
+        """Decide a review, or cancel what a worker may be working on."""
+        conn = await self.connection()
+        rows = await (await conn.execute(MINE, (self.open,))).fetchall()
+        self.random.shuffle(rows)
+        for id_, entity, status in rows:
+            cancels = status in ("CHECKED", "APPROVED", "SHIPPED")
+            if status == "REVIEW" or (cancels and self.random.random() < 0.1):
+                to = self.random.choice(["APPROVED", "REJECTED"]) if status == "REVIEW" else "CANCELLED"
+                return await self.call("change", entity, to, self.changing(id_, entity, status, to))
+
+    def changing(self, id_: Any, entity: str, status: str, to: str) -> Any:
+        async def do(conn: psycopg.AsyncConnection[Any]) -> str:
+            if not (await conn.execute(CHANGE, (to, id_, status))).rowcount:
+                raise Failed(f"it is {status} no more")
+            await conn.execute(MESSAGE, ("chaos.changed", entity, json.dumps({"entity": entity}), id_))
+            return f"{status} to {to}"
+
+        return do
+
+    async def retry(self) -> None:
+        conn = await self.connection()
+        for id_, entity in await (await conn.execute(DEAD, (self.open,))).fetchall():
+
+            async def do(conn: psycopg.AsyncConnection[Any], id_: Any = id_) -> str:
+                async with conn.cursor() as cursor:
+                    await cursor.execute(inspect.SQL["jobs_make_anew"], {"ids": [id_]})
+                    row = await cursor.fetchone()
+                if not row or not row[0]:
+                    raise Failed("not dead any more")
+                return "made anew"
+
+            await self.call("retry", entity, None, do)
+
+    async def call(self, kind: str, entity: str, to: str | None, do: Any) -> None:
+        """Do it in a transaction, and note what became of it. `client` is this call's own name, and its actor."""
+        self.calls += 1
+        name = f"k{self.key}/{self.calls}"
+        told = {"client": name, "kind": kind, "entity": entity, "to_status": to, "began": time.time()}
+        self.note({**told, "outcome": "unknown", "ended": None, "said": "begun"})
+        committing, outcome, said = False, "failed", ""
+        try:
+            async with asyncio.timeout(20):
+                conn = await self.connection()
+                await conn.execute("BEGIN")
+                await conn.execute("SELECT set_config('outbox.actor', %s, true)", (name,))
+                said = await do(conn)
+                committing = True
+                outcome = "unknown"
+                await conn.execute("COMMIT")
+                outcome = "ok"
+        except Failed as failed:
+            said = str(failed)
+            assert conn is not None
+            await conn.execute("ROLLBACK")
+        except psycopg.Error as error:
+            # At COMMIT, only the server's own word that it has aborted is a proof.
+            aborted = error.sqlstate is not None and error.sqlstate[:2] in ("40", "23", "OB")
+            outcome = "failed" if aborted or not committing else "unknown"
+            said = f"{type(error).__name__} {error.sqlstate}: {error}"[:200]
+            raise
+        except (OSError, TimeoutError) as error:
+            said = repr(error)[:200]
+            raise
+        finally:
+            self.note({**told, "outcome": outcome, "ended": time.time(), "said": said})
+
+    def note(self, told: dict[str, Any]) -> None:
+        self.log.write(json.dumps(told) + "\n")
+        self.log.flush()
+
+    async def connection(self) -> psycopg.AsyncConnection[Any]:
+        if self.conn is None or self.conn.closed:
+            self.conn = await psycopg.AsyncConnection.connect(self.dsn, autocommit=True, connect_timeout=5)
+        return self.conn
+
+    async def drop(self) -> None:
+        conn, self.conn = self.conn, None
+        if conn is not None:
+            try:
+                await asyncio.wait_for(conn.close(), 2)
+            except Exception:
+                conn.pgconn.finish()
+
+
+async def main(log: TextIO, rate: float) -> None:
+    """`rate` is calls a second of all clients together."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    clients = [Client(key, os.environ["OUTBOX_DSN"], KEYS / rate, log) for key in range(KEYS)]
+    await asyncio.gather(*(client.run(stopping) for client in clients))
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], "a", encoding="utf-8") as file:
+        asyncio.run(main(file, float(sys.argv[2])))

@@ -1,0 +1,26 @@
+"""The configurations that a long run goes through: versions, modes, and which faults."""
+
+from __future__ import annotations
+
+from .cast import Config
+
+PROCESSES = ("kill-points", "kill-9", "deploy", "freeze")
+POSTGRES = ("postgres-restart", "sessions")
+NETWORK = ("cut-at-commit", "black-hole", "half-open", "broker-lines")
+BROKER = ("broker-restart", "broker-frozen", "broker-alarm", "broker-refuses")
+
+CONFIGS = (
+    Config("kill-points", faults=("kill-points",)),
+    Config("kill-points-16", postgres="16", faults=("kill-points",)),
+    Config("processes", faults=PROCESSES),
+    Config("processes-polling", faults=PROCESSES, notify=False),
+    Config("postgres", faults=(*POSTGRES, "kill-points")),
+    Config("postgres-15", postgres="15", faults=(*POSTGRES, "kill-9")),
+    Config("network", faults=NETWORK),
+    Config("network-and-kills", faults=(*NETWORK, *PROCESSES)),
+    Config("broker", faults=(*BROKER, "broker-lines")),
+    Config("broker-pipelined", faults=(*BROKER, "broker-lines", "kill-points"), strict=False),
+    Config("everything"),
+    Config("everything-16", postgres="16", workers=2),
+    Config("everything-pipelined", strict=False, notify=False),
+)

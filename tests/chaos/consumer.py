@@ -1,0 +1,20 @@
+"""The consumer: one row of the world for each message, in the transaction of the inbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from outbox import Delivery, consume
+
+QUEUE, EXCHANGE = "chaos_consumer", "chaos"
+
+
+async def record(delivery: Delivery) -> None:
+    await delivery.connection.execute("INSERT INTO world.consumed (message_id) VALUES (%s)", (delivery.message_id,))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
+    asyncio.run(consume(QUEUE, record, exchange=EXCHANGE, topics=["#"], concurrency=4, grace=3))

@@ -1,0 +1,226 @@
+"""The nemesis: what is done to a run, and how it is undone. A new fault is a generator and a line in FAULTS.
+
+Each fault does its harm, yields how many seconds it is to last, and heals what it did. They come alone or in pairs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psycopg
+
+from .cast import LEASE, WITNESS, Cast, Role
+
+Fault = Callable[[Cast, random.Random], Iterator[float]]
+
+
+def kill_points(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Every process that is started is told to kill itself at a point of its own."""
+    cast.deadly = 1.0
+    for role in cast.roles:
+        if role.kill_at is None:
+            cast.kill(role)
+    yield dice.uniform(8, 15)
+    cast.deadly = 0.0
+
+
+def kill_9(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """SIGKILL for some process, every now and then."""
+    for _ in range(dice.randint(3, 6)):
+        cast.kill(dice.choice(cast.roles))
+        yield dice.uniform(0.2, 1.0)
+
+
+def deploy(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """SIGTERM for all, one after the other."""
+    for role in cast.roles:
+        cast.terminate(role)
+        yield 0.3
+
+
+def freeze(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """SIGSTOP for one or two processes, for shorter or longer than a lease; then SIGCONT."""
+    frozen: list[Role] = dice.sample(cast.roles, dice.randint(1, 2))
+    pids = [(role.popen, role.popen.pid) for role in frozen if role.popen is not None]
+    for popen, _ in pids:
+        popen.send_signal(signal.SIGSTOP)
+    try:
+        yield dice.choice([0.3, 0.8, 1.5, 2.2]) * LEASE
+    finally:
+        for popen, _ in pids:
+            popen.send_signal(signal.SIGCONT)
+
+
+def postgres_restart(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """The server is stopped as by a crash, or its postmaster is killed; and starts again."""
+    for _ in range(dice.randint(1, 2)):
+        if dice.random() < 0.5:
+            cast.postgres.stop("immediate")
+        else:
+            cast.postgres.kill()
+        try:
+            yield dice.uniform(0.0, 2.0)
+        finally:
+            cast.postgres.start()
+        yield dice.uniform(0.5, 3.0)
+
+
+def sessions(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Random sessions of ours are terminated, or their statement is cancelled, five a second."""
+    for _ in range(20):
+        do = dice.choice(["pg_terminate_backend", "pg_cancel_backend"])
+        victim = (
+            f"SELECT {do}(pid) FROM (SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'outbox%%' "
+            "ORDER BY random() LIMIT 1) AS victim"
+        )
+        with contextlib.suppress(psycopg.Error), cast.admin() as admin:
+            admin.execute(victim.encode())
+        yield 0.2
+
+
+def cut_at_commit(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """COMMIT arrives, and its line is cut before the answer; and lines are reset at any point."""
+    cast.to_postgres.cutting = lambda: dice.random() < 0.2
+    try:
+        for _ in range(4):
+            yield dice.uniform(0.5, 1.5)
+            cast.to_postgres.cut_all()
+    finally:
+        cast.to_postgres.cutting = lambda: False
+
+
+def black_hole(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Nothing gets through to Postgres, and nobody is told. Afterwards lines go on, or are reset."""
+    cast.to_postgres.silent = True
+    try:
+        yield dice.choice([1.0, 3.0, 8.0])
+    finally:
+        if dice.random() < 0.5:
+            cast.to_postgres.cut_all()
+        cast.to_postgres.silent = False
+
+
+def half_open(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """What is said arrives at Postgres, the answers don't come back; then lines are reset."""
+    cast.to_postgres.half_open = True
+    try:
+        yield dice.choice([1.0, 3.0, 8.0])
+    finally:
+        cast.to_postgres.cut_all()
+        cast.to_postgres.half_open = False
+
+
+def broker_restart(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """The broker is killed, and starts again."""
+    cast.broker.kill()
+    try:
+        yield dice.uniform(0.0, 3.0)
+    finally:
+        cast.broker.start()
+
+
+def broker_frozen(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """The broker says nothing."""
+    cast.broker.freeze()
+    try:
+        yield dice.choice([1.0, 4.0, 10.0])
+    finally:
+        cast.broker.thaw()
+
+
+def broker_alarm(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """The broker blocks whoever publishes."""
+    cast.broker.alarm(True)
+    try:
+        yield dice.uniform(2.0, 6.0)
+    finally:
+        cast.broker.alarm(False)
+
+
+def broker_refuses(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """A queue is full: what is published is refused, and parked after a while."""
+    full = '{"max-length": 1, "overflow": "reject-publish"}'
+    # A queue that nobody takes from, so that it is full, and what it has is not ours.
+    cast.broker.ctl("set_policy", "full", f"^{WITNESS}$", full, "--apply-to", "queues")
+    try:
+        yield dice.uniform(2.0, 5.0)
+    finally:
+        cast.broker.ctl("clear_policy", "full")
+
+
+def broker_lines(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Lines to the broker are reset, or silent."""
+    for _ in range(3):
+        cast.to_broker.silent = dice.random() < 0.5
+        yield dice.uniform(0.5, 2.0)
+        cast.to_broker.cut_all()
+        cast.to_broker.silent = False
+        yield dice.uniform(0.2, 1.0)
+
+
+FAULTS: dict[str, Fault] = {
+    fault.__name__.replace("_", "-"): fault
+    for fault in (
+        kill_points, kill_9, deploy, freeze, postgres_restart, sessions, cut_at_commit, black_hole, half_open,
+        broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_lines,
+    )
+}  # fmt: skip
+# Two of these at once would undo each other's harm, or fail by themselves.
+SAME = [{"postgres-restart", "sessions"}, {"broker-restart", "broker-frozen", "broker-alarm", "broker-refuses"}]
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """A fault that was done: when it began and was healed, and how long what was due then took to be done."""
+
+    names: tuple[str, ...]
+    began: float
+    healed: float
+
+
+class Nemesis:
+    """Does faults, one or two at a time, until the time is over. All is healed when `run` returns."""
+
+    def __init__(self, cast: Cast, seed: int, names: tuple[str, ...], say: Callable[[str], None]) -> None:
+        self.cast, self.say = cast, say
+        self.names = names or tuple(FAULTS)
+        self.random = random.Random(f"nemesis/{seed}")
+        self.injected: list[Injected] = []
+        self.failed: list[str] = []
+
+    def run(self, until: float) -> None:
+        while time.time() < until:
+            names = self._choose()
+            self.say(f"fault: {' and '.join(names)}")
+            began = time.time()
+            doing = [threading.Thread(target=self._do, args=(name,)) for name in names]
+            for thread in doing:
+                thread.start()
+            for thread in doing:
+                thread.join()
+            self.injected.append(Injected(names, began, time.time()))
+            time.sleep(self.random.uniform(0.5, 2.0))
+
+    def _choose(self) -> tuple[str, ...]:
+        first = self.random.choice(self.names)
+        others = [name for name in self.names if name != first and not any({name, first} <= alike for alike in SAME)]
+        if not others or self.random.random() < 0.5:
+            return (first,)
+        return (first, self.random.choice(others))
+
+    def _do(self, name: str) -> None:
+        fault = FAULTS[name](self.cast, random.Random(self.random.random()))
+        try:
+            for seconds in fault:
+                time.sleep(seconds)
+        except Exception as error:
+            self.failed.append(f"{name}: {error!r}")
+            raise
+        finally:
+            fault.close()

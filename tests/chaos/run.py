@@ -1,0 +1,156 @@
+"""A run: servers, processes and clients start; the nemesis has its time; all is healed; what is due is done; the check.
+
+`make chaos DURATION=180 SEED=7` runs every configuration. What a run prints, its seed above all, repeats it, as far
+as processes, networks and two cores ever do the same twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from .cast import Cast, Config
+from .checker import Verdict, check, recoveries, story
+from .nemesis import Injected, Nemesis
+from .witnesses import LogReader, Tap, gather, remaining
+
+DRAIN = 60.0
+"""Seconds in which everything that is due must be done when the last fault is healed."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What came out of a run."""
+
+    config: str
+    seed: int
+    seconds: float
+    verdict: Verdict
+    counts: dict[str, int]
+    kills: Counter[str]
+    faults: Counter[str]
+    recoveries: list[float]
+    drained: float
+    exits: list[str]
+    stories: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return self.verdict.ok and not self.exits
+
+    def document(self) -> dict[str, Any]:
+        """The result as JSON takes it."""
+        found = sorted(self.recoveries)
+        return {
+            "config": self.config,
+            "seed": self.seed,
+            "seconds": round(self.seconds),
+            "ok": self.ok,
+            "anomalies": [asdict(anomaly) for anomaly in self.verdict.anomalies[:50]],
+            "counts": self.counts,
+            "kills": dict(self.kills),
+            "faults": dict(self.faults),
+            "recovery_p50": round(statistics.median(found), 2) if found else None,
+            "recovery_p99": round(found[min(len(found) - 1, int(len(found) * 0.99))], 2) if found else None,
+            "drained_after": round(self.drained, 1),
+            "exits": self.exits,
+        }
+
+
+def run(
+    config: Config, *, seconds: float, seed: int, rate: float, trouble: float = 0.03, keep: Path | None = None
+) -> Result:
+    """Run one configuration and check it. With `keep`, logs of a run that isn't clean are moved there."""
+    folder = Path(tempfile.mkdtemp(prefix="chaos", dir="/tmp"))
+    began = time.time()
+    cast = Cast(config, folder, seed, trouble)
+    tap = None
+
+    def say(what: str) -> None:
+        print(f"  {time.time() - began:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+    try:
+        cast.start()
+        reader, tap = LogReader(cast), Tap(cast.broker.url)
+        say(f"{config.name}, seed {seed}: Postgres {config.postgres}, {config.workers} workers")
+        cast.play(rate)
+        time.sleep(2)
+        nemesis = Nemesis(cast, seed, config.faults, say)
+        nemesis.run(time.time() + seconds)
+        cast.calm()
+        cast.stop_clients()
+        say("healed; what is due is to be done")
+        healed = time.time()
+        left = _drain(cast, tap)
+        drained = time.time() - healed
+        say(f"drained after {drained:.1f} s" if not left else f"not drained: {', '.join(left)}")
+        cast.end()
+        tap.end()
+        reader.end()
+        history = gather(cast, tap, left)
+        verdict = check(history)
+        kills = [(death.worker, death.at) for death in cast.deaths if death.worker and death.point != "SIGTERM"]
+        result = Result(
+            config.name, seed, time.time() - began, verdict, verdict.counts, cast.kills, _faults(nemesis.injected),
+            recoveries(history, kills), drained, [*cast.exits, *nemesis.failed],
+        )  # fmt: skip
+        for anomaly in verdict.anomalies[:3]:
+            result.stories.append(story(history, anomaly.subject))
+        if keep is not None and not result.ok:
+            shutil.copytree(folder, keep / f"{config.name}-{seed}", dirs_exist_ok=True)
+            say(f"logs are in {keep / f'{config.name}-{seed}'}")
+        return result
+    finally:
+        cast.remove()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _drain(cast: Cast, tap: Tap) -> list[str]:
+    """Wait until nothing is due; return what still is at the deadline."""
+    deadline = time.time() + DRAIN
+    left = ["nobody could be asked"]
+    while left and time.time() < deadline:
+        time.sleep(0.3)
+        try:
+            with psycopg.connect(cast.direct, autocommit=True, connect_timeout=5) as conn:
+                # A person's part: what was refused for a while is sent again.
+                conn.execute("UPDATE outbox.parked_messages SET retry = true WHERE NOT retry")
+                left = remaining(conn, cast, tap)
+        except (psycopg.Error, OSError, RuntimeError) as error:
+            left = [repr(error)]
+    return left
+
+
+def _faults(injected: list[Injected]) -> Counter[str]:
+    return Counter(name for each in injected for name in each.names)
+
+
+def report(result: Result) -> str:
+    """A run in a few lines."""
+    found = result.document()
+    kills = ", ".join(f"{point} {count}" for point, count in sorted(result.kills.items()))
+    lines = [
+        f"{'✔' if result.ok else '✘'} {result.config} (seed {result.seed}, {result.seconds:.0f} s): "
+        f"{len(result.verdict.anomalies)} anomalies",
+        "    " + ", ".join(f"{name} {count}" for name, count in result.counts.items()),
+        f"    kills: {kills or 'none'}; faults: {', '.join(f'{n} {c}' for n, c in sorted(result.faults.items()))}",
+        f"    recovery p50 {found['recovery_p50']} s, p99 {found['recovery_p99']} s; drained after {result.drained:.1f} s",
+    ]
+    lines += [f"    {anomaly.name}: {anomaly.subject}: {anomaly.why}" for anomaly in result.verdict.anomalies[:20]]
+    lines += [f"    exit: {text}" for text in result.exits]
+    lines += [f"\n{text}" for text in result.stories]
+    return "\n".join(lines)
+
+
+def dump(results: list[Result], file: Path) -> None:
+    file.write_text(json.dumps([result.document() for result in results], indent=1) + "\n", encoding="utf-8")

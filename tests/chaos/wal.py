@@ -1,0 +1,114 @@
+"""The write-ahead log as a witness: Postgres' own logical decoding (pgoutput, protocol 1), read as bytes.
+
+https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Literal
+
+import psycopg
+
+from .history import Transaction, Write
+
+SLOT = PUBLICATION = "chaos"
+SINCE_1970 = 946_684_800  # Postgres counts from 2000
+
+
+class Decoder:
+    """Collects committed transactions. After a crash the server tells some of them again: each counts once."""
+
+    def __init__(self, admin_dsn: str) -> None:
+        self._dsn = admin_dsn
+        self._tables: dict[int, tuple[str, list[tuple[str, bool]]]] = {}
+        self._open: tuple[int, int, float] | None = None
+        self._writes: list[Write] = []
+        self._last = 0
+        self.transactions: list[Transaction] = []
+
+    def make_slot(self) -> None:
+        """From here on, everything is seen."""
+        with psycopg.connect(self._dsn, autocommit=True) as conn:
+            publish = f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES WITH (publish_via_partition_root = true)"
+            conn.execute(publish.encode())
+            conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (SLOT,))
+
+    def read(self, conn: psycopg.Connection[Any]) -> int:
+        """Take what was committed since; return how many transactions."""
+        before = len(self.transactions)
+        rows = conn.execute(
+            "SELECT data FROM pg_logical_slot_get_binary_changes(%s, NULL, 20000, "
+            "'proto_version', '1', 'publication_names', %s)",
+            (SLOT, PUBLICATION),
+            binary=True,
+        )
+        for (data,) in rows:
+            self._take(memoryview(data))
+        return len(self.transactions) - before
+
+    def _take(self, data: memoryview) -> None:
+        kind = chr(data[0])
+        if kind == "B":
+            lsn, at, xid = struct.unpack_from("!QqI", data, 1)
+            self._open, self._writes = (xid, lsn, at / 1e6 + SINCE_1970), []
+        elif kind == "C":
+            assert self._open is not None
+            xid, lsn, at = self._open
+            if lsn > self._last:
+                self._last = lsn
+                if self._writes:
+                    self.transactions.append(Transaction(xid, lsn, at, tuple(self._writes)))
+            self._open = None
+        elif kind == "R":
+            self._relation(data)
+        elif kind in "IUD":
+            self._write(kind, data)
+
+    def _relation(self, data: memoryview) -> None:
+        (number,) = struct.unpack_from("!I", data, 1)
+        _, at = _text(data, 5)
+        name, at = _text(data, at)
+        (count,) = struct.unpack_from("!H", data, at + 1)
+        at += 3
+        columns = []
+        for _ in range(count):
+            is_key = bool(data[at] & 1)
+            column, at = _text(data, at + 1)
+            columns.append((column, is_key))
+            at += 8
+        self._tables[number] = name, columns
+
+    def _write(self, kind: str, data: memoryview) -> None:
+        (number,) = struct.unpack_from("!I", data, 1)
+        name, columns = self._tables[number]
+        at, row = 5, {}
+        while at < len(data):
+            part = chr(data[at])
+            row, at = self._row(columns, data, at + 1, part == "K")
+        kinds: dict[str, Literal["insert", "update", "delete"]] = {"I": "insert", "U": "update", "D": "delete"}
+        self._writes.append(Write(name, kinds[kind], row))
+
+    def _row(
+        self, columns: list[tuple[str, bool]], data: memoryview, at: int, key_only: bool
+    ) -> tuple[dict[str, str | None], int]:
+        (count,) = struct.unpack_from("!H", data, at)
+        at += 2
+        row: dict[str, str | None] = {}
+        for column, is_key in columns[:count]:
+            kind = chr(data[at])
+            at += 1
+            if kind == "t":
+                (size,) = struct.unpack_from("!I", data, at)
+                row[column] = bytes(data[at + 4 : at + 4 + size]).decode()
+                at += 4 + size
+            elif kind == "n" and (is_key or not key_only):
+                row[column] = None
+        return row, at
+
+
+def _text(data: memoryview, at: int) -> tuple[str, int]:
+    end = at
+    while data[end]:
+        end += 1
+    return bytes(data[at:end]).decode(), end + 1
