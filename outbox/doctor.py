@@ -151,6 +151,15 @@ def _relays(conn: Conn) -> Iterator[Finding]:
             yield Finding(
                 "warn", f"relay {name} has parked {parked} messages", "look: outbox parked; then: outbox parked --retry"
             )
+    for consumer, parked, to_retry in _rows(conn, "parked_deliveries"):
+        yield Finding(
+            "warn",
+            f"consumer {consumer} has parked {parked} messages"
+            + (f", {to_retry} of them to be tried again when it runs" if to_retry else ""),
+            f"start consumer {consumer}: it takes them within seconds"
+            if to_retry == parked
+            else f"look: outbox parked --consumer {consumer}; then: outbox parked --consumer {consumer} --retry",
+        )
     count, oldest = _rows(conn, "messages_kept")[0]
     if not relays and oldest is not None:
         much = count > 1_000_000 or oldest > 7 * 86_400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -18,8 +19,8 @@ Row = dict[str, Any]
 
 
 def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
-    """Return `overview`, a row for each pipeline, status and stage, `workers` and `relays`."""
-    return {name: _rows(conn, name) for name in ("overview", "workers", "relays")}
+    """Return `overview`, a row for each pipeline, status and stage, `workers`, `relays` and `parked_deliveries`."""
+    return {name: _rows(conn, name) for name in ("overview", "workers", "relays", "parked_deliveries")}
 
 
 def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> list[Row]:
@@ -57,14 +58,42 @@ def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int 
     return _rows(conn, "dead_jobs", pipeline=pipeline, limit=limit)
 
 
-def parked(conn: psycopg.Connection[Any], relay: str | None = None, limit: int = 1_000_000) -> list[Row]:
-    """Return the messages that relays could not send, in the order of their ids."""
-    return _rows(conn, "parked", relay=relay, limit=limit)
+def parked(
+    conn: psycopg.Connection[Any], *, relay: str | None = None, consumer: str | None = None, limit: int = 1_000_000
+) -> list[Row]:
+    """Return what relays could not send and consumers could not handle, of each the first one first.
+
+    All of it, or that of one relay or one consumer. A row has the name of either as `relay` or as `consumer`.
+    """
+    rows = _rows(conn, "parked", relay=relay, consumer=consumer, limit=limit)
+    for row in rows:
+        if row["body"] is not None:
+            row["body"] = row["body"].decode(errors="replace")
+    return rows
 
 
-def retry_parked(conn: psycopg.Connection[Any], relay: str | None = None, ids: list[int] | None = None) -> int:
-    """Have parked messages sent again by their relay, all or those with these ids. Returns how many."""
-    return len(_rows(conn, "parked_retry", relay=relay, ids=ids))
+def retry_parked(
+    conn: psycopg.Connection[Any], *, relay: str | None = None, consumer: str | None = None, ids: Sequence[int] = ()
+) -> int:
+    """Have what is parked tried again by its relay or consumer, all or what has these ids; return how much that is.
+
+    NotFound if an id isn't there or is that of several, naming them: then nothing is tried again.
+    """
+    with conn.transaction():
+        rows = _rows(conn, "parked_retry", relay=relay, consumer=consumer, ids=list(ids) or None)
+        for id_ in ids:
+            names = [parked_by(row) for row in rows if row["id"] == id_]
+            if not names:
+                by = f" by {parked_by({'relay': relay, 'consumer': consumer})}" if relay or consumer else ""
+                raise NotFound(f"nothing with the id {id_} is parked{by}")
+            if len(names) > 1:
+                raise NotFound(f"{id_} is parked by {', '.join(names)}: say whose with --relay or --consumer")
+    return len(rows)
+
+
+def parked_by(row: Row) -> str:
+    """Return who has parked a row of `parked`, as people say it."""
+    return f"consumer {row['consumer']}" if row["relay"] is None else f"relay {row['relay']}"
 
 
 def forget_relay(conn: psycopg.Connection[Any], name: str) -> int:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from . import inspect
 from .doctor import Finding
 from .documents import printable
 
@@ -104,6 +105,12 @@ def status(found: dict[str, list[Row]]) -> Group:
         ]
         columns = ["relay", "to", "process", "relayed", "parked", "behind", "trouble"]
         parts += [Text(), table(None, columns, rows)]
+    if found["parked_deliveries"]:
+        rows = [
+            [row["consumer"], row["parked"], row["to_retry"], age(row["oldest_seconds"])]
+            for row in found["parked_deliveries"]
+        ]
+        parts += [Text(), table(None, ["consumer", "parked", "to be tried again", "oldest"], rows)]
     return Group(*parts)
 
 
@@ -140,11 +147,14 @@ def dead(rows: Iterable[Row]) -> Table:
 
 
 def parked(rows: Iterable[Row]) -> Table:
-    """Return the table of `outbox parked`."""
-    columns = ["relay", "id", "topic", "key", "payload", "reason", ""]
+    """Return the table of `outbox parked`. `times` is how often a consumer was delivered a message and parked it."""
+    now = datetime.now(UTC)
+    columns = ["parked by", "id", "topic", "key", "message", "age", "times", "reason", ""]
     return table(
         None, columns,
-        [[*(row[name] for name in columns[:-1]), "to be sent again" if row["retry"] else ""] for row in rows],
+        [[inspect.parked_by(row), row["id"], row["topic"], row["key"], row["message_id"],
+          age((now - row["parked_at"]).total_seconds()), row["deliveries"], row["reason"],
+          "to be tried again" if row["retry"] else ""] for row in rows],
     )  # fmt: skip
 
 

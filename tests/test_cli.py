@@ -306,7 +306,7 @@ def test_status_shows_where_everything_is(outbox: Outbox, shop: Conn) -> None:
 
 def test_status_json_is_one_document(outbox: Outbox, shop: Conn) -> None:
     found = outbox("status", "--json").json
-    assert found.keys() == {"overview", "workers", "relays"}
+    assert found.keys() == {"overview", "workers", "relays", "parked_deliveries"}
     standing = {row["status"]: row["workflows"] for row in found["overview"]}
     assert standing == {
         "RECEIVED": 1, "ENRICHED": 1, "WAITING_FOR_REVIEW": 1, "APPROVED": 0, "COMPLETED": 1, "REJECTED": 0,
@@ -316,7 +316,7 @@ def test_status_json_is_one_document(outbox: Outbox, shop: Conn) -> None:
 
 def test_status_of_an_empty_database_says_so(outbox: Outbox) -> None:
     assert "no pipeline is deployed here" in outbox("status").out
-    assert outbox("status", "--json").json == {"overview": [], "workers": [], "relays": []}
+    assert outbox("status", "--json").json == {"overview": [], "workers": [], "relays": [], "parked_deliveries": []}
 
 
 RELAY = """INSERT INTO outbox.relays (name, cluster, window_start, owner, target, relayed, trouble, updated_at)
@@ -324,6 +324,9 @@ VALUES (%s, (SELECT c.system_identifier::text FROM pg_control_system() AS c), '3
         now() - %s::interval)"""
 PARKED = """INSERT INTO outbox.parked_messages (relay, id, message_id, topic, key, payload, created_at, reason)
 VALUES (%s, %s, outbox.uuid7(), 't', 'k', '{"n": 1}', now(), 'unroutable: 312 NO_ROUTE')"""
+
+DELIVERY = """INSERT INTO outbox.parked_deliveries (consumer, queue, message_id, topic, body, headers, reason, deliveries, digest)
+VALUES (%s, 'q', %s, %s, %s, %s, %s, %s, decode(replace(outbox.uuid7()::text, '-', ''), 'hex'))"""
 
 
 def test_status_shows_each_relay_with_its_lag_its_trouble_and_whether_it_runs(outbox: Outbox, shop: Conn) -> None:
@@ -388,7 +391,8 @@ def test_status_watch_redraws_on_a_terminal_and_ctrl_c_ends_it_quietly(outbox: O
 
 def test_status_watch_into_a_pipe_ends_on_ctrl_c_too(outbox: Outbox, shop: Conn) -> None:
     asked = (
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox cli' AND query LIKE '%outbox.relays%'"
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE application_name = 'outbox cli' AND state = 'idle' AND query LIKE '%outbox.parked_deliveries%'"
     )
     with outbox.process("status", "--watch") as process:
         wait_for(lambda: value(shop, asked), what="it has looked once")
@@ -595,20 +599,96 @@ def dsns_of(port: int, password: str = CANARY, extra: str = "") -> list[str]:
 # relay and parked
 
 
+def rows_of(said: str) -> list[list[str]]:
+    return [line.split() for line in said.splitlines()[1:]]
+
+
 def test_parked_lists_and_retries_by_relay_and_id(outbox: Outbox, conn: Conn) -> None:
     assert outbox("parked").out == "no message is parked\n"
     assert outbox("parked", "--json").json == []
     for relay, number in (("a", 1), ("a", 2), ("b", 1)):
         conn.execute(PARKED, (relay, number))
-    assert [line.split()[:2] for line in outbox("parked").out.splitlines()[1:]] == [["a", "1"], ["a", "2"], ["b", "1"]]
-    assert outbox("parked", "--relay", "a", "--retry", "1").out == "1 messages are sent again\n"
+    assert [words[:3] for words in rows_of(outbox("parked").out)] == [
+        ["relay", "a", "1"], ["relay", "a", "2"], ["relay", "b", "1"],
+    ]  # fmt: skip
+    assert outbox("parked", "--relay", "a", "--retry", "1").out == "1 messages are tried again\n"
     (again, rest) = outbox("parked", "--relay", "a", "--json").json
     assert (again["id"], again["retry"], rest["id"], rest["retry"]) == (1, True, 2, False)
-    assert (rest["topic"], rest["key"], rest["payload"]) == ("t", "k", {"n": 1})
+    assert (rest["relay"], rest["topic"], rest["key"], rest["payload"]) == ("a", "t", "k", {"n": 1})
     assert rest["reason"] == "unroutable: 312 NO_ROUTE"
-    assert "to be sent again" in outbox("parked").out
-    assert outbox("parked", "--retry").out == "2 messages are sent again\n"
+    assert "to be tried again" in outbox("parked").out
+    assert outbox("parked", "--retry").out == "2 messages are tried again\n"
     assert "goes with --retry" in outbox("parked", "1", code=2).err
+
+
+def test_parked_lists_and_retries_what_consumers_could_not_handle(outbox: Outbox, conn: Conn) -> None:
+    conn.execute(PARKED, ("a", 7))
+    message = str(value(conn, "SELECT outbox.uuid7()"))
+    conn.execute(DELIVERY, ("crm", message, "t.1", b'{"n": 1}', '{"cloudEvents_subject": "k1"}', "ValueError: no", 3))
+    conn.execute(DELIVERY, ("crm", "no id", "t.2", b"\xff\x1b[31m", '{"cloudEvents:subject": "k2"}', "no UUID", 1))
+    conn.execute(DELIVERY, ("app", None, "t.3", b"", '{"cloudEvents_subject": 4}', "[red]no UUID\x1b[31m", 1))
+    said = outbox("parked").out
+    relay, app, first, second = rows_of(said)
+    assert (relay[:3], app[:3]) == (["relay", "a", "7"], ["consumer", "app", "3"])
+    assert first[:5] == ["consumer", "crm", "1", "t.1", "k1"]
+    assert message in said
+    assert first[-3:] == ["3", "ValueError:", "no"], "how often it was delivered, and the reason"
+    assert second[:5] == ["consumer", "crm", "2", "t.2", "k2"]
+    assert app[-2:] == ["[red]no", "UUID\\x1b[31m"], "what others sent does nothing to the terminal"
+
+    one, two = outbox("parked", "--consumer", "crm", "--json").json
+    assert (one["consumer"], one["relay"], one["queue"], one["key"]) == ("crm", None, "q", "k1")
+    assert (one["message_id"], one["topic"], one["body"], one["payload"]) == (message, "t.1", '{"n": 1}', None)
+    assert (one["headers"], one["deliveries"]) == ({"cloudEvents_subject": "k1"}, 3)
+    assert two["body"] == "\N{REPLACEMENT CHARACTER}\x1b[31m"
+    assert [row["id"] for row in outbox("parked", "--relay", "a", "--json").json] == [7]
+    assert outbox("parked", "--consumer", "a").out == "no message is parked\n"
+
+    assert outbox("parked", "--retry", "2").out == "1 messages are tried again\n"
+    assert outbox("parked", "--retry", "2").out == "1 messages are tried again\n", "it waits for that already"
+    assert outbox("parked", "--retry", "--consumer", "crm").out == "1 messages are tried again\n"
+    assert outbox("parked", "--retry", "--consumer", "crm").out == "0 messages are tried again\n"
+    waiting = [(row["relay"] or row["consumer"], row["retry"]) for row in outbox("parked", "--json").json]
+    assert waiting == [("a", False), ("app", False), ("crm", True), ("crm", True)]
+    assert outbox("parked", "--retry").out == "2 messages are tried again\n"
+    assert "exclude each other" in outbox("parked", "--relay", "a", "--consumer", "crm", code=2).err
+
+
+def test_an_id_that_is_not_parked_or_is_that_of_several_is_an_error_and_nothing_is_tried_again(
+    outbox: Outbox, conn: Conn
+) -> None:
+    for relay, number in (("a", 1), ("b", 1), ("b", 3)):
+        conn.execute(PARKED, (relay, number))
+    for n in (1, 2):
+        conn.execute(DELIVERY, ("crm", None, "t", b"", "{}", "no UUID", n))
+    assert outbox.fails("parked", "--retry", "9") == "outbox: nothing with the id 9 is parked"
+    assert outbox.fails("parked", "--retry", "2", "9", "3") == "outbox: nothing with the id 9 is parked"
+    assert outbox.fails("parked", "--retry", "--relay", "a", "3").endswith("id 3 is parked by relay a")
+    assert outbox.fails("parked", "--retry", "--consumer", "x", "2").endswith("id 2 is parked by consumer x")
+    several = "outbox: 1 is parked by relay a, relay b, consumer crm: say whose with --relay or --consumer"
+    assert outbox.fails("parked", "--retry", "2", "1") == several
+    assert "--help" in outbox("parked", "--retry", "0", code=2).err
+    assert not any(row["retry"] for row in outbox("parked", "--json").json)
+    assert outbox("parked", "--retry", "3", "2", "2").out == "2 messages are tried again\n"
+    assert outbox("parked", "--retry", "--consumer", "crm", "1").out == "1 messages are tried again\n"
+    assert [row["retry"] for row in outbox("parked", "--json").json] == [False, False, True, True, True]
+
+
+def test_status_shows_what_consumers_have_parked(outbox: Outbox, conn: Conn) -> None:
+    assert "to be tried again" not in outbox("status").out
+    for consumer in ("crm", "crm", "app"):
+        conn.execute(DELIVERY, (consumer, None, "t", b"", "{}", "no UUID", 1))
+    conn.execute(
+        "UPDATE outbox.parked_deliveries SET parked_at = now() - interval '3 hours', retry = true WHERE id = 2"
+    )
+    lines = [line.split() for line in outbox("status").out.splitlines()]
+    assert lines[-3:] == [
+        ["consumer", "parked", "to", "be", "tried", "again", "oldest"], ["app", "1", "0", "0s"], ["crm", "2", "1", "3h"],
+    ]  # fmt: skip
+    app, crm = outbox("status", "--json").json["parked_deliveries"]
+    assert (app["consumer"], app["parked"], app["to_retry"]) == ("app", 1, 0)
+    assert (crm["consumer"], crm["parked"], crm["to_retry"]) == ("crm", 2, 1)
+    assert crm["oldest_seconds"] >= 3 * 3600
 
 
 def test_a_relay_is_forgotten_with_what_it_has_parked_unless_it_runs(outbox: Outbox, conn: Conn) -> None:
@@ -698,6 +778,8 @@ def test_the_password_is_never_shown_by_what_succeeds(strict_server: PostgresSer
             outbox("submit", "--pipeline", "posts", input='{"entity_id": "a"}\n{"entity_id": "b"}'),
             outbox("status", "--json"),
             outbox("show", "a"),
+            outbox("parked", "--json"),
+            outbox("parked", "--retry", "9", code=1),
             outbox("doctor", code=1),
             outbox("set-status", "a", "NOWHERE", code=1),
         ]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from broker import channel
 from cli_reference import reference
+from commands import Outbox
 from conftest import OWNER
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
 from pipelines import status_of, value
@@ -29,6 +33,7 @@ def blocks(text: str) -> list[Block]:
 
 BEFORE, RABBITMQ, AFTER = re.split(r"^(## Messages to RabbitMQ.*?)(?=^## )", README, flags=re.DOTALL | re.MULTILINE)
 BLOCKS = blocks(BEFORE + AFTER)
+INBOX_BLOCKS = blocks((ROOT / "docs" / "inbox.md").read_text(encoding="utf-8"))
 
 
 def test_cli_md_is_what_the_help_says() -> None:
@@ -162,3 +167,60 @@ def check_what_has_happened(conn: psycopg.Connection[Any]) -> None:
         "a fair point, answer it",
         "not ours to answer",
     ]
+
+
+# docs/inbox.md: the SQL says as whom; Python and the consumer work as crm_app.
+
+
+@pytest.fixture
+def inbox(admin_dsn: str, tmp_path: Path) -> Iterator[Reader]:
+    """Type all blocks but the commands; crm.py is written and not run."""
+    reader = Reader(admin_dsn.replace("postgres@", "crm_app@"), tmp_path)
+    try:
+        for language, text in INBOX_BLOCKS:
+            if language == "sql":
+                whose = {"-- as the owner of the schema outbox": admin_dsn, "-- as crm_app": reader.dsn}
+                Reader(whose[text.partition("\n")[0]], tmp_path).type(language, text)
+            elif language == "python":
+                reader.type(language, text)
+        yield reader
+    finally:
+        with psycopg.connect(admin_dsn, autocommit=True) as admin:
+            admin.execute("DROP OWNED BY crm_app; DROP ROLE crm_app")
+
+
+def test_what_inbox_md_says_works_as_printed(inbox: Reader, conn: psycopg.Connection[Any], admin_dsn: str) -> None:
+    with psycopg.connect(admin_dsn) as admin:
+        effects = admin.execute("SELECT entity_id, sentiment FROM crm ORDER BY entity_id").fetchall()
+    assert effects == [("post_17", -1.0), ("post_18", 1.0)]
+    assert value(conn, "SELECT outbox.inbox_oldest() BETWEEN now() - interval '91 days' AND now() - interval '90 days'")
+
+
+def test_the_consumer_of_inbox_md_needs_no_more_than_it_is_granted(
+    inbox: Reader, conn: psycopg.Connection[Any], dsn: str, outbox: Outbox, amqp: str
+) -> None:
+    with channel(amqp) as opened:
+        opened.exchange_declare("shop", "topic", durable=True)
+        opened.queue_declare("crm", durable=True)
+        opened.queue_bind("crm", "shop", "posts.#")
+        opened.basic_publish("shop", "posts.odd", b"no JSON")
+    conn.execute("INSERT INTO outbox.messages (topic, key, payload) VALUES ('posts.enriched', 'post_19', %s)",
+                 ['{"sentiment": 0.5}'])  # fmt: skip
+    outbox("relay", "--exchange", "shop", "--drain", env={"OUTBOX_AMQP_URL": amqp})
+    consumer = Process(["crm.py"], {**inbox.env, "OUTBOX_AMQP_URL": amqp}, inbox.folder, cwd=inbox.folder)
+    try:
+        with psycopg.connect(dsn.replace(f"{OWNER}@", "postgres@"), autocommit=True) as admin:
+            handled = "SELECT sentiment FROM crm WHERE entity_id = 'post_19'"
+            wait_for(lambda: admin.execute(handled).fetchall() == [(0.5,)], what="it is handled")
+        wait_for(
+            lambda: value(conn, "SELECT count(*) FROM outbox.parked_deliveries") == 1, what="the odd one is parked"
+        )
+        for language, text in INBOX_BLOCKS:
+            if language == "sh":
+                Reader(dsn, inbox.folder).type(language, text)
+        retried = "SELECT deliveries FROM outbox.parked_deliveries WHERE consumer = 'crm' AND NOT retry"
+        wait_for(lambda: conn.execute(retried).fetchall() == [(2,)], what="it was tried again")
+        consumer.send(signal.SIGTERM)
+        assert consumer.wait() == 0, consumer.text()
+    finally:
+        consumer.end()

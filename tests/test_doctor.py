@@ -317,6 +317,26 @@ def test_parked_messages_are_found_for_each_relay(outbox: Outbox, shop: Conn) ->
     assert "outbox parked --retry" in outbox("doctor").out
 
 
+def test_what_consumers_have_parked_is_found_and_whether_it_only_waits_for_the_consumer(
+    outbox: Outbox, shop: Conn
+) -> None:
+    shop.execute(
+        "INSERT INTO outbox.parked_deliveries (consumer, queue, body, headers, reason, digest) "
+        "SELECT c, 'q', '', '{}', 'no', int4send(n) FROM generate_series(1, 2) AS n, unnest('{crm,app}'::text[]) AS c"
+    )
+    shop.execute("UPDATE outbox.parked_deliveries SET retry = consumer = 'crm' OR digest = int4send(1)")
+    assert troubles(outbox) == [
+        ("warn", "consumer app has parked 2 messages, 1 of them to be tried again when it runs"),
+        ("warn", "consumer crm has parked 2 messages, 2 of them to be tried again when it runs"),
+    ]
+    advice = " ".join(outbox("doctor").out.split())
+    assert "outbox parked --consumer app --retry" in advice
+    assert "start consumer crm: it takes them within seconds" in advice
+    assert "outbox parked --consumer crm" not in advice
+    shop.execute("DELETE FROM outbox.parked_deliveries")
+    assert troubles(outbox) == []
+
+
 def test_messages_that_nobody_relays_are_told_and_are_a_trouble_when_they_are_old_or_many(
     outbox: Outbox, shop: Conn, admin_dsn: str
 ) -> None:

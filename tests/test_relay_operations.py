@@ -18,7 +18,7 @@ from pipelines import value
 from servers import PostgresServer, Process, wait_for
 from test_relay import bind, check_order, first_of_each, take, write
 
-from outbox import migrations, ring
+from outbox import Backoff, Consumer, Delivery, migrations, ring
 
 Conn = psycopg.Connection[Any]
 Start = Callable[..., Process]
@@ -300,6 +300,50 @@ def test_in_strict_mode_a_retried_message_waits_for_earlier_ones_of_its_key(
     wait_for(lambda: passed(conn))
     assert ns(take(amqp)) == [2, 3, 4]
     assert relay.running
+
+
+def test_what_a_consumer_has_parked_is_handled_when_a_person_wants_it_tried_again(
+    conn: Conn, dsn: str, outbox: Outbox, start: Start, amqp: str
+) -> None:
+    conn.execute("CREATE TABLE outbox.effects (n int)")
+    well = False
+
+    async def handler(delivery: Delivery) -> None:
+        if not well:
+            raise ValueError("no such customer")
+        await delivery.connection.execute("INSERT INTO outbox.effects VALUES (%s)", [delivery.payload["n"]])
+
+    async def run() -> None:
+        nonlocal well
+        consumer = Consumer(
+            "q",
+            handler,
+            consumer="crm",
+            dsn=dsn,
+            amqp_url=amqp,
+            exchange="x",
+            topics=["t.#"],
+            retry=Backoff(attempts=1),
+        )
+        running = asyncio.create_task(consumer.run())
+        await asyncio.to_thread(wait_for, lambda: outbox("parked", "--json").json, what="it is parked")
+        (parked,) = outbox("parked", "--json").json
+        assert (parked["consumer"], parked["topic"], parked["key"]) == ("crm", "t.1", "k")
+        assert parked["message_id"] == str(value(conn, "SELECT message_id FROM outbox.messages"))
+        assert "no such customer" in parked["reason"]
+        well = True
+        assert outbox("parked", "--retry", str(parked["id"])).out == "1 messages are tried again\n"
+        await asyncio.to_thread(wait_for, lambda: not outbox("parked", "--json").json, what="it is handled")
+        consumer.stop()
+        await running
+
+    bind(amqp, "t.#")
+    conn.execute(MESSAGE, ("t.1", 1))
+    assert start("--drain").wait() == 0
+    asyncio.run(run())
+    assert value(conn, "SELECT array_agg(n) FROM outbox.effects") == [1]
+    assert queue_depth(amqp, "q") == 0
+    assert outbox.fails("parked", "--retry", "1") == "outbox: nothing with the id 1 is parked"
 
 
 # A transaction that stays open.

@@ -1,4 +1,4 @@
-"""Messages on their way out: `outbox relay` hands them on, `outbox parked` shows what could not go."""
+"""Messages on their way out: `outbox relay` hands them on, `outbox parked` shows what could not go or be handled."""
 
 from __future__ import annotations
 
@@ -137,21 +137,31 @@ def _publisher(found: settings.Settings, **options: Any) -> Target:
 
 
 @click.command()
-@click.argument("ids", type=int, nargs=-1, metavar="[ID]...")
-@click.option("--retry", is_flag=True, help="Have them sent again by their relay: those with these IDs, or all.")
-@click.option("--relay", "relay_name", metavar="NAME", help="Only of this relay.")
+@click.argument("ids", type=click.IntRange(1, 2**63 - 1), nargs=-1, metavar="[ID]...")
+@click.option("--retry", is_flag=True, help="Have them tried again by who parked them: those with these IDs, or all.")
+@click.option("--relay", "relay_name", metavar="NAME", help="Only what this relay could not send.")
+@click.option("--consumer", metavar="NAME", help="Only what this consumer could not handle.")
 @json_option
 @click.pass_obj
-def parked(found: settings.Settings, ids: tuple[int, ...], retry: bool, relay_name: str | None, as_json: bool) -> None:
-    """List the messages that could not be sent, with the reason; or have them sent again."""
+def parked(
+    found: settings.Settings, ids: tuple[int, ...], retry: bool, relay_name: str | None, consumer: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """List what relays could not send and consumers could not handle; or have it tried again.
+
+    An ID is that of one relay or consumer: where several have the same, say whose with --relay or --consumer.
+    """
     if ids and not retry:
         raise click.UsageError("an ID goes with --retry")
+    if relay_name is not None and consumer is not None:
+        raise click.UsageError("--relay and --consumer exclude each other")
     with database(found) as conn:
         migrations.require(conn)
         if retry:
-            click.echo(f"{inspect.retry_parked(conn, relay_name, list(ids) or None)} messages are sent again")
+            tried = inspect.retry_parked(conn, relay=relay_name, consumer=consumer, ids=ids)
+            click.echo(f"{tried} messages are tried again")
             return
-        rows = inspect.parked(conn, relay_name)
+        rows = inspect.parked(conn, relay=relay_name, consumer=consumer)
     if as_json:
         screen.echo_json(rows)
     elif rows:

@@ -85,6 +85,11 @@ SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 secon
         ORDER BY m.xid LIMIT 1)
 FROM outbox.relays AS r ORDER BY r.name;
 
+-- name: parked_deliveries
+-- What each consumer has parked, and how much of it a person wants tried again: a running consumer takes it within seconds.
+SELECT p.consumer, count(*), count(*) FILTER (WHERE p.retry)
+FROM outbox.parked_deliveries AS p GROUP BY p.consumer ORDER BY p.consumer;
+
 -- name: messages_kept
 -- What lies in the log: about how many (as of the last analyze) and how old the first one is.
 SELECT (SELECT sum(greatest(c.reltuples, 0)) FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid

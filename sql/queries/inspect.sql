@@ -107,16 +107,51 @@ WITH found AS (
 )
 SELECT EXISTS (SELECT FROM found) AS found, EXISTS (SELECT FROM gone) AS gone, (SELECT count(*) FROM parked) AS parked;
 
+-- name: parked_deliveries
+-- What each consumer has parked. One that has parked nothing is in no row: consumers leave no other trace.
+SELECT p.consumer, count(*) AS parked, count(*) FILTER (WHERE p.retry) AS to_retry,
+       extract(epoch FROM now() - min(p.parked_at))::float8 AS oldest_seconds
+FROM outbox.parked_deliveries AS p
+GROUP BY p.consumer
+ORDER BY p.consumer;
+
 -- name: parked
-SELECT p.relay, p.id, p.message_id, p.topic, p.key, p.payload, p.headers, p.reason, p.retry, p.created_at, p.parked_at
+-- What relays could not send, then what consumers could not handle, of each the first one first. A delivery's body is
+-- what came, whatever it is; its key is where a relay writes it.
+SELECT p.relay, NULL AS consumer, p.id, p.message_id::text, p.topic, p.key, p.payload, NULL::bytea AS body, p.headers,
+       NULL AS queue, NULL::integer AS deliveries, p.reason, p.retry, p.created_at, p.parked_at
 FROM outbox.parked_messages AS p
-WHERE %(relay)s::text IS NULL OR p.relay = %(relay)s
-ORDER BY p.relay, p.id
+WHERE %(consumer)s::text IS NULL AND (%(relay)s::text IS NULL OR p.relay = %(relay)s)
+UNION ALL
+SELECT NULL, d.consumer, d.id, d.message_id, d.topic,
+       coalesce(d.headers ->> 'cloudEvents_subject', d.headers ->> 'cloudEvents:subject'), NULL, d.body, d.headers,
+       d.queue, d.deliveries, d.reason, d.retry, NULL, d.parked_at
+FROM outbox.parked_deliveries AS d
+WHERE %(relay)s::text IS NULL AND (%(consumer)s::text IS NULL OR d.consumer = %(consumer)s)
+ORDER BY consumer NULLS FIRST, relay, id
 LIMIT %(limit)s;
 
 -- name: parked_retry
--- Has parked messages sent again by their relay: those with these ids, or (null) all.
-UPDATE outbox.parked_messages AS p SET retry = true
-WHERE (%(relay)s::text IS NULL OR p.relay = %(relay)s) AND (%(ids)s::bigint[] IS NULL OR p.id = ANY (%(ids)s::bigint[]))
-  AND NOT p.retry
-RETURNING p.id;
+-- Has what is parked tried again by who parked it: those with these ids, or (null) all. Returns those with the ids,
+-- whether they wait for it already or not, or all that didn't. Writes parked_messages, parked_deliveries; what waits
+-- already is not touched: its relay or consumer may have it in hand.
+WITH found AS (
+    SELECT p.relay, NULL AS consumer, p.id, p.retry
+    FROM outbox.parked_messages AS p
+    WHERE %(consumer)s::text IS NULL AND (%(relay)s::text IS NULL OR p.relay = %(relay)s)
+    UNION ALL
+    SELECT NULL, d.consumer, d.id, d.retry
+    FROM outbox.parked_deliveries AS d
+    WHERE %(relay)s::text IS NULL AND (%(consumer)s::text IS NULL OR d.consumer = %(consumer)s)
+), chosen AS MATERIALIZED (
+    SELECT f.relay, f.consumer, f.id
+    FROM found AS f
+    WHERE CASE WHEN %(ids)s::bigint[] IS NULL THEN NOT f.retry ELSE f.id = ANY (%(ids)s::bigint[]) END
+), messages AS (
+    UPDATE outbox.parked_messages AS p SET retry = true
+    FROM chosen AS c WHERE p.relay = c.relay AND p.id = c.id AND NOT p.retry
+), deliveries AS (
+    UPDATE outbox.parked_deliveries AS d SET retry = true
+    FROM chosen AS c WHERE d.consumer = c.consumer AND d.id = c.id AND NOT d.retry
+)
+SELECT c.relay, c.consumer, c.id FROM chosen AS c ORDER BY c.id, c.consumer NULLS FIRST, c.relay;
