@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -171,8 +170,8 @@ def findings(found: Iterable[Finding]) -> Table:
 
 
 def watch(draw: Callable[[], RenderableType]) -> None:
-    """Draw again every second until Ctrl-C."""
-    with Live(draw(), console=console(), refresh_per_second=4) as live, suppress(KeyboardInterrupt):
+    """Draw again every second until Ctrl-C, which is raised."""
+    with Live(draw(), console=console(), refresh_per_second=4) as live:
         while True:
             time.sleep(1)
             live.update(draw())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 import click
 
@@ -18,7 +19,8 @@ def status(found: settings.Settings, as_json: bool, watch: bool) -> None:
     """Show how many workflows stand where, what waits, runs and is dead, and the workers."""
     if watch and as_json:
         raise click.UsageError("--watch and --json exclude each other")
-    with database(found) as conn:
+    # Ctrl-C may meet a query: it passes through the connection, which is closed for it.
+    with suppress(*[KeyboardInterrupt] * watch), database(found) as conn:
         migrations.require(conn)
         if as_json:
             screen.echo_json(inspect.status(conn))
