@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -35,9 +36,9 @@ def retry(attempts: int) -> Backoff:
 chaos = Pipeline("chaos", data=Data, initial="NEW", final={"DONE", "REJECTED", "CANCELLED"})
 
 
-def trouble(kind: type[Exception] = RuntimeError) -> None:
+def trouble(failing: Callable[[str], Exception] = RuntimeError) -> None:
     if random.random() < TROUBLE:
-        raise kind()
+        raise failing("words that Postgres can't store: \0")
 
 
 class World:
@@ -63,7 +64,7 @@ world = World()
 @chaos.stage("check", on="NEW", running="CHECKING", to="CHECKED", retry=retry(12), timeout=10, concurrency=50)
 async def check(run: Run[Data]) -> Data:
     await asyncio.sleep(random.random() * 0.02)
-    trouble(Retry)
+    trouble(lambda words: Retry(message=words))
     killpoints.passing("K2")
     await world.write(run)
     trouble()

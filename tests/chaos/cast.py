@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,15 @@ from servers import PostgresServer
 from outbox import deploy, migrations
 
 from .app import chaos
-from .consumer import EXCHANGE
+from .consumer import EXCHANGE as BEHIND
 from .proxy import Proxy
 from .wal import Decoder
 
 TESTS = Path(__file__).parent.parent
 DATABASE, OWNER = "chaos", "outbox_owner"
 WITNESS = "chaos_witness"
+EXCHANGE = "chaos"
+"""Where relays publish. What consumers and the witness bind to is behind it, by one binding that a fault may cut."""
 LEASE = 4.0
 KILL_POINTS = {"worker": ("K1", "K2", "K3", "K4", "K5", "K7", "K8"), "relay": ("K9", "K10"), "consumer": ("K13",)}
 """Of each kind of process, where it may be told to kill itself."""
@@ -55,6 +59,8 @@ class Config:
     faults: tuple[str, ...] = ()
     server: dict[str, str] = field(default_factory=dict)
     mutant: str | None = None
+    broken: Callable[[psycopg.Connection[Any]], None] = lambda conn: None
+    """What a mutant does to the database."""
 
 
 @dataclass(slots=True)
@@ -93,9 +99,7 @@ class Cast:
         self.roles: list[Role] = []
         self.deaths: list[Death] = []
         self.exits: list[str] = []  # of processes that nobody had killed
-        self.not_started = (
-            0  # those that found no server when they began: they say so, and whoever started them tries again
-        )
+        self.not_started = 0  # found no server when they began: they say so, and whoever started them tries again
         self.deadly = 0.0  # how many of the processes that are started are told to kill themselves
         self.clients: subprocess.Popen[bytes] | None = None
         self._watching = True
@@ -115,12 +119,15 @@ class Cast:
         migrations.apply(self.direct)
         with psycopg.connect(self.direct, autocommit=True) as conn:
             deploy.deploy(conn, chaos)
+            self.config.broken(conn)
         self.decoder = Decoder(self.postgres.dsn(DATABASE))
         self.decoder.make_slot()
         with channel(self.broker.url) as opened:
-            opened.exchange_declare(EXCHANGE, "topic", durable=True)
+            for exchange in (EXCHANGE, BEHIND):
+                opened.exchange_declare(exchange, "topic", durable=True)
+            opened.exchange_bind(BEHIND, EXCHANGE, "#")
             opened.queue_declare(WITNESS, durable=True)
-            opened.queue_bind(WITNESS, EXCHANGE, "#")
+            opened.queue_bind(WITNESS, BEHIND, "#")
         self.to_postgres, self.to_broker = Proxy(self.postgres.port), Proxy(self.broker.port)
 
     def admin(self) -> psycopg.Connection[Any]:
@@ -139,6 +146,12 @@ class Cast:
     @property
     def amqp(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.to_broker.port}/%2F?heartbeat=3"
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[Any]:
+        """What binds the exchange behind to the one that relays publish to: a channel, and the two names."""
+        with channel(self.broker.url) as opened:
+            yield opened, BEHIND, EXCHANGE
 
     # The processes.
 

@@ -22,6 +22,9 @@ from .app import Data, chaos
 
 KEYS = 50
 MESSAGE = "INSERT INTO outbox.messages (topic, key, payload, workflow_id) VALUES (%s, %s, %s, %s)"
+REFUSED = {"DONE": "SHIPPED", "REJECTED": "APPROVED", "CANCELLED": "NEW", "REVIEW": "SHIPPED", "CHECKED": "DONE"}
+"""What nobody may do; clients try it all the same."""
+
 MINE = """
     SELECT w.id, w.entity_id, w.current_status FROM outbox.workflow_states AS w
     WHERE w.pipeline = 'chaos' AND w.entity_id = ANY (%s)
@@ -86,6 +89,9 @@ class Client:
         rows = await (await conn.execute(MINE, (self.open,))).fetchall()
         self.random.shuffle(rows)
         for id_, entity, status in rows:
+            if status in REFUSED and self.random.random() < 0.01:
+                to = REFUSED[status]
+                return await self.call("change", entity, to, self.changing(id_, entity, status, to))
             cancels = status in ("CHECKED", "APPROVED", "SHIPPED")
             if status == "REVIEW" or (cancels and self.random.random() < 0.1):
                 to = self.random.choice(["APPROVED", "REJECTED"]) if status == "REVIEW" else "CANCELLED"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from .cast import Config
 
-PROCESSES = ("kill-points", "kill-9", "deploy", "freeze")
-POSTGRES = ("postgres-restart", "sessions")
+PROCESSES = ("kill-points", "kill-9", "deploy", "freeze", "buried")
+POSTGRES = ("postgres-restart", "postgres-kill", "sessions", "notify-lost")
 NETWORK = ("cut-at-commit", "black-hole", "half-open", "broker-lines")
-BROKER = ("broker-restart", "broker-frozen", "broker-alarm", "broker-refuses")
+BROKER = ("broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound")
 
 CONFIGS = (
     Config("kill-points", faults=("kill-points",)),

@@ -7,7 +7,7 @@ import logging
 
 from outbox import Delivery, consume
 
-QUEUE, EXCHANGE = "chaos_consumer", "chaos"
+QUEUE, EXCHANGE = "chaos_consumer", "chaos_behind"
 
 
 async def record(delivery: Delivery) -> None:

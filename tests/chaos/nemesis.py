@@ -71,6 +71,14 @@ def postgres_restart(cast: Cast, dice: random.Random) -> Iterator[float]:
         yield dice.uniform(0.5, 3.0)
 
 
+def postgres_kill(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """The postmaster is killed, and all its processes with it, in the middle of what they do."""
+    yield dice.uniform(2.0, 4.0)
+    cast.postgres.kill()
+    yield 0.2
+    cast.postgres.start()
+
+
 def sessions(cast: Cast, dice: random.Random) -> Iterator[float]:
     """Random sessions of ours are terminated, or their statement is cancelled, five a second."""
     for _ in range(20):
@@ -82,6 +90,38 @@ def sessions(cast: Cast, dice: random.Random) -> Iterator[float]:
         with contextlib.suppress(psycopg.Error), cast.admin() as admin:
             admin.execute(victim.encode())
         yield 0.2
+
+
+def buried(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Workers are taken for dead while their handlers live: their beat is set back, or their row deleted by hand."""
+    chosen = "(SELECT id FROM outbox.workers ORDER BY random() LIMIT 1)"
+    for _ in range(5):
+        back = f"UPDATE outbox.workers SET beat_at = beat_at - interval '1 hour' WHERE id = {chosen}"
+        gone = f"DELETE FROM outbox.workers WHERE id = {chosen}"
+        with contextlib.suppress(psycopg.Error), cast.admin() as admin:
+            admin.execute((back if dice.random() < 0.7 else gone).encode())
+        yield dice.uniform(0.3, 2.0)
+
+
+NOTIFYING = """
+    SELECT pg_get_functiondef(p.oid) FROM pg_proc AS p
+    WHERE p.pronamespace = 'outbox'::regnamespace AND p.prosrc LIKE '%pg_notify(%'
+"""
+
+
+def notify_lost(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Nobody is notified of anything."""
+    with cast.admin() as admin:
+        notifying = [row[0] for row in admin.execute(NOTIFYING.encode())]
+        assert notifying, "nothing notifies: this fault does nothing"
+        for definition in notifying:
+            admin.execute(definition.replace("pg_notify(", "concat(").encode())
+    try:
+        yield dice.uniform(3.0, 8.0)
+    finally:
+        with cast.admin() as admin:
+            for definition in notifying:
+                admin.execute(definition.encode())
 
 
 def cut_at_commit(cast: Cast, dice: random.Random) -> Iterator[float]:
@@ -154,6 +194,17 @@ def broker_refuses(cast: Cast, dice: random.Random) -> Iterator[float]:
         cast.broker.ctl("clear_policy", "full")
 
 
+def broker_unbound(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """No queue is bound: what is published goes nowhere."""
+    with cast.exchange() as (channel, behind, exchange):
+        channel.exchange_unbind(behind, exchange, "#")
+    try:
+        yield dice.uniform(1.0, 3.0)
+    finally:
+        with cast.exchange() as (channel, behind, exchange):
+            channel.exchange_bind(behind, exchange, "#")
+
+
 def broker_lines(cast: Cast, dice: random.Random) -> Iterator[float]:
     """Lines to the broker are reset, or silent."""
     for _ in range(3):
@@ -167,12 +218,16 @@ def broker_lines(cast: Cast, dice: random.Random) -> Iterator[float]:
 FAULTS: dict[str, Fault] = {
     fault.__name__.replace("_", "-"): fault
     for fault in (
-        kill_points, kill_9, deploy, freeze, postgres_restart, sessions, cut_at_commit, black_hole, half_open,
-        broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_lines,
+        kill_points, kill_9, deploy, freeze, buried, postgres_restart, postgres_kill, sessions, notify_lost,
+        cut_at_commit, black_hole, half_open,
+        broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_unbound, broker_lines,
     )
 }  # fmt: skip
 # Two of these at once would undo each other's harm, or fail by themselves.
-SAME = [{"postgres-restart", "sessions"}, {"broker-restart", "broker-frozen", "broker-alarm", "broker-refuses"}]
+SAME = [
+    {"postgres-restart", "postgres-kill", "sessions", "buried", "notify-lost"},
+    {"broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound"},
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,14 @@ class Result:
 
 
 def run(
-    config: Config, *, seconds: float, seed: int, rate: float, trouble: float = 0.03, keep: Path | None = None
+    config: Config,
+    *,
+    seconds: float,
+    seed: int,
+    rate: float,
+    trouble: float = 0.03,
+    drain: float = DRAIN,
+    keep: Path | None = None,
 ) -> Result:
     """Run one configuration and check it. With `keep`, logs of a run that isn't clean are moved there."""
     folder = Path(tempfile.mkdtemp(prefix="chaos", dir="/tmp"))
@@ -91,7 +98,7 @@ def run(
         cast.stop_clients()
         say("healed; what is due is to be done")
         healed = time.time()
-        left = _drain(cast, tap)
+        left = _drain(cast, tap, drain)
         drained = time.time() - healed
         say(f"drained after {drained:.1f} s" if not left else f"not drained: {', '.join(left)}")
         cast.end()
@@ -115,9 +122,9 @@ def run(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _drain(cast: Cast, tap: Tap) -> list[str]:
+def _drain(cast: Cast, tap: Tap, seconds: float) -> list[str]:
     """Wait until nothing is due; return what still is at the deadline."""
-    deadline = time.time() + DRAIN
+    deadline = time.time() + seconds
     left = ["nobody could be asked"]
     while left and time.time() < deadline:
         time.sleep(0.3)

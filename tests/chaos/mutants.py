@@ -1,0 +1,348 @@
+"""Mutants: the engine broken as real engines were broken. Each must be caught, or the check is no proof.
+
+Patched into the processes of a run by start.py, or into its database; nothing of this is in the package. A patch names
+the text that it replaces and fails if it isn't there: a mutant that no longer applies is an error, not a pass.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import inspect
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import click
+import psycopg
+
+from outbox import statements
+
+from .cast import Config
+from .run import Result, run
+
+Patch = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`why`: what is broken, and who was. `faults` bring it out; any of `anomalies` tells."""
+
+    why: str
+    anomalies: frozenset[str]
+    faults: tuple[str, ...] = ()
+    patches: tuple[Patch, ...] = ()
+    database: tuple[tuple[str, str, str], ...] = ()  # a function there, and what is replaced in it by what
+    config: Config = field(default_factory=lambda: Config("mutant"))
+    trouble: float = 0.03
+    seconds: float = 20.0
+
+    def patch(self) -> None:
+        """Break this process."""
+        for patch in self.patches:
+            patch()
+
+    def break_database(self, conn: psycopg.Connection[Any]) -> None:
+        for function, old, new in self.database:
+            found = conn.execute("SELECT pg_get_functiondef(%s::regproc)", (function,)).fetchone()
+            assert found is not None
+            conn.execute(_replaced(found[0], ((old, new),), function).encode())
+
+
+def sql(step: str, statement: str, *replacements: tuple[str, str]) -> Patch:
+    """Replace text in a statement of the engine's."""
+
+    def patch() -> None:
+        # The one dict behind the read-only view that all modules share.
+        known = next(each for each in gc.get_referents(statements.load(step)) if isinstance(each, dict))
+        known[statement] = _replaced(known[statement].decode(), replacements, statement).encode()
+
+    return patch
+
+
+def code(where: str, *replacements: tuple[str, str]) -> Patch:
+    """Replace text in the source of a function, "module:Class.function"; whoever has imported it gets the new one."""
+
+    def patch() -> None:
+        module, _, path = where.partition(":")
+        function: Any = importlib.import_module(module)
+        for name in path.split("."):
+            function = getattr(function, name)
+        source = _replaced(textwrap.dedent(inspect.getsource(function)), replacements, where)
+        made: dict[str, Any] = {}
+        exec("from __future__ import annotations\n" + source, {**function.__globals__}, made)
+        function.__code__ = made[function.__name__].__code__
+
+    return patch
+
+
+def _replaced(text: str, replacements: tuple[tuple[str, str], ...], where: str) -> str:
+    for old, new in replacements:
+        if old not in text:
+            raise LookupError(f"{where} has no {old!r}: this mutant is not one any more")
+        text = text.replace(old, new)
+    return text
+
+
+# A worker that does not know that it was taken for dead: what is left is the database's fence.
+UNAWARE = code("outbox.worker:Worker._lose", ("running, dropped =", "return\n    running, dropped ="))
+OWN_TRANSACTION = 'await conn.execute("COMMIT"); await conn.execute("BEGIN")'
+
+MUTANTS: dict[str, Mutant] = {
+    "finish-without-fence": Mutant(
+        "what a worker finishes counts though the job is another's by now (River, Oban)",
+        frozenset({"zombie write", "effect twice", "illegal change"}),
+        ("freeze", "buried"),
+        (
+            UNAWARE,
+            sql("commit", "jobs_finish_if_held", ("AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt", "")),
+        ),
+    ),
+    "claim-without-lock": Mutant(
+        "two workers select the same rows before either has updated them",
+        frozenset({"two holders"}),
+        (),
+        (sql("claim", "jobs_claim", ("FOR NO KEY UPDATE SKIP LOCKED", "")),),
+    ),
+    "attempts-counted-when-caught": Mutant(
+        "what kills its worker never counts as an attempt",
+        frozenset({"two holders"}),
+        ("kill-9",),
+        (
+            sql("claim", "jobs_claim", ("attempt = j.attempt + 1", "attempt = greatest(j.attempt, 1)")),
+            sql("commit", "jobs_fail_if_held", ("run_at = coalesce", "attempt = j.attempt + 1, run_at = coalesce")),
+        ),
+    ),
+    "attempts-without-end": Mutant(
+        "a job is tried for ever",
+        frozenset({"two holders"}),
+        (),
+        (code("outbox.outcome:Backoff.delay", ("if attempt >= self.attempts", "if False")),),
+        trouble=0.3,
+    ),
+    "shared-worker-id": Mutant(
+        "workers of one host share an id: one dies, and the others' beats keep its jobs (worker id = host name)",
+        frozenset({"stuck", "lost", "two holders", "zombie write"}),
+        ("kill-9",),
+        (
+            sql("worker", "worker_register",
+                ("INSERT INTO", "WITH known AS (SELECT id FROM outbox.workers LIMIT 1), new AS (INSERT INTO"),
+                ("VALUES (%(name)s, %(stages)s, make_interval(secs => %(lease)s))",
+                 "SELECT %(name)s, %(stages)s, make_interval(secs => %(lease)s) WHERE NOT EXISTS (SELECT FROM known)"),
+                ("RETURNING id", "RETURNING id) SELECT id FROM known UNION ALL SELECT id FROM new")),
+        ),
+    ),
+    "no-polling": Mutant(
+        "NOTIFY is taken for a queue: whoever was not there to hear it waits for ever",
+        frozenset({"stuck", "lost"}),
+        ("notify-lost",),
+        (code("outbox.claim:Claimer.run", ("asyncio.wait_for(self._woken.wait(), delay)", "self._woken.wait()")),),
+    ),
+    "error-text-not-cleaned": Mutant(
+        "an error with a NUL can't be stored: the job can neither succeed nor fail (hatchet #4619)",
+        frozenset({"stuck", "lost"}),
+        (),
+        (code("outbox.documents:clean", ("if len(text) > longest", "return text\n    if len(text) > longest")),),
+        trouble=0.1,
+    ),
+    "effect-before-status": Mutant(
+        "a handler's writes are committed before the status that they belong to",
+        frozenset({"torn commit", "effect twice"}),
+        ("kill-9",),
+        (
+            code("outbox.transaction:run_async",
+                 ("            if isinstance(outcome, Finished):",
+                  f"            {OWN_TRANSACTION}\n            await conn.execute(*commit.mark_transaction(job, 60))\n"
+                  "            if isinstance(outcome, Finished):")),
+        ),
+    ),
+    "effect-without-status": Mutant(
+        "the transaction of a handler commits though its job is another's by now",
+        frozenset({"torn commit", "effect twice"}),
+        ("freeze", "buried"),
+        (
+            UNAWARE,
+            code("outbox.transaction:run_async", ("outcome = None\n            _roll_back", "return None\n            _roll_back")),
+        ),
+    ),
+    "message-after-commit": Mutant(
+        "messages are written when the status is committed, in a transaction of their own",
+        frozenset({"torn commit", "lost"}),
+        ("kill-9",),
+        (
+            code("outbox.commit:finish", ("sent = [", "sent = [] and [")),
+            code("outbox.commit:Committer._finish",
+                 ("self._counts.done +=", "await __import__('chaos.mutants').mutants.publish(self._link, batch, held)\n    self._counts.done +=")),
+        ),
+    ),
+    "message-before-commit": Mutant(
+        "messages are written before the status is, in a transaction of their own",
+        frozenset({"torn commit", "phantom"}),
+        ("freeze", "kill-9"),
+        (
+            code("outbox.commit:finish", ("sent = [", "sent = [] and [")),
+            code("outbox.commit:Committer._finish",
+                 ("started =", "await __import__('chaos.mutants').mutants.publish(self._link, batch, None)\n    started =")),
+        ),
+    ),
+    "history-forgotten": Mutant(
+        "a change by hand goes past the history",
+        frozenset({"lost", "torn commit", "illegal change"}),
+        database=(
+            ("outbox.workflows_changed", "AS c (id, from_status, to_status, version, stage, attempt);",
+             "AS c (id, from_status, to_status, version, stage, attempt) WHERE c.stage IS NOT NULL;"),
+        ),
+    ),
+    "next-job-forgotten": Mutant(
+        "a change by hand makes no job",
+        frozenset({"stuck", "lost", "torn commit"}),
+        database=(("outbox.workflows_changed", "WHERE c.stage IS NOT NULL;", "WHERE c.stage IS NOT NULL AND worker IS NOT NULL;"),),
+    ),
+    "anything-goes": Mutant(
+        "whoever writes the table may write any status",
+        frozenset({"illegal change", "resurrection"}),
+        database=(("outbox.workflows_changed", "IF unknown IS NOT NULL OR illegal IS NOT NULL THEN", "IF unknown IS NOT NULL THEN"),),
+    ),
+    "asynchronous-commit": Mutant(
+        "the server says yes before its log is on disk (synchronous_commit = off): the negative control",
+        frozenset({"lost", "phantom", "torn commit", "illegal change"}),
+        ("postgres-kill",),
+        config=Config("mutant", server={"synchronous_commit": "off", "wal_writer_delay": "2s"}),
+    ),
+    "cursor-before-confirm": Mutant(
+        "the cursor moves before the broker has confirmed",
+        frozenset({"lost", "marked early"}),
+        ("kill-9", "broker-restart"),
+        (
+            code("outbox.relay:Relay._send",
+                 ("parked = await self._target.deliver",
+                  "await self._log.advance(part[-1].id, len(part), {})\n"
+                  "            parked = await self._target.deliver")),
+        ),
+    ),
+    "cursor-by-id": Mutant(
+        "the cursor is the last id: what commits late with an earlier one is passed over (id > last)",
+        frozenset({"lost", "marked early"}),
+        (),
+        (
+            sql("relay", "relay_cut",
+                ("window_end = pg_current_snapshot(), position = 0,", "window_end = pg_current_snapshot(),"),
+                ("RETURNING r.window_start::text, r.window_end::text", "RETURNING r.window_start::text, r.window_end::text, r.position")),
+            sql("relay", "window_read",
+                ("n.xid >= pg_snapshot_xmax(%(start)s::pg_snapshot) AND n.xid < pg_snapshot_xmax(%(end)s::pg_snapshot)", "true"),
+                ("l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(%(start)s::pg_snapshot)))", "%(start)s IS NULL")),
+            sql("relay", "relay_advance", ("CASE WHEN %(done)s THEN 0 ELSE %(position)s END", "greatest(r.position, %(position)s)")),
+        ),
+    ),
+    "relay-without-epoch": Mutant(
+        "a relay that was frozen goes on beside the one that took over",
+        frozenset({"lost", "inversion", "marked early"}),
+        ("freeze",),
+        (
+            *(sql("relay", name, (" AND r.epoch = %(epoch)s", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
+            code("outbox.relay:Relay.may_send", ("return ", "return True or ")),
+        ),
+        seconds=60,
+    ),
+    "no-mandatory": Mutant(
+        "the broker confirms what it can't route, and drops it",
+        frozenset({"lost", "marked early"}),
+        ("broker-unbound",),
+        (code("outbox.rabbitmq.publisher:Publisher._send", ("mandatory=True", "mandatory=False")),),
+    ),
+    "nack-taken-for-ack": Mutant(
+        "a message that the broker refused counts as published",
+        frozenset({"lost", "marked early"}),
+        ("broker-refuses",),
+        (code("outbox.rabbitmq.publisher:Publisher._confirmed", ("acked = ", "acked = True or ")),),
+    ),
+    "order-not-kept": Mutant(
+        "what was refused is sent again behind later messages of its key, in strict mode",
+        frozenset({"inversion"}),
+        ("broker-refuses",),
+        (code("outbox.rabbitmq.publisher:Publisher.deliver", ("Batch(messages, stopped_keys, self._strict)", "Batch(messages, (), False)")),),
+    ),
+    "inbox-in-its-own-transaction": Mutant(
+        "a message counts as handled before its effect is committed",
+        frozenset({"torn commit", "lost", "marked early"}),
+        ("kill-9",),
+        (
+            code("outbox.receive:Receiver._in_loop",
+                 ("        if new:\n            delivery.connection",
+                  f"        {OWN_TRANSACTION}\n"
+                  '        await conn.execute(SQL["delivery_mark"], self._mark(delivery))\n'
+                  "        if new:\n            delivery.connection")),
+        ),
+    ),
+    "every-delivery-is-new": Mutant(
+        "there is no inbox",
+        frozenset({"effect twice"}),
+        ("kill-points",),
+        (sql("inbox", "inbox_accept", ("SELECT EXISTS (SELECT FROM taken)", "SELECT true")),),
+    ),
+    "ack-on-arrival": Mutant(
+        "a delivery is acknowledged before it is handled (auto-ack)",
+        frozenset({"lost", "marked early"}),
+        ("kill-9", "sessions"),
+        (
+            code("outbox.consumer:Consumer._take", ("if arrival.key", "arrival.acknowledge()\n    if arrival.key")),
+            code("outbox.consumer:Consumer._work", ("arrival.acknowledge()", "pass")),
+        ),
+    ),
+}  # fmt: skip
+
+
+async def publish(link: Any, batch: Any, held: set[str] | None) -> None:
+    """Write the messages of a batch, of those workflows or of all, in a transaction of their own."""
+    for job, outcome in batch:
+        if held is None or job.workflow_id in held:
+            for message in outcome.messages:
+                values = message.topic, message.key, message.payload, job.workflow_id
+                await link.execute(PUBLISH, dict(zip("tkpw", values, strict=True)))
+
+
+PUBLISH = (
+    b"INSERT INTO outbox.messages (topic, key, payload, workflow_id) VALUES (%(t)s, %(k)s, %(p)s::jsonb, %(w)s::uuid)"
+)
+
+
+def attempt(name: str, seed: int, rate: float) -> tuple[Result, set[str]]:
+    """Run a mutant; return what came out, and which of its anomalies were found."""
+    mutant = MUTANTS[name]
+    config = replace(mutant.config, name=name, mutant=name, faults=mutant.faults, broken=mutant.break_database)
+    result = run(config, seconds=mutant.seconds, seed=seed, rate=rate, trouble=mutant.trouble, drain=20)
+    return result, {anomaly.name for anomaly in result.verdict.anomalies} & mutant.anomalies
+
+
+@click.command()
+@click.option(
+    "--only", "names", multiple=True, type=click.Choice(sorted(MUTANTS)), help="Only this one; may be given again."
+)
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--rate", default=120.0, show_default=True, help="Calls a second of all clients together.")
+def main(names: tuple[str, ...], seed: int, rate: float) -> None:
+    """Break the engine in each of these ways, and show by which anomaly it is caught. Exits 1 if one isn't."""
+    missed = []
+    chosen = names or tuple(MUTANTS)
+    for name in chosen:
+        began = time.monotonic()
+        result, found = attempt(name, seed, rate)
+        counted = Counter(anomaly.name for anomaly in result.verdict.anomalies)
+        click.echo(f"{'✔' if found else '✘'} {name}: {MUTANTS[name].why}")
+        told = ", ".join(f"{anomaly} {count}" for anomaly, count in counted.items()) or "nothing was found"
+        click.echo(f"    {told} ({time.monotonic() - began:.0f} s)")
+        if not found:
+            missed.append(name)
+    click.echo(
+        f"{len(chosen) - len(missed)} of {len(chosen)} mutants were caught"
+        + (f"; not: {', '.join(missed)}" if missed else "")
+    )
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main()
