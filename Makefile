@@ -15,8 +15,14 @@ endif
 
 DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$${TMPDIR:-/tmp}/outbox-demo-$$(id -u)}
 
+# What runs a command, reads a file of the package, or starts a process of it.
+WHEEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cli demo_run docs embedded faults handoff inbox migrations relay structure worker))
+
 .DEFAULT_GOAL := help
-.PHONY: help demo setup check test bench schema docs wheel-test clean
+DURATION ?= 180
+CHAOS := PYTHONPATH=tests $(BIN)/python -W ignore -m
+
+.PHONY: help demo setup check test chaos mutants bench schema docs wheel-test clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -46,6 +52,14 @@ check: $(STAMP) ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+chaos: $(STAMP) ## torture it: each configuration for DURATION=180 seconds of faults, SEED=… to repeat a run
+	$(BROKER)
+	$(CHAOS) chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED)) --migrations 100 $(ARGS)
+
+mutants: $(STAMP) ## break the engine in each of the ways that others were broken, and see it caught
+	$(BROKER)
+	$(CHAOS) chaos.mutants $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 bench: $(STAMP) ## measure throughput beside the same SQL alone, a backlog of a million, the relay, and bloat
 	$(BIN)/python -m bench.throughput $(ARGS)
 	$(BIN)/python -m bench.backlog
@@ -58,7 +72,7 @@ schema: $(STAMP) ## write sql/schema.sql anew from the migrations
 docs: $(STAMP) ## write docs/cli.md anew from the commands' help
 	mkdir -p docs && $(BIN)/python tests/cli_reference.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 
-wheel-test: $(STAMP) ## run the tests against the built wheel, without the source on the path; RABBITMQ as above
+wheel-test: $(STAMP) ## run what may differ against the built wheel, without the source on the path; RABBITMQ as above
 	$(BROKER)
 	rm -rf build .venv-wheel && mkdir -p build/wheel
 	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
@@ -66,7 +80,7 @@ wheel-test: $(STAMP) ## run the tests against the built wheel, without the sourc
 	.venv-wheel/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[dev]"
 	cp -r tests bench docs Makefile pyproject.toml README.md build/wheel/
 	cd build/wheel && ../../.venv-wheel/bin/python -c "import outbox; assert 'site-packages' in outbox.__file__, outbox"
-	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 2 $(MARKED) $(ARGS)
+	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 2 $(MARKED) $(WHEEL_TESTS) $(ARGS)
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .venv-wheel build dist *.egg-info

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from . import migrating
 from .configs import CONFIGS
 from .run import Result, dump, report, run
 
@@ -15,18 +16,27 @@ from .run import Result, dump, report, run
 @click.command()
 @click.option("--duration", default=180.0, show_default=True, help="Seconds of faults, of each configuration.")
 @click.option("--seed", type=int, help="Of the nemesis and the clients; default: at random, and printed.")
-@click.option("--rate", default=120.0, show_default=True, help="Calls a second of all clients together.")
+@click.option("--rate", default=200.0, show_default=True, help="Calls a second of all clients together.")
 @click.option("--config", "names", multiple=True, help="Only this configuration; may be given again.")
+@click.option("--migrations", default=0, metavar="N", help="Kill N migrations first, each between two (K12).")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the results to this file.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the logs of runs that aren't clean here.")
 def main(
-    duration: float, seed: int | None, rate: float, names: tuple[str, ...], file: Path | None, keep: Path | None
+    duration: float,
+    seed: int | None,
+    rate: float,
+    names: tuple[str, ...],
+    migrations: int,
+    file: Path | None,
+    keep: Path | None,
 ) -> None:
     """Torture Outbox: real processes on real servers, faults, four witnesses, and a checker."""
     seed = random.randrange(1_000_000) if seed is None else seed
     known = {config.name: config for config in CONFIGS}
     if unknown := [name for name in names if name not in known]:
         raise click.UsageError(f"no configuration {', '.join(unknown)}; there are {', '.join(known)}")
+    if migrations:
+        click.echo(f"{migrating.kill(migrations, seed)} migrations were killed at K12, and the next one went on")
     results: list[Result] = []
     for number, config in enumerate([known[name] for name in names] or CONFIGS):
         results.append(run(config, seconds=duration, seed=seed + number, rate=rate, keep=keep))

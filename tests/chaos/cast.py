@@ -180,7 +180,9 @@ class Cast:
         env: dict[str, str] = {}
         role.kill_at = None
         if self.random.random() < self.deadly:
-            role.kill_at = self.random.choice(KILL_POINTS[role.kind])
+            # The point at which fewest have died yet: some are passed far more often than others.
+            kills = self.kills
+            role.kill_at = min(KILL_POINTS[role.kind], key=lambda point: (kills[point], self.random.random()))
             env["OUTBOX_KILL_AT"] = f"{role.kill_at}:{self.random.choice([1, 2, 5, 20])}"
         role.log = self.folder / f"{role.kind}-{time.monotonic_ns()}.log"
         role.popen = self._popen(role.arguments, role.log, env)
