@@ -5,13 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# The tests' RabbitMQ is there, or is installed, or they fail: only this leaves them out.
-ifeq ($(RABBITMQ),skip)
-BROKER := @echo "RABBITMQ=skip: without the tests that need RabbitMQ"
-MARKED := -m "not rabbitmq"
-else
-BROKER := $(BIN)/python tests/rabbitmq.py
-endif
+# The tests' RabbitMQ and PgBouncer are there, or are installed, or they fail: only this leaves them out.
+SKIPPED := $(if $(filter skip,$(RABBITMQ)),rabbitmq) $(if $(filter skip,$(PGBOUNCER)),pgbouncer)
+PACKAGES := $(BIN)/python tests/packages.py $(if $(filter rabbitmq,$(SKIPPED)),,rabbitmq-server) \
+	$(if $(filter pgbouncer,$(SKIPPED)),,pgbouncer)
+MARKED := -m "not none $(foreach name,$(SKIPPED),and not $(name))"
 
 DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$${TMPDIR:-/tmp}/outbox-demo-$$(id -u)}
 
@@ -29,7 +27,7 @@ help: ## say what there is
 
 demo: $(STAMP) ## run the social media agent on a Postgres of its own; RELAY=1: and out to a RabbitMQ of its own
 ifdef RELAY
-	$(BIN)/python tests/rabbitmq.py
+	$(BIN)/python tests/packages.py rabbitmq-server
 	$(DEMO_HOME) $(BIN)/python tests/broker.py $(BIN)/outbox demo --relay $(ARGS)
 else
 	$(DEMO_HOME) $(BIN)/outbox demo $(ARGS)
@@ -43,8 +41,8 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-test: $(STAMP) ## run the tests on a real Postgres and RabbitMQ that they start; RABBITMQ=skip leaves the latter out
-	$(BROKER)
+test: $(STAMP) ## run the tests on a real Postgres and RabbitMQ that they start; RABBITMQ=skip PGBOUNCER=skip leave them out
+	$(PACKAGES)
 	$(BIN)/python -m pytest -n 2 $(MARKED) $(ARGS)
 
 check: $(STAMP) ## format, lint and types
@@ -53,11 +51,11 @@ check: $(STAMP) ## format, lint and types
 	$(BIN)/mypy
 
 chaos: $(STAMP) ## torture it: each configuration for DURATION=180 seconds of faults, SEED=… to repeat a run
-	$(BROKER)
+	$(PACKAGES)
 	$(CHAOS) chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED)) --migrations 100 $(ARGS)
 
 mutants: $(STAMP) ## break the engine in each of the ways that others were broken, and see it caught
-	$(BROKER)
+	$(PACKAGES)
 	$(CHAOS) chaos.mutants $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(STAMP) ## measure throughput beside the same SQL alone, a backlog of a million, the relay, and bloat
@@ -73,7 +71,7 @@ docs: $(STAMP) ## write docs/cli.md anew from the commands' help
 	mkdir -p docs && $(BIN)/python tests/cli_reference.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 
 wheel-test: $(STAMP) ## run what may differ against the built wheel, without the source on the path; RABBITMQ as above
-	$(BROKER)
+	$(PACKAGES)
 	rm -rf build .venv-wheel && mkdir -p build/wheel
 	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
 	$(PYTHON) -m venv .venv-wheel

@@ -18,7 +18,7 @@ from .errors import HandlerError
 from .handle import begin, handle_async, handle_sync
 from .job import Failed, Finished, Job, Outcome, fail
 from .lane import Lane, Lanes
-from .link import engine_conninfo, first_line
+from .link import engine_conninfo, first_line, threshold
 
 log = logging.getLogger("outbox.worker")
 
@@ -26,7 +26,9 @@ log = logging.getLogger("outbox.worker")
 class Attempts:
     """Starts what waits in the lanes while there are free slots; each outcome goes to the committer."""
 
-    def __init__(self, dsn: str, lanes: Lanes, committer: Committer, *, on_ended: Callable[[], None]) -> None:
+    def __init__(
+        self, dsn: str, lanes: Lanes, committer: Committer, *, pooled: bool, on_ended: Callable[[], None]
+    ) -> None:
         self._lanes = lanes
         self._committer = committer
         self._on_ended = on_ended
@@ -36,8 +38,13 @@ class Attempts:
         in_loop = [lane for lane in lanes.values() if lane.stage.is_async]
         self._threads = ThreadPoolExecutor(_slots(in_threads), thread_name_prefix="outbox")
         conninfo = engine_conninfo(dsn, "handler")
-        self._pool = AsyncConnectionPool(conninfo, min_size=0, max_size=_transactions(in_loop), open=False)
-        self._sync_pool = ConnectionPool(conninfo, min_size=0, max_size=_transactions(in_threads), open=False)
+        kwargs = {"prepare_threshold": threshold(pooled)}
+        self._pool = AsyncConnectionPool(
+            conninfo, kwargs=kwargs, min_size=0, max_size=_transactions(in_loop), open=False
+        )
+        self._sync_pool = ConnectionPool(
+            conninfo, kwargs=kwargs, min_size=0, max_size=_transactions(in_threads), open=False
+        )
 
     async def open(self) -> None:
         await self._pool.open()

@@ -58,19 +58,29 @@ def cannot_connect(dsn: str, error: psycopg.Error) -> str:
     return f"can't connect to {printable(redact(dsn))}: {why}"
 
 
+def threshold(pooled: bool) -> int | None:
+    """After how many uses psycopg prepares a statement; None, where the session isn't ours: never, whoever asks."""
+    return None if pooled else 5
+
+
 class Link:
-    """A connection for one loop of a worker. `execute` tries once, `repeat` until the database answers."""
+    """A connection for one loop of a worker. `execute` tries once, `repeat` until the database answers.
+
+    `pooled`: a pooler hands sessions to others after each transaction, and what was prepared in them with it.
+    """
 
     def __init__(
         self,
         dsn: str,
         role: str,
         *,
+        pooled: bool = False,
         settings: dict[str, str] | None = None,
         on_connect: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None = None,
     ) -> None:
         self._dsn = engine_conninfo(dsn, role)
         self._role = role
+        self._pooled = pooled
         self._settings = settings or {}
         self._on_connect = on_connect
         self._conn: psycopg.AsyncConnection[Any] | None = None
@@ -86,7 +96,9 @@ class Link:
         """Return the open connection, making it if there is none."""
         async with self._connecting:
             if self._conn is None or self._conn.closed:
-                conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+                conn = await psycopg.AsyncConnection.connect(
+                    self._dsn, autocommit=True, prepare_threshold=threshold(self._pooled)
+                )
                 try:
                     for name, value in self._settings.items():
                         await conn.execute("SELECT set_config(%s, %s, false)", (name, value))

@@ -54,8 +54,10 @@ class Maintenance:
     `suspects` are workers that seem to have died; the next tick decides.
     """
 
-    def __init__(self, dsn: str, *, retention: Retention, lease: float, on_promoted: Callable[[], None]) -> None:
-        self._link = Link(dsn, "maintenance")
+    def __init__(
+        self, dsn: str, *, pooled: bool, retention: Retention, lease: float, on_promoted: Callable[[], None]
+    ) -> None:
+        self._link = Link(dsn, "maintenance", pooled=pooled)
         self._retention = retention
         self._on_promoted = on_promoted
         self._patience = lease / 2

@@ -71,6 +71,7 @@ class Worker:
         self._pipelines = [pipelines] if isinstance(pipelines, Pipeline) else list(pipelines)
         self._lanes = Lanes.of(self._pipelines, stages, concurrency)
         self._dsn, self._listen_dsn = dsn, listen_dsn or dsn
+        self._pooled = self._listen_dsn != dsn
         self._lease, self._grace, self._drain, self._notify = lease, grace, drain, notify
         self._retention = retention or Retention()
         self._pid = os.getpid()
@@ -89,7 +90,7 @@ class Worker:
         self._compose()
         await self._wait_for_database()
         await self._attempts.open()
-        reconciling = Link(self._dsn, "reconcile")
+        reconciling = Link(self._dsn, "reconcile", pooled=self._pooled)
         claiming = asyncio.create_task(self._claimer.run(self._drained if self._drain else None))
         others = [
             asyncio.create_task(loop)
@@ -152,9 +153,9 @@ class Worker:
 
     def _compose(self) -> None:
         # With a pooler in between, settings of a session would leak into other clients' sessions.
-        planning = PLANNING if self._listen_dsn == self._dsn else {}
-        self._claims = Link(self._dsn, "claim", settings=planning)
-        self._commits = Link(self._dsn, "commit", settings=planning)
+        planning = {} if self._pooled else PLANNING
+        self._claims = Link(self._dsn, "claim", pooled=self._pooled, settings=planning)
+        self._commits = Link(self._dsn, "commit", pooled=self._pooled, settings=planning)
         self._stopping, self._quiet = asyncio.Event(), asyncio.Event()
         if self._stops:
             self._stopping.set()
@@ -167,7 +168,11 @@ class Worker:
             on_lost=self._lose,
         )
         self._maintenance = Maintenance(
-            self._dsn, retention=self._retention, lease=self._lease, on_promoted=lambda: self._claimer.wake()
+            self._dsn,
+            pooled=self._pooled,
+            retention=self._retention,
+            lease=self._lease,
+            on_promoted=lambda: self._claimer.wake(),
         )
         self._committer = Committer(
             self._commits,
@@ -178,7 +183,7 @@ class Worker:
             on_committed=self._ended,
             on_again=lambda: self._claimer.wake(),
         )
-        self._attempts = Attempts(self._dsn, self._lanes, self._committer, on_ended=self._ended)
+        self._attempts = Attempts(self._dsn, self._lanes, self._committer, pooled=self._pooled, on_ended=self._ended)
         self._claimer = Claimer(
             self._claims,
             self._lanes,

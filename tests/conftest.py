@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from broker import Broker
 from commands import Outbox
+from pooler import Pooler
 from servers import PostgresServer, Process
 
 from outbox import migrations
@@ -27,10 +28,13 @@ OWNER = "outbox_owner"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need RabbitMQ, before pytest chooses by marks."""
+    """Mark the tests that need RabbitMQ or PgBouncer, before pytest chooses by marks."""
     for item in items:
-        if {"shared_broker", "make_broker"} & set(getattr(item, "fixturenames", ())):
+        asked = set(getattr(item, "fixturenames", ()))
+        if {"shared_broker", "make_broker"} & asked:
             item.add_marker("rabbitmq")
+        if "pooler" in asked:
+            item.add_marker("pgbouncer")
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +151,16 @@ def make_server() -> Iterator[Callable[[str], PostgresServer]]:
     yield make
     for server in made:
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def pooler(server: PostgresServer) -> Iterator[Pooler]:
+    """PgBouncer in transaction mode, in front of the test process's Postgres."""
+    pooler = Pooler(server, OWNER)
+    try:
+        yield pooler.start()
+    finally:
+        pooler.remove()
 
 
 @pytest.fixture(scope="session")

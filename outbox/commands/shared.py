@@ -63,6 +63,6 @@ def database(found: settings.Settings, *, migrated: bool = True) -> Iterator[psy
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:
     try:
-        return psycopg.connect(engine_conninfo(dsn, "cli"), autocommit=True)
+        return psycopg.connect(engine_conninfo(dsn, "cli"), autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         raise OutboxError(cannot_connect(dsn, error)) from None

@@ -19,6 +19,7 @@ from typing import Any
 
 import psycopg
 from broker import Broker, channel
+from pooler import Pooler
 from servers import PostgresServer
 
 from outbox import deploy, migrations
@@ -58,6 +59,7 @@ class Config:
     notify: bool = True
     faults: tuple[str, ...] = ()
     server: dict[str, str] = field(default_factory=dict)
+    pooler: bool = False
     mutant: str | None = None
     broken: Callable[[psycopg.Connection[Any]], None] = lambda conn: None
     """What a mutant does to the database."""
@@ -96,6 +98,7 @@ class Cast:
         settings = {"wal_level": "logical", "max_replication_slots": "4", **config.server}
         self.postgres = PostgresServer(config.postgres, settings=settings)
         self.broker = Broker()
+        self.pooler: Pooler | None = None
         self.roles: list[Role] = []
         self.deaths: list[Death] = []
         self.exits: list[str] = []  # of processes that nobody had killed
@@ -128,7 +131,10 @@ class Cast:
             opened.exchange_bind(BEHIND, EXCHANGE, "#")
             opened.queue_declare(WITNESS, durable=True)
             opened.queue_bind(WITNESS, BEHIND, "#")
-        self.to_postgres, self.to_broker = Proxy(self.postgres.port), Proxy(self.broker.port)
+        if self.config.pooler:
+            self.pooler = Pooler(self.postgres, OWNER, size=20).start()
+        self.to_postgres = Proxy(self.pooler.port if self.pooler else self.postgres.port)
+        self.to_broker = Proxy(self.broker.port)
 
     def admin(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.postgres.dsn(DATABASE), autocommit=True, connect_timeout=5)
@@ -251,6 +257,8 @@ class Cast:
                 role.popen.kill()
         if self.clients is not None and self.clients.poll() is None:
             self.clients.kill()
+        if self.pooler is not None:
+            self.pooler.remove()
         self.broker.remove()
         self.postgres.remove()
 
@@ -289,6 +297,7 @@ class Cast:
         settings = {
             "PYTHONPATH": str(TESTS),
             "OUTBOX_DSN": self.dsn,
+            **({"OUTBOX_LISTEN_DSN": self.direct} if self.pooler else {}),
             "OUTBOX_AMQP_URL": self.amqp,
             "CHAOS_WORLD": self.direct,
             "CHAOS_TROUBLE": str(self.trouble),

@@ -159,7 +159,9 @@ class Client:
 
     async def connection(self) -> psycopg.AsyncConnection[Any]:
         if self.conn is None or self.conn.closed:
-            self.conn = await psycopg.AsyncConnection.connect(self.dsn, autocommit=True, connect_timeout=5)
+            self.conn = await psycopg.AsyncConnection.connect(
+                self.dsn, autocommit=True, connect_timeout=5, prepare_threshold=None
+            )
         return self.conn
 
     async def drop(self) -> None:

@@ -1,6 +1,7 @@
-"""Make sure that there is a RabbitMQ for the tests: `make test` runs this first. What is there is taken as it is.
+"""Make sure that there are a RabbitMQ and a PgBouncer for the tests: `make test` runs this first, naming the packages.
+What is there is taken as it is.
 
-Only the programs are wanted. The package would start a service of the machine's own as it is installed; Debian asks
+Only the programs are wanted. A package would start a service of the machine's own as it is installed; Debian asks
 /usr/sbin/policy-rc.d for leave to do so, and for as long as the installation takes that file says no.
 """
 
@@ -12,14 +13,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from broker import programs
+import broker
+import pooler
 
 POLICY = Path("/usr/sbin/policy-rc.d")
-PACKAGE = "rabbitmq-server"
-WANTED = f"the tests need RabbitMQ: install {PACKAGE} (apt, dnf, brew), or leave them out: make test RABBITMQ=skip"
+PACKAGES: dict[str, tuple[Callable[[], Path | None], str]] = {
+    "rabbitmq-server": (broker.programs, "RABBITMQ=skip"),
+    "pgbouncer": (pooler.program, "PGBOUNCER=skip"),
+}
+"""Of each package, where its programs are, and what leaves its tests out."""
 
 
 @contextlib.contextmanager
@@ -38,7 +43,7 @@ def no_services(policy: Path = POLICY) -> Iterator[None]:
         policy.unlink()
 
 
-def install() -> None:
+def install(package: str) -> None:
     # Another process may be installing: wait for it instead of failing.
     apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"]
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -46,7 +51,7 @@ def install() -> None:
     subprocess.run([*apt, "update"], env=env, check=False)
     with no_services():
         done = subprocess.run(
-            [*apt, "install", "-y", "--no-install-recommends", PACKAGE],
+            [*apt, "install", "-y", "--no-install-recommends", package],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -58,15 +63,17 @@ def install() -> None:
         print(done.stdout[-3000:], file=sys.stderr)
 
 
-def main() -> None:
-    if programs() is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        print(f"the tests need RabbitMQ: apt-get install {PACKAGE}", file=sys.stderr)
-        install()
-    if programs() is None:
-        sys.exit(WANTED)
+def main(packages: Sequence[str]) -> None:
+    for package in packages:
+        there, skip = PACKAGES[package]
+        if there() is None and os.geteuid() == 0 and shutil.which("apt-get"):
+            print(f"the tests need {package}: apt-get install {package}", file=sys.stderr)
+            install(package)
+        if there() is None:
+            sys.exit(f"the tests need {package}: install it (apt, dnf, brew), or leave them out: make test {skip}")
 
 
 if __name__ == "__main__":
     # An end in the middle must not leave the policy behind.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    main()
+    main(sys.argv[1:])
