@@ -105,7 +105,9 @@ class Consumer:
             retry or Backoff(first=1, factor=2, max=60), timeout, concurrency,
         )  # fmt: skip
         self._dsn, self._grace, self._keep_inbox = found.dsn, grace, keep_inbox
-        self._lanes = [_Lane(Receiver(found.dsn, self._terms)) for _ in range(concurrency)]
+        # Nothing here listens: that there is another DSN for it says that this one leads through a pooler.
+        self._pooled = found.listen_dsn not in (None, found.dsn)
+        self._lanes = [_Lane(Receiver(found.dsn, self._terms, pooled=self._pooled)) for _ in range(concurrency)]
         self._trouble: str | None = None
         self._retried: set[int] = set()
         self._pid = os.getpid()
@@ -164,7 +166,7 @@ class Consumer:
 
     async def _keep_house(self) -> None:
         """Take parked messages that a person wants to be tried again; forget old ids."""
-        link = Link(self._dsn, "consumer")
+        link = Link(self._dsn, "consumer", pooled=self._pooled)
         forget_at = 0.0
         try:
             while True:

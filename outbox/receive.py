@@ -21,7 +21,7 @@ from .delivery import Arrival, Delivery, Unreadable, storable
 from .documents import printable
 from .errors import HandlerError, TooNew, TooOld
 from .inbox import Inbox
-from .link import Link, engine_conninfo
+from .link import Link, engine_conninfo, threshold
 from .outcome import Backoff, Reject, Retry
 
 SQL = statements.load("receive")
@@ -74,9 +74,9 @@ class Terms:
 class Receiver:
     """Handles one message after the other, on a connection of its own."""
 
-    def __init__(self, dsn: str, terms: Terms) -> None:
-        self._dsn, self._terms = dsn, terms
-        self._link = Link(dsn, "consumer")
+    def __init__(self, dsn: str, terms: Terms, *, pooled: bool = False) -> None:
+        self._dsn, self._terms, self._pooled = dsn, terms, pooled
+        self._link = Link(dsn, "consumer", pooled=pooled)
         self._sync: psycopg.Connection[Any] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
 
@@ -150,7 +150,8 @@ class Receiver:
 
     def _in_thread(self, arrival: Arrival, delivery: Delivery) -> bool:
         if self._sync is None or self._sync.closed:
-            self._sync = psycopg.connect(engine_conninfo(self._dsn, "consumer"), autocommit=True)
+            conninfo = engine_conninfo(self._dsn, "consumer")
+            self._sync = psycopg.connect(conninfo, autocommit=True, prepare_threshold=threshold(self._pooled))
         conn = self._sync
         with conn.transaction():
             conn.execute(SQL["delivery_mark"], self._mark(delivery))

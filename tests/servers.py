@@ -62,7 +62,12 @@ class PostgresServer:
     """A server that a test may stop, kill and start again. Superuser `postgres`, trusted on loopback."""
 
     def __init__(
-        self, version: str | None = None, *, fsync: bool = False, settings: Mapping[str, object] | None = None
+        self,
+        version: str | None = None,
+        *,
+        fsync: bool = False,
+        settings: Mapping[str, object] | None = None,
+        volume: Path = Path("/tmp"),
     ) -> None:
         self.version = version or os.environ.get("OUTBOX_TEST_PG", "18")
         found = binaries(self.version)
@@ -70,7 +75,7 @@ class PostgresServer:
             raise RuntimeError(f"Postgres {self.version} is not on this machine; there are {', '.join(versions())}")
         self.bin = found
         # A short path: the socket's name must fit into 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="obpg", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="obpg", dir=volume))
         self.data = self.folder / "data"
         self.port = free_port()
         self._as = self._user()
@@ -110,6 +115,12 @@ class PostgresServer:
     def stop(self, mode: str = "immediate") -> None:
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "-t", "60", "stop")
 
+    def recover(self) -> None:
+        """Have it run again, if it has ended by itself."""
+        wait_for(lambda: not self._runs() or self._answers(), 60, "the server has ended, or answers")
+        if not self._runs():
+            self.start()
+
     def kill(self) -> None:
         """Kill the postmaster with SIGKILL and wait until its orphans have seen it and gone."""
         pid = self.pid
@@ -136,6 +147,19 @@ class PostgresServer:
         if (self.data / "postmaster.pid").exists():
             self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _runs(self) -> bool:
+        try:
+            return _alive(self.pid)
+        except OSError:
+            return False
+
+    def _answers(self) -> bool:
+        try:
+            with self.admin() as conn:
+                return bool(conn.execute("SELECT NOT pg_is_in_recovery()").fetchone())
+        except psycopg.Error:
+            return False
 
     def _user(self) -> pwd.struct_passwd | None:
         if os.geteuid() != 0:

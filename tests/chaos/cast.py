@@ -27,6 +27,7 @@ from outbox import deploy, migrations
 from .app import chaos
 from .consumer import EXCHANGE as BEHIND
 from .proxy import Proxy
+from .volume import Volume
 from .wal import Decoder
 
 TESTS = Path(__file__).parent.parent
@@ -60,6 +61,8 @@ class Config:
     faults: tuple[str, ...] = ()
     server: dict[str, str] = field(default_factory=dict)
     pooler: bool = False
+    disk: int | None = None
+    """Megabytes of the file system that Postgres is on, if it is to be one of its own."""
     mutant: str | None = None
     broken: Callable[[psycopg.Connection[Any]], None] = lambda conn: None
     """What a mutant does to the database."""
@@ -96,7 +99,9 @@ class Cast:
         self.random = random.Random(f"cast/{seed}")
         self.seed = seed
         settings = {"wal_level": "logical", "max_replication_slots": "4", **config.server}
-        self.postgres = PostgresServer(config.postgres, settings=settings)
+        self.volume = Volume(folder, config.disk) if config.disk else None
+        volume = self.volume.path if self.volume else Path("/tmp")
+        self.postgres = PostgresServer(config.postgres, settings=settings, volume=volume)
         self.broker = Broker()
         self.pooler: Pooler | None = None
         self.roles: list[Role] = []
@@ -244,10 +249,10 @@ class Cast:
                 try:
                     code = role.popen.wait(max(0.1, deadline - time.monotonic()))
                     if code != 0:
-                        self.exits.append(f"{role.kind} ended with {code} on SIGTERM: {self._words(role)[-1500:]}")
+                        self.exits.append(f"{role.kind} ended with {code} on SIGTERM: {self._words(role)[-800:]}")
                 except subprocess.TimeoutExpired:
                     role.popen.kill()
-                    self.exits.append(f"{role.kind} did not end on SIGTERM: {self._words(role)[-1500:]}")
+                    self.exits.append(f"{role.kind} did not end on SIGTERM: {self._words(role)[-800:]}")
 
     def remove(self) -> None:
         """Take the servers away, too."""
@@ -261,6 +266,8 @@ class Cast:
             self.pooler.remove()
         self.broker.remove()
         self.postgres.remove()
+        if self.volume is not None:
+            self.volume.remove()
 
     @property
     def kills(self) -> Counter[str]:
@@ -280,12 +287,12 @@ class Cast:
         said = self._words(role)
         served = re.findall(r"worker (\d+) serves|relaying|standing by|takes from queue", said)
         expected = code == -signal.SIGKILL if role.kill_at != "SIGTERM" else code == 0
-        if code == 1 and not served and "connect" in said:
+        if code == 1 and not served and ("connect" in said or "server_login_retry" in said):
             self.not_started += 1
             time.sleep(0.1)
             return
         if role.kill_at is None or not expected:
-            self.exits.append(f"{role.kind} ended by itself with {code}: {said[-1500:]}")
+            self.exits.append(f"{role.kind} ended by itself with {code}: {said[-800:]}")
             return
         worker = f"worker-{served[-1]}" if served and served[-1] else None
         self.deaths.append(Death(role.kind, role.kill_at, time.time(), worker))

@@ -18,6 +18,7 @@ CONFIGS = (
     Config("postgres-15", postgres="15", faults=(*POSTGRES, "kill-9")),
     Config("network", faults=NETWORK),
     Config("network-and-kills", faults=(*NETWORK, *PROCESSES)),
+    Config("disk", disk=800, server={"max_wal_size": "96MB", "min_wal_size": "80MB"}, faults=("disk-full", "kill-9")),
     Config("pooler", pooler=True, faults=("kill-9", "sessions", "cut-at-commit", "black-hole", "postgres-restart")),
     Config("broker", faults=(*BROKER, "broker-lines")),
     Config("broker-pipelined", faults=(*BROKER, "broker-lines", "kill-points"), strict=False),

@@ -79,6 +79,18 @@ def postgres_kill(cast: Cast, dice: random.Random) -> Iterator[float]:
     cast.postgres.start()
 
 
+def disk_full(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Postgres finds no room for its data and its log: it refuses, or panics and can't start again."""
+    assert cast.volume is not None, "this fault needs a configuration with a disk"
+    cast.volume.fill()
+    try:
+        yield dice.uniform(3.0, 8.0)
+    finally:
+        cast.volume.free()
+        cast.postgres.recover()
+    yield 5.0
+
+
 def sessions(cast: Cast, dice: random.Random) -> Iterator[float]:
     """Random sessions of ours are terminated, or their statement is cancelled, five a second."""
     for _ in range(20):
@@ -218,14 +230,14 @@ def broker_lines(cast: Cast, dice: random.Random) -> Iterator[float]:
 FAULTS: dict[str, Fault] = {
     fault.__name__.replace("_", "-"): fault
     for fault in (
-        kill_points, kill_9, deploy, freeze, buried, postgres_restart, postgres_kill, sessions, notify_lost,
+        kill_points, kill_9, deploy, freeze, buried, postgres_restart, postgres_kill, disk_full, sessions, notify_lost,
         cut_at_commit, black_hole, half_open,
         broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_unbound, broker_lines,
     )
 }  # fmt: skip
 # Two of these at once would undo each other's harm, or fail by themselves.
 SAME = [
-    {"postgres-restart", "postgres-kill", "sessions", "buried", "notify-lost"},
+    {"postgres-restart", "postgres-kill", "disk-full", "sessions", "buried", "notify-lost"},
     {"broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound"},
 ]
 
@@ -244,7 +256,7 @@ class Nemesis:
 
     def __init__(self, cast: Cast, seed: int, names: tuple[str, ...], say: Callable[[str], None]) -> None:
         self.cast, self.say = cast, say
-        self.names = names or tuple(FAULTS)
+        self.names = names or tuple(name for name in FAULTS if name != "disk-full" or cast.volume)
         self.random = random.Random(f"nemesis/{seed}")
         self.injected: list[Injected] = []
         self.failed: list[str] = []

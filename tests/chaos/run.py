@@ -114,7 +114,8 @@ def run(
         for anomaly in verdict.anomalies[:3]:
             result.stories.append(story(history, anomaly.subject))
         if keep is not None and not result.ok:
-            shutil.copytree(folder, keep / f"{config.name}-{seed}", dirs_exist_ok=True)
+            kept = shutil.ignore_patterns("image", "volume")
+            shutil.copytree(folder, keep / f"{config.name}-{seed}", dirs_exist_ok=True, ignore=kept)
             say(f"logs are in {keep / f'{config.name}-{seed}'}")
         return result
     finally:
@@ -154,7 +155,7 @@ def report(result: Result) -> str:
         f"    recovery p50 {found['recovery_p50']} s, p99 {found['recovery_p99']} s; drained after {result.drained:.1f} s",
     ]
     lines += [f"    {anomaly.name}: {anomaly.subject}: {anomaly.why}" for anomaly in result.verdict.anomalies[:20]]
-    lines += [f"    exit: {text}" for text in result.exits]
+    lines += [f"    exit: {text}" for text in result.exits[:5]]
     lines += [f"\n{text}" for text in result.stories]
     return "\n".join(lines)
 
