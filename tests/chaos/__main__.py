@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from .run import Result, dump, report, run
 @click.option("--rate", default=200.0, show_default=True, help="Calls a second of all clients together.")
 @click.option("--config", "names", multiple=True, help="Only this configuration; may be given again.")
 @click.option("--migrations", default=0, metavar="N", help="Kill N migrations first, each between two (K12).")
+@click.option("--other", metavar="DIR", help="Run every second worker from this folder: pip install --target DIR.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the results to this file.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the logs of runs that aren't clean here.")
 def main(
@@ -27,6 +29,7 @@ def main(
     rate: float,
     names: tuple[str, ...],
     migrations: int,
+    other: str | None,
     file: Path | None,
     keep: Path | None,
 ) -> None:
@@ -39,7 +42,7 @@ def main(
         click.echo(f"{migrating.kill(migrations, seed)} migrations were killed at K12, and the next one went on")
     results: list[Result] = []
     for number, config in enumerate([known[name] for name in names] or CONFIGS):
-        results.append(run(config, seconds=duration, seed=seed + number, rate=rate, keep=keep))
+        results.append(run(replace(config, other=other), seconds=duration, seed=seed + number, rate=rate, keep=keep))
         click.echo(report(results[-1]))
         if file is not None:
             dump(results, file)

@@ -63,6 +63,8 @@ class Config:
     pooler: bool = False
     disk: int | None = None
     """Megabytes of the file system that Postgres is on, if it is to be one of its own."""
+    other: str | None = None
+    """A folder with another release of Outbox, which every second worker is run from."""
     mutant: str | None = None
     broken: Callable[[psycopg.Connection[Any]], None] = lambda conn: None
     """What a mutant does to the database."""
@@ -74,6 +76,7 @@ class Role:
 
     kind: str
     arguments: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict)
     popen: subprocess.Popen[bytes] | None = None
     log: Path | None = None
     kill_at: str | None = None
@@ -177,7 +180,8 @@ class Cast:
             self.begin(role)
         self._wait_for_queue()
         relay = (*start, "relay", "--exchange", EXCHANGE, *strict)
-        others = [Role("worker", (*worker, *quiet)) for _ in range(self.config.workers)]
+        other = {"PYTHONPATH": f"{self.config.other}{os.pathsep}{TESTS}"} if self.config.other else {}
+        others = [Role("worker", (*worker, *quiet), other if n % 2 else {}) for n in range(self.config.workers)]
         others += [Role("relay", relay) for _ in range(2)]
         for role in others:
             self.begin(role)
@@ -188,7 +192,7 @@ class Cast:
         self.clients = self._popen(command, self.folder / "clients.log", {})
 
     def begin(self, role: Role) -> None:
-        env: dict[str, str] = {}
+        env = dict(role.env)
         role.kill_at = None
         if self.random.random() < self.deadly:
             # The point at which fewest have died yet: some are passed far more often than others.
@@ -286,12 +290,14 @@ class Cast:
     def _died(self, role: Role, code: int) -> None:
         said = self._words(role)
         served = re.findall(r"worker (\d+) serves|relaying|standing by|takes from queue", said)
-        expected = code == -signal.SIGKILL if role.kill_at != "SIGTERM" else code == 0
+        expected = {-signal.SIGKILL}
+        if role.kill_at == "SIGTERM":
+            expected = {0} if served else {0, -signal.SIGTERM}  # that came before it had begun
         if code == 1 and not served and ("connect" in said or "server_login_retry" in said):
             self.not_started += 1
             time.sleep(0.1)
             return
-        if role.kill_at is None or not expected:
+        if role.kill_at is None or code not in expected:
             self.exits.append(f"{role.kind} ended by itself with {code}: {said[-800:]}")
             return
         worker = f"worker-{served[-1]}" if served and served[-1] else None
