@@ -108,13 +108,20 @@ for on, to in BY_HAND.items():
     chaos.allow(on, to=to)
 
 
+def least_waits(backoff: Backoff) -> tuple[float, ...]:
+    """What is promised of a back-off, reckoned without the engine's code."""
+    grown = [backoff.first * backoff.factor**n for n in range(backoff.attempts - 1)]
+    return tuple(min(backoff.max, wait) * (1 - backoff.jitter) for wait in grown)
+
+
 def rules() -> Rules:
     """What the checker holds to be legal."""
+    twelve, three = least_waits(retry(12)), least_waits(retry(3))
     stages = (
-        Stage("check", "NEW", frozenset({"CHECKED"}), 12, "outside", "CHECKING"),
-        Stage("decide", "CHECKED", frozenset({"REVIEW", "APPROVED"}), 12),
-        Stage("act", "APPROVED", frozenset({"SHIPPED"}), 12, "inside"),
-        Stage("notify", "SHIPPED", frozenset({"DONE"}), 3),
+        Stage("check", "NEW", frozenset({"CHECKED"}), 12, "outside", "CHECKING", twelve),
+        Stage("decide", "CHECKED", frozenset({"REVIEW", "APPROVED"}), 12, backoff=twelve),
+        Stage("act", "APPROVED", frozenset({"SHIPPED"}), 12, "inside", backoff=twelve),
+        Stage("notify", "SHIPPED", frozenset({"DONE"}), 3, backoff=three, rejects=True),
     )
     by_hand = frozenset((on, to) for on, targets in BY_HAND.items() for to in targets)
     return Rules("NEW", frozenset({"DONE", "REJECTED", "CANCELLED"}), stages, by_hand, frozenset({"REVIEW"}))

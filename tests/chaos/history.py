@@ -14,7 +14,8 @@ from typing import Any, Literal
 @dataclass(frozen=True, slots=True)
 class Stage:
     """What a stage may do. `effect`: "outside", a row of a connection of its own, written before the handler returns;
-    "inside", a row in the transaction of the status change. `running` is its in-progress status."""
+    "inside", a row in the transaction of the status change. `running` is its in-progress status. `backoff[n]` is how
+    many seconds at least attempt n+2 waits for. `rejects`: its handler may give up before its attempts are used up."""
 
     name: str
     on: str
@@ -22,6 +23,8 @@ class Stage:
     attempts: int
     effect: Literal["outside", "inside"] | None = None
     running: str | None = None
+    backoff: tuple[float, ...] = ()
+    rejects: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Call:
     began: float
     ended: float
     to_status: str | None = None  # of a change
-    said: str = ""  # the answer or the error, for the story
+    said: str = ""  # the answer or the error; of a submit, "created" or "exists"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +135,14 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A delivery as the harness's own queue saw it, in its order."""
+    """A delivery as the harness's own queue saw it, in its order. `at` is when it was seen, for the story."""
 
     message_id: str  # the stable one, of the headers
     wire_id: str
     topic: str
     key: str | None
     payload: Any
+    at: float = 0.0
 
 
 @dataclass(slots=True)

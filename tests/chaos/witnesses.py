@@ -80,7 +80,7 @@ class Tap:
                 found = str(headers.get("cloudEvents_id"))
                 key = headers.get("cloudEvents_subject")
                 self.arrivals.append(
-                    Arrival(found, str(properties.message_id), method.routing_key, key, json.loads(body))
+                    Arrival(found, str(properties.message_id), method.routing_key, key, json.loads(body), time.time())
                 )
                 self.seen.add(found)
                 # After it is noted: what the broker gives twice is twice here.

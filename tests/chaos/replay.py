@@ -1,0 +1,463 @@
+"""The write-ahead log, done once more: what each committed transaction did to workflows and jobs, and whether it may.
+
+Transactions come in the order of their commits, which for each row is the order of its locks. So nothing here reads a
+clock, but for the two cases in which it can only acquit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from .history import Call, Rules, Stage, Transaction
+
+Row = dict[str, str | None]
+Find = Callable[[str, str, str], None]
+WORKER = "worker-"
+SLACK = 0.001  # seconds: Postgres rounds
+
+
+@dataclass(slots=True)
+class Flow:
+    """A workflow as the transactions so far have left it. `job` and `dead` are the rows, if there are any."""
+
+    entity: str | None = None
+    status: str | None = None
+    version: int = 0
+    job: Row | None = None
+    dead: Row | None = None
+    made_anew: int = 0
+    without_job: str | None = None  # the status that it came to without the job of the stage that takes it
+
+
+@dataclass(slots=True)
+class Part:
+    """What one transaction did to one workflow. `job` is the one that was there before it."""
+
+    job: Row | None
+    moves: list[tuple[str | None, str, int]] = field(default_factory=list)  # from, to, version
+    told: list[Row] = field(default_factory=list)  # history
+    made: Row | None = None
+    ended: Row | None = None
+    died: Row | None = None
+    undied: bool = False
+    messages: list[str] = field(default_factory=list)
+    inside: list[Row] = field(default_factory=list)
+
+
+class Replay:
+    """Runs through the log; `find` is told of each anomaly: its name, the workflow or message, and why."""
+
+    def __init__(self, rules: Rules, calls: dict[str, Call], find: Find) -> None:
+        self.rules, self.calls, self.find = rules, calls, find
+        self.stages: dict[str, Stage] = {stage.name: stage for stage in rules.stages}
+        self.takes: dict[str, Stage] = {}  # by status, in-progress ones too
+        for stage in rules.stages:
+            self.takes[stage.on] = stage
+            if stage.running:
+                self.takes[stage.running] = stage
+        self.running = {stage.running for stage in rules.stages if stage.running}
+        self.flows: dict[str, Flow] = {}
+        self.changes: dict[tuple[str, int], Row] = {}  # history, by workflow and version
+        self.told_by: dict[str, Row] = {}  # by actor, of those who call
+        self.messages: dict[str, Row] = {}  # in the order of commits
+        self.relays: dict[str, Row] = {}
+        self.alive: set[str] = set()
+        self.claims: Counter[tuple[str, str, int]] = Counter()
+        self.outside: Counter[tuple[str, str, int]] = Counter()
+        self.inside: Counter[tuple[str, str, int]] = Counter()
+        self.keys: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self.visits: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self.consumed: Counter[str] = Counter()
+        self.recorded: set[str] = set()  # message ids of the inbox
+        self.jobs = self.retried = self.redelivered = 0
+        # What one transaction lacked and what another had too much, by workflow: paired in the end.
+        self._lacks_message: dict[str, list[str]] = defaultdict(list)
+        self._extra_message: dict[str, list[str]] = defaultdict(list)
+        self._lacks_inside: dict[str, list[str]] = defaultdict(list)
+        self._extra_inside: dict[str, list[str]] = defaultdict(list)
+        self._parts: dict[str, Part] = {}
+        self._now_recorded: set[str] = set()
+        self._now_consumed: set[str] = set()
+        self._at = 0.0
+        self._tables: dict[tuple[str, str], Callable[[Row], None]] = {
+            ("workflow_states", "insert"): self._started,
+            ("workflow_states", "update"): self._moved,
+            ("workflow_states", "delete"): self._deleted,
+            ("state_changes", "insert"): self._told,
+            ("jobs", "insert"): self._job_made,
+            ("jobs", "update"): self._job_written,
+            ("jobs", "delete"): self._job_ended,
+            ("dead_jobs", "insert"): self._died,
+            ("dead_jobs", "delete"): self._undied,
+            ("messages", "insert"): self._message,
+            ("outside", "insert"): self._outside,
+            ("inside", "insert"): self._inside,
+            ("inbox", "insert"): self._recorded,
+            ("consumed", "insert"): self._consumed,
+            ("relays", "insert"): self._relay,
+            ("relays", "update"): self._relay,
+            ("workers", "insert"): lambda row: self.alive.add(str(row["id"])),
+            ("workers", "delete"): lambda row: self.alive.discard(str(row["id"])),
+            ("delivery_attempts", "insert"): self._redelivery,
+            ("delivery_attempts", "update"): self._redelivery,
+        }
+
+    def run(self, transactions: list[Transaction]) -> None:
+        tables = self._tables
+        for transaction in transactions:
+            self._at = transaction.at
+            for write in transaction.writes:
+                do = tables.get((write.table, write.kind))
+                if do is not None:
+                    do(write.row)
+            if self._parts:
+                for id_, part in self._parts.items():
+                    self._settle(id_, self.flows[id_], part)
+                self._parts = {}
+            if self._now_recorded or self._now_consumed:
+                self._settle_inbox()
+        self._pair()
+
+    # One write each.
+
+    def _flow(self, id_: str) -> Flow:
+        flow = self.flows.get(id_)
+        if flow is None:
+            self.find("phantom", id_, "it is written to, and no transaction has started it")
+            flow = self.flows[id_] = Flow()
+        return flow
+
+    def _part(self, id_: str) -> Part:
+        part = self._parts.get(id_)
+        if part is None:
+            part = self._parts[id_] = Part(self._flow(id_).job)
+        return part
+
+    def _started(self, row: Row) -> None:
+        id_ = str(row["id"])
+        if id_ in self.flows:
+            self.find("resurrection", id_, "it is started again")
+        self.flows[id_] = Flow(row["entity_id"], str(row["current_status"]), int(row["version"] or 0))
+        self._part(id_).moves.append((None, str(row["current_status"]), int(row["version"] or 0)))
+
+    def _moved(self, row: Row) -> None:
+        id_ = str(row["id"])
+        part, flow = self._part(id_), self.flows[id_]
+        before, flow.status = flow.status, str(row["current_status"])
+        expected, flow.version = flow.version + 1, int(row["version"] or 0)
+        if before != flow.status:
+            part.moves.append((before, flow.status, flow.version))
+        elif flow.version == expected - 1:
+            return  # nothing, or what has no version
+        if flow.version != expected and before is not None:
+            self.find("illegal change", id_, f"from version {expected - 1} to {flow.version}")
+
+    def _deleted(self, row: Row) -> None:
+        self.find("lost", str(row["id"]), "the workflow was deleted")
+
+    def _told(self, row: Row) -> None:
+        id_, version = str(row["workflow_id"]), int(row["version"] or 0)
+        self.changes[id_, version] = row
+        self._part(id_).told.append(row)
+
+    def _job_made(self, row: Row) -> None:
+        id_ = str(row["workflow_id"])
+        part, flow = self._part(id_), self.flows[id_]
+        self.jobs += 1
+        if flow.job is not None:
+            self.find("two holders", id_, "it has two jobs")
+        part.made = flow.job = row
+        self.visits[id_, str(row["stage"])].add(str(row["version"]))
+        if row["attempt"] != "0" or row["owner"] is not None:
+            self.find("two holders", id_, f"its job begins with attempt {row['attempt']} of {row['owner']}")
+
+    def _job_ended(self, row: Row) -> None:
+        id_ = str(row["workflow_id"])
+        part, flow = self._part(id_), self.flows[id_]
+        part.ended, flow.job = flow.job, None
+
+    def _died(self, row: Row) -> None:
+        id_ = str(row["workflow_id"])
+        part = self._part(id_)
+        part.died = self.flows[id_].dead = row
+
+    def _undied(self, row: Row) -> None:
+        id_ = str(row["workflow_id"])
+        part = self._part(id_)
+        part.undied, self.flows[id_].dead = True, None
+
+    def _job_written(self, row: Row) -> None:
+        """Claimed, freed, promoted, or kept for an in-progress status."""
+        id_ = str(row["workflow_id"])
+        flow = self._flow(id_)
+        old, flow.job = flow.job, row
+        if old is None:
+            self.find("phantom", id_, "a job that is not there is written to")
+            return
+        was, owner, before, attempt = old["owner"], row["owner"], old["attempt"], row["attempt"]
+        if was == owner and before == attempt:
+            self._same_holder(id_, old, row)
+        elif owner is not None:
+            self._claimed(id_, old, row, int(before or 0), int(attempt or 0))
+        elif was is None:
+            self.find("zombie write", id_, f"its attempt became {attempt} by somebody who did not hold the job")
+        elif int(attempt or 0) != int(before or 0) - 1:  # else it was given back
+            self._freed(id_, old, row, int(before or 0), int(attempt or 0))
+
+    def _same_holder(self, id_: str, old: Row, row: Row) -> None:
+        if old["status"] != row["status"]:
+            self._part(id_)  # kept for an in-progress status
+        elif old["due"] == "f" and row["due"] == "t":
+            # The commit came after the moment by which it was judged: what is early by this is early.
+            if self._at < seconds(row["run_at"]) - SLACK:
+                self.find("too early", id_, f"attempt {int(row['attempt'] or 0) + 1} is made ready before its time")
+        elif row["owner"] is None and (old["run_at"], old["error"]) != (row["run_at"], row["error"]):
+            self.find("zombie write", id_, "its job is put back by somebody who did not hold it")
+
+    def _claimed(self, id_: str, old: Row, row: Row, before: int, attempt: int) -> None:
+        stage = str(row["stage"])
+        self.claims[id_, stage, attempt] += 1
+        self.retried += attempt > 1
+        who = f"worker {row['owner']}"
+        if old["owner"] is not None:
+            self.find("two holders", id_, f"{who} claims {stage}, which worker {old['owner']} holds")
+        elif attempt != before + 1:
+            self.find("two holders", id_, f"{who} claims attempt {attempt} of {stage} after attempt {before}")
+        elif stage in self.stages and attempt > self.stages[stage].attempts:
+            self.find("two holders", id_, f"{who} claims attempt {attempt} of {stage}, which has fewer")
+        elif old["due"] != "t":
+            self.find("too early", id_, f"{who} claims attempt {attempt} of {stage}, which is not due")
+
+    def _freed(self, id_: str, old: Row, row: Row, before: int, attempt: int) -> None:
+        """Failed, to be tried again after a while; or swept, at once, for its worker is gone."""
+        stage = str(old["stage"])
+        if attempt != before:
+            self.find("two holders", id_, f"attempt {before} of {stage} is put back as attempt {attempt}")
+        elif old["run_at"] != row["run_at"]:
+            backoff = self.stages[stage].backoff if stage in self.stages else ()
+            wait = backoff[attempt - 1] if attempt <= len(backoff) else 0.0
+            # It failed after it was claimed: what is early by this is early.
+            waits = seconds(row["run_at"]) - seconds(old["claimed_at"])
+            if wait and (row["due"] == "t" or waits < wait - SLACK):
+                self.find(
+                    "too early", id_, f"attempt {attempt + 1} of {stage} is to come {waits:.3f} s after the claim"
+                )
+        elif old["owner"] in self.alive:
+            self.find("two holders", id_, f"{stage} is taken from worker {old['owner']}, which is alive")
+
+    def _message(self, row: Row) -> None:
+        found = str(row["message_id"])
+        if found in self.messages:
+            self.find("phantom", found, "two messages have this id")
+        self.messages[found] = row
+        if row["workflow_id"] is None:
+            self.find("phantom", found, "it belongs to no workflow")
+        else:
+            self._part(row["workflow_id"]).messages.append(found)
+
+    def _outside(self, row: Row) -> None:
+        id_, stage, attempt = str(row["workflow_id"]), str(row["stage"]), int(row["attempt"] or 0)
+        self.outside[id_, stage, attempt] += 1
+        done, claimed = self.outside[id_, stage, attempt], self.claims[id_, stage, attempt]
+        # An attempt that was given back, because its worker was told to end, comes again under the same number.
+        if done > claimed:
+            why = f"attempt {attempt} of {stage} was claimed {claimed} times and had {done} effects outside"
+            self.find("effect twice" if claimed else "phantom", id_, why)
+        keys = self.keys[id_, stage]
+        keys.add(str(row["key"]))
+        if len(keys) > len(self.visits[id_, stage]):
+            self.find("effect twice", id_, f"{stage} had another idempotency key in attempt {attempt}: {row['key']}")
+
+    def _inside(self, row: Row) -> None:
+        id_ = str(row["workflow_id"])
+        self.inside[id_, str(row["stage"]), int(row["attempt"] or 0)] += 1
+        self._part(id_).inside.append(row)
+
+    def _recorded(self, row: Row) -> None:
+        self._now_recorded.add(str(row["message_id"]))
+        self.recorded.add(str(row["message_id"]))
+
+    def _consumed(self, row: Row) -> None:
+        found = str(row["message_id"])
+        self.consumed[found] += 1
+        if self.consumed[found] > 1:
+            self.find("effect twice", found, f"{self.consumed[found]} effects of its consumer")
+        self._now_consumed.add(found)
+
+    def _relay(self, row: Row) -> None:
+        self.relays[str(row["name"])] = row
+
+    def _redelivery(self, _: Row) -> None:
+        self.redelivered += 1
+
+    # One transaction.
+
+    def _settle(self, id_: str, flow: Flow, part: Part) -> None:
+        """What belongs together must be in this transaction together."""
+        told = {int(row["version"] or 0): row for row in part.told}
+        lack, inside = -len(part.messages), list(part.inside)
+        for before, after, version in part.moves:
+            row = told.pop(version, None)
+            lack += after not in self.running
+            if before in self.rules.final:
+                self.find("resurrection", id_, f"from {before}, which is final, to {after}")
+            elif row is None:
+                self.find("torn commit", id_, f"from {before} to {after} without its row of history")
+                self._legal(id_, before, after)
+            elif (row["from_status"], row["to_status"]) != (before, after):
+                said = f"{row['from_status']} to {row['to_status']}"
+                self.find("illegal change", id_, f"from {before} to {after}, and history says {said}")
+            elif str(row["actor"]).startswith(WORKER):
+                self._by_worker(id_, part, before, after, row, inside)
+            else:
+                self._by_hand(id_, flow, before, after, row)
+        for version in told:
+            self.find("torn commit", id_, f"history has version {version}, which no change of this transaction made")
+        if lack > 0:
+            self._lacks_message[id_].append(f"the change to {flow.status}")
+        elif lack < 0:
+            self._extra_message[id_] += part.messages[lack:]
+        for row in inside:
+            self._extra_inside[id_].append(f"attempt {row['attempt']}")
+        self._settle_job(id_, flow, part)
+
+    def _legal(self, id_: str, before: str | None, after: str) -> None:
+        if before is None:
+            legal = after == self.rules.initial
+        else:
+            stage = self.takes.get(before)
+            legal = (before, after) in self.rules.by_hand or (stage is not None and _may(stage, before, after))
+        if not legal:
+            self.find("illegal change", id_, f"from {before} to {after}")
+
+    def _by_worker(self, id_: str, part: Part, before: str | None, after: str, row: Row, inside: list[Row]) -> None:
+        """A worker may change what its claimed job says, for as long as it holds it; with its effect."""
+        job, who = part.job, str(row["actor"]).removeprefix(WORKER)
+        stage = self.takes.get(before or "")
+        if stage is None or not _may(stage, before, after):
+            self.find("illegal change", id_, f"{row['actor']} made it, from {before} to {after}")
+            return
+        if job is None or job["owner"] != who:
+            held = "nobody holds" if job is None or job["owner"] is None else f"worker {job['owner']} holds"
+            self.find("zombie write", id_, f"{row['actor']} changed it from {before} to {after}; {held} the job")
+        elif (job["stage"], job["attempt"]) != (row["stage"], row["attempt"]):
+            held = f"{job['stage']}, attempt {job['attempt']}"
+            self.find("zombie write", id_, f"a change by {row['stage']}, attempt {row['attempt']}; held is {held}")
+        elif stage.effect == "outside" and after != stage.running:
+            if not self.outside[id_, stage.name, int(row["attempt"] or 0)]:
+                # What is committed is of another attempt, or of none.
+                name = "zombie write" if self.keys[id_, stage.name] else "lost"
+                self.find(name, id_, f"{stage.name} finished, and attempt {row['attempt']} had no effect outside")
+        if stage.effect == "inside" and after != stage.running:
+            if not inside:
+                self._lacks_inside[id_].append(f"the change to {after}")
+            elif (attempt := inside.pop(0)["attempt"]) != row["attempt"] and row["attempt"] is not None:
+                self.find("zombie write", id_, f"attempt {row['attempt']} finished with the effect of {attempt}")
+
+    def _by_hand(self, id_: str, flow: Flow, before: str | None, after: str, row: Row) -> None:
+        """What is changed by hand, somebody has asked for, and was not told that it failed."""
+        actor = str(row["actor"])
+        if before is None:
+            legal = after == self.rules.initial
+        else:
+            legal = (before, after) in self.rules.by_hand
+        if not legal or row["stage"] is not None:
+            self.find("illegal change", id_, f"{actor} made it by hand, from {before} to {after}")
+            return
+        call = self.calls.get(actor)
+        if call is None:
+            self.find("phantom", id_, f"nobody asked to come to {after}, but {actor} did")
+        elif call.outcome == "failed":
+            self.find("phantom", id_, f"it came to {after} by {actor}, who was told that it failed: {call.said}")
+        elif call.entity != flow.entity or call.to_status != (None if before is None else after):
+            self.find("phantom", id_, f"it came to {after} by {actor}, who asked for {call.entity}, {call.to_status}")
+        elif actor in self.told_by:
+            self.find("phantom", id_, f"{actor} asked for one change, and this is another one")
+        self.told_by[actor] = row
+
+    def _settle_job(self, id_: str, flow: Flow, part: Part) -> None:
+        """The open job ends with the change, and the next one begins; none comes or goes without a reason."""
+        stage, job = self.takes.get(flow.status or ""), flow.job
+        if part.moves or part.made:
+            if job is not None and stage is None:
+                final = flow.status in self.rules.final
+                self.find(
+                    "resurrection" if final else "torn commit", id_, f"in {flow.status} it has a job: {job['stage']}"
+                )
+            elif job is not None and stage is not None and (job["stage"], job["status"]) != (stage.name, flow.status):
+                self.find("torn commit", id_, f"in {flow.status} it has the job of {job['status']}")
+            elif flow.dead is not None:
+                self.find("torn commit", id_, f"in {flow.status} it still has the dead job of {flow.dead['status']}")
+        elif job is not None and job["status"] != flow.status:
+            self.find("torn commit", id_, f"in {flow.status} its job says {job['status']}")
+        if part.moves:
+            if flow.without_job:
+                self.find("lost", id_, f"in {flow.without_job} it never had a job")
+            flow.without_job = flow.status if stage is not None and job is None else None
+        if part.made and not part.moves and job is not None and stage is not None:
+            if part.undied:
+                flow.made_anew += 1
+            elif flow.without_job:
+                self.find("torn commit", id_, f"the job of {flow.without_job} was made in another transaction")
+                flow.without_job = None
+            else:
+                self.find("phantom", id_, f"a job of {job['stage']} that no change has made")
+        if part.died:
+            self._buried(id_, part)
+        elif part.ended and not part.moves:
+            self.find("lost", id_, f"its job of {part.ended['stage']} went, and nothing else happened")
+        elif part.undied and not part.moves and not part.made:
+            self.find("lost", id_, "its dead job went, and nothing else happened")
+
+    def _buried(self, id_: str, part: Part) -> None:
+        assert part.died is not None
+        stage, job = self.stages.get(str(part.died["stage"])), part.ended
+        attempts = int(part.died["attempts"] or 0)
+        if job is None:
+            self.find("torn commit", id_, "it has a dead job, and its job did not end")
+        elif job["owner"] is None or int(job["attempt"] or 0) != attempts:
+            self.find("zombie write", id_, f"its job died in attempt {attempts}, which nobody held")
+        elif stage is not None and attempts < stage.attempts and not stage.rejects:
+            self.find("lost", id_, f"{stage.name} is dead after {attempts} of its {stage.attempts} attempts")
+
+    def _settle_inbox(self) -> None:
+        for found in self._now_consumed - self._now_recorded:
+            self.find("torn commit", found, "a consumer's effect without the record in its inbox")
+        self._now_recorded, self._now_consumed = set(), set()
+
+    # All of it.
+
+    def _pair(self) -> None:
+        """What one transaction lacked and another had too much was torn; what nobody had is lost."""
+        for id_ in {*self._lacks_message, *self._extra_message}:
+            lacking, extra = self._lacks_message[id_], self._extra_message[id_]
+            for change, message in zip(lacking, extra, strict=False):
+                self.find("torn commit", id_, f"the message of {change} is in another transaction: {message}")
+            for change in lacking[len(extra) :]:
+                self.find("lost", id_, f"{change} has no message")
+            for message in extra[len(lacking) :]:
+                self.find("phantom", id_, f"a message of no change: {message}")
+        for id_ in {*self._lacks_inside, *self._extra_inside}:
+            lacking, extra = self._lacks_inside[id_], self._extra_inside[id_]
+            for change, effect in zip(lacking, extra, strict=False):
+                self.find("torn commit", id_, f"the effect inside of {change} is in another transaction: {effect}")
+            for change in lacking[len(extra) :]:
+                self.find("lost", id_, f"{change} has no effect inside")
+            for effect in extra[len(lacking) :]:
+                done = any(key[0] == id_ and count for key, count in self.inside.items())
+                self.find("effect twice" if done else "phantom", id_, f"an effect inside of no change: {effect}")
+
+
+def _may(stage: Stage, before: str | None, after: str) -> bool:
+    """Whether a stage may make this change."""
+    if stage.running is None:
+        return before == stage.on and after in stage.to
+    return (before, after) == (stage.on, stage.running) or (before == stage.running and after in stage.to)
+
+
+def seconds(text: str | None) -> float:
+    """Return the seconds since 1970 of a time as Postgres prints it."""
+    return datetime.fromisoformat(str(text)).timestamp()
