@@ -18,12 +18,12 @@ from typing import Any
 
 import psycopg
 
-from . import killpoints, migrations, settings, statements
+from . import killpoints, migrations, settings, statements, tasks
 from .delivery import Arrival, Delivery
 from .documents import printable
 from .errors import DefinitionError, OutboxError, SettingsError
 from .inbox import MEMORY_DAYS, Inbox, forget
-from .link import Link, engine_conninfo, temporary
+from .link import Link, engine_conninfo, first_line, temporary
 from .outcome import Backoff, check_number
 from .receive import Receiver, Terms
 
@@ -136,9 +136,7 @@ class Consumer:
                 lane.end()
             await asyncio.wait(working, timeout=self._grace)
         finally:
-            for task in (*others, *working):
-                task.cancel()
-            await asyncio.gather(*others, *working, return_exceptions=True)
+            await tasks.end(*others, *working)
             await self._subscription.close()
             for lane in self._lanes:
                 await lane.receiver.close()
@@ -173,11 +171,13 @@ class Consumer:
                 try:
                     await self._retry_parked(link)
                     if self._keep_inbox is not None and time.monotonic() >= forget_at:
-                        await forget(await link.connection(), self._keep_inbox)
                         forget_at = time.monotonic() + FORGET_EVERY
+                        await forget(await link.connection(), self._keep_inbox)
                 except Exception as error:
-                    if not temporary(error):
-                        raise
+                    if temporary(error):
+                        forget_at = 0.0
+                    else:
+                        log.error("can't keep house: %s", first_line(error))
                     await link.pause(error)
                 await asyncio.sleep(RETRY_EVERY)
         finally:

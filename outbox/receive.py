@@ -86,10 +86,12 @@ class Receiver:
             delivery = arrival.read()
         except Unreadable as error:
             return await self._park(arrival, None, str(error))
-        retry, again = self._terms.retry, arrival.redelivered
+        # What a person wants tried again is counted from its first attempt: it may be what kills its process.
+        retry, again = self._terms.retry, arrival.redelivered or arrival.parked is not None
+        first = 1 if arrival.parked is not None else 2
         while True:
             if again:
-                delivery.attempt = await self._count(delivery)
+                delivery.attempt = await self._count(delivery, first)
                 if delivery.attempt > retry.attempts:
                     ended = f"its process ended during attempt {retry.attempts}, the last one"
                     return await self._park(arrival, delivery, ended)
@@ -160,8 +162,8 @@ class Receiver:
                 delivery.connection = conn
                 try:
                     self._terms.handler(delivery)
-                except StopIteration as error:  # which a future can't hold
-                    raise RuntimeError("the handler raised StopIteration") from error
+                except (StopIteration, GeneratorExit) as error:  # which neither a future nor a coroutine can hold
+                    raise RuntimeError(f"the handler raised {type(error).__name__}") from error
                 _require_same(delivery, conn.execute(SQL["delivery_mark_read"]).fetchone())
             if _had_trouble(arrival, delivery):
                 conn.execute(SQL["delivery_settle"], self._known(arrival, delivery))
@@ -176,20 +178,24 @@ class Receiver:
                 raise
             raise TimeoutError(f"not done within {self._terms.timeout:g} s") from None
 
-    async def _count(self, delivery: Delivery) -> int:
-        known = {"consumer": self._terms.inbox.consumer, "message_id": delivery.message_id}
+    async def _count(self, delivery: Delivery, first: int) -> int:
+        known = {"consumer": self._terms.inbox.consumer, "message_id": delivery.message_id, "first": first}
         return int((await self._link.repeat(SQL["delivery_begin"], known))[0][0])
 
     async def _park(self, arrival: Arrival, delivery: Delivery | None, reason: str) -> bool:
         reason = documents.clean(reason)
+        known = {**self._known(arrival, delivery), "reason": reason}
+        if arrival.parked is not None:
+            await self._link.repeat(SQL["delivery_park_again"], known)
+            log.warning("parked message %s is parked again: %s", arrival.parked, printable(reason))
+            return True
         parked = {
-            **self._known(arrival, delivery),
+            **known,
             "queue": documents.clean(self._terms.queue),
             "stated_id": documents.clean(str(arrival.stated_id)) if arrival.stated_id else None,
             "topic": documents.clean(arrival.topic),
             "body": arrival.body,
             "headers": storable(arrival.headers),
-            "reason": reason,
         }
         await self._link.repeat(SQL["delivery_park"], parked)
         self._terms.parked += 1
@@ -198,7 +204,8 @@ class Receiver:
 
     def _known(self, arrival: Arrival, delivery: Delivery | None) -> dict[str, Any]:
         message_id = None if delivery is None else delivery.message_id
-        return {"consumer": self._terms.inbox.consumer, "message_id": message_id, "digest": arrival.digest}
+        return {"consumer": self._terms.inbox.consumer, "message_id": message_id, "digest": arrival.digest,
+                "parked": arrival.parked}  # fmt: skip
 
     def _mark(self, delivery: Delivery) -> dict[str, Any]:
         return {"mark": str(delivery.message_id), "idle_ms": int((self._terms.timeout + IDLE_GRACE) * 1000)}
