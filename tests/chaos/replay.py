@@ -346,24 +346,23 @@ class Replay:
         elif (job["stage"], job["attempt"]) != (row["stage"], row["attempt"]):
             held = f"{job['stage']}, attempt {job['attempt']}"
             self.find("zombie write", id_, f"a change by {row['stage']}, attempt {row['attempt']}; held is {held}")
-        elif stage.effect == "outside" and after != stage.running:
-            if not self.outside[id_, stage.name, int(row["attempt"] or 0)]:
-                # What is committed is of another attempt, or of none.
-                name = "zombie write" if self.keys[id_, stage.name] else "lost"
-                self.find(name, id_, f"{stage.name} finished, and attempt {row['attempt']} had no effect outside")
+        elif stage.effect == "outside" and after != stage.running and not self._had_effect(id_, row):
+            # What is committed is of another attempt, or of none.
+            name = "zombie write" if self.keys.get((id_, stage.name)) else "lost"
+            self.find(name, id_, f"{stage.name} finished, and attempt {row['attempt']} had no effect outside")
         if stage.effect == "inside" and after != stage.running:
             if not inside:
                 self._lacks_inside[id_].append(f"the change to {after}")
             elif (attempt := inside.pop(0)["attempt"]) != row["attempt"] and row["attempt"] is not None:
                 self.find("zombie write", id_, f"attempt {row['attempt']} finished with the effect of {attempt}")
 
+    def _had_effect(self, id_: str, row: Row) -> bool:
+        return (id_, str(row["stage"]), int(row["attempt"] or 0)) in self.outside
+
     def _by_hand(self, id_: str, flow: Flow, before: str | None, after: str, row: Row) -> None:
         """What is changed by hand, somebody has asked for, and was not told that it failed."""
         actor = str(row["actor"])
-        if before is None:
-            legal = after == self.rules.initial
-        else:
-            legal = (before, after) in self.rules.by_hand
+        legal = after == self.rules.initial if before is None else (before, after) in self.rules.by_hand
         if not legal or row["stage"] is not None:
             self.find("illegal change", id_, f"{actor} made it by hand, from {before} to {after}")
             return
