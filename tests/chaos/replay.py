@@ -78,6 +78,7 @@ class Replay:
         self._extra_message: dict[str, list[str]] = defaultdict(list)
         self._lacks_inside: dict[str, list[str]] = defaultdict(list)
         self._extra_inside: dict[str, list[str]] = defaultdict(list)
+        self._done_inside: set[str] = set()
         self._parts: dict[str, Part] = {}
         self._now_recorded: set[str] = set()
         self._now_consumed: set[str] = set()
@@ -353,7 +354,9 @@ class Replay:
         if stage.effect == "inside" and after != stage.running:
             if not inside:
                 self._lacks_inside[id_].append(f"the change to {after}")
-            elif (attempt := inside.pop(0)["attempt"]) != row["attempt"] and row["attempt"] is not None:
+                return
+            self._done_inside.add(id_)
+            if (attempt := inside.pop(0)["attempt"]) != row["attempt"] and row["attempt"] is not None:
                 self.find("zombie write", id_, f"attempt {row['attempt']} finished with the effect of {attempt}")
 
     def _had_effect(self, id_: str, row: Row) -> bool:
@@ -380,33 +383,31 @@ class Replay:
     def _settle_job(self, id_: str, flow: Flow, part: Part) -> None:
         """The open job ends with the change, and the next one begins; none comes or goes without a reason."""
         stage, job = self.takes.get(flow.status or ""), flow.job
-        if part.moves or part.made:
-            if job is not None and stage is None:
-                final = flow.status in self.rules.final
-                self.find(
-                    "resurrection" if final else "torn commit", id_, f"in {flow.status} it has a job: {job['stage']}"
-                )
-            elif job is not None and stage is not None and (job["stage"], job["status"]) != (stage.name, flow.status):
-                self.find("torn commit", id_, f"in {flow.status} it has the job of {job['status']}")
-            elif flow.dead is not None:
-                self.find("torn commit", id_, f"in {flow.status} it still has the dead job of {flow.dead['status']}")
-        elif job is not None and job["status"] != flow.status:
-            self.find("torn commit", id_, f"in {flow.status} its job says {job['status']}")
-        if part.moves:
-            if flow.without_job:
-                self.find("lost", id_, f"in {flow.without_job} it never had a job")
-            flow.without_job = flow.status if stage is not None and job is None else None
-        if part.made and not part.moves and job is not None and stage is not None:
+        if job is not None and stage is None:
+            if flow.status in self.rules.final:
+                self.find("resurrection", id_, f"in {flow.status}, which is final, it has a job of {job['stage']}")
+            else:
+                name = "torn commit" if part.moves else "phantom"
+                self.find(name, id_, f"in {flow.status}, which no stage takes, it has a job of {job['stage']}")
+        elif job is not None and stage is not None and (job["stage"], job["status"]) != (stage.name, flow.status):
+            self.find("torn commit", id_, f"in {flow.status} it has the job of {job['status']}")
+        elif (part.moves or part.made) and flow.dead is not None:
+            self.find("torn commit", id_, f"in {flow.status} it still has the dead job of {flow.dead['status']}")
+        elif part.made and not part.moves:
             if part.undied:
                 flow.made_anew += 1
             elif flow.without_job:
                 self.find("torn commit", id_, f"the job of {flow.without_job} was made in another transaction")
                 flow.without_job = None
             else:
-                self.find("phantom", id_, f"a job of {job['stage']} that no change has made")
+                self.find("phantom", id_, f"a job of {part.made['stage']} that no change has made")
+        if part.moves:
+            if flow.without_job:
+                self.find("lost", id_, f"in {flow.without_job} it never had a job")
+            flow.without_job = flow.status if stage is not None and job is None else None
         if part.died:
             self._buried(id_, part)
-        elif part.ended and not part.moves:
+        elif part.ended and not part.moves and flow.dead is None and part.ended["status"] == flow.status:
             self.find("lost", id_, f"its job of {part.ended['stage']} went, and nothing else happened")
         elif part.undied and not part.moves and not part.made:
             self.find("lost", id_, "its dead job went, and nothing else happened")
@@ -446,7 +447,7 @@ class Replay:
             for change in lacking[len(extra) :]:
                 self.find("lost", id_, f"{change} has no effect inside")
             for effect in extra[len(lacking) :]:
-                done = any(key[0] == id_ and count for key, count in self.inside.items())
+                done = lacking or id_ in self._done_inside
                 self.find("effect twice" if done else "phantom", id_, f"an effect inside of no change: {effect}")
 
 
