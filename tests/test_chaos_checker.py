@@ -74,7 +74,7 @@ def test_counts_say_how_much_there_was() -> None:
     history.arrivals.append(history.arrivals[0])
     assert check(history).counts == {
         "workflows": 5,
-        "jobs": 18,
+        "jobs": 17,
         "changes": 26,
         "transactions": len(history.transactions),
         "messages": 21,
@@ -187,8 +187,13 @@ def a_change_without_its_message(run: Script) -> None:
 
 @broken("lost")
 def a_submit_without_its_message(run: Script) -> None:
-    run.through("w", "CHECKED", "REVIEW")
-    run.drop("messages", number=2)
+    run.submit("w")
+    run.drop("messages")
+    run.claim("w")
+    run.start("w")
+    run.outside("w")
+    run.finish("w", "CHECKED")
+    run.hand("w", "CANCELLED")
 
 
 @broken("lost")
@@ -246,7 +251,7 @@ def a_submit_that_was_told_to_have_failed(run: Script) -> None:
 @broken("phantom")
 def a_workflow_that_nobody_asked_for(run: Script) -> None:
     run.through("w", "CHECKED", "REVIEW")
-    run.calls.clear()
+    run.calls.pop()
 
 
 @broken("phantom")
@@ -303,7 +308,7 @@ def a_job_where_people_decide(run: Script) -> None:
 @broken("phantom")
 def an_effect_outside_that_no_attempt_made(run: Script) -> None:
     run.submit("w")
-    run.commit(write("outside", "insert", workflow_id="w", stage="check", attempt=2, key="w:check:1"))
+    run.commit(write("outside", "insert", workflow_id="w", stage="check", attempt=2, key="w:check:1", at=run.now))
     run.claim("w")
     run.start("w")
     run.outside("w")
@@ -352,14 +357,6 @@ def a_version_that_is_left_out(run: Script) -> None:
     run.through("w", "CHECKED")
     run.states["w"]["version"] += 1
     run.hand("w", "CANCELLED")
-
-
-@broken("illegal change")
-def a_version_that_does_not_move(run: Script) -> None:
-    run.through("w", "CHECKED")
-    run.states["w"]["version"] -= 1
-    run.hand("w", "CANCELLED")
-    run.drop("state_changes", number=-2)  # which this one takes the place of
 
 
 @broken("illegal change")
@@ -640,8 +637,7 @@ def a_dead_job_beside_the_live_one(run: Script) -> None:
     run.claim("w")
     run.die("w")
     run.drop("jobs", "delete")
-    run.commit(write("dead_jobs", "delete", workflow_id="w"), write("jobs", "delete", workflow_id="w"))
-    run.commit(write("dead_jobs", "insert", **run.dead["w"]))
+    run.commit(write("jobs", "delete", workflow_id="w"))
 
 
 @broken("torn commit")

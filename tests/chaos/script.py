@@ -23,6 +23,7 @@ from .history import (
     Workflow,
     Write,
 )  # fmt: skip
+from .replay import seconds
 
 RULES = Rules(
     initial="NEW",
@@ -268,16 +269,31 @@ class Script:
         ]
         kinds: tuple[Literal["outside", "inside"], ...] = ("outside", "inside")
         history.effects = [
-            Effect(kind, row["workflow_id"], row["stage"], int(row["attempt"] or 0), row.get("key"), None, BEGAN)
+            Effect(
+                kind,
+                row["workflow_id"],
+                row["stage"],
+                int(row["attempt"] or 0),
+                row.get("key"),
+                None,
+                seconds(row["at"]),
+            )
             for kind in kinds
             for row in (each.row for each in self._writes(kind))
         ]
         history.effects += [
-            Effect("consumer", None, None, None, None, each.row["message_id"], BEGAN)
+            Effect("consumer", None, None, None, None, each.row["message_id"], seconds(each.row["at"]))
             for each in self._writes("consumed")
         ]
         history.arrivals = [
-            Arrival(str(row["message_id"]), f"{row['message_id']}/1", str(row["topic"]), row["key"], {}, BEGAN + n)
+            Arrival(
+                str(row["message_id"]),
+                f"{row['message_id']}/1",
+                str(row["topic"]),
+                row["key"],
+                {},
+                BEGAN + len(self.transactions) + n,
+            )
             for n, row in enumerate(written)
         ]
         history.inbox = [str(each.row["message_id"]) for each in self._writes("inbox")]
