@@ -442,7 +442,7 @@ def an_effect_inside_of_an_attempt_that_is_over(run: Script) -> None:
 @broken("zombie write")
 def a_failure_told_of_a_job_that_nobody_holds(run: Script) -> None:
     run.through("w", "CHECKED")
-    run.put("w", due=False, error="late")
+    run.put("w", due=False, error="late", run_at=run.now)
     run.promote("w")
     run.hand("w", "CANCELLED")
 

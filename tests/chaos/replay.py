@@ -216,7 +216,7 @@ class Replay:
             # The commit came after the moment by which it was judged: what is early by this is early.
             if self._at < seconds(row["run_at"]) - SLACK:
                 self.find("too early", id_, f"attempt {int(row['attempt'] or 0) + 1} is made ready before its time")
-        elif row["owner"] is None and (old["run_at"], old["error"]) != (row["run_at"], row["error"]):
+        elif row["owner"] is None and old["run_at"] != row["run_at"]:
             self.find("zombie write", id_, "its job is put back by somebody who did not hold it")
 
     def _claimed(self, id_: str, old: Row, row: Row, before: int, attempt: int) -> None:

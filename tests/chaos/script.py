@@ -251,9 +251,11 @@ class Script:
         history.changes = [
             Change(
                 n, str(row["workflow_id"]), row["from_status"], str(row["to_status"]), int(row["version"] or 0),
-                str(row["actor"]), row["stage"], int(row["attempt"]) if row["attempt"] else None, BEGAN + n,
+                str(row["actor"]), row["stage"], int(row["attempt"]) if row["attempt"] else None, at,
             )
-            for n, row in enumerate(each.row for each in self._writes("state_changes"))
+            for n, (row, at) in enumerate(
+                (each.row, done.at) for done in self.transactions for each in done.writes if each.table == "state_changes"
+            )
         ]  # fmt: skip
         history.workflows = [
             Workflow(id_, str(row["entity_id"]), str(row["current_status"]), int(row["version"] or 0))
