@@ -44,10 +44,12 @@ class Lane:
         return min(MAX_BATCH, self.concurrency + ahead - len(self.running) - len(self.waiting))
 
     def next(self) -> Job | None:
-        """Take the next waiting job if there is a free slot."""
-        if self.waiting and len(self.running) < self.concurrency:
-            return self.waiting.popleft()
-        return None
+        """Take the next waiting job if there is a free slot; none before its in-progress status is stored."""
+        if not self.waiting or len(self.running) >= self.concurrency:
+            return None
+        if self.stage.running and self.waiting[0].status == self.stage.on:
+            return None
+        return self.waiting.popleft()
 
     def finished(self) -> None:
         """Count one finished job for the rate."""

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from pipelines import QUICK, Post, deployed, drain, make_posts, status_of, value
 from pydantic import BaseModel
+from servers import wait_for
 
 from outbox import (
     Backoff,
@@ -441,6 +442,79 @@ def test_an_in_progress_status_is_stored_while_the_handler_runs(conn: Conn, dsn:
     assert seen[0][3] == seen[1][3], "the same key in every attempt"
     trail = conn.execute("SELECT to_status, stage, attempt FROM outbox.state_changes ORDER BY version").fetchall()
     assert trail == [("NEW", None, None), ("WORKING", "work", 1), ("DONE", "work", 2)]
+
+
+class InProgress:
+    """A worker whose stage stores an in-progress status, in a thread; `begun` has what its handler was given."""
+
+    def __init__(self, conn: Conn, dsn: str, concurrency: int) -> None:
+        self.begun: list[tuple[str, str]] = []
+        self.go_on = threading.Event()
+        pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
+
+        @pipeline.stage("work", on="NEW", to="DONE", running="WORKING", retry=QUICK, concurrency=concurrency)
+        async def work(run: Run[Post]) -> None:
+            self.begun.append((run.entity_id, run.status))
+            await asyncio.to_thread(self.go_on.wait, 20)
+
+        self.pipeline = deployed(conn, pipeline)
+        self.worker = Worker(pipeline, dsn)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self.worker.run()))
+
+    def __enter__(self) -> InProgress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.go_on.set()
+        self.worker.stop()
+        self.worker.stop()
+        self._thread.join(20)
+
+
+def submit_locked(conn: Conn, other: Conn, pipeline: Pipeline[Any], entity: str) -> None:
+    """Submit an entity whose job is claimed while `other` keeps its workflow's row."""
+    with conn.transaction():
+        pipeline.submit(conn, entity, Post())
+        conn.execute("UPDATE outbox.jobs SET due = false, run_at = now() + interval '1 hour' WHERE owner IS NULL")
+    other.execute("BEGIN")
+    other.execute("SELECT FROM outbox.workflow_states WHERE entity_id = %s FOR UPDATE", (entity,))
+    conn.execute("UPDATE outbox.jobs SET due = true WHERE owner IS NULL")
+    wait_for(lambda: blocked(conn), 20, "its in-progress status waits for the row")
+
+
+def blocked(conn: Conn) -> Any:
+    return value(
+        conn, "SELECT pid FROM pg_stat_activity WHERE application_name = 'outbox claim' AND wait_event_type = 'Lock'"
+    )
+
+
+def test_no_handler_begins_before_its_in_progress_status_is_stored_though_there_is_room(
+    conn: Conn, dsn: str, connect: Callable[..., Conn]
+) -> None:
+    other = connect()
+    with InProgress(conn, dsn, concurrency=2) as working:
+        working.pipeline.submit(conn, "first", Post())
+        wait_for(lambda: working.begun, 20, "the first one runs")
+        submit_locked(conn, other, working.pipeline, "second")
+        working.go_on.set()
+        wait_for(lambda: status_of(conn, "first") == "DONE", 20, "the first one is done, and leaves room")
+        assert working.begun == [("first", "WORKING")]
+        other.execute("ROLLBACK")
+        wait_for(lambda: status_of(conn, "second") == "DONE", 20, "the second one is done")
+        assert working.begun == [("first", "WORKING"), ("second", "WORKING")]
+
+
+def test_a_lost_connection_while_the_in_progress_status_is_stored_keeps_no_lane_full(
+    conn: Conn, dsn: str, connect: Callable[..., Conn]
+) -> None:
+    other = connect()
+    with InProgress(conn, dsn, concurrency=1) as working:
+        working.go_on.set()
+        submit_locked(conn, other, working.pipeline, "only")
+        conn.execute("SELECT pg_terminate_backend(%s)", (blocked(conn),))
+        other.execute("ROLLBACK")
+        wait_for(lambda: status_of(conn, "only") == "DONE", 20, "it is done all the same")
 
 
 def test_a_worker_refuses_a_database_without_schema_or_pipeline_and_says_what_to_run(

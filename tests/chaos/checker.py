@@ -13,8 +13,8 @@ import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from .history import Call, History
-from .replay import WORKER, Replay, Row
+from .history import History
+from .replay import Replay, Row
 from .story import recoveries, story
 
 __all__ = ["Anomaly", "Verdict", "check", "recoveries", "story"]

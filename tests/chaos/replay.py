@@ -61,7 +61,7 @@ class Replay:
         self.running = {stage.running for stage in rules.stages if stage.running}
         self.flows: dict[str, Flow] = {}
         self.changes: dict[tuple[str, int], Row] = {}  # history, by workflow and version
-        self.told_by: dict[str, Row] = {}  # by actor, of those who call
+        self.told_by: Counter[str] = Counter()  # rows of history by actor
         self.messages: dict[str, Row] = {}  # in the order of commits
         self.relays: dict[str, Row] = {}
         self.alive: set[str] = set()
@@ -78,6 +78,7 @@ class Replay:
         self._extra_message: dict[str, list[str]] = defaultdict(list)
         self._lacks_inside: dict[str, list[str]] = defaultdict(list)
         self._extra_inside: dict[str, list[str]] = defaultdict(list)
+        self._done_inside: set[str] = set()
         self._parts: dict[str, Part] = {}
         self._now_recorded: set[str] = set()
         self._now_consumed: set[str] = set()
@@ -161,6 +162,7 @@ class Replay:
     def _told(self, row: Row) -> None:
         id_, version = str(row["workflow_id"]), int(row["version"] or 0)
         self.changes[id_, version] = row
+        self.told_by[str(row["actor"])] += 1
         self._part(id_).told.append(row)
 
     def _job_made(self, row: Row) -> None:
@@ -214,7 +216,7 @@ class Replay:
             # The commit came after the moment by which it was judged: what is early by this is early.
             if self._at < seconds(row["run_at"]) - SLACK:
                 self.find("too early", id_, f"attempt {int(row['attempt'] or 0) + 1} is made ready before its time")
-        elif row["owner"] is None and (old["run_at"], old["error"]) != (row["run_at"], row["error"]):
+        elif row["owner"] is None and old["run_at"] != row["run_at"]:
             self.find("zombie write", id_, "its job is put back by somebody who did not hold it")
 
     def _claimed(self, id_: str, old: Row, row: Row, before: int, attempt: int) -> None:
@@ -346,24 +348,25 @@ class Replay:
         elif (job["stage"], job["attempt"]) != (row["stage"], row["attempt"]):
             held = f"{job['stage']}, attempt {job['attempt']}"
             self.find("zombie write", id_, f"a change by {row['stage']}, attempt {row['attempt']}; held is {held}")
-        elif stage.effect == "outside" and after != stage.running:
-            if not self.outside[id_, stage.name, int(row["attempt"] or 0)]:
-                # What is committed is of another attempt, or of none.
-                name = "zombie write" if self.keys[id_, stage.name] else "lost"
-                self.find(name, id_, f"{stage.name} finished, and attempt {row['attempt']} had no effect outside")
+        elif stage.effect == "outside" and after != stage.running and not self._had_effect(id_, row):
+            # What is committed is of another attempt, or of none.
+            name = "zombie write" if self.keys.get((id_, stage.name)) else "lost"
+            self.find(name, id_, f"{stage.name} finished, and attempt {row['attempt']} had no effect outside")
         if stage.effect == "inside" and after != stage.running:
             if not inside:
                 self._lacks_inside[id_].append(f"the change to {after}")
-            elif (attempt := inside.pop(0)["attempt"]) != row["attempt"] and row["attempt"] is not None:
+                return
+            self._done_inside.add(id_)
+            if (attempt := inside.pop(0)["attempt"]) != row["attempt"] and row["attempt"] is not None:
                 self.find("zombie write", id_, f"attempt {row['attempt']} finished with the effect of {attempt}")
+
+    def _had_effect(self, id_: str, row: Row) -> bool:
+        return (id_, str(row["stage"]), int(row["attempt"] or 0)) in self.outside
 
     def _by_hand(self, id_: str, flow: Flow, before: str | None, after: str, row: Row) -> None:
         """What is changed by hand, somebody has asked for, and was not told that it failed."""
         actor = str(row["actor"])
-        if before is None:
-            legal = after == self.rules.initial
-        else:
-            legal = (before, after) in self.rules.by_hand
+        legal = after == self.rules.initial if before is None else (before, after) in self.rules.by_hand
         if not legal or row["stage"] is not None:
             self.find("illegal change", id_, f"{actor} made it by hand, from {before} to {after}")
             return
@@ -374,40 +377,37 @@ class Replay:
             self.find("phantom", id_, f"it came to {after} by {actor}, who was told that it failed: {call.said}")
         elif call.entity != flow.entity or call.to_status != (None if before is None else after):
             self.find("phantom", id_, f"it came to {after} by {actor}, who asked for {call.entity}, {call.to_status}")
-        elif actor in self.told_by:
+        elif self.told_by[actor] > 1:
             self.find("phantom", id_, f"{actor} asked for one change, and this is another one")
-        self.told_by[actor] = row
 
     def _settle_job(self, id_: str, flow: Flow, part: Part) -> None:
         """The open job ends with the change, and the next one begins; none comes or goes without a reason."""
         stage, job = self.takes.get(flow.status or ""), flow.job
-        if part.moves or part.made:
-            if job is not None and stage is None:
-                final = flow.status in self.rules.final
-                self.find(
-                    "resurrection" if final else "torn commit", id_, f"in {flow.status} it has a job: {job['stage']}"
-                )
-            elif job is not None and stage is not None and (job["stage"], job["status"]) != (stage.name, flow.status):
-                self.find("torn commit", id_, f"in {flow.status} it has the job of {job['status']}")
-            elif flow.dead is not None:
-                self.find("torn commit", id_, f"in {flow.status} it still has the dead job of {flow.dead['status']}")
-        elif job is not None and job["status"] != flow.status:
-            self.find("torn commit", id_, f"in {flow.status} its job says {job['status']}")
-        if part.moves:
-            if flow.without_job:
-                self.find("lost", id_, f"in {flow.without_job} it never had a job")
-            flow.without_job = flow.status if stage is not None and job is None else None
-        if part.made and not part.moves and job is not None and stage is not None:
+        if job is not None and stage is None:
+            if flow.status in self.rules.final:
+                self.find("resurrection", id_, f"in {flow.status}, which is final, it has a job of {job['stage']}")
+            else:
+                name = "torn commit" if part.moves else "phantom"
+                self.find(name, id_, f"in {flow.status}, which no stage takes, it has a job of {job['stage']}")
+        elif job is not None and stage is not None and (job["stage"], job["status"]) != (stage.name, flow.status):
+            self.find("torn commit", id_, f"in {flow.status} it has the job of {job['status']}")
+        elif (part.moves or part.made) and flow.dead is not None:
+            self.find("torn commit", id_, f"in {flow.status} it still has the dead job of {flow.dead['status']}")
+        elif part.made and not part.moves:
             if part.undied:
                 flow.made_anew += 1
             elif flow.without_job:
                 self.find("torn commit", id_, f"the job of {flow.without_job} was made in another transaction")
                 flow.without_job = None
             else:
-                self.find("phantom", id_, f"a job of {job['stage']} that no change has made")
+                self.find("phantom", id_, f"a job of {part.made['stage']} that no change has made")
+        if part.moves:
+            if flow.without_job:
+                self.find("lost", id_, f"in {flow.without_job} it never had a job")
+            flow.without_job = flow.status if stage is not None and job is None else None
         if part.died:
             self._buried(id_, part)
-        elif part.ended and not part.moves:
+        elif part.ended and not part.moves and flow.dead is None and part.ended["status"] == flow.status:
             self.find("lost", id_, f"its job of {part.ended['stage']} went, and nothing else happened")
         elif part.undied and not part.moves and not part.made:
             self.find("lost", id_, "its dead job went, and nothing else happened")
@@ -447,7 +447,7 @@ class Replay:
             for change in lacking[len(extra) :]:
                 self.find("lost", id_, f"{change} has no effect inside")
             for effect in extra[len(lacking) :]:
-                done = any(key[0] == id_ and count for key, count in self.inside.items())
+                done = lacking or id_ in self._done_inside
                 self.find("effect twice" if done else "phantom", id_, f"an effect inside of no change: {effect}")
 
 

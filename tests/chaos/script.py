@@ -1,0 +1,340 @@
+"""Histories written by hand: a good engine in a page, which writes what the real one would, and then told to do wrong.
+
+Each method is a committed transaction, or several. `end` derives from them what all other witnesses would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from .history import (
+    Arrival,
+    Call,
+    Change,
+    DeadJob,
+    Effect,
+    History,
+    Job,
+    Rules,
+    Stage,
+    Transaction,
+    Workflow,
+    Write,
+)  # fmt: skip
+from .replay import seconds
+
+RULES = Rules(
+    initial="NEW",
+    final=frozenset({"DONE", "REJECTED", "CANCELLED"}),
+    stages=(
+        Stage("check", "NEW", frozenset({"CHECKED"}), 3, "outside", "CHECKING", (0.2, 0.4)),
+        Stage("decide", "CHECKED", frozenset({"REVIEW", "APPROVED"}), 3),
+        Stage("act", "APPROVED", frozenset({"SHIPPED"}), 3, "inside"),
+        Stage("notify", "SHIPPED", frozenset({"DONE"}), 2, rejects=True),
+    ),
+    by_hand=frozenset(
+        {("REVIEW", "APPROVED"), ("REVIEW", "REJECTED"), ("CHECKED", "CANCELLED"), ("APPROVED", "CANCELLED")}
+    ),
+    waiting=frozenset({"REVIEW"}),
+)
+TAKES = {status: stage for stage in RULES.stages for status in (stage.on, stage.running) if status}
+BEGAN = 1_000.0
+
+
+class Script:
+    """A run in the making. A second passes with each transaction."""
+
+    def __init__(self) -> None:
+        self.transactions: list[Transaction] = []
+        self.calls: list[Call] = []
+        self.states: dict[str, dict[str, Any]] = {}
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.dead: dict[str, dict[str, Any]] = {}
+        self.messages = 0
+        self.not_consumed: set[str] = set()
+        for worker in (1, 2):
+            self.commit(write("workers", "insert", id=worker))
+
+    # Transactions, as a good engine makes them.
+
+    def commit(self, *writes: Write) -> None:
+        number = len(self.transactions)
+        self.transactions.append(Transaction(number, number, BEGAN + number, writes))
+
+    @property
+    def now(self) -> str:
+        return moment(BEGAN + len(self.transactions))
+
+    def call(self, kind: Any, entity: str, to: str | None, outcome: Any, said: str) -> str:
+        """Note a call; its name is its actor."""
+        name, at = f"k1/{len(self.calls) + 1}", BEGAN + len(self.transactions)
+        self.calls.append(Call(name, kind, entity, outcome, at, at + 0.5, to, said))
+        return name
+
+    def submit(self, id_: str, outcome: str = "ok") -> None:
+        entity = f"entity of {id_}"
+        actor = self.call("submit", entity, None, outcome, "created")
+        self.states[id_] = {"id": id_, "entity_id": entity, "current_status": "NEW", "version": 1}
+        self.commit(
+            write("workflow_states", "insert", **self.states[id_]),
+            told(id_, None, "NEW", 1, actor),
+            self.job(id_, "NEW", 1),
+            self.message(id_),
+        )
+
+    def claim(self, id_: str, worker: int = 1) -> None:
+        job = self.jobs[id_]
+        self.put(id_, owner=worker, attempt=job["attempt"] + 1, claimed_at=self.now)
+
+    def start(self, id_: str) -> None:
+        """To the in-progress status of the stage whose job is held."""
+        job = self.jobs[id_]
+        stage = TAKES[job["status"]]
+        assert stage.running
+        before, version = self.move(id_, stage.running)
+        job["status"] = stage.running
+        self.commit(
+            write("workflow_states", "update", **self.states[id_]),
+            write("jobs", "update", **job),
+            told(id_, before, stage.running, version, f"worker-{job['owner']}", job),
+        )
+
+    def outside(self, id_: str) -> None:
+        job = self.jobs[id_]
+        key = f"{id_}:{job['stage']}:{job['version']}"
+        self.commit(
+            write(
+                "outside", "insert", workflow_id=id_, stage=job["stage"], attempt=job["attempt"], key=key, at=self.now
+            )
+        )
+
+    def finish(self, id_: str, to: str) -> None:
+        job = self.jobs[id_]
+        writes = [self.inside(id_)] if TAKES[job["status"]].effect == "inside" else []
+        self.change(id_, to, f"worker-{job['owner']}", job, writes)
+
+    def hand(self, id_: str, to: str, outcome: str = "ok") -> None:
+        actor = self.call("change", self.states[id_]["entity_id"], to, outcome, f"to {to}")
+        self.change(id_, to, actor, None, [])
+
+    def change(self, id_: str, to: str, actor: str, job: dict[str, Any] | None, writes: list[Write]) -> None:
+        """What an UPDATE of a status does, and its trigger."""
+        before, version = self.move(id_, to)
+        writes += [write("workflow_states", "update", **self.states[id_]), self.message(id_)]
+        if self.jobs.pop(id_, None):
+            writes.append(write("jobs", "delete", workflow_id=id_))
+        if self.dead.pop(id_, None):
+            writes.append(write("dead_jobs", "delete", workflow_id=id_))
+        writes.append(told(id_, before, to, version, actor, job))
+        if to in TAKES:
+            writes.append(self.job(id_, to, version))
+        self.commit(*writes)
+
+    def fail(self, id_: str) -> None:
+        """An attempt fails, waits, and is made ready again."""
+        self.put(id_, owner=None, claimed_at=None, due=False, run_at=moment(BEGAN + len(self.transactions) + 0.5))
+        self.promote(id_)
+
+    def promote(self, id_: str) -> None:
+        self.put(id_, due=True)
+
+    def give_back(self, id_: str) -> None:
+        self.put(id_, owner=None, claimed_at=None, attempt=self.jobs[id_]["attempt"] - 1)
+
+    def sweep(self, id_: str) -> None:
+        self.put(id_, owner=None, claimed_at=None, error="its worker was lost")
+
+    def die(self, id_: str) -> None:
+        job = self.jobs.pop(id_)
+        self.dead[id_] = {
+            "workflow_id": id_, "stage": job["stage"], "status": job["status"], "version": job["version"],
+            "attempts": job["attempt"], "error": "rejected",
+        }  # fmt: skip
+        self.commit(write("jobs", "delete", workflow_id=id_), write("dead_jobs", "insert", **self.dead[id_]))
+
+    def make_anew(self, id_: str, outcome: str = "ok") -> None:
+        self.call("retry", self.states[id_]["entity_id"], None, outcome, "made anew")
+        dead = self.dead.pop(id_)
+        self.commit(write("dead_jobs", "delete", workflow_id=id_), self.job(id_, dead["status"], dead["version"]))
+
+    def put(self, id_: str, **columns: Any) -> None:
+        """Write to a job."""
+        self.jobs[id_].update(columns)
+        self.commit(write("jobs", "update", **self.jobs[id_]))
+
+    def through(self, id_: str, *path: str) -> None:
+        """Submit, and go through these statuses by workers, each in one attempt."""
+        self.submit(id_)
+        for to in path:
+            self.claim(id_)
+            if TAKES[self.states[id_]["current_status"]].running:
+                self.start(id_)
+                self.outside(id_)
+            self.finish(id_, to)
+
+    # What they write.
+
+    def move(self, id_: str, to: str) -> tuple[str, int]:
+        state = self.states[id_]
+        before = state["current_status"]
+        state.update(current_status=to, version=state["version"] + 1)
+        return before, state["version"]
+
+    def job(self, id_: str, status: str, version: int) -> Write:
+        self.jobs[id_] = {
+            "workflow_id": id_, "stage": TAKES[status].name, "status": status, "version": version, "run_at": self.now,
+            "claimed_at": None, "owner": None, "attempt": 0, "due": True, "error": None,
+        }  # fmt: skip
+        return write("jobs", "insert", **self.jobs[id_])
+
+    def message(self, id_: str) -> Write:
+        self.messages += 1
+        number = self.messages
+        return write(
+            "messages", "insert", id=number, message_id=f"m{number}", topic="chaos", key=self.states[id_]["entity_id"],
+            payload="{}", workflow_id=id_, xid=len(self.transactions),
+        )  # fmt: skip
+
+    def inside(self, id_: str) -> Write:
+        job = self.jobs[id_]
+        return write("inside", "insert", workflow_id=id_, stage=job["stage"], attempt=job["attempt"], at=self.now)
+
+    def consume(self, message_id: str) -> None:
+        self.commit(
+            write("inbox", "insert", message_id=message_id),
+            write("consumed", "insert", message_id=message_id, at=self.now),
+        )
+
+    # What goes wrong.
+
+    def rewrite(self, table: str, kind: str = "insert", **columns: Any) -> None:
+        """Have the last transaction write something else into a table."""
+        writes = [
+            Write(each.table, each.kind, {**each.row, **texts(columns)})
+            if (each.table, each.kind) == (table, kind)
+            else each
+            for each in self.transactions[-1].writes
+        ]
+        self._replace(-1, writes)
+
+    def drop(self, table: str, kind: str = "insert", number: int = -1) -> list[Write]:
+        """Have a transaction not write to a table; return what it would have written."""
+        writes = self.transactions[number].writes
+        self._replace(number, [each for each in writes if (each.table, each.kind) != (table, kind)])
+        return [each for each in writes if (each.table, each.kind) == (table, kind)]
+
+    def tear(self, table: str, kind: str = "insert") -> None:
+        """Have the last transaction write to a table in another transaction, after it."""
+        self.commit(*self.drop(table, kind))
+
+    def _replace(self, number: int, writes: list[Write]) -> None:
+        old = self.transactions[number]
+        self.transactions[number] = Transaction(old.xid, old.lsn, old.at, tuple(writes))
+
+    # What the other witnesses see of it.
+
+    def end(self) -> History:
+        """Relay and consume what was written, and tell what is there in the end."""
+        written = [each.row for each in self._writes("messages")]
+        consumed = {each.row["message_id"] for each in self._writes("consumed")} | self.not_consumed
+        for row in written:
+            if row["message_id"] not in consumed:
+                self.consume(str(row["message_id"]))
+        if not any(self._writes("relays")):
+            here = len(self.transactions)
+            self.commit(
+                write("relays", "insert", name="default", window_start=f"{here}:{here}:", window_end=None, position=0)
+            )
+        history = History(RULES, strict=True, calls=self.calls, transactions=self.transactions)
+        history.changes = [
+            Change(
+                n, str(row["workflow_id"]), row["from_status"], str(row["to_status"]), int(row["version"] or 0),
+                str(row["actor"]), row["stage"], int(row["attempt"]) if row["attempt"] else None, at,
+            )
+            for n, (row, at) in enumerate(
+                (each.row, done.at) for done in self.transactions for each in done.writes if each.table == "state_changes"
+            )
+        ]  # fmt: skip
+        history.workflows = [
+            Workflow(id_, str(row["entity_id"]), str(row["current_status"]), int(row["version"] or 0))
+            for id_, row in self._remaining("workflow_states", "id").items()
+        ]
+        history.jobs = [
+            Job(n, id_, str(row["stage"]), str(row["status"]), int(row["attempt"] or 0), row["owner"], None)
+            for n, (id_, row) in enumerate(self._remaining("jobs", "workflow_id").items())
+        ]
+        history.dead_jobs = [
+            DeadJob(id_, str(row["stage"]), str(row["status"]), int(row["attempts"] or 0), str(row["error"]))
+            for id_, row in self._remaining("dead_jobs", "workflow_id").items()
+        ]
+        kinds: tuple[Literal["outside", "inside"], ...] = ("outside", "inside")
+        history.effects = [
+            Effect(
+                kind,
+                row["workflow_id"],
+                row["stage"],
+                int(row["attempt"] or 0),
+                row.get("key"),
+                None,
+                seconds(row["at"]),
+            )
+            for kind in kinds
+            for row in (each.row for each in self._writes(kind))
+        ]
+        history.effects += [
+            Effect("consumer", None, None, None, None, each.row["message_id"], seconds(each.row["at"]))
+            for each in self._writes("consumed")
+        ]
+        history.arrivals = [
+            Arrival(
+                str(row["message_id"]),
+                f"{row['message_id']}/1",
+                str(row["topic"]),
+                row["key"],
+                {},
+                BEGAN + len(self.transactions) + n,
+            )
+            for n, row in enumerate(written)
+        ]
+        history.inbox = [str(each.row["message_id"]) for each in self._writes("inbox")]
+        history.ended = BEGAN + len(self.transactions)
+        return history
+
+    def _writes(self, table: str) -> Iterator[Write]:
+        return (each for done in self.transactions for each in done.writes if each.table == table)
+
+    def _remaining(self, table: str, key: str) -> dict[str, dict[str, str | None]]:
+        rows: dict[str, dict[str, str | None]] = {}
+        for each in self._writes(table):
+            if each.kind == "delete":
+                rows.pop(str(each.row[key]), None)
+            else:
+                rows[str(each.row[key])] = each.row
+        return rows
+
+
+def told(id_: str, before: str | None, to: str, version: int, actor: str, job: dict[str, Any] | None = None) -> Write:
+    """A row of history."""
+    stage, attempt = (job["stage"], job["attempt"]) if job else (None, None)
+    return write(
+        "state_changes", "insert", workflow_id=id_, from_status=before, to_status=to, version=version, actor=actor,
+        stage=stage, attempt=attempt,
+    )  # fmt: skip
+
+
+def write(table: str, kind: Literal["insert", "update", "delete"], **row: Any) -> Write:
+    return Write(table, kind, texts(row))
+
+
+def texts(row: dict[str, Any]) -> dict[str, str | None]:
+    """Values as Postgres prints them."""
+    return {
+        name: None if value is None else {True: "t", False: "f"}[value] if isinstance(value, bool) else str(value)
+        for name, value in row.items()
+    }
+
+
+def moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(sep=" ")
