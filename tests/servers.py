@@ -122,12 +122,16 @@ class PostgresServer:
             self.start()
 
     def kill(self) -> None:
-        """Kill the postmaster with SIGKILL and wait until its orphans have seen it and gone."""
+        """Kill the postmaster with SIGKILL and wait until its orphans have seen it and gone, or kill them, too."""
         pid = self.pid
         children = [int(line) for line in _output("ps", "-o", "pid=", "--ppid", str(pid)).split()]
         os.kill(pid, signal.SIGKILL)
         for child in children:
-            wait_for(lambda child=child: not _alive(child), what=f"orphan {child} of the killed postmaster ends")
+            try:
+                wait_for(lambda child=child: not _alive(child), 5)
+            except AssertionError:
+                os.kill(child, signal.SIGKILL)  # busy, and not looking
+                wait_for(lambda child=child: not _alive(child), what=f"orphan {child} of the killed postmaster ends")
         wait_for(lambda: not _alive(pid), what="the postmaster ends")
         # Where nobody reaps orphans the pid lives on as a zombie, which Postgres takes for a running server.
         (self.data / "postmaster.pid").unlink()

@@ -137,7 +137,8 @@ class Cast:
             for exchange in (EXCHANGE, BEHIND):
                 opened.exchange_declare(exchange, "topic", durable=True)
             opened.exchange_bind(BEHIND, EXCHANGE, "#")
-            opened.queue_declare(WITNESS, durable=True)
+            # When a policy brings both, the length comes first, and what is in the queue is dropped.
+            opened.queue_declare(WITNESS, durable=True, arguments={"x-overflow": "reject-publish"})
             opened.queue_bind(WITNESS, BEHIND, "#")
         if self.config.pooler:
             self.pooler = Pooler(self.postgres, OWNER, size=20).start()

@@ -7,6 +7,8 @@ import logging
 
 from outbox import Delivery, consume
 
+from .start import become
+
 QUEUE, EXCHANGE = "chaos_consumer", "chaos_behind"
 
 
@@ -15,6 +17,7 @@ async def record(delivery: Delivery) -> None:
 
 
 if __name__ == "__main__":
+    become()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("pika").setLevel(logging.CRITICAL)
     asyncio.run(consume(QUEUE, record, exchange=EXCHANGE, topics=["#"], concurrency=4, grace=3))

@@ -197,8 +197,7 @@ def broker_alarm(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 def broker_refuses(cast: Cast, dice: random.Random) -> Iterator[float]:
     """A queue is full: what is published is refused, and parked after a while."""
-    full = '{"max-length": 1, "overflow": "reject-publish"}'
-    # A queue that nobody takes from, so that it is full, and what it has is not ours.
+    full = '{"max-length": 0}'
     cast.broker.ctl("set_policy", "full", f"^{WITNESS}$", full, "--apply-to", "queues")
     try:
         yield dice.uniform(2.0, 5.0)

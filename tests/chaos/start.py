@@ -6,9 +6,15 @@ import os
 
 from outbox.cli import main
 
-if __name__ == "__main__":
+
+def become() -> None:
+    """Break this process as it is told to."""
     if name := os.environ.get("CHAOS_MUTANT"):
         from .mutants import MUTANTS
 
         MUTANTS[name].patch()
+
+
+if __name__ == "__main__":
+    become()
     main()
