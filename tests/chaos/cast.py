@@ -119,7 +119,8 @@ class Cast:
         self.decoder.make_slot()
         with channel(self.broker.url) as opened:
             opened.exchange_declare(EXCHANGE, "topic", durable=True)
-            opened.queue_declare(WITNESS, durable=True)
+            # From the beginning: a policy that makes a queue full drops what is in it before it learns to refuse.
+            opened.queue_declare(WITNESS, durable=True, arguments={"x-overflow": "reject-publish"})
             opened.queue_bind(WITNESS, EXCHANGE, "#")
         self.to_postgres, self.to_broker = Proxy(self.postgres.port), Proxy(self.broker.port)
 
