@@ -27,7 +27,8 @@ from .outcome import Backoff, Reject, Retry
 SQL = statements.load("receive")
 log = logging.getLogger("outbox.consumer")
 
-# From this attempt on a message is handled while no other is: should it kill the process, it kills alone.
+# From this attempt on, and at its last one, a message is handled while no other is: should it kill the process, it
+# kills alone.
 ALONE_FROM = 3
 # Idle in the transaction for longer than the timeout plus this many seconds, the session is ended by Postgres: a
 # process that froze must not keep others from the message.
@@ -86,17 +87,21 @@ class Receiver:
             delivery = arrival.read()
         except Unreadable as error:
             return await self._park(arrival, None, str(error))
-        # What a person wants tried again is counted from its first attempt: it may be what kills its process.
-        retry, again = self._terms.retry, arrival.redelivered or arrival.parked is not None
-        first = 1 if arrival.parked is not None else 2
+        # What comes again may be what has killed its process, or have died with it: from here on it is counted.
+        retry = self._terms.retry
+        again = suspect = arrival.redelivered or arrival.parked is not None
+        first = 1 if arrival.parked is not None else min(2, retry.attempts)
         while True:
             if again:
-                delivery.attempt = await self._count(delivery, first)
+                delivery.attempt = await self._next_attempt(delivery, first)
                 if delivery.attempt > retry.attempts:
                     ended = f"its process ended during attempt {retry.attempts}, the last one"
                     return await self._park(arrival, delivery, ended)
+            alone = suspect and delivery.attempt >= min(ALONE_FROM, retry.attempts)
             try:
-                async with self._terms.slot(alone=delivery.attempt >= ALONE_FROM):
+                async with self._terms.slot(alone):
+                    if again:  # here, where nothing else kills the process before it is begun
+                        delivery.attempt = await self._count(delivery, first)
                     return await self._handle(arrival, delivery)
             except (TooOld, TooNew, HandlerError) as error:
                 return await self._park(arrival, delivery, str(error))
@@ -107,6 +112,7 @@ class Receiver:
                 if not again:
                     await self._link.pause(error)
                     continue
+                suspect = True
                 delay = None if isinstance(error, Reject) else retry.delay(delivery.attempt)
                 if delay is None:
                     return await self._park(arrival, delivery, _text(error))
@@ -177,6 +183,11 @@ class Receiver:
             if not deadline.expired():
                 raise
             raise TimeoutError(f"not done within {self._terms.timeout:g} s") from None
+
+    async def _next_attempt(self, delivery: Delivery, first: int) -> int:
+        known = {"consumer": self._terms.inbox.consumer, "message_id": delivery.message_id}
+        rows = await self._link.repeat(SQL["delivery_begun"], known)
+        return int(rows[0][0]) + 1 if rows else first
 
     async def _count(self, delivery: Delivery, first: int) -> int:
         known = {"consumer": self._terms.inbox.consumer, "message_id": delivery.message_id, "first": first}

@@ -35,6 +35,7 @@ def post(
     With `topic` they go to the exchange x, with the queue bound to it.
     """
     with channel(url) as opened:
+        opened.confirm_delivery()
         opened.queue_declare(queue, durable=True)
         if topic is not None:
             opened.exchange_declare("x", "topic", durable=True)

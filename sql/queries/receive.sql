@@ -1,9 +1,13 @@
 -- Step 6: what a delivery needs beside the inbox and its handler: attempts are counted, what can't be taken is parked.
 
+-- name: delivery_begun
+-- How often a message was begun, as far as it was counted.
+SELECT a.attempts FROM outbox.delivery_attempts AS a
+WHERE a.consumer = %(consumer)s AND a.message_id = %(message_id)s::uuid;
+
 -- name: delivery_begin
--- Counts an attempt at a message before it begins, so that what kills its process is counted, too: from its second time
--- on (`first` is 2), or from the first where a person wants it tried again.
--- Writes delivery_attempts.
+-- Counts an attempt at a message before it begins, so that what kills its process is counted, too; `first` is the number
+-- of the first that is counted. Writes delivery_attempts.
 INSERT INTO outbox.delivery_attempts AS a (consumer, message_id, attempts)
 VALUES (%(consumer)s, %(message_id)s::uuid, %(first)s)
 ON CONFLICT (consumer, message_id) DO UPDATE SET attempts = a.attempts + 1, at = now()
