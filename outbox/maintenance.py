@@ -55,7 +55,7 @@ class Maintenance:
     """
 
     def __init__(
-        self, dsn: str, *, pooled: bool, retention: Retention, lease: float, on_promoted: Callable[[], None]
+        self, dsn: str, *, pooled: bool = False, retention: Retention, lease: float, on_promoted: Callable[[], None]
     ) -> None:
         self._link = Link(dsn, "maintenance", pooled=pooled)
         self._retention = retention

@@ -49,5 +49,6 @@ SET reason = excluded.reason, deliveries = p.deliveries + 1, parked_at = now();
 WITH counted AS (
     DELETE FROM outbox.delivery_attempts AS a WHERE a.consumer = %(consumer)s AND a.message_id = %(message_id)s::uuid
 )
-UPDATE outbox.parked_deliveries AS p SET reason = %(reason)s, retry = false, parked_at = now()
+UPDATE outbox.parked_deliveries AS p
+SET reason = %(reason)s, deliveries = p.deliveries + 1, retry = false, parked_at = now()
 WHERE p.id = %(parked)s::bigint;
