@@ -310,11 +310,11 @@ PUBLISH = (
 )
 
 
-def attempt(name: str, seed: int, rate: float) -> tuple[Result, set[str]]:
+def attempt(name: str, seed: int, rate: float, seconds: float | None = None) -> tuple[Result, set[str]]:
     """Run a mutant; return what came out, and which of its anomalies were found."""
     mutant = MUTANTS[name]
     config = replace(mutant.config, name=name, mutant=name, faults=mutant.faults, broken=mutant.break_database)
-    result = run(config, seconds=mutant.seconds, seed=seed, rate=rate, trouble=mutant.trouble, drain=20)
+    result = run(config, seconds=seconds or mutant.seconds, seed=seed, rate=rate, trouble=mutant.trouble, drain=20)
     return result, {anomaly.name for anomaly in result.verdict.anomalies} & mutant.anomalies
 
 
