@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SKIPPED := $(if $(filter skip,$(RABBITMQ)),rabbitmq) $(if $(filter skip,$(PGBOUNCER)),pgbouncer)
 PACKAGES := $(BIN)/python tests/packages.py $(if $(filter rabbitmq,$(SKIPPED)),,rabbitmq-server) \
 	$(if $(filter pgbouncer,$(SKIPPED)),,pgbouncer)
-MARKED := -m "not none $(foreach name,$(SKIPPED),and not $(name))"
+MARKED := $(if $(strip $(SKIPPED)),-m "not ($(subst rabbitmq pgbouncer,rabbitmq or pgbouncer,$(strip $(SKIPPED))))")
 
 DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$${TMPDIR:-/tmp}/outbox-demo-$$(id -u)}
 
