@@ -73,7 +73,8 @@ WITH workflow AS MATERIALIZED (
     FROM workflow
     JOIN outbox.routes AS r ON r.pipeline = workflow.pipeline AND r.status = workflow.current_status
     LEFT JOIN dead ON dead.workflow_id = workflow.id
-    WHERE r.stage IS NOT NULL
+    -- A job that is just dying is seen as live here: its dead one, which is not seen yet, must not get one beside it.
+    WHERE r.stage IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id)
     ORDER BY workflow.id
     ON CONFLICT (workflow_id) DO NOTHING
     RETURNING pipeline, stage

@@ -1,0 +1,333 @@
+"""Tries every interleaving of what two or three actors do, on real connections, as Postgres' isolation tester does.
+
+An actor is a function of a connection: the engine's own code, not a copy of it. Each statement that it sends, and each
+end of a transaction, is a step; before each it waits for its turn. The search goes through all orders of steps that there are: a step
+that waits for a lock is parked while others go on, and is over when it is free. Whether it waits is asked of Postgres
+(`pg_blocking_pids`), never guessed from time. Nothing here knows the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+
+REPLAY = "OUTBOX_SCHEDULE"
+"""The environment variable by which a failure's report has its schedule run again, and only that one."""
+
+DEADLINE = 30.0
+GLANCE = 0.0015
+"""Seconds that a step may take before Postgres is asked whether it waits."""
+
+# What touches nothing but the actor's own session is no step: its order among others makes no difference.
+_OWN = re.compile(r"\s*(SET|RESET|FETCH|CLOSE|SELECT\s+set_config|SELECT\s+current_setting)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Actor:
+    """`act(connection)`, sync or async. Only statements that `steps` finds are steps, if it is given.
+
+    Time stands still: statements that set `lock_timeout` are left out, and a wait is as long as it takes. Unless the
+    actor is `hasty`: its waits run out by themselves, and nobody else goes on meanwhile.
+    """
+
+    act: Callable[[Any], Any]
+    steps: str | None = None
+    hasty: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Fresh rows, who acts on them, and what must be true in the end of what each returned or raised.
+
+    An actor's exception that is not one of `may_raise` fails the schedule: a deadlock is no outcome unless it is said.
+    """
+
+    actors: Mapping[str, Actor | Callable[[Any], Any]]
+    check: Callable[[dict[str, Any]], None]
+    may_raise: tuple[type[Exception], ...] = ()
+
+
+@dataclass(frozen=True)
+class Played:
+    """One interleaving: the actors in the order of their steps, who had to wait, and what came of each."""
+
+    schedule: str
+    waited: frozenset[str]
+    outcomes: dict[str, Any]
+
+
+class ScheduleFailed(AssertionError):
+    """An interleaving after which something isn't true. The message has the line that repeats it."""
+
+
+class _Abandoned(BaseException):
+    """Ends an actor whose interleaving is given up."""
+
+
+class Scheduler:
+    """The connections of a database's actors, kept from one interleaving to the next."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._open: dict[tuple[str, bool], Any] = {}
+        self._closing = ExitStack()
+        self._asking = self._closing.enter_context(psycopg.connect(dsn, autocommit=True))
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for conn in self._open.values():
+            if isinstance(conn, psycopg.AsyncConnection):
+                asyncio.run(conn.close())
+            else:
+                conn.close()
+        self._closing.close()
+
+    def explore(self, make: Callable[[], Scene]) -> list[Played]:
+        """Run every interleaving, each on a scene of its own, and return them. ScheduleFailed at the first bad one."""
+        if given := os.environ.get(REPLAY):
+            return [self._run(make(), given.split())[0]]
+        all_played: list[Played] = []
+        schedule: list[str] = []
+        while True:
+            played, turns = self._run(make(), schedule)
+            all_played.append(played)
+            # Back to the last turn at which somebody else could have gone, and from there anew.
+            while turns and turns[-1].last:
+                turns.pop()
+            if not turns:
+                return all_played
+            schedule = [*(turn.taken for turn in turns[:-1]), turns[-1].following]
+
+    def _run(self, scene: Scene, schedule: Sequence[str]) -> tuple[Played, list[_Turn]]:
+        changed = threading.Condition()
+        players = {}
+        for name, actor in scene.actors.items():
+            actor = actor if isinstance(actor, Actor) else Actor(actor)
+            players[name] = _Player(name, actor, self._connection(name, actor), changed)
+        turns: list[_Turn] = []
+        waited: set[str] = set()
+        outcomes: dict[str, Any] = {}
+        try:
+            for player in players.values():
+                player.start()
+            parked = self._settle(changed, players)
+            while ready := [player.name for player in players.values() if player.state == "ready"]:
+                wanted = schedule[len(turns)] if len(turns) < len(schedule) else ready[0]
+                assert wanted in ready, f"{wanted} can't go on in this schedule, only {' or '.join(ready)}"
+                turns.append(_Turn(wanted, ready))
+                players[wanted].go()
+                parked = self._settle(changed, players, parked)
+                waited |= parked
+            outcomes = {player.name: player.outcome for player in players.values()}
+            for outcome in outcomes.values():
+                if isinstance(outcome, BaseException) and not isinstance(outcome, scene.may_raise):
+                    raise outcome
+            scene.check(outcomes)
+        except Exception as error:
+            line = " ".join(turn.taken for turn in turns)
+            test = os.environ.get("PYTEST_CURRENT_TEST", "").split(" ")[0]
+            raise ScheduleFailed(
+                f"{type(error).__name__}: {error}\n{outcomes}\n{REPLAY}='{line}' .venv/bin/pytest '{test}'"
+            ) from error
+        finally:
+            for player in players.values():
+                player.end()
+        return Played(" ".join(turn.taken for turn in turns), frozenset(waited), outcomes), turns
+
+    def _settle(
+        self, changed: threading.Condition, players: Mapping[str, _Player], parked: frozenset[str] = frozenset()
+    ) -> frozenset[str]:
+        """Return who waits for somebody who is at rest, as soon as everybody else has come to rest or to an end.
+
+        Those who wait in a circle are not at rest: Postgres ends one of them.
+        """
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            with changed:
+                changed.wait_for(
+                    lambda: not any(p.state == "under way" and p.name not in parked for p in players.values()), GLANCE
+                )
+                moving = {p.pid: p for p in players.values() if p.state == "under way"}
+            if not moving:
+                return frozenset()
+            rows = self._asking.execute(
+                "SELECT pid, pg_blocking_pids(pid) FROM unnest(%s::integer[]) AS pid", [list(moving)]
+            ).fetchall()
+            # Whoever was at rest before the question is so still: only the next turn changes that.
+            holding = {p.pid for p in players.values()} - moving.keys()
+            waiting: set[int] = set()
+            while found := {pid for pid, blockers in rows if pid not in waiting and holding & {*blockers}}:
+                waiting |= found
+                holding |= found
+            if waiting == moving.keys() and not any(player.actor.hasty for player in moving.values()):
+                return frozenset(player.name for player in moving.values())
+            parked = frozenset(moving[pid].name for pid in waiting if not moving[pid].actor.hasty)
+            assert time.monotonic() < deadline, f"stuck: {[player.name for player in moving.values()]}, {rows}"
+
+    def _connection(self, name: str, actor: Actor) -> Any:
+        key = name, inspect.iscoroutinefunction(actor.act)
+        if key not in self._open:
+            connect = asyncio.run(_Async.connect(self._dsn, autocommit=True)) if key[1] else None
+            self._open[key] = connect or _Sync.connect(self._dsn, autocommit=True)
+        return self._open[key]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """Who went, of those who could."""
+
+    taken: str
+    of: list[str]
+
+    @property
+    def last(self) -> bool:
+        return self.taken == self.of[-1]
+
+    @property
+    def following(self) -> str:
+        return self.of[self.of.index(self.taken) + 1]
+
+
+@dataclass
+class _Player:
+    """An actor at work in a thread of its own: ready for its next step, under way in it, or ended."""
+
+    name: str
+    actor: Actor
+    conn: Any
+    changed: threading.Condition
+    state: str = "under way"
+    outcome: Any = None
+    abandoned: bool = False
+    thread: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pid: int = self.conn.info.backend_pid
+        self.conn.player = self
+        self.thread = threading.Thread(target=self._play, name=self.name, daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def go(self) -> None:
+        """Let it take its next step."""
+        self._is("under way")
+
+    def step(self, text: str) -> bool:
+        """Wait for the turn of a step; False if the statement is to be left out."""
+        if "lock_timeout" in text and not self.actor.hasty:
+            return False
+        if not _OWN.match(text) and (self.actor.steps is None or re.search(self.actor.steps, text)):
+            with self.changed:
+                self._is("ready")
+                self.changed.wait_for(lambda: self.state != "ready" or self.abandoned)
+                if self.abandoned:
+                    raise _Abandoned
+        return True
+
+    def end(self) -> None:
+        """Have it end, wherever it is."""
+        with self.changed:
+            self.abandoned = True
+            self.changed.notify_all()
+        while self.thread.is_alive():
+            self.thread.join(0.2)
+            if self.thread.is_alive():
+                self.conn.pgconn.get_cancel().cancel()
+
+    def _play(self) -> None:
+        try:
+            try:
+                if isinstance(self.conn, psycopg.AsyncConnection):
+                    self.outcome = asyncio.run(self._play_async())
+                else:
+                    self.outcome = self.actor.act(self.conn)
+            finally:
+                if not isinstance(self.conn, psycopg.AsyncConnection):
+                    self.conn.rollback()
+        except BaseException as error:
+            self.outcome = error
+        self._is("ended")
+
+    async def _play_async(self) -> Any:
+        try:
+            return await self.actor.act(self.conn)
+        finally:
+            await self.conn.rollback()
+
+    def _is(self, state: str) -> None:
+        with self.changed:
+            self.state = state
+            self.changed.notify_all()
+
+
+def _text(query: Any) -> str:
+    if isinstance(query, sql.Composable):
+        return query.as_string(None)
+    return query.decode() if isinstance(query, bytes) else str(query)
+
+
+class _SyncCursor(psycopg.Cursor[Any]):
+    def execute(self, query: Any, params: Any = None, **options: Any) -> _SyncCursor:
+        if self.connection.player.step(_text(query)):  # type: ignore[attr-defined]
+            super().execute(query, params, **options)
+        return self
+
+
+class _AsyncCursor(psycopg.AsyncCursor[Any]):
+    async def execute(self, query: Any, params: Any = None, **options: Any) -> _AsyncCursor:
+        if self.connection.player.step(_text(query)):  # type: ignore[attr-defined]
+            await super().execute(query, params, **options)
+        return self
+
+
+class _Sync(psycopg.Connection[Any]):
+    """A connection whose statements wait for their turn. BEGIN does not: nothing is locked or seen by it yet."""
+
+    player: _Player
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cursor_factory = _SyncCursor
+
+    @contextmanager
+    def transaction(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        outer = self.info.transaction_status == TransactionStatus.IDLE
+        with super().transaction(*args, **kwargs) as transaction:
+            try:
+                yield transaction
+            finally:
+                if outer:
+                    self.player.step("COMMIT")  # or the rollback
+
+
+class _Async(psycopg.AsyncConnection[Any]):
+    player: _Player
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cursor_factory = _AsyncCursor
+
+    @asynccontextmanager
+    async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        outer = self.info.transaction_status == TransactionStatus.IDLE
+        async with super().transaction(*args, **kwargs) as transaction:
+            try:
+                yield transaction
+            finally:
+                if outer:
+                    self.player.step("COMMIT")  # or the rollback
