@@ -47,7 +47,8 @@ def test_the_two_commands_come_first_and_are_in_the_makefile() -> None:
 
 
 def test_every_test_that_a_guarantee_names_is_there() -> None:
-    named = set(re.findall(r"`(tests/\w+\.py)`", (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")))
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("guarantees.md", "reliability.md")]
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", "".join(pages)))
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 

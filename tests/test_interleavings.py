@@ -10,15 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import combinations_with_replacement
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
-from interleave import Actor, Played, Scene, ScheduleFailed, Scheduler
+from interleave import Played, Scene, Scheduler
 from pipelines import Post, deployed, value
 from test_worker import one_stage
 
-from outbox import Pipeline, claim, commit, deploy, inspect, statements, submit, transaction
+from outbox import Pipeline, claim, commit, inspect, statements
 from outbox.job import Failed, Finished, Job, Message
 from outbox.lane import Lane
 
