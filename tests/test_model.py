@@ -1,0 +1,646 @@
+"""The engine does what the model says: random lives of a pipeline, and after each step all tables are compared.
+
+`MODEL_EXAMPLES=5000` looks for longer, at random; without it the same examples run each time. A failure prints the
+shortest life that shows it, and a line with which it can be run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, field
+from typing import Any
+from uuid import UUID
+
+import fake_time
+import model as spec
+import psycopg
+import pytest
+from conftest import OWNER, make_database
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from model import By, Raises, Returns, Rules, Stage
+from pydantic import BaseModel
+from servers import PostgresServer
+
+from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded, claim, commit, deploy, inspect, statements
+from outbox import tasks, transaction
+from outbox.commit import Counts
+from outbox.errors import HandlerError
+from outbox.handle import begin, handle_sync
+from outbox.job import Failed, Finished, Job, fail
+from outbox.lane import Lanes
+
+Conn = psycopg.Connection[Any]
+WORKER = statements.load("worker")
+MAINTENANCE = statements.load("maintenance")
+LEASE = 10.0
+RETENTION = {"workflows": "retention_workflows", "history": "retention_history", "dead": "retention_dead_jobs"}
+
+VERSIONS = {
+    "first": Rules(
+        initial="NEW",
+        final=frozenset({"DONE", "STOPPED"}),
+        stages=(
+            Stage("draft", on="NEW", to=frozenset({"DRAFTED"})),
+            Stage("check", on="DRAFTED", to=frozenset({"WAITING", "GOOD"}), running="CHECKING", attempts=2),
+            Stage("send", on="GOOD", to=frozenset({"DONE"}), transaction=True),
+        ),
+        by_hand=frozenset(
+            {
+                ("WAITING", "GOOD"),
+                ("WAITING", "STOPPED"),
+                ("NEW", "STOPPED"),
+                ("DRAFTED", "NEW"),
+                ("CHECKING", "STOPPED"),
+            }
+        ),
+    ),
+    "without a stage": Rules(
+        initial="NEW",
+        final=frozenset({"DONE", "STOPPED"}),
+        stages=(
+            Stage("draft", on="NEW", to=frozenset({"DRAFTED"}), attempts=1),
+            Stage("send", on="GOOD", to=frozenset({"DONE", "WAITING"}), transaction=True, attempts=5),
+        ),
+        by_hand=frozenset({("DRAFTED", "WAITING"), ("DRAFTED", "GOOD"), ("WAITING", "GOOD"), ("NEW", "STOPPED")}),
+    ),
+    "with other stages": Rules(
+        initial="NEW",
+        final=frozenset({"DONE", "STOPPED"}),
+        stages=(
+            Stage("draft", on="NEW", to=frozenset({"DRAFTED"}), first=0),
+            Stage("judge", on="DRAFTED", to=frozenset({"WAITING", "GOOD"})),
+            Stage("ask", on="WAITING", to=frozenset({"GOOD", "STOPPED"}), attempts=1),
+            Stage("send", on="GOOD", to=frozenset({"DONE"})),
+        ),
+        by_hand=frozenset({("DRAFTED", "NEW"), ("NEW", "GOOD"), ("GOOD", "NEW")}),
+    ),
+    "not in progress": Rules(
+        initial="NEW",
+        final=frozenset({"DONE", "STOPPED"}),
+        stages=(
+            Stage("draft", on="NEW", to=frozenset({"DRAFTED"}), running="DRAFTING"),
+            Stage("check", on="DRAFTED", to=frozenset({"WAITING", "GOOD"}), attempts=4),
+            Stage("send", on="GOOD", to=frozenset({"DONE"}), transaction=True),
+        ),
+        by_hand=frozenset({("WAITING", "GOOD"), ("WAITING", "STOPPED"), ("DRAFTING", "NEW")}),
+    ),
+}
+
+
+class Doc(BaseModel):
+    n: int
+
+
+said: spec.Outcome  # by the handler that runs next
+
+
+def handler(run: Run[Doc]) -> Any:
+    """Every stage's handler: it does what the test has decided."""
+    if run._job.stage.transaction:
+        run.connection.execute(
+            "INSERT INTO fake.effects (entity, attempt) VALUES (%s, %s)", [run.entity_id, run.attempt]
+        )
+    if isinstance(said, Returns):
+        for topic in said.topics:
+            run.publish(topic, {"of": run.entity_id})
+        data = None if said.data is None else Doc(n=said.data)
+        return data if said.to is None else Go(said.to, data)
+    raise {"Retry": Retry(said.after, "retry"), "Reject": Reject("reject"), "Error": RuntimeError("error")}[said.kind]
+
+
+def as_pipeline(rules: Rules) -> Pipeline[Doc]:
+    pipeline = Pipeline("p", data=Doc, initial=rules.initial, final=rules.final)
+    for stage in rules.stages:
+        pipeline.stage(
+            stage.name,
+            on=stage.on,
+            to=stage.to,
+            running=stage.running,
+            transaction=stage.transaction,
+            retry=Backoff(stage.first, stage.factor, stage.longest, stage.attempts, jitter=0),
+        )(handler)
+    for source, target in rules.by_hand:
+        pipeline.allow(source, to=target)
+    return pipeline
+
+
+PIPELINES = {name: as_pipeline(rules) for name, rules in VERSIONS.items()}
+STATUSES = sorted({status for rules in VERSIONS.values() for status in rules.routes} | {"NOWHERE"})
+
+entities = st.sampled_from(["a", "b", "c", "d"])
+numbers = st.integers(0, 3)
+statuses = st.sampled_from(STATUSES)
+slots = st.integers(0, 2)
+outcomes = st.one_of(
+    st.builds(
+        Returns,
+        to=st.sampled_from([None, "WAITING", "GOOD", "DONE", "DRAFTED", "STOPPED"]),
+        data=st.none() | numbers,
+        topics=st.lists(st.sampled_from(["t", "u"]), max_size=2).map(tuple),
+    ),
+    st.builds(Raises, st.just("Retry"), st.sampled_from([None, 0, 1, 20])),
+    st.builds(Raises, st.sampled_from(["Reject", "Error"])),
+)
+steps_by_hand = st.one_of(
+    st.tuples(st.just("submit"), entities, numbers),
+    st.tuples(st.just("change"), st.frozensets(entities, min_size=1, max_size=3), statuses),
+    st.tuples(st.just("edit"), st.frozensets(entities, min_size=1, max_size=3), numbers | st.just("not a number")),
+    st.tuples(st.just("change and edit"), entities, statuses, numbers),
+    st.tuples(st.just("publish"), st.sampled_from(["t", "u"])),
+    st.tuples(st.just("delete"), entities),
+)
+
+
+@dataclass
+class Process:
+    """A worker's process: the version of the pipeline that its code knows, and the attempts that it is at."""
+
+    id: int
+    version: str
+    held: list[tuple[Job, spec.Attempt]] = field(default_factory=list)
+
+
+class Link:
+    """What a worker's loops need of a connection."""
+
+    connections = 1
+
+    def __init__(self, conn: Conn) -> None:
+        self.conn = conn
+
+    async def repeat(self, statement: bytes, params: dict[str, Any]) -> list[Any]:
+        return self.conn.execute(statement, params).fetchall()
+
+
+class Lives(RuleBasedStateMachine):
+    """Does everything twice, to the engine and to the model."""
+
+    def __init__(self, conn: Conn, runner: asyncio.Runner) -> None:
+        super().__init__()
+        self.conn = conn
+        self.runner = runner
+        self.version = "first"
+        self.model = spec.Model(VERSIONS["first"])
+        self.processes: dict[int, Process] = {}
+        self.zombies: list[tuple[Job, spec.Attempt]] = []
+        self.ids: dict[str, str] = {}
+        self.newest_job = 0
+        fake_time.move(conn, 0)
+        deploy.deploy(conn, PIPELINES["first"])
+
+    def teardown(self) -> None:
+        with self.conn.transaction():
+            self.conn.execute(MAINTENANCE["retention_mark"])
+            for table in ("outbox.workflow_states", "outbox.state_changes", "outbox.messages", "outbox.workers",
+                          "outbox.status_counts", "fake.effects"):  # fmt: skip
+                self.conn.execute(f"DELETE FROM {table}".encode())
+
+    @initialize(names=st.frozensets(entities))
+    def begin(self, names: frozenset[str]) -> None:
+        self.submit_many([(name, 0) for name in sorted(names)])
+        self.start_worker(0)
+
+    # By hand.
+
+    def by_hand(self, step: tuple[Any, ...], by: By) -> None:
+        """Take one step in the transaction that is open, if there is one. Raises what the database says against it."""
+        kind, *args = step
+        if kind == "submit":
+            submitted = PIPELINES["first"].submit(self.conn, args[0], Doc(n=args[1]))
+            assert submitted.created == self.model.submit(args[0], {"n": args[1]}, by)
+            assert submitted.status == self.model.workflows[args[0]].status
+        elif kind == "publish":
+            self.conn.execute("INSERT INTO outbox.messages (topic, payload) VALUES (%s, '{}')", args)
+            self.model.publish(args[0])
+        elif kind == "delete":
+            self.conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = %s", args)
+            self.model.delete(args[0])
+        else:
+            names = [args[0]] if isinstance(args[0], str) else sorted(args[0])
+            to = None if kind == "edit" else args[1]
+            data = None if kind == "change" else {"n": args[-1]}
+            refused = None
+            try:
+                changed = self.model.change(names, by, to=to, data=data)
+            except spec.Refused as error:
+                refused = str(error)
+            try:
+                cursor = self.conn.execute(
+                    "UPDATE outbox.workflow_states SET current_status = coalesce(%s, current_status),"
+                    " metadata = coalesce(%s::jsonb, metadata) WHERE entity_id = ANY (%s)",
+                    [to, None if data is None else json.dumps(data), names],
+                )
+            except psycopg.Error as error:
+                assert error.sqlstate == refused, error
+                raise
+            assert refused is None, f"{step} is allowed, and should be refused with {refused}"
+            assert cursor.rowcount == changed
+
+    @rule(step=steps_by_hand)
+    def do_by_hand(self, step: tuple[Any, ...]) -> None:
+        try:
+            self.by_hand(step, By(OWNER))
+        except psycopg.Error as error:
+            assert error.sqlstate in (spec.UNKNOWN, spec.ILLEGAL), error
+
+    @rule(
+        steps=st.lists(steps_by_hand, min_size=1, max_size=4),
+        end=st.sampled_from(["commit", "roll back"]),
+        savepoints=st.booleans(),
+    )
+    def do_in_a_transaction(self, steps: Sequence[tuple[Any, ...]], end: str, savepoints: bool) -> None:
+        before = copy.deepcopy(self.model)
+        try:
+            with self.conn.transaction(force_rollback=end == "roll back"):
+                self.conn.execute(inspect.SQL["change_mark"], {"actor": "sarah", "reason": "several"})
+                for step in steps:
+                    try:
+                        with self.conn.transaction():
+                            self.by_hand(step, By("sarah", "several"))
+                    except psycopg.Error:
+                        if not savepoints:
+                            raise
+            if end == "roll back":
+                self.model = before
+        except psycopg.Error as error:
+            assert error.sqlstate in (spec.UNKNOWN, spec.ILLEGAL), error
+            self.model = before
+
+    @rule(items=st.lists(st.tuples(entities, numbers), max_size=4))
+    def submit_many(self, items: Sequence[tuple[str, int]]) -> None:
+        made = PIPELINES["first"].submit_many(self.conn, [(name, Doc(n=n)) for name, n in items])
+        assert made == sum([self.model.submit(name, {"n": n}, By(OWNER)) for name, n in items])
+
+    @precondition(lambda self: self.model.workflows)
+    @rule(name=entities, to=statuses)
+    def set_status(self, name: str, to: str) -> None:
+        before = copy.deepcopy(self.model.workflows.get(name))
+        refused = None
+        try:
+            self.model.change([name], By("operator", "why"), to=to)
+        except spec.Refused as error:
+            refused = str(error)
+        try:
+            moved = inspect.set_status(self.conn, self.id_of(name), to, actor="operator", reason="why")
+        except psycopg.Error as error:
+            assert error.sqlstate == refused, error
+        else:
+            assert refused is None
+            assert moved == (before is not None and before.status != to)
+
+    @rule(name=entities)
+    def retry(self, name: str) -> None:
+        made = self.model.retry([name] if name in self.model.workflows else [])
+        assert inspect.retry(self.conn, self.id_of(name)) == bool(made)
+
+    @precondition(lambda self: any(workflow.dead for workflow in self.model.workflows.values()))
+    @rule()
+    def retry_all(self) -> None:
+        dead = [name for name, workflow in self.model.workflows.items() if workflow.dead]
+        assert inspect.retry_all(self.conn) == self.model.retry(dead)
+
+    @rule(version=st.sampled_from(sorted(VERSIONS)))
+    def deploy(self, version: str) -> None:
+        try:
+            self.model.deploy(VERSIONS[version])
+        except spec.Stranded:
+            with pytest.raises(Stranded):
+                deploy.deploy(self.conn, PIPELINES[version])
+        else:
+            deploy.deploy(self.conn, PIPELINES[version])
+            self.version = version
+
+    # Workers.
+
+    @rule(slot=slots)
+    def start_worker(self, slot: int) -> None:
+        """A process starts; one that was there freezes, and may wake up later."""
+        if slot in self.processes:
+            self.zombies += self.processes.pop(slot).held
+        deploy.require(self.conn, PIPELINES[self.version], list(PIPELINES[self.version].stages))
+        parameters = {"name": "test", "stages": [], "lease": LEASE}
+        worker = self.conn.execute(WORKER["worker_register"], parameters).fetchone()[0]
+        self.model.start_worker(worker, LEASE)
+        self.processes[slot] = Process(worker, self.version)
+
+    @precondition(lambda self: self.processes)
+    @rule(slot=slots, limit=st.integers(1, 3), answered=st.integers(0, 9))
+    def claim(self, slot: int, limit: int, answered: int) -> None:
+        """It claims up to `limit` of each stage; now and then the answer is lost."""
+        if slot not in self.processes:
+            return
+        process = self.processes[slot]
+        lanes = Lanes.of([PIPELINES[process.version]], None, 10)
+        alone = not any(job.careful for job, _ in process.held)
+        request = claim.request(process.id, [(lane, limit) for lane in lanes.values()], 0, careful=alone)
+        claim.receive(process.id, lanes, self.conn.execute(*request).fetchall())
+        jobs = lanes.waiting()
+        normal, careful = self.model.claimable(process.id, [name for _, name in lanes], limit)
+        assert [job.entity_id for job in jobs if not job.careful] == normal
+        chosen = [job.entity_id for job in jobs if job.careful]
+        assert len(chosen) == (1 if alone and careful else 0)
+        assert set(chosen) <= set(careful)
+        stages = {stage.name: stage for stage in VERSIONS[process.version].stages}
+        attempts = [self.model.claim(process.id, job.entity_id, stages[job.stage.name]) for job in jobs]
+        if answered == 0:
+            known = [job.workflow_id for job, _ in process.held]
+            self.conn.execute(*claim.give_back_unknown(process.id, known, 0))
+            self.model.give_back_unknown(process.id, {name for name, id_ in self.ids.items() if id_ in known})
+            return
+        for job, attempt in zip(jobs, attempts, strict=True):
+            self.start(process, job, attempt)
+
+    def start(self, process: Process, job: Job, attempt: spec.Attempt) -> None:
+        """Store the in-progress status, where the stage has one."""
+        started: spec.Attempt | None = attempt
+        if job.stage.running and job.status == job.stage.on:
+            refused = None
+            try:
+                started = self.model.start(attempt)
+            except spec.Refused as error:
+                refused = str(error)
+            try:
+                versions = dict(self.conn.execute(*claim.start([job])).fetchall())
+            except psycopg.Error as error:
+                assert error.sqlstate == refused, error
+                counts = self.runner.run(self.commit([(job, fail(job, error))]))
+                told = Counter([self.model.refuse(attempt, spec.Refused(refused))])
+                assert counts == Counts(0, told["retried"], told["dead"], told["lost"])
+                return
+            assert refused is None
+            assert (started is None) == (not versions)
+            if started is not None:
+                job.status, job.version = job.stage.running, versions[job.workflow_id]
+        if started is not None:
+            assert (job.entity_id, job.attempt, job.entered, job.careful, job.status, job.version) == (
+                started.entity, started.number, started.entered, started.careful, started.status, started.version
+            )  # fmt: skip
+            assert json.loads(job.metadata) == started.data
+            process.held.append((job, started))
+
+    @precondition(lambda self: any(process.held for process in self.processes.values()))
+    @rule(slot=slots, says=st.lists(outcomes, min_size=1, max_size=4))
+    def finish(self, slot: int, says: Sequence[spec.Outcome]) -> None:
+        """Some handlers of a process end, and their outcomes are committed together."""
+        if slot in self.processes:
+            held = self.processes[slot].held
+            ended, held[:] = held[: len(says)], held[len(says) :]
+            self.settle([(job, attempt, outcome) for (job, attempt), outcome in zip(ended, says, strict=False)])
+
+    @precondition(lambda self: self.zombies)
+    @rule(outcome=outcomes)
+    def zombie_finishes(self, outcome: spec.Outcome) -> None:
+        """A process that was frozen wakes up, and goes on as if nothing had happened."""
+        self.settle([(*self.zombies.pop(), outcome)])
+
+    @precondition(lambda self: any(process.held for process in self.processes.values()))
+    @rule(slot=slots)
+    def give_back(self, slot: int) -> None:
+        """What has not begun goes back."""
+        if slot in self.processes and (held := self.processes[slot].held):
+            rows = self.conn.execute(*commit.give_back([job for job, _ in held])).fetchall()
+            again = [self.ids[attempt.entity] for _, attempt in held if self.model.give_back(attempt) == "again"]
+            assert sorted(row[0] for row in rows) == sorted(again)
+            held.clear()
+
+    def settle(self, ended: Sequence[tuple[Job, spec.Attempt, spec.Outcome]]) -> None:
+        """Have a worker commit these outcomes: those with a transaction of their own first, then the others together."""
+        ended = sorted(ended, key=lambda item: not item[0].stage.transaction)
+        counts = self.runner.run(self.commit([(job, outcome) for job, _, outcome in ended]))
+        told = Counter(self.model.settle(attempt, outcome) for _, attempt, outcome in ended)
+        assert counts == Counts(told["done"], told["retried"], told["dead"], told["lost"])
+
+    async def commit(self, ended: Sequence[tuple[Job, spec.Outcome | Failed]]) -> Counts:
+        """What attempt.py and commit.py do with handlers' outcomes."""
+        global said
+        committer = commit.Committer(
+            Link(self.conn), counts := Counts(), busy=lambda: False, on_next=lambda *_: None,
+            on_delay=lambda _: None, on_committed=lambda: None, on_again=lambda: None,
+        )  # fmt: skip
+        for job, outcome in ended:
+            if isinstance(outcome, Failed):
+                committer.put(job, outcome)
+                continue
+            said = outcome
+            if not job.stage.transaction:
+                run = begin(job)
+                committer.put(job, run if isinstance(run, Failed) else handle_sync(run))
+                continue
+            result = transaction.run_sync(self.conn, job)
+            if isinstance(result, Finished):
+                committer.committed_itself(job, result)
+            elif result is not None:
+                committer.put(job, result)
+            elif await committer.is_unchanged(job):
+                committer.put(job, fail(job, HandlerError("it changed its own workflow")))
+            else:
+                await committer.not_held([job])
+        committing = asyncio.create_task(committer.run())
+        while len(committer):
+            await asyncio.sleep(0)
+        await tasks.end(committing)
+        return counts
+
+    @rule(slot=slots)
+    def beat(self, slot: int) -> None:
+        if slot in self.processes:
+            worker = self.processes[slot].id
+            there = self.conn.execute(WORKER["worker_beat"], {"worker": worker, "watched": False}).fetchone()
+            assert (there is not None) == self.model.beat(worker)
+
+    @rule(slot=slots)
+    def leave(self, slot: int) -> None:
+        """A process ends by itself, or is found dead: what it holds is free at the next sweep."""
+        if slot in self.processes:
+            worker = self.processes.pop(slot).id
+            self.conn.execute(WORKER["worker_leave"], {"worker": worker})
+            self.model.leave(worker)
+
+    # Time, and what happens on the side.
+
+    @rule(seconds=st.sampled_from([1, 4, LEASE, LEASE + 1, 2 * spec.DAY]), beating=st.booleans())
+    def wait(self, seconds: float, beating: bool) -> None:
+        self.model.now += seconds
+        fake_time.move(self.conn, self.model.now)
+        if beating:
+            for slot in self.processes:
+                self.beat(slot)
+
+    @rule()
+    def promote(self) -> None:
+        promoted = self.maintain("jobs_promote_due", limit=100, now=None)[0][0]
+        assert promoted == self.model.promote()
+
+    @rule()
+    def sweep(self) -> None:
+        gone = {row[0] for row in self.maintain("workers_bury", dead=[], leases=True, now=None)}
+        assert gone == self.model.bury()
+        assert self.maintain("jobs_sweep", limit=100)[0][:2] == self.model.sweep()
+
+    @rule()
+    def fold_counts(self) -> None:
+        self.maintain("counts_fold")
+
+    @rule(what=st.sampled_from(sorted(RETENTION)), days=st.sampled_from([0.0, 1.0]))
+    def retain(self, what: str, days: float) -> None:
+        with self.conn.transaction():
+            self.maintain("retention_mark")
+            self.maintain(RETENTION[what], days=days, limit=100)
+        self.model.retain(**{what: days})
+
+    def maintain(self, name: str, **params: Any) -> list[Any]:
+        cursor = self.conn.execute(MAINTENANCE[name], params or None)
+        return cursor.fetchall() if cursor.description else []
+
+    def id_of(self, name: str) -> UUID:
+        return UUID(self.ids[name]) if name in self.ids and name in self.model.workflows else UUID(int=0)
+
+    # The comparison.
+
+    @invariant()
+    def tables_say_what_the_model_says(self) -> None:
+        tables = self.conn.execute(TABLES).fetchone()[0]
+        self.learn_ids(tables)
+        assert self.readable(tables) == self.promised()
+
+    def learn_ids(self, tables: dict[str, Any]) -> None:
+        """Ids are the database's to give: of a workflow any, of a job a higher one than any before."""
+        self.ids = {row["entity"]: row["id"] for row in tables["workflows"]}
+        jobs = {row["entity"]: row["id"] for row in tables["jobs"]}
+        for name, workflow in self.model.workflows.items():
+            if workflow.job is not None and workflow.job.id is None and name in jobs:
+                assert jobs[name] > self.newest_job, "a later job is claimed later"
+                workflow.job.id = jobs[name]
+        self.newest_job = max([self.newest_job, *jobs.values()])
+
+    def readable(self, tables: dict[str, Any]) -> dict[str, Any]:
+        """The tables with names in place of workflows' ids, and errors cut to what the model says of them."""
+        names = {id_: name for name, id_ in self.ids.items()}
+        histories: dict[str, list[Any]] = {}
+        for id_, *change in tables.pop("changes"):
+            histories.setdefault(id_, []).append(tuple(change))
+        for kind in ("job", "dead"):
+            rows = tables[f"{kind}s"] = {row.pop("entity"): row for row in tables[f"{kind}s"]}
+            for name, row in rows.items():
+                promise = getattr(self.model.workflows.get(name), kind, None)
+                if promise is not None and promise.error and promise.error.lower() in (row["error"] or "").lower():
+                    row["error"] = promise.error
+        for row in tables["workflows"]:
+            del row["id"]
+        return {
+            **tables,
+            "workflows": {row.pop("entity"): row for row in tables["workflows"]},
+            "histories": {names[id_]: rows for id_, rows in histories.items() if id_ in names},
+            "histories of deleted": sorted(rows for id_, rows in histories.items() if id_ not in names),
+            "messages": [tuple(row) for row in tables["messages"]],
+            "effects": [tuple(row) for row in tables["effects"]],
+            "overview": {status: tuple(row) for status, *row in tables["overview"]},
+        }
+
+    def promised(self) -> dict[str, Any]:
+        """The model in the shape of the tables."""
+        workflows = self.model.workflows
+        jobs = {name: asdict(workflow.job) for name, workflow in workflows.items() if workflow.job}
+        for job in jobs.values():
+            del job["claim"]
+        return {
+            "workflows": {
+                name: {
+                    "status": w.status,
+                    "data": w.data,
+                    "version": w.version,
+                    "created": w.created,
+                    "updated": w.updated,
+                }
+                for name, w in workflows.items()
+            },
+            "jobs": jobs,
+            "deads": {name: asdict(workflow.dead) for name, workflow in workflows.items() if workflow.dead},
+            "histories": {name: [astuple(c) for c in w.history] for name, w in workflows.items() if w.history},
+            "histories of deleted": sorted([astuple(c) for c in told] for told in self.model.histories_of_deleted),
+            "messages": self.model.messages,
+            "effects": self.model.effects,
+            "workers": {str(id_): [worker.lease, worker.beat] for id_, worker in self.model.workers.items()},
+            "overview": self.model.overview(),
+        }
+
+
+TABLES = b"""
+SELECT json_build_object(
+    'workflows', coalesce((SELECT json_agg(json_build_object(
+            'id', w.id, 'entity', w.entity_id, 'status', w.current_status, 'data', w.metadata, 'version', w.version,
+            'created', fake.seconds(w.created_at), 'updated', fake.seconds(w.updated_at)))
+        FROM outbox.workflow_states AS w), '[]'),
+    'jobs', coalesce((SELECT json_agg(json_build_object(
+            'entity', coalesce(w.entity_id, j.workflow_id::text), 'id', j.id, 'stage', j.stage, 'status', j.status,
+            'entered', j.version, 'run_at', fake.seconds(j.run_at), 'attempt', j.attempt, 'due', j.due,
+            'careful', j.careful, 'owner', j.owner, 'claimed_at', fake.seconds(j.claimed_at), 'error', j.error))
+        FROM outbox.jobs AS j LEFT JOIN outbox.workflow_states AS w ON w.id = j.workflow_id), '[]'),
+    'deads', coalesce((SELECT json_agg(json_build_object(
+            'entity', coalesce(w.entity_id, d.workflow_id::text), 'stage', d.stage, 'status', d.status,
+            'entered', d.version, 'attempts', d.attempts, 'error', d.error, 'died_at', fake.seconds(d.died_at)))
+        FROM outbox.dead_jobs AS d LEFT JOIN outbox.workflow_states AS w ON w.id = d.workflow_id), '[]'),
+    'changes', coalesce((SELECT json_agg(json_build_array(
+            c.workflow_id, c.from_status, c.to_status, c.version, c.actor, c.reason, c.stage, c.attempt,
+            fake.seconds(c.at)) ORDER BY c.version)
+        FROM outbox.state_changes AS c), '[]'),
+    'messages', coalesce((SELECT json_agg(json_build_array(m.topic, m.key) ORDER BY m.id) FROM outbox.messages AS m), '[]'),
+    'effects', coalesce((SELECT json_agg(json_build_array(e.entity, e.attempt) ORDER BY e.id) FROM fake.effects AS e), '[]'),
+    'workers', coalesce((SELECT json_object_agg(w.id, json_build_array(
+            extract(epoch FROM w.lease), fake.seconds(w.beat_at)))
+        FROM outbox.workers AS w), '{}'),
+    'overview', (SELECT json_agg(json_build_array(o.status, o.stage, o.workflows, o.ready, o.scheduled, o.running, o.dead))
+        FROM outbox.overview AS o)
+)"""
+EFFECTS = """
+CREATE TABLE fake.effects (id integer GENERATED ALWAYS AS IDENTITY, entity text, attempt integer);
+GRANT ALL ON fake.effects TO PUBLIC;
+"""
+
+
+@pytest.fixture(scope="module")
+def conn(server: PostgresServer) -> Iterator[Conn]:
+    """A connection to a database with a fake clock, which all examples share."""
+    make_database(server, "model", "empty_template")
+    dsn = fake_time.install(server.dsn("model"), server.dsn("model", OWNER))
+    with server.admin("model") as admin:
+        admin.execute(EFFECTS)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        yield conn
+    with server.admin() as admin:
+        admin.execute("DROP DATABASE model WITH (FORCE)")
+
+
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
+PROFILE = settings(
+    max_examples=EXAMPLES or 100,
+    stateful_step_count=30,
+    derandomize=not EXAMPLES,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def live(conn: Conn, profile: settings) -> None:
+    with asyncio.Runner() as runner:
+        run_state_machine_as_test(lambda: Lives(conn, runner), settings=profile)
+
+
+def test_whatever_happens_the_tables_say_what_the_model_says(conn: Conn) -> None:
+    live(conn, PROFILE)
