@@ -248,8 +248,15 @@ class Model:
         mine = job if job is not None and job.owner == worker else None
         workflow.history.append(
             Change(
-                source, to, workflow.version, by.actor, by.reason, mine and mine.stage, mine and mine.attempt, self.now
-            )  # fmt: skip
+                source,
+                to,
+                workflow.version,
+                by.actor,
+                by.reason,
+                mine and mine.stage,
+                mine and mine.attempt,
+                self.now,
+            )
         )
         workflow.status = to
         stage = self.rules.routes[to]

@@ -11,8 +11,8 @@ import copy
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +21,7 @@ import model as spec
 import psycopg
 import pytest
 from conftest import OWNER, make_database
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -35,8 +35,22 @@ from model import By, Raises, Returns, Rules, Stage
 from pydantic import BaseModel
 from servers import PostgresServer
 
-from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded, claim, commit, deploy, inspect, statements
-from outbox import tasks, transaction
+from outbox import (
+    Backoff,
+    Go,
+    Pipeline,
+    Reject,
+    Retry,
+    Run,
+    Stranded,
+    claim,
+    commit,
+    deploy,
+    inspect,
+    statements,
+    tasks,
+    transaction,
+)
 from outbox.commit import Counts
 from outbox.errors import HandlerError
 from outbox.handle import begin, handle_sync
@@ -122,6 +136,13 @@ def handler(run: Run[Doc]) -> Any:
     raise {"Retry": Retry(said.after, "retry"), "Reject": Reject("reject"), "Error": RuntimeError("error")}[said.kind]
 
 
+def named(outcome: spec.Outcome, stage: Stage) -> spec.Outcome:
+    """Say what status is meant by first and last."""
+    if isinstance(outcome, Returns) and outcome.to in ("first", "last"):
+        return replace(outcome, to=min(stage.to) if outcome.to == "first" else max(stage.to))
+    return outcome
+
+
 def as_pipeline(rules: Rules) -> Pipeline[Doc]:
     pipeline = Pipeline("p", data=Doc, initial=rules.initial, final=rules.final)
     for stage in rules.stages:
@@ -145,23 +166,33 @@ entities = st.sampled_from(["a", "b", "c", "d"])
 numbers = st.integers(0, 3)
 statuses = st.sampled_from(STATUSES)
 slots = st.integers(0, 2)
+processes = st.runner().flatmap(lambda lives: st.sampled_from(sorted(lives.processes)))
+busy = st.runner().flatmap(lambda lives: st.sampled_from([n for n, p in sorted(lives.processes.items()) if p.held]))
+returns = st.builds(
+    Returns,
+    to=st.sampled_from(["first", "last", None, "WAITING"]),  # first and last of those that the stage may go to
+    data=st.none() | numbers,
+    topics=st.lists(st.sampled_from(["t", "u"]), max_size=2).map(tuple),
+)
 outcomes = st.one_of(
-    st.builds(
-        Returns,
-        to=st.sampled_from([None, "WAITING", "GOOD", "DONE", "DRAFTED", "STOPPED"]),
-        data=st.none() | numbers,
-        topics=st.lists(st.sampled_from(["t", "u"]), max_size=2).map(tuple),
-    ),
+    returns,
+    returns,
     st.builds(Raises, st.just("Retry"), st.sampled_from([None, 0, 1, 20])),
     st.builds(Raises, st.sampled_from(["Reject", "Error"])),
 )
+lists_of_outcomes = st.lists(outcomes, min_size=1, max_size=4)
 steps_by_hand = st.one_of(
     st.tuples(st.just("submit"), entities, numbers),
     st.tuples(st.just("change"), st.frozensets(entities, min_size=1, max_size=3), statuses),
     st.tuples(st.just("edit"), st.frozensets(entities, min_size=1, max_size=3), numbers | st.just("not a number")),
     st.tuples(st.just("change and edit"), entities, statuses, numbers),
     st.tuples(st.just("publish"), st.sampled_from(["t", "u"])),
-    st.tuples(st.just("delete"), entities),
+)
+allowed_steps = st.runner().flatmap(
+    lambda lives: st.sampled_from(lives.legal_steps(lives.model.workflows) or [("publish", "t")])
+)
+steps_on_what_is_claimed = st.runner().flatmap(
+    lambda lives: st.sampled_from([*lives.legal_steps(lives.claimed()), ("edit", frozenset(lives.claimed()), 3)])
 )
 
 
@@ -209,10 +240,28 @@ class Lives(RuleBasedStateMachine):
                           "outbox.status_counts", "fake.effects"):  # fmt: skip
                 self.conn.execute(f"DELETE FROM {table}".encode())
 
-    @initialize(names=st.frozensets(entities))
-    def begin(self, names: frozenset[str]) -> None:
+    @initialize(names=st.frozensets(entities, min_size=2), slots=st.frozensets(slots, min_size=1, max_size=2))
+    def begin(self, names: frozenset[str], slots: frozenset[int]) -> None:
         self.submit_many([(name, 0) for name in sorted(names)])
-        self.start_worker(0)
+        for slot in sorted(slots):
+            self.start_worker(slot)
+
+    # What strategies choose from: steps that do nothing show nothing.
+
+    def claimed(self) -> set[str]:
+        return {name for name, workflow in self.model.workflows.items() if workflow.job and workflow.job.claim}
+
+    def scheduled(self) -> list[float]:
+        jobs = [workflow.job for workflow in self.model.workflows.values() if workflow.job]
+        return [job.run_at for job in jobs if not job.due]
+
+    def legal_steps(self, names: Iterable[str]) -> list[tuple[Any, ...]]:
+        return [
+            ("change", frozenset({name}), to)
+            for name in sorted(names)
+            for source, to in sorted(self.model.rules.legal)
+            if source == self.model.workflows[name].status
+        ]
 
     # By hand.
 
@@ -226,9 +275,6 @@ class Lives(RuleBasedStateMachine):
         elif kind == "publish":
             self.conn.execute("INSERT INTO outbox.messages (topic, payload) VALUES (%s, '{}')", args)
             self.model.publish(args[0])
-        elif kind == "delete":
-            self.conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = %s", args)
-            self.model.delete(args[0])
         else:
             names = [args[0]] if isinstance(args[0], str) else sorted(args[0])
             to = None if kind == "edit" else args[1]
@@ -250,7 +296,12 @@ class Lives(RuleBasedStateMachine):
             assert refused is None, f"{step} is allowed, and should be refused with {refused}"
             assert cursor.rowcount == changed
 
-    @rule(step=steps_by_hand)
+    @precondition(claimed)
+    @rule(step=steps_on_what_is_claimed)
+    def do_while_it_is_handled(self, step: tuple[Any, ...]) -> None:
+        self.by_hand(step, By(OWNER))
+
+    @rule(step=allowed_steps | steps_by_hand)
     def do_by_hand(self, step: tuple[Any, ...]) -> None:
         try:
             self.by_hand(step, By(OWNER))
@@ -258,7 +309,7 @@ class Lives(RuleBasedStateMachine):
             assert error.sqlstate in (spec.UNKNOWN, spec.ILLEGAL), error
 
     @rule(
-        steps=st.lists(steps_by_hand, min_size=1, max_size=4),
+        steps=st.lists(allowed_steps | steps_by_hand, min_size=1, max_size=4),
         end=st.sampled_from(["commit", "roll back"]),
         savepoints=st.booleans(),
     )
@@ -302,6 +353,7 @@ class Lives(RuleBasedStateMachine):
             assert refused is None
             assert moved == (before is not None and before.status != to)
 
+    @precondition(lambda self: any(workflow.dead for workflow in self.model.workflows.values()))
     @rule(name=entities)
     def retry(self, name: str) -> None:
         made = self.model.retry([name] if name in self.model.workflows else [])
@@ -338,11 +390,9 @@ class Lives(RuleBasedStateMachine):
         self.processes[slot] = Process(worker, self.version)
 
     @precondition(lambda self: self.processes)
-    @rule(slot=slots, limit=st.integers(1, 3), answered=st.integers(0, 9))
-    def claim(self, slot: int, limit: int, answered: int) -> None:
-        """It claims up to `limit` of each stage; now and then the answer is lost."""
-        if slot not in self.processes:
-            return
+    @rule(slot=processes, limit=st.integers(1, 3), answered=st.sampled_from([True] * 5 + [False]))
+    def claim(self, slot: int, limit: int, answered: bool) -> None:
+        """It claims up to `limit` of each stage; now and then the answer is lost, and it says what it knows to hold."""
         process = self.processes[slot]
         lanes = Lanes.of([PIPELINES[process.version]], None, 10)
         alone = not any(job.careful for job, _ in process.held)
@@ -356,7 +406,7 @@ class Lives(RuleBasedStateMachine):
         assert set(chosen) <= set(careful)
         stages = {stage.name: stage for stage in VERSIONS[process.version].stages}
         attempts = [self.model.claim(process.id, job.entity_id, stages[job.stage.name]) for job in jobs]
-        if answered == 0:
+        if not answered:
             known = [job.workflow_id for job, _ in process.held]
             self.conn.execute(*claim.give_back_unknown(process.id, known, 0))
             self.model.give_back_unknown(process.id, {name for name, id_ in self.ids.items() if id_ in known})
@@ -393,13 +443,27 @@ class Lives(RuleBasedStateMachine):
             process.held.append((job, started))
 
     @precondition(lambda self: any(process.held for process in self.processes.values()))
-    @rule(slot=slots, says=st.lists(outcomes, min_size=1, max_size=4))
+    @rule(slot=busy, says=lists_of_outcomes)
     def finish(self, slot: int, says: Sequence[spec.Outcome]) -> None:
         """Some handlers of a process end, and their outcomes are committed together."""
-        if slot in self.processes:
-            held = self.processes[slot].held
-            ended, held[:] = held[: len(says)], held[len(says) :]
-            self.settle([(job, attempt, outcome) for (job, attempt), outcome in zip(ended, says, strict=False)])
+        held = self.processes[slot].held
+        ended, held[:] = held[: len(says)], held[len(says) :]
+        self.settle([(job, attempt, outcome) for (job, attempt), outcome in zip(ended, says, strict=False)])
+
+    @precondition(lambda self: self.processes)
+    @rule(slot=processes, says=lists_of_outcomes)
+    def work(self, slot: int, says: Sequence[spec.Outcome]) -> None:
+        """The usual: what was claimed is done."""
+        self.claim(slot, len(says), True)
+        self.finish(slot, says)
+
+    @precondition(lambda self: any(process.held for process in self.processes.values()))
+    @rule(slot=busy)
+    def freeze(self, slot: int) -> None:
+        """A process is frozen for longer than its lease; the others free what it held."""
+        self.zombies += self.processes.pop(slot).held
+        self.wait(LEASE + 1, True)
+        self.sweep()
 
     @precondition(lambda self: self.zombies)
     @rule(outcome=outcomes)
@@ -408,18 +472,19 @@ class Lives(RuleBasedStateMachine):
         self.settle([(*self.zombies.pop(), outcome)])
 
     @precondition(lambda self: any(process.held for process in self.processes.values()))
-    @rule(slot=slots)
+    @rule(slot=busy)
     def give_back(self, slot: int) -> None:
         """What has not begun goes back."""
-        if slot in self.processes and (held := self.processes[slot].held):
-            rows = self.conn.execute(*commit.give_back([job for job, _ in held])).fetchall()
-            again = [self.ids[attempt.entity] for _, attempt in held if self.model.give_back(attempt) == "again"]
-            assert sorted(row[0] for row in rows) == sorted(again)
-            held.clear()
+        held = self.processes[slot].held
+        rows = self.conn.execute(*commit.give_back([job for job, _ in held])).fetchall()
+        again = [self.ids[attempt.entity] for _, attempt in held if self.model.give_back(attempt) == "again"]
+        assert sorted(row[0] for row in rows) == sorted(again)
+        held.clear()
 
     def settle(self, ended: Sequence[tuple[Job, spec.Attempt, spec.Outcome]]) -> None:
         """Have a worker commit these outcomes: those with a transaction of their own first, then the others together."""
-        ended = sorted(ended, key=lambda item: not item[0].stage.transaction)
+        ended = [(job, attempt, named(outcome, attempt.stage)) for job, attempt, outcome in ended]
+        ended.sort(key=lambda item: not item[0].stage.transaction)
         counts = self.runner.run(self.commit([(job, outcome) for job, _, outcome in ended]))
         told = Counter(self.model.settle(attempt, outcome) for _, attempt, outcome in ended)
         assert counts == Counts(told["done"], told["retried"], told["dead"], told["lost"])
@@ -455,20 +520,25 @@ class Lives(RuleBasedStateMachine):
         await tasks.end(committing)
         return counts
 
-    @rule(slot=slots)
+    @precondition(lambda self: self.processes)
+    @rule(slot=processes)
     def beat(self, slot: int) -> None:
-        if slot in self.processes:
-            worker = self.processes[slot].id
-            there = self.conn.execute(WORKER["worker_beat"], {"worker": worker, "watched": False}).fetchone()
-            assert (there is not None) == self.model.beat(worker)
+        worker = self.processes[slot].id
+        there = self.conn.execute(WORKER["worker_beat"], {"worker": worker, "watched": False}).fetchone()
+        assert (there is not None) == self.model.beat(worker)
 
-    @rule(slot=slots)
-    def leave(self, slot: int) -> None:
-        """A process ends by itself, or is found dead: what it holds is free at the next sweep."""
-        if slot in self.processes:
-            worker = self.processes.pop(slot).id
+    @precondition(lambda self: self.processes)
+    @rule(slot=processes, found=st.booleans())
+    def end(self, slot: int, found: bool) -> None:
+        """A process ends by itself, or is killed and found dead: what it holds is free at the next sweep."""
+        worker = self.processes.pop(slot).id
+        if found:
+            assert [row[0] for row in self.maintain("workers_bury", dead=[worker], leases=False, now=None)] == (
+                [worker] if worker in self.model.workers else []
+            )
+        else:
             self.conn.execute(WORKER["worker_leave"], {"worker": worker})
-            self.model.leave(worker)
+        self.model.leave(worker)
 
     # Time, and what happens on the side.
 
@@ -480,6 +550,13 @@ class Lives(RuleBasedStateMachine):
             for slot in self.processes:
                 self.beat(slot)
 
+    @precondition(scheduled)
+    @rule()
+    def until_a_job_is_due(self) -> None:
+        self.wait(max(0, min(self.scheduled()) - self.model.now), True)
+        self.promote()
+
+    @precondition(scheduled)
     @rule()
     def promote(self) -> None:
         promoted = self.maintain("jobs_promote_due", limit=100, now=None)[0][0]
@@ -494,6 +571,11 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def fold_counts(self) -> None:
         self.maintain("counts_fold")
+
+    @rule(name=entities)
+    def delete(self, name: str) -> None:
+        self.conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = %s", [name])
+        self.model.delete(name)
 
     @rule(what=st.sampled_from(sorted(RETENTION)), days=st.sampled_from([0.0, 1.0]))
     def retain(self, what: str, days: float) -> None:
@@ -628,7 +710,7 @@ def conn(server: PostgresServer) -> Iterator[Conn]:
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
 PROFILE = settings(
     max_examples=EXAMPLES or 100,
-    stateful_step_count=30,
+    stateful_step_count=40,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,
