@@ -232,7 +232,7 @@ def finish(jobs: Sequence[tuple[Job, Finished]]) -> tuple[bytes, dict[str, Any]]
 def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that puts failed jobs of one owner back or lays them down as dead."""
     return SQL["jobs_fail_if_held"], {
-        **_fence([job for job, _ in jobs]),
+        **_held([job for job, _ in jobs]),
         "now": None,
         "delays": array("NULL" if outcome.delay is None else outcome.delay for _, outcome in jobs),
         "errors": text_array(outcome.error for _, outcome in jobs),
@@ -241,11 +241,7 @@ def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
 
 def give_back(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that frees jobs of one owner which have not run; no attempt is burnt."""
-    return SQL["jobs_give_back"], {
-        "worker": jobs[0].owner,
-        "ids": array(job.workflow_id for job in jobs),
-        "attempts": array(job.attempt for job in jobs),
-    }
+    return SQL["jobs_give_back"], _held(jobs)
 
 
 def finished_by(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
@@ -260,6 +256,16 @@ def _fence(jobs: Sequence[Job]) -> dict[str, Any]:
         "ids": array(job.workflow_id for job in jobs),
         "attempts": array(job.attempt for job in jobs),
         "versions": array(job.version for job in jobs),
+    }
+
+
+def _held(jobs: Sequence[Job]) -> dict[str, Any]:
+    """The fence of what only the job is asked about: the workflow's version may have moved under it."""
+    return {
+        "worker": jobs[0].owner,
+        "ids": array(job.workflow_id for job in jobs),
+        "entered": array(job.entered for job in jobs),
+        "attempts": array(job.attempt for job in jobs),
     }
 
 

@@ -537,3 +537,36 @@ async def until(condition: Callable[[], Any], timeout: float = 20.0) -> None:
     while not await asyncio.to_thread(condition):
         assert time.monotonic() < deadline, "condition not met in time"
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("end", ["returns", "fails", "rejects"])
+def test_a_handler_that_ends_late_does_nothing_to_the_next_job_of_its_workflow_in_the_same_worker(
+    conn: Conn, dsn: str, end: str
+) -> None:
+    pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
+    started = asyncio.Event()
+    runs = []
+
+    @pipeline.stage("first", on="NEW", to="DONE")
+    async def first(run: Run[Post]) -> None:
+        with psycopg.connect(dsn) as other:
+            other.execute("UPDATE outbox.workflow_states SET current_status = 'MOVED'")
+        await started.wait()
+        if end != "returns":
+            raise {"fails": RuntimeError, "rejects": Reject}[end]("too late")
+
+    @pipeline.stage("second", on="MOVED", to="DONE")
+    async def second(run: Run[Post]) -> None:
+        runs.append(run.attempt)
+        started.set()
+        while not (worker.counts.lost or worker.counts.retried or worker.counts.dead or len(runs) > 1):
+            await asyncio.sleep(0.01)
+
+    pipeline.allow("NEW", to="MOVED")
+    deployed(conn, pipeline).submit(conn, "a", Post())
+    worker = Worker(pipeline, dsn, drain=True)
+    asyncio.run(asyncio.wait_for(worker.run(), 20))
+    assert status_of(conn, "a") == "DONE"
+    assert runs == [1]
+    assert (worker.counts.done, worker.counts.lost) == (1, 1)
+    assert value(conn, "SELECT count(*) FROM outbox.dead_jobs") == 0

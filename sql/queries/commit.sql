@@ -43,13 +43,15 @@ WITH me AS MATERIALIZED (
 SELECT moved.id::text FROM moved;
 
 -- name: jobs_fail_if_held
--- Puts failed jobs back for later, or, where `delays[n]` is null, lays them down as dead with their error.
+-- Puts failed jobs back for later, or, where `delays[n]` is null, lays them down as dead with their error. `entered` is
+-- part of the fence: the same worker may hold the workflow's next job by now, in an attempt of the same number.
 -- Returns those that were still held. Writes jobs, dead_jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id, o.delay, o.error
-    FROM unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[])
-        AS o (id, attempt, delay, error)
-    JOIN outbox.jobs AS j ON j.workflow_id = o.id AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
+    FROM unnest(%(ids)s::uuid[], %(entered)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[])
+        AS o (id, entered, attempt, delay, error)
+    JOIN outbox.jobs AS j
+        ON j.workflow_id = o.id AND j.version = o.entered AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
     ORDER BY j.workflow_id
     FOR UPDATE OF j
 ), later AS (
@@ -72,12 +74,14 @@ WITH held AS MATERIALIZED (
 SELECT held.workflow_id::text FROM held;
 
 -- name: jobs_give_back
--- Frees jobs that this worker holds and did not run, or ran on data that has changed: no attempt is burnt.
+-- Frees jobs that this worker holds and did not run, or ran on data that has changed: no attempt is burnt. `entered`
+-- as above.
 -- Writes jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id
-    FROM unnest(%(ids)s::uuid[], %(attempts)s::integer[]) AS o (id, attempt)
-    JOIN outbox.jobs AS j ON j.workflow_id = o.id AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
+    FROM unnest(%(ids)s::uuid[], %(entered)s::bigint[], %(attempts)s::integer[]) AS o (id, entered, attempt)
+    JOIN outbox.jobs AS j
+        ON j.workflow_id = o.id AND j.version = o.entered AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
     ORDER BY j.workflow_id
     FOR NO KEY UPDATE OF j
 )
