@@ -21,7 +21,7 @@ import model as spec
 import psycopg
 import pytest
 from conftest import OWNER, make_database
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -61,6 +61,7 @@ Conn = psycopg.Connection[Any]
 WORKER = statements.load("worker")
 MAINTENANCE = statements.load("maintenance")
 LEASE = 10.0
+SLOTS = 3
 RETENTION = {"workflows": "retention_workflows", "history": "retention_history", "dead": "retention_dead_jobs"}
 
 VERSIONS = {
@@ -165,7 +166,7 @@ STATUSES = sorted({status for rules in VERSIONS.values() for status in rules.rou
 entities = st.sampled_from(["a", "b", "c", "d"])
 numbers = st.integers(0, 3)
 statuses = st.sampled_from(STATUSES)
-slots = st.integers(0, 2)
+slots = st.integers(0, SLOTS - 1)
 processes = st.runner().flatmap(lambda lives: st.sampled_from(sorted(lives.processes)))
 busy = st.runner().flatmap(lambda lives: st.sampled_from([n for n, p in sorted(lives.processes.items()) if p.held]))
 returns = st.builds(
@@ -181,6 +182,7 @@ outcomes = st.sampled_from([returns, returns, returns, raises]).flatmap(lambda k
 lists_of_outcomes = st.lists(outcomes, min_size=1, max_size=4)
 steps_by_hand = st.one_of(
     st.tuples(st.just("submit"), entities, numbers),
+    st.tuples(st.just("submit many"), st.lists(st.tuples(entities, numbers), max_size=4).map(tuple)),
     st.tuples(st.just("change"), st.frozensets(entities, min_size=1, max_size=3), statuses),
     st.tuples(st.just("edit"), st.frozensets(entities, min_size=1, max_size=3), numbers | st.just("not a number")),
     st.tuples(st.just("change and edit"), entities, statuses, numbers),
@@ -235,7 +237,7 @@ class Lives(RuleBasedStateMachine):
 
     @initialize(names=st.frozensets(entities, min_size=2), slots=st.frozensets(slots, min_size=1, max_size=2))
     def begin(self, names: frozenset[str], slots: frozenset[int]) -> None:
-        self.submit_many([(name, 0) for name in sorted(names)])
+        self.by_hand(("submit many", tuple((name, 0) for name in sorted(names))), By(OWNER))
         for slot in sorted(slots):
             self.start_worker(slot)
 
@@ -256,6 +258,32 @@ class Lives(RuleBasedStateMachine):
             if source == self.model.workflows[name].status
         ]
 
+    @rule(what=st.runner().flatmap(lambda lives: st.sampled_from(lives.rarities())))
+    def now_and_then(self, what: tuple[Any, ...]) -> None:
+        """What is rarer than work. It is one rule, since rules are chosen evenly."""
+        name, *args = what
+        getattr(self, name)(*args)
+
+    def rarities(self) -> list[tuple[Any, ...]]:
+        return [
+            *(("deploy", version) for version in VERSIONS if version != self.version),
+            *(("start_worker", slot) for slot in range(SLOTS)),
+            *(("end", slot, found) for slot in self.processes for found in (True, False)),
+            *(("beat", slot) for slot in self.processes),
+            *(("give_back", slot) for slot, process in self.processes.items() if process.held),
+            *(
+                ("wait", seconds, beating)
+                for seconds in (1, LEASE, LEASE + 1, 2 * spec.DAY)
+                for beating in (True, False)
+            ),
+            *(("delete", name) for name in self.model.workflows),
+            *(("retain", kind, days) for kind in RETENTION for days in (0.0, 1.0)),
+            ("sweep",),
+            ("promote",),
+            ("fold_counts",),
+            ("retry_all",),
+        ]
+
     # By hand.
 
     def by_hand(self, step: tuple[Any, ...], by: By) -> None:
@@ -265,6 +293,9 @@ class Lives(RuleBasedStateMachine):
             submitted = PIPELINES["first"].submit(self.conn, args[0], Doc(n=args[1]))
             assert submitted.created == self.model.submit(args[0], {"n": args[1]}, by)
             assert submitted.status == self.model.workflows[args[0]].status
+        elif kind == "submit many":
+            made = PIPELINES["first"].submit_many(self.conn, [(name, Doc(n=n)) for name, n in args[0]])
+            assert made == sum([self.model.submit(name, {"n": n}, by) for name, n in args[0]])
         elif kind == "publish":
             self.conn.execute("INSERT INTO outbox.messages (topic, payload) VALUES (%s, '{}')", args)
             self.model.publish(args[0])
@@ -324,14 +355,9 @@ class Lives(RuleBasedStateMachine):
             assert error.sqlstate in (spec.UNKNOWN, spec.ILLEGAL), error
             self.model = before
 
-    @rule(items=st.lists(st.tuples(entities, numbers), max_size=4))
-    def submit_many(self, items: Sequence[tuple[str, int]]) -> None:
-        made = PIPELINES["first"].submit_many(self.conn, [(name, Doc(n=n)) for name, n in items])
-        assert made == sum([self.model.submit(name, {"n": n}, By(OWNER)) for name, n in items])
-
-    @precondition(lambda self: self.model.workflows)
     @rule(name=entities, to=statuses)
     def set_status(self, name: str, to: str) -> None:
+        """As the command line and the web page do."""
         before = copy.deepcopy(self.model.workflows.get(name))
         refused = None
         try:
@@ -352,13 +378,10 @@ class Lives(RuleBasedStateMachine):
         made = self.model.retry([name] if name in self.model.workflows else [])
         assert inspect.retry(self.conn, self.id_of(name)) == bool(made)
 
-    @precondition(lambda self: any(workflow.dead for workflow in self.model.workflows.values()))
-    @rule()
     def retry_all(self) -> None:
         dead = [name for name, workflow in self.model.workflows.items() if workflow.dead]
         assert inspect.retry_all(self.conn) == self.model.retry(dead)
 
-    @rule(version=st.sampled_from(sorted(VERSIONS)))
     def deploy(self, version: str) -> None:
         try:
             self.model.deploy(VERSIONS[version])
@@ -371,7 +394,6 @@ class Lives(RuleBasedStateMachine):
 
     # Workers.
 
-    @rule(slot=slots)
     def start_worker(self, slot: int) -> None:
         """A process starts; one that was there freezes, and may wake up later."""
         if slot in self.processes:
@@ -470,8 +492,6 @@ class Lives(RuleBasedStateMachine):
         """A process that was frozen wakes up, and goes on as if nothing had happened."""
         self.settle([(*self.zombies.pop(), outcome)])
 
-    @precondition(lambda self: any(process.held for process in self.processes.values()))
-    @rule(slot=busy)
     def give_back(self, slot: int) -> None:
         """What has not begun goes back."""
         held = self.processes[slot].held
@@ -520,15 +540,11 @@ class Lives(RuleBasedStateMachine):
         await tasks.end(committing)
         return counts
 
-    @precondition(lambda self: self.processes)
-    @rule(slot=processes)
     def beat(self, slot: int) -> None:
         worker = self.processes[slot].id
         there = self.conn.execute(WORKER["worker_beat"], {"worker": worker, "watched": False}).fetchone()
         assert (there is not None) == self.model.beat(worker)
 
-    @precondition(lambda self: self.processes)
-    @rule(slot=processes, found=st.booleans())
     def end(self, slot: int, found: bool) -> None:
         """A process ends by itself, or is killed and found dead: what it holds is free at the next sweep."""
         worker = self.processes.pop(slot).id
@@ -542,7 +558,6 @@ class Lives(RuleBasedStateMachine):
 
     # Time, and what happens on the side.
 
-    @rule(seconds=st.sampled_from([1, 4, LEASE, LEASE + 1, 2 * spec.DAY]), beating=st.booleans())
     def wait(self, seconds: float, beating: bool) -> None:
         self.model.now += seconds
         fake_time.move(self.conn, self.model.now)
@@ -556,28 +571,22 @@ class Lives(RuleBasedStateMachine):
         self.wait(max(0, min(self.scheduled()) - self.model.now), True)
         self.promote()
 
-    @precondition(scheduled)
-    @rule()
     def promote(self) -> None:
         promoted = self.maintain("jobs_promote_due", limit=100, now=None)[0][0]
         assert promoted == self.model.promote()
 
-    @rule()
     def sweep(self) -> None:
         gone = {row[0] for row in self.maintain("workers_bury", dead=[], leases=True, now=None)}
         assert gone == self.model.bury()
         assert self.maintain("jobs_sweep", limit=100)[0][:2] == self.model.sweep()
 
-    @rule()
     def fold_counts(self) -> None:
         self.maintain("counts_fold")
 
-    @rule(name=entities)
     def delete(self, name: str) -> None:
         self.conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = %s", [name])
         self.model.delete(name)
 
-    @rule(what=st.sampled_from(sorted(RETENTION)), days=st.sampled_from([0.0, 1.0]))
     def retain(self, what: str, days: float) -> None:
         with self.conn.transaction():
             self.maintain("retention_mark")
@@ -733,3 +742,45 @@ PROFILE = settings(
 
 def test_whatever_happens_the_tables_say_what_the_model_says(world: Callable[[], Lives]) -> None:
     run_state_machine_as_test(world, settings=PROFILE)
+
+
+MUTANTS = {
+    "a finish on data that was changed": (commit, "jobs_finish_if_held", " AND w.version = o.version", ""),
+    "a finish by whoever comes": (
+        commit,
+        "jobs_finish_if_held",
+        " AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt",
+        "",
+    ),
+    "messages of a refused finish": (
+        commit,
+        "jobs_finish_if_held",
+        "(m.workflow_id IN (SELECT held.id FROM held))",
+        "(true)",
+    ),
+    "a failure of the job before": (commit, "jobs_fail_if_held", " AND j.version = o.entered", ""),
+    "a failure that is ready at once": (commit, "jobs_fail_if_held", "due = held.delay <= 0", "due = true"),
+    "attempts that aren't counted at claim": (claim, "jobs_claim", "attempt = j.attempt + 1", "attempt = 1"),
+    "a claim of what is held": (claim, "jobs_claim", "j.id > q.mark AND j.owner IS NULL AND", "j.id > q.mark AND"),
+    "a give-back that burns the attempt": (commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
+    "a retry with another idempotency key": (
+        inspect,
+        "jobs_make_anew",
+        "coalesce(dead.version, workflow.version)",
+        "workflow.version + 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_of_the_engine_is_found(
+    world: Callable[[], Lives], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What the comparison is worth: each of these differs from the engine in one condition."""
+    module, statement, text, instead = MUTANTS[name]
+    assert text.encode() in module.SQL[statement]
+    changed = module.SQL[statement].replace(text.encode(), instead.encode())
+    monkeypatch.setattr(module, "SQL", {**module.SQL, statement: changed})
+    quick = settings(PROFILE, max_examples=1_000, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(world, settings=quick)
