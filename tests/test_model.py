@@ -163,7 +163,7 @@ def as_pipeline(rules: Rules) -> Pipeline[Doc]:
 PIPELINES = {name: as_pipeline(rules) for name, rules in VERSIONS.items()}
 STATUSES = sorted({status for rules in VERSIONS.values() for status in rules.routes} | {"NOWHERE"})
 
-entities = st.sampled_from(["a", "b", "c", "d"])
+entities = st.sampled_from("abcdef")
 numbers = st.integers(0, 3)
 statuses = st.sampled_from(STATUSES)
 slots = st.integers(0, SLOTS - 1)
@@ -321,9 +321,12 @@ class Lives(RuleBasedStateMachine):
             assert cursor.rowcount == changed
 
     @precondition(claimed)
-    @rule(step=steps_on_what_is_claimed)
-    def do_while_it_is_handled(self, step: tuple[Any, ...]) -> None:
+    @rule(step=steps_on_what_is_claimed, claiming=st.booleans())
+    def do_while_it_is_handled(self, step: tuple[Any, ...], claiming: bool) -> None:
+        """The next job of the workflow may be claimed at once, by the same process too."""
         self.by_hand(step, By(OWNER))
+        for slot in self.processes if claiming else ():
+            self.claim(slot, 2, True)
 
     @rule(step=allowed_steps | steps_by_hand)
     def do_by_hand(self, step: tuple[Any, ...]) -> None:
@@ -475,6 +478,7 @@ class Lives(RuleBasedStateMachine):
     @rule(slot=processes, says=lists_of_outcomes)
     def work(self, slot: int, says: Sequence[spec.Outcome]) -> None:
         """The usual: what was claimed is done."""
+        self.beat(slot)
         self.claim(slot, len(says), True)
         self.finish(slot, says)
 
@@ -541,9 +545,12 @@ class Lives(RuleBasedStateMachine):
         return counts
 
     def beat(self, slot: int) -> None:
+        """A process whose lease was taken away learns it, and takes a new id; what it was at, it may be at still."""
         worker = self.processes[slot].id
         there = self.conn.execute(WORKER["worker_beat"], {"worker": worker, "watched": False}).fetchone()
         assert (there is not None) == self.model.beat(worker)
+        if there is None:
+            self.start_worker(slot)
 
     def end(self, slot: int, found: bool) -> None:
         """A process ends by itself, or is killed and found dead: what it holds is free at the next sweep."""
@@ -562,7 +569,7 @@ class Lives(RuleBasedStateMachine):
         self.model.now += seconds
         fake_time.move(self.conn, self.model.now)
         if beating:
-            for slot in self.processes:
+            for slot in list(self.processes):
                 self.beat(slot)
 
     @precondition(scheduled)
