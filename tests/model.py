@@ -201,7 +201,7 @@ class Model:
         self.now = 0.0
         self.workflows: dict[str, Workflow] = {}
         self.workers: dict[int, Worker] = {}
-        self.messages: list[tuple[str, str | None]] = []  # topic and entity, in the order of their ids
+        self.messages: list[tuple[str, str | None]] = []  # topic and key, in order
         self.effects: list[tuple[str, int]] = []  # what handlers wrote through run.connection: entity, attempt
         self.histories_of_deleted: list[list[Change]] = []
         self._claims = itertools.count(1)
