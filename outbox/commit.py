@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from . import killpoints, statements
 from .documents import printable
@@ -98,8 +98,8 @@ class Committer:
             await self._arrived.wait()
             if len(self._finished) < BATCH and self._busy():
                 await asyncio.sleep(LINGER)
-            finished, self._finished = self._finished[:BATCH], self._finished[BATCH:]
-            failures, self._failed = self._failed[:BATCH], self._failed[BATCH:]
+            finished, self._finished = _take(self._finished)
+            failures, self._failed = _take(self._failed)
             if not self._finished and not self._failed:
                 self._arrived.clear()
             self._underway = [*(job for job, _ in finished), *(job for job, _ in failures)]
@@ -204,6 +204,22 @@ class Committer:
     async def _committed(self, jobs: Sequence[Job]) -> set[str]:
         """Look which of these jobs of one owner are in the history as its own changes."""
         return {row[0] for row in await self._link.repeat(*finished_by(jobs))}
+
+
+Queued = TypeVar("Queued", bound=tuple[Job, Any])
+
+
+def _take(queue: list[Queued]) -> tuple[list[Queued], list[Queued]]:
+    """Return the next batch and the rest. Of a workflow a batch has one attempt: answer and messages go by workflow.
+
+    There are two where a status was changed under a handler, which then ends together with that of the next stage.
+    """
+    batch, rest = queue[:BATCH], queue[BATCH:]
+    first = {item[0].workflow_id: item for item in reversed(batch)}
+    if len(first) < len(batch):
+        rest = [item for item in batch if first[item[0].workflow_id] is not item] + rest
+        batch = [item for item in batch if first[item[0].workflow_id] is item]
+    return batch, rest
 
 
 def _log_batch(batch: Sequence[tuple[Job, Any]], count: int, what: str, started: float) -> None:

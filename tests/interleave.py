@@ -159,7 +159,10 @@ class Scheduler:
         while True:
             with changed:
                 changed.wait_for(
-                    lambda parked=parked: not any(p.state == "under way" and p.name not in parked for p in players.values()), GLANCE
+                    lambda parked=parked: (
+                        not any(p.state == "under way" and p.name not in parked for p in players.values())
+                    ),
+                    GLANCE,
                 )
                 moving = {p.pid: p for p in players.values() if p.state == "under way"}
             if not moving:

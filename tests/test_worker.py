@@ -644,3 +644,30 @@ def test_a_handler_that_ends_late_does_nothing_to_the_next_job_of_its_workflow_i
     assert runs == [1]
     assert (worker.counts.done, worker.counts.lost) == (1, 1)
     assert value(conn, "SELECT count(*) FROM outbox.dead_jobs") == 0
+
+
+def test_a_stale_attempt_publishes_nothing_when_it_ends_together_with_the_next_job_of_its_workflow(
+    conn: Conn, dsn: str
+) -> None:
+    pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
+    together = asyncio.Event()
+
+    @pipeline.stage("first", on="NEW", to="DONE")
+    async def first(run: Run[Post]) -> None:
+        run.publish("stale", {})
+        with psycopg.connect(dsn) as other:
+            other.execute("UPDATE outbox.workflow_states SET current_status = 'MOVED'")
+        await together.wait()
+
+    @pipeline.stage("second", on="MOVED", to="DONE")
+    async def second(run: Run[Post]) -> None:
+        run.publish("current", {})
+        together.set()
+
+    pipeline.allow("NEW", to="MOVED")
+    deployed(conn, pipeline).submit(conn, "a", Post())
+    worker = Worker(pipeline, dsn, drain=True)
+    asyncio.run(asyncio.wait_for(worker.run(), 20))
+    assert status_of(conn, "a") == "DONE"
+    assert conn.execute("SELECT topic FROM outbox.messages").fetchall() == [("current",)]
+    assert (worker.counts.done, worker.counts.lost) == (1, 1)
