@@ -97,7 +97,7 @@ def apply(where: str | psycopg.Connection[Any]) -> list[str]:
 
 
 def make_roles(conn: psycopg.Connection[Any]) -> None:
-    """Make the groups of docs/roles.md that the cluster lacks, and give each its rights in this database, no more or less.
+    """Make the groups of docs/roles.md that the cluster lacks, and give each its rights in this database, no more.
 
     Safe to run any number of times and in several databases at once. SchemaError if this role may not do it.
     """
@@ -113,7 +113,9 @@ def make_roles(conn: psycopg.Connection[Any]) -> None:
         try:
             conn.execute(_file("grants.sql").encode(), prepare=False)
         except psycopg.errors.InsufficientPrivilege as error:
-            raise SchemaError(f"only the owner of the schema gives rights in it: {error.diag.message_primary}") from None
+            raise SchemaError(
+                f"only the owner of the schema gives rights in it: {error.diag.message_primary}"
+            ) from None
 
 
 def script(migrations: list[Migration], *, roles: bool = False) -> str:

@@ -20,9 +20,9 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
     """Make or update the schema `outbox`, forward only; safe to run from anywhere, any number of times.
 
     Who migrates owns the schema. With --roles all others need less: the groups outbox_submitter, outbox_worker,
-    outbox_viewer, outbox_operator, outbox_relay and outbox_consumer belong to the whole cluster, and get their rights in
-    this database. Put login roles into them: GRANT outbox_worker TO shop_worker. Later migrations keep the rights up to
-    date. Making roles takes CREATEROLE; where you don't have it, --roles --sql prints the script for who has.
+    outbox_viewer, outbox_operator, outbox_relay and outbox_consumer belong to the whole cluster, and get their rights
+    in this database. Put login roles into them: GRANT outbox_worker TO shop_worker. Later migrations keep the rights
+    up to date. Making roles takes CREATEROLE; where you don't have it, --roles --sql prints the script for who has.
     """
     if check and roles:
         raise click.UsageError("--check and --roles exclude each other")
@@ -30,7 +30,9 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
         pending = migrations.pending(conn)
         for name in migrations.newer(conn):
             click.echo(
-                f"the database has {printable(name)}, which this Outbox doesn't know: it was migrated by a later release", err=True
+                f"the database has {printable(name)}, which this Outbox doesn't know: "
+                "it was migrated by a later release",
+                err=True,
             )
         if as_sql:
             wanted = bool(pending or roles)
