@@ -8,9 +8,14 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
 
 from . import inbox, killpoints, ring, statements
-from .errors import DefinitionError
+from .documents import printable
+from .errors import DefinitionError, OutboxError
 from .link import Link, temporary
 
 SQL = statements.load("maintenance")
@@ -47,6 +52,18 @@ class Retention:
         if self.inbox is not None and not least <= self.inbox <= most:
             raise DefinitionError(f"Retention inbox: {self.inbox!r} is not a number of days from {least} to {most}")
 
+    def require(self, conn: psycopg.Connection[Any]) -> None:
+        """Raise OutboxError if this role may not delete what this retention is to delete."""
+        with conn.cursor(row_factory=tuple_row) as cursor:
+            (may,) = cursor.execute(SQL["retention_rights"]).fetchall()
+        wanted = {"workflows": self.workflows, "history": self.history, "messages": self.messages}
+        for (name, days), allowed in zip(wanted.items(), may, strict=True):
+            if days is not None and not allowed:
+                raise OutboxError(
+                    f"--keep-{name} (Retention {name}) is for the owner of the schema outbox: "
+                    "this role may not delete them. See docs/roles.md"
+                )
+
 
 class Maintenance:
     """The side loop of one worker. `on_promoted` is told when there may be work to claim.
@@ -77,7 +94,7 @@ class Maintenance:
                 wait = await self.tick()
             except Exception as error:
                 if not temporary(error):
-                    log.error("maintenance: %s", error)
+                    log.error("maintenance: %s", printable(error))
                 await self._link.pause(error)
                 continue
             self._due_at = time.monotonic() + wait
@@ -142,7 +159,7 @@ class Maintenance:
         if dead or trusted:
             rows = await self._link.execute(SQL["workers_bury"], {"dead": dead, "leases": trusted, "now": None})
             for worker, name in rows:
-                log.warning("worker %s (%s) is gone; its jobs run again", worker, name)
+                log.warning("worker %s (%s) is gone; its jobs run again", worker, printable(name))
 
     async def _sweep(self) -> None:
         while True:

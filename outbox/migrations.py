@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -27,6 +27,11 @@ DO $$ BEGIN
         );
     END IF;
 END $$;
+"""
+# Who has given the groups rights once wants them to keep them.
+_HAS_ROLES = """
+SELECT to_regrole('outbox_viewer') IS NOT NULL
+   AND has_schema_privilege(to_regrole('outbox_viewer')::oid, 'outbox', 'USAGE')
 """
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('outbox.migrate'))"
 _RECORD = "INSERT INTO outbox.schema_migrations (name) VALUES ({});"
@@ -50,10 +55,9 @@ def all_migrations() -> list[Migration]:
 
 def applied(conn: psycopg.Connection[Any]) -> set[str]:
     """Return the names that the database has; none where there is no schema. SchemaError if it can't be read."""
+    if not _row(conn, "SELECT to_regclass('outbox.schema_migrations') IS NOT NULL")[0]:
+        return set()
     with conn.cursor(row_factory=tuple_row) as cursor:
-        row = cursor.execute("SELECT to_regclass('outbox.schema_migrations') IS NOT NULL").fetchone()
-        if not (row and row[0]):
-            return set()
         return {name for (name,) in cursor.execute("SELECT name FROM outbox.schema_migrations").fetchall()}
 
 
@@ -84,15 +88,44 @@ def apply(where: str | psycopg.Connection[Any]) -> list[str]:
             where.execute("INSERT INTO outbox.schema_migrations (name) VALUES (%s)", (migration.name,))
             done.append(migration.name)
         killpoints.passing("K12")
+    if done:
+        with where.transaction():
+            where.execute(_LOCK)
+            if _row(where, _HAS_ROLES)[0]:
+                where.execute(_file("grants.sql").encode(), prepare=False)
     return done
 
 
-def script(migrations: list[Migration]) -> str:
+def make_roles(conn: psycopg.Connection[Any]) -> None:
+    """Make the groups of docs/roles.md that the cluster lacks, and give each its rights in this database, no more.
+
+    Safe to run any number of times and in several databases at once. SchemaError if this role may not do it.
+    """
+    with conn.transaction():
+        conn.execute(_LOCK)
+        try:
+            conn.execute(_file("roles.sql").encode(), prepare=False)
+        except psycopg.errors.InsufficientPrivilege:
+            raise SchemaError(
+                "this role may not create roles. Have an administrator run what this prints: "
+                "outbox migrate --roles --sql. Or run this again as a role with CREATEROLE that owns the schema"
+            ) from None
+        try:
+            conn.execute(_file("grants.sql").encode(), prepare=False)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise SchemaError(
+                f"only the owner of the schema gives rights in it: {error.diag.message_primary}"
+            ) from None
+
+
+def script(migrations: list[Migration], *, roles: bool = False) -> str:
     """Return the migrations as one script that psql takes, for those who apply SQL by other means."""
     parts = ["BEGIN;", f"{_LOCK};", _PREPARE.strip()]
     for migration in migrations:
         quoted = "'" + migration.name.replace("'", "''") + "'"
         parts += [f"-- {migration.name}", migration.sql.strip(), _RECORD.format(quoted)]
+    if roles:
+        parts += [_file("roles.sql").strip(), _file("grants.sql").strip()]
     return "\n\n".join([*parts, "COMMIT;\n"])
 
 
@@ -104,3 +137,14 @@ def require(conn: psycopg.Connection[Any]) -> None:
     if missing:
         names = ", ".join(migration.name for migration in missing)
         raise SchemaError(f"the database's schema is older than this Outbox (missing {names}). Run: outbox migrate")
+
+
+def _file(name: str) -> str:
+    return files("outbox.sql").joinpath(name).read_text(encoding="utf-8")
+
+
+def _row(conn: psycopg.Connection[Any], question: LiteralString) -> tuple[Any, ...]:
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(question).fetchone()
+    assert row is not None
+    return row

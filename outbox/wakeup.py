@@ -17,6 +17,7 @@ import psycopg
 from psycopg import sql
 
 from . import statements
+from .documents import printable
 from .link import Link, temporary
 
 SQL = statements.load("worker")
@@ -66,7 +67,7 @@ class Keeper:
                 await self._hear(conn, time.monotonic() + self._lease / 6)
             except Exception as error:
                 if not temporary(error):
-                    log.error("worker %s: can't keep its lease: %s", self.id, error)
+                    log.error("worker %s: can't keep its lease: %s", self.id, printable(error))
                 if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
                     await self._link.close()
                 await self._link.pause(error)

@@ -146,6 +146,7 @@ class Worker:
         with psycopg.connect(engine_conninfo(self._dsn, "check"), autocommit=True) as conn:
             self._answered = True
             migrations.require(conn)
+            self._retention.require(conn)
             for pipeline in self._pipelines:
                 stages = [name for owner, name in self._lanes if owner == pipeline.name]
                 if stages:

@@ -8,7 +8,7 @@ CREATE FUNCTION outbox.actor() RETURNS text
     RETURN COALESCE(NULLIF(current_setting('outbox.actor'::text, true), ''::text), NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text);
 
 CREATE FUNCTION outbox.inbox_forget(days double precision) RETURNS TABLE(child text, emptied boolean)
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET lock_timeout TO '100ms'
     AS $$
@@ -100,6 +100,7 @@ $$;
 
 CREATE FUNCTION outbox.state_changes_are_append_only() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     IF TG_OP = 'DELETE' AND current_setting('outbox.retention', true) = 'on' THEN
@@ -162,6 +163,7 @@ $$;
 
 CREATE FUNCTION outbox.workflow_move_version() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     IF (NEW.id, NEW.pipeline, NEW.entity_id) IS DISTINCT FROM (OLD.id, OLD.pipeline, OLD.entity_id) THEN

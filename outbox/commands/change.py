@@ -30,9 +30,7 @@ def set_status(
         workflow = inspect.find_one(conn, entity, pipeline)
         moved = inspect.set_status(conn, workflow["id"], to_status, actor=by, reason=reason)
     before = workflow["current_status"]
-    click.echo(
-        f"{printable(entity)}: {before} -> {to_status}" if moved else f"{printable(entity)} is in {to_status} already"
-    )
+    click.echo(printable(f"{entity}: {before} -> {to_status}" if moved else f"{entity} is in {to_status} already"))
 
 
 @click.command()
@@ -52,7 +50,7 @@ def retry(found: settings.Settings, entity: str | None, everything: bool, pipeli
         workflow = inspect.find_one(conn, entity, pipeline)
         if not inspect.retry(conn, workflow["id"]):
             raise OutboxError(
-                f"{printable(entity)} in {workflow['current_status']} has no dead job: "
+                f"{entity} in {workflow['current_status']} has no dead job: "
                 "either its job is alive or no stage takes this status"
             )
     click.echo(f"{printable(entity)} runs again")

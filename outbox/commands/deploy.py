@@ -7,23 +7,36 @@ import sys
 import click
 
 from .. import application, deploy, migrations, settings
+from ..documents import printable
 from .shared import app_option, database
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Say what is pending; exit 1 if anything is. Changes nothing.")
 @click.option("--sql", "as_sql", is_flag=True, help="Print the pending SQL as a script for psql. Changes nothing.")
+@click.option("--roles", is_flag=True, help="Also make the groups that login roles are put into, with their rights.")
 @click.pass_obj
-def migrate(found: settings.Settings, check: bool, as_sql: bool) -> None:
-    """Make or update the schema `outbox`, forward only; safe to run from anywhere, any number of times."""
+def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) -> None:
+    """Make or update the schema `outbox`, forward only; safe to run from anywhere, any number of times.
+
+    Who migrates owns the schema. With --roles all others need less: the groups outbox_submitter, outbox_worker,
+    outbox_viewer, outbox_operator, outbox_relay and outbox_consumer belong to the whole cluster, and get their rights
+    in this database. Put login roles into them: GRANT outbox_worker TO shop_worker. Later migrations keep the rights
+    up to date. Making roles takes CREATEROLE; where you don't have it, --roles --sql prints the script for who has.
+    """
+    if check and roles:
+        raise click.UsageError("--check and --roles exclude each other")
     with database(found, migrated=False) as conn:
         pending = migrations.pending(conn)
         for name in migrations.newer(conn):
             click.echo(
-                f"the database has {name}, which this Outbox doesn't know: it was migrated by a later release", err=True
+                f"the database has {printable(name)}, which this Outbox doesn't know: "
+                "it was migrated by a later release",
+                err=True,
             )
         if as_sql:
-            click.echo(migrations.script(pending) if pending else "-- nothing is pending", nl=not pending)
+            wanted = bool(pending or roles)
+            click.echo(migrations.script(pending, roles=roles) if wanted else "-- nothing is pending", nl=not wanted)
         elif check:
             for migration in pending:
                 click.echo(f"pending {migration.name}")
@@ -34,6 +47,9 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool) -> None:
             for name in migrations.apply(conn):
                 click.echo(f"applied {name}")
             click.echo("the schema is up to date")
+            if roles:
+                migrations.make_roles(conn)
+                click.echo("the groups have their rights; put login roles into them: GRANT outbox_worker TO …")
 
 
 @click.command("deploy")
@@ -51,6 +67,6 @@ def deploy_command(found: settings.Settings, app: str | None, check: bool) -> No
         for pipeline in pipelines:
             lines = deploy.check(conn, pipeline) if check else deploy.deploy(conn, pipeline)
             for line in lines:
-                click.echo(f"{pipeline.name}: {line}")
+                click.echo(f"{pipeline.name}: {printable(line)}")
             if not lines:
                 click.echo(f"{pipeline.name}: nothing to change")

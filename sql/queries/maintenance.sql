@@ -136,3 +136,8 @@ SELECT count(*) FROM dropped;
 -- name: retention_mark
 -- Lets this transaction delete history; see the trigger state_changes_are_append_only.
 SELECT set_config('outbox.retention', 'on', true);
+
+-- name: retention_rights
+-- What of this the role may do: delete workflows, delete history, empty the message log.
+SELECT has_table_privilege('outbox.workflow_states', 'DELETE'), has_table_privilege('outbox.state_changes', 'DELETE'),
+       has_table_privilege('outbox.messages', 'TRUNCATE');

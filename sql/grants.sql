@@ -1,0 +1,55 @@
+-- What each group may do: all of it, and nothing besides. Run by the schema's owner, and again after each migration;
+-- what else a group was given is taken away. docs/roles.md shows it as a table, which a test compares.
+--
+-- Columns are listed where the others are not the group's to say: an id, a version, a transaction, a time.
+
+REVOKE ALL ON ALL TABLES IN SCHEMA outbox
+    FROM outbox_submitter, outbox_worker, outbox_viewer, outbox_operator, outbox_relay, outbox_consumer;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox
+    FROM outbox_submitter, outbox_worker, outbox_viewer, outbox_operator, outbox_relay, outbox_consumer;
+
+GRANT USAGE ON SCHEMA outbox
+    TO outbox_submitter, outbox_worker, outbox_viewer, outbox_operator, outbox_relay, outbox_consumer;
+GRANT SELECT ON outbox.schema_migrations
+    TO outbox_submitter, outbox_worker, outbox_viewer, outbox_operator, outbox_relay, outbox_consumer;
+
+-- Submitter: starts workflows, sees where they stand, and writes messages.
+GRANT SELECT (pipeline, initial_status) ON outbox.pipelines TO outbox_submitter;
+GRANT INSERT (pipeline, entity_id, current_status, metadata),
+      SELECT (id, pipeline, entity_id, current_status, version, created_at, updated_at)
+    ON outbox.workflow_states TO outbox_submitter;
+
+-- Worker: claims, commits, lays down dead jobs, beats, sweeps, folds counts.
+GRANT SELECT ON outbox.pipelines, outbox.stages, outbox.routes, outbox.legal_changes, outbox.state_changes TO outbox_worker;
+GRANT SELECT, UPDATE (current_status, metadata, version, updated_at) ON outbox.workflow_states TO outbox_worker;
+GRANT SELECT, UPDATE, DELETE ON outbox.jobs TO outbox_worker;
+GRANT SELECT, INSERT, UPDATE (error) ON outbox.dead_jobs TO outbox_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.workers TO outbox_worker;
+GRANT SELECT, INSERT, DELETE ON outbox.status_counts TO outbox_worker;
+
+-- Both: messages. An id, a transaction or a time of their own choice would lose them on the way.
+GRANT INSERT (message_id, topic, key, payload, headers, workflow_id) ON outbox.messages TO outbox_submitter, outbox_worker;
+GRANT USAGE ON SEQUENCE outbox.message_ids TO outbox_submitter, outbox_worker;
+
+-- Viewer: sees everything. Operator: that, and what a person does.
+GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_viewer, outbox_operator;
+GRANT UPDATE (current_status) ON outbox.workflow_states TO outbox_operator;
+GRANT INSERT (workflow_id, pipeline, stage, status, version) ON outbox.jobs TO outbox_operator;
+GRANT USAGE ON SEQUENCE outbox.job_ids TO outbox_operator;
+GRANT DELETE ON outbox.dead_jobs, outbox.relays TO outbox_operator;
+GRANT UPDATE (retry), DELETE ON outbox.parked_messages, outbox.parked_deliveries TO outbox_operator;
+
+-- Relay: reads the log, keeps its place in it and what it parks, turns the ring and empties what all relays have passed.
+-- After a restore it stamps the messages anew.
+GRANT SELECT, TRUNCATE, UPDATE (xid) ON outbox.messages TO outbox_relay;
+GRANT SELECT, TRUNCATE ON outbox.messages_0, outbox.messages_1, outbox.messages_2, outbox.messages_3 TO outbox_relay;
+GRANT SELECT, UPDATE ON SEQUENCE outbox.message_ids TO outbox_relay;
+GRANT SELECT, INSERT, UPDATE ON outbox.relays TO outbox_relay;
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.parked_messages TO outbox_relay;
+
+-- Consumer: records ids, takes back those whose message had no effect after all, parks what it can't handle.
+GRANT SELECT, INSERT (consumer, message_id), DELETE ON outbox.inbox TO outbox_consumer;
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.delivery_attempts, outbox.parked_deliveries TO outbox_consumer;
+
+-- Every worker and every consumer has the inbox forget what is old.
+GRANT EXECUTE ON FUNCTION outbox.inbox_forget(double precision) TO outbox_worker, outbox_consumer;
