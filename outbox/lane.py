@@ -70,6 +70,11 @@ class Lane:
             self._scan_cost = cost
         self.mark = max(ids) if len(ids) >= asked else 0
 
+    def remove(self, job: Job) -> None:
+        """Forget a job that waits: it is not to be started."""
+        self.waiting.remove(job)
+        self.careful -= job.careful
+
     def drop_waiting(self) -> list[Job]:
         """Empty the queue of claimed jobs that have not started, and return them."""
         dropped = list(self.waiting)
