@@ -46,6 +46,7 @@ class Claimer:
         on_claimed: Callable[[Lane], None],
         on_lost: Callable[[str], None],
         not_held: Callable[[list[Job]], Awaitable[None]],
+        on_refused: Callable[[Job, Exception], None],
     ) -> None:
         self._link = link
         self._lanes = lanes
@@ -55,6 +56,7 @@ class Claimer:
         self._on_claimed = on_claimed
         self._on_lost = on_lost
         self._not_held = not_held
+        self._on_refused = on_refused
         self._woken, self._roomy = asyncio.Event(), asyncio.Event()
         self._idle = False
         self._unanswered = False
@@ -154,16 +156,22 @@ class Claimer:
     async def _start(self, lane: Lane) -> None:
         """Store the in-progress status of the jobs that have just come."""
         fresh = [job for job in lane.waiting if job.status == lane.stage.on]
-        if fresh:
+        if not fresh:
+            return
+        try:
             # Until it is answered: a lane that is full of what has not begun has no room, and nobody comes here again.
             versions = dict(await self._link.repeat(*start(fresh)))
+        except psycopg.Error as error:
+            # A pipeline that was deployed meanwhile doesn't know this change, for any of them.
             for job in fresh:
-                if job.workflow_id in versions:
-                    job.status, job.version = str(lane.stage.running), versions[job.workflow_id]
-                elif job in lane.waiting:  # else the lease was lost meanwhile
-                    lane.waiting.remove(job)
-                    lane.careful -= job.careful
-                    await self._not_held([job])
+                if lane.remove(job):
+                    self._on_refused(job, error)
+            return
+        for job in fresh:
+            if job.workflow_id in versions:
+                job.status, job.version = str(lane.stage.running), versions[job.workflow_id]
+            elif lane.remove(job):
+                await self._not_held([job])
 
     async def _wait_for_room(self) -> None:
         """Wait until a claim is worth its round trip: a good part of a lane is free, or a moment has passed."""

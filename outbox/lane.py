@@ -72,6 +72,14 @@ class Lane:
             self._scan_cost = cost
         self.mark = max(ids) if len(ids) >= asked else 0
 
+    def remove(self, job: Job) -> bool:
+        """Forget a job that waits. False: it does not wait any more, as the lease was lost meanwhile."""
+        if job not in self.waiting:
+            return False
+        self.waiting.remove(job)
+        self.careful -= job.careful
+        return True
+
     def drop_waiting(self) -> list[Job]:
         """Empty the queue of claimed jobs that have not started, and return them."""
         dropped = list(self.waiting)

@@ -18,6 +18,7 @@ from .attempt import Attempts
 from .claim import Claimer
 from .commit import Committer, Counts
 from .errors import DefinitionError, OutboxError
+from .job import fail
 from .lane import Lanes
 from .link import Link, engine_conninfo, temporary
 from .maintenance import Maintenance, Retention
@@ -194,6 +195,7 @@ class Worker:
             on_claimed=self._attempts.start,
             on_lost=self._lose,
             not_held=self._committer.not_held,
+            on_refused=lambda job, error: self._committer.put(job, fail(job, error)),
         )
 
     # What the steps tell each other.

@@ -249,3 +249,10 @@ def test_jobs_that_may_kill_their_worker_are_claimed_one_at_a_time_over_all_stag
         assert conn.execute(*claim.request(1, lanes, 0, careful=False)).fetchall() == [], "none beside it"
     assert stages == {"enrich", "decide"}
     assert conn.execute(*claim.request(1, lanes, 0, careful=True)).fetchall() == []
+
+
+def test_a_job_of_a_stage_that_a_deploy_took_away_is_swept_and_holds_up_no_others(conn: Conn) -> None:
+    """A retry that ran beside the deploy may have made it; an older worker took it."""
+    table = Table(conn, "a")
+    conn.execute("DELETE FROM outbox.stages")
+    assert table.sweep(conn) == ["freed"]

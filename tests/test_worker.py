@@ -671,3 +671,33 @@ def test_a_stale_attempt_publishes_nothing_when_it_ends_together_with_the_next_j
     assert status_of(conn, "a") == "DONE"
     assert conn.execute("SELECT topic FROM outbox.messages").fetchall() == [("current",)]
     assert (worker.counts.done, worker.counts.lost) == (1, 1)
+
+
+def test_an_in_progress_status_that_a_deploy_took_away_fails_its_jobs_and_stops_no_others(conn: Conn, dsn: str) -> None:
+    def version(**options: Any) -> Pipeline[Any]:
+        pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
+        pipeline.stage("work", on="NEW", to="DONE", retry=QUICK, **options)(lambda run: None)
+        pipeline.stage("other", on="MOVED", to="DONE")(lambda run: None)
+        pipeline.allow("NEW", to="MOVED")
+        return pipeline
+
+    old = deployed(conn, version(running="WORKING"))
+
+    async def go() -> None:
+        worker = Worker(old, dsn)
+        running = asyncio.create_task(worker.run())
+        while not value(conn, "SELECT count(*) FROM outbox.workers"):
+            await asyncio.sleep(0.01)
+        deployed(conn, version())
+        old.submit(conn, "a", Post())
+        with conn.transaction():
+            old.submit(conn, "b", Post())
+            conn.execute("UPDATE outbox.workflow_states SET current_status = 'MOVED' WHERE entity_id = 'b'")
+        while (worker.counts.dead, worker.counts.done) != (1, 1):
+            await asyncio.sleep(0.01)
+        worker.stop()
+        await running
+
+    asyncio.run(asyncio.wait_for(go(), 20))
+    assert "WORKING" in dead_error(conn)
+    assert status_of(conn, "b") == "DONE"

@@ -58,7 +58,7 @@ WITH gone AS MATERIALIZED (
     FOR UPDATE OF j SKIP LOCKED
 ), freed AS (
     UPDATE outbox.jobs AS j
-    SET owner = NULL, claimed_at = NULL, careful = stale.attempt >= stale.max_attempts - 1,
+    SET owner = NULL, claimed_at = NULL, careful = coalesce(stale.attempt >= stale.max_attempts - 1, false),
         error = format('worker %%s was lost during attempt %%s', stale.owner, stale.attempt)
     FROM stale
     WHERE j.workflow_id = stale.workflow_id AND stale.attempt < coalesce(stale.max_attempts, stale.attempt + 1)
