@@ -754,7 +754,7 @@ def world(server: PostgresServer) -> Iterator[Callable[[], Lives]]:
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
 PROFILE = settings(
-    max_examples=EXAMPLES or 50,
+    max_examples=EXAMPLES or 60,
     stateful_step_count=40,
     derandomize=not EXAMPLES,
     database=None,
@@ -795,12 +795,7 @@ MUTANTS = {
 }
 
 
-QUICK = ("a finish by whoever comes", "messages of a refused finish", "a claim of what is held",
-         "a failure that is ready at once", "attempts that aren't counted at claim")  # fmt: skip
-"""Those that are found within seconds: the others are looked for with MODEL_EXAMPLES."""
-
-
-@pytest.mark.parametrize("name", MUTANTS if EXAMPLES else QUICK)
+@pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_of_the_engine_is_found(
     world: Callable[[], Lives], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
