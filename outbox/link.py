@@ -37,8 +37,8 @@ def temporary(error: BaseException) -> bool:
 def engine_conninfo(dsn: str, role: str) -> str:
     """Return the DSN with what the engine's sessions add where the user said nothing.
 
-    A name that shows in pg_stat_activity, and limits by which a dead peer is noticed in seconds. SettingsError for a DSN
-    that can't be read: what libpq says of it, or of where it leads, may quote the password.
+    A name that shows in pg_stat_activity, and limits by which a dead peer is noticed in seconds. SettingsError for a
+    DSN that can't be read: what libpq says of it, or of where it leads, may quote the password.
     """
     if not readable(dsn):
         raise SettingsError(f"can't read the DSN {printable(redact(dsn))}: {_HOW_TO_WRITE}")
