@@ -51,7 +51,11 @@ class Group(click.Group):
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--dsn", metavar="DSN", help="The Postgres to work on; default OUTBOX_DSN, else a bundled one.")
+@click.option(
+    "--dsn",
+    metavar="DSN",
+    help="The Postgres to work on; default OUTBOX_DSN (which no list of processes shows), else a bundled one.",
+)
 @click.version_option(package_name="outbox-engine")
 @click.pass_context
 def main(ctx: click.Context, dsn: str | None) -> None:

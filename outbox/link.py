@@ -12,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from .documents import printable
+from .errors import SettingsError
 from .settings import readable, redact
 
 log = logging.getLogger("outbox.database")
@@ -19,6 +20,7 @@ log = logging.getLogger("outbox.database")
 _TEMPORARY_CLASSES = {"08", "40", "53", "57", "58"}
 _TEMPORARY_STATES = {"25006", "55P03", "55000"}
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
+_HOW_TO_WRITE = "write it as key=value pairs, or as a URL with %40 for @, %2F for / and %3A for : in the password"
 
 
 def temporary(error: BaseException) -> bool:
@@ -35,8 +37,11 @@ def temporary(error: BaseException) -> bool:
 def engine_conninfo(dsn: str, role: str) -> str:
     """Return the DSN with what the engine's sessions add where the user said nothing.
 
-    A name that shows in pg_stat_activity, and limits by which a dead peer is noticed in seconds.
+    A name that shows in pg_stat_activity, and limits by which a dead peer is noticed in seconds. SettingsError for a
+    DSN that can't be read: what libpq says of it, or of where it leads, may quote the password.
     """
+    if not readable(dsn):
+        raise SettingsError(f"can't read the DSN {printable(redact(dsn))}: {_HOW_TO_WRITE}")
     given = conninfo_to_dict(dsn)
     defaults = {
         "connect_timeout": "10",
@@ -54,7 +59,7 @@ def cannot_connect(dsn: str, error: psycopg.Error) -> str:
     """Return in one line, without any secret, that and why a connection failed."""
     why = printable(" ".join(str(error).split()))
     if not readable(dsn):
-        why = "write it as key=value pairs, or as a URL with %40 for @, %2F for / and %3A for : in the password"
+        why = _HOW_TO_WRITE
     return f"can't connect to {printable(redact(dsn))}: {why}"
 
 
