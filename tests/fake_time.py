@@ -2,8 +2,8 @@
 
 The engine reads the time as `now()`, which Postgres looks up like any function: where a schema with a `now()` of its own
 stands before pg_catalog in the search path, that one is meant. So the migrations are applied with such a schema in
-front (column defaults, triggers and views then keep it), and sessions that use it have it in front, too. Ids (UUIDv7)
-are made from the real clock.
+front (column defaults and views then keep it), functions that fix their search path get it there, and sessions that use it
+have it in front, too. Ids (UUIDv7) are made from the real clock.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ RETURN timestamptz '2030-01-01Z' + make_interval(secs => coalesce(current_settin
 CREATE FUNCTION fake.seconds(at timestamptz) RETURNS float8 LANGUAGE sql IMMUTABLE
 RETURN extract(epoch FROM at - timestamptz '2030-01-01Z')::float8;
 """
+_FIXED = """
+SELECT format('ALTER FUNCTION %s SET search_path = fake, pg_catalog, pg_temp', p.oid::regprocedure) FROM pg_proc AS p
+WHERE p.pronamespace = 'outbox'::regnamespace AND 'search_path=pg_catalog, pg_temp' = ANY (p.proconfig)
+"""
 
 
 def install(admin_dsn: str, dsn: str) -> str:
@@ -31,6 +35,9 @@ def install(admin_dsn: str, dsn: str) -> str:
         admin.execute(_SCHEMA)
     faked = make_conninfo(dsn, options="-c search_path=fake,pg_catalog")
     migrations.apply(faked)
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        for (statement,) in admin.execute(_FIXED).fetchall():
+            admin.execute(statement.encode())
     return faked
 
 
