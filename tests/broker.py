@@ -88,7 +88,11 @@ class Broker:
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the node with SIGKILL. What it had not made durable is lost."""
+        """End the node with SIGKILL. What it had not made durable is lost, but for queues and bindings that are there.
+
+        Mnesia writes those down up to seconds after it has said that they are there.
+        """
+        self.ctl("eval", "mnesia:sync_log().")
         self._end(signal.SIGKILL)
 
     def freeze(self) -> None:
@@ -160,7 +164,7 @@ class Broker:
 
     def remove(self) -> None:
         if self._beam is not None:
-            self.kill()
+            self._end(signal.SIGKILL)
         if self._epmd is not None:
             self._epmd.kill()
             self._epmd.wait(10)

@@ -49,8 +49,8 @@ def end(process: subprocess.Popen[str]) -> None:
 def postmaster(home: Path) -> psutil.Process | None:
     try:
         process = psutil.Process(int((home / "data" / "postmaster.pid").read_text().split()[0]))
-    except (OSError, psutil.NoSuchProcess):
-        return None
+    except (OSError, IndexError, psutil.NoSuchProcess):
+        return None  # the file is not there, or still empty
     return process if process.status() != psutil.STATUS_ZOMBIE else None
 
 
