@@ -23,6 +23,9 @@ SQL = statements.load("commit")
 log = logging.getLogger("outbox.worker")
 
 BATCH = 200
+BATCH_SIZE = 64 * 2**20
+"""Characters of JSON in a batch, but for its first outcome's: Postgres closes the connection at 1 GB a statement."""
+
 LINGER = 0.002
 """Seconds that an outcome waits for others while handlers run."""
 
@@ -98,7 +101,8 @@ class Committer:
             await self._arrived.wait()
             if len(self._finished) < BATCH and self._busy():
                 await asyncio.sleep(LINGER)
-            finished, self._finished = self._finished[:BATCH], self._finished[BATCH:]
+            count = _fitting(self._finished)
+            finished, self._finished = self._finished[:count], self._finished[count:]
             failures, self._failed = self._failed[:BATCH], self._failed[BATCH:]
             if not self._finished and not self._failed:
                 self._arrived.clear()
@@ -204,6 +208,16 @@ class Committer:
     async def _committed(self, jobs: Sequence[Job]) -> set[str]:
         """Look which of these jobs of one owner are in the history as its own changes."""
         return {row[0] for row in await self._link.repeat(*finished_by(jobs))}
+
+
+def _fitting(finished: Sequence[tuple[Job, Finished]]) -> int:
+    """How many of these one statement takes."""
+    size = 0
+    for count, (_, outcome) in enumerate(finished[:BATCH]):
+        size += outcome.size
+        if size > BATCH_SIZE and count:
+            return count
+    return min(BATCH, len(finished))
 
 
 def _log_batch(batch: Sequence[tuple[Job, Any]], count: int, what: str, started: float) -> None:

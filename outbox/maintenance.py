@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from . import inbox, killpoints, ring, statements
+from .documents import shown
 from .errors import DefinitionError
 from .link import Link, temporary
 
@@ -42,10 +43,10 @@ class Retention:
         for name, days in asdict(self).items():
             # A negative age would delete what is new, and an endless one fail at each turn.
             if days is not None and not (isinstance(days, int | float) and 0 <= days <= MAX_DAYS):
-                raise DefinitionError(f"Retention {name}: {days!r} is not a number of days from 0 to {MAX_DAYS:,}")
+                raise DefinitionError(f"Retention {name}: {shown(days)} is not a number of days from 0 to {MAX_DAYS:,}")
         least, most = inbox.MEMORY_DAYS
         if self.inbox is not None and not least <= self.inbox <= most:
-            raise DefinitionError(f"Retention inbox: {self.inbox!r} is not a number of days from {least} to {most}")
+            raise DefinitionError(f"Retention inbox: {shown(self.inbox)} is no number of days from {least} to {most}")
 
 
 class Maintenance:

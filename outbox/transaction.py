@@ -10,6 +10,7 @@ from . import commit, killpoints
 from .errors import HandlerError
 from .handle import begin, handle_async, handle_sync
 from .job import Failed, Finished, Job, Outcome, fail
+from .link import reclaim
 
 # Idle in the transaction for longer than the stage's timeout plus this many seconds, the session is ended by
 # Postgres: a process that froze holding row locks must not block those who take over.
@@ -22,15 +23,17 @@ async def run_async(conn: psycopg.AsyncConnection[Any], job: Job) -> Outcome | N
     Raises psycopg.Error if the handler was not begun. A commit whose answer is lost counts as failed: putting the
     job back is refused if it was committed after all.
     """
-    outcome: Outcome | None
+    outcome: Outcome | None = None
     begun = False
     try:
         async with conn.transaction() as transaction:
+            reclaim(conn)
             await conn.execute(*commit.mark_transaction(job, job.stage.timeout + IDLE_GRACE))
             begun = True
             run = begin(job, conn)
             outcome = run if isinstance(run, Failed) else await handle_async(run)
             if isinstance(outcome, Finished):
+                reclaim(conn)
                 mark = await (await conn.execute(commit.SQL["transaction_mark_read"])).fetchone()
                 _require_same(job, mark)
                 killpoints.passing("K3")
@@ -42,21 +45,24 @@ async def run_async(conn: psycopg.AsyncConnection[Any], job: Job) -> Outcome | N
     except (psycopg.Error, HandlerError) as error:
         if not begun:
             raise
-        return fail(job, error)
+        # A connection that the handler has broken can't be rolled back: its own words say more.
+        return outcome if isinstance(outcome, Failed) else fail(job, error)
     return outcome
 
 
 def run_sync(conn: psycopg.Connection[Any], job: Job) -> Outcome | None:
     """The same for a sync handler, in the calling thread."""
-    outcome: Outcome | None
+    outcome: Outcome | None = None
     begun = False
     try:
         with conn.transaction() as transaction:
+            reclaim(conn)
             conn.execute(*commit.mark_transaction(job, job.stage.timeout + IDLE_GRACE))
             begun = True
             run = begin(job, conn)
             outcome = run if isinstance(run, Failed) else handle_sync(run)
             if isinstance(outcome, Finished):
+                reclaim(conn)
                 killpoints.passing("K3")
                 _require_same(job, conn.execute(commit.SQL["transaction_mark_read"]).fetchone())
                 if conn.execute(*commit.finish([(job, outcome)])).fetchone():
@@ -66,7 +72,8 @@ def run_sync(conn: psycopg.Connection[Any], job: Job) -> Outcome | None:
     except (psycopg.Error, HandlerError) as error:
         if not begun:
             raise
-        return fail(job, error)
+        # A connection that the handler has broken can't be rolled back: its own words say more.
+        return outcome if isinstance(outcome, Failed) else fail(job, error)
     return outcome
 
 
