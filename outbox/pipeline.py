@@ -233,6 +233,17 @@ class Pipeline(Generic[Data]):
             return documents.dump_any(data, "data")
         return documents.dump(self._adapter, data, "data")
 
+    def dump_readable(self, data: Any) -> str:
+        """The same for what is submitted: what the model itself couldn't read back is refused, not dead later."""
+        text = self.dump(data)
+        try:
+            if not self._plain:
+                self.load(text)
+        except ValidationError as error:
+            problem = f"its type can't read back what it writes: {documents.explain(error)}"
+            raise InvalidInput("data", problem) from None
+        return text
+
     def load(self, text: str) -> Data:
         """Return stored JSON text as the pipeline's data type; else pydantic's ValidationError."""
         # Either way: what we wrote is by the fields' names, what others wrote may be by their aliases.
@@ -262,7 +273,7 @@ class Pipeline(Generic[Data]):
         nothing. InvalidInput before any SQL if the id or the data can't be stored; NotDeployed if the database
         doesn't know the pipeline.
         """
-        submitted: Submitted | Awaitable[Submitted] = submit(self.name, self.dump, conn, entity_id, data)
+        submitted: Submitted | Awaitable[Submitted] = submit(self.name, self.dump_readable, conn, entity_id, data)
         return submitted
 
     @overload
@@ -278,7 +289,7 @@ class Pipeline(Generic[Data]):
 
         Returns how many are new. All or nothing is the caller's transaction; entities that exist are left alone.
         """
-        started: int | Awaitable[int] = submit_many(self.name, self.dump, conn, items)
+        started: int | Awaitable[int] = submit_many(self.name, self.dump_readable, conn, items)
         return started
 
 
