@@ -32,6 +32,9 @@ _LOCK = "SELECT pg_advisory_xact_lock(hashtext('outbox.migrate'))"
 _RECORD = "INSERT INTO outbox.schema_migrations (name) VALUES ({});"
 
 
+_OLDEST = 15
+
+
 @dataclass(frozen=True, slots=True)
 class Migration:
     name: str
@@ -73,6 +76,7 @@ def apply(where: str | psycopg.Connection[Any]) -> list[str]:
     if isinstance(where, str):
         with psycopg.connect(where, autocommit=True) as conn:
             return apply(conn)
+    _require_version(where)
     done = []
     for migration in all_migrations():
         with where.transaction():
@@ -97,10 +101,20 @@ def script(migrations: list[Migration]) -> str:
 
 
 def require(conn: psycopg.Connection[Any]) -> None:
-    """Raise SchemaError if the schema lacks what this code needs. A newer schema is fine: it only adds."""
+    """Raise SchemaError if the server is too old, or the schema lacks what this code needs.
+
+    A newer schema is fine: it only adds.
+    """
+    _require_version(conn)
     missing = pending(conn)
     if len(missing) == len(all_migrations()):
         raise SchemaError("there is no Outbox schema in this database. Run: outbox migrate")
     if missing:
         names = ", ".join(migration.name for migration in missing)
         raise SchemaError(f"the database's schema is older than this Outbox (missing {names}). Run: outbox migrate")
+
+
+def _require_version(conn: psycopg.Connection[Any]) -> None:
+    version = conn.info.server_version // 10_000
+    if version < _OLDEST:
+        raise SchemaError(f"the server is Postgres {version}; Outbox needs Postgres {_OLDEST} or newer")

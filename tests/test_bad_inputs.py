@@ -1,0 +1,285 @@
+"""Bad inputs: what a caller gives is refused before any SQL, by name; what arises inside is cleaned. See bad_inputs.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from commands import Outbox
+from letters import post, uuid7
+from pipelines import Post, deployed, drain, status_of, value
+from psycopg.rows import dict_row
+from pydantic import BaseModel, ConfigDict, Field, Json, computed_field, model_validator
+
+from outbox import (
+    Backoff,
+    Consumer,
+    DefinitionError,
+    Go,
+    Inbox,
+    InvalidInput,
+    Pipeline,
+    Reject,
+    Retry,
+    Run,
+    SchemaError,
+    SettingsError,
+    Worker,
+    migrations,
+)
+from outbox.documents import MAX_BYTES
+
+Conn = psycopg.Connection[Any]
+
+
+def one_stage(handler: Callable[..., Any], *, data: Any = Post, **options: Any) -> Pipeline[Any]:
+    """Return a pipeline NEW -> DONE whose only stage is `handler`, which has one attempt."""
+    pipeline: Pipeline[Any] = Pipeline("p", data=data, initial="NEW", final={"DONE"})
+    pipeline.stage("work", on="NEW", to="DONE", **{"retry": Backoff(attempts=1), **options})(handler)
+    pipeline.allow("NEW", to="MOVED")
+    return pipeline
+
+
+def errors(conn: Conn) -> dict[str, str]:
+    return dict(conn.execute("SELECT entity_id, error FROM outbox.dead_jobs").fetchall())
+
+
+def usable(conn: Conn) -> None:
+    """The transaction is open, and nothing in it has failed."""
+    assert conn.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+    assert value(conn, "SELECT 1") == 1
+
+
+# What a caller submits.
+
+
+class Number(BaseModel):
+    x: int
+
+
+class Anything(BaseModel):
+    x: Any
+
+
+class Ratio(BaseModel):
+    x: float
+
+
+class Hidden(BaseModel):
+    secret: int = Field(exclude=True)
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def ring() -> list[Any]:
+    made: list[Any] = []
+    made.append(made)
+    return made
+
+
+def deep(levels: int) -> Any:
+    nested: Any = []
+    for _ in range(levels):
+        nested = [nested]
+    return nested
+
+
+OF_A_MODEL: dict[str, tuple[type[BaseModel], Any]] = {
+    "an integer of 5,000 digits": (Number, {"x": 10**5_000}),
+    "an integer of 5,000 digits, of any type": (Anything, Anything(x=10**5_000)),
+    "an integer of 400 digits for a float": (Ratio, {"x": 10**400}),
+    "a lone surrogate": (Anything, {"x": json.loads('"\\ud800"')}),
+    "NUL": (Anything, {"x": "a\0b"}),
+    "NaN": (Anything, {"x": [math.nan]}),
+    "bytes that are no text": (Anything, {"x": b"\xff"}),
+    "a cycle": (Anything, {"x": ring()}),
+    "nested 100,000 deep": (Anything, {"x": deep(100_000)}),
+    "an unknown type": (Anything, {"x": object()}),
+    "a type that can't be printed": (Number, {"x": Unprintable()}),
+    "300 MB": (Anything, {"x": "y" * 300_000_000}),
+    "what the model can't read back": (Hidden, Hidden(secret=1)),
+}
+
+
+@pytest.mark.parametrize(("model", "data"), OF_A_MODEL.values(), ids=OF_A_MODEL.keys())
+def test_data_of_a_model_that_cannot_be_stored_or_read_back_is_refused_at_submit(
+    conn: Conn, model: type[BaseModel], data: Any
+) -> None:
+    pipeline = deployed(conn, Pipeline("p", data=model, initial="NEW"))
+    with conn.transaction():
+        with pytest.raises(InvalidInput, match=r"^data: ") as caught:
+            pipeline.submit(conn, "a", data)
+        assert len(str(caught.value)) < 600
+        with pytest.raises(InvalidInput, match=r"^data: "):
+            pipeline.submit_many(conn, [("a", data)])
+        usable(conn)
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states") == 0
+
+
+def test_300_mb_are_refused_with_the_limit_and_without_many_copies(conn: Conn) -> None:
+    plain = deployed(conn, Pipeline("plain", initial="NEW"))
+    data = {"x": "y" * 300_000_000}
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match=rf"^data: 300,000,008 bytes of JSON; the limit is {MAX_BYTES:,}\."):
+            plain.submit(conn, "a", data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000_000
+
+
+class Aliased(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    first: str = Field(alias="firstName")
+    note: str | None = Field(None, validation_alias="noteIn", serialization_alias="noteOut")
+    raw: Json[list[int]] = Field("[1]", validate_default=True)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def length(self) -> int:
+        return len(self.first)
+
+
+def test_a_model_with_aliases_computed_fields_and_json_goes_round(conn: Conn, dsn: str) -> None:
+    seen: list[Any] = []
+
+    def work(run: Run[Aliased]) -> Aliased:
+        seen.append(run.data)
+        return run.data
+
+    pipeline = deployed(conn, one_stage(work, data=Aliased))
+    data = Aliased(firstName="ada", noteIn="n", raw="[1, 2]")
+    pipeline.submit(conn, "a", data)
+    pipeline.submit(conn, "b", {"firstName": "bob"})
+    conn.execute(
+        "INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata) VALUES ('p', 'c', '{\"firstName\": \"cy\"}')"
+    )
+    drain(pipeline, dsn)
+    assert errors(conn) == {}
+    assert data in seen
+    assert sorted(item.first for item in seen) == ["ada", "bob", "cy"]
+    assert pipeline.load(value(conn, "SELECT metadata::text FROM outbox.workflow_states WHERE entity_id = 'a'")) == data
+
+
+def test_large_documents_are_sent_in_statements_that_postgres_takes(conn: Conn) -> None:
+    plain = deployed(conn, Pipeline("plain", initial="NEW"))
+    tracemalloc.start()
+    try:
+        assert plain.submit_many(conn, ((f"e{n}", {"x": "y" * 2**20}) for n in range(60))) == 60
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50_000_000, "a gigabyte in one statement would cost the caller its connection"
+    assert value(conn, "SELECT sum(length(metadata ->> 'x')) FROM outbox.workflow_states") == 60 * 2**20
+
+
+@pytest.mark.parametrize("items", [None, 5, [5], [("a",)], [("a", {}, 1)], [Unprintable()]])
+def test_items_that_are_no_pairs_are_refused_by_name(conn: Conn, items: Any) -> None:
+    plain = deployed(conn, Pipeline("plain", initial="NEW"))
+    with conn.transaction():
+        with pytest.raises(InvalidInput, match=r"^items: "):
+            plain.submit_many(conn, items)
+        usable(conn)
+
+
+def test_a_bad_item_far_down_leaves_the_transaction_usable(conn: Conn, dsn: str) -> None:
+    plain = deployed(conn, Pipeline("plain", initial="NEW"))
+    items = [*((f"e{n}", {}) for n in range(2_500)), ("\ud800", {})]
+    with conn.transaction():
+        with pytest.raises(InvalidInput, match=r"^entity_id: "):
+            plain.submit_many(conn, items)
+        usable(conn)
+
+    async def on_an_async_one() -> None:
+        async with await psycopg.AsyncConnection.connect(dsn) as mine:
+            with pytest.raises(InvalidInput, match=r"^entity_id: "):
+                await plain.submit_many(mine, items)
+            with pytest.raises(InvalidInput, match=r"^data: "):
+                await plain.submit(mine, "a", {"x": math.nan})
+            assert await (await mine.execute("SELECT 1")).fetchone() == (1,)
+
+    asyncio.run(on_an_async_one())
+
+
+# What a handler raises.
+
+
+def changed(after: Any) -> Retry:
+    error = Retry(after=1)
+    error.after = after
+    return error
+
+
+class Bare(Retry):
+    def __init__(self) -> None:
+        pass
+
+
+class Nameless(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+RAISED: dict[str, BaseException] = {
+    "StopIteration": StopIteration(1),
+    "StopAsyncIteration": StopAsyncIteration(),
+    "a group of SystemExit": BaseExceptionGroup("both", [SystemExit(1), KeyboardInterrupt()]),
+    "RecursionError": RecursionError(),
+    "text that exits": Nameless(),
+    "NUL and a lone surrogate": ValueError("a\0b\ud800"),
+    "a text of 100 MB": ValueError("x" * 100_000_000),
+    "Reject without a text": Reject(""),
+    "Reject with a number": Reject(5),  # type: ignore[arg-type]
+    "Reject with NUL and a lone surrogate": Reject("a\0b\ud800"),
+    "Reject with 100 MB": Reject("x" * 100_000_000),
+    "Retry after soon": changed("soon"),
+    "Retry after NaN": changed(math.nan),
+    "Retry after -1": changed(-1),
+    "Retry after 1e300": changed(1e300),
+    "Retry after 400 digits": changed(10**400),
+    "Retry after True": changed(True),
+    "Retry without its own making": Bare(),
+}
+
+
+@pytest.mark.parametrize("error", RAISED.values(), ids=RAISED.keys())
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_whatever_a_handler_raises_becomes_text_and_harms_no_other_job(
+    conn: Conn, dsn: str, error: BaseException, colour: str
+) -> None:
+    async def work(run: Run[Post]) -> None:
+        if run.entity_id == "a":
+            raise error
+        raise ValueError("another failure, in the same batch")
+
+    def work_sync(run: Run[Post]) -> None:
+        if run.entity_id == "a":
+            raise error
+        raise ValueError("another failure, in the same batch")
+
+    twice = Backoff(first=0, attempts=2)
+    pipeline = deployed(conn, one_stage(work if colour == "async" else work_sync, retry=twice))
+    pipeline.submit_many(conn, [("a", Post()), ("b", Post())])
+    drain(pipeline, dsn)
+    found = errors(conn)
+    assert set(found) == {"a", "b"}, "each used up its attempts"
+    assert all(len(text) < 10_000 for text in found.values())
+    assert value(conn, "SELECT count(*) FROM outbox.jobs") == 0
