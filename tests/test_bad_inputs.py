@@ -5,40 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import re
-import select
-import socket
-import subprocess
-import sys
-import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
-from commands import Outbox
-from letters import post, uuid7
 from pipelines import Post, deployed, drain, status_of, value
-from psycopg.rows import dict_row
-from pydantic import BaseModel, ConfigDict, Field, Json, computed_field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, computed_field
 
 from outbox import (
     Backoff,
-    Consumer,
-    DefinitionError,
     Go,
-    Inbox,
     InvalidInput,
     Pipeline,
     Reject,
     Retry,
     Run,
-    SchemaError,
-    SettingsError,
-    Worker,
-    migrations,
+    commit,
 )
 from outbox.documents import MAX_BYTES
 
@@ -283,3 +267,129 @@ def test_whatever_a_handler_raises_becomes_text_and_harms_no_other_job(
     assert set(found) == {"a", "b"}, "each used up its attempts"
     assert all(len(text) < 10_000 for text in found.values())
     assert value(conn, "SELECT count(*) FROM outbox.jobs") == 0
+
+
+# What a handler returns and publishes.
+
+
+async def coroutine() -> None: ...
+
+
+async def stream() -> Any:
+    yield 1
+
+
+RETURNED: dict[str, tuple[Callable[[], Any], str]] = {
+    "a coroutine": (coroutine, "returned a coroutine"),
+    "a generator": (lambda: (n for n in [1]), "returned a generator"),
+    "an async generator": (stream, "returned a async_generator"),
+    "a coroutine as data": (lambda: Go("DONE", coroutine()), "returned a coroutine"),
+    "a list as status": (lambda: Go(["DONE"]), "may not go to ['DONE']"),  # type: ignore[arg-type]
+    "a status with a lone surrogate": (lambda: Go("\ud800"), "may not go to '\\ud800'"),
+    "a status that can't be printed": (lambda: Go(Unprintable()), "may not go to a value of type"),  # type: ignore[arg-type]
+    "an object": (object, "data that can't be stored"),
+    "NUL": (lambda: Anything(x="a\0b"), "NUL"),
+    "a lone surrogate": (lambda: Anything(x="\ud800"), "surrogates not allowed"),
+    "NaN": (lambda: {"x": math.nan}, "NaN and Infinity are not JSON"),
+    "a cycle": (lambda: Anything(x=ring()), "Circular reference"),
+    "nested 100,000 deep": (lambda: Anything(x=deep(100_000)), "can't be written as JSON"),
+    "40 MB": (lambda: Anything(x="y" * 40_000_000), "the limit is"),
+}
+
+
+@pytest.mark.parametrize(("result", "words"), RETURNED.values(), ids=RETURNED.keys())
+@pytest.mark.parametrize("transaction", [False, True], ids=["alone", "transaction"])
+def test_what_a_handler_may_not_return_is_an_error_that_names_the_stage(
+    conn: Conn, dsn: str, result: Callable[[], Any], words: str, transaction: bool
+) -> None:
+    def work(run: Run[Any]) -> Any:
+        return result() if run.entity_id == "a" else None
+
+    pipeline = deployed(conn, one_stage(work, data=Anything, transaction=transaction))
+    pipeline.submit_many(conn, [("a", {"x": 1}), ("b", {"x": 1})])
+    drain(pipeline, dsn)
+    assert status_of(conn, "b") == "DONE"
+    assert "stage p.work" in errors(conn)["a"]
+    assert words in errors(conn)["a"]
+
+
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "a topic with NUL": ("topic", {"topic": "t\0"}),
+    "an empty topic": ("topic", {"topic": ""}),
+    "a topic of 256 characters": ("topic", {"topic": "x" * 256}),
+    "a topic that is no text": ("topic", {"topic": None}),
+    "a key with a lone surrogate": ("key", {"key": json.loads('"\\ud800"')}),
+    "a key of 1,001 characters": ("key", {"key": "x" * 1_001}),
+    "a key that is a number": ("key", {"key": 5}),
+    "a payload with NUL": ("payload", {"payload": {"x": "a\0b"}}),
+    "a payload with a lone surrogate": ("payload", {"payload": ["\udfff"]}),
+    "a payload with NaN": ("payload", {"payload": math.nan}),
+    "a payload of 5,000 digits": ("payload", {"payload": 10**5_000}),
+    "a payload that is a cycle": ("payload", {"payload": ring()}),
+    "a payload nested 100,000 deep": ("payload", {"payload": deep(100_000)}),
+    "a payload of an unknown type": ("payload", {"payload": object()}),
+    "a payload of 40 MB": ("payload", {"payload": "y" * 40_000_000}),
+    "a header's name with a lone surrogate": ("headers", {"headers": {"\ud800": "x"}}),
+    "a header's name with NUL": ("headers", {"headers": {"a\0": "x"}}),
+    "a header with bytes": ("headers", {"headers": {"x": b"x"}}),
+    "headers that are a text": ("headers", {"headers": "x"}),
+    "headers that are a list": ("headers", {"headers": [1]}),
+}
+
+
+@pytest.mark.parametrize("transaction", [False, True], ids=["alone", "transaction"])
+def test_a_message_that_cannot_be_stored_is_refused_by_name_and_the_handler_goes_on(
+    conn: Conn, dsn: str, transaction: bool
+) -> None:
+    refused: dict[str, str] = {}
+
+    async def work(run: Run[Post]) -> None:
+        for what, (_, wrong) in PUBLISHED.items():
+            try:
+                run.publish(**{"topic": "t", "payload": 1, **wrong})
+            except InvalidInput as error:
+                refused[what] = error.field
+        run.publish("t", {"n": 10**400})
+
+    pipeline = deployed(conn, one_stage(work, transaction=transaction))
+    pipeline.submit(conn, "a", Post())
+    drain(pipeline, dsn)
+    assert refused == {what: field for what, (field, _) in PUBLISHED.items()}
+    assert status_of(conn, "a") == "DONE"
+    assert conn.execute("SELECT topic, payload FROM outbox.messages").fetchall() == [("t", {"n": 10**400})]
+
+
+def test_messages_of_one_attempt_that_postgres_could_not_take_at_once_are_refused(conn: Conn, dsn: str) -> None:
+    async def work(run: Run[Post]) -> None:
+        if run.entity_id == "a":
+            for _ in range(3):
+                run.publish("t", "y" * 30_000_000)
+
+    pipeline = deployed(conn, one_stage(work))
+    pipeline.submit_many(conn, [("a", Post()), ("b", Post())])
+    drain(pipeline, dsn)
+    assert "payload: the messages of one attempt have more than 67,108,864 characters" in errors(conn)["a"]
+    assert (status_of(conn, "a"), status_of(conn, "b")) == ("NEW", "DONE")
+
+
+def test_large_results_are_committed_in_statements_that_postgres_takes(
+    conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound is lowered: a gigabyte of documents would say the same, and take a minute."""
+    monkeypatch.setattr(commit, "BATCH_SIZE", 2_500_000)
+    sizes: list[int] = []
+    finish = commit.finish
+    monkeypatch.setattr(
+        commit, "finish", lambda jobs: sizes.append(sum(outcome.size for _, outcome in jobs)) or finish(jobs)
+    )
+
+    def work(run: Run[Post]) -> Post:
+        run.publish("t", "y" * 500_000)
+        return Post(content="y" * (3_000_000 if run.entity_id == "e3" else 500_000))
+
+    pipeline = deployed(conn, one_stage(work))
+    pipeline.submit_many(conn, [(f"e{n}", Post()) for n in range(8)])
+    assert drain(pipeline, dsn).counts.done == 8
+    assert sum(sizes) > 10_000_000
+    assert max(sizes) < 2_500_000 + 3_600_000
+    assert sorted(sizes)[-2] <= 2_500_000, "only what is too large by itself is more"
