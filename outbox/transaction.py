@@ -42,11 +42,12 @@ async def run_async(conn: psycopg.AsyncConnection[Any], job: Job) -> Outcome | N
                     return outcome
                 outcome = None
             _roll_back(transaction)
+    except psycopg.Rollback:
+        return outcome  # the connection is gone, and with it the transaction
     except (psycopg.Error, HandlerError) as error:
         if not begun:
             raise
-        # A connection that the handler has broken can't be rolled back: its own words say more.
-        return outcome if isinstance(outcome, Failed) else fail(job, error)
+        return fail(job, error)
     return outcome
 
 
@@ -69,11 +70,12 @@ def run_sync(conn: psycopg.Connection[Any], job: Job) -> Outcome | None:
                     return outcome
                 outcome = None
             _roll_back(transaction)
+    except psycopg.Rollback:
+        return outcome  # the connection is gone, and with it the transaction
     except (psycopg.Error, HandlerError) as error:
         if not begun:
             raise
-        # A connection that the handler has broken can't be rolled back: its own words say more.
-        return outcome if isinstance(outcome, Failed) else fail(job, error)
+        return fail(job, error)
     return outcome
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
+import re
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
+from commands import Outbox
 from pipelines import Post, deployed, drain, status_of, value
-from pydantic import BaseModel, ConfigDict, Field, Json, computed_field
+from psycopg.rows import dict_row
+from pydantic import BaseModel, ConfigDict, Field, Json, computed_field, model_validator
 
 from outbox import (
     Backoff,
@@ -393,3 +397,235 @@ def test_large_results_are_committed_in_statements_that_postgres_takes(
     assert sum(sizes) > 10_000_000
     assert max(sizes) < 2_500_000 + 3_600_000
     assert sorted(sizes)[-2] <= 2_500_000, "only what is too large by itself is more"
+
+
+# What a handler does to the connection that it was given.
+
+
+MISUSED: dict[str, tuple[str, str]] = {
+    "COMMIT": ("COMMIT", "ended the transaction"),
+    "ROLLBACK": ("ROLLBACK", "ended the transaction"),
+    "SET TRANSACTION READ ONLY": ("SET TRANSACTION READ ONLY", "read-only transaction"),
+    "ends its own session": ("SELECT pg_terminate_backend(pg_backend_pid())", "AdminShutdown"),
+    "deletes its job": ("DELETE FROM outbox.jobs WHERE workflow_id = %(id)s", "changed its own workflow or job"),
+    "deletes its workflow": ("DELETE FROM outbox.workflow_states WHERE id = %(id)s", "changed its own workflow or job"),
+    "changes its status": (
+        "UPDATE outbox.workflow_states SET current_status = 'MOVED' WHERE id = %(id)s",
+        "changed its own workflow or job",
+    ),
+    "changes its data": (
+        "UPDATE outbox.workflow_states SET metadata = '{}' WHERE id = %(id)s",
+        "changed its own workflow or job",
+    ),
+    "leaves it aborted": ("SELECT 1/0", "InFailedSqlTransaction"),
+}
+
+
+@pytest.mark.parametrize(("statement", "words"), MISUSED.values(), ids=MISUSED.keys())
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_a_handler_that_misuses_its_connection_changes_nothing_and_the_next_one_is_well(
+    conn: Conn, dsn: str, statement: str, words: str, colour: str
+) -> None:
+    async def work(run: Run[Post]) -> None:
+        if run.entity_id == "a":
+            with contextlib.suppress(psycopg.errors.DivisionByZero):
+                await run.connection.execute(statement.encode(), {"id": run.workflow_id})
+
+    def work_sync(run: Run[Post]) -> None:
+        if run.entity_id == "a":
+            with contextlib.suppress(psycopg.errors.DivisionByZero):
+                run.connection.execute(statement.encode(), {"id": run.workflow_id})
+
+    handler = work if colour == "async" else work_sync
+    pipeline = deployed(conn, one_stage(handler, transaction=True, concurrency=1))
+    pipeline.submit_many(conn, [("a", Post()), ("b", Post())])
+    drain(pipeline, dsn)
+    assert (status_of(conn, "a"), status_of(conn, "b")) == ("NEW", "DONE")
+    assert re.search(words, errors(conn)["a"]), errors(conn)
+    assert value(conn, "SELECT metadata ->> 'content' FROM outbox.workflow_states WHERE entity_id = 'a'") == "hello"
+
+
+@pytest.mark.parametrize("method", ["close", "commit", "rollback"])
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_a_handler_that_ends_its_connection_dies_by_its_own_words(
+    conn: Conn, dsn: str, method: str, colour: str
+) -> None:
+    """The connection is gone, and what the handler says counts all the same: Reject is Reject."""
+
+    async def work(run: Run[Post]) -> None:
+        if run.entity_id != "b":
+            with contextlib.suppress(psycopg.ProgrammingError):
+                await getattr(run.connection, method)()
+            if run.entity_id == "rejected":
+                raise Reject("no such customer")
+            await run.connection.execute("SELECT 1")
+
+    def work_sync(run: Run[Post]) -> None:
+        if run.entity_id != "b":
+            with contextlib.suppress(psycopg.ProgrammingError):
+                getattr(run.connection, method)()
+            if run.entity_id == "rejected":
+                raise Reject("no such customer")
+            run.connection.execute("SELECT 1")
+
+    handler = work if colour == "async" else work_sync
+    pipeline = deployed(conn, one_stage(handler, transaction=True, concurrency=1))
+    pipeline.submit_many(conn, [("rejected", Post()), ("a", Post()), ("b", Post())])
+    drain(pipeline, dsn)
+    assert status_of(conn, "b") == "DONE"
+    assert errors(conn)["rejected"] == "no such customer"
+    if method == "close":
+        assert "the connection is closed" in errors(conn)["a"]
+    else:
+        assert status_of(conn, "a") == "DONE", "psycopg has refused it, and nothing has happened"
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_a_handler_may_have_its_rows_as_it_likes_and_the_next_one_has_them_as_ever(
+    conn: Conn, dsn: str, colour: str
+) -> None:
+    seen: list[Any] = []
+
+    async def work(run: Run[Post]) -> None:
+        seen.append(await (await run.connection.execute("SELECT 1 AS n")).fetchone())
+        run.connection.row_factory, run.connection.cursor_factory = dict_row, psycopg.AsyncRawCursor
+
+    def work_sync(run: Run[Post]) -> None:
+        seen.append(run.connection.execute("SELECT 1 AS n").fetchone())
+        run.connection.row_factory, run.connection.cursor_factory = dict_row, psycopg.RawCursor
+
+    handler = work if colour == "async" else work_sync
+    pipeline = deployed(conn, one_stage(handler, transaction=True, concurrency=1))
+    pipeline.submit_many(conn, [("a", Post()), ("b", Post())])
+    assert drain(pipeline, dsn).counts.done == 2
+    assert seen == [(1,), (1,)]
+
+
+# Rows edited by hand.
+
+
+class Exits(BaseModel):
+    how: str = ""
+
+    @model_validator(mode="after")
+    def exits(self) -> Exits:
+        if self.how == "exit":
+            raise SystemExit(3)
+        if self.how == "key":
+            raise KeyError("how")
+        return self
+
+
+@pytest.mark.parametrize("how", ["exit", "key"])
+@pytest.mark.parametrize("transaction", [False, True], ids=["alone", "transaction"])
+def test_a_validator_that_raises_whatever_ends_its_job_and_no_worker(
+    conn: Conn, dsn: str, how: str, transaction: bool
+) -> None:
+    async def work(run: Run[Exits]) -> None: ...
+
+    pipeline = deployed(conn, one_stage(work, data=Exits, transaction=transaction))
+    conn.execute(
+        "INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata) "
+        "VALUES ('p', 'a', jsonb_build_object('how', %s::text)), ('p', 'b', '{}')",
+        (how,),
+    )
+    drain(pipeline, dsn)
+    assert status_of(conn, "b") == "DONE"
+    assert {"exit": "SystemExit: 3", "key": "KeyError: 'how'"}[how] in errors(conn)["a"]
+
+
+DOCUMENTS = {
+    "nested 1,000 deep": ('{"enrichment": {"x": %s}}' % ("[" * 1_000 + "]" * 1_000), True),
+    "nested 400 deep": ('{"enrichment": {"x": %s}}' % ("[" * 400 + "]" * 400), True),
+    "an integer of 5,000 digits": ('{"enrichment": {"x": 1%s}}' % ("0" * 5_000), True),
+    "1e100000": ('{"enrichment": {"x": 1e100000}}', True),
+    "1e400": ('{"enrichment": {"x": 1e400}}', False),
+    "escapes of a terminal": ('{"content": "\\u001b[31m\\u202e"}', False),
+}
+
+
+@pytest.mark.parametrize(("document", "dead"), DOCUMENTS.values(), ids=DOCUMENTS.keys())
+def test_a_document_that_python_cannot_read_is_dead_with_the_reason_and_can_be_looked_at(
+    conn: Conn, dsn: str, outbox: Outbox, document: str, dead: bool
+) -> None:
+    posts = deployed(conn)
+    conn.execute(
+        "INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata) VALUES ('posts', 'a', %s)", (document,)
+    )
+    posts.submit(conn, "b", Post())
+    drain(posts, dsn)
+    assert status_of(conn, "b") == "COMPLETED"
+    assert ("a" in errors(conn)) == dead
+    assert all(
+        text.startswith("the stored metadata doesn't fit the pipeline's data: ") for text in errors(conn).values()
+    )
+    shown = outbox("show", "a").out
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert outbox("show", "a", "--json").json["entity_id"] == "a"
+    outbox("dead", "--json")
+    if dead:
+        assert outbox("retry", "a").out == "a runs again\n"
+
+
+@pytest.mark.parametrize("at", ["0001-01-01", "4713-01-01 BC", "9999-12-31", "294276-01-01"])
+def test_a_job_that_is_due_in_any_year_is_run_or_waited_for_and_can_be_looked_at(
+    conn: Conn, dsn: str, outbox: Outbox, at: str
+) -> None:
+    posts = deployed(conn)
+    posts.submit(conn, "a", Post())
+    conn.execute("UPDATE outbox.jobs SET run_at = %s, due = false", (at,))
+    posts.submit(conn, "b", Post())
+    year = re.match(r"\d+", at)
+    assert year is not None
+    assert year.group() in outbox("show", "a").out
+    assert year.group() in outbox("show", "a", "--json").json["job"]["run_at"]
+    json.loads(outbox("status", "--json").out, parse_constant=pytest.fail)
+    outbox("doctor", code=None)
+    drain(posts, dsn)
+    assert status_of(conn, "b") == "COMPLETED"
+    assert status_of(conn, "a") == ("RECEIVED" if at in ("9999-12-31", "294276-01-01") else "COMPLETED")
+
+
+REFUSED = {
+    "a job that is never due": ("UPDATE outbox.jobs SET run_at = 'infinity'", "jobs_run_at_finite"),
+    "a job that was always due": ("UPDATE outbox.jobs SET run_at = '-infinity'", "jobs_run_at_finite"),
+    "an empty entity id": (
+        "INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('posts', '')",
+        "entity_id_length",
+    ),
+    "an entity id of 1,000 characters": (
+        "INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('posts', repeat('x', 1000))",
+        "entity_id_length",
+    ),
+    "an empty topic": ("INSERT INTO outbox.messages (topic, payload) VALUES ('', '1')", "topic_not_empty"),
+    "a pipeline that is SQL": (
+        "INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('''; DROP TABLE outbox.jobs; --', 'x')",
+        "unknown pipeline",
+    ),
+    "a status that is SQL": (
+        "UPDATE outbox.workflow_states SET current_status = '''; DROP TABLE outbox.jobs; --'",
+        "posts.*RECEIVED.*DROP TABLE",
+    ),
+}
+
+
+@pytest.mark.parametrize(("statement", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_is_refused_of_plain_sql_too(conn: Conn, statement: str, words: str) -> None:
+    posts = deployed(conn)
+    posts.submit(conn, "a", Post())
+    with pytest.raises(psycopg.Error, match=words):
+        conn.execute(statement.encode())
+    assert value(conn, "SELECT count(*) FROM outbox.jobs WHERE due OR run_at <= now()") == 1
+
+
+@pytest.mark.parametrize("change", ["attempt = -5", "attempt = 2000000000", "version = -1", "owner = 77, claimed_at = now()",
+                                    "stage = 'nobody'", "pipeline = 'nobody'"])  # fmt: skip
+def test_a_job_that_was_changed_by_hand_harms_no_other(conn: Conn, dsn: str, change: str) -> None:
+    posts = deployed(conn)
+    posts.submit(conn, "a", Post())
+    conn.execute(f"UPDATE outbox.jobs SET {change}".encode())
+    posts.submit(conn, "b", Post())
+    drain(posts, dsn)
+    assert status_of(conn, "b") == "COMPLETED"
+    assert status_of(conn, "a") == ("RECEIVED" if "nobody" in change else "COMPLETED"), "left for who knows it, or run"
