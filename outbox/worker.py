@@ -69,7 +69,7 @@ class Worker:
         ):
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise DefinitionError(f"{name}: {shown(value)} is not a number from {low:g} to {high:,}")
-        self._pipelines = [pipelines] if isinstance(pipelines, Pipeline) else list(pipelines)
+        self._pipelines = list(pipelines) if isinstance(pipelines, Iterable) else [pipelines]
         for pipeline in self._pipelines:
             if not isinstance(pipeline, Pipeline):
                 raise DefinitionError(f"pipelines: {shown(pipeline)} is no Pipeline")

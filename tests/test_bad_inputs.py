@@ -6,9 +6,15 @@ import asyncio
 import contextlib
 import json
 import math
+import os
 import re
+import select
+import socket
+import sys
+import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,16 +23,24 @@ from commands import Outbox
 from pipelines import Post, deployed, drain, status_of, value
 from psycopg.rows import dict_row
 from pydantic import BaseModel, ConfigDict, Field, Json, computed_field, model_validator
+from servers import PostgresServer
 
 from outbox import (
     Backoff,
+    Consumer,
+    DefinitionError,
     Go,
     InvalidInput,
     Pipeline,
     Reject,
+    Retention,
     Retry,
     Run,
+    SchemaError,
+    SettingsError,
+    Worker,
     commit,
+    migrations,
 )
 from outbox.documents import MAX_BYTES
 
@@ -629,3 +643,150 @@ def test_a_job_that_was_changed_by_hand_harms_no_other(conn: Conn, dsn: str, cha
     drain(posts, dsn)
     assert status_of(conn, "b") == "COMPLETED"
     assert status_of(conn, "a") == ("RECEIVED" if "nobody" in change else "COMPLETED"), "left for who knows it, or run"
+
+
+# Definitions and options.
+
+
+def defined(**wrong: Any) -> None:
+    pipeline: Pipeline[Any] = Pipeline("p", initial="NEW")
+    pipeline.stage(**{"name": "work", "on": "NEW", "to": "DONE", **wrong})(lambda run: None)
+
+
+DEFINED: dict[str, tuple[Callable[[], Any], str]] = {
+    "an endless attempt count": (lambda: Backoff(attempts=10**5_000), "Backoff attempts"),
+    "a first wait of 5,000 digits": (lambda: Backoff(first=10**5_000), "Backoff first"),
+    "a wait that can't be printed": (lambda: Backoff(max=Unprintable()), "Backoff max"),  # type: ignore[arg-type]
+    "a negative jitter": (lambda: Backoff(jitter=-0.1), "Backoff jitter"),
+    "a factor below 1": (lambda: Backoff(factor=0.5), "Backoff factor"),
+    "a name of 5,000 digits": (lambda: Pipeline(10**5_000, initial="NEW"), "pipeline"),  # type: ignore[call-overload]
+    "no next status": (lambda: defined(to=None), "to="),
+    "a number as next status": (lambda: defined(to=5), "to="),
+    "a list of lists": (lambda: defined(to=[["DONE"]]), "to="),
+    "a number as final": (lambda: Pipeline("p", initial="NEW", final=5), "final"),  # type: ignore[call-overload]
+    "a retry that is none": (lambda: defined(retry=5), "retry="),
+    "a transaction that is a text": (lambda: defined(transaction="no"), "transaction="),
+    "a concurrency of 5,000 digits": (lambda: defined(concurrency=10**5_000), "concurrency="),
+    "a timeout of NaN": (lambda: defined(timeout=math.nan), "timeout"),
+    "no pipelines": (lambda: Worker(5, "dbname=x"), "pipelines"),  # type: ignore[arg-type]
+    "pipelines that are none": (lambda: Worker([5], "dbname=x"), "pipelines"),  # type: ignore[list-item]
+    "a lease of NaN": (lambda: Worker(Pipeline("p", initial="NEW"), "dbname=x", lease=math.nan), "lease"),
+    "a lease below its heartbeat": (lambda: Worker(Pipeline("p", initial="NEW"), "dbname=x", lease=0.1), "lease"),
+    "a lease of 5,000 digits": (lambda: Worker(Pipeline("p", initial="NEW"), "dbname=x", lease=10**5_000), "lease"),
+    "a negative grace": (lambda: Worker(Pipeline("p", initial="NEW"), "dbname=x", grace=-1), "grace"),
+    "a retry after 5,000 digits": (lambda: Retry(after=10**5_000), "after"),
+    "a retry after True": (lambda: Retry(after=True), "after"),
+    "a negative age to keep": (lambda: Retention(history=-1), "Retention history"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "words"), DEFINED.values(), ids=DEFINED.keys())
+def test_a_definition_that_cannot_work_is_refused_by_name(wrong: Callable[[], Any], words: str) -> None:
+    with pytest.raises((DefinitionError, InvalidInput), match=f"^(stage work: )?{words}") as caught:
+        wrong()
+    assert len(str(caught.value)) < 300
+
+
+# The command line.
+
+
+@pytest.fixture
+def there(conn: Conn) -> Pipeline[Any]:
+    return deployed(conn, Pipeline("plain", initial="NEW"))
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_a_stream_that_was_closed_from_the_start_is_no_traceback(
+    conn: Conn, there: Pipeline[Any], outbox: Outbox, closed: str
+) -> None:
+    """As under some schedulers: nothing is lost by it, and what can be said is one line."""
+    shut = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-"}[closed]
+    command = f"exec {sys.executable} -m outbox submit --pipeline plain {shut}"
+    with outbox.process(program=("-c", f"import os; os.execvp('sh', ['sh', '-c', {command!r}])")) as process:
+        done = process.done(b'{"entity_id": "a"}\n')
+    if closed == "stdin":
+        assert (done.code, done.err.count("\n")) == (1, 1), done
+        assert "standard input is closed" in done.err
+    else:
+        assert (done.code, done.err) == (0, "")
+        assert status_of(conn, "a") == "NEW"
+
+
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["show", "a"], ["migrate", "--sql"], ["doctor"]])
+def test_output_that_nobody_reads_or_that_finds_no_room_is_no_traceback(
+    conn: Conn, there: Pipeline[Any], outbox: Outbox, command: list[str]
+) -> None:
+    there.submit(conn, "a", {})
+    reading, writing = os.pipe()
+    os.close(reading)
+    for output, words in ((writing, ""), (os.open("/dev/full", os.O_WRONLY), "No space left on device")):
+        with outbox.process(*command, stdout=output) as process:
+            os.close(output)
+            done = process.done()
+        assert "Traceback" not in done.err
+        assert words in done.err
+        assert done.code == 1
+
+
+def test_a_file_that_cannot_be_read_is_one_line(there: Pipeline[Any], outbox: Outbox, tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    os.mkfifo(file)
+    assert "there is no file" in outbox("submit", "--pipeline", "plain", str(file), code=2).err
+
+
+# The database that is named.
+
+
+def test_a_dsn_that_is_given_and_empty_is_not_taken_for_the_bundled_postgres(tmp_path: Path) -> None:
+    """As in --dsn "$UNSET"."""
+    for arguments in (["status"], ["migrate"], ["doctor"]):
+        said = Outbox(None).fails("--dsn", "", *arguments, env={"OUTBOX_HOME": str(tmp_path / "home")})
+        assert said == "outbox: dsn is given and empty"
+    assert not (tmp_path / "home").exists()
+    with pytest.raises(SettingsError, match="dsn"):
+        Consumer("q", print, dsn="", amqp_url="amqp://localhost/")
+
+
+class Older:
+    """A proxy before Postgres that says it is Postgres 14."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self._forward, args=(self._listening.accept()[0],), daemon=True).start()
+
+    def _forward(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._target)) as server, contextlib.suppress(OSError):
+            while True:
+                for source in select.select([client, server], [], [])[0]:
+                    data = source.recv(65_536)
+                    if not data:
+                        return
+                    said = re.sub(rb"(server_version\0)\d\d", rb"\g<1>14", data)
+                    (server if source is client else client).sendall(said)
+
+
+@pytest.fixture
+def older(server: PostgresServer, dsn: str) -> Iterator[str]:
+    proxy = Older(server.port)
+    yield dsn.replace(f":{server.port}", f":{proxy.port}")
+    proxy.close()
+
+
+def test_a_server_that_is_too_old_is_refused_with_the_version_that_is_needed(older: str, tmp_path: Path) -> None:
+    wanted = "the server is Postgres 14; Outbox needs Postgres 15 or newer"
+    for command in (["migrate"], ["status"], ["submit", "--pipeline", "plain"]):
+        assert Outbox(older).fails(*command, input="") == f"outbox: {wanted}"
+    with pytest.raises(SchemaError, match=wanted):
+        asyncio.run(Worker(one_stage(lambda run: None), older).run())
+    with pytest.raises(SchemaError, match=wanted):
+        migrations.apply(older)
