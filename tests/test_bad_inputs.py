@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import json
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bad_inputs
 import psycopg
 import pytest
 from commands import Outbox
@@ -45,6 +47,7 @@ from outbox import (
 from outbox.documents import MAX_BYTES
 
 Conn = psycopg.Connection[Any]
+ROOT = Path(__file__).parent.parent
 
 
 def one_stage(handler: Callable[..., Any], *, data: Any = Post, **options: Any) -> Pipeline[Any]:
@@ -790,3 +793,24 @@ def test_a_server_that_is_too_old_is_refused_with_the_version_that_is_needed(old
         asyncio.run(Worker(one_stage(lambda run: None), older).run())
     with pytest.raises(SchemaError, match=wanted):
         migrations.apply(older)
+
+
+# The table.
+
+
+def test_the_page_is_what_the_table_says() -> None:
+    assert (ROOT / "docs" / "bad-inputs.md").read_text(encoding="utf-8") == bad_inputs.page(), "run: make docs"
+
+
+def test_every_test_that_the_table_names_is_there_and_every_one_here_is_in_it() -> None:
+    named = {test for row in bad_inputs.ROWS for test in row.tests}
+    there = {
+        f"tests/{file.name}::{node.name}"
+        for file in (ROOT / "tests").glob("test_*.py")
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert sorted(named - there) == []
+    ours = {test for test in there if test.startswith("tests/test_bad_inputs.py::") and "the_table" not in test}
+    assert sorted(ours - named) == []
+    assert all(row.tests for row in bad_inputs.ROWS)
