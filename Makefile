@@ -67,8 +67,9 @@ bench: $(STAMP) ## measure throughput beside the same SQL alone, a backlog of a 
 schema: $(STAMP) ## write sql/schema.sql anew from the migrations
 	$(BIN)/python tests/schema.py > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql
 
-docs: $(STAMP) ## write docs/cli.md anew from the commands' help
+docs: $(STAMP) ## write docs/cli.md anew from the commands' help, and docs/bad-inputs.md from its table
 	mkdir -p docs && $(BIN)/python tests/cli_reference.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+	$(BIN)/python tests/bad_inputs.py > docs/bad-inputs.md.new && mv docs/bad-inputs.md.new docs/bad-inputs.md
 
 wheel-test: $(STAMP) ## run what may differ against the built wheel, without the source on the path; RABBITMQ as above
 	$(PACKAGES)

@@ -91,7 +91,7 @@ class Lines:
         if not isinstance(metadata, dict):
             raise InvalidInput("metadata", f"must be an object, not {type(metadata).__name__}")
         if self.pipeline is not None:
-            return entity, self.pipeline.dump(metadata)
+            return entity, self.pipeline.dump_readable(metadata)
         return entity, documents.dump_any(metadata, "metadata")
 
 

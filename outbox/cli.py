@@ -38,6 +38,9 @@ class Group(click.Group):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit
             ctx.exit(1)
+        except OSError as error:  # a file that can't be read, a disk that is full
+            click.echo(f"outbox: {explain(error)}", err=True)
+            ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self.commands, "demo"]

@@ -23,6 +23,9 @@ SQL = statements.load("commit")
 log = logging.getLogger("outbox.worker")
 
 BATCH = 200
+BATCH_SIZE = 64 * 2**20
+"""Characters of JSON in a batch, but for its first outcome's: Postgres closes the connection at 1 GB a statement."""
+
 LINGER = 0.002
 """Seconds that an outcome waits for others while handlers run."""
 
@@ -98,8 +101,8 @@ class Committer:
             await self._arrived.wait()
             if len(self._finished) < BATCH and self._busy():
                 await asyncio.sleep(LINGER)
-            finished, self._finished = _take(self._finished)
-            failures, self._failed = _take(self._failed)
+            finished, self._finished = _take(self._finished, _fitting(self._finished))
+            failures, self._failed = _take(self._failed, BATCH)
             if not self._finished and not self._failed:
                 self._arrived.clear()
             self._underway = [*(job for job, _ in finished), *(job for job, _ in failures)]
@@ -209,17 +212,28 @@ class Committer:
 Queued = TypeVar("Queued", bound=tuple[Job, Any])
 
 
-def _take(queue: list[Queued]) -> tuple[list[Queued], list[Queued]]:
-    """Return the next batch and the rest. Of a workflow a batch has one attempt: answer and messages go by workflow.
+def _take(queue: list[Queued], count: int) -> tuple[list[Queued], list[Queued]]:
+    """Return the next batch, of at most `count`, and the rest.
 
-    There are two where a status was changed under a handler, which then ends together with that of the next stage.
+    Of a workflow a batch has one attempt: answer and messages go by workflow. There are two where a
+    status was changed under a handler, which then ends together with that of the next stage.
     """
-    batch, rest = queue[:BATCH], queue[BATCH:]
+    batch, rest = queue[:count], queue[count:]
     first = {item[0].workflow_id: item for item in reversed(batch)}
     if len(first) < len(batch):
         rest = [item for item in batch if first[item[0].workflow_id] is not item] + rest
         batch = [item for item in batch if first[item[0].workflow_id] is item]
     return batch, rest
+
+
+def _fitting(finished: Sequence[tuple[Job, Finished]]) -> int:
+    """Return how many of these one statement takes."""
+    size = 0
+    for count, (_, outcome) in enumerate(finished[:BATCH]):
+        size += outcome.size
+        if size > BATCH_SIZE and count:
+            return count
+    return min(BATCH, len(finished))
 
 
 def _log_batch(batch: Sequence[tuple[Job, Any]], count: int, what: str, started: float) -> None:

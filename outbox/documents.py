@@ -29,11 +29,14 @@ def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
     """Return `value` as JSON text that Postgres stores and `adapter` reads back; else InvalidInput naming `field`."""
     try:
         value = adapter.validate_python(value)
-        text = adapter.dump_json(value, warnings="error").decode()
+        # For its way back: without computed fields, and Json[…] as the JSON text that it was.
+        written = adapter.dump_json(value, warnings="error", round_trip=True)
     except ValidationError as error:
         raise InvalidInput(field, explain(error)) from None
     except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:
         raise InvalidInput(field, f"can't be written as JSON: {clean(str(error), 300)}") from None
+    _check_size(len(written), field)
+    text = written.decode()
     # A float that JSON has no word for is written as null: look only where there is a null at all.
     if "null" in text and _has_nonfinite(adapter.dump_python(value)):
         raise InvalidInput(field, "NaN and Infinity are not JSON")
@@ -58,10 +61,8 @@ def dump_any(value: Any, field: str) -> str:
 
 def check(text: str, field: str) -> str:
     """Return JSON text as it is, or raise InvalidInput where Postgres or a later reader would refuse it."""
-    if len(text) > MAX_BYTES // 4 and (size := len(text.encode())) > MAX_BYTES:
-        raise InvalidInput(
-            field, f"{size:,} bytes of JSON; the limit is {MAX_BYTES:,}. Store it elsewhere, keep a link"
-        )
+    if len(text) > MAX_BYTES // 4:
+        _check_size(len(text) if len(text) > MAX_BYTES else len(text.encode()), field)
     if "\\u0000" in text and "\0" in _strings(text, field):
         raise InvalidInput(field, "has a NUL character, which Postgres can't store in JSON")
     if "NaN" in text or "Infinity" in text:
@@ -69,6 +70,13 @@ def check(text: str, field: str) -> str:
     if len(text) > MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise InvalidInput(field, f"nested more than {MAX_DEPTH} levels deep")
     return text
+
+
+def _check_size(size: int, field: str) -> None:
+    if size > MAX_BYTES:
+        raise InvalidInput(
+            field, f"{size:,} bytes of JSON; the limit is {MAX_BYTES:,}. Store it elsewhere, keep a link"
+        )
 
 
 def text_problem(text: object, longest: int) -> str | None:
@@ -107,6 +115,14 @@ def clean(text: str, longest: int = MAX_ERROR) -> str:
 def printable(value: object) -> str:
     """Return text without control characters, for log lines and terminals."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
+
+
+def shown(value: object) -> str:
+    """Return any value as an error names it: short, storable, whatever its `__repr__` does."""
+    try:
+        return clean(repr(value), 80)
+    except Exception:  # such as an integer that is too long for Python to write
+        return f"a value of type {type(value).__name__}"
 
 
 def describe(error: BaseException) -> str:

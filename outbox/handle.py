@@ -23,6 +23,8 @@ Data = TypeVar("Data")
 
 MAX_TOPIC = 255
 MAX_KEY = 1_000
+MAX_PUBLISHED = 64 * 2**20
+"""How many characters of messages one attempt publishes at most: they are one statement, which ends at 1 GB."""
 
 
 class Run(Generic[Data]):
@@ -33,11 +35,12 @@ class Run(Generic[Data]):
     whatever is called outside. `connection` is there in stages with `transaction=True`.
     """
 
-    __slots__ = ("_connection", "_job", "_messages", "data")
+    __slots__ = ("_connection", "_job", "_messages", "_published", "data")
 
     def __init__(self, job: Job, data: Data, connection: Any = None) -> None:
         self._job = job
         self._messages: list[Message] = []
+        self._published = 0
         self._connection = connection
         self.data = data
 
@@ -100,14 +103,18 @@ class Run(Generic[Data]):
         InvalidInput if it can't be stored, LeaseLost if the job was taken away.
         """
         self._still_held()
-        self._messages.append(
-            Message(
-                documents.check_text(topic, "topic", MAX_TOPIC),
-                self._job.entity_id if key is None else documents.check_text(key, "key", MAX_KEY),
-                documents.dump_any(payload, "payload"),
-                None if headers is None else documents.dump_any(dict(headers), "headers"),
-            )
+        if not isinstance(headers, Mapping | None):
+            raise InvalidInput("headers", f"must be a mapping, not {type(headers).__name__}")
+        message = Message(
+            documents.check_text(topic, "topic", MAX_TOPIC),
+            self._job.entity_id if key is None else documents.check_text(key, "key", MAX_KEY),
+            documents.dump_any(payload, "payload"),
+            None if headers is None else documents.dump_any(dict(headers), "headers"),
         )
+        if self._published + message.size > MAX_PUBLISHED:
+            raise InvalidInput("payload", f"the messages of one attempt have more than {MAX_PUBLISHED:,} characters")
+        self._published += message.size
+        self._messages.append(message)
 
     def _still_held(self) -> None:
         if self._job.lost is not None:
@@ -128,6 +135,8 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
         return Run(job, job.stage.pipeline.load(job.metadata), connection)
     except ValidationError as error:
         return Failed(f"the stored metadata doesn't fit the pipeline's data: {documents.explain(error)}", None)
+    except BaseException as error:  # validators are the user's code, as handlers are
+        return fail(job, error)
 
 
 async def handle_async(run: Run[Any]) -> Outcome:

@@ -85,7 +85,7 @@ def parse_id(value: object) -> UUID:
     try:
         found = value if isinstance(value, UUID) else UUID(value)  # type: ignore[arg-type]
     except (ValueError, TypeError, AttributeError):
-        raise InvalidInput("message_id", f"{documents.clean(repr(value), 80)} is no UUID") from None
+        raise InvalidInput("message_id", f"{documents.shown(value)} is no UUID") from None
     if found.version != 7:
         raise InvalidInput(
             "message_id", f"{found} is a UUID without its time (no version 7); take the header cloudEvents_id"

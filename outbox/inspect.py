@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 import psycopg
+from psycopg.abc import Buffer
 from psycopg.rows import dict_row, tuple_row
+from psycopg.types.datetime import TimestamptzLoader
+from psycopg.types.json import set_json_loads
 
-from . import statements
+from . import documents, statements
 from .errors import NotFound, OutboxError
 
 SQL = statements.load("inspect")
@@ -145,6 +149,27 @@ def _make_anew(conn: psycopg.Connection[Any], ids: list[UUID]) -> int:
     return int(row[0]) if row else 0
 
 
+class _Time(TimestamptzLoader):
+    """A moment, or the text of one that Python has no date for: before year 1, after 9999."""
+
+    def load(self, data: Buffer) -> Any:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return bytes(data).decode()
+
+
+def _json(data: str | bytes) -> Any:
+    """A document, or the text of one that is in nobody's way in Postgres and that Python can't read or write."""
+    text = data if isinstance(data, str) else data.decode()
+    try:
+        return json.loads(documents.check(text, "document"))
+    except ValueError:
+        return text
+
+
 def _rows(conn: psycopg.Connection[Any], name: str, **params: Any) -> list[Row]:
     with conn.cursor(row_factory=dict_row) as cursor:
+        cursor.adapters.register_loader("timestamptz", _Time)
+        set_json_loads(_json, cursor)
         return cursor.execute(SQL[name], params or None).fetchall()

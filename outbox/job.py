@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import documents
-from .outcome import Reject, Retry
+from .outcome import Reject, Retry, is_wait
 from .pipeline import Stage
 
 
@@ -43,6 +43,10 @@ class Message:
     payload: str
     headers: str | None
 
+    @property
+    def size(self) -> int:
+        return len(self.payload) + len(self.headers or "")
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -51,6 +55,11 @@ class Finished:
     status: str
     data: str | None
     messages: list[Message]
+
+    @property
+    def size(self) -> int:
+        """How many characters of JSON its commit writes."""
+        return len(self.data or "") + sum(message.size for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,8 @@ def fail(job: Job, error: BaseException) -> Failed:
         return Failed(documents.clean(_message(error)), None)
     delay = job.stage.retry.delay(job.attempt)
     if isinstance(error, Retry):
-        if delay is not None and error.after is not None:
+        # Looked at here, too: one that was changed after it was made would fail the commit of a whole batch.
+        if delay is not None and is_wait(error.after):
             delay = error.after
         return Failed(documents.clean(_message(error)), delay)
     return Failed(documents.describe(error), delay)

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import tuple_row
 
 from .documents import printable
 from .errors import SettingsError
@@ -66,6 +67,15 @@ def cannot_connect(dsn: str, error: psycopg.Error) -> str:
 def threshold(pooled: bool) -> int | None:
     """After how many uses psycopg prepares a statement; None, where the session isn't ours: never, whoever asks."""
     return None if pooled else 5
+
+
+def reclaim(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
+    """Undo what a handler may have set on a connection that it was given: rows as dicts, another kind of cursor."""
+    conn.row_factory = tuple_row
+    if isinstance(conn, psycopg.AsyncConnection):
+        conn.cursor_factory = psycopg.AsyncCursor
+    else:
+        conn.cursor_factory = psycopg.Cursor
 
 
 class Link:

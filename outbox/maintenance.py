@@ -14,7 +14,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from . import inbox, killpoints, ring, statements
-from .documents import printable
+from .documents import printable, shown
 from .errors import DefinitionError, OutboxError
 from .link import Link, temporary
 
@@ -47,10 +47,10 @@ class Retention:
         for name, days in asdict(self).items():
             # A negative age would delete what is new, and an endless one fail at each turn.
             if days is not None and not (isinstance(days, int | float) and 0 <= days <= MAX_DAYS):
-                raise DefinitionError(f"Retention {name}: {days!r} is not a number of days from 0 to {MAX_DAYS:,}")
+                raise DefinitionError(f"Retention {name}: {shown(days)} is not a number of days from 0 to {MAX_DAYS:,}")
         least, most = inbox.MEMORY_DAYS
         if self.inbox is not None and not least <= self.inbox <= most:
-            raise DefinitionError(f"Retention inbox: {self.inbox!r} is not a number of days from {least} to {most}")
+            raise DefinitionError(f"Retention inbox: {shown(self.inbox)} is no number of days from {least} to {most}")
 
     def require(self, conn: psycopg.Connection[Any]) -> None:
         """Raise OutboxError if this role may not delete what this retention is to delete."""

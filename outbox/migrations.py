@@ -36,6 +36,9 @@ SELECT to_regrole('outbox_viewer') IS NOT NULL
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('outbox.migrate'))"
 _RECORD = "INSERT INTO outbox.schema_migrations (name) VALUES ({});"
 
+_OLDEST = 15
+"""The oldest Postgres, by its major version."""
+
 
 @dataclass(frozen=True, slots=True)
 class Migration:
@@ -77,6 +80,7 @@ def apply(where: str | psycopg.Connection[Any]) -> list[str]:
     if isinstance(where, str):
         with psycopg.connect(where, autocommit=True) as conn:
             return apply(conn)
+    _require_version(where)
     done = []
     for migration in all_migrations():
         with where.transaction():
@@ -130,7 +134,11 @@ def script(migrations: list[Migration], *, roles: bool = False) -> str:
 
 
 def require(conn: psycopg.Connection[Any]) -> None:
-    """Raise SchemaError if the schema lacks what this code needs. A newer schema is fine: it only adds."""
+    """Raise SchemaError if the server is too old, or the schema lacks what this code needs.
+
+    A newer schema is fine: it only adds.
+    """
+    _require_version(conn)
     missing = pending(conn)
     if len(missing) == len(all_migrations()):
         raise SchemaError("there is no Outbox schema in this database. Run: outbox migrate")
@@ -148,3 +156,9 @@ def _row(conn: psycopg.Connection[Any], question: LiteralString) -> tuple[Any, .
         row = cursor.execute(question).fetchone()
     assert row is not None
     return row
+
+
+def _require_version(conn: psycopg.Connection[Any]) -> None:
+    version = conn.info.server_version // 10_000
+    if version < _OLDEST:
+        raise SchemaError(f"the server is Postgres {version}; Outbox needs Postgres {_OLDEST} or newer")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
+from .documents import shown
 from .errors import DefinitionError, InvalidInput
 
 Data = TypeVar("Data")
@@ -30,7 +31,7 @@ class Backoff:
         for name, low, high in (("first", 0, 1e8), ("factor", 1, 1e3), ("max", 0, 1e8), ("jitter", 0, 1)):
             check_number(getattr(self, name), f"Backoff {name}", low, high)
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or not 1 <= self.attempts <= 10_000:
-            raise DefinitionError(f"Backoff attempts: {self.attempts!r} is not a whole number from 1 to 10,000")
+            raise DefinitionError(f"Backoff attempts: {shown(self.attempts)} is not a whole number from 1 to 10,000")
 
     def delay(self, attempt: int) -> float | None:
         """Return the seconds to wait after `attempt` (1 is the first) has failed; None when it was the last."""
@@ -56,9 +57,11 @@ class Retry(Exception):
     It counts as an attempt. A message, if given, is kept as the job's error.
     """
 
+    after: float | None = None  # of the class, too: a subclass may leave out our __init__
+
     def __init__(self, after: float | None = None, message: str = "") -> None:
-        if after is not None and not (isinstance(after, int | float) and 0 <= after <= 1e9):
-            raise InvalidInput("after", f"{after!r} is not a number of seconds from 0 to 1e9")
+        if after is not None and not is_wait(after):
+            raise InvalidInput("after", f"{shown(after)} is not a number of seconds from 0 to 1e9")
         super().__init__(message or ("retry" if after is None else f"retry after {after:g} s"))
         self.after = after
 
@@ -70,6 +73,11 @@ class Reject(Exception):
         super().__init__(reason)
 
 
+def is_wait(seconds: object) -> TypeGuard[float]:
+    """Whether a job can be put off by so much."""
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= 1e9
+
+
 def check_number(value: Any, what: str, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise DefinitionError(f"{what}: {value!r} is not a number from {low:g} to {high:g}")
+        raise DefinitionError(f"{what}: {shown(value)} is not a number from {low:g} to {high:g}")

@@ -30,7 +30,7 @@ def check_name(name: object, what: str) -> str:
     """Return `name` if a pipeline, stage or status may have it; else DefinitionError."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DefinitionError(
-            f"{what} {documents.clean(repr(name), 80)}: a name has 1 to 63 letters, digits, spaces or any of _.:/- "
+            f"{what} {documents.shown(name)}: a name has 1 to 63 letters, digits, spaces or any of _.:/- "
             "and begins with a letter, a digit or _"
         )
     return name
@@ -68,8 +68,9 @@ class Stage:
             raise HandlerError(
                 f"stage {self.queue} has several next statuses ({', '.join(sorted(self.to))}): return Go(status)"
             )
-        if status not in self.to:
-            raise HandlerError(f"stage {self.queue} may not go to {status!r}, only to {', '.join(sorted(self.to))}")
+        if not isinstance(status, str) or status not in self.to:
+            legal = ", ".join(sorted(self.to))
+            raise HandlerError(f"stage {self.queue} may not go to {documents.shown(status)}, only to {legal}")
         if result is None:
             return status, None
         if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
@@ -106,7 +107,7 @@ class Pipeline(Generic[Data]):
             self._adapter: TypeAdapter[Any] = TypeAdapter(dict[str, Any] if data is None else data)
         except PydanticUserError as error:
             raise DefinitionError(
-                f"pipeline {name}: data={data!r} is no type that pydantic validates: {error}"
+                f"pipeline {name}: data={documents.shown(data)} is no type that pydantic validates: {error}"
             ) from None
 
     def __repr__(self) -> str:
@@ -153,11 +154,16 @@ class Pipeline(Generic[Data]):
         for status in (on, running):
             if status in self.final:
                 raise DefinitionError(f"stage {name} takes {status}, which is final: nothing can follow it")
+        if retry is not None and not isinstance(retry, Backoff):
+            raise DefinitionError(f"stage {name}: retry={documents.shown(retry)} is no Backoff")
+        if not isinstance(transaction, bool):
+            raise DefinitionError(f"stage {name}: transaction={documents.shown(transaction)} is neither True nor False")
         check_number(timeout, f"stage {name}: timeout", 0.001, 1e8)
         if concurrency is not None and (
             isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= 10_000
         ):
-            raise DefinitionError(f"stage {name}: concurrency={concurrency!r} is not a whole number from 1 to 10,000")
+            given = documents.shown(concurrency)
+            raise DefinitionError(f"stage {name}: concurrency={given} is not a whole number from 1 to 10,000")
 
         def register(handler: Handler) -> Handler:
             if not callable(handler) or inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
@@ -227,9 +233,21 @@ class Pipeline(Generic[Data]):
             return documents.dump_any(data, "data")
         return documents.dump(self._adapter, data, "data")
 
+    def dump_readable(self, data: Any) -> str:
+        """The same for what is submitted: what the model itself couldn't read back is refused, not dead later."""
+        text = self.dump(data)
+        try:
+            if not self._plain:
+                self.load(text)
+        except ValidationError as error:
+            problem = f"its type can't read back what it writes: {documents.explain(error)}"
+            raise InvalidInput("data", problem) from None
+        return text
+
     def load(self, text: str) -> Data:
         """Return stored JSON text as the pipeline's data type; else pydantic's ValidationError."""
-        data: Data = self._adapter.validate_json(text)
+        # Either way: what we wrote is by the fields' names, what others wrote may be by their aliases.
+        data: Data = self._adapter.validate_json(text, by_alias=True, by_name=True)
         return data
 
     def _validated(self, data: Any) -> Any:
@@ -255,7 +273,7 @@ class Pipeline(Generic[Data]):
         nothing. InvalidInput before any SQL if the id or the data can't be stored; NotDeployed if the database
         doesn't know the pipeline.
         """
-        submitted: Submitted | Awaitable[Submitted] = submit(self.name, self.dump, conn, entity_id, data)
+        submitted: Submitted | Awaitable[Submitted] = submit(self.name, self.dump_readable, conn, entity_id, data)
         return submitted
 
     @overload
@@ -271,11 +289,13 @@ class Pipeline(Generic[Data]):
 
         Returns how many are new. All or nothing is the caller's transaction; entities that exist are left alone.
         """
-        started: int | Awaitable[int] = submit_many(self.name, self.dump, conn, items)
+        started: int | Awaitable[int] = submit_many(self.name, self.dump_readable, conn, items)
         return started
 
 
 def _statuses(names: Iterable[str], what: str) -> frozenset[str]:
     if isinstance(names, str):
-        raise DefinitionError(f"{what} must be a set of statuses, not the string {names!r}")
+        raise DefinitionError(f"{what} must be a set of statuses, not the string {documents.shown(names)}")
+    if not isinstance(names, Iterable):
+        raise DefinitionError(f"{what} must be statuses, not {documents.shown(names)}")
     return frozenset(check_name(name, what) for name in names)

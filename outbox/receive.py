@@ -21,8 +21,8 @@ from .delivery import Arrival, Delivery, Unreadable, storable
 from .documents import printable
 from .errors import HandlerError, TooNew, TooOld
 from .inbox import Inbox
-from .link import Link, engine_conninfo, threshold
-from .outcome import Backoff, Reject, Retry
+from .link import Link, engine_conninfo, reclaim, threshold
+from .outcome import Backoff, Reject, Retry, is_wait
 
 SQL = statements.load("receive")
 log = logging.getLogger("outbox.consumer")
@@ -116,7 +116,7 @@ class Receiver:
                 delay = None if isinstance(error, Reject) else retry.delay(delivery.attempt)
                 if delay is None:
                     return await self._park(arrival, delivery, _text(error))
-                if isinstance(error, Retry) and error.after is not None:
+                if isinstance(error, Retry) and is_wait(error.after):
                     delay = error.after
                 log.warning("message %s: attempt %s failed, the next one in %.1f s: %s", delivery.message_id,
                             delivery.attempt, delay, printable(_text(error)))  # fmt: skip
@@ -150,7 +150,10 @@ class Receiver:
             new = await self._terms.inbox.accept(conn, delivery.message_id)
             if new:
                 delivery.connection = conn
-                await self._in_time(self._terms.handler(delivery))
+                try:
+                    await self._in_time(self._terms.handler(delivery))
+                finally:
+                    reclaim(conn)
                 _require_same(delivery, await (await conn.execute(SQL["delivery_mark_read"])).fetchone())
             if _had_trouble(arrival, delivery):
                 await conn.execute(SQL["delivery_settle"], self._known(arrival, delivery))
@@ -170,6 +173,8 @@ class Receiver:
                     self._terms.handler(delivery)
                 except (StopIteration, GeneratorExit) as error:  # which neither a future nor a coroutine can hold
                     raise RuntimeError(f"the handler raised {type(error).__name__}") from error
+                finally:
+                    reclaim(conn)
                 _require_same(delivery, conn.execute(SQL["delivery_mark_read"]).fetchone())
             if _had_trouble(arrival, delivery):
                 conn.execute(SQL["delivery_settle"], self._known(arrival, delivery))

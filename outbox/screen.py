@@ -40,7 +40,7 @@ def cell(value: Any) -> Text:
     if value is None:
         return Text("")
     if isinstance(value, datetime):
-        return Text(value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"))
+        return Text(f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}".rjust(19, "0"))
     if isinstance(value, dict | list):
         value = json.dumps(value, ensure_ascii=False)
     return Text(printable(value))

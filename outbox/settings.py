@@ -33,10 +33,13 @@ class Settings:
 def load(start: Path | None = None, **overrides: str | None) -> Settings:
     """Return the settings that hold in the folder `start` (default: the current one).
 
-    SettingsError for an unknown key or a wrong type in pyproject.toml, naming file and key.
+    SettingsError for an unknown key or a wrong type in pyproject.toml, naming file and key, and for what is said empty.
     """
     found: dict[str, Any] = _from_pyproject(start or Path.cwd())
     found |= {key: value for key, name in _KEYS.items() if (value := os.environ.get(name))}
+    for key, value in overrides.items():
+        if value == "":  # such as --dsn "$UNSET": not to be taken for the bundled Postgres
+            raise SettingsError(f"{key.replace('_', '-')} is given and empty")
     found |= {key: value for key, value in overrides.items() if value is not None}
     home = Path(found.pop("home", None) or default_home())
     return Settings(home=home.expanduser(), **found)

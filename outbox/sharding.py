@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+from .documents import shown
 from .errors import InvalidInput
 
 
@@ -14,5 +15,5 @@ def shard(entity_id: str, of: int) -> int:
     those of number 2.
     """
     if isinstance(of, bool) or not isinstance(of, int) or of < 1:
-        raise InvalidInput("of", f"{of!r} is not a number of databases")
+        raise InvalidInput("of", f"{shown(of)} is not a number of databases")
     return zlib.crc32(entity_id.encode("utf-8", "replace")) % of

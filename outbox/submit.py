@@ -5,9 +5,8 @@ Each call is a generator that yields statements and is sent their rows; see exec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +19,9 @@ from .statements import text_array
 
 SQL = statements.load("submit")
 BATCH = 2_000
+BATCH_SIZE = 8 * 2**20
+"""How many characters of data a statement takes, beside its first workflow's: Postgres ends at 1 GB, all together."""
+
 MAX_ENTITY_ID = 512
 
 Dump = Callable[[Any], str]
@@ -42,6 +44,8 @@ def submit(pipeline: str, dump: Dump, conn: Any, entity_id: str, data: Any) -> A
 
 def submit_many(pipeline: str, dump: Dump, conn: Any, items: Iterable[tuple[str, Any]]) -> Any:
     """Start many. See Pipeline.submit_many."""
+    if not isinstance(items, Iterable):
+        raise InvalidInput("items", f"must be (entity_id, data) pairs, not {documents.shown(items)}")
     return execute(conn, _submit_all(pipeline, (_checked(dump, *_pair(item)) for item in items)))
 
 
@@ -54,7 +58,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
     try:
         entity_id, data = item
     except (TypeError, ValueError):
-        raise InvalidInput("items", f"each item is (entity_id, data), not {documents.clean(repr(item), 80)}") from None
+        raise InvalidInput("items", f"each item is (entity_id, data), not {documents.shown(item)}") from None
     return entity_id, data
 
 
@@ -82,15 +86,26 @@ def _submit_all(pipeline: str, items: Iterable[tuple[str, str]]) -> Steps[int]:
     if not rows[0][0]:
         raise _not_deployed(pipeline)
     started = 0
-    rest = iter(items)
-    while batch := list(islice(rest, BATCH)):
-        entities, metadata = zip(*batch, strict=True)
+    for entities, metadata in _batches(items):
         rows = yield (
             SQL["workflows_submit_count"],
             {"pipeline": pipeline, "entities": text_array(entities), "metadata": text_array(metadata)},
         )
         started += rows[0][0]
     return started
+
+
+def _batches(items: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:
+    entities, metadata, size = list[str](), list[str](), 0
+    for entity, text in items:
+        if len(entities) == BATCH or (entities and size + len(text) > BATCH_SIZE):
+            yield entities, metadata
+            entities, metadata, size = [], [], 0
+        entities.append(entity)
+        metadata.append(text)
+        size += len(text)
+    if entities:
+        yield entities, metadata
 
 
 def _not_deployed(pipeline: str) -> NotDeployed:

@@ -10,6 +10,7 @@ from . import commit, killpoints
 from .errors import HandlerError
 from .handle import begin, handle_async, handle_sync
 from .job import Failed, Finished, Job, Outcome, fail
+from .link import reclaim
 
 # Idle in the transaction for longer than the stage's timeout plus this many seconds, the session is ended by
 # Postgres: a process that froze holding row locks must not block those who take over.
@@ -22,15 +23,17 @@ async def run_async(conn: psycopg.AsyncConnection[Any], job: Job) -> Outcome | N
     Raises psycopg.Error if the handler was not begun. A commit whose answer is lost counts as failed: putting the
     job back is refused if it was committed after all.
     """
-    outcome: Outcome | None
+    outcome: Outcome | None = None
     begun = False
     try:
         async with conn.transaction() as transaction:
+            reclaim(conn)
             await conn.execute(*commit.mark_transaction(job, job.stage.timeout + IDLE_GRACE))
             begun = True
             run = begin(job, conn)
             outcome = run if isinstance(run, Failed) else await handle_async(run)
             if isinstance(outcome, Finished):
+                reclaim(conn)
                 mark = await (await conn.execute(commit.SQL["transaction_mark_read"])).fetchone()
                 _require_same(job, mark)
                 killpoints.passing("K3")
@@ -39,6 +42,8 @@ async def run_async(conn: psycopg.AsyncConnection[Any], job: Job) -> Outcome | N
                     return outcome
                 outcome = None
             _roll_back(transaction)
+    except psycopg.Rollback:
+        return outcome  # the connection is gone, and with it the transaction
     except (psycopg.Error, HandlerError) as error:
         if not begun:
             raise
@@ -48,21 +53,25 @@ async def run_async(conn: psycopg.AsyncConnection[Any], job: Job) -> Outcome | N
 
 def run_sync(conn: psycopg.Connection[Any], job: Job) -> Outcome | None:
     """The same for a sync handler, in the calling thread."""
-    outcome: Outcome | None
+    outcome: Outcome | None = None
     begun = False
     try:
         with conn.transaction() as transaction:
+            reclaim(conn)
             conn.execute(*commit.mark_transaction(job, job.stage.timeout + IDLE_GRACE))
             begun = True
             run = begin(job, conn)
             outcome = run if isinstance(run, Failed) else handle_sync(run)
             if isinstance(outcome, Finished):
+                reclaim(conn)
                 killpoints.passing("K3")
                 _require_same(job, conn.execute(commit.SQL["transaction_mark_read"]).fetchone())
                 if conn.execute(*commit.finish([(job, outcome)])).fetchone():
                     return outcome
                 outcome = None
             _roll_back(transaction)
+    except psycopg.Rollback:
+        return outcome  # the connection is gone, and with it the transaction
     except (psycopg.Error, HandlerError) as error:
         if not begun:
             raise

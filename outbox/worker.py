@@ -17,6 +17,7 @@ from . import deploy, migrations, tasks
 from .attempt import Attempts
 from .claim import Claimer
 from .commit import Committer, Counts
+from .documents import shown
 from .errors import DefinitionError, OutboxError
 from .job import fail
 from .lane import Lanes
@@ -68,8 +69,11 @@ class Worker:
             ("concurrency", concurrency or 1, 1, 10_000),
         ):
             if not isinstance(value, int | float) or not low <= value <= high:
-                raise DefinitionError(f"{name}: {value!r} is not a number from {low:g} to {high:,}")
-        self._pipelines = [pipelines] if isinstance(pipelines, Pipeline) else list(pipelines)
+                raise DefinitionError(f"{name}: {shown(value)} is not a number from {low:g} to {high:,}")
+        self._pipelines = list(pipelines) if isinstance(pipelines, Iterable) else [pipelines]
+        for pipeline in self._pipelines:
+            if not isinstance(pipeline, Pipeline):
+                raise DefinitionError(f"pipelines: {shown(pipeline)} is no Pipeline")
         self._lanes = Lanes.of(self._pipelines, stages, concurrency)
         self._dsn, self._listen_dsn = dsn, listen_dsn or dsn
         self._pooled = self._listen_dsn != dsn

@@ -1092,6 +1092,9 @@ ALTER TABLE ONLY outbox.inbox_31
 ALTER TABLE ONLY outbox.jobs
     ADD CONSTRAINT jobs_pkey PRIMARY KEY (workflow_id);
 
+ALTER TABLE outbox.jobs
+    ADD CONSTRAINT jobs_run_at_finite CHECK (isfinite(run_at)) NOT VALID;
+
 ALTER TABLE ONLY outbox.legal_changes
     ADD CONSTRAINT legal_changes_pkey PRIMARY KEY (pipeline, from_status, to_status);
 

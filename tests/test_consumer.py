@@ -21,6 +21,7 @@ from commands import Outbox
 from conftest import OWNER
 from letters import post, uuid7
 from pipelines import value
+from psycopg.rows import dict_row
 from servers import wait_for
 
 from outbox import (
@@ -206,6 +207,43 @@ def test_a_handler_that_leaves_its_transaction_aborted_has_failed(conn: Conn, am
     post(amqp, (uuid7(), {"n": 1}))
     run(aborts, lambda: parked(conn), retry=Backoff(attempts=1))
     assert "InFailedSqlTransaction" in parked(conn)[0]
+
+
+@pytest.mark.parametrize("handler", [record, record_in_a_thread])
+def test_a_handler_may_have_its_rows_as_it_likes(conn: Conn, amqp: str, run: Run, handler: Handler) -> None:
+    """Though it fails after it has said so, which is what the engine's own look at the attempts then meets."""
+
+    def says_so(delivery: Delivery) -> None:
+        delivery.connection.row_factory = dict_row
+        if delivery.payload["n"] == 1 and delivery.attempt == 1:
+            raise ValueError("once")
+
+    def in_a_thread(delivery: Delivery) -> None:
+        record_in_a_thread(delivery)
+        says_so(delivery)
+
+    async def in_the_loop(delivery: Delivery) -> None:
+        await record(delivery)
+        says_so(delivery)
+
+    post(amqp, (uuid7(), {"n": 1}), (uuid7(), {"n": 2}))
+    run(in_the_loop if handler is record else in_a_thread, lambda: len(seen(conn)) == 2)
+    assert sorted(seen(conn)) == [1, 2]
+    assert parked(conn) == []
+
+
+@pytest.mark.parametrize("after", ["soon", float("nan"), -1, 1e300, True])
+def test_a_wish_to_wait_that_is_no_time_is_the_stages_own(conn: Conn, amqp: str, run: Run, after: Any) -> None:
+    async def wishes(delivery: Delivery) -> None:
+        await record(delivery)
+        if delivery.attempt == 1:
+            error = Retry(after=1)
+            error.after = after
+            raise error
+
+    post(amqp, (uuid7(), {"n": 1}))
+    run(wishes, lambda: seen(conn))
+    assert seen(conn) == [1]
 
 
 @pytest.mark.parametrize(

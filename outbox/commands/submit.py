@@ -12,7 +12,7 @@ import click
 
 from .. import application, bulk, migrations, screen, settings
 from ..documents import printable
-from ..errors import SettingsError
+from ..errors import OutboxError, SettingsError
 from ..submit import submit_text
 from .shared import app_option, database, json_option
 
@@ -59,8 +59,10 @@ def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None,
 def _progress(file: Path) -> Iterator[tuple[IO[bytes], Callable[[int], None]]]:
     """Yield the file's stream and what to tell of bytes read: a bar on a terminal, else nothing."""
     piped = str(file) == "-"
+    if piped and sys.stdin is None:
+        raise OutboxError("standard input is closed: give a FILE, or pipe lines into it")
     with click.open_file(str(file), "rb") as stream:
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():
             yield stream, lambda count: None
             return
         from rich.console import Console
