@@ -13,7 +13,7 @@ import psycopg
 
 from . import killpoints, statements
 from .documents import printable
-from .job import Job, actor
+from .job import Job, actor, fence
 from .lane import Lane, Lanes
 from .link import Link, temporary
 from .statements import array, text_array
@@ -208,36 +208,22 @@ def receive(
 ) -> dict[Lane, list[int]]:
     """Put claimed rows into their lanes; return the ids that each lane got."""
     got: dict[Lane, list[int]] = {}
-    for (
-        workflow_id,
-        id_,
-        pipeline,
-        stage,
-        entered,
-        attempt,
-        careful,
-        entity_id,
-        status,
-        version,
-        metadata,
-    ) in rows:
+    for pipeline, stage, *fields in rows:
         lane = lanes[pipeline, stage]
-        job = Job(lane.stage, worker, workflow_id, entered, attempt, careful, entity_id, status, version, metadata)
+        job = Job(lane.stage, worker, *fields)
         lane.waiting.append(job)
-        if careful:
+        if job.careful:
             lane.careful += 1
         else:
-            got.setdefault(lane, []).append(id_)
+            got.setdefault(lane, []).append(job.id)
     return got
 
 
 def start(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that moves claimed jobs to their stage's in-progress status."""
     return SQL["jobs_start_if_held"], {
-        "worker": jobs[0].owner,
+        **fence(jobs),
         "actor": actor(jobs[0].owner),
-        "ids": array(job.workflow_id for job in jobs),
-        "attempts": array(job.attempt for job in jobs),
         "versions": array(job.version for job in jobs),
         "statuses": text_array(job.stage.running for job in jobs),
     }

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from . import killpoints, statements
 from .documents import printable
-from .job import Failed, Finished, Job, Outcome, actor
+from .job import Failed, Finished, Job, Outcome, actor, fence
 from .job import fail as failed
 from .link import Link
 from .statements import array, text_array
@@ -248,7 +248,9 @@ def finish(jobs: Sequence[tuple[Job, Finished]]) -> tuple[bytes, dict[str, Any]]
     """Return the statement that commits finished jobs of one owner; its rows are the workflows still held."""
     sent = [(job.workflow_id, message) for job, outcome in jobs for message in outcome.messages]
     return SQL["jobs_finish_if_held"], {
-        **_fence([job for job, _ in jobs]),
+        **fence([job for job, _ in jobs]),
+        "actor": actor(jobs[0][0].owner),
+        "versions": array(job.version for job, _ in jobs),
         "statuses": text_array(outcome.status for _, outcome in jobs),
         "data": text_array(outcome.data for _, outcome in jobs),
         "senders": array(workflow_id for workflow_id, _ in sent),
@@ -262,7 +264,7 @@ def finish(jobs: Sequence[tuple[Job, Finished]]) -> tuple[bytes, dict[str, Any]]
 def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that puts failed jobs of one owner back or lays them down as dead."""
     return SQL["jobs_fail_if_held"], {
-        **_held([job for job, _ in jobs]),
+        **fence([job for job, _ in jobs]),
         "now": None,
         "delays": array("NULL" if outcome.delay is None else outcome.delay for _, outcome in jobs),
         "errors": text_array(outcome.error for _, outcome in jobs),
@@ -271,31 +273,16 @@ def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
 
 def give_back(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that frees jobs of one owner which have not run; no attempt is burnt."""
-    return SQL["jobs_give_back"], _held(jobs)
+    return SQL["jobs_give_back"], fence(jobs)
 
 
 def finished_by(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     """Return the question which of these are in the history, asked when the answer to a commit was lost."""
-    return SQL["jobs_finished_by"], _fence(jobs)
-
-
-def _fence(jobs: Sequence[Job]) -> dict[str, Any]:
-    return {
-        "worker": jobs[0].owner,
+    return SQL["jobs_finished_by"], {
         "actor": actor(jobs[0].owner),
         "ids": array(job.workflow_id for job in jobs),
         "attempts": array(job.attempt for job in jobs),
         "versions": array(job.version for job in jobs),
-    }
-
-
-def _held(jobs: Sequence[Job]) -> dict[str, Any]:
-    """The fence of what only the job is asked about: the workflow's version may have moved under it."""
-    return {
-        "worker": jobs[0].owner,
-        "ids": array(job.workflow_id for job in jobs),
-        "entered": array(job.entered for job in jobs),
-        "attempts": array(job.attempt for job in jobs),
     }
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from . import documents
 from .outcome import Reject, Retry, is_wait
 from .pipeline import Stage
+from .statements import array
 
 
 @dataclass(slots=True)
 class Job:
-    """A claimed job: what to do, the data to do it on, and the fence (owner, attempt, version)."""
+    """A claimed job: what to do, the data to do it on, and the fence (id, owner, attempt, version)."""
 
     stage: Stage
     owner: int
+    id: int
     workflow_id: str
     entered: int
     attempt: int
@@ -76,6 +79,16 @@ Outcome = Finished | Failed
 def actor(worker: int) -> str:
     """How the history names a worker."""
     return f"worker-{worker}"
+
+
+def fence(jobs: Sequence[Job]) -> dict[str, Any]:
+    """The parameters by which a statement tells which attempts of one owner still count."""
+    return {
+        "worker": jobs[0].owner,
+        "ids": array(job.workflow_id for job in jobs),
+        "jobs": array(job.id for job in jobs),
+        "attempts": array(job.attempt for job in jobs),
+    }
 
 
 def fail(job: Job, error: BaseException) -> Failed:

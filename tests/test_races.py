@@ -17,7 +17,7 @@ from pipelines import Post, deployed, value
 from servers import wait_for
 from test_worker import one_stage
 
-from outbox import claim, commit, statements
+from outbox import Pipeline, claim, commit, statements
 from outbox.job import Failed, Finished, Job, Message
 from outbox.lane import Lane
 
@@ -245,7 +245,7 @@ def test_jobs_that_may_kill_their_worker_are_claimed_one_at_a_time_over_all_stag
     for _ in range(4):
         rows = conn.execute(*claim.request(1, lanes, 0, careful=True)).fetchall()
         assert [row[6] for row in rows] == [True], "one, whatever there is"
-        stages.add(rows[0][3])
+        stages.add(rows[0][1])
         assert conn.execute(*claim.request(1, lanes, 0, careful=False)).fetchall() == [], "none beside it"
     assert stages == {"enrich", "decide"}
     assert conn.execute(*claim.request(1, lanes, 0, careful=True)).fetchall() == []
@@ -256,3 +256,18 @@ def test_a_job_of_a_stage_that_a_deploy_took_away_is_swept_and_holds_up_no_other
     table = Table(conn, "a")
     conn.execute("DELETE FROM outbox.stages")
     assert table.sweep(conn) == ["freed"]
+
+
+def test_f04_an_attempt_does_not_count_for_the_job_that_two_deploys_put_in_its_place(conn: Conn) -> None:
+    """The same worker, workflow, version and attempt: only the job is another."""
+    table = Table(conn, "a")
+    parked: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
+    parked.allow("NEW", to={"DONE", "MOVED"})
+    deployed(conn, parked)
+    deployed(conn, table.pipeline)
+    (anew,) = table._claim(conn, table.first)
+    assert (anew.attempt, anew.version, anew.entered) == (table.job.attempt, table.job.version, table.job.entered)
+    for act in (table.finish, table.fail, table.die, table.give_back):
+        assert act(conn) == [], "what is claimed now is not touched"
+    table.job = anew
+    assert table.finish(conn) == ["moved", "sent"]

@@ -45,7 +45,7 @@ WITH picked AS MATERIALIZED (
     WHERE j.workflow_id = taken.workflow_id
     RETURNING j.workflow_id, j.id, j.pipeline, j.stage, j.version, j.attempt, j.careful
 )
-SELECT c.workflow_id::text, c.id, c.pipeline, c.stage, c.version AS entered, c.attempt, c.careful,
+SELECT c.pipeline, c.stage, c.id, c.workflow_id::text, c.version AS entered, c.attempt, c.careful,
        w.entity_id, w.current_status AS status, w.version, w.metadata::text
 FROM claimed AS c
 JOIN outbox.workflow_states AS w ON w.id = c.workflow_id
@@ -57,17 +57,17 @@ ORDER BY c.id;
 WITH me AS MATERIALIZED (
     SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true)
 ), workflow AS MATERIALIZED (
-    SELECT w.id, o.attempt, o.status
-    FROM me, unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(versions)s::bigint[], %(statuses)s::text[])
-        AS o (id, attempt, version, status)
+    SELECT w.id, o.job, o.attempt, o.status
+    FROM me, unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(versions)s::bigint[],
+                    %(statuses)s::text[]) AS o (id, job, attempt, version, status)
     JOIN outbox.workflow_states AS w ON w.id = o.id AND w.version = o.version
     ORDER BY w.id
     FOR NO KEY UPDATE OF w
 ), held AS MATERIALIZED (
     SELECT workflow.id, workflow.status
     FROM workflow
-    JOIN outbox.jobs AS j
-        ON j.workflow_id = workflow.id AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt
+    JOIN outbox.jobs AS j ON j.workflow_id = workflow.id
+        AND j.id = workflow.job AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt
     ORDER BY workflow.id
     FOR UPDATE OF j
 )

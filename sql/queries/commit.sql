@@ -1,4 +1,7 @@
 -- Step 4: one statement for a batch, in which a job that is no longer held contributes nothing.
+--
+-- The fence is (job, owner, attempt). The job's own id is in it since the same worker may hold another job of the
+-- workflow by now, in an attempt of the same number.
 
 -- name: jobs_finish_if_held
 -- Writes new status, data and messages of the jobs that this worker still holds on unchanged data; the trigger
@@ -9,9 +12,9 @@ WITH me AS MATERIALIZED (
     SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true)
 ), workflow AS MATERIALIZED (
     -- The workflow first: that is the order of a change by hand. Its version tells whether there was one.
-    SELECT w.id, o.attempt, o.status, o.data
-    FROM me, unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(versions)s::bigint[], %(statuses)s::text[], %(data)s::text[])
-        AS o (id, attempt, version, status, data)
+    SELECT w.id, o.job, o.attempt, o.status, o.data
+    FROM me, unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(versions)s::bigint[],
+                    %(statuses)s::text[], %(data)s::text[]) AS o (id, job, attempt, version, status, data)
     JOIN outbox.workflow_states AS w ON w.id = o.id AND w.version = o.version
     ORDER BY w.id
     FOR NO KEY UPDATE OF w
@@ -20,8 +23,8 @@ WITH me AS MATERIALIZED (
     -- job that is merely joined would be checked against the past.
     SELECT workflow.id, workflow.status, workflow.data
     FROM workflow
-    JOIN outbox.jobs AS j
-        ON j.workflow_id = workflow.id AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt
+    JOIN outbox.jobs AS j ON j.workflow_id = workflow.id
+        AND j.id = workflow.job AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt
     ORDER BY workflow.id
     FOR UPDATE OF j
 ), moved AS (
@@ -43,15 +46,14 @@ WITH me AS MATERIALIZED (
 SELECT moved.id::text FROM moved;
 
 -- name: jobs_fail_if_held
--- Puts failed jobs back for later, or, where `delays[n]` is null, lays them down as dead with their error. `entered` is
--- part of the fence: the same worker may hold the workflow's next job by now, in an attempt of the same number.
+-- Puts failed jobs back for later, or, where `delays[n]` is null, lays them down as dead with their error.
 -- Returns those that were still held. Writes jobs, dead_jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id, o.delay, o.error
-    FROM unnest(%(ids)s::uuid[], %(entered)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[])
-        AS o (id, entered, attempt, delay, error)
+    FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[])
+        AS o (id, job, attempt, delay, error)
     JOIN outbox.jobs AS j
-        ON j.workflow_id = o.id AND j.version = o.entered AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
+        ON j.workflow_id = o.id AND j.id = o.job AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
     ORDER BY j.workflow_id
     FOR UPDATE OF j
 ), later AS (
@@ -74,14 +76,13 @@ WITH held AS MATERIALIZED (
 SELECT held.workflow_id::text FROM held;
 
 -- name: jobs_give_back
--- Frees jobs that this worker holds and did not run, or ran on data that has changed: no attempt is burnt. `entered`
--- as above.
+-- Frees jobs that this worker holds and did not run, or ran on data that has changed: no attempt is burnt.
 -- Writes jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id
-    FROM unnest(%(ids)s::uuid[], %(entered)s::bigint[], %(attempts)s::integer[]) AS o (id, entered, attempt)
+    FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[]) AS o (id, job, attempt)
     JOIN outbox.jobs AS j
-        ON j.workflow_id = o.id AND j.version = o.entered AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
+        ON j.workflow_id = o.id AND j.id = o.job AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
     ORDER BY j.workflow_id
     FOR NO KEY UPDATE OF j
 )
