@@ -110,13 +110,14 @@ def pgbench_script(stage: str, to: str) -> str:
               "marks": "array[:mark]", "limits": f"'{{{BATCH}}}'"}  # fmt: skip
     finishes = {"worker": "1", "actor": "'worker-1'", "data": ":metadata"} | {
         name: f":{name}" for name in
-        ("ids", "attempts", "versions", "statuses", "senders", "topics", "keys", "payloads", "headers")
+        ("ids", "jobs", "attempts", "versions", "statuses", "senders", "topics", "keys", "payloads", "headers")
     }  # fmt: skip
     data = "c.metadata" if stage == "enrich" else "NULL::text"
     return f"""
         {_fill(claim, claims)}, c AS ({select}{rows})
-        SELECT max(c.id) AS mark, array_agg(c.workflow_id) AS ids, array_agg(c.attempt) AS attempts,
-               array_agg(c.version) AS versions, array_agg('{to}'::text) AS statuses, array_agg({data}) AS metadata,
+        SELECT max(c.id) AS mark, array_agg(c.workflow_id) AS ids, array_agg(c.id) AS jobs,
+               array_agg(c.attempt) AS attempts, array_agg(c.version) AS versions,
+               array_agg('{to}'::text) AS statuses, array_agg({data}) AS metadata,
                array_agg(c.workflow_id) AS senders, array_agg('posts.{stage}'::text) AS topics,
                array_agg(c.entity_id) AS keys, array_agg(format('{{"entity_id":"%s"}}', c.entity_id)) AS payloads,
                array_agg(NULL::text) AS headers
