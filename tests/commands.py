@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
+from pooler import way_env
 
 from outbox.cli import main
 
@@ -48,7 +49,7 @@ class Outbox:
         env: Mapping[str, str] | None = None,
     ) -> Done:
         settings: dict[str, str | None] = dict.fromkeys(SETTINGS)
-        settings |= {"OUTBOX_DSN": self.dsn, **(env or {})}
+        settings |= {**(way_env(self.dsn) if self.dsn else {}), **(env or {})}
         result = CliRunner().invoke(main, list(arguments), input=input, env=settings)
         done = Done(result.exit_code, result.stdout, result.stderr)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -85,7 +86,7 @@ class Process(subprocess.Popen[bytes]):
             [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         )
         if dsn is not None:
-            settings["OUTBOX_DSN"] = dsn
+            settings |= way_env(dsn)
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         super().__init__([sys.executable, *arguments], env={**settings, **env}, **{**streams, **pipes})
 

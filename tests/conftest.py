@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pooler as pooling
 import psycopg
 import pytest
 from broker import Broker
 from commands import Outbox
-from pooler import Pooler
+from pooler import Pooler, way_env
 from servers import PostgresServer, Process
 
 from outbox import migrations
@@ -39,7 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
-    yield from serve(PostgresServer())
+    for server in serve(PostgresServer()):
+        if os.environ.get("OUTBOX_TEST_POOLER"):
+            pooling.between = Pooler(server, OWNER, size=20).start()
+        try:
+            yield server
+        finally:
+            if pooling.between is not None:
+                pooling.between.remove()
 
 
 def serve(server: PostgresServer) -> Iterator[PostgresServer]:
@@ -126,7 +134,7 @@ def spawn(dsn: str, tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
     def spawn(*arguments: str, env: dict[str, str] | None = None) -> Process:
         path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
-        settings = {"OUTBOX_DSN": dsn, "PYTHONPATH": path, **(env or {})}
+        settings = {**way_env(dsn), "PYTHONPATH": path, **(env or {})}
         started.append(Process(["-m", "outbox", *arguments], settings, tmp_path))
         return started[-1]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
+from pooler import way
 from pydantic import BaseModel
 
 from outbox import Backoff, Go, Pipeline, Run, Worker, deploy
@@ -52,7 +53,7 @@ def drain(pipeline: Pipeline[Any], dsn: str, **options: Any) -> Worker:
     """Run all that is due in this process."""
     import asyncio
 
-    worker = Worker(pipeline, dsn, drain=True, **options)
+    worker = Worker(pipeline, **way(dsn), drain=True, **options)
     asyncio.run(asyncio.wait_for(worker.run(), 60))
     return worker
 

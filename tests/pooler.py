@@ -26,7 +26,24 @@ auth_file = {users}
 default_pool_size = {size}
 max_client_conn = 500
 server_idle_timeout = 5
+server_login_retry = 1
 """
+
+
+between: Pooler | None = None
+"""With OUTBOX_TEST_POOLER=1, what stands between the engine and the test process's Postgres, in all tests."""
+
+
+def way(dsn: str) -> dict[str, str]:
+    """Return the options by which a worker or a consumer reaches this database."""
+    if between is None or not between.serves(dsn):
+        return {"dsn": dsn}
+    return {"dsn": between.dsn(dsn), "listen_dsn": dsn}
+
+
+def way_env(dsn: str) -> dict[str, str]:
+    """Return the same as environment variables."""
+    return {f"OUTBOX_{name.upper()}": value for name, value in way(dsn).items()}
 
 
 def program() -> Path | None:
@@ -43,6 +60,7 @@ class Pooler:
         if found is None:
             raise RuntimeError("PgBouncer is not on this machine; say make test PGBOUNCER=skip")
         self._program = found
+        self._postgres, self._users = server.port, users
         self.folder = Path(tempfile.mkdtemp(prefix="pooler", dir="/tmp"))
         self.folder.chmod(0o755)
         self.port = free_port()
@@ -69,6 +87,10 @@ class Pooler:
     def dsn(self, dsn: str) -> str:
         """Return the DSN of a database of the server, through the pooler."""
         return psycopg.conninfo.make_conninfo(dsn, host="127.0.0.1", port=self.port)
+
+    def serves(self, dsn: str) -> bool:
+        """Whether this is a DSN of the server behind it, for a user that it lets in."""
+        return any(f"//{user}@127.0.0.1:{self._postgres}/" in dsn for user in self._users)
 
     def remove(self) -> None:
         if self._popen is not None:

@@ -14,6 +14,7 @@ from broker import Broker, channel, queue_depth
 from conftest import OWNER, make_database
 from letters import post, uuid7
 from pipelines import value
+from pooler import way_env
 from proxy import LossyProxy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from servers import PostgresServer, Process, wait_for
@@ -42,7 +43,7 @@ def consume(dsn: str, amqp: str, tmp_path: Path) -> Iterator[Consume]:
 
     def consume(**env: str) -> Process:
         path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        settings = {"OUTBOX_DSN": dsn, "OUTBOX_AMQP_URL": amqp, "PYTHONPATH": path, **env}
+        settings = {**way_env(dsn), "OUTBOX_AMQP_URL": amqp, "PYTHONPATH": path, **env}
         started.append(Process(["-m", "consumer_app"], settings, tmp_path))
         return started[-1]
 

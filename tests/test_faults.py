@@ -261,7 +261,7 @@ def test_f20_workers_live_through_a_killed_postmaster(
     with psycopg.connect(dsn, autocommit=True) as conn:
         app = prepare(conn, dsn)
         submit(conn, app, *(f"e{n}" for n in range(300)))
-    workers = [spawn(*WORKER, env={"OUTBOX_DSN": dsn}) for _ in range(2)]
+    workers = [spawn(*WORKER, env={"OUTBOX_DSN": dsn, "OUTBOX_LISTEN_DSN": dsn}) for _ in range(2)]
     for done in (20, 120):
         with psycopg.connect(dsn, autocommit=True) as conn:
             wait_for(lambda conn=conn, done=done: value(conn, "SELECT count(*) FROM outbox.ledger") >= done, timeout=30)
