@@ -50,7 +50,9 @@ class Retention:
                 raise DefinitionError(f"Retention {name}: {shown(days)} is not a number of days from 0 to {MAX_DAYS:,}")
         least, most = inbox.MEMORY_DAYS
         if self.inbox is not None and not least <= self.inbox <= most:
-            raise DefinitionError(f"Retention inbox: {shown(self.inbox)} is not a number of days from {least} to {most}")
+            raise DefinitionError(
+                f"Retention inbox: {shown(self.inbox)} is not a number of days from {least} to {most}"
+            )
 
     def require(self, conn: psycopg.Connection[Any]) -> None:
         """Raise OutboxError if this role may not delete what this retention is to delete."""
