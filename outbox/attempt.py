@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -61,10 +61,13 @@ class Attempts:
 
     def start(self, lane: Lane) -> None:
         """Start what waits in a lane, as far as there are free slots."""
-        while self._starting and (job := lane.next()) is not None:
-            lane.running[job.workflow_id] = job
-            job.deadline = time.monotonic() + lane.stage.timeout
-            job.task = self._loop.create_task(self._attempt(lane, job))
+        while self._starting and (jobs := lane.next()):
+            lane.attempts += 1
+            task = self._loop.create_task(self._attempt(lane, jobs))
+            deadline = time.monotonic() + lane.stage.timeout
+            for job in jobs:
+                lane.running[job.workflow_id] = job
+                job.deadline, job.task = deadline, task
 
     async def watch(self) -> None:
         """Take overdue attempts away from their handlers, for ever."""
@@ -80,23 +83,27 @@ class Attempts:
                         self._committer.put(job, fail(job, late))
                         job.take_away("timed out")
 
-    async def _attempt(self, lane: Lane, job: Job) -> None:
+    async def _attempt(self, lane: Lane, jobs: list[Job]) -> None:
         try:
             if lane.stage.transaction:
-                await self._in_transaction(job)
+                await self._in_transaction(lane, jobs)
             else:
-                self._committer.put(job, await self._handle(job))
+                self._committer.put(jobs[0], await self._handle(jobs[0]))
         except asyncio.CancelledError:
-            if not job.lost:
-                self._committer.put(job, fail(job, RuntimeError("the handler was cancelled")))
+            for job in jobs:
+                if not job.lost:
+                    self._committer.put(job, fail(job, RuntimeError("the handler was cancelled")))
         except Exception as error:
             # The engine's own trouble costs an attempt, not the worker.
-            self._committer.put(job, fail(job, error))
+            for job in jobs:
+                self._committer.put(job, fail(job, error))
         finally:
-            if lane.running.get(job.workflow_id) is job:
-                del lane.running[job.workflow_id]
-            lane.careful -= job.careful
-            lane.finished()
+            lane.attempts -= 1
+            for job in jobs:
+                if lane.running.get(job.workflow_id) is job:
+                    del lane.running[job.workflow_id]
+                lane.careful -= job.careful and job not in lane.waiting
+            lane.finished(len(jobs))
             self.start(lane)
             self._on_ended()
 
@@ -105,36 +112,46 @@ class Attempts:
         if isinstance(run, Failed):
             return run
         if job.stage.is_async:
-            return await handle_async(run)
-        return await self._loop.run_in_executor(self._threads, handle_sync, run)
+            return (await handle_async([run]))[0]
+        return (await self._loop.run_in_executor(self._threads, handle_sync, [run]))[0]
 
-    async def _in_transaction(self, job: Job) -> None:
-        outcome: Outcome | None
+    async def _in_transaction(self, lane: Lane, jobs: list[Job]) -> None:
         try:
-            if job.stage.is_async:
+            if lane.stage.is_async:
                 async with self._pool.connection() as conn:
-                    outcome = await transaction.run_async(conn, job)
+                    outcomes = await transaction.run_async(conn, jobs)
             else:
-                outcome = await self._loop.run_in_executor(self._threads, self._in_sync_transaction, job)
+                outcomes = await self._loop.run_in_executor(self._threads, self._in_sync_transaction, jobs)
         except (psycopg.Error, OSError) as error:
             # The database was away before the handler began: no attempt is burnt.
-            log.warning("%s %s: %s; not started", job.stage.queue, printable(job.entity_id), first_line(error))
+            log.warning("%s: %s; %s not started", lane.stage.queue, first_line(error), _named(jobs))
             await asyncio.sleep(0.2)
-            await self._committer.not_held([job])
+            await self._committer.not_held(jobs)
             return
-        if isinstance(outcome, Finished):
-            self._committer.committed_itself(job, outcome)
-        elif outcome is not None:
-            self._committer.put(job, outcome)
-        elif await self._committer.is_unchanged(job):
-            own = HandlerError("it changed its own workflow or job through run.connection; return what is to change")
-            self._committer.put(job, fail(job, own))
-        else:
-            await self._committer.not_held([job])
+        if not outcomes:
+            log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, _named(jobs))
+            lane.again_alone(jobs)
+        elif finished := [(job, it) for job, it in zip(jobs, outcomes, strict=True) if isinstance(it, Finished)]:
+            self._committer.committed_itself(finished)
+        for job, outcome in zip(jobs, outcomes, strict=False):
+            if isinstance(outcome, Failed):
+                self._committer.put(job, outcome)
+            elif outcome is None and await self._committer.is_unchanged(job):
+                own = HandlerError(
+                    "it changed its own workflow or job through run.connection; return what is to change"
+                )
+                self._committer.put(job, fail(job, own))
+            elif outcome is None:
+                await self._committer.not_held([job])
 
-    def _in_sync_transaction(self, job: Job) -> Outcome | None:
+    def _in_sync_transaction(self, jobs: list[Job]) -> Sequence[Outcome | None]:
         with self._sync_pool.connection() as conn:
-            return transaction.run_sync(conn, job)
+            return transaction.run_sync(conn, jobs)
+
+
+def _named(jobs: list[Job]) -> str:
+    others = f" and {len(jobs) - 1} others" if len(jobs) > 1 else ""
+    return printable(jobs[0].entity_id) + others
 
 
 def _slots(lanes: list[Lane]) -> int:

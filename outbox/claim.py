@@ -176,7 +176,7 @@ class Claimer:
     async def _wait_for_room(self) -> None:
         """Wait until a claim is worth its round trip: a good part of a lane is free, or a moment has passed."""
         self._roomy.clear()
-        if any(lane.room() * 4 > lane.concurrency for lane in self._lanes.values()):
+        if any(lane.room() * 4 > lane.slots for lane in self._lanes.values()):
             return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._roomy.wait(), 1.0)

@@ -81,11 +81,19 @@ class Committer:
             self._failed.append((job, outcome))
         self._arrived.set()
 
-    def committed_itself(self, job: Job, outcome: Finished) -> None:
-        """Count an attempt that was committed in a transaction of its own."""
-        self._counts.done += 1
-        log.info("%s %s: done in its transaction, -> %s", job.stage.queue, printable(job.entity_id), outcome.status)
-        self._on_next(job.stage.pipeline.name, outcome.status)
+    def committed_itself(self, batch: Sequence[tuple[Job, Finished]]) -> None:
+        """Count attempts that were committed in a transaction of their own."""
+        self._counts.done += len(batch)
+        (job, outcome), others = batch[0], len(batch) - 1
+        log.info(
+            "%s %s%s: done in a transaction, -> %s",
+            job.stage.queue,
+            printable(job.entity_id),
+            f" and {others} others" if others else "",
+            outcome.status,
+        )
+        for job, outcome in batch:
+            self._on_next(job.stage.pipeline.name, outcome.status)
 
     @property
     def jobs(self) -> list[Job]:

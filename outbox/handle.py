@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -139,29 +139,48 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
         return fail(job, error)
 
 
-async def handle_async(run: Run[Any]) -> Outcome:
-    """Run an async handler in the event loop."""
+async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:
+    """Run an async handler in the event loop, with one run or, in a stage with `batch`, with all of them."""
     try:
-        return finish(run, await run._job.stage.handler(run))
+        return finish(runs, await _call(runs))
     except BaseException as error:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise  # the worker's own cancellation, not the handler's
-        return fail(run._job, error)
+        return [fail(run._job, error) for run in runs]
 
 
-def handle_sync(run: Run[Any]) -> Outcome:
+def handle_sync(runs: Sequence[Run[Any]]) -> list[Outcome]:
     """Run a sync handler in the calling thread."""
     try:
-        return finish(run, run._job.stage.handler(run))
+        return finish(runs, _call(runs))
     except BaseException as error:
-        return fail(run._job, error)
+        return [fail(run._job, error) for run in runs]
 
 
-def finish(run: Run[Any], result: Any) -> Outcome:
-    """Return the outcome of what a handler returned."""
-    try:
-        status, data = run._job.stage.outcome(result)
-    except InvalidInput as error:
-        raise HandlerError(f"stage {run._job.stage.queue} returned data that can't be stored: {error}") from None
-    return Finished(status, data, run._messages)
+def _call(runs: Sequence[Run[Any]]) -> Any:
+    stage = runs[0]._job.stage
+    return stage.handler(runs[0] if stage.batch is None else list(runs))
+
+
+def finish(runs: Sequence[Run[Any]], result: Any) -> list[Outcome]:
+    """Return the outcomes of what a handler returned."""
+    stage = runs[0]._job.stage
+    if stage.batch is None:
+        results = [result]
+    elif result is None:
+        results = [None] * len(runs)
+    elif not isinstance(result, list | tuple) or len(result) != len(runs):
+        what = f"{len(result)} results" if isinstance(result, list | tuple) else f"a {type(result).__name__}"
+        raise HandlerError(
+            f"stage {stage.queue} returned {what} for {len(runs)} runs: return a list of as many, or None"
+        )
+    else:
+        results = list(result)
+    outcomes: list[Outcome] = []
+    for run, one in zip(runs, results, strict=True):
+        try:
+            outcomes.append(Finished(*stage.outcome(one), run._messages))
+        except InvalidInput as error:
+            raise HandlerError(f"stage {stage.queue} returned data that can't be stored: {error}") from None
+    return outcomes

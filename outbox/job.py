@@ -29,6 +29,7 @@ class Job:
     version: int
     metadata: str
     lost: str | None = None  # why this attempt's writes no longer count
+    alone: bool = False  # it was in a batch that failed: its next transaction is its own
     task: asyncio.Future[Any] | None = None
     deadline: float = 0.0
 

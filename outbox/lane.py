@@ -19,7 +19,7 @@ PREFETCH = 0.05
 MAX_BATCH = 400
 
 
-ASYNC_CONCURRENCY, SYNC_CONCURRENCY, TRANSACTION_CONCURRENCY = 100, 16, 10
+ASYNC_CONCURRENCY, SYNC_CONCURRENCY, TRANSACTION_CONCURRENCY, BATCH_CONCURRENCY = 100, 16, 10, 2
 
 
 class Lane:
@@ -30,6 +30,7 @@ class Lane:
         self.concurrency = concurrency
         self.waiting: deque[Job] = deque()
         self.running: dict[str, Job] = {}
+        self.attempts = 0  # handlers at work; each has one job, or a batch of them
         self.careful = 0  # jobs that may kill this process: one at a time, over all its lanes
         self.mark = 0
         self._scanned = -FULL_SCAN
@@ -41,19 +42,40 @@ class Lane:
     def room(self) -> int:
         """How many more jobs to claim: free slots and a little ahead, so that slow handlers hoard nothing."""
         ahead = min(MAX_BATCH, int(self._rate * PREFETCH))
-        return min(MAX_BATCH, self.concurrency + ahead - len(self.running) - len(self.waiting))
+        return min(MAX_BATCH, self.slots + ahead - len(self.running) - len(self.waiting))
 
-    def next(self) -> Job | None:
-        """Take the next waiting job if there is a free slot; none before its in-progress status is stored."""
-        if not self.waiting or len(self.running) >= self.concurrency:
-            return None
-        if self.stage.running and self.waiting[0].status == self.stage.on:
-            return None
-        return self.waiting.popleft()
+    @property
+    def slots(self) -> int:
+        """How many jobs may be with handlers at once."""
+        return self.concurrency * (self.stage.batch or 1)
 
-    def finished(self) -> None:
-        """Count one finished job for the rate."""
-        self._finished += 1
+    def next(self) -> list[Job]:
+        """Take what the next handler gets; nothing if there is no free slot, or nothing that may begin."""
+        if self.attempts >= self.concurrency:
+            return []
+        taken: list[Job] = []
+        while self.waiting and len(taken) < (self.stage.batch or 1) and self._may_begin(self.waiting[0]):
+            if taken and self.waiting[0].alone:
+                break
+            taken.append(self.waiting.popleft())
+            if taken[0].alone:
+                break
+        return taken
+
+    def _may_begin(self, job: Job) -> bool:
+        """Whether its in-progress status is stored, where there is one."""
+        return not self.stage.running or job.status != self.stage.on
+
+    def again_alone(self, jobs: Sequence[Job]) -> None:
+        """Put back what was rolled back together, to begin before anything else, each without the others."""
+        for job in reversed(jobs):
+            if not job.lost:
+                job.alone = True
+                self.waiting.appendleft(job)
+
+    def finished(self, jobs: int) -> None:
+        """Count finished jobs for the rate."""
+        self._finished += jobs
         now = time.monotonic()
         if (passed := now - self._since) > 0.1:
             self._rate = 0.5 * self._rate + 0.5 * self._finished / passed
@@ -131,6 +153,8 @@ def _choose(pipelines: Iterable[Pipeline[object]], names: Sequence[str] | None) 
 
 
 def _default(stage: Stage) -> int:
+    if stage.batch:
+        return BATCH_CONCURRENCY
     if stage.transaction:
         return TRANSACTION_CONCURRENCY
     return ASYNC_CONCURRENCY if stage.is_async else SYNC_CONCURRENCY

@@ -49,6 +49,7 @@ class Stage:
     timeout: float
     concurrency: int | None
     transaction: bool
+    batch: int | None
     running: str | None
     is_async: bool
 
@@ -123,6 +124,7 @@ class Pipeline(Generic[Data]):
         timeout: float = 60.0,
         concurrency: int | None = None,
         transaction: bool = False,
+        batch: int | None = None,
         running: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Make the decorated function the handler of workflows in status `on`.
@@ -130,6 +132,9 @@ class Pipeline(Generic[Data]):
         It gets a `Run` and returns new data, `Go(status, data)`, or None for unchanged data. `timeout` is in
         seconds for one attempt. `concurrency` bounds attempts at once in one worker process. With
         `transaction=True` the handler gets `run.connection`, whose writes commit with the status change.
+        With `batch=100` besides, it gets a list of up to 100 runs that share one transaction, and returns None
+        or a list with what each run's handler would return. If it raises, all is rolled back and each workflow
+        gets a transaction, and a list, of its own: `concurrency` bounds transactions then.
         `running` names an in-progress status that is stored while the handler runs.
         """
         check_name(name, "stage")
@@ -159,11 +164,12 @@ class Pipeline(Generic[Data]):
         if not isinstance(transaction, bool):
             raise DefinitionError(f"stage {name}: transaction={documents.shown(transaction)} is neither True nor False")
         check_number(timeout, f"stage {name}: timeout", 0.001, 1e8)
-        if concurrency is not None and (
-            isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= 10_000
-        ):
-            given = documents.shown(concurrency)
-            raise DefinitionError(f"stage {name}: concurrency={given} is not a whole number from 1 to 10,000")
+        for what, value, most in (("concurrency", concurrency, 10_000), ("batch", batch, 1_000)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
+                given = documents.shown(value)
+                raise DefinitionError(f"stage {name}: {what}={given} is not a whole number from 1 to {most:,}")
+        if batch is not None and not transaction:
+            raise DefinitionError(f"stage {name}: batch={batch} is for stages with transaction=True")
 
         def register(handler: Handler) -> Handler:
             if not callable(handler) or inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
@@ -178,6 +184,7 @@ class Pipeline(Generic[Data]):
                 timeout=float(timeout),
                 concurrency=concurrency,
                 transaction=transaction,
+                batch=batch,
                 running=running,
                 is_async=inspect.iscoroutinefunction(handler)
                 or inspect.iscoroutinefunction(getattr(handler, "__call__", None)),  # noqa: B004 - an object

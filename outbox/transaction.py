@@ -1,14 +1,18 @@
-"""Step 3 and 4 in one: a handler in a transaction of its own, which ends with the status change or not at all."""
+"""Step 3 and 4 in one: a handler in a transaction of its own, which ends with the status change or not at all.
+
+A stage with `batch` has several jobs in one transaction.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 
 from . import commit, killpoints
 from .errors import HandlerError
-from .handle import begin, handle_async, handle_sync
+from .handle import Run, begin, handle_async, handle_sync
 from .job import Failed, Finished, Job, Outcome, fail
 from .link import reclaim
 
@@ -17,66 +21,89 @@ from .link import reclaim
 IDLE_GRACE = 5.0
 
 
-async def run_async(conn: psycopg.AsyncConnection[Any], job: Job) -> Outcome | None:
-    """Run an async handler and commit. Returns its outcome, None if the job was no longer held (rolled back).
+async def run_async(conn: psycopg.AsyncConnection[Any], jobs: Sequence[Job]) -> Sequence[Outcome | None]:
+    """Run an async handler on these jobs and commit. Returns an outcome each, None for a job that was no longer held.
 
-    Raises psycopg.Error if the handler was not begun. A commit whose answer is lost counts as failed: putting the
-    job back is refused if it was committed after all.
+    All are committed or none. Of several that were rolled back nothing is known of any (an empty list): each is to
+    be tried alone. Raises psycopg.Error if the handler was not begun. A commit whose answer is lost counts as failed:
+    putting the jobs back is refused if it was committed after all.
     """
-    outcome: Outcome | None = None
+    ended: Sequence[Outcome | None] = []
     begun = False
     try:
         async with conn.transaction() as transaction:
             reclaim(conn)
-            await conn.execute(*commit.mark_transaction(job, job.stage.timeout + IDLE_GRACE))
+            await conn.execute(*commit.mark_transaction(jobs[0], jobs[0].stage.timeout + IDLE_GRACE))
             begun = True
-            run = begin(job, conn)
-            outcome = run if isinstance(run, Failed) else await handle_async(run)
-            if isinstance(outcome, Finished):
+            runs, unfit = _begin(jobs, conn)
+            ended = unfit or await handle_async(runs)
+            if finished := _finished(jobs, ended):
                 reclaim(conn)
                 mark = await (await conn.execute(commit.SQL["transaction_mark_read"])).fetchone()
-                _require_same(job, mark)
+                _require_same(jobs[0], mark)
                 killpoints.passing("K3")
-                if await (await conn.execute(*commit.finish([(job, outcome)]))).fetchone():
+                held = await (await conn.execute(*commit.finish(finished))).fetchall()
+                if len(held) == len(jobs):
                     killpoints.sending("K4")
-                    return outcome
-                outcome = None
+                    return ended
+                ended = [None]
             _roll_back(transaction)
     except psycopg.Rollback:
-        return outcome  # the connection is gone, and with it the transaction
+        pass  # the transaction's own; or the connection is gone, and with it the transaction
     except (psycopg.Error, HandlerError) as error:
         if not begun:
             raise
-        return fail(job, error)
-    return outcome
+        return _refused(conn, jobs, error)
+    return ended if len(jobs) == 1 else []
 
 
-def run_sync(conn: psycopg.Connection[Any], job: Job) -> Outcome | None:
+def run_sync(conn: psycopg.Connection[Any], jobs: Sequence[Job]) -> Sequence[Outcome | None]:
     """The same for a sync handler, in the calling thread."""
-    outcome: Outcome | None = None
+    ended: Sequence[Outcome | None] = []
     begun = False
     try:
         with conn.transaction() as transaction:
             reclaim(conn)
-            conn.execute(*commit.mark_transaction(job, job.stage.timeout + IDLE_GRACE))
+            conn.execute(*commit.mark_transaction(jobs[0], jobs[0].stage.timeout + IDLE_GRACE))
             begun = True
-            run = begin(job, conn)
-            outcome = run if isinstance(run, Failed) else handle_sync(run)
-            if isinstance(outcome, Finished):
+            runs, unfit = _begin(jobs, conn)
+            ended = unfit or handle_sync(runs)
+            if finished := _finished(jobs, ended):
                 reclaim(conn)
                 killpoints.passing("K3")
-                _require_same(job, conn.execute(commit.SQL["transaction_mark_read"]).fetchone())
-                if conn.execute(*commit.finish([(job, outcome)])).fetchone():
-                    return outcome
-                outcome = None
+                _require_same(jobs[0], conn.execute(commit.SQL["transaction_mark_read"]).fetchone())
+                if len(conn.execute(*commit.finish(finished)).fetchall()) == len(jobs):
+                    return ended
+                ended = [None]
             _roll_back(transaction)
     except psycopg.Rollback:
-        return outcome  # the connection is gone, and with it the transaction
+        pass  # the transaction's own; or the connection is gone, and with it the transaction
     except (psycopg.Error, HandlerError) as error:
         if not begun:
             raise
-        return fail(job, error)
-    return outcome
+        return _refused(conn, jobs, error)
+    return ended if len(jobs) == 1 else []
+
+
+def _begin(jobs: Sequence[Job], conn: Any) -> tuple[list[Run[Any]], list[Outcome]]:
+    """Return what the handler is given, and instead of it the outcomes of jobs whose data don't fit."""
+    begun = [begin(job, conn) for job in jobs]
+    return [run for run in begun if isinstance(run, Run)], [run for run in begun if isinstance(run, Failed)]
+
+
+def _finished(jobs: Sequence[Job], outcomes: Sequence[Outcome | None]) -> list[tuple[Job, Finished]]:
+    """Return jobs and outcomes if each of them is to be committed, else nothing."""
+    finished = [(job, outcome) for job, outcome in zip(jobs, outcomes, strict=False) if isinstance(outcome, Finished)]
+    return finished if len(finished) == len(jobs) else []
+
+
+def _refused(
+    conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], jobs: Sequence[Job], error: Exception
+) -> Sequence[Outcome]:
+    """Say what an error of the transaction means: that one of several is refused, or that all have failed."""
+    if len(jobs) > 1 and isinstance(error, psycopg.Error) and not conn.closed:
+        return []
+    return [fail(job, error) for job in jobs]
 
 
 def _roll_back(transaction: Any) -> None:

@@ -49,8 +49,14 @@ async def first(run: Run[Data]) -> Data:
     return Data(seen=run.attempt)
 
 
-@app.stage("second", on="MID", to="DONE", retry=RETRY, timeout=120, transaction=True, concurrency=4)
-async def second(run: Run[Data]) -> None:
-    await run.connection.execute(
-        "INSERT INTO outbox.ledger (entity, attempt) VALUES (%s, %s)", (run.entity_id, run.attempt)
-    )
+BATCH = int(os.environ["BATCH"]) if "BATCH" in os.environ else None
+
+
+async def second(runs: Run[Data] | list[Run[Data]]) -> None:
+    for run in runs if isinstance(runs, list) else [runs]:
+        await run.connection.execute(
+            "INSERT INTO outbox.ledger (entity, attempt) VALUES (%s, %s)", (run.entity_id, run.attempt)
+        )
+
+
+app.stage("second", on="MID", to="DONE", retry=RETRY, timeout=120, transaction=True, batch=BATCH, concurrency=4)(second)

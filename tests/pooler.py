@@ -46,6 +46,11 @@ def way_env(dsn: str) -> dict[str, str]:
     return {f"OUTBOX_{name.upper()}": value for name, value in way(dsn).items()}
 
 
+def direct(dsn: str) -> dict[str, str]:
+    """Return the environment of an engine on a server of the test's own, which no pooler stands before."""
+    return {"OUTBOX_DSN": dsn, "OUTBOX_LISTEN_DSN": dsn}
+
+
 def program() -> Path | None:
     """Return where PgBouncer is; None if this machine doesn't have it."""
     found = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from conftest import OWNER, make_database
 from pipelines import value
+from pooler import direct
 from servers import PostgresServer, Process, wait_for
 
 from outbox import deploy, migrations
@@ -115,6 +116,18 @@ def test_f01_a_worker_killed_at_any_point_loses_nothing(conn: Conn, app: Any, sp
     heir.send(signal.SIGTERM)
     assert heir.wait() == 0
     check_books(conn, 20)
+
+
+@pytest.mark.parametrize("point", ["K3:3", "K4:3"])
+def test_f01_batches_in_one_transaction_survive_a_kill_too(conn: Conn, app: Any, spawn: Spawn, point: str) -> None:
+    submit(conn, app, *(f"e{n}" for n in range(40)))
+    victim = spawn(*WORKER, env={"OUTBOX_KILL_AT": point, "BATCH": "7"})
+    assert victim.wait() == -signal.SIGKILL, victim.text()
+    heir = spawn(*WORKER, env={"BATCH": "7"})
+    wait_for(lambda: drained(conn), what="what the killed worker held runs again within seconds")
+    heir.send(signal.SIGTERM)
+    assert heir.wait() == 0
+    check_books(conn, 40)
 
 
 def test_f02_a_worker_frozen_past_its_lease_changes_nothing_when_it_comes_back(
@@ -261,7 +274,7 @@ def test_f20_workers_live_through_a_killed_postmaster(
     with psycopg.connect(dsn, autocommit=True) as conn:
         app = prepare(conn, dsn)
         submit(conn, app, *(f"e{n}" for n in range(300)))
-    workers = [spawn(*WORKER, env={"OUTBOX_DSN": dsn, "OUTBOX_LISTEN_DSN": dsn}) for _ in range(2)]
+    workers = [spawn(*WORKER, env=direct(dsn)) for _ in range(2)]
     for done in (20, 120):
         with psycopg.connect(dsn, autocommit=True) as conn:
             wait_for(lambda conn=conn, done=done: value(conn, "SELECT count(*) FROM outbox.ledger") >= done, timeout=30)

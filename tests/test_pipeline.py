@@ -69,6 +69,14 @@ def test_attempts_and_concurrency_out_of_range_are_refused(value: Any) -> None:
     pipeline: Pipeline[Any] = Pipeline("p", initial="NEW")
     with pytest.raises(DefinitionError, match="concurrency"):
         pipeline.stage("work", on="NEW", to="DONE", concurrency=value)
+    with pytest.raises(DefinitionError, match="batch"):
+        pipeline.stage("work", on="NEW", to="DONE", transaction=True, batch=value)
+
+
+def test_a_batch_is_for_transactions() -> None:
+    pipeline: Pipeline[Any] = Pipeline("p", initial="NEW")
+    with pytest.raises(DefinitionError, match="batch=5 is for stages with transaction=True"):
+        pipeline.stage("work", on="NEW", to="DONE", batch=5)
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, "soon", 1e12])

@@ -15,6 +15,7 @@ from broker import Broker, queue_depth
 from commands import Outbox
 from conftest import OWNER
 from pipelines import value
+from pooler import direct
 from servers import PostgresServer, Process, wait_for
 from test_relay import bind, check_order, first_of_each, take, write
 
@@ -82,7 +83,7 @@ def cluster(conn: Conn) -> str:
 def relay_half(conn: Conn, start: Start, url: str, dsn: str) -> set[int]:
     """Write 1500 messages and have a relay killed in the middle of a window; return what has arrived."""
     write(conn, 1500)
-    victim = start("--strict", OUTBOX_KILL_AT="K10:4", OUTBOX_DSN=dsn)
+    victim = start("--strict", OUTBOX_KILL_AT="K10:4", **direct(dsn))
     assert victim.wait() == -signal.SIGKILL, victim.text()
     assert value(conn, "SELECT window_end IS NOT NULL AND position > 0 FROM outbox.relays")
     arrived = set(ns(take(url)))
@@ -93,14 +94,14 @@ def relay_half(conn: Conn, start: Start, url: str, dsn: str) -> set[int]:
 
 def relay_the_rest(dsn: str, start: Start, url: str, arrived: set[int]) -> str:
     """Relay what a restored database has and then what is new; nothing is missing. Returns what the relay says."""
-    heir = start("--strict", "--drain", OUTBOX_DSN=dsn)
+    heir = start("--strict", "--drain", **direct(dsn))
     assert heir.wait() == 0, heir.text()
     deliveries = take(url)
     assert arrived | set(ns(deliveries)) == set(range(1600)), "every message has arrived"
     check_order(deliveries)
     with psycopg.connect(dsn, autocommit=True) as conn:
         write(conn, 10, first=1600)
-    assert start("--strict", "--drain", OUTBOX_DSN=dsn).wait() == 0
+    assert start("--strict", "--drain", **direct(dsn)).wait() == 0
     assert ns(take(url)) == list(range(1600, 1610)), "new messages arrive, and no other once more"
     return heir.text()
 
@@ -160,10 +161,10 @@ def test_an_older_state_of_the_server_is_relayed_without_loss(
         with psycopg.connect(dsn, autocommit=True) as conn:
             arrived = relay_half(conn, start, amqp, dsn)
         take_a_copy()
-        assert start("--drain", OUTBOX_DSN=dsn).wait() == 0
+        assert start("--drain", **direct(dsn)).wait() == 0
         with psycopg.connect(dsn, autocommit=True) as conn:
             write(conn, 50, first=5000)
-        assert start("--drain", OUTBOX_DSN=dsn).wait() == 0
+        assert start("--drain", **direct(dsn)).wait() == 0
         take(amqp)
         put_the_copy_back()
         relay_the_rest(dsn, start, amqp, arrived)

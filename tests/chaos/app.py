@@ -80,7 +80,6 @@ def decide(run: Run[Data]) -> Go[Data]:
     return Go("REVIEW" if random.random() < 0.3 else "APPROVED")
 
 
-@chaos.stage("act", on="APPROVED", to="SHIPPED", transaction=True, retry=retry(12), timeout=10, concurrency=8)
 async def act(run: Run[Data]) -> None:
     trouble()
     await run.connection.execute(
@@ -89,6 +88,18 @@ async def act(run: Run[Data]) -> None:
     )
     trouble()
     run.publish("chaos.shipped", {"entity": run.entity_id})
+
+
+async def act_on_all(runs: list[Run[Data]]) -> None:
+    for run in runs:
+        await act(run)
+
+
+# Half of the workers take several workflows in one transaction.
+BATCH = random.choice([None, 5])
+chaos.stage(
+    "act", on="APPROVED", to="SHIPPED", transaction=True, batch=BATCH, retry=retry(12), timeout=10, concurrency=8
+)(act_on_all if BATCH else act)
 
 
 @chaos.stage("notify", on="SHIPPED", to="DONE", retry=retry(3), timeout=10, concurrency=50)
