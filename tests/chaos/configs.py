@@ -12,6 +12,7 @@ BROKER = ("broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "
 CONFIGS = (
     Config("kill-points", faults=("kill-points",)),
     Config("kill-points-16", postgres="16", faults=("kill-points",)),
+    Config("kill-points-pipelined", faults=("kill-points",), strict=False),
     Config("processes", faults=PROCESSES),
     Config("processes-polling", faults=PROCESSES, notify=False),
     Config("postgres", faults=(*POSTGRES, "kill-points")),
