@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from pipelines import Post, make_posts, value
 
-from outbox import claim, commit, deploy, statements
-from outbox.job import Finished, Job, Message
+from outbox import Pipeline, claim, commit, deploy, statements
+from outbox.job import Failed, Finished, Job, Message
 from outbox.lane import Lane
 from outbox.window import SQL, Log
 from outbox.worker import PLANNING
@@ -129,3 +129,58 @@ def test_a_relay_looks_for_new_messages_without_reading_the_log(dsn: str, conn: 
     found = asyncio.run(cut())["Plan"]
     assert not {node["Relation Name"] for node in nodes(found) if node["Node Type"] == "Seq Scan"}
     assert buffers(found) < 30
+
+
+MILLION = """
+    SET session_replication_role = replica; -- no triggers, so this is quick; the books are written by hand
+    INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
+    SELECT 'posts', 'e' || n, 'RECEIVED', '{}' FROM generate_series(1, 1000000) AS n;
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+    SELECT w.id, 'posts', 'enrich', 'RECEIVED', 1 FROM outbox.workflow_states AS w;
+    INSERT INTO outbox.status_counts (pipeline, status, workflows) VALUES ('posts', 'RECEIVED', 1000000);
+    INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour');
+"""
+
+
+def test_a_batch_among_a_million_reads_what_it_does_among_few(planned: Conn, admin_dsn: str) -> None:
+    posts = make_posts()
+    deploy.deploy(planned, posts)
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute(MILLION)
+        for turn, name in enumerate(("never analyzed", "analyzed")):
+            for what, plan in plans_of_a_hundred(planned, posts, turn * 100):
+                assert max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan)) >= 100, what
+                assert not {scan for scan in scans(plan) if scan[0] == "Seq Scan"}, f"{what}, {name}"
+                assert buffers(plan) < 100 * 40, f"{what}, {name}: {buffers(plan)} pages"
+            admin.execute("ANALYZE outbox.jobs, outbox.workflow_states")
+
+
+def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Do each thing that workers and people do with a hundred workflows; yield the plans."""
+    maintenance = statements.load("maintenance")
+
+    def take() -> list[Job]:
+        lane = Lane(posts.stages["enrich"], 100)
+        request = claim.request(1, [(lane, 100)], 1e9, careful=True)
+        claim.receive(1, {("posts", "enrich"): lane}, conn.execute(*request).fetchall())
+        return list(lane.waiting)
+
+    by_hand = "UPDATE outbox.workflow_states SET current_status = 'ENRICHED' WHERE pipeline = 'posts' AND entity_id = ANY (%(e)s)"
+    submit = statements.load("submit")["workflows_submit"]
+    those = {"first": 900_000 + start, "last": 900_099 + start}
+    asked: dict[str, tuple[bytes, dict[str, Any]]] = {
+        "claim": claim.request(1, [(Lane(posts.stages["enrich"], 100), 100)], 1e9, careful=True),
+        "finish": commit.finish([(job, outcome(job)) for job in take()]),
+        "fail": commit.fail([(job, Failed("no", 1.0)) for job in take()]),
+        "give back": commit.give_back(take()),
+        "by hand": (by_hand.encode(), {"e": [f"e{800_000 + start + n}" for n in range(100)]}),
+        "submit": (submit, {"pipeline": "posts", "entities": [f"x{start + n}" for n in range(100)], "metadata": ["{}"] * 100}),
+        "promote": (maintenance["jobs_promote_due"], {"limit": 100, "now": None}),
+        "sweep": (maintenance["jobs_sweep"], {"limit": 100}),
+    }  # fmt: skip
+    late = "UPDATE outbox.jobs SET due = false, run_at = now() - interval '1 s' WHERE id BETWEEN %(first)s AND %(last)s"
+    conn.execute(late.encode(), those)
+    lost = "UPDATE outbox.jobs SET owner = 99, attempt = 1 WHERE id BETWEEN %(first)s + 10000 AND %(last)s + 10000"
+    conn.execute(lost.encode(), those)
+    for what, (statement, params) in asked.items():
+        yield what, explain(conn, statement, params)["Plan"]
