@@ -22,6 +22,9 @@ SQL = statements.load("maintenance")
 log = logging.getLogger("outbox.maintenance")
 
 TICK = 1.0
+GONE_AFTER = 0.5
+"""Seconds for which a worker's lock must be missing: it may just be reconnecting."""
+
 BATCH = 1_000
 FOLD_EVERY = 10.0
 RETAIN_EVERY = 60.0
@@ -70,7 +73,7 @@ class Retention:
 class Maintenance:
     """The side loop of one worker. `on_promoted` is told when there may be work to claim.
 
-    `suspects` are workers that seem to have died; the next tick decides.
+    `suspects` are workers that seem to have died, and since when; a tick soon after decides.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class Maintenance:
         self._retention = retention
         self._on_promoted = on_promoted
         self._patience = lease / 2
-        self.suspects: set[int] = set()
+        self.suspects: dict[int, float] = {}
         self._connections = 0
         self._trust_from = 0.0
         self._fold_at = time.monotonic() + FOLD_EVERY * random.random()
@@ -127,7 +130,7 @@ class Maintenance:
             if now >= self._retain_at:
                 self._retain_at = now + RETAIN_EVERY * random.uniform(0.8, 1.2)
                 await self._retain()
-            return wait
+            return min(wait, GONE_AFTER) if self.suspects else wait
 
     async def promote(self) -> float:
         """Make due jobs ready; return the seconds until more are due, at most a tick."""
@@ -145,19 +148,21 @@ class Maintenance:
     async def _bury(self) -> None:
         """Take the lease from workers that are gone: by the database's clock, or by a lock that nobody holds.
 
-        A lock is missed twice before it counts, since a worker may just be reconnecting. When this connection
-        is itself new, the whole database may have been away and everybody's beat is late: wait first.
+        When this connection is itself new, the whole database may have been away and everybody's beat is late: wait
+        first.
         """
         missing = {row[0] for row in await self._link.execute(SQL["workers_without_lock"], {})}
         now = time.monotonic()
         if self._link.connections != self._connections:
             first = self._connections == 0
             self._connections = self._link.connections
-            self.suspects = set()
+            self.suspects = {}
             self._trust_from = now if first else now + self._patience
         trusted = now >= self._trust_from
-        dead = sorted(missing & self.suspects) if trusted else []
-        self.suspects = missing - set(dead)
+        self.suspects = {worker: self.suspects.get(worker, now) for worker in missing}
+        dead = sorted(worker for worker, since in self.suspects.items() if trusted and now - since >= GONE_AFTER)
+        for worker in dead:
+            del self.suspects[worker]
         if dead or trusted:
             rows = await self._link.execute(SQL["workers_bury"], {"dead": dead, "leases": trusted, "now": None})
             for worker, name in rows:

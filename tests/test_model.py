@@ -536,11 +536,11 @@ class Lives(RuleBasedStateMachine):
             said = outcome
             if not job.stage.transaction:
                 run = begin(job)
-                committer.put(job, run if isinstance(run, Failed) else handle_sync(run))
+                committer.put(job, run if isinstance(run, Failed) else handle_sync([run])[0])
                 continue
-            result = transaction.run_sync(self.conn, job)
+            (result,) = transaction.run_sync(self.conn, [job])
             if isinstance(result, Finished):
-                committer.committed_itself(job, result)
+                committer.committed_itself([(job, result)])
             elif result is not None:
                 committer.put(job, result)
             elif await committer.is_unchanged(job):
@@ -773,7 +773,7 @@ MUTANTS = {
     "a finish by whoever comes": (
         commit,
         "jobs_finish_if_held",
-        " AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt",
+        " AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt",
         "",
     ),
     "messages of a refused finish": (

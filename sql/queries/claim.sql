@@ -67,7 +67,7 @@ WITH me AS MATERIALIZED (
     SELECT workflow.id, workflow.status
     FROM workflow
     JOIN outbox.jobs AS j ON j.workflow_id = workflow.id
-        AND j.id = workflow.job AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt
+        AND j.id = workflow.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt
     ORDER BY workflow.id
     FOR UPDATE OF j
 )

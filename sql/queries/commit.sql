@@ -1,7 +1,8 @@
 -- Step 4: one statement for a batch, in which a job that is no longer held contributes nothing.
 --
 -- The fence is (job, owner, attempt). The job's own id is in it since the same worker may hold another job of the
--- workflow by now, in an attempt of the same number.
+-- workflow by now, in an attempt of the same number. IS NOT DISTINCT FROM keeps the planner from the index on owner:
+-- where most jobs wait, that promises a row or two, and each job of a batch would be sought among all of the worker's.
 
 -- name: jobs_finish_if_held
 -- Writes new status, data and messages of the jobs that this worker still holds on unchanged data; the trigger
@@ -24,7 +25,7 @@ WITH me AS MATERIALIZED (
     SELECT workflow.id, workflow.status, workflow.data
     FROM workflow
     JOIN outbox.jobs AS j ON j.workflow_id = workflow.id
-        AND j.id = workflow.job AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt
+        AND j.id = workflow.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt
     ORDER BY workflow.id
     FOR UPDATE OF j
 ), moved AS (
@@ -52,8 +53,8 @@ WITH held AS MATERIALIZED (
     SELECT j.workflow_id, o.delay, o.error
     FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[])
         AS o (id, job, attempt, delay, error)
-    JOIN outbox.jobs AS j
-        ON j.workflow_id = o.id AND j.id = o.job AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
+    JOIN outbox.jobs AS j ON j.workflow_id = o.id
+        AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt
     ORDER BY j.workflow_id
     FOR UPDATE OF j
 ), later AS (
@@ -81,8 +82,8 @@ SELECT held.workflow_id::text FROM held;
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id
     FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[]) AS o (id, job, attempt)
-    JOIN outbox.jobs AS j
-        ON j.workflow_id = o.id AND j.id = o.job AND j.owner = %(worker)s::integer AND j.attempt = o.attempt
+    JOIN outbox.jobs AS j ON j.workflow_id = o.id
+        AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt
     ORDER BY j.workflow_id
     FOR NO KEY UPDATE OF j
 )

@@ -199,7 +199,9 @@ class Cast:
             # The point at which fewest have died yet: some are passed far more often than others.
             kills = self.kills
             role.kill_at = min(KILL_POINTS[role.kind], key=lambda point: (kills[point], self.random.random()))
-            env["OUTBOX_KILL_AT"] = f"{role.kill_at}:{self.random.choice([1, 2, 5, 20])}"
+            # A consumer passes its point with each message.
+            often = [1, 20, 200, 1_000] if role.kind == "consumer" else [1, 2, 5, 20]
+            env["OUTBOX_KILL_AT"] = f"{role.kill_at}:{self.random.choice(often)}"
         role.log = self.folder / f"{role.kind}-{time.monotonic_ns()}.log"
         role.popen = self._popen(role.arguments, role.log, env)
         role.begun, role.frozen = time.time(), False

@@ -20,4 +20,4 @@ if __name__ == "__main__":
     become()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("pika").setLevel(logging.CRITICAL)
-    asyncio.run(consume(QUEUE, record, exchange=EXCHANGE, topics=["#"], concurrency=4, grace=3))
+    asyncio.run(consume(QUEUE, record, exchange=EXCHANGE, topics=["#"], concurrency=16, grace=3))

@@ -99,7 +99,7 @@ MUTANTS: dict[str, Mutant] = {
         ("freeze", "buried"),
         (
             UNAWARE,
-            sql("commit", "jobs_finish_if_held", ("AND j.owner = %(worker)s::integer AND j.attempt = workflow.attempt", "")),
+            sql("commit", "jobs_finish_if_held", ("AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt", "")),
         ),
     ),
     "claim-without-lock": Mutant(
@@ -155,9 +155,9 @@ MUTANTS: dict[str, Mutant] = {
         ("kill-9",),
         (
             code("outbox.transaction:run_async",
-                 ("            if isinstance(outcome, Finished):",
-                  f"            {OWN_TRANSACTION}\n            await conn.execute(*commit.mark_transaction(job, 60))\n"
-                  "            if isinstance(outcome, Finished):")),
+                 ("            if finished := _finished(jobs, ended):",
+                  f"            {OWN_TRANSACTION}\n            await conn.execute(*commit.mark_transaction(jobs[0], 60))\n"
+                  "            if finished := _finished(jobs, ended):")),
         ),
     ),
     "effect-without-status": Mutant(
@@ -166,7 +166,7 @@ MUTANTS: dict[str, Mutant] = {
         ("freeze", "buried"),
         (
             UNAWARE,
-            code("outbox.transaction:run_async", ("outcome = None\n            _roll_back", "return None\n            _roll_back")),
+            code("outbox.transaction:run_async", ("ended = [None]\n            _roll_back", "return [None] * len(jobs)\n            _roll_back")),
         ),
     ),
     "message-after-commit": Mutant(
