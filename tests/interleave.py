@@ -302,10 +302,8 @@ class _Sync(psycopg.Connection[Any]):
     """A connection whose statements wait for their turn. BEGIN does not: nothing is locked or seen by it yet."""
 
     player: _Player
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.cursor_factory = _SyncCursor
+    # Whatever is set: an engine that takes its connection back from a handler sets psycopg's own.
+    cursor_factory = property(lambda self: _SyncCursor, lambda self, _: None)  # type: ignore[assignment]
 
     @contextmanager
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -320,10 +318,7 @@ class _Sync(psycopg.Connection[Any]):
 
 class _Async(psycopg.AsyncConnection[Any]):
     player: _Player
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.cursor_factory = _AsyncCursor
+    cursor_factory = property(lambda self: _AsyncCursor, lambda self, _: None)  # type: ignore[assignment]
 
     @asynccontextmanager
     async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:

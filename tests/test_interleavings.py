@@ -13,11 +13,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from interleave import Played, Scene, Scheduler
+from interleave import Actor, Played, Scene, Scheduler
 from pipelines import Post, deployed, value
 from test_worker import one_stage
 
-from outbox import Pipeline, claim, commit, inspect, statements
+from outbox import Pipeline, claim, commit, inspect, statements, submit, transaction
 from outbox.job import Failed, Finished, Job, Message
 from outbox.lane import Lane
 
@@ -171,3 +171,230 @@ def test_f04_of_two_that_meet_at_a_job_exactly_one_wins(conn: Conn, explore: Exp
             return Scene({f"{first}.1": one, f"{second}.2": two}, table.check)
 
         explore(scene)
+
+
+def test_f04_completion_sweep_change_by_hand_and_heartbeat(conn: Conn, explore: Explore) -> None:
+    """A worker whose beat is late: either it is buried and its job freed, or its beat counts; and one moves."""
+    pipeline = deployed(conn, one_stage(lambda run: None))
+
+    def scene() -> Scene:
+        table = Table(conn, pipeline)
+        conn.execute("UPDATE outbox.workers SET beat_at = now() - interval '2 hours' WHERE id = %s", [table.first])
+
+        def beat(conn: Conn) -> bool:
+            return conn.execute(WORKER["worker_beat"], {"worker": table.first, "watched": False}).fetchone() is not None
+
+        def sweep(conn: Conn) -> list[str]:
+            buried = conn.execute(MAINTENANCE["workers_bury"], {"dead": [], "leases": True, "now": None}).fetchall()
+            with conn.transaction():
+                freed, _, _ = conn.execute(MAINTENANCE["jobs_sweep"], {"limit": 100}).fetchone() or (0, 0, None)
+            return ["buried"] * len(buried) + ["freed"] * freed
+
+        def check(outcomes: dict[str, Any]) -> None:
+            table.check(outcomes)
+            assert (outcomes["worker"] + outcomes["hand"]).count("moved") == 1
+            assert outcomes["beat"] == ("buried" not in outcomes["sweep"])
+            assert outcomes["sweep"] in ([], ["buried"], ["buried", "freed"])
+            if "freed" in outcomes["sweep"]:
+                assert outcomes["worker"] == []
+
+        worker, hand = holding(table.finish), holding(table.by_hand)
+        return Scene({"worker": worker, "sweep": sweep, "hand": hand, "beat": beat}, check)
+
+    played = explore(scene)
+    assert {(each.outcomes["hand"] == [], *each.outcomes["sweep"]) for each in played} == {
+        (True,), (False,), (True, "buried"), (False, "buried"), (False, "buried", "freed"),
+    }  # fmt: skip
+
+
+def test_a_handlers_own_transaction_and_a_cancellation(conn: Conn, explore: Explore) -> None:
+    """What the handler wrote is there exactly if it was the handler that moved the workflow."""
+    conn.execute("CREATE TABLE outbox.effects (n integer)")
+
+    def work(run: Any) -> None:
+        run.connection.execute("INSERT INTO outbox.effects VALUES (1)")
+
+    pipeline = deployed(conn, one_stage(work, transaction=True))
+
+    def scene() -> Scene:
+        table = Table(conn, pipeline)
+        conn.execute("DELETE FROM outbox.effects")
+
+        def run(conn: Conn) -> list[str]:
+            return ["moved"] if transaction.run_sync(conn, [table.job]) != [None] else []
+
+        def cancel(conn: Conn) -> list[str]:
+            return ["moved"] if inspect.set_status(conn, table.id, "MOVED", actor="sarah", reason="changed") else []
+
+        def check(outcomes: dict[str, Any]) -> None:
+            table.check(outcomes)
+            refused = isinstance(outcomes["sarah"], psycopg.Error) and outcomes["sarah"].sqlstate == "OB001"
+            assert refused or outcomes["sarah"] == ["moved"]
+            assert outcomes["worker"] == (["moved"] if refused else [])
+            assert value(conn, "SELECT count(*) FROM outbox.effects") == refused
+
+        return Scene({"worker": run, "sarah": cancel}, check, may_raise=(psycopg.DatabaseError,))
+
+    played = explore(scene)
+    assert {each.outcomes["worker"] == [] for each in played} == {True, False}
+
+
+def test_claims_never_take_the_same_job_nor_more_than_they_may(conn: Conn, explore: Explore) -> None:
+    pipeline = deployed(conn, one_stage(lambda run: None))
+
+    def scene() -> Scene:
+        table = Table(conn, pipeline)
+        conn.execute(*commit.give_back([table.job]))
+        pipeline.submit_many(conn, [("f", Post()), ("g", Post())])
+
+        def claiming(worker: int) -> Act:
+            return holding(lambda conn: [job.workflow_id for job in table.claimed(conn, worker, 2)])
+
+        def check(outcomes: dict[str, Any]) -> None:
+            taken = [id_ for each in outcomes.values() for id_ in each]
+            assert len(taken) == len(set(taken))
+            assert max(map(len, outcomes.values())) == 2
+            assert value(conn, "SELECT sum(attempt) FROM outbox.jobs") == len(taken)
+            books_are_right(conn)
+
+        one, two, three = claiming(table.first), claiming(table.second), claiming(table.worker())
+        return Scene({"one": one, "two": two, "three": three}, check)
+
+    played = explore(scene)
+    assert {sum(map(len, each.outcomes.values())) for each in played} == {3}, "nothing is left lying"
+
+
+def test_a_sweep_a_claim_and_a_late_completion(conn: Conn, explore: Explore) -> None:
+    pipeline = deployed(conn, one_stage(lambda run: None))
+
+    def scene() -> Scene:
+        table = Table(conn, pipeline)
+        actors = {"sweep": table.sweep, "claim": table.claim_again, "late": table.finish}
+
+        def check(outcomes: dict[str, Any]) -> None:
+            table.check(outcomes)
+            assert "freed" in outcomes["sweep"] or not outcomes["claim"]
+            assert not (outcomes["claim"] and outcomes["late"])
+
+        return Scene({name: holding(act) for name, act in actors.items()}, check)
+
+    played = explore(scene)
+    assert {tuple(map(bool, each.outcomes.values())) for each in played} == {
+        (True, False, False), (True, True, False), (False, False, True),
+    }  # fmt: skip
+
+
+def test_a_claim_that_stores_an_in_progress_status_a_change_by_hand_and_a_sweep(conn: Conn, explore: Explore) -> None:
+    pipeline = one_stage(lambda run: None, running="WORKING")
+    pipeline.allow("WORKING", to="MOVED")
+    deployed(conn, pipeline)
+
+    def scene() -> Scene:
+        table = Table(conn, pipeline)
+        conn.execute(*commit.give_back([table.job]))
+
+        def take(conn: Conn) -> list[str]:
+            jobs = table.claimed(conn, table.first)
+            return ["moved"] if jobs and conn.execute(*claim.start(jobs)).fetchall() else []
+
+        def move(conn: Conn) -> list[str]:
+            sql = (
+                "UPDATE outbox.workflow_states SET current_status = 'MOVED' WHERE current_status IN ('NEW', 'WORKING')"
+            )
+            return ["moved"] * conn.execute(sql).rowcount
+
+        def check(outcomes: dict[str, Any]) -> None:
+            books_are_right(conn)
+            assert outcomes["hand"] == ["moved"]
+            assert value(conn, "SELECT current_status FROM outbox.workflow_states") == "MOVED"
+            assert value(conn, "SELECT count(*) FROM outbox.state_changes WHERE workflow_id = %s", table.id) == (
+                2 + len(outcomes["worker"])
+            )
+
+        return Scene({"worker": take, "hand": holding(move), "sweep": table.sweep}, check)
+
+    played = explore(scene)
+    assert {tuple(each.outcomes["worker"]) for each in played} == {(), ("moved",)}
+
+
+def test_a_promotion_a_change_by_hand_and_a_claim(conn: Conn, explore: Explore) -> None:
+    """K8 and all around it: a scheduled job becomes ready, or its workflow goes elsewhere."""
+    pipeline = deployed(conn, one_stage(lambda run: None))
+
+    def scene() -> Scene:
+        table = Table(conn, pipeline)
+        conn.execute(*commit.fail([(table.job, Failed("later", 60.0))]))
+        conn.execute("UPDATE outbox.jobs SET run_at = now()")
+
+        def promote(conn: Conn) -> list[str]:
+            row = conn.execute(MAINTENANCE["jobs_promote_due"], {"limit": 10, "now": None}).fetchone()
+            return ["promoted"] * row[0] if row else []
+
+        def check(outcomes: dict[str, Any]) -> None:
+            table.check(outcomes)
+            assert outcomes["hand"] == ["moved"]
+            assert outcomes["promote"] or not outcomes["claim"]
+
+        actors = {"promote": promote, "hand": table.by_hand, "claim": table.claim_again}
+        return Scene({name: holding(act) for name, act in actors.items()}, check)
+
+    played = explore(scene)
+    assert {tuple(map(bool, each.outcomes.values())) for each in played} >= {(True, True, True), (False, True, False)}
+
+
+@pytest.mark.parametrize("third", ["by_hand", "delete"])
+def test_the_same_entity_submitted_twice_at_once_is_one_workflow(conn: Conn, explore: Explore, third: str) -> None:
+    pipeline = deployed(conn, one_stage(lambda run: None))
+
+    def scene() -> Scene:
+        table = Table(conn, pipeline)
+        if third == "by_hand":
+            table.delete(conn)
+
+        def start(conn: Conn) -> bool:
+            return pipeline.submit(conn, "e", Post()).created
+
+        def check(outcomes: dict[str, Any]) -> None:
+            books_are_right(conn)
+            there = value(conn, "SELECT count(*) FROM outbox.workflow_states")
+            created = outcomes["one"] + outcomes["two"]
+            assert there == 1 if third == "by_hand" else there == 1 - len(outcomes["third"]) + created
+            assert created == 1 if third == "by_hand" else created <= 1
+
+        one, two, three = holding(start), holding(start), holding(getattr(table, third))
+        return Scene({"one": one, "two": two, "third": three}, check)
+
+    played = explore(scene)
+    assert {each.outcomes["one"] for each in played} == {True, False}
+
+
+def test_bulk_submits_in_opposite_order_of_one_another(
+    conn: Conn, explore: Explore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F25: new entities may meet crosswise, and one of the two is told to try again; known ones never do."""
+    pipeline = deployed(conn, one_stage(lambda run: None))
+    monkeypatch.setattr(submit, "BATCH", 1)  # each entity is a step
+    names = ["a", "b"]
+    deadlock = psycopg.errors.DeadlockDetected
+
+    def scene(known: bool, *may_raise: type[Exception]) -> Scene:
+        Table(conn, pipeline)
+        if known:
+            pipeline.submit_many(conn, [(name, Post()) for name in names])
+
+        def submitting(names: list[str]) -> Actor:
+            items = [(name, Post()) for name in names]
+            return Actor(holding(lambda conn: pipeline.submit_many(conn, items)), steps="INSERT|COMMIT")
+
+        def check(outcomes: dict[str, Any]) -> None:
+            books_are_right(conn)
+            started = [n for n in outcomes.values() if isinstance(n, int)]
+            assert sum(started) == (0 if known else 2)
+            assert value(conn, "SELECT count(*) FROM outbox.workflow_states") == 3
+
+        return Scene({"there": submitting(names), "back": submitting(names[::-1])}, check, may_raise)
+
+    assert not any(each.waited for each in explore(lambda: scene(True)))
+    played = explore(lambda: scene(False, deadlock))
+    crossed = [each for each in played if any(isinstance(n, deadlock) for n in each.outcomes.values())]
+    assert {frozenset(each.schedule.split()[:2]) for each in crossed} == {frozenset({"there", "back"})}
