@@ -90,6 +90,7 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
         if not Definition.read(conn, pipeline.name).changes_to(new):
             return []
         conn.execute("SELECT set_config('lock_timeout', '5s', true)")
+        conn.execute(SQL["deploy_turn"])
         conn.execute(SQL["deploy_lock"])
         conn.execute("SELECT set_config('lock_timeout', '0', true)")
         old = Definition.read(conn, pipeline.name)

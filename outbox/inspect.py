@@ -144,7 +144,8 @@ def retry_all(conn: psycopg.Connection[Any], pipeline: str | None = None) -> int
 
 
 def _make_anew(conn: psycopg.Connection[Any], ids: list[UUID]) -> int:
-    with conn.cursor(row_factory=tuple_row) as cursor:
+    with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
+        cursor.execute(SQL["retry_turn"])
         row = cursor.execute(SQL["jobs_make_anew"], {"ids": ids}).fetchone()
     return int(row[0]) if row else 0
 

@@ -17,7 +17,7 @@ from interleave import Actor, Played, Scene, Scheduler
 from pipelines import Post, deployed, value
 from test_worker import one_stage
 
-from outbox import Pipeline, claim, commit, inspect, statements, submit, transaction
+from outbox import Pipeline, claim, commit, deploy, inspect, statements, submit, transaction
 from outbox.job import Failed, Finished, Job, Message
 from outbox.lane import Lane
 
@@ -398,3 +398,186 @@ def test_bulk_submits_in_opposite_order_of_one_another(
     played = explore(lambda: scene(False, deadlock))
     crossed = [each for each in played if any(isinstance(n, deadlock) for n in each.outcomes.values())]
     assert {frozenset(each.schedule.split()[:2]) for each in crossed} == {frozenset({"there", "back"})}
+
+
+def test_a_retry_and_a_submit_of_a_workflow_that_is_dead(conn: Conn, explore: Explore) -> None:
+    pipeline = deployed(conn, one_stage(lambda run: None))
+
+    def scene() -> Scene:
+        table = Table(conn, pipeline)
+        table.die(conn)
+
+        def check(outcomes: dict[str, Any]) -> None:
+            books_are_right(conn)
+            assert outcomes["submit"] is False, "it is there, dead or not"
+            assert len(outcomes["retry"] + outcomes["again"]) == 1
+            assert value(conn, "SELECT attempt FROM outbox.jobs") == 0
+
+        submit = holding(lambda conn: pipeline.submit(conn, "e", Post()).created)
+        return Scene({"retry": holding(table.retry), "again": holding(table.retry), "submit": submit}, check)
+
+    played = explore(scene)
+    assert {bool(each.outcomes["retry"]) for each in played} == {True, False}
+    assert any(each.waited for each in played)
+
+
+def retaining(name: str) -> Act:
+    """Have an act of retention of everything that it finds."""
+
+    def retain(conn: Conn) -> int:
+        with conn.transaction():
+            conn.execute(MAINTENANCE["retention_mark"])
+            row = conn.execute(MAINTENANCE[name], {"days": 0, "limit": 10}).fetchone()
+        return row[0] if row else 0
+
+    return retain
+
+
+def test_retention_a_submit_and_a_change_by_hand_of_a_workflow_that_has_ended(conn: Conn, explore: Explore) -> None:
+    """It goes with its history, or stays with it; who submits it while it goes is not lost."""
+    pipeline = one_stage(lambda run: None)
+    pipeline.allow("MOVED", to="DONE")
+    deployed(conn, pipeline)
+
+    def scene() -> Scene:
+        table = Table(conn, pipeline)
+        table.by_hand(conn)
+
+        def end(conn: Conn) -> int:
+            return conn.execute(
+                "UPDATE outbox.workflow_states SET current_status = 'DONE' WHERE current_status = 'MOVED'"
+            ).rowcount
+
+        def check(outcomes: dict[str, Any]) -> None:
+            books_are_right(conn)
+            there = value(conn, "SELECT count(*) FROM outbox.workflow_states")
+            assert there == 1 - outcomes["retention"] + outcomes["submit"]
+            assert outcomes["end"] == 1
+            left = value(conn, "SELECT count(*) FROM outbox.state_changes WHERE workflow_id = %s", table.id)
+            assert left == (0 if outcomes["retention"] else 3), "its history goes with it, and not before"
+
+        submit = holding(lambda conn: int(pipeline.submit(conn, "e", Post()).created))
+        return Scene({"end": holding(end), "retention": retaining("retention_workflows"), "submit": submit}, check)
+
+    played = explore(scene)
+    seen = {(each.outcomes["retention"], each.outcomes["submit"]) for each in played}
+    assert seen == {(0, 0), (1, 0), (1, 1)}
+
+
+def test_retention_a_retry_and_a_change_by_hand_of_a_dead_job(conn: Conn, explore: Explore) -> None:
+    pipeline = deployed(conn, one_stage(lambda run: None))
+
+    def scene() -> Scene:
+        table = Table(conn, pipeline)
+        table.die(conn)
+
+        def check(outcomes: dict[str, Any]) -> None:
+            books_are_right(conn)
+            assert outcomes["hand"] == ["moved"]
+            assert value(conn, "SELECT count(*) FROM outbox.dead_jobs") == 0
+
+        actors = {"retention": retaining("retention_dead_jobs"), "retry": table.retry, "hand": table.by_hand}
+        return Scene({name: act if name == "retention" else holding(act) for name, act in actors.items()}, check)
+
+    played = explore(scene)
+    assert {(each.outcomes["retention"], bool(each.outcomes["retry"])) for each in played} == {
+        (0, False), (0, True), (1, False), (1, True),
+    }  # fmt: skip
+
+
+# Deploys: while routes change, nobody moves by the old ones, and every job is of the stage that takes its status now.
+
+DEPLOY = "LOCK TABLE|outbox.routes AS r WHERE|outbox.jobs|COMMIT"
+
+
+def version(stage: str) -> Pipeline[Any]:
+    """Return the pipeline with its only stage under another name, which takes another handler."""
+    pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
+    if stage:
+        pipeline.stage(stage, on="NEW", to="DONE")(lambda run: None)
+    pipeline.allow("NEW", to={"MOVED", "DONE"})
+    return pipeline
+
+
+def deploying(pipeline: Pipeline[Any]) -> Actor:
+    return Actor(lambda conn: deploy.deploy(conn, pipeline), steps=DEPLOY)
+
+
+@pytest.mark.parametrize(
+    "act", ["finish", "fail", "die", "give_back", "by_hand", "claim_again", "retry", "delete", "sweep"]
+)
+def test_a_deploy_and_what_is_done_to_a_job(conn: Conn, explore: Explore, act: str) -> None:
+    old = one_stage(lambda run: None)
+
+    def scene() -> Scene:
+        conn.execute("DELETE FROM outbox.workflow_states")
+        table = Table(conn, deployed(conn, old))
+        if act == "retry":
+            table.die(conn)
+        elif act == "claim_again":
+            table.give_back(conn)
+        return Scene({"deploy": deploying(version("better")), act: holding(getattr(table, act))}, check)
+
+    def check(outcomes: dict[str, Any]) -> None:
+        books_are_right(conn)
+        assert "status NEW: (taken by work) -> (taken by better)" in outcomes["deploy"]
+
+    played = explore(scene)
+    assert any("deploy" in each.waited for each in played) or act == "give_back"
+
+
+def test_a_deploy_a_change_by_hand_and_a_claim(conn: Conn, explore: Explore) -> None:
+    old = one_stage(lambda run: None)
+
+    def scene() -> Scene:
+        conn.execute("DELETE FROM outbox.workflow_states")
+        table = Table(conn, deployed(conn, old))
+        conn.execute(*commit.give_back([table.job]))
+
+        def check(outcomes: dict[str, Any]) -> None:
+            books_are_right(conn)
+            assert outcomes["hand"] == ["moved"]
+
+        acts = {"hand": holding(table.by_hand), "claim": holding(table.claim_again)}
+        return Scene({"deploy": deploying(version("better")), **acts}, check)
+
+    played = explore(scene)
+    assert {bool(each.outcomes["claim"]) for each in played} == {True, False}
+
+
+def test_a_deploy_and_a_submit(conn: Conn, explore: Explore) -> None:
+    old = one_stage(lambda run: None)
+
+    def scene() -> Scene:
+        conn.execute("DELETE FROM outbox.workflow_states")
+        Table(conn, deployed(conn, old))
+        submit = holding(lambda conn: old.submit(conn, "f", Post()).created)
+        return Scene({"deploy": deploying(version("better")), "submit": submit}, check)
+
+    def check(outcomes: dict[str, Any]) -> None:
+        books_are_right(conn)
+        assert outcomes["submit"] is True
+        assert {row[0] for row in conn.execute("SELECT stage FROM outbox.jobs")} == {"better"}
+
+    played = explore(scene)
+    assert any("deploy" in each.waited for each in played)
+    assert any("submit" in each.waited for each in played)
+
+
+def test_two_deploys_of_different_versions(conn: Conn, explore: Explore) -> None:
+    """One after the other: what is there in the end is one version, whole."""
+    old = one_stage(lambda run: None)
+
+    def scene() -> Scene:
+        conn.execute("DELETE FROM outbox.workflow_states")
+        Table(conn, deployed(conn, old))
+
+        def check(outcomes: dict[str, Any]) -> None:
+            books_are_right(conn)
+            assert deploy.check(conn, version("better")) == [] or deploy.check(conn, version("")) == []
+
+        return Scene({"better": deploying(version("better")), "parked": deploying(version(""))}, check)
+
+    played = explore(scene)
+    assert {each.schedule.split()[-1] for each in played} == {"better", "parked"}
+    assert all(each.waited or len({*each.schedule.split()[:4]}) == 1 for each in played)

@@ -1,5 +1,10 @@
 -- What `outbox deploy` writes of a pipeline, in one transaction.
 
+-- name: deploy_turn
+-- Waits for who makes jobs anew by the old routes (outbox retry), and for another deploy. Before the lock of the table: they
+-- wait for rows, and whoever holds these must be able to go on.
+SELECT pg_advisory_xact_lock(hashtext('outbox.deploy'));
+
 -- name: deploy_lock
 -- Waits for the transactions that have changed workflows by the old routes, and keeps new ones out until commit.
 -- Readers and claims go on.

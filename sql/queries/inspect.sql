@@ -56,6 +56,11 @@ SELECT d.workflow_id FROM outbox.dead_jobs AS d
 WHERE d.workflow_id > %(after)s AND (%(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s)
 ORDER BY d.workflow_id LIMIT %(limit)s;
 
+-- name: retry_turn
+-- Waits for a deploy that is under way and keeps others out until commit. A statement of its own: the next one must see
+-- the routes that the deploy has written.
+SELECT pg_advisory_xact_lock_shared(hashtext('outbox.deploy'));
+
 -- name: jobs_make_anew
 -- Makes the jobs of workflows anew that have none: their dead job goes, its idempotency key stays. The workflow is
 -- locked first, as everywhere. Returns the pipelines and stages that got a job.
