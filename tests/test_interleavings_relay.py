@@ -1,0 +1,187 @@
+"""F50, F51, F56: what meets at the log, at a relay's name and at the inbox, in every order of its steps.
+
+Each test is a scene that is set up anew for each interleaving, what its actors do (the engine's own functions), and
+what must be true in the end. See interleave.py. There is no broker: what a relay would publish, it notes in a list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from interleave import Actor, Explore, Scene
+from pipelines import deployed, value
+from test_window import WRITE, fill, sizes
+
+from outbox import ring
+from outbox.window import Log, TakenOver, Window
+
+Conn = psycopg.Connection[Any]
+Async = psycopg.AsyncConnection[Any]
+TICK = "window_end = pg_current_snapshot|'read'"
+Alone = Callable[[Callable[[Async], Awaitable[Any]]], Any]
+
+
+@pytest.fixture
+def alone(dsn: str) -> Iterator[Alone]:
+    """Have an act done on a connection that is in no scene: before one, or after."""
+
+    async def connect() -> Async:
+        return await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+
+    with asyncio.Runner() as runner:
+        conn = runner.run(connect())
+        yield lambda act: runner.run(act(conn))  # type: ignore[arg-type]
+        runner.run(conn.close())
+
+
+class Relay(Log):
+    """A relay's log on whatever connection its act is done; what it publishes is in `told`."""
+
+    def __init__(self, name: str = "default") -> None:
+        super().__init__("", name, "test")
+        self.told: list[str] = []
+
+    async def begin(self, conn: Async) -> Window | None:
+        self._conn = conn
+        return await self.take_over()
+
+    async def tick(self, conn: Async) -> None:
+        """Cut a window, tell what is in it, and move the cursor behind it."""
+        self._conn = conn
+        if window := await self.cut():
+            await self.tell(window)
+
+    async def ticks(self, conn: Async) -> None:
+        await self.tick(conn)
+        await self.tick(conn)
+
+    async def tell(self, window: Window, *, rest: bool = True) -> None:
+        """Tell a window's messages one by one, each of them passed by the cursor when it is told; or only the first."""
+        messages = [message async for part in self.read(window) for message in part]
+        for message in messages if rest else messages[:1]:
+            self.told.append(message.topic)
+            await self.advance(message.id, 1, {}, done=message == messages[-1])
+
+    async def _declare(self, window: Window, position: int) -> None:
+        await self._execute(b"SELECT 'read'")  # stands for what follows, which is sent past the scheduler's cursors
+        await super()._declare(window, position)
+
+
+def new_log(conn: Conn, start: int = 1) -> None:
+    """No messages, no relays, and the ids from there on."""
+    conn.execute("DELETE FROM outbox.messages")
+    conn.execute("DELETE FROM outbox.relays")
+    conn.execute("SELECT setval('outbox.message_ids', %s, false)", [start])
+
+
+def holding(*statements: tuple[str, Any]) -> Callable[[Conn], None]:
+    """Execute statements in one transaction."""
+
+    def act(conn: Conn) -> None:
+        with conn.transaction():
+            for statement in statements:
+                conn.execute(*statement)
+
+    return act
+
+
+# A relay and writers.
+
+
+def test_f50_whoever_commits_late_is_in_a_later_window(conn: Conn, explore: Explore, alone: Alone) -> None:
+    told = set()
+
+    def scene() -> Scene:
+        new_log(conn)
+        relay = Relay()
+        alone(relay.begin)
+
+        def check(outcomes: dict[str, Any]) -> None:
+            told.add((*relay.told,))
+            alone(relay.tick)
+            assert sorted(relay.told) == ["begun first", "begun later", "quick"], "each once"
+            assert value(conn, "SELECT relayed FROM outbox.relays") == 3
+
+        long = holding((WRITE, ("begun first", "a")), (WRITE, ("begun later", "a")))
+        quick = holding((WRITE, ("quick", "b")))
+        return Scene({"relay": Actor(relay.ticks, TICK), "long": long, "quick": Actor(quick, "INSERT")}, check)
+
+    explore(scene)
+    late = ("quick", "begun first", "begun later")
+    assert told == {late[:n] for n in (0, 1, 3)} | {late[1:], late[1:] + late[:1]} | {("begun first", "quick", "begun later")}
+
+
+def test_f50_messages_of_a_key_come_in_the_order_of_its_commits(conn: Conn, explore: Explore, alone: Alone) -> None:
+    """Whoever changes a workflow has its row until the commit, and so the ids of its messages are in that order."""
+    deployed(conn)
+    told = set()
+    change = """WITH changed AS (
+        UPDATE outbox.workflow_states SET current_status = CASE current_status WHEN 'RECEIVED' THEN 'ENRICHED' ELSE 'APPROVED' END
+        RETURNING entity_id, current_status
+    ) INSERT INTO outbox.messages (topic, key) SELECT current_status, entity_id FROM changed"""
+
+    def scene() -> Scene:
+        new_log(conn)
+        conn.execute("DELETE FROM outbox.workflow_states")
+        conn.execute("INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('posts', 'e')")
+        relay = Relay()
+        alone(relay.begin)
+
+        def check(outcomes: dict[str, Any]) -> None:
+            told.add((*relay.told,))
+            alone(relay.tick)
+            assert relay.told == ["ENRICHED", "APPROVED"], "each once, in their order"
+
+        return Scene({"relay": Actor(relay.ticks, TICK), "one": holding((change, None)), "other": holding((change, None))}, check)
+
+    played = explore(scene)
+    assert any("other" in each.waited for each in played)
+    assert any("one" in each.waited for each in played)
+    assert told == {(), ("ENRICHED",), ("ENRICHED", "APPROVED")}
+
+
+# The ring: rotations, writers and relays.
+
+
+async def rotate(conn: Async) -> list[str]:
+    return await ring.rotate(conn)
+
+
+async def rotate_twice(conn: Async) -> list[str]:
+    """Turn the ring, and empty the child that was written to before."""
+    await ring.rotate(conn)
+    return await ring.rotate(conn)
+
+
+def test_a_ring_that_turns_under_a_late_writer_and_a_relay_loses_nothing(
+    conn: Conn, explore: Explore, alone: Alone
+) -> None:
+    """The writer's messages are in the child that is left, or in the next one, or one in each."""
+    left = set()
+
+    def scene() -> Scene:
+        new_log(conn)
+        relay = Relay()
+        alone(relay.begin)
+        fill(conn, 150_000, 1)
+        alone(relay.tick)
+
+        def check(outcomes: dict[str, Any]) -> None:
+            left.add((*sizes(conn)[:2], len(relay.told)))
+            alone(relay.tick)
+            assert relay.told == ["t150000", "first", "second"], "each once, in their order"
+            alone(rotate)
+            assert sizes(conn)[0] == 0, "what has been passed goes"
+
+        writer = holding((WRITE, ("first", "k")), (WRITE, ("second", "k")))
+        relaying = Actor(relay.tick, TICK + "|WITH moved")
+        return Scene({"ring": Actor(rotate_twice, "setval|LOCK TABLE"), "writer": writer, "relay": relaying}, check)
+
+    played = explore(scene)
+    assert any("ring" in each.waited for each in played)
+    old, both, straddling, new = (3, 0, 1), (0, 0, 3), (2, 1, 1), (0, 2, 3)
+    assert left >= {old, both, straddling, new}
