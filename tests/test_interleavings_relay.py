@@ -185,3 +185,96 @@ def test_a_ring_that_turns_under_a_late_writer_and_a_relay_loses_nothing(
     assert any("ring" in each.waited for each in played)
     old, both, straddling, new = (3, 0, 1), (0, 0, 3), (2, 1, 1), (0, 2, 3)
     assert left >= {old, both, straddling, new}
+
+
+@pytest.mark.parametrize("hasty", [False, True], ids=["waits", "gives up"])
+def test_a_child_is_not_emptied_under_who_writes_to_it_or_before_it_is_read(
+    conn: Conn, explore: Explore, alone: Alone, hasty: bool
+) -> None:
+    """The writer has drawn its id before the ring turned. A rotation gives up when it can't have the child at once."""
+    ends = set()
+
+    def scene() -> Scene:
+        new_log(conn)
+        relay = Relay()
+        alone(relay.begin)
+        fill(conn, 150_000, 1)
+        alone(relay.tick)
+        conn.execute("SELECT setval('outbox.message_ids', 1000000, false)")
+
+        def check(outcomes: dict[str, Any]) -> None:
+            ends.add((*outcomes["ring"], sizes(conn)[0]))
+            alone(relay.tick)
+            assert relay.told == ["t150000", "drawn"], "each once"
+            assert alone(rotate) == []
+            assert sizes(conn) == [0, 0, 0, 0], "what has been passed goes"
+
+        drawn = "INSERT INTO outbox.messages (id, topic) VALUES (150005, 'drawn')"
+        rotating = Actor(rotate, "pg_inherits|LOCK TABLE|TRUNCATE", hasty)
+        relaying = Actor(relay.tick, TICK + "|WITH moved")
+        return Scene({"relay": relaying, "writer": holding((drawn, None)), "ring": rotating}, check)
+
+    played = explore(scene)
+    waited = {name for each in played for name in each.waited}
+    assert waited == {"writer", "relay"} | (set() if hasty else {"ring"})
+    assert ends == {(0,), (1,), (2,)} | ({("messages_0", 2)} if hasty else set())
+
+
+def test_two_rotations_at_once_turn_the_ring_once_and_never_back(conn: Conn, explore: Explore, alone: Alone) -> None:
+    ids = set()
+
+    def scene() -> Scene:
+        new_log(conn)
+        relay = Relay()
+        alone(relay.begin)
+        fill(conn, 150_000, 1)
+        alone(relay.tick)
+        conn.execute("SELECT setval('outbox.message_ids', 1150000)")
+
+        def check(outcomes: dict[str, Any]) -> None:
+            assert (outcomes["one"], outcomes["other"]) == ([], [])
+            conn.execute(WRITE, ("after", "k"))
+            ((first,), (second,)) = conn.execute("SELECT id FROM outbox.messages ORDER BY id").fetchall()
+            assert (first, second) in {(1_150_001, 2_000_000), (2_000_000, 2_000_001)}
+            ids.add(first)
+            alone(relay.tick)
+            assert relay.told == ["t150000", "beside", "after"]
+
+        rotating = Actor(rotate, "LOCK TABLE|TRUNCATE|advisory|setval")
+        beside = Actor(holding((WRITE, ("beside", "k"))), "INSERT")
+        return Scene({"one": rotating, "other": rotating, "writer": beside}, check)
+
+    played = explore(scene)
+    assert {name for each in played for name in each.waited} == {"one", "other"}
+    assert ids == {1_150_001, 2_000_000}
+
+
+def test_what_nobody_relays_is_emptied_as_a_whole_or_kept_for_a_relay_that_begins(
+    conn: Conn, explore: Explore, alone: Alone
+) -> None:
+    told = set()
+
+    def scene() -> Scene:
+        new_log(conn)
+        fill(conn, 150_000, 2)
+        conn.execute("SELECT setval('outbox.message_ids', 1000000, false)")
+        relay = Relay()
+
+        async def begin(conn: Async) -> None:
+            await relay.begin(conn)
+            await relay.tick(conn)
+
+        async def empty(conn: Async) -> list[str]:
+            return await ring.rotate(conn, days=0)
+
+        def check(outcomes: dict[str, Any]) -> None:
+            told.add((*relay.told,))
+            alone(relay.tick)
+            assert told <= {(), ("t150000", "t150001")}
+
+        beginning = Actor(begin, "INTO outbox.relays|WITH moved|" + TICK)
+        return Scene({"ring": Actor(empty, "pg_inherits|LOCK TABLE|TRUNCATE"), "relay": beginning}, check)
+
+    played = explore(scene)
+    assert any("relay" in each.waited for each in played)
+    assert len(told) == 2
