@@ -39,32 +39,56 @@ def alone(dsn: str) -> Iterator[Alone]:
 
 
 class Relay(Log):
-    """A relay's log on whatever connection its act is done; what it publishes is in `told`."""
+    """A relay's log on whatever connection its act is done; what it publishes is in `told`.
+
+    What takes or moves the cursor is in a transaction, so that others can meet it before its end.
+    """
 
     def __init__(self, name: str = "default") -> None:
         super().__init__("", name, "test")
         self.told: list[str] = []
 
-    async def begin(self, conn: Async) -> Window | None:
+    async def take(self, conn: Async) -> Window | None:
         self._conn = conn
         return await self.take_over()
 
+    async def begin(self, conn: Async) -> Window | None:
+        async with conn.transaction():
+            return await self.take(conn)
+
+    async def lead(self, conn: Async) -> None:
+        """Take the name over, with the window that is open, and go on with what is new."""
+        await self.go_on(conn, await self.begin(conn))
+        await self.tick(conn)
+
+    async def leave_on(self, conn: Async) -> None:
+        self._conn = conn
+        await self.leave()
+
+    async def open(self, conn: Async) -> Window | None:
+        self._conn = conn
+        return await self.cut()
+
+    async def go_on(self, conn: Async, window: Window | None) -> None:
+        self._conn = conn
+        if window is not None:
+            await self.tell(window)
+
     async def tick(self, conn: Async) -> None:
         """Cut a window, tell what is in it, and move the cursor behind it."""
-        self._conn = conn
-        if window := await self.cut():
-            await self.tell(window)
+        await self.go_on(conn, await self.open(conn))
 
     async def ticks(self, conn: Async) -> None:
         await self.tick(conn)
         await self.tick(conn)
 
-    async def tell(self, window: Window, *, rest: bool = True) -> None:
-        """Tell a window's messages one by one, each of them passed by the cursor when it is told; or only the first."""
+    async def tell(self, window: Window) -> None:
+        """Tell a window's messages one by one, each of them passed by the cursor when it is told."""
         messages = [message async for part in self.read(window) for message in part]
-        for message in messages if rest else messages[:1]:
+        for message in messages:
             self.told.append(message.topic)
-            await self.advance(message.id, 1, {}, done=message == messages[-1])
+            async with self._connected().transaction():
+                await self.advance(message.id, 1, {}, done=message == messages[-1])
 
     async def _declare(self, window: Window, position: int) -> None:
         await self._execute(b"SELECT 'read'")  # stands for what follows, which is sent past the scheduler's cursors
@@ -278,3 +302,137 @@ def test_what_nobody_relays_is_emptied_as_a_whole_or_kept_for_a_relay_that_begin
     played = explore(scene)
     assert any("relay" in each.waited for each in played)
     assert len(told) == 2
+
+
+# A relay's name: who has it, and who had it.
+
+WATCH = """
+CREATE TABLE outbox.moves (n bigint GENERATED ALWAYS AS IDENTITY, pid integer, epoch bigint, passed numeric, position bigint);
+CREATE FUNCTION outbox.note_move() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO outbox.moves (pid, epoch, passed, position)
+    VALUES (pg_backend_pid(), NEW.epoch, pg_snapshot_xmax(NEW.window_start)::text::numeric, NEW.position);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note_move AFTER UPDATE ON outbox.relays FOR EACH ROW EXECUTE FUNCTION outbox.note_move();
+"""
+WRONG_MOVES = """
+SELECT 'the cursor went back' FROM (SELECT (passed, position) < lag((passed, position)) OVER (ORDER BY n) AS back FROM outbox.moves) AS m WHERE back
+UNION ALL SELECT 'the epoch went back' FROM (SELECT epoch < lag(epoch) OVER (ORDER BY n) AS back FROM outbox.moves) AS m WHERE back
+UNION ALL SELECT 'two moved the cursor in epoch ' || epoch FROM outbox.moves GROUP BY epoch HAVING count(DISTINCT pid) > 1
+"""
+LATE = "UPDATE outbox.relays SET updated_at = now() - interval '6 s'"
+
+
+def holds(alone: Alone, relay: Relay) -> bool:
+    """Whether a relay, asked now, has its name."""
+
+    async def beat(conn: Async) -> bool:
+        relay._conn = conn
+        try:
+            await relay.beat(None, False)
+        except TakenOver:
+            return False
+        return True
+
+    return bool(relay._epoch and alone(beat))
+
+
+@pytest.mark.parametrize("frozen", ["before", "anywhere"])
+def test_f51_an_old_leader_that_comes_back_moves_nothing_after_the_new_one_has_begun(
+    conn: Conn, explore: Explore, alone: Alone, monkeypatch: pytest.MonkeyPatch, frozen: str
+) -> None:
+    """Frozen before the scene begins, or anywhere in it: then every beat is late at once."""
+    if frozen == "anywhere":
+        monkeypatch.setattr("outbox.window.LEASE", -3600.0)
+    conn.execute(WATCH)
+    ends = set()
+
+    def scene() -> Scene:
+        new_log(conn)
+        old, new, heir = Relay(), Relay(), Relay()
+        alone(old.begin)
+        fill(conn, 1, 2)
+        opened = alone(old.open)
+        conn.execute(WRITE, ("t3", "k"))
+        conn.execute(LATE)
+        conn.execute("TRUNCATE outbox.moves")
+
+        async def go_on(conn: Async) -> str:
+            try:
+                await old.go_on(conn, opened)
+                await old.tick(conn)
+                await old.beat(None, False)
+            except TakenOver:
+                return "fenced"
+            return "leads"
+
+        async def take_over(conn: Async) -> str:
+            try:
+                await new.lead(conn)
+            except TakenOver:
+                return "stands by"
+            return "leads"
+
+        def check(outcomes: dict[str, Any]) -> None:
+            assert conn.execute(WRONG_MOVES).fetchall() == []
+            leader = new if outcomes["new"] == "leads" else old
+            assert [one for one in (old, new) if holds(alone, one)] == [leader]
+            ends.add((" ".join(old.told), outcomes["old"], " ".join(new.told), outcomes["new"]))
+            conn.execute(LATE)
+            conn.execute(WRITE, ("last", "k"))
+            alone(heir.lead)
+            assert {*old.told, *new.told} == {"t1", "t2", "t3"}
+            assert heir.told == ["last"]
+
+        return Scene({"old": Actor(go_on, "epoch|COMMIT"), "new": Actor(take_over, "epoch|COMMIT")}, check)
+
+    played = explore(scene)
+    assert {name for each in played for name in each.waited} == {"old", "new"}
+    at_once, never = ("t1", "fenced", "t1 t2 t3", "leads"), ("t1 t2 t3", "leads", "", "stands by")
+    between = {
+        ("t1 t2", "fenced", "t2 t3", "leads"),
+        ("t1 t2", "fenced", "t3", "leads"),
+        ("t1 t2 t3", "fenced", "t3", "leads"),
+        ("t1 t2 t3", "fenced", "", "leads"),
+        ("t1 t2 t3", "leads", "", "leads"),  # which had its last word first
+    }
+    assert ends == ({at_once, never} if frozen == "before" else {at_once, *between})
+
+
+@pytest.mark.parametrize("found", ["new", "free", "late", "leaving", "restored"])
+def test_f51_of_two_takeovers_at_once_exactly_one_has_the_name(
+    conn: Conn, explore: Explore, alone: Alone, found: str
+) -> None:
+    """Of a name that is new, free, or its owner's, whose beat is late or who is just leaving; or of a restored database."""
+    winners = set()
+
+    def scene() -> Scene:
+        new_log(conn)
+        owner, one, other = Relay(), Relay(), Relay()
+        if found != "new":
+            alone(owner.begin)
+        if found in ("free", "restored"):
+            alone(owner.leave_on)
+        if found == "late":
+            conn.execute(LATE)
+        if found == "restored":
+            conn.execute("UPDATE outbox.relays SET cluster = '1'")
+        conn.execute(WRITE, ("t", "k"))
+
+        def check(outcomes: dict[str, Any]) -> None:
+            won = [name for name in ("one", "other") if not isinstance(outcomes[name], TakenOver)]
+            winners.add((*won,))
+            assert len(won) == 1 or (found == "leaving" and not won)
+            if won:
+                winner, loser = (one, other) if won == ["one"] else (other, one)
+                assert [relay for relay in (winner, loser) if holds(alone, relay)] == [winner]
+                alone(winner.tick)
+                assert winner.told == ["t"]
+
+        # What a restored database needs first is a transaction of its own.
+        actors = {"one": one.take, "other": other.take} if found == "restored" else {"one": one.begin, "other": other.begin}
+        return Scene(actors | ({"owner": owner.leave_on} if found == "leaving" else {}), check, (TakenOver,))
+
+    played = explore(scene)
+    assert {name for each in played for name in each.waited} >= {"one", "other"}
+    assert winners == {("one",), ("other",)} | ({()} if found == "leaving" else set())
