@@ -136,7 +136,9 @@ def test_f50_whoever_commits_late_is_in_a_later_window(conn: Conn, explore: Expl
 
     explore(scene)
     late = ("quick", "begun first", "begun later")
-    assert told == {late[:n] for n in (0, 1, 3)} | {late[1:], late[1:] + late[:1]} | {("begun first", "quick", "begun later")}
+    assert told == {late[:n] for n in (0, 1, 3)} | {late[1:], late[1:] + late[:1]} | {
+        ("begun first", "quick", "begun later")
+    }
 
 
 def test_f50_messages_of_a_key_come_in_the_order_of_its_commits(conn: Conn, explore: Explore, alone: Alone) -> None:
@@ -160,7 +162,9 @@ def test_f50_messages_of_a_key_come_in_the_order_of_its_commits(conn: Conn, expl
             alone(relay.tick)
             assert relay.told == ["ENRICHED", "APPROVED"], "each once, in their order"
 
-        return Scene({"relay": Actor(relay.ticks, TICK), "one": holding((change, None)), "other": holding((change, None))}, check)
+        return Scene(
+            {"relay": Actor(relay.ticks, TICK), "one": holding((change, None)), "other": holding((change, None))}, check
+        )
 
     played = explore(scene)
     assert any("other" in each.waited for each in played)
@@ -430,9 +434,59 @@ def test_f51_of_two_takeovers_at_once_exactly_one_has_the_name(
                 assert winner.told == ["t"]
 
         # What a restored database needs first is a transaction of its own.
-        actors = {"one": one.take, "other": other.take} if found == "restored" else {"one": one.begin, "other": other.begin}
+        actors = (
+            {"one": one.take, "other": other.take} if found == "restored" else {"one": one.begin, "other": other.begin}
+        )
         return Scene(actors | ({"owner": owner.leave_on} if found == "leaving" else {}), check, (TakenOver,))
 
     played = explore(scene)
     assert {name for each in played for name in each.waited} >= {"one", "other"}
     assert winners == {("one",), ("other",)} | ({()} if found == "leaving" else set())
+
+
+def test_relays_of_two_names_that_find_the_database_restored_lose_nothing(
+    conn: Conn, explore: Explore, alone: Alone
+) -> None:
+    """Each stamps the whole log anew, beside a writer; who is thrown out by the other begins again, and may repeat."""
+    kept = set()
+
+    def scene() -> Scene:
+        new_log(conn)
+        relays = [Relay("a"), Relay("b")]
+        for relay in relays:
+            alone(relay.begin)
+            alone(relay.leave_on)
+        conn.execute(WRITE, ("before", "k"))
+        conn.execute("UPDATE outbox.messages SET xid = '999999999'")
+        conn.execute("UPDATE outbox.relays SET cluster = '1'")
+
+        def lead(relay: Relay) -> Callable[[Async], Awaitable[bool]]:
+            async def act(conn: Async) -> bool:
+                try:
+                    await relay.take(conn)
+                    await relay.tick(conn)
+                except TakenOver:
+                    return False
+                return True
+
+            return act
+
+        def check(outcomes: dict[str, Any]) -> None:
+            kept.add((outcomes["a"], outcomes["b"]))
+            conn.execute(LATE)
+            for relay in relays:
+                alone(relay.lead)
+                assert {*relay.told} == {"before", "beside"}
+                assert (relay.told[0], relay.told[-1]) == ("before", "beside"), "as they were written, and so repeated"
+
+        beside = holding((WRITE, ("beside", "k")))
+        steps = "LOCK TABLE|'read'|WITH moved"
+        return Scene(
+            {"a": Actor(lead(relays[0]), steps), "b": Actor(lead(relays[1]), steps), "writer": Actor(beside, "COMMIT")},
+            check,
+        )
+
+    played = explore(scene)
+
+    assert {name for each in played for name in each.waited} == {"a", "b"}
+    assert kept == {(False, True), (True, False), (True, True)}
