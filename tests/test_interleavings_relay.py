@@ -14,9 +14,10 @@ import psycopg
 import pytest
 from interleave import Actor, Explore, Scene
 from pipelines import deployed, value
+from test_inbox import forget, made
 from test_window import WRITE, fill, sizes
 
-from outbox import ring
+from outbox import Inbox, TooOld, ring
 from outbox.window import Log, TakenOver, Window
 
 Conn = psycopg.Connection[Any]
@@ -444,10 +445,14 @@ def test_f51_of_two_takeovers_at_once_exactly_one_has_the_name(
     assert winners == {("one",), ("other",)} | ({()} if found == "leaving" else set())
 
 
-def test_relays_of_two_names_that_find_the_database_restored_lose_nothing(
-    conn: Conn, explore: Explore, alone: Alone
+@pytest.mark.parametrize("beside", ["relay", "writer"])
+def test_a_relay_that_finds_the_database_restored_loses_nothing(
+    conn: Conn, explore: Explore, alone: Alone, beside: str
 ) -> None:
-    """Each stamps the whole log anew, beside a writer; who is thrown out by the other begins again, and may repeat."""
+    """It stamps the whole log anew, beside a writer, or a relay of another name that does the same.
+
+    Who is thrown out by the other begins again, and repeats what the other's restore has put back.
+    """
     kept = set()
 
     def scene() -> Scene:
@@ -460,33 +465,163 @@ def test_relays_of_two_names_that_find_the_database_restored_lose_nothing(
         conn.execute("UPDATE outbox.messages SET xid = '999999999'")
         conn.execute("UPDATE outbox.relays SET cluster = '1'")
 
-        def lead(relay: Relay) -> Callable[[Async], Awaitable[bool]]:
-            async def act(conn: Async) -> bool:
+        def lead(relay: Relay) -> Actor:
+            async def act(conn: Async) -> str:
                 try:
                     await relay.take(conn)
                     await relay.tick(conn)
                 except TakenOver:
-                    return False
-                return True
+                    return "thrown out"
+                return "leads"
 
-            return act
+            return Actor(act, "make_interval|LOCK TABLE|window_start = '3:3:'|WITH moved")
 
         def check(outcomes: dict[str, Any]) -> None:
-            kept.add((outcomes["a"], outcomes["b"]))
+            kept.add((*outcomes.values(), len(relays[0].told)))
             conn.execute(LATE)
+            conn.execute(WRITE, ("after", "k"))
             for relay in relays:
                 alone(relay.lead)
-                assert {*relay.told} == {"before", "beside"}
-                assert (relay.told[0], relay.told[-1]) == ("before", "beside"), "as they were written, and so repeated"
+                assert {*relay.told} == {"before", "after"} | ({"beside"} if beside == "writer" else set())
+                assert relay.told == sorted(relay.told, key=["before", "beside", "after"].index), (
+                    "repeated, not inverted"
+                )
 
-        beside = holding((WRITE, ("beside", "k")))
-        steps = "LOCK TABLE|'read'|WITH moved"
+        writer = holding((WRITE, ("beside", "k")))
+        return Scene({"a": lead(relays[0]), "b": lead(relays[1]) if beside == "relay" else writer}, check)
+
+    played = explore(scene)
+    assert {name for each in played for name in each.waited} == {"a", "b"}
+    if beside == "writer":
+        assert kept == {("leads", None, 1), ("leads", None, 2)}, (
+            "the writer's is told now, or when there is a next tick"
+        )
+    else:
+        assert {ended[:2] for ended in kept} == {("leads", "leads"), ("leads", "thrown out"), ("thrown out", "leads")}
+
+
+# The inbox: deliveries of one message, and what forgets.
+
+crm = Inbox("crm")
+EFFECTS = "CREATE TABLE outbox.effects (message_id uuid)"
+EFFECT = "INSERT INTO outbox.effects VALUES (%s)"
+PLAIN = "INSERT INTO outbox.inbox (consumer, message_id) VALUES ('crm', %s) ON CONFLICT DO NOTHING"
+NO_INBOX = "DELETE FROM outbox.inbox; DELETE FROM outbox.effects; SELECT setval('outbox.inbox_floor', 0)"
+
+
+@pytest.mark.parametrize("ends", [("commit", "commit"), ("rollback", "commit"), ("commit", "rollback")])
+@pytest.mark.parametrize("level", list(psycopg.IsolationLevel)[1:], ids=lambda level: level.name)
+def test_f56_of_two_deliveries_at_once_the_first_to_commit_has_the_effect(
+    conn: Conn, explore: Explore, level: psycopg.IsolationLevel, ends: tuple[str, str]
+) -> None:
+    """The other one waits for it, and is new if it is undone. Above READ COMMITTED it may be told to try again."""
+    conn.execute(EFFECTS)
+    message = made()
+    seen = set()
+
+    def one(conn: Conn) -> bool:
+        conn.isolation_level = level
+        with conn.transaction(force_rollback=ends[0] == "rollback"):
+            conn.execute("SELECT 'its snapshot'")
+            if new := crm.accept(conn, message):
+                conn.execute(EFFECT, [message])
+        return new
+
+    async def other(conn: Async) -> bool:
+        await conn.set_isolation_level(level)
+        async with conn.transaction(force_rollback=ends[1] == "rollback"):
+            await conn.execute("SELECT 'its snapshot'")
+            if new := await crm.accept(conn, message):
+                await conn.execute(EFFECT, [message])
+        return new
+
+    def scene() -> Scene:
+        conn.execute(NO_INBOX)
+
+        def check(outcomes: dict[str, Any]) -> None:
+            told = outcomes["one"], outcomes["other"]
+            seen.add(tuple(new if isinstance(new, bool) else "again" for new in told))
+            effects = sum(new is True and end == "commit" for new, end in zip(told, ends, strict=True))
+            assert value(conn, "SELECT count(*) FROM outbox.effects") == effects <= 1
+            assert crm.accept(conn, message) is (effects == 0)
+
+        steps = "snapshot|INTO outbox.inbox|COMMIT"
         return Scene(
-            {"a": Actor(lead(relays[0]), steps), "b": Actor(lead(relays[1]), steps), "writer": Actor(beside, "COMMIT")},
+            {"one": Actor(one, steps), "other": Actor(other, steps)}, check, (psycopg.errors.SerializationFailure,)
+        )
+
+    played = explore(scene)
+    assert {name for each in played for name in each.waited} == {"one", "other"}
+    expected = {(True, ends[0] == "rollback"), (ends[1] == "rollback", True)}
+    if level > psycopg.IsolationLevel.READ_COMMITTED:
+        again = (True, "again"), ("again", True)
+        expected |= {told for told, end in zip(again, ends, strict=True) if end == "commit"}
+    assert seen == expected
+
+
+@pytest.mark.parametrize("was_handled", [False, True], ids=["new", "handled"])
+def test_f56_a_message_that_is_being_forgotten_has_one_effect_or_is_refused(
+    conn: Conn, explore: Explore, was_handled: bool
+) -> None:
+    """Deliveries, one of them without Outbox's look before it inserts, and the emptying of the message's week.
+
+    That gives up after a moment where a delivery is under way; whoever inserts while it is under way waits.
+    """
+    conn.execute(EFFECTS)
+    message = made(60)
+    ends = set()
+
+    def accept(conn: Conn) -> str:
+        try:
+            with conn.transaction():
+                if new := crm.accept(conn, message):
+                    conn.execute(EFFECT, [message])
+        except TooOld:
+            return "refused"
+        return "new" if new else "duplicate"
+
+    def insert(conn: Conn) -> str:
+        try:
+            with conn.transaction():
+                if new := conn.execute(PLAIN, [message]).rowcount:
+                    conn.execute(EFFECT, [message])
+        except psycopg.DatabaseError as error:
+            return {"OB007": "refused"}[error.sqlstate or ""]
+        return "new" if new else "duplicate"
+
+    def forgetting(conn: Conn) -> list[bool]:
+        with conn.transaction():
+            return [emptied for _, emptied in forget(conn, 30)]
+
+    def scene() -> Scene:
+        conn.execute(NO_INBOX)
+        if was_handled:
+            accept(conn)
+
+        def check(outcomes: dict[str, Any]) -> None:
+            ends.update((name, outcomes[name], *outcomes["forgetting"]) for name in ("accept", "insert"))
+            effects = value(conn, "SELECT count(*) FROM outbox.effects")
+            assert effects == was_handled + [*outcomes.values()].count("new") <= 1
+            assert accept(conn) == insert(conn) == "refused"
+
+        steps = "INTO outbox.inbox|COMMIT"
+        return Scene(
+            {
+                "accept": Actor(accept, steps),
+                "insert": Actor(insert, steps),
+                "forgetting": Actor(forgetting, hasty=True),
+            },
             check,
         )
 
     played = explore(scene)
-
-    assert {name for each in played for name in each.waited} == {"a", "b"}
-    assert kept == {(False, True), (True, False), (True, True)}
+    waited = {name for each in played for name in each.waited}
+    emptied, in_use, nothing = (True,), (False,), ()
+    if was_handled:
+        possible = [("duplicate", emptied), ("duplicate", in_use), ("refused", emptied), ("refused", in_use)]
+        assert waited == {"insert"}
+    else:
+        possible = [(told, week) for told in ("new", "duplicate") for week in (emptied, in_use, nothing)]
+        possible += [("refused", emptied), ("refused", nothing)]
+        assert waited == {"accept", "insert"}
+    assert ends == {(name, told, *week) for name in ("accept", "insert") for told, week in possible}
