@@ -17,7 +17,9 @@ from pipelines import deployed, value
 from test_inbox import forget, made
 from test_window import WRITE, fill, sizes
 
-from outbox import Inbox, TooOld, ring
+from outbox import Backoff, Delivery, Inbox, Reject, TooOld, ring
+from outbox.delivery import Arrival
+from outbox.receive import Receiver, Terms
 from outbox.window import Log, TakenOver, Window
 
 Conn = psycopg.Connection[Any]
@@ -221,7 +223,7 @@ def test_a_child_is_not_emptied_under_who_writes_to_it_or_before_it_is_read(
     conn: Conn, explore: Explore, alone: Alone, hasty: bool
 ) -> None:
     """The writer has drawn its id before the ring turned. A rotation gives up when it can't have the child at once."""
-    ends = set()
+    ends: set[Any] = set()
 
     def scene() -> Scene:
         new_log(conn)
@@ -350,7 +352,7 @@ def test_f51_an_old_leader_that_comes_back_moves_nothing_after_the_new_one_has_b
     if frozen == "anywhere":
         monkeypatch.setattr("outbox.window.LEASE", -3600.0)
     conn.execute(WATCH)
-    ends = set()
+    ends: set[Any] = set()
 
     def scene() -> Scene:
         new_log(conn)
@@ -517,7 +519,7 @@ def test_f56_of_two_deliveries_at_once_the_first_to_commit_has_the_effect(
     """The other one waits for it, and is new if it is undone. Above READ COMMITTED it may be told to try again."""
     conn.execute(EFFECTS)
     message = made()
-    seen = set()
+    seen: set[Any] = set()
 
     def one(conn: Conn) -> bool:
         conn.isolation_level = level
@@ -569,7 +571,7 @@ def test_f56_a_message_that_is_being_forgotten_has_one_effect_or_is_refused(
     """
     conn.execute(EFFECTS)
     message = made(60)
-    ends = set()
+    ends: set[Any] = set()
 
     def accept(conn: Conn) -> str:
         try:
@@ -625,3 +627,75 @@ def test_f56_a_message_that_is_being_forgotten_has_one_effect_or_is_refused(
         possible += [("refused", emptied), ("refused", nothing)]
         assert waited == {"accept", "insert"}
     assert ends == {(name, told, *week) for name in ("accept", "insert") for told, week in possible}
+
+
+class Consumer:
+    """What receives deliveries of one message, whose effect is a row, on whatever connection its act is done."""
+
+    def __init__(self, dsn: str, *, is_async: bool, rejects: bool = False) -> None:
+        handler = self.handle_async if is_async else self.handle
+        self.terms = Terms(crm, "q", handler, is_async, Backoff(attempts=3), 60.0, 1)
+        self.rejects, self.dsn = rejects, dsn
+
+    def handle(self, delivery: Delivery) -> None:
+        delivery.connection.execute(EFFECT, [delivery.message_id])
+        if self.rejects:
+            raise Reject("not this one")
+
+    async def handle_async(self, delivery: Delivery) -> None:
+        await delivery.connection.execute(EFFECT, [delivery.message_id])
+        if self.rejects:
+            raise Reject("not this one")
+
+    def receive(self, arrival: Arrival) -> Callable[[Any], Any]:
+        async def settle(conn: Conn | Async) -> bool:
+            receiver = Receiver(self.dsn, self.terms)
+            place, name = (receiver._link, "_conn") if self.terms.is_async else (receiver, "_sync")
+            setattr(place, name, conn)
+            try:
+                return await receiver.settle(arrival)
+            finally:
+                setattr(place, name, None)  # it is not the receiver's to close
+                await receiver.close()
+
+        return settle if self.terms.is_async else lambda conn: asyncio.run(settle(conn))
+
+
+@pytest.mark.parametrize("first", ["commits", "is rejected"])
+@pytest.mark.parametrize("redelivered", [False, True], ids=["twice", "redelivered"])
+@pytest.mark.parametrize("kind", ["thread", "loop"])
+def test_f56_a_second_delivery_beside_the_handlers_transaction_has_no_second_effect(
+    conn: Conn, dsn: str, explore: Explore, alone: Alone, first: str, redelivered: bool, kind: str
+) -> None:
+    """A sync handler or an async one. What was parked beside it is parked no more when a person has it tried again."""
+    conn.execute(EFFECTS)
+    message = str(made())
+    ends: set[Any] = set()
+
+    def arrival(**options: Any) -> Arrival:
+        return Arrival("t", b"{}", {"cloudEvents_id": message}, **options)
+
+    def scene() -> Scene:
+        conn.execute(NO_INBOX)
+        conn.execute("DELETE FROM outbox.parked_deliveries")
+        one = Consumer(dsn, is_async=kind == "loop", rejects=first == "is rejected")
+        other = Consumer(dsn, is_async=True)
+
+        def check(outcomes: dict[str, Any]) -> None:
+            assert outcomes == {"one": True, "other": True}, "both are acknowledged"
+            assert value(conn, "SELECT count(*) FROM outbox.effects") == 1
+            assert one.terms.handled + other.terms.handled == 1
+            assert one.terms.handled + one.terms.duplicates + one.terms.parked == 1
+            parked = conn.execute("SELECT id FROM outbox.parked_deliveries").fetchall()
+            ends.add((one.terms.handled, one.terms.duplicates, one.terms.parked))
+            for (id_,) in parked:
+                alone(other.receive(arrival(parked=id_)))
+            assert value(conn, "SELECT count(*) FROM outbox.parked_deliveries") == 0
+            assert value(conn, "SELECT count(*) FROM outbox.delivery_attempts") == 0
+            assert value(conn, "SELECT count(*) FROM outbox.effects") == 1
+
+        return Scene({"one": one.receive(arrival()), "other": other.receive(arrival(redelivered=redelivered))}, check)
+
+    played = explore(scene)
+    assert {name for each in played for name in each.waited} == {"one", "other"}
+    assert ends == {(0, 1, 0), (1, 0, 0) if first == "commits" else (0, 0, 1)}
