@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from interleave import Actor, Explore, Scene
 from pipelines import deployed, value
+from psycopg import IsolationLevel
 from test_inbox import forget, made
 from test_window import WRITE, fill, sizes
 
@@ -241,13 +242,13 @@ def test_a_child_is_not_emptied_under_who_writes_to_it_or_before_it_is_read(
             assert sizes(conn) == [0, 0, 0, 0], "what has been passed goes"
 
         drawn = "INSERT INTO outbox.messages (id, topic) VALUES (150005, 'drawn')"
-        rotating = Actor(rotate, "pg_inherits|LOCK TABLE|TRUNCATE", hasty)
+        rotating = Actor(rotate, "pg_inherits|LOCK TABLE" if hasty else "pg_inherits|LOCK TABLE|TRUNCATE", hasty)
         relaying = Actor(relay.tick, TICK + "|WITH moved")
         return Scene({"relay": relaying, "writer": holding((drawn, None)), "ring": rotating}, check)
 
     played = explore(scene)
     waited = {name for each in played for name in each.waited}
-    assert waited == {"writer", "relay"} | (set() if hasty else {"ring"})
+    assert waited == (set() if hasty else {"writer", "relay", "ring"})
     assert ends == {(0,), (1,), (2,)} | ({("messages_0", 2)} if hasty else set())
 
 
@@ -512,9 +513,11 @@ NO_INBOX = "DELETE FROM outbox.inbox; DELETE FROM outbox.effects; SELECT setval(
 
 
 @pytest.mark.parametrize("ends", [("commit", "commit"), ("rollback", "commit"), ("commit", "rollback")])
-@pytest.mark.parametrize("level", list(psycopg.IsolationLevel)[1:], ids=lambda level: level.name)
+@pytest.mark.parametrize(
+    "level", [IsolationLevel.READ_COMMITTED, IsolationLevel.REPEATABLE_READ], ids=lambda it: it.name
+)
 def test_f56_of_two_deliveries_at_once_the_first_to_commit_has_the_effect(
-    conn: Conn, explore: Explore, level: psycopg.IsolationLevel, ends: tuple[str, str]
+    conn: Conn, explore: Explore, level: IsolationLevel, ends: tuple[str, str]
 ) -> None:
     """The other one waits for it, and is new if it is undone. Above READ COMMITTED it may be told to try again."""
     conn.execute(EFFECTS)
@@ -555,7 +558,7 @@ def test_f56_of_two_deliveries_at_once_the_first_to_commit_has_the_effect(
     played = explore(scene)
     assert {name for each in played for name in each.waited} == {"one", "other"}
     expected = {(True, ends[0] == "rollback"), (ends[1] == "rollback", True)}
-    if level > psycopg.IsolationLevel.READ_COMMITTED:
+    if level > IsolationLevel.READ_COMMITTED:
         again = (True, "again"), ("again", True)
         expected |= {told for told, end in zip(again, ends, strict=True) if end == "commit"}
     assert seen == expected
