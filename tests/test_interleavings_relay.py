@@ -477,7 +477,7 @@ def test_a_relay_that_finds_the_database_restored_loses_nothing(
                     return "thrown out"
                 return "leads"
 
-            return Actor(act, "make_interval|LOCK TABLE|window_start = '3:3:'|WITH moved")
+            return Actor(act, "INTO outbox.relays|LOCK TABLE|window_start = '3:3:'|WITH moved")
 
         def check(outcomes: dict[str, Any]) -> None:
             kept.add((*outcomes.values(), len(relays[0].told)))
