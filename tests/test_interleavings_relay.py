@@ -25,8 +25,9 @@ from outbox.window import Log, TakenOver, Window
 
 Conn = psycopg.Connection[Any]
 Async = psycopg.AsyncConnection[Any]
-TICK = "window_end = pg_current_snapshot|'read'"
 Alone = Callable[[Callable[[Async], Awaitable[Any]]], Any]
+TICK = "window_end = pg_current_snapshot|'read'"
+"""The steps of a relay's tick but for the last, which is `WITH moved`."""
 
 
 @pytest.fixture
@@ -99,11 +100,11 @@ class Relay(Log):
         await super()._declare(window, position)
 
 
-def new_log(conn: Conn, start: int = 1) -> None:
-    """No messages, no relays, and the ids from there on."""
+def new_log(conn: Conn) -> None:
+    """No messages, no relays, and the ids from the first one on."""
     conn.execute("DELETE FROM outbox.messages")
     conn.execute("DELETE FROM outbox.relays")
-    conn.execute("SELECT setval('outbox.message_ids', %s, false)", [start])
+    conn.execute("SELECT setval('outbox.message_ids', 1, false)")
 
 
 def holding(*statements: tuple[str, Any]) -> Callable[[Conn], None]:
