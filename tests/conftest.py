@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from broker import Broker
 from commands import Outbox
+from interleave import Explore, Scheduler
 from pooler import Pooler, way_env
 from servers import PostgresServer, Process
 
@@ -118,6 +119,16 @@ def connect(dsn: str) -> Iterator[Callable[..., psycopg.Connection[Any]]]:
     yield connect
     for conn in opened:
         conn.close()
+
+
+@pytest.fixture
+def explore(conn: psycopg.Connection[Any], dsn: str, admin_dsn: str) -> Iterator[Explore]:
+    """Play scenes on the test's database, each in every order of its steps. See interleave.py."""
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET deadlock_timeout = '20ms'")
+    conn.execute("SET enable_seqscan = off")
+    with Scheduler(dsn) as scheduler:
+        yield scheduler.explore
 
 
 @pytest.fixture

@@ -68,6 +68,9 @@ class Played:
     outcomes: dict[str, Any]
 
 
+Explore = Callable[[Callable[[], Scene]], list[Played]]
+
+
 class ScheduleFailed(AssertionError):
     """An interleaving after which something isn't true. The message has the line that repeats it."""
 

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from conftest import OWNER
 from pipelines import value
-from servers import PostgresServer, wait_for
+from servers import PostgresServer
 
 from outbox import DefinitionError, Inbox, InvalidInput, TooNew, TooOld, maintenance, migrations
 from outbox.maintenance import Maintenance, Retention
@@ -40,10 +40,6 @@ def children(conn: Conn) -> set[str]:
     """The children that hold anything."""
     found = conn.execute("SELECT DISTINCT tableoid::regclass::text FROM outbox.inbox").fetchall()
     return {row[0].removeprefix("outbox.") for row in found}
-
-
-def waits(conn: Conn, pid: int) -> Callable[[], Any]:
-    return lambda: value(conn, "SELECT count(*) FROM pg_locks WHERE pid = %s AND NOT granted", pid)
 
 
 # First time, or duplicate.
@@ -91,21 +87,6 @@ def test_rolled_back_record_is_forgotten(conn: Conn) -> None:
     assert crm.accept(conn, message)
 
 
-@pytest.mark.parametrize(("end", "answer"), [("commit", False), ("rollback", True)])
-def test_two_at_once_the_second_waits_for_the_first(conn: Conn, connect: Connect, end: str, answer: bool) -> None:
-    message = made()
-    first, second = connect(autocommit=False), connect(autocommit=False)
-    assert crm.accept(first, message)
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(crm.accept, second, message)
-        wait_for(waits(conn, second.info.backend_pid), what="the second one waits")
-        assert not asked.done()
-        getattr(first, end)()
-        assert asked.result(10) is answer
-    second.rollback()
-    assert crm.accept(conn, message) is (end == "rollback")
-
-
 def test_other_messages_and_other_consumers_do_not_wait(connect: Connect) -> None:
     message = made()
     first, second = connect(autocommit=False), connect(autocommit=False)
@@ -132,18 +113,6 @@ def test_of_many_at_once_exactly_one_is_first(connect: Connect) -> None:
     with ThreadPoolExecutor(8) as pool:
         taken = [message for found in pool.map(consume, connections) for message in found]
     assert sorted(taken) == sorted(set(ids))
-
-
-def test_serializable_transactions_are_told_to_try_again(conn: Conn, connect: Connect) -> None:
-    message = made()
-    late = connect(autocommit=False)
-    late.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-    late.execute("SELECT 1")
-    assert crm.accept(conn, message)
-    with pytest.raises(psycopg.errors.SerializationFailure):
-        crm.accept(late, message)
-    late.rollback()
-    assert not crm.accept(late, message)
 
 
 # Days.

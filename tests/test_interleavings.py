@@ -7,13 +7,13 @@ statements), and what must be true in the end. See interleave.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations_with_replacement
 from typing import Any
 
 import psycopg
 import pytest
-from interleave import Actor, Played, Scene, Scheduler
+from interleave import Actor, Explore, Scene
 from pipelines import Post, deployed, value
 from test_worker import one_stage
 
@@ -23,17 +23,7 @@ from outbox.lane import Lane
 
 Conn = psycopg.Connection[Any]
 Act = Callable[[Conn], Any]
-Explore = Callable[[Callable[[], Scene]], list[Played]]
 MAINTENANCE, WORKER = statements.load("maintenance"), statements.load("worker")
-
-
-@pytest.fixture
-def explore(conn: Conn, dsn: str, admin_dsn: str) -> Iterator[Explore]:
-    with psycopg.connect(admin_dsn, autocommit=True) as admin:
-        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET deadlock_timeout = '20ms'")
-    conn.execute("SET enable_seqscan = off")
-    with Scheduler(dsn) as scheduler:
-        yield scheduler.explore
 
 
 def holding(act: Act, end: str = "commit") -> Act:

@@ -233,21 +233,6 @@ def test_a_child_is_emptied_when_every_relay_has_passed_it(conn: Conn, reader: R
     assert sizes(conn) == [3, 3, 0, 0], "around the ring"
 
 
-def test_a_child_with_a_writer_in_it_is_left_alone_and_named(conn: Conn, connect: Connect, reader: Reader) -> None:
-    fill(conn, 1)
-    writer = connect(autocommit=False)
-    writer.execute(WRITE, ("open", "a"))
-    fill(conn, 1_000_000)
-    reader.next()
-    assert reader.do(reader.log.rotate()) == ["messages_0"]
-    writer.commit()
-    reader.do(reader.log.rotate())
-    assert sizes(conn)[0] == 4, "what it wrote has not been read"
-    assert reader.next() == ["open"]
-    reader.do(reader.log.rotate())
-    assert sizes(conn)[0] == 0
-
-
 def test_a_rotation_that_waits_in_vain_undoes_nothing_of_the_work_beside_it(
     conn: Conn, connect: Connect, reader: Reader
 ) -> None:
@@ -326,30 +311,6 @@ def test_the_ring_turns_early_and_never_back(conn: Conn, reader: Reader) -> None
     reader.next()
     reader.do(reader.log.rotate())
     assert value(conn, "SELECT last_value FROM outbox.message_ids") == 1_999_992, "it is about to turn by itself"
-
-
-def test_of_two_that_turn_the_ring_at_once_the_second_does_not_turn_it_back(
-    conn: Conn, connect: Connect, reader: Reader
-) -> None:
-    fill(conn, 150_000)
-    reader.next()
-    first = connect(autocommit=False)
-    first.execute("SELECT pg_advisory_xact_lock(hashtext('outbox.ring'))")
-
-    async def turn() -> list[str]:
-        second = asyncio.create_task(reader.log.rotate())
-        waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        while not value(conn, waits):
-            await asyncio.sleep(0.01)
-        first.execute("SELECT setval('outbox.message_ids', 1000000, false)")
-        first.execute(WRITE, ("first", "a"))
-        first.commit()
-        return await asyncio.wait_for(second, 10)
-
-    reader.do(turn())
-    conn.execute(WRITE, ("second", "a"))
-    ids = conn.execute("SELECT id FROM outbox.messages WHERE topic IN ('first', 'second')").fetchall()
-    assert ids == [(1_000_000,), (1_000_001,)]
 
 
 @pytest.mark.parametrize("how", ["another cluster", "the future"])
