@@ -1,7 +1,7 @@
 """The engine's promises as plain Python: what the tables say after each step, whoever took it.
 
 To be read as the engine's specification. It knows nothing of SQL: test_model.py does the same things to this and to
-the engine, and compares. One thing happens at a time here; what may meet at a row is test_races.py's. Time is a
+the engine, and compares. One thing happens at a time here; what may meet at a row is test_interleavings.py's. Time is a
 number of seconds and stands still until it is told to pass.
 """
 

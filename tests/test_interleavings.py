@@ -417,7 +417,7 @@ def retaining(name: str) -> Act:
     def retain(conn: Conn) -> int:
         with conn.transaction():
             conn.execute(MAINTENANCE["retention_mark"])
-            row = conn.execute(MAINTENANCE[name], {"days": 0, "limit": 10}).fetchone()
+            row = conn.execute(MAINTENANCE[name], {"days": -1, "limit": 10}).fetchone()
         return row[0] if row else 0
 
     return retain
@@ -571,3 +571,23 @@ def test_two_deploys_of_different_versions(conn: Conn, explore: Explore) -> None
     played = explore(scene)
     assert {each.schedule.split()[-1] for each in played} == {"better", "parked"}
     assert all(each.waited or len({*each.schedule.split()[:4]}) == 1 for each in played)
+
+
+def test_a_job_of_a_stage_that_a_deploy_took_away_is_swept_and_holds_up_no_others(conn: Conn) -> None:
+    """Somebody has made it by hand, say; an older worker took it."""
+    table = Table(conn, deployed(conn, one_stage(lambda run: None)))
+    conn.execute("DELETE FROM outbox.stages")
+    assert table.sweep(conn) == ["freed"]
+
+
+def test_f04_an_attempt_does_not_count_for_the_job_that_two_deploys_put_in_its_place(conn: Conn) -> None:
+    """The same worker, workflow, version and attempt: only the job is another."""
+    table = Table(conn, deployed(conn, one_stage(lambda run: None)))
+    deployed(conn, version(""))
+    deployed(conn, table.pipeline)
+    (anew,) = table.claimed(conn, table.first)
+    assert (anew.attempt, anew.version, anew.entered) == (table.job.attempt, table.job.version, table.job.entered)
+    for act in (table.finish, table.fail, table.die, table.give_back):
+        assert act(conn) == [], "what is claimed now is not touched"
+    table.job = anew
+    assert table.finish(conn) == ["moved", "sent"]
