@@ -79,7 +79,8 @@ class Role:
     env: dict[str, str] = field(default_factory=dict)
     popen: subprocess.Popen[bytes] | None = None
     log: Path | None = None
-    kill_at: str | None = None
+    point: str | None = None  # at which it is to kill itself
+    kill_at: str | None = None  # why its death would be no surprise
     frozen: bool = False
     begun: float = 0.0
 
@@ -90,6 +91,7 @@ class Death:
 
     kind: str
     point: str
+    begun: float
     at: float
     worker: str | None
 
@@ -194,14 +196,15 @@ class Cast:
 
     def begin(self, role: Role) -> None:
         env = dict(role.env)
-        role.kill_at = None
+        role.point = None
         if self.random.random() < self.deadly:
             # The point at which fewest have died yet: some are passed far more often than others.
             kills = self.kills
-            role.kill_at = min(KILL_POINTS[role.kind], key=lambda point: (kills[point], self.random.random()))
+            role.point = min(KILL_POINTS[role.kind], key=lambda point: (kills[point], self.random.random()))
             # A consumer passes its point with each message.
             often = [1, 20, 200, 1_000] if role.kind == "consumer" else [1, 2, 5, 20]
-            env["OUTBOX_KILL_AT"] = f"{role.kill_at}:{self.random.choice(often)}"
+            env["OUTBOX_KILL_AT"] = f"{role.point}:{self.random.choice(often)}"
+        role.kill_at = role.point
         role.log = self.folder / f"{role.kind}-{time.monotonic_ns()}.log"
         role.popen = self._popen(role.arguments, role.log, env)
         role.begun, role.frozen = time.time(), False
@@ -296,6 +299,8 @@ class Cast:
         expected = {-signal.SIGKILL}
         if role.kill_at == "SIGTERM":
             expected = {0} if served else {0, -signal.SIGTERM}  # that came before it had begun
+            if role.point is not None and code == -signal.SIGKILL:
+                role.kill_at, expected = role.point, {code}  # it was at its point before it had ended
         if code == 1 and not served and ("connect" in said or "server_login_retry" in said):
             self.not_started += 1
             time.sleep(0.1)
@@ -304,7 +309,7 @@ class Cast:
             self.exits.append(f"{role.kind} ended by itself with {code}: {said[-800:]}")
             return
         worker = f"worker-{served[-1]}" if served and served[-1] else None
-        self.deaths.append(Death(role.kind, role.kill_at, time.time(), worker))
+        self.deaths.append(Death(role.kind, role.kill_at, role.begun, time.time(), worker))
 
     def _words(self, role: Role) -> str:
         return role.log.read_text(errors="replace") if role.log is not None else ""
