@@ -57,3 +57,11 @@ def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_
     assert [line["dead rows"] for line in log] == [0, 0, 0]
     assert plain[1]["dead rows"] > 0
     assert "SKIP LOCKED" in out
+
+
+def test_the_latency_bench_measures_an_idle_worker_and_three_loads(tmp_path: Path) -> None:
+    sizes = ("--seconds", "1", "--single", "3", "--saturated", "400", "--rounds", "1")
+    out, document = run("latency", tmp_path / "figures.json", *sizes)
+    for load in ("idle", "10 %", "50 %", "80 %"):
+        assert document["figures"][f"{load}: COMMIT to final status, p99.9 ms"]["median"] > 0
+    assert "COMMIT to handler" in out
