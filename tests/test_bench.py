@@ -65,3 +65,9 @@ def test_the_latency_bench_measures_an_idle_worker_and_three_loads(tmp_path: Pat
     for load in ("idle", "10 %", "50 %", "80 %"):
         assert document["figures"][f"{load}: COMMIT to final status, p99.9 ms"]["median"] > 0
     assert "COMMIT to handler" in out
+
+
+def test_the_recovery_bench_kills_workers_and_sees_all_their_jobs_again(tmp_path: Path) -> None:
+    out, document = run("recovery", tmp_path / "figures.json", "--kills", "2", "--at-once", "2")
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert "to the last of its jobs" in out
