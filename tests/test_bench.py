@@ -71,3 +71,10 @@ def test_the_recovery_bench_kills_workers_and_sees_all_their_jobs_again(tmp_path
     out, document = run("recovery", tmp_path / "figures.json", "--kills", "2", "--at-once", "2")
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert "to the last of its jobs" in out
+
+
+def test_the_submit_bench_measures_each_way_in_with_each_size(tmp_path: Path) -> None:
+    out, document = run("submit", tmp_path / "figures.json", "--single", "20", "--bulk", "40", "--rounds", "1")
+    assert len(document["figures"]) == 15
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert "outbox submit FILE" in out
