@@ -78,3 +78,11 @@ def test_the_submit_bench_measures_each_way_in_with_each_size(tmp_path: Path) ->
     assert len(document["figures"]) == 15
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert "outbox submit FILE" in out
+
+
+def test_the_idle_bench_sees_what_a_worker_asks_and_takes_without_work(tmp_path: Path) -> None:
+    sizes = ("--seconds", "3", "--settle", "0", "--rounds", "1")
+    out, document = run("idle", tmp_path / "figures.json", *sizes)
+    assert document["figures"]["statements/s"]["median"] > 0
+    assert document["figures"]["resident memory (RSS), MB"]["median"] > 0
+    assert "CPU of the process" in out
