@@ -168,7 +168,7 @@ def timed_worker(dsn: str) -> Iterator[Notes]:
         noted = json.loads(file.read_text())
         with psycopg.connect(dsn) as conn:
             rows = conn.execute("SELECT id::text, entity_id FROM outbox.workflow_states").fetchall()
-        notes.update({entity: tuple(noted[workflow]) for workflow, entity in rows})
+        notes.update({entity: tuple(noted[workflow]) for workflow, entity in rows if workflow in noted})
 
 
 if __name__ == "__main__":
