@@ -63,6 +63,10 @@ bench: $(STAMP) ## measure throughput beside the same SQL alone, a backlog of a 
 	$(BIN)/python -m bench.backlog
 	$(BIN)/python -m bench.relay
 	$(BIN)/python -m bench.bloat
+	$(BIN)/python -m bench.latency
+	$(BIN)/python -m bench.recovery
+	$(BIN)/python -m bench.submit
+	$(BIN)/python -m bench.idle
 
 schema: $(STAMP) ## write sql/schema.sql anew from the migrations
 	$(BIN)/python tests/schema.py > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql

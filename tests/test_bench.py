@@ -57,3 +57,32 @@ def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_
     assert [line["dead rows"] for line in log] == [0, 0, 0]
     assert plain[1]["dead rows"] > 0
     assert "SKIP LOCKED" in out
+
+
+def test_the_latency_bench_measures_an_idle_worker_and_three_loads(tmp_path: Path) -> None:
+    sizes = ("--seconds", "1", "--single", "3", "--saturated", "400", "--rounds", "1")
+    out, document = run("latency", tmp_path / "figures.json", *sizes)
+    for load in ("idle", "10 %", "50 %", "80 %"):
+        assert document["figures"][f"{load}: COMMIT to final status, p99.9 ms"]["median"] > 0
+    assert "COMMIT to handler" in out
+
+
+def test_the_recovery_bench_kills_workers_and_sees_all_their_jobs_again(tmp_path: Path) -> None:
+    out, document = run("recovery", tmp_path / "figures.json", "--kills", "2", "--at-once", "2")
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert "to the last of its jobs" in out
+
+
+def test_the_submit_bench_measures_each_way_in_with_each_size(tmp_path: Path) -> None:
+    out, document = run("submit", tmp_path / "figures.json", "--single", "20", "--bulk", "40", "--rounds", "1")
+    assert len(document["figures"]) == 15
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert "outbox submit FILE" in out
+
+
+def test_the_idle_bench_sees_what_a_worker_asks_and_takes_without_work(tmp_path: Path) -> None:
+    sizes = ("--seconds", "3", "--settle", "0", "--rounds", "1")
+    out, document = run("idle", tmp_path / "figures.json", *sizes)
+    assert document["figures"]["statements/s"]["median"] > 0
+    assert document["figures"]["resident memory (RSS), MB"]["median"] > 0
+    assert "CPU of the process" in out

@@ -1,0 +1,69 @@
+"""Load that comes when it comes: pgbench submits on a schedule that no answer of the engine can slow down."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from .database import Server
+
+AT_ONCE = 10
+"""Workflows of one transaction."""
+
+CLIENTS = 4
+
+SCRIPT = f"""
+\\set n :n + 1
+INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)
+SELECT 'posts', 'post_' || :client_id || '_' || :n || '_' || i,
+       '{{"content": "The new release made our nightly report three times faster, thank you! #postgres"}}'
+FROM generate_series(1, {AT_ONCE}) AS i;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A transaction: when its COMMIT was answered, by the machine's clock, and by how much it was sent too late (s)."""
+
+    committed: float
+    late: float
+
+    @property
+    def should_have(self) -> float:
+        """When it would have been committed, had it been sent in time."""
+        return self.committed - self.late
+
+
+def submit(postgres: Server, dsn: str, workflows: int, rate: float | None = None) -> Mapping[str, Submitted]:
+    """Submit workflows from a process of its own; return the transaction of each entity.
+
+    `rate` in workflows/s: transactions are due at random times (Poisson) of this mean. None: as fast as it goes.
+    """
+    transactions = workflows // AT_ONCE // CLIENTS
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        script = Path(folder, "submit.sql")
+        script.write_text(SCRIPT)
+        options = [f"--client={CLIENTS}", f"--transactions={transactions}", "--define=n=0", "--protocol=prepared"]
+        if rate is not None:
+            options.append(f"--rate={rate / AT_ONCE}")
+        command = [str(postgres.programs / "pgbench"), "--no-vacuum", "--log", f"--log-prefix={folder}/log", *options]
+        done = subprocess.run([*command, f"--file={script}", dsn], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise click.ClickException(f"pgbench: {done.stderr}")
+        (log,) = Path(folder).glob("log.*")
+        return {
+            f"post_{client}_{number}_{i}": transaction
+            for client, number, transaction in map(_read, log.read_text().splitlines())
+            for i in range(1, AT_ONCE + 1)
+        }
+
+
+def _read(line: str) -> tuple[str, str, Submitted]:
+    """Read a line of pgbench's log: client, number, µs taken, script, second and µs of the end, and µs late if any."""
+    client, number, _, _, seconds, micros, *late = line.split()
+    return client, number, Submitted(int(seconds) + int(micros) / 1e6, int(late[0]) / 1e6 if late else 0.0)

@@ -1,0 +1,112 @@
+"""How long after the kill -9 of a worker another one begins the next attempts at its jobs, at default settings.
+
+`python -m bench.recovery --help`
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+import psycopg
+
+from outbox import deploy
+
+from . import report
+from .database import Server, engine, machine, server
+from .holding import NOTES, held
+from .relay import percentile
+from .throughput import wait_until
+
+JOBS = 10
+"""What a worker holds when it is killed."""
+
+READY = "SELECT count(*) = {} FROM outbox.workers WHERE idle AND watched"
+DONE = "SELECT NOT EXISTS (SELECT FROM outbox.jobs)"
+
+
+@click.command()
+@click.option("--kills", default=100, show_default=True, help="Workers killed, all in all.")
+@click.option("--at-once", default=4, show_default=True, help="Databases in which workers are killed at the same time.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file too.")
+def main(kills: int, at_once: int, json_file: Path | None) -> None:
+    """Kill workers that hold jobs, each beside one that is idle."""
+    shares = [kills // at_once + (number < kills % at_once) for number in range(at_once)]
+    with server() as postgres, ThreadPoolExecutor(at_once) as threads:
+        report.progress(f"{kills} kills, in {at_once} databases at once")
+        found = [times for some in threads.map(lambda share: recoveries(postgres, share), shares) for times in some]
+        where = machine(postgres.dsn)
+    figures = {}
+    for name, values in (("first", [min(times) for times in found]), ("last", [max(times) for times in found])):
+        figures[f"to the {name} of its jobs, s"] = report.spread(values)
+        figures[f"to the {name} of its jobs, p99 s"] = report.spread([percentile(values, 0.99)])
+    report.show("recovery", {"kills": kills, "jobs": JOBS, "at once": at_once}, figures, where, json_file)
+
+
+def recoveries(postgres: Server, kills: int) -> list[list[float]]:
+    """Return for each kill the seconds to the next attempt at each of the worker's jobs."""
+    found: list[list[float]] = []
+    with (
+        postgres.database() as dsn,
+        psycopg.connect(dsn, autocommit=True) as conn,
+        tempfile.TemporaryDirectory(dir="/tmp") as folder,
+        ExitStack() as running,
+    ):
+        deploy.deploy(conn, held)
+        notes = Path(folder, "notes")
+        notes.touch()
+
+        def start() -> subprocess.Popen[bytes]:
+            settings = {NOTES: str(notes)}
+            return running.enter_context(engine(dsn, "worker", "--app", "bench.holding:held", **settings))
+
+        holder = start()
+        wait_until(dsn, READY.format(1), 60)
+        for kill in range(kills):
+            held.submit_many(conn, ((f"{kill}-{job}", {}) for job in range(JOBS)))
+            until_noted(notes, kill, attempt=1)
+            other = start()
+            wait_until(dsn, READY.format(2), 60)
+            time.sleep(random.uniform(0, 2))  # at any moment between the looks that the other one takes
+            at = time.monotonic()
+            holder.kill()
+            found.append([begun - at for begun in until_noted(notes, kill, attempt=2)])
+            holder = other
+        wait_until(dsn, DONE, 60)
+        check_books(conn, notes, kills * JOBS)
+    return found
+
+
+def until_noted(notes: Path, kill: int, attempt: int) -> list[float]:
+    """Return when these attempts at the jobs of one kill began."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        lines = [line.split() for line in notes.read_text().splitlines()]
+        begun = [float(at) for entity, number, at in lines if entity.startswith(f"{kill}-") and int(number) == attempt]
+        if len(begun) >= JOBS:
+            return begun
+        time.sleep(0.02)
+    raise click.ClickException(f"after kill {kill} not all jobs were begun by attempt {attempt} within 120 s")
+
+
+def check_books(conn: psycopg.Connection, notes: Path, jobs: int) -> None:
+    """An error unless each job was begun twice, and its second attempt made its one change."""
+    counts = conn.execute(
+        "SELECT count(*) FILTER (WHERE from_status IS NULL), count(*) FILTER (WHERE attempt = 2), count(*),"
+        " (SELECT count(*) FROM outbox.dead_jobs) FROM outbox.state_changes"
+    ).fetchone()
+    begun = [tuple(line.split()[:2]) for line in notes.read_text().splitlines()]
+    if counts != (jobs, jobs, 2 * jobs, 0) or not len(begun) == len(set(begun)) == 2 * jobs:
+        raise click.ClickException(
+            f"the books are wrong: started, ended, changes, dead are {counts} of {jobs} jobs, begun {len(begun)} times"
+        )
+
+
+if __name__ == "__main__":
+    main()
