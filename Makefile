@@ -58,7 +58,7 @@ mutants: $(STAMP) ## break the engine in each of the ways that others were broke
 	$(PACKAGES)
 	$(CHAOS) chaos.mutants $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: $(STAMP) ## measure throughput beside the same SQL alone, a backlog of a million, the relay, and bloat
+bench: $(STAMP) ## measure throughput beside the same SQL alone, latency, recovery, submit, idle cost, a backlog, the relay, bloat
 	$(BIN)/python -m bench.throughput $(ARGS)
 	$(BIN)/python -m bench.backlog
 	$(BIN)/python -m bench.relay
