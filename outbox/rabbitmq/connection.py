@@ -9,7 +9,7 @@ from typing import Any
 
 import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
-from pika.exceptions import ChannelClosed, ConnectionClosedByBroker
+from pika.exceptions import ChannelClosed, ConnectionClosedByBroker, ConnectionOpenAborted
 
 from ..documents import clean
 from ..errors import SettingsError
@@ -53,20 +53,28 @@ async def open_connection(
     `ready` is called with it before it is returned and before the broker's next frame is read: it adds callbacks.
     """
     loop = asyncio.get_running_loop()
-    opened: asyncio.Future[AsyncioConnection] = loop.create_future()
+    ended: asyncio.Future[BaseException | None] = loop.create_future()
 
-    def done(result: AsyncioConnection | BaseException) -> None:
-        if opened.cancelled():  # pika can't abort a handshake, but ends it within its time
-            if isinstance(result, AsyncioConnection):
-                result.close()
-        elif isinstance(result, AsyncioConnection):
-            ready(result)
-            opened.set_result(result)
+    def done(opened: AsyncioConnection) -> None:
+        ready(opened)
+        ended.set_result(None)
+
+    connection = AsyncioConnection(parameters, done, lambda _, error: ended.set_result(error), custom_ioloop=loop)
+    try:
+        await asyncio.wait({ended})
+    except asyncio.CancelledError:
+        # The loop may end soon: a handshake that goes on would leave its socket open.
+        if ended.done():
+            await close(connection)
         else:
-            opened.set_exception(result)
-
-    AsyncioConnection.create_connection([parameters], done, custom_ioloop=loop)
-    return await opened
+            if not connection.is_closing:
+                connection.close()
+            await asyncio.wait({ended}, timeout=PATIENCE / 5)
+        raise
+    error = ended.result()
+    if error is not None:
+        raise error
+    return connection
 
 
 async def open_channel(connection: AsyncioConnection, on_closed: Callable[[Any, BaseException], None]) -> Any:
@@ -92,18 +100,24 @@ async def close(connection: AsyncioConnection | None) -> None:
         return
     closed = asyncio.Event()
     connection.add_on_close_callback(lambda *_: closed.set())
-    for end in (connection.close, connection._adapter_disconnect_stream):
-        end()
+    try:
+        connection.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(closed.wait(), PATIENCE / 5)
-            return
+    finally:
+        # Also when cancelled: nobody else knows the connection any more.
+        if not connection.is_closed:
+            connection._adapter_disconnect_stream()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(closed.wait(), PATIENCE / 5)
 
 
 def reason(error: Any) -> str:
     """Return in one line why the broker is not there. It names no password: pika's errors hold no URL."""
     if isinstance(error, ChannelClosed | ConnectionClosedByBroker):
         return f"{error.reply_code} {clean(error.reply_text, 300)}"
-    if type(error).__name__.endswith(("Timeout", "TimeoutError")):
+    # Only we give up what is opening, and pika for us when its time is over.
+    if isinstance(error, ConnectionOpenAborted) or type(error).__name__.endswith(("Timeout", "TimeoutError")):
         return "the broker does not answer"
     # What says nothing itself holds what does: all attempts in a list, the attempt's own cause.
     inner = (*getattr(error, "exceptions", ())[-1:], getattr(error, "exception", None), *getattr(error, "args", ()))
