@@ -34,6 +34,7 @@ class Attempts:
         self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
         self._starting = True
+        self._begun = asyncio.Event()
         in_threads = [lane for lane in lanes.values() if not lane.stage.is_async]
         in_loop = [lane for lane in lanes.values() if lane.stage.is_async]
         self._threads = ThreadPoolExecutor(_slots(in_threads), thread_name_prefix="outbox")
@@ -63,6 +64,7 @@ class Attempts:
         """Start what waits in a lane, as far as there are free slots."""
         while self._starting and (jobs := lane.next()):
             lane.attempts += 1
+            self._begun.set()
             task = self._loop.create_task(self._attempt(lane, jobs))
             deadline = time.monotonic() + lane.stage.timeout
             for job in jobs:
@@ -72,6 +74,9 @@ class Attempts:
     async def watch(self) -> None:
         """Take overdue attempts away from their handlers, for ever."""
         while True:
+            if not any(lane.running for lane in self._lanes.values()):
+                self._begun.clear()
+                await self._begun.wait()
             await asyncio.sleep(0.02)
             now = time.monotonic()
             for lane in self._lanes.values():

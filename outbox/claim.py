@@ -23,9 +23,12 @@ SQL = statements.load("claim")
 WORKER_SQL = statements.load("worker")
 log = logging.getLogger("outbox.worker")
 
-POLL_FIRST, POLL_LAST = 0.02, 1.0
+POLL_FIRST = 0.02
 IDLE_AFTER = 0.1
 """Seconds of poll delay from which on the worker asks to be notified."""
+
+IDLE_POLL = 5.0
+"""Seconds between polls of an idle worker, which maintenance wakes within a second if there is work."""
 
 ROOM_LINGER = 0.002
 MOST_UNCOMMITTED = 2_000
@@ -33,7 +36,7 @@ RECONCILE_EVERY = 5.0
 
 
 class Claimer:
-    """The claiming loop: one fetcher a process, polling from 20 ms to 1 s, at once where there may be more."""
+    """The claiming loop: one fetcher a process, polling from 20 ms on, at once where there may be more."""
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class Claimer:
         self._not_held = not_held
         self._on_refused = on_refused
         self._woken, self._roomy = asyncio.Event(), asyncio.Event()
-        self._idle = False
+        self.idle = False
         self._unanswered = False
 
     def wake(self) -> None:
@@ -75,7 +78,7 @@ class Claimer:
 
     def forget(self) -> None:
         """The worker has a new id: what was said of the old one no longer holds."""
-        self._idle = False
+        self.idle = False
 
     async def run(self, drained: Callable[[], Awaitable[bool]] | None) -> None:
         """Claim for ever; or, with `drained`, until it says so of a moment in which nothing was found."""
@@ -101,21 +104,21 @@ class Claimer:
                 continue
             if found:
                 delay = POLL_FIRST
-                if self._idle:
+                if self.idle:
                     await self._set_idle(False)
             if full:
                 await self._wait_for_room()
                 continue
             if drained is not None and not found and await drained():
                 return
-            if not self._idle and delay > IDLE_AFTER:
+            if not self.idle and delay > IDLE_AFTER:
                 await self._set_idle(True)
                 continue  # one more look: what came before the flag was seen has notified nobody
             try:
                 await asyncio.wait_for(self._woken.wait(), delay)
                 delay = POLL_FIRST
             except TimeoutError:
-                delay = min(POLL_LAST, delay * 2)
+                delay = IDLE_POLL if self.idle else delay * 2
 
     async def reconcile(self, link: Link) -> None:
         """Give back, now and then, what a claim took after its connection was given up: it may have run on."""
@@ -185,7 +188,7 @@ class Claimer:
     async def _set_idle(self, idle: bool) -> None:
         with contextlib.suppress(psycopg.Error, OSError):
             if await self._link.execute(WORKER_SQL["worker_set_idle"], {"worker": self._keeper.id, "idle": idle}):
-                self._idle = idle
+                self.idle = idle
 
 
 def request(

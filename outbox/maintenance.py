@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,17 +71,26 @@ class Retention:
 
 
 class Maintenance:
-    """The side loop of one worker. `on_promoted` is told when there may be work to claim.
+    """The side loop of one worker. `on_ready` is told when there may be work to claim.
 
+    `idle` says of which stages (pipelines, names) nobody else looks: the claimer rests, and is woken by a look here.
     `suspects` are workers that seem to have died, and since when; a tick soon after decides.
     """
 
     def __init__(
-        self, dsn: str, *, pooled: bool = False, retention: Retention, lease: float, on_promoted: Callable[[], None]
+        self,
+        dsn: str,
+        *,
+        pooled: bool = False,
+        retention: Retention,
+        lease: float,
+        idle: Callable[[], Sequence[tuple[str, str]]] = lambda: (),
+        on_ready: Callable[[], None],
     ) -> None:
         self._link = Link(dsn, "maintenance", pooled=pooled)
         self._retention = retention
-        self._on_promoted = on_promoted
+        self._idle = idle
+        self._on_ready = on_ready
         self._patience = lease / 2
         self.suspects: dict[int, float] = {}
         self._connections = 0
@@ -120,9 +129,17 @@ class Maintenance:
     async def tick(self) -> float:
         """Do all that is to be done now; return the seconds until the next tick."""
         async with self._turn:
-            wait = await self.promote()
-            await self._bury()
-            await self._sweep()
+            idle = self._idle()
+            ((due_in, missing, late, lost, ready),) = await self._link.execute(
+                SQL["maintenance_look"],
+                {"now": None, "pipelines": [name for name, _ in idle], "stages": [name for _, name in idle]},
+            )
+            if due_in is not None and due_in <= 0:
+                due_in = await self._promote()
+            if await self._bury(missing, late) or lost:
+                await self._sweep()
+            if ready:
+                self._on_ready()
             now = time.monotonic()
             if now >= self._fold_at:
                 self._fold_at = now + FOLD_EVERY * random.uniform(0.8, 1.2)
@@ -130,28 +147,27 @@ class Maintenance:
             if now >= self._retain_at:
                 self._retain_at = now + RETAIN_EVERY * random.uniform(0.8, 1.2)
                 await self._retain()
-            return min(wait, GONE_AFTER) if self.suspects else wait
+            wait = GONE_AFTER if self.suspects else TICK * random.uniform(0.8, 1.2)
+            return wait if due_in is None else min(wait, max(0.005, due_in))
 
-    async def promote(self) -> float:
-        """Make due jobs ready; return the seconds until more are due, at most a tick."""
+    async def _promote(self) -> float | None:
+        """Make due jobs ready; return the seconds until more are due, if any are scheduled."""
         while True:
             killpoints.sending("K8")
-            promoted, next_due, _ = (await self._link.execute(SQL["jobs_promote_due"], {"limit": BATCH, "now": None}))[
-                0
-            ]
+            ((promoted, next_due, _),) = await self._link.execute(
+                SQL["jobs_promote_due"], {"limit": BATCH, "now": None}
+            )
             if promoted:
-                self._on_promoted()
+                self._on_ready()
             if promoted < BATCH:
-                wait = TICK * random.uniform(0.8, 1.2)
-                return wait if next_due is None else min(wait, max(0.005, next_due))
+                return None if next_due is None else float(next_due)
 
-    async def _bury(self) -> None:
+    async def _bury(self, missing: Sequence[int], late: bool) -> bool:
         """Take the lease from workers that are gone: by the database's clock, or by a lock that nobody holds.
 
-        When this connection is itself new, the whole database may have been away and everybody's beat is late: wait
-        first.
+        Returns whether there were any. When this connection is itself new, the whole database may have been away and
+        everybody's beat is late: wait first.
         """
-        missing = {row[0] for row in await self._link.execute(SQL["workers_without_lock"], {})}
         now = time.monotonic()
         if self._link.connections != self._connections:
             first = self._connections == 0
@@ -163,10 +179,12 @@ class Maintenance:
         dead = sorted(worker for worker, since in self.suspects.items() if trusted and now - since >= GONE_AFTER)
         for worker in dead:
             del self.suspects[worker]
-        if dead or trusted:
-            rows = await self._link.execute(SQL["workers_bury"], {"dead": dead, "leases": trusted, "now": None})
-            for worker, name in rows:
-                log.warning("worker %s (%s) is gone; its jobs run again", worker, printable(name))
+        if not dead and not (late and trusted):
+            return False
+        rows = await self._link.execute(SQL["workers_bury"], {"dead": dead, "leases": trusted, "now": None})
+        for worker, name in rows:
+            log.warning("worker %s (%s) is gone; its jobs run again", worker, printable(name))
+        return bool(rows)
 
     async def _sweep(self) -> None:
         while True:
@@ -178,7 +196,7 @@ class Maintenance:
                     freed,
                     dead,
                 )
-                self._on_promoted()
+                self._on_ready()
             if freed + dead < BATCH:
                 return
 

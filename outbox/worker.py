@@ -178,7 +178,8 @@ class Worker:
             pooled=self._pooled,
             retention=self._retention,
             lease=self._lease,
-            on_promoted=lambda: self._claimer.wake(),
+            idle=lambda: list(self._lanes) if self._claimer.idle else (),
+            on_ready=lambda: self._claimer.wake(),
         )
         self._committer = Committer(
             self._commits,

@@ -176,7 +176,7 @@ def retain(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def retain(**days: float | None) -> None:
         async def turn() -> None:
-            one = Maintenance(dsn, retention=Retention(**days), lease=30, on_promoted=lambda: None)
+            one = Maintenance(dsn, retention=Retention(**days), lease=30, on_ready=lambda: None)
             await one.tick()
             await one.close()
 

@@ -59,7 +59,7 @@ def retain(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def retain(**days: float | None) -> None:
         async def turn() -> None:
-            made = Maintenance(dsn, retention=Retention(**days), lease=30, on_promoted=lambda: None)
+            made = Maintenance(dsn, retention=Retention(**days), lease=30, on_ready=lambda: None)
             await made.tick()
             await made.close()
 
@@ -197,7 +197,7 @@ def test_what_others_have_locked_is_left_for_the_next_turn(
 
 def test_history_is_closed_again_after_retention(shop: Conn, dsn: str) -> None:
     async def turn() -> str:
-        made = Maintenance(dsn, retention=Retention(history=0), lease=30, on_promoted=lambda: None)
+        made = Maintenance(dsn, retention=Retention(history=0), lease=30, on_ready=lambda: None)
         await made._retain()
         try:
             await made._link.execute(b"DELETE FROM outbox.state_changes", {})

@@ -1,5 +1,37 @@
 -- What every worker does on the side. All of it may run anywhere, any number of times at once.
 
+-- name: maintenance_look
+-- What there is to do, in one question: a worker that has nothing to do asks nothing else. In how many seconds the next
+-- scheduled job is due (null: none is scheduled); watched workers whose session lock nobody holds: their process has
+-- died, or is just reconnecting; whether a lease has ended; whether jobs are held in the name of workers without a row;
+-- and, if that is asked, whether jobs wait of these stages.
+-- Reads jobs, workers, pg_locks. Uses jobs_scheduled, jobs_running, jobs_ready_for_claim.
+SELECT
+    (SELECT extract(epoch FROM min(j.run_at) - coalesce(%(now)s::timestamptz, now()))::float8
+     FROM outbox.jobs AS j WHERE j.owner IS NULL AND NOT j.due) AS due_in,
+    ARRAY(
+        SELECT w.id
+        FROM outbox.workers AS w
+        WHERE w.watched AND NOT EXISTS (
+            SELECT FROM pg_locks AS l
+            WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+              AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+              AND l.classid = (hashtext('outbox.worker')::bigint & 4294967295)::oid AND l.objid = w.id::oid)
+    ) AS missing,
+    EXISTS (SELECT FROM outbox.workers AS w WHERE w.beat_at + w.lease < coalesce(%(now)s::timestamptz, now())) AS late,
+    EXISTS (
+        SELECT FROM outbox.jobs AS j
+        WHERE j.owner IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = j.owner)
+    ) AS lost,
+    EXISTS (
+        SELECT FROM unnest(%(pipelines)s::text[], %(stages)s::text[]) AS q (pipeline, stage)
+        CROSS JOIN LATERAL (
+            SELECT FROM outbox.jobs AS j
+            WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND j.owner IS NULL AND j.due
+            LIMIT 1
+        ) AS j
+    ) AS ready;
+
 -- name: jobs_promote_due
 -- Makes scheduled jobs ready whose time has come, oldest first, and wakes workers for them. Returns how many,
 -- and in how many seconds the next one is due (null: none is scheduled).
@@ -22,16 +54,6 @@ SELECT count(*),
         WHERE j.owner IS NULL AND NOT j.due AND j.run_at > coalesce(%(now)s::timestamptz, now())),
        outbox.wake(array_agg(pipeline), array_agg(stage))
 FROM promoted;
-
--- name: workers_without_lock
--- Watched workers whose session lock nobody holds: their process has died, or is just reconnecting.
-SELECT w.id
-FROM outbox.workers AS w
-WHERE w.watched AND NOT EXISTS (
-    SELECT FROM pg_locks AS l
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
-      AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-      AND l.classid = (hashtext('outbox.worker')::bigint & 4294967295)::oid AND l.objid = w.id::oid);
 
 -- name: workers_bury
 -- Takes the row, and so the lease, from workers that missed it by the database's clock and from `dead` ones.
