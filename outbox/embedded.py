@@ -132,10 +132,18 @@ def server_user() -> pwd.struct_passwd | None:
     """Return whom root lets the server run as, made if need be; None if we aren't root."""
     if os.geteuid() != 0:
         return None
-    try:
-        return pwd.getpwnam(SERVER_USER)
-    except KeyError:
-        pass
+    with ExitStack() as leaving:
+        # In turn: of two that are run at once, the second useradd gives the user of the first one another number.
+        turn = os.open("/etc", os.O_RDONLY)
+        leaving.callback(os.close, turn)
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        try:
+            return pwd.getpwnam(SERVER_USER)
+        except KeyError:
+            return _make_user()
+
+
+def _make_user() -> pwd.struct_passwd:
     try:
         subprocess.run(
             ["useradd", "--system", "--no-create-home", SERVER_USER],  # noqa: S607 (root's own PATH)

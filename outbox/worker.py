@@ -212,6 +212,9 @@ class Worker:
     def _ended(self) -> None:
         self._claimer.room()
         self._quiet.set()
+        # What has just ended may be due again at once, unseen by a claim that is under way: a drain asks once more.
+        if self._drain and not self._busy():
+            self._claimer.wake()
 
     def _known(self) -> list[str]:
         """The workflows whose jobs this process knows to hold."""

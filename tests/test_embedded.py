@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -204,3 +206,15 @@ def test_programs_in_a_private_folder_are_copied_and_the_folder_stays_private(ho
         assert home in found.parents
         assert private not in found.parents
         assert (found / "postgres").stat().st_mode & 0o777 == 0o755
+
+
+def test_processes_that_make_the_servers_user_at_once_get_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"outbox-test-{os.getpid()}"
+    monkeypatch.setattr(embedded, "SERVER_USER", name)
+    try:
+        with ThreadPoolExecutor(6) as threads:
+            users = [future.result() for future in [threads.submit(embedded.server_user) for _ in range(6)]]
+        assert set(users) == ({pwd.getpwnam(name)} if os.geteuid() == 0 else {None})
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["userdel", name], check=True)

@@ -28,6 +28,7 @@ from outbox import (
     SchemaError,
     Worker,
 )
+from outbox.claim import Claimer
 
 Conn = psycopg.Connection[Any]
 
@@ -701,3 +702,29 @@ def test_an_in_progress_status_that_a_deploy_took_away_fails_its_jobs_and_stops_
     asyncio.run(asyncio.wait_for(go(), 20))
     assert "WORKING" in dead_error(conn)
     assert status_of(conn, "b") == "DONE"
+
+
+def test_a_drain_does_not_end_on_a_claim_that_was_sent_before_the_last_failure_was_committed(
+    conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+    claim = Claimer._claim
+
+    async def answered_late(self: Claimer, lanes: Any) -> tuple[int, bool]:
+        found, full = await claim(self, lanes)
+        if not found and self._known():
+            asked.set()
+            deadline = asyncio.get_running_loop().time() + 5
+            while self._known() and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(0.001)
+        return found, full
+
+    async def work(run: Run[Post]) -> None:
+        await asyncio.wait_for(asked.wait(), 5)
+        raise ValueError("not today")
+
+    monkeypatch.setattr(Claimer, "_claim", answered_late)
+    pipeline = deployed(conn, one_stage(work, retry=Backoff(first=0, attempts=2)))
+    pipeline.submit(conn, "a", Post())
+    drain(pipeline, dsn)
+    assert dead_error(conn).startswith("ValueError: not today")
