@@ -10,7 +10,7 @@ import signal
 import click
 import psycopg
 
-from .. import application, logs, settings
+from .. import application, logs, processes, settings
 from ..errors import OutboxError, SettingsError
 from ..inbox import MEMORY_DAYS
 from ..link import cannot_connect
@@ -24,6 +24,14 @@ from .shared import Number, app_option, dsn_of
 @click.option("--stage", "stages", multiple=True, help="Serve only this stage; may be given again. Default: all.")
 @click.option(
     "--concurrency", type=click.IntRange(1, 10_000), help="Attempts at once per stage, unless the stage says."
+)
+@click.option(
+    "--processes",
+    "count",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Work in so many processes, each with the whole concurrency: a core of Python each.",
 )
 @click.option("--drain", is_flag=True, help="Exit when nothing is due.")
 @click.option(
@@ -80,16 +88,18 @@ from .shared import Number, app_option, dsn_of
 )
 @click.pass_obj
 def worker(
-    found: settings.Settings, app: str | None, stages: tuple[str, ...], concurrency: int | None, drain: bool,
-    lease: float, grace: float, log_style: str, no_notify: bool, keep_workflows: float | None,
+    found: settings.Settings, app: str | None, stages: tuple[str, ...], concurrency: int | None, count: int,
+    drain: bool, lease: float, grace: float, log_style: str, no_notify: bool, keep_workflows: float | None,
     keep_history: float | None, keep_dead: float, keep_messages: float | None, keep_inbox: float,
 ) -> None:  # fmt: skip
     """Run the stages of an application, until SIGTERM or Ctrl-C.
 
     The first signal gives back what has not started and lets running handlers finish within the grace time; the
-    second one stops at once. Any number of workers, on any number of machines, share the work.
+    second one stops at once. Any number of workers, on any number of machines, share the work. With --processes, one
+    that is killed is started anew, and all stop together.
     """
     logs.set_up(log_style)
+    leash = processes.fork(count) if count > 1 else None
     pipelines = application.load(app or found.app)
     if found.listen_dsn and not settings.readable(found.listen_dsn):
         raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {settings.redact(found.listen_dsn)}")
@@ -107,7 +117,7 @@ def worker(
             retention=Retention(keep_workflows, keep_history, keep_dead, keep_messages, keep_inbox),
         )
         try:
-            asyncio.run(_run(made))
+            asyncio.run(_run(made, leash))
         except psycopg.Error as error:
             if error.diag.message_primary:  # a server's answer; else none was reached
                 raise
@@ -122,12 +132,33 @@ def worker(
         os._exit(1)
 
 
-async def _run(made: Worker) -> None:
-    def stop(name: str) -> None:
-        logging.getLogger("outbox.worker").info("%s: stopping", name)
-        made.stop()
+async def _run(made: Worker, leash: int | None) -> None:
+    # What is sent to all processes of a service reaches this one twice: by the signal, and by the first process.
+    signals, told, stops = 0, 0, 0
+
+    def stop(why: str) -> None:
+        nonlocal stops
+        if max(signals, told) > stops:
+            stops += 1
+            logging.getLogger("outbox.worker").info("%s: stopping", why)
+            made.stop()
+
+    def on_signal(name: str) -> None:
+        nonlocal signals
+        signals += 1
+        stop(name)
+
+    def on_told(leash: int) -> None:
+        nonlocal told
+        said = os.read(leash, 1)
+        told = told + 1 if said else max(told, 1)
+        if not said:
+            loop.remove_reader(leash)
+        stop("the first process says so" if said else "the first process has ended")
 
     loop = asyncio.get_running_loop()
+    if leash is not None:
+        loop.add_reader(leash, on_told, leash)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number.name)
+        loop.add_signal_handler(number, on_signal, number.name)
     await made.run()
