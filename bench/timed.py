@@ -49,7 +49,8 @@ class TimedWorker(Worker):
 
     def _compose(self) -> None:
         super()._compose()
-        self._commits = self._committer._link = TimedLink(self._dsn, self.ended)
+        self._commits = [TimedLink(self._dsn, self.ended) for _ in self._commits]
+        self._committer._link, self._committer._free = self._commits[0], list(self._commits)
 
 
 def note_starts() -> dict[str, float]:

@@ -43,13 +43,15 @@ class Counts:
 class Committer:
     """The committing loop: outcomes in, batches out, each repeated until the database has answered it.
 
+    A batch takes a link; while it is on its way another one leaves on the next link, if it is full.
+
     `busy` tells whether handlers run, `on_next` is told of each (pipeline, status) that was reached, `on_delay`
     of each back-off in seconds, `on_committed` that there is room again, `on_again` that a job was put back.
     """
 
     def __init__(
         self,
-        link: Link,
+        links: Sequence[Link],
         counts: Counts,
         *,
         busy: Callable[[], bool],
@@ -58,7 +60,8 @@ class Committer:
         on_committed: Callable[[], None],
         on_again: Callable[[], None],
     ) -> None:
-        self._link = link
+        self._link = links[0]
+        self._free = list(reversed(links))
         self._counts = counts
         self._busy = busy
         self._on_next = on_next
@@ -67,8 +70,8 @@ class Committer:
         self._on_again = on_again
         self._finished: list[tuple[Job, Finished]] = []
         self._failed: list[tuple[Job, Failed]] = []
-        self._underway: list[Job] = []
-        self._arrived = asyncio.Event()
+        self._underway: dict[Link, list[Job]] = {}
+        self._changed = asyncio.Event()
 
     def put(self, job: Job, outcome: Outcome) -> None:
         """Queue an outcome for the next commit, unless the attempt no longer counts."""
@@ -79,7 +82,7 @@ class Committer:
             self._finished.append((job, outcome))
         else:
             self._failed.append((job, outcome))
-        self._arrived.set()
+        self._changed.set()
 
     def committed_itself(self, batch: Sequence[tuple[Job, Finished]]) -> None:
         """Count attempts that were committed in a transaction of their own."""
@@ -98,28 +101,43 @@ class Committer:
     @property
     def jobs(self) -> list[Job]:
         """What is not committed yet."""
-        return [*(job for job, _ in self._finished), *(job for job, _ in self._failed), *self._underway]
+        underway = [job for batch in self._underway.values() for job in batch]
+        return [*(job for job, _ in self._finished), *(job for job, _ in self._failed), *underway]
 
     def __len__(self) -> int:
-        return len(self._finished) + len(self._failed) + len(self._underway)
+        return self._waiting + sum(map(len, self._underway.values()))
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._finished) + len(self._failed)
 
     async def run(self) -> None:
         """Commit for ever."""
-        while True:
-            await self._arrived.wait()
-            if len(self._finished) < BATCH and self._busy():
-                await asyncio.sleep(LINGER)
-            finished, self._finished = _take(self._finished, _fitting(self._finished))
-            failures, self._failed = _take(self._failed, BATCH)
-            if not self._finished and not self._failed:
-                self._arrived.clear()
-            self._underway = [*(job for job, _ in finished), *(job for job, _ in failures)]
-            for owner in {job.owner for job, _ in finished}:
-                await self._finish([item for item in finished if item[0].owner == owner])
-            for owner in {job.owner for job, _ in failures}:
-                await self._fail([item for item in failures if item[0].owner == owner])
-            self._underway = []
-            self._on_committed()
+        async with asyncio.TaskGroup() as batches:
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                if not self._underway and self._waiting < BATCH and self._busy():
+                    await asyncio.sleep(LINGER)
+                # What fills no batch waits for those that are under way: more of it costs little more.
+                while self._free and self._waiting >= (BATCH if self._underway else 1):
+                    finished, self._finished = _take(self._finished, _fitting(self._finished))
+                    failures, self._failed = _take(self._failed, BATCH)
+                    link = self._free.pop()
+                    self._underway[link] = [*(job for job, _ in finished), *(job for job, _ in failures)]
+                    batches.create_task(self._commit(link, finished, failures))
+
+    async def _commit(
+        self, link: Link, finished: list[tuple[Job, Finished]], failures: list[tuple[Job, Failed]]
+    ) -> None:
+        for owner in {job.owner for job, _ in finished}:
+            await self._finish(link, [item for item in finished if item[0].owner == owner])
+        for owner in {job.owner for job, _ in failures}:
+            await self._fail(link, [item for item in failures if item[0].owner == owner])
+        del self._underway[link]
+        self._free.append(link)
+        self._changed.set()
+        self._on_committed()
 
     async def drained(self, timeout: float) -> None:
         """Wait until all is committed, at most `timeout` seconds."""
@@ -156,24 +174,24 @@ class Committer:
         question = SQL["workflow_unchanged"], {"id": job.workflow_id, "version": job.version}
         return bool(await self._link.repeat(*question))
 
-    async def _finish(self, batch: list[tuple[Job, Finished]]) -> None:
+    async def _finish(self, link: Link, batch: list[tuple[Job, Finished]]) -> None:
         started = time.monotonic()
-        connections = self._link.connections
+        connections = link.connections
         killpoints.passing("K3")
         killpoints.sending("K4")
         try:
-            rows = await self._link.repeat(*finish(batch))
+            rows = await link.repeat(*finish(batch))
         except Exception as error:
             # The database refuses something in it. Alone, each is committed or told what is wrong with it.
             if len(batch) > 1:
                 for item in batch:
-                    await self._finish([item])
+                    await self._finish(link, [item])
             else:
-                await self._fail([(batch[0][0], failed(batch[0][0], error))])
+                await self._fail(link, [(batch[0][0], failed(batch[0][0], error))])
             return
         killpoints.passing("K5")
         held = {row[0] for row in rows}
-        if len(held) < len(batch) and self._link.connections != connections:
+        if len(held) < len(batch) and link.connections != connections:
             # An answer was lost on the way: what the first try had committed is done, not lost.
             held |= await self._committed([job for job, _ in batch if job.workflow_id not in held])
         missing = [job for job, _ in batch if job.workflow_id not in held]
@@ -184,11 +202,11 @@ class Committer:
         if missing:
             await self.not_held(missing)
 
-    async def _fail(self, batch: list[tuple[Job, Failed]]) -> None:
+    async def _fail(self, link: Link, batch: list[tuple[Job, Failed]]) -> None:
         started = time.monotonic()
         held: set[str] = set()
         try:
-            held = {row[0] for row in await self._link.repeat(*fail(batch))}
+            held = {row[0] for row in await link.repeat(*fail(batch))}
         except Exception as error:
             log.error("can't put %s jobs back: %s", len(batch), printable(str(error)))
         dead = 0

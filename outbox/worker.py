@@ -38,6 +38,10 @@ PLANNING = {
 }
 
 
+COMMITS = 2
+"""Batches that are committed at once: with one alone, Postgres would have nothing to do while Python works."""
+
+
 class Worker:
     """Runs the stages of pipelines until `stop`. Any number of workers share the work.
 
@@ -119,8 +123,8 @@ class Worker:
         finally:
             await tasks.end(stopping, claiming, *others)
             for closing in (
-                self._keeper.leave(), self._claims.close(), self._commits.close(), reconciling.close(),
-                self._maintenance.close(), self._attempts.close(),
+                self._keeper.leave(), self._claims.close(), *(link.close() for link in self._commits),
+                reconciling.close(), self._maintenance.close(), self._attempts.close(),
             ):  # fmt: skip
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(closing, 5)
@@ -161,7 +165,9 @@ class Worker:
         # With a pooler in between, settings of a session would leak into other clients' sessions.
         planning = {} if self._pooled else PLANNING
         self._claims = Link(self._dsn, "claim", pooled=self._pooled, settings=planning)
-        self._commits = Link(self._dsn, "commit", pooled=self._pooled, settings=planning)
+        self._commits: list[Link] = [
+            Link(self._dsn, "commit", pooled=self._pooled, settings=planning) for _ in range(COMMITS)
+        ]
         self._stopping, self._quiet = asyncio.Event(), asyncio.Event()
         if self._stops:
             self._stopping.set()

@@ -152,6 +152,7 @@ def spawn(dsn: str, tmp_path: Path) -> Iterator[Callable[..., Process]]:
     yield spawn
     for process in started:
         process.end()
+        print(process.text()[-3000:])  # which pytest shows when the test has failed
 
 
 if sys.platform == "win32":

@@ -526,7 +526,7 @@ class Lives(RuleBasedStateMachine):
         """What attempt.py and commit.py do with handlers' outcomes."""
         global said
         committer = commit.Committer(
-            Link(self.conn), counts := Counts(), busy=lambda: False, on_next=lambda *_: None,
+            [Link(self.conn)], counts := Counts(), busy=lambda: False, on_next=lambda *_: None,
             on_delay=lambda _: None, on_committed=lambda: None, on_again=lambda: None,
         )  # fmt: skip
         for job, outcome in ended:
