@@ -1,4 +1,9 @@
-"""The pipeline that is measured: three stages, a pydantic model, new data in one of them, a message in each."""
+"""The pipelines that are measured, and of each what its books must say in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -12,6 +17,7 @@ class Post(BaseModel):
     sentiment: float | None = None
 
 
+# Three stages, a pydantic model, new data in one of them, a message in each.
 posts = Pipeline("posts", data=Post, initial="RECEIVED", final={"COMPLETED"})
 
 
@@ -30,3 +36,48 @@ async def decide(run: Run[Post]) -> Go[Post]:
 @posts.stage("act", on="APPROVED", to="COMPLETED")
 async def act(run: Run[Post]) -> None:
     run.publish("posts.completed", {"entity_id": run.entity_id})
+
+
+# One stage that changes nothing but the status.
+noop = Pipeline("noop", data=Post, initial="RECEIVED", final={"COMPLETED"})
+
+
+@noop.stage("pass", on="RECEIVED", to="COMPLETED")
+async def pass_on(run: Run[Post]) -> None:
+    pass
+
+
+# Two stages, each with a row of the application's own in the transaction of its step; one at a time, and in batches.
+BOOK = "INSERT INTO booked (entity, stage) VALUES (%s, %s)"
+BOOK_MANY = "INSERT INTO booked (entity, stage) SELECT entity, %s FROM unnest(%s::text[]) AS e (entity)"
+
+booked = Pipeline("booked", data=Post, initial="RECEIVED", final={"COMPLETED"})
+batched = Pipeline("batched", data=Post, initial="RECEIVED", final={"COMPLETED"})
+
+
+async def book(run: Run[Post]) -> None:
+    await run.connection.execute(BOOK, (run.entity_id, run.stage))
+
+
+async def book_many(runs: list[Run[Post]]) -> None:
+    await runs[0].connection.execute(BOOK_MANY, (runs[0].stage, [run.entity_id for run in runs]))
+
+
+for name, on, to in (("first", "RECEIVED", "BOOKED"), ("second", "BOOKED", "COMPLETED")):
+    booked.stage(name, on=on, to=to, transaction=True)(book)
+    batched.stage(name, on=on, to=to, transaction=True, batch=100)(book_many)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A pipeline with the steps, messages and rows of its own that each workflow makes."""
+
+    pipeline: Pipeline[Any]
+    steps: int
+    messages: int = 0
+    rows: int = 0
+
+
+POSTS, NOOP = Shape(posts, 3, messages=3), Shape(noop, 1)
+BOOKED, BATCHED = Shape(booked, 2, rows=2), Shape(batched, 2, rows=2)
+SHAPES = (POSTS, NOOP, BOOKED, BATCHED)

@@ -18,7 +18,7 @@ import psycopg
 
 from . import report
 from .database import machine, server, worker
-from .throughput import wait_until
+from .steps import wait_until
 
 LINE = '{{"entity_id": "post_{}", "metadata": {{"content": "Three times faster, thank you! #postgres"}}}}\n'
 

@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 from outbox import deploy, embedded, migrations
 
-from .app import posts
+from .app import SHAPES
 
 _numbers = itertools.count(1)
 
@@ -34,7 +34,7 @@ class Server:
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """Yield the DSN of a fresh database with the pipeline deployed; what earlier runs wrote is flushed."""
+        """Yield the DSN of a fresh database with all pipelines deployed; what earlier runs wrote is flushed."""
         name = f"bench_{next(_numbers)}"
         with psycopg.connect(self.dsn, autocommit=True) as admin:
             admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -42,7 +42,9 @@ class Server:
             try:
                 migrations.apply(dsn)
                 with psycopg.connect(dsn, autocommit=True) as conn:
-                    deploy.deploy(conn, posts)
+                    for shape in SHAPES:
+                        deploy.deploy(conn, shape.pipeline)
+                    conn.execute("CREATE TABLE booked (entity text, stage text)")
                 admin.execute("CHECKPOINT")
                 yield dsn
             finally:
@@ -61,9 +63,9 @@ def server() -> Iterator[Server]:
 
 
 @contextmanager
-def worker(dsn: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+def worker(dsn: str, pipeline: str = "posts") -> Iterator[subprocess.Popen[bytes]]:
     """Run `outbox worker` as a process of its own."""
-    with engine(dsn, "worker", "--app", "bench.app:posts", *options) as process:
+    with engine(dsn, "worker", "--app", f"bench.app:{pipeline}") as process:
         yield process
 
 

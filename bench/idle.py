@@ -15,7 +15,7 @@ import psycopg
 from . import report
 from .database import machine, server, worker
 from .relay import busy_seconds
-from .throughput import submitted, wait_until
+from .steps import submitted, wait_until
 
 WARM_UP = 200
 IDLE = "SELECT coalesce(bool_and(idle), false) AND NOT EXISTS (SELECT FROM outbox.jobs) FROM outbox.workers"

@@ -25,7 +25,7 @@ from . import load, report
 from .app import Post, posts
 from .database import Server, machine, server
 from .relay import percentile
-from .throughput import check_books, submitted, wait_until
+from .steps import check_books, submitted, wait_until
 
 LOADS = (10, 50, 80)
 """Percent of capacity."""

@@ -22,7 +22,7 @@ from . import report
 from .database import Server, engine, machine, server
 from .holding import NOTES, held
 from .relay import percentile
-from .throughput import wait_until
+from .steps import wait_until
 
 JOBS = 10
 """What a worker holds when it is killed."""

@@ -22,7 +22,7 @@ from broker import Broker, channel, programs, queue_depth
 from . import report
 from .database import engine, machine, server
 from .publisher import BODY, TOPIC
-from .throughput import wait_until
+from .steps import wait_until
 
 KEYS = 1_000
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
-import string
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ import psycopg
 from . import report
 from .app import Post, posts
 from .database import machine, server
+from .steps import made
 
 PAYLOADS = {"100 B": 100, "2 kB": 2_000, "50 kB": 50_000}
 """Characters of a workflow's metadata, as JSON."""
@@ -31,7 +30,6 @@ MOST_SINGLE, MOST_BULK = 20_000_000, 100_000_000
 """Characters of a run, which bound how many workflows it has."""
 
 AT_ONCE = 10
-EMPTY = len(Post(content="").model_dump_json())
 
 
 @click.command()
@@ -62,12 +60,6 @@ def main(single: int, bulk: int, rounds: int, json_file: Path | None) -> None:
         where = machine(postgres.dsn)
     figures = {subject: report.spread(rates) for subject, rates in found.items()}
     report.show("submit", {"single": single, "bulk": bulk, "rounds": rounds}, figures, where, json_file)
-
-
-def made(workflows: int, characters: int) -> list[Post]:
-    """Return data of this size each. Random letters: nothing in it can be compressed away before it is stored."""
-    text = "".join(random.choices(string.ascii_letters, k=characters + workflows))
-    return [Post(content=text[n : n + characters - EMPTY]) for n in range(workflows)]
 
 
 def in_transactions(dsn: str, items: list[Post], at_once: int) -> float:
