@@ -14,7 +14,7 @@ import psycopg
 from . import killpoints, statements
 from .documents import printable
 from .job import Job, actor, fence
-from .lane import Lane, Lanes
+from .lane import ROW_COST, Lane, Lanes
 from .link import Link, temporary
 from .statements import array, text_array
 from .wakeup import Keeper
@@ -64,8 +64,11 @@ class Claimer:
         self.idle = False
         self._unanswered = False
 
-    def wake(self) -> None:
-        """Look for work now: somebody says that there may be some."""
+    def wake(self, *, back: bool = True) -> None:
+        """Look for work now: somebody says that there may be some. `back`: it may have come back with an old id."""
+        if back:
+            for lane in self._lanes.values():
+                lane.scan_all()
         self._woken.set()
 
     def room(self) -> None:
@@ -138,13 +141,14 @@ class Claimer:
         worker = self._keeper.id
         started = time.monotonic()
         alone = not any(lane.careful for lane in self._lanes.values())
-        rows = await self._link.execute(*request(worker, lanes, started, careful=alone))
-        cost = time.monotonic() - started
+        statement, params = request(worker, lanes, started, careful=alone)
+        rows = await self._link.execute(statement, params)
+        cost = max(0.0, time.monotonic() - started - len(rows) * ROW_COST)
         got = receive(worker, self._lanes, rows)
         full = False
-        for lane, asked in lanes:
+        for (lane, asked), mark in zip(lanes, params["marks"], strict=True):
             ids = got.get(lane, [])
-            lane.scanned(lane.mark, asked, ids, cost)
+            lane.scanned(mark, asked, ids, cost)
             full = full or len(ids) >= asked
         if rows:
             killpoints.passing("K1")

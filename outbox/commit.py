@@ -196,8 +196,8 @@ class Committer:
             held |= await self._committed([job for job, _ in batch if job.workflow_id not in held])
         missing = [job for job, _ in batch if job.workflow_id not in held]
         self._counts.done += len(held)
-        for job, outcome in batch:
-            self._on_next(job.stage.pipeline.name, outcome.status)
+        for pipeline, status in {(job.stage.pipeline.name, outcome.status) for job, outcome in batch}:
+            self._on_next(pipeline, status)
         _log_batch(batch, len(held), "done", started)
         if missing:
             await self.not_held(missing)

@@ -63,7 +63,10 @@ class Finished:
     @property
     def size(self) -> int:
         """How many characters of JSON its commit writes."""
-        return len(self.data or "") + sum(message.size for message in self.messages)
+        size = len(self.data or "")
+        for message in self.messages:
+            size += message.size
+        return size
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from .errors import DefinitionError
 from .job import Job
 from .pipeline import Pipeline, Stage
 
 FULL_SCAN = 1.0
-"""Seconds between two scans from zero, which find rows that committed late or came back with an old id."""
+"""Seconds between two scans from zero while there is plenty. They find rows that committed late or came back."""
+
+SCAN_SHARE = 20
+"""A scan from zero walks over what is dead and can't be removed yet: it has at most this part of the time."""
+
+ROW_COST = 20e-6
+"""Seconds of a claim's time that each of its rows accounts for; the rest is the scan's."""
 
 PREFETCH = 0.05
 """Seconds of work that may wait claimed in this process, by the rate at which the stage has finished jobs."""
@@ -32,7 +39,9 @@ class Lane:
         self.running: dict[str, Job] = {}
         self.attempts = 0  # handlers at work; each has one job, or a batch of them
         self.careful = 0  # jobs that may kill this process: one at a time, over all its lanes
-        self.mark = 0
+        self.complete = False  # the last scan began at zero and found less than was asked for
+        self._high = 0  # the highest id that was found
+        self._plenty = False
         self._scanned = -FULL_SCAN
         self._scan_cost = 0.0
         self._rate = 0.0
@@ -82,17 +91,23 @@ class Lane:
             self._finished, self._since = 0, now
 
     def scan_from(self, now: float) -> int:
-        """Return the id to scan from. A full scan that was dear comes rarer: at most a twentieth of the time."""
-        if now - self._scanned >= max(FULL_SCAN, 20 * self._scan_cost):
-            self._scanned = now
-            self.mark = 0
-        return self.mark
+        """Return the id to scan from: zero whenever that is cheap, else where the scans before have ended."""
+        if now - self._scanned < max(FULL_SCAN if self._plenty else 0, SCAN_SHARE * self._scan_cost):
+            return self._high
+        self._scanned = now
+        return 0
+
+    def scan_all(self) -> None:
+        """Scan from zero the next time: something may have come back with an old id."""
+        self._scanned = -inf
 
     def scanned(self, start: int, asked: int, ids: Sequence[int], cost: float) -> None:
-        """Remember where the scan ended. One that found too little starts from zero the next time."""
+        """Take note of what a scan has found, and of the seconds that it took beside what it found."""
+        self._plenty = len(ids) >= asked
+        self._high = max(self._high, *ids) if ids else self._high
+        self.complete = start == 0 and not self._plenty
         if start == 0:
             self._scan_cost = cost
-        self.mark = max(ids) if len(ids) >= asked else 0
 
     def remove(self, job: Job) -> bool:
         """Forget a job that waits. False: it does not wait any more, as the lease was lost meanwhile."""

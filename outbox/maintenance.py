@@ -25,6 +25,9 @@ TICK = 1.0
 GONE_AFTER = 0.5
 """Seconds for which a worker's lock must be missing: it may just be reconnecting."""
 
+LOOK_SHARE = 20
+"""Looks that walk over dead index entries have at most this part of the time, while nobody can remove them."""
+
 BATCH = 1_000
 FOLD_EVERY = 10.0
 RETAIN_EVERY = 60.0
@@ -100,6 +103,7 @@ class Maintenance:
         self._soon = asyncio.Event()
         self._turn = asyncio.Lock()  # a worker that drains ticks too, on the same connection
         self._due_at = float("inf")
+        self._looked, self._look_cost = 0.0, 0.0
 
     async def run(self) -> None:
         """Tick for ever, about once a second, sooner when a job is due sooner."""
@@ -126,14 +130,24 @@ class Maintenance:
             self._due_at = at
             self._soon.set()
 
-    async def tick(self) -> float:
-        """Do all that is to be done now; return the seconds until the next tick."""
+    async def tick(self, *, everything: bool = False) -> float:
+        """Do what is to be done now; return the seconds until the next tick. `everything`: however dear a look is."""
         async with self._turn:
             idle = self._idle()
+            started = time.monotonic()
+            everything = everything or started - self._looked >= LOOK_SHARE * self._look_cost
             ((due_in, missing, late, lost, ready),) = await self._link.execute(
                 SQL["maintenance_look"],
-                {"now": None, "pipelines": [name for name, _ in idle], "stages": [name for _, name in idle]},
+                {
+                    "now": None,
+                    "everything": everything,
+                    "pipelines": [name for name, _ in idle],
+                    "stages": [name for _, name in idle],
+                },
             )
+            if everything:
+                self._looked = time.monotonic()
+                self._look_cost = self._looked - started
             if due_in is not None and due_in <= 0:
                 due_in = await self._promote()
             if await self._bury(missing, late) or lost:

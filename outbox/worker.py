@@ -213,7 +213,7 @@ class Worker:
 
     def _reached(self, pipeline: str, status: str) -> None:
         if self._lanes.takes(pipeline, status):
-            self._claimer.wake()
+            self._claimer.wake(back=False)
 
     def _ended(self) -> None:
         self._claimer.room()
@@ -232,10 +232,10 @@ class Worker:
 
     async def _drained(self) -> bool:
         """Whether nothing is due: not here, not scheduled, and not in the hands of a worker that has died."""
-        if self._busy() or any(lane.waiting or lane.mark for lane in self._lanes.values()):
+        if self._busy() or any(lane.waiting or not lane.complete for lane in self._lanes.values()):
             return False
         with contextlib.suppress(psycopg.Error, OSError):
-            await self._maintenance.tick()
+            await self._maintenance.tick(everything=True)
             return not (self._claimer.woken or self._busy() or self._maintenance.suspects)
         return False
 

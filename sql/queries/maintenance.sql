@@ -3,8 +3,8 @@
 -- name: maintenance_look
 -- What there is to do, in one question: a worker that has nothing to do asks nothing else. In how many seconds the next
 -- scheduled job is due (null: none is scheduled); watched workers whose session lock nobody holds: their process has
--- died, or is just reconnecting; whether a lease has ended; whether jobs are held in the name of workers without a row;
--- and, if that is asked, whether jobs wait of these stages.
+-- died, or is just reconnecting; whether a lease has ended; and, if `everything` is asked, which walks over what is dead:
+-- whether jobs are held in the name of workers without a row, and whether jobs wait of these stages.
 -- Reads jobs, workers, pg_locks. Uses jobs_scheduled, jobs_running, jobs_ready_for_claim.
 SELECT
     (SELECT extract(epoch FROM min(j.run_at) - coalesce(%(now)s::timestamptz, now()))::float8
@@ -19,18 +19,18 @@ SELECT
               AND l.classid = (hashtext('outbox.worker')::bigint & 4294967295)::oid AND l.objid = w.id::oid)
     ) AS missing,
     EXISTS (SELECT FROM outbox.workers AS w WHERE w.beat_at + w.lease < coalesce(%(now)s::timestamptz, now())) AS late,
-    EXISTS (
+    CASE WHEN %(everything)s THEN EXISTS (
         SELECT FROM outbox.jobs AS j
         WHERE j.owner IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = j.owner)
-    ) AS lost,
-    EXISTS (
+    ) ELSE false END AS lost,
+    CASE WHEN %(everything)s THEN EXISTS (
         SELECT FROM unnest(%(pipelines)s::text[], %(stages)s::text[]) AS q (pipeline, stage)
         CROSS JOIN LATERAL (
             SELECT FROM outbox.jobs AS j
             WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND j.owner IS NULL AND j.due
             LIMIT 1
         ) AS j
-    ) AS ready;
+    ) ELSE false END AS ready;
 
 -- name: jobs_promote_due
 -- Makes scheduled jobs ready whose time has come, oldest first, and wakes workers for them. Returns how many,
