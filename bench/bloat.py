@@ -21,6 +21,7 @@ import psycopg
 
 from . import report
 from .database import Server, machine, server
+from .horizon import horizon
 from .publisher import BODY, TOPIC
 from .readers import PLAIN_TABLE, Taken, relay, skip_locked
 
@@ -72,17 +73,13 @@ def run(postgres: Server, dsn: str, subject: Subject, seconds: int, slice_: int,
     """Write and read for some seconds; return a line for each slice. An error unless each message was read once."""
     taken = Taken()
     transactions = rate * seconds // AT_ONCE // CLIENTS
-    with psycopg.connect(dsn, autocommit=True) as conn, psycopg.connect(dsn) as old:
+    with psycopg.connect(dsn, autocommit=True) as conn, horizon(dsn) as old:
         conn.execute(PLAIN_TABLE)
         with subject.reader(dsn, taken), writer(postgres, dsn, subject.table, rate, transactions, slice_) as pgbench:
             started, lines = time.monotonic(), []
             for end in range(slice_, seconds + 1, slice_):
                 held = slice_ < end <= seconds - slice_
-                if not held:
-                    old.rollback()
-                elif old.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
-                    old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                    old.execute("SELECT 1")
+                old.hold(held)
                 messages, fetches = taken.messages, len(taken.fetches)
                 time.sleep(max(0.0, started + end - time.monotonic()))
                 lines.append(

@@ -46,11 +46,16 @@ def show_series(
     series: Mapping[str, Sequence[Mapping[str, Any]]],
     where: Mapping[str, Any],
     json_file: Path | None,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Print what each subject showed over time: a line for each slice of it. Not every subject has every column."""
+    """Print what each subject showed over time: a line for each slice of it. Not every subject has every column.
+
+    `figures` is what the series come to.
+    """
     table = _table(title, settings)
     columns = list(dict.fromkeys(column for lines in series.values() for line in lines for column in line))
-    for column in ("", *columns):
+    table.add_column("", no_wrap=True)
+    for column in columns:
         table.add_column(column, justify="right")
     for name, lines in series.items():
         for line in lines:
@@ -58,7 +63,10 @@ def show_series(
             table.add_row(name, *(cell if isinstance(cell, str) else _number(cell) for cell in cells))
         table.add_section()
     _print(table, where)
-    _write(json_file, {"bench": title, "settings": settings, "series": series, "machine": where})
+    for name, values in (figures or {}).items():
+        click.echo(f"{name}: {_number(values['median'])}")
+    document = {"bench": title, "settings": settings, "series": series, "figures": figures or {}, "machine": where}
+    _write(json_file, document)
 
 
 def _table(title: str, settings: Mapping[str, Any]) -> Table:

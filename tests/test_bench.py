@@ -59,6 +59,17 @@ def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_
     assert "SKIP LOCKED" in out
 
 
+def test_the_endurance_bench_lets_load_come_while_the_horizon_is_held_and_counts_every_step(tmp_path: Path) -> None:
+    sizes = ("--seconds", "4", "--slice", "1", "--rate", "200")
+    out, document = run("endurance", tmp_path / "figures.json", *sizes)
+    for lines in document["series"].values():
+        assert [line["horizon"] for line in lines] == ["", "held", "held", ""]
+        assert all(line["steps/s"] > 0 and line["claim ms"] > 0 for line in lines)
+        assert lines[2]["dead rows"] > 0
+    assert document["figures"]["Outbox: steps/s held : before"]["median"] > 0
+    assert "SKIP LOCKED" in out
+
+
 def test_the_latency_bench_measures_an_idle_worker_and_three_loads(tmp_path: Path) -> None:
     sizes = ("--seconds", "1", "--single", "3", "--saturated", "400", "--rounds", "1")
     out, document = run("latency", tmp_path / "figures.json", *sizes)
