@@ -48,6 +48,11 @@ class Server:
             finally:
                 admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
+    def checkpoint(self) -> None:
+        """Flush what was written so far."""
+        with psycopg.connect(self.dsn, autocommit=True) as admin:
+            admin.execute("CHECKPOINT")
+
 
 @contextmanager
 def server() -> Iterator[Server]:

@@ -6,10 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+
+from bench import chains
+from outbox import Go, Run, deploy, testing
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,6 +73,45 @@ def test_the_endurance_bench_lets_load_come_while_the_horizon_is_held_and_counts
         assert lines[2]["dead rows"] > 0
     assert document["figures"]["Outbox: steps/s held : before"]["median"] > 0
     assert "SKIP LOCKED" in out
+
+
+ROWS_OF = """
+    SELECT w.entity_id, w.current_status, w.metadata, w.version, c.from_status, c.to_status, c.version, c.actor, c.reason,
+           c.stage, c.attempt, (SELECT sum(s.workflows) FROM outbox.status_counts AS s
+                                WHERE s.pipeline = w.pipeline AND s.status = w.current_status),
+           (SELECT count(*) FROM outbox.jobs AS j WHERE j.workflow_id = w.id)
+    FROM outbox.workflow_states AS w JOIN outbox.state_changes AS c ON c.workflow_id = w.id
+    WHERE w.pipeline = %s ORDER BY w.entity_id, c.version
+"""
+
+
+def test_the_workflows_that_the_scale_bench_makes_are_those_that_a_worker_leaves(admin_dsn: str) -> None:
+    worked, made = chains.chain("worked", 3), chains.chain("made", 3)
+
+    async def go_on(run: Run[dict[str, Any]]) -> Go[Any]:
+        waits = run.entity_id in ("rest_10", "rest_20") and run.status == "STATUS_2"
+        return Go(chains.WAITING if waits else chains.next_status(worked, run.status))
+
+    for name, stage in worked.stages.items():
+        worked.stages[name] = replace(stage, handler=go_on)
+    with psycopg.connect(admin_dsn, autocommit=True) as conn:
+        for pipeline in (worked, made):
+            deploy.deploy(conn, pipeline)
+        worked.submit_many(conn, [(f"rest_{number}", {"content": "thanks"}) for number in range(1, 21)])
+        testing.drain(worked, admin_dsn)
+        chains.fill(conn, made, 20, '{"content": "thanks"}')
+        left, filled = (conn.execute(ROWS_OF, (pipeline.name,)).fetchall() for pipeline in (worked, made))
+    assert len(left) == 18 * 4 + 2 * 4
+    assert filled == left
+
+
+def test_the_scale_bench_measures_sizes_stages_and_pipelines_side_by_side(tmp_path: Path) -> None:
+    sizes = ("--size", "10", "--size", "1000", "--many", "1", "--many", "5", "--cycles", "2", "--rounds", "1")
+    out, document = run("scale", tmp_path / "figures.json", *sizes)
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert document["figures"]["claim and commit 200: 1,000 workflows : 10 workflows"]
+    assert document["figures"]["claim and commit 200 of all stages: 5 pipelines : 1 stage"]
+    assert "status" in out
 
 
 def test_the_latency_bench_measures_an_idle_worker_and_three_loads(tmp_path: Path) -> None:
