@@ -24,7 +24,7 @@ from . import load, plain_jobs, report
 from .app import STAGES
 from .bloat import megabytes
 from .database import Server, machine, server
-from .horizon import horizon
+from .horizon import around, horizon
 from .latency import IDLE, capacity, whole
 from .notes import Notes
 from .relay import percentile
@@ -81,7 +81,10 @@ class Plan:
 @click.option("--share", default=30.0, show_default=True, help="The rate, in percent of what one worker can do.")
 @click.option("--rate", type=float, help="The rate in workflows/s, instead of a share.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file too.")
-def main(seconds: int, slice_: int, share: float, rate: float | None, json_file: Path | None) -> None:
+@report.svg_option
+def main(
+    seconds: int, slice_: int, share: float, rate: float | None, json_file: Path | None, svg_file: Path | None
+) -> None:
     """Measure both, one after the other. A transaction holds the horizon from the second quarter to the third."""
     if slice_ < 1 or seconds < 4 * slice_:
         raise click.BadParameter("each quarter of the time needs a slice", param_hint="--slice")
@@ -93,8 +96,8 @@ def main(seconds: int, slice_: int, share: float, rate: float | None, json_file:
             with postgres.database() as dsn:
                 most = capacity(postgres, dsn, whole(CAPACITY))
             rate = most * share / 100
-            settings |= {"capacity, workflows/s": round(most), "share, %": share}
-        settings["rate, workflows/s"] = round(rate)
+            settings |= {"capacity in workflows/s": round(most), "share in %": share}
+        settings["rate in workflows/s"] = round(rate)
         for name, subject in SUBJECTS.items():
             report.progress(f"{name} for {seconds} s at {rate:,.0f} workflows/s")
             with postgres.database() as dsn:
@@ -105,7 +108,7 @@ def main(seconds: int, slice_: int, share: float, rate: float | None, json_file:
         for name, lines in found.items()
         for title, value in compared(lines).items()
     }
-    report.show_series("endurance", settings, found, where, json_file, figures=figures)
+    report.show_series("endurance", settings, found, where, json_file, svg_file, figures)
 
 
 def run(postgres: Server, dsn: str, subject: Subject, plan: Plan) -> list[dict[str, Any]]:
@@ -153,20 +156,20 @@ def noted(notes: Notes, submits: Sequence[float], started: float, end: int, plan
 
 def compared(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return what the series comes to: while the horizon was held, beside before."""
-    held = [number for number, line in enumerate(lines) if line["horizon"]]
-    before, during, last = lines[: held[0]], [lines[number] for number in held], lines[held[-1]]
+    before, during = around(lines)
+    last = during[-1]
 
     def mean(some: Sequence[Mapping[str, Any]], column: str) -> float:
         return statistics.mean([float(line[column]) for line in some])
 
     return {
         "steps/s held : before": mean(during, "steps/s") / mean(before, "steps/s"),
-        "claim ms before": mean(before, "claim ms"),
-        "claim ms at the end of it": last["claim ms"],
-        "claim p99 ms before": mean(before, "claim p99 ms"),
-        "claim p99 ms at the end of it": last["claim p99 ms"],
-        "dead rows at the end of it": last["dead rows"],
-        "MB at the end of it": last["MB"],
+        "claim before, ms": mean(before, "claim ms"),
+        "claim at the end of it, ms": last["claim ms"],
+        "claim p99 before, ms": mean(before, "claim p99 ms"),
+        "claim p99 at the end of it, ms": last["claim p99 ms"],
+        "dead at the end of it, rows": last["dead rows"],
+        "size at the end of it, MB": last["MB"],
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 
@@ -28,3 +29,9 @@ def horizon(dsn: str) -> Iterator[Horizon]:
     """Yield the horizon of one database, not held."""
     with psycopg.connect(dsn) as conn:
         yield Horizon(conn)
+
+
+def around(lines: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    """Return the lines of a series from before it was held, and those from while it was."""
+    held = [line for line in lines if line["horizon"]]
+    return lines[: lines.index(held[0])] if held else lines, held

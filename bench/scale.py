@@ -209,7 +209,10 @@ class Shaped(Client):
 @click.option("--cycles", default=50, show_default=True, help="Turns of each operation in a round.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds; the figures are medians over their medians.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file too.")
-def main(sizes: Sequence[int], many: Sequence[int], cycles: int, rounds: int, json_file: Path | None) -> None:
+@report.svg_option
+def main(
+    sizes: Sequence[int], many: Sequence[int], cycles: int, rounds: int, json_file: Path | None, svg_file: Path | None
+) -> None:
     """Measure with tables of each size side by side, then with stages and pipelines of each number side by side."""
     with server() as postgres:
         with ExitStack() as leaving:
@@ -229,7 +232,7 @@ def main(sizes: Sequence[int], many: Sequence[int], cycles: int, rounds: int, js
             figures |= measured(postgres, shaped, cycles, rounds)
         where = machine(postgres.dsn)
     settings = {"batch": BATCH, "backlog": BACKLOG, "cycles": cycles, "rounds": rounds}
-    report.show("scale", settings, figures, where, json_file)
+    report.show("scale", settings, figures, where, json_file, svg_file)
 
 
 def measured(postgres: Server, clients: Mapping[str, Client], cycles: int, rounds: int) -> dict[str, dict[str, float]]:
