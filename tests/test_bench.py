@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bench import chains
+from bench import chains, picture
 from outbox import Go, Run, deploy, testing
 
 ROOT = Path(__file__).parent.parent
@@ -61,12 +61,14 @@ def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_
     log, plain = document["series"]["Outbox"], document["series"]["SKIP LOCKED"]
     assert [line["dead rows"] for line in log] == [0, 0, 0]
     assert plain[1]["dead rows"] > 0
+    assert document["figures"]["SKIP LOCKED: dead at the end of it, rows"]["median"] == plain[1]["dead rows"]
     assert "SKIP LOCKED" in out
 
 
 def test_the_endurance_bench_lets_load_come_while_the_horizon_is_held_and_counts_every_step(tmp_path: Path) -> None:
     sizes = ("--seconds", "4", "--slice", "1", "--rate", "200")
-    out, document = run("endurance", tmp_path / "figures.json", *sizes)
+    out, document = run("endurance", tmp_path / "figures.json", *sizes, "--svg", str(tmp_path / "picture.svg"))
+    assert "horizon held" in (tmp_path / "picture.svg").read_text()
     for lines in document["series"].values():
         assert [line["horizon"] for line in lines] == ["", "held", "held", ""]
         assert all(line["steps/s"] > 0 and line["claim ms"] > 0 for line in lines)
@@ -141,3 +143,62 @@ def test_the_idle_bench_sees_what_a_worker_asks_and_takes_without_work(tmp_path:
     assert document["figures"]["statements/s"]["median"] > 0
     assert document["figures"]["resident memory (RSS), MB"]["median"] > 0
     assert "CPU of the process" in out
+
+
+DOCUMENT = {
+    "bench": "example",
+    "settings": {"seconds": 3},
+    "figures": {
+        "50 %: COMMIT to handler, p99 ms": {"median": 5, "min": 4, "max": 7},
+        "one process : SQL alone": {"median": 0.5, "min": 0.4, "max": 0.7},
+    },
+    "machine": {
+        "cores": 2, "cpu": "?", "memory": "4 GB", "python": "3.11",
+        "postgres": {"server_version": "18", "fsync": "on", "shared_buffers": "128MB"},
+    },
+}  # fmt: skip
+SERIES = {
+    "Outbox": [{"second": second, "horizon": "held" if second == 2 else "", "claim ms": 1.5} for second in (1, 2, 3)],
+    "SKIP LOCKED": [{"second": second, "horizon": "", "claim ms": 3, "MB": 7} for second in (1, 2, 3)],
+}
+
+
+@pytest.mark.parametrize(
+    ("document", "texts"),
+    [
+        (DOCUMENT, ("example", "50 %", "COMMIT to handler, p99", ">ms<", "ratio", "2 cores (?) and 4 GB", "seconds 3")),
+        ({**DOCUMENT, "series": SERIES}, ("claim ms", "MB", "seconds", "horizon held", "SKIP LOCKED", "fsync on")),
+    ],
+)
+def test_a_picture_is_labelled_and_the_same_each_time(
+    document: dict[str, Any], texts: tuple[str, ...], tmp_path: Path
+) -> None:
+    picture.draw(document, tmp_path / "first.svg")
+    picture.draw(document, tmp_path / "second.svg")
+    drawn = (tmp_path / "first.svg").read_text()
+    assert drawn == (tmp_path / "second.svg").read_text()
+    assert [text for text in texts if text not in drawn] == []
+
+
+def test_without_matplotlib_a_picture_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    without = "import sys; sys.modules['matplotlib'] = None; from bench import __main__ as one, scale; "
+    for call in ("one.main(['--quick'])", f"scale.main(['--svg', {str(tmp_path / 'picture.svg')!r}])"):
+        done = python("-c", without + call)
+        assert done.returncode == 1
+        assert "pip install 'outbox-engine[bench]'" in done.stderr
+        assert "is made" not in done.stderr
+
+
+def test_one_command_runs_the_benches_says_which_failed_and_shows_the_others(tmp_path: Path) -> None:
+    (tmp_path / "idle.json").write_text("of an older run")
+    benches = "{'idle': one.Bench('--no-such-option'), 'recovery': one.Bench('--kills 1 --at-once 1', 'jobs, s$')}"
+    command = f"one.main(['--quick', '--out', {str(tmp_path)!r}])"
+    done = python("-c", f"from bench import __main__ as one; one.BENCHES = {benches}; {command}")
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("not all was measured. idle: exit code 2")
+    _, _, table = done.stdout.partition("all benches")
+    assert "to the first of its jobs, s" in table
+    assert "p99" not in table
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["recovery.json", "recovery.svg"]
+    document = json.loads((tmp_path / "recovery.json").read_text())
+    assert document["machine"].keys() >= {"cores", "memory", "outbox-engine", "postgres", "engine", "payload"}
