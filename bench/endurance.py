@@ -33,6 +33,9 @@ from .throughput import check_books, wait_until
 CAPACITY = 20_000
 """Workflows of the run that finds what one worker can do."""
 
+LEFT = 1_800
+"""Seconds in which what was not kept up with must be made good, after the load has ended."""
+
 PLAIN_SCRIPT = load.SCRIPT.replace(
     "INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)\nSELECT 'posts',",
     "INSERT INTO plain_jobs (status, entity_id, payload)\nSELECT 'RECEIVED',",
@@ -127,7 +130,7 @@ def run(postgres: Server, dsn: str, subject: Subject, plan: Plan) -> list[dict[s
                     samples.append({"dead rows": dead, "MB": megabytes(conn, subject.table)})
                 transaction.hold(False)
                 submits = [submit.committed for _, _, submit in sent()]
-            wait_until(dsn, subject.done, 600)
+            wait_until(dsn, subject.done, LEFT)
         check(conn, dsn, subject, notes, workflows)
     return [
         {
