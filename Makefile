@@ -58,15 +58,8 @@ mutants: $(STAMP) ## break the engine in each of the ways that others were broke
 	$(PACKAGES)
 	$(CHAOS) chaos.mutants $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: $(STAMP) ## measure throughput beside the same SQL alone, latency, recovery, submit, idle cost, a backlog, the relay, bloat
-	$(BIN)/python -m bench.throughput $(ARGS)
-	$(BIN)/python -m bench.backlog
-	$(BIN)/python -m bench.relay
-	$(BIN)/python -m bench.bloat
-	$(BIN)/python -m bench.latency
-	$(BIN)/python -m bench.recovery
-	$(BIN)/python -m bench.submit
-	$(BIN)/python -m bench.idle
+bench: $(STAMP) ## measure all, with pictures, into build/bench (an hour and more); ARGS="throughput --quick": one of them, for a look
+	$(BIN)/python -m bench $(ARGS)
 
 schema: $(STAMP) ## write sql/schema.sql anew from the migrations
 	$(BIN)/python tests/schema.py > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql
@@ -77,7 +70,7 @@ docs: $(STAMP) ## write docs/cli.md anew from the commands' help, and docs/bad-i
 
 wheel-test: $(STAMP) ## run what may differ against the built wheel, without the source on the path; RABBITMQ as above
 	$(PACKAGES)
-	rm -rf build .venv-wheel && mkdir -p build/wheel
+	rm -rf build/lib build/bdist.* build/wheel .venv-wheel && mkdir -p build/wheel
 	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[dev]"

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import psycopg
 
 from . import report
 from .database import Server, machine, server
+from .horizon import around, horizon
 from .publisher import BODY, TOPIC
 from .readers import PLAIN_TABLE, Taken, relay, skip_locked
 
@@ -65,24 +66,26 @@ def main(seconds: int, slice_: int, rate: int, json_file: Path | None) -> None:
             with postgres.database() as dsn:
                 found[name] = run(postgres, dsn, subject, seconds, slice_, rate)
         where = machine(postgres.dsn)
-    report.show_series("bloat", {"seconds": seconds, "rate": rate}, found, where, json_file)
+    figures = {
+        f"{name}: {title}": report.spread([value])
+        for name, lines in found.items()
+        for title, value in compared(lines).items()
+    }
+    settings = {"seconds": seconds, "rate": rate, "in a transaction": AT_ONCE}
+    report.show_series("bloat", settings, found, where, json_file, figures=figures)
 
 
 def run(postgres: Server, dsn: str, subject: Subject, seconds: int, slice_: int, rate: int) -> list[dict[str, Any]]:
     """Write and read for some seconds; return a line for each slice. An error unless each message was read once."""
     taken = Taken()
     transactions = rate * seconds // AT_ONCE // CLIENTS
-    with psycopg.connect(dsn, autocommit=True) as conn, psycopg.connect(dsn) as old:
+    with psycopg.connect(dsn, autocommit=True) as conn, horizon(dsn) as old:
         conn.execute(PLAIN_TABLE)
         with subject.reader(dsn, taken), writer(postgres, dsn, subject.table, rate, transactions, slice_) as pgbench:
             started, lines = time.monotonic(), []
             for end in range(slice_, seconds + 1, slice_):
                 held = slice_ < end <= seconds - slice_
-                if not held:
-                    old.rollback()
-                elif old.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
-                    old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                    old.execute("SELECT 1")
+                old.hold(held)
                 messages, fetches = taken.messages, len(taken.fetches)
                 time.sleep(max(0.0, started + end - time.monotonic()))
                 lines.append(
@@ -101,6 +104,19 @@ def run(postgres: Server, dsn: str, subject: Subject, seconds: int, slice_: int,
     for line, milliseconds in zip(lines, INSERT_MS.findall(said), strict=False):
         line["INSERT ms"] = float(milliseconds)
     return lines
+
+
+def compared(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return what a series comes to: at the end of the open transaction, beside before."""
+    before, held = around(lines)
+    if not held:
+        return {}
+    return {
+        "fetch before, ms": statistics.mean([float(line["fetch ms"]) for line in before]),
+        "fetch at the end of it, ms": held[-1]["fetch ms"],
+        "dead at the end of it, rows": held[-1]["dead rows"],
+        "size at the end of it, MB": held[-1]["MB"],
+    }
 
 
 def until_read(taken: Taken, messages: int) -> None:

@@ -9,18 +9,28 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from outbox import deploy, embedded, migrations
+from outbox.commit import BATCH, LINGER
+from outbox.lane import ASYNC_CONCURRENCY, MAX_BATCH
 
 from .app import SHAPES
+
+LIBRARIES = ("outbox-engine", "psycopg", "pydantic", "pika")
+ENGINE = {"claim": MAX_BATCH, "concurrency": ASYNC_CONCURRENCY, "commit": BATCH, "commit lingers ms": LINGER * 1000}
+"""How many jobs a worker claims at most, works on at once in a stage, and commits, unless a bench says otherwise."""
+
+PAYLOAD = "about 100 bytes of JSON, unless a setting or the name of a figure says otherwise"
 
 _numbers = itertools.count(1)
 
@@ -49,6 +59,11 @@ class Server:
                 yield dsn
             finally:
                 admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def checkpoint(self) -> None:
+        """Flush what was written so far."""
+        with psycopg.connect(self.dsn, autocommit=True) as admin:
+            admin.execute("CHECKPOINT")
 
 
 @contextmanager
@@ -89,9 +104,20 @@ def machine(dsn: str) -> Mapping[str, Any]:
         rows = [conn.execute("SELECT current_setting(%s)", (name,)).fetchone() for name in settings]
     model = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), "?")
     return {
-        "cores": os.cpu_count(), "cpu": model, "system": platform.platform(), "python": platform.python_version(),
-        "psycopg": psycopg.__version__, "postgres": {n: row[0] for n, row in zip(settings, rows, strict=True) if row},
+        "cores": os.cpu_count(), "cpu": model, "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GB",
+        "system": platform.platform(), "python": platform.python_version(),
+        **_versions(),
+        "postgres": {n: row[0] for n, row in zip(settings, rows, strict=True) if row},
+        "engine": ENGINE, "payload": PAYLOAD,
     }  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _cpuinfo() -> list[str]:

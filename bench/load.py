@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,27 +41,47 @@ class Submitted:
 
 
 def submit(postgres: Server, dsn: str, workflows: int, rate: float | None = None) -> Mapping[str, Submitted]:
-    """Submit workflows from a process of its own; return the transaction of each entity.
+    """Submit workflows from a process of its own; return the transaction of each entity. See `sending`."""
+    with sending(postgres, dsn, workflows, rate) as sent:
+        return {
+            f"post_{client}_{number}_{i}": transaction
+            for client, number, transaction in sent()
+            for i in range(1, AT_ONCE + 1)
+        }
+
+
+@contextmanager
+def sending(
+    postgres: Server, dsn: str, workflows: int, rate: float | None = None, script: str = SCRIPT
+) -> Iterator[Callable[[], list[tuple[str, str, Submitted]]]]:
+    """Submit from a process of its own; yield what waits for its end, and returns client, number and transaction.
 
     `rate` in workflows/s: transactions are due at random times (Poisson) of this mean. None: as fast as it goes.
     """
     transactions = workflows // AT_ONCE // CLIENTS
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        script = Path(folder, "submit.sql")
-        script.write_text(SCRIPT)
+        file = Path(folder, "submit.sql")
+        file.write_text(script)
         options = [f"--client={CLIENTS}", f"--transactions={transactions}", "--define=n=0", "--protocol=prepared"]
         if rate is not None:
             options.append(f"--rate={rate / AT_ONCE}")
         command = [str(postgres.programs / "pgbench"), "--no-vacuum", "--log", f"--log-prefix={folder}/log", *options]
-        done = subprocess.run([*command, f"--file={script}", dsn], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise click.ClickException(f"pgbench: {done.stderr}")
-        (log,) = Path(folder).glob("log.*")
-        return {
-            f"post_{client}_{number}_{i}": transaction
-            for client, number, transaction in map(_read, log.read_text().splitlines())
-            for i in range(1, AT_ONCE + 1)
-        }
+        process = subprocess.Popen(
+            [*command, f"--file={file}", dsn], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+        def sent() -> list[tuple[str, str, Submitted]]:
+            _, said = process.communicate()
+            if process.returncode:
+                raise click.ClickException(f"pgbench: {said}")
+            (log,) = Path(folder).glob("log.*")
+            return [_read(line) for line in log.read_text().splitlines()]
+
+        with process:
+            try:
+                yield sent
+            finally:
+                process.terminate()
 
 
 def _read(line: str) -> tuple[str, str, Submitted]:

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+PARTS = ("median", "min", "max")
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def svg_option(command: Decorated) -> Decorated:
+    """Add --svg, which is refused before anything is measured if no picture can be drawn."""
+
+    def check(_: click.Context, __: click.Parameter, file: Path | None) -> Path | None:
+        from . import picture
+
+        if file:
+            picture.require()
+        return file
+
+    kind = click.Path(path_type=Path)
+    return click.option("--svg", "svg_file", type=kind, callback=check, help="Draw them in this file.")(command)
 
 
 def progress(text: str) -> None:
@@ -28,16 +45,17 @@ def show(
     figures: Mapping[str, Mapping[str, float]],
     where: Mapping[str, Any],
     json_file: Path | None,
+    svg_file: Path | None = None,
 ) -> None:
-    """Print the figures with what they were measured on, and write them to a file if there is one."""
+    """Print the figures with what they were measured on, and write and draw them where a file is named."""
     table = _table(title, settings)
     table.add_column("")
-    for name in ("median", "min", "max"):
-        table.add_column(name, justify="right")
+    for part in PARTS:
+        table.add_column(part, justify="right")
     for name, values in figures.items():
-        table.add_row(name, *(_number(values[part]) for part in ("median", "min", "max")))
+        table.add_row(name, *(number(values[part]) for part in PARTS))
     _print(table, where)
-    _write(json_file, {"bench": title, "settings": settings, "figures": figures, "machine": where})
+    _write({"bench": title, "settings": settings, "figures": figures, "machine": where}, json_file, svg_file)
 
 
 def show_series(
@@ -46,19 +64,42 @@ def show_series(
     series: Mapping[str, Sequence[Mapping[str, Any]]],
     where: Mapping[str, Any],
     json_file: Path | None,
+    svg_file: Path | None = None,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Print what each subject showed over time: a line for each slice of it. Not every subject has every column."""
+    """Print what each subject showed over time: a line for each slice of it. Not every subject has every column.
+
+    `figures` is what the series come to.
+    """
     table = _table(title, settings)
     columns = list(dict.fromkeys(column for lines in series.values() for line in lines for column in line))
-    for column in ("", *columns):
+    table.add_column("", no_wrap=True)
+    for column in columns:
         table.add_column(column, justify="right")
     for name, lines in series.items():
         for line in lines:
             cells = [line.get(column, "") for column in columns]
-            table.add_row(name, *(cell if isinstance(cell, str) else _number(cell) for cell in cells))
+            table.add_row(name, *(cell if isinstance(cell, str) else number(cell) for cell in cells))
         table.add_section()
     _print(table, where)
-    _write(json_file, {"bench": title, "settings": settings, "series": series, "machine": where})
+    for name, values in (figures or {}).items():
+        click.echo(f"{name}: {number(values['median'])}")
+    document = {"bench": title, "settings": settings, "series": series, "figures": figures or {}, "machine": where}
+    _write(document, json_file, svg_file)
+
+
+def summary(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Print the figures of several benches in one table."""
+    table = Table(title="all benches")
+    table.add_column("bench")
+    table.add_column("")
+    for part in PARTS:
+        table.add_column(part, justify="right")
+    for bench, found in figures.items():
+        for name, values in found.items():
+            table.add_row(bench, name, *(number(values[part]) for part in PARTS))
+        table.add_section()
+    Console(width=110).print(table)
 
 
 def _table(title: str, settings: Mapping[str, Any]) -> Table:
@@ -68,17 +109,27 @@ def _table(title: str, settings: Mapping[str, Any]) -> Table:
 def _print(table: Table, where: Mapping[str, Any]) -> None:
     console = Console(width=110)
     console.print(table)
+    console.print(measured_on(where))
+
+
+def measured_on(where: Mapping[str, Any]) -> str:
+    """Return in a line what the figures mean nothing without."""
     postgres = where["postgres"]
-    console.print(
-        f"{where['cores']} cores ({where['cpu']}) shared by all, Postgres {postgres['server_version']}, "
-        f"fsync {postgres['fsync']}, shared_buffers {postgres['shared_buffers']}, Python {where['python']}"
+    settings = ", ".join(f"{name} {postgres[name]}" for name in ("fsync", "shared_buffers"))
+    return (
+        f"{where['cores']} cores ({where['cpu']}) and {where['memory']} shared by all, "
+        f"Postgres {postgres['server_version']}, {settings}, Python {where['python']}"
     )
 
 
-def _write(json_file: Path | None, document: Mapping[str, Any]) -> None:
+def _write(document: Mapping[str, Any], json_file: Path | None, svg_file: Path | None) -> None:
     if json_file:
         json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if svg_file:
+        from . import picture  # which speaks as this file does
+
+        picture.draw(document, svg_file)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or isinstance(value, int) else f"{value:.2f}"

@@ -6,10 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+
+from bench import chains, picture
+from outbox import Go, Run, deploy, testing
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,7 +61,59 @@ def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_
     log, plain = document["series"]["Outbox"], document["series"]["SKIP LOCKED"]
     assert [line["dead rows"] for line in log] == [0, 0, 0]
     assert plain[1]["dead rows"] > 0
+    assert document["figures"]["SKIP LOCKED: dead at the end of it, rows"]["median"] == plain[1]["dead rows"]
     assert "SKIP LOCKED" in out
+
+
+def test_the_endurance_bench_lets_load_come_while_the_horizon_is_held_and_counts_every_step(tmp_path: Path) -> None:
+    sizes = ("--seconds", "4", "--slice", "1", "--rate", "200")
+    out, document = run("endurance", tmp_path / "figures.json", *sizes, "--svg", str(tmp_path / "picture.svg"))
+    assert "horizon held" in (tmp_path / "picture.svg").read_text()
+    for lines in document["series"].values():
+        assert [line["horizon"] for line in lines] == ["", "held", "held", ""]
+        assert all(line["steps/s"] > 0 and line["claim ms"] > 0 for line in lines)
+        assert lines[2]["dead rows"] > 0
+    assert document["figures"]["Outbox: steps/s held : before"]["median"] > 0
+    assert "SKIP LOCKED" in out
+
+
+ROWS_OF = """
+    SELECT w.entity_id, w.current_status, w.metadata, w.version, c.from_status, c.to_status, c.version, c.actor, c.reason,
+           c.stage, c.attempt, (SELECT sum(s.workflows) FROM outbox.status_counts AS s
+                                WHERE s.pipeline = w.pipeline AND s.status = w.current_status),
+           (SELECT count(*) FROM outbox.jobs AS j WHERE j.workflow_id = w.id)
+    FROM outbox.workflow_states AS w JOIN outbox.state_changes AS c ON c.workflow_id = w.id
+    WHERE w.pipeline = %s ORDER BY w.entity_id, c.version
+"""
+
+
+def test_the_workflows_that_the_scale_bench_makes_are_those_that_a_worker_leaves(admin_dsn: str) -> None:
+    worked, made = chains.chain("worked", 3), chains.chain("made", 3)
+
+    async def go_on(run: Run[dict[str, Any]]) -> Go[Any]:
+        waits = run.entity_id in ("rest_10", "rest_20") and run.status == "STATUS_2"
+        return Go(chains.WAITING if waits else chains.next_status(worked, run.status))
+
+    for name, stage in worked.stages.items():
+        worked.stages[name] = replace(stage, handler=go_on)
+    with psycopg.connect(admin_dsn, autocommit=True) as conn:
+        for pipeline in (worked, made):
+            deploy.deploy(conn, pipeline)
+        worked.submit_many(conn, [(f"rest_{number}", {"content": "thanks"}) for number in range(1, 21)])
+        testing.drain(worked, admin_dsn)
+        chains.fill(conn, made, 20, '{"content": "thanks"}')
+        left, filled = (conn.execute(ROWS_OF, (pipeline.name,)).fetchall() for pipeline in (worked, made))
+    assert len(left) == 18 * 4 + 2 * 4
+    assert filled == left
+
+
+def test_the_scale_bench_measures_sizes_stages_and_pipelines_side_by_side(tmp_path: Path) -> None:
+    sizes = ("--size", "10", "--size", "1000", "--many", "1", "--many", "5", "--cycles", "2", "--rounds", "1")
+    out, document = run("scale", tmp_path / "figures.json", *sizes)
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert document["figures"]["claim and commit 200: 1,000 workflows : 10 workflows"]
+    assert document["figures"]["claim and commit 200 of all stages: 5 pipelines : 1 stage"]
+    assert "status" in out
 
 
 def test_the_latency_bench_measures_an_idle_worker_and_three_loads(tmp_path: Path) -> None:
@@ -86,3 +143,62 @@ def test_the_idle_bench_sees_what_a_worker_asks_and_takes_without_work(tmp_path:
     assert document["figures"]["statements/s"]["median"] > 0
     assert document["figures"]["resident memory (RSS), MB"]["median"] > 0
     assert "CPU of the process" in out
+
+
+DOCUMENT = {
+    "bench": "example",
+    "settings": {"seconds": 3},
+    "figures": {
+        "50 %: COMMIT to handler, p99 ms": {"median": 5, "min": 4, "max": 7},
+        "one process : SQL alone": {"median": 0.5, "min": 0.4, "max": 0.7},
+    },
+    "machine": {
+        "cores": 2, "cpu": "?", "memory": "4 GB", "python": "3.11",
+        "postgres": {"server_version": "18", "fsync": "on", "shared_buffers": "128MB"},
+    },
+}  # fmt: skip
+SERIES = {
+    "Outbox": [{"second": second, "horizon": "held" if second == 2 else "", "claim ms": 1.5} for second in (1, 2, 3)],
+    "SKIP LOCKED": [{"second": second, "horizon": "", "claim ms": 3, "MB": 7} for second in (1, 2, 3)],
+}
+
+
+@pytest.mark.parametrize(
+    ("document", "texts"),
+    [
+        (DOCUMENT, ("example", "50 %", "COMMIT to handler, p99", ">ms<", "ratio", "2 cores (?) and 4 GB", "seconds 3")),
+        ({**DOCUMENT, "series": SERIES}, ("claim ms", "MB", "seconds", "horizon held", "SKIP LOCKED", "fsync on")),
+    ],
+)
+def test_a_picture_is_labelled_and_the_same_each_time(
+    document: dict[str, Any], texts: tuple[str, ...], tmp_path: Path
+) -> None:
+    picture.draw(document, tmp_path / "first.svg")
+    picture.draw(document, tmp_path / "second.svg")
+    drawn = (tmp_path / "first.svg").read_text()
+    assert drawn == (tmp_path / "second.svg").read_text()
+    assert [text for text in texts if text not in drawn] == []
+
+
+def test_without_matplotlib_a_picture_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    without = "import sys; sys.modules['matplotlib'] = None; from bench import __main__ as one, scale; "
+    for call in ("one.main(['--quick'])", f"scale.main(['--svg', {str(tmp_path / 'picture.svg')!r}])"):
+        done = python("-c", without + call)
+        assert done.returncode == 1
+        assert "pip install 'outbox-engine[bench]'" in done.stderr
+        assert "is made" not in done.stderr
+
+
+def test_one_command_runs_the_benches_says_which_failed_and_shows_the_others(tmp_path: Path) -> None:
+    (tmp_path / "idle.json").write_text("of an older run")
+    benches = "{'idle': one.Bench('--no-such-option'), 'recovery': one.Bench('--kills 1 --at-once 1', 'jobs, s$')}"
+    command = f"one.main(['--quick', '--out', {str(tmp_path)!r}])"
+    done = python("-c", f"from bench import __main__ as one; one.BENCHES = {benches}; {command}")
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("not all was measured. idle: exit code 2")
+    _, _, table = done.stdout.partition("all benches")
+    assert "to the first of its jobs, s" in table
+    assert "p99" not in table
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["recovery.json", "recovery.svg"]
+    document = json.loads((tmp_path / "recovery.json").read_text())
+    assert document["machine"].keys() >= {"cores", "memory", "outbox-engine", "postgres", "engine", "payload"}

@@ -1,0 +1,111 @@
+"""Runs the benches one after the other; each leaves its figures and a picture of them in a folder.
+
+`python -m bench [NAME ...] [--out FOLDER] [--quick]`
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import picture, report
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A module of this package that writes its figures with --json.
+
+    `quick` are its options for a look that takes seconds; `headline` tells (a regular expression) which of its
+    figures are in the table at the end. All are in the files.
+    """
+
+    quick: str
+    headline: str = ""
+
+
+BENCHES = {
+    "throughput": Bench("--jobs 4000 --rounds 1"),
+    "latency": Bench(
+        "--seconds 3 --single 20 --saturated 4000 --rounds 1", headline="capacity|: COMMIT to .* p(50|99) ms"
+    ),
+    "recovery": Bench("--kills 8", headline="jobs, s$|last.* p99"),
+    "submit": Bench("--single 100 --bulk 2000 --rounds 1"),
+    "idle": Bench("--seconds 5 --settle 0 --rounds 1", headline="statements|CPU|PSS"),
+    "backlog": Bench("--jobs 20000 --seconds 3"),
+    "relay": Bench("--messages 5000 --rounds 1 --single 20 --backlog 20000", headline="^(?!.*CPU)"),
+    "bloat": Bench("--seconds 12 --slice 2 --rate 1000"),
+    "endurance": Bench("--seconds 16 --slice 2", headline="steps/s|claim|dead"),
+    "scale": Bench(
+        "--size 1000 --size 100000 --many 1 --many 100 --cycles 10 --rounds 2", headline="claim and commit|status"
+    ),
+}
+"""A new bench is a line here."""
+
+
+@click.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1, type=click.Choice(list(BENCHES)))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("build/bench"), show_default=True,
+              help="Where NAME.json and NAME.svg go.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Tiny sizes, to see that all of it runs; the figures mean nothing.")
+def main(names: Sequence[str], out: Path, quick: bool) -> None:
+    """Run all benches, or those with these names. One that fails doesn't keep the others from running."""
+    picture.require()
+    out.mkdir(parents=True, exist_ok=True)
+    documents: dict[str, dict[str, Any]] = {}
+    failed: list[str] = []
+    chosen = list(names or BENCHES)
+    for number, name in enumerate(chosen, 1):
+        report.progress(f"{name} ({number} of {len(chosen)})")
+        document = run(name, out.absolute(), quick)
+        if isinstance(document, dict):
+            documents[name] = document
+        elif document:
+            failed.append(f"{name}: {document}")
+            report.progress(failed[-1])
+    report.summary({name: headline(name, document) for name, document in documents.items()})
+    report.progress(f"NAME.json and NAME.svg of {', '.join(documents) or 'nothing'} are in {out}")
+    if failed:
+        raise click.ClickException(f"not all was measured. {'; '.join(failed)}")
+
+
+def run(name: str, out: Path, quick: bool) -> dict[str, Any] | str:
+    """Run one and draw its picture; return its document, or what went wrong ("": it says that it can't run here)."""
+    json_file, svg_file = out / f"{name}.json", out / f"{name}.svg"
+    for file in (json_file, svg_file):
+        file.unlink(missing_ok=True)  # an older run's must not be taken for this one's
+    options = BENCHES[name].quick.split() if quick else []
+    command = [sys.executable, "-m", f"bench.{name}", "--json", str(json_file), *options]
+    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it was told so, too, and takes down its servers
+        raise
+    if code:
+        return f"exit code {code}"
+    if not json_file.exists():
+        return ""
+    document: dict[str, Any] = json.loads(json_file.read_text(encoding="utf-8"))
+    try:
+        picture.draw(document, svg_file)
+    except Exception as error:  # the figures of hours are there: they are shown, and the other benches run
+        return f"no picture, {type(error).__name__}: {error}"
+    return document
+
+
+def headline(name: str, document: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the figures of a bench that come first."""
+    wanted = re.compile(BENCHES[name].headline)
+    return {title: values for title, values in document["figures"].items() if wanted.search(title)}
+
+
+if __name__ == "__main__":
+    main()
