@@ -47,10 +47,8 @@ class NotingWorker(Worker):
         super().__init__(posts, dsn)
         self.notes = Notes()
 
-    def _compose(self) -> None:
-        super()._compose()
-        self._claims = self._claimer._link = NotingLink(self._dsn, "claim", self.notes)
-        self._commits = self._committer._link = NotingLink(self._dsn, "commit", self.notes)
+    def _link(self, step: str) -> Link:
+        return NotingLink(self._dsn, step, self.notes)
 
 
 async def work(dsn: str) -> Notes:

@@ -28,7 +28,7 @@ from .horizon import around, horizon
 from .latency import IDLE, capacity, whole
 from .notes import Notes
 from .relay import percentile
-from .throughput import check_books, wait_until
+from .steps import check_books, wait_until
 
 CAPACITY = 20_000
 """Workflows of the run that finds what one worker can do."""

@@ -25,8 +25,8 @@ from outbox.lane import Lane, Lanes
 from outbox.worker import PLANNING
 
 from . import chains, report
+from .alone import BATCH
 from .database import Server, machine, server
-from .throughput import BATCH
 
 SIZES = (10_000, 1_000_000, 10_000_000)
 MANY = (1, 10, 1_000)
@@ -118,8 +118,8 @@ class Client:
         with self._timed(operation):
             rows = self._ask(*claim)
         got = receive(self._worker, self._lanes, rows)
-        for lane, size in asked:
-            lane.scanned(lane.mark, size, got.get(lane, []), self.samples[operation][-1] / 1000)
+        for (lane, size), mark in zip(asked, claim[1]["marks"], strict=True):
+            lane.scanned(mark, size, got.get(lane, []), self.samples[operation][-1] / 1000)
         jobs = self._lanes.drop_waiting()
         if len(jobs) != BATCH:
             raise click.ClickException(f"a claim brought {len(jobs)} jobs, not {BATCH}")
@@ -140,7 +140,7 @@ class Client:
         stages = [lane.stage for lane in self._lanes.values()]
         pipelines, names = [stage.pipeline.name for stage in stages], [stage.name for stage in stages]
         with self._timed("look of an idle worker"):
-            self._ask(LOOK, {"now": None, "pipelines": pipelines, "stages": names})
+            self._ask(LOOK, {"now": None, "everything": True, "pipelines": pipelines, "stages": names})
 
     def _ask(self, statement: bytes, params: dict[str, Any]) -> list[tuple[Any, ...]]:
         return self._engine.execute(statement, params, prepare=True).fetchall()

@@ -25,10 +25,10 @@ FINISH = statements.load("commit")["jobs_finish_if_held"]
 
 
 class TimedLink(Link):
-    """The connection that a worker commits on, which remembers when a workflow's last commit was answered."""
+    """A connection of the worker, which remembers when a workflow's last commit was answered."""
 
-    def __init__(self, dsn: str, ended: dict[str, float]) -> None:
-        super().__init__(dsn, "commit", settings=PLANNING)
+    def __init__(self, dsn: str, step: str, ended: dict[str, float]) -> None:
+        super().__init__(dsn, step, settings=PLANNING)
         self._ended = ended
 
     async def execute(self, statement: bytes, params: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -47,10 +47,8 @@ class TimedWorker(Worker):
         super().__init__(posts, dsn)
         self.ended: dict[str, float] = {}
 
-    def _compose(self) -> None:
-        super()._compose()
-        self._commits = [TimedLink(self._dsn, self.ended) for _ in self._commits]
-        self._committer._link, self._committer._free = self._commits[0], list(self._commits)
+    def _link(self, step: str) -> Link:
+        return TimedLink(self._dsn, step, self.ended)
 
 
 def note_starts() -> dict[str, float]:

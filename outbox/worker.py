@@ -161,13 +161,13 @@ class Worker:
                 if stages:
                     deploy.require(conn, pipeline, stages)
 
-    def _compose(self) -> None:
+    def _link(self, step: str) -> Link:
         # With a pooler in between, settings of a session would leak into other clients' sessions.
-        planning = {} if self._pooled else PLANNING
-        self._claims = Link(self._dsn, "claim", pooled=self._pooled, settings=planning)
-        self._commits: list[Link] = [
-            Link(self._dsn, "commit", pooled=self._pooled, settings=planning) for _ in range(COMMITS)
-        ]
+        return Link(self._dsn, step, pooled=self._pooled, settings={} if self._pooled else PLANNING)
+
+    def _compose(self) -> None:
+        self._claims = self._link("claim")
+        self._commits = [self._link("commit") for _ in range(COMMITS)]
         self._stopping, self._quiet = asyncio.Event(), asyncio.Event()
         if self._stops:
             self._stopping.set()
