@@ -1,7 +1,7 @@
 """awa-pg: the status change and the next job commit together in its own transaction; a Rust core claims and completes.
 
-Settings: COPY into its queue storage (README), 50 workers a queue (its default), claimers and a claim batch for a hot
-queue (`AsyncClient.start`), a pool of connections for the handlers' transactions.
+Settings: COPY into its queue storage (README), more workers a queue than by default, a pool of connections for the
+handlers' transactions. More claimers and other claim batches (`AsyncClient.start`) were slower here.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from awa import Job as AwaJob
 
 from .job import NEXT, STATUS_AFTER, Work, run
 
-WORKERS = 50
-CLAIMERS = 2
-CLAIM_BATCH = 100
+WORKERS = 200
 CONNECTIONS = 20
 
 
@@ -68,12 +66,7 @@ async def main(work: Work) -> None:
     await client.enqueue_many_copy(
         [first(n) for n in range(work.workflows)], queue="no-op" if work.is_noop else "enrich"
     )
-    await client.start(
-        [
-            {"name": name, "max_workers": WORKERS, "claimers": CLAIMERS, "claim_batch_size": CLAIM_BATCH}
-            for name in ("no-op", "enrich", "act")
-        ]
-    )
+    await client.start([(name, WORKERS) for name in ("no-op", "enrich", "act")])
     await work.until_done()
     await client.shutdown()
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -39,6 +40,7 @@ class Work:
     calls: int = 0
     _began: float = 0.0
     _ended: float = 0.0
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def is_noop(self) -> bool:
@@ -69,8 +71,9 @@ class Work:
         """Count what is inside as handlers that were called, unless it raises."""
         self._began = self._began or time.monotonic()
         yield
-        self.calls += jobs
-        self._ended = time.monotonic()
+        with self._counting:  # a peer may call handlers in threads
+            self.calls += jobs
+            self._ended = time.monotonic()
 
     async def until_done(self) -> None:
         while not self.is_done:

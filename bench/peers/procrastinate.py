@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from .job import NEXT, STATUS_AFTER, Work, run
 
-CONCURRENCY = 20
+CONCURRENCY = 5
 
 
 async def main(work: Work) -> None:
