@@ -17,7 +17,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from .job import NEXT, STATUS_AFTER, Work, run
 
 PREFETCH = 100
-CONNECTIONS = 20
+CONNECTIONS = 10
 
 
 async def main(work: Work) -> None:
