@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 
-import aio_pika
 import asyncpg
-from aio_pika.abc import AbstractIncomingMessage
 
+from . import amqp
 from .job import NEXT, STATUS_AFTER, Work, run
 
 PREFETCH = 100
@@ -22,40 +21,37 @@ CONNECTIONS = 10
 
 async def main(work: Work) -> None:
     pool = await asyncpg.create_pool(work.dsn, min_size=CONNECTIONS, max_size=CONNECTIONS)
-    broker = await aio_pika.connect(os.environ["OUTBOX_AMQP_URL"])
-    channel = await broker.channel(publisher_confirms=True)
-    await channel.set_qos(PREFETCH)
-    queues = {name: await channel.declare_queue(name, durable=True) for name in ("no-op", *STATUS_AFTER)}
+    channel = await amqp.Channel.open(await amqp.connect(os.environ["OUTBOX_AMQP_URL"]), PREFETCH)
+    stages = ("no-op",) if work.is_noop else tuple(STATUS_AFTER)
+    for stage in stages:
+        channel.declare(stage)
+    await asyncio.gather(*(channel.publish(stages[0], str(number).encode()) for number in range(work.workflows)))
 
-    async def publish(workflow: int, stage: str) -> None:
-        message = aio_pika.Message(str(workflow).encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        await channel.default_exchange.publish(message, routing_key=stage)
-
-    async def handle(message: AbstractIncomingMessage) -> None:
-        workflow, stage = int(message.body), str(message.routing_key)
+    async def handle(tag: int, stage: str, body: bytes) -> None:
         with work.call():
             if not work.is_noop:
-                async with pool.acquire() as connection, connection.transaction():
-                    await connection.execute(
-                        "UPDATE workflows SET status = $1, steps = steps + 1 WHERE id = $2",
-                        STATUS_AFTER[stage],
-                        workflow,
-                    )
-                    if work.writes:
-                        await connection.execute("INSERT INTO effects VALUES ($1, $2)", workflow, stage)
-                if stage in NEXT:
-                    await publish(workflow, NEXT[stage])
-            await message.ack()
+                await change(int(body), stage)
+            if stage in NEXT:
+                await channel.publish(NEXT[stage], body)
+            channel.ack(tag)
 
-    first = "no-op" if work.is_noop else "enrich"
-    for start in range(0, work.workflows, 1000):
-        numbers = range(start, min(start + 1000, work.workflows))
-        await asyncio.gather(*(publish(number, first) for number in numbers))
-    for queue in queues.values():
-        await queue.consume(handle)
-    await work.until_done()
-    await broker.close()
+    async def change(workflow: int, stage: str) -> None:
+        async with pool.acquire() as connection, connection.transaction():
+            await connection.execute(
+                "UPDATE workflows SET status = $1, steps = steps + 1 WHERE id = $2", STATUS_AFTER[stage], workflow
+            )
+            if work.writes:
+                await connection.execute("INSERT INTO effects VALUES ($1, $2)", workflow, stage)
+
+    async def consume() -> None:
+        for stage in stages:
+            channel.consume(stage)
+        async with asyncio.TaskGroup() as handlers:
+            while True:
+                handlers.create_task(handle(*await channel.arrived.get()))
+
+    await work.until_done_by(consume())
 
 
 if __name__ == "__main__":
-    run("aio-pika", main)
+    run("pika", main)

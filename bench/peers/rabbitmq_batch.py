@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 
-import aio_pika
 import asyncpg
-from aio_pika.abc import AbstractIncomingMessage
 
+from . import amqp
 from .job import NEXT, STATUS_AFTER, Work, run
 
 BATCH = 100
@@ -20,29 +19,27 @@ PREFETCH = 2 * BATCH
 
 async def main(work: Work) -> None:
     pool = await asyncpg.create_pool(work.dsn)
-    broker = await aio_pika.connect(os.environ["OUTBOX_AMQP_URL"])
+    connection = await amqp.connect(os.environ["OUTBOX_AMQP_URL"])
+    stages = ("no-op",) if work.is_noop else tuple(STATUS_AFTER)
+    channels = {stage: await amqp.Channel.open(connection, PREFETCH) for stage in stages}
+    first = channels[stages[0]]
+    for stage in stages:
+        first.declare(stage)
+    await asyncio.gather(*(first.publish(stages[0], str(number).encode()) for number in range(work.workflows)))
 
-    async def publish(channel: aio_pika.abc.AbstractChannel, workflow: int, stage: str) -> None:
-        message = aio_pika.Message(str(workflow).encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        await channel.default_exchange.publish(message, routing_key=stage)
-
-    async def consume(stage: str) -> None:
-        """Take what has arrived, a batch at most; commit it, publish the next ones, acknowledge it."""
-        channel = await broker.channel(publisher_confirms=True)
-        await channel.set_qos(PREFETCH)
-        arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
-        await (await channel.declare_queue(stage, durable=True)).consume(arrived.put)
+    async def consume(stage: str, channel: amqp.Channel) -> None:
+        """Take what has arrived, a batch at most; commit it, publish the next messages, acknowledge these."""
+        channel.consume(stage)
         while True:
-            messages = [await arrived.get()]
-            while len(messages) < BATCH and not arrived.empty():
-                messages.append(arrived.get_nowait())
-            workflows = [int(message.body) for message in messages]
+            messages = [await channel.arrived.get()]
+            while len(messages) < BATCH and not channel.arrived.empty():
+                messages.append(channel.arrived.get_nowait())
             with work.call(len(messages)):
                 if not work.is_noop:
-                    await change(workflows, stage)
+                    await change([int(body) for _, _, body in messages], stage)
                 if stage in NEXT:
-                    await asyncio.gather(*(publish(channel, workflow, NEXT[stage]) for workflow in workflows))
-                await messages[-1].ack(multiple=True)
+                    await asyncio.gather(*(channel.publish(NEXT[stage], body) for _, _, body in messages))
+                channel.ack(messages[-1][0], multiple=True)
 
     async def change(workflows: list[int], stage: str) -> None:
         async with pool.acquire() as connection, connection.transaction():
@@ -53,16 +50,13 @@ async def main(work: Work) -> None:
                 rows = [(workflow, stage) for workflow in workflows]
                 await connection.executemany("INSERT INTO effects VALUES ($1, $2)", rows)
 
-    stages = ("no-op",) if work.is_noop else tuple(STATUS_AFTER)
-    channel = await broker.channel(publisher_confirms=True)
-    for stage in stages:
-        await channel.declare_queue(stage, durable=True)
-    for start in range(0, work.workflows, 1000):
-        numbers = range(start, min(start + 1000, work.workflows))
-        await asyncio.gather(*(publish(channel, number, stages[0]) for number in numbers))
-    await work.until_done_by(asyncio.gather(*(consume(stage) for stage in stages)))
-    await broker.close()
+    async def consume_all() -> None:
+        async with asyncio.TaskGroup() as consumers:
+            for stage, channel in channels.items():
+                consumers.create_task(consume(stage, channel))
+
+    await work.until_done_by(consume_all())
 
 
 if __name__ == "__main__":
-    run("aio-pika", main)
+    run("pika", main)

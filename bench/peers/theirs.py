@@ -45,7 +45,7 @@ PEERS = {
     "dbos": Peer("DBOS", "dbos", 0.05, "dbos"),
     "rabbitmq": Peer("RabbitMQ by hand", "rabbitmq", 0.25, "rabbitmq", needs_broker=True),
     "rabbitmq-batch": Peer(
-        "RabbitMQ by hand, batches", "rabbitmq_batch", 0.25, "rabbitmq", needs_broker=True, batches=True
+        "RabbitMQ by hand, batches", "rabbitmq_batch", 1.0, "rabbitmq", needs_broker=True, batches=True
     ),
 }
 
