@@ -78,9 +78,9 @@ def server() -> Iterator[Server]:
 
 
 @contextmanager
-def worker(dsn: str, pipeline: str = "posts") -> Iterator[subprocess.Popen[bytes]]:
+def worker(dsn: str, app: str = "bench.app:posts") -> Iterator[subprocess.Popen[bytes]]:
     """Run `outbox worker` as a process of its own."""
-    with engine(dsn, "worker", "--app", f"bench.app:{pipeline}") as process:
+    with engine(dsn, "worker", "--app", app) as process:
         yield process
 
 

@@ -43,7 +43,7 @@ def steps(dsn: str, jobs: int, workers: int = 1, shape: Shape = POSTS, size: int
     """Return steps/s of worker processes, from the commit that made all jobs to the last step."""
     with ExitStack() as running:
         for _ in range(workers):
-            running.enter_context(worker(dsn, shape.pipeline.name))
+            running.enter_context(worker(dsn, f"bench.app:{shape.pipeline.name}"))
         wait_until(dsn, f"SELECT count(*) = {workers} FROM outbox.workers WHERE idle", 60)
         _, start = submitted(dsn, jobs, shape, size)
         wait_until(dsn, f"SELECT sum(workflows) = {jobs} FROM outbox.status_counts WHERE status = 'COMPLETED'", 600)

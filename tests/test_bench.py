@@ -202,3 +202,26 @@ def test_one_command_runs_the_benches_says_which_failed_and_shows_the_others(tmp
     assert sorted(file.name for file in tmp_path.iterdir()) == ["recovery.json", "recovery.svg"]
     document = json.loads((tmp_path / "recovery.json").read_text())
     assert document["machine"].keys() >= {"cores", "memory", "outbox-engine", "postgres", "engine", "payload"}
+
+
+def test_the_peers_bench_measures_outbox_with_the_peers_left_out(tmp_path: Path) -> None:
+    sizes = ("--peer", "none", "--jobs", "200", "--rounds", "1")
+    out, document = run("peers", tmp_path / "figures.json", *sizes)
+    assert len(document["figures"]) == 3
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert "Outbox, transaction=True, batch=100" in out
+
+
+def test_each_peer_of_the_bench_has_a_module_and_pinned_requirements() -> None:
+    code = "import json; from bench.peers.theirs import PEERS; print(json.dumps([(p.module, p.requirements) for p in PEERS.values()]))"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    folder = ROOT / "bench" / "peers"
+    for module, requirements in json.loads(done.stdout):
+        assert (folder / f"{module}.py").exists()
+        assert all("==" in line for line in (folder / f"{requirements}.txt").read_text().splitlines())
+
+
+def test_a_socket_s_dsn_is_told_to_peers_in_the_form_that_all_their_drivers_take() -> None:
+    code = "from bench.peers.theirs import address; print(address('host=/tmp/s port=5432 dbname=b user=u'))"
+    assert python("-c", code).stdout == "postgresql:///b?host=/tmp/s&port=5432&user=u\n"

@@ -1,0 +1,104 @@
+"""The job that every peer is given, and how its time is taken. Of the standard library, as each peer imports it.
+
+A workflow is a row of the application's table `workflows`. A step of it is, as transactionally as the peer can: the
+handler, the change of the row's status, and the next stage's job. `python -m bench.peers.NAME KIND DSN WORKFLOWS`
+does all steps and prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+KINDS = ("no-op", "steps", "writes")
+"""No-op: one job whose handler does nothing, for twice as many workflows. Writes: steps that insert a row too."""
+
+STATUS_AFTER = {"enrich": "ENRICHED", "act": "COMPLETED"}
+NEXT = {"enrich": "act"}
+
+SCHEMA = """
+    CREATE TABLE workflows (id bigint PRIMARY KEY, status text NOT NULL, steps integer NOT NULL);
+    CREATE TABLE effects (workflow bigint NOT NULL, stage text NOT NULL);
+"""
+
+
+@dataclass(slots=True)
+class Work:
+    """What one run has to do, and what is done of it."""
+
+    kind: str
+    dsn: str
+    workflows: int
+    calls: int = 0
+    _began: float = 0.0
+    _ended: float = 0.0
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def is_noop(self) -> bool:
+        return self.kind == "no-op"
+
+    @property
+    def writes(self) -> bool:
+        return self.kind == "writes"
+
+    @property
+    def jobs(self) -> int:
+        return self.workflows * (1 if self.is_noop else len(STATUS_AFTER))
+
+    @property
+    def is_done(self) -> bool:
+        return self.calls >= self.jobs
+
+    @property
+    def seconds(self) -> float:
+        """Return the time from the beginning of the first handler to the end of the last one, its commit included.
+
+        So neither a peer's start-up is in it, nor what it writes down of the last handlers' ends.
+        """
+        return self._ended - self._began
+
+    @contextmanager
+    def call(self, jobs: int = 1) -> Iterator[None]:
+        """Count what is inside as handlers that were called, unless it raises."""
+        self._began = self._began or time.monotonic()
+        yield
+        with self._counting:  # a peer may call handlers in threads
+            self.calls += jobs
+            self._ended = time.monotonic()
+
+    async def until_done(self) -> None:
+        while not self.is_done:
+            await asyncio.sleep(0.01)
+
+    async def until_done_by(self, worker: Awaitable[Any]) -> None:
+        """Run a worker until all is done; an error if it ends by itself."""
+        working, watching = asyncio.ensure_future(worker), asyncio.ensure_future(self.until_done())
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            raise RuntimeError("the worker ended before its work")
+        working.cancel()
+        await asyncio.wait((working,), timeout=10)
+
+
+def run(
+    distribution: str,
+    main: Callable[[Work], Coroutine[Any, Any, None]],
+    run_async: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
+) -> None:
+    """Run a peer's `main` as the command line says; print what it did."""
+    kind, dsn, workflows = sys.argv[1:]
+    work = Work(kind, dsn, int(workflows))
+    run_async(main(work))
+    print(
+        json.dumps({"seconds": work.seconds, "jobs": work.jobs, "calls": work.calls, "version": version(distribution)})
+    )

@@ -1,0 +1,107 @@
+"""A peer's turn: a process in an environment of its own, and what it has left in the application's tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from .. import report
+from .job import SCHEMA, STATUS_AFTER
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+ENVIRONMENTS = ROOT / "build" / "peers"
+TIMEOUT = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A module of this folder. `batches`: it has many jobs in a transaction.
+
+    `part` is its part of the workflows: a run of the slow ones would last minutes.
+    """
+
+    title: str
+    module: str
+    part: float
+    requirements: str
+    needs_broker: bool = False
+    batches: bool = False
+
+
+PEERS = {
+    "pgqueuer": Peer("PgQueuer", "pgqueuer", 0.25, "pgqueuer"),
+    "faststream": Peer("faststream-outbox", "faststream", 0.25, "faststream"),
+    "awa": Peer("awa-pg", "awa", 0.25, "awa"),
+    "procrastinate": Peer("procrastinate", "procrastinate", 0.05, "procrastinate"),
+    "dbos": Peer("DBOS", "dbos", 0.05, "dbos"),
+    "rabbitmq": Peer("RabbitMQ by hand", "rabbitmq", 0.25, "rabbitmq", needs_broker=True),
+    "rabbitmq-batch": Peer(
+        "RabbitMQ by hand, batches", "rabbitmq_batch", 1.0, "rabbitmq", needs_broker=True, batches=True
+    ),
+}
+
+
+def environment(peer: Peer) -> dict[str, str]:
+    """Make the peer's environment, unless it is there with these versions; return the versions that are pinned."""
+    folder, wanted = ENVIRONMENTS / peer.requirements, (HERE / f"{peer.requirements}.txt").read_text()
+    made = folder / "requirements.txt"
+    if not made.exists() or made.read_text() != wanted:
+        report.progress(f"an environment for {peer.title}, from the package index")
+        _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+        _run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *wanted.split()])
+        made.write_text(wanted)
+    return dict(line.split("==", 1) for line in wanted.split())
+
+
+def rate(dsn: str, peer: Peer, kind: str, workflows: int, url: str | None) -> float:
+    """Return the jobs/s of one process; an error unless every workflow ended and each of its steps was made once."""
+    jobs = workflows * len(STATUS_AFTER)
+    if kind == "no-op":
+        workflows = jobs  # of one job each
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(SCHEMA.encode())
+        conn.execute("INSERT INTO workflows SELECT n, 'RECEIVED', 0 FROM generate_series(0, %s - 1) AS n", (workflows,))
+        python = str(ENVIRONMENTS / peer.requirements / "bin" / "python")
+        command = [python, "-m", f"bench.peers.{peer.module}", kind, address(dsn), str(workflows)]
+        done = json.loads(_run(command, OUTBOX_AMQP_URL=url or "").splitlines()[-1])
+        books = conn.execute(
+            "SELECT count(*) FILTER (WHERE status = 'COMPLETED' AND steps = %s),"
+            " (SELECT count(*) FROM effects), (SELECT count(DISTINCT (workflow, stage)) FROM effects) FROM workflows",
+            (len(STATUS_AFTER),),
+        ).fetchone()
+    effects = jobs if kind == "writes" else 0
+    if books != (0 if kind == "no-op" else workflows, effects, effects) or done["calls"] != jobs:
+        raise click.ClickException(
+            f"the books of {peer.title} ({kind}) are wrong: of {workflows:,} workflows {books}, calls {done['calls']:,}"
+        )
+    return jobs / float(done["seconds"])
+
+
+def address(dsn: str) -> str:
+    """Return the DSN in the one form that libpq, asyncpg, SQLAlchemy and sqlx all understand, sockets included."""
+    parts = conninfo_to_dict(dsn)
+    query = "&".join(f"{name}={parts[name]}" for name in ("host", "port", "user", "password") if parts.get(name))
+    return f"postgresql:///{parts['dbname']}?{query}"
+
+
+def _run(command: list[str], **settings: str) -> str:
+    # What this process has on its path must not be on the peer's.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=env | settings, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise click.ClickException(f"not within {TIMEOUT} s: {' '.join(command)}") from None
+    if done.returncode:
+        raise click.ClickException(f"{' '.join(command)}: {done.stderr[-3000:]}")
+    return done.stdout
