@@ -270,12 +270,16 @@ def _log_batch(batch: Sequence[tuple[Job, Any]], count: int, what: str, started:
         log.info("%s: %s %s in %.1f ms", stages, count, what, took, extra=extra)
 
 
-def finish(jobs: Sequence[tuple[Job, Finished]]) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that commits finished jobs of one owner; its rows are the workflows still held."""
+def finish(jobs: Sequence[tuple[Job, Finished]], *, marked: bool = False) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that commits finished jobs of one owner; its rows are the workflows still held.
+
+    `marked`: none are held unless this is still the transaction that was marked for the first of these jobs.
+    """
     sent = [(job.workflow_id, message) for job, outcome in jobs for message in outcome.messages]
     return SQL["jobs_finish_if_held"], {
         **fence([job for job, _ in jobs]),
         "actor": actor(jobs[0][0].owner),
+        "claim": _claim(jobs[0][0]) if marked else "",
         "versions": array(job.version for job, _ in jobs),
         "statuses": text_array(outcome.status for _, outcome in jobs),
         "data": text_array(outcome.data for _, outcome in jobs),

@@ -39,13 +39,13 @@ async def run_async(conn: psycopg.AsyncConnection[Any], jobs: Sequence[Job]) -> 
             ended = unfit or await handle_async(runs)
             if finished := _finished(jobs, ended):
                 reclaim(conn)
-                mark = await (await conn.execute(commit.SQL["transaction_mark_read"])).fetchone()
-                _require_same(jobs[0], mark)
                 killpoints.passing("K3")
-                held = await (await conn.execute(*commit.finish(finished))).fetchall()
+                held = await (await conn.execute(*commit.finish(finished, marked=True))).fetchall()
                 if len(held) == len(jobs):
                     killpoints.sending("K4")
                     return ended
+                mark = await (await conn.execute(commit.SQL["transaction_mark_read"])).fetchone()
+                _require_same(jobs[0], mark)
                 ended = [None]
             _roll_back(transaction)
     except psycopg.Rollback:
@@ -71,9 +71,9 @@ def run_sync(conn: psycopg.Connection[Any], jobs: Sequence[Job]) -> Sequence[Out
             if finished := _finished(jobs, ended):
                 reclaim(conn)
                 killpoints.passing("K3")
-                _require_same(jobs[0], conn.execute(commit.SQL["transaction_mark_read"]).fetchone())
-                if len(conn.execute(*commit.finish(finished)).fetchall()) == len(jobs):
+                if len(conn.execute(*commit.finish(finished, marked=True)).fetchall()) == len(jobs):
                     return ended
+                _require_same(jobs[0], conn.execute(commit.SQL["transaction_mark_read"]).fetchone())
                 ended = [None]
             _roll_back(transaction)
     except psycopg.Rollback:

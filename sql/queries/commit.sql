@@ -9,8 +9,10 @@
 -- adds history, the end of the job and the next one. Returns the workflows that were still held.
 -- Writes workflow_states, messages. Locks workflow, then job, ids ascending. Uses the two primary keys.
 WITH me AS MATERIALIZED (
-    -- For the trigger, and for this transaction only: a pooler hands the session to others.
+    -- For the trigger, and for this transaction only: a pooler hands the session to others. A handler that has ended the
+    -- transaction that it was given has lost its mark, and nothing is held.
     SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true)
+    WHERE coalesce(current_setting('outbox.claim', true), '') = %(claim)s
 ), workflow AS MATERIALIZED (
     -- The workflow first: that is the order of a change by hand. Its version tells whether there was one.
     SELECT w.id, o.job, o.attempt, o.status, o.data
@@ -113,5 +115,5 @@ SELECT set_config('outbox.claim', %(claim)s, true),
        set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
 
 -- name: transaction_mark_read
--- Null or empty if the handler ended the transaction that it was given.
+-- Asked when nothing was held: null or empty if the handler ended the transaction that it was given.
 SELECT current_setting('outbox.claim', true);
