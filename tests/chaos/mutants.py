@@ -40,6 +40,7 @@ class Mutant:
     config: Config = field(default_factory=lambda: Config("mutant"))
     trouble: float = 0.03
     seconds: float = 20.0
+    rate: float = 120.0
 
     def patch(self) -> None:
         """Break this process."""
@@ -241,12 +242,13 @@ MUTANTS: dict[str, Mutant] = {
     "relay-without-epoch": Mutant(
         "a relay that was frozen goes on beside the one that took over",
         frozenset({"lost", "inversion", "marked early"}),
-        ("freeze",),
+        ("relay-frozen",),
         (
             *(sql("relay", name, (" AND r.epoch = %(epoch)s", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
             code("outbox.relay:Relay.may_send", ("return ", "return True or ")),
         ),
         seconds=60,
+        rate=400,  # two relays hurt each other where both have something to do
     ),
     "no-mandatory": Mutant(
         "the broker confirms what it can't route, and drops it",
@@ -310,11 +312,12 @@ PUBLISH = (
 )
 
 
-def attempt(name: str, seed: int, rate: float, seconds: float | None = None) -> tuple[Result, set[str]]:
+def attempt(name: str, seed: int, rate: float | None = None, seconds: float | None = None) -> tuple[Result, set[str]]:
     """Run a mutant; return what came out, and which of its anomalies were found."""
     mutant = MUTANTS[name]
     config = replace(mutant.config, name=name, mutant=name, faults=mutant.faults, broken=mutant.break_database)
-    result = run(config, seconds=seconds or mutant.seconds, seed=seed, rate=rate, trouble=mutant.trouble, drain=20)
+    seconds, rate = seconds or mutant.seconds, rate or mutant.rate
+    result = run(config, seconds=seconds, seed=seed, rate=rate, trouble=mutant.trouble, drain=20)
     return result, {anomaly.name for anomaly in result.verdict.anomalies} & mutant.anomalies
 
 
@@ -323,8 +326,8 @@ def attempt(name: str, seed: int, rate: float, seconds: float | None = None) -> 
     "--only", "names", multiple=True, type=click.Choice(sorted(MUTANTS)), help="Only this one; may be given again."
 )
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--rate", default=120.0, show_default=True, help="Calls a second of all clients together.")
-def main(names: tuple[str, ...], seed: int, rate: float) -> None:
+@click.option("--rate", type=float, help="Calls a second of all clients together; default: what the mutant needs.")
+def main(names: tuple[str, ...], seed: int, rate: float | None) -> None:
     """Break the engine in each of these ways, and show by which anomaly it is caught. Exits 1 if one isn't."""
     missed = []
     chosen = names or tuple(MUTANTS)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import psycopg
 
+from outbox.window import LEASE as RELAY_LEASE
+
 from .cast import LEASE, WITNESS, Cast, Role
 
 Fault = Callable[[Cast, random.Random], Iterator[float]]
@@ -54,6 +56,20 @@ def freeze(cast: Cast, dice: random.Random) -> Iterator[float]:
         yield dice.choice([0.3, 0.8, 1.5, 2.2]) * LEASE
     finally:
         for popen, _ in pids:
+            popen.send_signal(signal.SIGCONT)
+
+
+def relay_frozen(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """SIGSTOP for the relay that has the name, for so long that the other one takes it over; then SIGCONT for it."""
+    with cast.admin() as conn:
+        (owner,) = conn.execute("SELECT max(owner) FROM outbox.relays").fetchone() or (None,)
+    leader = [role.popen for role in cast.roles if role.popen and owner and owner.endswith(f":{role.popen.pid}")]
+    for popen in leader:
+        popen.send_signal(signal.SIGSTOP)
+    try:
+        yield RELAY_LEASE * dice.uniform(1.1, 1.6)
+    finally:
+        for popen in leader:
             popen.send_signal(signal.SIGCONT)
 
 
@@ -229,7 +245,7 @@ def broker_lines(cast: Cast, dice: random.Random) -> Iterator[float]:
 FAULTS: dict[str, Fault] = {
     fault.__name__.replace("_", "-"): fault
     for fault in (
-        kill_points, kill_9, deploy, freeze, buried, postgres_restart, postgres_kill, disk_full, sessions, notify_lost,
+        kill_points, kill_9, deploy, freeze, relay_frozen, buried, postgres_restart, postgres_kill, disk_full, sessions, notify_lost,
         cut_at_commit, black_hole, half_open,
         broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_unbound, broker_lines,
     )
