@@ -141,7 +141,10 @@ MUTANTS: dict[str, Mutant] = {
         "NOTIFY is taken for a queue: whoever was not there to hear it waits for ever",
         frozenset({"stuck", "lost"}),
         ("notify-lost",),
-        (code("outbox.claim:Claimer.run", ("asyncio.wait_for(self._woken.wait(), delay)", "self._woken.wait()")),),
+        (
+            code("outbox.claim:Claimer.run", ("asyncio.wait_for(self._woken.wait(), delay)", "self._woken.wait()")),
+            code("outbox.maintenance:Maintenance.tick", ("if ready:", "if False:")),  # it polls for an idle claimer
+        ),
     ),
     "error-text-not-cleaned": Mutant(
         "an error with a NUL can't be stored: the job can neither succeed nor fail (hatchet #4619)",
