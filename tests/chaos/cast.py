@@ -79,10 +79,16 @@ class Role:
     env: dict[str, str] = field(default_factory=dict)
     popen: subprocess.Popen[bytes] | None = None
     log: Path | None = None
-    point: str | None = None  # at which it is to kill itself
-    kill_at: str | None = None  # why its death would be no surprise
+    # Why its death would be no surprise: the point at which it is to kill itself; SIGKILL; SIGTERM.
+    point: str | None = None
+    killed: bool = False
+    stopped: bool = False
     frozen: bool = False
     begun: float = 0.0
+
+    @property
+    def doomed(self) -> bool:
+        return self.point is not None or self.killed or self.stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +210,7 @@ class Cast:
             # A consumer passes its point with each message.
             often = [1, 20, 200, 1_000] if role.kind == "consumer" else [1, 2, 5, 20]
             env["OUTBOX_KILL_AT"] = f"{role.point}:{self.random.choice(often)}"
-        role.kill_at = role.point
+        role.killed = role.stopped = False
         role.log = self.folder / f"{role.kind}-{time.monotonic_ns()}.log"
         role.popen = self._popen(role.arguments, role.log, env)
         role.begun, role.frozen = time.time(), False
@@ -213,14 +219,14 @@ class Cast:
         """SIGKILL, at whatever it is doing."""
         with self._turn:
             if role.popen is not None and role.popen.poll() is None:
-                role.kill_at = "anywhere"
+                role.killed = True
                 role.popen.kill()
 
     def terminate(self, role: Role) -> None:
         """What a deploy does."""
         with self._turn:
             if role.popen is not None and role.popen.poll() is None:
-                role.kill_at = "SIGTERM"
+                role.stopped = True
                 role.popen.terminate()
 
     def of(self, *kinds: str) -> list[Role]:
@@ -240,8 +246,8 @@ class Cast:
         with self._turn:
             self.deadly = 0.0
             for role in self.roles:
-                if role.kill_at and role.popen is not None and role.popen.poll() is None:
-                    role.kill_at = "anywhere"
+                if role.doomed and role.popen is not None and role.popen.poll() is None:
+                    role.killed = True
                     role.popen.kill()
 
     def end(self) -> None:
@@ -296,20 +302,21 @@ class Cast:
     def _died(self, role: Role, code: int) -> None:
         said = self._words(role)
         served = re.findall(r"worker (\d+) serves|relaying|standing by|takes from queue", said)
-        expected = {-signal.SIGKILL}
-        if role.kill_at == "SIGTERM":
-            expected = {0} if served else {0, -signal.SIGTERM}  # that came before it had begun
-            if role.point is not None and code == -signal.SIGKILL:
-                role.kill_at, expected = role.point, {code}  # it was at its point before it had ended
+        # Several of them may have been on their way to it: how it ended tells which one came first.
+        reason = {
+            -signal.SIGKILL: "anywhere" if role.killed else role.point,
+            -signal.SIGTERM: "SIGTERM" if role.stopped and not served else None,  # that came before it had begun
+            0: "SIGTERM" if role.stopped else None,
+        }.get(code)
         if code == 1 and not served and ("connect" in said or "server_login_retry" in said):
             self.not_started += 1
             time.sleep(0.1)
             return
-        if role.kill_at is None or code not in expected:
+        if reason is None:
             self.exits.append(f"{role.kind} ended by itself with {code}: {said[-800:]}")
             return
         worker = f"worker-{served[-1]}" if served and served[-1] else None
-        self.deaths.append(Death(role.kind, role.kill_at, role.begun, time.time(), worker))
+        self.deaths.append(Death(role.kind, reason, role.begun, time.time(), worker))
 
     def _words(self, role: Role) -> str:
         return role.log.read_text(errors="replace") if role.log is not None else ""

@@ -26,7 +26,7 @@ def kill_points(cast: Cast, dice: random.Random) -> Iterator[float]:
     """Every process that is started is told to kill itself at a point of its own."""
     cast.deadly = 1.0
     for role in cast.roles:
-        if role.kill_at is None:
+        if not role.doomed:
             cast.kill(role)
     yield dice.uniform(8, 15)
     cast.deadly = 0.0
