@@ -38,8 +38,8 @@ PLANNING = {
 }
 
 
-COMMITS = 2
-"""Batches that are committed at once: with one alone, Postgres would have nothing to do while Python works."""
+COMMITS = 3
+"""Batches that are committed at once: with one alone, Postgres has nothing to do while Python works or the disk does."""
 
 
 class Worker:
