@@ -42,8 +42,11 @@ class Channel:
         channel.confirm_delivery(self._confirmed)
         channel.basic_qos(prefetch_count=prefetch)
 
-    def declare(self, queue: str) -> None:
-        self._channel.queue_declare(queue, durable=True)
+    async def declare(self, queue: str) -> None:
+        # Awaited: pika holds it back until the calls before it are answered, but no publish that comes after it.
+        declared: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._channel.queue_declare(queue, durable=True, callback=declared.set_result)
+        await declared
 
     def consume(self, queue: str) -> None:
         """Have what comes on a queue in `arrived`: delivery tag, queue, body."""

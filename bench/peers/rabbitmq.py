@@ -24,7 +24,7 @@ async def main(work: Work) -> None:
     channel = await amqp.Channel.open(await amqp.connect(os.environ["OUTBOX_AMQP_URL"]), PREFETCH)
     stages = ("no-op",) if work.is_noop else tuple(STATUS_AFTER)
     for stage in stages:
-        channel.declare(stage)
+        await channel.declare(stage)
     await asyncio.gather(*(channel.publish(stages[0], str(number).encode()) for number in range(work.workflows)))
 
     async def handle(tag: int, stage: str, body: bytes) -> None:

@@ -24,7 +24,7 @@ async def main(work: Work) -> None:
     channels = {stage: await amqp.Channel.open(connection, PREFETCH) for stage in stages}
     first = channels[stages[0]]
     for stage in stages:
-        first.declare(stage)
+        await first.declare(stage)
     await asyncio.gather(*(first.publish(stages[0], str(number).encode()) for number in range(work.workflows)))
 
     async def consume(stage: str, channel: amqp.Channel) -> None:

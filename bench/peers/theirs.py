@@ -19,7 +19,7 @@ from .job import SCHEMA, STATUS_AFTER
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ENVIRONMENTS = ROOT / "build" / "peers"
-TIMEOUT = 600
+TIMEOUT = 300
 
 
 @dataclass(frozen=True, slots=True)
