@@ -39,7 +39,7 @@ PLANNING = {
 
 
 COMMITS = 3
-"""Batches that are committed at once: with one alone, Postgres has nothing to do while Python works or the disk does."""
+"""Batches that are committed at once: with one alone, Postgres idles while Python works, and while the disk does."""
 
 
 class Worker:
