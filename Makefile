@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml
 
 test: $(STAMP) ## run the tests on a real Postgres and RabbitMQ that they start; RABBITMQ=skip PGBOUNCER=skip leave them out
 	$(PACKAGES)
-	$(BIN)/python -m pytest -n 2 $(MARKED) $(ARGS)
+	$(BIN)/python -m pytest -n 3 $(MARKED) $(ARGS)
 
 check: $(STAMP) ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -76,7 +76,7 @@ wheel-test: $(STAMP) ## run what may differ against the built wheel, without the
 	.venv-wheel/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[dev]"
 	cp -r tests bench docs Makefile pyproject.toml README.md build/wheel/
 	cd build/wheel && ../../.venv-wheel/bin/python -c "import outbox; assert 'site-packages' in outbox.__file__, outbox"
-	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 2 $(MARKED) $(WHEEL_TESTS) $(ARGS)
+	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 3 $(MARKED) $(WHEEL_TESTS) $(ARGS)
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .venv-wheel build dist *.egg-info
