@@ -9,6 +9,7 @@ import json
 import random
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -65,7 +66,7 @@ Samples = dict[str, list[float]]
 """For each operation the ms that each of its turns took."""
 
 
-class Client:
+class Client(ABC):
     """Does what a submitter, a worker and a person who looks do, by the engine's own statements, and takes the time."""
 
     def __init__(self, dsn: str, pipelines: Sequence[Pipeline[Any]], leaving: ExitStack) -> None:
@@ -78,9 +79,9 @@ class Client:
         (self._worker,) = self._conn.execute(WORKER).fetchone() or (0,)
         self.samples: Samples = {}
 
+    @abstractmethod
     def cycle(self) -> None:
         """Do each operation once or a few times."""
-        raise NotImplementedError
 
     @contextmanager
     def _timed(self, operation: str) -> Iterator[None]:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from math import inf
 
+from .budget import Budget
 from .errors import DefinitionError
 from .job import Job
 from .pipeline import Pipeline, Stage
 
 FULL_SCAN = 1.0
 """Seconds between two scans from zero while there is plenty. They find rows that committed late or came back."""
-
-SCAN_SHARE = 20
-"""A scan from zero walks over what is dead and can't be removed yet: it has at most this part of the time."""
 
 ROW_COST = 20e-6
 """Seconds of a claim's time that each of its rows accounts for; the rest is the scan's."""
@@ -42,8 +39,7 @@ class Lane:
         self.complete = False  # the last scan began at zero and found less than was asked for
         self._high = 0  # the highest id that was found
         self._plenty = False
-        self._scanned = -FULL_SCAN
-        self._scan_cost = 0.0
+        self._full_scans = Budget()
         self._rate = 0.0
         self._finished = 0
         self._since = time.monotonic()
@@ -92,14 +88,14 @@ class Lane:
 
     def scan_from(self, now: float) -> int:
         """Return the id to scan from: zero whenever that is cheap, else where the scans before have ended."""
-        if now - self._scanned < max(FULL_SCAN if self._plenty else 0, SCAN_SHARE * self._scan_cost):
+        if not self._full_scans.allows(now, least=FULL_SCAN if self._plenty else 0.0):
             return self._high
-        self._scanned = now
+        self._full_scans.begin(now)
         return 0
 
     def scan_all(self) -> None:
         """Scan from zero the next time: something may have come back with an old id."""
-        self._scanned = -inf
+        self._full_scans.waive()
 
     def scanned(self, start: int, asked: int, ids: Sequence[int], cost: float) -> None:
         """Take note of what a scan has found, and of the seconds that it took beside what it found."""
@@ -107,7 +103,7 @@ class Lane:
         self._high = max(self._high, *ids) if ids else self._high
         self.complete = start == 0 and not self._plenty
         if start == 0:
-            self._scan_cost = cost
+            self._full_scans.spent(cost)
 
     def remove(self, job: Job) -> bool:
         """Forget a job that waits. False: it does not wait any more, as the lease was lost meanwhile."""

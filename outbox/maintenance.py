@@ -14,6 +14,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from . import inbox, killpoints, ring, statements
+from .budget import Budget
 from .documents import printable, shown
 from .errors import DefinitionError, OutboxError
 from .link import Link, temporary
@@ -24,9 +25,6 @@ log = logging.getLogger("outbox.maintenance")
 TICK = 1.0
 GONE_AFTER = 0.5
 """Seconds for which a worker's lock must be missing: it may just be reconnecting."""
-
-LOOK_SHARE = 20
-"""Looks that walk over dead index entries have at most this part of the time, while nobody can remove them."""
 
 BATCH = 1_000
 FOLD_EVERY = 10.0
@@ -103,7 +101,7 @@ class Maintenance:
         self._soon = asyncio.Event()
         self._turn = asyncio.Lock()  # a worker that drains ticks too, on the same connection
         self._due_at = float("inf")
-        self._looked, self._look_cost = 0.0, 0.0
+        self._looks = Budget()
 
     async def run(self) -> None:
         """Tick for ever, about once a second, sooner when a job is due sooner."""
@@ -135,7 +133,7 @@ class Maintenance:
         async with self._turn:
             idle = self._idle()
             started = time.monotonic()
-            everything = everything or started - self._looked >= LOOK_SHARE * self._look_cost
+            everything = everything or self._looks.allows(started)
             ((due_in, missing, late, lost, ready),) = await self._link.execute(
                 SQL["maintenance_look"],
                 {
@@ -146,8 +144,8 @@ class Maintenance:
                 },
             )
             if everything:
-                self._looked = time.monotonic()
-                self._look_cost = self._looked - started
+                self._looks.begin(started)
+                self._looks.spent(time.monotonic() - started)
             if due_in is not None and due_in <= 0:
                 due_in = await self._promote()
             if await self._bury(missing, late) or lost:

@@ -6,7 +6,8 @@ import pytest
 from pipelines import Post
 
 from outbox import Pipeline, Run
-from outbox.lane import FULL_SCAN, SCAN_SHARE, Lane
+from outbox.budget import LONGEST, SHARE
+from outbox.lane import FULL_SCAN, Lane
 
 
 @pytest.fixture
@@ -36,16 +37,23 @@ def test_where_there_is_plenty_each_scan_goes_on_where_the_last_one_ended(lane: 
 
 def test_where_little_is_left_each_scan_is_a_full_one_as_long_as_that_is_cheap(lane: Lane) -> None:
     assert scan(lane, 0.0, 10, [5], cost=0.001) == 0
-    assert scan(lane, 0.001 * SCAN_SHARE, 10, [4], cost=0.001) == 0, "it has committed late"
+    assert scan(lane, 0.001 * SHARE, 10, [4], cost=0.001) == 0, "it has committed late"
 
 
 def test_a_full_scan_that_is_dear_has_its_share_of_the_time_and_no_more(lane: Lane) -> None:
     assert scan(lane, 0.0, 10, [5], cost=0.5) == 0
-    for moment in (0.1, 1.0, 0.5 * SCAN_SHARE - 0.1):
+    for moment in (0.1, 1.0, 0.5 * SHARE - 0.1):
         assert scan(lane, moment, 10, [], cost=0.001) == 5
         assert not lane.complete
-    assert scan(lane, 0.5 * SCAN_SHARE, 10, []) == 0
+    assert scan(lane, 0.5 * SHARE, 10, []) == 0
     assert lane.complete
+
+
+def test_a_full_scan_that_took_minutes_is_not_put_off_for_an_hour(lane: Lane) -> None:
+    """It was the server that was frozen, or this process."""
+    assert scan(lane, 0.0, 10, [5], cost=200.0) == 0
+    assert scan(lane, LONGEST - 0.1, 10, []) == 5
+    assert scan(lane, LONGEST, 10, []) == 0
 
 
 def test_what_came_back_is_looked_for_at_once(lane: Lane) -> None:

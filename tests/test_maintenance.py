@@ -27,7 +27,7 @@ def test_a_look_that_was_dear_is_taken_again_later_unless_somebody_must_know(con
         maintenance = Maintenance(dsn, retention=Retention(), lease=30, on_ready=lambda: None)
         await maintenance.tick()
         conn.execute("UPDATE outbox.jobs SET owner = 999, claimed_at = now(), attempt = 1")
-        maintenance._look_cost = 60
+        maintenance._looks.spent(60)
         await maintenance.tick()
         assert value(conn, held) == 1
         await maintenance.tick(everything=True)
