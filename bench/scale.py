@@ -23,7 +23,7 @@ from outbox import Pipeline, commit, deploy, inspect, statements
 from outbox.claim import receive, request
 from outbox.job import Finished, Job, Message
 from outbox.lane import Lane, Lanes
-from outbox.worker import PLANNING
+from outbox.link import PLANNING
 
 from . import chains, report
 from .alone import BATCH

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from outbox import Worker
-from outbox.link import Link
-from outbox.worker import PLANNING
+from outbox.link import PLANNING, Link
 
 from .app import posts
 

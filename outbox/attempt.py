@@ -39,7 +39,8 @@ class Attempts:
         in_loop = [lane for lane in lanes.values() if lane.stage.is_async]
         self._threads = ThreadPoolExecutor(_slots(in_threads), thread_name_prefix="outbox")
         conninfo = engine_conninfo(dsn, "handler")
-        kwargs = {"prepare_threshold": threshold(pooled)}
+        # Transactions are begun as such: else psycopg sends a BEGIN of its own where one is only on its way.
+        kwargs = {"prepare_threshold": threshold(pooled), "autocommit": True}
         self._pool = AsyncConnectionPool(
             conninfo, kwargs=kwargs, min_size=0, max_size=_transactions(in_loop), open=False
         )

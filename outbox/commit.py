@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from . import killpoints, statements
 from .documents import printable
 from .job import Failed, Finished, Job, Outcome, actor, fence
 from .job import fail as failed
-from .link import Link
+from .link import PLANNING, Link
 from .statements import array, text_array
 
 SQL = statements.load("commit")
@@ -28,6 +29,14 @@ BATCH_SIZE = 64 * 2**20
 
 LINGER = 0.002
 """Seconds that an outcome waits for others while handlers run."""
+
+LOG_EVERY = 0.1
+"""Seconds of handlers' own transactions that share a line in the log."""
+
+ANOTHER_TRANSACTION, NOT_HELD = "OB009", "OB010"
+"""SQLSTATEs of a handler's transaction that is refused: it ended the one that it was given, or lost its job."""
+
+_PLANNING = {"names": text_array(PLANNING), "values": text_array(PLANNING.values())}
 
 
 @dataclass(slots=True)
@@ -71,6 +80,7 @@ class Committer:
         self._finished: list[tuple[Job, Finished]] = []
         self._failed: list[tuple[Job, Failed]] = []
         self._underway: dict[Link, list[Job]] = {}
+        self._themselves: Counter[str] = Counter()  # committed in their own transactions and not logged yet, by stage
         self._changed = asyncio.Event()
 
     def put(self, job: Job, outcome: Outcome) -> None:
@@ -87,16 +97,16 @@ class Committer:
     def committed_itself(self, batch: Sequence[tuple[Job, Finished]]) -> None:
         """Count attempts that were committed in a transaction of their own."""
         self._counts.done += len(batch)
-        (job, outcome), others = batch[0], len(batch) - 1
-        log.info(
-            "%s %s%s: done in a transaction, -> %s",
-            job.stage.queue,
-            printable(job.entity_id),
-            f" and {others} others" if others else "",
-            outcome.status,
-        )
+        if not self._themselves:
+            asyncio.get_running_loop().call_later(LOG_EVERY, self._log_themselves)
         for job, outcome in batch:
+            self._themselves[job.stage.queue] += 1
             self._on_next(job.stage.pipeline.name, outcome.status)
+
+    def _log_themselves(self) -> None:
+        for queue, count in self._themselves.items():
+            log.info("%s: %s done in transactions of their own", queue, count, extra={"stages": queue, "done": count})
+        self._themselves.clear()
 
     @property
     def jobs(self) -> list[Job]:
@@ -144,6 +154,7 @@ class Committer:
         until = time.monotonic() + timeout
         while len(self) and time.monotonic() < until:
             await asyncio.sleep(0.01)
+        self._log_themselves()
 
     async def not_held(self, jobs: list[Job]) -> None:
         """Settle jobs whose commit was refused: data changed by somebody else (run again), or taken away (lost)."""
@@ -273,7 +284,8 @@ def _log_batch(batch: Sequence[tuple[Job, Any]], count: int, what: str, started:
 def finish(jobs: Sequence[tuple[Job, Finished]], *, marked: bool = False) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that commits finished jobs of one owner; its rows are the workflows still held.
 
-    `marked`: none are held unless this is still the transaction that was marked for the first of these jobs.
+    `marked`: it is an error (ANOTHER_TRANSACTION, NOT_HELD) unless this is still the transaction that was marked for
+    the first of these jobs, and all of them are held.
     """
     sent = [(job.workflow_id, message) for job, outcome in jobs for message in outcome.messages]
     return SQL["jobs_finish_if_held"], {
@@ -326,9 +338,9 @@ def mark_transaction(job: Job, idle_seconds: float) -> tuple[bytes, dict[str, An
     }
 
 
-def is_marked(job: Job, mark: str | None) -> bool:
-    """Whether the transaction is still the one that the handler was given."""
-    return mark == _claim(job)
+def plan_transaction() -> tuple[bytes, dict[str, Any]]:
+    """Return the statement after which the rest of a transaction is planned as in the engine's own sessions."""
+    return SQL["transaction_plan"], _PLANNING
 
 
 def _claim(job: Job) -> str:

@@ -18,6 +18,15 @@ from .settings import readable, redact
 
 log = logging.getLogger("outbox.database")
 
+# Plans of the engine's own sessions: prepared once while tables may be empty, right when they are full.
+PLANNING = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+
 _TEMPORARY_CLASSES = {"08", "40", "53", "57", "58"}
 _TEMPORARY_STATES = {"25006", "55P03", "55000"}
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0

@@ -6,6 +6,7 @@ A stage with `batch` has several jobs in one transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import Any
 
 import psycopg
@@ -20,6 +21,11 @@ from .link import reclaim
 # Postgres: a process that froze holding row locks must not block those who take over.
 IDLE_GRACE = 5.0
 
+_ENDED = (
+    "ended the transaction that it was given: what it wrote may be committed without the status change. "
+    "Don't commit or roll back on run.connection; use run.connection.transaction()"
+)
+
 
 async def run_async(conn: psycopg.AsyncConnection[Any], jobs: Sequence[Job]) -> Sequence[Outcome | None]:
     """Run an async handler on these jobs and commit. Returns an outcome each, None for a job that was no longer held.
@@ -27,33 +33,39 @@ async def run_async(conn: psycopg.AsyncConnection[Any], jobs: Sequence[Job]) -> 
     All are committed or none. Of several that were rolled back nothing is known of any (an empty list): each is to
     be tried alone. Raises psycopg.Error if the handler was not begun. A commit whose answer is lost counts as failed:
     putting the jobs back is refused if it was committed after all.
+
+    Two round trips beside the handler's own: what begins the transaction is one, and what ends it.
     """
     ended: Sequence[Outcome | None] = []
     begun = False
     try:
-        async with conn.transaction() as transaction:
+        async with AsyncExitStack() as block:
             reclaim(conn)
-            await conn.execute(*commit.mark_transaction(jobs[0], jobs[0].stage.timeout + IDLE_GRACE))
+            async with conn.pipeline():
+                transaction = await block.enter_async_context(psycopg.AsyncTransaction(conn))
+                await conn.execute(*commit.mark_transaction(jobs[0], jobs[0].stage.timeout + IDLE_GRACE))
             begun = True
             runs, unfit = _begin(jobs, conn)
             ended = unfit or await handle_async(runs)
             if finished := _finished(jobs, ended):
                 reclaim(conn)
                 killpoints.passing("K3")
-                held = await (await conn.execute(*commit.finish(finished, marked=True))).fetchall()
-                if len(held) == len(jobs):
-                    killpoints.sending("K4")
-                    return ended
-                mark = await (await conn.execute(commit.SQL["transaction_mark_read"])).fetchone()
-                _require_same(jobs[0], mark)
-                ended = [None]
-            _roll_back(transaction)
+                killpoints.sending("K4")
+                async with conn.pipeline():
+                    await conn.execute(*commit.plan_transaction())
+                    await conn.execute(*commit.finish(finished, marked=True))
+                    await block.aclose()  # COMMIT, which an error before it turns into nothing
+                return ended
+            raise psycopg.Rollback(transaction)
     except psycopg.Rollback:
         pass  # the transaction's own; or the connection is gone, and with it the transaction
     except (psycopg.Error, HandlerError) as error:
         if not begun:
             raise
         return _refused(conn, jobs, error)
+    finally:
+        with suppress(psycopg.Error):
+            await conn.rollback()  # an end that was refused or cancelled; else there is nothing to do
     return ended if len(jobs) == 1 else []
 
 
@@ -62,26 +74,32 @@ def run_sync(conn: psycopg.Connection[Any], jobs: Sequence[Job]) -> Sequence[Out
     ended: Sequence[Outcome | None] = []
     begun = False
     try:
-        with conn.transaction() as transaction:
+        with ExitStack() as block:
             reclaim(conn)
-            conn.execute(*commit.mark_transaction(jobs[0], jobs[0].stage.timeout + IDLE_GRACE))
+            with conn.pipeline():
+                transaction = block.enter_context(psycopg.Transaction(conn))
+                conn.execute(*commit.mark_transaction(jobs[0], jobs[0].stage.timeout + IDLE_GRACE))
             begun = True
             runs, unfit = _begin(jobs, conn)
             ended = unfit or handle_sync(runs)
             if finished := _finished(jobs, ended):
                 reclaim(conn)
                 killpoints.passing("K3")
-                if len(conn.execute(*commit.finish(finished, marked=True)).fetchall()) == len(jobs):
-                    return ended
-                _require_same(jobs[0], conn.execute(commit.SQL["transaction_mark_read"]).fetchone())
-                ended = [None]
-            _roll_back(transaction)
+                with conn.pipeline():
+                    conn.execute(*commit.plan_transaction())
+                    conn.execute(*commit.finish(finished, marked=True))
+                    block.close()
+                return ended
+            raise psycopg.Rollback(transaction)
     except psycopg.Rollback:
         pass  # the transaction's own; or the connection is gone, and with it the transaction
     except (psycopg.Error, HandlerError) as error:
         if not begun:
             raise
         return _refused(conn, jobs, error)
+    finally:
+        with suppress(psycopg.Error):
+            conn.rollback()
     return ended if len(jobs) == 1 else []
 
 
@@ -99,20 +117,13 @@ def _finished(jobs: Sequence[Job], outcomes: Sequence[Outcome | None]) -> list[t
 
 def _refused(
     conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], jobs: Sequence[Job], error: Exception
-) -> Sequence[Outcome]:
+) -> Sequence[Outcome | None]:
     """Say what an error of the transaction means: that one of several is refused, or that all have failed."""
+    while isinstance(error, psycopg.errors.PipelineAborted) and isinstance(error.__context__, psycopg.Error):
+        error = error.__context__  # that what was sent behind the culprit was not run is psycopg's last word at times
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if state == commit.ANOTHER_TRANSACTION:
+        return [fail(job, HandlerError(f"stage {job.stage.queue} {_ENDED}")) for job in jobs]
     if len(jobs) > 1 and isinstance(error, psycopg.Error) and not conn.closed:
         return []
-    return [fail(job, error) for job in jobs]
-
-
-def _roll_back(transaction: Any) -> None:
-    raise psycopg.Rollback(transaction)  # which ends at the block of this transaction
-
-
-def _require_same(job: Job, row: Any) -> None:
-    if row is None or not commit.is_marked(job, row[0]):
-        raise HandlerError(
-            f"stage {job.stage.queue} ended the transaction that it was given: what it wrote may be committed "
-            "without the status change. Don't commit or roll back on run.connection; use run.connection.transaction()"
-        )
+    return [None] if state == commit.NOT_HELD else [fail(job, error) for job in jobs]

@@ -21,22 +21,12 @@ from .documents import shown
 from .errors import DefinitionError, OutboxError
 from .job import fail
 from .lane import Lanes
-from .link import Link, engine_conninfo, temporary
+from .link import PLANNING, Link, engine_conninfo, temporary
 from .maintenance import Maintenance, Retention
 from .pipeline import Pipeline
 from .wakeup import Keeper
 
 log = logging.getLogger("outbox.worker")
-
-# Plans of the engine's own sessions: prepared once while tables may be empty, right when they are full.
-PLANNING = {
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "jit": "off",
-}
-
 
 COMMITS = 3
 """Batches that are committed at once: with one alone, Postgres idles while Python works, and while the disk does."""

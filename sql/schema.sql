@@ -98,6 +98,20 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION outbox.require_held(claim text, jobs integer, held bigint) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF coalesce(current_setting('outbox.claim', true), '') <> claim THEN
+        RAISE EXCEPTION 'this is not the transaction that the handler was given' USING ERRCODE = 'OB009';
+    ELSIF held < jobs THEN
+        RAISE EXCEPTION '% of % jobs are not held any more', jobs - held, jobs USING ERRCODE = 'OB010';
+    END IF;
+    RETURN true;
+END
+$$;
+
 CREATE FUNCTION outbox.state_changes_are_append_only() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from outbox import Go, Pipeline, Run, claim, commit
 from outbox.job import Finished, Message
 from outbox.lane import Lane
-from outbox.worker import PLANNING
+from outbox.link import PLANNING
 
 Conn = psycopg.Connection[Any]
 Connect = Callable[..., Conn]
@@ -180,15 +180,15 @@ def test_a_worker_asks_twice_a_batch(conn: Conn, dsn: str, tap: Tap) -> None:
     assert found["outbox handler"] == 0, "handlers have no connection unless they ask for one"
 
 
-def test_a_handlers_transaction_is_four_round_trips_beside_its_own(conn: Conn, dsn: str, tap: Tap) -> None:
-    """BEGIN, the mark, status with all that follows from it, COMMIT."""
+def test_a_handlers_transaction_is_two_round_trips_beside_its_own(conn: Conn, dsn: str, tap: Tap) -> None:
+    """BEGIN with the mark; status, all that follows from it, and COMMIT."""
     steps = 2 * 200
     found = trips(conn, dsn, tap, pipeline(transaction=True, concurrency=4), steps // 2)
     connecting = 8 * 12
-    assert found["outbox handler"] <= steps * 4 + connecting, found
+    assert found["outbox handler"] <= steps * 2 + connecting, found
 
 
-def test_a_batch_is_four_round_trips_however_many_are_in_it(conn: Conn, dsn: str, tap: Tap) -> None:
+def test_a_batch_is_two_round_trips_however_many_are_in_it(conn: Conn, dsn: str, tap: Tap) -> None:
     posts: Pipeline[Post] = Pipeline("p", data=Post, initial="A", final={"C"})
 
     @posts.stage("all", on="A", to="C", transaction=True, batch=100, concurrency=1)
@@ -197,5 +197,5 @@ def test_a_batch_is_four_round_trips_however_many_are_in_it(conn: Conn, dsn: str
 
     sizes: list[int] = []
     found = trips(conn, dsn, tap, posts, 1_000)
-    assert found["outbox handler"] <= len(sizes) * 4 + 20, found
+    assert found["outbox handler"] <= len(sizes) * 2 + 20, found
     assert len(sizes) < 30

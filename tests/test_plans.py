@@ -14,8 +14,8 @@ from pipelines import Post, make_posts, value
 from outbox import Pipeline, claim, commit, deploy, statements
 from outbox.job import Failed, Finished, Job, Message
 from outbox.lane import Lane
+from outbox.link import PLANNING
 from outbox.window import SQL, Log
-from outbox.worker import PLANNING
 
 Conn = psycopg.Connection[Any]
 BACKLOG = 30_000

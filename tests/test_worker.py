@@ -728,3 +728,28 @@ def test_a_drain_does_not_end_on_a_claim_that_was_sent_before_the_last_failure_w
     pipeline.submit(conn, "a", Post())
     drain(pipeline, dsn)
     assert dead_error(conn).startswith("ValueError: not today")
+
+
+def test_an_attempt_that_times_out_while_its_end_waits_for_a_lock_leaves_nothing(
+    effects: Conn, connect: Callable[..., Conn], dsn: str
+) -> None:
+    async def work(run: Run[Post]) -> None:
+        await run.connection.execute(EFFECT, (run.entity_id, run.attempt))
+        if run.attempt == 1:
+            await asyncio.to_thread(lock.execute, "SELECT FROM outbox.workflow_states FOR UPDATE")
+
+    lock = connect(autocommit=False)
+    pipeline = deployed(effects, one_stage(work, transaction=True, timeout=0.3, retry=QUICK))
+    pipeline.submit(effects, "a", Post())
+    timed_out = "SELECT count(*) = 1 FROM outbox.jobs WHERE error LIKE 'TimeoutError%'"
+
+    def free() -> None:
+        wait_for(lambda: value(effects, timed_out), what="the first attempt has timed out")
+        lock.rollback()
+
+    freeing = threading.Thread(target=free)
+    freeing.start()
+    drain_all(effects, dsn, pipeline)
+    freeing.join()
+    assert effects.execute("SELECT * FROM outbox.effects").fetchall() == [("a", 2)]
+    assert status_of(effects, "a") == "DONE"

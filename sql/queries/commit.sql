@@ -6,7 +6,8 @@
 
 -- name: jobs_finish_if_held
 -- Writes new status, data and messages of the jobs that this worker still holds on unchanged data; the trigger
--- adds history, the end of the job and the next one. Returns the workflows that were still held.
+-- adds history, the end of the job and the next one. Returns the workflows that were still held; with a claim, that of
+-- a handler's transaction, it is all of them or an error.
 -- Writes workflow_states, messages. Locks workflow, then job, ids ascending. Uses the two primary keys.
 WITH me AS MATERIALIZED (
     -- For the trigger, and for this transaction only: a pooler hands the session to others. A handler that has ended the
@@ -46,7 +47,9 @@ WITH me AS MATERIALIZED (
     WHERE (m.workflow_id IN (SELECT held.id FROM held)) IS TRUE
     ORDER BY m.n
 )
-SELECT moved.id::text FROM moved;
+-- A condition without a column is asked once, and also where nothing has moved.
+SELECT moved.id::text FROM moved
+WHERE (SELECT %(claim)s = '' OR outbox.require_held(%(claim)s, cardinality(%(ids)s::uuid[]), count(*)) FROM held);
 
 -- name: jobs_fail_if_held
 -- Puts failed jobs back for later, or, where `delays[n]` is null, lays them down as dead with their error.
@@ -114,6 +117,7 @@ SELECT set_config('outbox.claim', %(claim)s, true),
        set_config('outbox.worker', %(worker)s::integer::text, true),
        set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
 
--- name: transaction_mark_read
--- Asked when nothing was held: null or empty if the handler ended the transaction that it was given.
-SELECT current_setting('outbox.claim', true);
+-- name: transaction_plan
+-- Sent before the end of a handler's transaction, for the rest of it: plans as in the engine's own sessions (worker.py).
+-- Planned anew for each step, the finishing statement costs Postgres twice as much.
+SELECT set_config(name, value, true) FROM unnest(%(names)s::text[], %(values)s::text[]) AS s (name, value);

@@ -170,7 +170,7 @@ MUTANTS: dict[str, Mutant] = {
         ("freeze", "buried"),
         (
             UNAWARE,
-            code("outbox.transaction:run_async", ("ended = [None]\n            _roll_back", "return [None] * len(jobs)\n            _roll_back")),
+            sql("commit", "jobs_finish_if_held", ("%(claim)s = '' OR outbox.require_held", "true OR outbox.require_held")),
         ),
     ),
     "message-after-commit": Mutant(
