@@ -172,6 +172,7 @@ MUTANTS: dict[str, Mutant] = {
             UNAWARE,
             sql("commit", "jobs_finish_if_held", ("%(claim)s = '' OR outbox.require_held", "true OR outbox.require_held")),
         ),
+        seconds=60,
     ),
     "message-after-commit": Mutant(
         "messages are written when the status is committed, in a transaction of their own",
