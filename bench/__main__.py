@@ -37,7 +37,7 @@ BENCHES = {
     "latency": Bench(
         "--seconds 3 --single 20 --saturated 4000 --rounds 1", headline="capacity|: COMMIT to .* p(50|99) ms"
     ),
-    "recovery": Bench("--kills 8", headline="jobs, s$|last.* p99"),
+    "recovery": Bench("--kills 8 --peer-kills 0", headline="jobs, s$|last.* p99|^[A-Z].*, s$"),
     "submit": Bench("--single 100 --bulk 2000 --rounds 1"),
     "idle": Bench("--seconds 5 --settle 0 --rounds 1", headline="statements|CPU|PSS"),
     "backlog": Bench("--jobs 20000 --seconds 3"),

@@ -11,7 +11,9 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import psycopg
@@ -21,6 +23,7 @@ from outbox import deploy
 from . import report
 from .database import Server, engine, machine, server
 from .holding import NOTES, held
+from .peers.recovery import recoveries as recoveries_of_peers
 from .relay import percentile
 from .steps import wait_until
 
@@ -34,19 +37,28 @@ DONE = "SELECT NOT EXISTS (SELECT FROM outbox.jobs)"
 @click.command()
 @click.option("--kills", default=100, show_default=True, help="Workers killed, all in all.")
 @click.option("--at-once", default=4, show_default=True, help="Databases in which workers are killed at the same time.")
+@click.option("--peer-kills", default=3, show_default=True, help="Workers killed of each peer; 0 leaves peers out.")
+@click.option("--patience", default=180.0, show_default=True, help="Seconds that a peer is given for the next attempt.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file too.")
-def main(kills: int, at_once: int, json_file: Path | None) -> None:
-    """Kill workers that hold jobs, each beside one that is idle."""
+def main(kills: int, at_once: int, peer_kills: int, patience: float, json_file: Path | None) -> None:
+    """Kill workers that hold jobs, each beside one that is idle; then those of peers, of one job each."""
     shares = [kills // at_once + (number < kills % at_once) for number in range(at_once)]
-    with server() as postgres, ThreadPoolExecutor(at_once) as threads:
-        report.progress(f"{kills} kills, in {at_once} databases at once")
-        found = [times for some in threads.map(lambda share: recoveries(postgres, share), shares) for times in some]
+    settings: dict[str, Any] = {"kills": kills, "jobs": JOBS, "at once": at_once}
+    with server() as postgres:
+        with ThreadPoolExecutor(at_once) as threads:
+            report.progress(f"{kills} kills, in {at_once} databases at once")
+            found = [times for some in threads.map(partial(recoveries, postgres), shares) for times in some]
+        theirs = recoveries_of_peers(postgres, peer_kills, patience) if peer_kills else {}
         where = machine(postgres.dsn)
     figures = {}
     for name, values in (("first", [min(times) for times in found]), ("last", [max(times) for times in found])):
         figures[f"to the {name} of its jobs, s"] = report.spread(values)
         figures[f"to the {name} of its jobs, p99 s"] = report.spread([percentile(values, 0.99)])
-    report.show("recovery", {"kills": kills, "jobs": JOBS, "at once": at_once}, figures, where, json_file)
+    if theirs:
+        settings |= {"of each peer": peer_kills, "patience s": patience}
+        settings["never in that time"] = [title for title, times in theirs.items() if not times] or "none"
+        figures |= {f"{title}, s": report.spread(times) for title, times in theirs.items() if times}
+    report.show("recovery", settings, figures, where, json_file)
 
 
 def recoveries(postgres: Server, kills: int) -> list[list[float]]:

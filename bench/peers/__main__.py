@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -38,7 +37,7 @@ def main(jobs: int, rounds: int, names: tuple[str, ...], json_file: Path | None)
         peers = [peer for peer in peers if not peer.needs_broker]
     versions = {peer.title: theirs.environment(peer) for peer in peers}
     found: dict[str, Rates] = {kind: {} for kind in KINDS}
-    with server() as postgres, rabbitmq(any(peer.needs_broker for peer in peers)) as broker:
+    with server() as postgres, theirs.rabbitmq(any(peer.needs_broker for peer in peers)) as broker:
         for number in range(1, rounds + 1):
             for kind in KINDS:
                 for title, rate in measured(postgres, broker, kind, jobs, peers, f"round {number} of {rounds}"):
@@ -54,19 +53,6 @@ def main(jobs: int, rounds: int, names: tuple[str, ...], json_file: Path | None)
         figures |= ratios("writes", ours.BATCHES, found["writes"], peers, most=1)
     settings = {"jobs": jobs, "rounds": rounds}
     report.show("peers", settings, figures, {**where, "peers": versions}, json_file)
-
-
-@contextmanager
-def rabbitmq(needed: bool) -> Iterator[Broker | None]:
-    """Start a node in a temporary folder, if it is needed; it is gone with its data at the end."""
-    if not needed:
-        yield None
-        return
-    broker = Broker()
-    try:
-        yield broker.start()
-    finally:
-        broker.remove()
 
 
 def measured(

@@ -34,8 +34,9 @@ class Act:
 
 async def main(work: Work) -> None:
     client = AsyncClient(work.dsn, max_connections=CONNECTIONS)
-    await client.migrate()
-    await client.install_queue_storage(schema="awa")
+    if work.workflows:
+        await client.migrate()
+        await client.install_queue_storage(schema="awa")
 
     @client.task(NoOp, queue="no-op")
     async def no_op(job: AwaJob[NoOp]) -> None:
@@ -63,9 +64,10 @@ async def main(work: Work) -> None:
             await step(job.args.workflow, "act")
 
     first = NoOp if work.is_noop else Enrich
-    await client.enqueue_many_copy(
-        [first(n) for n in range(work.workflows)], queue="no-op" if work.is_noop else "enrich"
-    )
+    if work.workflows:
+        await client.enqueue_many_copy(
+            [first(n) for n in range(work.workflows)], queue="no-op" if work.is_noop else "enrich"
+        )
     await client.start([(name, WORKERS) for name in ("no-op", "enrich", "act")])
     await work.until_done()
     await client.shutdown()

@@ -7,6 +7,8 @@ READ COMMITTED as all others here, larger pools, logs of warnings only.
 
 from __future__ import annotations
 
+import os
+
 from dbos import DBOS, DBOSClient, EnqueueOptions, SQLAlchemyDatasource
 from sqlalchemy import create_engine, text
 
@@ -28,6 +30,7 @@ async def main(work: Work) -> None:
             "sys_db_pool_size": CONNECTIONS,
             "log_level": "WARNING",
             "run_admin_server": False,
+            "executor_id": f"worker-{os.getpid()}",  # two of one name would run each other's workflows
         }
     )
     datasource = SQLAlchemyDatasource.create(url, engine_kwargs=pool)

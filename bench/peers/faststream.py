@@ -58,12 +58,13 @@ async def main(work: Work) -> None:
             with work.call():
                 await step(workflow, "act")
 
-    async with engine.begin() as connection:
-        await connection.run_sync(metadata.create_all)
-        await connection.execute(text(outbox_autovacuum_ddl("outbox")))
-    async with AsyncSession(engine) as session, session.begin():
-        first = "no-op" if work.is_noop else "enrich"
-        await broker.publish_batch(*range(work.workflows), queue=first, session=session)
+    if work.workflows:
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
+            await connection.execute(text(outbox_autovacuum_ddl("outbox")))
+        async with AsyncSession(engine) as session, session.begin():
+            first = "no-op" if work.is_noop else "enrich"
+            await broker.publish_batch(*range(work.workflows), queue=first, session=session)
 
     async with broker:
         await work.until_done()

@@ -21,6 +21,9 @@ from typing import Any
 KINDS = ("no-op", "steps", "writes")
 """No-op: one job whose handler does nothing, for twice as many workflows. Writes: steps that insert a row too."""
 
+HOLD = "hold"
+"""A no-op whose handler says when it begins and never ends: for the death of its worker. Without workflows: an heir."""
+
 STATUS_AFTER = {"enrich": "ENRICHED", "act": "COMPLETED"}
 NEXT = {"enrich": "act"}
 
@@ -44,7 +47,7 @@ class Work:
 
     @property
     def is_noop(self) -> bool:
-        return self.kind == "no-op"
+        return self.kind in ("no-op", HOLD)
 
     @property
     def writes(self) -> bool:
@@ -56,7 +59,7 @@ class Work:
 
     @property
     def is_done(self) -> bool:
-        return self.calls >= self.jobs
+        return self.calls >= self.jobs and self.kind != HOLD
 
     @property
     def seconds(self) -> float:
@@ -70,6 +73,9 @@ class Work:
     def call(self, jobs: int = 1) -> Iterator[None]:
         """Count what is inside as handlers that were called, unless it raises."""
         self._began = self._began or time.monotonic()
+        if self.kind == HOLD:
+            print(self._began, flush=True)
+            time.sleep(3_600)
         yield
         with self._counting:  # a peer may call handlers in threads
             self.calls += jobs

@@ -22,10 +22,11 @@ async def main(work: Work) -> None:
     manager = PgQueuer(AsyncpgDriver(await asyncpg.connect(work.dsn)))
     pool = await asyncpg.create_pool(work.dsn, min_size=CONNECTIONS, max_size=CONNECTIONS)
     queries = Queries(AsyncpgDriver(await asyncpg.connect(work.dsn)))
-    await queries.install()
-    await queries.optimize_autovacuum()
-    ids = [str(number).encode() for number in range(work.workflows)]
-    await queries.enqueue(["no-op" if work.is_noop else "enrich"] * len(ids), ids, [0] * len(ids))
+    if work.workflows:
+        await queries.install()
+        await queries.optimize_autovacuum()
+        ids = [str(number).encode() for number in range(work.workflows)]
+        await queries.enqueue(["no-op" if work.is_noop else "enrich"] * len(ids), ids, [0] * len(ids))
 
     @manager.entrypoint("no-op")
     async def no_op(job: Job) -> None:

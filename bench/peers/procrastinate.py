@@ -45,9 +45,10 @@ async def main(work: Work) -> None:
     tasks = {"no-op": no_op, "enrich": enrich, "act": act}
 
     async with app.open_async(), AsyncConnectionPool(work.dsn, min_size=CONCURRENCY, max_size=CONCURRENCY) as pool:
-        await app.schema_manager.apply_schema_async()
-        first = tasks["no-op" if work.is_noop else "enrich"]
-        await first.batch_defer_async(*({"workflow": number} for number in range(work.workflows)))
+        if work.workflows:
+            await app.schema_manager.apply_schema_async()
+            first = tasks["no-op" if work.is_noop else "enrich"]
+            await first.batch_defer_async(*({"workflow": number} for number in range(work.workflows)))
         worker = app.run_worker_async(concurrency=CONCURRENCY, delete_jobs="always", install_signal_handlers=False)
         await work.until_done_by(worker)
 

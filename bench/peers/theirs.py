@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import psycopg
+from broker import Broker
 from psycopg.conninfo import conninfo_to_dict
 
 from .. import report
-from .job import SCHEMA, STATUS_AFTER
+from .job import HOLD, SCHEMA, STATUS_AFTER
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ENVIRONMENTS = ROOT / "build" / "peers"
 TIMEOUT = 300
+SETTLE = 5.0
+"""Seconds that a second worker of a peer has to begin its work: they have no common way to say that they have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,19 @@ def environment(peer: Peer) -> dict[str, str]:
     return dict(line.split("==", 1) for line in wanted.split())
 
 
+@contextmanager
+def rabbitmq(needed: bool) -> Iterator[Broker | None]:
+    """Start a node in a temporary folder, if it is needed; it is gone with its data at the end."""
+    if not needed:
+        yield None
+        return
+    broker = Broker()
+    try:
+        yield broker.start()
+    finally:
+        broker.remove()
+
+
 def rate(dsn: str, peer: Peer, kind: str, workflows: int, url: str | None) -> float:
     """Return the jobs/s of one process; an error unless every workflow ended and each of its steps was made once."""
     jobs = workflows * len(STATUS_AFTER)
@@ -70,9 +90,7 @@ def rate(dsn: str, peer: Peer, kind: str, workflows: int, url: str | None) -> fl
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(SCHEMA.encode())
         conn.execute("INSERT INTO workflows SELECT n, 'RECEIVED', 0 FROM generate_series(0, %s - 1) AS n", (workflows,))
-        python = str(ENVIRONMENTS / peer.requirements / "bin" / "python")
-        command = [python, "-m", f"bench.peers.{peer.module}", kind, address(dsn), str(workflows)]
-        done = json.loads(_run(command, OUTBOX_AMQP_URL=url or "").splitlines()[-1])
+        done = json.loads(_run(_command(peer, kind, dsn, workflows), OUTBOX_AMQP_URL=url or "").splitlines()[-1])
         books = conn.execute(
             "SELECT count(*) FILTER (WHERE status = 'COMPLETED' AND steps = %s),"
             " (SELECT count(*) FROM effects), (SELECT count(DISTINCT (workflow, stage)) FROM effects) FROM workflows",
@@ -86,6 +104,51 @@ def rate(dsn: str, peer: Peer, kind: str, workflows: int, url: str | None) -> fl
     return jobs / float(done["seconds"])
 
 
+def recovery(dsn: str, peer: Peer, url: str | None, patience: float) -> float | None:
+    """Return the seconds from the kill -9 of a worker to the next attempt at its job; None: there was none by then."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(SCHEMA.encode())
+    env = {"OUTBOX_AMQP_URL": url or ""}
+    with _started(_command(peer, HOLD, dsn, 1), env) as holder:
+        if _line(holder, TIMEOUT) is None:
+            raise click.ClickException(f"{peer.title} has not begun its job within {TIMEOUT} s")
+        with _started(_command(peer, HOLD, dsn, 0), env) as heir:
+            if _line(heir, SETTLE) is not None:
+                raise click.ClickException(f"the second worker of {peer.title} took the job of one that lives")
+            holder.kill()
+            killed = time.monotonic()
+            begun = _line(heir, patience)
+    return None if begun is None else float(begun) - killed
+
+
+def _command(peer: Peer, kind: str, dsn: str, workflows: int) -> list[str]:
+    python = str(ENVIRONMENTS / peer.requirements / "bin" / "python")
+    return [python, "-m", f"bench.peers.{peer.module}", kind, address(dsn), str(workflows)]
+
+
+@contextmanager
+def _started(command: list[str], settings: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=_environ() | settings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _line(process: subprocess.Popen[str], timeout: float) -> str | None:
+    """Return the next line that a process writes, None if there is none in time; an error if it ends instead."""
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], timeout)[0]:
+        return None
+    line = process.stdout.readline()
+    if not line:
+        raise click.ClickException(f"it ended: {' '.join(map(str, process.args))}")  # type: ignore[arg-type]
+    return line
+
+
 def address(dsn: str) -> str:
     """Return the DSN in the one form that libpq, asyncpg, SQLAlchemy and sqlx all understand, sockets included."""
     parts = conninfo_to_dict(dsn)
@@ -93,12 +156,15 @@ def address(dsn: str) -> str:
     return f"postgresql:///{parts['dbname']}?{query}"
 
 
-def _run(command: list[str], **settings: str) -> str:
+def _environ() -> dict[str, str]:
     # What this process has on its path must not be on the peer's.
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def _run(command: list[str], **settings: str) -> str:
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=env | settings, capture_output=True, text=True, timeout=TIMEOUT, check=False
+            command, cwd=ROOT, env=_environ() | settings, capture_output=True, text=True, timeout=TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
         raise click.ClickException(f"not within {TIMEOUT} s: {' '.join(command)}") from None

@@ -1,0 +1,34 @@
+"""How long each peer leaves the job of a worker that was killed, with the settings of the other benches."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from broker import programs
+
+from .. import report
+from ..database import Server
+from . import theirs
+from .theirs import PEERS
+
+
+def recoveries(postgres: Server, kills: int, patience: float) -> dict[str, list[float]]:
+    """Return for each peer the seconds from each kill to the next attempt; none of those that had none by then.
+
+    All at the same time, each on a database of its own: they wait.
+    """
+    peers = [peer for peer in PEERS.values() if not peer.batches and (programs() or not peer.needs_broker)]
+    for peer in peers:
+        theirs.environment(peer)
+    needs_broker = any(peer.needs_broker for peer in peers)
+    with theirs.rabbitmq(needs_broker) as broker, ThreadPoolExecutor(len(peers) * kills) as threads:
+
+        def once(peer: theirs.Peer) -> float | None:
+            with postgres.database() as dsn:
+                url = broker.new_url() if broker and peer.needs_broker else None
+                return theirs.recovery(dsn, peer, url, patience)
+
+        report.progress(f"{kills} kills of each of {', '.join(peer.title for peer in peers)}, at once")
+        turns = {peer.title: [threads.submit(once, peer) for _ in range(kills)] for peer in peers}
+        times = {title: [turn.result() for turn in of_peer] for title, of_peer in turns.items()}
+    return {title: [time for time in found if time is not None] for title, found in times.items()}
