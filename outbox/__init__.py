@@ -1,5 +1,6 @@
 """Outbox: long-lived, stateful pipelines on the Postgres that you already run."""
 
+from .approvals import approve, decide, reject
 from .consumer import Consumer, consume
 from .delivery import Delivery
 from .errors import (
@@ -22,8 +23,11 @@ from .inbox import Inbox
 from .maintenance import Retention
 from .outcome import Backoff, Go, Reject, Retry
 from .pipeline import Pipeline
+from .schedule import Tick
 from .sharding import shard
+from .signals import Signalled, signal
 from .submit import Submitted
+from .waits import WaitForApproval, WaitForSignal
 from .worker import Worker
 
 __all__ = [
@@ -47,11 +51,19 @@ __all__ = [
     "Run",
     "SchemaError",
     "SettingsError",
+    "Signalled",
     "Stranded",
     "Submitted",
+    "Tick",
     "TooNew",
     "TooOld",
+    "WaitForApproval",
+    "WaitForSignal",
     "Worker",
+    "approve",
     "consume",
+    "decide",
+    "reject",
     "shard",
+    "signal",
 ]

@@ -15,7 +15,7 @@ import click
 import psycopg
 
 from . import settings
-from .commands import change, deploy, look, relay, submit, worker
+from .commands import change, deploy, look, relay, submit, waits, worker
 from .documents import printable
 from .errors import OutboxError
 
@@ -89,6 +89,12 @@ for command in (
     change.set_status,
     look.dead,
     change.retry,
+    waits.approvals_command,
+    waits.approve,
+    waits.reject,
+    waits.decide,
+    waits.signal,
+    look.schedules,
     relay.relay,
     relay.parked,
     look.doctor_command,

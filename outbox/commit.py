@@ -6,6 +6,7 @@ Statements can be repeated: what they did the first time is no longer held the s
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import Counter
@@ -102,6 +103,15 @@ class Committer:
         for job, outcome in batch:
             self._themselves[job.stage.queue] += 1
             self._on_next(job.stage.pipeline.name, outcome.status)
+        self._await(batch)
+
+    def _await(self, batch: Sequence[tuple[Job, Finished]]) -> None:
+        """Tell when what has just begun to wait will be due."""
+        for _, outcome in batch:
+            if outcome.wait is not None:
+                for seconds in (outcome.wait.get("after"), outcome.wait.get("within")):
+                    if seconds is not None:
+                        self._on_delay(seconds)
 
     def _log_themselves(self) -> None:
         for queue, count in self._themselves.items():
@@ -209,6 +219,7 @@ class Committer:
         self._counts.done += len(held)
         for pipeline, status in {(job.stage.pipeline.name, outcome.status) for job, outcome in batch}:
             self._on_next(pipeline, status)
+        self._await(batch)
         _log_batch(batch, len(held), "done", started)
         if missing:
             await self.not_held(missing)
@@ -288,11 +299,13 @@ def finish(jobs: Sequence[tuple[Job, Finished]], *, marked: bool = False) -> tup
     the first of these jobs, and all of them are held.
     """
     sent = [(job.workflow_id, message) for job, outcome in jobs for message in outcome.messages]
+    waits = [{**outcome.wait, "id": job.workflow_id} for job, outcome in jobs if outcome.wait is not None]
     return SQL["jobs_finish_if_held"], {
         **fence([job for job, _ in jobs]),
         "actor": actor(jobs[0][0].owner),
         "claim": _claim(jobs[0][0]) if marked else "",
         "versions": array(job.version for job, _ in jobs),
+        "waits": json.dumps(waits) if waits else "",
         "statuses": text_array(outcome.status for _, outcome in jobs),
         "data": text_array(outcome.data for _, outcome in jobs),
         "senders": array(workflow_id for workflow_id, _ in sent),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -15,11 +16,10 @@ from psycopg.rows import tuple_row
 
 from . import statements
 from .errors import NotDeployed, Stranded
-from .pipeline import Pipeline
+from .pipeline import Pipeline, Route
 
 SQL = statements.load("deploy")
-
-Route = tuple[str | None, bool, bool]
+SCHEDULES = statements.load("schedule")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,13 @@ class Definition:
     routes: dict[str, Route]
     legal: set[tuple[str, str]]
     attempts: dict[str, int]
+    schedules: dict[str, tuple[str, str, bool]]
 
     @classmethod
     def of(cls, pipeline: Pipeline[Any]) -> Definition:
         attempts = {stage.name: stage.retry.attempts for stage in pipeline.stages.values()}
-        return cls(pipeline.initial, pipeline.routes(), pipeline.legal_changes(), attempts)
+        schedules = {name: (each.cron, each.timezone, each.catch_up) for name, each in pipeline.schedules.items()}
+        return cls(pipeline.initial, pipeline.routes(), pipeline.legal_changes(), attempts, schedules)
 
     @classmethod
     def read(cls, conn: psycopg.Connection[Any], pipeline: str) -> Definition:
@@ -43,12 +45,10 @@ class Definition:
             row = cursor.execute(SQL["pipeline_read"], name).fetchone()
             return cls(
                 row[0] if row else None,
-                {
-                    status: (stage, running, final)
-                    for status, stage, running, final in cursor.execute(SQL["routes_read"], name)
-                },
+                {status: Route(*route) for status, *route in cursor.execute(SQL["routes_read"], name)},
                 {(source, target) for source, target in cursor.execute(SQL["legal_changes_read"], name)},
                 dict(cursor.execute(SQL["stages_read"], name).fetchall()),
+                {schedule: tuple(how) for schedule, *how in cursor.execute(SCHEDULES["schedules_read"], name)},
             )
 
     def changes_to(self, new: Definition) -> list[str]:
@@ -69,6 +69,13 @@ class Definition:
         for stage in sorted(self.attempts.keys() & new.attempts.keys()):
             if self.attempts[stage] != new.attempts[stage]:
                 lines.append(f"stage {stage}: attempts {self.attempts[stage]} -> {new.attempts[stage]}")
+        for schedule in sorted(self.schedules.keys() | new.schedules.keys()):
+            if schedule not in new.schedules:
+                lines.append(f"schedule {schedule} goes")
+            elif self.schedules.get(schedule) != new.schedules[schedule]:
+                cron, timezone, catch_up = new.schedules[schedule]
+                how = "each tick that was missed" if catch_up else "the last tick that was missed"
+                lines.append(f"schedule {schedule}: {cron} in {timezone}, with {how}")
         return lines
 
 
@@ -97,6 +104,7 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
         _refuse_stranding(conn, pipeline.name, old, new)
         for statement, params in _writes(pipeline.name, old, new):
             conn.execute(statement, params)
+        _write_schedules(conn, pipeline)
         return old.changes_to(new)
 
 
@@ -107,10 +115,10 @@ def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list
     if there.initial is None:
         raise NotDeployed(f'pipeline "{pipeline.name}" is not deployed in this database. {how}')
     for status, route in code.routes.items():
-        if route[0] in stages and there.routes.get(status, (None,))[0] != route[0]:
+        if route.stage in stages and there.routes.get(status, Route(None)).stage != route.stage:
             raise NotDeployed(
                 f'pipeline "{pipeline.name}" is deployed differently: '
-                f"status {status} doesn't go to stage {route[0]} in this database. {how}"
+                f"status {status} doesn't go to stage {route.stage} in this database. {how}"
             )
     for name in stages:
         stage = pipeline.stages[name]
@@ -125,7 +133,7 @@ def _writes(name: str, old: Definition, new: Definition) -> Iterator[tuple[bytes
     definition = json.dumps({"statuses": sorted(new.routes), "stages": sorted(new.attempts)})
     yield SQL["pipeline_write"], {**pipeline, "initial": new.initial, "definition": definition}
     yield SQL["routes_clear"], pipeline
-    stages, running, final = zip(*new.routes.values(), strict=True)
+    stages, running, final, deadlines, on_deadline = zip(*new.routes.values(), strict=True)
     yield (
         SQL["routes_write"],
         {
@@ -134,6 +142,8 @@ def _writes(name: str, old: Definition, new: Definition) -> Iterator[tuple[bytes
             "stages": list(stages),
             "running": list(running),
             "final": list(final),
+            "deadlines": list(deadlines),
+            "on_deadline": list(on_deadline),
         },
     )
     yield SQL["legal_changes_clear"], pipeline
@@ -145,11 +155,32 @@ def _writes(name: str, old: Definition, new: Definition) -> Iterator[tuple[bytes
         {**pipeline, "stages": list(new.attempts), "max_attempts": list(new.attempts.values())},
     )
     rerouted = [
-        status for status, route in new.routes.items() if status in old.routes and old.routes[status][0] != route[0]
+        status
+        for status, route in new.routes.items()
+        if status in old.routes and old.routes[status].stage != route.stage
     ]
     if rerouted:
         for step in ("jobs_end_rerouted", "dead_jobs_end_rerouted", "jobs_make_rerouted"):
             yield SQL[step], {**pipeline, "statuses": rerouted}
+
+
+def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> None:
+    """Write the schedules; one that is new begins with its next tick by the database's clock."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        ((now,),) = cursor.execute("SELECT now()").fetchall()
+    chosen = list(pipeline.schedules.values())
+    conn.execute(SCHEDULES["schedules_clear"], {"pipeline": pipeline.name, "schedules": [each.name for each in chosen]})
+    conn.execute(
+        SCHEDULES["schedules_write"],
+        {
+            "pipeline": pipeline.name,
+            "schedules": [each.name for each in chosen],
+            "crons": [each.cron for each in chosen],
+            "timezones": [each.timezone for each in chosen],
+            "catch_up": [each.catch_up for each in chosen],
+            "next": [each.after(now) for each in chosen],
+        },
+    )
 
 
 def _refuse_stranding(conn: psycopg.Connection[Any], name: str, old: Definition, new: Definition) -> None:
@@ -163,9 +194,11 @@ def _refuse_stranding(conn: psycopg.Connection[Any], name: str, old: Definition,
 
 
 def _describe(route: Route) -> str:
-    stage, running, final = route
-    if final:
+    if route.final:
         return " (final)"
-    if stage is None:
-        return " (nobody takes it)"
-    return f" (in progress in {stage})" if running else f" (taken by {stage})"
+    what = "nobody takes it" if route.stage is None else f"taken by {route.stage}"
+    if route.running:
+        what = f"in progress in {route.stage}"
+    if route.deadline is not None:
+        what += f"; after {timedelta(seconds=route.deadline)} -> {route.on_deadline}"
+    return f" ({what})"

@@ -180,7 +180,8 @@ def finish(runs: Sequence[Run[Any]], result: Any) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for run, one in zip(runs, results, strict=True):
         try:
-            outcomes.append(Finished(*stage.outcome(one), run._messages))
+            status, data, wait = stage.outcome(one)
+            outcomes.append(Finished(status, data, run._messages, wait))
         except InvalidInput as error:
             raise HandlerError(f"stage {stage.queue} returned data that can't be stored: {error}") from None
     return outcomes

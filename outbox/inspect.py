@@ -16,7 +16,7 @@ from psycopg.types.json import set_json_loads
 from . import documents, statements
 from .errors import NotFound, OutboxError
 
-SQL = statements.load("inspect")
+SQL = {**statements.load("inspect"), "schedules": statements.load("schedule")["schedules"]}
 BATCH = 1_000
 
 Row = dict[str, Any]
@@ -46,13 +46,16 @@ def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = 
 
 
 def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
-    """Return a workflow with its history, its job, its dead job and its messages."""
+    """Return a workflow with its history, its job, its dead job, what it waits for, and its messages."""
     key = {"id": workflow["id"]}
     return {
         **workflow,
         "history": _rows(conn, "history", **key),
         "job": next(iter(_rows(conn, "job", **key)), None),
         "dead_job": next(iter(_rows(conn, "dead_job", **key)), None),
+        "approvals": _rows(conn, "approvals_of_workflow", **key),
+        "waits_for": next(iter(_rows(conn, "wait_of_workflow", **key)), None),
+        "signals": _rows(conn, "signals_of_workflow", **key),
         "messages": _rows(conn, "messages", **key),
     }
 
@@ -60,6 +63,21 @@ def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
 def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = 1_000_000) -> list[Row]:
     """Return dead jobs, the latest first."""
     return _rows(conn, "dead_jobs", pipeline=pipeline, limit=limit)
+
+
+def schedules(conn: psycopg.Connection[Any]) -> list[Row]:
+    """Return what runs by the clock: when next, and how it went last. `late_seconds` is negative until it is due."""
+    return _rows(conn, "schedules")
+
+
+def approvals(
+    conn: psycopg.Connection[Any], *, pipeline: str | None = None, assignee: str | None = None, limit: int = 1_000_000
+) -> list[Row]:
+    """Return the questions that are open, the oldest first, with the data that they are about.
+
+    `changed`: the data is not what it was when the question was asked; a decision must then name `shown`.
+    """
+    return _rows(conn, "approvals_open", pipeline=pipeline, assignee=assignee, limit=limit)
 
 
 def parked(

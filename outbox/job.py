@@ -11,6 +11,7 @@ from . import documents
 from .outcome import Reject, Retry, is_wait
 from .pipeline import Stage
 from .statements import array
+from .waits import Wait
 
 
 @dataclass(slots=True)
@@ -54,16 +55,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The handler returned: the next status, new data as JSON (None: unchanged), messages."""
+    """The handler returned: the next status, new data as JSON (None: unchanged), messages, and what it waits for."""
 
     status: str
     data: str | None
     messages: list[Message]
+    wait: Wait | None = None
 
     @property
     def size(self) -> int:
         """How many characters of JSON its commit writes."""
-        size = len(self.data or "")
+        size = len(self.data or "") + (len(str(self.wait)) if self.wait else 0)
         for message in self.messages:
             size += message.size
         return size

@@ -134,7 +134,7 @@ class Maintenance:
             idle = self._idle()
             started = time.monotonic()
             everything = everything or self._looks.allows(started)
-            ((due_in, missing, late, lost, ready),) = await self._link.execute(
+            ((due_in, deadline_in, remind_in, missing, late, lost, ready),) = await self._link.execute(
                 SQL["maintenance_look"],
                 {
                     "now": None,
@@ -148,6 +148,10 @@ class Maintenance:
                 self._looks.spent(time.monotonic() - started)
             if due_in is not None and due_in <= 0:
                 due_in = await self._promote()
+            if deadline_in is not None and deadline_in <= 0:
+                await self._fire()
+            if remind_in is not None and remind_in <= 0:
+                await self._link.execute(SQL["approvals_remind"], {"limit": BATCH, "now": None})
             if await self._bury(missing, late) or lost:
                 await self._sweep()
             if ready:
@@ -160,7 +164,9 @@ class Maintenance:
                 self._retain_at = now + RETAIN_EVERY * random.uniform(0.8, 1.2)
                 await self._retain()
             wait = GONE_AFTER if self.suspects else TICK * random.uniform(0.8, 1.2)
-            return wait if due_in is None else min(wait, max(0.005, due_in))
+            # What is overdue and still there can't be done now: it waits for the next tick.
+            later = [seconds for seconds in (due_in, deadline_in, remind_in) if seconds is not None and seconds > 0]
+            return min([wait, *(max(0.005, float(seconds)) for seconds in later)])
 
     async def _promote(self) -> float | None:
         """Make due jobs ready; return the seconds until more are due, if any are scheduled."""
@@ -173,6 +179,18 @@ class Maintenance:
                 self._on_ready()
             if promoted < BATCH:
                 return None if next_due is None else float(next_due)
+
+    async def _fire(self) -> None:
+        """Move workflows whose deadline has passed."""
+        total = 0
+        while True:
+            ((due, moved),) = await self._link.execute(SQL["deadlines_fire"], {"limit": BATCH, "now": None})
+            total += moved
+            if due < BATCH or not moved:
+                break
+        if total:
+            log.info("%s workflows moved on at their deadline", total)
+            self._on_ready()
 
     async def _bury(self, missing: Sequence[int], late: bool) -> bool:
         """Take the lease from workers that are gone: by the database's clock, or by a lock that nobody holds.

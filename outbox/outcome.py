@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeGuard, TypeVar
 
 from .documents import shown
 from .errors import DefinitionError, InvalidInput
+from .waits import check_later
 
 Data = TypeVar("Data")
 
@@ -45,10 +47,19 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Go(Generic[Data]):
-    """A handler's outcome that names the next status, and optionally new data."""
+    """A handler's outcome that names the next status, and optionally new data.
+
+    `after` or `at` puts the job of the next stage off: for so long by the database's clock, or until that moment.
+    """
 
     status: str
     data: Data | None = None
+    after: timedelta | None = None
+    at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.after is not None or self.at is not None:
+            check_later(self.after, self.at)
 
 
 class Retry(Exception):

@@ -10,15 +10,17 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, overload
+from datetime import timedelta
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import psycopg
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from . import documents
+from . import documents, schedule
 from .errors import DefinitionError, HandlerError, InvalidInput
 from .outcome import Backoff, Go, check_number
 from .submit import Submitted, submit, submit_many
+from .waits import LONGEST, Wait, WaitForApproval, WaitForSignal, later
 
 Data = TypeVar("Data")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -34,6 +36,16 @@ def check_name(name: object, what: str) -> str:
             "and begins with a letter, a digit or _"
         )
     return name
+
+
+class Route(NamedTuple):
+    """What becomes of workflows in a status: the stage that takes them or None, and a deadline in seconds or None."""
+
+    stage: str | None
+    running: bool = False
+    final: bool = False
+    deadline: float | None = None
+    on_deadline: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +70,53 @@ class Stage:
         """How a worker's row names the stage: `posts.enrich`."""
         return f"{self.pipeline.name}.{self.name}"
 
-    def outcome(self, result: Any) -> tuple[str, str | None]:
-        """Return the next status and the new data as JSON (None: unchanged) of what the handler returned."""
+    def outcome(self, result: Any) -> tuple[str, str | None, Wait | None]:
+        """Return of what a handler returned: the next status, new data as JSON (None: unchanged), what it waits for."""
         status: str | None = None
+        wait: Wait | None = None
+        returned = result
         if isinstance(result, Go):
-            status, result = result.status, result.data
-        elif len(self.to) == 1:
+            status, wait, result = result.status, later(result.after, result.at), result.data
+        elif isinstance(result, WaitForApproval | WaitForSignal):
+            status, wait, result = result.status, result.as_wait(), result.data
+        if status is None and len(self.to) == 1:
             (status,) = self.to
         if status is None:
             raise HandlerError(
-                f"stage {self.queue} has several next statuses ({', '.join(sorted(self.to))}): return Go(status)"
+                f"stage {self.queue} has several next statuses ({', '.join(sorted(self.to))}): return Go(status), "
+                "or say where to wait with status="
             )
         if not isinstance(status, str) or status not in self.to:
             legal = ", ".join(sorted(self.to))
             raise HandlerError(f"stage {self.queue} may not go to {documents.shown(status)}, only to {legal}")
+        if wait is not None:
+            self._check_wait(status, returned)
         if result is None:
-            return status, None
+            return status, None, wait
         if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
             if inspect.iscoroutine(result):
                 result.close()
             raise HandlerError(f"stage {self.queue} returned a {type(result).__name__}: return data, Go(…) or None")
-        return status, self.pipeline.dump(result)
+        return status, self.pipeline.dump(result), wait
+
+    def _check_wait(self, status: str, returned: Any) -> None:
+        taken = self.pipeline.routes()[status].stage
+        if isinstance(returned, Go):
+            if taken is None:
+                raise HandlerError(
+                    f"stage {self.queue} puts {status} off, but no stage takes it: nothing would run then"
+                )
+            return
+        if taken is not None or status in self.pipeline.final:
+            what = f"stage {taken} takes it" if taken else "it is final"
+            raise HandlerError(f"stage {self.queue} can't wait in {status}: {what}")
+        legal = self.pipeline.legal_changes()
+        for target in returned.leads_to:
+            if (status, target) not in legal:
+                raise HandlerError(
+                    f"stage {self.queue} waits in {status} for what leads to {documents.shown(target)}, "
+                    f'which is no legal change: add allow("{status}", to=…) to the pipeline, and deploy it'
+                )
 
 
 class Pipeline(Generic[Data]):
@@ -103,6 +141,8 @@ class Pipeline(Generic[Data]):
         self.final = _statuses(final, "final")
         self.stages: dict[str, Stage] = {}
         self._allowed: dict[str, frozenset[str]] = {}
+        self.schedules: dict[str, schedule.Schedule] = {}
+        self._deadlines: dict[str, tuple[timedelta, str]] = {}
         self._plain = data is None
         try:
             self._adapter: TypeAdapter[Any] = TypeAdapter(dict[str, Any] if data is None else data)
@@ -203,20 +243,66 @@ class Pipeline(Generic[Data]):
             raise DefinitionError(f"allow: {status} is final: nothing can follow it")
         self._allowed[status] = self._allowed.get(status, frozenset()) | targets
 
+    def deadline(
+        self, status: str, *, to: str, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
+    ) -> None:
+        """Move a workflow from `status` to `to` when it has stood there so long, whatever its stage does meanwhile.
+
+        It counts from the change to that status, for all who come there after the next deploy. What a handler sets for
+        its own wait comes before it. A job that is dead has no deadline: a person has it then.
+        """
+        check_name(status, "deadline: status")
+        check_name(to, "deadline: to=")
+        try:
+            within = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        except (TypeError, ValueError, OverflowError):
+            raise DefinitionError(f"deadline of {status}: days, hours, minutes and seconds must be numbers") from None
+        if not timedelta(0) < within <= LONGEST:
+            raise DefinitionError(f"deadline of {status}: {within} is not a time of up to a hundred years")
+        if status in self.final or status == to or status in self._deadlines:
+            why = {status in self.final: "it is final", status == to: "it leads to itself"}.get(
+                True, "it has one already"
+            )
+            raise DefinitionError(f"deadline of {status}: {why}")
+        self._deadlines[status] = within, to
+
+    def every(
+        self, cron: str, *, name: str | None = None, timezone: str = "UTC", missed: str = "skip", timeout: float = 60.0
+    ) -> Callable[[Handler], Handler]:
+        """Run the decorated function by the clock, each tick once, whichever worker is quicker.
+
+        It gets a `Tick`; what it writes through `tick.connection`, such as workflows that it submits, commits with the
+        tick. `cron` has minute, hour, day, month, day of the week, in `timezone`. If it raises, the tick is tried
+        again. Ticks that were `missed` while no worker ran: "skip" runs the last of them, "catch up" each, in order.
+        Workers that aren't limited to some stages run it.
+        """
+
+        def register(function: Handler) -> Handler:
+            called = check_name(name or getattr(function, "__name__", None), "schedule")
+            if called in self.schedules:
+                raise DefinitionError(f"pipeline {self.name} has two schedules named {called!r}")
+            check_number(timeout, f"schedule {called}: timeout", 0.001, 86_400)
+            self.schedules[called] = schedule.check(self.name, called, cron, timezone, missed, float(timeout), function)
+            return function
+
+        return register
+
     # What deploy writes.
 
-    def routes(self) -> dict[str, tuple[str | None, bool, bool]]:
-        """Return for each status the stage that takes it (or None), whether it is in-progress, whether final."""
-        known: dict[str, tuple[str | None, bool, bool]] = {self.initial: (None, False, self.initial in self.final)}
+    def routes(self) -> dict[str, Route]:
+        """Return what becomes of each status that the pipeline knows."""
+        known: dict[str, Route] = {self.initial: Route(None, final=self.initial in self.final)}
         for source, target in sorted(self.legal_changes()):
             for status in (source, target):
-                known.setdefault(status, (None, False, False))
+                known.setdefault(status, Route(None))
         for status in self.final:
-            known[status] = (None, False, True)
+            known[status] = Route(None, final=True)
         for stage in self.stages.values():
-            known[stage.on] = (stage.name, False, False)
+            known[stage.on] = Route(stage.name)
             if stage.running:
-                known[stage.running] = (stage.name, True, False)
+                known[stage.running] = Route(stage.name, running=True)
+        for status, (within, target) in self._deadlines.items():
+            known[status] = known[status]._replace(deadline=within.total_seconds(), on_deadline=target)
         return known
 
     def legal_changes(self) -> set[tuple[str, str]]:
@@ -226,6 +312,12 @@ class Pipeline(Generic[Data]):
             changes |= {(stage.on, target) for target in stage.to}
             if stage.running:
                 changes |= {(stage.running, target) for target in stage.to} | {(stage.on, stage.running)}
+        for status, (_, target) in self._deadlines.items():
+            changes |= {(status, target)}
+            # The job of a stage keeps its deadline while a handler is at work.
+            changes |= {
+                (stage.running, target) for stage in self.stages.values() if stage.on == status and stage.running
+            }
         return changes
 
     # Data, validated on its way in and out.

@@ -124,9 +124,16 @@ def workflow(found: Row) -> Group:
             [[row[name] for name in _CHANGE] for row in found["history"]],
         ),
     ]  # fmt: skip
-    for title in ("job", "dead_job"):
+    for title in ("job", "dead_job", "waits_for"):
         if found[title]:
             parts += [Text(), table(title.replace("_", " "), ["", ""], found[title].items())]
+    for title, columns in (
+        ("approvals", ["asked_at", "question", "options", "assignee", "deadline", "decision", "decided_by", "reason"]),
+        ("signals", ["sent_at", "name", "payload", "signal_id", "sent_by", "taken_at"]),
+    ):
+        if found[title]:
+            rows = [[row[name] for name in columns] for row in found[title]]
+            parts += [Text(), table(title, columns, rows)]
     if found["messages"]:
         columns = ["created_at", "topic", "key", "payload", "message_id"]
         rows = [[row[name] for name in columns] for row in found["messages"]]
@@ -142,6 +149,30 @@ def dead(rows: Iterable[Row]) -> Table:
         None, columns,
         [[row["pipeline"], row["entity_id"], row["stage"], row["attempts"], age((now - row["died_at"]).total_seconds()),
           row["error"]] for row in rows],
+    )  # fmt: skip
+
+
+def schedules(rows: Iterable[Row]) -> Table:
+    """Return the table of `outbox schedules`."""
+    columns = ["pipeline", "schedule", "cron", "timezone", "missed ticks", "next", "last", "attempts", "error"]
+    return table(
+        None, columns,
+        [[row["pipeline"], row["schedule"], row["cron"], row["timezone"], "catch up" if row["catch_up"] else "skip",
+          f"in {age(-row['late_seconds'])}" if row["late_seconds"] < 0 else f"{age(row['late_seconds'])} late",
+          row["last_at"], row["attempts"], row["error"]] for row in rows],
+    )  # fmt: skip
+
+
+def approvals(rows: Iterable[Row]) -> Table:
+    """Return the table of `outbox approvals`."""
+    now = datetime.now(UTC)
+    columns = ["pipeline", "entity", "question", "options", "assignee", "asked", "deadline in", "data"]
+    return table(
+        None, columns,
+        [[row["pipeline"], row["entity_id"], row["question"], ", ".join(sorted(row["options"])), row["assignee"],
+          age((now - row["asked_at"]).total_seconds()),
+          age((row["deadline"] - now).total_seconds()) if row["deadline"] else "",
+          f"changed since, now {row['shown']}" if row["changed"] else row["data"]] for row in rows],
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from .lane import Lanes
 from .link import PLANNING, Link, engine_conninfo, temporary
 from .maintenance import Maintenance, Retention
 from .pipeline import Pipeline
+from .schedule import Scheduler
 from .wakeup import Keeper
 
 log = logging.getLogger("outbox.worker")
@@ -69,6 +70,9 @@ class Worker:
             if not isinstance(pipeline, Pipeline):
                 raise DefinitionError(f"pipelines: {shown(pipeline)} is no Pipeline")
         self._lanes = Lanes.of(self._pipelines, stages, concurrency)
+        # A worker of some stages leaves the clock to those that run all of them.
+        clocks = [pipeline.schedules for pipeline in self._pipelines if stages is None]
+        self._schedules = [schedule for schedules in clocks for schedule in schedules.values()]
         self._dsn, self._listen_dsn = dsn, listen_dsn or dsn
         self._pooled = self._listen_dsn != dsn
         self._lease, self._grace, self._drain, self._notify = lease, grace, drain, notify
@@ -100,6 +104,7 @@ class Worker:
                 self._attempts.watch(),
                 self._claimer.reconcile(reconciling),
                 self._watch_lease(),
+                *([] if self._drain else [self._scheduler.run()]),
             )
         ]
         stopping = asyncio.create_task(self._stopping.wait())
@@ -114,7 +119,7 @@ class Worker:
             await tasks.end(stopping, claiming, *others)
             for closing in (
                 self._keeper.leave(), self._claims.close(), *(link.close() for link in self._commits),
-                reconciling.close(), self._maintenance.close(), self._attempts.close(),
+                reconciling.close(), self._maintenance.close(), self._attempts.close(), self._scheduler.close(),
             ):  # fmt: skip
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(closing, 5)
@@ -186,6 +191,7 @@ class Worker:
             on_committed=self._ended,
             on_again=lambda: self._claimer.wake(),
         )
+        self._scheduler = Scheduler(self._dsn, self._schedules, pooled=self._pooled)
         self._attempts = Attempts(self._dsn, self._lanes, self._committer, pooled=self._pooled, on_ended=self._ended)
         self._claimer = Claimer(
             self._claims,
@@ -226,6 +232,8 @@ class Worker:
             return False
         with contextlib.suppress(psycopg.Error, OSError):
             await self._maintenance.tick(everything=True)
+            if await self._scheduler.run_due():
+                self._claimer.wake()
             return not (self._claimer.woken or self._busy() or self._maintenance.suspects)
         return False
 

@@ -34,7 +34,7 @@ GRANT USAGE ON SEQUENCE outbox.message_ids TO outbox_submitter, outbox_worker;
 -- Viewer: sees everything. Operator: that, and what a person does.
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_viewer, outbox_operator;
 GRANT UPDATE (current_status) ON outbox.workflow_states TO outbox_operator;
-GRANT INSERT (workflow_id, pipeline, stage, status, version) ON outbox.jobs TO outbox_operator;
+GRANT INSERT (workflow_id, pipeline, stage, status, version, deadline, on_deadline) ON outbox.jobs TO outbox_operator;
 GRANT USAGE ON SEQUENCE outbox.job_ids TO outbox_operator;
 GRANT DELETE ON outbox.dead_jobs, outbox.relays TO outbox_operator;
 GRANT UPDATE (retry), DELETE ON outbox.parked_messages, outbox.parked_deliveries TO outbox_operator;
@@ -53,3 +53,10 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.delivery_attempts, outbox.parked_
 
 -- Every worker and every consumer has the inbox forget what is old.
 GRANT EXECUTE ON FUNCTION outbox.inbox_forget(double precision) TO outbox_worker, outbox_consumer;
+
+-- What is waited for. Who submits also tells workflows what has happened; a person does both, and decides. A worker reminds.
+GRANT INSERT (pipeline, entity_id, name, payload, signal_id), SELECT (id, workflow_id, name, signal_id, taken_at)
+    ON outbox.signals TO outbox_submitter, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.decide(text, text, text, text, text, jsonb, text) TO outbox_operator;
+GRANT SELECT, UPDATE (reminders, remind_at) ON outbox.approvals TO outbox_worker;
+GRANT SELECT, UPDATE (next_at, last_at, ran_at, attempts, retry_at, error) ON outbox.schedules TO outbox_worker;

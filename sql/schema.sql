@@ -7,6 +7,129 @@ CREATE FUNCTION outbox.actor() RETURNS text
     LANGUAGE sql STABLE
     RETURN COALESCE(NULLIF(current_setting('outbox.actor'::text, true), ''::text), NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text);
 
+CREATE FUNCTION outbox.uuid7() RETURNS uuid
+    LANGUAGE sql PARALLEL RESTRICTED
+    RETURN ((OVERLAY(lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint), 15, '0'::text) PLACING '7'::text FROM 13 FOR 0) || to_hex(((hashint8extended(((random() * ('9007199254740992'::bigint)::double precision))::bigint, (((random() * ('9007199254740992'::bigint)::double precision))::bigint # (pg_backend_pid())::bigint)) & '4611686018427387903'::bigint) | '-9223372036854775808'::bigint))))::uuid;
+
+CREATE TABLE outbox.jobs (
+    workflow_id uuid NOT NULL,
+    id bigint NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    stage text COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    version bigint NOT NULL,
+    run_at timestamp with time zone DEFAULT now() NOT NULL,
+    claimed_at timestamp with time zone,
+    owner integer,
+    attempt integer DEFAULT 0 NOT NULL,
+    due boolean DEFAULT true NOT NULL,
+    careful boolean DEFAULT false NOT NULL,
+    error text,
+    deadline timestamp with time zone,
+    on_deadline text COLLATE pg_catalog."C",
+    CONSTRAINT jobs_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL))),
+    CONSTRAINT jobs_have_a_stage_or_a_deadline CHECK (((stage IS NOT NULL) OR (deadline IS NOT NULL)))
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_analyze_scale_factor='0.2', autovacuum_vacuum_cost_delay='0');
+
+CREATE TABLE outbox.routes (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    stage text COLLATE pg_catalog."C",
+    running boolean DEFAULT false NOT NULL,
+    final boolean DEFAULT false NOT NULL,
+    deadline interval,
+    on_deadline text COLLATE pg_catalog."C",
+    CONSTRAINT routes_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL)))
+);
+
+CREATE TABLE outbox.workflow_states (
+    id uuid DEFAULT outbox.uuid7() NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    entity_id text NOT NULL COLLATE pg_catalog."C",
+    current_status text NOT NULL COLLATE pg_catalog."C",
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    version bigint DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
+)
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
+
+CREATE FUNCTION outbox.deadlines_set(ids uuid[]) RETURNS void
+    LANGUAGE sql
+    BEGIN ATOMIC
+ INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, run_at, due, deadline, on_deadline)  SELECT w.id,
+             w.pipeline,
+             NULL::unknown,
+             w.current_status,
+             w.version,
+             (now() + r.deadline),
+             false,
+             (now() + r.deadline),
+             r.on_deadline
+            FROM (outbox.workflow_states w
+              JOIN outbox.routes r ON (((r.pipeline = w.pipeline) AND (r.status = w.current_status) AND (r.on_deadline IS NOT NULL))))
+           WHERE (w.id = ANY (deadlines_set.ids))
+           ORDER BY w.id ON CONFLICT(workflow_id) DO UPDATE SET deadline = excluded.deadline, on_deadline = excluded.on_deadline;
+END;
+
+CREATE FUNCTION outbox.decide(pipeline text, entity_id text, decision text, decided_by text DEFAULT NULL::text, reason text DEFAULT NULL::text, edit jsonb DEFAULT NULL::jsonb, shown text DEFAULT NULL::text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    workflow outbox.workflow_states;
+    asked    outbox.approvals;
+    target   text;
+    actor    text := coalesce(decide.decided_by, outbox.actor());
+    before   text[] := ARRAY[current_setting('outbox.actor', true), current_setting('outbox.reason', true)];
+BEGIN
+    -- The workflow first, as everywhere: then nobody else's decision, and no deadline, is under way.
+    SELECT * INTO workflow FROM outbox.workflow_states AS w
+    WHERE w.pipeline = decide.pipeline AND w.entity_id = decide.entity_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', decide.entity_id, decide.pipeline
+            USING ERRCODE = 'OB011';
+    END IF;
+    SELECT * INTO asked FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id ORDER BY a.version DESC LIMIT 1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": nothing is asked, it is in %', workflow.pipeline, workflow.entity_id,
+            workflow.current_status USING ERRCODE = 'OB012', HINT = 'outbox approvals lists what is.';
+    ELSIF asked.ended = 'decided' AND (asked.decision, asked.decided_by) = (decide.decision, actor) THEN
+        RETURN asked.to_status;
+    ELSIF asked.ended IS NOT NULL THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": too late, % by % at %', workflow.pipeline, workflow.entity_id,
+            CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || asked.decision
+                             WHEN 'deadline' THEN 'the deadline has passed: moved to ' || asked.to_status
+                             ELSE 'the question was withdrawn: moved to ' || asked.to_status END,
+            asked.decided_by, to_char(asked.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
+            USING ERRCODE = 'OB013';
+    END IF;
+    target := asked.options ->> decide.decision;
+    IF target IS NULL THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": "%" is no option of "%"', workflow.pipeline, workflow.entity_id,
+            decide.decision, asked.question
+            USING ERRCODE = 'OB014',
+                  HINT = 'Its options: ' || (SELECT string_agg(o.key, ', ' ORDER BY o.key) FROM jsonb_object_keys(asked.options) AS o (key));
+    ELSIF outbox.shown(workflow.metadata) <> coalesce(decide.shown, asked.shown) THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": the data has changed since it was shown', workflow.pipeline,
+            workflow.entity_id
+            USING ERRCODE = 'OB015', HINT = 'Look at it again and decide with shown = ' || outbox.shown(workflow.metadata);
+    END IF;
+    PERFORM set_config('outbox.actor', actor, true), set_config('outbox.reason', coalesce(decide.reason, ''), true),
+            set_config('outbox.decision', decide.decision, true);
+    UPDATE outbox.workflow_states AS w
+    SET current_status = target, metadata = coalesce(decide.edit, w.metadata)
+    WHERE w.id = workflow.id;
+    UPDATE outbox.approvals AS a SET edited = decide.edit WHERE a.id = asked.id AND decide.edit IS NOT NULL;
+    -- What else the caller's transaction changes is not by who has decided.
+    PERFORM set_config('outbox.decision', '', true), set_config('outbox.actor', coalesce(before[1], ''), true),
+            set_config('outbox.reason', coalesce(before[2], ''), true);
+    RETURN target;
+END
+$$;
+
 CREATE FUNCTION outbox.inbox_forget(days double precision) RETURNS TABLE(child text, emptied boolean)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -112,6 +235,72 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION outbox.shown(metadata jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN encode(sha256(convert_to((metadata)::text, 'UTF8'::name)), 'hex'::text);
+
+CREATE FUNCTION outbox.signal_receive() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    SELECT w.id INTO NEW.workflow_id FROM outbox.workflow_states AS w
+    WHERE w.pipeline = NEW.pipeline AND w.entity_id = NEW.entity_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'signal "%": there is no workflow of entity "%" in pipeline "%"', NEW.name, NEW.entity_id, NEW.pipeline
+            USING ERRCODE = 'OB011', HINT = 'A signal is for a workflow that has been submitted.';
+    END IF;
+    IF EXISTS (SELECT FROM outbox.signals AS s
+               WHERE s.workflow_id = NEW.workflow_id AND s.name = NEW.name AND s.signal_id = NEW.signal_id) THEN
+        RETURN NULL;
+    END IF;
+    NEW.sent_by := outbox.actor();
+    NEW.sent_at := now();
+    NEW.taken_at := NULL;
+    -- A commit of this workflow that is under way at a higher isolation level would not see this signal: it must fail, and
+    -- be tried again.
+    UPDATE outbox.workflow_states AS w SET updated_at = w.updated_at WHERE w.id = NEW.workflow_id;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION outbox.signal_take() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM outbox.signals_take(ARRAY[NEW.workflow_id]);
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION outbox.signals_take(ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    taken  record;
+    before text := coalesce(current_setting('outbox.reason', true), '');
+BEGIN
+    -- One at a time: each is told in the history by its own name.
+    FOR taken IN
+        SELECT DISTINCT ON (w.workflow_id) w.workflow_id, w.to_status, w.field, s.id, s.name, s.payload
+        FROM outbox.waits AS w
+        JOIN outbox.signals AS s ON s.workflow_id = w.workflow_id AND s.name = w.signal AND s.taken_at IS NULL
+        WHERE w.workflow_id = ANY (ids)
+        ORDER BY w.workflow_id, s.id
+    LOOP
+        UPDATE outbox.signals AS s SET taken_at = now() WHERE s.id = taken.id;
+        PERFORM set_config('outbox.reason', 'signal ' || taken.name, true);
+        UPDATE outbox.workflow_states AS w
+        SET current_status = taken.to_status,
+            metadata = CASE WHEN taken.field IS NULL THEN w.metadata
+                            ELSE w.metadata || jsonb_build_object(taken.field, taken.payload) END
+        WHERE w.id = taken.workflow_id;
+        PERFORM set_config('outbox.reason', before, true);
+    END LOOP;
+END
+$$;
+
 CREATE FUNCTION outbox.state_changes_are_append_only() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -125,13 +314,80 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION outbox.uuid7() RETURNS uuid
-    LANGUAGE sql PARALLEL RESTRICTED
-    RETURN ((OVERLAY(lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint), 15, '0'::text) PLACING '7'::text FROM 13 FOR 0) || to_hex(((hashint8extended(((random() * ('9007199254740992'::bigint)::double precision))::bigint, (((random() * ('9007199254740992'::bigint)::double precision))::bigint # (pg_backend_pid())::bigint)) & '4611686018427387903'::bigint) | '-9223372036854775808'::bigint))))::uuid;
-
 CREATE FUNCTION outbox.uuid7_time(id uuid) RETURNS timestamp with time zone
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN to_timestamp((((((('x'::text || translate("left"((id)::text, 13), '-'::text, ''::text)))::bit(48))::bigint)::numeric / 1000.0))::double precision);
+
+CREATE FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    waiting uuid[];
+BEGIN
+    -- They are begun once: what a signal that is there already moves on comes here again.
+    PERFORM set_config('outbox.waits', '', true);
+
+    -- The job of the next stage, later.
+    UPDATE outbox.jobs AS j SET run_at = i.run_at, due = i.run_at <= now()
+    FROM (SELECT i.id, coalesce(i.at, now() + make_interval(secs => i.after)) AS run_at
+          FROM jsonb_to_recordset(items) AS i (id uuid, at timestamptz, after float8)) AS i
+    WHERE i.run_at IS NOT NULL AND i.id = ANY (ids) AND j.workflow_id = i.id AND j.stage IS NOT NULL;
+
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, run_at, due, deadline, on_deadline)
+    SELECT w.id, w.pipeline, NULL, w.current_status, w.version, i.deadline, false, i.deadline, i.on_deadline
+    FROM (SELECT i.id, now() + make_interval(secs => i.within) AS deadline, i.on_deadline
+          FROM jsonb_to_recordset(items) AS i (id uuid, within float8, on_deadline text)) AS i
+    JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
+    WHERE i.deadline IS NOT NULL
+    ORDER BY w.id
+    ON CONFLICT (workflow_id) DO UPDATE SET deadline = excluded.deadline, on_deadline = excluded.on_deadline;
+
+    INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, question, shown, options, assignee,
+                                  deadline, remind_every, remind_at)
+    SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, i.question, outbox.shown(w.metadata), i.options,
+           i.assignee, now() + make_interval(secs => i.within), i.remind_every, now() + i.remind_every
+    FROM (SELECT i.*, make_interval(secs => i.remind) AS remind_every
+          FROM jsonb_to_recordset(items) AS i (id uuid, question text, options jsonb, assignee text, within float8,
+                                               remind float8)) AS i
+    JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
+    WHERE i.question IS NOT NULL
+    ORDER BY w.id;
+
+    WITH made AS (
+        INSERT INTO outbox.waits (workflow_id, signal, to_status, field)
+        SELECT i.id, i.signal, i.to_status, i.field
+        FROM jsonb_to_recordset(items) AS i (id uuid, signal text, to_status text, field text)
+        WHERE i.signal IS NOT NULL AND i.id = ANY (ids)
+        ORDER BY i.id
+        RETURNING workflow_id
+    )
+    SELECT array_agg(made.workflow_id) INTO waiting FROM made;
+    IF waiting IS NOT NULL THEN
+        PERFORM outbox.signals_take(waiting);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION outbox.waits_end(ids uuid[], tos text[], actor text, reason text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    said text := nullif(current_setting('outbox.decision', true), '');
+BEGIN
+    DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
+    UPDATE outbox.approvals AS a
+    SET ended = CASE WHEN said = '(deadline)' THEN 'deadline' WHEN a.options ? d.decision THEN 'decided' ELSE 'withdrawn' END,
+        decision = CASE WHEN a.options ? d.decision THEN d.decision END,
+        to_status = d.to_status, decided_by = actor, reason = waits_end.reason, ended_at = now()
+    FROM (
+        SELECT o.workflow_id, c.to_status, coalesce(said, (
+            SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status)) AS decision
+        FROM unnest(ids, tos) AS c (id, to_status)
+        JOIN outbox.approvals AS o ON o.workflow_id = c.id AND o.ended_at IS NULL
+    ) AS d
+    WHERE a.workflow_id = d.workflow_id AND a.ended_at IS NULL;
+END
+$$;
 
 CREATE FUNCTION outbox.wake(pipelines text[], stages text[]) RETURNS void
     LANGUAGE plpgsql
@@ -206,6 +462,7 @@ DECLARE
     actor     text := outbox.actor();
     reason    text := nullif(current_setting('outbox.reason', true), '');
     worker    integer := nullif(current_setting('outbox.worker', true), '')::integer;
+    waits     jsonb := nullif(current_setting('outbox.waits', true), '')::jsonb;  -- what handlers wait for from now on
     -- The changed workflows as parallel arrays: position n of each is workflow n.
     ids       uuid[];
     pipelines text[];
@@ -217,6 +474,8 @@ DECLARE
     attempts  integer[];
     ending    uuid[];     -- whose open job ends
     keeping   uuid[];     -- whose job goes on: the new status is the in-progress one of its stage
+    waited    uuid[];     -- who had no stage at work: they may have waited for somebody
+    timed     uuid[];     -- whose new status has a deadline
     unknown   uuid;
     illegal   uuid;
     ended     integer := 0;
@@ -230,11 +489,14 @@ BEGIN
            array_agg(CASE WHEN r.running AND r.stage = j.stage THEN NULL ELSE r.stage END),
            array_agg(CASE WHEN j.owner = worker THEN j.stage END),
            array_agg(CASE WHEN j.owner = worker THEN j.attempt END),
-           array_agg(c.id) FILTER (WHERE j.stage IS NOT NULL AND NOT (r.running AND r.stage = j.stage)),
+           array_agg(c.id) FILTER (WHERE j.id IS NOT NULL AND (r.running AND r.stage = j.stage) IS NOT TRUE),
            array_agg(c.id) FILTER (WHERE r.running AND r.stage = j.stage),
+           array_agg(c.id) FILTER (WHERE j.stage IS NULL),
+           array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL),
            (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
            (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
-    INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping, unknown, illegal
+    INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
+         waited, timed, unknown, illegal
     FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
          (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
                  array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
@@ -269,6 +531,10 @@ BEGIN
     IF ended < cardinality(ids) THEN
         DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
     END IF;
+    IF waited IS NOT NULL THEN
+        PERFORM outbox.waits_end(array_agg(c.id), array_agg(c.to_status), actor, reason)
+        FROM unnest(ids, tos) AS c (id, to_status) WHERE c.id = ANY (waited);
+    END IF;
     IF keeping IS NOT NULL THEN
         UPDATE outbox.jobs AS j SET status = c.to_status
         FROM unnest(ids, tos) AS c (id, to_status)
@@ -283,6 +549,9 @@ BEGIN
     SELECT c.id, c.pipeline, c.stage, c.to_status, c.version
     FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
     WHERE c.stage IS NOT NULL;
+    IF timed IS NOT NULL THEN
+        PERFORM outbox.deadlines_set(timed);
+    END IF;
 
     INSERT INTO outbox.status_counts (pipeline, status, workflows)
     SELECT c.pipeline, s.status, sum(s.workflows)
@@ -290,6 +559,9 @@ BEGIN
     CROSS JOIN LATERAL (VALUES (c.from_status, -1), (c.to_status, 1)) AS s (status, workflows)
     GROUP BY c.pipeline, s.status HAVING sum(s.workflows) <> 0;
 
+    IF waits IS NOT NULL THEN
+        PERFORM outbox.waits_begin(waits, ids);
+    END IF;
     PERFORM outbox.wake(pipelines, stages);
     RETURN NULL;
 END
@@ -307,6 +579,9 @@ BEGIN
     SELECT array_agg(o.id) INTO ids FROM old_rows AS o;
     DELETE FROM outbox.jobs AS j WHERE j.workflow_id = ANY (ids);
     DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
+    DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
+    DELETE FROM outbox.signals AS s WHERE s.workflow_id = ANY (ids);
+    DELETE FROM outbox.approvals AS a WHERE a.workflow_id = ANY (ids);
     INSERT INTO outbox.status_counts (pipeline, status, workflows)
     SELECT o.pipeline, o.current_status, -count(*) FROM old_rows AS o GROUP BY o.pipeline, o.current_status;
     RETURN NULL;
@@ -347,11 +622,13 @@ BEGIN
     SELECT s.id, s.current_status, s.version, actor, reason FROM new_rows AS s;
 
     WITH made AS (
-        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
-        SELECT s.id, s.pipeline, r.stage, s.current_status, s.version
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, run_at, due, deadline, on_deadline)
+        SELECT s.id, s.pipeline, r.stage, s.current_status, s.version,
+               CASE WHEN r.stage IS NULL THEN now() + r.deadline ELSE now() END, r.stage IS NOT NULL,
+               now() + r.deadline, r.on_deadline
         FROM new_rows AS s
         JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
-        WHERE r.stage IS NOT NULL
+        WHERE r.stage IS NOT NULL OR r.on_deadline IS NOT NULL
         RETURNING pipeline, stage
     )
     SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
@@ -363,6 +640,33 @@ BEGIN
     RETURN NULL;
 END
 $$;
+
+CREATE TABLE outbox.approvals (
+    id uuid DEFAULT outbox.uuid7() NOT NULL,
+    workflow_id uuid NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    entity_id text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    version bigint NOT NULL,
+    question text NOT NULL,
+    shown text NOT NULL,
+    options jsonb NOT NULL,
+    assignee text,
+    asked_at timestamp with time zone DEFAULT now() NOT NULL,
+    deadline timestamp with time zone,
+    remind_every interval,
+    remind_at timestamp with time zone,
+    reminders integer DEFAULT 0 NOT NULL,
+    ended text,
+    decision text,
+    to_status text COLLATE pg_catalog."C",
+    decided_by text,
+    reason text,
+    edited jsonb,
+    ended_at timestamp with time zone,
+    CONSTRAINT approvals_end_at_once CHECK (((ended IS NULL) = (ended_at IS NULL))),
+    CONSTRAINT approvals_ended_how CHECK ((ended = ANY (ARRAY['decided'::text, 'deadline'::text, 'withdrawn'::text])))
+);
 
 CREATE TABLE outbox.dead_jobs (
     workflow_id uuid NOT NULL,
@@ -615,23 +919,6 @@ CREATE TABLE outbox.inbox_31 (
     CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
 );
 
-CREATE TABLE outbox.jobs (
-    workflow_id uuid NOT NULL,
-    id bigint NOT NULL,
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    stage text NOT NULL COLLATE pg_catalog."C",
-    status text NOT NULL COLLATE pg_catalog."C",
-    version bigint NOT NULL,
-    run_at timestamp with time zone DEFAULT now() NOT NULL,
-    claimed_at timestamp with time zone,
-    owner integer,
-    attempt integer DEFAULT 0 NOT NULL,
-    due boolean DEFAULT true NOT NULL,
-    careful boolean DEFAULT false NOT NULL,
-    error text
-)
-WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_analyze_scale_factor='0.2', autovacuum_vacuum_cost_delay='0');
-
 CREATE SEQUENCE outbox.job_ids
     START WITH 1
     INCREMENT BY 1
@@ -722,14 +1009,6 @@ CREATE TABLE outbox.messages_3 (
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
 
-CREATE TABLE outbox.routes (
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    status text NOT NULL COLLATE pg_catalog."C",
-    stage text COLLATE pg_catalog."C",
-    running boolean DEFAULT false NOT NULL,
-    final boolean DEFAULT false NOT NULL
-);
-
 CREATE TABLE outbox.status_counts (
     pipeline text NOT NULL COLLATE pg_catalog."C",
     status text NOT NULL COLLATE pg_catalog."C",
@@ -750,7 +1029,7 @@ CREATE VIEW outbox.overview AS
             jobs.status,
             count(*) AS n
            FROM outbox.jobs
-          WHERE ((jobs.owner IS NULL) AND (NOT jobs.due) AND (jobs.run_at > now()))
+          WHERE ((jobs.owner IS NULL) AND (NOT jobs.due) AND (jobs.stage IS NOT NULL) AND (jobs.run_at > now()))
           GROUP BY jobs.pipeline, jobs.stage, jobs.status
         ), running AS (
          SELECT jobs.pipeline,
@@ -856,9 +1135,46 @@ CREATE TABLE outbox.relays (
 )
 WITH (fillfactor='20', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='100');
 
+CREATE TABLE outbox.schedules (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    schedule text NOT NULL COLLATE pg_catalog."C",
+    cron text NOT NULL,
+    timezone text NOT NULL,
+    catch_up boolean NOT NULL,
+    next_at timestamp with time zone NOT NULL,
+    last_at timestamp with time zone,
+    ran_at timestamp with time zone,
+    attempts integer DEFAULT 0 NOT NULL,
+    retry_at timestamp with time zone,
+    error text
+)
+WITH (fillfactor='50');
+
 CREATE TABLE outbox.schema_migrations (
     name text NOT NULL,
     applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE outbox.signals (
+    id bigint NOT NULL,
+    workflow_id uuid NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    entity_id text NOT NULL COLLATE pg_catalog."C",
+    name text NOT NULL COLLATE pg_catalog."C",
+    payload jsonb,
+    signal_id text COLLATE pg_catalog."C",
+    sent_by text NOT NULL,
+    sent_at timestamp with time zone DEFAULT now() NOT NULL,
+    taken_at timestamp with time zone
+);
+
+ALTER TABLE outbox.signals ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.signals_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
 );
 
 CREATE TABLE outbox.stages (
@@ -890,6 +1206,14 @@ ALTER TABLE outbox.state_changes ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDE
     CACHE 1
 );
 
+CREATE TABLE outbox.waits (
+    workflow_id uuid NOT NULL,
+    signal text NOT NULL COLLATE pg_catalog."C",
+    to_status text NOT NULL COLLATE pg_catalog."C",
+    field text,
+    since timestamp with time zone DEFAULT now() NOT NULL
+);
+
 CREATE TABLE outbox.workers (
     id integer NOT NULL,
     name text NOT NULL,
@@ -911,19 +1235,6 @@ ALTER TABLE outbox.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
-
-CREATE TABLE outbox.workflow_states (
-    id uuid DEFAULT outbox.uuid7() NOT NULL,
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    entity_id text NOT NULL COLLATE pg_catalog."C",
-    current_status text NOT NULL COLLATE pg_catalog."C",
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    version bigint DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
-)
-WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
 
 ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_00 FOR VALUES IN ('0');
 
@@ -1000,6 +1311,9 @@ ALTER TABLE ONLY outbox.messages ATTACH PARTITION outbox.messages_3 FOR VALUES I
 ALTER TABLE ONLY outbox.jobs ALTER COLUMN id SET DEFAULT nextval('outbox.job_ids'::regclass);
 
 ALTER TABLE ONLY outbox.messages ALTER COLUMN id SET DEFAULT nextval('outbox.message_ids'::regclass);
+
+ALTER TABLE ONLY outbox.approvals
+    ADD CONSTRAINT approvals_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY outbox.dead_jobs
     ADD CONSTRAINT dead_jobs_pkey PRIMARY KEY (workflow_id);
@@ -1130,14 +1444,26 @@ ALTER TABLE ONLY outbox.relays
 ALTER TABLE ONLY outbox.routes
     ADD CONSTRAINT routes_pkey PRIMARY KEY (pipeline, status);
 
+ALTER TABLE ONLY outbox.schedules
+    ADD CONSTRAINT schedules_pkey PRIMARY KEY (pipeline, schedule);
+
 ALTER TABLE ONLY outbox.schema_migrations
     ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY outbox.signals
+    ADD CONSTRAINT signals_are_one_by_id UNIQUE (workflow_id, name, signal_id);
+
+ALTER TABLE ONLY outbox.signals
+    ADD CONSTRAINT signals_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY outbox.stages
     ADD CONSTRAINT stages_pkey PRIMARY KEY (pipeline, stage);
 
 ALTER TABLE ONLY outbox.state_changes
     ADD CONSTRAINT state_changes_pkey PRIMARY KEY (workflow_id, version);
+
+ALTER TABLE ONLY outbox.waits
+    ADD CONSTRAINT waits_pkey PRIMARY KEY (workflow_id);
 
 ALTER TABLE ONLY outbox.workers
     ADD CONSTRAINT workers_pkey PRIMARY KEY (id);
@@ -1148,6 +1474,12 @@ ALTER TABLE ONLY outbox.workflow_states
 ALTER TABLE ONLY outbox.workflow_states
     ADD CONSTRAINT workflow_states_pkey PRIMARY KEY (id);
 
+CREATE INDEX approvals_by_workflow ON outbox.approvals USING btree (workflow_id, version);
+
+CREATE UNIQUE INDEX approvals_open ON outbox.approvals USING btree (workflow_id) WHERE (ended_at IS NULL);
+
+CREATE INDEX approvals_to_remind ON outbox.approvals USING btree (remind_at) WHERE ((ended_at IS NULL) AND (remind_at IS NOT NULL));
+
 CREATE INDEX dead_jobs_by_stage ON outbox.dead_jobs USING btree (pipeline, stage, status);
 
 CREATE INDEX dead_jobs_by_time ON outbox.dead_jobs USING btree (died_at);
@@ -1156,7 +1488,9 @@ CREATE INDEX jobs_ready_for_claim ON outbox.jobs USING btree (pipeline, stage, c
 
 CREATE INDEX jobs_running ON outbox.jobs USING btree (owner, id) WHERE (owner IS NOT NULL);
 
-CREATE INDEX jobs_scheduled ON outbox.jobs USING btree (run_at) INCLUDE (pipeline, stage, status) WHERE ((owner IS NULL) AND (NOT due));
+CREATE INDEX jobs_scheduled ON outbox.jobs USING btree (run_at) INCLUDE (pipeline, stage, status) WHERE ((owner IS NULL) AND (NOT due) AND (stage IS NOT NULL));
+
+CREATE INDEX jobs_with_deadline ON outbox.jobs USING btree (deadline) WHERE (deadline IS NOT NULL);
 
 CREATE INDEX messages_by_workflow ON ONLY outbox.messages USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
 
@@ -1184,6 +1518,8 @@ CREATE INDEX parked_messages_by_key ON outbox.parked_messages USING btree (relay
 
 CREATE INDEX relays_idle ON outbox.relays USING btree (name) WHERE idle;
 
+CREATE INDEX signals_to_take ON outbox.signals USING btree (workflow_id, name, id) WHERE (taken_at IS NULL);
+
 CREATE INDEX state_changes_by_time ON outbox.state_changes USING brin (at) WITH (autosummarize='on');
 
 ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_0_workflow_id_idx;
@@ -1205,6 +1541,10 @@ ALTER INDEX outbox.messages_by_transaction ATTACH PARTITION outbox.messages_3_xi
 CREATE TRIGGER inbox_refuse BEFORE INSERT ON outbox.inbox FOR EACH ROW EXECUTE FUNCTION outbox.inbox_refuse();
 
 CREATE TRIGGER messages_written AFTER INSERT ON outbox.messages FOR EACH STATEMENT EXECUTE FUNCTION outbox.messages_written();
+
+CREATE TRIGGER signal_receive BEFORE INSERT ON outbox.signals FOR EACH ROW EXECUTE FUNCTION outbox.signal_receive();
+
+CREATE TRIGGER signal_take AFTER INSERT ON outbox.signals FOR EACH ROW EXECUTE FUNCTION outbox.signal_take();
 
 CREATE TRIGGER state_changes_are_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON outbox.state_changes FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
 

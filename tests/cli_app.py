@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from pipelines import Post, make_posts
 from pydantic import BaseModel, ConfigDict
 
-from outbox import Go, Pipeline, Reject, Run
+from outbox import Go, Pipeline, Reject, Run, WaitForApproval, WaitForSignal
 
 
 async def decide(run: Run[Post]) -> Go[Post]:
@@ -30,6 +31,23 @@ class Ticket(BaseModel):
 
 tickets: Pipeline[Any] = Pipeline("tickets", data=Ticket, initial="NEW", final={"DONE"})
 tickets.allow("NEW", to="DONE")
+
+
+class Order(BaseModel):
+    total: int
+
+
+orders: Pipeline[Any] = Pipeline("orders", data=Order, initial="NEW", final={"APPROVED", "REJECTED", "PAID"})
+
+
+@orders.stage("check", on="NEW", to="WAITING")
+async def check(run: Run[Order]) -> Any:
+    if run.data.total < 10:
+        return WaitForSignal("payment", to="PAID")
+    return WaitForApproval("Ship it?", assignee="sarah", deadline=timedelta(days=3), on_deadline="REJECTED")
+
+
+orders.allow("WAITING", to={"APPROVED", "REJECTED", "PAID"})
 
 both = [posts, tickets]
 number = 5

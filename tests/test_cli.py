@@ -29,8 +29,8 @@ from outbox.cli import main
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Spawned]
 
-COMMANDS = ["migrate", "deploy", "worker", "submit", "status", "show", "set-status", "dead", "retry", "relay", "parked",
-            "doctor", "demo"]  # fmt: skip
+COMMANDS = ["migrate", "deploy", "worker", "submit", "status", "show", "set-status", "dead", "retry", "approvals", "approve",
+            "reject", "decide", "signal", "schedules", "relay", "parked", "doctor", "demo"]  # fmt: skip
 APP = "cli_app:posts"
 CANARY = "canary-s3cret"
 

@@ -122,7 +122,7 @@ WITH history AS (
     FROM outbox.workflow_states AS w LEFT JOIN outbox.state_changes AS c ON c.workflow_id = w.id
     WINDOW same AS (PARTITION BY c.workflow_id ORDER BY c.version)
 ), work AS (
-    SELECT workflow_id, pipeline, stage, status FROM outbox.jobs
+    SELECT workflow_id, pipeline, stage, status FROM outbox.jobs WHERE stage IS NOT NULL
     UNION ALL SELECT workflow_id, pipeline, stage, status FROM outbox.dead_jobs
 ), standing AS (
     SELECT w.id, w.pipeline, w.current_status AS status, r.stage, r.status AS known
@@ -139,6 +139,17 @@ UNION ALL SELECT format('%s are counted in %s, and %s are there', c.n, status, w
 FROM (SELECT pipeline, status, sum(workflows) AS n FROM outbox.status_counts GROUP BY pipeline, status) AS c
 FULL JOIN (SELECT pipeline, status, count(*) AS n FROM standing GROUP BY pipeline, status) AS w USING (pipeline, status)
 WHERE coalesce(c.n, 0) <> coalesce(w.n, 0)
+UNION ALL SELECT format('a timeout of %s in status %s', j.status, s.status)
+FROM outbox.jobs AS j LEFT JOIN standing AS s ON s.id = j.workflow_id
+WHERE j.stage IS NULL AND (s.stage IS NOT NULL OR j.status IS DISTINCT FROM s.status)
+UNION ALL SELECT format('a question of %s is open in status %s', a.status, s.status)
+FROM outbox.approvals AS a LEFT JOIN standing AS s ON s.id = a.workflow_id
+WHERE a.ended_at IS NULL AND a.status IS DISTINCT FROM s.status
+UNION ALL SELECT format('a wait for %s in status %s, where stage %s works', w.signal, s.status, s.stage)
+FROM outbox.waits AS w LEFT JOIN standing AS s ON s.id = w.workflow_id
+WHERE s.id IS NULL OR s.stage IS NOT NULL
+UNION ALL SELECT format('a signal %s is not taken', g.name)
+FROM outbox.signals AS g JOIN outbox.waits AS w ON w.workflow_id = g.workflow_id AND w.signal = g.name WHERE g.taken_at IS NULL
 """
 
 

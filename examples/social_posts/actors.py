@@ -12,6 +12,8 @@ from uuid import UUID
 
 from psycopg import Connection
 
+from outbox import approve, inspect, reject
+
 from .pipeline import posts
 from .processes import Processes
 from .sources import Source
@@ -53,7 +55,7 @@ class Monitor:
 
 
 class Reviewer:
-    """Sarah answers what waits for review, in SQL, as she would in psql or from a web page of her own."""
+    """Sarah answers the questions that wait for her, as `outbox approve` and `outbox reject` would."""
 
     every = 0.5
 
@@ -62,21 +64,15 @@ class Reviewer:
         self.verdicts = {"APPROVED": 0, "REJECTED": 0}
 
     def step(self) -> None:
-        self.answer("REJECTED", "insults and threats stay out", -1.0, -0.9)
-        self.answer("APPROVED", "angry, but it has a point", -0.9, 1.0)
-
-    def answer(self, status: str, reason: str, low: float, high: float) -> None:
-        with self.conn.transaction():
-            self.conn.execute("SET LOCAL outbox.actor = 'sarah'")
-            self.conn.execute("SELECT set_config('outbox.reason', %s, true)", (reason,))
-            changed = self.conn.execute(
-                "UPDATE outbox.workflow_states SET current_status = %s"
-                " WHERE pipeline = 'posts' AND starts_with(entity_id, %s)"
-                " AND current_status = 'WAITING_FOR_REVIEW'"
-                " AND (metadata #>> '{enrichment,sentiment}')::float8 BETWEEN %s AND %s",
-                (status, self.run, low, high),
-            )
-        self.verdicts[status] += changed.rowcount
+        asked = inspect.approvals(self.conn, pipeline="posts", assignee="sarah")
+        for entity, post in ((row["entity_id"], row["data"]) for row in asked):
+            if not entity.startswith(self.run):
+                continue
+            if post["enrichment"]["sentiment"] < -0.9:
+                status = reject(self.conn, posts, entity, by="sarah", reason="insults and threats stay out")
+            else:
+                status = approve(self.conn, posts, entity, by="sarah", reason="angry, but it has a point")
+            self.verdicts[status] += 1
 
 
 @dataclass

@@ -47,6 +47,15 @@ JOIN outbox.state_changes AS s ON s.workflow_id = w.id
 WHERE w.pipeline = 'posts' AND starts_with(w.entity_id, %(run)s)
   AND s.from_status = 'WAITING_FOR_REVIEW' AND s.actor <> 'sarah';
 
+-- promise: every question was asked once and answered, and the answer is in the history
+SELECT w.entity_id, s.to_status || ', while the questions say ' || coalesce(string_agg(a.ended || ' ' || a.to_status, ', '), 'nothing')
+FROM outbox.workflow_states AS w
+JOIN outbox.state_changes AS s ON s.workflow_id = w.id AND s.from_status = 'WAITING_FOR_REVIEW'
+LEFT JOIN outbox.approvals AS a ON a.workflow_id = w.id
+WHERE w.pipeline = 'posts' AND starts_with(w.entity_id, %(run)s)
+GROUP BY w.entity_id, s.to_status
+HAVING count(*) <> 1 OR bool_or((a.ended, a.to_status, a.decided_by) IS DISTINCT FROM ('decided', s.to_status, 'sarah'));
+
 -- promise: one message for each enriched post
 SELECT w.entity_id, e.changes || ' times enriched, ' || m.messages || ' messages'
 FROM outbox.workflow_states AS w

@@ -5,11 +5,12 @@ RECEIVED -> enrich -> ENRICHED -> decide -> APPROVED -----------------> act -> C
 """
 
 import os
+from datetime import timedelta
 
 import httpx
 from pydantic import BaseModel
 
-from outbox import Backoff, Go, Pipeline, Retry, Run
+from outbox import Backoff, Go, Pipeline, Retry, Run, WaitForApproval
 
 
 class Enrichment(BaseModel):
@@ -29,7 +30,7 @@ class Post(BaseModel):
 
 posts = Pipeline("posts", data=Post, initial="RECEIVED", final={"COMPLETED", "REJECTED"})
 
-# A person decides about risky posts, in any tool that speaks SQL:
+# A person decides about risky posts: `outbox approve ENTITY`, or in any tool that speaks SQL,
 #   UPDATE outbox.workflow_states SET current_status = 'APPROVED' WHERE entity_id = '...'
 posts.allow("WAITING_FOR_REVIEW", to={"APPROVED", "REJECTED"})
 
@@ -49,10 +50,18 @@ async def enrich(run: Run[Post]) -> Post:
 
 
 @posts.stage("decide", on="ENRICHED", to={"WAITING_FOR_REVIEW", "APPROVED"})
-async def decide(run: Run[Post]) -> Go[Post]:
-    """An angry post is for a person to judge."""
-    risky = run.data.enrichment is None or run.data.enrichment.sentiment < -0.5
-    return Go("WAITING_FOR_REVIEW" if risky else "APPROVED")
+async def decide(run: Run[Post]) -> Go[Post] | WaitForApproval[Post]:
+    """An angry post is for a person to judge, within two days."""
+    if run.data.enrichment is not None and run.data.enrichment.sentiment >= -0.5:
+        return Go("APPROVED")
+    return WaitForApproval(
+        f"{run.data.author} is angry. Answer?",
+        status="WAITING_FOR_REVIEW",
+        assignee="sarah",
+        deadline=timedelta(days=2),
+        on_deadline="REJECTED",
+        remind_every=timedelta(hours=4),
+    )
 
 
 @posts.stage("act", on="APPROVED", to="COMPLETED", retry=patient, timeout=10, transaction=True)

@@ -63,6 +63,22 @@ def dead(found: settings.Settings, pipeline: str | None, as_json: bool) -> None:
         click.echo("no dead jobs")
 
 
+@click.command()
+@json_option
+@click.pass_obj
+def schedules(found: settings.Settings, as_json: bool) -> None:
+    """List what runs by the clock: when next, when last, and what went wrong."""
+    with database(found) as conn:
+        migrations.require(conn)
+        rows = inspect.schedules(conn)
+    if as_json:
+        screen.echo_json(rows)
+    elif rows:
+        screen.console().print(screen.schedules(rows))
+    else:
+        click.echo("no pipeline has a schedule")
+
+
 @click.command("doctor")
 @app_option
 @json_option

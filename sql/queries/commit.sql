@@ -12,7 +12,8 @@
 WITH me AS MATERIALIZED (
     -- For the trigger, and for this transaction only: a pooler hands the session to others. A handler that has ended the
     -- transaction that it was given has lost its mark, and nothing is held.
-    SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true)
+    SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true),
+           set_config('outbox.waits', %(waits)s, true)
     WHERE coalesce(current_setting('outbox.claim', true), '') = %(claim)s
 ), workflow AS MATERIALIZED (
     -- The workflow first: that is the order of a change by hand. Its version tells whether there was one.

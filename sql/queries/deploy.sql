@@ -14,7 +14,7 @@ LOCK TABLE outbox.workflow_states IN SHARE ROW EXCLUSIVE MODE;
 SELECT p.initial_status, p.definition FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s;
 
 -- name: routes_read
-SELECT r.status, r.stage, r.running, r.final FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
+SELECT r.status, r.stage, r.running, r.final, extract(epoch FROM r.deadline)::float8, r.on_deadline FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
 
 -- name: legal_changes_read
 SELECT l.from_status, l.to_status FROM outbox.legal_changes AS l WHERE l.pipeline = %(pipeline)s;
@@ -39,10 +39,10 @@ SET initial_status = excluded.initial_status, definition = excluded.definition, 
 DELETE FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
 
 -- name: routes_write
-INSERT INTO outbox.routes (pipeline, status, stage, running, final)
-SELECT %(pipeline)s, r.status, r.stage, r.running, r.final
-FROM unnest(%(statuses)s::text[], %(stages)s::text[], %(running)s::boolean[], %(final)s::boolean[])
-    AS r (status, stage, running, final);
+INSERT INTO outbox.routes (pipeline, status, stage, running, final, deadline, on_deadline)
+SELECT %(pipeline)s, r.status, r.stage, r.running, r.final, make_interval(secs => r.deadline), r.on_deadline
+FROM unnest(%(statuses)s::text[], %(stages)s::text[], %(running)s::boolean[], %(final)s::boolean[], %(deadlines)s::float8[],
+            %(on_deadline)s::text[]) AS r (status, stage, running, final, deadline, on_deadline);
 
 -- name: legal_changes_clear
 DELETE FROM outbox.legal_changes AS l WHERE l.pipeline = %(pipeline)s;
@@ -74,8 +74,8 @@ WHERE d.pipeline = %(pipeline)s AND d.status = ANY (%(statuses)s::text[])
   AND r.pipeline = d.pipeline AND r.status = d.status AND r.stage IS DISTINCT FROM d.stage;
 
 -- name: jobs_make_rerouted
-INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
-SELECT w.id, w.pipeline, r.stage, w.current_status, w.version
+INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, deadline, on_deadline)
+SELECT w.id, w.pipeline, r.stage, w.current_status, w.version, now() + r.deadline, r.on_deadline
 FROM outbox.workflow_states AS w
 JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.stage IS NOT NULL
 WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[])

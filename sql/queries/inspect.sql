@@ -1,4 +1,4 @@
--- What status, show, dead and retry read and write.
+-- What status, show, dead, approvals and retry read and write.
 
 -- name: overview
 SELECT o.pipeline, o.status, o.stage, o.workflows, o.ready, o.scheduled, o.running, o.dead,
@@ -24,8 +24,8 @@ SELECT c.from_status, c.to_status, c.version, c.actor, c.reason, c.stage, c.atte
 FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s ORDER BY c.version;
 
 -- name: job
-SELECT j.stage, j.attempt, j.owner, j.run_at, j.claimed_at, j.error,
-       CASE WHEN j.owner IS NOT NULL THEN 'running' WHEN j.due OR j.run_at <= now() THEN 'ready' ELSE 'scheduled' END AS state
+SELECT j.stage, j.attempt, j.owner, j.run_at, j.claimed_at, j.error, j.deadline, j.on_deadline,
+       CASE WHEN j.stage IS NULL THEN 'waiting' WHEN j.owner IS NOT NULL THEN 'running' WHEN j.due OR j.run_at <= now() THEN 'ready' ELSE 'scheduled' END AS state
 FROM outbox.jobs AS j WHERE j.workflow_id = %(id)s;
 
 -- name: dead_job
@@ -34,6 +34,31 @@ SELECT d.stage, d.attempts, d.error, d.died_at FROM outbox.dead_jobs AS d WHERE 
 -- name: messages
 SELECT m.id, m.message_id, m.topic, m.key, m.payload, m.headers, m.created_at
 FROM outbox.messages AS m WHERE m.workflow_id = %(id)s ORDER BY m.id;
+
+-- name: approvals_open
+-- The open questions, the oldest first, each with the data that it is about and whether that has changed since it was asked.
+-- Uses approvals_open, workflow_states_pkey.
+SELECT a.id, a.pipeline, a.entity_id, a.status, a.question, a.options, a.assignee, a.asked_at, a.deadline, a.reminders,
+       w.metadata AS data, outbox.shown(w.metadata) AS shown, outbox.shown(w.metadata) <> a.shown AS changed
+FROM outbox.approvals AS a
+JOIN outbox.workflow_states AS w ON w.id = a.workflow_id
+WHERE a.ended_at IS NULL
+  AND (%(pipeline)s::text IS NULL OR a.pipeline = %(pipeline)s)
+  AND (%(assignee)s::text IS NULL OR a.assignee = %(assignee)s)
+ORDER BY a.asked_at, a.id
+LIMIT %(limit)s;
+
+-- name: approvals_of_workflow
+SELECT a.id, a.status, a.version, a.question, a.shown, a.options, a.assignee, a.asked_at, a.deadline, a.reminders, a.ended,
+       a.decision, a.to_status, a.decided_by, a.reason, a.edited, a.ended_at
+FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version;
+
+-- name: signals_of_workflow
+SELECT s.id, s.name, s.payload, s.signal_id, s.sent_by, s.sent_at, s.taken_at
+FROM outbox.signals AS s WHERE s.workflow_id = %(id)s ORDER BY s.id;
+
+-- name: wait_of_workflow
+SELECT w.signal, w.to_status, w.field, w.since FROM outbox.waits AS w WHERE w.workflow_id = %(id)s;
 
 -- name: dead_jobs
 SELECT d.pipeline, d.entity_id, d.stage, d.status, d.attempts, d.error, d.died_at
@@ -73,8 +98,9 @@ WITH workflow AS MATERIALIZED (
 ), dead AS (
     DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.version
 ), made AS (
-    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
-    SELECT workflow.id, workflow.pipeline, r.stage, workflow.current_status, coalesce(dead.version, workflow.version)
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, deadline, on_deadline)
+    SELECT workflow.id, workflow.pipeline, r.stage, workflow.current_status, coalesce(dead.version, workflow.version),
+           now() + r.deadline, r.on_deadline
     FROM workflow
     JOIN outbox.routes AS r ON r.pipeline = workflow.pipeline AND r.status = workflow.current_status
     LEFT JOIN dead ON dead.workflow_id = workflow.id

@@ -2,13 +2,18 @@
 
 -- name: maintenance_look
 -- What there is to do, in one question: a worker that has nothing to do asks nothing else. In how many seconds the next
--- scheduled job is due (null: none is scheduled); watched workers whose session lock nobody holds: their process has
+-- scheduled job is due, the next deadline passes, the next reminder goes out (null: there is none); watched workers whose session lock nobody holds: their process has
 -- died, or is just reconnecting; whether a lease has ended; and, if `everything` is asked, which walks over what is dead:
 -- whether jobs are held in the name of workers without a row, and whether jobs wait of these stages.
--- Reads jobs, workers, pg_locks. Uses jobs_scheduled, jobs_running, jobs_ready_for_claim.
+-- Reads jobs, approvals, workers, pg_locks. Uses jobs_scheduled, jobs_with_deadline, approvals_to_remind, jobs_running,
+-- jobs_ready_for_claim.
 SELECT
     (SELECT extract(epoch FROM min(j.run_at) - coalesce(%(now)s::timestamptz, now()))::float8
-     FROM outbox.jobs AS j WHERE j.owner IS NULL AND NOT j.due) AS due_in,
+     FROM outbox.jobs AS j WHERE j.owner IS NULL AND NOT j.due AND j.stage IS NOT NULL) AS due_in,
+    (SELECT extract(epoch FROM min(j.deadline) - coalesce(%(now)s::timestamptz, now()))::float8
+     FROM outbox.jobs AS j WHERE j.deadline IS NOT NULL) AS deadline_in,
+    (SELECT extract(epoch FROM min(a.remind_at) - coalesce(%(now)s::timestamptz, now()))::float8
+     FROM outbox.approvals AS a WHERE a.ended_at IS NULL AND a.remind_at IS NOT NULL) AS remind_in,
     ARRAY(
         SELECT w.id
         FROM outbox.workers AS w
@@ -39,7 +44,7 @@ SELECT
 WITH due AS MATERIALIZED (
     SELECT j.workflow_id
     FROM outbox.jobs AS j
-    WHERE j.owner IS NULL AND NOT j.due AND j.run_at <= coalesce(%(now)s::timestamptz, now())
+    WHERE j.owner IS NULL AND NOT j.due AND j.stage IS NOT NULL AND j.run_at <= coalesce(%(now)s::timestamptz, now())
     ORDER BY j.run_at
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED
@@ -51,9 +56,74 @@ WITH due AS MATERIALIZED (
 SELECT count(*),
        (SELECT extract(epoch FROM min(j.run_at) - coalesce(%(now)s::timestamptz, now()))::float8
         FROM outbox.jobs AS j
-        WHERE j.owner IS NULL AND NOT j.due AND j.run_at > coalesce(%(now)s::timestamptz, now())),
+        WHERE j.owner IS NULL AND NOT j.due AND j.stage IS NOT NULL AND j.run_at > coalesce(%(now)s::timestamptz, now())),
        outbox.wake(array_agg(pipeline), array_agg(stage))
 FROM promoted;
+
+-- name: deadlines_fire
+-- Moves workflows whose deadline has passed, the oldest first: what their stage does meanwhile no longer counts. Returns how
+-- many it looked at, and how many it moved: where a deadline leads must be a legal change (a later deploy may have
+-- taken it away), and who has the workflow in hand comes first.
+-- Writes workflow_states. Locks workflow, then job, with SKIP LOCKED, ids ascending. Uses jobs_with_deadline.
+WITH due AS MATERIALIZED (
+    SELECT j.workflow_id, j.id, j.pipeline, j.on_deadline
+    FROM outbox.jobs AS j
+    WHERE j.deadline <= coalesce(%(now)s::timestamptz, now())
+      AND EXISTS (SELECT FROM outbox.legal_changes AS l
+                  WHERE l.pipeline = j.pipeline AND l.from_status = j.status AND l.to_status = j.on_deadline)
+    ORDER BY j.deadline
+    LIMIT %(limit)s
+), workflow AS MATERIALIZED (
+    SELECT w.id, due.id AS job
+    FROM due
+    JOIN outbox.workflow_states AS w ON w.id = due.workflow_id
+    ORDER BY w.id
+    FOR NO KEY UPDATE OF w SKIP LOCKED
+), held AS MATERIALIZED (
+    SELECT j.workflow_id, j.on_deadline
+    FROM workflow
+    JOIN outbox.jobs AS j ON j.workflow_id = workflow.id AND j.id = workflow.job
+        AND j.deadline <= coalesce(%(now)s::timestamptz, now())
+    ORDER BY j.workflow_id
+    FOR UPDATE OF j
+), me AS MATERIALIZED (
+    SELECT set_config('outbox.actor', 'outbox', true), set_config('outbox.reason', 'deadline', true),
+           set_config('outbox.decision', '(deadline)', true)
+), moved AS (
+    UPDATE outbox.workflow_states AS w
+    SET current_status = held.on_deadline, version = w.version + 1, updated_at = now()
+    FROM me, held
+    WHERE w.id = held.workflow_id
+    RETURNING w.id
+)
+SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM moved);
+
+-- name: approvals_remind
+-- Writes a message for each open question whose time for a reminder has come, and says when the next one is due: reminders
+-- that nobody sent while all workers were away are one. Returns how many.
+-- Writes approvals, messages. Locks approvals only, with SKIP LOCKED. Uses approvals_to_remind.
+WITH due AS MATERIALIZED (
+    SELECT a.id
+    FROM outbox.approvals AS a
+    WHERE a.ended_at IS NULL AND a.remind_at <= coalesce(%(now)s::timestamptz, now())
+    ORDER BY a.remind_at
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE SKIP LOCKED
+), reminded AS (
+    UPDATE outbox.approvals AS a
+    SET reminders = a.reminders + 1, remind_at = coalesce(%(now)s::timestamptz, now()) + a.remind_every
+    FROM due WHERE a.id = due.id
+    RETURNING a.*
+), sent AS (
+    INSERT INTO outbox.messages (topic, key, payload, workflow_id)
+    SELECT r.pipeline || '.approval.reminder', r.entity_id,
+           jsonb_build_object('pipeline', r.pipeline, 'entity_id', r.entity_id, 'status', r.status, 'question', r.question,
+                              'options', (SELECT jsonb_agg(o.key ORDER BY o.key) FROM jsonb_object_keys(r.options) AS o (key)),
+                              'assignee', r.assignee, 'asked_at', r.asked_at, 'deadline', r.deadline, 'reminder', r.reminders),
+           r.workflow_id
+    FROM reminded AS r
+)
+SELECT count(*) FROM reminded;
 
 -- name: workers_bury
 -- Takes the row, and so the lease, from workers that missed it by the database's clock and from `dead` ones.

@@ -1,0 +1,1 @@
+"""A monitor that looks by the clock, and asks a person about what it finds."""

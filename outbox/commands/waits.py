@@ -1,0 +1,140 @@
+"""What workflows wait for: the inbox of questions, the decisions, and signals."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .. import application, approvals, inspect, migrations, screen, settings, signals
+from ..documents import printable
+from ..errors import NotFound, OutboxError
+from ..pipeline import Pipeline
+from .shared import app_option, database, json_option, pipeline_option
+
+
+@click.command("approvals")
+@click.option("--pipeline", metavar="NAME", help="Only of this pipeline.")
+@click.option("--assignee", metavar="NAME", help="Only those that are for this person.")
+@json_option
+@click.pass_obj
+def approvals_command(found: settings.Settings, pipeline: str | None, assignee: str | None, as_json: bool) -> None:
+    """List the questions that wait for a person, the oldest first."""
+    with database(found) as conn:
+        migrations.require(conn)
+        rows = inspect.approvals(conn, pipeline=pipeline, assignee=assignee)
+    if as_json:
+        screen.echo_json(rows)
+    elif rows:
+        screen.console().print(screen.approvals(rows))
+        click.echo("Decide with: outbox approve ENTITY, outbox reject ENTITY, or outbox decide ENTITY OPTION")
+    else:
+        click.echo("nothing waits for an approval")
+
+
+def _decision(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what all decisions take."""
+    for option in reversed((
+        click.option("--by", metavar="NAME", default=getpass.getuser,
+                     help="Who decides; kept in the history. Default: your user name."),
+        click.option("--reason", help="Why; kept in the history."),
+        click.option("--edit", metavar="JSON", help="New data of the workflow; needs --app, whose model validates it."),
+        click.option("--shown", metavar="HASH",
+                     help="The hash of the data that was looked at, if it has changed since the question was asked."),
+        pipeline_option,
+        app_option,
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("entity")
+@click.argument("option")
+@_decision
+@click.pass_obj
+def decide(found: settings.Settings, /, entity: str, option: str, **how: Any) -> None:
+    """Answer the open question of ENTITY with one of its options. The first decision wins."""
+    _decide(found, entity, option, **how)
+
+
+@click.command()
+@click.argument("entity")
+@_decision
+@click.pass_obj
+def approve(found: settings.Settings, /, entity: str, **how: Any) -> None:
+    """Answer the open question of ENTITY with "approve". The first decision wins."""
+    _decide(found, entity, "approve", **how)
+
+
+@click.command()
+@click.argument("entity")
+@_decision
+@click.pass_obj
+def reject(found: settings.Settings, /, entity: str, **how: Any) -> None:
+    """Answer the open question of ENTITY with "reject". The first decision wins."""
+    _decide(found, entity, "reject", **how)
+
+
+def _decide(
+    found: settings.Settings,
+    entity: str,
+    option: str,
+    by: str,
+    reason: str | None,
+    edit: str | None,
+    shown: str | None,
+    pipeline: str | None,
+    app: str | None,
+) -> None:
+    try:
+        edited = None if edit is None else json.loads(edit)
+    except ValueError as error:
+        raise click.UsageError(f"--edit is not JSON: {error}") from None
+    with database(found) as conn:
+        migrations.require(conn)
+        name = inspect.find_one(conn, entity, pipeline)["pipeline"]
+        known: Pipeline[Any] | str = name if edit is None else _pipeline(app or found.app, name)
+        status = approvals.decide(conn, known, entity, option, by=by, reason=reason, edit=edited, shown=shown)
+    click.echo(printable(f"{entity}: {option} by {by} -> {status}"))
+
+
+def _pipeline(app: str | None, name: str) -> Pipeline[Any]:
+    if app is None:
+        raise OutboxError(
+            f"--edit needs the pipeline {name}, which validates it: say --app MODULE:OBJECT or set OUTBOX_APP"
+        )
+    for pipeline in application.load(app):
+        if pipeline.name == name:
+            return pipeline
+    raise NotFound(f"{app} has no pipeline {name}")
+
+
+@click.command()
+@click.argument("entity")
+@click.argument("name")
+@click.argument("payload", required=False)
+@click.option(
+    "--id", "signal_id", metavar="ID", help="The sender's own id: of two with the same one, the second is nothing."
+)
+@pipeline_option
+@click.pass_obj
+def signal(
+    found: settings.Settings, entity: str, name: str, payload: str | None, signal_id: str | None, pipeline: str | None
+) -> None:
+    """Tell ENTITY that NAME has happened, with PAYLOAD as JSON. It is kept until the workflow waits for it."""
+    try:
+        document = None if payload is None else json.loads(payload)
+    except ValueError as error:
+        raise click.UsageError(f"PAYLOAD is not JSON: {error}") from None
+    with database(found) as conn:
+        migrations.require(conn)
+        owner = inspect.find_one(conn, entity, pipeline)["pipeline"]
+        sent = signals.signal(conn, owner, entity, name, document, id=signal_id)
+    what = "taken" if sent.taken else "kept until it is waited for"
+    click.echo(
+        printable(f"{entity}: {name} {what if sent.created else f'was sent before, {what}'}; it is in {sent.status}")
+    )
