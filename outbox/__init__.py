@@ -27,7 +27,7 @@ from .schedule import Tick
 from .sharding import shard
 from .signals import Signalled, signal
 from .submit import Submitted
-from .waits import WaitForApproval, WaitForSignal
+from .waits import WaitForApproval, WaitForChildren, WaitForSignal
 from .worker import Worker
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "TooNew",
     "TooOld",
     "WaitForApproval",
+    "WaitForChildren",
     "WaitForSignal",
     "Worker",
     "approve",

@@ -18,6 +18,8 @@ from . import documents
 from .documents import printable
 from .errors import HandlerError, InvalidInput, LeaseLost
 from .job import Failed, Finished, Job, Message, Outcome, fail
+from .pipeline import Pipeline
+from .submit import MAX_ENTITY_ID
 
 Data = TypeVar("Data")
 
@@ -35,12 +37,13 @@ class Run(Generic[Data]):
     whatever is called outside. `connection` is there in stages with `transaction=True`.
     """
 
-    __slots__ = ("_connection", "_job", "_messages", "_published", "data")
+    __slots__ = ("_connection", "_job", "_messages", "_published", "_spawned", "data")
 
     def __init__(self, job: Job, data: Data, connection: Any = None) -> None:
         self._job = job
         self._messages: list[Message] = []
         self._published = 0
+        self._spawned: list[dict[str, Any]] = []
         self._connection = connection
         self.data = data
 
@@ -116,6 +119,29 @@ class Run(Generic[Data]):
         self._published += message.size
         self._messages.append(message)
 
+    def spawn(self, pipeline: Pipeline[Any], entity_id: str, data: Any, *, cancel: str | None = None) -> None:
+        """Start a workflow as a child of this one, if, and only if, this attempt commits.
+
+        An entity that is there already is left alone, and is no child by this. When this workflow ends before the
+        child, the child moves to `cancel`, from where that is a legal change; without it, it goes on alone. InvalidInput
+        if it can't be stored, LeaseLost if the job was taken away.
+        """
+        self._still_held()
+        child = {
+            "pipeline": pipeline.name,
+            "entity": documents.check_text(entity_id, "entity_id", MAX_ENTITY_ID),
+            "data": pipeline.dump_readable(data),
+            "cancel": cancel,
+        }
+        if cancel is not None and cancel not in pipeline.final:
+            raise InvalidInput("cancel", f"{documents.shown(cancel)} is no final status of pipeline {pipeline.name}")
+        self._published += len(child["data"] or "")
+        if self._published > MAX_PUBLISHED:
+            raise InvalidInput(
+                "data", f"what one attempt publishes and spawns has more than {MAX_PUBLISHED:,} characters"
+            )
+        self._spawned.append(child)
+
     def _still_held(self) -> None:
         if self._job.lost is not None:
             raise LeaseLost(f"{self.pipeline}.{self.stage} {self.entity_id}: {self._job.lost}")
@@ -181,6 +207,8 @@ def finish(runs: Sequence[Run[Any]], result: Any) -> list[Outcome]:
     for run, one in zip(runs, results, strict=True):
         try:
             status, data, wait = stage.outcome(one)
+            if run._spawned:
+                wait = {**(wait or {}), "spawn": run._spawned}
             outcomes.append(Finished(status, data, run._messages, wait))
         except InvalidInput as error:
             raise HandlerError(f"stage {stage.queue} returned data that can't be stored: {error}") from None

@@ -55,6 +55,8 @@ def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
         "dead_job": next(iter(_rows(conn, "dead_job", **key)), None),
         "approvals": _rows(conn, "approvals_of_workflow", **key),
         "waits_for": next(iter(_rows(conn, "wait_of_workflow", **key)), None),
+        "parent": next(iter(_rows(conn, "parent_of_workflow", **key)), None),
+        "children": _rows(conn, "children_of_workflow", **key),
         "signals": _rows(conn, "signals_of_workflow", **key),
         "messages": _rows(conn, "messages", **key),
     }

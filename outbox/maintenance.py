@@ -134,7 +134,7 @@ class Maintenance:
             idle = self._idle()
             started = time.monotonic()
             everything = everything or self._looks.allows(started)
-            ((due_in, deadline_in, remind_in, missing, late, lost, ready),) = await self._link.execute(
+            ((due_in, deadline_in, remind_in, orphans, missing, late, lost, ready),) = await self._link.execute(
                 SQL["maintenance_look"],
                 {
                     "now": None,
@@ -150,6 +150,8 @@ class Maintenance:
                 due_in = await self._promote()
             if deadline_in is not None and deadline_in <= 0:
                 await self._fire()
+            if orphans:
+                await self._cancel_orphans()
             if remind_in is not None and remind_in <= 0:
                 await self._link.execute(SQL["approvals_remind"], {"limit": BATCH, "now": None})
             if await self._bury(missing, late) or lost:
@@ -191,6 +193,16 @@ class Maintenance:
         if total:
             log.info("%s workflows moved on at their deadline", total)
             self._on_ready()
+
+    async def _cancel_orphans(self) -> None:
+        """Cancel the children of parents that have ended; those in somebody's hands at the next tick."""
+        total, moved = 0, BATCH
+        while moved == BATCH:
+            ((moved,),) = await self._link.execute(SQL["orphans_cancel"], {"limit": BATCH})
+            total += moved
+        await self._link.execute(SQL["orphans_forget"], {})
+        if total:
+            log.info("%s workflows were cancelled, as their parents have ended", total)
 
     async def _bury(self, missing: Sequence[int], late: bool) -> bool:
         """Take the lease from workers that are gone: by the database's clock, or by a lock that nobody holds.

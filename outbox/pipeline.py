@@ -20,7 +20,7 @@ from . import documents, schedule
 from .errors import DefinitionError, HandlerError, InvalidInput
 from .outcome import Backoff, Go, check_number
 from .submit import Submitted, submit, submit_many
-from .waits import LONGEST, Wait, WaitForApproval, WaitForSignal, later
+from .waits import LONGEST, Wait, WaitForApproval, WaitForChildren, WaitForSignal, later
 
 Data = TypeVar("Data")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -77,7 +77,7 @@ class Stage:
         returned = result
         if isinstance(result, Go):
             status, wait, result = result.status, later(result.after, result.at), result.data
-        elif isinstance(result, WaitForApproval | WaitForSignal):
+        elif isinstance(result, WaitForApproval | WaitForSignal | WaitForChildren):
             status, wait, result = result.status, result.as_wait(), result.data
         if status is None and len(self.to) == 1:
             (status,) = self.to

@@ -124,11 +124,12 @@ def workflow(found: Row) -> Group:
             [[row[name] for name in _CHANGE] for row in found["history"]],
         ),
     ]  # fmt: skip
-    for title in ("job", "dead_job", "waits_for"):
+    for title in ("job", "dead_job", "waits_for", "parent"):
         if found[title]:
             parts += [Text(), table(title.replace("_", " "), ["", ""], found[title].items())]
     for title, columns in (
         ("approvals", ["asked_at", "question", "options", "assignee", "deadline", "decision", "decided_by", "reason"]),
+        ("children", ["pipeline", "entity_id", "status"]),
         ("signals", ["sent_at", "name", "payload", "signal_id", "sent_by", "taken_at"]),
     ):
         if found[title]:

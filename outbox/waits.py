@@ -1,4 +1,4 @@
-"""What a handler may wait for besides a worker: a person's answer, a signal. Its outcome instead of data or `Go`.
+"""What a handler may wait for besides a worker: a person, a signal, children. Its outcome instead of data or `Go`.
 
 A wait is a status that no stage takes. What ends it changes the status, in the same transaction, whoever it is: a
 decision, a signal, a deadline, or a person who sets the status by hand.
@@ -6,7 +6,7 @@ decision, a signal, a deadline, or a person who sets the status by hand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -108,6 +108,50 @@ class WaitForSignal(Generic[Data]):
             "signal": self.name,
             "to_status": self.to,
             "field": self.into,
+            "within": seconds(self.timeout),
+            "on_deadline": self.on_timeout,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class WaitForChildren(Generic[Data]):
+    """A handler's outcome: wait in `status` (default: the stage's only next one) until all children have ended.
+
+    Children are what `run.spawn` has started, in this stage or before. The commit of the last one moves the workflow to
+    `to`; or to `on_failure`, if a child has ended in a status of `failed`. A child whose job is dead has not ended: a
+    person has it. After `timeout` the workflow moves to `on_timeout` instead. `data`, if given, becomes the workflow's
+    data. InvalidInput if it can't be stored.
+    """
+
+    to: str
+    on_failure: str | None = None
+    failed: Iterable[str] = ()
+    timeout: timedelta | None = None
+    on_timeout: str | None = None
+    data: Data | None = None
+    status: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.failed, str) or not isinstance(self.failed, Iterable):
+            raise InvalidInput("failed", f"must be statuses, not {shown(self.failed)}")
+        object.__setattr__(
+            self, "failed", sorted(documents.check_text(each, "failed", MAX_NAME) for each in self.failed)
+        )
+        if (self.on_failure is None) != (not self.failed):
+            raise InvalidInput("failed", "failed and on_failure go together: which statuses of a child mean failure")
+        _check_timeout("timeout", self.timeout, "on_timeout", self.on_timeout)
+
+    @property
+    def leads_to(self) -> list[str]:
+        """The statuses that end this wait."""
+        return [self.to, *(status for status in (self.on_failure, self.on_timeout) if status)]
+
+    def as_wait(self) -> Wait:
+        return {
+            "join": True,
+            "to_status": self.to,
+            "failed": self.failed,
+            "on_failure": self.on_failure,
             "within": seconds(self.timeout),
             "on_deadline": self.on_timeout,
         }

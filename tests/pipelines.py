@@ -49,7 +49,7 @@ def deployed(conn: psycopg.Connection[Any], pipeline: Pipeline[Any] | None = Non
     return pipeline
 
 
-def drain(pipeline: Pipeline[Any], dsn: str, **options: Any) -> Worker:
+def drain(pipeline: Pipeline[Any] | list[Pipeline[Any]], dsn: str, **options: Any) -> Worker:
     """Run all that is due in this process."""
     import asyncio
 

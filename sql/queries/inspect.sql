@@ -58,7 +58,18 @@ SELECT s.id, s.name, s.payload, s.signal_id, s.sent_by, s.sent_at, s.taken_at
 FROM outbox.signals AS s WHERE s.workflow_id = %(id)s ORDER BY s.id;
 
 -- name: wait_of_workflow
-SELECT w.signal, w.to_status, w.field, w.since FROM outbox.waits AS w WHERE w.workflow_id = %(id)s;
+SELECT w.signal, w.children, w.to_status, w.field, w.on_failure, w.since FROM outbox.waits AS w WHERE w.workflow_id = %(id)s;
+
+-- name: children_of_workflow
+SELECT w.pipeline, w.entity_id, w.current_status AS status, r.final AS ended
+FROM outbox.children AS c
+JOIN outbox.workflow_states AS w ON w.id = c.child_id
+LEFT JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+WHERE c.parent_id = %(id)s ORDER BY w.pipeline, w.entity_id LIMIT 1000;
+
+-- name: parent_of_workflow
+SELECT w.pipeline, w.entity_id, w.current_status AS status
+FROM outbox.children AS c JOIN outbox.workflow_states AS w ON w.id = c.parent_id WHERE c.child_id = %(id)s;
 
 -- name: dead_jobs
 SELECT d.pipeline, d.entity_id, d.stage, d.status, d.attempts, d.error, d.died_at

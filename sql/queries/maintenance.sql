@@ -2,7 +2,8 @@
 
 -- name: maintenance_look
 -- What there is to do, in one question: a worker that has nothing to do asks nothing else. In how many seconds the next
--- scheduled job is due, the next deadline passes, the next reminder goes out (null: there is none); watched workers whose session lock nobody holds: their process has
+-- scheduled job is due, the next deadline passes, the next reminder goes out (null: there is none); whether parents have
+-- ended before their children; watched workers whose session lock nobody holds: their process has
 -- died, or is just reconnecting; whether a lease has ended; and, if `everything` is asked, which walks over what is dead:
 -- whether jobs are held in the name of workers without a row, and whether jobs wait of these stages.
 -- Reads jobs, approvals, workers, pg_locks. Uses jobs_scheduled, jobs_with_deadline, approvals_to_remind, jobs_running,
@@ -14,6 +15,7 @@ SELECT
      FROM outbox.jobs AS j WHERE j.deadline IS NOT NULL) AS deadline_in,
     (SELECT extract(epoch FROM min(a.remind_at) - coalesce(%(now)s::timestamptz, now()))::float8
      FROM outbox.approvals AS a WHERE a.ended_at IS NULL AND a.remind_at IS NOT NULL) AS remind_in,
+    EXISTS (SELECT FROM outbox.orphans) AS orphans,
     ARRAY(
         SELECT w.id
         FROM outbox.workers AS w
@@ -97,6 +99,43 @@ WITH due AS MATERIALIZED (
     RETURNING w.id
 )
 SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM moved);
+
+-- name: orphans_cancel
+-- Moves children whose parent has ended before them to where they were to be cancelled to, as far as that is a legal change
+-- from where they are. Returns how many.
+-- Writes workflow_states. Locks orphans and workflows, with SKIP LOCKED, ids ascending. Uses children_by_parent.
+WITH parent AS MATERIALIZED (
+    SELECT o.parent_id FROM outbox.orphans AS o ORDER BY o.parent_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), child AS MATERIALIZED (
+    SELECT w.id, c.cancel_to
+    FROM parent
+    JOIN outbox.children AS c ON c.parent_id = parent.parent_id
+    JOIN outbox.workflow_states AS w ON w.id = c.child_id
+    JOIN outbox.legal_changes AS l
+        ON l.pipeline = w.pipeline AND l.from_status = w.current_status AND l.to_status = c.cancel_to
+    ORDER BY w.id
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE OF w SKIP LOCKED
+), me AS MATERIALIZED (
+    SELECT set_config('outbox.actor', 'outbox', true), set_config('outbox.reason', 'its parent has ended', true)
+), moved AS (
+    UPDATE outbox.workflow_states AS w
+    SET current_status = child.cancel_to, version = w.version + 1, updated_at = now()
+    FROM me, child
+    WHERE w.id = child.id
+    RETURNING w.id
+)
+SELECT count(*) FROM moved;
+
+-- name: orphans_forget
+-- Forgets parents none of whose children is left to be cancelled.
+DELETE FROM outbox.orphans AS o
+WHERE NOT EXISTS (
+    SELECT FROM outbox.children AS c
+    JOIN outbox.workflow_states AS w ON w.id = c.child_id
+    JOIN outbox.legal_changes AS l
+        ON l.pipeline = w.pipeline AND l.from_status = w.current_status AND l.to_status = c.cancel_to
+    WHERE c.parent_id = o.parent_id);
 
 -- name: approvals_remind
 -- Writes a message for each open question whose time for a reminder has come, and says when the next one is due: reminders
