@@ -12,6 +12,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from . import transaction
+from .checkpoint import Checkpoints
 from .commit import Committer
 from .documents import printable
 from .errors import HandlerError
@@ -27,8 +28,16 @@ class Attempts:
     """Starts what waits in the lanes while there are free slots; each outcome goes to the committer."""
 
     def __init__(
-        self, dsn: str, lanes: Lanes, committer: Committer, *, pooled: bool, on_ended: Callable[[], None]
+        self,
+        dsn: str,
+        lanes: Lanes,
+        committer: Committer,
+        checkpoints: Checkpoints,
+        *,
+        pooled: bool,
+        on_ended: Callable[[], None],
     ) -> None:
+        self._checkpoints = checkpoints
         self._lanes = lanes
         self._committer = committer
         self._on_ended = on_ended
@@ -70,7 +79,7 @@ class Attempts:
             deadline = time.monotonic() + lane.stage.timeout
             for job in jobs:
                 lane.running[job.workflow_id] = job
-                job.deadline, job.task = deadline, task
+                job.deadline, job.task, job.checkpoints = deadline, task, self._checkpoints
 
     async def watch(self) -> None:
         """Take overdue attempts away from their handlers, for ever."""

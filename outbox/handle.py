@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -25,6 +25,7 @@ Data = TypeVar("Data")
 
 MAX_TOPIC = 255
 MAX_KEY = 1_000
+MAX_PROGRESS = 500
 MAX_PUBLISHED = 64 * 2**20
 """How many characters of messages one attempt publishes at most: they are one statement, which ends at 1 GB."""
 
@@ -123,8 +124,8 @@ class Run(Generic[Data]):
         """Start a workflow as a child of this one, if, and only if, this attempt commits.
 
         An entity that is there already is left alone, and is no child by this. When this workflow ends before the
-        child, the child moves to `cancel`, from where that is a legal change; without it, it goes on alone. InvalidInput
-        if it can't be stored, LeaseLost if the job was taken away.
+        child, the child moves to `cancel`, from where that is a legal change; without it, it goes on alone.
+        InvalidInput if it can't be stored, LeaseLost if the job was taken away.
         """
         self._still_held()
         child = {
@@ -141,6 +142,30 @@ class Run(Generic[Data]):
                 "data", f"what one attempt publishes and spawns has more than {MAX_PUBLISHED:,} characters"
             )
         self._spawned.append(child)
+
+    def once(self, key: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function whose result is kept: the next attempt at this work is given it, and calls nothing.
+
+        Awaited in an async handler, for sync functions too; in a plain one it returns the result. It is kept as JSON,
+        of up to a megabyte, in a transaction of its own: also if this attempt fails. It is given back as what the
+        function says that it returns, such as a pydantic model. A call may be made twice, when the process dies
+        between the call and the keeping. HandlerError if the key was another function's, InvalidInput if the result
+        can't be kept, LeaseLost if the job was taken away.
+        """
+        self._still_held()
+        documents.check_text(key, "key", MAX_TOPIC)
+        checkpoints = self._job.checkpoints
+        if checkpoints is None:
+            raise HandlerError("run.once needs a worker")
+        once = checkpoints.once if self._job.stage.is_async else checkpoints.once_in_thread
+        return once(self._job, key, function, args, kwargs)
+
+    def progress(self, text: str) -> None:
+        """Say how far this attempt is; `outbox show` and `outbox status` tell. Written about twice a second."""
+        self._still_held()
+        documents.check_text(text, "progress", MAX_PROGRESS)
+        if self._job.checkpoints is not None:
+            self._job.checkpoints.note(self._job, text)
 
     def _still_held(self) -> None:
         if self._job.lost is not None:

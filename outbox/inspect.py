@@ -23,8 +23,8 @@ Row = dict[str, Any]
 
 
 def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
-    """Return `overview`, a row for each pipeline, status and stage, `workers`, `relays` and `parked_deliveries`."""
-    return {name: _rows(conn, name) for name in ("overview", "workers", "relays", "parked_deliveries")}
+    """Return `overview`, a row for each pipeline, status and stage; and what is at work, and what is in the way."""
+    return {name: _rows(conn, name) for name in ("overview", "progress", "workers", "relays", "parked_deliveries")}
 
 
 def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> list[Row]:
@@ -53,6 +53,7 @@ def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
         "history": _rows(conn, "history", **key),
         "job": next(iter(_rows(conn, "job", **key)), None),
         "dead_job": next(iter(_rows(conn, "dead_job", **key)), None),
+        "checkpoints": _rows(conn, "checkpoints_of_workflow", **key),
         "approvals": _rows(conn, "approvals_of_workflow", **key),
         "waits_for": next(iter(_rows(conn, "wait_of_workflow", **key)), None),
         "parent": next(iter(_rows(conn, "parent_of_workflow", **key)), None),

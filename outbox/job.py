@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import documents
 from .outcome import Reject, Retry, is_wait
 from .pipeline import Stage
 from .statements import array
 from .waits import Wait
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoints
 
 
 @dataclass(slots=True)
@@ -33,6 +36,7 @@ class Job:
     alone: bool = False  # it was in a batch that failed: its next transaction is its own
     task: asyncio.Future[Any] | None = None
     deadline: float = 0.0
+    checkpoints: Checkpoints | None = None
 
     def take_away(self, why: str) -> None:
         """Tell the attempt that nothing it does counts any more, and cancel it where that is possible."""

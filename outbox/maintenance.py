@@ -247,6 +247,7 @@ class Maintenance:
             ("retention_workflows", self._retention.workflows),
             ("retention_history", self._retention.history),
             ("retention_dead_jobs", self._retention.dead_jobs),
+            ("retention_checkpoints", 0.0),
         ):
             total, deleted = 0, BATCH
             while days is not None and deleted == BATCH:

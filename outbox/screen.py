@@ -85,6 +85,12 @@ def status(found: dict[str, list[Row]]) -> Group:
         for row in found["workers"]
     ]
     parts: list[Any] = [table(None, columns, overview) if overview else Text("no pipeline is deployed here")]
+    if found["progress"]:
+        rows = [
+            [row["pipeline"], row["stage"], row["entity_id"], row["attempt"], age(row["seconds"]), row["progress"]]
+            for row in found["progress"]
+        ]
+        parts += [Text(), table(None, ["pipeline", "stage", "entity", "attempt", "for", "progress"], rows)]
     if workers:
         parts += [Text(), table(None, ["worker", "process", "stages", "state", "last beat"], workers)]
     else:
@@ -128,6 +134,7 @@ def workflow(found: Row) -> Group:
         if found[title]:
             parts += [Text(), table(title.replace("_", " "), ["", ""], found[title].items())]
     for title, columns in (
+        ("checkpoints", ["made_at", "stage", "key", "attempt", "result"]),
         ("approvals", ["asked_at", "question", "options", "assignee", "deadline", "decision", "decided_by", "reason"]),
         ("children", ["pipeline", "entity_id", "status"]),
         ("signals", ["sent_at", "name", "payload", "signal_id", "sent_by", "taken_at"]),

@@ -15,6 +15,7 @@ from psycopg.pq import PGconn, Ping
 
 from . import deploy, migrations, tasks
 from .attempt import Attempts
+from .checkpoint import Checkpoints
 from .claim import Claimer
 from .commit import Committer, Counts
 from .documents import shown
@@ -102,6 +103,7 @@ class Worker:
                 self._maintenance.run(),
                 self._committer.run(),
                 self._attempts.watch(),
+                self._checkpoints.run(),
                 self._claimer.reconcile(reconciling),
                 self._watch_lease(),
                 *([] if self._drain else [self._scheduler.run()]),
@@ -120,6 +122,7 @@ class Worker:
             for closing in (
                 self._keeper.leave(), self._claims.close(), *(link.close() for link in self._commits),
                 reconciling.close(), self._maintenance.close(), self._attempts.close(), self._scheduler.close(),
+                self._checkpoints.close(),
             ):  # fmt: skip
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(closing, 5)
@@ -192,7 +195,10 @@ class Worker:
             on_again=lambda: self._claimer.wake(),
         )
         self._scheduler = Scheduler(self._dsn, self._schedules, pooled=self._pooled)
-        self._attempts = Attempts(self._dsn, self._lanes, self._committer, pooled=self._pooled, on_ended=self._ended)
+        self._checkpoints = Checkpoints(self._link("checkpoint"))
+        self._attempts = Attempts(
+            self._dsn, self._lanes, self._committer, self._checkpoints, pooled=self._pooled, on_ended=self._ended
+        )
         self._claimer = Claimer(
             self._claims,
             self._lanes,

@@ -58,5 +58,8 @@ GRANT EXECUTE ON FUNCTION outbox.inbox_forget(double precision) TO outbox_worker
 GRANT INSERT (pipeline, entity_id, name, payload, signal_id), SELECT (id, workflow_id, name, signal_id, taken_at)
     ON outbox.signals TO outbox_submitter, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.decide(text, text, text, text, text, jsonb, text) TO outbox_operator;
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.checkpoints TO outbox_worker;
+GRANT SELECT, UPDATE, DELETE ON outbox.orphans TO outbox_worker;
+GRANT SELECT ON outbox.children TO outbox_worker;
 GRANT SELECT, UPDATE (reminders, remind_at) ON outbox.approvals TO outbox_worker;
 GRANT SELECT, UPDATE (next_at, last_at, ran_at, attempts, retry_at, error) ON outbox.schedules TO outbox_worker;

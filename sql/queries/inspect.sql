@@ -11,6 +11,18 @@ SELECT w.id, w.name, w.stages, w.idle, w.started_at, extract(epoch FROM now() - 
 FROM outbox.workers AS w
 ORDER BY w.id;
 
+-- name: progress
+-- How far handlers say that they are: of those at work, the longest first. Uses jobs_running.
+SELECT j.pipeline, j.stage, w.entity_id, j.attempt, j.progress, extract(epoch FROM now() - j.claimed_at)::float8 AS seconds
+FROM outbox.jobs AS j
+JOIN outbox.workflow_states AS w ON w.id = j.workflow_id
+WHERE j.owner IS NOT NULL AND j.progress IS NOT NULL
+ORDER BY j.claimed_at LIMIT 50;
+
+-- name: checkpoints_of_workflow
+SELECT c.stage, c.key, c.function, c.result, c.attempt, c.made_at
+FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s ORDER BY c.made_at, c.key;
+
 -- name: workflows_of_entity
 SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.metadata, w.version, w.created_at, w.updated_at
 FROM outbox.workflow_states AS w
@@ -24,7 +36,7 @@ SELECT c.from_status, c.to_status, c.version, c.actor, c.reason, c.stage, c.atte
 FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s ORDER BY c.version;
 
 -- name: job
-SELECT j.stage, j.attempt, j.owner, j.run_at, j.claimed_at, j.error, j.deadline, j.on_deadline,
+SELECT j.stage, j.attempt, j.owner, j.run_at, j.claimed_at, j.error, j.deadline, j.on_deadline, j.progress,
        CASE WHEN j.stage IS NULL THEN 'waiting' WHEN j.owner IS NOT NULL THEN 'running' WHEN j.due OR j.run_at <= now() THEN 'ready' ELSE 'scheduled' END AS state
 FROM outbox.jobs AS j WHERE j.workflow_id = %(id)s;
 

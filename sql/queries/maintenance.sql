@@ -250,6 +250,24 @@ WITH old AS MATERIALIZED (
 )
 SELECT count(*) FROM deleted;
 
+-- name: retention_checkpoints
+-- Deletes results that no attempt will ask for any more: their work is done, or was given up. Returns how many. What was
+-- made in the last hour stays, so that this looks at each a few times only.
+WITH old AS MATERIALIZED (
+    SELECT c.workflow_id, c.entered, c.stage, c.key
+    FROM outbox.checkpoints AS c
+    WHERE c.made_at < now() - make_interval(secs => 3600 + %(days)s::float8 * 86400)
+      AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = c.workflow_id AND j.version = c.entered)
+      AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = c.workflow_id AND d.version = c.entered)
+    LIMIT %(limit)s
+    FOR UPDATE OF c SKIP LOCKED
+), deleted AS (
+    DELETE FROM outbox.checkpoints AS c USING old
+    WHERE c.workflow_id = old.workflow_id AND c.entered = old.entered AND c.stage = old.stage AND c.key = old.key
+    RETURNING 1
+)
+SELECT count(*) FROM deleted;
+
 -- name: retention_dead_jobs
 -- Drops the errors of jobs that died more than `days` ago. The fact stays for as long as the workflow stands there:
 -- without it, a workflow that waits for a person would be seen by nobody. Uses dead_jobs_by_time.

@@ -1,0 +1,28 @@
+-- What an attempt leaves for the next one: results of calls, and how far it is.
+
+-- name: checkpoints_read
+-- All of this work. Uses checkpoints_pkey.
+SELECT c.key, c.function, c.result::text
+FROM outbox.checkpoints AS c
+WHERE c.workflow_id = %(id)s::uuid AND c.entered = %(entered)s AND c.stage = %(stage)s;
+
+-- name: checkpoint_write
+-- Keeps a result, if this attempt still holds its job and nobody has kept one by this key. Returns whether it is held, and
+-- the result that counts, if it is another one. Can be repeated. Writes checkpoints. Locks the job, shared. Uses jobs_pkey.
+WITH held AS MATERIALIZED (
+    SELECT j.workflow_id FROM outbox.jobs AS j
+    WHERE j.workflow_id = %(id)s::uuid AND j.id = %(job)s AND j.owner = %(worker)s AND j.attempt = %(attempt)s
+    FOR SHARE
+), made AS (
+    INSERT INTO outbox.checkpoints (workflow_id, stage, entered, key, function, result, attempt)
+    SELECT held.workflow_id, %(stage)s, %(entered)s, %(key)s, %(function)s, %(result)s::text::jsonb, %(attempt)s FROM held
+    ON CONFLICT DO NOTHING
+)
+SELECT EXISTS (SELECT FROM held);
+
+-- name: progress_write
+-- Notes how far jobs are that this worker still holds. Writes jobs. Uses jobs_pkey.
+UPDATE outbox.jobs AS j
+SET progress = o.progress
+FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(progress)s::text[]) AS o (id, job, attempt, progress)
+WHERE j.workflow_id = o.id AND j.id = o.job AND j.owner = %(worker)s::integer AND j.attempt = o.attempt;
