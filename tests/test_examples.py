@@ -107,3 +107,51 @@ def test_a_frozen_worker_fires_no_deadline_that_was_decided_meanwhile(conn: Conn
         stands(conn, f"e{n}", "SHIPPED" if n < 5 else "REFUNDED")
     ended = conn.execute("SELECT ended, count(*) FROM outbox.approvals GROUP BY 1 ORDER BY 1").fetchall()
     assert ended == [("deadline", 5), ("decided", 5)]
+
+
+def test_research_fans_out_joins_and_is_edited_through_a_kill(conn: Conn, dsn: str, spawn: Spawn) -> None:
+    from research.pipeline import Report, lookups, reports
+
+    app = ["worker", "--app", "research.pipeline"]
+    deployed(conn, lookups)
+    deployed(conn, reports)
+    reports.submit_many(conn, [(topic, Report(topic=topic)) for topic in ("cats", "dogs", "fish")])
+    first = spawn(*app, env=HERE)
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.checkpoints") > 3, what="calls were made")
+    first.kill9()
+    spawn(*app, env=HERE)
+    cli = Outbox(dsn)
+    for topic in ("cats", "dogs", "fish"):
+        stands(conn, topic, "WAITING_FOR_EDITOR")
+    answered = "SELECT count(*) FROM outbox.workflow_states WHERE pipeline = 'lookups' AND current_status = 'ANSWERED'"
+    assert value(conn, answered) == 15
+    joined = "SELECT count(*) FROM outbox.state_changes WHERE to_status = 'FOUND'"
+    assert value(conn, joined) == 3
+    edit = '{"topic": "cats", "draft": "Cats sleep."}'
+    env = {"PYTHONPATH": str(ROOT / "examples")}
+    cli("approve", "cats", "--by", "sarah", "--edit", edit, "--app", "research.pipeline", env=env)
+    cli("reject", "dogs", "--by", "sarah", "--reason", "thin")
+    assert (status_of(conn, "cats"), status_of(conn, "dogs")) == ("PUBLISHED", "GIVEN_UP")
+    assert (
+        value(conn, "SELECT metadata ->> 'draft' FROM outbox.workflow_states WHERE entity_id = 'cats'") == "Cats sleep."
+    )
+
+
+def test_a_monitor_finds_what_is_dead_by_the_clock(conn: Conn, dsn: str, spawn: Spawn) -> None:
+    from monitor.pipeline import incidents
+
+    deployed(conn, orders)
+    deployed(conn, incidents)
+    orders.submit_many(conn, [(f"e{n}", Order(cents=1)) for n in range(3)])
+    conn.execute("UPDATE outbox.workflow_states SET metadata = '{}'")  # which no stage can read
+    spawn(*WORKER, env=HERE)
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.dead_jobs") == 3, what="their jobs are dead")
+    conn.execute("UPDATE outbox.schedules SET next_at = now()")
+    for _ in range(2):
+        spawn("worker", "--app", "monitor.pipeline:incidents", env=HERE)
+    wait_for(lambda: len(outbox.inspect.approvals(conn)) == 1, what="somebody is asked")
+    (asked,) = outbox.inspect.approvals(conn)
+    assert asked["question"] == "3 jobs of orders.bill are dead. Who takes it?"
+    outbox.decide(conn, incidents, asked["entity_id"], "take", by="sarah")
+    assert status_of(conn, asked["entity_id"]) == "TAKEN"
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE pipeline = 'incidents'") == 1
