@@ -5,6 +5,7 @@ See test_interleavings.py, whose books these are, too, and interleave.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import combinations_with_replacement
 from typing import Any
@@ -13,13 +14,14 @@ import psycopg
 import pytest
 from interleave import Explore, Scene
 from pipelines import deployed, value
+from test_children import Task, families
 from test_interleavings import MAINTENANCE, Table, books_are_right, holding
 from test_waits import PAYMENT, TIMED, Order, orders
 
 from outbox import Pipeline, claim, commit, decide, inspect, signal, transaction
-from outbox.job import Finished
+from outbox.job import Finished, Job
 from outbox.lane import Lane
-from outbox.waits import WaitForApproval, WaitForSignal
+from outbox.waits import WaitForApproval, WaitForChildren, WaitForSignal
 
 Conn = psycopg.Connection[Any]
 ENDS = [("commit", "commit"), ("rollback", "commit"), ("commit", "rollback")]
@@ -197,3 +199,96 @@ def test_two_who_answer_are_both_told(conn: Conn, connect: Callable[..., Conn]) 
     with pytest.raises(psycopg.Error, match="too late, it was decided: approve by sarah at"):
         decide(connect(), pipeline, "e", "reject", by="tom")
     assert inspect.approvals(conn) == []
+
+
+class Family:
+    """A parent and two children that are at work, each held by a worker. Acts return what they did."""
+
+    def __init__(self, conn: Conn, *, waits: bool) -> None:
+        conn.execute("DELETE FROM outbox.workflow_states")
+        conn.execute("DELETE FROM outbox.workers")
+        conn.execute(MAINTENANCE["counts_fold"], {})
+        self.conn, self.parents, self.tasks = conn, *families(lambda run: None, None)
+        self.worker = Table.worker(self)  # type: ignore[arg-type]
+        self.parents.submit(conn, "p", Task())
+        (self.parent,) = self.claimed(self.parents, "split")
+        children = [{"pipeline": "tasks", "entity": f"t{n}", "data": "{}", "cancel": "CANCELLED"} for n in (1, 2)]
+        self.wait = WaitForChildren(to="MERGED").as_wait()
+        if waits:
+            self.finish(conn, self.parent, "WAITING", {**self.wait, "spawn": children})
+        else:
+            # Spawned by an earlier step: the parent is at work in another stage now, and is yet to wait.
+            spawn = "SELECT outbox.waits_begin(%s::jsonb, ARRAY[%s::uuid])"
+            conn.execute(
+                spawn, (json.dumps([{"id": self.parent.workflow_id, "spawn": children}]), self.parent.workflow_id)
+            )
+        self.first, self.second = self.claimed(self.tasks, "work")
+
+    def claimed(self, pipeline: Pipeline[Any], stage: str) -> list[Job]:
+        lane = Lane(pipeline.stages[stage], 10)
+        statement, params = claim.request(self.worker, [(lane, 10)], 0, careful=True)
+        claim.receive(self.worker, {(pipeline.name, stage): lane}, self.conn.execute(statement, params).fetchall())
+        return list(lane.waiting)
+
+    def finish(self, conn: Conn, job: Job, status: str, wait: Any = None) -> list[str]:
+        return [status] if conn.execute(*commit.finish([(job, Finished(status, None, [], wait))])).fetchall() else []
+
+    def first_ends(self, conn: Conn) -> list[str]:
+        return self.finish(conn, self.first, "DONE")
+
+    def second_ends(self, conn: Conn) -> list[str]:
+        return self.finish(conn, self.second, "DONE")
+
+    def begin(self, conn: Conn) -> list[str]:
+        return self.finish(conn, self.parent, "WAITING", self.wait)
+
+    def cancel(self, conn: Conn) -> list[str]:
+        update = "UPDATE outbox.workflow_states SET current_status = 'CANCELLED' WHERE entity_id = 'p'"
+        try:
+            with conn.transaction():
+                return ["CANCELLED"] * conn.execute(update).rowcount
+        except psycopg.Error as error:
+            if error.sqlstate != "OB001":
+                raise
+            return []
+
+    def delete(self, conn: Conn) -> list[str]:
+        return ["deleted"] * conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = 't2'").rowcount
+
+    def check(self, outcomes: dict[str, Any]) -> None:
+        books_are_right(self.conn)
+        trail = self.conn.execute(
+            "SELECT to_status FROM outbox.state_changes WHERE workflow_id = %s ORDER BY version",
+            (self.parent.workflow_id,),
+        ).fetchall()
+        done = [what for each in outcomes.values() for what in each]
+        ended = done.count("DONE") + done.count("deleted")
+        assert ended <= 2
+        if "CANCELLED" in done:
+            assert trail[-1] == ("CANCELLED",)
+        elif ended == 2 and ("begin" not in outcomes or outcomes["begin"]):
+            assert trail == [("NEW",), ("WAITING",), ("MERGED",)]
+        else:
+            assert ("MERGED",) not in trail
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize(
+    "acts",
+    [("first_ends", "second_ends"), ("first_ends", "second_ends", "cancel"), ("first_ends", "delete"),
+     ("begin", "first_ends"), ("begin", "first_ends", "second_ends")],
+)  # fmt: skip
+def test_the_last_children_at_once_move_the_parent_once(
+    conn: Conn, explore: Explore, acts: tuple[str, ...], ends: tuple[str, str]
+) -> None:
+    parents, tasks = families(lambda run: None, None)
+    deployed(conn, tasks)
+    deployed(conn, parents)
+
+    def scene() -> Scene:
+        family = Family(conn, waits="begin" not in acts)
+        how = dict(zip(acts, (*ends, "commit"), strict=False))
+        actors = {name: holding(getattr(family, name), how[name]) for name in acts}
+        return Scene(actors, family.check)
+
+    explore(scene)
