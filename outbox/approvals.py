@@ -15,7 +15,6 @@ from . import documents, statements
 from .errors import InvalidInput
 from .execute import Steps, execute
 from .pipeline import Pipeline
-from .submit import MAX_ENTITY_ID
 from .waits import MAX_NAME, MAX_QUESTION
 
 SQL = statements.load("approvals")
@@ -52,7 +51,7 @@ def decide(
     OB013 (too late: by whom and when), OB014 (no such option), OB015 (the data has changed since it was shown). The
     same decision by the same person once more is no error, and changes nothing.
     """
-    documents.check_text(entity_id, "entity_id", MAX_ENTITY_ID)
+    documents.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
     for name, text, longest in (
         ("decision", decision, MAX_NAME),
         ("by", by, MAX_NAME),

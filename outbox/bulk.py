@@ -11,7 +11,6 @@ from typing import IO, Any
 from . import documents
 from .errors import InvalidInput, OutboxError
 from .pipeline import Pipeline
-from .submit import MAX_ENTITY_ID
 
 KEYS = {"entity_id", "metadata"}
 REPORTED = 20
@@ -86,7 +85,7 @@ class Lines:
             raise InvalidInput("line", f"has unknown keys: {', '.join(sorted(map(repr, unknown)))}")
         if "entity_id" not in record:
             raise InvalidInput("entity_id", "is missing")
-        entity = documents.check_text(record["entity_id"], "entity_id", MAX_ENTITY_ID)
+        entity = documents.check_text(record["entity_id"], "entity_id", documents.MAX_ENTITY_ID)
         metadata = record.get("metadata", {})
         if not isinstance(metadata, dict):
             raise InvalidInput("metadata", f"must be an object, not {type(metadata).__name__}")

@@ -21,6 +21,9 @@ MAX_BYTES = 32 * 2**20
 MAX_DEPTH = 150
 """The deepest nesting. The JSON parser of pydantic reads 200 levels; what is stored must be readable."""
 
+MAX_ENTITY_ID = 512
+"""How many characters an entity's id has at most; the table says so, too."""
+
 MAX_ERROR = 8_000
 """How many characters of an error's text are kept."""
 

@@ -19,7 +19,6 @@ from .documents import printable
 from .errors import HandlerError, InvalidInput, LeaseLost
 from .job import Failed, Finished, Job, Message, Outcome, fail
 from .pipeline import Pipeline
-from .submit import MAX_ENTITY_ID
 
 Data = TypeVar("Data")
 
@@ -130,7 +129,7 @@ class Run(Generic[Data]):
         self._still_held()
         child = {
             "pipeline": pipeline.name,
-            "entity": documents.check_text(entity_id, "entity_id", MAX_ENTITY_ID),
+            "entity": documents.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID),
             "data": pipeline.dump_readable(data),
             "cancel": cancel,
         }

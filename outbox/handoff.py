@@ -20,7 +20,6 @@ from .link import engine_conninfo, first_line
 from .pipeline import check_name
 from .sharding import shard
 from .statements import array, text_array
-from .submit import MAX_ENTITY_ID
 from .window import Outgoing
 
 SQL = statements.load("handoff")
@@ -172,7 +171,7 @@ class Handoff:
     def _problem(self, message: Outgoing) -> str | None:
         try:
             parse_id(message.message_id)
-            documents.check_text(self._entity(message), "entity_id", MAX_ENTITY_ID)
+            documents.check_text(self._entity(message), "entity_id", documents.MAX_ENTITY_ID)
         except InvalidInput as error:
             return str(error)
         return None

@@ -14,7 +14,6 @@ import psycopg
 from . import documents, statements
 from .execute import Steps, execute
 from .pipeline import Pipeline
-from .submit import MAX_ENTITY_ID
 from .waits import MAX_NAME
 
 SQL = statements.load("signals")
@@ -48,7 +47,7 @@ def signal(
     with the same `id` (the sender's own, such as a payment's number) the second is nothing. InvalidInput before any
     SQL; psycopg's error with SQLSTATE OB011 if there is no such workflow.
     """
-    documents.check_text(entity_id, "entity_id", MAX_ENTITY_ID)
+    documents.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
     documents.check_text(name, "name", MAX_NAME)
     if id is not None:
         documents.check_text(id, "id", MAX_NAME)

@@ -22,8 +22,6 @@ BATCH = 2_000
 BATCH_SIZE = 8 * 2**20
 """How many characters of data a statement takes, beside its first workflow's: Postgres ends at 1 GB, all together."""
 
-MAX_ENTITY_ID = 512
-
 Dump = Callable[[Any], str]
 
 
@@ -63,7 +61,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 
 def _checked(dump: Dump, entity_id: Any, data: Any) -> tuple[str, str]:
-    return documents.check_text(entity_id, "entity_id", MAX_ENTITY_ID), dump(data)
+    return documents.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID), dump(data)
 
 
 def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted]:

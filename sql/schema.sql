@@ -7,6 +7,52 @@ CREATE FUNCTION outbox.actor() RETURNS text
     LANGUAGE sql STABLE
     RETURN COALESCE(NULLIF(current_setting('outbox.actor'::text, true), ''::text), NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text);
 
+CREATE FUNCTION outbox.children_end(ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    family  record;
+    at_work integer;
+BEGIN
+    FOR family IN
+        SELECT c.parent_id, count(*)::integer AS ended FROM outbox.children AS c
+        WHERE c.child_id = ANY (ids) GROUP BY c.parent_id ORDER BY c.parent_id
+    LOOP
+        PERFORM FROM outbox.workflow_states AS w WHERE w.id = family.parent_id FOR NO KEY UPDATE;
+        UPDATE outbox.waits AS w SET children = w.children - family.ended
+        WHERE w.workflow_id = family.parent_id AND w.children IS NOT NULL
+        RETURNING w.children INTO at_work;
+        IF NOT FOUND THEN
+            -- A wait that begins at a higher isolation level would not see this: its commit must fail, and be tried again.
+            UPDATE outbox.workflow_states AS w SET updated_at = w.updated_at WHERE w.id = family.parent_id;
+        ELSIF at_work <= 0 THEN
+            PERFORM outbox.children_join(family.parent_id);
+        END IF;
+    END LOOP;
+    INSERT INTO outbox.orphans (parent_id)
+    SELECT DISTINCT c.parent_id FROM outbox.children AS c
+    WHERE c.parent_id = ANY (ids) AND c.cancel_to IS NOT NULL
+    ON CONFLICT DO NOTHING;
+END
+$$;
+
+CREATE FUNCTION outbox.children_join(parent uuid) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    before text := coalesce(current_setting('outbox.reason', true), '');
+BEGIN
+    PERFORM set_config('outbox.reason', 'its children have ended', true);
+    UPDATE outbox.workflow_states AS p
+    SET current_status = CASE WHEN wait.on_failure IS NOT NULL AND EXISTS (
+            SELECT FROM outbox.children AS c JOIN outbox.workflow_states AS w ON w.id = c.child_id
+            WHERE c.parent_id = parent AND w.current_status = ANY (wait.failed)) THEN wait.on_failure ELSE wait.to_status END
+    FROM outbox.waits AS wait
+    WHERE p.id = parent AND wait.workflow_id = parent AND wait.children <= 0;
+    PERFORM set_config('outbox.reason', before, true);
+END
+$$;
+
 CREATE FUNCTION outbox.uuid7() RETURNS uuid
     LANGUAGE sql PARALLEL RESTRICTED
     RETURN ((OVERLAY(lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint), 15, '0'::text) PLACING '7'::text FROM 13 FOR 0) || to_hex(((hashint8extended(((random() * ('9007199254740992'::bigint)::double precision))::bigint, (((random() * ('9007199254740992'::bigint)::double precision))::bigint # (pg_backend_pid())::bigint)) & '4611686018427387903'::bigint) | '-9223372036854775808'::bigint))))::uuid;
@@ -27,6 +73,7 @@ CREATE TABLE outbox.jobs (
     error text,
     deadline timestamp with time zone,
     on_deadline text COLLATE pg_catalog."C",
+    progress text,
     CONSTRAINT jobs_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL))),
     CONSTRAINT jobs_have_a_stage_or_a_deadline CHECK (((stage IS NOT NULL) OR (deadline IS NOT NULL)))
 )
@@ -323,6 +370,7 @@ CREATE FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) RETURNS void
     AS $$
 DECLARE
     waiting uuid[];
+    parent  uuid;
 BEGIN
     -- They are begun once: what a signal that is there already moves on comes here again.
     PERFORM set_config('outbox.waits', '', true);
@@ -352,6 +400,41 @@ BEGIN
     JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
     WHERE i.question IS NOT NULL
     ORDER BY w.id;
+
+    -- Children: what is there already is left alone, and is nobody's child by this.
+    WITH wanted AS MATERIALIZED (
+        SELECT DISTINCT ON (c.pipeline, c.entity) i.id AS parent_id, c.pipeline, c.entity, c.data::jsonb, c.cancel, c.n
+        FROM jsonb_to_recordset(items) AS i (id uuid, spawn jsonb)
+        CROSS JOIN LATERAL ROWS FROM (jsonb_to_recordset(i.spawn) AS (pipeline text, entity text, data text, cancel text))
+            WITH ORDINALITY AS c (pipeline, entity, data, cancel, n)
+        WHERE i.id = ANY (ids)
+        ORDER BY c.pipeline, c.entity, i.id
+    ), made AS (
+        INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)
+        SELECT w.pipeline, w.entity, w.data FROM wanted AS w ORDER BY w.parent_id, w.n
+        ON CONFLICT (pipeline, entity_id) DO NOTHING
+        RETURNING id, pipeline, entity_id
+    )
+    INSERT INTO outbox.children (child_id, parent_id, cancel_to)
+    SELECT m.id, w.parent_id, w.cancel
+    FROM made AS m JOIN wanted AS w ON w.pipeline = m.pipeline AND w.entity = m.entity_id;
+
+    FOR parent IN
+        WITH made AS (
+            INSERT INTO outbox.waits (workflow_id, children, to_status, failed, on_failure)
+            SELECT i.id, (SELECT count(*)::integer FROM outbox.children AS c
+                          JOIN outbox.workflow_states AS w ON w.id = c.child_id
+                          JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+                          WHERE c.parent_id = i.id AND NOT r.final), i.to_status, i.failed, i.on_failure
+            FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, to_status text, failed text[], on_failure text)
+            WHERE i."join" AND i.id = ANY (ids)
+            ORDER BY i.id
+            RETURNING workflow_id, children
+        )
+        SELECT made.workflow_id FROM made WHERE made.children = 0 ORDER BY 1
+    LOOP
+        PERFORM outbox.children_join(parent);
+    END LOOP;
 
     WITH made AS (
         INSERT INTO outbox.waits (workflow_id, signal, to_status, field)
@@ -476,6 +559,7 @@ DECLARE
     keeping   uuid[];     -- whose job goes on: the new status is the in-progress one of its stage
     waited    uuid[];     -- who had no stage at work: they may have waited for somebody
     timed     uuid[];     -- whose new status has a deadline
+    final     uuid[];     -- who have ended
     unknown   uuid;
     illegal   uuid;
     ended     integer := 0;
@@ -493,10 +577,11 @@ BEGIN
            array_agg(c.id) FILTER (WHERE r.running AND r.stage = j.stage),
            array_agg(c.id) FILTER (WHERE j.stage IS NULL),
            array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL),
+           array_agg(c.id) FILTER (WHERE r.final),
            (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
            (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
     INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
-         waited, timed, unknown, illegal
+         waited, timed, final, unknown, illegal
     FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
          (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
                  array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
@@ -562,6 +647,9 @@ BEGIN
     IF waits IS NOT NULL THEN
         PERFORM outbox.waits_begin(waits, ids);
     END IF;
+    IF final IS NOT NULL THEN
+        PERFORM outbox.children_end(final);
+    END IF;
     PERFORM outbox.wake(pipelines, stages);
     RETURN NULL;
 END
@@ -574,9 +662,17 @@ CREATE FUNCTION outbox.workflows_deleted() RETURNS trigger
     SET jit TO 'off'
     AS $$
 DECLARE
-    ids uuid[];
+    ids     uuid[];
+    at_work uuid[];
 BEGIN
-    SELECT array_agg(o.id) INTO ids FROM old_rows AS o;
+    SELECT array_agg(o.id), array_agg(o.id) FILTER (WHERE NOT r.final) INTO ids, at_work
+    FROM old_rows AS o LEFT JOIN outbox.routes AS r ON r.pipeline = o.pipeline AND r.status = o.current_status;
+    IF at_work IS NOT NULL THEN
+        PERFORM outbox.children_end(at_work);  -- a child that is gone is not waited for
+    END IF;
+    DELETE FROM outbox.children AS c WHERE c.child_id = ANY (ids);
+    DELETE FROM outbox.children AS c WHERE c.parent_id = ANY (ids);
+    DELETE FROM outbox.orphans AS o WHERE o.parent_id = ANY (ids);
     DELETE FROM outbox.jobs AS j WHERE j.workflow_id = ANY (ids);
     DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
     DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
@@ -666,6 +762,23 @@ CREATE TABLE outbox.approvals (
     ended_at timestamp with time zone,
     CONSTRAINT approvals_end_at_once CHECK (((ended IS NULL) = (ended_at IS NULL))),
     CONSTRAINT approvals_ended_how CHECK ((ended = ANY (ARRAY['decided'::text, 'deadline'::text, 'withdrawn'::text])))
+);
+
+CREATE TABLE outbox.checkpoints (
+    workflow_id uuid NOT NULL,
+    stage text NOT NULL COLLATE pg_catalog."C",
+    entered bigint NOT NULL,
+    key text NOT NULL COLLATE pg_catalog."C",
+    function text NOT NULL,
+    result jsonb NOT NULL,
+    attempt integer NOT NULL,
+    made_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE outbox.children (
+    child_id uuid NOT NULL,
+    parent_id uuid NOT NULL,
+    cancel_to text COLLATE pg_catalog."C"
 );
 
 CREATE TABLE outbox.dead_jobs (
@@ -1009,6 +1122,10 @@ CREATE TABLE outbox.messages_3 (
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
 
+CREATE TABLE outbox.orphans (
+    parent_id uuid NOT NULL
+);
+
 CREATE TABLE outbox.status_counts (
     pipeline text NOT NULL COLLATE pg_catalog."C",
     status text NOT NULL COLLATE pg_catalog."C",
@@ -1208,10 +1325,14 @@ ALTER TABLE outbox.state_changes ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDE
 
 CREATE TABLE outbox.waits (
     workflow_id uuid NOT NULL,
-    signal text NOT NULL COLLATE pg_catalog."C",
+    signal text COLLATE pg_catalog."C",
     to_status text NOT NULL COLLATE pg_catalog."C",
     field text,
-    since timestamp with time zone DEFAULT now() NOT NULL
+    since timestamp with time zone DEFAULT now() NOT NULL,
+    children integer,
+    failed text[],
+    on_failure text COLLATE pg_catalog."C",
+    CONSTRAINT waits_are_for_one_thing CHECK ((num_nonnulls(signal, children) = 1))
 );
 
 CREATE TABLE outbox.workers (
@@ -1314,6 +1435,12 @@ ALTER TABLE ONLY outbox.messages ALTER COLUMN id SET DEFAULT nextval('outbox.mes
 
 ALTER TABLE ONLY outbox.approvals
     ADD CONSTRAINT approvals_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.checkpoints
+    ADD CONSTRAINT checkpoints_pkey PRIMARY KEY (workflow_id, entered, stage, key);
+
+ALTER TABLE ONLY outbox.children
+    ADD CONSTRAINT children_pkey PRIMARY KEY (child_id);
 
 ALTER TABLE ONLY outbox.dead_jobs
     ADD CONSTRAINT dead_jobs_pkey PRIMARY KEY (workflow_id);
@@ -1426,6 +1553,9 @@ ALTER TABLE outbox.jobs
 ALTER TABLE ONLY outbox.legal_changes
     ADD CONSTRAINT legal_changes_pkey PRIMARY KEY (pipeline, from_status, to_status);
 
+ALTER TABLE ONLY outbox.orphans
+    ADD CONSTRAINT orphans_pkey PRIMARY KEY (parent_id);
+
 ALTER TABLE ONLY outbox.parked_deliveries
     ADD CONSTRAINT parked_deliveries_content_key UNIQUE (consumer, digest);
 
@@ -1479,6 +1609,10 @@ CREATE INDEX approvals_by_workflow ON outbox.approvals USING btree (workflow_id,
 CREATE UNIQUE INDEX approvals_open ON outbox.approvals USING btree (workflow_id) WHERE (ended_at IS NULL);
 
 CREATE INDEX approvals_to_remind ON outbox.approvals USING btree (remind_at) WHERE ((ended_at IS NULL) AND (remind_at IS NOT NULL));
+
+CREATE INDEX checkpoints_by_time ON outbox.checkpoints USING brin (made_at) WITH (autosummarize='on');
+
+CREATE INDEX children_by_parent ON outbox.children USING btree (parent_id);
 
 CREATE INDEX dead_jobs_by_stage ON outbox.dead_jobs USING btree (pipeline, stage, status);
 

@@ -125,7 +125,7 @@ def test_the_latency_bench_measures_an_idle_worker_and_three_loads(tmp_path: Pat
 
 
 def test_the_recovery_bench_kills_workers_and_sees_all_their_jobs_again(tmp_path: Path) -> None:
-    out, document = run("recovery", tmp_path / "figures.json", "--kills", "2", "--at-once", "2")
+    out, document = run("recovery", tmp_path / "figures.json", "--kills", "2", "--at-once", "2", "--peer-kills", "0")
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert "to the last of its jobs" in out
 
@@ -191,7 +191,7 @@ def test_without_matplotlib_a_picture_is_refused_before_anything_is_measured(tmp
 
 def test_one_command_runs_the_benches_says_which_failed_and_shows_the_others(tmp_path: Path) -> None:
     (tmp_path / "idle.json").write_text("of an older run")
-    benches = "{'idle': one.Bench('--no-such-option'), 'recovery': one.Bench('--kills 1 --at-once 1', 'jobs, s$')}"
+    benches = "{'idle': one.Bench('--no-such-option'), 'recovery': one.Bench('--kills 1 --at-once 1 --peer-kills 0', 'jobs, s$')}"
     command = f"one.main(['--quick', '--out', {str(tmp_path)!r}])"
     done = python("-c", f"from bench import __main__ as one; one.BENCHES = {benches}; {command}")
     assert done.returncode == 1

@@ -111,7 +111,7 @@ class Reader:
         for process in self.running:
             assert process.running, process.text()
         with psycopg.connect(self.dsn) as conn:
-            return value(conn, "SELECT count(*) FROM outbox.jobs") == 0
+            return value(conn, "SELECT count(*) FROM outbox.jobs WHERE stage IS NOT NULL") == 0
 
     def end(self) -> None:
         for process in self.running:

@@ -9,6 +9,7 @@ import pytest
 from pipelines import Post, make_posts
 
 from outbox import Backoff, DefinitionError, InvalidInput, Pipeline, Retry
+from outbox.pipeline import Route
 
 NAMES = [
     "",
@@ -143,9 +144,9 @@ def test_data_must_be_a_type_that_pydantic_validates() -> None:
 
 def test_a_definition_says_what_is_deployed() -> None:
     posts = make_posts()
-    assert posts.routes()["WAITING_FOR_REVIEW"] == (None, False, False)
-    assert posts.routes()["ENRICHED"] == ("decide", False, False)
-    assert posts.routes()["COMPLETED"] == (None, False, True)
+    assert posts.routes()["WAITING_FOR_REVIEW"] == Route(None)
+    assert posts.routes()["ENRICHED"] == Route("decide")
+    assert posts.routes()["COMPLETED"] == Route(None, final=True)
     assert ("WAITING_FOR_REVIEW", "REJECTED") in posts.legal_changes()
     assert ("RECEIVED", "COMPLETED") not in posts.legal_changes()
     assert posts.load(posts.dump(Post(content="x"))) == Post(content="x")
