@@ -48,8 +48,8 @@ def main(kills: int, at_once: int, peer_kills: int, patience: float, json_file: 
         with ThreadPoolExecutor(at_once) as threads:
             report.progress(f"{kills} kills, in {at_once} databases at once")
             found = [times for some in threads.map(partial(recoveries, postgres), shares) for times in some]
-        theirs = recoveries_of_peers(postgres, peer_kills, patience) if peer_kills else {}
         where = machine(postgres.dsn)
+    theirs = recoveries_of_peers(peer_kills, patience) if peer_kills else {}
     figures = {}
     for name, values in (("first", [min(times) for times in found]), ("last", [max(times) for times in found])):
         figures[f"to the {name} of its jobs, s"] = report.spread(values)

@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from broker import programs
 
 from .. import report
-from ..database import Server
+from ..database import server
 from . import theirs
 from .theirs import PEERS
 
 
-def recoveries(postgres: Server, kills: int, patience: float) -> dict[str, list[float]]:
+def recoveries(kills: int, patience: float) -> dict[str, list[float]]:
     """Return for each peer the seconds from each kill to the next attempt; none of those that had none by then.
 
-    All at the same time, each on a database of its own: they wait.
+    All at the same time, for they wait; each on a server of its own, as together they want more connections than it has.
     """
     peers = [peer for peer in PEERS.values() if not peer.batches and (programs() or not peer.needs_broker)]
     for peer in peers:
@@ -24,7 +24,7 @@ def recoveries(postgres: Server, kills: int, patience: float) -> dict[str, list[
     with theirs.rabbitmq(needs_broker) as broker, ThreadPoolExecutor(len(peers) * kills) as threads:
 
         def once(peer: theirs.Peer) -> float | None:
-            with postgres.database() as dsn:
+            with server() as postgres, postgres.database() as dsn:
                 url = broker.new_url() if broker and peer.needs_broker else None
                 return theirs.recovery(dsn, peer, url, patience)
 
