@@ -22,7 +22,7 @@ from .handle import Run
 from .inbox import Inbox
 from .maintenance import Retention
 from .outcome import Backoff, Go, Reject, Retry
-from .pipeline import Pipeline
+from .pipeline import Change, Pipeline
 from .schedule import Tick
 from .sharding import shard
 from .signals import Signalled, signal
@@ -32,6 +32,7 @@ from .worker import Worker
 
 __all__ = [
     "Backoff",
+    "Change",
     "Consumer",
     "DefinitionError",
     "Delivery",

@@ -89,6 +89,8 @@ for command in (
     change.set_status,
     look.dead,
     change.retry,
+    change.pause,
+    change.resume,
     waits.approvals_command,
     waits.approve,
     waits.reject,

@@ -6,7 +6,7 @@ One transaction: statuses, legal changes, routes, and the jobs of workflows whos
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -45,7 +45,12 @@ class Definition:
             row = cursor.execute(SQL["pipeline_read"], name).fetchone()
             return cls(
                 row[0] if row else None,
-                {status: Route(*route) for status, *route in cursor.execute(SQL["routes_read"], name)},
+                {
+                    status: Route(stage, running, final, deadline, on_deadline, tuple(reactions))
+                    for status, stage, running, final, deadline, on_deadline, reactions in cursor.execute(
+                        SQL["routes_read"], name
+                    )
+                },
                 {(source, target) for source, target in cursor.execute(SQL["legal_changes_read"], name)},
                 dict(cursor.execute(SQL["stages_read"], name).fetchall()),
                 {schedule: tuple(how) for schedule, *how in cursor.execute(SCHEDULES["schedules_read"], name)},
@@ -83,7 +88,12 @@ def check(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
     """Return what `deploy` would change, in words. Raises Stranded if it would be refused."""
     old, new = Definition.read(conn, pipeline.name), Definition.of(pipeline)
     _refuse_stranding(conn, pipeline.name, old, new)
-    return old.changes_to(new)
+    return [*_of_reactions(pipeline, lambda reaction: check(conn, reaction)), *old.changes_to(new)]
+
+
+def _of_reactions(pipeline: Pipeline[Any], do: Callable[[Pipeline[Any]], list[str]]) -> list[str]:
+    """Do the same with the pipelines of its reactions; return what that says, each line with the reaction's name."""
+    return [f"{reaction.name}: {line}" for reaction in pipeline.reactions.values() for line in do(reaction)]
 
 
 def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
@@ -94,18 +104,19 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
     """
     new = Definition.of(pipeline)
     with conn.transaction():
+        lines = _of_reactions(pipeline, lambda reaction: deploy(conn, reaction))
         if not Definition.read(conn, pipeline.name).changes_to(new):
-            return []
+            return lines
         conn.execute("SELECT set_config('lock_timeout', '5s', true)")
         conn.execute(SQL["deploy_turn"])
         conn.execute(SQL["deploy_lock"])
         conn.execute("SELECT set_config('lock_timeout', '0', true)")
         old = Definition.read(conn, pipeline.name)
         _refuse_stranding(conn, pipeline.name, old, new)
-        for statement, params in _writes(pipeline.name, old, new):
+        for statement, params in _writes(pipeline, old, new):
             conn.execute(statement, params)
         _write_schedules(conn, pipeline)
-        return old.changes_to(new)
+        return [*lines, *old.changes_to(new)]
 
 
 def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list[str]) -> None:
@@ -128,12 +139,15 @@ def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list
             raise NotDeployed(f'pipeline "{pipeline.name}" is deployed without the changes {listed}. {how}')
 
 
-def _writes(name: str, old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    pipeline = {"pipeline": name}
+def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    pipeline = {"pipeline": of.name}
     definition = json.dumps({"statuses": sorted(new.routes), "stages": sorted(new.attempts)})
-    yield SQL["pipeline_write"], {**pipeline, "initial": new.initial, "definition": definition}
+    yield (
+        SQL["pipeline_write"],
+        {**pipeline, "initial": new.initial, "definition": definition, "reaction_of": of.reaction_of},
+    )
     yield SQL["routes_clear"], pipeline
-    stages, running, final, deadlines, on_deadline = zip(*new.routes.values(), strict=True)
+    stages, running, final, deadlines, on_deadline, reactions = zip(*new.routes.values(), strict=True)
     yield (
         SQL["routes_write"],
         {
@@ -144,6 +158,7 @@ def _writes(name: str, old: Definition, new: Definition) -> Iterator[tuple[bytes
             "final": list(final),
             "deadlines": list(deadlines),
             "on_deadline": list(on_deadline),
+            "reactions": [",".join(names) for names in reactions],
         },
     )
     yield SQL["legal_changes_clear"], pipeline
@@ -201,4 +216,6 @@ def _describe(route: Route) -> str:
         what = f"in progress in {route.stage}"
     if route.deadline is not None:
         what += f"; after {timedelta(seconds=route.deadline)} -> {route.on_deadline}"
+    if route.reactions:
+        what += f"; then {', '.join(route.reactions)}"
     return f" ({what})"

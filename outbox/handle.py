@@ -15,6 +15,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from . import documents
+from .data import TooNewData
 from .documents import printable
 from .errors import HandlerError, InvalidInput, LeaseLost
 from .job import Failed, Finished, Job, Message, Outcome, fail
@@ -25,6 +26,9 @@ Data = TypeVar("Data")
 MAX_TOPIC = 255
 MAX_KEY = 1_000
 MAX_PROGRESS = 500
+
+NEWER_WORKER = 10.0
+"""Seconds until a job is offered again whose data only newer code can read."""
 MAX_PUBLISHED = 64 * 2**20
 """How many characters of messages one attempt publishes at most: they are one statement, which ends at 1 GB."""
 
@@ -185,6 +189,10 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
         return Run(job, job.stage.pipeline.load(job.metadata), connection)
     except ValidationError as error:
         return Failed(f"the stored metadata doesn't fit the pipeline's data: {documents.explain(error)}", None)
+    except TooNewData as error:  # it is a newer worker's, whenever that comes
+        return Failed(documents.describe(error), NEWER_WORKER)
+    except HandlerError as error:
+        return Failed(documents.describe(error), None)
     except BaseException as error:  # validators are the user's code, as handlers are
         return fail(job, error)
 

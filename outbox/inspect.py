@@ -146,6 +146,27 @@ def set_status(
         return conn.execute(SQL["status_set"], {"id": workflow, "status": status}).rowcount > 0
 
 
+def find_stage(conn: psycopg.Connection[Any], name: str, pipeline: str | None = None) -> tuple[str, str]:
+    """Return pipeline and stage of a name, "enrich" or "posts.enrich". NotFound if there is none, or more than one."""
+    found = _rows(conn, "stages_named", stage=name, pipeline=pipeline)
+    if not found:
+        raise NotFound(f'no pipeline that is deployed here has a stage "{name}"')
+    if len(found) > 1:
+        names = ", ".join(f"{row['pipeline']}.{row['stage']}" for row in found)
+        raise NotFound(f'"{name}" is a stage of several pipelines: say one of {names}')
+    return found[0]["pipeline"], found[0]["stage"]
+
+
+def pause(conn: psycopg.Connection[Any], pipeline: str, stage: str, *, by: str, reason: str | None = None) -> bool:
+    """Have no worker claim for a stage any more; what runs goes on. False if it is paused already."""
+    return bool(_rows(conn, "stage_pause", pipeline=pipeline, stage=stage, by=by, reason=reason))
+
+
+def resume(conn: psycopg.Connection[Any], pipeline: str, stage: str) -> bool:
+    """Have workers claim for a stage again, within a second or so. False if it wasn't paused."""
+    return bool(_rows(conn, "stage_resume", pipeline=pipeline, stage=stage))
+
+
 def retry(conn: psycopg.Connection[Any], workflow: UUID) -> bool:
     """Make the job of a workflow anew. False if it has one, or stands where no stage takes it."""
     return _make_anew(conn, [workflow]) > 0

@@ -30,6 +30,8 @@ BATCH = 1_000
 FOLD_EVERY = 10.0
 RETAIN_EVERY = 60.0
 MAX_DAYS = 100_000
+KEEP_REACTIONS = 7.0
+"""Days that a reaction which is done can still be looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +250,7 @@ class Maintenance:
             ("retention_history", self._retention.history),
             ("retention_dead_jobs", self._retention.dead_jobs),
             ("retention_checkpoints", 0.0),
+            ("retention_reactions", KEEP_REACTIONS),
         ):
             total, deleted = 0, BATCH
             while days is not None and deleted == BATCH:

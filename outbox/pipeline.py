@@ -10,14 +10,16 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypeVar, overload
+from uuid import UUID
 
 import psycopg
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from . import documents, schedule
-from .errors import DefinitionError, HandlerError, InvalidInput
+from .data import DataType
+from .errors import DefinitionError, HandlerError
 from .outcome import Backoff, Go, check_number
 from .submit import Submitted, submit, submit_many
 from .waits import LONGEST, Wait, WaitForApproval, WaitForChildren, WaitForSignal, later
@@ -38,6 +40,21 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
+class Change(BaseModel):
+    """A change of a workflow's status, as a reaction is given it. `data` is what the workflow's data was then."""
+
+    pipeline: str
+    entity_id: str
+    workflow_id: UUID
+    from_status: str | None
+    status: str
+    version: int
+    actor: str
+    reason: str | None
+    at: datetime
+    data: Any
+
+
 class Route(NamedTuple):
     """What becomes of workflows in a status: the stage that takes them or None, and a deadline in seconds or None."""
 
@@ -46,6 +63,7 @@ class Route(NamedTuple):
     final: bool = False
     deadline: float | None = None
     on_deadline: str | None = None
+    reactions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,32 +142,37 @@ class Pipeline(Generic[Data]):
 
     `data` is a pydantic model or any type that pydantic validates (default: a plain JSON object). A workflow
     starts in `initial`; in a status of `final` it has ended. All other statuses come from stages and `allow`.
+    `version` is that of the data's type; see `migrate_data`.
     """
 
     # data=Post makes a Pipeline[Post]; a type that is no class, such as a union, is Any to a type checker.
     @overload
-    def __init__(self, name: str, *, data: type[Data], initial: str, final: Iterable[str] = ()) -> None: ...
-    @overload
     def __init__(
-        self: Pipeline[dict[str, Any]], name: str, *, data: None = None, initial: str, final: Iterable[str] = ()
+        self, name: str, *, data: type[Data], initial: str, final: Iterable[str] = (), version: int = 1
     ) -> None: ...
     @overload
-    def __init__(self: Pipeline[Any], name: str, *, data: Any, initial: str, final: Iterable[str] = ()) -> None: ...
-    def __init__(self, name: str, *, data: Any = None, initial: str, final: Iterable[str] = ()) -> None:
+    def __init__(
+        self: Pipeline[dict[str, Any]], name: str, *, data: None = None, initial: str, final: Iterable[str] = (),
+        version: int = 1,
+    ) -> None: ...  # fmt: skip
+    @overload
+    def __init__(
+        self: Pipeline[Any], name: str, *, data: Any, initial: str, final: Iterable[str] = (), version: int = 1
+    ) -> None: ...
+    def __init__(
+        self, name: str, *, data: Any = None, initial: str, final: Iterable[str] = (), version: int = 1
+    ) -> None:
         self.name = check_name(name, "pipeline")
         self.initial = check_name(initial, "initial status")
         self.final = _statuses(final, "final")
         self.stages: dict[str, Stage] = {}
         self._allowed: dict[str, frozenset[str]] = {}
         self.schedules: dict[str, schedule.Schedule] = {}
+        self.reactions: dict[str, Pipeline[Change]] = {}
+        self.reaction_of: str | None = None
+        self._reacting: dict[str, list[str]] = {}
         self._deadlines: dict[str, tuple[timedelta, str]] = {}
-        self._plain = data is None
-        try:
-            self._adapter: TypeAdapter[Any] = TypeAdapter(dict[str, Any] if data is None else data)
-        except PydanticUserError as error:
-            raise DefinitionError(
-                f"pipeline {name}: data={documents.shown(data)} is no type that pydantic validates: {error}"
-            ) from None
+        self._data = DataType(name, data, version)
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, stages={list(self.stages)})"
@@ -287,6 +310,39 @@ class Pipeline(Generic[Data]):
 
         return register
 
+    def on_change(
+        self,
+        *statuses: str,
+        name: str | None = None,
+        retry: Backoff | None = None,
+        timeout: float = 60.0,
+        concurrency: int | None = None,
+    ) -> Callable[[Handler], Handler]:
+        """Run the decorated function after each change to one of `statuses`, at least once, whoever makes the change.
+
+        It gets a `Run` whose data is the `Change`, and returns nothing. It is no step of the workflow, which goes on
+        whatever becomes of it: several reactions to one change have their own attempts and dead jobs each. They are
+        pipelines, `PIPELINE/NAME`, with a workflow for each change, which is kept for a week when it is done.
+        """
+        if not statuses:
+            raise DefinitionError("on_change: name at least one status")
+        for status in statuses:
+            check_name(status, "on_change: status")
+
+        def register(function: Handler) -> Handler:
+            called = check_name(name or getattr(function, "__name__", None), "on_change: name=")
+            if called in self.reactions or "," in called:
+                raise DefinitionError(f"pipeline {self.name} has two reactions named {called!r}")
+            reaction = Pipeline(f"{self.name}/{called}", data=Change, initial="DUE", final={"DONE"})
+            reaction.stage(called, on="DUE", to="DONE", retry=retry, timeout=timeout, concurrency=concurrency)(function)
+            reaction.reaction_of = self.name
+            self.reactions[called] = reaction
+            for status in statuses:
+                self._reacting.setdefault(status, []).append(called)
+            return function
+
+        return register
+
     # What deploy writes.
 
     def routes(self) -> dict[str, Route]:
@@ -303,6 +359,10 @@ class Pipeline(Generic[Data]):
                 known[stage.running] = Route(stage.name, running=True)
         for status, (within, target) in self._deadlines.items():
             known[status] = known[status]._replace(deadline=within.total_seconds(), on_deadline=target)
+        for status, names in self._reacting.items():
+            if status not in known:
+                raise DefinitionError(f"pipeline {self.name}: {names[0]} reacts to {status}, which no change leads to")
+            known[status] = known[status]._replace(reactions=tuple(sorted(names)))
         return known
 
     def legal_changes(self) -> set[tuple[str, str]]:
@@ -324,36 +384,24 @@ class Pipeline(Generic[Data]):
 
     def dump(self, data: Any) -> str:
         """Return `data` as JSON text, validated; else InvalidInput."""
-        if isinstance(data, Mapping) and not self._plain:
-            data = self._validated(data)
-        elif self._plain:
-            if not isinstance(data, dict):
-                raise InvalidInput("data", f"must be a dict, not {type(data).__name__}")
-            return documents.dump_any(data, "data")
-        return documents.dump(self._adapter, data, "data")
+        return self._data.dump(data)
 
     def dump_readable(self, data: Any) -> str:
         """The same for what is submitted: what the model itself couldn't read back is refused, not dead later."""
-        text = self.dump(data)
-        try:
-            if not self._plain:
-                self.load(text)
-        except ValidationError as error:
-            problem = f"its type can't read back what it writes: {documents.explain(error)}"
-            raise InvalidInput("data", problem) from None
-        return text
+        return self._data.dump_readable(data)
 
     def load(self, text: str) -> Data:
         """Return stored JSON text as the pipeline's data type; else pydantic's ValidationError."""
-        # Either way: what we wrote is by the fields' names, what others wrote may be by their aliases.
-        data: Data = self._adapter.validate_json(text, by_alias=True, by_name=True)
+        data: Data = self._data.load(text)
         return data
 
-    def _validated(self, data: Any) -> Any:
-        try:
-            return self._adapter.validate_python(data)
-        except ValidationError as error:
-            raise InvalidInput("data", documents.explain(error)) from None
+    def migrate_data(self, from_version: int, upgrade: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Read data that was stored by version `from_version` of the pipeline's type through `upgrade`.
+
+        It is given the document and returns it as that of the next version. What a handler returns is stored as the
+        pipeline's own `version`; data that is only read stays as it is.
+        """
+        self._data.upgrade(from_version, upgrade)
 
     # Step 1: see submit.py.
 

@@ -72,7 +72,11 @@ def status(found: dict[str, list[Row]]) -> Group:
     """Return the tables of `outbox status`."""
     columns = ["pipeline", "status", "stage", "workflows", "ready", "scheduled", "running", "dead", "oldest waiting"]
     overview = [
-        [row[column] for column in columns[:-1]] + [age(row["oldest_waiting_seconds"])] for row in found["overview"]
+        [row[column] for column in columns[:2]]
+        + [_stage(row)]
+        + [row[column] for column in columns[3:-1]]
+        + [age(row["oldest_waiting_seconds"])]
+        for row in found["overview"]
     ]
     workers = [
         [
@@ -117,6 +121,16 @@ def status(found: dict[str, list[Row]]) -> Group:
         ]
         parts += [Text(), table(None, ["consumer", "parked", "to be tried again", "oldest"], rows)]
     return Group(*parts)
+
+
+def _stage(row: Row) -> str | None:
+    """The stage of a line of the overview, with why nothing of it runs."""
+    if row["paused"]:
+        return f"{row['stage']} (paused)"
+    if not row["served"] and row["ready"] + row["scheduled"]:
+        return f"{row['stage']} (no worker)"
+    stage: str | None = row["stage"]
+    return stage
 
 
 def workflow(found: Row) -> Group:

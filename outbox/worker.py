@@ -70,6 +70,7 @@ class Worker:
         for pipeline in self._pipelines:
             if not isinstance(pipeline, Pipeline):
                 raise DefinitionError(f"pipelines: {shown(pipeline)} is no Pipeline")
+        self._pipelines += [reaction for pipeline in self._pipelines for reaction in pipeline.reactions.values()]
         self._lanes = Lanes.of(self._pipelines, stages, concurrency)
         # A worker of some stages leaves the clock to those that run all of them.
         clocks = [pipeline.schedules for pipeline in self._pipelines if stages is None]

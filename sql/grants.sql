@@ -60,6 +60,8 @@ GRANT INSERT (pipeline, entity_id, name, payload, signal_id), SELECT (id, workfl
 GRANT EXECUTE ON FUNCTION outbox.decide(text, text, text, text, text, jsonb, text) TO outbox_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.checkpoints TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.orphans TO outbox_worker;
-GRANT SELECT ON outbox.children TO outbox_worker;
+GRANT SELECT ON outbox.children, outbox.pauses TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.reactions_forget(float8, integer) TO outbox_worker;
+GRANT INSERT (pipeline, stage, paused_by, reason), DELETE ON outbox.pauses TO outbox_operator;
 GRANT SELECT, UPDATE (reminders, remind_at) ON outbox.approvals TO outbox_worker;
 GRANT SELECT, UPDATE (next_at, last_at, ran_at, attempts, retry_at, error) ON outbox.schedules TO outbox_worker;

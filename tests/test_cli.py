@@ -29,7 +29,7 @@ from outbox.cli import main
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Spawned]
 
-COMMANDS = ["migrate", "deploy", "worker", "submit", "status", "show", "set-status", "dead", "retry", "approvals", "approve",
+COMMANDS = ["migrate", "deploy", "worker", "submit", "status", "show", "set-status", "dead", "retry", "pause", "resume", "approvals", "approve",
             "reject", "decide", "signal", "schedules", "relay", "parked", "doctor", "demo"]  # fmt: skip
 APP = "cli_app:posts"
 CANARY = "canary-s3cret"

@@ -1,4 +1,4 @@
-"""What a person changes: a status, by hand; a dead job, which runs again."""
+"""What a person changes: a status, by hand; a dead job, which runs again; a stage, which is paused."""
 
 from __future__ import annotations
 
@@ -54,3 +54,31 @@ def retry(found: settings.Settings, entity: str | None, everything: bool, pipeli
                 "either its job is alive or no stage takes this status"
             )
     click.echo(f"{printable(entity)} runs again")
+
+
+@click.command()
+@click.argument("stage")
+@click.option("--reason", help="Why; `outbox.pauses` keeps it.")
+@click.option("--by", metavar="NAME", default=getpass.getuser, help="Who. Default: your user name.")
+@click.option("--pipeline", metavar="NAME", help="The pipeline, where several have this stage.")
+@click.pass_obj
+def pause(found: settings.Settings, stage: str, reason: str | None, by: str, pipeline: str | None) -> None:
+    """Stop claiming for STAGE ("enrich", or "posts.enrich"), in all workers; what runs goes on, and jobs wait."""
+    with database(found) as conn:
+        migrations.require(conn)
+        of, name = inspect.find_stage(conn, stage, pipeline)
+        paused = inspect.pause(conn, of, name, by=by, reason=reason)
+    click.echo(printable(f"{of}.{name} is paused" if paused else f"{of}.{name} was paused already"))
+
+
+@click.command()
+@click.argument("stage")
+@click.option("--pipeline", metavar="NAME", help="The pipeline, where several have this stage.")
+@click.pass_obj
+def resume(found: settings.Settings, stage: str, pipeline: str | None) -> None:
+    """Claim for STAGE again, in all workers."""
+    with database(found) as conn:
+        migrations.require(conn)
+        of, name = inspect.find_stage(conn, stage, pipeline)
+        resumed = inspect.resume(conn, of, name)
+    click.echo(printable(f"{of}.{name} goes on" if resumed else f"{of}.{name} was not paused"))

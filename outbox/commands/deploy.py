@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
 from .. import application, deploy, migrations, settings
 from ..documents import printable
+from ..pipeline import Pipeline
+from ..stranded import report
 from .shared import app_option, database
 
 
@@ -54,19 +57,38 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
 
 @click.command("deploy")
 @app_option
-@click.option("--check", is_flag=True, help="Say what would change; exit 1 if it would be refused. Changes nothing.")
+@click.option("--check", is_flag=True, help="Say what would change, and who would be stranded; exit 1 if anybody. Changes nothing.")
+@click.option("--all", "every", is_flag=True, help="With --check: validate the data of every workflow on its way, not of a sample.")
 @click.pass_obj
-def deploy_command(found: settings.Settings, app: str | None, check: bool) -> None:
-    """Write a pipeline's statuses, legal changes and routes into the database.
+def deploy_command(found: settings.Settings, app: str | None, check: bool, every: bool) -> None:
+    """Write a pipeline's statuses, legal changes, routes and schedules into the database.
 
-    Refused, with the list, when workflows stand in a status that the new version no longer knows.
+    Refused, with the list, when workflows stand in a status that the new version no longer knows. --check also lists who
+    waits for what could not come any more, and whose stored data the new code can't read.
     """
+    if every and not check:
+        raise click.UsageError("--all is for --check")
     pipelines = application.load(app or found.app)
+    stranded = False
     with database(found) as conn:
         migrations.require(conn)
         for pipeline in pipelines:
+            if check:
+                for line in _stranded(conn, pipeline, every):
+                    click.echo(f"{pipeline.name}: {printable(line)}")
+                    stranded = True
             lines = deploy.check(conn, pipeline) if check else deploy.deploy(conn, pipeline)
             for line in lines:
                 click.echo(f"{pipeline.name}: {printable(line)}")
             if not lines:
                 click.echo(f"{pipeline.name}: nothing to change")
+    if stranded:
+        sys.exit(1)
+
+
+def _stranded(conn: Any, pipeline: Pipeline[Any], every: bool) -> list[str]:
+    def progress(count: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{count:,} looked at", nl=False, err=True)
+
+    return report(conn, pipeline, every=every, on_checked=progress)

@@ -22,6 +22,7 @@ WITH picked AS MATERIALIZED (
     ) AS j
     -- A worker whose row is gone would take jobs that the next sweep frees: an attempt burnt for nothing.
     WHERE EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = %(worker)s::integer)
+      AND NOT EXISTS (SELECT FROM outbox.pauses AS p WHERE p.pipeline = q.pipeline AND p.stage = q.stage)
 ), careful AS MATERIALIZED (
     -- The next attempt is the last one of these, and what killed the ones before may be among them: two of them in
     -- one process, and the innocent dies with the other. The loop over the queues ends at the first that is found.
@@ -37,6 +38,7 @@ WITH picked AS MATERIALIZED (
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS j
     WHERE %(careful)s AND EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = %(worker)s::integer)
+      AND NOT EXISTS (SELECT FROM outbox.pauses AS p WHERE p.pipeline = q.pipeline AND p.stage = q.stage)
     LIMIT 1
 ), claimed AS (
     UPDATE outbox.jobs AS j

@@ -14,7 +14,9 @@ LOCK TABLE outbox.workflow_states IN SHARE ROW EXCLUSIVE MODE;
 SELECT p.initial_status, p.definition FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s;
 
 -- name: routes_read
-SELECT r.status, r.stage, r.running, r.final, extract(epoch FROM r.deadline)::float8, r.on_deadline FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
+SELECT r.status, r.stage, r.running, r.final, extract(epoch FROM r.deadline)::float8, r.on_deadline,
+       coalesce(r.reactions, '{}')
+FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
 
 -- name: legal_changes_read
 SELECT l.from_status, l.to_status FROM outbox.legal_changes AS l WHERE l.pipeline = %(pipeline)s;
@@ -30,19 +32,22 @@ WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[]
 GROUP BY w.current_status;
 
 -- name: pipeline_write
-INSERT INTO outbox.pipelines (pipeline, initial_status, definition)
-VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb)
+INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of)
+VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s)
 ON CONFLICT (pipeline) DO UPDATE
-SET initial_status = excluded.initial_status, definition = excluded.definition, deployed_at = now();
+SET initial_status = excluded.initial_status, definition = excluded.definition, reaction_of = excluded.reaction_of,
+    deployed_at = now();
 
 -- name: routes_clear
 DELETE FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
 
 -- name: routes_write
-INSERT INTO outbox.routes (pipeline, status, stage, running, final, deadline, on_deadline)
-SELECT %(pipeline)s, r.status, r.stage, r.running, r.final, make_interval(secs => r.deadline), r.on_deadline
+INSERT INTO outbox.routes (pipeline, status, stage, running, final, deadline, on_deadline, reactions)
+SELECT %(pipeline)s, r.status, r.stage, r.running, r.final, make_interval(secs => r.deadline), r.on_deadline,
+       string_to_array(nullif(r.reactions, ''), ',')
 FROM unnest(%(statuses)s::text[], %(stages)s::text[], %(running)s::boolean[], %(final)s::boolean[], %(deadlines)s::float8[],
-            %(on_deadline)s::text[]) AS r (status, stage, running, final, deadline, on_deadline);
+            %(on_deadline)s::text[], %(reactions)s::text[])
+    AS r (status, stage, running, final, deadline, on_deadline, reactions);
 
 -- name: legal_changes_clear
 DELETE FROM outbox.legal_changes AS l WHERE l.pipeline = %(pipeline)s;

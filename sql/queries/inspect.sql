@@ -2,7 +2,10 @@
 
 -- name: overview
 SELECT o.pipeline, o.status, o.stage, o.workflows, o.ready, o.scheduled, o.running, o.dead,
-       extract(epoch FROM o.oldest_waiting)::float8 AS oldest_waiting_seconds
+       extract(epoch FROM o.oldest_waiting)::float8 AS oldest_waiting_seconds, o.paused,
+       o.stage IS NULL OR EXISTS (
+           SELECT FROM outbox.workers AS w
+           WHERE o.pipeline || '.' || o.stage = ANY (w.stages) AND w.beat_at + w.lease >= now()) AS served
 FROM outbox.overview AS o
 ORDER BY o.pipeline, o.stage IS NULL, o.status;
 
@@ -97,6 +100,20 @@ SELECT set_config('outbox.actor', %(actor)s, true), set_config('outbox.reason', 
 UPDATE outbox.workflow_states AS w SET current_status = %(status)s
 WHERE w.id = %(id)s AND w.current_status <> %(status)s
 RETURNING w.version;
+
+-- name: stages_named
+-- The stages of this name, "enrich" or "posts.enrich", that any pipeline is deployed with.
+SELECT s.pipeline, s.stage FROM outbox.stages AS s
+WHERE (s.stage = %(stage)s OR s.pipeline || '.' || s.stage = %(stage)s)
+  AND (%(pipeline)s::text IS NULL OR s.pipeline = %(pipeline)s)
+ORDER BY s.pipeline;
+
+-- name: stage_pause
+INSERT INTO outbox.pauses (pipeline, stage, paused_by, reason) VALUES (%(pipeline)s, %(stage)s, %(by)s, %(reason)s)
+ON CONFLICT (pipeline, stage) DO NOTHING RETURNING stage;
+
+-- name: stage_resume
+DELETE FROM outbox.pauses AS p WHERE p.pipeline = %(pipeline)s AND p.stage = %(stage)s RETURNING p.stage;
 
 -- name: retry_candidates
 -- Dead jobs, by workflow, from a point on: for retry in batches.

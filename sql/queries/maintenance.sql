@@ -37,6 +37,7 @@ SELECT
             WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND j.owner IS NULL AND j.due
             LIMIT 1
         ) AS j
+        WHERE NOT EXISTS (SELECT FROM outbox.pauses AS p WHERE p.pipeline = q.pipeline AND p.stage = q.stage)
     ) ELSE false END AS ready;
 
 -- name: jobs_promote_due
@@ -267,6 +268,9 @@ WITH old AS MATERIALIZED (
     RETURNING 1
 )
 SELECT count(*) FROM deleted;
+
+-- name: retention_reactions
+SELECT outbox.reactions_forget(%(days)s, %(limit)s);
 
 -- name: retention_dead_jobs
 -- Drops the errors of jobs that died more than `days` ago. The fact stays for as long as the workflow stands there:
