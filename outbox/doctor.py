@@ -39,7 +39,7 @@ def examine(conn: Conn, pipelines: Sequence[Pipeline[Any]] = (), *, long_transac
     found = [*_server(conn), *_schema(conn)]
     if migrations.pending(conn):
         return found  # the rest can't be asked
-    found += [*_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn)]
+    found += [*_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn), *_waits(conn)]
     return [*found, *_relays(conn), *_sessions(conn, long_transaction), *_tables(conn)]
 
 
@@ -132,6 +132,26 @@ def _jobs(conn: Conn) -> Iterator[Finding]:
         yield Finding("warn", f"{dead} jobs are dead and wait for a person", "look: outbox dead; then: outbox retry")
     else:
         yield Finding("ok", "no job is dead, none is stuck")
+
+
+def _waits(conn: Conn) -> Iterator[Finding]:
+    for pipeline, status, leads_to, count, legal in _rows(conn, "waits_overdue"):
+        yield Finding(
+            "bad", f"{count} workflows of {pipeline} stand in {status} after their deadline",
+            "run a worker: any one moves them" if legal
+            else f"from {status} to {leads_to} is no legal change: deploy one, or move them on by outbox set-status",
+        )  # fmt: skip
+    for pipeline, schedule, seconds, attempts, error in _rows(conn, "schedules_late"):
+        yield Finding(
+            "warn", f"schedule {pipeline}.{schedule} is {seconds / 60:.0f} minutes late"
+            + (f", {attempts} attempts have failed: {error}" if attempts else ""),
+            "mend its function" if attempts else "run a worker that serves all stages of the pipeline",
+        )  # fmt: skip
+    for pipeline, stage, by, reason, seconds in _rows(conn, "pauses"):
+        yield Finding(
+            "warn", f"{pipeline}.{stage} is paused by {by} since {seconds / 3600:.1f} hours{f': {reason}' if reason else ''}",
+            f"when it may go on: outbox resume {pipeline}.{stage}",
+        )  # fmt: skip
 
 
 def _relays(conn: Conn) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from conftest import serve
 from pipelines import Post, deployed, drain, value
 from servers import PostgresServer, Process, wait_for
 
-from outbox import doctor
+from outbox import Go, Pipeline, doctor
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
@@ -352,3 +352,22 @@ def test_messages_that_nobody_relays_are_told_and_are_a_trouble_when_they_are_ol
     shop.execute("UPDATE outbox.messages SET created_at = now() - interval '8 days'")
     assert troubles(outbox) == [("warn", f"{said}192 hours")]
     assert "outbox worker --keep-messages 7" in outbox("doctor").out
+
+
+def test_waits_that_nobody_ends_are_found(outbox: Outbox, conn: Conn, dsn: str) -> None:
+    waits: Pipeline[Post] = Pipeline("waits", data=Post, initial="NEW", final={"DONE", "LATE"})
+    waits.stage("work", on="NEW", to={"DONE", "WAITING"})(lambda run: Go("WAITING"))
+    waits.deadline("WAITING", hours=1, to="LATE")
+    waits.every("* * * * *", name="look")(lambda tick: None)
+    deployed(conn, waits).submit_many(conn, [("a", Post()), ("b", Post())])
+    drain(waits, dsn)
+    conn.execute("UPDATE outbox.jobs SET deadline = now() - interval '1 hour'")
+    conn.execute("UPDATE outbox.jobs SET on_deadline = 'NOWHERE' WHERE workflow_id = (SELECT max(id::text) FROM outbox.workflow_states)::uuid")
+    conn.execute("UPDATE outbox.schedules SET next_at = now() - interval '5 minutes', attempts = 3, error = 'ValueError: no'")
+    outbox("pause", "waits.work", "--by", "sarah", "--reason", "the service is down")
+    assert troubles(outbox) == [
+        ("bad", "1 workflows of waits stand in WAITING after their deadline"),
+        ("bad", "1 workflows of waits stand in WAITING after their deadline"),
+        ("warn", "schedule waits.look is 5 minutes late, 3 attempts have failed: ValueError: no"),
+        ("warn", "waits.work is paused by sarah since 0.0 hours: the service is down"),
+    ]

@@ -52,6 +52,23 @@ GROUP BY w.pipeline, w.current_status ORDER BY w.pipeline, w.current_status;
 -- name: dead_jobs
 SELECT count(*) FROM outbox.dead_jobs;
 
+-- name: waits_overdue
+-- Deadlines that passed a minute ago and more: no worker runs, or where they lead is no legal change any more.
+SELECT j.pipeline, j.status, j.on_deadline, count(*), EXISTS (
+           SELECT FROM outbox.legal_changes AS l
+           WHERE l.pipeline = j.pipeline AND l.from_status = j.status AND l.to_status = j.on_deadline) AS legal
+FROM outbox.jobs AS j
+WHERE j.deadline < now() - interval '1 minute'
+GROUP BY j.pipeline, j.status, j.on_deadline ORDER BY j.pipeline, j.status;
+
+-- name: schedules_late
+SELECT s.pipeline, s.schedule, extract(epoch FROM now() - s.next_at)::float8, s.attempts, s.error
+FROM outbox.schedules AS s WHERE s.next_at < now() - interval '1 minute' ORDER BY s.pipeline, s.schedule;
+
+-- name: pauses
+SELECT p.pipeline, p.stage, p.paused_by, p.reason, extract(epoch FROM now() - p.paused_at)::float8
+FROM outbox.pauses AS p ORDER BY p.pipeline, p.stage;
+
 -- name: horizon_holders
 -- Who keeps Postgres from removing dead rows: sessions, prepared transactions and replication slots. A session
 -- that has written and is idle in its transaction holds them by its xid alone.
