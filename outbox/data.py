@@ -47,8 +47,8 @@ class DataType:
         """Read data of `version` through this function, which returns it as that of the next version."""
         if not isinstance(version, int) or not 1 <= version < self._version or version in self._upgrades:
             raise DefinitionError(
-                f"pipeline {self._pipeline}: migrate_data({documents.shown(version)}, …) is not for one of the versions "
-                f"before {self._version}, or there is one already"
+                f"pipeline {self._pipeline}: migrate_data({documents.shown(version)}, …) is not for a version before "
+                f"{self._version}, or there is one already"
             )
         self._upgrades[version] = function
 
@@ -103,7 +103,7 @@ class DataType:
         for step in range(version, self._version):
             if step not in self._upgrades:
                 raise HandlerError(
-                    f"the stored data is of version {step}, and pipeline {self._pipeline} has no migrate_data({step}, …)"
+                    f"the stored data is of version {step}, and {self._pipeline} has no migrate_data({step}, …)"
                 )
             document = self._upgrades[step](document)
         return documents.dump_any(document, "data")

@@ -149,7 +149,8 @@ def _waits(conn: Conn) -> Iterator[Finding]:
         )  # fmt: skip
     for pipeline, stage, by, reason, seconds in _rows(conn, "pauses"):
         yield Finding(
-            "warn", f"{pipeline}.{stage} is paused by {by} since {seconds / 3600:.1f} hours{f': {reason}' if reason else ''}",
+            "warn", f"{pipeline}.{stage} is paused by {by} since {seconds / 3600:.1f} hours"
+            + (f": {reason}" if reason else ""),
             f"when it may go on: outbox resume {pipeline}.{stage}",
         )  # fmt: skip
 

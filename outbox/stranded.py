@@ -1,5 +1,5 @@
-"""What a deploy would do to workflows that are on their way: who would stand where nobody knows, wait for what can't come,
-or have data that the new code can't read.
+"""What a deploy would do to workflows on their way: who would stand where nobody knows, wait for what can't come, or
+have data that the new code can't read.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def report(
 ) -> list[str]:
     """Return in words what would be stranded by this definition; nothing if nobody would. Changes nothing.
 
-    Data of a sample of the workflows that have not ended is validated, or, with `every`, that of all of them, in bounded
-    memory; `on_checked` is told after each thousand how many were.
+    Data of a sample of the workflows that have not ended is validated, or, with `every`, that of all of them, in
+    bounded memory; `on_checked` is told after each thousand how many were.
     """
     return [*_statuses(conn, pipeline), *_waits(conn, pipeline), *_data(conn, pipeline, every, on_checked)]
 

@@ -34,7 +34,10 @@ def test_who_stands_where_nobody_knows_is_listed_with_waits_and_age(conn: Conn, 
     new: Pipeline[Order] = Pipeline("orders", data=Order, initial="NEW", final={"SENT"})
     new.allow("NEW", to="SENT")
     lines = report(conn, new)
-    assert lines[0] == "status WAITING would be unknown: 3 stand there (3 with an open question), the oldest since 3.0 days"
+    assert (
+        lines[0]
+        == "status WAITING would be unknown: 3 stand there (3 with an open question), the oldest since 3.0 days"
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,9 +56,7 @@ def test_who_waits_for_what_can_not_come_is_listed(conn: Conn, dsn: str, wait: A
     new.stage("send", on="PAID", to="SENT")(lambda run: None)
     new.allow("WAITING", to="REFUSED")
     lines = report(conn, new)
-    assert len(lines) == 2
-    for line, text in zip(lines, words, strict=True):
-        assert line.startswith(f"1 wait in WAITING for {text}: no legal change")
+    assert sorted(line.split(":")[0] for line in lines) == sorted(f"1 wait in WAITING for {text}" for text in words)
 
 
 class Strict(BaseModel):
@@ -128,7 +129,9 @@ def test_data_of_a_version_that_has_no_upgrade_is_dead_and_listed(conn: Conn, ds
     bare: Pipeline[New] = Pipeline("posts", data=New, initial="NEW", final={"DONE"}, version=2)
     bare.stage("work", on="NEW", to="DONE")(lambda run: None)
     deployed(conn, bare)
-    conn.execute("""INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata) VALUES ('posts', 'a', '{"user": "x"}')""")
+    conn.execute(
+        """INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata) VALUES ('posts', 'a', '{"user": "x"}')"""
+    )
     assert "has no migrate_data(1, …)" in report(conn, bare)[0]
     drain(bare, dsn)
     assert "has no migrate_data(1, …)" in value(conn, "SELECT error FROM outbox.dead_jobs")
@@ -142,7 +145,9 @@ def test_an_old_worker_leaves_newer_data_to_newer_workers(conn: Conn, dsn: str) 
     new.submit(conn, "a", New(author="Ann"))
     drain(old, dsn)
     assert status_of(conn, "a") == "NEW"
-    waits = "SELECT error LIKE '%a newer worker can read it%' AND run_at > now() + interval '5 seconds' FROM outbox.jobs"
+    waits = (
+        "SELECT error LIKE '%a newer worker can read it%' AND run_at > now() + interval '5 seconds' FROM outbox.jobs"
+    )
     assert value(conn, waits)
     conn.execute("UPDATE outbox.jobs SET run_at = now()")
     drain(new, dsn)

@@ -362,8 +362,12 @@ def test_waits_that_nobody_ends_are_found(outbox: Outbox, conn: Conn, dsn: str) 
     deployed(conn, waits).submit_many(conn, [("a", Post()), ("b", Post())])
     drain(waits, dsn)
     conn.execute("UPDATE outbox.jobs SET deadline = now() - interval '1 hour'")
-    conn.execute("UPDATE outbox.jobs SET on_deadline = 'NOWHERE' WHERE workflow_id = (SELECT max(id::text) FROM outbox.workflow_states)::uuid")
-    conn.execute("UPDATE outbox.schedules SET next_at = now() - interval '5 minutes', attempts = 3, error = 'ValueError: no'")
+    conn.execute(
+        "UPDATE outbox.jobs SET on_deadline = 'NOWHERE' WHERE workflow_id = (SELECT max(id::text) FROM outbox.workflow_states)::uuid"
+    )
+    conn.execute(
+        "UPDATE outbox.schedules SET next_at = now() - interval '5 minutes', attempts = 3, error = 'ValueError: no'"
+    )
     outbox("pause", "waits.work", "--by", "sarah", "--reason", "the service is down")
     assert troubles(outbox) == [
         ("bad", "1 workflows of waits stand in WAITING after their deadline"),

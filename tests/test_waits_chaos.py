@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-import pytest
 from pipelines import deployed, value
 from servers import Process, wait_for
 from test_interleavings import books_are_right
@@ -122,7 +121,6 @@ def nemesis(conn: Conn, workers: list[Process], spawn: Spawn, stopping: threadin
                 )
 
 
-
 def test_every_kind_of_wait_ends_once_whatever_dies(conn: Conn, dsn: str, admin_dsn: str, spawn: Spawn) -> None:
     from waits_app import cases, parts
 
@@ -138,7 +136,9 @@ def test_every_kind_of_wait_ends_once_whatever_dies(conn: Conn, dsn: str, admin_
     with psycopg.connect(admin_dsn, autocommit=True) as admin:
         threads = [each.thread for each in people]
         threads.append(
-            threading.Thread(target=nemesis, args=(admin, workers, spawn, stopping, random.Random(seed)), name="nemesis")
+            threading.Thread(
+                target=nemesis, args=(admin, workers, spawn, stopping, random.Random(seed)), name="nemesis"
+            )
         )
         for thread in threads:
             thread.start()
@@ -154,7 +154,7 @@ def test_every_kind_of_wait_ends_once_whatever_dies(conn: Conn, dsn: str, admin_
     found = {name: rows for name, question in WRONG.items() if (rows := conn.execute(question.encode()).fetchall())}
     assert found == {}
     books_are_right(conn)
-    ended = {entity: status for entity, status in conn.execute("SELECT entity_id, to_status FROM outbox.approvals")}
+    ended = dict(conn.execute("SELECT entity_id, to_status FROM outbox.approvals").fetchall())
     for person in people:
         for entity, reached in person.won:
             assert ended[entity] == reached, f"{person.name} was told that {entity} went to {reached}"
@@ -180,5 +180,7 @@ def finish(conn: Conn, cases: int) -> None:
         return value(conn, ended) == cases and value(conn, "SELECT count(*) FROM outbox.jobs") == 0
 
     wait_for(all_have_ended, what="everything ends", timeout=60)
-    wait_for(lambda: value(conn, "SELECT next_at > now() FROM outbox.schedules"), what="all ticks are caught up", timeout=30)
+    wait_for(
+        lambda: value(conn, "SELECT next_at > now() FROM outbox.schedules"), what="all ticks are caught up", timeout=30
+    )
     conn.execute("DELETE FROM outbox.schedules")

@@ -15,7 +15,7 @@ from .theirs import PEERS
 def recoveries(kills: int, patience: float) -> dict[str, list[float]]:
     """Return for each peer the seconds from each kill to the next attempt; none of those that had none by then.
 
-    All at the same time, for they wait; each on a server of its own, as together they want more connections than it has.
+    All at the same time, for they wait; each on a server of its own: together they want more connections than one has.
     """
     peers = [peer for peer in PEERS.values() if not peer.batches and (programs() or not peer.needs_broker)]
     for peer in peers:

@@ -57,14 +57,16 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
 
 @click.command("deploy")
 @app_option
-@click.option("--check", is_flag=True, help="Say what would change, and who would be stranded; exit 1 if anybody. Changes nothing.")
-@click.option("--all", "every", is_flag=True, help="With --check: validate the data of every workflow on its way, not of a sample.")
+@click.option(
+    "--check", is_flag=True, help="Say what would change and who would be stranded (exit 1). Changes nothing."
+)
+@click.option("--all", "every", is_flag=True, help="With --check: validate the data of all workflows, not of a sample.")
 @click.pass_obj
 def deploy_command(found: settings.Settings, app: str | None, check: bool, every: bool) -> None:
     """Write a pipeline's statuses, legal changes, routes and schedules into the database.
 
-    Refused, with the list, when workflows stand in a status that the new version no longer knows. --check also lists who
-    waits for what could not come any more, and whose stored data the new code can't read.
+    Refused, with the list, when workflows stand in a status that the new version no longer knows. --check also lists
+    who waits for what could not come any more, and whose stored data the new code can't read.
     """
     if every and not check:
         raise click.UsageError("--all is for --check")
