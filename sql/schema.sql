@@ -87,6 +87,7 @@ CREATE TABLE outbox.routes (
     final boolean DEFAULT false NOT NULL,
     deadline interval,
     on_deadline text COLLATE pg_catalog."C",
+    reactions text[],
     CONSTRAINT routes_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL)))
 );
 
@@ -265,6 +266,49 @@ BEGIN
         PERFORM pg_notify('outbox_relay', '');
     END IF;
     RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION outbox.react(ids uuid[], froms text[], tos text[], versions bigint[], actor text, reason text) RETURNS void
+    LANGUAGE sql
+    BEGIN ATOMIC
+ INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)  SELECT ((w.pipeline || '/'::text) || n.name),
+             ((
+                 CASE
+                     WHEN (char_length(w.entity_id) <= 480) THEN w.entity_id
+                     ELSE (w.id)::text
+                 END || '@'::text) || c.version),
+             jsonb_build_object('pipeline', w.pipeline, 'entity_id', w.entity_id, 'workflow_id', w.id, 'from_status', c.from_status, 'status', c.to_status, 'version', c.version, 'actor', react.actor, 'reason', react.reason, 'at', now(), 'data', w.metadata) AS jsonb_build_object
+            FROM (((UNNEST(react.ids, react.froms, react.tos, react.versions) c(id, from_status, to_status, version)
+              JOIN outbox.workflow_states w ON ((w.id = c.id)))
+              JOIN outbox.routes r ON (((r.pipeline = w.pipeline) AND (r.status = c.to_status))))
+              CROSS JOIN LATERAL unnest(r.reactions) n(name))
+           ORDER BY c.id, n.name ON CONFLICT(pipeline, entity_id) DO NOTHING;
+END;
+
+CREATE FUNCTION outbox.reactions_forget(days double precision, most integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    deleted integer;
+BEGIN
+    PERFORM set_config('outbox.retention', 'on', true);
+    WITH old AS MATERIALIZED (
+        SELECT w.id
+        FROM outbox.pipelines AS p
+        JOIN outbox.workflow_states AS w ON w.pipeline = p.pipeline AND w.current_status = 'DONE'
+        WHERE p.reaction_of IS NOT NULL AND w.updated_at < now() - make_interval(secs => days * 86400)
+        LIMIT most
+        FOR UPDATE OF w SKIP LOCKED
+    ), history AS (
+        DELETE FROM outbox.state_changes AS c USING old WHERE c.workflow_id = old.id
+    ), gone AS (
+        DELETE FROM outbox.workflow_states AS w USING old WHERE w.id = old.id RETURNING 1
+    )
+    SELECT count(*) INTO deleted FROM gone;
+    PERFORM set_config('outbox.retention', '', true);
+    RETURN deleted;
 END
 $$;
 
@@ -560,6 +604,7 @@ DECLARE
     waited    uuid[];     -- who had no stage at work: they may have waited for somebody
     timed     uuid[];     -- whose new status has a deadline
     final     uuid[];     -- who have ended
+    reacting  boolean;    -- whether anything reacts to these changes
     unknown   uuid;
     illegal   uuid;
     ended     integer := 0;
@@ -578,10 +623,11 @@ BEGIN
            array_agg(c.id) FILTER (WHERE j.stage IS NULL),
            array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL),
            array_agg(c.id) FILTER (WHERE r.final),
+           bool_or(r.reactions IS NOT NULL),
            (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
            (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
     INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
-         waited, timed, final, unknown, illegal
+         waited, timed, final, reacting, unknown, illegal
     FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
          (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
                  array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
@@ -644,6 +690,9 @@ BEGIN
     CROSS JOIN LATERAL (VALUES (c.from_status, -1), (c.to_status, 1)) AS s (status, workflows)
     GROUP BY c.pipeline, s.status HAVING sum(s.workflows) <> 0;
 
+    IF reacting THEN
+        PERFORM outbox.react(ids, froms, tos, versions, actor, reason);
+    END IF;
     IF waits IS NOT NULL THEN
         PERFORM outbox.waits_begin(waits, ids);
     END IF;
@@ -732,6 +781,11 @@ BEGIN
     INSERT INTO outbox.status_counts (pipeline, status, workflows)
     SELECT s.pipeline, s.current_status, count(*) FROM new_rows AS s GROUP BY s.pipeline, s.current_status;
 
+    IF EXISTS (SELECT FROM new_rows AS s JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
+               WHERE r.reactions IS NOT NULL) THEN
+        PERFORM outbox.react(array_agg(s.id), array_agg(NULL::text), array_agg(s.current_status), array_agg(s.version), actor, reason)
+        FROM new_rows AS s;
+    END IF;
     PERFORM outbox.wake(pipelines, stages);
     RETURN NULL;
 END
@@ -1126,6 +1180,14 @@ CREATE TABLE outbox.orphans (
     parent_id uuid NOT NULL
 );
 
+CREATE TABLE outbox.pauses (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    stage text NOT NULL COLLATE pg_catalog."C",
+    paused_by text DEFAULT outbox.actor() NOT NULL,
+    reason text,
+    paused_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
 CREATE TABLE outbox.status_counts (
     pipeline text NOT NULL COLLATE pg_catalog."C",
     status text NOT NULL COLLATE pg_catalog."C",
@@ -1183,7 +1245,10 @@ CREATE VIEW outbox.overview AS
                       WHERE ((j.pipeline = r.pipeline) AND (j.stage = r.stage) AND (NOT j.careful) AND (j.owner IS NULL) AND j.due)
                       ORDER BY j.id
                      LIMIT 1) o))
-        END AS oldest_waiting
+        END AS oldest_waiting,
+    (EXISTS ( SELECT
+           FROM outbox.pauses p
+          WHERE ((p.pipeline = r.pipeline) AND (p.stage = r.stage)))) AS paused
    FROM ((((outbox.routes r
      LEFT JOIN workflows w ON (((w.pipeline = r.pipeline) AND (w.status = r.status))))
      LEFT JOIN scheduled s ON (((s.pipeline = r.pipeline) AND (s.status = r.status) AND (s.stage = r.stage))))
@@ -1233,7 +1298,8 @@ CREATE TABLE outbox.pipelines (
     pipeline text NOT NULL COLLATE pg_catalog."C",
     initial_status text NOT NULL COLLATE pg_catalog."C",
     definition jsonb DEFAULT '{}'::jsonb NOT NULL,
-    deployed_at timestamp with time zone DEFAULT now() NOT NULL
+    deployed_at timestamp with time zone DEFAULT now() NOT NULL,
+    reaction_of text COLLATE pg_catalog."C"
 );
 
 CREATE TABLE outbox.relays (
@@ -1564,6 +1630,9 @@ ALTER TABLE ONLY outbox.parked_deliveries
 
 ALTER TABLE ONLY outbox.parked_messages
     ADD CONSTRAINT parked_messages_pkey PRIMARY KEY (relay, id);
+
+ALTER TABLE ONLY outbox.pauses
+    ADD CONSTRAINT pauses_pkey PRIMARY KEY (pipeline, stage);
 
 ALTER TABLE ONLY outbox.pipelines
     ADD CONSTRAINT pipelines_pkey PRIMARY KEY (pipeline);
