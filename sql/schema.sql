@@ -637,7 +637,9 @@ BEGIN
          LEFT JOIN outbox.legal_changes AS l
              ON l.pipeline = c.pipeline AND l.from_status = c.from_status AND l.to_status = c.to_status
          LEFT JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status
-         LEFT JOIN outbox.jobs AS j ON j.workflow_id = c.id
+         -- OFFSET keeps it from becoming a join, which would walk over all of a queue that was analyzed when it was empty.
+         LEFT JOIN LATERAL (SELECT j.id, j.stage, j.owner, j.attempt FROM outbox.jobs AS j
+                            WHERE j.workflow_id = c.id OFFSET 0) AS j ON true
     WHERE c.from_status <> c.to_status;
 
     IF ids IS NULL THEN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -64,6 +64,53 @@ def submit_backlog(conn: Conn) -> Lane:
     posts.submit_many(conn, ((f"e{n}", Post()) for n in range(BACKLOG)))
     conn.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
     return Lane(posts.stages["enrich"], 100)
+
+
+def test_a_queue_that_was_analyzed_when_it_was_empty_is_not_walked_over(
+    planned: Conn, connect: Callable[..., Conn]
+) -> None:
+    """Its statistics say that there is nothing in it, so that all of its index looks cheaper than a few jobs of it; and what
+    died is still there, as somebody's transaction is open."""
+    submit_backlog(planned)
+    planned.execute("DELETE FROM outbox.jobs")
+    planned.execute("VACUUM (ANALYZE, TRUNCATE false) outbox.jobs")  # as where others are at work
+    assert value(planned, "SELECT reltuples = 0 AND relpages > 100 FROM pg_class WHERE oid = 'outbox.jobs'::regclass")
+    holder = connect(autocommit=False)
+    holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    holder.execute("SELECT 1")
+    posts = make_posts()
+    posts.submit_many(planned, ((f"gone{n}", Post()) for n in range(BACKLOG)))
+    planned.execute("DELETE FROM outbox.jobs")
+    posts.submit_many(planned, ((f"new{n}", Post()) for n in range(50)))
+    lane = Lane(posts.stages["enrich"], 50)
+    statement, params = claim.request(1, [(lane, 50)], 1e9, careful=True)
+    first = value(planned, "SELECT min(id) - 1 FROM outbox.jobs")
+    before = entries_read(planned)
+    claim.receive(
+        1,
+        {("posts", "enrich"): lane},
+        planned.execute(statement, {**params, "marks": [first]}, prepare=True).fetchall(),
+    )
+    jobs = list(lane.waiting)
+    assert len(jobs) == 50
+    assert entries_read(planned) - before < 50 * 20
+    for statement, params in (
+        commit.fail([(job, Failed("no", 0.0)) for job in jobs[:10]]),
+        commit.give_back(jobs[10:20]),
+        commit.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[20:]]),
+    ):
+        before = entries_read(planned)
+        assert len(planned.execute(statement, params, prepare=True).fetchall()) >= 10
+        assert entries_read(planned) - before < 50 * 20, statement.decode()
+
+
+def entries_read(conn: Conn) -> int:
+    """How many entries of the indexes of jobs were read so far."""
+    conn.execute("SELECT pg_stat_force_next_flush()")
+    read = (
+        "SELECT sum(idx_tup_read)::integer FROM pg_stat_user_indexes WHERE schemaname = 'outbox' AND relname = 'jobs'"
+    )
+    return int(value(conn, read))
 
 
 def test_a_claim_reads_what_it_takes_and_starts_where_the_last_one_ended(planned: Conn) -> None:

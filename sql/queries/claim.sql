@@ -9,8 +9,13 @@ WITH picked AS MATERIALIZED (
     -- MATERIALIZED and its own LIMIT: an IN (... LIMIT n) may be evaluated again and take more than n.
     -- `mark` is where the last scan ended: dead index entries below it are not walked over again.
     SELECT j.workflow_id
-    FROM unnest(%(pipelines)s::text[], %(stages)s::text[], %(marks)s::bigint[], %(limits)s::integer[])
-        AS q (pipeline, stage, mark, size)
+    FROM (
+        SELECT q.pipeline, q.stage, q.mark, q.size
+        FROM unnest(%(pipelines)s::text[], %(stages)s::text[], %(marks)s::bigint[], %(limits)s::integer[])
+            AS q (pipeline, stage, mark, size)
+        WHERE NOT EXISTS (SELECT FROM outbox.pauses AS p WHERE p.pipeline = q.pipeline AND p.stage = q.stage)
+        OFFSET 0  -- asked once a queue, not once a job
+    ) AS q
     CROSS JOIN LATERAL (
         SELECT j.workflow_id
         FROM outbox.jobs AS j
@@ -22,7 +27,6 @@ WITH picked AS MATERIALIZED (
     ) AS j
     -- A worker whose row is gone would take jobs that the next sweep frees: an attempt burnt for nothing.
     WHERE EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = %(worker)s::integer)
-      AND NOT EXISTS (SELECT FROM outbox.pauses AS p WHERE p.pipeline = q.pipeline AND p.stage = q.stage)
 ), careful AS MATERIALIZED (
     -- The next attempt is the last one of these, and what killed the ones before may be among them: two of them in
     -- one process, and the innocent dies with the other. The loop over the queues ends at the first that is found.
@@ -41,10 +45,12 @@ WITH picked AS MATERIALIZED (
       AND NOT EXISTS (SELECT FROM outbox.pauses AS p WHERE p.pipeline = q.pipeline AND p.stage = q.stage)
     LIMIT 1
 ), claimed AS (
+    -- An array and no join: a queue that was empty when it was analyzed is taken for empty, and a join would walk over all
+    -- of its index, dead entries included, to find these few.
     UPDATE outbox.jobs AS j
     SET owner = %(worker)s::integer, attempt = j.attempt + 1, claimed_at = coalesce(%(now)s::timestamptz, now())
-    FROM (SELECT picked.workflow_id FROM picked UNION ALL SELECT careful.workflow_id FROM careful) AS taken
-    WHERE j.workflow_id = taken.workflow_id
+    WHERE j.workflow_id = ANY (
+        ARRAY(SELECT picked.workflow_id FROM picked UNION ALL SELECT careful.workflow_id FROM careful))
     RETURNING j.workflow_id, j.id, j.pipeline, j.stage, j.version, j.attempt, j.careful
 )
 SELECT c.pipeline, c.stage, c.id, c.workflow_id::text, c.version AS entered, c.attempt, c.careful,
@@ -68,10 +74,12 @@ WITH me AS MATERIALIZED (
 ), held AS MATERIALIZED (
     SELECT workflow.id, workflow.status
     FROM workflow
-    JOIN outbox.jobs AS j ON j.workflow_id = workflow.id
-        AND j.id = workflow.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt
-    ORDER BY workflow.id
-    FOR UPDATE OF j
+    CROSS JOIN LATERAL (
+        SELECT FROM outbox.jobs AS j
+        WHERE j.workflow_id = workflow.id
+            AND j.id = workflow.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt
+        FOR UPDATE
+    ) AS j
 )
 UPDATE outbox.workflow_states AS w
 SET current_status = held.status, version = w.version + 1, updated_at = now()

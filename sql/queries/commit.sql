@@ -26,12 +26,16 @@ WITH me AS MATERIALIZED (
 ), held AS MATERIALIZED (
     -- Then the job, locked too: after a wait Postgres reads anew only the row it locks, so a condition on a
     -- job that is merely joined would be checked against the past.
+    -- One after the other, in the order of the workflows. Not as a join: a queue that was empty when it was analyzed is
+    -- taken for empty, and a join would walk over all of its index, dead entries included, to find these few.
     SELECT workflow.id, workflow.status, workflow.data
     FROM workflow
-    JOIN outbox.jobs AS j ON j.workflow_id = workflow.id
-        AND j.id = workflow.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt
-    ORDER BY workflow.id
-    FOR UPDATE OF j
+    CROSS JOIN LATERAL (
+        SELECT FROM outbox.jobs AS j
+        WHERE j.workflow_id = workflow.id
+            AND j.id = workflow.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt
+        FOR UPDATE
+    ) AS j
 ), moved AS (
     UPDATE outbox.workflow_states AS w
     SET current_status = held.status, version = w.version + 1, updated_at = now(),
@@ -57,22 +61,26 @@ WHERE (SELECT %(claim)s = '' OR outbox.require_held(%(claim)s, cardinality(%(ids
 -- Returns those that were still held. Writes jobs, dead_jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id, o.delay, o.error
-    FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[])
-        AS o (id, job, attempt, delay, error)
-    JOIN outbox.jobs AS j ON j.workflow_id = o.id
-        AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt
-    ORDER BY j.workflow_id
-    FOR UPDATE OF j
+    FROM (SELECT o.id, o.job, o.attempt, o.delay, o.error
+          FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[])
+              AS o (id, job, attempt, delay, error)
+          ORDER BY o.id) AS o
+    CROSS JOIN LATERAL (
+        SELECT j.workflow_id FROM outbox.jobs AS j
+        WHERE j.workflow_id = o.id
+            AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt
+        FOR UPDATE
+    ) AS j
 ), later AS (
     UPDATE outbox.jobs AS j
     SET owner = NULL, claimed_at = NULL, careful = false, error = held.error, due = held.delay <= 0,
         run_at = coalesce(%(now)s::timestamptz, now()) + make_interval(secs => held.delay)
     FROM held
-    WHERE j.workflow_id = held.workflow_id AND held.delay IS NOT NULL
+    WHERE j.workflow_id = held.workflow_id AND held.delay IS NOT NULL AND j.workflow_id = ANY (%(ids)s::uuid[])
 ), ended AS (
     DELETE FROM outbox.jobs AS j
     USING held
-    WHERE j.workflow_id = held.workflow_id AND held.delay IS NULL
+    WHERE j.workflow_id = held.workflow_id AND held.delay IS NULL AND j.workflow_id = ANY (%(ids)s::uuid[])
     RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.version, j.attempt, held.error
 ), dead AS (
     INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, version, attempts, error)
@@ -87,16 +95,19 @@ SELECT held.workflow_id::text FROM held;
 -- Writes jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id
-    FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[]) AS o (id, job, attempt)
-    JOIN outbox.jobs AS j ON j.workflow_id = o.id
-        AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt
-    ORDER BY j.workflow_id
-    FOR NO KEY UPDATE OF j
+    FROM (SELECT o.id, o.job, o.attempt
+          FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[]) AS o (id, job, attempt)
+          ORDER BY o.id) AS o
+    CROSS JOIN LATERAL (
+        SELECT j.workflow_id FROM outbox.jobs AS j
+        WHERE j.workflow_id = o.id
+            AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt
+        FOR NO KEY UPDATE
+    ) AS j
 )
 UPDATE outbox.jobs AS j
 SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1
-FROM held
-WHERE j.workflow_id = held.workflow_id
+WHERE j.workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
 RETURNING j.workflow_id::text;
 
 -- name: jobs_finished_by
