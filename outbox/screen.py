@@ -72,10 +72,10 @@ def status(found: dict[str, list[Row]]) -> Group:
     """Return the tables of `outbox status`."""
     columns = ["pipeline", "status", "stage", "workflows", "ready", "scheduled", "running", "dead", "oldest waiting"]
     overview = [
-        [row[column] for column in columns[:2]]
-        + [_stage(row)]
-        + [row[column] for column in columns[3:-1]]
-        + [age(row["oldest_waiting_seconds"])]
+        [
+            *(row[column] for column in columns[:-1]),
+            " ".join(filter(None, (age(row["oldest_waiting_seconds"]), _note(row)))),
+        ]
         for row in found["overview"]
     ]
     workers = [
@@ -123,14 +123,11 @@ def status(found: dict[str, list[Row]]) -> Group:
     return Group(*parts)
 
 
-def _stage(row: Row) -> str | None:
-    """The stage of a line of the overview, with why nothing of it runs."""
+def _note(row: Row) -> str:
+    """Why nothing of a line of the overview runs, if that is so."""
     if row["paused"]:
-        return f"{row['stage']} (paused)"
-    if not row["served"] and row["ready"] + row["scheduled"]:
-        return f"{row['stage']} (no worker)"
-    stage: str | None = row["stage"]
-    return stage
+        return "paused"
+    return "no worker" if not row["served"] and row["ready"] + row["scheduled"] else ""
 
 
 def workflow(found: Row) -> Group:

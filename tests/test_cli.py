@@ -167,10 +167,12 @@ def test_deploy_takes_several_pipelines_at_once_and_the_app_from_the_environment
 
 def test_deploy_that_would_strand_workflows_is_refused_with_the_list(outbox: Outbox, shop: Conn) -> None:
     before = shop.execute("SELECT * FROM outbox.routes ORDER BY 1, 2").fetchall()
-    for extra in ([], ["--check"]):
-        line = outbox.fails("deploy", "--app", "cli_app:hasty", *extra)
-        assert "WAITING_FOR_REVIEW: 1" in line
-        assert "ENRICHED: 1" in line
+    line = outbox.fails("deploy", "--app", "cli_app:hasty")
+    assert "WAITING_FOR_REVIEW: 1" in line
+    assert "ENRICHED: 1" in line
+    checked = outbox("deploy", "--app", "cli_app:hasty", "--check", code=1)
+    assert "posts: status WAITING_FOR_REVIEW would be unknown: 1 stand there, the oldest since 0.0 days" in checked.out
+    assert "WAITING_FOR_REVIEW: 1" in checked.err
     assert shop.execute("SELECT * FROM outbox.routes ORDER BY 1, 2").fetchall() == before
 
 
@@ -299,6 +301,7 @@ def test_worker_refuses_a_pipeline_without_stages(outbox: Outbox, conn: Conn) ->
 def test_status_shows_where_everything_is(outbox: Outbox, shop: Conn) -> None:
     rows = {line.split()[1]: line.split() for line in outbox("status").out.splitlines() if line.startswith("posts")}
     assert rows["RECEIVED"][:8] == ["posts", "RECEIVED", "enrich", "1", "1", "0", "0", "0"]
+    assert rows["RECEIVED"][-2:] == ["no", "worker"]
     assert rows["ENRICHED"][:8] == ["posts", "ENRICHED", "decide", "1", "0", "0", "0", "1"]
     assert rows["COMPLETED"][2:] == ["1", "0", "0", "0", "0"]
     assert "no worker is running" in outbox("status").out

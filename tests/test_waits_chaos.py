@@ -176,8 +176,9 @@ def finish(conn: Conn, cases: int) -> None:
             except psycopg.DatabaseError as error:
                 if not (error.sqlstate or "").startswith("OB"):
                     raise
+        left = "SELECT (SELECT count(*) FROM outbox.jobs) + (SELECT count(*) FROM outbox.orphans)"
         ended = "SELECT count(*) FROM outbox.workflow_states WHERE pipeline = 'cases' AND current_status IN ('CLOSED', 'REFUSED', 'LATE')"
-        return value(conn, ended) == cases and value(conn, "SELECT count(*) FROM outbox.jobs") == 0
+        return value(conn, ended) == cases and value(conn, left) == 0
 
     wait_for(all_have_ended, what="everything ends", timeout=60)
     wait_for(
