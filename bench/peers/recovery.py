@@ -15,20 +15,20 @@ from .theirs import PEERS
 def recoveries(kills: int, patience: float) -> dict[str, list[float]]:
     """Return for each peer the seconds from each kill to the next attempt; none of those that had none by then.
 
-    All at the same time, for they wait; each on a server of its own: together they want more connections than one has.
+    One peer beside the other, for they wait; each on a server of its own, as together they want more connections.
     """
     peers = [peer for peer in PEERS.values() if not peer.batches and (programs() or not peer.needs_broker)]
     for peer in peers:
         theirs.environment(peer)
     needs_broker = any(peer.needs_broker for peer in peers)
-    with theirs.rabbitmq(needs_broker) as broker, ThreadPoolExecutor(len(peers) * kills) as threads:
+    with theirs.rabbitmq(needs_broker) as broker, ThreadPoolExecutor(len(peers)) as threads:
 
         def once(peer: theirs.Peer) -> float | None:
             with server() as postgres, postgres.database() as dsn:
                 url = broker.new_url() if broker and peer.needs_broker else None
                 return theirs.recovery(dsn, peer, url, patience)
 
-        report.progress(f"{kills} kills of each of {', '.join(peer.title for peer in peers)}, at once")
-        turns = {peer.title: [threads.submit(once, peer) for _ in range(kills)] for peer in peers}
-        times = {title: [turn.result() for turn in of_peer] for title, of_peer in turns.items()}
+        report.progress(f"{kills} kills of each of {', '.join(peer.title for peer in peers)}, beside each other")
+        turns = {peer.title: threads.submit(lambda peer=peer: [once(peer) for _ in range(kills)]) for peer in peers}  # type: ignore[misc]
+        times = {title: turn.result() for title, turn in turns.items()}
     return {title: [time for time in found if time is not None] for title, found in times.items()}
