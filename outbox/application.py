@@ -45,6 +45,14 @@ def load(app: str | None) -> list[Pipeline[Any]]:
     return pipelines
 
 
+def find(app: str, name: str) -> Pipeline[Any]:
+    """Return the pipeline of this name that `module:object` has; SettingsError if it has none."""
+    for pipeline in load(app):
+        if pipeline.name == name:
+            return pipeline
+    raise SettingsError(f"--app {app} has no pipeline {name!r}")
+
+
 def _pipelines(found: Any) -> list[Pipeline[Any]]:
     if isinstance(found, Pipeline):
         return [found]

@@ -18,7 +18,7 @@ from . import killpoints, statements
 from .documents import printable
 from .job import Failed, Finished, Job, Outcome, actor, fence
 from .job import fail as failed
-from .link import PLANNING, Link
+from .link import PLANNING, Link, idle_ms
 from .statements import array, text_array
 
 SQL = statements.load("commit")
@@ -341,13 +341,13 @@ def finished_by(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def mark_transaction(job: Job, idle_seconds: float) -> tuple[bytes, dict[str, Any]]:
+def mark_transaction(job: Job) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that makes a handler's transaction known as this attempt's own."""
     return SQL["transaction_mark"], {
         "claim": _claim(job),
         "actor": actor(job.owner),
         "worker": job.owner,
-        "idle_ms": max(1, int(idle_seconds * 1000)),
+        "idle_ms": idle_ms(job.stage.timeout),
     }
 
 

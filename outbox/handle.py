@@ -26,11 +26,11 @@ Data = TypeVar("Data")
 MAX_TOPIC = 255
 MAX_KEY = 1_000
 MAX_PROGRESS = 500
+MAX_PUBLISHED = 64 * 2**20
+"""How many characters of messages one attempt publishes at most: they are one statement, which ends at 1 GB."""
 
 NEWER_WORKER = 10.0
 """Seconds until a job is offered again whose data only newer code can read."""
-MAX_PUBLISHED = 64 * 2**20
-"""How many characters of messages one attempt publishes at most: they are one statement, which ends at 1 GB."""
 
 
 class Run(Generic[Data]):

@@ -28,6 +28,10 @@ PLANNING = {
     "jit": "off",
 }
 
+# Idle in a transaction for longer than the user's function may take plus this many seconds, the session is ended by
+# Postgres: a process that froze holding row locks must not block those who take over.
+_IDLE_GRACE = 5.0
+
 _TEMPORARY_CLASSES = {"08", "40", "53", "57", "58"}
 _TEMPORARY_STATES = {"25006", "55P03", "55000"}
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
@@ -77,6 +81,11 @@ def cannot_connect(dsn: str, error: psycopg.Error) -> str:
 def threshold(pooled: bool) -> int | None:
     """After how many uses psycopg prepares a statement; None, where the session isn't ours: never, whoever asks."""
     return None if pooled else 5
+
+
+def idle_ms(timeout: float) -> int:
+    """Return the milliseconds for which a transaction may sit idle in a function of the user's with this timeout."""
+    return max(1, int((timeout + _IDLE_GRACE) * 1000))
 
 
 def reclaim(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:

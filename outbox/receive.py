@@ -21,7 +21,7 @@ from .delivery import Arrival, Delivery, Unreadable, storable
 from .documents import printable
 from .errors import HandlerError, TooNew, TooOld
 from .inbox import Inbox
-from .link import Link, engine_conninfo, reclaim, threshold
+from .link import Link, engine_conninfo, idle_ms, reclaim, threshold
 from .outcome import Backoff, Reject, Retry, is_wait
 
 SQL = statements.load("receive")
@@ -30,9 +30,6 @@ log = logging.getLogger("outbox.consumer")
 # From this attempt on, and at its last one, a message is handled while no other is: should it kill the process, it
 # kills alone.
 ALONE_FROM = 3
-# Idle in the transaction for longer than the timeout plus this many seconds, the session is ended by Postgres: a
-# process that froze must not keep others from the message.
-IDLE_GRACE = 5.0
 # A server that is full, read-only, starting or gone: no message's fault.
 _OUTAGES = {"25006", "57P01", "57P02", "57P03", "57P05"}
 _OUTAGE_CLASSES = {"08", "53", "58"}
@@ -224,7 +221,7 @@ class Receiver:
                 "parked": arrival.parked}  # fmt: skip
 
     def _mark(self, delivery: Delivery) -> dict[str, Any]:
-        return {"mark": str(delivery.message_id), "idle_ms": int((self._terms.timeout + IDLE_GRACE) * 1000)}
+        return {"mark": str(delivery.message_id), "idle_ms": idle_ms(self._terms.timeout)}
 
     def _is_outage(self, error: BaseException) -> bool:
         """Whether it is the database's trouble, not the message's or its handler's."""

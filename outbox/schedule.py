@@ -23,15 +23,13 @@ from cronsim import CronSim, CronSimError
 
 from . import documents, statements
 from .errors import DefinitionError, HandlerError
-from .link import Link, engine_conninfo, first_line, reclaim
+from .link import Link, engine_conninfo, first_line, idle_ms, reclaim
 
 SQL = statements.load("schedule")
 log = logging.getLogger("outbox.schedule")
 
 LOOK_EVERY = 10.0
 """Seconds between two looks at schedules that aren't due: a deploy may have changed them."""
-
-IDLE_GRACE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +119,10 @@ class Scheduler:
             while True:
                 wait = LOOK_EVERY
                 for schedule, due_in in await self._look():
-                    if due_in > 0:
-                        wait = min(wait, due_in)
-                    elif schedule not in self._running:
+                    if due_in <= 0 and schedule not in self._running:
                         ticks.create_task(self._run(schedule))
-                    if due_in <= 0:
-                        wait = min(wait, random.uniform(0.5, 1))  # another worker may have it in hand
+                    # What is overdue is looked at again soon: another worker may have it in hand.
+                    wait = min(wait, due_in if due_in > 0 else random.uniform(0.5, 1))
                 self._ended.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ended.wait(), wait)
@@ -169,13 +165,13 @@ class Scheduler:
 
     async def _tick(self, schedule: Schedule) -> bool:
         async with await psycopg.AsyncConnection.connect(self._dsn, prepare_threshold=None) as conn:
+            await conn.execute(*_mark(schedule))  # before anything is locked: from here on a frozen process is cut off
             taken = await (await conn.execute(SQL["schedule_take"], _key(schedule))).fetchone()
             if taken is None:
                 return False
             due, now = taken
             try:
                 at = schedule.tick(due, now)
-                await conn.execute(*_mark(schedule))
                 async with asyncio.timeout(schedule.timeout):
                     await schedule.function(Tick(schedule.label, at, conn))
                 reclaim(conn)
@@ -189,13 +185,13 @@ class Scheduler:
     def _tick_sync(self, schedule: Schedule) -> bool:
         """The same for a sync function, in the calling thread. Nothing ends it but itself."""
         with psycopg.connect(self._dsn, prepare_threshold=None) as conn:
+            conn.execute(*_mark(schedule))
             taken = conn.execute(SQL["schedule_take"], _key(schedule)).fetchone()
             if taken is None:
                 return False
             due, now = taken
             try:
                 at = schedule.tick(due, now)
-                conn.execute(*_mark(schedule))
                 schedule.function(Tick(schedule.label, at, conn))
                 reclaim(conn)
                 _require(conn.execute(*_advance(schedule, due, at, now)).fetchone())
@@ -225,8 +221,7 @@ def _require(advanced: Any) -> None:
 
 
 def _mark(schedule: Schedule) -> tuple[bytes, dict[str, Any]]:
-    idle = max(1, int((schedule.timeout + IDLE_GRACE) * 1000))
-    return SQL["schedule_mark"], {"actor": f"schedule {schedule.label}", "idle_ms": idle}
+    return SQL["schedule_mark"], {"actor": f"schedule {schedule.label}", "idle_ms": idle_ms(schedule.timeout)}
 
 
 def _advance(schedule: Schedule, due: datetime, at: datetime, now: datetime) -> tuple[bytes, dict[str, Any]]:

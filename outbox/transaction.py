@@ -17,10 +17,6 @@ from .handle import Run, begin, handle_async, handle_sync
 from .job import Failed, Finished, Job, Outcome, fail
 from .link import reclaim
 
-# Idle in the transaction for longer than the stage's timeout plus this many seconds, the session is ended by
-# Postgres: a process that froze holding row locks must not block those who take over.
-IDLE_GRACE = 5.0
-
 _ENDED = (
     "ended the transaction that it was given: what it wrote may be committed without the status change. "
     "Don't commit or roll back on run.connection; use run.connection.transaction()"
@@ -43,7 +39,7 @@ async def run_async(conn: psycopg.AsyncConnection[Any], jobs: Sequence[Job]) -> 
             reclaim(conn)
             async with conn.pipeline():
                 transaction = await block.enter_async_context(psycopg.AsyncTransaction(conn))
-                await conn.execute(*commit.mark_transaction(jobs[0], jobs[0].stage.timeout + IDLE_GRACE))
+                await conn.execute(*commit.mark_transaction(jobs[0]))
             begun = True
             runs, unfit = _begin(jobs, conn)
             ended = unfit or await handle_async(runs)
@@ -78,7 +74,7 @@ def run_sync(conn: psycopg.Connection[Any], jobs: Sequence[Job]) -> Sequence[Out
             reclaim(conn)
             with conn.pipeline():
                 transaction = block.enter_context(psycopg.Transaction(conn))
-                conn.execute(*commit.mark_transaction(jobs[0], jobs[0].stage.timeout + IDLE_GRACE))
+                conn.execute(*commit.mark_transaction(jobs[0]))
             begun = True
             runs, unfit = _begin(jobs, conn)
             ended = unfit or handle_sync(runs)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import getpass
-
 import click
 
 from .. import inspect, migrations, settings
 from ..documents import printable
 from ..errors import OutboxError
-from .shared import database, pipeline_option
+from .shared import by_option, database, pipeline_option
 
 
 @click.command("set-status")
 @click.argument("entity")
 @click.argument("to_status", metavar="STATUS")
 @click.option("--reason", help="Why; kept in the history.")
-@click.option(
-    "--by", metavar="NAME", default=getpass.getuser, help="Who; kept in the history. Default: your user name."
-)
+@by_option
 @pipeline_option
 @click.pass_obj
 def set_status(
@@ -59,7 +55,7 @@ def retry(found: settings.Settings, entity: str | None, everything: bool, pipeli
 @click.command()
 @click.argument("stage")
 @click.option("--reason", help="Why; `outbox.pauses` keeps it.")
-@click.option("--by", metavar="NAME", default=getpass.getuser, help="Who. Default: your user name.")
+@by_option
 @click.option("--pipeline", metavar="NAME", help="The pipeline, where several have this stage.")
 @click.pass_obj
 def pause(found: settings.Settings, stage: str, reason: str | None, by: str, pipeline: str | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import json
 import math
 import signal
 import sys
@@ -35,8 +37,19 @@ def app_option(command: Command) -> Command:
     )(command)
 
 
+by_option = click.option(
+    "--by", metavar="NAME", default=getpass.getuser, help="Who; it is kept. Default: your user name."
+)
 pipeline_option = click.option("--pipeline", metavar="NAME", help="The pipeline, where the entity is in several.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+def document(text: str | None, what: str) -> Any:
+    """Return an argument that is JSON, None if it wasn't given; a usage error that names it if it is not."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"{what} is not JSON: {error}") from None
 
 
 @contextmanager

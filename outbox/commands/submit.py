@@ -12,7 +12,7 @@ import click
 
 from .. import application, bulk, migrations, screen, settings
 from ..documents import printable
-from ..errors import OutboxError, SettingsError
+from ..errors import OutboxError
 from ..submit import submit_text
 from .shared import app_option, database, json_option
 
@@ -32,11 +32,7 @@ def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None,
 
     With --app the metadata is checked by the pipeline's model. An entity that is there already is counted as existing.
     """
-    model = None
-    if app:
-        model = next((item for item in application.load(app) if item.name == pipeline), None)
-        if model is None:
-            raise SettingsError(f"--app {app} has no pipeline {pipeline!r}")
+    model = application.find(app, pipeline) if app else None
     if str(file) != "-" and not file.is_file():
         raise click.BadParameter(f"there is no file {printable(file)}", param_hint="FILE")
     with database(found) as conn, _progress(file) as (stream, on_bytes):

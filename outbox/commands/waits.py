@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +9,9 @@ import click
 
 from .. import application, approvals, inspect, migrations, screen, settings, signals
 from ..documents import printable
-from ..errors import NotFound, OutboxError
+from ..errors import OutboxError
 from ..pipeline import Pipeline
-from .shared import app_option, database, json_option, pipeline_option
+from .shared import app_option, by_option, database, document, json_option, pipeline_option
 
 
 @click.command("approvals")
@@ -38,8 +36,7 @@ def approvals_command(found: settings.Settings, pipeline: str | None, assignee: 
 def _decision(command: Callable[..., None]) -> Callable[..., None]:
     """Add what all decisions take."""
     for option in reversed((
-        click.option("--by", metavar="NAME", default=getpass.getuser,
-                     help="Who decides; kept in the history. Default: your user name."),
+        by_option,
         click.option("--reason", help="Why; kept in the history."),
         click.option("--edit", metavar="JSON", help="New data of the workflow; needs --app, whose model validates it."),
         click.option("--shown", metavar="HASH",
@@ -90,10 +87,7 @@ def _decide(
     pipeline: str | None,
     app: str | None,
 ) -> None:
-    try:
-        edited = None if edit is None else json.loads(edit)
-    except ValueError as error:
-        raise click.UsageError(f"--edit is not JSON: {error}") from None
+    edited = document(edit, "--edit")
     with database(found) as conn:
         migrations.require(conn)
         name = inspect.find_one(conn, entity, pipeline)["pipeline"]
@@ -107,10 +101,7 @@ def _pipeline(app: str | None, name: str) -> Pipeline[Any]:
         raise OutboxError(
             f"--edit needs the pipeline {name}, which validates it: say --app MODULE:OBJECT or set OUTBOX_APP"
         )
-    for pipeline in application.load(app):
-        if pipeline.name == name:
-            return pipeline
-    raise NotFound(f"{app} has no pipeline {name}")
+    return application.find(app, name)
 
 
 @click.command()
@@ -126,14 +117,11 @@ def signal(
     found: settings.Settings, entity: str, name: str, payload: str | None, signal_id: str | None, pipeline: str | None
 ) -> None:
     """Tell ENTITY that NAME has happened, with PAYLOAD as JSON. It is kept until the workflow waits for it."""
-    try:
-        document = None if payload is None else json.loads(payload)
-    except ValueError as error:
-        raise click.UsageError(f"PAYLOAD is not JSON: {error}") from None
+    told = document(payload, "PAYLOAD")
     with database(found) as conn:
         migrations.require(conn)
         owner = inspect.find_one(conn, entity, pipeline)["pipeline"]
-        sent = signals.signal(conn, owner, entity, name, document, id=signal_id)
+        sent = signals.signal(conn, owner, entity, name, told, id=signal_id)
     what = "taken" if sent.taken else "kept until it is waited for"
     click.echo(
         printable(f"{entity}: {name} {what if sent.created else f'was sent before, {what}'}; it is in {sent.status}")

@@ -69,7 +69,7 @@ FROM promoted;
 -- taken it away), and who has the workflow in hand comes first.
 -- Writes workflow_states. Locks workflow, then job, with SKIP LOCKED, ids ascending. Uses jobs_with_deadline.
 WITH due AS MATERIALIZED (
-    SELECT j.workflow_id, j.id, j.pipeline, j.on_deadline
+    SELECT j.workflow_id, j.id
     FROM outbox.jobs AS j
     WHERE j.deadline <= coalesce(%(now)s::timestamptz, now())
       AND EXISTS (SELECT FROM outbox.legal_changes AS l
@@ -139,8 +139,8 @@ WHERE NOT EXISTS (
     WHERE c.parent_id = o.parent_id);
 
 -- name: approvals_remind
--- Writes a message for each open question whose time for a reminder has come, and says when the next one is due: reminders
--- that nobody sent while all workers were away are one. Returns how many.
+-- Writes a message for each open question whose time for a reminder has come: those that nobody sent while all workers were
+-- away are one. Returns how many.
 -- Writes approvals, messages. Locks approvals only, with SKIP LOCKED. Uses approvals_to_remind.
 WITH due AS MATERIALIZED (
     SELECT a.id

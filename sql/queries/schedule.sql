@@ -8,14 +8,14 @@ JOIN unnest(%(pipelines)s::text[], %(schedules)s::text[]) AS mine (pipeline, sch
 ORDER BY 3;
 
 -- name: schedule_take
--- Begins the transaction in which a schedule's function runs: locks it, if it is due and nobody else runs it.
+-- Locks a schedule, if it is due and nobody else runs it: until the end of the transaction, in which its function runs.
 SELECT s.next_at, now()
 FROM outbox.schedules AS s
 WHERE s.pipeline = %(pipeline)s AND s.schedule = %(schedule)s AND greatest(s.next_at, s.retry_at) <= now()
 FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: schedule_mark
--- Who makes changes in this transaction, and for how long it may sit idle: a frozen process must not hold the tick.
+-- Begins it: who makes changes in it, and for how long it may sit idle, as a frozen process must not hold the tick.
 SELECT set_config('outbox.actor', %(actor)s, true),
        set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
 

@@ -160,7 +160,7 @@ MUTANTS: dict[str, Mutant] = {
         (
             code("outbox.transaction:run_async",
                  ("            if finished := _finished(jobs, ended):",
-                  f"            {OWN_TRANSACTION}\n            await conn.execute(*commit.mark_transaction(jobs[0], 60))\n"
+                  f"            {OWN_TRANSACTION}\n            await conn.execute(*commit.mark_transaction(jobs[0]))\n"
                   "            if finished := _finished(jobs, ended):")),
         ),
     ),
