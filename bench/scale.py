@@ -19,7 +19,7 @@ from typing import Any
 import click
 import psycopg
 
-from outbox import Pipeline, commit, deploy, inspect, statements
+from outbox import Pipeline, deploy, inspect, settle, statements
 from outbox.claim import receive, request
 from outbox.job import Finished, Job, Message
 from outbox.lane import Lane, Lanes
@@ -128,7 +128,7 @@ class Client(ABC):
 
     def _commit(self, operation: str, jobs: Sequence[Job], to: Callable[[Job], str]) -> None:
         """Finish a batch with a message for each. An error unless all were held."""
-        finish = commit.finish([(job, Finished(to(job), None, [message(job)])) for job in jobs])
+        finish = settle.finish([(job, Finished(to(job), None, [message(job)])) for job in jobs])
         with self._timed(operation):
             rows = self._ask(*finish)
         if len(rows) != len(jobs):

@@ -6,7 +6,6 @@ Statements can be repeated: what they did the first time is no longer held the s
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import Counter
@@ -14,14 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from . import killpoints, statements
+from . import killpoints, settle
 from .documents import printable
-from .job import Failed, Finished, Job, Outcome, actor, fence
-from .job import fail as failed
-from .link import PLANNING, Link, idle_ms
-from .statements import array, text_array
+from .job import Failed, Finished, Job, Outcome, fail
+from .link import Link
 
-SQL = statements.load("commit")
 log = logging.getLogger("outbox.worker")
 
 BATCH = 200
@@ -33,11 +29,6 @@ LINGER = 0.002
 
 LOG_EVERY = 0.1
 """Seconds of handlers' own transactions that share a line in the log."""
-
-ANOTHER_TRANSACTION, NOT_HELD = "OB009", "OB010"
-"""SQLSTATEs of a handler's transaction that is refused: it ended the one that it was given, or lost its job."""
-
-_PLANNING = {"names": text_array(PLANNING), "values": text_array(PLANNING.values())}
 
 
 @dataclass(slots=True)
@@ -187,12 +178,12 @@ class Committer:
         given: set[str] = set()
         for owner in {job.owner for job in jobs}:
             mine = [job for job in jobs if job.owner == owner]
-            given |= {row[0] for row in await self._link.repeat(*give_back(mine))}
+            given |= {row[0] for row in await self._link.repeat(*settle.give_back(mine))}
         return given
 
     async def is_unchanged(self, job: Job) -> bool:
         """Whether the workflow is still as it was claimed."""
-        question = SQL["workflow_unchanged"], {"id": job.workflow_id, "version": job.version}
+        question = settle.SQL["workflow_unchanged"], {"id": job.workflow_id, "version": job.version}
         return bool(await self._link.repeat(*question))
 
     async def _finish(self, link: Link, batch: list[tuple[Job, Finished]]) -> None:
@@ -201,14 +192,14 @@ class Committer:
         killpoints.passing("K3")
         killpoints.sending("K4")
         try:
-            rows = await link.repeat(*finish(batch))
+            rows = await link.repeat(*settle.finish(batch))
         except Exception as error:
             # The database refuses something in it. Alone, each is committed or told what is wrong with it.
             if len(batch) > 1:
                 for item in batch:
                     await self._finish(link, [item])
             else:
-                await self._fail(link, [(batch[0][0], failed(batch[0][0], error))])
+                await self._fail(link, [(batch[0][0], fail(batch[0][0], error))])
             return
         killpoints.passing("K5")
         held = {row[0] for row in rows}
@@ -228,7 +219,7 @@ class Committer:
         started = time.monotonic()
         held: set[str] = set()
         try:
-            held = {row[0] for row in await link.repeat(*fail(batch))}
+            held = {row[0] for row in await link.repeat(*settle.fail(batch))}
         except Exception as error:
             log.error("can't put %s jobs back: %s", len(batch), printable(str(error)))
         dead = 0
@@ -254,7 +245,7 @@ class Committer:
 
     async def _committed(self, jobs: Sequence[Job]) -> set[str]:
         """Look which of these jobs of one owner are in the history as its own changes."""
-        return {row[0] for row in await self._link.repeat(*finished_by(jobs))}
+        return {row[0] for row in await self._link.repeat(*settle.finished_by(jobs))}
 
 
 Queued = TypeVar("Queued", bound=tuple[Job, Any])
@@ -290,71 +281,3 @@ def _log_batch(batch: Sequence[tuple[Job, Any]], count: int, what: str, started:
         took = round((time.monotonic() - started) * 1000, 1)
         extra = {"stages": stages, what.replace(" ", "_"): count, "ms": took}
         log.info("%s: %s %s in %.1f ms", stages, count, what, took, extra=extra)
-
-
-def finish(jobs: Sequence[tuple[Job, Finished]], *, marked: bool = False) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that commits finished jobs of one owner; its rows are the workflows still held.
-
-    `marked`: it is an error (ANOTHER_TRANSACTION, NOT_HELD) unless this is still the transaction that was marked for
-    the first of these jobs, and all of them are held.
-    """
-    sent = [(job.workflow_id, message) for job, outcome in jobs for message in outcome.messages]
-    waits = [{**outcome.wait, "id": job.workflow_id} for job, outcome in jobs if outcome.wait is not None]
-    return SQL["jobs_finish_if_held"], {
-        **fence([job for job, _ in jobs]),
-        "actor": actor(jobs[0][0].owner),
-        "claim": _claim(jobs[0][0]) if marked else "",
-        "versions": array(job.version for job, _ in jobs),
-        "waits": json.dumps(waits) if waits else "",
-        "statuses": text_array(outcome.status for _, outcome in jobs),
-        "data": text_array(outcome.data for _, outcome in jobs),
-        "senders": array(workflow_id for workflow_id, _ in sent),
-        "topics": text_array(message.topic for _, message in sent),
-        "keys": text_array(message.key for _, message in sent),
-        "payloads": text_array(message.payload for _, message in sent),
-        "headers": text_array(message.headers for _, message in sent),
-    }
-
-
-def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that puts failed jobs of one owner back or lays them down as dead."""
-    return SQL["jobs_fail_if_held"], {
-        **fence([job for job, _ in jobs]),
-        "now": None,
-        "delays": array("NULL" if outcome.delay is None else outcome.delay for _, outcome in jobs),
-        "errors": text_array(outcome.error for _, outcome in jobs),
-    }
-
-
-def give_back(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that frees jobs of one owner which have not run; no attempt is burnt."""
-    return SQL["jobs_give_back"], fence(jobs)
-
-
-def finished_by(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
-    """Return the question which of these are in the history, asked when the answer to a commit was lost."""
-    return SQL["jobs_finished_by"], {
-        "actor": actor(jobs[0].owner),
-        "ids": array(job.workflow_id for job in jobs),
-        "attempts": array(job.attempt for job in jobs),
-        "versions": array(job.version for job in jobs),
-    }
-
-
-def mark_transaction(job: Job) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that makes a handler's transaction known as this attempt's own."""
-    return SQL["transaction_mark"], {
-        "claim": _claim(job),
-        "actor": actor(job.owner),
-        "worker": job.owner,
-        "idle_ms": idle_ms(job.stage.timeout),
-    }
-
-
-def plan_transaction() -> tuple[bytes, dict[str, Any]]:
-    """Return the statement after which the rest of a transaction is planned as in the engine's own sessions."""
-    return SQL["transaction_plan"], _PLANNING
-
-
-def _claim(job: Job) -> str:
-    return f"{job.owner}:{job.workflow_id}:{job.attempt}"

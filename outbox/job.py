@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import documents
 from .outcome import Reject, Retry, is_wait
-from .pipeline import Stage
+from .stage import Stage
 from .statements import array
 from .waits import Wait
 

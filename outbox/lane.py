@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from .budget import Budget
 from .errors import DefinitionError
 from .job import Job
-from .pipeline import Pipeline, Stage
+from .pipeline import Pipeline
+from .stage import Stage
 
 FULL_SCAN = 1.0
 """Seconds between two scans from zero while there is plenty. They find rows that committed late or came back."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 from uuid import UUID
@@ -19,10 +18,11 @@ from pydantic import BaseModel
 
 from . import documents, schedule
 from .data import DataType
-from .errors import DefinitionError, HandlerError
-from .outcome import Backoff, Go, check_number
+from .errors import DefinitionError
+from .outcome import Backoff, check_number
+from .stage import Stage
 from .submit import Submitted, submit, submit_many
-from .waits import LONGEST, Wait, WaitForApproval, WaitForChildren, WaitForSignal, later
+from .waits import LONGEST
 
 Data = TypeVar("Data")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -64,77 +64,6 @@ class Route(NamedTuple):
     deadline: float | None = None
     on_deadline: str | None = None
     reactions: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A named handler that takes workflows of one status. Made by `Pipeline.stage`."""
-
-    pipeline: Pipeline[Any] = field(repr=False)
-    name: str
-    handler: Callable[..., Any] = field(repr=False)
-    on: str
-    to: frozenset[str]
-    retry: Backoff
-    timeout: float
-    concurrency: int | None
-    transaction: bool
-    batch: int | None
-    running: str | None
-    is_async: bool
-
-    @property
-    def queue(self) -> str:
-        """How a worker's row names the stage: `posts.enrich`."""
-        return f"{self.pipeline.name}.{self.name}"
-
-    def outcome(self, result: Any) -> tuple[str, str | None, Wait | None]:
-        """Return of what a handler returned: the next status, new data as JSON (None: unchanged), what it waits for."""
-        status: str | None = None
-        wait: Wait | None = None
-        returned = result
-        if isinstance(result, Go):
-            status, wait, result = result.status, later(result.after, result.at), result.data
-        elif isinstance(result, WaitForApproval | WaitForSignal | WaitForChildren):
-            status, wait, result = result.status, result.as_wait(), result.data
-        if status is None and len(self.to) == 1:
-            (status,) = self.to
-        if status is None:
-            raise HandlerError(
-                f"stage {self.queue} has several next statuses ({', '.join(sorted(self.to))}): return Go(status), "
-                "or say where to wait with status="
-            )
-        if not isinstance(status, str) or status not in self.to:
-            legal = ", ".join(sorted(self.to))
-            raise HandlerError(f"stage {self.queue} may not go to {documents.shown(status)}, only to {legal}")
-        if wait is not None:
-            self._check_wait(status, returned)
-        if result is None:
-            return status, None, wait
-        if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
-            if inspect.iscoroutine(result):
-                result.close()
-            raise HandlerError(f"stage {self.queue} returned a {type(result).__name__}: return data, Go(…) or None")
-        return status, self.pipeline.dump(result), wait
-
-    def _check_wait(self, status: str, returned: Any) -> None:
-        taken = self.pipeline.routes()[status].stage
-        if isinstance(returned, Go):
-            if taken is None:
-                raise HandlerError(
-                    f"stage {self.queue} puts {status} off, but no stage takes it: nothing would run then"
-                )
-            return
-        if taken is not None or status in self.pipeline.final:
-            what = f"stage {taken} takes it" if taken else "it is final"
-            raise HandlerError(f"stage {self.queue} can't wait in {status}: {what}")
-        legal = self.pipeline.legal_changes()
-        for target in returned.leads_to:
-            if (status, target) not in legal:
-                raise HandlerError(
-                    f"stage {self.queue} waits in {status} for what leads to {documents.shown(target)}, "
-                    f'which is no legal change: add allow("{status}", to=…) to the pipeline, and deploy it'
-                )
 
 
 class Pipeline(Generic[Data]):
@@ -342,6 +271,10 @@ class Pipeline(Generic[Data]):
             return function
 
         return register
+
+    def taken_by(self, status: str) -> str | None:
+        """Return the name of the stage that takes workflows in a status, or is at work on them; None: nobody does."""
+        return next((stage.name for stage in self.stages.values() if status in (stage.on, stage.running)), None)
 
     # What deploy writes.
 

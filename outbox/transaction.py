@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from . import commit, killpoints
+from . import killpoints, settle
 from .errors import HandlerError
 from .handle import Run, begin, handle_async, handle_sync
 from .job import Failed, Finished, Job, Outcome, fail
@@ -39,7 +39,7 @@ async def run_async(conn: psycopg.AsyncConnection[Any], jobs: Sequence[Job]) -> 
             reclaim(conn)
             async with conn.pipeline():
                 transaction = await block.enter_async_context(psycopg.AsyncTransaction(conn))
-                await conn.execute(*commit.mark_transaction(jobs[0]))
+                await conn.execute(*settle.mark_transaction(jobs[0]))
             begun = True
             runs, unfit = _begin(jobs, conn)
             ended = unfit or await handle_async(runs)
@@ -48,8 +48,8 @@ async def run_async(conn: psycopg.AsyncConnection[Any], jobs: Sequence[Job]) -> 
                 killpoints.passing("K3")
                 killpoints.sending("K4")
                 async with conn.pipeline():
-                    await conn.execute(*commit.plan_transaction())
-                    await conn.execute(*commit.finish(finished, marked=True))
+                    await conn.execute(*settle.plan_transaction())
+                    await conn.execute(*settle.finish(finished, marked=True))
                     await block.aclose()  # COMMIT, which an error before it turns into nothing
                 return ended
             raise psycopg.Rollback(transaction)
@@ -74,7 +74,7 @@ def run_sync(conn: psycopg.Connection[Any], jobs: Sequence[Job]) -> Sequence[Out
             reclaim(conn)
             with conn.pipeline():
                 transaction = block.enter_context(psycopg.Transaction(conn))
-                conn.execute(*commit.mark_transaction(jobs[0]))
+                conn.execute(*settle.mark_transaction(jobs[0]))
             begun = True
             runs, unfit = _begin(jobs, conn)
             ended = unfit or handle_sync(runs)
@@ -82,8 +82,8 @@ def run_sync(conn: psycopg.Connection[Any], jobs: Sequence[Job]) -> Sequence[Out
                 reclaim(conn)
                 killpoints.passing("K3")
                 with conn.pipeline():
-                    conn.execute(*commit.plan_transaction())
-                    conn.execute(*commit.finish(finished, marked=True))
+                    conn.execute(*settle.plan_transaction())
+                    conn.execute(*settle.finish(finished, marked=True))
                     block.close()
                 return ended
             raise psycopg.Rollback(transaction)
@@ -118,8 +118,8 @@ def _refused(
     while isinstance(error, psycopg.errors.PipelineAborted) and isinstance(error.__context__, psycopg.Error):
         error = error.__context__  # that what was sent behind the culprit was not run is psycopg's last word at times
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
-    if state == commit.ANOTHER_TRANSACTION:
+    if state == settle.ANOTHER_TRANSACTION:
         return [fail(job, HandlerError(f"stage {job.stage.queue} {_ENDED}")) for job in jobs]
     if len(jobs) > 1 and isinstance(error, psycopg.Error) and not conn.closed:
         return []
-    return [None] if state == commit.NOT_HELD else [fail(job, error) for job in jobs]
+    return [None] if state == settle.NOT_HELD else [fail(job, error) for job in jobs]

@@ -43,6 +43,7 @@ from outbox import (
     Worker,
     commit,
     migrations,
+    settle,
 )
 from outbox.documents import MAX_BYTES
 
@@ -399,9 +400,9 @@ def test_large_results_are_committed_in_statements_that_postgres_takes(
     """The bound is lowered: a gigabyte of documents would say the same, and take a minute."""
     monkeypatch.setattr(commit, "BATCH_SIZE", 2_500_000)
     sizes: list[int] = []
-    finish = commit.finish
+    finish = settle.finish
     monkeypatch.setattr(
-        commit, "finish", lambda jobs: sizes.append(sum(outcome.size for _, outcome in jobs)) or finish(jobs)
+        settle, "finish", lambda jobs: sizes.append(sum(outcome.size for _, outcome in jobs)) or finish(jobs)
     )
 
     def work(run: Run[Post]) -> Post:

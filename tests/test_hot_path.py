@@ -18,7 +18,7 @@ import pytest
 from pipelines import Post, deployed, drain, value
 from psycopg.conninfo import make_conninfo
 
-from outbox import Go, Pipeline, Run, claim, commit
+from outbox import Go, Pipeline, Run, claim, settle
 from outbox.job import Finished, Message
 from outbox.lane import Lane
 from outbox.link import PLANNING
@@ -79,7 +79,7 @@ def test_a_commit_writes_six_rows_a_step_and_two_a_batch(conn: Conn, connect: Co
     measured = connect(autocommit=False)
     for name, setting in PLANNING.items():
         measured.execute("SELECT set_config(%s, %s, false)", (name, setting))
-    assert len(measured.execute(*commit.finish(batch)).fetchall()) == BATCH
+    assert len(measured.execute(*settle.finish(batch)).fetchall()) == BATCH
     assert counted(measured, WRITTEN) == {
         "workflow_states": (0, BATCH, 0),
         "jobs": (BATCH, 0, BATCH),

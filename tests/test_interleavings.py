@@ -17,7 +17,7 @@ from interleave import Actor, Explore, Scene
 from pipelines import Post, deployed, value
 from test_worker import one_stage
 
-from outbox import Pipeline, claim, commit, deploy, inspect, statements, submit, transaction
+from outbox import Pipeline, claim, deploy, inspect, settle, statements, submit, transaction
 from outbox.job import Failed, Finished, Job, Message
 from outbox.lane import Lane
 
@@ -62,16 +62,16 @@ class Table:
 
     def finish(self, conn: Conn) -> list[str]:
         outcome = Finished("DONE", '{"content": "done"}', [Message("t", "k", "{}", None)])
-        return ["moved", "sent"] if conn.execute(*commit.finish([(self.job, outcome)])).fetchall() else []
+        return ["moved", "sent"] if conn.execute(*settle.finish([(self.job, outcome)])).fetchall() else []
 
     def fail(self, conn: Conn) -> list[str]:
-        return ["freed"] if conn.execute(*commit.fail([(self.job, Failed("boom", 0.0))])).fetchall() else []
+        return ["freed"] if conn.execute(*settle.fail([(self.job, Failed("boom", 0.0))])).fetchall() else []
 
     def die(self, conn: Conn) -> list[str]:
-        return ["died"] if conn.execute(*commit.fail([(self.job, Failed("boom", None))])).fetchall() else []
+        return ["died"] if conn.execute(*settle.fail([(self.job, Failed("boom", None))])).fetchall() else []
 
     def give_back(self, conn: Conn) -> list[str]:
-        return ["given back"] if conn.execute(*commit.give_back([self.job])).fetchall() else []
+        return ["given back"] if conn.execute(*settle.give_back([self.job])).fetchall() else []
 
     def by_hand(self, conn: Conn) -> list[str]:
         moved = conn.execute(
@@ -245,7 +245,7 @@ def test_claims_never_take_the_same_job_nor_more_than_they_may(conn: Conn, explo
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute(*commit.give_back([table.job]))
+        conn.execute(*settle.give_back([table.job]))
         pipeline.submit_many(conn, [("f", Post()), ("g", Post())])
 
         def claiming(worker: int) -> Act:
@@ -292,7 +292,7 @@ def test_a_claim_that_stores_an_in_progress_status_a_change_by_hand_and_a_sweep(
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute(*commit.give_back([table.job]))
+        conn.execute(*settle.give_back([table.job]))
 
         def take(conn: Conn) -> list[str]:
             jobs = table.claimed(conn, table.first)
@@ -324,7 +324,7 @@ def test_a_promotion_a_change_by_hand_and_a_claim(conn: Conn, explore: Explore) 
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute(*commit.fail([(table.job, Failed("later", 60.0))]))
+        conn.execute(*settle.fail([(table.job, Failed("later", 60.0))]))
         conn.execute("UPDATE outbox.jobs SET run_at = now()")
 
         def promote(conn: Conn) -> list[str]:
@@ -533,7 +533,7 @@ def test_a_deploy_a_change_by_hand_and_a_claim(conn: Conn, explore: Explore) -> 
     def scene() -> Scene:
         conn.execute("DELETE FROM outbox.workflow_states")
         table = Table(conn, deployed(conn, old))
-        conn.execute(*commit.give_back([table.job]))
+        conn.execute(*settle.give_back([table.job]))
 
         def check(outcomes: dict[str, Any]) -> None:
             books_are_right(conn)

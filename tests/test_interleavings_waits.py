@@ -18,7 +18,7 @@ from test_children import Task, families
 from test_interleavings import MAINTENANCE, Table, books_are_right, holding
 from test_waits import PAYMENT, TIMED, Order, orders
 
-from outbox import Pipeline, claim, commit, decide, inspect, signal, transaction
+from outbox import Pipeline, claim, decide, inspect, settle, signal, transaction
 from outbox.job import Finished, Job
 from outbox.lane import Lane
 from outbox.waits import WaitForApproval, WaitForChildren, WaitForSignal
@@ -51,7 +51,7 @@ class Waiting(Table):
 
     def begin(self, conn: Conn) -> list[str]:
         outcome = Finished("WAITING", None, [], self.wait)
-        return ["WAITING"] if conn.execute(*commit.finish([(self.job, outcome)])).fetchall() else []
+        return ["WAITING"] if conn.execute(*settle.finish([(self.job, outcome)])).fetchall() else []
 
     def approve(self, conn: Conn, by: str = "sarah") -> list[str]:
         return self.decided(conn, "approve", by)
@@ -231,7 +231,7 @@ class Family:
         return list(lane.waiting)
 
     def finish(self, conn: Conn, job: Job, status: str, wait: Any = None) -> list[str]:
-        return [status] if conn.execute(*commit.finish([(job, Finished(status, None, [], wait))])).fetchall() else []
+        return [status] if conn.execute(*settle.finish([(job, Finished(status, None, [], wait))])).fetchall() else []
 
     def first_ends(self, conn: Conn) -> list[str]:
         return self.finish(conn, self.first, "DONE")

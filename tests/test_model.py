@@ -48,6 +48,7 @@ from outbox import (
     commit,
     deploy,
     inspect,
+    settle,
     statements,
     tasks,
     transaction,
@@ -509,7 +510,7 @@ class Lives(RuleBasedStateMachine):
     def give_back(self, slot: int) -> None:
         """What has not begun goes back."""
         held = self.processes[slot].held
-        rows = self.conn.execute(*commit.give_back([job for job, _ in held])).fetchall()
+        rows = self.conn.execute(*settle.give_back([job for job, _ in held])).fetchall()
         again = [self.ids[attempt.entity] for _, attempt in held if self.model.give_back(attempt) == "again"]
         assert sorted(row[0] for row in rows) == sorted(again)
         held.clear()
@@ -769,23 +770,23 @@ def test_whatever_happens_the_tables_say_what_the_model_says(world: Callable[[],
 
 
 MUTANTS = {
-    "a finish on data that was changed": (commit, "jobs_finish_if_held", " AND w.version = o.version", ""),
+    "a finish on data that was changed": (settle, "jobs_finish_if_held", " AND w.version = o.version", ""),
     "a finish by whoever comes": (
-        commit,
+        settle,
         "jobs_finish_if_held",
         " AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt",
         "",
     ),
     "messages of a refused finish": (
-        commit,
+        settle,
         "jobs_finish_if_held",
         "(m.workflow_id IN (SELECT held.id FROM held))",
         "(true)",
     ),
-    "a failure that is ready at once": (commit, "jobs_fail_if_held", "due = held.delay <= 0", "due = true"),
+    "a failure that is ready at once": (settle, "jobs_fail_if_held", "due = held.delay <= 0", "due = true"),
     "attempts that aren't counted at claim": (claim, "jobs_claim", "attempt = j.attempt + 1", "attempt = 1"),
     "a claim of what is held": (claim, "jobs_claim", "j.id > q.mark AND j.owner IS NULL AND", "j.id > q.mark AND"),
-    "a give-back that burns the attempt": (commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
+    "a give-back that burns the attempt": (settle, "jobs_give_back", ", attempt = j.attempt - 1", ""),
     "a retry with another idempotency key": (
         inspect,
         "jobs_make_anew",

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from pipelines import Post, make_posts, value
 
-from outbox import Pipeline, claim, commit, deploy, statements
+from outbox import Pipeline, claim, deploy, settle, statements
 from outbox.job import Failed, Finished, Job, Message
 from outbox.lane import Lane
 from outbox.link import PLANNING
@@ -95,9 +95,9 @@ def test_a_queue_that_was_analyzed_when_it_was_empty_is_not_walked_over(
     assert len(jobs) == 50
     assert entries_read(planned) - before < 50 * 20
     for statement, params in (
-        commit.fail([(job, Failed("no", 0.0)) for job in jobs[:10]]),
-        commit.give_back(jobs[10:20]),
-        commit.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[20:]]),
+        settle.fail([(job, Failed("no", 0.0)) for job in jobs[:10]]),
+        settle.give_back(jobs[10:20]),
+        settle.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[20:]]),
     ):
         before = entries_read(planned)
         assert len(planned.execute(statement, params, prepare=True).fetchall()) >= 10
@@ -135,7 +135,7 @@ def test_a_commit_reads_only_the_rows_of_its_batch(planned: Conn) -> None:
         1, {("posts", "enrich"): lane}, planned.execute(*claim.request(1, [(lane, 100)], 1e9, careful=True)).fetchall()
     )
     batch = [(job, outcome(job)) for job in lane.waiting]
-    found = explain(planned, *commit.finish(batch))
+    found = explain(planned, *settle.finish(batch))
     assert not {scan for scan in scans(found["Plan"]) if scan[0] == "Seq Scan"}
     assert buffers(found["Plan"]) < 100 * 40
     assert value(planned, "SELECT count(*) FROM outbox.messages") == 100
@@ -217,9 +217,9 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
     those = {"first": 900_000 + start, "last": 900_099 + start}
     asked: dict[str, tuple[bytes, dict[str, Any]]] = {
         "claim": claim.request(1, [(Lane(posts.stages["enrich"], 100), 100)], 1e9, careful=True),
-        "finish": commit.finish([(job, outcome(job)) for job in take()]),
-        "fail": commit.fail([(job, Failed("no", 1.0)) for job in take()]),
-        "give back": commit.give_back(take()),
+        "finish": settle.finish([(job, outcome(job)) for job in take()]),
+        "fail": settle.fail([(job, Failed("no", 1.0)) for job in take()]),
+        "give back": settle.give_back(take()),
         "by hand": (by_hand.encode(), {"e": [f"e{800_000 + start + n}" for n in range(100)]}),
         "submit": (submit, {"pipeline": "posts", "entities": [f"x{start + n}" for n in range(100)], "metadata": ["{}"] * 100}),
         "promote": (maintenance["jobs_promote_due"], {"limit": 100, "now": None}),

@@ -15,7 +15,7 @@ from pipelines import Post, deployed, value
 from servers import wait_for
 from test_worker import one_stage
 
-from outbox import claim, commit
+from outbox import claim, settle
 from outbox.job import Finished
 from outbox.lane import Lane
 
@@ -38,7 +38,7 @@ def test_opposite_orders_of_a_bulk_update_and_a_batch_do_not_deadlock(conn: Conn
     ids = sorted(job.workflow_id for job, _ in jobs)
     one.execute('UPDATE outbox.workflow_states SET metadata = \'{"content": "x"}\' WHERE id = %s', [ids[10]])
     out: list[Any] = []
-    thread = threading.Thread(target=lambda: out.append(two.execute(*commit.finish(jobs)).fetchall()))
+    thread = threading.Thread(target=lambda: out.append(two.execute(*settle.finish(jobs)).fetchall()))
     thread.start()
     wait_for(
         lambda: value(

@@ -160,7 +160,7 @@ MUTANTS: dict[str, Mutant] = {
         (
             code("outbox.transaction:run_async",
                  ("            if finished := _finished(jobs, ended):",
-                  f"            {OWN_TRANSACTION}\n            await conn.execute(*commit.mark_transaction(jobs[0]))\n"
+                  f"            {OWN_TRANSACTION}\n            await conn.execute(*settle.mark_transaction(jobs[0]))\n"
                   "            if finished := _finished(jobs, ended):")),
         ),
     ),
@@ -179,7 +179,7 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"torn commit", "lost"}),
         ("kill-9",),
         (
-            code("outbox.commit:finish", ("sent = [", "sent = [] and [")),
+            code("outbox.settle:finish", ("sent = [", "sent = [] and [")),
             code("outbox.commit:Committer._finish",
                  ("self._counts.done +=", "await __import__('chaos.mutants').mutants.publish(self._link, batch, held)\n    self._counts.done +=")),
         ),
@@ -189,7 +189,7 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"torn commit", "phantom"}),
         ("freeze", "kill-9"),
         (
-            code("outbox.commit:finish", ("sent = [", "sent = [] and [")),
+            code("outbox.settle:finish", ("sent = [", "sent = [] and [")),
             code("outbox.commit:Committer._finish",
                  ("started =", "await __import__('chaos.mutants').mutants.publish(self._link, batch, None)\n    started =")),
         ),
