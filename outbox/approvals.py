@@ -52,16 +52,20 @@ def decide(
     same decision by the same person once more is no error, and changes nothing.
     """
     documents.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
-    for name, text, longest in (
+    for what, text, longest in (
         ("decision", decision, MAX_NAME),
         ("by", by, MAX_NAME),
         ("reason", reason, MAX_QUESTION),
     ):
         if text is not None:
-            documents.check_text(text, name, longest)
-    if edit is not None and not isinstance(pipeline, Pipeline):
-        raise InvalidInput("edit", "is validated by the pipeline: give the Pipeline, not its name")
-    return execute(conn, _decide(pipeline, entity_id, decision, by, reason, edit, shown))
+            documents.check_text(text, what, longest)
+    name, edited = pipeline if isinstance(pipeline, str) else pipeline.name, None
+    if edit is not None:
+        if isinstance(pipeline, str):
+            raise InvalidInput("edit", "is validated by the pipeline: give the Pipeline, not its name")
+        edited = pipeline.dump_readable(edit)
+    params = {"pipeline": name, "entity": entity_id, "decision": decision, "by": by, "reason": reason}
+    return execute(conn, _decide({**params, "edit": edited, "shown": shown}))
 
 
 @overload
@@ -86,28 +90,6 @@ def reject(conn: Any, pipeline: Pipeline[Any] | str, entity_id: str, **how: Any)
     return decide(conn, pipeline, entity_id, "reject", **how)
 
 
-def _decide(
-    pipeline: Pipeline[Any] | str,
-    entity_id: str,
-    decision: str,
-    by: str | None,
-    reason: str | None,
-    edit: Any,
-    shown: str | None,
-) -> Steps[str]:
-    name, edited = (pipeline, None) if isinstance(pipeline, str) else (pipeline.name, None)
-    if edit is not None and isinstance(pipeline, Pipeline):
-        edited = pipeline.dump_readable(edit)
-    rows = yield (
-        SQL["decide"],
-        {
-            "pipeline": name,
-            "entity": entity_id,
-            "decision": decision,
-            "by": by,
-            "reason": reason,
-            "edit": edited,
-            "shown": shown,
-        },
-    )
-    return str(rows[0][0])
+def _decide(decision: dict[str, Any]) -> Steps[str]:
+    ((status,),) = yield SQL["decide"], decision
+    return str(status)

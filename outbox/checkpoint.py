@@ -87,30 +87,31 @@ class Checkpoints:
         return asyncio.run_coroutine_threadsafe(steps, self._loop).result()
 
     async def _find(self, job: Job, key: str, function: Callable[..., Any]) -> str | None:
-        rows = await self._link.repeat(SQL["checkpoints_read"], _work(job))
-        for name, made_by, result in rows:
-            if name == key:
-                if made_by != _name(function):
-                    raise HandlerError(
-                        f"stage {job.stage.queue}: once({key!r}) was {made_by}, and is {_name(function)} now: "
-                        "give another function another key"
-                    )
-                return str(result)
-        return None
+        rows = await self._link.repeat(SQL["checkpoint_read"], _work(job, key))
+        if not rows:
+            return None
+        ((made_by, result),) = rows
+        if made_by != _name(function):
+            raise HandlerError(
+                f"stage {job.stage.queue}: once({key!r}) was {made_by}, and is {_name(function)} now: "
+                "give another function another key"
+            )
+        return str(result)
 
     async def _keep(self, job: Job, key: str, function: Callable[..., Any], result: Any) -> str:
         text = _write(function, key, result)
-        params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "key": key, "function": _name(function)}
-        ((held,),) = await self._link.repeat(SQL["checkpoint_write"], {**_work(job), **params, "result": text})
+        params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": _name(function)}
+        written = await self._link.repeat(SQL["checkpoint_write"], {**_work(job, key), **params, "result": text})
+        ((held, made),) = written
         if not held:
             raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
         # Another attempt may have kept its own meanwhile: all are given the same.
-        kept = await self._find(job, key, function)
+        kept = None if made else await self._find(job, key, function)
         return text if kept is None else kept
 
 
-def _work(job: Job) -> dict[str, Any]:
-    return {"id": job.workflow_id, "entered": job.entered, "stage": job.stage.name}
+def _work(job: Job, key: str) -> dict[str, Any]:
+    return {"id": job.workflow_id, "entered": job.entered, "stage": job.stage.name, "key": key}
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -46,8 +46,8 @@ def _statuses(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterato
 
 
 def _waits(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:
-    froms, tos = zip(*sorted(pipeline.legal_changes()), strict=True) if pipeline.legal_changes() else ((), ())
-    params = {"pipeline": pipeline.name, "froms": list(froms), "tos": list(tos)}
+    legal = sorted(pipeline.legal_changes())
+    params = {"pipeline": pipeline.name, "froms": [one for one, _ in legal], "tos": [other for _, other in legal]}
     for status, what, to_status, count, oldest in _rows(conn, "stranded_waits", params):
         yield f"{count} wait in {status} for {what}, which would lead to {to_status}: no legal change, {_since(oldest)}"
 

@@ -1,14 +1,14 @@
 -- What an attempt leaves for the next one: results of calls, and how far it is.
 
--- name: checkpoints_read
--- All of this work. Uses checkpoints_pkey.
-SELECT c.key, c.function, c.result::text
+-- name: checkpoint_read
+-- The result that is kept by this key of this work. Uses checkpoints_pkey.
+SELECT c.function, c.result::text
 FROM outbox.checkpoints AS c
-WHERE c.workflow_id = %(id)s::uuid AND c.entered = %(entered)s AND c.stage = %(stage)s;
+WHERE c.workflow_id = %(id)s::uuid AND c.entered = %(entered)s AND c.stage = %(stage)s AND c.key = %(key)s;
 
 -- name: checkpoint_write
 -- Keeps a result, if this attempt still holds its job and nobody has kept one by this key. Returns whether it is held, and
--- the result that counts, if it is another one. Can be repeated. Writes checkpoints. Locks the job, shared. Uses jobs_pkey.
+-- whether this was kept. Can be repeated. Writes checkpoints. Locks the job, shared. Uses jobs_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id FROM outbox.jobs AS j
     WHERE j.workflow_id = %(id)s::uuid AND j.id = %(job)s AND j.owner = %(worker)s AND j.attempt = %(attempt)s
@@ -17,8 +17,9 @@ WITH held AS MATERIALIZED (
     INSERT INTO outbox.checkpoints (workflow_id, stage, entered, key, function, result, attempt)
     SELECT held.workflow_id, %(stage)s, %(entered)s, %(key)s, %(function)s, %(result)s::text::jsonb, %(attempt)s FROM held
     ON CONFLICT DO NOTHING
+    RETURNING key
 )
-SELECT EXISTS (SELECT FROM held);
+SELECT EXISTS (SELECT FROM held), EXISTS (SELECT FROM made);
 
 -- name: progress_write
 -- Notes how far jobs are that this worker still holds. Writes jobs. Uses jobs_pkey.
