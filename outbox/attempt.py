@@ -44,6 +44,7 @@ class Attempts:
         self._loop = asyncio.get_running_loop()
         self._starting = True
         self._begun = asyncio.Event()
+        self._giving_back: list[asyncio.Task[None]] = []
         in_threads = [lane for lane in lanes.values() if not lane.stage.is_async]
         in_loop = [lane for lane in lanes.values() if lane.stage.is_async]
         self._threads = ThreadPoolExecutor(_slots(in_threads), thread_name_prefix="outbox")
@@ -71,7 +72,10 @@ class Attempts:
         self._starting = False
 
     def start(self, lane: Lane) -> None:
-        """Start what waits in a lane, as far as there are free slots."""
+        """Start what waits in a lane, as far as there are free slots and its moment has come."""
+        paced = lane.stage.limits is not None and lane.stage.limits.paced
+        if paced and (late := lane.take_late()):
+            self._giving_back.append(self._loop.create_task(self._give_back(late)))
         while self._starting and (jobs := lane.next()):
             lane.attempts += 1
             self._begun.set()
@@ -80,6 +84,14 @@ class Attempts:
             for job in jobs:
                 lane.running[job.workflow_id] = job
                 job.deadline, job.task, job.checkpoints = deadline, task, self._checkpoints
+        if paced and lane.waiting and lane.waiting[0].begins > self._loop.time():
+            if lane.timer is not None:
+                lane.timer.cancel()
+            lane.timer = self._loop.call_at(lane.waiting[0].begins, self.start, lane)
+
+    async def _give_back(self, late: list[Job]) -> None:
+        await self._committer.put_back(late, "this process was too busy at their moment")
+        self._giving_back = [task for task in self._giving_back if not task.done()]
 
     async def watch(self) -> None:
         """Take overdue attempts away from their handlers, for ever."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from . import killpoints, statements
 from .documents import printable
 from .job import Job, actor, fence
 from .lane import ROW_COST, Lane, Lanes
+from .limits import AHEAD, SLACK, ServerClock
 from .link import Link, temporary
 from .statements import array, text_array
 from .wakeup import Keeper
@@ -61,6 +63,7 @@ class Claimer:
         self._not_held = not_held
         self._on_refused = on_refused
         self._woken, self._roomy = asyncio.Event(), asyncio.Event()
+        self._clock = ServerClock()
         self.idle = False
         self._unanswered = False
 
@@ -69,11 +72,24 @@ class Claimer:
         if back:
             for lane in self._lanes.values():
                 lane.scan_all()
+            self._release(list(self._lanes.values()))
         self._woken.set()
 
     def room(self) -> None:
         """Take note that a lane has room again."""
         self._roomy.set()
+
+    def committed(self) -> None:
+        """Take note that jobs are no longer held: where a stage had its fill, others may begin."""
+        self._release([lane for lane in self._lanes.values() if lane.stage.limits and lane.stage.limits.crowded])
+
+    def _release(self, lanes: Sequence[Lane]) -> None:
+        held = [lane for lane in lanes if lane.held_until]
+        for lane in held:
+            lane.held_until = 0.0
+        if held:
+            self._woken.set()
+            self._roomy.set()
 
     @property
     def woken(self) -> bool:
@@ -88,10 +104,13 @@ class Claimer:
         delay = POLL_FIRST
         while True:
             await self._keeper.registered.wait()
-            lanes = [(lane, room) for lane in self._lanes.values() if (room := lane.room()) > 0]
+            now = time.monotonic()
+            lanes = [
+                (lane, room) for lane in self._lanes.values() if lane.held_until <= now and (room := lane.room()) > 0
+            ]
             if not lanes or self._uncommitted() > MOST_UNCOMMITTED:
                 self._roomy.clear()
-                await self._roomy.wait()
+                await _until(self._roomy, self._held_for())
                 continue
             self._woken.clear()
             try:
@@ -117,11 +136,15 @@ class Claimer:
             if not self.idle and delay > IDLE_AFTER:
                 await self._set_idle(True)
                 continue  # one more look: what came before the flag was seen has notified nobody
-            try:
-                await asyncio.wait_for(self._woken.wait(), delay)
+            if await _until(self._woken, min(delay, self._held_for() or delay)):
                 delay = POLL_FIRST
-            except TimeoutError:
+            else:
                 delay = IDLE_POLL if self.idle else delay * 2
+
+    def _held_for(self) -> float | None:
+        """Seconds until the first stage may go on that its limits hold up; None: there is none."""
+        held = [lane.held_until for lane in self._lanes.values() if lane.held_until]
+        return max(0.001, min(held) - time.monotonic()) if held else None
 
     async def reconcile(self, link: Link) -> None:
         """Give back, now and then, what a claim took after its connection was given up: it may have run on."""
@@ -139,9 +162,25 @@ class Claimer:
     async def _claim(self, lanes: Sequence[tuple[Lane, int]]) -> tuple[int, bool]:
         """Claim for these lanes and hand on what came. Returns how many, and whether there may be more."""
         worker = self._keeper.id
+        found, full = 0, False
+        if free := [(lane, room) for lane, room in lanes if lane.stage.limits is None]:
+            found, full = await self._claim_free(worker, free)
+        if limited := [(lane, room) for lane, room in lanes if lane.stage.limits is not None]:
+            more, again = await self._claim_limited(worker, limited)
+            found, full = found + more, full or again
+        if found:
+            killpoints.passing("K1")
+        if worker != self._keeper.id:
+            self._on_lost("the lease was lost during a claim")
+        for lane, _ in lanes:
+            if lane.stage.running and lane.waiting:
+                await self._start(lane)
+            self._on_claimed(lane)
+        return found, full
+
+    async def _claim_free(self, worker: int, lanes: Sequence[tuple[Lane, int]]) -> tuple[int, bool]:
         started = time.monotonic()
-        alone = not any(lane.careful for lane in self._lanes.values())
-        statement, params = request(worker, lanes, started, careful=alone)
+        statement, params = request(worker, lanes, started, careful=self._alone())
         rows = await self._link.execute(statement, params)
         cost = max(0.0, time.monotonic() - started - len(rows) * ROW_COST)
         got = receive(worker, self._lanes, rows)
@@ -150,15 +189,27 @@ class Claimer:
             ids = got.get(lane, [])
             lane.scanned(mark, asked, ids, cost)
             full = full or len(ids) >= asked
-        if rows:
-            killpoints.passing("K1")
-        if worker != self._keeper.id:
-            self._on_lost("the lease was lost during a claim")
-        for lane, _ in lanes:
-            if lane.stage.running and lane.waiting:
-                await self._start(lane)
-            self._on_claimed(lane)
         return len(rows), full
+
+    async def _claim_limited(self, worker: int, lanes: Sequence[tuple[Lane, int]]) -> tuple[int, bool]:
+        sent, connections = time.monotonic(), self._link.connections
+        statement, params = request_limited(worker, lanes, self._clock.delay, careful=self._alone())
+        rows = await self._link.execute(statement, params)
+        if self._link.connections != connections:
+            self._clock.forget()
+        got = receive_limited(worker, self._lanes, rows, self._clock, sent)
+        full = False
+        for lane, asked in lanes:
+            count, again = got.get(lane, (0, None))
+            if count < asked and again is not None and not count:
+                again = max(again, POLL_FIRST)
+            lane.held_for(again if count < asked else 0.0)
+            full = full or count >= asked
+        return sum(count for count, _ in got.values()), full
+
+    def _alone(self) -> bool:
+        """Whether this process has no job that may kill it: it may take one."""
+        return not any(lane.careful for lane in self._lanes.values())
 
     async def _start(self, lane: Lane) -> None:
         """Store the in-progress status of the jobs that have just come."""
@@ -195,6 +246,15 @@ class Claimer:
                 self.idle = idle
 
 
+async def _until(event: asyncio.Event, seconds: float | None) -> bool:
+    """Wait for an event, at most so long. Returns whether it came."""
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
 def request(
     worker: int, lanes: Sequence[tuple[Lane, int]], now: float, *, careful: bool
 ) -> tuple[bytes, dict[str, Any]]:
@@ -223,6 +283,48 @@ def receive(
             lane.careful += 1
         else:
             got.setdefault(lane, []).append(job.id)
+    return got
+
+
+def request_limited(
+    worker: int, lanes: Sequence[tuple[Lane, int]], lead: float, *, careful: bool
+) -> tuple[bytes, dict[str, Any]]:
+    """The same for lanes whose stages are limited. `lead`: seconds that the answer is on its way."""
+    lucky = random.randrange(len(lanes)) if careful else None
+    return SQL["jobs_claim_limited"], {
+        "worker": worker,
+        "pipelines": [lane.stage.pipeline.name for lane, _ in lanes],
+        "stages": [lane.stage.name for lane, _ in lanes],
+        "limits": [n for _, n in lanes],
+        "careful": [n == lucky for n in range(len(lanes))],
+        "lead": min(lead, 1.0),
+        "ahead": AHEAD,
+        "slack": SLACK,
+    }
+
+
+def receive_limited(
+    worker: int,
+    lanes: Mapping[tuple[str, str], Lane],
+    rows: Sequence[tuple[Any, ...]],
+    clock: ServerClock,
+    sent: float,
+) -> dict[Lane, tuple[int, float | None]]:
+    """Put claimed rows into their lanes; return how many each lane got, and in how many seconds it may have more."""
+    got: dict[Lane, tuple[int, float | None]] = {}
+    ends = [row for row in rows if row[2] is None]
+    if ends:
+        clock.note(sent, ends[0][-2], ends[-1][-1], time.monotonic())
+    for pipeline, stage, *fields, moment, _, _ in rows:
+        lane = lanes[pipeline, stage]
+        if fields[0] is None:
+            got[lane] = got.get(lane, (0, None))[0], moment
+            continue
+        job = Job(lane.stage, worker, *fields)
+        job.begins = clock.here(moment) if moment is not None else 0.0
+        lane.waiting.append(job)
+        lane.careful += job.careful
+        got[lane] = got.get(lane, (0, None))[0] + 1, None
     return got
 
 

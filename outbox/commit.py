@@ -95,6 +95,7 @@ class Committer:
             self._themselves[job.stage.queue] += 1
             self._on_next(job.stage.pipeline.name, outcome.status)
         self._await(batch)
+        self._on_committed()
 
     def _await(self, batch: Sequence[tuple[Job, Finished]]) -> None:
         """Tell when what has just begun to wait will be due."""
@@ -171,6 +172,12 @@ class Committer:
                 self._counts.lost += 1
                 log.warning("%s %s: LeaseLost, nothing of it was written", job.stage.queue, printable(job.entity_id))
         if again:
+            self._on_again()
+
+    async def put_back(self, jobs: list[Job], why: str) -> None:
+        """Free jobs that this process can't begin after all; somebody takes them anew."""
+        if await self.give_back(jobs):
+            log.debug("%s: gave back %s jobs: %s", jobs[0].stage.queue, len(jobs), why)
             self._on_again()
 
     async def give_back(self, jobs: Sequence[Job]) -> set[str]:

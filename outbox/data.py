@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from . import documents
 from .errors import DefinitionError, HandlerError, InvalidInput
@@ -34,6 +34,7 @@ class DataType:
             )
         self._pipeline = pipeline
         self._plain = data is None
+        self._type = data
         self._version = version
         self._upgrades: dict[int, Upgrade] = {}
         try:
@@ -51,6 +52,14 @@ class DataType:
                 f"{self._version}, or there is one already"
             )
         self._upgrades[version] = function
+
+    def require_field(self, path: Sequence[str], what: str) -> None:
+        """Raise DefinitionError if a path leads to a field that the type, where it is a model, doesn't have."""
+        if isinstance(self._type, type) and issubclass(self._type, BaseModel) and path:
+            known = self._type.model_fields
+            if path[0] not in known and self._type.model_config.get("extra") != "allow":
+                listed = ", ".join(known) or "none"
+                raise DefinitionError(f"{what}: {self._type.__name__} has no field {path[0]!r}; its fields: {listed}")
 
     def dump(self, data: Any) -> str:
         """Return `data` as JSON text, validated; else InvalidInput."""

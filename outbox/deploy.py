@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from psycopg.rows import tuple_row
 
 from . import statements
 from .errors import NotDeployed, Stranded
+from .limits import Limits, Path
 from .pipeline import Pipeline, Route
 
 SQL = statements.load("deploy")
@@ -31,29 +32,32 @@ class Definition:
     legal: set[tuple[str, str]]
     attempts: dict[str, int]
     schedules: dict[str, tuple[str, str, bool]]
+    limits: dict[str, Limits]
 
     @classmethod
     def of(cls, pipeline: Pipeline[Any]) -> Definition:
         attempts = {stage.name: stage.retry.attempts for stage in pipeline.stages.values()}
         schedules = {name: (each.cron, each.timezone, each.catch_up) for name, each in pipeline.schedules.items()}
-        return cls(pipeline.initial, pipeline.routes(), pipeline.legal_changes(), attempts, schedules)
+        limits = {stage.name: stage.limits for stage in pipeline.stages.values() if stage.limits}
+        return cls(pipeline.initial, pipeline.routes(), pipeline.legal_changes(), attempts, schedules, limits)
 
     @classmethod
     def read(cls, conn: psycopg.Connection[Any], pipeline: str) -> Definition:
         name = {"pipeline": pipeline}
         with conn.cursor(row_factory=tuple_row) as cursor:
             row = cursor.execute(SQL["pipeline_read"], name).fetchone()
+            routes = {status: _route(*route) for status, *route in cursor.execute(SQL["routes_read"], name)}
+            ways = {route.stage: (route.partition or (), route.priority or ()) for route in routes.values()}
             return cls(
                 row[0] if row else None,
-                {
-                    status: Route(stage, running, final, deadline, on_deadline, tuple(reactions))
-                    for status, stage, running, final, deadline, on_deadline, reactions in cursor.execute(
-                        SQL["routes_read"], name
-                    )
-                },
+                routes,
                 {(source, target) for source, target in cursor.execute(SQL["legal_changes_read"], name)},
                 dict(cursor.execute(SQL["stages_read"], name).fetchall()),
                 {schedule: tuple(how) for schedule, *how in cursor.execute(SCHEDULES["schedules_read"], name)},
+                {
+                    stage: Limits(total, rate, of_each, rate_of_each, *ways[stage])
+                    for stage, total, rate, of_each, rate_of_each in cursor.execute(SQL["limits_read"], name)
+                },
             )
 
     def changes_to(self, new: Definition) -> list[str]:
@@ -74,6 +78,10 @@ class Definition:
         for stage in sorted(self.attempts.keys() & new.attempts.keys()):
             if self.attempts[stage] != new.attempts[stage]:
                 lines.append(f"stage {stage}: attempts {self.attempts[stage]} -> {new.attempts[stage]}")
+        for stage in sorted(self.limits.keys() | new.limits.keys()):
+            before, after = self.limits.get(stage), new.limits.get(stage)
+            if before != after:
+                lines.append(f"stage {stage}: {before or 'no limits'} -> {after or 'no limits'}")
         for schedule in sorted(self.schedules.keys() | new.schedules.keys()):
             if schedule not in new.schedules:
                 lines.append(f"schedule {schedule} goes")
@@ -133,6 +141,12 @@ def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list
             )
     for name in stages:
         stage = pipeline.stages[name]
+        if (stage.limits is None) != (name not in there.limits):
+            with_, without = ("this code", "this database") if stage.limits else ("this database", "this code")
+            raise NotDeployed(
+                f'pipeline "{pipeline.name}" is deployed differently: stage {name} has limits in {with_} and none in '
+                f"{without}. {how}"
+            )
         missing = {(stage.on, target) for target in stage.to} - there.legal
         if missing:
             listed = ", ".join(f"{source} -> {target}" for source, target in sorted(missing))
@@ -147,7 +161,9 @@ def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tup
         {**pipeline, "initial": new.initial, "definition": definition, "reaction_of": of.reaction_of},
     )
     yield SQL["routes_clear"], pipeline
-    stages, running, final, deadlines, on_deadline, reactions = zip(*new.routes.values(), strict=True)
+    stages, running, final, deadlines, on_deadline, reactions, partitions, priorities = zip(
+        *new.routes.values(), strict=True
+    )
     yield (
         SQL["routes_write"],
         {
@@ -159,6 +175,8 @@ def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tup
             "deadlines": list(deadlines),
             "on_deadline": list(on_deadline),
             "reactions": [",".join(names) for names in reactions],
+            "partitions": [_as_json(path) for path in partitions],
+            "priorities": [_as_json(path) for path in priorities],
         },
     )
     yield SQL["legal_changes_clear"], pipeline
@@ -169,6 +187,7 @@ def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tup
         SQL["stages_write"],
         {**pipeline, "stages": list(new.attempts), "max_attempts": list(new.attempts.values())},
     )
+    yield from _limits(pipeline, old, new)
     rerouted = [
         status
         for status, route in new.routes.items()
@@ -177,6 +196,36 @@ def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tup
     if rerouted:
         for step in ("jobs_end_rerouted", "dead_jobs_end_rerouted", "jobs_make_rerouted"):
             yield SQL[step], {**pipeline, "statuses": rerouted}
+
+
+def _limits(pipeline: dict[str, Any], old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    yield SQL["limits_lock"], pipeline
+    yield SQL["limits_clear"], {**pipeline, "stages": list(new.limits)}
+    for stage, limits in sorted(new.limits.items()):
+        numbers = asdict(limits)
+        yield SQL["limits_write"], {**pipeline, **numbers, "stage": stage, "partitioned": bool(limits.partition)}
+    ordered = {
+        stage
+        for stage in new.attempts
+        if _order(old.limits.get(stage)) != _order(new.limits.get(stage)) and stage in old.attempts
+    }
+    if ordered:
+        yield SQL["jobs_order_anew"], {**pipeline, "stages": sorted(ordered)}
+
+
+def _order(limits: Limits | None) -> tuple[Path, Path] | None:
+    return None if limits is None else (limits.partition, limits.priority)
+
+
+def _route(
+    stage: str | None, running: bool, final: bool, deadline: float | None, on_deadline: str | None, *lists: Any
+) -> Route:
+    reactions, partition, priority = (None if names is None else tuple(names) for names in lists)
+    return Route(stage, running, final, deadline, on_deadline, reactions or (), partition, priority)
+
+
+def _as_json(path: Path | None) -> str | None:
+    return None if path is None else json.dumps(path)
 
 
 def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> None:

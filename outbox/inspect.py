@@ -24,7 +24,9 @@ Row = dict[str, Any]
 
 def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
     """Return `overview`, a row for each pipeline, status and stage; and what is at work, and what is in the way."""
-    return {name: _rows(conn, name) for name in ("overview", "progress", "workers", "relays", "parked_deliveries")}
+    return {
+        name: _rows(conn, name) for name in ("overview", "limits", "progress", "workers", "relays", "parked_deliveries")
+    }
 
 
 def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> list[Row]:

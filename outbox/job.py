@@ -36,6 +36,7 @@ class Job:
     alone: bool = False  # it was in a batch that failed: its next transaction is its own
     task: asyncio.Future[Any] | None = None
     deadline: float = 0.0
+    begins: float = 0.0  # its moment, where the stage has a rate
     checkpoints: Checkpoints | None = None
 
     def take_away(self, why: str) -> None:

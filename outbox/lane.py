@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from .budget import Budget
 from .errors import DefinitionError
 from .job import Job
+from .limits import LATE
 from .pipeline import Pipeline
 from .stage import Stage
 
@@ -38,6 +40,8 @@ class Lane:
         self.attempts = 0  # handlers at work; each has one job, or a batch of them
         self.careful = 0  # jobs that may kill this process: one at a time, over all its lanes
         self.complete = False  # the last scan began at zero and found less than was asked for
+        self.held_until = 0.0  # the stage's limits let nothing begin before, unless something happens
+        self.timer: asyncio.TimerHandle | None = None
         self._high = 0  # the highest id that was found
         self._plenty = False
         self._full_scans = Budget()
@@ -47,7 +51,8 @@ class Lane:
 
     def room(self) -> int:
         """How many more jobs to claim: free slots and a little ahead, so that slow handlers hoard nothing."""
-        ahead = min(MAX_BATCH, int(self._rate * PREFETCH))
+        limits = self.stage.limits
+        ahead = min(MAX_BATCH, int(self._rate * (LATE if limits and limits.paced else PREFETCH)))
         return min(MAX_BATCH, self.slots + ahead - len(self.running) - len(self.waiting))
 
     @property
@@ -69,14 +74,23 @@ class Lane:
         return taken
 
     def _may_begin(self, job: Job) -> bool:
-        """Whether its in-progress status is stored, where there is one."""
+        """Whether its moment has come, and its in-progress status is stored, where it has one."""
+        if job.begins and job.begins > time.monotonic():
+            return False
         return not self.stage.running or job.status != self.stage.on
+
+    def take_late(self) -> list[Job]:
+        """Take out what waits and has missed its moment."""
+        late = [job for job in self.waiting if job.begins and time.monotonic() - job.begins > LATE]
+        for job in late:
+            self.remove(job)
+        return late
 
     def again_alone(self, jobs: Sequence[Job]) -> None:
         """Put back what was rolled back together, to begin before anything else, each without the others."""
         for job in reversed(jobs):
             if not job.lost:
-                job.alone = True
+                job.alone, job.begins = True, 0.0  # it has begun
                 self.waiting.appendleft(job)
 
     def finished(self, jobs: int) -> None:
@@ -97,6 +111,11 @@ class Lane:
     def scan_all(self) -> None:
         """Scan from zero the next time: something may have come back with an old id."""
         self._full_scans.waive()
+
+    def held_for(self, seconds: float | None) -> None:
+        """Take note in how many seconds a limited stage may have more for this process (None: nothing waits)."""
+        self.complete = seconds is None
+        self.held_until = 0.0 if seconds is None else time.monotonic() + seconds
 
     def scanned(self, start: int, asked: int, ids: Sequence[int], cost: float) -> None:
         """Take note of what a scan has found, and of the seconds that it took beside what it found."""
@@ -131,7 +150,7 @@ class Lanes(dict[tuple[str, str], Lane]):
         return cls(
             (
                 (stage.pipeline.name, stage.name),
-                Lane(stage, stage.concurrency or concurrency or _default(stage)),
+                Lane(stage, _at_once(stage, concurrency)),
             )
             for stage in _choose(pipelines, names)
         )
@@ -162,6 +181,13 @@ def _choose(pipelines: Iterable[Pipeline[object]], names: Sequence[str] | None) 
     if not chosen:
         raise DefinitionError("there is no stage to work on: give the worker a pipeline that has stages")
     return chosen
+
+
+def _at_once(stage: Stage, chosen: int | None) -> int:
+    """How many attempts run at once in this process: no more than the stage may have in all."""
+    total = stage.limits.concurrency if stage.limits else None
+    here = chosen or (total if not stage.batch else None) or _default(stage)
+    return here if total is None else min(here, total)
 
 
 def _default(stage: Stage) -> int:

@@ -250,6 +250,7 @@ class Maintenance:
             ("retention_history", self._retention.history),
             ("retention_dead_jobs", self._retention.dead_jobs),
             ("retention_checkpoints", 0.0),
+            ("retention_rates", 0.0),
             ("retention_reactions", KEEP_REACTIONS),
         ):
             total, deleted = 0, BATCH

@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg
 from pydantic import BaseModel
 
-from . import documents, schedule
+from . import documents, limits, schedule
 from .data import DataType
 from .errors import DefinitionError
 from .outcome import Backoff, check_number
@@ -56,7 +56,10 @@ class Change(BaseModel):
 
 
 class Route(NamedTuple):
-    """What becomes of workflows in a status: the stage that takes them or None, and a deadline in seconds or None."""
+    """What becomes of workflows in a status: the stage that takes them or None, and a deadline in seconds or None.
+
+    `partition` and `priority` lead into the data; both are None where the stage is not limited.
+    """
 
     stage: str | None
     running: bool = False
@@ -64,6 +67,8 @@ class Route(NamedTuple):
     deadline: float | None = None
     on_deadline: str | None = None
     reactions: tuple[str, ...] = ()
+    partition: limits.Path | None = None
+    priority: limits.Path | None = None
 
 
 class Pipeline(Generic[Data]):
@@ -114,20 +119,31 @@ class Pipeline(Generic[Data]):
         to: str | Iterable[str],
         retry: Backoff | None = None,
         timeout: float = 60.0,
-        concurrency: int | None = None,
         transaction: bool = False,
         batch: int | None = None,
         running: str | None = None,
+        concurrency: int | None = None,
+        rate: str | None = None,
+        partition: Callable[[Data], Any] | str | None = None,
+        priority: Callable[[Data], Any] | str | None = None,
+        total_concurrency: int | None = None,
+        total_rate: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Make the decorated function the handler of workflows in status `on`.
 
         It gets a `Run` and returns new data, `Go(status, data)`, or None for unchanged data. `timeout` is in
-        seconds for one attempt. `concurrency` bounds attempts at once in one worker process. With
+        seconds for one attempt. With
         `transaction=True` the handler gets `run.connection`, whose writes commit with the status change.
         With `batch=100` besides, it gets a list of up to 100 runs that share one transaction, and returns None
         or a list with what each run's handler would return. If it raises, all is rolled back and each workflow
-        gets a transaction, and a list, of its own: `concurrency` bounds transactions then.
+        gets a transaction, and a list, of its own.
         `running` names an in-progress status that is stored while the handler runs.
+
+        Over all workers together, at most `concurrency` workflows are with handlers at once, and attempts begin at most
+        at `rate` ("14/second", "100/minute"), exactly so in every window of a second and more. With
+        `partition=lambda d: d.customer` both are for each customer, `total_concurrency` and `total_rate` for all, and
+        customers have their turn one after the other. `priority=lambda d: d.urgency`: the highest first, within the
+        partition. Both name a field of the data, which whoever writes the data sets. See docs/limits.md.
         """
         check_name(name, "stage")
         check_name(on, f"stage {name}: status on=")
@@ -156,10 +172,11 @@ class Pipeline(Generic[Data]):
         if not isinstance(transaction, bool):
             raise DefinitionError(f"stage {name}: transaction={documents.shown(transaction)} is neither True nor False")
         check_number(timeout, f"stage {name}: timeout", 0.001, 1e8)
-        for what, value, most in (("concurrency", concurrency, 10_000), ("batch", batch, 1_000)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
-                given = documents.shown(value)
-                raise DefinitionError(f"stage {name}: {what}={given} is not a whole number from 1 to {most:,}")
+        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= 1_000):
+            raise DefinitionError(f"stage {name}: batch={documents.shown(batch)} is not a whole number from 1 to 1,000")
+        limited = limits.check(name, concurrency, rate, partition, priority, total_concurrency, total_rate)
+        for path in (limited.partition, limited.priority) if limited else ():
+            self._data.require_field(path, f"stage {name}")
         if batch is not None and not transaction:
             raise DefinitionError(f"stage {name}: batch={batch} is for stages with transaction=True")
 
@@ -174,7 +191,7 @@ class Pipeline(Generic[Data]):
                 to=targets,
                 retry=retry or Backoff(),
                 timeout=float(timeout),
-                concurrency=concurrency,
+                limits=limited,
                 transaction=transaction,
                 batch=batch,
                 running=running,
@@ -246,6 +263,7 @@ class Pipeline(Generic[Data]):
         retry: Backoff | None = None,
         timeout: float = 60.0,
         concurrency: int | None = None,
+        rate: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Run the decorated function after each change to one of `statuses`, at least once, whoever makes the change.
 
@@ -263,7 +281,9 @@ class Pipeline(Generic[Data]):
             if called in self.reactions or "," in called:
                 raise DefinitionError(f"pipeline {self.name} has two reactions named {called!r}")
             reaction = Pipeline(f"{self.name}/{called}", data=Change, initial="DUE", final={"DONE"})
-            reaction.stage(called, on="DUE", to="DONE", retry=retry, timeout=timeout, concurrency=concurrency)(function)
+            reaction.stage(
+                called, on="DUE", to="DONE", retry=retry, timeout=timeout, concurrency=concurrency, rate=rate
+            )(function)
             reaction.reaction_of = self.name
             self.reactions[called] = reaction
             for status in statuses:
@@ -287,9 +307,10 @@ class Pipeline(Generic[Data]):
         for status in self.final:
             known[status] = Route(None, final=True)
         for stage in self.stages.values():
-            known[stage.on] = Route(stage.name)
+            of = (stage.limits.partition, stage.limits.priority) if stage.limits else (None, None)
+            known[stage.on] = Route(stage.name, partition=of[0], priority=of[1])
             if stage.running:
-                known[stage.running] = Route(stage.name, running=True)
+                known[stage.running] = Route(stage.name, running=True, partition=of[0], priority=of[1])
         for status, (within, target) in self._deadlines.items():
             known[status] = known[status]._replace(deadline=within.total_seconds(), on_deadline=target)
         for status, names in self._reacting.items():

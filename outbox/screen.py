@@ -17,10 +17,12 @@ from rich.text import Text
 from . import inspect
 from .doctor import Finding
 from .documents import printable
+from .limits import Limits
 
 Row = dict[str, Any]
 
 _WORKFLOW = ("id", "version", "created_at", "updated_at", "metadata")
+MOST_COUNTED = 1_000
 _CHANGE = ("at", "from_status", "to_status", "version", "actor", "stage", "attempt", "reason")
 
 
@@ -68,6 +70,16 @@ def age(seconds: float | None) -> str:
     return f"{max(0.0, seconds):.0f}s"
 
 
+def _limits(row: Row) -> str:
+    ways = (tuple(row[way].split(".")) if row[way] else () for way in ("partition", "priority"))
+    numbers = (row[name] for name in ("concurrency", "rate", "partition_concurrency", "partition_rate"))
+    return str(Limits(*numbers, *ways))
+
+
+def _up_to(count: int) -> str:
+    return str(count) if count < MOST_COUNTED else f"{MOST_COUNTED}+"
+
+
 def status(found: dict[str, list[Row]]) -> Group:
     """Return the tables of `outbox status`."""
     columns = ["pipeline", "status", "stage", "workflows", "ready", "scheduled", "running", "dead", "oldest waiting"]
@@ -89,6 +101,12 @@ def status(found: dict[str, list[Row]]) -> Group:
         for row in found["workers"]
     ]
     parts: list[Any] = [table(None, columns, overview) if overview else Text("no pipeline is deployed here")]
+    if found["limits"]:
+        rows = [
+            [row["pipeline"], row["stage"], _limits(row), _up_to(row["running"]), _up_to(row["ready"])]
+            for row in found["limits"]
+        ]
+        parts += [Text(), table(None, ["pipeline", "stage", "limits", "running", "ready"], rows)]
     if found["progress"]:
         rows = [
             [row["pipeline"], row["stage"], row["entity_id"], row["attempt"], age(row["seconds"]), row["progress"]]

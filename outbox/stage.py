@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import documents
 from .errors import HandlerError
+from .limits import Limits
 from .outcome import Backoff, Go
 from .waits import Wait, WaitForApproval, WaitForChildren, WaitForSignal, later
 
@@ -27,11 +28,11 @@ class Stage:
     to: frozenset[str]
     retry: Backoff
     timeout: float
-    concurrency: int | None
     transaction: bool
     batch: int | None
     running: str | None
     is_async: bool
+    limits: Limits | None = None
 
     @property
     def queue(self) -> str:

@@ -38,7 +38,7 @@ class Worker:
     """Runs the stages of pipelines until `stop`. Any number of workers share the work.
 
     `stages` limits it to some ("enrich" or "posts.enrich"; default: all). `concurrency` bounds attempts at once
-    per stage where the stage doesn't say. `lease` (seconds) is how long a frozen or cut-off process keeps its
+    per stage in this process; a stage's own counts over all. `lease` (seconds) is how long a frozen or cut-off process keeps its
     jobs; a killed one loses them in about a second. `grace` (seconds) is how long running handlers may take
     after `stop`. `listen_dsn` is a direct DSN when `dsn` goes through a pooler. `drain` ends the run when nothing
     is due. `notify=False` polls only. `counts` says what has become of the attempts, `interrupted` how many handlers
@@ -192,7 +192,7 @@ class Worker:
             busy=lambda: any(lane.running for lane in self._lanes.values()),
             on_next=self._reached,
             on_delay=self._maintenance.due_in,
-            on_committed=self._ended,
+            on_committed=self._committed,
             on_again=lambda: self._claimer.wake(),
         )
         self._scheduler = Scheduler(self._dsn, self._schedules, pooled=self._pooled)
@@ -217,6 +217,10 @@ class Worker:
     def _reached(self, pipeline: str, status: str) -> None:
         if self._lanes.takes(pipeline, status):
             self._claimer.wake(back=False)
+
+    def _committed(self) -> None:
+        self._claimer.committed()
+        self._ended()
 
     def _ended(self) -> None:
         self._claimer.room()

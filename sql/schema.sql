@@ -74,6 +74,8 @@ CREATE TABLE outbox.jobs (
     deadline timestamp with time zone,
     on_deadline text COLLATE pg_catalog."C",
     progress text,
+    partition text COLLATE pg_catalog."C",
+    priority integer,
     CONSTRAINT jobs_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL))),
     CONSTRAINT jobs_have_a_stage_or_a_deadline CHECK (((stage IS NOT NULL) OR (deadline IS NOT NULL)))
 )
@@ -88,6 +90,8 @@ CREATE TABLE outbox.routes (
     deadline interval,
     on_deadline text COLLATE pg_catalog."C",
     reactions text[],
+    partition text[],
+    priority text[],
     CONSTRAINT routes_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL)))
 );
 
@@ -255,6 +259,208 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION outbox.jobs_claim_limited(worker integer, of_pipeline text, of_stage text, most integer, one_careful boolean, lead double precision, ahead double precision, slack double precision) RETURNS TABLE(pipeline text, stage text, id bigint, workflow_id text, entered bigint, attempt integer, careful boolean, entity_id text, status text, version bigint, metadata text, starts_at double precision, asked_at double precision, answered_at double precision)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    came    timestamptz := clock_timestamp();
+    l       outbox.limits;
+    begun   timestamptz;               -- the earliest moment that an attempt can begin
+    first   timestamptz;               -- and may, for the stage
+    gap     float8;                    -- seconds between two, of the stage
+    narrow  float8;                    -- and of a partition
+    room    integer := most;
+    taken   uuid[] := '{}';
+    keys    text[] := '{}';            -- the partitions in turn,
+    rooms   integer[] := '{}';         -- and how many jobs each may have
+    walked  integer := 0;
+    last    text;
+    share   integer;
+    suspect uuid;
+    tight   boolean := false;          -- whether it is `concurrency` that leaves no more room
+    held    float8;                    -- seconds for which the stage is held up,
+    waits   float8;                    -- and the next of its partitions
+BEGIN
+    SELECT s.* INTO l FROM outbox.limits AS s WHERE s.pipeline = of_pipeline AND s.stage = of_stage FOR NO KEY UPDATE;
+    IF NOT FOUND OR EXISTS (SELECT FROM outbox.pauses AS p WHERE p.pipeline = of_pipeline AND p.stage = of_stage)
+        OR NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = worker)
+        OR NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.pipeline = of_pipeline AND j.stage = of_stage
+                       AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL) THEN
+        RETURN;
+    END IF;
+    begun := clock_timestamp() + make_interval(secs => lead);
+    narrow := 1 / l.partition_rate + slack / greatest(l.partition_rate, 1);
+
+    IF l.concurrency IS NOT NULL THEN
+        SELECT least(room, l.concurrency - count(*)) INTO room
+        FROM (SELECT FROM outbox.jobs AS j WHERE j.pipeline = of_pipeline AND j.stage = of_stage
+              AND j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT l.concurrency) AS j;
+        tight := room < most;
+    END IF;
+    IF l.rate IS NOT NULL THEN
+        gap := 1 / l.rate + slack / greatest(l.rate, 1);
+        -- A clock that was set back, or a rate that was raised, holds nothing up for longer than one attempt.
+        first := greatest(begun, least(l.next_at, begun + make_interval(secs => ahead + gap)));
+        room := least(room, floor((ahead - extract(epoch FROM first - begun)) / gap) + 1);
+    END IF;
+
+    IF room > 0 AND NOT l.partitioned THEN
+        keys := ARRAY[''];
+    ELSIF room > 0 THEN
+        -- From one partition to the next by the index, beginning after the one that was served last, and around.
+        walked := CASE WHEN coalesce(l.partition_concurrency, l.partition_rate) IS NULL THEN room
+                       ELSE least(greatest(4 * room, 100), 1000) END;
+        WITH RECURSIVE walk (key, n) AS (
+            (SELECT j.partition, 1 FROM outbox.jobs AS j
+             WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition > l.served
+               AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
+             ORDER BY j.partition LIMIT 1)
+            UNION ALL
+            SELECT next.partition, walk.n + 1 FROM walk CROSS JOIN LATERAL (
+                SELECT j.partition FROM outbox.jobs AS j
+                WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition > walk.key
+                  AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
+                ORDER BY j.partition LIMIT 1) AS next
+            WHERE walk.n < walked
+        ), again (key, n) AS (
+            (SELECT j.partition, 1 FROM outbox.jobs AS j
+             WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition <= l.served
+               AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
+             ORDER BY j.partition LIMIT 1)
+            UNION ALL
+            SELECT next.partition, again.n + 1 FROM again CROSS JOIN LATERAL (
+                SELECT j.partition FROM outbox.jobs AS j
+                WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition > again.key AND j.partition <= l.served
+                  AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
+                ORDER BY j.partition LIMIT 1) AS next
+            WHERE again.n < walked - (SELECT count(*) FROM walk)
+        )
+        SELECT array_agg(w.key ORDER BY w.part, w.n) INTO keys
+        FROM (SELECT walk.key, walk.n, 1 AS part FROM walk UNION ALL SELECT again.key, again.n, 2 FROM again) AS w;
+        keys := keys[:walked];
+        last := keys[cardinality(keys)];
+        waits := CASE WHEN cardinality(keys) >= walked THEN 0 END;  -- there may be more of them than it has looked at
+    END IF;
+
+    -- How many jobs each may have.
+    IF narrow IS NULL AND l.partition_concurrency IS NULL THEN
+        rooms := array_fill(room, ARRAY[cardinality(keys)]);
+    ELSIF cardinality(keys) > 0 THEN
+        SELECT coalesce(array_agg(k.key ORDER BY k.n) FILTER (WHERE k.size > 0), '{}'),
+               coalesce(array_agg(k.size ORDER BY k.n) FILTER (WHERE k.size > 0), '{}'),
+               least(waits, min(CASE WHEN k.later > 0 THEN greatest(k.later - ahead / 2, 0.005) ELSE 0.1 END)
+                                FILTER (WHERE k.size <= 0))
+        INTO keys, rooms, waits
+        FROM (SELECT k.key, k.n, r.later,
+                     least(room, l.partition_concurrency - (
+                               SELECT count(*) FROM (
+                                   SELECT FROM outbox.jobs AS j
+                                   WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key
+                                     AND j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT l.partition_concurrency) AS j),
+                           CASE WHEN narrow IS NULL THEN room
+                                WHEN l.rate IS NULL THEN floor((ahead - r.later) / narrow) + 1
+                                WHEN r.later > 0 THEN 0 ELSE 1 END)::integer AS size
+              FROM unnest(keys) WITH ORDINALITY AS k (key, n)
+              CROSS JOIN LATERAL (
+                  SELECT greatest(0, least(ahead + narrow, coalesce(extract(epoch FROM (
+                      SELECT r.next_at FROM outbox.partition_rates AS r
+                      WHERE r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = k.key) - begun), 0)))::float8 AS later
+              ) AS r) AS k;
+    END IF;
+    IF room > 0 AND cardinality(keys) > room THEN
+        keys := keys[:room];
+        last := keys[room];
+        waits := 0;
+    END IF;
+
+    IF one_careful THEN
+        SELECT j.workflow_id INTO suspect FROM outbox.jobs AS j
+        WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.careful AND j.owner IS NULL AND j.due
+          AND j.partition = ANY (keys)
+        ORDER BY j.id LIMIT 1;
+    END IF;
+
+    -- Each has its share; what one leaves, the others have.
+    WHILE room > 0 AND cardinality(keys) > 0 LOOP
+        share := (room + cardinality(keys) - 1) / cardinality(keys);
+        WITH picked AS MATERIALIZED (
+            SELECT j.workflow_id, k.n
+            FROM unnest(keys, rooms) WITH ORDINALITY AS k (key, size, n)
+            CROSS JOIN LATERAL (
+                SELECT j.workflow_id FROM outbox.jobs AS j
+                WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key AND j.owner IS NULL AND j.due
+                  AND j.partition IS NOT NULL AND (NOT j.careful OR j.workflow_id = suspect)
+                ORDER BY j.priority DESC, j.id
+                LIMIT least(share, k.size)
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) AS j
+            LIMIT room
+        ), claimed AS (
+            UPDATE outbox.jobs AS j SET owner = worker, attempt = j.attempt + 1, claimed_at = now()
+            WHERE j.workflow_id = ANY (ARRAY(SELECT p.workflow_id FROM picked AS p))
+        )
+        SELECT taken || coalesce((SELECT array_agg(p.workflow_id) FROM picked AS p), '{}'),
+               room - (SELECT count(*) FROM picked),
+               coalesce(array_agg(k.key ORDER BY k.n) FILTER (WHERE p.n = share AND k.size > share), '{}'),
+               coalesce(array_agg(k.size - share ORDER BY k.n) FILTER (WHERE p.n = share AND k.size > share), '{}')
+        INTO taken, room, keys, rooms
+        FROM unnest(keys, rooms) WITH ORDINALITY AS k (key, size, n)
+        LEFT JOIN (SELECT p.n AS key, count(*) AS n FROM picked AS p GROUP BY p.n) AS p ON p.key = k.n;
+    END LOOP;
+
+    IF cardinality(taken) > 0 THEN
+        RETURN QUERY
+        WITH job AS MATERIALIZED (
+            SELECT j.id, j.workflow_id, j.version, j.attempt, j.careful, j.partition, j.priority,
+                   row_number() OVER (PARTITION BY j.partition ORDER BY j.priority DESC, j.id) - 1 AS nth
+            FROM outbox.jobs AS j WHERE j.workflow_id = ANY (taken)
+        ), begins AS MATERIALIZED (
+            SELECT job.*, CASE WHEN gap IS NOT NULL
+                THEN first + make_interval(secs => gap * (row_number() OVER (ORDER BY job.nth, job.priority DESC, job.id) - 1))
+                ELSE greatest(begun, least(coalesce(r.next_at, begun), begun + make_interval(secs => ahead + narrow)))
+                    + make_interval(secs => narrow * job.nth) END AS at
+            FROM job
+            LEFT JOIN outbox.partition_rates AS r ON narrow IS NOT NULL
+                AND r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = job.partition
+        ), noted AS (
+            INSERT INTO outbox.partition_rates AS r (pipeline, stage, partition, next_at)
+            SELECT of_pipeline, of_stage, b.partition, max(b.at) + make_interval(secs => narrow)
+            FROM begins AS b WHERE narrow IS NOT NULL GROUP BY b.partition
+            ON CONFLICT ON CONSTRAINT partition_rates_pkey DO UPDATE SET next_at = excluded.next_at
+        )
+        SELECT of_pipeline, of_stage, b.id, b.workflow_id::text, b.version, b.attempt, b.careful,
+               w.entity_id, w.current_status, w.version, w.metadata::text,
+               CASE WHEN coalesce(gap, narrow) IS NOT NULL THEN extract(epoch FROM b.at)::float8 END, NULL::float8, NULL::float8
+        FROM begins AS b
+        JOIN outbox.workflow_states AS w ON w.id = b.workflow_id
+        ORDER BY b.at, b.nth, b.priority DESC, b.id;
+        first := first + make_interval(secs => gap * cardinality(taken));
+    END IF;
+    IF cardinality(taken) > 0 OR last <> l.served THEN
+        UPDATE outbox.limits AS s SET next_at = coalesce(first, s.next_at), served = coalesce(last, s.served)
+        WHERE s.pipeline = of_pipeline AND s.stage = of_stage;
+    END IF;
+
+    IF NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.pipeline = of_pipeline AND j.stage = of_stage
+                   AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL) THEN
+        held := NULL;
+    ELSE
+        held := greatest(extract(epoch FROM first - begun) - ahead / 2, 0,
+                         CASE WHEN room > 0 THEN coalesce(waits, CASE WHEN narrow IS NULL THEN 1.0 ELSE ahead / 2 END)
+                              WHEN tight THEN 1.0 END);
+    END IF;
+    RETURN QUERY SELECT of_pipeline, of_stage, NULL::bigint, NULL::text, NULL::bigint, NULL::integer, NULL::boolean,
+        NULL::text, NULL::text, NULL::bigint, NULL::text, held, extract(epoch FROM came)::float8,
+        extract(epoch FROM clock_timestamp())::float8;
+END
+$$;
+
 CREATE FUNCTION outbox.messages_written() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -268,6 +474,14 @@ BEGIN
     RETURN NULL;
 END
 $$;
+
+CREATE FUNCTION outbox.partition_of(metadata jsonb, path text[]) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    RETURN CASE WHEN (cardinality(path) > 0) THEN "left"(COALESCE((metadata #>> path), ''::text), 200) ELSE ''::text END;
+
+CREATE FUNCTION outbox.priority_of(metadata jsonb, path text[]) RETURNS integer
+    LANGUAGE sql IMMUTABLE
+    RETURN CASE jsonb_typeof((metadata #> path)) WHEN 'number'::text THEN (GREATEST(LEAST(((metadata #>> path))::numeric, (2147483647)::numeric), ('-2147483648'::integer)::numeric))::integer WHEN 'boolean'::text THEN (((metadata #>> path))::boolean)::integer ELSE 0 END;
 
 CREATE FUNCTION outbox.react(ids uuid[], froms text[], tos text[], versions bigint[], actor text, reason text) RETURNS void
     LANGUAGE sql
@@ -604,6 +818,8 @@ DECLARE
     waited    uuid[];     -- who had no stage at work: they may have waited for somebody
     timed     uuid[];     -- whose new status has a deadline
     final     uuid[];     -- who have ended
+    limited   uuid[];     -- whose next stage is limited
+    rows      integer;    -- of the statement, those whose status stays as it is included
     reacting  boolean;    -- whether anything reacts to these changes
     unknown   uuid;
     illegal   uuid;
@@ -623,11 +839,13 @@ BEGIN
            array_agg(c.id) FILTER (WHERE j.stage IS NULL),
            array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL),
            array_agg(c.id) FILTER (WHERE r.final),
+           array_agg(c.id) FILTER (WHERE r.partition IS NOT NULL AND NOT r.running),
+           max(cardinality(n.ids)),
            bool_or(r.reactions IS NOT NULL),
            (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
            (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
     INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
-         waited, timed, final, reacting, unknown, illegal
+         waited, timed, final, limited, rows, reacting, unknown, illegal
     FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
          (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
                  array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
@@ -642,6 +860,17 @@ BEGIN
                             WHERE j.workflow_id = c.id OFFSET 0) AS j ON true
     WHERE c.from_status <> c.to_status;
 
+    -- Where only the data has changed, the job that waits is another customer's now, or more urgent.
+    IF ids IS NULL OR cardinality(ids) < rows THEN
+        UPDATE outbox.jobs AS j SET partition = k.partition, priority = k.priority
+        FROM (SELECT n.id, outbox.partition_of(n.metadata, r.partition) AS partition,
+                     outbox.priority_of(n.metadata, r.priority) AS priority
+              FROM new_rows AS n
+              JOIN outbox.routes AS r ON r.pipeline = n.pipeline AND r.status = n.current_status AND r.partition IS NOT NULL
+              WHERE (n.id = ANY (ids)) IS NOT TRUE) AS k
+        WHERE j.workflow_id = k.id AND j.workflow_id = ANY (ARRAY(SELECT n.id FROM new_rows AS n)) AND j.owner IS NULL
+          AND (j.partition, j.priority) IS DISTINCT FROM (k.partition, k.priority);
+    END IF;
     IF ids IS NULL THEN
         RETURN NULL;  -- only metadata has changed, or nothing
     END IF;
@@ -678,10 +907,21 @@ BEGIN
     SELECT c.id, c.from_status, c.to_status, c.version, actor, reason, c.stage, c.attempt
     FROM unnest(ids, froms, tos, versions, by_stages, attempts) AS c (id, from_status, to_status, version, stage, attempt);
 
-    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
-    SELECT c.id, c.pipeline, c.stage, c.to_status, c.version
-    FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
-    WHERE c.stage IS NOT NULL;
+    IF limited IS NULL THEN
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+        SELECT c.id, c.pipeline, c.stage, c.to_status, c.version
+        FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
+        WHERE c.stage IS NOT NULL;
+    ELSE
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, partition, priority)
+        SELECT c.id, c.pipeline, c.stage, c.to_status, c.version,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(w.metadata, r.partition) END,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(w.metadata, r.priority) END
+        FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
+        JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status
+        CROSS JOIN LATERAL (SELECT w.metadata FROM outbox.workflow_states AS w WHERE w.id = c.id OFFSET 0) AS w
+        WHERE c.stage IS NOT NULL;
+    END IF;
     IF timed IS NOT NULL THEN
         PERFORM outbox.deadlines_set(timed);
     END IF;
@@ -769,10 +1009,13 @@ BEGIN
     SELECT s.id, s.current_status, s.version, actor, reason FROM new_rows AS s;
 
     WITH made AS (
-        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, run_at, due, deadline, on_deadline)
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, run_at, due, deadline, on_deadline,
+                                 partition, priority)
         SELECT s.id, s.pipeline, r.stage, s.current_status, s.version,
                CASE WHEN r.stage IS NULL THEN now() + r.deadline ELSE now() END, r.stage IS NOT NULL,
-               now() + r.deadline, r.on_deadline
+               now() + r.deadline, r.on_deadline,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(s.metadata, r.partition) END,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(s.metadata, r.priority) END
         FROM new_rows AS s
         JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
         WHERE r.stage IS NOT NULL OR r.on_deadline IS NOT NULL
@@ -1103,6 +1346,19 @@ CREATE TABLE outbox.legal_changes (
     to_status text NOT NULL COLLATE pg_catalog."C"
 );
 
+CREATE TABLE outbox.limits (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    stage text NOT NULL COLLATE pg_catalog."C",
+    concurrency integer,
+    rate double precision,
+    partition_concurrency integer,
+    partition_rate double precision,
+    partitioned boolean NOT NULL,
+    next_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    served text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C"
+)
+WITH (fillfactor='50');
+
 CREATE TABLE outbox.messages (
     id bigint NOT NULL,
     message_id uuid DEFAULT outbox.uuid7() NOT NULL,
@@ -1295,6 +1551,14 @@ CREATE TABLE outbox.parked_messages (
     retry boolean DEFAULT false NOT NULL,
     parked_at timestamp with time zone DEFAULT now() NOT NULL
 );
+
+CREATE TABLE outbox.partition_rates (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    stage text NOT NULL COLLATE pg_catalog."C",
+    partition text NOT NULL COLLATE pg_catalog."C",
+    next_at timestamp with time zone NOT NULL
+)
+WITH (fillfactor='70');
 
 CREATE TABLE outbox.pipelines (
     pipeline text NOT NULL COLLATE pg_catalog."C",
@@ -1621,6 +1885,9 @@ ALTER TABLE outbox.jobs
 ALTER TABLE ONLY outbox.legal_changes
     ADD CONSTRAINT legal_changes_pkey PRIMARY KEY (pipeline, from_status, to_status);
 
+ALTER TABLE ONLY outbox.limits
+    ADD CONSTRAINT limits_pkey PRIMARY KEY (pipeline, stage);
+
 ALTER TABLE ONLY outbox.orphans
     ADD CONSTRAINT orphans_pkey PRIMARY KEY (parent_id);
 
@@ -1632,6 +1899,9 @@ ALTER TABLE ONLY outbox.parked_deliveries
 
 ALTER TABLE ONLY outbox.parked_messages
     ADD CONSTRAINT parked_messages_pkey PRIMARY KEY (relay, id);
+
+ALTER TABLE ONLY outbox.partition_rates
+    ADD CONSTRAINT partition_rates_pkey PRIMARY KEY (pipeline, stage, partition);
 
 ALTER TABLE ONLY outbox.pauses
     ADD CONSTRAINT pauses_pkey PRIMARY KEY (pipeline, stage);
@@ -1689,9 +1959,13 @@ CREATE INDEX dead_jobs_by_stage ON outbox.dead_jobs USING btree (pipeline, stage
 
 CREATE INDEX dead_jobs_by_time ON outbox.dead_jobs USING btree (died_at);
 
+CREATE INDEX jobs_ready_by_partition ON outbox.jobs USING btree (pipeline, stage, partition, priority DESC, id) WHERE ((owner IS NULL) AND due AND (partition IS NOT NULL));
+
 CREATE INDEX jobs_ready_for_claim ON outbox.jobs USING btree (pipeline, stage, careful, id) WHERE ((owner IS NULL) AND due);
 
 CREATE INDEX jobs_running ON outbox.jobs USING btree (owner, id) WHERE (owner IS NOT NULL);
+
+CREATE INDEX jobs_running_by_partition ON outbox.jobs USING btree (pipeline, stage, partition) WHERE ((owner IS NOT NULL) AND (partition IS NOT NULL));
 
 CREATE INDEX jobs_scheduled ON outbox.jobs USING btree (run_at) INCLUDE (pipeline, stage, status) WHERE ((owner IS NULL) AND (NOT due) AND (stage IS NOT NULL));
 

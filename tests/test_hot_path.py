@@ -164,10 +164,12 @@ def tap(dsn: str) -> Iterator[Tap]:
     tap.close()
 
 
-def trips(conn: Conn, dsn: str, tap: Tap, posts: Pipeline[Post], count: int) -> Counter[str]:
+def trips(
+    conn: Conn, dsn: str, tap: Tap, posts: Pipeline[Post], count: int, concurrency: int | None = None
+) -> Counter[str]:
     """Run all workflows through both stages; return the round trips of each of the worker's connections."""
     deployed(conn, posts).submit_many(conn, ((f"e{n}", Post()) for n in range(count)))
-    drain(posts, make_conninfo(dsn, port=tap.port, sslmode="disable", gssencmode="disable"))
+    drain(posts, make_conninfo(dsn, port=tap.port, sslmode="disable", gssencmode="disable"), concurrency=concurrency)
     assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'C'") == count
     return tap.trips
 
@@ -183,7 +185,7 @@ def test_a_worker_asks_twice_a_batch(conn: Conn, dsn: str, tap: Tap) -> None:
 def test_a_handlers_transaction_is_two_round_trips_beside_its_own(conn: Conn, dsn: str, tap: Tap) -> None:
     """BEGIN with the mark; status, all that follows from it, and COMMIT."""
     steps = 2 * 200
-    found = trips(conn, dsn, tap, pipeline(transaction=True, concurrency=4), steps // 2)
+    found = trips(conn, dsn, tap, pipeline(transaction=True), steps // 2, concurrency=4)
     connecting = 8 * 12
     assert found["outbox handler"] <= steps * 2 + connecting, found
 
@@ -191,11 +193,11 @@ def test_a_handlers_transaction_is_two_round_trips_beside_its_own(conn: Conn, ds
 def test_a_batch_is_two_round_trips_however_many_are_in_it(conn: Conn, dsn: str, tap: Tap) -> None:
     posts: Pipeline[Post] = Pipeline("p", data=Post, initial="A", final={"C"})
 
-    @posts.stage("all", on="A", to="C", transaction=True, batch=100, concurrency=1)
+    @posts.stage("all", on="A", to="C", transaction=True, batch=100)
     async def work(runs: list[Run[Post]]) -> None:
         sizes.append(len(runs))
 
     sizes: list[int] = []
-    found = trips(conn, dsn, tap, posts, 1_000)
+    found = trips(conn, dsn, tap, posts, 1_000, concurrency=1)
     assert found["outbox handler"] <= len(sizes) * 2 + 20, found
     assert len(sizes) < 30

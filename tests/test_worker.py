@@ -453,13 +453,13 @@ class InProgress:
         self.go_on = threading.Event()
         pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
 
-        @pipeline.stage("work", on="NEW", to="DONE", running="WORKING", retry=QUICK, concurrency=concurrency)
+        @pipeline.stage("work", on="NEW", to="DONE", running="WORKING", retry=QUICK)
         async def work(run: Run[Post]) -> None:
             self.begun.append((run.entity_id, run.status))
             await asyncio.to_thread(self.go_on.wait, 20)
 
         self.pipeline = deployed(conn, pipeline)
-        self.worker = Worker(pipeline, dsn)
+        self.worker = Worker(pipeline, dsn, concurrency=concurrency)
         self._thread = threading.Thread(target=lambda: asyncio.run(self.worker.run()))
 
     def __enter__(self) -> InProgress:
@@ -563,9 +563,9 @@ def test_concurrency_bounds_attempts_at_once(conn: Conn, dsn: str) -> None:
         await asyncio.sleep(0.005)
         running -= 1
 
-    pipeline = deployed(conn, one_stage(work, concurrency=3))
+    pipeline = deployed(conn, one_stage(work))
     pipeline.submit_many(conn, ((f"e{n}", Post()) for n in range(30)))
-    assert drain(pipeline, dsn).counts.done == 30
+    assert drain(pipeline, dsn, concurrency=3).counts.done == 30
     assert peak == 3
 
 

@@ -21,6 +21,7 @@ WITH picked AS MATERIALIZED (
         FROM outbox.jobs AS j
         WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND NOT j.careful
           AND j.id > q.mark AND j.owner IS NULL AND j.due
+          AND j.partition IS NULL  -- what is limited is claimed by those who know of it: jobs_claim_limited
         ORDER BY j.id
         LIMIT q.size
         FOR NO KEY UPDATE SKIP LOCKED
@@ -37,6 +38,7 @@ WITH picked AS MATERIALIZED (
         SELECT j.workflow_id
         FROM outbox.jobs AS j
         WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND j.careful AND j.owner IS NULL AND j.due
+          AND j.partition IS NULL
         ORDER BY j.id
         LIMIT 1
         FOR NO KEY UPDATE SKIP LOCKED
@@ -58,6 +60,18 @@ SELECT c.pipeline, c.stage, c.id, c.workflow_id::text, c.version AS entered, c.a
 FROM claimed AS c
 JOIN outbox.workflow_states AS w ON w.id = c.workflow_id
 ORDER BY c.id;
+
+-- name: jobs_claim_limited
+-- The same of stages that are limited, of each within its limits; see the function, in sql/migrations/0020_limits.sql.
+-- Locks the stages' rows in limits, in order, then jobs with SKIP LOCKED. Writes jobs, limits, partition_rates. Uses
+-- jobs_ready_by_partition, jobs_running_by_partition, the primary keys.
+SELECT c.*
+FROM (SELECT q.pipeline, q.stage, q.size, q.careful
+      FROM unnest(%(pipelines)s::text[], %(stages)s::text[], %(limits)s::integer[], %(careful)s::boolean[])
+          AS q (pipeline, stage, size, careful)
+      ORDER BY q.pipeline, q.stage) AS q
+CROSS JOIN LATERAL outbox.jobs_claim_limited(
+    %(worker)s::integer, q.pipeline, q.stage, q.size, q.careful, %(lead)s::float8, %(ahead)s::float8, %(slack)s::float8) AS c;
 
 -- name: jobs_start_if_held
 -- Moves claimed workflows to their stage's in-progress status, whose trigger keeps the job. Returns the version.

@@ -15,7 +15,7 @@ SELECT p.initial_status, p.definition FROM outbox.pipelines AS p WHERE p.pipelin
 
 -- name: routes_read
 SELECT r.status, r.stage, r.running, r.final, extract(epoch FROM r.deadline)::float8, r.on_deadline,
-       coalesce(r.reactions, '{}')
+       coalesce(r.reactions, '{}'), r.partition, r.priority
 FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
 
 -- name: legal_changes_read
@@ -42,12 +42,14 @@ SET initial_status = excluded.initial_status, definition = excluded.definition, 
 DELETE FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
 
 -- name: routes_write
-INSERT INTO outbox.routes (pipeline, status, stage, running, final, deadline, on_deadline, reactions)
+INSERT INTO outbox.routes (pipeline, status, stage, running, final, deadline, on_deadline, reactions, partition, priority)
 SELECT %(pipeline)s, r.status, r.stage, r.running, r.final, make_interval(secs => r.deadline), r.on_deadline,
-       string_to_array(nullif(r.reactions, ''), ',')
+       string_to_array(nullif(r.reactions, ''), ','),
+       CASE WHEN r.partition IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(r.partition::jsonb)) END,
+       CASE WHEN r.priority IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(r.priority::jsonb)) END
 FROM unnest(%(statuses)s::text[], %(stages)s::text[], %(running)s::boolean[], %(final)s::boolean[], %(deadlines)s::float8[],
-            %(on_deadline)s::text[], %(reactions)s::text[])
-    AS r (status, stage, running, final, deadline, on_deadline, reactions);
+            %(on_deadline)s::text[], %(reactions)s::text[], %(partitions)s::text[], %(priorities)s::text[])
+    AS r (status, stage, running, final, deadline, on_deadline, reactions, partition, priority);
 
 -- name: legal_changes_clear
 DELETE FROM outbox.legal_changes AS l WHERE l.pipeline = %(pipeline)s;
@@ -65,6 +67,34 @@ INSERT INTO outbox.stages (pipeline, stage, max_attempts)
 SELECT %(pipeline)s, s.stage, s.max_attempts
 FROM unnest(%(stages)s::text[], %(max_attempts)s::integer[]) AS s (stage, max_attempts);
 
+-- name: limits_read
+SELECT l.stage, l.concurrency, l.rate, l.partition_concurrency, l.partition_rate
+FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s;
+
+-- name: limits_lock
+-- In the order of claims, which lock these rows before jobs.
+SELECT FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s ORDER BY l.stage FOR UPDATE;
+
+-- name: limits_clear
+DELETE FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s AND l.stage <> ALL (%(stages)s::text[]);
+
+-- name: limits_write
+-- What it remembers of the last claims stays: a deploy lets nothing begin sooner.
+INSERT INTO outbox.limits AS l (pipeline, stage, concurrency, rate, partition_concurrency, partition_rate, partitioned)
+VALUES (%(pipeline)s, %(stage)s, %(concurrency)s, %(rate)s, %(partition_concurrency)s, %(partition_rate)s, %(partitioned)s)
+ON CONFLICT (pipeline, stage) DO UPDATE
+SET concurrency = excluded.concurrency, rate = excluded.rate, partition_concurrency = excluded.partition_concurrency,
+    partition_rate = excluded.partition_rate, partitioned = excluded.partitioned;
+
+-- name: jobs_order_anew
+-- Gives the jobs of stages whose limits are new, gone, or by other fields of the data, their place in the new order.
+UPDATE outbox.jobs AS j
+SET partition = CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(w.metadata, r.partition) END,
+    priority = CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(w.metadata, r.priority) END
+FROM outbox.workflow_states AS w, outbox.routes AS r
+WHERE j.pipeline = %(pipeline)s AND j.stage = ANY (%(stages)s::text[])
+  AND w.id = j.workflow_id AND r.pipeline = j.pipeline AND r.status = j.status;
+
 -- name: jobs_end_rerouted
 -- A status that another stage takes from now on: the jobs of the old one end, and those of the new one are made.
 DELETE FROM outbox.jobs AS j
@@ -79,8 +109,10 @@ WHERE d.pipeline = %(pipeline)s AND d.status = ANY (%(statuses)s::text[])
   AND r.pipeline = d.pipeline AND r.status = d.status AND r.stage IS DISTINCT FROM d.stage;
 
 -- name: jobs_make_rerouted
-INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, deadline, on_deadline)
-SELECT w.id, w.pipeline, r.stage, w.current_status, w.version, now() + r.deadline, r.on_deadline
+INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, deadline, on_deadline, partition, priority)
+SELECT w.id, w.pipeline, r.stage, w.current_status, w.version, now() + r.deadline, r.on_deadline,
+       CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(w.metadata, r.partition) END,
+       CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(w.metadata, r.priority) END
 FROM outbox.workflow_states AS w
 JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.stage IS NOT NULL
 WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[])

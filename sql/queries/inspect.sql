@@ -14,6 +14,21 @@ SELECT w.id, w.name, w.stages, w.idle, w.started_at, extract(epoch FROM now() - 
 FROM outbox.workers AS w
 ORDER BY w.id;
 
+-- name: limits
+-- What limited stages are limited to (rates are a second), and how many of their jobs are at work and wait ready, a thousand at
+-- most. Uses jobs_running_by_partition, jobs_ready_by_partition.
+SELECT l.pipeline, l.stage, l.concurrency, l.rate, l.partition_concurrency, l.partition_rate,
+       (SELECT array_to_string(r.partition, '.') FROM outbox.routes AS r
+        WHERE r.pipeline = l.pipeline AND r.stage = l.stage AND NOT r.running AND r.partition <> '{}') AS partition,
+       (SELECT array_to_string(r.priority, '.') FROM outbox.routes AS r
+        WHERE r.pipeline = l.pipeline AND r.stage = l.stage AND NOT r.running AND r.priority <> '{}') AS priority,
+       (SELECT count(*) FROM (SELECT FROM outbox.jobs AS j WHERE j.pipeline = l.pipeline AND j.stage = l.stage
+                              AND j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT 1000) AS j) AS running,
+       (SELECT count(*) FROM (SELECT FROM outbox.jobs AS j WHERE j.pipeline = l.pipeline AND j.stage = l.stage
+                              AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL LIMIT 1000) AS j) AS ready
+FROM outbox.limits AS l
+ORDER BY l.pipeline, l.stage;
+
 -- name: progress
 -- How far handlers say that they are: of those at work, the longest first. Uses jobs_running.
 SELECT j.pipeline, j.stage, w.entity_id, j.attempt, j.progress, extract(epoch FROM now() - j.claimed_at)::float8 AS seconds
@@ -130,7 +145,7 @@ SELECT pg_advisory_xact_lock_shared(hashtext('outbox.deploy'));
 -- Makes the jobs of workflows anew that have none: their dead job goes, its idempotency key stays. The workflow is
 -- locked first, as everywhere. Returns the pipelines and stages that got a job.
 WITH workflow AS MATERIALIZED (
-    SELECT w.id, w.pipeline, w.current_status, w.version
+    SELECT w.id, w.pipeline, w.current_status, w.version, w.metadata
     FROM outbox.workflow_states AS w
     WHERE w.id = ANY (%(ids)s::uuid[])
     ORDER BY w.id
@@ -138,9 +153,11 @@ WITH workflow AS MATERIALIZED (
 ), dead AS (
     DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.version
 ), made AS (
-    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, deadline, on_deadline)
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, deadline, on_deadline, partition, priority)
     SELECT workflow.id, workflow.pipeline, r.stage, workflow.current_status, coalesce(dead.version, workflow.version),
-           now() + r.deadline, r.on_deadline
+           now() + r.deadline, r.on_deadline,
+           CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(workflow.metadata, r.partition) END,
+           CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(workflow.metadata, r.priority) END
     FROM workflow
     JOIN outbox.routes AS r ON r.pipeline = workflow.pipeline AND r.status = workflow.current_status
     LEFT JOIN dead ON dead.workflow_id = workflow.id

@@ -269,6 +269,19 @@ WITH old AS MATERIALIZED (
 )
 SELECT count(*) FROM deleted;
 
+-- name: retention_rates
+-- Deletes the moments of partitions that have passed. Returns how many.
+WITH old AS MATERIALIZED (
+    SELECT r.pipeline, r.stage, r.partition FROM outbox.partition_rates AS r
+    WHERE r.next_at < now() - make_interval(secs => 60 + %(days)s::float8 * 86400)
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM outbox.partition_rates AS r USING old
+    WHERE r.pipeline = old.pipeline AND r.stage = old.stage AND r.partition = old.partition RETURNING 1
+)
+SELECT count(*) FROM deleted;
+
 -- name: retention_reactions
 SELECT outbox.reactions_forget(%(days)s, %(limit)s);
 

@@ -1,0 +1,477 @@
+-- Flow control: how many jobs of a stage are at work at once and how many begin a second, over all workers, in all or for
+-- each partition; and which of them come first. A stage without any of it has jobs without a partition, and pays nothing.
+
+-- `partition`: whose job it is, '' for all where the stage has no partitions; null: the stage is not limited.
+-- `priority`: the higher the sooner, within the partition.
+ALTER TABLE outbox.jobs ADD COLUMN partition text COLLATE "C", ADD COLUMN priority integer;
+CREATE INDEX jobs_ready_by_partition ON outbox.jobs (pipeline, stage, partition, priority DESC, id)
+    WHERE owner IS NULL AND due AND partition IS NOT NULL;
+CREATE INDEX jobs_running_by_partition ON outbox.jobs (pipeline, stage, partition)
+    WHERE owner IS NOT NULL AND partition IS NOT NULL;
+
+-- Where in the data partition and priority are, as paths. `partition` is null where the stage is not limited, and empty
+-- where it is and has no partitions.
+ALTER TABLE outbox.routes ADD COLUMN partition text[], ADD COLUMN priority text[];
+
+-- One row a stage that is limited. Who claims for it locks the row first, so that claims come one after the other and each
+-- sees what those before it have taken: what is at work is counted, not remembered, and no crash makes it wrong.
+-- Rates are a second. `next_at`: no attempt begins before; `served`: the partition that was served last.
+CREATE TABLE outbox.limits (
+    pipeline              text COLLATE "C" NOT NULL,
+    stage                 text COLLATE "C" NOT NULL,
+    concurrency           integer,
+    rate                  float8,
+    partition_concurrency integer,
+    partition_rate        float8,
+    partitioned           boolean NOT NULL,
+    next_at               timestamptz NOT NULL DEFAULT '-infinity',
+    served                text COLLATE "C" NOT NULL DEFAULT '',
+    CONSTRAINT limits_pkey PRIMARY KEY (pipeline, stage)
+) WITH (fillfactor = 50);
+
+-- When the next attempt of a partition may begin, where that is in the future; older rows mean nothing.
+CREATE TABLE outbox.partition_rates (
+    pipeline  text COLLATE "C" NOT NULL,
+    stage     text COLLATE "C" NOT NULL,
+    partition text COLLATE "C" NOT NULL,
+    next_at   timestamptz NOT NULL,
+    CONSTRAINT partition_rates_pkey PRIMARY KEY (pipeline, stage, partition)
+) WITH (fillfactor = 70);
+
+CREATE FUNCTION outbox.partition_of(metadata jsonb, path text[]) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN cardinality(path) > 0 THEN left(coalesce(metadata #>> path, ''), 200) ELSE '' END;
+
+CREATE FUNCTION outbox.priority_of(metadata jsonb, path text[]) RETURNS integer
+LANGUAGE sql IMMUTABLE
+RETURN CASE jsonb_typeof(metadata #> path)
+    WHEN 'number' THEN greatest(least((metadata #>> path)::numeric, 2147483647), -2147483648)::integer
+    WHEN 'boolean' THEN (metadata #>> path)::boolean::integer
+    ELSE 0 END;
+
+-- Takes up to `most` ready jobs of a limited stage for a worker, of one partition after the other, within its limits.
+--
+-- Where there is a rate, each job has its moment, `starts_at`, of those that lie at most `ahead` seconds after `lead`
+-- seconds from now. They are so far apart that attempts which begin up to `slack` seconds late keep to the rate in every
+-- window of a second and more: n + 1 of them span a second and `slack`.
+--
+-- A job that may kill its worker is taken with `one_careful` only, and only one.
+--
+-- The last row has no job: it says, in `starts_at`, in how many seconds there may be more to take (null: nothing waits);
+-- and when, by the server's clock, the question came and the answer went, from which a worker knows how its own clock stands.
+CREATE FUNCTION outbox.jobs_claim_limited(worker integer, of_pipeline text, of_stage text, most integer, one_careful boolean,
+                                          lead float8, ahead float8, slack float8)
+RETURNS TABLE (pipeline text, stage text, id bigint, workflow_id text, entered bigint, attempt integer, careful boolean,
+               entity_id text, status text, version bigint, metadata text, starts_at float8, asked_at float8, answered_at float8)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    came    timestamptz := clock_timestamp();
+    l       outbox.limits;
+    begun   timestamptz;               -- the earliest moment that an attempt can begin
+    first   timestamptz;               -- and may, for the stage
+    gap     float8;                    -- seconds between two, of the stage
+    narrow  float8;                    -- and of a partition
+    room    integer := most;
+    taken   uuid[] := '{}';
+    keys    text[] := '{}';            -- the partitions in turn,
+    rooms   integer[] := '{}';         -- and how many jobs each may have
+    walked  integer := 0;
+    last    text;
+    share   integer;
+    suspect uuid;
+    tight   boolean := false;          -- whether it is `concurrency` that leaves no more room
+    held    float8;                    -- seconds for which the stage is held up,
+    waits   float8;                    -- and the next of its partitions
+BEGIN
+    SELECT s.* INTO l FROM outbox.limits AS s WHERE s.pipeline = of_pipeline AND s.stage = of_stage FOR NO KEY UPDATE;
+    IF NOT FOUND OR EXISTS (SELECT FROM outbox.pauses AS p WHERE p.pipeline = of_pipeline AND p.stage = of_stage)
+        OR NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = worker)
+        OR NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.pipeline = of_pipeline AND j.stage = of_stage
+                       AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL) THEN
+        RETURN;
+    END IF;
+    begun := clock_timestamp() + make_interval(secs => lead);
+    narrow := 1 / l.partition_rate + slack / greatest(l.partition_rate, 1);
+
+    IF l.concurrency IS NOT NULL THEN
+        SELECT least(room, l.concurrency - count(*)) INTO room
+        FROM (SELECT FROM outbox.jobs AS j WHERE j.pipeline = of_pipeline AND j.stage = of_stage
+              AND j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT l.concurrency) AS j;
+        tight := room < most;
+    END IF;
+    IF l.rate IS NOT NULL THEN
+        gap := 1 / l.rate + slack / greatest(l.rate, 1);
+        -- A clock that was set back, or a rate that was raised, holds nothing up for longer than one attempt.
+        first := greatest(begun, least(l.next_at, begun + make_interval(secs => ahead + gap)));
+        room := least(room, floor((ahead - extract(epoch FROM first - begun)) / gap) + 1);
+    END IF;
+
+    IF room > 0 AND NOT l.partitioned THEN
+        keys := ARRAY[''];
+    ELSIF room > 0 THEN
+        -- From one partition to the next by the index, beginning after the one that was served last, and around.
+        walked := CASE WHEN coalesce(l.partition_concurrency, l.partition_rate) IS NULL THEN room
+                       ELSE least(greatest(4 * room, 100), 1000) END;
+        WITH RECURSIVE walk (key, n) AS (
+            (SELECT j.partition, 1 FROM outbox.jobs AS j
+             WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition > l.served
+               AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
+             ORDER BY j.partition LIMIT 1)
+            UNION ALL
+            SELECT next.partition, walk.n + 1 FROM walk CROSS JOIN LATERAL (
+                SELECT j.partition FROM outbox.jobs AS j
+                WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition > walk.key
+                  AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
+                ORDER BY j.partition LIMIT 1) AS next
+            WHERE walk.n < walked
+        ), again (key, n) AS (
+            (SELECT j.partition, 1 FROM outbox.jobs AS j
+             WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition <= l.served
+               AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
+             ORDER BY j.partition LIMIT 1)
+            UNION ALL
+            SELECT next.partition, again.n + 1 FROM again CROSS JOIN LATERAL (
+                SELECT j.partition FROM outbox.jobs AS j
+                WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition > again.key AND j.partition <= l.served
+                  AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
+                ORDER BY j.partition LIMIT 1) AS next
+            WHERE again.n < walked - (SELECT count(*) FROM walk)
+        )
+        SELECT array_agg(w.key ORDER BY w.part, w.n) INTO keys
+        FROM (SELECT walk.key, walk.n, 1 AS part FROM walk UNION ALL SELECT again.key, again.n, 2 FROM again) AS w;
+        keys := keys[:walked];
+        last := keys[cardinality(keys)];
+        waits := CASE WHEN cardinality(keys) >= walked THEN 0 END;  -- there may be more of them than it has looked at
+    END IF;
+
+    -- How many jobs each may have.
+    IF narrow IS NULL AND l.partition_concurrency IS NULL THEN
+        rooms := array_fill(room, ARRAY[cardinality(keys)]);
+    ELSIF cardinality(keys) > 0 THEN
+        SELECT coalesce(array_agg(k.key ORDER BY k.n) FILTER (WHERE k.size > 0), '{}'),
+               coalesce(array_agg(k.size ORDER BY k.n) FILTER (WHERE k.size > 0), '{}'),
+               least(waits, min(CASE WHEN k.later > 0 THEN greatest(k.later - ahead / 2, 0.005) ELSE 0.1 END)
+                                FILTER (WHERE k.size <= 0))
+        INTO keys, rooms, waits
+        FROM (SELECT k.key, k.n, r.later,
+                     least(room, l.partition_concurrency - (
+                               SELECT count(*) FROM (
+                                   SELECT FROM outbox.jobs AS j
+                                   WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key
+                                     AND j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT l.partition_concurrency) AS j),
+                           CASE WHEN narrow IS NULL THEN room
+                                WHEN l.rate IS NULL THEN floor((ahead - r.later) / narrow) + 1
+                                WHEN r.later > 0 THEN 0 ELSE 1 END)::integer AS size
+              FROM unnest(keys) WITH ORDINALITY AS k (key, n)
+              CROSS JOIN LATERAL (
+                  SELECT greatest(0, least(ahead + narrow, coalesce(extract(epoch FROM (
+                      SELECT r.next_at FROM outbox.partition_rates AS r
+                      WHERE r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = k.key) - begun), 0)))::float8 AS later
+              ) AS r) AS k;
+    END IF;
+    IF room > 0 AND cardinality(keys) > room THEN
+        keys := keys[:room];
+        last := keys[room];
+        waits := 0;
+    END IF;
+
+    IF one_careful THEN
+        SELECT j.workflow_id INTO suspect FROM outbox.jobs AS j
+        WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.careful AND j.owner IS NULL AND j.due
+          AND j.partition = ANY (keys)
+        ORDER BY j.id LIMIT 1;
+    END IF;
+
+    -- Each has its share; what one leaves, the others have.
+    WHILE room > 0 AND cardinality(keys) > 0 LOOP
+        share := (room + cardinality(keys) - 1) / cardinality(keys);
+        WITH picked AS MATERIALIZED (
+            SELECT j.workflow_id, k.n
+            FROM unnest(keys, rooms) WITH ORDINALITY AS k (key, size, n)
+            CROSS JOIN LATERAL (
+                SELECT j.workflow_id FROM outbox.jobs AS j
+                WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key AND j.owner IS NULL AND j.due
+                  AND j.partition IS NOT NULL AND (NOT j.careful OR j.workflow_id = suspect)
+                ORDER BY j.priority DESC, j.id
+                LIMIT least(share, k.size)
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) AS j
+            LIMIT room
+        ), claimed AS (
+            UPDATE outbox.jobs AS j SET owner = worker, attempt = j.attempt + 1, claimed_at = now()
+            WHERE j.workflow_id = ANY (ARRAY(SELECT p.workflow_id FROM picked AS p))
+        )
+        SELECT taken || coalesce((SELECT array_agg(p.workflow_id) FROM picked AS p), '{}'),
+               room - (SELECT count(*) FROM picked),
+               coalesce(array_agg(k.key ORDER BY k.n) FILTER (WHERE p.n = share AND k.size > share), '{}'),
+               coalesce(array_agg(k.size - share ORDER BY k.n) FILTER (WHERE p.n = share AND k.size > share), '{}')
+        INTO taken, room, keys, rooms
+        FROM unnest(keys, rooms) WITH ORDINALITY AS k (key, size, n)
+        LEFT JOIN (SELECT p.n AS key, count(*) AS n FROM picked AS p GROUP BY p.n) AS p ON p.key = k.n;
+    END LOOP;
+
+    IF cardinality(taken) > 0 THEN
+        RETURN QUERY
+        WITH job AS MATERIALIZED (
+            SELECT j.id, j.workflow_id, j.version, j.attempt, j.careful, j.partition, j.priority,
+                   row_number() OVER (PARTITION BY j.partition ORDER BY j.priority DESC, j.id) - 1 AS nth
+            FROM outbox.jobs AS j WHERE j.workflow_id = ANY (taken)
+        ), begins AS MATERIALIZED (
+            SELECT job.*, CASE WHEN gap IS NOT NULL
+                THEN first + make_interval(secs => gap * (row_number() OVER (ORDER BY job.nth, job.priority DESC, job.id) - 1))
+                ELSE greatest(begun, least(coalesce(r.next_at, begun), begun + make_interval(secs => ahead + narrow)))
+                    + make_interval(secs => narrow * job.nth) END AS at
+            FROM job
+            LEFT JOIN outbox.partition_rates AS r ON narrow IS NOT NULL
+                AND r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = job.partition
+        ), noted AS (
+            INSERT INTO outbox.partition_rates AS r (pipeline, stage, partition, next_at)
+            SELECT of_pipeline, of_stage, b.partition, max(b.at) + make_interval(secs => narrow)
+            FROM begins AS b WHERE narrow IS NOT NULL GROUP BY b.partition
+            ON CONFLICT ON CONSTRAINT partition_rates_pkey DO UPDATE SET next_at = excluded.next_at
+        )
+        SELECT of_pipeline, of_stage, b.id, b.workflow_id::text, b.version, b.attempt, b.careful,
+               w.entity_id, w.current_status, w.version, w.metadata::text,
+               CASE WHEN coalesce(gap, narrow) IS NOT NULL THEN extract(epoch FROM b.at)::float8 END, NULL::float8, NULL::float8
+        FROM begins AS b
+        JOIN outbox.workflow_states AS w ON w.id = b.workflow_id
+        ORDER BY b.at, b.nth, b.priority DESC, b.id;
+        first := first + make_interval(secs => gap * cardinality(taken));
+    END IF;
+    IF cardinality(taken) > 0 OR last <> l.served THEN
+        UPDATE outbox.limits AS s SET next_at = coalesce(first, s.next_at), served = coalesce(last, s.served)
+        WHERE s.pipeline = of_pipeline AND s.stage = of_stage;
+    END IF;
+
+    IF NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.pipeline = of_pipeline AND j.stage = of_stage
+                   AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL) THEN
+        held := NULL;
+    ELSE
+        held := greatest(extract(epoch FROM first - begun) - ahead / 2, 0,
+                         CASE WHEN room > 0 THEN coalesce(waits, CASE WHEN narrow IS NULL THEN 1.0 ELSE ahead / 2 END)
+                              WHEN tight THEN 1.0 END);
+    END IF;
+    RETURN QUERY SELECT of_pipeline, of_stage, NULL::bigint, NULL::text, NULL::bigint, NULL::integer, NULL::boolean,
+        NULL::text, NULL::text, NULL::bigint, NULL::text, held, extract(epoch FROM came)::float8,
+        extract(epoch FROM clock_timestamp())::float8;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION outbox.jobs_claim_limited(integer, text, text, integer, boolean, float8, float8, float8) FROM PUBLIC;
+
+-- The orchestrator once more: the jobs that it makes for limited stages have a partition and a priority.
+
+CREATE OR REPLACE FUNCTION outbox.workflows_started() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    actor     text := outbox.actor();
+    reason    text := nullif(current_setting('outbox.reason', true), '');
+    stranger  record;
+    pipelines text[];
+    stages    text[];
+BEGIN
+    SELECT s.pipeline, s.entity_id, s.current_status,
+           EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = s.pipeline) AS known
+    INTO stranger
+    FROM new_rows AS s
+    LEFT JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
+    WHERE r.status IS NULL
+    LIMIT 1;
+    IF FOUND AND NOT stranger.known THEN
+        RAISE EXCEPTION 'unknown pipeline "%": entity "%" can''t start (from status null to "%")',
+            stranger.pipeline, stranger.entity_id, stranger.current_status
+            USING ERRCODE = 'OB002', HINT = 'Deploy it first: outbox deploy --app module:object';
+    ELSIF FOUND THEN
+        RAISE EXCEPTION 'unknown status: pipeline "%", entity "%", from null to "%"',
+            stranger.pipeline, stranger.entity_id, stranger.current_status
+            USING ERRCODE = 'OB003', HINT = 'outbox.routes lists the statuses that the pipeline knows.';
+    END IF;
+
+    INSERT INTO outbox.state_changes (workflow_id, to_status, version, actor, reason)
+    SELECT s.id, s.current_status, s.version, actor, reason FROM new_rows AS s;
+
+    WITH made AS (
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, run_at, due, deadline, on_deadline,
+                                 partition, priority)
+        SELECT s.id, s.pipeline, r.stage, s.current_status, s.version,
+               CASE WHEN r.stage IS NULL THEN now() + r.deadline ELSE now() END, r.stage IS NOT NULL,
+               now() + r.deadline, r.on_deadline,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(s.metadata, r.partition) END,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(s.metadata, r.priority) END
+        FROM new_rows AS s
+        JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
+        WHERE r.stage IS NOT NULL OR r.on_deadline IS NOT NULL
+        RETURNING pipeline, stage
+    )
+    SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
+
+    INSERT INTO outbox.status_counts (pipeline, status, workflows)
+    SELECT s.pipeline, s.current_status, count(*) FROM new_rows AS s GROUP BY s.pipeline, s.current_status;
+
+    IF EXISTS (SELECT FROM new_rows AS s JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
+               WHERE r.reactions IS NOT NULL) THEN
+        PERFORM outbox.react(array_agg(s.id), array_agg(NULL::text), array_agg(s.current_status), array_agg(s.version), actor, reason)
+        FROM new_rows AS s;
+    END IF;
+    PERFORM outbox.wake(pipelines, stages);
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION outbox.workflows_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    actor     text := outbox.actor();
+    reason    text := nullif(current_setting('outbox.reason', true), '');
+    worker    integer := nullif(current_setting('outbox.worker', true), '')::integer;
+    waits     jsonb := nullif(current_setting('outbox.waits', true), '')::jsonb;  -- what handlers wait for from now on
+    -- The changed workflows as parallel arrays: position n of each is workflow n.
+    ids       uuid[];
+    pipelines text[];
+    froms     text[];
+    tos       text[];
+    versions  bigint[];
+    stages    text[];     -- the stage that must run next; null where there is none
+    by_stages text[];     -- the stage and the attempt that made the change, if it was this worker's job
+    attempts  integer[];
+    ending    uuid[];     -- whose open job ends
+    keeping   uuid[];     -- whose job goes on: the new status is the in-progress one of its stage
+    waited    uuid[];     -- who had no stage at work: they may have waited for somebody
+    timed     uuid[];     -- whose new status has a deadline
+    final     uuid[];     -- who have ended
+    limited   uuid[];     -- whose next stage is limited
+    rows      integer;    -- of the statement, those whose status stays as it is included
+    reacting  boolean;    -- whether anything reacts to these changes
+    unknown   uuid;
+    illegal   uuid;
+    ended     integer := 0;
+    n         integer;
+BEGIN
+    -- Old and new rows are kept side by side, so they pair by position; a join would be planned once for the
+    -- size of the session's first statement, and be quadratic in a bulk UPDATE. Jobs come and go only under
+    -- the lock of their workflow's row, which this statement holds: what is read here stays true.
+    SELECT array_agg(c.id), array_agg(c.pipeline), array_agg(c.from_status), array_agg(c.to_status),
+           array_agg(c.version),
+           array_agg(CASE WHEN r.running AND r.stage = j.stage THEN NULL ELSE r.stage END),
+           array_agg(CASE WHEN j.owner = worker THEN j.stage END),
+           array_agg(CASE WHEN j.owner = worker THEN j.attempt END),
+           array_agg(c.id) FILTER (WHERE j.id IS NOT NULL AND (r.running AND r.stage = j.stage) IS NOT TRUE),
+           array_agg(c.id) FILTER (WHERE r.running AND r.stage = j.stage),
+           array_agg(c.id) FILTER (WHERE j.stage IS NULL),
+           array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL),
+           array_agg(c.id) FILTER (WHERE r.final),
+           array_agg(c.id) FILTER (WHERE r.partition IS NOT NULL AND NOT r.running),
+           max(cardinality(n.ids)),
+           bool_or(r.reactions IS NOT NULL),
+           (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
+           (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
+    INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
+         waited, timed, final, limited, rows, reacting, unknown, illegal
+    FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
+         (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
+                 array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
+          FROM new_rows AS n) AS n,
+         unnest(o.ids, o.statuses, n.ids, n.pipelines, n.statuses, n.versions)
+             AS c (old_id, from_status, id, pipeline, to_status, version)
+         LEFT JOIN outbox.legal_changes AS l
+             ON l.pipeline = c.pipeline AND l.from_status = c.from_status AND l.to_status = c.to_status
+         LEFT JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status
+         -- OFFSET keeps it from becoming a join, which would walk over all of a queue that was analyzed when it was empty.
+         LEFT JOIN LATERAL (SELECT j.id, j.stage, j.owner, j.attempt FROM outbox.jobs AS j
+                            WHERE j.workflow_id = c.id OFFSET 0) AS j ON true
+    WHERE c.from_status <> c.to_status;
+
+    -- Where only the data has changed, the job that waits is another customer's now, or more urgent.
+    IF ids IS NULL OR cardinality(ids) < rows THEN
+        UPDATE outbox.jobs AS j SET partition = k.partition, priority = k.priority
+        FROM (SELECT n.id, outbox.partition_of(n.metadata, r.partition) AS partition,
+                     outbox.priority_of(n.metadata, r.priority) AS priority
+              FROM new_rows AS n
+              JOIN outbox.routes AS r ON r.pipeline = n.pipeline AND r.status = n.current_status AND r.partition IS NOT NULL
+              WHERE (n.id = ANY (ids)) IS NOT TRUE) AS k
+        WHERE j.workflow_id = k.id AND j.workflow_id = ANY (ARRAY(SELECT n.id FROM new_rows AS n)) AND j.owner IS NULL
+          AND (j.partition, j.priority) IS DISTINCT FROM (k.partition, k.priority);
+    END IF;
+    IF ids IS NULL THEN
+        RETURN NULL;  -- only metadata has changed, or nothing
+    END IF;
+
+    IF unknown IS NOT NULL OR illegal IS NOT NULL THEN
+        n := array_position(ids, coalesce(unknown, illegal));
+        RAISE EXCEPTION '%: pipeline "%", entity "%", from "%" to "%"',
+            CASE WHEN unknown IS NULL THEN 'illegal change' ELSE 'unknown status' END, pipelines[n],
+            (SELECT w.entity_id FROM outbox.workflow_states AS w WHERE w.id = ids[n]), froms[n], tos[n]
+            USING ERRCODE = CASE WHEN unknown IS NULL THEN 'OB001' ELSE 'OB003' END,
+                  HINT = 'outbox.legal_changes lists the changes that the pipeline allows; '
+                      || 'Pipeline.allow() and `outbox deploy` add to it.';
+    END IF;
+
+    IF ending IS NOT NULL THEN
+        DELETE FROM outbox.jobs AS j WHERE j.workflow_id = ANY (ending);
+        GET DIAGNOSTICS ended = ROW_COUNT;
+    END IF;
+    -- A live job and a dead one exclude each other. What was asked of a person is answered by the change.
+    IF ended < cardinality(ids) THEN
+        DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
+    END IF;
+    IF waited IS NOT NULL THEN
+        PERFORM outbox.waits_end(array_agg(c.id), array_agg(c.to_status), actor, reason)
+        FROM unnest(ids, tos) AS c (id, to_status) WHERE c.id = ANY (waited);
+    END IF;
+    IF keeping IS NOT NULL THEN
+        UPDATE outbox.jobs AS j SET status = c.to_status
+        FROM unnest(ids, tos) AS c (id, to_status)
+        WHERE j.workflow_id = c.id AND c.id = ANY (keeping);
+    END IF;
+
+    INSERT INTO outbox.state_changes (workflow_id, from_status, to_status, version, actor, reason, stage, attempt)
+    SELECT c.id, c.from_status, c.to_status, c.version, actor, reason, c.stage, c.attempt
+    FROM unnest(ids, froms, tos, versions, by_stages, attempts) AS c (id, from_status, to_status, version, stage, attempt);
+
+    IF limited IS NULL THEN
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+        SELECT c.id, c.pipeline, c.stage, c.to_status, c.version
+        FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
+        WHERE c.stage IS NOT NULL;
+    ELSE
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, partition, priority)
+        SELECT c.id, c.pipeline, c.stage, c.to_status, c.version,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(w.metadata, r.partition) END,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(w.metadata, r.priority) END
+        FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
+        JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status
+        CROSS JOIN LATERAL (SELECT w.metadata FROM outbox.workflow_states AS w WHERE w.id = c.id OFFSET 0) AS w
+        WHERE c.stage IS NOT NULL;
+    END IF;
+    IF timed IS NOT NULL THEN
+        PERFORM outbox.deadlines_set(timed);
+    END IF;
+
+    INSERT INTO outbox.status_counts (pipeline, status, workflows)
+    SELECT c.pipeline, s.status, sum(s.workflows)
+    FROM unnest(pipelines, froms, tos) AS c (pipeline, from_status, to_status)
+    CROSS JOIN LATERAL (VALUES (c.from_status, -1), (c.to_status, 1)) AS s (status, workflows)
+    GROUP BY c.pipeline, s.status HAVING sum(s.workflows) <> 0;
+
+    IF reacting THEN
+        PERFORM outbox.react(ids, froms, tos, versions, actor, reason);
+    END IF;
+    IF waits IS NOT NULL THEN
+        PERFORM outbox.waits_begin(waits, ids);
+    END IF;
+    IF final IS NOT NULL THEN
+        PERFORM outbox.children_end(final);
+    END IF;
+    PERFORM outbox.wake(pipelines, stages);
+    RETURN NULL;
+END
+$$;
