@@ -193,7 +193,7 @@ class Claimer:
 
     async def _claim_limited(self, worker: int, lanes: Sequence[tuple[Lane, int]]) -> tuple[int, bool]:
         sent, connections = time.monotonic(), self._link.connections
-        statement, params = request_limited(worker, lanes, self._clock.delay, careful=self._alone())
+        statement, params = request_limited(worker, lanes, self._clock.lead, careful=self._alone())
         rows = await self._link.execute(statement, params)
         if self._link.connections != connections:
             self._clock.forget()
@@ -289,7 +289,7 @@ def receive(
 def request_limited(
     worker: int, lanes: Sequence[tuple[Lane, int]], lead: float, *, careful: bool
 ) -> tuple[bytes, dict[str, Any]]:
-    """The same for lanes whose stages are limited. `lead`: seconds that the answer is on its way."""
+    """The same for lanes whose stages are limited. `lead`: seconds that moments take to arrive here."""
     lucky = random.randrange(len(lanes)) if careful else None
     return SQL["jobs_claim_limited"], {
         "worker": worker,
@@ -297,7 +297,7 @@ def request_limited(
         "stages": [lane.stage.name for lane, _ in lanes],
         "limits": [n for _, n in lanes],
         "careful": [n == lucky for n in range(len(lanes))],
-        "lead": min(lead, 1.0),
+        "lead": lead,
         "ahead": AHEAD,
         "slack": SLACK,
     }
@@ -313,8 +313,11 @@ def receive_limited(
     """Put claimed rows into their lanes; return how many each lane got, and in how many seconds it may have more."""
     got: dict[Lane, tuple[int, float | None]] = {}
     ends = [row for row in rows if row[2] is None]
+    received = time.monotonic()
     if ends:
-        clock.note(sent, ends[0][-2], ends[-1][-1], time.monotonic())
+        clock.note(sent, ends[0][-2], ends[-1][-1], received)
+    if moments := [row[-3] for row in rows if row[2] is not None and row[-3] is not None]:
+        clock.arrived(min(moments), received)
     for pipeline, stage, *fields, moment, _, _ in rows:
         lane = lanes[pipeline, stage]
         if fields[0] is None:

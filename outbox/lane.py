@@ -81,9 +81,11 @@ class Lane:
 
     def take_late(self) -> list[Job]:
         """Take out what waits and has missed its moment."""
-        late = [job for job in self.waiting if job.begins and time.monotonic() - job.begins > LATE]
-        for job in late:
-            self.remove(job)
+        late: list[Job] = []
+        before = time.monotonic() - LATE
+        while self.waiting and 0 < self.waiting[0].begins < before:
+            late.append(self.waiting.popleft())
+            self.careful -= late[-1].careful
         return late
 
     def again_alone(self, jobs: Sequence[Job]) -> None:

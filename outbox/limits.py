@@ -24,6 +24,7 @@ LATE = SLACK / 2
 """Seconds after its moment until which a job is given to its handler; the rest is for what lies between."""
 
 _CLOCK_HOLDS = 30.0
+_LONGEST_LEAD = 1.0
 _MOST_PER_SECOND = 1e6
 _SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}
 _RATE = re.compile(r"(\d+(?:\.\d+)?) ?/ ?(second|minute|hour|day)")
@@ -156,15 +157,21 @@ class ServerClock:
     def __init__(self) -> None:
         self._ahead = 0.0
         self._noted = -_CLOCK_HOLDS
-        self.delay = 0.0
-        """Seconds that question and answer were on their way, the server's own time taken off."""
+        self._delay = 0.0
+        self.lead = 0.0
+        """Seconds from the server's choice of moments to their arrival here: by the last ones, and growing at once."""
 
     def note(self, sent: float, asked: float, answered: float, received: float) -> None:
-        """Take note of an exchange; its first and last moment are by this process's clock, the others by the server's."""
+        """Take note of an exchange: its ends by this process's clock, what lies between by the server's."""
         delay = max(0.0, (received - sent) - (answered - asked))
-        if delay < self.delay or received - self._noted > _CLOCK_HOLDS:
-            self.delay, self._noted = delay, received
+        if delay < self._delay or received - self._noted > _CLOCK_HOLDS:
+            self._delay, self._noted = delay, received
             self._ahead = ((asked - sent) + (answered - received)) / 2
+
+    def arrived(self, first: float, received: float) -> None:
+        """Take note that the first of some moments, by the server's clock, came here at that time."""
+        late = received - self.here(first)
+        self.lead = min(_LONGEST_LEAD, self.lead + late) if late > 0 else self.lead * 0.95
 
     def here(self, moment: float) -> float:
         """Return a moment of the server's as one of this process's monotonic clock."""

@@ -513,6 +513,25 @@ def a_next_job_that_does_not_begin_anew(run: Script) -> None:
     run.hand("w", "CANCELLED")
 
 
+@broken("too many")
+def more_at_work_than_there_may_be(run: Script) -> None:
+    for other in ("one", "two", "w"):
+        run.through(other, "CHECKED")
+        run.claim(other)
+    for other in ("one", "two", "w"):
+        run.finish(other, "REVIEW")
+
+
+@broken("too many")
+def more_of_a_partition_at_work_than_there_may_be(run: Script) -> None:
+    for other in ("one", "w"):
+        run.through(other, "CHECKED")
+        run.put(other, partition="acme")
+        run.claim(other)
+    for other in ("one", "w"):
+        run.finish(other, "REVIEW")
+
+
 @broken("too early")
 def a_failure_that_is_tried_again_at_once(run: Script) -> None:
     run.submit("w")

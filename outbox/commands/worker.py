@@ -23,7 +23,9 @@ from .shared import Number, app_option, dsn_of
 @app_option
 @click.option("--stage", "stages", multiple=True, help="Serve only this stage; may be given again. Default: all.")
 @click.option(
-    "--concurrency", type=click.IntRange(1, 10_000), help="Attempts at once per stage in each process; what a stage says counts over all."
+    "--concurrency",
+    type=click.IntRange(1, 10_000),
+    help="Attempts at once per stage in each process; what a stage says counts over all.",
 )
 @click.option(
     "--processes",

@@ -4,8 +4,10 @@
 -- `partition`: whose job it is, '' for all where the stage has no partitions; null: the stage is not limited.
 -- `priority`: the higher the sooner, within the partition.
 ALTER TABLE outbox.jobs ADD COLUMN partition text COLLATE "C", ADD COLUMN priority integer;
+-- Its condition is written so that no other index can stand in for it: a claim that was planned when the table was empty
+-- would take jobs_ready_for_claim, which costs the same then, and later sort all that waits.
 CREATE INDEX jobs_ready_by_partition ON outbox.jobs (pipeline, stage, partition, priority DESC, id)
-    WHERE owner IS NULL AND due AND partition IS NOT NULL;
+    WHERE CASE WHEN owner IS NULL AND due THEN partition IS NOT NULL END;
 CREATE INDEX jobs_running_by_partition ON outbox.jobs (pipeline, stage, partition)
     WHERE owner IS NOT NULL AND partition IS NOT NULL;
 
@@ -78,8 +80,12 @@ DECLARE
     room    integer := most;
     taken   uuid[] := '{}';
     keys    text[] := '{}';            -- the partitions in turn,
-    rooms   integer[] := '{}';         -- and how many jobs each may have
-    walked  integer := 0;
+    rooms   integer[] := '{}';         -- how many jobs each may have,
+    laters  jsonb := '{}';             -- and in how many seconds the next begins, by partition
+    since   text;                      -- the partitions from this one on are still to be looked at,
+    around  boolean := false;          -- up to the one that was served last, if it has been around
+    step    integer;                   -- how many it looks at together,
+    looked  integer := 0;              -- and has so far
     last    text;
     share   integer;
     suspect uuid;
@@ -91,7 +97,7 @@ BEGIN
     IF NOT FOUND OR EXISTS (SELECT FROM outbox.pauses AS p WHERE p.pipeline = of_pipeline AND p.stage = of_stage)
         OR NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = worker)
         OR NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.pipeline = of_pipeline AND j.stage = of_stage
-                       AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL) THEN
+                       AND CASE WHEN j.owner IS NULL AND j.due THEN j.partition IS NOT NULL END) THEN
         RETURN;
     END IF;
     begun := clock_timestamp() + make_interval(secs => lead);
@@ -110,111 +116,120 @@ BEGIN
         room := least(room, floor((ahead - extract(epoch FROM first - begun)) / gap) + 1);
     END IF;
 
-    IF room > 0 AND NOT l.partitioned THEN
-        keys := ARRAY[''];
-    ELSIF room > 0 THEN
-        -- From one partition to the next by the index, beginning after the one that was served last, and around.
-        walked := CASE WHEN coalesce(l.partition_concurrency, l.partition_rate) IS NULL THEN room
-                       ELSE least(greatest(4 * room, 100), 1000) END;
-        WITH RECURSIVE walk (key, n) AS (
-            (SELECT j.partition, 1 FROM outbox.jobs AS j
-             WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition > l.served
-               AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
-             ORDER BY j.partition LIMIT 1)
-            UNION ALL
-            SELECT next.partition, walk.n + 1 FROM walk CROSS JOIN LATERAL (
-                SELECT j.partition FROM outbox.jobs AS j
-                WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition > walk.key
-                  AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
-                ORDER BY j.partition LIMIT 1) AS next
-            WHERE walk.n < walked
-        ), again (key, n) AS (
-            (SELECT j.partition, 1 FROM outbox.jobs AS j
-             WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition <= l.served
-               AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
-             ORDER BY j.partition LIMIT 1)
-            UNION ALL
-            SELECT next.partition, again.n + 1 FROM again CROSS JOIN LATERAL (
-                SELECT j.partition FROM outbox.jobs AS j
-                WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition > again.key AND j.partition <= l.served
-                  AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL
-                ORDER BY j.partition LIMIT 1) AS next
-            WHERE again.n < walked - (SELECT count(*) FROM walk)
-        )
-        SELECT array_agg(w.key ORDER BY w.part, w.n) INTO keys
-        FROM (SELECT walk.key, walk.n, 1 AS part FROM walk UNION ALL SELECT again.key, again.n, 2 FROM again) AS w;
-        keys := keys[:walked];
-        last := keys[cardinality(keys)];
-        waits := CASE WHEN cardinality(keys) >= walked THEN 0 END;  -- there may be more of them than it has looked at
-    END IF;
+    since := l.served || E'\x01';  -- the next possible text
+    WHILE room > 0 LOOP
+        step := 1;
+        IF l.partitioned THEN
+            -- From one partition to the next by the index. Of many, each has up to four jobs in its turn: a look costs more than
+            -- a job.
+            step := greatest(ceil(room::float8 / CASE WHEN gap + narrow > 0 THEN 1 ELSE greatest(1, least(4, most / 25)) END), 25);
+            WITH RECURSIVE walk (key, n) AS (
+                (SELECT j.partition, 1 FROM outbox.jobs AS j
+                 WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition >= since
+                   AND CASE WHEN j.owner IS NULL AND j.due THEN j.partition IS NOT NULL END
+                 ORDER BY j.partition LIMIT 1)
+                UNION ALL
+                SELECT next.partition, walk.n + 1 FROM walk CROSS JOIN LATERAL (
+                    SELECT j.partition FROM outbox.jobs AS j
+                    WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition > walk.key
+                      AND CASE WHEN j.owner IS NULL AND j.due THEN j.partition IS NOT NULL END
+                    ORDER BY j.partition LIMIT 1) AS next
+                WHERE walk.n < step
+            )
+            SELECT coalesce(array_agg(walk.key ORDER BY walk.n), '{}') INTO keys
+            FROM walk WHERE NOT around OR walk.key <= l.served;
+            looked := looked + cardinality(keys);
+            last := coalesce(keys[cardinality(keys)], last);
+            since := last || E'\x01';
+        ELSE
+            keys := ARRAY[''];
+        END IF;
+        step := step - cardinality(keys);
 
-    -- How many jobs each may have.
-    IF narrow IS NULL AND l.partition_concurrency IS NULL THEN
-        rooms := array_fill(room, ARRAY[cardinality(keys)]);
-    ELSIF cardinality(keys) > 0 THEN
-        SELECT coalesce(array_agg(k.key ORDER BY k.n) FILTER (WHERE k.size > 0), '{}'),
-               coalesce(array_agg(k.size ORDER BY k.n) FILTER (WHERE k.size > 0), '{}'),
-               least(waits, min(CASE WHEN k.later > 0 THEN greatest(k.later - ahead / 2, 0.005) ELSE 0.1 END)
-                                FILTER (WHERE k.size <= 0))
-        INTO keys, rooms, waits
-        FROM (SELECT k.key, k.n, r.later,
-                     least(room, l.partition_concurrency - (
-                               SELECT count(*) FROM (
-                                   SELECT FROM outbox.jobs AS j
-                                   WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key
-                                     AND j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT l.partition_concurrency) AS j),
-                           CASE WHEN narrow IS NULL THEN room
-                                WHEN l.rate IS NULL THEN floor((ahead - r.later) / narrow) + 1
-                                WHEN r.later > 0 THEN 0 ELSE 1 END)::integer AS size
-              FROM unnest(keys) WITH ORDINALITY AS k (key, n)
-              CROSS JOIN LATERAL (
-                  SELECT greatest(0, least(ahead + narrow, coalesce(extract(epoch FROM (
-                      SELECT r.next_at FROM outbox.partition_rates AS r
-                      WHERE r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = k.key) - begun), 0)))::float8 AS later
-              ) AS r) AS k;
-    END IF;
-    IF room > 0 AND cardinality(keys) > room THEN
-        keys := keys[:room];
-        last := keys[room];
-        waits := 0;
-    END IF;
+        -- How many jobs each may have.
+        IF narrow IS NULL AND l.partition_concurrency IS NULL THEN
+            rooms := array_fill(room, ARRAY[cardinality(keys)]);
+        ELSE
+            SELECT coalesce(array_agg(k.key ORDER BY k.n) FILTER (WHERE k.size > 0), '{}'),
+                   coalesce(array_agg(k.size ORDER BY k.n) FILTER (WHERE k.size > 0), '{}'),
+                   laters || coalesce(jsonb_object_agg(k.key, k.later), '{}'),
+                   least(waits, min(CASE WHEN k.later > 0 THEN greatest(k.later - ahead / 2, 0.005) ELSE 0.1 END)
+                                    FILTER (WHERE k.size <= 0))
+            INTO keys, rooms, laters, waits
+            FROM (SELECT k.key, k.n, r.later,
+                         least(room, l.partition_concurrency - (
+                                   SELECT count(*) FROM (
+                                       SELECT FROM outbox.jobs AS j
+                                       WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key
+                                         AND j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT l.partition_concurrency) AS j),
+                               CASE WHEN narrow IS NULL THEN room
+                                    WHEN gap IS NULL THEN floor((ahead - r.later) / narrow) + 1
+                                    WHEN r.later > 0 THEN 0 ELSE 1 END)::integer AS size
+                  FROM unnest(keys) WITH ORDINALITY AS k (key, n)
+                  CROSS JOIN LATERAL (
+                      SELECT greatest(0, least(ahead + narrow, coalesce(extract(epoch FROM (
+                          SELECT r.next_at FROM outbox.partition_rates AS r
+                          WHERE r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = k.key) - begun), 0)))::float8 AS later
+                  ) AS r) AS k;
+        END IF;
+        IF cardinality(keys) > room THEN
+            keys := keys[:room];
+            last := keys[room];
+        END IF;
 
-    IF one_careful THEN
-        SELECT j.workflow_id INTO suspect FROM outbox.jobs AS j
-        WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.careful AND j.owner IS NULL AND j.due
-          AND j.partition = ANY (keys)
-        ORDER BY j.id LIMIT 1;
-    END IF;
+        IF one_careful AND suspect IS NULL THEN
+            SELECT j.workflow_id INTO suspect FROM outbox.jobs AS j
+            WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.careful AND j.owner IS NULL AND j.due
+              AND j.partition = ANY (keys)
+            ORDER BY j.id LIMIT 1;
+        END IF;
 
-    -- Each has its share; what one leaves, the others have.
-    WHILE room > 0 AND cardinality(keys) > 0 LOOP
-        share := (room + cardinality(keys) - 1) / cardinality(keys);
-        WITH picked AS MATERIALIZED (
-            SELECT j.workflow_id, k.n
+        -- Each has its share; what one leaves, the others have.
+        WHILE room > 0 AND cardinality(keys) > 0 LOOP
+            share := (room + cardinality(keys) - 1) / cardinality(keys);
+            WITH picked AS MATERIALIZED (
+                SELECT j.workflow_id, k.n
+                FROM unnest(keys, rooms) WITH ORDINALITY AS k (key, size, n)
+                CROSS JOIN LATERAL (
+                    SELECT j.workflow_id FROM outbox.jobs AS j
+                    WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key
+                      AND CASE WHEN j.owner IS NULL AND j.due THEN j.partition IS NOT NULL END
+                      AND (NOT j.careful OR j.workflow_id = suspect)
+                    ORDER BY j.priority DESC, j.id
+                    LIMIT least(share, k.size)
+                    FOR NO KEY UPDATE SKIP LOCKED
+                ) AS j
+                LIMIT room
+            ), claimed AS (
+                UPDATE outbox.jobs AS j SET owner = worker, attempt = j.attempt + 1, claimed_at = now()
+                WHERE j.workflow_id = ANY (ARRAY(SELECT p.workflow_id FROM picked AS p))
+            )
+            SELECT taken || coalesce((SELECT array_agg(p.workflow_id) FROM picked AS p), '{}'),
+                   room - (SELECT count(*) FROM picked),
+                   coalesce(array_agg(k.key ORDER BY k.n) FILTER (WHERE p.n = share AND k.size > share), '{}'),
+                   coalesce(array_agg(k.size - share ORDER BY k.n) FILTER (WHERE p.n = share AND k.size > share), '{}')
+            INTO taken, room, keys, rooms
             FROM unnest(keys, rooms) WITH ORDINALITY AS k (key, size, n)
-            CROSS JOIN LATERAL (
-                SELECT j.workflow_id FROM outbox.jobs AS j
-                WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key AND j.owner IS NULL AND j.due
-                  AND j.partition IS NOT NULL AND (NOT j.careful OR j.workflow_id = suspect)
-                ORDER BY j.priority DESC, j.id
-                LIMIT least(share, k.size)
-                FOR NO KEY UPDATE SKIP LOCKED
-            ) AS j
-            LIMIT room
-        ), claimed AS (
-            UPDATE outbox.jobs AS j SET owner = worker, attempt = j.attempt + 1, claimed_at = now()
-            WHERE j.workflow_id = ANY (ARRAY(SELECT p.workflow_id FROM picked AS p))
-        )
-        SELECT taken || coalesce((SELECT array_agg(p.workflow_id) FROM picked AS p), '{}'),
-               room - (SELECT count(*) FROM picked),
-               coalesce(array_agg(k.key ORDER BY k.n) FILTER (WHERE p.n = share AND k.size > share), '{}'),
-               coalesce(array_agg(k.size - share ORDER BY k.n) FILTER (WHERE p.n = share AND k.size > share), '{}')
-        INTO taken, room, keys, rooms
-        FROM unnest(keys, rooms) WITH ORDINALITY AS k (key, size, n)
-        LEFT JOIN (SELECT p.n AS key, count(*) AS n FROM picked AS p GROUP BY p.n) AS p ON p.key = k.n;
+            LEFT JOIN (SELECT p.n AS key, count(*) AS n FROM picked AS p GROUP BY p.n) AS p ON p.key = k.n;
+        END LOOP;
+
+        -- On to the next ones, and around, once.
+        IF step > 0 THEN
+            EXIT WHEN around;
+            around := true;
+            since := '';
+        ELSIF NOT l.partitioned THEN
+            EXIT;
+        ELSIF looked >= 4 * most + 100 THEN
+            waits := 0;
+            EXIT;
+        END IF;
     END LOOP;
 
     IF cardinality(taken) > 0 THEN
+        -- What it took to come here is not to be made up for.
+        begun := greatest(begun, clock_timestamp() + make_interval(secs => lead));
+        first := greatest(first, begun);
         RETURN QUERY
         WITH job AS MATERIALIZED (
             SELECT j.id, j.workflow_id, j.version, j.attempt, j.careful, j.partition, j.priority,
@@ -223,11 +238,9 @@ BEGIN
         ), begins AS MATERIALIZED (
             SELECT job.*, CASE WHEN gap IS NOT NULL
                 THEN first + make_interval(secs => gap * (row_number() OVER (ORDER BY job.nth, job.priority DESC, job.id) - 1))
-                ELSE greatest(begun, least(coalesce(r.next_at, begun), begun + make_interval(secs => ahead + narrow)))
-                    + make_interval(secs => narrow * job.nth) END AS at
+                WHEN narrow IS NOT NULL
+                THEN begun + make_interval(secs => (laters -> job.partition)::float8 + narrow * job.nth) END AS at
             FROM job
-            LEFT JOIN outbox.partition_rates AS r ON narrow IS NOT NULL
-                AND r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = job.partition
         ), noted AS (
             INSERT INTO outbox.partition_rates AS r (pipeline, stage, partition, next_at)
             SELECT of_pipeline, of_stage, b.partition, max(b.at) + make_interval(secs => narrow)
@@ -240,7 +253,7 @@ BEGIN
         FROM begins AS b
         JOIN outbox.workflow_states AS w ON w.id = b.workflow_id
         ORDER BY b.at, b.nth, b.priority DESC, b.id;
-        first := first + make_interval(secs => gap * cardinality(taken));
+        first := CASE WHEN gap IS NOT NULL THEN first + make_interval(secs => gap * cardinality(taken)) END;
     END IF;
     IF cardinality(taken) > 0 OR last <> l.served THEN
         UPDATE outbox.limits AS s SET next_at = coalesce(first, s.next_at), served = coalesce(last, s.served)
@@ -248,7 +261,7 @@ BEGIN
     END IF;
 
     IF NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.pipeline = of_pipeline AND j.stage = of_stage
-                   AND j.owner IS NULL AND j.due AND j.partition IS NOT NULL) THEN
+                   AND CASE WHEN j.owner IS NULL AND j.due THEN j.partition IS NOT NULL END) THEN
         held := NULL;
     ELSE
         held := greatest(extract(epoch FROM first - begun) - ahead / 2, 0,

@@ -27,6 +27,7 @@ TROUBLE = float(os.environ.get("CHAOS_TROUBLE", "0.03"))
 
 class Data(BaseModel):
     seen: int = 0
+    customer: int = 0
 
 
 def retry(attempts: int) -> Backoff:
@@ -61,7 +62,7 @@ class World:
 world = World()
 
 
-@chaos.stage("check", on="NEW", running="CHECKING", to="CHECKED", retry=retry(12), timeout=10, concurrency=50)
+@chaos.stage("check", on="NEW", running="CHECKING", to="CHECKED", retry=retry(12), timeout=10)
 async def check(run: Run[Data]) -> Data:
     await asyncio.sleep(random.random() * 0.02)
     trouble(lambda words: Retry(message=words))
@@ -69,10 +70,13 @@ async def check(run: Run[Data]) -> Data:
     await world.write(run)
     trouble()
     run.publish("chaos.checked", {"entity": run.entity_id})
-    return Data(seen=run.data.seen + 1)
+    return Data(seen=run.data.seen + 1, customer=random.randrange(4))
 
 
-@chaos.stage("decide", on="CHECKED", to={"REVIEW", "APPROVED"}, retry=retry(12), timeout=10, concurrency=20)
+@chaos.stage(
+    "decide", on="CHECKED", to={"REVIEW", "APPROVED"}, retry=retry(12), timeout=10, concurrency=1,
+    partition=lambda d: d.customer, total_concurrency=3, priority="seen",
+)  # fmt: skip
 def decide(run: Run[Data]) -> Go[Data]:
     time.sleep(random.random() * 0.005)
     trouble()
@@ -102,7 +106,7 @@ chaos.stage(
 )(act_on_all if BATCH else act)
 
 
-@chaos.stage("notify", on="SHIPPED", to="DONE", retry=retry(3), timeout=10, concurrency=50)
+@chaos.stage("notify", on="SHIPPED", to="DONE", retry=retry(3), timeout=10, rate="400/second")
 async def notify(run: Run[Data]) -> None:
     trouble(Reject)
     trouble()
@@ -130,8 +134,8 @@ def rules() -> Rules:
     twelve, three = least_waits(retry(12)), least_waits(retry(3))
     stages = (
         Stage("check", "NEW", frozenset({"CHECKED"}), 12, "outside", "CHECKING", twelve),
-        Stage("decide", "CHECKED", frozenset({"REVIEW", "APPROVED"}), 12, backoff=twelve),
-        Stage("act", "APPROVED", frozenset({"SHIPPED"}), 12, "inside", backoff=twelve),
+        Stage("decide", "CHECKED", frozenset({"REVIEW", "APPROVED"}), 12, backoff=twelve, most=3, most_each=1),
+        Stage("act", "APPROVED", frozenset({"SHIPPED"}), 12, "inside", backoff=twelve, most=8),
         Stage("notify", "SHIPPED", frozenset({"DONE"}), 3, backoff=three, rejects=True),
     )
     by_hand = frozenset((on, to) for on, targets in BY_HAND.items() for to in targets)

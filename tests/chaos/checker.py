@@ -3,7 +3,7 @@
 Four witnesses that don't know of each other must tell the same story. What nobody can know, because a call was never
 answered, may have happened or not.
 
-lost · phantom · illegal change · resurrection · zombie write · two holders · too early · torn commit · effect twice ·
+lost · phantom · illegal change · resurrection · zombie write · two holders · too many · too early · torn commit · effect twice ·
 marked early · inversion · stuck
 """
 

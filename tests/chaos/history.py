@@ -15,7 +15,8 @@ from typing import Any, Literal
 class Stage:
     """What a stage may do. `effect`: "outside", a row of a connection of its own, written before the handler returns;
     "inside", a row in the transaction of the status change. `running` is its in-progress status. `backoff[n]` is how
-    many seconds at least attempt n+2 waits for. `rejects`: its handler may give up before its attempts are used up."""
+    many seconds at least attempt n+2 waits for. `rejects`: its handler may give up before its attempts are used up. `most` of
+    its jobs are held at once, and `most_each` of each partition."""
 
     name: str
     on: str
@@ -25,6 +26,8 @@ class Stage:
     running: str | None = None
     backoff: tuple[float, ...] = ()
     rejects: bool = False
+    most: int | None = None
+    most_each: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

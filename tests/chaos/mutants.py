@@ -109,6 +109,19 @@ MUTANTS: dict[str, Mutant] = {
         (),
         (sql("claim", "jobs_claim", ("FOR NO KEY UPDATE SKIP LOCKED", "")),),
     ),
+    "limits-without-lock": Mutant(
+        "two claims count what is at work at the same moment, and each takes the rest",
+        frozenset({"too many"}),
+        (),
+        database=(("outbox.jobs_claim_limited", "s.stage = of_stage FOR NO KEY UPDATE", "s.stage = of_stage"),),
+    ),
+    "limits-of-each-process": Mutant(
+        "each process counts what it has at work itself, and no other's (Celery's rate_limit)",
+        frozenset({"too many"}),
+        (),
+        database=(("outbox.jobs_claim_limited", "j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT",
+                   "j.owner = worker AND j.partition IS NOT NULL LIMIT"),),
+    ),
     "attempts-counted-when-caught": Mutant(
         "what kills its worker never counts as an attempt",
         frozenset({"two holders"}),
@@ -142,7 +155,7 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"stuck", "lost"}),
         ("notify-lost",),
         (
-            code("outbox.claim:Claimer.run", ("asyncio.wait_for(self._woken.wait(), delay)", "self._woken.wait()")),
+            code("outbox.claim:Claimer.run", ("min(delay, self._held_for() or delay)", "None")),
             code("outbox.maintenance:Maintenance.tick", ("if ready:", "if False:")),  # it polls for an idle claimer
         ),
     ),

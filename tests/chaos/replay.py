@@ -65,6 +65,8 @@ class Replay:
         self.messages: dict[str, Row] = {}  # in the order of commits
         self.relays: dict[str, Row] = {}
         self.alive: set[str] = set()
+        self.at_work: dict[tuple[str, str | None], set[str]] = defaultdict(set)  # by stage, and by partition besides
+        self._began: dict[tuple[str, str | None], str] = {}
         self.claims: Counter[tuple[str, str, int]] = Counter()
         self.outside: Counter[tuple[str, str, int]] = Counter()
         self.inside: Counter[tuple[str, str, int]] = Counter()
@@ -120,6 +122,8 @@ class Replay:
                 self._parts = {}
             if self._now_recorded or self._now_consumed:
                 self._settle_inbox()
+            if self._began:
+                self._count_at_work()
         self._pair()
 
     # One write each.
@@ -180,6 +184,7 @@ class Replay:
         id_ = str(row["workflow_id"])
         part, flow = self._part(id_), self.flows[id_]
         part.ended, flow.job = flow.job, None
+        self._works(id_, part.ended, None)
 
     def _died(self, row: Row) -> None:
         id_ = str(row["workflow_id"])
@@ -199,6 +204,7 @@ class Replay:
         if old is None:
             self.find("phantom", id_, "a job that is not there is written to")
             return
+        self._works(id_, old, row)
         was, owner, before, attempt = old["owner"], row["owner"], old["attempt"], row["attempt"]
         if was == owner and before == attempt:
             self._same_holder(id_, old, row)
@@ -208,6 +214,25 @@ class Replay:
             self.find("zombie write", id_, f"its attempt became {attempt} by somebody who did not hold the job")
         elif int(attempt or 0) != int(before or 0) - 1:  # else it was given back
             self._freed(id_, old, row, int(before or 0), int(attempt or 0))
+
+    def _works(self, id_: str, old: Row | None, row: Row | None) -> None:
+        """Keep the count of what is held, of each stage and of each of its partitions."""
+        for was in (old, row):
+            for partition in (None, was.get("partition")) if was is not None else ():
+                key = str(was["stage"]), partition  # type: ignore[index]
+                if was is row and row is not None and row["owner"] is not None:
+                    self.at_work[key].add(id_)
+                    self._began[key] = id_
+                else:
+                    self.at_work[key].discard(id_)
+
+    def _count_at_work(self) -> None:
+        for (name, partition), id_ in self._began.items():
+            stage, held = self.stages.get(name), self.at_work[name, partition]
+            most = None if stage is None else stage.most if partition is None else stage.most_each
+            if most is not None and len(held) > most:
+                self.find("too many", id_, f"{len(held)} jobs of {name} are held at once, of {partition or 'all'}")
+        self._began.clear()
 
     def _same_holder(self, id_: str, old: Row, row: Row) -> None:
         if old["status"] != row["status"]:

@@ -30,7 +30,7 @@ RULES = Rules(
     final=frozenset({"DONE", "REJECTED", "CANCELLED"}),
     stages=(
         Stage("check", "NEW", frozenset({"CHECKED"}), 3, "outside", "CHECKING", (0.2, 0.4)),
-        Stage("decide", "CHECKED", frozenset({"REVIEW", "APPROVED"}), 3),
+        Stage("decide", "CHECKED", frozenset({"REVIEW", "APPROVED"}), 3, most=2, most_each=1),
         Stage("act", "APPROVED", frozenset({"SHIPPED"}), 3, "inside"),
         Stage("notify", "SHIPPED", frozenset({"DONE"}), 2, rejects=True),
     ),
