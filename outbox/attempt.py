@@ -84,10 +84,10 @@ class Attempts:
             for job in jobs:
                 lane.running[job.workflow_id] = job
                 job.deadline, job.task, job.checkpoints = deadline, task, self._checkpoints
-        if paced and lane.waiting and lane.waiting[0].begins > self._loop.time():
+        if paced and lane.waiting and (rest := lane.waiting[0].begins - time.monotonic()) > 0:
             if lane.timer is not None:
                 lane.timer.cancel()
-            lane.timer = self._loop.call_at(lane.waiting[0].begins, self.start, lane)
+            lane.timer = self._loop.call_later(rest, self.start, lane)
 
     async def _give_back(self, late: list[Job]) -> None:
         await self._committer.put_back(late, "this process was too busy at their moment")

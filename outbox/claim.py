@@ -201,9 +201,9 @@ class Claimer:
         full = False
         for lane, asked in lanes:
             count, again = got.get(lane, (0, None))
-            if count < asked and again is not None and not count:
-                again = max(again, POLL_FIRST)
-            lane.held_for(again if count < asked else 0.0)
+            if again is not None:
+                again = 0.0 if count >= asked else min(max(again, 0.0 if count else POLL_FIRST), IDLE_POLL)
+            lane.held_for(again)
             full = full or count >= asked
         return sum(count for count, _ in got.values()), full
 

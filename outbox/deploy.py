@@ -71,7 +71,7 @@ class Definition:
                 lines.append(f"new status {status}{_describe(now)}")
             elif now is None:
                 lines.append(f"status {status} goes")
-            elif old is not None and old != now:
+            elif old is not None and _describe(old) != _describe(now):
                 lines.append(f"status {status}:{_describe(old)} ->{_describe(now)}")
         lines += [f"new legal change {source} -> {target}" for source, target in sorted(new.legal - self.legal)]
         lines += [f"no longer legal {source} -> {target}" for source, target in sorted(self.legal - new.legal)]

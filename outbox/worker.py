@@ -39,8 +39,9 @@ class Worker:
 
     `stages` limits it to some ("enrich" or "posts.enrich"; default: all). `concurrency` bounds attempts at once
     per stage in this process; a stage's own counts over all. `lease` (seconds) is how long a frozen or cut-off
-    process keeps its jobs; a killed one loses them in about a second. `grace` (seconds) is how long running handlers may take
-    after `stop`. `listen_dsn` is a direct DSN when `dsn` goes through a pooler. `drain` ends the run when nothing
+    process keeps its jobs; a killed one loses them in about a second. `grace` (seconds) is how long running
+    handlers may take after `stop`. `listen_dsn` is a direct DSN when `dsn` goes through a pooler. `drain` ends the
+    run when nothing
     is due. `notify=False` polls only. `counts` says what has become of the attempts, `interrupted` how many handlers
     were still running at the end.
     """

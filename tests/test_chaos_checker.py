@@ -54,6 +54,8 @@ def tour() -> Script:
     run.die("dead")
     run.commit(write("workflow_states", "update", **{**run.states["dead"], "version": 6}))  # data, by somebody else
     run.through("waiting", "CHECKED", "REVIEW")
+    run.through("expired", "CHECKED", "REVIEW")
+    run.expire("expired")
     return run
 
 
@@ -73,18 +75,18 @@ def test_counts_say_how_much_there_was() -> None:
     history = tour().end()
     history.arrivals.append(history.arrivals[0])
     assert check(history).counts == {
-        "workflows": 5,
-        "jobs": 17,
-        "changes": 26,
+        "workflows": 6,
+        "jobs": 22,
+        "changes": 31,
         "transactions": len(history.transactions),
-        "messages": 21,
-        "arrivals": 22,
-        "effects outside": 8,
+        "messages": 24,
+        "arrivals": 25,
+        "effects outside": 9,
         "effects inside": 3,
-        "effects of consumers": 21,
+        "effects of consumers": 24,
         "dead": 1,
         "parked": 0,
-        "calls ok": 8,
+        "calls ok": 9,
         "calls failed": 0,
         "calls unknown": 0,
         "retried attempts": 3,
@@ -298,11 +300,11 @@ def a_message_twice_in_one_commit(run: Script) -> None:
     )
 
 
-@broken("phantom")
+@broken("torn commit")
 def a_job_where_people_decide(run: Script) -> None:
     run.through("w", "CHECKED", "REVIEW")
-    run.commit(run.job("w", "CHECKED", 4))
-    run.commit(write("jobs", "delete", workflow_id="w"))
+    run.rewrite("jobs", stage="decide")
+    run.hand("w", "REJECTED")
 
 
 @broken("phantom")
@@ -347,8 +349,8 @@ def a_person_goes_where_only_a_worker_may(run: Script) -> None:
 @broken("illegal change")
 def a_workflow_that_starts_in_the_middle(run: Script) -> None:
     run.submit("w")
-    run.rewrite("workflow_states", current_status="REVIEW")
-    run.rewrite("state_changes", to_status="REVIEW")
+    run.rewrite("workflow_states", current_status="CANCELLED")
+    run.rewrite("state_changes", to_status="CANCELLED")
     run.drop("jobs")
 
 
@@ -533,6 +535,62 @@ def more_of_a_partition_at_work_than_there_may_be(run: Script) -> None:
 
 
 @broken("too early")
+def a_wait_that_ends_before_its_deadline(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.change("w", "EXPIRED", "outbox", None, [])
+    run.drop("messages")
+
+
+@broken("illegal change")
+def a_wait_that_ends_elsewhere(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.put("w", deadline=run.now)
+    run.change("w", "REJECTED", "outbox", None, [])
+    run.drop("messages")
+
+
+@broken("illegal change")
+def a_deadline_that_moves_what_does_not_wait(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.change("w", "CANCELLED", "outbox", None, [])
+    run.drop("messages")
+
+
+@broken("lost")
+def a_wait_without_its_deadline(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.drop("jobs")
+    run.jobs.pop("w")
+
+
+@broken("torn commit")
+def a_question_that_is_asked_before_its_status(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.tear("approvals")
+
+
+@broken("torn commit")
+def a_decision_in_a_transaction_of_its_own(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.hand("w", "REJECTED")
+    run.tear("approvals", "update")
+
+
+@broken("torn commit")
+def a_question_that_stays_open(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.hand("w", "REJECTED")
+    run.drop("approvals", "update")
+
+
+@broken("torn commit")
+def a_decision_that_leads_elsewhere(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.hand("w", "REJECTED")
+    run.rewrite("approvals", "update", to_status="APPROVED")
+
+
+@broken("too early")
 def a_failure_that_is_tried_again_at_once(run: Script) -> None:
     run.submit("w")
     run.claim("w")
@@ -606,9 +664,10 @@ def the_next_job_in_another_transaction(run: Script) -> None:
     run.hand("w", "CANCELLED")
 
 
-@broken("torn commit")
+@broken("resurrection")
 def the_end_of_the_job_in_another_transaction(run: Script) -> None:
-    run.through("w", "CHECKED", "REVIEW")
+    run.through("w", "CHECKED")
+    run.hand("w", "CANCELLED")
     run.tear("jobs", "delete")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,11 +13,14 @@ from typing import Any
 import limits_app
 import psycopg
 import pytest
+from commands import Outbox
 from pipelines import QUICK, deployed, drain, value
 from pydantic import BaseModel
 from servers import Process, wait_for
 
-from outbox import Pipeline, Run
+from outbox import DefinitionError, NotDeployed, Pipeline, Reject, Retry, Run, Worker, claim, deploy, statements
+from outbox.lane import Lane
+from outbox.limits import ServerClock
 
 Conn = psycopg.Connection[Any]
 
@@ -35,8 +40,6 @@ class Began:
         self.most: Counter[str] = Counter()
 
     async def __call__(self, run: Run[Order]) -> None:
-        import asyncio
-
         self.entities.append(run.entity_id)
         self.at.append(time.monotonic())
         for who in ("", run.data.customer):
@@ -105,6 +108,21 @@ def test_the_highest_comes_first_and_a_change_of_the_data_counts(conn: Conn, dsn
     assert began.entities == ["raised", "higher", "high", "none", "low"]
 
 
+class RunningWorker:
+    """A worker in a thread, until the end of the block."""
+
+    def __init__(self, pipeline: Pipeline[Any], dsn: str) -> None:
+        self._worker = Worker(pipeline, dsn)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._worker.run()))
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.stop()
+        self._thread.join(20)
+
+
 def exact(moments: list[float], rate: int) -> bool:
     """Whether no window of a second has more than `rate` of them."""
     moments = sorted(moments)
@@ -119,6 +137,222 @@ def test_a_rate_is_kept_in_every_window_of_a_second(conn: Conn, dsn: str) -> Non
     assert all_done(conn, 45)
     assert exact(began.at, 14)
     assert began.at[-1] - began.at[0] < 44 / 14 * 1.15
+
+
+def test_what_plain_sql_writes_has_its_place_too(conn: Conn, dsn: str) -> None:
+    began = Began()
+    deployed(conn, orders(began, priority="urgency", partition="customer", total_concurrency=1))
+    for entity, data in (
+        ("b", '{"customer": "x"}'),
+        ("yes", '{"customer": "x", "urgency": true}'),
+        ("huge", '{"customer": "x", "urgency": 1e300}'),
+        ("text", '{"customer": "x", "urgency": "9"}'),
+        ("nobody", '{"customer": null}'),
+        ("many", '{"customer": ["' + "y" * 900 + '"]}'),
+    ):
+        conn.execute(
+            "INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata) VALUES ('orders', %s, %s)",
+            (entity, data),
+        )
+    places = "SELECT w.entity_id, length(j.partition), priority FROM outbox.jobs AS j JOIN outbox.workflow_states AS w ON w.id = workflow_id"
+    assert {entity: place for entity, *place in conn.execute(places.encode()).fetchall()} == {
+        "b": [1, 0], "yes": [1, 1], "huge": [1, 2**31 - 1], "text": [1, 0], "nobody": [0, 0], "many": [200, 0],
+    }  # fmt: skip
+
+
+def test_a_job_that_is_made_anew_or_comes_later_keeps_to_the_limits(conn: Conn, dsn: str) -> None:
+    def ship(run: Run[Order]) -> None:
+        if run.attempt == 1:
+            raise Retry(after=0.01)
+        if not pardoned:
+            raise Reject("no")
+
+    pardoned: list[bool] = []
+    pipeline = deployed(conn, orders(ship, partition="customer", concurrency=1))
+    submit(conn, pipeline, "a", 3)
+    wait_for(lambda: drain(pipeline, dsn) and value(conn, "SELECT count(*) FROM outbox.dead_jobs") == 3)
+    pardoned.append(True)
+    Outbox(dsn)("retry", "--all")
+    assert value(conn, "SELECT array_agg(partition) FROM outbox.jobs") == ["a", "a", "a"]
+    wait_for(lambda: drain(pipeline, dsn) and all_done(conn, 3))
+
+
+def test_what_may_kill_its_worker_is_taken_alone(conn: Conn, dsn: str) -> None:
+    began = Began()
+    pipeline = deployed(conn, orders(began, concurrency=50))
+    submit(conn, pipeline, "a", 10)
+    conn.execute("UPDATE outbox.jobs SET careful = true")
+    drain(pipeline, dsn)
+    assert all_done(conn, 10)
+    assert began.most[""] == 1
+
+
+def test_a_paused_stage_begins_nothing(conn: Conn, dsn: str) -> None:
+    began = Began()
+    pipeline = deployed(conn, orders(began, rate="1000/second"))
+    submit(conn, pipeline, "a", 3)
+    Outbox(dsn)("pause", "ship")
+    drain(pipeline, dsn)
+    assert began.entities == []
+    Outbox(dsn)("resume", "ship")
+    drain(pipeline, dsn)
+    assert all_done(conn, 3)
+
+
+def test_a_handlers_own_transactions_and_lists_keep_to_them_too(conn: Conn, dsn: str) -> None:
+    sizes: list[int] = []
+
+    def ship(runs: list[Run[Order]]) -> None:
+        sizes.append(len(runs))
+        runs[0].connection.execute("SELECT pg_sleep(0.01)")
+
+    pipeline = deployed(conn, orders(ship, transaction=True, batch=4, partition="customer", concurrency=3))
+    for customer in "ab":
+        submit(conn, pipeline, customer, 20)
+    drain(pipeline, dsn)
+    assert all_done(conn, 40)
+    assert max(sizes) <= 4
+
+
+def test_a_deploy_says_what_changes_and_what_waits_has_its_place_anew(conn: Conn, dsn: str) -> None:
+    began = Began()
+    plain = deployed(conn, orders(began))
+    submit(conn, plain, "a", 2)
+    limited = orders(began, partition=lambda d: d.customer, rate="100/minute", total_concurrency=9, priority="urgency")
+    how = "9 at once, 1.66667 a second for each customer, the highest urgency first"
+    assert deploy.check(conn, limited) == deploy.deploy(conn, limited)[-1:] == [f"stage ship: no limits -> {how}"]
+    assert conn.execute("SELECT partition, priority FROM outbox.jobs").fetchall() == [("a", 0)] * 2
+    assert deploy.check(conn, limited) == []
+    assert how in " ".join(Outbox(dsn)("status").out.split())
+    (shown,) = Outbox(dsn)("status", "--json").json["limits"]
+    assert (shown["partition"], shown["concurrency"], shown["ready"], shown["running"]) == ("customer", 9, 2, 0)
+    with pytest.raises(NotDeployed, match="has limits in this database and none in this code"):
+        drain(plain, dsn)
+    assert deploy.deploy(conn, plain) == [f"stage ship: {how} -> no limits"]
+    assert conn.execute("SELECT partition, priority FROM outbox.jobs").fetchall() == [(None, None)] * 2
+    with pytest.raises(NotDeployed, match="has limits in this code and none in this database"):
+        drain(limited, dsn)
+    drain(plain, dsn)
+    assert all_done(conn, 2)
+
+
+def test_a_worker_of_older_code_leaves_a_stage_that_is_limited_since_to_others(conn: Conn, dsn: str) -> None:
+    began = Began()
+    deployed(conn, older := orders(began))
+    submit(conn, older, "a", 5)
+    lane = Lane(older.stages["ship"], 10)
+    worker = value(conn, "INSERT INTO outbox.workers (name, stages, lease) VALUES ('old', '{}', '1 h') RETURNING id")
+    deploy.deploy(conn, newer := orders(began, concurrency=2))
+    assert conn.execute(*claim.request(worker, [(lane, 10)], 0.0, careful=True)).fetchall() == []
+    drain(newer, dsn)
+    assert all_done(conn, 5)
+    assert began.most[""] == 2
+
+
+def test_a_higher_rate_counts_at_once(conn: Conn, dsn: str) -> None:
+    began = Began()
+    pipeline = deployed(conn, orders(began, rate="1/hour"))
+    submit(conn, pipeline, "a", 5)
+    with RunningWorker(pipeline, dsn):
+        wait_for(lambda: len(began.at) == 1)
+        deploy.deploy(conn, orders(began, rate="50/second"))
+        wait_for(lambda: all_done(conn, 5))
+
+
+def test_a_thousandth_of_a_job_a_second_begins_one(conn: Conn, dsn: str) -> None:
+    began = Began()
+    pipeline = deployed(conn, orders(began, rate="0.001/second"))
+    submit(conn, pipeline, "a", 2)
+    with RunningWorker(pipeline, dsn):
+        wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.jobs") == 1)
+        rest = value(conn, "SELECT extract(epoch FROM next_at - now()) FROM outbox.limits")
+        assert 990 < rest < 1001
+    assert len(began.at) == 1
+
+
+@pytest.mark.parametrize("partition", [None, "customer"])
+def test_a_clock_that_was_set_back_holds_up_one_attempt_and_no_more(
+    conn: Conn, dsn: str, partition: str | None
+) -> None:
+    began = Began()
+    pipeline = deployed(conn, orders(began, rate="100/second", partition=partition))
+    submit(conn, pipeline, "a", 1)
+    drain(pipeline, dsn)
+    for table in ("limits", "partition_rates"):
+        conn.execute(f"UPDATE outbox.{table} SET next_at = now() + interval '1 day'".encode())
+    pipeline.submit_many(conn, [(f"b{n}", Order(customer="a")) for n in range(3)])
+    drain(pipeline, dsn)
+    assert all_done(conn, 4)
+
+
+def test_what_misses_its_moment_is_given_back_and_costs_no_attempt(conn: Conn, dsn: str) -> None:
+    attempts: list[int] = []
+
+    async def ship(run: Run[Order]) -> None:
+        attempts.append(run.attempt)
+        if len(attempts) == 1:
+            time.sleep(0.4)  # noqa: ASYNC251 - nothing of this process comes at its moment
+
+    pipeline = deployed(conn, orders(ship, rate="20/second"))
+    submit(conn, pipeline, "a", 12)
+    drain(pipeline, dsn)
+    assert all_done(conn, 12)
+    assert attempts == [1] * 12
+
+
+def test_moments_of_partitions_are_forgotten_when_they_have_passed(conn: Conn, dsn: str) -> None:
+    pipeline = deployed(conn, orders(lambda run: None, partition="customer", rate="1000/second"))
+    submit(conn, pipeline, "a", 1)
+    drain(pipeline, dsn)
+    forget = statements.load("maintenance")["retention_rates"]
+    assert conn.execute(forget, {"days": 0, "limit": 10}).fetchone() == (0,)
+    conn.execute("UPDATE outbox.partition_rates SET next_at = now() - interval '2 minutes'")
+    assert conn.execute(forget, {"days": 0, "limit": 10}).fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"rate": "0/second"}, "outbox pause"),
+        ({"rate": "-1/second"}, "no rate"),
+        ({"rate": "14"}, "no rate"),
+        ({"rate": 14}, "no rate"),
+        ({"rate": "14/fortnight"}, "no rate"),
+        ({"rate": "1e9/second"}, "no rate"),
+        ({"rate": "0.000001/day"}, "not between"),
+        ({"rate": "2000000/second"}, "not between"),
+        ({"concurrency": 0}, "whole number"),
+        ({"total_rate": "1/second"}, "partition="),
+        ({"total_concurrency": 5}, "partition="),
+        ({"partition": lambda d: d.customer or "x"}, "must lead to a field"),
+        ({"partition": lambda d: f"{d.customer}"}, "must lead to a field"),
+        ({"partition": lambda d: d}, "must lead to a field"),
+        ({"partition": lambda d: d.customer.lower()}, "must lead to a field"),
+        ({"partition": 5}, "must lead to a field"),
+        ({"partition": ""}, "must lead to a field"),
+        ({"partition": "custmer"}, "no field 'custmer'"),
+        ({"priority": lambda d: d.urgent}, "no field 'urgent'"),
+        ({"priority": lambda d: -d.urgency}, "must lead to a field"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused_by_name(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(DefinitionError, match="stage ship") as caught:
+        orders(lambda run: None, **wrong)
+    assert words in str(caught.value)
+
+
+def test_the_servers_clock_is_known_by_the_quickest_exchange() -> None:
+    clock = ServerClock()
+    clock.note(sent=10.0, asked=1010.2, answered=1010.3, received=10.5)  # on its way for 0.4 s
+    assert clock.here(1010.25) == pytest.approx(10.25)
+    clock.note(sent=11.0, asked=1011.11, answered=1012.11, received=12.02)  # for 0.02 s: the server is 0.1 s further
+    assert clock.here(1020.0) == pytest.approx(19.9)
+    clock.note(sent=13.0, asked=1013.5, answered=1013.6, received=14.0)  # slow again: says less
+    assert clock.here(1020.0) == pytest.approx(19.9)
+    clock.arrived(first=1020.0, received=20.2)
+    assert clock.lead == pytest.approx(0.3)
+    clock.arrived(first=1021.0, received=20.5)
+    assert 0.2 < clock.lead < 0.3
 
 
 # Real processes. What they note is by the machine's monotonic clock, which they share.

@@ -104,6 +104,35 @@ def test_a_queue_that_was_analyzed_when_it_was_empty_is_not_walked_over(
         assert entries_read(planned) - before < 50 * 20, statement.decode()
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"concurrency": 10_000},
+        {"rate": "1000000/second", "priority": lambda d: d.enrichment},
+        {"partition": lambda d: d.content},
+        {"partition": "content", "concurrency": 50, "rate": "1000000/second", "total_concurrency": 10_000},
+    ],
+    ids=["concurrency", "rate", "in turn", "each"],
+)
+@pytest.mark.parametrize("tenants", [10, 5_000])
+def test_a_claim_within_limits_reads_what_it_takes_whatever_waits(
+    planned: Conn, limits: dict[str, Any], tenants: int
+) -> None:
+    """Also when it was planned while there was nothing: no index but that of the order can stand in for it then."""
+    posts: Pipeline[Post] = Pipeline("posts", data=Post, initial="NEW", final={"DONE"})
+    posts.stage("work", on="NEW", to="DONE", **limits)(lambda run: None)
+    deploy.deploy(planned, posts)
+    planned.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
+    statement, params = claim.request_limited(1, [(Lane(posts.stages["work"], 100), 100)], 0.0, careful=True)
+    assert planned.execute(statement, params, prepare=True).fetchall() == []
+    posts.submit_many(planned, ((f"e{n}", Post(content=str(n % tenants))) for n in range(BACKLOG)))
+    for _ in range(2):
+        before = entries_read(planned)
+        rows = planned.execute(statement, params, prepare=True).fetchall()
+        assert len(rows) == 101
+        assert entries_read(planned) - before < 100 * 20
+
+
 def entries_read(conn: Conn) -> int:
     """How many entries of the indexes of jobs were read so far."""
     conn.execute("SELECT pg_stat_force_next_flush()")

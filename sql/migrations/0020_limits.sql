@@ -81,7 +81,8 @@ DECLARE
     taken   uuid[] := '{}';
     keys    text[] := '{}';            -- the partitions in turn,
     rooms   integer[] := '{}';         -- how many jobs each may have,
-    laters  jsonb := '{}';             -- and in how many seconds the next begins, by partition
+    laters  jsonb := '{}';             -- in how many seconds the next begins, by partition,
+    far     text[];                    -- and where that is further away than it can be
     since   text;                      -- the partitions from this one on are still to be looked at,
     around  boolean := false;          -- up to the one that was served last, if it has been around
     step    integer;                   -- how many it looks at together,
@@ -111,7 +112,7 @@ BEGIN
     END IF;
     IF l.rate IS NOT NULL THEN
         gap := 1 / l.rate + slack / greatest(l.rate, 1);
-        -- A clock that was set back, or a rate that was raised, holds nothing up for longer than one attempt.
+        -- A clock that was set back, or a rate that was raised, holds up one attempt and no more.
         first := greatest(begun, least(l.next_at, begun + make_interval(secs => ahead + gap)));
         room := least(room, floor((ahead - extract(epoch FROM first - begun)) / gap) + 1);
     END IF;
@@ -154,8 +155,9 @@ BEGIN
                    coalesce(array_agg(k.size ORDER BY k.n) FILTER (WHERE k.size > 0), '{}'),
                    laters || coalesce(jsonb_object_agg(k.key, k.later), '{}'),
                    least(waits, min(CASE WHEN k.later > 0 THEN greatest(k.later - ahead / 2, 0.005) ELSE 0.1 END)
-                                    FILTER (WHERE k.size <= 0))
-            INTO keys, rooms, laters, waits
+                                    FILTER (WHERE k.size <= 0)),
+                   array_agg(k.key) FILTER (WHERE k.later >= ahead + narrow)
+            INTO keys, rooms, laters, waits, far
             FROM (SELECT k.key, k.n, r.later,
                          least(room, l.partition_concurrency - (
                                    SELECT count(*) FROM (
@@ -171,6 +173,8 @@ BEGIN
                           SELECT r.next_at FROM outbox.partition_rates AS r
                           WHERE r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = k.key) - begun), 0)))::float8 AS later
                   ) AS r) AS k;
+            UPDATE outbox.partition_rates AS r SET next_at = begun + make_interval(secs => ahead + narrow)
+            WHERE far IS NOT NULL AND r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = ANY (far);
         END IF;
         IF cardinality(keys) > room THEN
             keys := keys[:room];
@@ -255,7 +259,7 @@ BEGIN
         ORDER BY b.at, b.nth, b.priority DESC, b.id;
         first := CASE WHEN gap IS NOT NULL THEN first + make_interval(secs => gap * cardinality(taken)) END;
     END IF;
-    IF cardinality(taken) > 0 OR last <> l.served THEN
+    IF cardinality(taken) > 0 OR last <> l.served OR first < l.next_at THEN
         UPDATE outbox.limits AS s SET next_at = coalesce(first, s.next_at), served = coalesce(last, s.served)
         WHERE s.pipeline = of_pipeline AND s.stage = of_stage;
     END IF;

@@ -11,12 +11,13 @@ import os
 import random
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 from pydantic import BaseModel
 
-from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, killpoints
+from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, WaitForApproval, killpoints
 
 from .history import Rules, Stage
 
@@ -34,7 +35,7 @@ def retry(attempts: int) -> Backoff:
     return Backoff(first=0.05, factor=2, max=1, attempts=attempts)
 
 
-chaos = Pipeline("chaos", data=Data, initial="NEW", final={"DONE", "REJECTED", "CANCELLED"})
+chaos = Pipeline("chaos", data=Data, initial="NEW", final={"DONE", "REJECTED", "CANCELLED", "EXPIRED"})
 
 
 def trouble(failing: Callable[[str], Exception] = RuntimeError) -> None:
@@ -77,11 +78,14 @@ async def check(run: Run[Data]) -> Data:
     "decide", on="CHECKED", to={"REVIEW", "APPROVED"}, retry=retry(12), timeout=10, concurrency=1,
     partition=lambda d: d.customer, total_concurrency=3, priority="seen",
 )  # fmt: skip
-def decide(run: Run[Data]) -> Go[Data]:
+def decide(run: Run[Data]) -> Go[Data] | WaitForApproval[Data]:
     time.sleep(random.random() * 0.005)
     trouble()
     run.publish("chaos.decided", {"entity": run.entity_id})
-    return Go("REVIEW" if random.random() < 0.3 else "APPROVED")
+    if random.random() > 0.3:
+        return Go("APPROVED")
+    within = timedelta(seconds=random.uniform(0.3, 4))
+    return WaitForApproval("Is it fine?", deadline=within, on_deadline="EXPIRED", status="REVIEW", options=OPTIONS)
 
 
 async def act(run: Run[Data]) -> None:
@@ -113,6 +117,7 @@ async def notify(run: Run[Data]) -> None:
     run.publish("chaos.done", {"entity": run.entity_id})
 
 
+OPTIONS = {"approve": "APPROVED", "reject": "REJECTED"}
 BY_HAND = {
     "REVIEW": {"APPROVED", "REJECTED"},
     "CHECKED": {"CANCELLED"},
@@ -121,6 +126,7 @@ BY_HAND = {
 }
 for on, to in BY_HAND.items():
     chaos.allow(on, to=to)
+chaos.allow("REVIEW", to="EXPIRED")
 
 
 def least_waits(backoff: Backoff) -> tuple[float, ...]:
@@ -139,4 +145,5 @@ def rules() -> Rules:
         Stage("notify", "SHIPPED", frozenset({"DONE"}), 3, backoff=three, rejects=True),
     )
     by_hand = frozenset((on, to) for on, targets in BY_HAND.items() for to in targets)
-    return Rules("NEW", frozenset({"DONE", "REJECTED", "CANCELLED"}), stages, by_hand, frozenset({"REVIEW"}))
+    final, timed = frozenset({"DONE", "REJECTED", "CANCELLED", "EXPIRED"}), frozenset({("REVIEW", "EXPIRED")})
+    return Rules("NEW", final, stages, by_hand, frozenset({"REVIEW"}), timed)

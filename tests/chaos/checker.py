@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from .history import History
-from .replay import Replay, Row
+from .replay import Replay, Row, seconds
 from .story import recoveries, story
 
 __all__ = ["Anomaly", "Verdict", "check", "recoveries", "story"]
@@ -132,10 +132,18 @@ class _Checker:
         for why in self.history.not_drained:
             self.find("stuck", "the run", why)
         for job in self.history.jobs:
+            if self._may_wait(job.workflow_id):
+                continue
             self.find("stuck", job.workflow_id, f"{job.stage} is due, attempt {job.attempt}, held by {job.owner}")
         for id_, flow in self.replay.flows.items():
             if flow.without_job:
                 self.find("lost", id_, f"in {flow.without_job} it has no job, so nobody will go on with it")
+
+    def _may_wait(self, id_: str) -> bool:
+        """Whether its job is a wait whose time has not come yet."""
+        flow = self.replay.flows.get(id_)
+        job = flow.job if flow is not None else None
+        return job is not None and job["stage"] is None and seconds(job["deadline"]) > self.history.ended
 
     # What the world saw is what was committed.
 

@@ -18,7 +18,7 @@ import psycopg
 
 from outbox import inspect
 
-from .app import Data, chaos
+from .app import OPTIONS, Data, chaos
 
 KEYS = 50
 MESSAGE = "INSERT INTO outbox.messages (topic, key, payload, workflow_id) VALUES (%s, %s, %s, %s)"
@@ -33,6 +33,7 @@ CHANGE = """
     UPDATE outbox.workflow_states SET current_status = %s
     WHERE id = %s AND current_status = %s
 """
+DECIDE = "SELECT outbox.decide('chaos', %s, %s)"
 DEAD = "SELECT d.workflow_id, d.entity_id FROM outbox.dead_jobs AS d WHERE d.entity_id = ANY (%s)"
 
 
@@ -93,6 +94,9 @@ class Client:
                 to = REFUSED[status]
                 return await self.call("change", entity, to, self.changing(id_, entity, status, to))
             cancels = status in ("CHECKED", "APPROVED", "SHIPPED")
+            if status == "REVIEW" and self.random.random() < 0.7:
+                option = self.random.choice(list(OPTIONS))
+                return await self.call("change", entity, OPTIONS[option], self.deciding(id_, entity, option))
             if status == "REVIEW" or (cancels and self.random.random() < 0.1):
                 to = self.random.choice(["APPROVED", "REJECTED"]) if status == "REVIEW" else "CANCELLED"
                 return await self.call("change", entity, to, self.changing(id_, entity, status, to))
@@ -103,6 +107,19 @@ class Client:
                 raise Failed(f"it is {status} no more")
             await conn.execute(MESSAGE, ("chaos.changed", entity, json.dumps({"entity": entity}), id_))
             return f"{status} to {to}"
+
+        return do
+
+    def deciding(self, id_: Any, entity: str, option: str) -> Any:
+        async def do(conn: psycopg.AsyncConnection[Any]) -> str:
+            try:
+                row = await (await conn.execute(DECIDE, (entity, option))).fetchone()
+            except psycopg.DatabaseError as error:
+                if not (error.sqlstate or "").startswith("OB"):
+                    raise
+                raise Failed(str(error)) from None
+            await conn.execute(MESSAGE, ("chaos.decided", entity, json.dumps({"entity": entity}), id_))
+            return f"{option}: {row[0] if row else None}"
 
         return do
 

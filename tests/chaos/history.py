@@ -39,6 +39,7 @@ class Rules:
     stages: tuple[Stage, ...]
     by_hand: frozenset[tuple[str, str]]  # (from, to) of changes that people make
     waiting: frozenset[str]  # statuses that no stage takes, and that aren't final
+    timed: frozenset[tuple[str, str]] = frozenset()  # (from, to) of waits that end by themselves in time
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,28 @@ MUTANTS: dict[str, Mutant] = {
         database=(("outbox.jobs_claim_limited", "j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT",
                    "j.owner = worker AND j.partition IS NOT NULL LIMIT"),),
     ),
+    "deadline-by-another-clock": Mutant(
+        "a deadline passes a second before its time",
+        frozenset({"too early"}),
+        (),
+        (
+            sql("maintenance", "deadlines_fire",
+                ("j.deadline <= coalesce(%(now)s::timestamptz, now())",
+                 "j.deadline - interval '1 second' <= coalesce(%(now)s::timestamptz, now())")),
+        ),
+    ),
+    "question-left-open": Mutant(
+        "what is asked of a person is not answered by a change of the status, but by the call alone",
+        frozenset({"torn commit"}),
+        (),
+        database=(("outbox.workflows_changed", "IF waited IS NOT NULL THEN", "IF false THEN"),),
+    ),
+    "wait-without-a-timeout": Mutant(
+        "a wait begins, and its timeout is lost",
+        frozenset({"lost", "stuck"}),
+        (),
+        database=(("outbox.waits_begin", "WHERE i.deadline IS NOT NULL", "WHERE false"),),
+    ),
     "attempts-counted-when-caught": Mutant(
         "what kills its worker never counts as an attempt",
         frozenset({"two holders"}),

@@ -16,6 +16,9 @@ from .history import Call, Rules, Stage, Transaction
 Row = dict[str, str | None]
 Find = Callable[[str, str, str], None]
 WORKER = "worker-"
+CLOCK = "outbox"
+"""Who moves on what has waited too long."""
+
 SLACK = 0.001  # seconds: Postgres rounds
 
 
@@ -45,6 +48,8 @@ class Part:
     undied: bool = False
     messages: list[str] = field(default_factory=list)
     inside: list[Row] = field(default_factory=list)
+    asked: list[Row] = field(default_factory=list)  # questions to people, and those that have ended
+    answered: list[Row] = field(default_factory=list)
 
 
 class Replay:
@@ -59,6 +64,7 @@ class Replay:
             if stage.running:
                 self.takes[stage.running] = stage
         self.running = {stage.running for stage in rules.stages if stage.running}
+        self.timed = {status for status, _ in rules.timed}
         self.flows: dict[str, Flow] = {}
         self.changes: dict[tuple[str, int], Row] = {}  # history, by workflow and version
         self.told_by: Counter[str] = Counter()  # rows of history by actor
@@ -96,6 +102,8 @@ class Replay:
             ("dead_jobs", "insert"): self._died,
             ("dead_jobs", "delete"): self._undied,
             ("messages", "insert"): self._message,
+            ("approvals", "insert"): lambda row: self._part(str(row["workflow_id"])).asked.append(row),
+            ("approvals", "update"): self._answered,
             ("outside", "insert"): self._outside,
             ("inside", "insert"): self._inside,
             ("inbox", "insert"): self._recorded,
@@ -328,7 +336,8 @@ class Replay:
         lack, inside = -len(part.messages), list(part.inside)
         for before, after, version in part.moves:
             row = told.pop(version, None)
-            lack += after not in self.running
+            by_the_clock = row is not None and row["actor"] == CLOCK
+            lack += after not in self.running and not by_the_clock
             if before in self.rules.final:
                 self.find("resurrection", id_, f"from {before}, which is final, to {after}")
             elif row is None:
@@ -337,6 +346,8 @@ class Replay:
             elif (row["from_status"], row["to_status"]) != (before, after):
                 said = f"{row['from_status']} to {row['to_status']}"
                 self.find("illegal change", id_, f"from {before} to {after}, and history says {said}")
+            elif by_the_clock:
+                self._by_the_clock(id_, part, before, after)
             elif str(row["actor"]).startswith(WORKER):
                 self._by_worker(id_, part, before, after, row, inside)
             else:
@@ -349,7 +360,34 @@ class Replay:
             self._extra_message[id_] += part.messages[lack:]
         for row in inside:
             self._extra_inside[id_].append(f"attempt {row['attempt']}")
+        self._settle_questions(id_, part)
         self._settle_job(id_, flow, part)
+
+    def _settle_questions(self, id_: str, part: Part) -> None:
+        """A question is asked with the change to its status, and ends with the change from it, to where its answer leads."""
+        for row in part.asked:
+            if row["status"] not in {after for _, after, _ in part.moves}:
+                self.find("torn commit", id_, f"a question is asked in {row['status']}, to which nothing moved it")
+        ended = {(row["status"], row["to_status"]) for row in part.answered}
+        left = {(before, after) for before, after, _ in part.moves if before in self.timed}
+        for status, to in ended - left:
+            self.find("torn commit", id_, f"its question in {status} ended with {to}, to which nothing moved it")
+        for status, to in left - ended:
+            self.find("torn commit", id_, f"it moved from {status} to {to}, and its question did not end")
+
+    def _answered(self, row: Row) -> None:
+        if row["ended"] is not None and row["edited"] is None:
+            self._part(str(row["workflow_id"])).answered.append(row)
+
+    def _by_the_clock(self, id_: str, part: Part, before: str | None, after: str) -> None:
+        """A wait ends where its deadline leads, when that has passed, and not before."""
+        deadline = part.job.get("deadline") if part.job is not None else None
+        if (before, after) not in self.rules.timed:
+            self.find("illegal change", id_, f"the clock moved it from {before} to {after}")
+        elif deadline is None:
+            self.find("phantom", id_, f"the clock moved it from {before}, where it had no deadline")
+        elif self._at < seconds(deadline) - SLACK:
+            self.find("too early", id_, f"the clock moved it from {before} before its deadline, {deadline}")
 
     def _legal(self, id_: str, before: str | None, after: str) -> None:
         if before is None:
@@ -408,7 +446,12 @@ class Replay:
     def _settle_job(self, id_: str, flow: Flow, part: Part) -> None:
         """The open job ends with the change, and the next one begins; none comes or goes without a reason."""
         stage, job = self.takes.get(flow.status or ""), flow.job
-        if job is not None and stage is None:
+        if job is None and part.moves and flow.status in self.timed:
+            self.find("lost", id_, f"in {flow.status} it waits without a deadline: nobody ends that")
+        if job is not None and stage is None and (job["stage"], job["status"]) == (None, flow.status):
+            if flow.status not in self.timed:
+                self.find("phantom", id_, f"in {flow.status} it has a deadline")
+        elif job is not None and stage is None:
             if flow.status in self.rules.final:
                 self.find("resurrection", id_, f"in {flow.status}, which is final, it has a job of {job['stage']}")
             else:

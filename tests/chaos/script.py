@@ -27,7 +27,7 @@ from .replay import seconds
 
 RULES = Rules(
     initial="NEW",
-    final=frozenset({"DONE", "REJECTED", "CANCELLED"}),
+    final=frozenset({"DONE", "REJECTED", "CANCELLED", "EXPIRED"}),
     stages=(
         Stage("check", "NEW", frozenset({"CHECKED"}), 3, "outside", "CHECKING", (0.2, 0.4)),
         Stage("decide", "CHECKED", frozenset({"REVIEW", "APPROVED"}), 3, most=2, most_each=1),
@@ -38,6 +38,7 @@ RULES = Rules(
         {("REVIEW", "APPROVED"), ("REVIEW", "REJECTED"), ("CHECKED", "CANCELLED"), ("APPROVED", "CANCELLED")}
     ),
     waiting=frozenset({"REVIEW"}),
+    timed=frozenset({("REVIEW", "EXPIRED")}),
 )
 TAKES = {status: stage for stage in RULES.stages for status in (stage.on, stage.running) if status}
 BEGAN = 1_000.0
@@ -128,9 +129,31 @@ class Script:
         if self.dead.pop(id_, None):
             writes.append(write("dead_jobs", "delete", workflow_id=id_))
         writes.append(told(id_, before, to, version, actor, job))
+        if before == "REVIEW":
+            ended = "deadline" if actor == "outbox" else "decided"
+            row = {"workflow_id": id_, "status": before, "to_status": to, "ended": ended, "edited": None}
+            writes.append(write("approvals", "update", **row))
         if to in TAKES:
             writes.append(self.job(id_, to, version))
+        elif to == "REVIEW":
+            writes.append(write("approvals", "insert", workflow_id=id_, status=to))
+            writes.append(self.timeout(id_, to, version))
         self.commit(*writes)
+
+    def timeout(self, id_: str, status: str, version: int) -> Write:
+        """The job of a wait: of no stage, due later than any script ends."""
+        deadline = moment(BEGAN + len(self.transactions) + 1_000)
+        self.jobs[id_] = {
+            "workflow_id": id_, "stage": None, "status": status, "version": version, "run_at": deadline, "claimed_at": None,
+            "owner": None, "attempt": 0, "due": False, "error": None, "deadline": deadline, "on_deadline": "EXPIRED",
+        }  # fmt: skip
+        return write("jobs", "insert", **self.jobs[id_])
+
+    def expire(self, id_: str) -> None:
+        """Nobody has answered, and its deadline passes."""
+        self.put(id_, deadline=self.now)
+        self.change(id_, "EXPIRED", "outbox", None, [])
+        self.drop("messages")
 
     def fail(self, id_: str) -> None:
         """An attempt fails, waits, and is made ready again."""
@@ -247,7 +270,8 @@ class Script:
             self.commit(
                 write("relays", "insert", name="default", window_start=f"{here}:{here}:", window_end=None, position=0)
             )
-        history = History(RULES, strict=True, calls=self.calls, transactions=self.transactions)
+        ended = BEGAN + len(self.transactions)
+        history = History(RULES, strict=True, calls=self.calls, transactions=self.transactions, ended=ended)
         history.changes = [
             Change(
                 n, str(row["workflow_id"]), row["from_status"], str(row["to_status"]), int(row["version"] or 0),
