@@ -44,6 +44,8 @@ BENCHES = {
     "relay": Bench("--messages 5000 --rounds 1 --single 20 --backlog 20000", headline="^(?!.*CPU)"),
     "bloat": Bench("--seconds 12 --slice 2 --rate 1000"),
     "endurance": Bench("--seconds 16 --slice 2", headline="steps/s|claim|dead"),
+    "limits": Bench("--jobs 2000 --rounds 1"),
+    "due": Bench("--many 2000 --seconds 5 --rounds 1", headline="p(50|99) ms|gone"),
     "scale": Bench(
         "--size 1000 --size 100000 --many 1 --many 100 --cycles 10 --rounds 2", headline="claim and commit|status"
     ),

@@ -144,7 +144,7 @@ def check(dsn: str, notes: Notes, workflows: int) -> None:
 
 
 @contextmanager
-def timed_worker(dsn: str) -> Iterator[Notes]:
+def timed_worker(dsn: str, idle: str = IDLE) -> Iterator[Notes]:
     """Run a worker that is warm, and idle when this begins; its notes are there when this has ended."""
     notes: Notes = {}
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
@@ -154,9 +154,9 @@ def timed_worker(dsn: str) -> Iterator[Notes]:
             [sys.executable, "-m", "bench.timed", dsn, str(file)], cwd=root, env=os.environ, stderr=subprocess.DEVNULL
         )
         try:
-            wait_until(dsn, IDLE, 60)
+            wait_until(dsn, idle, 60)
             submitted(dsn, WARM_UP)
-            wait_until(dsn, IDLE, 60)
+            wait_until(dsn, idle, 60)
             clock = time.time() - time.monotonic()
             yield notes
             moved = abs(time.time() - time.monotonic() - clock) * 1000

@@ -672,6 +672,9 @@ DEFINED: dict[str, tuple[Callable[[], Any], str]] = {
     "a transaction that is a text": (lambda: defined(transaction="no"), "transaction="),
     "a concurrency of 5,000 digits": (lambda: defined(concurrency=10**5_000), "concurrency="),
     "a timeout of NaN": (lambda: defined(timeout=math.nan), "timeout"),
+    "a rate of 5,000 digits": (lambda: defined(rate=10**5_000), "rate="),
+    "a rate that can't be printed": (lambda: defined(rate=Unprintable()), "rate="),
+    "a partition that raises": (lambda: defined(partition=lambda d: 1 / 0), "partition="),
     "no pipelines": (lambda: Worker(5, "dbname=x"), "pipelines"),  # type: ignore[arg-type]
     "pipelines that are none": (lambda: Worker([5], "dbname=x"), "pipelines"),  # type: ignore[list-item]
     "a lease of NaN": (lambda: Worker(Pipeline("p", initial="NEW"), "dbname=x", lease=math.nan), "lease"),

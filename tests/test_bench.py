@@ -39,6 +39,20 @@ def test_the_throughput_bench_measures_all_its_subjects_and_writes_json(tmp_path
     assert "one process" in out
 
 
+def test_the_limits_bench_measures_each_kind_beside_none(tmp_path: Path) -> None:
+    out, document = run("limits", tmp_path / "figures.json", "--jobs", "600", "--rounds", "1")
+    assert len(document["figures"]) == 16
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert "10,000 tenants in turn : no limits" in out
+
+
+def test_the_due_bench_measures_others_with_and_without_what_is_due(tmp_path: Path) -> None:
+    sizes = ("--many", "300", "--rate", "100", "--seconds", "4", "--rounds", "1")
+    out, document = run("due", tmp_path / "figures.json", *sizes)
+    assert len(document["figures"]) == 11
+    assert "300 deadlines due: until the last of them has gone" in out
+
+
 @pytest.mark.rabbitmq
 def test_the_relay_bench_measures_all_its_subjects_and_writes_json(tmp_path: Path) -> None:
     sizes = ("--messages", "500", "--rounds", "1", "--single", "3", "--backlog", "2000")
@@ -66,7 +80,7 @@ def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_
 
 
 def test_the_endurance_bench_lets_load_come_while_the_horizon_is_held_and_counts_every_step(tmp_path: Path) -> None:
-    sizes = ("--seconds", "4", "--slice", "1", "--rate", "200")
+    sizes = ("--seconds", "8", "--slice", "2", "--rate", "200")
     out, document = run("endurance", tmp_path / "figures.json", *sizes, "--svg", str(tmp_path / "picture.svg"))
     assert "horizon held" in (tmp_path / "picture.svg").read_text()
     for lines in document["series"].values():

@@ -52,8 +52,9 @@ WITH due AS MATERIALIZED (
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED
 ), promoted AS (
+    -- An array and no join, here and below, for what jobs_claim says.
     UPDATE outbox.jobs AS j SET due = true
-    FROM due WHERE j.workflow_id = due.workflow_id
+    WHERE j.workflow_id = ANY (ARRAY(SELECT due.workflow_id FROM due))
     RETURNING j.pipeline, j.stage
 )
 SELECT count(*),
@@ -83,12 +84,14 @@ WITH due AS MATERIALIZED (
     ORDER BY w.id
     FOR NO KEY UPDATE OF w SKIP LOCKED
 ), held AS MATERIALIZED (
-    SELECT j.workflow_id, j.on_deadline
+    SELECT workflow.id AS workflow_id, j.on_deadline
     FROM workflow
-    JOIN outbox.jobs AS j ON j.workflow_id = workflow.id AND j.id = workflow.job
-        AND j.deadline <= coalesce(%(now)s::timestamptz, now())
-    ORDER BY j.workflow_id
-    FOR UPDATE OF j
+    CROSS JOIN LATERAL (
+        SELECT j.on_deadline FROM outbox.jobs AS j
+        WHERE j.workflow_id = workflow.id AND j.id = workflow.job
+            AND j.deadline <= coalesce(%(now)s::timestamptz, now())
+        FOR UPDATE
+    ) AS j
 ), me AS MATERIALIZED (
     SELECT set_config('outbox.actor', 'outbox', true), set_config('outbox.reason', 'deadline', true),
            set_config('outbox.decision', '(deadline)', true)
@@ -194,11 +197,13 @@ WITH gone AS MATERIALIZED (
         error = format('worker %%s was lost during attempt %%s', stale.owner, stale.attempt)
     FROM stale
     WHERE j.workflow_id = stale.workflow_id AND stale.attempt < coalesce(stale.max_attempts, stale.attempt + 1)
+      AND j.workflow_id = ANY (ARRAY(SELECT stale.workflow_id FROM stale))
     RETURNING j.pipeline, j.stage
 ), ended AS (
     DELETE FROM outbox.jobs AS j
     USING stale
     WHERE j.workflow_id = stale.workflow_id AND stale.attempt >= stale.max_attempts
+      AND j.workflow_id = ANY (ARRAY(SELECT stale.workflow_id FROM stale))
     RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.version, j.attempt, j.owner
 ), dead AS (
     INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, version, attempts, error)
