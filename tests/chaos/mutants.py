@@ -179,6 +179,8 @@ MUTANTS: dict[str, Mutant] = {
         (
             code("outbox.claim:Claimer.run", ("min(delay, self._held_for() or delay)", "None")),
             code("outbox.maintenance:Maintenance.tick", ("if ready:", "if False:")),  # it polls for an idle claimer
+            code("outbox.maintenance:Maintenance._fire", ("self._on_ready()", "pass")),
+            code("outbox.claim:Claimer.committed", ("if lane.stage.limits", "if False")),
         ),
     ),
     "error-text-not-cleaned": Mutant(
