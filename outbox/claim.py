@@ -104,10 +104,7 @@ class Claimer:
         delay = POLL_FIRST
         while True:
             await self._keeper.registered.wait()
-            now = time.monotonic()
-            lanes = [
-                (lane, room) for lane in self._lanes.values() if lane.held_until <= now and (room := lane.room()) > 0
-            ]
+            lanes = self._with_room()
             if not lanes or self._uncommitted() > MOST_UNCOMMITTED:
                 self._roomy.clear()
                 await _until(self._roomy, self._held_for())
@@ -141,10 +138,15 @@ class Claimer:
             else:
                 delay = IDLE_POLL if self.idle else delay * 2
 
+    def _with_room(self) -> list[tuple[Lane, int]]:
+        """The lanes that may have more, and how much, but for those that their limits hold up."""
+        now = time.monotonic()
+        return [(lane, room) for lane in self._lanes.values() if lane.held_until <= now and (room := lane.room()) > 0]
+
     def _held_for(self) -> float | None:
         """Seconds until the first stage may go on that its limits hold up; None: there is none."""
-        held = [lane.held_until for lane in self._lanes.values() if lane.held_until]
-        return max(0.001, min(held) - time.monotonic()) if held else None
+        now = time.monotonic()
+        return min((lane.held_until - now for lane in self._lanes.values() if lane.held_until > now), default=None)
 
     async def reconcile(self, link: Link) -> None:
         """Give back, now and then, what a claim took after its connection was given up: it may have run on."""
@@ -234,7 +236,7 @@ class Claimer:
     async def _wait_for_room(self) -> None:
         """Wait until a claim is worth its round trip: a good part of a lane is free, or a moment has passed."""
         self._roomy.clear()
-        if any(lane.room() * 4 > lane.slots for lane in self._lanes.values()):
+        if any(room * 4 > lane.slots for lane, room in self._with_room()):
             return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._roomy.wait(), 1.0)
