@@ -17,7 +17,7 @@ from .commit import Committer
 from .documents import printable
 from .errors import HandlerError
 from .handle import begin, handle_async, handle_sync
-from .job import Failed, Finished, Job, Outcome, fail
+from .job import Failed, Finished, Job, Missed, Outcome, fail
 from .lane import Lane, Lanes
 from .link import engine_conninfo, first_line, threshold
 
@@ -44,7 +44,9 @@ class Attempts:
         self._loop = asyncio.get_running_loop()
         self._starting = True
         self._begun = asyncio.Event()
-        self._giving_back: list[asyncio.Task[None]] = []
+        self._giving_back: set[asyncio.Task[None]] = set()  # the loop itself holds none of them
+        self.late: list[Job] = []
+        """Jobs that are being given back."""
         in_threads = [lane for lane in lanes.values() if not lane.stage.is_async]
         in_loop = [lane for lane in lanes.values() if lane.stage.is_async]
         self._threads = ThreadPoolExecutor(_slots(in_threads), thread_name_prefix="outbox")
@@ -75,7 +77,10 @@ class Attempts:
         """Start what waits in a lane, as far as there are free slots and its moment has come."""
         paced = lane.stage.limits is not None and lane.stage.limits.paced
         if paced and (late := lane.take_late()):
-            self._giving_back.append(self._loop.create_task(self._give_back(late)))
+            self.late += late
+            giving = self._loop.create_task(self._give_back(late))
+            self._giving_back.add(giving)
+            giving.add_done_callback(self._giving_back.discard)
         while self._starting and (jobs := lane.next()):
             lane.attempts += 1
             self._begun.set()
@@ -90,8 +95,10 @@ class Attempts:
             lane.timer = self._loop.call_later(rest, self.start, lane)
 
     async def _give_back(self, late: list[Job]) -> None:
+        """Have others begin what has missed its moment here."""
         await self._committer.put_back(late, "this process was too busy at their moment")
-        self._giving_back = [task for task in self._giving_back if not task.done()]
+        self.late = [job for job in self.late if job not in late]
+        self._on_ended()
 
     async def watch(self) -> None:
         """Take overdue attempts away from their handlers, for ever."""
@@ -115,7 +122,11 @@ class Attempts:
             if lane.stage.transaction:
                 await self._in_transaction(lane, jobs)
             else:
-                self._committer.put(jobs[0], await self._handle(jobs[0]))
+                outcome = await self._handle(jobs[0])
+                if isinstance(outcome, Missed):
+                    await self._give_back(jobs)
+                else:
+                    self._committer.put(jobs[0], outcome)
         except asyncio.CancelledError:
             for job in jobs:
                 if not job.lost:
@@ -154,6 +165,9 @@ class Attempts:
             log.warning("%s: %s; %s not started", lane.stage.queue, first_line(error), _named(jobs))
             await asyncio.sleep(0.2)
             await self._committer.not_held(jobs)
+            return
+        if Missed() in outcomes:
+            await self._give_back(jobs)
             return
         if not outcomes:
             log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, _named(jobs))

@@ -326,7 +326,8 @@ def receive_limited(
             got[lane] = got.get(lane, (0, None))[0], moment
             continue
         job = Job(lane.stage, worker, *fields)
-        job.begins = clock.here(moment) if moment is not None else 0.0
+        if moment is not None:
+            job.moment, job.begins = moment, clock.here(moment)
         lane.waiting.append(job)
         lane.careful += job.careful
         got[lane] = got.get(lane, (0, None))[0] + 1, None

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from . import killpoints, settle
 from .documents import printable
-from .job import Failed, Finished, Job, Outcome, fail
+from .job import Failed, Finished, Job, fail
 from .link import Link
 
 log = logging.getLogger("outbox.worker")
@@ -75,7 +75,7 @@ class Committer:
         self._themselves: Counter[str] = Counter()  # committed in their own transactions and not logged yet, by stage
         self._changed = asyncio.Event()
 
-    def put(self, job: Job, outcome: Outcome) -> None:
+    def put(self, job: Job, outcome: Finished | Failed) -> None:
         """Queue an outcome for the next commit, unless the attempt no longer counts."""
         if job.lost is not None:
             log.info("%s %s: LeaseLost, %s", job.stage.queue, printable(job.entity_id), job.lost)
@@ -175,17 +175,20 @@ class Committer:
             self._on_again()
 
     async def put_back(self, jobs: list[Job], why: str) -> None:
-        """Free jobs that this process can't begin after all; somebody takes them anew."""
-        if await self.give_back(jobs):
-            log.debug("%s: gave back %s jobs: %s", jobs[0].stage.queue, len(jobs), why)
-            self._on_again()
+        """Free jobs of a stage that have missed their moments here, which are given anew; somebody takes them."""
+        await self.give_back(jobs, begun=False)
+        log.debug("%s: gave back %s jobs: %s", jobs[0].stage.queue, len(jobs), why)
+        self._on_again()
 
-    async def give_back(self, jobs: Sequence[Job]) -> set[str]:
-        """Free jobs without burning an attempt; returns those that were still held."""
+    async def give_back(self, jobs: Sequence[Job], *, begun: bool = True) -> set[str]:
+        """Free jobs without burning an attempt, nor a moment if none has begun; returns those that were still held."""
         given: set[str] = set()
         for owner in {job.owner for job in jobs}:
             mine = [job for job in jobs if job.owner == owner]
             given |= {row[0] for row in await self._link.repeat(*settle.give_back(mine))}
+        for stage in {job.stage.queue for job in jobs if job.moment and not begun}:
+            unused = [job for job in jobs if job.moment and job.stage.queue == stage]
+            await self._link.repeat(*settle.return_moments(unused))
         return given
 
     async def is_unchanged(self, job: Job) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -18,7 +19,8 @@ from . import documents
 from .data import TooNewData
 from .documents import printable
 from .errors import HandlerError, InvalidInput, LeaseLost
-from .job import Failed, Finished, Job, Message, Outcome, fail
+from .job import Failed, Finished, Job, Message, Missed, Outcome, fail
+from .limits import is_late
 from .pipeline import Pipeline
 
 Data = TypeVar("Data")
@@ -199,6 +201,8 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
 
 async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:
     """Run an async handler in the event loop, with one run or, in a stage with `batch`, with all of them."""
+    if _too_late(runs):
+        return [Missed() for _ in runs]
     try:
         return finish(runs, await _call(runs))
     except BaseException as error:
@@ -210,10 +214,17 @@ async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:
 
 def handle_sync(runs: Sequence[Run[Any]]) -> list[Outcome]:
     """Run a sync handler in the calling thread."""
+    if _too_late(runs):
+        return [Missed() for _ in runs]
     try:
         return finish(runs, _call(runs))
     except BaseException as error:
         return [fail(run._job, error) for run in runs]
+
+
+def _too_late(runs: Sequence[Run[Any]]) -> bool:
+    """Asked here, at the last moment: a connection or a thread may have been long in coming."""
+    return any(is_late(run._job.begins, time.monotonic()) for run in runs)
 
 
 def _call(runs: Sequence[Run[Any]]) -> Any:

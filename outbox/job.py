@@ -36,7 +36,8 @@ class Job:
     alone: bool = False  # it was in a batch that failed: its next transaction is its own
     task: asyncio.Future[Any] | None = None
     deadline: float = 0.0
-    begins: float = 0.0  # its moment, where the stage has a rate
+    begins: float = 0.0  # its moment, where the stage has a rate: by this process's clock,
+    moment: float = 0.0  # and by the server's
     checkpoints: Checkpoints | None = None
 
     def take_away(self, why: str) -> None:
@@ -84,7 +85,12 @@ class Failed:
     delay: float | None
 
 
-Outcome = Finished | Failed
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """The handler was not called: the moment that its stage's rate had for it was over."""
+
+
+Outcome = Finished | Failed | Missed
 
 
 def actor(worker: int) -> str:

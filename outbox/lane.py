@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from .budget import Budget
 from .errors import DefinitionError
 from .job import Job
-from .limits import LATE
+from .limits import LATE, is_late
 from .pipeline import Pipeline
 from .stage import Stage
 
@@ -82,8 +82,8 @@ class Lane:
     def take_late(self) -> list[Job]:
         """Take out what waits and has missed its moment."""
         late: list[Job] = []
-        before = time.monotonic() - LATE
-        while self.waiting and 0 < self.waiting[0].begins < before:
+        now = time.monotonic()
+        while self.waiting and is_late(self.waiting[0].begins, now):
             late.append(self.waiting.popleft())
             self.careful -= late[-1].careful
         return late

@@ -17,19 +17,25 @@ from .errors import DefinitionError
 AHEAD = 0.25
 """Seconds ahead for which a claim takes jobs of a stage with a rate: so few claims carry a slow rate, too."""
 
-SLACK = 0.02
+SLACK = 0.03
 """Seconds that an attempt may begin late, by which a rate's moments are further apart over a second."""
 
-LATE = SLACK / 2
+LATE = SLACK / 3
 """Seconds after its moment until which a job is given to its handler; the rest is for what lies between."""
 
 _CLOCK_HOLDS = 30.0
 _LONGEST_LEAD = 1.0
+_DRIFT = 0.002
 _MOST_PER_SECOND = 1e6
 _SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}
 _RATE = re.compile(r"(\d+(?:\.\d+)?) ?/ ?(second|minute|hour|day)")
 
 Path = tuple[str, ...]
+
+
+def is_late(moment: float, now: float) -> bool:
+    """Whether an attempt may begin no more that had this moment (0: any will do)."""
+    return 0 < moment < now - LATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +170,8 @@ class ServerClock:
     def note(self, sent: float, asked: float, answered: float, received: float) -> None:
         """Take note of an exchange: its ends by this process's clock, what lies between by the server's."""
         delay = max(0.0, (received - sent) - (answered - asked))
-        if delay < self._delay or received - self._noted > _CLOCK_HOLDS:
+        was_set = not answered - received - _DRIFT <= self._ahead <= asked - sent + _DRIFT
+        if delay < self._delay or was_set or received - self._noted > _CLOCK_HOLDS:
             self._delay, self._noted = delay, received
             self._ahead = ((asked - sent) + (answered - received)) / 2
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import statements
 from .job import Failed, Finished, Job, actor, fence
+from .limits import SLACK
 from .link import PLANNING, idle_ms
 from .statements import array, text_array
 
@@ -59,6 +60,17 @@ def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
 def give_back(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that frees jobs of one owner which have not run; no attempt is burnt."""
     return SQL["jobs_give_back"], fence(jobs)
+
+
+def return_moments(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that takes back the moments of jobs of one stage which were not begun."""
+    return SQL["moments_return"], {
+        "pipeline": jobs[0].stage.pipeline.name,
+        "stage": jobs[0].stage.name,
+        "ids": array(job.workflow_id for job in jobs),
+        "moments": array(job.moment for job in jobs),
+        "slack": SLACK,
+    }
 
 
 def finished_by(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:

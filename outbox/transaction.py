@@ -14,7 +14,7 @@ import psycopg
 from . import killpoints, settle
 from .errors import HandlerError
 from .handle import Run, begin, handle_async, handle_sync
-from .job import Failed, Finished, Job, Outcome, fail
+from .job import Failed, Finished, Job, Missed, Outcome, fail
 from .link import reclaim
 
 _ENDED = (
@@ -62,7 +62,7 @@ async def run_async(conn: psycopg.AsyncConnection[Any], jobs: Sequence[Job]) -> 
     finally:
         with suppress(psycopg.Error):
             await conn.rollback()  # an end that was refused or cancelled; else there is nothing to do
-    return ended if len(jobs) == 1 else []
+    return ended if len(jobs) == 1 or Missed() in ended else []
 
 
 def run_sync(conn: psycopg.Connection[Any], jobs: Sequence[Job]) -> Sequence[Outcome | None]:
@@ -96,7 +96,7 @@ def run_sync(conn: psycopg.Connection[Any], jobs: Sequence[Job]) -> Sequence[Out
     finally:
         with suppress(psycopg.Error):
             conn.rollback()
-    return ended if len(jobs) == 1 else []
+    return ended if len(jobs) == 1 or Missed() in ended else []
 
 
 def _begin(jobs: Sequence[Job], conn: Any) -> tuple[list[Run[Any]], list[Outcome]]:

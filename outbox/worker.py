@@ -233,10 +233,11 @@ class Worker:
     def _known(self) -> list[str]:
         """The workflows whose jobs this process knows to hold."""
         running = [job for lane in self._lanes.values() for job in lane.running.values()]
-        return [job.workflow_id for job in (*running, *self._lanes.waiting(), *self._committer.jobs)]
+        here = (*running, *self._lanes.waiting(), *self._committer.jobs, *self._attempts.late)
+        return [job.workflow_id for job in here]
 
     def _busy(self) -> bool:
-        return bool(len(self._committer) or self._lanes.running())
+        return bool(len(self._committer) or self._lanes.running() or self._attempts.late)
 
     async def _drained(self) -> bool:
         """Whether nothing is due: not here, not scheduled, and not in the hands of a worker that has died."""
@@ -256,7 +257,7 @@ class Worker:
         waiting = self._lanes.drop_waiting()
         if waiting:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._committer.give_back(waiting), 10)
+                await asyncio.wait_for(self._committer.give_back(waiting, begun=False), 10)
             log.info("gave back %s jobs that had not started", len(waiting))
         deadline = time.monotonic() + self._grace
         while self._busy() and self._stops < 2 and time.monotonic() < deadline:

@@ -490,6 +490,39 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION outbox.moments_return(of_pipeline text, of_stage text, ids uuid[], moments double precision[], slack double precision) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    l      outbox.limits;
+    gap    float8;
+    narrow float8;
+BEGIN
+    SELECT s.* INTO l FROM outbox.limits AS s WHERE s.pipeline = of_pipeline AND s.stage = of_stage FOR NO KEY UPDATE;
+    gap := 1 / l.rate + slack / greatest(l.rate, 1);
+    narrow := 1 / l.partition_rate + slack / greatest(l.partition_rate, 1);
+    -- From one on they are the last ones if between it and the next moment lie as many as come back, to half a millisecond.
+    UPDATE outbox.limits AS s SET next_at = unused.at
+    FROM (SELECT to_timestamp(min(m.at)) AS at
+          FROM (SELECT m.at, count(*) OVER (ORDER BY m.at DESC) AS n FROM unnest(moments) AS m (at)) AS m
+          WHERE abs(extract(epoch FROM l.next_at)::float8 - m.at - gap * m.n) < least(gap / 4, 0.0005)) AS unused
+    WHERE s.pipeline = of_pipeline AND s.stage = of_stage AND unused.at IS NOT NULL;
+
+    UPDATE outbox.partition_rates AS r SET next_at = unused.at
+    FROM (SELECT m.partition, to_timestamp(min(m.at)) AS at
+          FROM (SELECT j.partition, m.at, count(*) OVER (PARTITION BY j.partition ORDER BY m.at DESC) AS n
+                FROM unnest(ids, moments) AS m (id, at)
+                CROSS JOIN LATERAL (SELECT j.partition FROM outbox.jobs AS j WHERE j.workflow_id = m.id OFFSET 0) AS j) AS m
+          CROSS JOIN LATERAL (
+              SELECT extract(epoch FROM r.next_at)::float8 AS next FROM outbox.partition_rates AS r
+              WHERE r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = m.partition OFFSET 0) AS r
+          WHERE abs(r.next - m.at - narrow * m.n) < least(narrow / 4, 0.0005)
+          GROUP BY m.partition) AS unused
+    WHERE r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = unused.partition;
+END
+$$;
+
 CREATE FUNCTION outbox.partition_of(metadata jsonb, path text[]) RETURNS text
     LANGUAGE sql IMMUTABLE
     RETURN CASE WHEN (cardinality(path) > 0) THEN "left"(COALESCE((metadata #>> path), ''::text), 200) ELSE ''::text END;
@@ -1370,7 +1403,9 @@ CREATE TABLE outbox.limits (
     partition_rate double precision,
     partitioned boolean NOT NULL,
     next_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
-    served text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C"
+    served text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
+    CONSTRAINT limits_let_something_begin CHECK (((concurrency >= 1) AND (partition_concurrency >= 1))),
+    CONSTRAINT limits_rates_in_range CHECK (((rate > (0)::double precision) AND (rate <= ('1000000'::numeric)::double precision) AND (partition_rate > (0)::double precision) AND (partition_rate <= ('1000000'::numeric)::double precision)))
 )
 WITH (fillfactor='50');
 

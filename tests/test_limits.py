@@ -18,7 +18,8 @@ from pipelines import QUICK, deployed, drain, value
 from pydantic import BaseModel
 from servers import Process, wait_for
 
-from outbox import DefinitionError, NotDeployed, Pipeline, Reject, Retry, Run, Worker, claim, deploy, statements
+from outbox import DefinitionError, NotDeployed, Pipeline, Reject, Retry, Run, Worker, claim, deploy, settle, statements
+from outbox.job import Job
 from outbox.lane import Lane
 from outbox.limits import ServerClock
 
@@ -255,8 +256,17 @@ def test_a_higher_rate_counts_at_once(conn: Conn, dsn: str) -> None:
     submit(conn, pipeline, "a", 5)
     with RunningWorker(pipeline, dsn):
         wait_for(lambda: len(began.at) == 1)
-        deploy.deploy(conn, orders(began, rate="50/second"))
+        deploy.deploy(conn, orders(began, rate="5/hour"))
+        conn.execute("UPDATE outbox.limits SET rate = 50")
         wait_for(lambda: all_done(conn, 5))
+    assert deploy.check(conn, pipeline) == ["stage ship: 50 a second -> 0.000277778 a second"]
+
+
+@pytest.mark.parametrize("change", ["rate = 0", "rate = -1", "rate = 'NaN'", "rate = 1e9", "concurrency = 0"])
+def test_limits_that_let_nothing_begin_are_refused_of_plain_sql_too(conn: Conn, change: str) -> None:
+    deployed(conn, orders(lambda run: None, rate="1/second", concurrency=1))
+    with pytest.raises(psycopg.errors.CheckViolation, match="limits_"):
+        conn.execute(f"UPDATE outbox.limits SET {change}".encode())
 
 
 def test_a_thousandth_of_a_job_a_second_begins_one(conn: Conn, dsn: str) -> None:
@@ -285,6 +295,46 @@ def test_a_clock_that_was_set_back_holds_up_one_attempt_and_no_more(
     assert all_done(conn, 4)
 
 
+@pytest.mark.parametrize("partition", [None, "customer"])
+def test_a_moment_that_nobody_used_is_given_anew(conn: Conn, partition: str | None) -> None:
+    """Else a process that is too busy at its moment would cost a slow rate an hour."""
+    pipeline = deployed(conn, orders(lambda run: None, rate="1/hour", partition=partition))
+    submit(conn, pipeline, "a", 2)
+    lane = Lane(pipeline.stages["ship"], 10)
+    worker = value(conn, "INSERT INTO outbox.workers (name, stages, lease) VALUES ('w', '{}', '1 h') RETURNING id")
+
+    def claimed() -> list[Job]:
+        rows = conn.execute(*claim.request_limited(worker, [(lane, 10)], 0.0, careful=True)).fetchall()
+        lane.waiting.clear()
+        claim.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
+        return list(lane.waiting)
+
+    (first,) = claimed()
+    assert claimed() == []
+    conn.execute(*settle.give_back([first]))
+    conn.execute(*settle.return_moments([first]))
+    (again,) = claimed()
+    assert again.moment >= first.moment
+    conn.execute(*settle.return_moments([first]))  # its answer was lost, and it is told once more
+    assert claimed() == [], "this moment is another's by now"
+
+
+def test_of_several_moments_those_are_given_anew_that_none_has_followed(conn: Conn) -> None:
+    pipeline = deployed(conn, orders(lambda run: None, rate="100/second"))
+    submit(conn, pipeline, "a", 8)
+    lane = Lane(pipeline.stages["ship"], 10)
+    worker = value(conn, "INSERT INTO outbox.workers (name, stages, lease) VALUES ('w', '{}', '1 h') RETURNING id")
+    rows = conn.execute(*claim.request_limited(worker, [(lane, 8)], 0.0, careful=True)).fetchall()
+    claim.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
+    jobs = list(lane.waiting)
+    assert len(jobs) == 8
+    ask = "SELECT extract(epoch FROM next_at)::float8 FROM outbox.limits"
+    conn.execute(*settle.return_moments([jobs[2], jobs[4]]))
+    assert value(conn, ask) > jobs[7].moment, "later ones may have begun"
+    conn.execute(*settle.return_moments([jobs[1], jobs[6], jobs[7]]))
+    assert value(conn, ask) == pytest.approx(jobs[6].moment)
+
+
 def test_what_misses_its_moment_is_given_back_and_costs_no_attempt(conn: Conn, dsn: str) -> None:
     attempts: list[int] = []
 
@@ -298,6 +348,24 @@ def test_what_misses_its_moment_is_given_back_and_costs_no_attempt(conn: Conn, d
     drain(pipeline, dsn)
     assert all_done(conn, 12)
     assert attempts == [1] * 12
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_rate_is_kept_by_handlers_that_wait_for_their_connection(conn: Conn, dsn: str, sync: bool) -> None:
+    """The first connections take longer to come than an attempt may begin late: it is put off, not begun late."""
+    began: list[float] = []
+
+    async def ship(run: Run[Order]) -> None:
+        began.append(time.monotonic())
+
+    def ship_in_thread(run: Run[Order]) -> None:
+        began.append(time.monotonic())
+
+    pipeline = deployed(conn, orders(ship_in_thread if sync else ship, rate="20/second", transaction=True))
+    submit(conn, pipeline, "a", 45)
+    drain(pipeline, dsn)
+    assert all_done(conn, 45)
+    assert exact(began, 20)
 
 
 def test_moments_of_partitions_are_forgotten_when_they_have_passed(conn: Conn, dsn: str) -> None:
@@ -348,6 +416,10 @@ def test_the_servers_clock_is_known_by_the_quickest_exchange() -> None:
     clock.note(sent=11.0, asked=1011.11, answered=1012.11, received=12.02)  # for 0.02 s: the server is 0.1 s further
     assert clock.here(1020.0) == pytest.approx(19.9)
     clock.note(sent=13.0, asked=1013.5, answered=1013.6, received=14.0)  # slow again: says less
+    assert clock.here(1020.0) == pytest.approx(19.9)
+    clock.note(sent=15.0, asked=1014.0, answered=1014.1, received=15.5)  # it was set back by a second and more
+    assert clock.here(1014.05) == pytest.approx(15.25)
+    clock.note(sent=16.0, asked=1016.1, answered=1016.1, received=16.0)
     assert clock.here(1020.0) == pytest.approx(19.9)
     clock.arrived(first=1020.0, received=20.2)
     assert clock.lead == pytest.approx(0.3)

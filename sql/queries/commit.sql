@@ -110,6 +110,10 @@ SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1
 WHERE j.workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
 RETURNING j.workflow_id::text;
 
+-- name: moments_return
+-- Takes back the moments of jobs of one stage that were given back: see the function. Locks the stage's row in limits.
+SELECT outbox.moments_return(%(pipeline)s, %(stage)s, %(ids)s::uuid[], %(moments)s::float8[], %(slack)s::float8);
+
 -- name: jobs_finished_by
 -- Which of these (workflow, version, attempt) are in the history as this worker's change: asked when the answer
 -- to a commit was lost. Reads state_changes by its primary key.
