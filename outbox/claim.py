@@ -46,7 +46,7 @@ class Claimer:
         lanes: Lanes,
         keeper: Keeper,
         *,
-        uncommitted: Callable[[], int],
+        uncommitted: Callable[[], Sequence[Job]],
         known: Callable[[], list[str]],
         on_claimed: Callable[[Lane], None],
         on_lost: Callable[[str], None],
@@ -105,7 +105,7 @@ class Claimer:
         while True:
             await self._keeper.registered.wait()
             lanes = self._with_room()
-            if not lanes or self._uncommitted() > MOST_UNCOMMITTED:
+            if not lanes or len(self._uncommitted()) > MOST_UNCOMMITTED:
                 self._roomy.clear()
                 await _until(self._roomy, self._held_for())
                 continue
@@ -210,8 +210,9 @@ class Claimer:
         return sum(count for count, _ in got.values()), full
 
     def _alone(self) -> bool:
-        """Whether this process has no job that may kill it: it may take one."""
-        return not any(lane.careful for lane in self._lanes.values())
+        """Whether this process has no job that may kill it, nor one that is not committed yet: it may take one."""
+        held = any(lane.careful for lane in self._lanes.values())
+        return not held and not any(job.careful for job in self._uncommitted())
 
     async def _start(self, lane: Lane) -> None:
         """Store the in-progress status of the jobs that have just come."""

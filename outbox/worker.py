@@ -205,7 +205,7 @@ class Worker:
             self._claims,
             self._lanes,
             self._keeper,
-            uncommitted=self._committer.__len__,
+            uncommitted=lambda: self._committer.jobs,
             known=self._known,
             on_claimed=self._attempts.start,
             on_lost=self._lose,

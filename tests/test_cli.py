@@ -309,7 +309,7 @@ def test_status_shows_where_everything_is(outbox: Outbox, shop: Conn) -> None:
 
 def test_status_json_is_one_document(outbox: Outbox, shop: Conn) -> None:
     found = outbox("status", "--json").json
-    assert found.keys() == {"overview", "progress", "workers", "relays", "parked_deliveries"}
+    assert found.keys() == {"overview", "limits", "progress", "workers", "relays", "parked_deliveries"}
     standing = {row["status"]: row["workflows"] for row in found["overview"]}
     assert standing == {
         "RECEIVED": 1, "ENRICHED": 1, "WAITING_FOR_REVIEW": 1, "APPROVED": 0, "COMPLETED": 1, "REJECTED": 0,
@@ -320,7 +320,7 @@ def test_status_json_is_one_document(outbox: Outbox, shop: Conn) -> None:
 def test_status_of_an_empty_database_says_so(outbox: Outbox) -> None:
     assert "no pipeline is deployed here" in outbox("status").out
     assert outbox("status", "--json").json == {
-        "overview": [], "progress": [], "workers": [], "relays": [], "parked_deliveries": []}  # fmt: skip
+        "overview": [], "limits": [], "progress": [], "workers": [], "relays": [], "parked_deliveries": []}  # fmt: skip
 
 
 RELAY = """INSERT INTO outbox.relays (name, cluster, window_start, owner, target, relayed, trouble, updated_at)

@@ -64,7 +64,7 @@ def test_one_sigterm_lets_running_handlers_finish_whoever_is_sent_it(
 ) -> None:
     first, both = family()
     submit(conn, app, "slow1", "slow2")
-    wait_for(lambda: held(conn) == 2, what="both handlers run")
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.effects") == 2, what="both handlers run")
     for pid in (first.popen.pid, *(both if to_all else [])):  # a service manager tells every process of a service
         os.kill(pid, signal.SIGTERM)
     wait_for(lambda: first.text().count("stopping") == 2, what="both have heard it")

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from pipelines import QUICK, Post, deployed, drain, make_posts, status_of, value
+from pooler import way
 from pydantic import BaseModel
 from servers import wait_for
 
@@ -551,6 +552,35 @@ def test_a_worker_made_before_a_fork_refuses_to_run_after_it(dsn: str) -> None:
     worker._pid = os.getpid() + 1
     with pytest.raises(Exception, match="before a fork"):
         asyncio.run(worker.run())
+
+
+def test_what_may_kill_its_worker_waits_for_the_commit_of_the_one_before(
+    conn: Conn, dsn: str, connect: Callable[..., Conn]
+) -> None:
+    """Else the one before dies with it, though its handler has done all its work."""
+    begun: list[str] = []
+
+    async def work(run: Run[Post]) -> None:
+        begun.append(run.entity_id)
+
+    pipeline = deployed(conn, one_stage(work))
+    pipeline.submit_many(conn, [("a", Post()), ("b", Post())])
+    conn.execute("UPDATE outbox.jobs SET careful = true")
+    holder = connect(autocommit=False)
+    holder.execute("SELECT FROM outbox.workflow_states FOR UPDATE")  # neither of them can be committed
+    worker = Worker(pipeline, **way(dsn))
+    thread = threading.Thread(target=lambda: asyncio.run(worker.run()))
+    thread.start()
+    try:
+        wait_for(lambda: begun)
+        pipeline.submit(conn, "later", Post())
+        wait_for(lambda: "later" in begun, what="it claims on")
+        assert len(begun) == 2
+        holder.commit()
+        wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == 3)
+    finally:
+        worker.stop()
+        thread.join(20)
 
 
 def test_concurrency_bounds_attempts_at_once(conn: Conn, dsn: str) -> None:
