@@ -20,10 +20,10 @@ import click
 import psycopg
 
 from outbox import Pipeline, deploy, inspect, settle, statements
-from outbox.claim import receive, request
 from outbox.job import Finished, Job, Message
 from outbox.lane import Lane, Lanes
 from outbox.link import PLANNING
+from outbox.take import receive, request
 
 from . import chains, report
 from .alone import BATCH

@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 import psycopg
 
-from . import killpoints, statements
+from . import killpoints, statements, take
 from .documents import printable
-from .job import Job, actor, fence
+from .job import Job
 from .lane import ROW_COST, Lane, Lanes
-from .limits import AHEAD, SLACK, ServerClock
+from .limits import ServerClock
 from .link import Link, temporary
-from .statements import array, text_array
 from .wakeup import Keeper
 
-SQL = statements.load("claim")
 WORKER_SQL = statements.load("worker")
 log = logging.getLogger("outbox.worker")
 
@@ -157,7 +153,7 @@ class Claimer:
                     await self._give_back_unknown(link, RECONCILE_EVERY)
 
     async def _give_back_unknown(self, link: Link, age: float) -> None:
-        rows = await link.execute(*give_back_unknown(self._keeper.id, self._known(), age))
+        rows = await link.execute(*take.give_back_unknown(self._keeper.id, self._known(), age))
         if rows:
             log.info("gave back %s jobs whose claim was never answered", len(rows))
 
@@ -182,10 +178,10 @@ class Claimer:
 
     async def _claim_free(self, worker: int, lanes: Sequence[tuple[Lane, int]]) -> tuple[int, bool]:
         started = time.monotonic()
-        statement, params = request(worker, lanes, started, careful=self._alone())
+        statement, params = take.request(worker, lanes, started, careful=self._alone())
         rows = await self._link.execute(statement, params)
         cost = max(0.0, time.monotonic() - started - len(rows) * ROW_COST)
-        got = receive(worker, self._lanes, rows)
+        got = take.receive(worker, self._lanes, rows)
         full = False
         for (lane, asked), mark in zip(lanes, params["marks"], strict=True):
             ids = got.get(lane, [])
@@ -195,11 +191,11 @@ class Claimer:
 
     async def _claim_limited(self, worker: int, lanes: Sequence[tuple[Lane, int]]) -> tuple[int, bool]:
         sent, connections = time.monotonic(), self._link.connections
-        statement, params = request_limited(worker, lanes, self._clock.lead, careful=self._alone())
+        statement, params = take.request_limited(worker, lanes, self._clock.lead, careful=self._alone())
         rows = await self._link.execute(statement, params)
         if self._link.connections != connections:
             self._clock.forget()
-        got = receive_limited(worker, self._lanes, rows, self._clock, sent)
+        got = take.receive_limited(worker, self._lanes, rows, self._clock, sent)
         full = False
         for lane, asked in lanes:
             count, again = got.get(lane, (0, None))
@@ -221,7 +217,7 @@ class Claimer:
             return
         try:
             # Until it is answered: a lane that is full of what has not begun has no room, and nobody comes here again.
-            versions = dict(await self._link.repeat(*start(fresh)))
+            versions = dict(await self._link.repeat(*take.start(fresh)))
         except psycopg.Error as error:
             # A pipeline that was deployed meanwhile doesn't know this change, for any of them.
             for job in fresh:
@@ -256,95 +252,3 @@ async def _until(event: asyncio.Event, seconds: float | None) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def request(
-    worker: int, lanes: Sequence[tuple[Lane, int]], now: float, *, careful: bool
-) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that claims `n` jobs for each lane, and with `careful` one such job in all."""
-    return SQL["jobs_claim"], {
-        "now": None,
-        "worker": worker,
-        "careful": careful,
-        "pipelines": [lane.stage.pipeline.name for lane, _ in lanes],
-        "stages": [lane.stage.name for lane, _ in lanes],
-        "marks": [lane.scan_from(now) for lane, _ in lanes],
-        "limits": [n for _, n in lanes],
-    }
-
-
-def receive(
-    worker: int, lanes: Mapping[tuple[str, str], Lane], rows: Sequence[tuple[Any, ...]]
-) -> dict[Lane, list[int]]:
-    """Put claimed rows into their lanes; return the ids that each lane got."""
-    got: dict[Lane, list[int]] = {}
-    for pipeline, stage, *fields in rows:
-        lane = lanes[pipeline, stage]
-        job = Job(lane.stage, worker, *fields)
-        lane.waiting.append(job)
-        if job.careful:
-            lane.careful += 1
-        else:
-            got.setdefault(lane, []).append(job.id)
-    return got
-
-
-def request_limited(
-    worker: int, lanes: Sequence[tuple[Lane, int]], lead: float, *, careful: bool
-) -> tuple[bytes, dict[str, Any]]:
-    """The same for lanes whose stages are limited. `lead`: seconds that moments take to arrive here."""
-    lucky = random.randrange(len(lanes)) if careful else None
-    return SQL["jobs_claim_limited"], {
-        "worker": worker,
-        "pipelines": [lane.stage.pipeline.name for lane, _ in lanes],
-        "stages": [lane.stage.name for lane, _ in lanes],
-        "limits": [n for _, n in lanes],
-        "careful": [n == lucky for n in range(len(lanes))],
-        "lead": lead,
-        "ahead": AHEAD,
-        "slack": SLACK,
-    }
-
-
-def receive_limited(
-    worker: int,
-    lanes: Mapping[tuple[str, str], Lane],
-    rows: Sequence[tuple[Any, ...]],
-    clock: ServerClock,
-    sent: float,
-) -> dict[Lane, tuple[int, float | None]]:
-    """Put claimed rows into their lanes; return how many each lane got, and in how many seconds it may have more."""
-    got: dict[Lane, tuple[int, float | None]] = {}
-    ends = [row for row in rows if row[2] is None]
-    received = time.monotonic()
-    if ends:
-        clock.note(sent, ends[0][-2], ends[-1][-1], received)
-    if moments := [row[-3] for row in rows if row[2] is not None and row[-3] is not None]:
-        clock.arrived(min(moments), received)
-    for pipeline, stage, *fields, moment, _, _ in rows:
-        lane = lanes[pipeline, stage]
-        if fields[0] is None:
-            got[lane] = got.get(lane, (0, None))[0], moment
-            continue
-        job = Job(lane.stage, worker, *fields)
-        if moment is not None:
-            job.moment, job.begins = moment, clock.here(moment)
-        lane.waiting.append(job)
-        lane.careful += job.careful
-        got[lane] = got.get(lane, (0, None))[0] + 1, None
-    return got
-
-
-def start(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that moves claimed jobs to their stage's in-progress status."""
-    return SQL["jobs_start_if_held"], {
-        **fence(jobs),
-        "actor": actor(jobs[0].owner),
-        "versions": array(job.version for job in jobs),
-        "statuses": text_array(job.stage.running for job in jobs),
-    }
-
-
-def give_back_unknown(worker: int, known: Sequence[str], age: float) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that frees what was claimed `age` seconds ago and never reached this process."""
-    return SQL["jobs_give_back_unknown"], {"worker": worker, "known": array(known), "age": age}

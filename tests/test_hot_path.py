@@ -18,7 +18,7 @@ import pytest
 from pipelines import Post, deployed, drain, value
 from psycopg.conninfo import make_conninfo
 
-from outbox import Go, Pipeline, Run, claim, settle
+from outbox import Go, Pipeline, Run, settle, take
 from outbox.job import Finished, Message
 from outbox.lane import Lane
 from outbox.link import PLANNING
@@ -61,7 +61,7 @@ def claimed(conn: Conn) -> tuple[Pipeline[Post], Lane, bytes, dict[str, Any]]:
     posts.submit_many(conn, ((f"e{n}", Post()) for n in range(BATCH)))
     conn.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
     lane = Lane(posts.stages["first"], BATCH)
-    return posts, lane, *claim.request(1, [(lane, BATCH)], 1e9, careful=False)
+    return posts, lane, *take.request(1, [(lane, BATCH)], 1e9, careful=False)
 
 
 def test_a_claim_writes_a_row_a_job(connect: Connect, claimed: Any) -> None:
@@ -74,7 +74,7 @@ def test_a_claim_writes_a_row_a_job(connect: Connect, claimed: Any) -> None:
 def test_a_commit_writes_six_rows_a_step_and_two_a_batch(conn: Conn, connect: Connect, claimed: Any) -> None:
     """Status, history, message, the counts of two statuses; the job that ends and the one that begins."""
     _, lane, statement, params = claimed
-    claim.receive(1, {("p", "first"): lane}, conn.execute(statement, params).fetchall())
+    take.receive(1, {("p", "first"): lane}, conn.execute(statement, params).fetchall())
     batch = [(job, Finished("B", "{}", [Message("t", job.entity_id, "{}", None)])) for job in lane.waiting]
     measured = connect(autocommit=False)
     for name, setting in PLANNING.items():

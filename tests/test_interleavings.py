@@ -17,7 +17,7 @@ from interleave import Actor, Explore, Scene
 from pipelines import Post, deployed, value
 from test_worker import one_stage
 
-from outbox import Pipeline, claim, deploy, inspect, settle, statements, submit, transaction
+from outbox import Pipeline, deploy, inspect, settle, statements, submit, take, transaction
 from outbox.job import Failed, Finished, Job, Message
 from outbox.lane import Lane
 
@@ -56,8 +56,8 @@ class Table:
 
     def claimed(self, conn: Conn, worker: int, limit: int = 10) -> list[Job]:
         lane = Lane(self.pipeline.stages["work"], 10)
-        statement, params = claim.request(worker, [(lane, limit)], 0, careful=True)
-        claim.receive(worker, {("p", "work"): lane}, conn.execute(statement, params).fetchall())
+        statement, params = take.request(worker, [(lane, limit)], 0, careful=True)
+        take.receive(worker, {("p", "work"): lane}, conn.execute(statement, params).fetchall())
         return list(lane.waiting)
 
     def finish(self, conn: Conn) -> list[str]:
@@ -296,7 +296,7 @@ def test_a_claim_that_stores_an_in_progress_status_a_change_by_hand_and_a_sweep(
 
         def take(conn: Conn) -> list[str]:
             jobs = table.claimed(conn, table.first)
-            return ["moved"] if jobs and conn.execute(*claim.start(jobs)).fetchall() else []
+            return ["moved"] if jobs and conn.execute(*take.start(jobs)).fetchall() else []
 
         def move(conn: Conn) -> list[str]:
             sql = (

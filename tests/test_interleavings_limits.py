@@ -12,7 +12,7 @@ from pipelines import Post, deployed, value
 from test_interleavings import DEPLOY, MAINTENANCE, WORKER, books_are_right, holding
 from test_worker import one_stage
 
-from outbox import Pipeline, claim, deploy, settle
+from outbox import Pipeline, deploy, settle, take
 from outbox.job import Failed, Finished, Job
 from outbox.lane import Lane
 from outbox.limits import ServerClock
@@ -51,8 +51,8 @@ class Queue:
     def claimed(self, conn: Conn, worker: int, most: int = 10, stages: tuple[str, ...] = ("work",)) -> list[Job]:
         lanes = {("p", name): Lane(self.pipeline.stages[name], 10) for name in stages}
         asked = [(lane, most) for lane in lanes.values()]
-        rows = conn.execute(*claim.request_limited(worker, asked, 0.0, careful=True)).fetchall()
-        claim.receive_limited(worker, lanes, rows, ServerClock(), 0.0)
+        rows = conn.execute(*take.request_limited(worker, asked, 0.0, careful=True)).fetchall()
+        take.receive_limited(worker, lanes, rows, ServerClock(), 0.0)
         return [job for lane in lanes.values() for job in lane.waiting]
 
     def claiming(self, worker: int, most: int = 10) -> Callable[[Conn], list[str]]:

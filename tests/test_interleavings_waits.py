@@ -18,7 +18,7 @@ from test_children import Task, families
 from test_interleavings import MAINTENANCE, Table, books_are_right, holding
 from test_waits import PAYMENT, TIMED, Order, orders
 
-from outbox import Pipeline, claim, decide, inspect, settle, signal, transaction
+from outbox import Pipeline, decide, inspect, settle, signal, take, transaction
 from outbox.job import Finished, Job
 from outbox.lane import Lane
 from outbox.waits import WaitForApproval, WaitForChildren, WaitForSignal
@@ -38,8 +38,8 @@ class Waiting(Table):
         self.id = pipeline.submit(conn, "e", Order()).id
         self.first = self.worker()
         self.lane = Lane(pipeline.stages["ask"], 10)
-        statement, params = claim.request(self.first, [(self.lane, 1)], 0, careful=True)
-        claim.receive(self.first, {("orders", "ask"): self.lane}, conn.execute(statement, params).fetchall())
+        statement, params = take.request(self.first, [(self.lane, 1)], 0, careful=True)
+        take.receive(self.first, {("orders", "ask"): self.lane}, conn.execute(statement, params).fetchall())
         (self.job,) = self.lane.waiting
         self.wait = wait.as_wait()
 
@@ -226,8 +226,8 @@ class Family:
 
     def claimed(self, pipeline: Pipeline[Any], stage: str) -> list[Job]:
         lane = Lane(pipeline.stages[stage], 10)
-        statement, params = claim.request(self.worker, [(lane, 10)], 0, careful=True)
-        claim.receive(self.worker, {(pipeline.name, stage): lane}, self.conn.execute(statement, params).fetchall())
+        statement, params = take.request(self.worker, [(lane, 10)], 0, careful=True)
+        take.receive(self.worker, {(pipeline.name, stage): lane}, self.conn.execute(statement, params).fetchall())
         return list(lane.waiting)
 
     def finish(self, conn: Conn, job: Job, status: str, wait: Any = None) -> list[str]:

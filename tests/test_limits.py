@@ -18,7 +18,7 @@ from pipelines import QUICK, deployed, drain, value
 from pydantic import BaseModel
 from servers import Process, wait_for
 
-from outbox import DefinitionError, NotDeployed, Pipeline, Reject, Retry, Run, Worker, claim, deploy, settle, statements
+from outbox import DefinitionError, NotDeployed, Pipeline, Reject, Retry, Run, Worker, deploy, settle, statements, take
 from outbox.job import Job
 from outbox.lane import Lane
 from outbox.limits import ServerClock
@@ -244,7 +244,7 @@ def test_a_worker_of_older_code_leaves_a_stage_that_is_limited_since_to_others(c
     lane = Lane(older.stages["ship"], 10)
     worker = value(conn, "INSERT INTO outbox.workers (name, stages, lease) VALUES ('old', '{}', '1 h') RETURNING id")
     deploy.deploy(conn, newer := orders(began, concurrency=2))
-    assert conn.execute(*claim.request(worker, [(lane, 10)], 0.0, careful=True)).fetchall() == []
+    assert conn.execute(*take.request(worker, [(lane, 10)], 0.0, careful=True)).fetchall() == []
     drain(newer, dsn)
     assert all_done(conn, 5)
     assert began.most[""] == 2
@@ -304,9 +304,9 @@ def test_a_moment_that_nobody_used_is_given_anew(conn: Conn, partition: str | No
     worker = value(conn, "INSERT INTO outbox.workers (name, stages, lease) VALUES ('w', '{}', '1 h') RETURNING id")
 
     def claimed() -> list[Job]:
-        rows = conn.execute(*claim.request_limited(worker, [(lane, 10)], 0.0, careful=True)).fetchall()
+        rows = conn.execute(*take.request_limited(worker, [(lane, 10)], 0.0, careful=True)).fetchall()
         lane.waiting.clear()
-        claim.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
+        take.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
         return list(lane.waiting)
 
     (first,) = claimed()
@@ -324,8 +324,8 @@ def test_of_several_moments_those_are_given_anew_that_none_has_followed(conn: Co
     submit(conn, pipeline, "a", 8)
     lane = Lane(pipeline.stages["ship"], 10)
     worker = value(conn, "INSERT INTO outbox.workers (name, stages, lease) VALUES ('w', '{}', '1 h') RETURNING id")
-    rows = conn.execute(*claim.request_limited(worker, [(lane, 8)], 0.0, careful=True)).fetchall()
-    claim.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
+    rows = conn.execute(*take.request_limited(worker, [(lane, 8)], 0.0, careful=True)).fetchall()
+    take.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
     jobs = list(lane.waiting)
     assert len(jobs) == 8
     ask = "SELECT extract(epoch FROM next_at)::float8 FROM outbox.limits"

@@ -44,12 +44,12 @@ from outbox import (
     Retry,
     Run,
     Stranded,
-    claim,
     commit,
     deploy,
     inspect,
     settle,
     statements,
+    take,
     tasks,
     transaction,
 )
@@ -429,8 +429,8 @@ class Lives(RuleBasedStateMachine):
         process = self.processes[slot]
         lanes = Lanes.of([PIPELINES[process.version]], None, 10)
         alone = not any(job.careful for job, _ in process.held)
-        request = claim.request(process.id, [(lane, limit) for lane in lanes.values()], 0, careful=alone)
-        claim.receive(process.id, lanes, self.conn.execute(*request).fetchall())
+        request = take.request(process.id, [(lane, limit) for lane in lanes.values()], 0, careful=alone)
+        take.receive(process.id, lanes, self.conn.execute(*request).fetchall())
         jobs = lanes.waiting()
         normal, careful = self.model.claimable(process.id, [name for _, name in lanes], limit)
         assert [job.entity_id for job in jobs if not job.careful] == normal
@@ -441,7 +441,7 @@ class Lives(RuleBasedStateMachine):
         attempts = [self.model.claim(process.id, job.entity_id, stages[job.stage.name]) for job in jobs]
         if not answered:
             known = [job.workflow_id for job, _ in process.held]
-            self.conn.execute(*claim.give_back_unknown(process.id, known, 0))
+            self.conn.execute(*take.give_back_unknown(process.id, known, 0))
             self.model.give_back_unknown(process.id, {name for name, id_ in self.ids.items() if id_ in known})
             return
         # A finish can't tell two claims by one worker apart whose attempt and version are the same. It takes a stage
@@ -459,7 +459,7 @@ class Lives(RuleBasedStateMachine):
         if job.stage.running and job.status == job.stage.on:
             try:
                 started, versions = both(
-                    lambda: self.model.start(attempt), lambda: dict(self.conn.execute(*claim.start([job])).fetchall())
+                    lambda: self.model.start(attempt), lambda: dict(self.conn.execute(*take.start([job])).fetchall())
                 )
             except psycopg.Error as error:
                 counts = self.runner.run(self.commit([(job, fail(job, error))]))
@@ -784,8 +784,8 @@ MUTANTS = {
         "(true)",
     ),
     "a failure that is ready at once": (settle, "jobs_fail_if_held", "due = held.delay <= 0", "due = true"),
-    "attempts that aren't counted at claim": (claim, "jobs_claim", "attempt = j.attempt + 1", "attempt = 1"),
-    "a claim of what is held": (claim, "jobs_claim", "j.id > q.mark AND j.owner IS NULL AND", "j.id > q.mark AND"),
+    "attempts that aren't counted at claim": (take, "jobs_claim", "attempt = j.attempt + 1", "attempt = 1"),
+    "a claim of what is held": (take, "jobs_claim", "j.id > q.mark AND j.owner IS NULL AND", "j.id > q.mark AND"),
     "a give-back that burns the attempt": (settle, "jobs_give_back", ", attempt = j.attempt - 1", ""),
     "a retry with another idempotency key": (
         inspect,

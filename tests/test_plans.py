@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from pipelines import Post, make_posts, value
 
-from outbox import Pipeline, claim, deploy, settle, statements
+from outbox import Pipeline, deploy, settle, statements, take
 from outbox.job import Failed, Finished, Job, Message
 from outbox.lane import Lane
 from outbox.link import PLANNING
@@ -83,10 +83,10 @@ def test_a_queue_that_was_analyzed_when_it_was_empty_is_not_walked_over(
     planned.execute("DELETE FROM outbox.jobs")
     posts.submit_many(planned, ((f"new{n}", Post()) for n in range(50)))
     lane = Lane(posts.stages["enrich"], 50)
-    statement, params = claim.request(1, [(lane, 50)], 1e9, careful=True)
+    statement, params = take.request(1, [(lane, 50)], 1e9, careful=True)
     first = value(planned, "SELECT min(id) - 1 FROM outbox.jobs")
     before = entries_read(planned)
-    claim.receive(
+    take.receive(
         1,
         {("posts", "enrich"): lane},
         planned.execute(statement, {**params, "marks": [first]}, prepare=True).fetchall(),
@@ -123,7 +123,7 @@ def test_a_claim_within_limits_reads_what_it_takes_whatever_waits(
     posts.stage("work", on="NEW", to="DONE", **limits)(lambda run: None)
     deploy.deploy(planned, posts)
     planned.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
-    statement, params = claim.request_limited(1, [(Lane(posts.stages["work"], 100), 100)], 0.0, careful=True)
+    statement, params = take.request_limited(1, [(Lane(posts.stages["work"], 100), 100)], 0.0, careful=True)
     assert planned.execute(statement, params, prepare=True).fetchall() == []
     posts.submit_many(planned, ((f"e{n}", Post(content=str(n % tenants))) for n in range(BACKLOG)))
     for _ in range(2):
@@ -144,14 +144,14 @@ def entries_read(conn: Conn) -> int:
 
 def test_a_claim_reads_what_it_takes_and_starts_where_the_last_one_ended(planned: Conn) -> None:
     lane = submit_backlog(planned)
-    first = explain(planned, *claim.request(1, [(lane, 100)], 1e9, careful=True))["Plan"]
+    first = explain(planned, *take.request(1, [(lane, 100)], 1e9, careful=True))["Plan"]
     assert ("Index Scan", "jobs_ready_for_claim") in scans(first)
     assert not {scan for scan in scans(first) if scan[0] in ("Seq Scan", "Bitmap Heap Scan")}
     assert buffers(first) < 100 * 25, "some pages for each job that is taken, whatever waits behind it"
 
     # A hundred batches later the index begins with entries of jobs that are gone; nobody has vacuumed.
     planned.execute("DELETE FROM outbox.jobs WHERE id <= 20000")
-    statement, params = claim.request(1, [(lane, 100)], 1e9, careful=True)
+    statement, params = take.request(1, [(lane, 100)], 1e9, careful=True)
     walked = explain(planned, statement, {**params, "marks": [0]})["Plan"]
     jumped = explain(planned, statement, {**params, "marks": [20_100]})["Plan"]
     assert buffers(jumped) < buffers(first) * 1.5
@@ -160,8 +160,8 @@ def test_a_claim_reads_what_it_takes_and_starts_where_the_last_one_ended(planned
 
 def test_a_commit_reads_only_the_rows_of_its_batch(planned: Conn) -> None:
     lane = submit_backlog(planned)
-    claim.receive(
-        1, {("posts", "enrich"): lane}, planned.execute(*claim.request(1, [(lane, 100)], 1e9, careful=True)).fetchall()
+    take.receive(
+        1, {("posts", "enrich"): lane}, planned.execute(*take.request(1, [(lane, 100)], 1e9, careful=True)).fetchall()
     )
     batch = [(job, outcome(job)) for job in lane.waiting]
     found = explain(planned, *settle.finish(batch))
@@ -237,15 +237,15 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
 
     def take() -> list[Job]:
         lane = Lane(posts.stages["enrich"], 100)
-        request = claim.request(1, [(lane, 100)], 1e9, careful=True)
-        claim.receive(1, {("posts", "enrich"): lane}, conn.execute(*request).fetchall())
+        request = take.request(1, [(lane, 100)], 1e9, careful=True)
+        take.receive(1, {("posts", "enrich"): lane}, conn.execute(*request).fetchall())
         return list(lane.waiting)
 
     by_hand = "UPDATE outbox.workflow_states SET current_status = 'ENRICHED' WHERE pipeline = 'posts' AND entity_id = ANY (%(e)s)"
     submit = statements.load("submit")["workflows_submit"]
     those = {"first": 900_000 + start, "last": 900_099 + start}
     asked: dict[str, tuple[bytes, dict[str, Any]]] = {
-        "claim": claim.request(1, [(Lane(posts.stages["enrich"], 100), 100)], 1e9, careful=True),
+        "claim": take.request(1, [(Lane(posts.stages["enrich"], 100), 100)], 1e9, careful=True),
         "finish": settle.finish([(job, outcome(job)) for job in take()]),
         "fail": settle.fail([(job, Failed("no", 1.0)) for job in take()]),
         "give back": settle.give_back(take()),
