@@ -23,7 +23,8 @@ ROW_COST = 20e-6
 PREFETCH = 0.05
 """Seconds of work that may wait claimed in this process, by the rate at which the stage has finished jobs."""
 
-MAX_BATCH = 400
+MAX_BATCH = 200
+"""Jobs of a stage that a claim takes. Of larger ones, Postgres and Python wait for each other."""
 
 
 ASYNC_CONCURRENCY, SYNC_CONCURRENCY, TRANSACTION_CONCURRENCY, BATCH_CONCURRENCY = 100, 16, 10, 2
