@@ -44,7 +44,7 @@ class Attempts:
         self._loop = asyncio.get_running_loop()
         self._starting = True
         self._begun = asyncio.Event()
-        self._giving_back: set[asyncio.Task[None]] = set()  # the loop itself holds none of them
+        self._giving_back: asyncio.Task[None] | None = None
         self.late: list[Job] = []
         """Jobs that are being given back."""
         in_threads = [lane for lane in lanes.values() if not lane.stage.is_async]
@@ -77,10 +77,7 @@ class Attempts:
         """Start what waits in a lane, as far as there are free slots and its moment has come."""
         paced = lane.stage.limits is not None and lane.stage.limits.paced
         if paced and (late := lane.take_late()):
-            self.late += late
-            giving = self._loop.create_task(self._give_back(late))
-            self._giving_back.add(giving)
-            giving.add_done_callback(self._giving_back.discard)
+            self._put_back(lane, late)
         while self._starting and (jobs := lane.next()):
             lane.attempts += 1
             self._begun.set()
@@ -94,11 +91,19 @@ class Attempts:
                 lane.timer.cancel()
             lane.timer = self._loop.call_later(rest, self.start, lane)
 
-    async def _give_back(self, late: list[Job]) -> None:
-        """Have others begin what has missed its moment here."""
-        await self._committer.put_back(late, "this process was too busy at their moment")
-        self.late = [job for job in self.late if job not in late]
-        self._on_ended()
+    def _put_back(self, lane: Lane, late: list[Job]) -> None:
+        """Have others begin what has missed its moment here: all that has, in one go."""
+        self.late += late
+        if self._giving_back is None or self._giving_back.done():
+            lane.missed()
+            self._giving_back = self._loop.create_task(self._give_back())
+
+    async def _give_back(self) -> None:
+        while self.late:
+            late = [job for job in self.late if job.stage is self.late[0].stage]
+            await self._committer.put_back(late, "this process was too busy at their moment")
+            self.late = [job for job in self.late if job not in late]
+            self._on_ended()
 
     async def watch(self) -> None:
         """Take overdue attempts away from their handlers, for ever."""
@@ -124,7 +129,7 @@ class Attempts:
             else:
                 outcome = await self._handle(jobs[0])
                 if isinstance(outcome, Missed):
-                    await self._give_back(jobs)
+                    self._put_back(lane, jobs)
                 else:
                     self._committer.put(jobs[0], outcome)
         except asyncio.CancelledError:
@@ -167,7 +172,7 @@ class Attempts:
             await self._committer.not_held(jobs)
             return
         if Missed() in outcomes:
-            await self._give_back(jobs)
+            self._put_back(lane, jobs)
             return
         if not outcomes:
             log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, _named(jobs))

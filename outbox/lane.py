@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -45,6 +46,7 @@ class Lane:
         self.timer: asyncio.TimerHandle | None = None
         self._high = 0  # the highest id that was found
         self._plenty = False
+        self._eager = 1.0  # of a paced stage's room, the part that is claimed for
         self._full_scans = Budget()
         self._rate = 0.0
         self._finished = 0
@@ -52,9 +54,14 @@ class Lane:
 
     def room(self) -> int:
         """How many more jobs to claim: free slots and a little ahead, so that slow handlers hoard nothing."""
-        limits = self.stage.limits
-        ahead = min(MAX_BATCH, int(self._rate * (LATE if limits and limits.paced else PREFETCH)))
-        return min(MAX_BATCH, self.slots + ahead - len(self.running) - len(self.waiting))
+        paced = self.stage.limits is not None and self.stage.limits.paced
+        ahead = min(MAX_BATCH, int(self._rate * (LATE if paced else PREFETCH)))
+        most = math.ceil((self.slots + ahead) * self._eager) if paced else self.slots + ahead
+        return min(MAX_BATCH, most - len(self.running) - len(self.waiting))
+
+    def missed(self) -> None:
+        """Take note that jobs have missed their moments here: it took more of them than it can begin in time."""
+        self._eager = max(0.02, self._eager / 2)
 
     @property
     def slots(self) -> int:
@@ -117,6 +124,7 @@ class Lane:
 
     def held_for(self, seconds: float | None) -> None:
         """Take note in how many seconds a limited stage may have more for this process (None: nothing waits)."""
+        self._eager = min(1.0, self._eager * 1.1)
         self.complete = seconds is None
         self.held_until = 0.0 if seconds is None else time.monotonic() + seconds
 

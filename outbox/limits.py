@@ -20,7 +20,7 @@ AHEAD = 0.25
 SLACK = 0.03
 """Seconds that an attempt may begin late, by which a rate's moments are further apart over a second."""
 
-LATE = SLACK / 3
+LATE = SLACK / 2
 """Seconds after its moment until which a job is given to its handler; the rest is for what lies between."""
 
 _CLOCK_HOLDS = 30.0
@@ -164,7 +164,7 @@ class ServerClock:
         self._ahead = 0.0
         self._noted = -_CLOCK_HOLDS
         self._delay = 0.0
-        self.lead = 0.0
+        self.lead = SLACK
         """Seconds from the server's choice of moments to their arrival here: by the last ones, and growing at once."""
 
     def note(self, sent: float, asked: float, answered: float, received: float) -> None:

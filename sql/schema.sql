@@ -493,33 +493,40 @@ $$;
 CREATE FUNCTION outbox.moments_return(of_pipeline text, of_stage text, ids uuid[], moments double precision[], slack double precision) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     l      outbox.limits;
     gap    float8;
     narrow float8;
+    unused record;
 BEGIN
     SELECT s.* INTO l FROM outbox.limits AS s WHERE s.pipeline = of_pipeline AND s.stage = of_stage FOR NO KEY UPDATE;
     gap := 1 / l.rate + slack / greatest(l.rate, 1);
     narrow := 1 / l.partition_rate + slack / greatest(l.partition_rate, 1);
     -- From one on they are the last ones if between it and the next moment lie as many as come back, to half a millisecond.
-    UPDATE outbox.limits AS s SET next_at = unused.at
+    UPDATE outbox.limits AS s SET next_at = last.at
     FROM (SELECT to_timestamp(min(m.at)) AS at
           FROM (SELECT m.at, count(*) OVER (ORDER BY m.at DESC) AS n FROM unnest(moments) AS m (at)) AS m
-          WHERE abs(extract(epoch FROM l.next_at)::float8 - m.at - gap * m.n) < least(gap / 4, 0.0005)) AS unused
-    WHERE s.pipeline = of_pipeline AND s.stage = of_stage AND unused.at IS NOT NULL;
+          WHERE abs(extract(epoch FROM l.next_at)::float8 - m.at - gap * m.n) < least(gap / 4, 0.0005)) AS last
+    WHERE s.pipeline = of_pipeline AND s.stage = of_stage AND last.at IS NOT NULL;
 
-    UPDATE outbox.partition_rates AS r SET next_at = unused.at
-    FROM (SELECT m.partition, to_timestamp(min(m.at)) AS at
-          FROM (SELECT j.partition, m.at, count(*) OVER (PARTITION BY j.partition ORDER BY m.at DESC) AS n
-                FROM unnest(ids, moments) AS m (id, at)
-                CROSS JOIN LATERAL (SELECT j.partition FROM outbox.jobs AS j WHERE j.workflow_id = m.id OFFSET 0) AS j) AS m
-          CROSS JOIN LATERAL (
-              SELECT extract(epoch FROM r.next_at)::float8 AS next FROM outbox.partition_rates AS r
-              WHERE r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = m.partition OFFSET 0) AS r
-          WHERE abs(r.next - m.at - narrow * m.n) < least(narrow / 4, 0.0005)
-          GROUP BY m.partition) AS unused
-    WHERE r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = unused.partition;
+    -- One after the other: a join of two sides whose sizes nobody knows would be done over for each row of the table.
+    FOR unused IN
+        SELECT m.partition, to_timestamp(min(m.at)) AS at
+        FROM (SELECT j.partition, m.at, count(*) OVER (PARTITION BY j.partition ORDER BY m.at DESC) AS n
+              FROM unnest(ids, moments) AS m (id, at)
+              CROSS JOIN LATERAL (SELECT j.partition FROM outbox.jobs AS j WHERE j.workflow_id = m.id OFFSET 0) AS j) AS m
+        CROSS JOIN LATERAL (
+            SELECT extract(epoch FROM r.next_at)::float8 AS next FROM outbox.partition_rates AS r
+            WHERE r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = m.partition OFFSET 0) AS r
+        WHERE abs(r.next - m.at - narrow * m.n) < least(narrow / 4, 0.0005)
+        GROUP BY m.partition
+    LOOP
+        UPDATE outbox.partition_rates AS r SET next_at = unused.at
+        WHERE r.pipeline = of_pipeline AND r.stage = of_stage AND r.partition = unused.partition;
+    END LOOP;
 END
 $$;
 

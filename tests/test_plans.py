@@ -14,6 +14,7 @@ from pipelines import Post, make_posts, value
 from outbox import Pipeline, deploy, settle, statements, take
 from outbox.job import Failed, Finished, Job, Message
 from outbox.lane import Lane
+from outbox.limits import ServerClock
 from outbox.link import PLANNING
 from outbox.window import SQL, Log
 
@@ -133,13 +134,32 @@ def test_a_claim_within_limits_reads_what_it_takes_whatever_waits(
         assert entries_read(planned) - before < 100 * 20
 
 
-def entries_read(conn: Conn) -> int:
-    """How many entries of the indexes of jobs were read so far."""
-    conn.execute("SELECT pg_stat_force_next_flush()")
-    read = (
-        "SELECT sum(idx_tup_read)::integer FROM pg_stat_user_indexes WHERE schemaname = 'outbox' AND relname = 'jobs'"
+def test_moments_that_come_back_are_sought_one_by_one_whatever_partitions_there_are(planned: Conn) -> None:
+    posts: Pipeline[Post] = Pipeline("posts", data=Post, initial="NEW", final={"DONE"})
+    posts.stage("work", on="NEW", to="DONE", partition="content", rate="1/hour")(lambda run: None)
+    deploy.deploy(planned, posts)
+    planned.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
+    posts.submit_many(planned, ((f"e{n}", Post(content=str(n))) for n in range(5_000)))
+    lane = Lane(posts.stages["work"], 5_000)
+    for _ in range(25):
+        request = take.request_limited(1, [(lane, 200)], 0.0, careful=True)
+        rows = planned.execute(*request, prepare=True).fetchall()
+        take.receive_limited(1, {("posts", "work"): lane}, rows, ServerClock(), 0.0)
+    jobs = list(lane.waiting)
+    assert len(jobs) == 5_000
+    before = entries_read(planned, "partition_rates")
+    planned.execute(*settle.return_moments(jobs[:100]), prepare=True)
+    assert entries_read(planned, "partition_rates") - before < 100 * 5
+    assert (
+        value(planned, "SELECT count(*) FROM outbox.partition_rates WHERE next_at < now() + interval '1 minute'") == 100
     )
-    return int(value(conn, read))
+
+
+def entries_read(conn: Conn, table: str = "jobs") -> int:
+    """How many entries of a table's indexes were read so far."""
+    conn.execute("SELECT pg_stat_force_next_flush()")
+    read = "SELECT sum(idx_tup_read)::integer FROM pg_stat_user_indexes WHERE schemaname = 'outbox' AND relname = %s"
+    return int(value(conn, read, table))
 
 
 def test_a_claim_reads_what_it_takes_and_starts_where_the_last_one_ended(planned: Conn) -> None:
@@ -235,7 +255,7 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
     """Do each thing that workers and people do with a hundred workflows; yield the plans."""
     maintenance = statements.load("maintenance")
 
-    def take() -> list[Job]:
+    def taken() -> list[Job]:
         lane = Lane(posts.stages["enrich"], 100)
         request = take.request(1, [(lane, 100)], 1e9, careful=True)
         take.receive(1, {("posts", "enrich"): lane}, conn.execute(*request).fetchall())
@@ -246,9 +266,9 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
     those = {"first": 900_000 + start, "last": 900_099 + start}
     asked: dict[str, tuple[bytes, dict[str, Any]]] = {
         "claim": take.request(1, [(Lane(posts.stages["enrich"], 100), 100)], 1e9, careful=True),
-        "finish": settle.finish([(job, outcome(job)) for job in take()]),
-        "fail": settle.fail([(job, Failed("no", 1.0)) for job in take()]),
-        "give back": settle.give_back(take()),
+        "finish": settle.finish([(job, outcome(job)) for job in taken()]),
+        "fail": settle.fail([(job, Failed("no", 1.0)) for job in taken()]),
+        "give back": settle.give_back(taken()),
         "by hand": (by_hand.encode(), {"e": [f"e{800_000 + start + n}" for n in range(100)]}),
         "submit": (submit, {"pipeline": "posts", "entities": [f"x{start + n}" for n in range(100)], "metadata": ["{}"] * 100}),
         "promote": (maintenance["jobs_promote_due"], {"limit": 100, "now": None}),
