@@ -134,6 +134,22 @@ def test_a_claim_within_limits_reads_what_it_takes_whatever_waits(
         assert entries_read(planned) - before < 100 * 20
 
 
+def test_deadlines_that_pass_in_the_same_moment_are_sought_by_their_workflow(conn: Conn) -> None:
+    waiting: Pipeline[Post] = Pipeline("waiting", data=Post, initial="WAITING", final={"LATE"})
+    waiting.deadline("WAITING", hours=1, to="LATE")
+    deploy.deploy(conn, waiting)
+    waiting.submit_many(conn, ((f"e{n}", Post()) for n in range(5_000)))
+    conn.execute("VACUUM ANALYZE outbox.jobs")
+    conn.execute("UPDATE outbox.jobs SET deadline = now() - interval '1 s'")
+    for _ in range(3):
+        before = entries_read(conn)
+        fired = conn.execute(
+            statements.load("maintenance")["deadlines_fire"], {"limit": 200, "now": None}, prepare=True
+        )
+        assert fired.fetchone() == (200, 200)
+        assert entries_read(conn) - before < 200 * 20
+
+
 def test_moments_that_come_back_are_sought_one_by_one_whatever_partitions_there_are(planned: Conn) -> None:
     posts: Pipeline[Post] = Pipeline("posts", data=Post, initial="NEW", final={"DONE"})
     posts.stage("work", on="NEW", to="DONE", partition="content", rate="1/hour")(lambda run: None)

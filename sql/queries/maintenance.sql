@@ -78,18 +78,19 @@ WITH due AS MATERIALIZED (
     ORDER BY j.deadline
     LIMIT %(limit)s
 ), workflow AS MATERIALIZED (
-    SELECT w.id, due.id AS job
-    FROM due
-    JOIN outbox.workflow_states AS w ON w.id = due.workflow_id
-    ORDER BY w.id
-    FOR NO KEY UPDATE OF w SKIP LOCKED
+    SELECT w.id, d.id AS job
+    FROM (SELECT due.workflow_id, due.id FROM due ORDER BY due.workflow_id) AS d
+    CROSS JOIN LATERAL (
+        SELECT w.id FROM outbox.workflow_states AS w WHERE w.id = d.workflow_id FOR NO KEY UPDATE SKIP LOCKED
+    ) AS w
 ), held AS MATERIALIZED (
     SELECT workflow.id AS workflow_id, j.on_deadline
     FROM workflow
     CROSS JOIN LATERAL (
+        -- Written so that the index on deadlines can't serve it: each of them would be sought among all that are due.
         SELECT j.on_deadline FROM outbox.jobs AS j
         WHERE j.workflow_id = workflow.id AND j.id = workflow.job
-            AND j.deadline <= coalesce(%(now)s::timestamptz, now())
+            AND j.deadline - coalesce(%(now)s::timestamptz, now()) <= interval '0'
         FOR UPDATE
     ) AS j
 ), me AS MATERIALIZED (
@@ -99,7 +100,7 @@ WITH due AS MATERIALIZED (
     UPDATE outbox.workflow_states AS w
     SET current_status = held.on_deadline, version = w.version + 1, updated_at = now()
     FROM me, held
-    WHERE w.id = held.workflow_id
+    WHERE w.id = held.workflow_id AND w.id = ANY (ARRAY(SELECT held.workflow_id FROM held))
     RETURNING w.id
 )
 SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM moved);
