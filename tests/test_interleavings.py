@@ -294,7 +294,7 @@ def test_a_claim_that_stores_an_in_progress_status_a_change_by_hand_and_a_sweep(
         table = Table(conn, pipeline)
         conn.execute(*settle.give_back([table.job]))
 
-        def take(conn: Conn) -> list[str]:
+        def begin(conn: Conn) -> list[str]:
             jobs = table.claimed(conn, table.first)
             return ["moved"] if jobs and conn.execute(*take.start(jobs)).fetchall() else []
 
@@ -312,7 +312,7 @@ def test_a_claim_that_stores_an_in_progress_status_a_change_by_hand_and_a_sweep(
                 2 + len(outcomes["worker"])
             )
 
-        return Scene({"worker": take, "hand": holding(move), "sweep": table.sweep}, check)
+        return Scene({"worker": begin, "hand": holding(move), "sweep": table.sweep}, check)
 
     played = explore(scene)
     assert {tuple(each.outcomes["worker"]) for each in played} == {(), ("moved",)}
