@@ -123,9 +123,9 @@ BEGIN
     WHILE room > 0 LOOP
         step := 1;
         IF l.partitioned THEN
-            -- From one partition to the next by the index. Of many, each has up to four jobs in its turn: a look costs more than
+            -- From one partition to the next by the index. Of many, each has up to eight jobs in its turn: a look costs more than
             -- a job.
-            step := greatest(ceil(room::float8 / CASE WHEN gap + narrow > 0 THEN 1 ELSE greatest(1, least(4, most / 25)) END), 25);
+            step := greatest(ceil(room::float8 / CASE WHEN gap + narrow > 0 THEN 1 ELSE greatest(1, least(8, most / 25)) END), 25);
             WITH RECURSIVE walk (key, n) AS (
                 (SELECT j.partition, 1 FROM outbox.jobs AS j
                  WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition >= since
