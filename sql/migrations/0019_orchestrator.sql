@@ -1,8 +1,10 @@
 -- The orchestrator again, with what a workflow waits for. A pipeline without any of it pays for a look at some empty arrays.
 
+-- OR REPLACE: it was in 0013 for some days, and there are databases that have it from there.
+--
 -- Begins what handlers have returned for workflows that have just moved: `items` is an array of objects, each with the
 -- `id` of its workflow. Times are seconds from now, by the database's clock, or moments.
-CREATE FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) RETURNS void
+CREATE OR REPLACE FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
