@@ -75,8 +75,7 @@ class Attempts:
 
     def start(self, lane: Lane) -> None:
         """Start what waits in a lane, as far as there are free slots and its moment has come."""
-        paced = lane.stage.limits is not None and lane.stage.limits.paced
-        if paced and (late := lane.take_late()):
+        if lane.paced and (late := lane.take_late()):
             self._put_back(lane, late)
         while self._starting and (jobs := lane.next()):
             lane.attempts += 1
@@ -86,7 +85,7 @@ class Attempts:
             for job in jobs:
                 lane.running[job.workflow_id] = job
                 job.deadline, job.task, job.checkpoints = deadline, task, self._checkpoints
-        if paced and lane.waiting and (rest := lane.waiting[0].begins - time.monotonic()) > 0:
+        if lane.paced and lane.waiting and (rest := lane.waiting[0].begins - time.monotonic()) > 0:
             if lane.timer is not None:
                 lane.timer.cancel()
             lane.timer = self._loop.call_later(rest, self.start, lane)

@@ -42,7 +42,8 @@ class Claimer:
         lanes: Lanes,
         keeper: Keeper,
         *,
-        uncommitted: Callable[[], Sequence[Job]],
+        uncommitted: Callable[[], int],
+        careful: Callable[[], bool],
         known: Callable[[], list[str]],
         on_claimed: Callable[[Lane], None],
         on_lost: Callable[[str], None],
@@ -53,6 +54,7 @@ class Claimer:
         self._lanes = lanes
         self._keeper = keeper
         self._uncommitted = uncommitted
+        self._careful = careful
         self._known = known
         self._on_claimed = on_claimed
         self._on_lost = on_lost
@@ -101,7 +103,7 @@ class Claimer:
         while True:
             await self._keeper.registered.wait()
             lanes = self._with_room()
-            if not lanes or len(self._uncommitted()) > MOST_UNCOMMITTED:
+            if not lanes or self._uncommitted() > MOST_UNCOMMITTED:
                 self._roomy.clear()
                 await _until(self._roomy, self._held_for())
                 continue
@@ -207,8 +209,7 @@ class Claimer:
 
     def _alone(self) -> bool:
         """Whether this process has no job that may kill it, nor one that is not committed yet: it may take one."""
-        held = any(lane.careful for lane in self._lanes.values())
-        return not held and not any(job.careful for job in self._uncommitted())
+        return not any(lane.careful for lane in self._lanes.values()) and not self._careful()
 
     async def _start(self, lane: Lane) -> None:
         """Store the in-progress status of the jobs that have just come."""

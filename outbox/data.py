@@ -10,6 +10,7 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from . import documents
 from .errors import DefinitionError, HandlerError, InvalidInput
+from .outcome import check_whole
 
 VERSION = "$version"
 """Where a document says by which version of its type it was written; none says 1."""
@@ -28,10 +29,7 @@ class DataType:
     """
 
     def __init__(self, pipeline: str, data: Any, version: int) -> None:
-        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= 10_000:
-            raise DefinitionError(
-                f"pipeline {pipeline}: version={documents.shown(version)} is not a whole number from 1 to 10,000"
-            )
+        check_whole(version, f"pipeline {pipeline}: version=", 10_000)
         self._pipeline = pipeline
         self._plain = data is None
         self._type = data

@@ -36,6 +36,7 @@ class Lane:
 
     def __init__(self, stage: Stage, concurrency: int) -> None:
         self.stage = stage
+        self.paced = stage.limits is not None and stage.limits.paced
         self.concurrency = concurrency
         self.waiting: deque[Job] = deque()
         self.running: dict[str, Job] = {}
@@ -54,9 +55,8 @@ class Lane:
 
     def room(self) -> int:
         """How many more jobs to claim: free slots and a little ahead, so that slow handlers hoard nothing."""
-        paced = self.stage.limits is not None and self.stage.limits.paced
-        ahead = min(MAX_BATCH, int(self._rate * (LATE if paced else PREFETCH)))
-        most = math.ceil((self.slots + ahead) * self._eager) if paced else self.slots + ahead
+        ahead = min(MAX_BATCH, int(self._rate * (LATE if self.paced else PREFETCH)))
+        most = math.ceil((self.slots + ahead) * self._eager) if self.paced else self.slots + ahead
         return min(MAX_BATCH, most - len(self.running) - len(self.waiting))
 
     def missed(self) -> None:

@@ -1,7 +1,7 @@
 """Flow control: how much of a stage is at work at once and begins a second, over all workers, and what comes first.
 
 It is data that `outbox deploy` writes, and the database keeps to it in the claim: see `jobs_claim_limited` in
-sql/migrations/0020_limits.sql. Here is what a definition says, and the clock that tells a worker when to begin.
+sql/migrations/0019_limits.sql. Here is what a definition says, and the clock that tells a worker when to begin.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from .documents import shown
 from .errors import DefinitionError
+from .outcome import check_whole
 
 AHEAD = 0.25
 """Seconds ahead for which a claim takes jobs of a stage with a rate: so few claims carry a slow rate, too."""
@@ -83,8 +84,8 @@ def check(
 ) -> Limits | None:
     """Return what a stage says of its limits; None if that is nothing. DefinitionError if it makes no sense."""
     for what, value in (("concurrency", concurrency), ("total_concurrency", total_concurrency)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000):
-            raise DefinitionError(f"stage {stage}: {what}={shown(value)} is not a whole number from 1 to 10,000")
+        if value is not None:
+            check_whole(value, f"stage {stage}: {what}=", 10_000)
     rates = _per_second(stage, "rate", rate), _per_second(stage, "total_rate", total_rate)
     if partition is None:
         if total_concurrency is not None or total_rate is not None:

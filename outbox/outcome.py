@@ -32,8 +32,7 @@ class Backoff:
     def __post_init__(self) -> None:
         for name, low, high in (("first", 0, 1e8), ("factor", 1, 1e3), ("max", 0, 1e8), ("jitter", 0, 1)):
             check_number(getattr(self, name), f"Backoff {name}", low, high)
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or not 1 <= self.attempts <= 10_000:
-            raise DefinitionError(f"Backoff attempts: {shown(self.attempts)} is not a whole number from 1 to 10,000")
+        check_whole(self.attempts, "Backoff attempts: ", 10_000)
 
     def delay(self, attempt: int) -> float | None:
         """Return the seconds to wait after `attempt` (1 is the first) has failed; None when it was the last."""
@@ -87,6 +86,12 @@ class Reject(Exception):
 def is_wait(seconds: object) -> TypeGuard[float]:
     """Whether a job can be put off by so much."""
     return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= 1e9
+
+
+def check_whole(value: object, what: str, most: int) -> None:
+    """Raise DefinitionError, which begins with `what`, unless `value` is a whole number from 1 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise DefinitionError(f"{what}{shown(value)} is not a whole number from 1 to {most:,}")
 
 
 def check_number(value: Any, what: str, low: float, high: float) -> None:

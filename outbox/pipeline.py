@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from . import documents, limits, schedule
 from .data import DataType
 from .errors import DefinitionError
-from .outcome import Backoff, check_number
+from .outcome import Backoff, check_number, check_whole
 from .stage import Stage
 from .submit import Submitted, submit, submit_many
 from .waits import LONGEST
@@ -172,8 +172,8 @@ class Pipeline(Generic[Data]):
         if not isinstance(transaction, bool):
             raise DefinitionError(f"stage {name}: transaction={documents.shown(transaction)} is neither True nor False")
         check_number(timeout, f"stage {name}: timeout", 0.001, 1e8)
-        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= 1_000):
-            raise DefinitionError(f"stage {name}: batch={documents.shown(batch)} is not a whole number from 1 to 1,000")
+        if batch is not None:
+            check_whole(batch, f"stage {name}: batch=", 1_000)
         limited = limits.check(name, concurrency, rate, partition, priority, total_concurrency, total_rate)
         for path in (limited.partition, limited.priority) if limited else ():
             self._data.require_field(path, f"stage {name}")

@@ -22,7 +22,7 @@ MAX_NAME = 255
 LONGEST = timedelta(days=36_500)
 
 Wait = dict[str, Any]
-"""What the database is told of a wait: see `waits_begin` in sql/migrations/0019_orchestrator.sql."""
+"""What the database is told of a wait: see `waits_begin` in sql/migrations/0020_orchestrator.sql."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ JOIN outbox.workflow_states AS w ON w.id = c.workflow_id
 ORDER BY c.id;
 
 -- name: jobs_claim_limited
--- The same of stages that are limited, of each within its limits; see the function, in sql/migrations/0020_limits.sql.
+-- The same of stages that are limited, of each within its limits; see the function, in sql/migrations/0019_limits.sql.
 -- Locks the stages' rows in limits, in order, then jobs with SKIP LOCKED. Writes jobs, limits, partition_rates. Uses
 -- jobs_ready_by_partition, jobs_running_by_partition, the primary keys.
 SELECT c.*

@@ -1,4 +1,4 @@
--- The orchestrator again, with what a workflow waits for. A pipeline without any of it pays for a look at some empty arrays.
+-- The orchestrator again, with what a workflow waits for, and what is limited. A pipeline without any of it pays for a look at some empty arrays.
 
 -- OR REPLACE: it was in 0013 for some days, and there are databases that have it from there.
 --
@@ -124,10 +124,13 @@ BEGIN
     SELECT s.id, s.current_status, s.version, actor, reason FROM new_rows AS s;
 
     WITH made AS (
-        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, run_at, due, deadline, on_deadline)
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, run_at, due, deadline, on_deadline,
+                                 partition, priority)
         SELECT s.id, s.pipeline, r.stage, s.current_status, s.version,
                CASE WHEN r.stage IS NULL THEN now() + r.deadline ELSE now() END, r.stage IS NOT NULL,
-               now() + r.deadline, r.on_deadline
+               now() + r.deadline, r.on_deadline,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(s.metadata, r.partition) END,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(s.metadata, r.priority) END
         FROM new_rows AS s
         JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
         WHERE r.stage IS NOT NULL OR r.on_deadline IS NOT NULL
@@ -172,6 +175,8 @@ DECLARE
     waited    uuid[];     -- who had no stage at work: they may have waited for somebody
     timed     uuid[];     -- whose new status has a deadline
     final     uuid[];     -- who have ended
+    limited   uuid[];     -- whose next stage is limited
+    rows      integer;    -- of the statement, those whose status stays as it is included
     reacting  boolean;    -- whether anything reacts to these changes
     unknown   uuid;
     illegal   uuid;
@@ -191,11 +196,13 @@ BEGIN
            array_agg(c.id) FILTER (WHERE j.stage IS NULL),
            array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL),
            array_agg(c.id) FILTER (WHERE r.final),
+           array_agg(c.id) FILTER (WHERE r.partition IS NOT NULL AND NOT r.running),
+           max(cardinality(n.ids)),
            bool_or(r.reactions IS NOT NULL),
            (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
            (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
     INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
-         waited, timed, final, reacting, unknown, illegal
+         waited, timed, final, limited, rows, reacting, unknown, illegal
     FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
          (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
                  array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
@@ -210,6 +217,17 @@ BEGIN
                             WHERE j.workflow_id = c.id OFFSET 0) AS j ON true
     WHERE c.from_status <> c.to_status;
 
+    -- Where only the data has changed, the job that waits is another customer's now, or more urgent.
+    IF ids IS NULL OR cardinality(ids) < rows THEN
+        UPDATE outbox.jobs AS j SET partition = k.partition, priority = k.priority
+        FROM (SELECT n.id, outbox.partition_of(n.metadata, r.partition) AS partition,
+                     outbox.priority_of(n.metadata, r.priority) AS priority
+              FROM new_rows AS n
+              JOIN outbox.routes AS r ON r.pipeline = n.pipeline AND r.status = n.current_status AND r.partition IS NOT NULL
+              WHERE (n.id = ANY (ids)) IS NOT TRUE) AS k
+        WHERE j.workflow_id = k.id AND j.workflow_id = ANY (ARRAY(SELECT n.id FROM new_rows AS n)) AND j.owner IS NULL
+          AND (j.partition, j.priority) IS DISTINCT FROM (k.partition, k.priority);
+    END IF;
     IF ids IS NULL THEN
         RETURN NULL;  -- only metadata has changed, or nothing
     END IF;
@@ -246,10 +264,21 @@ BEGIN
     SELECT c.id, c.from_status, c.to_status, c.version, actor, reason, c.stage, c.attempt
     FROM unnest(ids, froms, tos, versions, by_stages, attempts) AS c (id, from_status, to_status, version, stage, attempt);
 
-    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
-    SELECT c.id, c.pipeline, c.stage, c.to_status, c.version
-    FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
-    WHERE c.stage IS NOT NULL;
+    IF limited IS NULL THEN
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+        SELECT c.id, c.pipeline, c.stage, c.to_status, c.version
+        FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
+        WHERE c.stage IS NOT NULL;
+    ELSE
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, partition, priority)
+        SELECT c.id, c.pipeline, c.stage, c.to_status, c.version,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(w.metadata, r.partition) END,
+               CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(w.metadata, r.priority) END
+        FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
+        JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status
+        CROSS JOIN LATERAL (SELECT w.metadata FROM outbox.workflow_states AS w WHERE w.id = c.id OFFSET 0) AS w
+        WHERE c.stage IS NOT NULL;
+    END IF;
     IF timed IS NOT NULL THEN
         PERFORM outbox.deadlines_set(timed);
     END IF;
