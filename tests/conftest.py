@@ -22,7 +22,7 @@ from interleave import Explore, Scheduler
 from pooler import Pooler, way_env
 from servers import PostgresServer, Process
 
-from outbox import migrations
+from outbox.database import migrations
 
 _numbers = itertools.count(1)
 OWNER = "outbox_owner"

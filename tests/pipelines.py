@@ -9,7 +9,8 @@ import psycopg
 from pooler import way
 from pydantic import BaseModel
 
-from outbox import Backoff, Go, Pipeline, Run, Worker, deploy
+from outbox import Backoff, Go, Pipeline, Run, Worker
+from outbox.definition import deploy
 
 
 class Post(BaseModel):

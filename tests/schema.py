@@ -8,7 +8,7 @@ import sys
 
 from servers import PostgresServer
 
-from outbox import migrations
+from outbox.database import migrations
 
 HEADER = """\
 -- GENERATED from sql/migrations by `make schema`: what they amount to, for people to read. A test compares it.

@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from servers import Process, wait_for
 from test_worker import drain_all, one_stage, run_one
 
-from outbox import Backoff, Run, deploy
-from outbox.maintenance import SQL
+from outbox import Backoff, Run
+from outbox.definition import deploy
+from outbox.engine.maintenance import SQL
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

@@ -12,7 +12,8 @@ from pipelines import QUICK, deployed, drain, status_of, value
 from pydantic import BaseModel
 from servers import Process, wait_for
 
-from outbox import Go, InvalidInput, Pipeline, Reject, Run, WaitForChildren, Worker, deploy
+from outbox import Go, InvalidInput, Pipeline, Reject, Run, WaitForChildren, Worker
+from outbox.definition import deploy
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

@@ -23,8 +23,8 @@ from pipelines import Post, deployed, drain, status_of, value
 from servers import PostgresServer, free_port, wait_for
 from servers import Process as Spawned
 
-from outbox import migrations
 from outbox.cli import main
+from outbox.database import migrations
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Spawned]

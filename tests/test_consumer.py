@@ -36,7 +36,7 @@ from outbox import (
     SettingsError,
     consume,
 )
-from outbox.receive import SQL
+from outbox.messages.receive import SQL
 
 Conn = psycopg.Connection[Any]
 Handler = Callable[[Delivery], Any]

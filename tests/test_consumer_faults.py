@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from servers import PostgresServer, Process, wait_for
 from test_relay import bind, relayed, write
 
-from outbox import migrations
+from outbox.database import migrations
 
 Conn = psycopg.Connection[Any]
 Consume = Callable[..., Process]

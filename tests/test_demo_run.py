@@ -21,7 +21,7 @@ from pipelines import value
 from rich.console import Console
 from servers import PostgresServer, Process, wait_for
 
-from outbox import deploy
+from outbox.definition import deploy
 
 CONTENTS = [
     "I love this #bakery, what a wonderful day!",

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from test_waits import PAYMENT, TIMED, Order, orders
 
 from outbox import DefinitionError, InvalidInput, Pipeline, Run
-from outbox.stranded import report
+from outbox.definition.stranded import report
 
 Conn = psycopg.Connection[Any]
 

@@ -14,7 +14,8 @@ from conftest import serve
 from pipelines import Post, deployed, drain, value
 from servers import PostgresServer, Process, wait_for
 
-from outbox import Go, Pipeline, doctor
+from outbox import Go, Pipeline
+from outbox.operations import doctor
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

@@ -17,7 +17,8 @@ import psycopg
 import pytest
 from servers import wait_for
 
-from outbox import EmbeddedUnavailable, embedded
+from outbox import EmbeddedUnavailable
+from outbox.database import embedded
 
 USER = """
 import sys, pathlib

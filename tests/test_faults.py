@@ -18,7 +18,8 @@ from pipelines import value
 from pooler import direct
 from servers import PostgresServer, Process, wait_for
 
-from outbox import deploy, migrations
+from outbox.database import migrations
+from outbox.definition import deploy
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

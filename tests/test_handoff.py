@@ -15,8 +15,8 @@ from pipelines import Post, deployed, make_posts, value
 from servers import PostgresServer, Process, wait_for
 
 from outbox import InvalidInput, Pipeline, Run, Worker, shard
-from outbox.handoff import Handoff
-from outbox.relay import Relay
+from outbox.messages.handoff import Handoff
+from outbox.messages.relay import Relay
 
 Conn = psycopg.Connection[Any]
 Make = Callable[[], str]

@@ -16,8 +16,10 @@ from conftest import OWNER
 from pipelines import value
 from servers import PostgresServer
 
-from outbox import DefinitionError, Inbox, InvalidInput, TooNew, TooOld, maintenance, migrations
-from outbox.maintenance import Maintenance, Retention
+from outbox import DefinitionError, Inbox, InvalidInput, TooNew, TooOld
+from outbox.database import migrations
+from outbox.engine import maintenance
+from outbox.engine.maintenance import Maintenance, Retention
 
 Conn = psycopg.Connection[Any]
 Connect = Callable[..., Conn]

@@ -17,13 +17,18 @@ from interleave import Actor, Explore, Scene
 from pipelines import Post, deployed, value
 from test_worker import one_stage
 
-from outbox import Pipeline, deploy, inspect, settle, statements, submit, take, transaction
-from outbox.job import Failed, Finished, Job, Message
-from outbox.lane import Lane
+from outbox import Pipeline
+from outbox.client import submit
+from outbox.database import statements
+from outbox.definition import deploy
+from outbox.engine import claim, commit, transaction
+from outbox.engine.job import Failed, Finished, Job, Message
+from outbox.engine.lane import Lane
+from outbox.operations import look
 
 Conn = psycopg.Connection[Any]
 Act = Callable[[Conn], Any]
-MAINTENANCE, WORKER = statements.load("maintenance"), statements.load("worker")
+MAINTENANCE, WORKER = statements.load("maintenance"), statements.load("lease")
 
 
 def holding(act: Act, end: str = "commit") -> Act:
@@ -56,22 +61,22 @@ class Table:
 
     def claimed(self, conn: Conn, worker: int, limit: int = 10) -> list[Job]:
         lane = Lane(self.pipeline.stages["work"], 10)
-        statement, params = take.request(worker, [(lane, limit)], 0, careful=True)
-        take.receive(worker, {("p", "work"): lane}, conn.execute(statement, params).fetchall())
+        statement, params = claim.request(worker, [(lane, limit)], 0, careful=True)
+        claim.receive(worker, {("p", "work"): lane}, conn.execute(statement, params).fetchall())
         return list(lane.waiting)
 
     def finish(self, conn: Conn) -> list[str]:
         outcome = Finished("DONE", '{"content": "done"}', [Message("t", "k", "{}", None)])
-        return ["moved", "sent"] if conn.execute(*settle.finish([(self.job, outcome)])).fetchall() else []
+        return ["moved", "sent"] if conn.execute(*commit.finish([(self.job, outcome)])).fetchall() else []
 
     def fail(self, conn: Conn) -> list[str]:
-        return ["freed"] if conn.execute(*settle.fail([(self.job, Failed("boom", 0.0))])).fetchall() else []
+        return ["freed"] if conn.execute(*commit.fail([(self.job, Failed("boom", 0.0))])).fetchall() else []
 
     def die(self, conn: Conn) -> list[str]:
-        return ["died"] if conn.execute(*settle.fail([(self.job, Failed("boom", None))])).fetchall() else []
+        return ["died"] if conn.execute(*commit.fail([(self.job, Failed("boom", None))])).fetchall() else []
 
     def give_back(self, conn: Conn) -> list[str]:
-        return ["given back"] if conn.execute(*settle.give_back([self.job])).fetchall() else []
+        return ["given back"] if conn.execute(*commit.give_back([self.job])).fetchall() else []
 
     def by_hand(self, conn: Conn) -> list[str]:
         moved = conn.execute(
@@ -92,7 +97,7 @@ class Table:
         return ["claimed"] * len(self.claimed(conn, self.second))
 
     def retry(self, conn: Conn) -> list[str]:
-        return ["retried"] if inspect.retry(conn, self.id) else []
+        return ["retried"] if look.retry(conn, self.id) else []
 
     def delete(self, conn: Conn) -> list[str]:
         return ["deleted"] * conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = 'e'").rowcount
@@ -225,7 +230,7 @@ def test_a_handlers_own_transaction_and_a_cancellation(conn: Conn, explore: Expl
             return ["moved"] if transaction.run_sync(conn, [table.job]) != [None] else []
 
         def cancel(conn: Conn) -> list[str]:
-            return ["moved"] if inspect.set_status(conn, table.id, "MOVED", actor="sarah", reason="changed") else []
+            return ["moved"] if look.set_status(conn, table.id, "MOVED", actor="sarah", reason="changed") else []
 
         def check(outcomes: dict[str, Any]) -> None:
             table.check(outcomes)
@@ -245,7 +250,7 @@ def test_claims_never_take_the_same_job_nor_more_than_they_may(conn: Conn, explo
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute(*settle.give_back([table.job]))
+        conn.execute(*commit.give_back([table.job]))
         pipeline.submit_many(conn, [("f", Post()), ("g", Post())])
 
         def claiming(worker: int) -> Act:
@@ -292,11 +297,11 @@ def test_a_claim_that_stores_an_in_progress_status_a_change_by_hand_and_a_sweep(
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute(*settle.give_back([table.job]))
+        conn.execute(*commit.give_back([table.job]))
 
         def begin(conn: Conn) -> list[str]:
             jobs = table.claimed(conn, table.first)
-            return ["moved"] if jobs and conn.execute(*take.start(jobs)).fetchall() else []
+            return ["moved"] if jobs and conn.execute(*claim.start(jobs)).fetchall() else []
 
         def move(conn: Conn) -> list[str]:
             sql = (
@@ -324,7 +329,7 @@ def test_a_promotion_a_change_by_hand_and_a_claim(conn: Conn, explore: Explore) 
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute(*settle.fail([(table.job, Failed("later", 60.0))]))
+        conn.execute(*commit.fail([(table.job, Failed("later", 60.0))]))
         conn.execute("UPDATE outbox.jobs SET run_at = now()")
 
         def promote(conn: Conn) -> list[str]:
@@ -533,7 +538,7 @@ def test_a_deploy_a_change_by_hand_and_a_claim(conn: Conn, explore: Explore) -> 
     def scene() -> Scene:
         conn.execute("DELETE FROM outbox.workflow_states")
         table = Table(conn, deployed(conn, old))
-        conn.execute(*settle.give_back([table.job]))
+        conn.execute(*commit.give_back([table.job]))
 
         def check(outcomes: dict[str, Any]) -> None:
             books_are_right(conn)

@@ -10,10 +10,10 @@ import pytest
 from pipelines import value
 from servers import wait_for
 
-from outbox.link import Link
-from outbox.relay import Relay
-from outbox.wakeup import Keeper
-from outbox.window import Log
+from outbox.database.link import Link
+from outbox.engine.lease import Keeper
+from outbox.messages.log import Log
+from outbox.messages.relay import Relay
 
 Conn = psycopg.Connection[Any]
 

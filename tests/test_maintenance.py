@@ -9,7 +9,7 @@ import psycopg
 from pipelines import Post, deployed, value
 
 from outbox import Pipeline, Run
-from outbox.maintenance import Maintenance, Retention
+from outbox.engine.maintenance import Maintenance, Retention
 
 Conn = psycopg.Connection[Any]
 

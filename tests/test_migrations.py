@@ -16,7 +16,8 @@ from conftest import OWNER, make_database
 from pipelines import Post, deployed, drain, status_of, value
 from servers import PostgresServer, versions
 
-from outbox import SchemaError, migrations
+from outbox import SchemaError
+from outbox.database import migrations
 
 Conn = psycopg.Connection[Any]
 

@@ -15,9 +15,9 @@ from pipelines import Post, deployed, value
 from servers import wait_for
 from test_worker import one_stage
 
-from outbox import settle, take
-from outbox.job import Finished
-from outbox.lane import Lane
+from outbox.engine import claim, commit
+from outbox.engine.job import Finished
+from outbox.engine.lane import Lane
 
 Conn = psycopg.Connection[Any]
 
@@ -31,14 +31,14 @@ def test_opposite_orders_of_a_bulk_update_and_a_batch_do_not_deadlock(conn: Conn
     ).fetchone()
     assert row is not None
     lane = Lane(pipeline.stages["work"], 100)
-    statement, params = take.request(row[0], [(lane, 50)], 0, careful=True)
-    take.receive(row[0], {("p", "work"): lane}, conn.execute(statement, params).fetchall())
+    statement, params = claim.request(row[0], [(lane, 50)], 0, careful=True)
+    claim.receive(row[0], {("p", "work"): lane}, conn.execute(statement, params).fetchall())
     jobs = [(job, Finished("DONE", None, [])) for job in reversed(lane.waiting)]
     one, two = connect(autocommit=False), connect()
     ids = sorted(job.workflow_id for job, _ in jobs)
     one.execute('UPDATE outbox.workflow_states SET metadata = \'{"content": "x"}\' WHERE id = %s', [ids[10]])
     out: list[Any] = []
-    thread = threading.Thread(target=lambda: out.append(two.execute(*settle.finish(jobs)).fetchall()))
+    thread = threading.Thread(target=lambda: out.append(two.execute(*commit.finish(jobs)).fetchall()))
     thread.start()
     wait_for(
         lambda: value(
@@ -64,8 +64,8 @@ def test_two_workers_never_claim_the_same_job(conn: Conn, connect: Callable[...,
         mine: list[str] = []
         while True:
             lane = Lane(pipeline.stages["work"], 100)
-            statement, params = take.request(row[0], [(lane, 7)], 0, careful=True)
-            take.receive(row[0], {("p", "work"): lane}, conn.execute(statement, params).fetchall())
+            statement, params = claim.request(row[0], [(lane, 7)], 0, careful=True)
+            claim.receive(row[0], {("p", "work"): lane}, conn.execute(statement, params).fetchall())
             if not lane.waiting:
                 break
             assert len(lane.waiting) <= 7
@@ -90,9 +90,9 @@ def test_jobs_that_may_kill_their_worker_are_claimed_one_at_a_time_over_all_stag
     lanes = [(Lane(stage, 10), 10) for stage in posts.stages.values()]
     stages = set()
     for _ in range(4):
-        rows = conn.execute(*take.request(1, lanes, 0, careful=True)).fetchall()
+        rows = conn.execute(*claim.request(1, lanes, 0, careful=True)).fetchall()
         assert [row[6] for row in rows] == [True], "one, whatever there is"
         stages.add(rows[0][1])
-        assert conn.execute(*take.request(1, lanes, 0, careful=False)).fetchall() == [], "none beside it"
+        assert conn.execute(*claim.request(1, lanes, 0, careful=False)).fetchall() == [], "none beside it"
     assert stages == {"enrich", "decide"}
-    assert conn.execute(*take.request(1, lanes, 0, careful=True)).fetchall() == []
+    assert conn.execute(*claim.request(1, lanes, 0, careful=True)).fetchall() == []

@@ -16,8 +16,9 @@ from commands import Outbox
 from pipelines import Post, deployed, drain, value
 from servers import wait_for
 
-from outbox import DefinitionError, maintenance
-from outbox.maintenance import BATCH, Maintenance, Retention
+from outbox import DefinitionError
+from outbox.engine import maintenance
+from outbox.engine.maintenance import BATCH, Maintenance, Retention
 
 Conn = psycopg.Connection[Any]
 

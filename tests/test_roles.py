@@ -21,8 +21,11 @@ from roles_app import app
 from servers import PostgresServer, Process, wait_for
 from test_inbox import made
 
-from outbox import Consumer, Delivery, SchemaError, deploy, migrations, ring
-from outbox.maintenance import SQL
+from outbox import Consumer, Delivery, SchemaError
+from outbox.database import migrations
+from outbox.definition import deploy
+from outbox.engine.maintenance import SQL
+from outbox.messages import ring
 
 Conn = psycopg.Connection[Any]
 As = Callable[..., Conn]

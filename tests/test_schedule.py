@@ -14,7 +14,8 @@ from commands import Outbox
 from pipelines import Post, deployed, drain, value
 from servers import Process, wait_for
 
-from outbox import DefinitionError, Pipeline, Tick, deploy, schedule
+from outbox import DefinitionError, Pipeline, Tick
+from outbox.definition import deploy, schedule
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

@@ -22,11 +22,13 @@ from conftest import OWNER, make_database
 from pipelines import Post, deployed, drain, value
 from servers import PostgresServer, Process, free_port, wait_for
 
-from outbox import Consumer, Inbox, SettingsError, Worker, deploy, migrations, settings
-from outbox.handoff import Handoff
-from outbox.link import Link, engine_conninfo
-from outbox.rabbitmq.publisher import Publisher
-from outbox.relay import Relay
+from outbox import Consumer, Inbox, SettingsError, Worker, settings
+from outbox.database import migrations
+from outbox.database.link import Link, engine_conninfo
+from outbox.definition import deploy
+from outbox.messages.handoff import Handoff
+from outbox.messages.rabbitmq.publisher import Publisher
+from outbox.messages.relay import Relay
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
@@ -197,7 +199,7 @@ IN_THE_APP = """
 import asyncio, logging, sys
 from cli_app import posts
 from outbox import Consumer, Worker
-from outbox.relay import Relay
+from outbox.messages.relay import Relay
 
 logging.basicConfig(level=logging.DEBUG)
 dsn, amqp = sys.stdin.read().splitlines()

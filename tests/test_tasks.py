@@ -7,14 +7,14 @@ import contextlib
 
 import pytest
 
-from outbox import tasks
+from outbox import service
 
 
 @pytest.mark.parametrize("steps", range(5))
 def test_a_task_whose_wait_ends_as_it_is_cancelled_ends_all_the_same(
     steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "AGAIN", 0.01)
+    monkeypatch.setattr(service, "AGAIN", 0.01)
 
     async def loop(event: asyncio.Event) -> None:
         while True:
@@ -29,7 +29,7 @@ def test_a_task_whose_wait_ends_as_it_is_cancelled_ends_all_the_same(
         event.set()
         for _ in range(steps):
             await asyncio.sleep(0)
-        await asyncio.wait_for(tasks.end(task), 10)
+        await asyncio.wait_for(service.cancel(task), 10)
         assert task.cancelled()
 
     asyncio.run(cancelled_in_that_moment())
@@ -42,6 +42,6 @@ def test_a_task_that_fails_or_has_ended_is_no_trouble() -> None:
     async def some() -> None:
         ended, failing = asyncio.create_task(asyncio.sleep(0)), asyncio.create_task(fail())
         await ended
-        await tasks.end(ended, failing)
+        await service.cancel(ended, failing)
 
     asyncio.run(some())

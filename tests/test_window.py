@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from pipelines import Post, deployed, value
 
-from outbox.window import Log, Outgoing, TakenOver, Window
+from outbox.messages.log import Log, Outgoing, TakenOver, Window
 
 Conn = psycopg.Connection[Any]
 Connect = Callable[..., Conn]

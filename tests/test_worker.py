@@ -29,7 +29,7 @@ from outbox import (
     SchemaError,
     Worker,
 )
-from outbox.claim import Claimer
+from outbox.engine.claimer import Claimer
 
 Conn = psycopg.Connection[Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import psycopg
 
-from outbox import deploy
+from outbox.definition import deploy
 
 from ..database import worker
 from ..steps import wait_until

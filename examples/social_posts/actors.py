@@ -12,7 +12,8 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from outbox import approve, inspect, reject
+from outbox import approve, reject
+from outbox.operations import look
 
 from .pipeline import posts
 from .processes import Processes
@@ -64,7 +65,7 @@ class Reviewer:
         self.verdicts = {"APPROVED": 0, "REJECTED": 0}
 
     def step(self) -> None:
-        asked = inspect.approvals(self.conn, pipeline="posts", assignee="sarah")
+        asked = look.approvals(self.conn, pipeline="posts", assignee="sarah")
         for entity, post in ((row["entity_id"], row["data"]) for row in asked):
             if not entity.startswith(self.run):
                 continue

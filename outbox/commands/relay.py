@@ -9,11 +9,14 @@ from typing import Any
 
 import click
 
-from .. import inspect, logs, migrations, screen, settings
+from .. import settings
+from ..database import migrations
 from ..documents import printable
 from ..errors import OutboxError, SettingsError
-from ..handoff import Handoff
-from ..relay import Relay, Target
+from ..messages.handoff import Handoff
+from ..messages.relay import Relay, Target
+from ..operations import look
+from . import logs, screen
 from .shared import database, dsn_of, json_option
 
 
@@ -87,7 +90,7 @@ def relay(
     if forget is not None:
         with database(found) as conn:
             migrations.require(conn)
-            parked = inspect.forget_relay(conn, forget)
+            parked = look.forget_relay(conn, forget)
         click.echo(f"relay {printable(forget)} is forgotten, with {parked} parked messages")
         return
     logs.set_up(log_style)
@@ -130,7 +133,7 @@ def _publisher(found: settings.Settings, **options: Any) -> Target:
     if not found.amqp_url:
         raise SettingsError("where to? Set OUTBOX_AMQP_URL, such as amqp://user:password@localhost/, or give --to")
     try:
-        from ..rabbitmq.publisher import Publisher
+        from ..messages.rabbitmq.publisher import Publisher
     except ModuleNotFoundError as error:
         raise OutboxError(f'{error}. Run: pip install "outbox-engine[rabbitmq]"') from None
     return Publisher(found.amqp_url, **options)
@@ -158,10 +161,10 @@ def parked(
     with database(found) as conn:
         migrations.require(conn)
         if retry:
-            tried = inspect.retry_parked(conn, relay=relay_name, consumer=consumer, ids=ids)
+            tried = look.retry_parked(conn, relay=relay_name, consumer=consumer, ids=ids)
             click.echo(f"{tried} messages are tried again")
             return
-        rows = inspect.parked(conn, relay=relay_name, consumer=consumer)
+        rows = look.parked(conn, relay=relay_name, consumer=consumer)
     if as_json:
         screen.echo_json(rows)
     elif rows:

@@ -10,12 +10,13 @@ import signal
 import click
 import psycopg
 
-from .. import application, logs, processes, settings
+from .. import settings
+from ..client.inbox import MEMORY_DAYS
+from ..database.link import cannot_connect
+from ..engine.maintenance import MAX_DAYS, Retention
+from ..engine.worker import Worker
 from ..errors import OutboxError, SettingsError
-from ..inbox import MEMORY_DAYS
-from ..link import cannot_connect
-from ..maintenance import MAX_DAYS, Retention
-from ..worker import Worker
+from . import application, logs, processes
 from .shared import Number, app_option, dsn_of
 
 

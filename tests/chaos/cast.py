@@ -22,7 +22,8 @@ from broker import Broker, channel
 from pooler import Pooler
 from servers import PostgresServer
 
-from outbox import deploy, migrations
+from outbox.database import migrations
+from outbox.definition import deploy
 
 from .app import chaos
 from .consumer import EXCHANGE as BEHIND
