@@ -8,8 +8,8 @@ from .definition.outcome import Backoff, Go, Reject, Retry
 from .definition.pipeline import Change, Pipeline
 from .definition.schedule import Tick
 from .definition.waits import WaitForApproval, WaitForChildren, WaitForSignal
-from .engine.handle import Run
-from .engine.maintenance import Retention
+from .engine.retention import Retention
+from .engine.run import Run
 from .engine.worker import Worker
 from .errors import (
     DefinitionError,

@@ -22,7 +22,7 @@ from outbox.database import embedded
 
 USER = """
 import sys, pathlib
-from outbox import embedded
+from outbox.database import embedded
 with embedded.server(pathlib.Path(sys.argv[1])) as dsn:
     print(dsn, flush=True)
     sys.stdin.read()

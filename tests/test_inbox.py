@@ -19,7 +19,8 @@ from servers import PostgresServer
 from outbox import DefinitionError, Inbox, InvalidInput, TooNew, TooOld
 from outbox.database import migrations
 from outbox.engine import maintenance
-from outbox.engine.maintenance import Maintenance, Retention
+from outbox.engine.maintenance import Maintenance
+from outbox.engine.retention import Retention
 
 Conn = psycopg.Connection[Any]
 Connect = Callable[..., Conn]

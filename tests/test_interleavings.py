@@ -24,7 +24,7 @@ from outbox.definition import deploy
 from outbox.engine import claim, commit, transaction
 from outbox.engine.job import Failed, Finished, Job, Message
 from outbox.engine.lane import Lane
-from outbox.operations import look
+from outbox.operations import change
 
 Conn = psycopg.Connection[Any]
 Act = Callable[[Conn], Any]
@@ -97,7 +97,7 @@ class Table:
         return ["claimed"] * len(self.claimed(conn, self.second))
 
     def retry(self, conn: Conn) -> list[str]:
-        return ["retried"] if look.retry(conn, self.id) else []
+        return ["retried"] if change.retry(conn, self.id) else []
 
     def delete(self, conn: Conn) -> list[str]:
         return ["deleted"] * conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = 'e'").rowcount
@@ -230,7 +230,7 @@ def test_a_handlers_own_transaction_and_a_cancellation(conn: Conn, explore: Expl
             return ["moved"] if transaction.run_sync(conn, [table.job]) != [None] else []
 
         def cancel(conn: Conn) -> list[str]:
-            return ["moved"] if look.set_status(conn, table.id, "MOVED", actor="sarah", reason="changed") else []
+            return ["moved"] if change.set_status(conn, table.id, "MOVED", actor="sarah", reason="changed") else []
 
         def check(outcomes: dict[str, Any]) -> None:
             table.check(outcomes)

@@ -14,10 +14,10 @@ from test_worker import one_stage
 
 from outbox import Pipeline
 from outbox.definition import deploy
-from outbox.definition.limits import ServerClock
 from outbox.engine import claim, commit
 from outbox.engine.job import Failed, Finished, Job
 from outbox.engine.lane import Lane
+from outbox.engine.pacing import ServerClock
 
 Conn = psycopg.Connection[Any]
 RUNNING = "SELECT count(*) FROM outbox.jobs WHERE owner IS NOT NULL"

@@ -21,10 +21,10 @@ from servers import Process, wait_for
 from outbox import DefinitionError, NotDeployed, Pipeline, Reject, Retry, Run, Worker
 from outbox.database import statements
 from outbox.definition import deploy
-from outbox.definition.limits import ServerClock
 from outbox.engine import claim, commit
 from outbox.engine.job import Job
 from outbox.engine.lane import Lane
+from outbox.engine.pacing import ServerClock
 
 Conn = psycopg.Connection[Any]
 

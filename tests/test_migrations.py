@@ -48,7 +48,7 @@ def test_many_processes_may_migrate_at_once(empty_dsn: str) -> None:
 
 def test_k12_a_crash_between_two_migrations_is_carried_on_from(empty_dsn: str) -> None:
     killed = subprocess.run(
-        [sys.executable, "-c", "import sys; from outbox import migrations; migrations.apply(sys.argv[1])", empty_dsn],
+        [sys.executable, "-c", "import sys; from outbox.database import migrations; migrations.apply(sys.argv[1])", empty_dsn],
         env={**os.environ, "OUTBOX_KILL_AT": "K12:3"},
         check=False,
     )

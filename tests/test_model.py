@@ -45,7 +45,7 @@ from outbox.engine.handle import begin, handle_sync
 from outbox.engine.job import Failed, Finished, Job, fail
 from outbox.engine.lane import Lanes
 from outbox.errors import HandlerError
-from outbox.operations import look
+from outbox.operations import change, look
 
 Conn = psycopg.Connection[Any]
 T, U = TypeVar("T"), TypeVar("U")
@@ -374,7 +374,7 @@ class Lives(RuleBasedStateMachine):
         with contextlib.suppress(psycopg.Error):
             _, moved = both(
                 lambda: self.model.change([name], By("operator", "why"), to=to),
-                lambda: look.set_status(self.conn, self.id_of(name), to, actor="operator", reason="why"),
+                lambda: change.set_status(self.conn, self.id_of(name), to, actor="operator", reason="why"),
             )
             assert moved == (before != to)
 
@@ -382,11 +382,11 @@ class Lives(RuleBasedStateMachine):
     @rule(name=entities)
     def retry(self, name: str) -> None:
         made = self.model.retry([name] if name in self.model.workflows else [])
-        assert look.retry(self.conn, self.id_of(name)) == bool(made)
+        assert change.retry(self.conn, self.id_of(name)) == bool(made)
 
     def retry_all(self) -> None:
         dead = [name for name, workflow in self.model.workflows.items() if workflow.dead]
-        assert look.retry_all(self.conn) == self.model.retry(dead)
+        assert change.retry_all(self.conn) == self.model.retry(dead)
 
     def deploy(self, version: str) -> None:
         try:
@@ -627,8 +627,8 @@ class Lives(RuleBasedStateMachine):
         """The tables with names in place of workflows' ids, and errors cut to what the model says of them."""
         names = {id_: name for name, id_ in self.ids.items()}
         histories: dict[str, list[Any]] = {}
-        for id_, *change in tables.pop("changes"):
-            histories.setdefault(id_, []).append(tuple(change))
+        for id_, *row in tables.pop("changes"):
+            histories.setdefault(id_, []).append(tuple(row))
         for kind in ("job", "dead"):
             rows = tables[f"{kind}s"] = {row.pop("entity"): row for row in tables[f"{kind}s"]}
             for name, row in rows.items():

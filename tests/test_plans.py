@@ -15,10 +15,10 @@ from outbox import Pipeline
 from outbox.database import statements
 from outbox.database.link import PLANNING
 from outbox.definition import deploy
-from outbox.definition.limits import ServerClock
 from outbox.engine import claim, commit
 from outbox.engine.job import Failed, Finished, Job, Message
 from outbox.engine.lane import Lane
+from outbox.engine.pacing import ServerClock
 from outbox.messages.log import SQL, Log
 
 Conn = psycopg.Connection[Any]

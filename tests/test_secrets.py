@@ -24,7 +24,8 @@ from servers import PostgresServer, Process, free_port, wait_for
 
 from outbox import Consumer, Inbox, SettingsError, Worker, settings
 from outbox.database import migrations
-from outbox.database.link import Link, engine_conninfo
+from outbox.database.dsn import engine_conninfo
+from outbox.database.link import Link
 from outbox.definition import deploy
 from outbox.messages.handoff import Handoff
 from outbox.messages.rabbitmq.publisher import Publisher
@@ -267,7 +268,7 @@ def test_no_object_shows_its_password(strict: PostgresServer, amqp_secret: str) 
 
     objects = [
         *asyncio.run(made()), Worker(posts, dsn), Relay(dsn), Inbox("crm"), Consumer("q", handle, dsn=dsn, amqp_url=amqp_secret),
-        settings.load(dsn=dsn, listen_dsn=dsn, amqp_url=amqp_secret), settings.redact(dsn), settings.place(dsn),
+        settings.load(dsn=dsn, listen_dsn=dsn, amqp_url=amqp_secret), dsn.redact(dsn), dsn.place(dsn),
     ]  # fmt: skip
     for found in objects:
         quiet(f"{found!r} {found!s}")

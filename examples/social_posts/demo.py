@@ -11,7 +11,7 @@ from psycopg import Connection, Error, connect
 from psycopg.errors import InsufficientPrivilege
 from rich.console import Console
 
-from outbox.database.link import cannot_connect
+from outbox.database.dsn import cannot_connect
 
 from . import report
 from .actors import Actor, Killer, Monitor, Reviewer

@@ -11,29 +11,29 @@ from typing import Any, overload
 
 import psycopg
 
-from .. import documents
+from .. import documents, texts
+from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
-from ..definition.pipeline import Pipeline
-from ..definition.waits import MAX_NAME, MAX_QUESTION
 from ..errors import InvalidInput
 from .execute import Steps, execute
+from .named import Named
 
 SQL = statements.load("approvals")
 
 
 @overload
 def decide(
-    conn: psycopg.AsyncConnection[Any], pipeline: Pipeline[Any] | str, entity_id: str, decision: str, *,
+    conn: psycopg.AsyncConnection[Any], pipeline: Named | str, entity_id: str, decision: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def decide(
-    conn: psycopg.Connection[Any], pipeline: Pipeline[Any] | str, entity_id: str, decision: str, *,
+    conn: psycopg.Connection[Any], pipeline: Named | str, entity_id: str, decision: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
 ) -> str: ...  # fmt: skip
 def decide(
     conn: Any,
-    pipeline: Pipeline[Any] | str,
+    pipeline: Named | str,
     entity_id: str,
     decision: str,
     *,
@@ -52,14 +52,14 @@ def decide(
     OB013 (too late: by whom and when), OB014 (no such option), OB015 (the data has changed since it was shown). The
     same decision by the same person once more is no error, and changes nothing.
     """
-    documents.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
     for what, text, longest in (
         ("decision", decision, MAX_NAME),
         ("by", by, MAX_NAME),
         ("reason", reason, MAX_QUESTION),
     ):
         if text is not None:
-            documents.check_text(text, what, longest)
+            texts.check_text(text, what, longest)
     name, edited = pipeline if isinstance(pipeline, str) else pipeline.name, None
     if edit is not None:
         if isinstance(pipeline, str):
@@ -71,22 +71,22 @@ def decide(
 
 @overload
 def approve(
-    conn: psycopg.AsyncConnection[Any], pipeline: Pipeline[Any] | str, entity_id: str, **how: Any
+    conn: psycopg.AsyncConnection[Any], pipeline: Named | str, entity_id: str, **how: Any
 ) -> Coroutine[Any, Any, str]: ...
 @overload
-def approve(conn: psycopg.Connection[Any], pipeline: Pipeline[Any] | str, entity_id: str, **how: Any) -> str: ...
-def approve(conn: Any, pipeline: Pipeline[Any] | str, entity_id: str, **how: Any) -> Any:
+def approve(conn: psycopg.Connection[Any], pipeline: Named | str, entity_id: str, **how: Any) -> str: ...
+def approve(conn: Any, pipeline: Named | str, entity_id: str, **how: Any) -> Any:
     """Decide "approve"; see `decide`."""
     return decide(conn, pipeline, entity_id, "approve", **how)
 
 
 @overload
 def reject(
-    conn: psycopg.AsyncConnection[Any], pipeline: Pipeline[Any] | str, entity_id: str, **how: Any
+    conn: psycopg.AsyncConnection[Any], pipeline: Named | str, entity_id: str, **how: Any
 ) -> Coroutine[Any, Any, str]: ...
 @overload
-def reject(conn: psycopg.Connection[Any], pipeline: Pipeline[Any] | str, entity_id: str, **how: Any) -> str: ...
-def reject(conn: Any, pipeline: Pipeline[Any] | str, entity_id: str, **how: Any) -> Any:
+def reject(conn: psycopg.Connection[Any], pipeline: Named | str, entity_id: str, **how: Any) -> str: ...
+def reject(conn: Any, pipeline: Named | str, entity_id: str, **how: Any) -> Any:
     """Decide "reject"; see `decide`."""
     return decide(conn, pipeline, entity_id, "reject", **how)
 

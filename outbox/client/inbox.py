@@ -15,9 +15,9 @@ from uuid import UUID
 
 import psycopg
 
-from .. import documents
+from .. import texts
+from ..checks import check_name
 from ..database import statements
-from ..definition.pipeline import check_name
 from ..errors import InvalidInput, TooNew, TooOld
 from .execute import Steps, execute
 
@@ -86,7 +86,7 @@ def parse_id(value: object) -> UUID:
     try:
         found = value if isinstance(value, UUID) else UUID(value)  # type: ignore[arg-type]
     except (ValueError, TypeError, AttributeError):
-        raise InvalidInput("message_id", f"{documents.shown(value)} is no UUID") from None
+        raise InvalidInput("message_id", f"{texts.shown(value)} is no UUID") from None
     if found.version != 7:
         raise InvalidInput(
             "message_id", f"{found} is a UUID without its time (no version 7); take the header cloudEvents_id"

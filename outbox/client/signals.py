@@ -11,11 +11,11 @@ from typing import Any, overload
 
 import psycopg
 
-from .. import documents
+from .. import documents, texts
+from ..checks import MAX_NAME
 from ..database import statements
-from ..definition.pipeline import Pipeline
-from ..definition.waits import MAX_NAME
 from .execute import Steps, execute
+from .named import Named
 
 SQL = statements.load("signals")
 
@@ -31,16 +31,16 @@ class Signalled:
 
 @overload
 def signal(
-    conn: psycopg.AsyncConnection[Any], pipeline: Pipeline[Any] | str, entity_id: str, name: str, payload: Any = None,
+    conn: psycopg.AsyncConnection[Any], pipeline: Named | str, entity_id: str, name: str, payload: Any = None,
     *, id: str | None = None,
 ) -> Coroutine[Any, Any, Signalled]: ...  # fmt: skip
 @overload
 def signal(
-    conn: psycopg.Connection[Any], pipeline: Pipeline[Any] | str, entity_id: str, name: str, payload: Any = None,
+    conn: psycopg.Connection[Any], pipeline: Named | str, entity_id: str, name: str, payload: Any = None,
     *, id: str | None = None,
 ) -> Signalled: ...  # fmt: skip
 def signal(
-    conn: Any, pipeline: Pipeline[Any] | str, entity_id: str, name: str, payload: Any = None, *, id: str | None = None
+    conn: Any, pipeline: Named | str, entity_id: str, name: str, payload: Any = None, *, id: str | None = None
 ) -> Any:
     """Send the signal `name` to a workflow in the caller's transaction; awaited on an async connection.
 
@@ -48,10 +48,10 @@ def signal(
     with the same `id` (the sender's own, such as a payment's number) the second is nothing. InvalidInput before any
     SQL; psycopg's error with SQLSTATE OB011 if there is no such workflow.
     """
-    documents.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
-    documents.check_text(name, "name", MAX_NAME)
+    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    texts.check_text(name, "name", MAX_NAME)
     if id is not None:
-        documents.check_text(id, "id", MAX_NAME)
+        texts.check_text(id, "id", MAX_NAME)
     text = None if payload is None else documents.dump_any(payload, "payload")
     owner = pipeline if isinstance(pipeline, str) else pipeline.name
     return execute(conn, _signal({"pipeline": owner, "entity": entity_id, "name": name, "payload": text, "id": id}))

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import psycopg
 
-from .. import documents
+from .. import documents, texts
 from ..database import statements
 from ..database.statements import text_array
 from ..errors import InvalidInput, NotDeployed
@@ -44,7 +44,7 @@ def submit(pipeline: str, dump: Dump, conn: Any, entity_id: str, data: Any) -> A
 def submit_many(pipeline: str, dump: Dump, conn: Any, items: Iterable[tuple[str, Any]]) -> Any:
     """Start many. See Pipeline.submit_many."""
     if not isinstance(items, Iterable):
-        raise InvalidInput("items", f"must be (entity_id, data) pairs, not {documents.shown(items)}")
+        raise InvalidInput("items", f"must be (entity_id, data) pairs, not {texts.shown(items)}")
     return execute(conn, _submit_all(pipeline, (_checked(dump, *_pair(item)) for item in items)))
 
 
@@ -57,12 +57,12 @@ def _pair(item: Any) -> tuple[Any, Any]:
     try:
         entity_id, data = item
     except (TypeError, ValueError):
-        raise InvalidInput("items", f"each item is (entity_id, data), not {documents.shown(item)}") from None
+        raise InvalidInput("items", f"each item is (entity_id, data), not {texts.shown(item)}") from None
     return entity_id, data
 
 
 def _checked(dump: Dump, entity_id: Any, data: Any) -> tuple[str, str]:
-    return documents.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID), dump(data)
+    return texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID), dump(data)
 
 
 def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted]:

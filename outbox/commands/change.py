@@ -6,9 +6,9 @@ import click
 
 from .. import settings
 from ..database import migrations
-from ..documents import printable
 from ..errors import OutboxError
-from ..operations import look
+from ..operations import change, look
+from ..texts import printable
 from .shared import by_option, database, pipeline_option
 
 
@@ -26,7 +26,7 @@ def set_status(
     with database(found) as conn:
         migrations.require(conn)
         workflow = look.find_one(conn, entity, pipeline)
-        moved = look.set_status(conn, workflow["id"], to_status, actor=by, reason=reason)
+        moved = change.set_status(conn, workflow["id"], to_status, actor=by, reason=reason)
     before = workflow["current_status"]
     click.echo(printable(f"{entity}: {before} -> {to_status}" if moved else f"{entity} is in {to_status} already"))
 
@@ -43,10 +43,10 @@ def retry(found: settings.Settings, entity: str | None, everything: bool, pipeli
     with database(found) as conn:
         migrations.require(conn)
         if entity is None:
-            click.echo(f"{look.retry_all(conn, pipeline)} jobs run again")
+            click.echo(f"{change.retry_all(conn, pipeline)} jobs run again")
             return
         workflow = look.find_one(conn, entity, pipeline)
-        if not look.retry(conn, workflow["id"]):
+        if not change.retry(conn, workflow["id"]):
             raise OutboxError(
                 f"{entity} in {workflow['current_status']} has no dead job: "
                 "either its job is alive or no stage takes this status"
@@ -64,8 +64,8 @@ def pause(found: settings.Settings, stage: str, reason: str | None, by: str, pip
     """Stop claiming for STAGE ("enrich", or "posts.enrich"), in all workers; what runs goes on, and jobs wait."""
     with database(found) as conn:
         migrations.require(conn)
-        of, name = look.find_stage(conn, stage, pipeline)
-        paused = look.pause(conn, of, name, by=by, reason=reason)
+        of, name = change.find_stage(conn, stage, pipeline)
+        paused = change.pause(conn, of, name, by=by, reason=reason)
     click.echo(printable(f"{of}.{name} is paused" if paused else f"{of}.{name} was paused already"))
 
 
@@ -77,6 +77,6 @@ def resume(found: settings.Settings, stage: str, pipeline: str | None) -> None:
     """Claim for STAGE again, in all workers."""
     with database(found) as conn:
         migrations.require(conn)
-        of, name = look.find_stage(conn, stage, pipeline)
-        resumed = look.resume(conn, of, name)
+        of, name = change.find_stage(conn, stage, pipeline)
+        resumed = change.resume(conn, of, name)
     click.echo(printable(f"{of}.{name} goes on" if resumed else f"{of}.{name} was not paused"))

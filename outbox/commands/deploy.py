@@ -12,7 +12,7 @@ from ..database import migrations
 from ..definition import deploy
 from ..definition.pipeline import Pipeline
 from ..definition.stranded import report
-from ..documents import printable
+from ..texts import printable
 from . import application
 from .shared import app_option, database
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from .. import documents
+from .. import documents, texts
 from ..definition.pipeline import Pipeline
 from ..errors import InvalidInput, OutboxError
 
@@ -59,7 +59,7 @@ class Lines:
             try:
                 item = self._item(line)
             except (InvalidInput, ValueError, RecursionError) as error:
-                reason = f"line {number}: {documents.clean(str(error), 500)}"
+                reason = f"line {number}: {texts.clean(str(error), 500)}"
                 if not self.skip_bad:
                     raise BrokenLine(f"{reason}. Nothing was submitted; --skip-bad leaves broken lines out") from None
                 self.skipped += 1
@@ -85,7 +85,7 @@ class Lines:
             raise InvalidInput("line", f"has unknown keys: {', '.join(sorted(map(repr, unknown)))}")
         if "entity_id" not in record:
             raise InvalidInput("entity_id", "is missing")
-        entity = documents.check_text(record["entity_id"], "entity_id", documents.MAX_ENTITY_ID)
+        entity = texts.check_text(record["entity_id"], "entity_id", documents.MAX_ENTITY_ID)
         metadata = record.get("metadata", {})
         if not isinstance(metadata, dict):
             raise InvalidInput("metadata", f"must be an object, not {type(metadata).__name__}")

@@ -6,7 +6,7 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from ..documents import describe, printable
+from ..texts import describe, printable
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 

@@ -11,11 +11,12 @@ import click
 
 from .. import settings
 from ..database import migrations
-from ..documents import printable
+from ..database.dsn import place, readable, redact
 from ..errors import OutboxError, SettingsError
 from ..messages.handoff import Handoff
 from ..messages.relay import Relay, Target
-from ..operations import look
+from ..operations import change, look
+from ..texts import printable
 from . import logs, screen
 from .shared import database, dsn_of, json_option
 
@@ -90,7 +91,7 @@ def relay(
     if forget is not None:
         with database(found) as conn:
             migrations.require(conn)
-            parked = look.forget_relay(conn, forget)
+            parked = change.forget_relay(conn, forget)
         click.echo(f"relay {printable(forget)} is forgotten, with {parked} parked messages")
         return
     logs.set_up(log_style)
@@ -105,13 +106,13 @@ def relay(
             migrations.require(conn)
         made = Relay(found.listen_dsn or dsn, name=name, strict=strict, drain=drain, from_now=from_now)
         if to and pipeline:
-            if not settings.readable(to):
-                raise SettingsError(f"--to can't be read: {settings.redact(to)}")
+            if not readable(to):
+                raise SettingsError(f"--to can't be read: {redact(to)}")
             handoff = Handoff(
                 to, pipeline, entity_id=entity_id, topics=topics, part=part, strict=strict,
                 may_send=made.may_send, on_trouble=made.trouble,
             )  # fmt: skip
-            made.to(handoff, f"pipeline {pipeline} in {settings.place(to)}")
+            made.to(handoff, f"pipeline {pipeline} in {place(to)}")
         else:
             publisher = _publisher(
                 found, source=source, exchange=exchange, declare=declare, routing_key=routing_key, strict=strict,
@@ -161,7 +162,7 @@ def parked(
     with database(found) as conn:
         migrations.require(conn)
         if retry:
-            tried = look.retry_parked(conn, relay=relay_name, consumer=consumer, ids=ids)
+            tried = change.retry_parked(conn, relay=relay_name, consumer=consumer, ids=ids)
             click.echo(f"{tried} messages are tried again")
             return
         rows = look.parked(conn, relay=relay_name, consumer=consumer)

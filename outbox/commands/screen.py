@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..definition.limits import Limits
-from ..documents import printable
 from ..operations import look
 from ..operations.doctor import Finding
+from ..texts import printable
 
 Row = dict[str, Any]
 

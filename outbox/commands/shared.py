@@ -16,7 +16,7 @@ import psycopg
 
 from .. import settings
 from ..database import embedded, migrations
-from ..database.link import cannot_connect, engine_conninfo
+from ..database.dsn import cannot_connect, engine_conninfo
 from ..errors import OutboxError
 
 Command = TypeVar("Command", bound=Callable[..., Any])

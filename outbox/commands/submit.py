@@ -13,8 +13,8 @@ import click
 from .. import settings
 from ..client.submit import submit_text
 from ..database import migrations
-from ..documents import printable
 from ..errors import OutboxError
+from ..texts import printable
 from . import application, lines, screen
 from .shared import app_option, database, json_option
 

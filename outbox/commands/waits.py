@@ -11,9 +11,9 @@ from .. import settings
 from ..client import approvals, signals
 from ..database import migrations
 from ..definition.pipeline import Pipeline
-from ..documents import printable
 from ..errors import OutboxError
 from ..operations import look
+from ..texts import printable
 from . import application, screen
 from .shared import app_option, by_option, database, document, json_option, pipeline_option
 

@@ -12,8 +12,8 @@ import psycopg
 
 from .. import settings
 from ..client.inbox import MEMORY_DAYS
-from ..database.link import cannot_connect
-from ..engine.maintenance import MAX_DAYS, Retention
+from ..database.dsn import cannot_connect, readable, redact
+from ..engine.retention import MAX_DAYS, Retention
 from ..engine.worker import Worker
 from ..errors import OutboxError, SettingsError
 from . import application, logs, processes
@@ -104,8 +104,8 @@ def worker(
     logs.set_up(log_style)
     leash = processes.fork(count) if count > 1 else None
     pipelines = application.load(app or found.app)
-    if found.listen_dsn and not settings.readable(found.listen_dsn):
-        raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {settings.redact(found.listen_dsn)}")
+    if found.listen_dsn and not readable(found.listen_dsn):
+        raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
     with dsn_of(found) as dsn:
         made = Worker(
             pipelines,

@@ -9,12 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 
-from ..documents import printable
-from ..errors import SettingsError
-from ..settings import readable, redact
+from ..texts import printable
+from .dsn import engine_conninfo
 
 log = logging.getLogger("outbox.database")
 
@@ -35,7 +33,6 @@ _IDLE_GRACE = 5.0
 _TEMPORARY_CLASSES = {"08", "40", "53", "57", "58"}
 _TEMPORARY_STATES = {"25006", "55P03", "55000"}
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
-_HOW_TO_WRITE = "write it as key=value pairs, or as a URL with %40 for @, %2F for / and %3A for : in the password"
 
 
 def temporary(error: BaseException) -> bool:
@@ -47,35 +44,6 @@ def temporary(error: BaseException) -> bool:
     if error.sqlstate is None:
         return isinstance(error, psycopg.OperationalError)
     return error.sqlstate[:2] in _TEMPORARY_CLASSES or error.sqlstate in _TEMPORARY_STATES
-
-
-def engine_conninfo(dsn: str, role: str) -> str:
-    """Return the DSN with what the engine's sessions add where the user said nothing.
-
-    A name that shows in pg_stat_activity, and limits by which a dead peer is noticed in seconds. SettingsError for a
-    DSN that can't be read: what libpq says of it, or of where it leads, may quote the password.
-    """
-    if not readable(dsn):
-        raise SettingsError(f"can't read the DSN {printable(redact(dsn))}: {_HOW_TO_WRITE}")
-    given = conninfo_to_dict(dsn)
-    defaults = {
-        "connect_timeout": "10",
-        "keepalives_idle": "5",
-        "keepalives_interval": "2",
-        "keepalives_count": "3",
-        "tcp_user_timeout": "10000",
-    }
-    return make_conninfo(
-        dsn, **{k: v for k, v in defaults.items() if k not in given}, application_name=f"outbox {role}"
-    )
-
-
-def cannot_connect(dsn: str, error: psycopg.Error) -> str:
-    """Return in one line, without any secret, that and why a connection failed."""
-    why = printable(" ".join(str(error).split()))
-    if not readable(dsn):
-        why = _HOW_TO_WRITE
-    return f"can't connect to {printable(redact(dsn))}: {why}"
 
 
 def threshold(pooled: bool) -> int | None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
-from .. import documents
+from .. import documents, texts
+from ..checks import check_whole
 from ..errors import DefinitionError, HandlerError, InvalidInput
-from .outcome import check_whole
 
 VERSION = "$version"
 """Where a document says by which version of its type it was written; none says 1."""
@@ -39,14 +39,14 @@ class DataType:
             self._adapter: TypeAdapter[Any] = TypeAdapter(dict[str, Any] if data is None else data)
         except PydanticUserError as error:
             raise DefinitionError(
-                f"pipeline {pipeline}: data={documents.shown(data)} is no type that pydantic validates: {error}"
+                f"pipeline {pipeline}: data={texts.shown(data)} is no type that pydantic validates: {error}"
             ) from None
 
     def upgrade(self, version: int, function: Upgrade) -> None:
         """Read data of `version` through this function, which returns it as that of the next version."""
         if not isinstance(version, int) or not 1 <= version < self._version or version in self._upgrades:
             raise DefinitionError(
-                f"pipeline {self._pipeline}: migrate_data({documents.shown(version)}, …) is not for a version before "
+                f"pipeline {self._pipeline}: migrate_data({texts.shown(version)}, …) is not for a version before "
                 f"{self._version}, or there is one already"
             )
         self._upgrades[version] = function
@@ -76,7 +76,7 @@ class DataType:
             if not self._plain:
                 self.load(text)
         except ValidationError as error:
-            problem = f"its type can't read back what it writes: {documents.explain(error)}"
+            problem = f"its type can't read back what it writes: {texts.explain(error)}"
             raise InvalidInput("data", problem) from None
         return text
 
@@ -104,7 +104,7 @@ class DataType:
         version = document.pop(VERSION, 1)
         if not isinstance(version, int) or version > self._version:
             raise TooNewData(
-                f"the stored data is of version {documents.shown(version)}, and this code knows {self._version}: "
+                f"the stored data is of version {texts.shown(version)}, and this code knows {self._version}: "
                 "a newer worker can read it"
             )
         for step in range(version, self._version):
@@ -119,4 +119,4 @@ class DataType:
         try:
             return self._adapter.validate_python(data)
         except ValidationError as error:
-            raise InvalidInput("data", documents.explain(error)) from None
+            raise InvalidInput("data", texts.explain(error)) from None

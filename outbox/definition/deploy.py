@@ -20,7 +20,6 @@ from .limits import Limits, Path
 from .pipeline import Pipeline, Route
 
 SQL = statements.load("deploy")
-SCHEDULES = statements.load("scheduler")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Definition:
                 routes,
                 {(source, target) for source, target in cursor.execute(SQL["legal_changes_read"], name)},
                 dict(cursor.execute(SQL["stages_read"], name).fetchall()),
-                {schedule: tuple(how) for schedule, *how in cursor.execute(SCHEDULES["schedules_read"], name)},
+                {schedule: tuple(how) for schedule, *how in cursor.execute(SQL["schedules_read"], name)},
                 {
                     stage: Limits(total, rate, of_each, rate_of_each, *ways[stage])
                     for stage, total, rate, of_each, rate_of_each in cursor.execute(SQL["limits_read"], name)
@@ -233,9 +232,9 @@ def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> 
     with conn.cursor(row_factory=tuple_row) as cursor:
         ((now,),) = cursor.execute("SELECT now()").fetchall()
     chosen = list(pipeline.schedules.values())
-    conn.execute(SCHEDULES["schedules_clear"], {"pipeline": pipeline.name, "schedules": [each.name for each in chosen]})
+    conn.execute(SQL["schedules_clear"], {"pipeline": pipeline.name, "schedules": [each.name for each in chosen]})
     conn.execute(
-        SCHEDULES["schedules_write"],
+        SQL["schedules_write"],
         {
             "pipeline": pipeline.name,
             "schedules": [each.name for each in chosen],

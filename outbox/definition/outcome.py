@@ -6,10 +6,11 @@ import math
 import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeGuard, TypeVar
+from typing import Generic, TypeVar
 
-from ..documents import shown
-from ..errors import DefinitionError, InvalidInput
+from ..checks import check_number, check_whole, is_wait
+from ..errors import InvalidInput
+from ..texts import shown
 from .waits import check_later
 
 Data = TypeVar("Data")
@@ -81,19 +82,3 @@ class Reject(Exception):
 
     def __init__(self, reason: str = "rejected") -> None:
         super().__init__(reason)
-
-
-def is_wait(seconds: object) -> TypeGuard[float]:
-    """Whether a job can be put off by so much."""
-    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= 1e9
-
-
-def check_whole(value: object, what: str, most: int) -> None:
-    """Raise DefinitionError, which begins with `what`, unless `value` is a whole number from 1 to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise DefinitionError(f"{what}{shown(value)} is not a whole number from 1 to {most:,}")
-
-
-def check_number(value: Any, what: str, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise DefinitionError(f"{what}: {shown(value)} is not a number from {low:g} to {high:g}")

@@ -7,7 +7,6 @@ the triggers enforce it for everyone.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypeVar, overload
@@ -16,29 +15,18 @@ from uuid import UUID
 import psycopg
 from pydantic import BaseModel
 
-from .. import documents
+from .. import texts
+from ..checks import check_name, check_number, check_whole
 from ..client.submit import Submitted, submit, submit_many
 from ..errors import DefinitionError
 from . import limits, schedule
 from .data import DataType
-from .outcome import Backoff, check_number, check_whole
+from .outcome import Backoff
 from .stage import Stage
 from .waits import LONGEST
 
 Data = TypeVar("Data")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,62}(?<! )")
-
-
-def check_name(name: object, what: str) -> str:
-    """Return `name` if a pipeline, stage or status may have it; else DefinitionError."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise DefinitionError(
-            f"{what} {documents.shown(name)}: a name has 1 to 63 letters, digits, spaces or any of _.:/- "
-            "and begins with a letter, a digit or _"
-        )
-    return name
 
 
 class Change(BaseModel):
@@ -169,9 +157,9 @@ class Pipeline(Generic[Data]):
             if status in self.final:
                 raise DefinitionError(f"stage {name} takes {status}, which is final: nothing can follow it")
         if retry is not None and not isinstance(retry, Backoff):
-            raise DefinitionError(f"stage {name}: retry={documents.shown(retry)} is no Backoff")
+            raise DefinitionError(f"stage {name}: retry={texts.shown(retry)} is no Backoff")
         if not isinstance(transaction, bool):
-            raise DefinitionError(f"stage {name}: transaction={documents.shown(transaction)} is neither True nor False")
+            raise DefinitionError(f"stage {name}: transaction={texts.shown(transaction)} is neither True nor False")
         check_number(timeout, f"stage {name}: timeout", 0.001, 1e8)
         if batch is not None:
             check_whole(batch, f"stage {name}: batch=", 1_000)
@@ -397,7 +385,7 @@ class Pipeline(Generic[Data]):
 
 def _statuses(names: Iterable[str], what: str) -> frozenset[str]:
     if isinstance(names, str):
-        raise DefinitionError(f"{what} must be a set of statuses, not the string {documents.shown(names)}")
+        raise DefinitionError(f"{what} must be a set of statuses, not the string {texts.shown(names)}")
     if not isinstance(names, Iterable):
-        raise DefinitionError(f"{what} must be statuses, not {documents.shown(names)}")
+        raise DefinitionError(f"{what} must be statuses, not {texts.shown(names)}")
     return frozenset(check_name(name, what) for name in names)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .. import documents
+from .. import texts
 from ..errors import HandlerError
 from .limits import Limits
 from .outcome import Backoff, Go
@@ -57,7 +57,7 @@ class Stage:
             )
         if not isinstance(status, str) or status not in self.to:
             legal = ", ".join(sorted(self.to))
-            raise HandlerError(f"stage {self.queue} may not go to {documents.shown(status)}, only to {legal}")
+            raise HandlerError(f"stage {self.queue} may not go to {texts.shown(status)}, only to {legal}")
         if wait is not None:
             self._check_wait(status, returned)
         if result is None:
@@ -83,6 +83,6 @@ class Stage:
         for target in returned.leads_to:
             if (status, target) not in legal:
                 raise HandlerError(
-                    f"stage {self.queue} waits in {status} for what leads to {documents.shown(target)}, "
+                    f"stage {self.queue} waits in {status} for what leads to {texts.shown(target)}, "
                     f'which is no legal change: add allow("{status}", to=…) to the pipeline, and deploy it'
                 )

@@ -11,7 +11,7 @@ import psycopg
 from psycopg.rows import tuple_row
 from pydantic import ValidationError
 
-from .. import documents
+from .. import texts
 from ..database import statements
 from .pipeline import Pipeline
 
@@ -72,7 +72,7 @@ def _data(
             try:
                 pipeline.load(text)
             except Exception as error:  # validators and upgrades are the user's code
-                why = documents.explain(error) if isinstance(error, ValidationError) else documents.describe(error)
+                why = texts.explain(error) if isinstance(error, ValidationError) else texts.describe(error)
                 broken.setdefault(f"in {status}, {why}", []).append(entity)
     for why, entities in list(broken.items())[:REPORTED]:
         of = "all" if every else f"a sample of {checked}"

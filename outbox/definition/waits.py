@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
-from .. import documents
-from ..documents import shown
+from .. import texts
+from ..checks import MAX_NAME, MAX_QUESTION
 from ..errors import InvalidInput
+from ..texts import shown
 
 Data = TypeVar("Data")
 
-MAX_QUESTION = 10_000
-MAX_NAME = 255
 LONGEST = timedelta(days=36_500)
 
 Wait = dict[str, Any]
@@ -45,14 +44,14 @@ class WaitForApproval(Generic[Data]):
     status: str | None = None
 
     def __post_init__(self) -> None:
-        documents.check_text(self.question, "question", MAX_QUESTION)
+        texts.check_text(self.question, "question", MAX_QUESTION)
         if self.assignee is not None:
-            documents.check_text(self.assignee, "assignee", MAX_NAME)
+            texts.check_text(self.assignee, "assignee", MAX_NAME)
         if not isinstance(self.options, Mapping) or not self.options:
             raise InvalidInput("options", f"must be answers with their statuses, not {shown(self.options)}")
         for option, status in self.options.items():
-            documents.check_text(option, "option", MAX_NAME)
-            documents.check_text(status, f"option {shown(option)}", MAX_NAME)
+            texts.check_text(option, "option", MAX_NAME)
+            texts.check_text(status, f"option {shown(option)}", MAX_NAME)
             if option.startswith("("):
                 raise InvalidInput("option", f"{shown(option)} begins with a parenthesis, as only the engine's own do")
         _check_timeout("deadline", self.deadline, "on_deadline", self.on_deadline)
@@ -93,9 +92,9 @@ class WaitForSignal(Generic[Data]):
     status: str | None = None
 
     def __post_init__(self) -> None:
-        documents.check_text(self.name, "name", MAX_NAME)
+        texts.check_text(self.name, "name", MAX_NAME)
         if self.into is not None:
-            documents.check_text(self.into, "into", MAX_NAME)
+            texts.check_text(self.into, "into", MAX_NAME)
         _check_timeout("timeout", self.timeout, "on_timeout", self.on_timeout)
 
     @property
@@ -134,9 +133,7 @@ class WaitForChildren(Generic[Data]):
     def __post_init__(self) -> None:
         if isinstance(self.failed, str) or not isinstance(self.failed, Iterable):
             raise InvalidInput("failed", f"must be statuses, not {shown(self.failed)}")
-        object.__setattr__(
-            self, "failed", sorted(documents.check_text(each, "failed", MAX_NAME) for each in self.failed)
-        )
+        object.__setattr__(self, "failed", sorted(texts.check_text(each, "failed", MAX_NAME) for each in self.failed))
         if (self.on_failure is None) != (not self.failed):
             raise InvalidInput("failed", "failed and on_failure go together: which statuses of a child mean failure")
         _check_timeout("timeout", self.timeout, "on_timeout", self.on_timeout)
@@ -189,4 +186,4 @@ def _check_timeout(what: str, value: object, where: str, status: str | None) -> 
         raise InvalidInput(where if status is None else what, f"{what} and {where} go together")
     if value is not None:
         check_time(what, value, timedelta(0))
-        documents.check_text(status, where, MAX_NAME)
+        texts.check_text(status, where, MAX_NAME)

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from ..database.link import engine_conninfo, first_line, threshold
-from ..documents import printable
+from ..database.dsn import engine_conninfo
+from ..database.link import first_line, threshold
 from ..errors import HandlerError
+from ..texts import printable
 from . import transaction
 from .checkpoint import Checkpoints
 from .committer import Committer

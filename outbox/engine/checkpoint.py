@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from .. import documents
+from .. import documents, texts
 from ..database import statements
 from ..database.link import Link, temporary
 from ..database.statements import text_array
@@ -78,7 +78,7 @@ class Checkpoints:
                     await self._link.execute(SQL["progress_write"], params)
                 except Exception as error:
                     if not temporary(error):
-                        log.error("can't write progress: %s", documents.printable(error))
+                        log.error("can't write progress: %s", texts.printable(error))
             await asyncio.sleep(PROGRESS_EVERY)
 
     async def close(self) -> None:

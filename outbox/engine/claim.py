@@ -12,9 +12,9 @@ from typing import Any
 
 from ..database import statements
 from ..database.statements import array, text_array
-from ..definition.limits import AHEAD, SLACK, ServerClock
 from .job import Job, actor, fence
 from .lane import Lane
+from .pacing import AHEAD, SLACK, ServerClock
 
 SQL = statements.load("claim")
 

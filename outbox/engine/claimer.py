@@ -10,16 +10,15 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import psycopg
 
-from ..database import killpoints, statements
+from ..database import killpoints
 from ..database.link import Link, temporary
-from ..definition.limits import ServerClock
-from ..documents import printable
+from ..texts import printable
 from . import claim
 from .job import Job
 from .lane import ROW_COST, Lane, Lanes
 from .lease import Keeper
+from .pacing import ServerClock
 
-WORKER_SQL = statements.load("lease")
 log = logging.getLogger("outbox.worker")
 
 POLL_FIRST = 0.02
@@ -243,7 +242,7 @@ class Claimer:
 
     async def _set_idle(self, idle: bool) -> None:
         with contextlib.suppress(psycopg.Error, OSError):
-            if await self._link.execute(WORKER_SQL["worker_set_idle"], {"worker": self._keeper.id, "idle": idle}):
+            if await self._keeper.set_idle(self._link, idle):
                 self.idle = idle
 
 

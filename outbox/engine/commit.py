@@ -12,8 +12,8 @@ from typing import Any
 from ..database import statements
 from ..database.link import PLANNING, idle_ms
 from ..database.statements import array, text_array
-from ..definition.limits import SLACK
 from .job import Failed, Finished, Job, actor, fence
+from .pacing import SLACK
 
 SQL = statements.load("commit")
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ..database import killpoints
 from ..database.link import Link
-from ..documents import printable
+from ..texts import printable
 from . import commit
 from .job import Failed, Finished, Job, fail
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .. import documents
+from .. import texts
+from ..checks import is_wait
 from ..database.statements import array
-from ..definition.outcome import Reject, Retry, is_wait
+from ..definition.outcome import Reject, Retry
 from ..definition.stage import Stage
 from ..definition.waits import Wait
 
@@ -111,18 +112,18 @@ def fence(jobs: Sequence[Job]) -> dict[str, Any]:
 def fail(job: Job, error: BaseException) -> Failed:
     """Return the outcome of an attempt that raised `error`: later by Retry or back-off, or dead."""
     if isinstance(error, Reject):
-        return Failed(documents.clean(_message(error)), None)
+        return Failed(texts.clean(_message(error)), None)
     delay = job.stage.retry.delay(job.attempt)
     if isinstance(error, Retry):
         # Looked at here, too: one that was changed after it was made would fail the commit of a whole batch.
         if delay is not None and is_wait(error.after):
             delay = error.after
-        return Failed(documents.clean(_message(error)), delay)
-    return Failed(documents.describe(error), delay)
+        return Failed(texts.clean(_message(error)), delay)
+    return Failed(texts.describe(error), delay)
 
 
 def _message(error: BaseException) -> str:
     try:
         return str(error)
     except BaseException:
-        return documents.describe(error)
+        return texts.describe(error)

@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from ..database.budget import Budget
-from ..definition.limits import LATE, is_late
 from ..definition.pipeline import Pipeline
 from ..definition.stage import Stage
 from ..errors import DefinitionError
 from .job import Job
+from .pacing import LATE, is_late
 
 FULL_SCAN = 1.0
 """Seconds between two scans from zero while there is plenty. They find rows that committed late or came back."""

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from ..database import statements
 from ..database.link import Link, temporary
-from ..documents import printable
+from ..texts import printable
 
 SQL = statements.load("lease")
 log = logging.getLogger("outbox.worker")
@@ -76,6 +76,10 @@ class Keeper:
         """Give up the id, which was lost or can no longer be trusted; `run` takes a new one."""
         self._former, self.id = self.id, 0
         self.registered.clear()
+
+    async def set_idle(self, link: Link, idle: bool) -> bool:
+        """Say on a claimer's connection whether this worker rests; False if its row is gone."""
+        return bool(await link.execute(SQL["worker_set_idle"], {"worker": self.id, "idle": idle}))
 
     async def leave(self) -> None:
         """Take the row away: whatever is still held in its name is free at once."""

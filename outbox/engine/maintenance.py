@@ -7,19 +7,13 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
-import psycopg
-from psycopg.rows import tuple_row
-
-from ..client import inbox
 from ..database import killpoints, statements
 from ..database.budget import Budget
 from ..database.link import Link, temporary
-from ..documents import printable, shown
-from ..errors import DefinitionError, OutboxError
-from ..messages import ring
+from ..texts import printable
+from . import retention
+from .retention import Retention
 
 SQL = statements.load("maintenance")
 log = logging.getLogger("outbox.maintenance")
@@ -31,48 +25,6 @@ GONE_AFTER = 0.5
 BATCH = 1_000
 FOLD_EVERY = 10.0
 RETAIN_EVERY = 60.0
-MAX_DAYS = 100_000
-KEEP_REACTIONS = 7.0
-"""Days that a reaction which is done can still be looked at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How many days finished workflows, history, errors of dead jobs, messages, the inbox are kept. None: for ever.
-
-    That a job is dead is kept until its workflow goes on, is retried or deleted. `messages` is for databases without
-    any relay; where there is one, messages go when all relays have passed them, and never before. The inbox refuses
-    what is older than it remembers (TooOld), so that no duplicate is taken for new.
-    """
-
-    workflows: float | None = None
-    history: float | None = None
-    dead_jobs: float | None = 90.0
-    messages: float | None = None
-    inbox: float | None = 90.0
-
-    def __post_init__(self) -> None:
-        for name, days in asdict(self).items():
-            # A negative age would delete what is new, and an endless one fail at each turn.
-            if days is not None and not (isinstance(days, int | float) and 0 <= days <= MAX_DAYS):
-                raise DefinitionError(f"Retention {name}: {shown(days)} is not a number of days from 0 to {MAX_DAYS:,}")
-        least, most = inbox.MEMORY_DAYS
-        if self.inbox is not None and not least <= self.inbox <= most:
-            raise DefinitionError(
-                f"Retention inbox: {shown(self.inbox)} is not a number of days from {least} to {most}"
-            )
-
-    def require(self, conn: psycopg.Connection[Any]) -> None:
-        """Raise OutboxError if this role may not delete what this retention is to delete."""
-        with conn.cursor(row_factory=tuple_row) as cursor:
-            (may,) = cursor.execute(SQL["retention_rights"]).fetchall()
-        wanted = {"workflows": self.workflows, "history": self.history, "messages": self.messages}
-        for (name, days), allowed in zip(wanted.items(), may, strict=True):
-            if days is not None and not allowed:
-                raise OutboxError(
-                    f"--keep-{name} (Retention {name}) is for the owner of the schema outbox: "
-                    "this role may not delete them. See docs/roles.md"
-                )
 
 
 class Maintenance:
@@ -168,7 +120,7 @@ class Maintenance:
                 await self._link.execute(SQL["counts_fold"], {})
             if now >= self._retain_at:
                 self._retain_at = now + RETAIN_EVERY * random.uniform(0.8, 1.2)
-                await self._retain()
+                await retention.delete_old(self._link, self._retention)
             wait = GONE_AFTER if self.suspects else TICK * random.uniform(0.8, 1.2)
             # What is overdue and still there can't be done now: it waits for the next tick.
             later = [seconds for seconds in (due_in, deadline_in, remind_in) if seconds is not None and seconds > 0]
@@ -245,32 +197,6 @@ class Maintenance:
                 self._on_ready()
             if freed + dead < BATCH:
                 return
-
-    async def _retain(self) -> None:
-        for name, days in (
-            ("retention_workflows", self._retention.workflows),
-            ("retention_history", self._retention.history),
-            ("retention_dead_jobs", self._retention.dead_jobs),
-            ("retention_checkpoints", 0.0),
-            ("retention_rates", 0.0),
-            ("retention_reactions", KEEP_REACTIONS),
-        ):
-            total, deleted = 0, BATCH
-            while days is not None and deleted == BATCH:
-                conn = await self._link.connection()
-                async with conn.transaction():
-                    await self._link.execute(SQL["retention_mark"], {})
-                    rows = await self._link.execute(SQL[name], {"days": days, "limit": BATCH})
-                deleted = rows[0][0]
-                total += deleted
-                await asyncio.sleep(0.05)  # others first
-            if total:
-                log.info("%s: %s were old and are gone", name.replace("_", " "), total)
-        if self._retention.inbox is not None:
-            await inbox.forget(await self._link.connection(), self._retention.inbox)
-        if self._retention.messages is not None:
-            for child in await ring.rotate(await self._link.connection(), self._retention.messages):
-                log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)
 
     async def close(self) -> None:
         await self._link.close()

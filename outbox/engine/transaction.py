@@ -15,8 +15,9 @@ from ..database import killpoints
 from ..database.link import reclaim
 from ..errors import HandlerError
 from . import commit
-from .handle import Run, begin, handle_async, handle_sync
+from .handle import begin, handle_async, handle_sync
 from .job import Failed, Finished, Job, Missed, Outcome, fail
+from .run import Run
 
 _ENDED = (
     "ended the transaction that it was given: what it wrote may be committed without the status change. "

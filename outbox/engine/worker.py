@@ -15,12 +15,12 @@ from psycopg.pq import PGconn, Ping
 
 from .. import service
 from ..database import migrations
-from ..database.link import PLANNING, Link, engine_conninfo, temporary
+from ..database.dsn import engine_conninfo
+from ..database.link import PLANNING, Link, temporary
 from ..definition import deploy
 from ..definition.pipeline import Pipeline
-from ..definition.schedule import Scheduler
-from ..documents import shown
 from ..errors import DefinitionError, OutboxError
+from ..texts import shown
 from .attempt import Attempts
 from .checkpoint import Checkpoints
 from .claimer import Claimer
@@ -28,7 +28,9 @@ from .committer import Committer, Counts
 from .job import fail
 from .lane import Lanes
 from .lease import Keeper
-from .maintenance import Maintenance, Retention
+from .maintenance import Maintenance
+from .retention import Retention
+from .scheduler import Scheduler
 
 log = logging.getLogger("outbox.worker")
 

@@ -19,12 +19,14 @@ from typing import Any
 import psycopg
 
 from .. import service, settings
+from ..checks import check_number
 from ..client.inbox import MEMORY_DAYS, Inbox, forget
 from ..database import killpoints, migrations, statements
-from ..database.link import Link, engine_conninfo, first_line, temporary
-from ..definition.outcome import Backoff, check_number
-from ..documents import printable
+from ..database.dsn import engine_conninfo
+from ..database.link import Link, first_line, temporary
+from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
+from ..texts import printable
 from .delivery import Arrival, Delivery
 from .receive import Receiver, Terms
 

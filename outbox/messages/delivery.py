@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from .. import documents
+from .. import texts
 from ..client.inbox import parse_id
 from ..errors import InvalidInput, OutboxError
 
@@ -74,7 +74,7 @@ class Arrival:
         try:
             payload = json.loads(self.body, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
-            raise Unreadable(f"the body is no JSON: {documents.clean(str(error), 300)}") from None
+            raise Unreadable(f"the body is no JSON: {texts.clean(str(error), 300)}") from None
         return Delivery(message_id, self.topic, self.key, payload, dict(self.headers))
 
     def _header(self, name: str) -> Any:
@@ -114,10 +114,10 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, Mapping) and depth < _DEEPEST:
-        return {documents.clean(str(name)): _plain(item, depth + 1) for name, item in value.items()}
+        return {texts.clean(str(name)): _plain(item, depth + 1) for name, item in value.items()}
     if isinstance(value, list | tuple) and depth < _DEEPEST:
         return [_plain(item, depth + 1) for item in value]
-    return documents.clean(str(value))
+    return texts.clean(str(value))
 
 
 def _refuse(constant: str) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 
 import psycopg
 
-from .. import documents
+from .. import documents, texts
+from ..checks import check_name
 from ..client.inbox import parse_id
 from ..database import statements
-from ..database.link import engine_conninfo, first_line
+from ..database.dsn import engine_conninfo
+from ..database.link import first_line
 from ..database.statements import array, text_array
-from ..definition.pipeline import check_name
 from ..errors import InvalidInput, SettingsError
 from .log import Outgoing
 from .sharding import shard
@@ -97,7 +98,7 @@ class Handoff:
             wait = _FIRST_WAIT
             for message in left[:size]:
                 if message.id in refused:
-                    parked[message.id] = message, documents.clean(refused[message.id])
+                    parked[message.id] = message, texts.clean(refused[message.id])
                 elif self._is_stopped(message, stopped):
                     parked[message.id] = message, f"behind an earlier parked message of its key {message.key!r}"
             if refused and self._strict:
@@ -172,7 +173,7 @@ class Handoff:
     def _problem(self, message: Outgoing) -> str | None:
         try:
             parse_id(message.message_id)
-            documents.check_text(self._entity(message), "entity_id", documents.MAX_ENTITY_ID)
+            texts.check_text(self._entity(message), "entity_id", documents.MAX_ENTITY_ID)
         except InvalidInput as error:
             return str(error)
         return None

@@ -19,7 +19,7 @@ import psycopg
 from psycopg import sql
 
 from ..database import statements
-from ..database.link import engine_conninfo
+from ..database.dsn import engine_conninfo
 from ..database.statements import array, text_array
 from ..errors import OutboxError
 from . import ring

@@ -16,13 +16,15 @@ from typing import Any
 
 import psycopg
 
-from .. import documents
+from .. import texts
+from ..checks import is_wait
 from ..client.inbox import Inbox
 from ..database import statements
-from ..database.link import Link, engine_conninfo, idle_ms, reclaim, threshold
-from ..definition.outcome import Backoff, Reject, Retry, is_wait
-from ..documents import printable
+from ..database.dsn import engine_conninfo
+from ..database.link import Link, idle_ms, reclaim, threshold
+from ..definition.outcome import Backoff, Reject, Retry
 from ..errors import HandlerError, TooNew, TooOld
+from ..texts import printable
 from .delivery import Arrival, Delivery, Unreadable, storable
 
 SQL = statements.load("receive")
@@ -197,7 +199,7 @@ class Receiver:
         return int((await self._link.repeat(SQL["delivery_begin"], known))[0][0])
 
     async def _park(self, arrival: Arrival, delivery: Delivery | None, reason: str) -> bool:
-        reason = documents.clean(reason)
+        reason = texts.clean(reason)
         known = {**self._known(arrival, delivery), "reason": reason}
         if arrival.parked is not None:
             await self._link.repeat(SQL["delivery_park_again"], known)
@@ -205,9 +207,9 @@ class Receiver:
             return True
         parked = {
             **known,
-            "queue": documents.clean(self._terms.queue),
-            "stated_id": documents.clean(str(arrival.stated_id)) if arrival.stated_id else None,
-            "topic": documents.clean(arrival.topic),
+            "queue": texts.clean(self._terms.queue),
+            "stated_id": texts.clean(str(arrival.stated_id)) if arrival.stated_id else None,
+            "topic": texts.clean(arrival.topic),
             "body": arrival.body,
             "headers": storable(arrival.headers),
         }
@@ -262,4 +264,4 @@ def _text(error: BaseException) -> str:
     if isinstance(error, Reject | Retry):
         with contextlib.suppress(BaseException):
             return str(error)
-    return documents.describe(error)
+    return texts.describe(error)

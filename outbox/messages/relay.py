@@ -17,11 +17,11 @@ from typing import Protocol
 import psycopg
 
 from .. import service
+from ..checks import check_name
 from ..database import killpoints
 from ..database.link import first_line, temporary
-from ..definition.pipeline import check_name
-from ..documents import printable
 from ..errors import DefinitionError
+from ..texts import printable
 from .log import LEASE, Log, Outgoing, TakenOver, Window
 
 log = logging.getLogger("outbox.relay")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import zlib
 
-from ..documents import shown
 from ..errors import InvalidInput
+from ..texts import shown
 
 
 def shard(entity_id: str, of: int) -> int:

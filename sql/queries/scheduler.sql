@@ -34,27 +34,3 @@ SET attempts = s.attempts + 1, error = %(error)s,
     retry_at = now() + make_interval(secs => least(300, 2 ^ least(s.attempts, 20)) * (0.8 + 0.2 * random()))
 WHERE s.pipeline = %(pipeline)s AND s.schedule = %(schedule)s AND s.next_at = %(due)s
 RETURNING s.attempts;
-
--- name: schedules_read
-SELECT s.schedule, s.cron, s.timezone, s.catch_up FROM outbox.schedules AS s WHERE s.pipeline = %(pipeline)s;
-
--- name: schedules_write
--- What is new or has another time begins anew; what is unchanged keeps its place.
-INSERT INTO outbox.schedules (pipeline, schedule, cron, timezone, catch_up, next_at)
-SELECT %(pipeline)s, n.schedule, n.cron, n.timezone, n.catch_up, n.next_at
-FROM unnest(%(schedules)s::text[], %(crons)s::text[], %(timezones)s::text[], %(catch_up)s::boolean[], %(next)s::timestamptz[])
-    AS n (schedule, cron, timezone, catch_up, next_at)
-ON CONFLICT (pipeline, schedule) DO UPDATE
-SET cron = excluded.cron, timezone = excluded.timezone, catch_up = excluded.catch_up, attempts = 0, retry_at = NULL,
-    error = NULL,
-    next_at = CASE WHEN (schedules.cron, schedules.timezone) = (excluded.cron, excluded.timezone)
-                   THEN schedules.next_at ELSE excluded.next_at END;
-
--- name: schedules_clear
-DELETE FROM outbox.schedules AS s WHERE s.pipeline = %(pipeline)s AND s.schedule <> ALL (%(schedules)s::text[]);
-
--- name: schedules
-SELECT s.pipeline, s.schedule, s.cron, s.timezone, s.catch_up, s.next_at, s.last_at, s.ran_at, s.attempts, s.retry_at, s.error,
-       extract(epoch FROM now() - s.next_at)::float8 AS late_seconds
-FROM outbox.schedules AS s
-ORDER BY s.pipeline, s.schedule;

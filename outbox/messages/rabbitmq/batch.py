@@ -13,7 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from ...documents import clean, printable
+from ...texts import clean, printable
 from ..log import Outgoing
 from .connection import pause
 

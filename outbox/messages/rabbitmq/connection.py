@@ -11,8 +11,8 @@ import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import ChannelClosed, ConnectionClosedByBroker, ConnectionOpenAborted
 
-from ...documents import clean
 from ...errors import SettingsError
+from ...texts import clean
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
 """Seconds before a broker that is away is tried again: the first time, and at most."""

@@ -26,8 +26,8 @@ from pika.exceptions import (
 )
 
 from ...database import killpoints
-from ...documents import clean
 from ...errors import SettingsError
+from ...texts import clean
 from ..log import Outgoing
 from . import connection
 from .batch import Batch
