@@ -29,9 +29,9 @@ from outbox.engine.job import Finished, Job, Message
 from outbox.engine.lane import Lane, Lanes
 from outbox.operations import look
 
-from . import chains, report
-from .alone import BATCH
-from .database import Server, machine, server
+from .kit import chains, report
+from .kit.alone import BATCH
+from .kit.database import Server, machine, server
 
 SIZES = (10_000, 1_000_000, 10_000_000)
 MANY = (1, 10, 1_000)

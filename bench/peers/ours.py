@@ -7,8 +7,8 @@ import psycopg
 
 from outbox.definition import deploy
 
-from ..database import worker
-from ..steps import wait_until
+from ..kit.database import worker
+from ..kit.steps import wait_until
 from . import outbox as app
 from .job import SCHEMA, STATUS_AFTER
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import psycopg
-from servers import PostgresServer
 
+from kit.servers import PostgresServer
 from outbox.database import migrations
 
 COMMAND = [sys.executable, "-m", "outbox", "migrate"]
