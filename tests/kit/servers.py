@@ -59,7 +59,13 @@ def free_port() -> int:
 
 
 class PostgresServer:
-    """A server that a test may stop, kill and start again. Superuser `postgres`, trusted on loopback."""
+    """A server that a test may stop, kill and start again. Superuser `postgres`, trusted on loopback.
+
+    Its first attributes are those that pytest-postgresql asks of a server on which it keeps templates (databases.py).
+    """
+
+    host, user, password, options = "127.0.0.1", "postgres", None, ""
+    maintenance_dbname, template_dbname = "postgres", None
 
     def __init__(
         self,
@@ -95,7 +101,7 @@ class PostgresServer:
             "-N",
         )
         configured = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": self.host,
             "port": self.port,
             "unix_socket_directories": self.folder,
             "max_connections": 200,
@@ -107,6 +113,16 @@ class PostgresServer:
         }
         with (self.data / "postgresql.conf").open("a") as conf:
             conf.writelines(f"{name} = '{value}'\n" for name, value in configured.items())
+
+    def __enter__(self) -> PostgresServer:
+        try:
+            return self.start()
+        except BaseException:
+            self.remove()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
     def start(self) -> PostgresServer:
         self._run("pg_ctl", "-D", str(self.data), "-l", str(self.folder / "log"), "-w", "-t", "60", "start")
@@ -142,7 +158,7 @@ class PostgresServer:
         return int((self.data / "postmaster.pid").read_text().split()[0])
 
     def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{user}@{self.host}:{self.port}/{database}"
 
     def admin(self, database: str = "postgres") -> psycopg.Connection[Any]:
         return psycopg.connect(self.dsn(database), autocommit=True)
