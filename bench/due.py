@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 import psycopg
 
-from outbox import Pipeline, deploy
+from outbox import Pipeline
+from outbox.definition import deploy
 
 from .kit import load, report
 from .kit.database import Server, machine, server

@@ -14,7 +14,8 @@ from typing import Any
 import click
 import psycopg
 
-from outbox import Pipeline, deploy
+from outbox import Pipeline
+from outbox.definition import deploy
 
 from .kit import report, tenants
 from .kit.app import Shape

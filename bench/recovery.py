@@ -18,7 +18,7 @@ from typing import Any
 import click
 import psycopg
 
-from outbox import deploy
+from outbox.definition import deploy
 
 from .kit import report
 from .kit.database import Server, engine, machine, server

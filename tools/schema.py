@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from kit.servers import PostgresServer
-from outbox import migrations
+from outbox.database import migrations
 
 HEADER = """\
 -- GENERATED from sql/migrations by `make schema`: what they amount to, for people to read. A test compares it.

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import psycopg
 
-from outbox import statements
+from outbox.database import statements
 
 from .app import STAGES
 from .database import Server

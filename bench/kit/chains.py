@@ -10,7 +10,8 @@ from typing import Any
 
 import psycopg
 
-from outbox import Pipeline, Run, statements
+from outbox import Pipeline, Run
+from outbox.database import statements
 
 WAITING = "WAITING_FOR_REVIEW"
 END = "COMPLETED"

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from outbox import logs, statements
+from outbox.commands import logs
+from outbox.database import statements
 
 from .notes import Notes
 from .watched import work

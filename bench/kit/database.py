@@ -20,9 +20,10 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from outbox import deploy, embedded, migrations
-from outbox.commit import BATCH, LINGER
-from outbox.lane import ASYNC_CONCURRENCY, MAX_BATCH
+from outbox.database import embedded, migrations
+from outbox.definition import deploy
+from outbox.engine.committer import BATCH, LINGER
+from outbox.engine.lane import ASYNC_CONCURRENCY, MAX_BATCH
 
 from .app import SHAPES
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
 
-from outbox.rabbitmq.batch import UNCONFIRMED
+from outbox.messages.rabbitmq.batch import UNCONFIRMED
 
 TOPIC = "posts.completed"
 BODY = b'{"entity_id": "post_1234567", "content": "Three times faster, thank you! #postgres", "sentiment": 0.5}'

@@ -11,8 +11,8 @@ from threading import Event, Thread
 
 import psycopg
 
-from outbox.relay import Relay
-from outbox.window import Log, Outgoing, Window
+from outbox.messages.log import Log, Outgoing, Window
+from outbox.messages.relay import Relay
 
 BATCH = 500
 PAUSE = 0.02

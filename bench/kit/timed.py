@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from outbox import Run, logs, statements
+from outbox import Run
+from outbox.commands import logs
+from outbox.database import statements
 
 from .app import Post, posts
 from .watched import work

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from outbox import Worker
-from outbox.link import PLANNING, Link
+from outbox.database.link import PLANNING, Link
 
 from .app import posts
 

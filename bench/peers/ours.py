@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import psycopg
 
-from outbox import deploy
+from outbox.definition import deploy
 
 from ..kit.database import worker
 from ..kit.steps import wait_until

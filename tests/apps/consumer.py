@@ -12,7 +12,8 @@ from typing import Any
 
 import psycopg
 
-from outbox import Backoff, Delivery, consume, killpoints
+from outbox import Backoff, Delivery, consume
+from outbox.database import killpoints
 
 
 async def handle(delivery: Delivery) -> None:

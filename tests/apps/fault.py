@@ -13,7 +13,8 @@ from typing import Any
 import psycopg
 from pydantic import BaseModel
 
-from outbox import Backoff, Pipeline, Run, killpoints
+from outbox import Backoff, Pipeline, Run
+from outbox.database import killpoints
 
 DSN = os.environ["OUTBOX_DSN"]
 

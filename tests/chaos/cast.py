@@ -22,7 +22,8 @@ import psycopg
 from kit.broker import Broker, channel
 from kit.pooler import Pooler
 from kit.servers import PostgresServer
-from outbox import deploy, migrations
+from outbox.database import migrations
+from outbox.definition import deploy
 
 from .app import chaos
 from .consumer import EXCHANGE as BEHIND

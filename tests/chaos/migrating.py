@@ -11,7 +11,7 @@ import sys
 import psycopg
 
 from kit.servers import PostgresServer
-from outbox import migrations
+from outbox.database import migrations
 
 COMMAND = [sys.executable, "-m", "outbox", "migrate"]
 TABLES = """

@@ -17,8 +17,11 @@ from kit.databases import OWNER
 from kit.inbox import forget, made
 from kit.pipelines import value
 from kit.servers import PostgresServer
-from outbox import DefinitionError, Inbox, InvalidInput, TooNew, TooOld, maintenance, migrations
-from outbox.maintenance import Maintenance, Retention
+from outbox import DefinitionError, Inbox, InvalidInput, TooNew, TooOld
+from outbox.database import migrations
+from outbox.engine import maintenance
+from outbox.engine.maintenance import Maintenance
+from outbox.engine.retention import Retention
 
 Conn = psycopg.Connection[Any]
 Connect = Callable[..., Conn]

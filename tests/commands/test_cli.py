@@ -23,8 +23,8 @@ from kit.databases import OWNER, make_database
 from kit.pipelines import Post, deployed, drain, status_of, value
 from kit.servers import PostgresServer, free_port, wait_for
 from kit.servers import Process as Spawned
-from outbox import migrations
 from outbox.cli import main
+from outbox.database import migrations
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Spawned]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from outbox import logs
+from outbox.commands import logs
 
 EVIL = "a\nb\r\x1b[31m\x9b2J\u202e\u2028\ud800"
 

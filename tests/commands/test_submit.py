@@ -17,7 +17,7 @@ from kit.commands import Outbox
 from kit.pipelines import deployed, value
 from kit.servers import wait_for
 from outbox import Pipeline
-from outbox.bulk import Lines, bounded
+from outbox.commands.lines import Lines, bounded
 from outbox.documents import MAX_BYTES
 
 Conn = psycopg.Connection[Any]

@@ -17,11 +17,12 @@ import psycopg
 import pytest
 
 from kit.servers import wait_for
-from outbox import EmbeddedUnavailable, embedded
+from outbox import EmbeddedUnavailable
+from outbox.database import embedded
 
 USER = """
 import sys, pathlib
-from outbox import embedded
+from outbox.database import embedded
 with embedded.server(pathlib.Path(sys.argv[1])) as dsn:
     print(dsn, flush=True)
     sys.stdin.read()

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 
 from kit.pipelines import no_session_is_left
-from outbox.link import Link
-from outbox.relay import Relay
-from outbox.window import Log
+from outbox.database.link import Link
+from outbox.messages.log import Log
+from outbox.messages.relay import Relay
 
 Conn = psycopg.Connection[Any]
 

@@ -16,7 +16,8 @@ import pytest
 from kit.databases import OWNER, janitor, make_database
 from kit.pipelines import Post, deployed, drain, status_of, value
 from kit.servers import PostgresServer, versions
-from outbox import SchemaError, migrations
+from outbox import SchemaError
+from outbox.database import migrations
 
 Conn = psycopg.Connection[Any]
 
@@ -47,7 +48,12 @@ def test_many_processes_may_migrate_at_once(empty_dsn: str) -> None:
 
 def test_k12_a_crash_between_two_migrations_is_carried_on_from(empty_dsn: str) -> None:
     killed = subprocess.run(
-        [sys.executable, "-c", "import sys; from outbox import migrations; migrations.apply(sys.argv[1])", empty_dsn],
+        [
+            sys.executable,
+            "-c",
+            "import sys; from outbox.database import migrations; migrations.apply(sys.argv[1])",
+            empty_dsn,
+        ],
         env={**os.environ, "OUTBOX_KILL_AT": "K12:3"},
         check=False,
     )

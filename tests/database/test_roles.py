@@ -23,8 +23,11 @@ from kit.databases import OWNER, clone
 from kit.inbox import made
 from kit.pipelines import status_of, value
 from kit.servers import PostgresServer, Process, wait_for
-from outbox import Consumer, Delivery, SchemaError, deploy, migrations, ring
-from outbox.maintenance import SQL
+from outbox import Consumer, Delivery, SchemaError
+from outbox.database import migrations
+from outbox.definition import deploy
+from outbox.engine.maintenance import SQL
+from outbox.messages import ring
 
 Conn = psycopg.Connection[Any]
 As = Callable[..., Conn]

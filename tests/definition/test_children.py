@@ -12,7 +12,8 @@ from kit.commands import Outbox
 from kit.pipelines import deployed, drain, status_of, value
 from kit.servers import Process, wait_for
 from kit.waits import Task, families
-from outbox import Go, InvalidInput, Pipeline, Reject, Run, WaitForChildren, Worker, deploy
+from outbox import Go, InvalidInput, Pipeline, Reject, Run, WaitForChildren, Worker
+from outbox.definition import deploy
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

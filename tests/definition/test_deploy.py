@@ -9,7 +9,8 @@ import psycopg
 import pytest
 
 from kit.pipelines import deployed, drain, make_posts, status_of, value
-from outbox import Pipeline, Stranded, deploy
+from outbox import Pipeline, Stranded
+from outbox.definition import deploy
 
 Conn = psycopg.Connection[Any]
 

@@ -9,7 +9,7 @@ import pytest
 
 from kit.pipelines import Post, make_posts
 from outbox import Backoff, DefinitionError, InvalidInput, Pipeline, Retry
-from outbox.pipeline import Route
+from outbox.definition.pipeline import Route
 
 NAMES = [
     "",

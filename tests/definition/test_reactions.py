@@ -10,7 +10,8 @@ import pytest
 
 from kit.commands import Outbox
 from kit.pipelines import QUICK, Post, deployed, drain, status_of, value
-from outbox import Backoff, Change, DefinitionError, Go, Pipeline, Run, Worker, deploy
+from outbox import Backoff, Change, DefinitionError, Go, Pipeline, Run, Worker
+from outbox.definition import deploy
 
 Conn = psycopg.Connection[Any]
 seen: list[Change] = []

@@ -12,7 +12,7 @@ from kit.commands import Outbox
 from kit.pipelines import deployed, drain, status_of, value
 from kit.waits import PAYMENT, TIMED, Order, orders
 from outbox import DefinitionError, InvalidInput, Pipeline, Run
-from outbox.stranded import report
+from outbox.definition.stranded import report
 
 Conn = psycopg.Connection[Any]
 

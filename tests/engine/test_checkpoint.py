@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from kit.commands import Outbox
 from kit.pipelines import Post, deployed, drain, drain_all, one_stage, run_one, status_of, value
 from kit.servers import Process, wait_for
-from outbox import Backoff, Run, deploy
-from outbox.maintenance import SQL
+from outbox import Backoff, Run
+from outbox.definition import deploy
+from outbox.engine.maintenance import SQL
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

@@ -13,8 +13,9 @@ import psycopg
 from kit.pipelines import Post, deployed, drain, one_stage, status_of, value
 from kit.pooler import way
 from kit.servers import wait_for
-from outbox import Retry, Run, Worker, take
-from outbox.lane import Lane
+from outbox import Retry, Run, Worker
+from outbox.engine import claim
+from outbox.engine.lane import Lane
 
 Conn = psycopg.Connection[Any]
 
@@ -32,8 +33,8 @@ def test_two_workers_never_claim_the_same_job(conn: Conn, connect: Callable[...,
         mine: list[str] = []
         while True:
             lane = Lane(pipeline.stages["work"], 100)
-            statement, params = take.request(row[0], [(lane, 7)], 0, careful=True)
-            take.receive(row[0], {("p", "work"): lane}, conn.execute(statement, params).fetchall())
+            statement, params = claim.request(row[0], [(lane, 7)], 0, careful=True)
+            claim.receive(row[0], {("p", "work"): lane}, conn.execute(statement, params).fetchall())
             if not lane.waiting:
                 break
             assert len(lane.waiting) <= 7
@@ -58,12 +59,12 @@ def test_jobs_that_may_kill_their_worker_are_claimed_one_at_a_time_over_all_stag
     lanes = [(Lane(stage, 10), 10) for stage in posts.stages.values()]
     stages = set()
     for _ in range(4):
-        rows = conn.execute(*take.request(1, lanes, 0, careful=True)).fetchall()
+        rows = conn.execute(*claim.request(1, lanes, 0, careful=True)).fetchall()
         assert [row[6] for row in rows] == [True], "one, whatever there is"
         stages.add(rows[0][1])
-        assert conn.execute(*take.request(1, lanes, 0, careful=False)).fetchall() == [], "none beside it"
+        assert conn.execute(*claim.request(1, lanes, 0, careful=False)).fetchall() == [], "none beside it"
     assert stages == {"enrich", "decide"}
-    assert conn.execute(*take.request(1, lanes, 0, careful=True)).fetchall() == []
+    assert conn.execute(*claim.request(1, lanes, 0, careful=True)).fetchall() == []
 
 
 def test_a_scheduled_job_is_not_claimed_before_its_time(conn: Conn, dsn: str) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from kit.pipelines import Post, deployed, drain, one_stage, run_one, status_of, value
 from kit.servers import wait_for
-from outbox import Pipeline, Reject, Run, Worker, settle, take
-from outbox.job import Finished
-from outbox.lane import Lane
+from outbox import Pipeline, Reject, Run, Worker
+from outbox.engine import claim, commit
+from outbox.engine.job import Finished
+from outbox.engine.lane import Lane
 
 Conn = psycopg.Connection[Any]
 
@@ -28,14 +29,14 @@ def test_opposite_orders_of_a_bulk_update_and_a_batch_do_not_deadlock(conn: Conn
     ).fetchone()
     assert row is not None
     lane = Lane(pipeline.stages["work"], 100)
-    statement, params = take.request(row[0], [(lane, 50)], 0, careful=True)
-    take.receive(row[0], {("p", "work"): lane}, conn.execute(statement, params).fetchall())
+    statement, params = claim.request(row[0], [(lane, 50)], 0, careful=True)
+    claim.receive(row[0], {("p", "work"): lane}, conn.execute(statement, params).fetchall())
     jobs = [(job, Finished("DONE", None, [])) for job in reversed(lane.waiting)]
     one, two = connect(autocommit=False), connect()
     ids = sorted(job.workflow_id for job, _ in jobs)
     one.execute('UPDATE outbox.workflow_states SET metadata = \'{"content": "x"}\' WHERE id = %s', [ids[10]])
     out: list[Any] = []
-    thread = threading.Thread(target=lambda: out.append(two.execute(*settle.finish(jobs)).fetchall()))
+    thread = threading.Thread(target=lambda: out.append(two.execute(*commit.finish(jobs)).fetchall()))
     thread.start()
     wait_for(
         lambda: value(

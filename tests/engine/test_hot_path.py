@@ -18,10 +18,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from kit.pipelines import Post, deployed, drain, value
-from outbox import Go, Pipeline, Run, settle, take
-from outbox.job import Finished, Message
-from outbox.lane import Lane
-from outbox.link import PLANNING
+from outbox import Go, Pipeline, Run
+from outbox.database.link import PLANNING
+from outbox.engine import claim, commit
+from outbox.engine.job import Finished, Message
+from outbox.engine.lane import Lane
 
 Conn = psycopg.Connection[Any]
 Connect = Callable[..., Conn]
@@ -61,7 +62,7 @@ def claimed(conn: Conn) -> tuple[Pipeline[Post], Lane, bytes, dict[str, Any]]:
     posts.submit_many(conn, ((f"e{n}", Post()) for n in range(BATCH)))
     conn.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
     lane = Lane(posts.stages["first"], BATCH)
-    return posts, lane, *take.request(1, [(lane, BATCH)], 1e9, careful=False)
+    return posts, lane, *claim.request(1, [(lane, BATCH)], 1e9, careful=False)
 
 
 def test_a_claim_writes_a_row_a_job(connect: Connect, claimed: Any) -> None:
@@ -74,12 +75,12 @@ def test_a_claim_writes_a_row_a_job(connect: Connect, claimed: Any) -> None:
 def test_a_commit_writes_six_rows_a_step_and_two_a_batch(conn: Conn, connect: Connect, claimed: Any) -> None:
     """Status, history, message, the counts of two statuses; the job that ends and the one that begins."""
     _, lane, statement, params = claimed
-    take.receive(1, {("p", "first"): lane}, conn.execute(statement, params).fetchall())
+    claim.receive(1, {("p", "first"): lane}, conn.execute(statement, params).fetchall())
     batch = [(job, Finished("B", "{}", [Message("t", job.entity_id, "{}", None)])) for job in lane.waiting]
     measured = connect(autocommit=False)
     for name, setting in PLANNING.items():
         measured.execute("SELECT set_config(%s, %s, false)", (name, setting))
-    assert len(measured.execute(*settle.finish(batch)).fetchall()) == BATCH
+    assert len(measured.execute(*commit.finish(batch)).fetchall()) == BATCH
     assert counted(measured, WRITTEN) == {
         "workflow_states": (0, BATCH, 0),
         "jobs": (BATCH, 0, BATCH),

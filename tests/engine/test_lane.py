@@ -6,8 +6,8 @@ import pytest
 
 from kit.pipelines import Post
 from outbox import Pipeline, Run
-from outbox.budget import LONGEST, SHARE
-from outbox.lane import FULL_SCAN, Lane
+from outbox.database.budget import LONGEST, SHARE
+from outbox.engine.lane import FULL_SCAN, Lane
 
 
 @pytest.fixture

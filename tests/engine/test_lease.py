@@ -12,7 +12,7 @@ import pytest
 from kit.faults import WORKER, check_books, drained, open_gate, submit
 from kit.pipelines import no_session_is_left, value
 from kit.servers import Process, wait_for
-from outbox.wakeup import Keeper
+from outbox.engine.lease import Keeper
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

@@ -18,10 +18,13 @@ from apps import limits as limits_app
 from kit.commands import Outbox
 from kit.pipelines import QUICK, deployed, drain, value
 from kit.servers import Process, wait_for
-from outbox import DefinitionError, NotDeployed, Pipeline, Reject, Retry, Run, Worker, deploy, settle, statements, take
-from outbox.job import Job
-from outbox.lane import Lane
-from outbox.limits import ServerClock
+from outbox import DefinitionError, NotDeployed, Pipeline, Reject, Retry, Run, Worker
+from outbox.database import statements
+from outbox.definition import deploy
+from outbox.engine import claim, commit
+from outbox.engine.job import Job
+from outbox.engine.lane import Lane
+from outbox.engine.pacing import ServerClock
 
 Conn = psycopg.Connection[Any]
 
@@ -244,7 +247,7 @@ def test_a_worker_of_older_code_leaves_a_stage_that_is_limited_since_to_others(c
     lane = Lane(older.stages["ship"], 10)
     worker = value(conn, "INSERT INTO outbox.workers (name, stages, lease) VALUES ('old', '{}', '1 h') RETURNING id")
     deploy.deploy(conn, newer := orders(began, concurrency=2))
-    assert conn.execute(*take.request(worker, [(lane, 10)], 0.0, careful=True)).fetchall() == []
+    assert conn.execute(*claim.request(worker, [(lane, 10)], 0.0, careful=True)).fetchall() == []
     drain(newer, dsn)
     assert all_done(conn, 5)
     assert began.most[""] == 2
@@ -304,18 +307,18 @@ def test_a_moment_that_nobody_used_is_given_anew(conn: Conn, partition: str | No
     worker = value(conn, "INSERT INTO outbox.workers (name, stages, lease) VALUES ('w', '{}', '1 h') RETURNING id")
 
     def claimed() -> list[Job]:
-        rows = conn.execute(*take.request_limited(worker, [(lane, 10)], 0.0, careful=True)).fetchall()
+        rows = conn.execute(*claim.request_limited(worker, [(lane, 10)], 0.0, careful=True)).fetchall()
         lane.waiting.clear()
-        take.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
+        claim.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
         return list(lane.waiting)
 
     (first,) = claimed()
     assert claimed() == []
-    conn.execute(*settle.give_back([first]))
-    conn.execute(*settle.return_moments([first]))
+    conn.execute(*commit.give_back([first]))
+    conn.execute(*commit.return_moments([first]))
     (again,) = claimed()
     assert again.moment >= first.moment
-    conn.execute(*settle.return_moments([first]))  # its answer was lost, and it is told once more
+    conn.execute(*commit.return_moments([first]))  # its answer was lost, and it is told once more
     assert claimed() == [], "this moment is another's by now"
 
 
@@ -324,14 +327,14 @@ def test_of_several_moments_those_are_given_anew_that_none_has_followed(conn: Co
     submit(conn, pipeline, "a", 8)
     lane = Lane(pipeline.stages["ship"], 10)
     worker = value(conn, "INSERT INTO outbox.workers (name, stages, lease) VALUES ('w', '{}', '1 h') RETURNING id")
-    rows = conn.execute(*take.request_limited(worker, [(lane, 8)], 0.0, careful=True)).fetchall()
-    take.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
+    rows = conn.execute(*claim.request_limited(worker, [(lane, 8)], 0.0, careful=True)).fetchall()
+    claim.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
     jobs = list(lane.waiting)
     assert len(jobs) == 8
     ask = "SELECT extract(epoch FROM next_at)::float8 FROM outbox.limits"
-    conn.execute(*settle.return_moments([jobs[2], jobs[4]]))
+    conn.execute(*commit.return_moments([jobs[2], jobs[4]]))
     assert value(conn, ask) > jobs[7].moment, "later ones may have begun"
-    conn.execute(*settle.return_moments([jobs[1], jobs[6], jobs[7]]))
+    conn.execute(*commit.return_moments([jobs[1], jobs[6], jobs[7]]))
     assert value(conn, ask) == pytest.approx(jobs[6].moment)
 
 

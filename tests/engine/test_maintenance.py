@@ -9,7 +9,8 @@ import psycopg
 
 from kit.pipelines import Post, deployed, value
 from outbox import Pipeline, Run
-from outbox.maintenance import Maintenance, Retention
+from outbox.engine.maintenance import Maintenance
+from outbox.engine.retention import Retention
 
 Conn = psycopg.Connection[Any]
 

@@ -37,32 +37,20 @@ from kit import model as spec
 from kit.databases import OWNER, clone
 from kit.model import By, Raises, Returns, Rules, Stage
 from kit.servers import PostgresServer
-from outbox import (
-    Backoff,
-    Go,
-    Pipeline,
-    Reject,
-    Retry,
-    Run,
-    Stranded,
-    commit,
-    deploy,
-    inspect,
-    settle,
-    statements,
-    take,
-    tasks,
-    transaction,
-)
-from outbox.commit import Counts
+from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded, service
+from outbox.database import statements
+from outbox.definition import deploy
+from outbox.engine import claim, commit, committer, transaction
+from outbox.engine.committer import Counts
+from outbox.engine.handle import begin, handle_sync
+from outbox.engine.job import Failed, Finished, Job, fail
+from outbox.engine.lane import Lanes
 from outbox.errors import HandlerError
-from outbox.handle import begin, handle_sync
-from outbox.job import Failed, Finished, Job, fail
-from outbox.lane import Lanes
+from outbox.operations import change, look
 
 Conn = psycopg.Connection[Any]
 T, U = TypeVar("T"), TypeVar("U")
-WORKER = statements.load("worker")
+WORKER = statements.load("lease")
 MAINTENANCE = statements.load("maintenance")
 LEASE = 10.0
 SLOTS = 3
@@ -368,7 +356,7 @@ class Lives(RuleBasedStateMachine):
         before = copy.deepcopy(self.model)
         try:
             with self.conn.transaction(force_rollback=how == "and rolled back"):
-                self.conn.execute(inspect.SQL["change_mark"], {"actor": "sarah", "reason": "several"})
+                self.conn.execute(look.SQL["change_mark"], {"actor": "sarah", "reason": "several"})
                 for step in steps:
                     try:
                         with self.conn.transaction():
@@ -387,7 +375,7 @@ class Lives(RuleBasedStateMachine):
         with contextlib.suppress(psycopg.Error):
             _, moved = both(
                 lambda: self.model.change([name], By("operator", "why"), to=to),
-                lambda: inspect.set_status(self.conn, self.id_of(name), to, actor="operator", reason="why"),
+                lambda: change.set_status(self.conn, self.id_of(name), to, actor="operator", reason="why"),
             )
             assert moved == (before != to)
 
@@ -395,11 +383,11 @@ class Lives(RuleBasedStateMachine):
     @rule(name=entities)
     def retry(self, name: str) -> None:
         made = self.model.retry([name] if name in self.model.workflows else [])
-        assert inspect.retry(self.conn, self.id_of(name)) == bool(made)
+        assert change.retry(self.conn, self.id_of(name)) == bool(made)
 
     def retry_all(self) -> None:
         dead = [name for name, workflow in self.model.workflows.items() if workflow.dead]
-        assert inspect.retry_all(self.conn) == self.model.retry(dead)
+        assert change.retry_all(self.conn) == self.model.retry(dead)
 
     def deploy(self, version: str) -> None:
         try:
@@ -430,8 +418,8 @@ class Lives(RuleBasedStateMachine):
         process = self.processes[slot]
         lanes = Lanes.of([PIPELINES[process.version]], None, 10)
         alone = not any(job.careful for job, _ in process.held)
-        request = take.request(process.id, [(lane, limit) for lane in lanes.values()], 0, careful=alone)
-        take.receive(process.id, lanes, self.conn.execute(*request).fetchall())
+        request = claim.request(process.id, [(lane, limit) for lane in lanes.values()], 0, careful=alone)
+        claim.receive(process.id, lanes, self.conn.execute(*request).fetchall())
         jobs = lanes.waiting()
         normal, careful = self.model.claimable(process.id, [name for _, name in lanes], limit)
         assert [job.entity_id for job in jobs if not job.careful] == normal
@@ -442,7 +430,7 @@ class Lives(RuleBasedStateMachine):
         attempts = [self.model.claim(process.id, job.entity_id, stages[job.stage.name]) for job in jobs]
         if not answered:
             known = [job.workflow_id for job, _ in process.held]
-            self.conn.execute(*take.give_back_unknown(process.id, known, 0))
+            self.conn.execute(*claim.give_back_unknown(process.id, known, 0))
             self.model.give_back_unknown(process.id, {name for name, id_ in self.ids.items() if id_ in known})
             return
         # A finish can't tell two claims by one worker apart whose attempt and version are the same. It takes a stage
@@ -460,7 +448,7 @@ class Lives(RuleBasedStateMachine):
         if job.stage.running and job.status == job.stage.on:
             try:
                 started, versions = both(
-                    lambda: self.model.start(attempt), lambda: dict(self.conn.execute(*take.start([job])).fetchall())
+                    lambda: self.model.start(attempt), lambda: dict(self.conn.execute(*claim.start([job])).fetchall())
                 )
             except psycopg.Error as error:
                 counts = self.runner.run(self.commit([(job, fail(job, error))]))
@@ -511,7 +499,7 @@ class Lives(RuleBasedStateMachine):
     def give_back(self, slot: int) -> None:
         """What has not begun goes back."""
         held = self.processes[slot].held
-        rows = self.conn.execute(*settle.give_back([job for job, _ in held])).fetchall()
+        rows = self.conn.execute(*commit.give_back([job for job, _ in held])).fetchall()
         again = [self.ids[attempt.entity] for _, attempt in held if self.model.give_back(attempt) == "again"]
         assert sorted(row[0] for row in rows) == sorted(again)
         held.clear()
@@ -525,34 +513,34 @@ class Lives(RuleBasedStateMachine):
         assert counts == Counts(told["done"], told["retried"], told["dead"], told["lost"])
 
     async def commit(self, ended: Sequence[tuple[Job, spec.Outcome | Failed]]) -> Counts:
-        """What attempt.py and commit.py do with handlers' outcomes."""
+        """What attempt.py and committer.py do with handlers' outcomes."""
         global said
-        committer = commit.Committer(
+        ending = committer.Committer(
             [Link(self.conn)], counts := Counts(), busy=lambda: False, on_next=lambda *_: None,
             on_delay=lambda _: None, on_committed=lambda: None, on_again=lambda: None,
         )  # fmt: skip
         for job, outcome in ended:
             if isinstance(outcome, Failed):
-                committer.put(job, outcome)
+                ending.put(job, outcome)
                 continue
             said = outcome
             if not job.stage.transaction:
                 run = begin(job)
-                committer.put(job, run if isinstance(run, Failed) else handle_sync([run])[0])
+                ending.put(job, run if isinstance(run, Failed) else handle_sync([run])[0])
                 continue
             (result,) = transaction.run_sync(self.conn, [job])
             if isinstance(result, Finished):
-                committer.committed_itself([(job, result)])
+                ending.committed_itself([(job, result)])
             elif result is not None:
-                committer.put(job, result)
-            elif await committer.is_unchanged(job):
-                committer.put(job, fail(job, HandlerError("it changed its own workflow")))
+                ending.put(job, result)
+            elif await ending.is_unchanged(job):
+                ending.put(job, fail(job, HandlerError("it changed its own workflow")))
             else:
-                await committer.not_held([job])
-        committing = asyncio.create_task(committer.run())
-        while len(committer):
+                await ending.not_held([job])
+        committing = asyncio.create_task(ending.run())
+        while len(ending):
             await asyncio.sleep(0)
-        await tasks.end(committing)
+        await service.cancel(committing)
         return counts
 
     def beat(self, slot: int) -> None:
@@ -640,8 +628,8 @@ class Lives(RuleBasedStateMachine):
         """The tables with names in place of workflows' ids, and errors cut to what the model says of them."""
         names = {id_: name for name, id_ in self.ids.items()}
         histories: dict[str, list[Any]] = {}
-        for id_, *change in tables.pop("changes"):
-            histories.setdefault(id_, []).append(tuple(change))
+        for id_, *row in tables.pop("changes"):
+            histories.setdefault(id_, []).append(tuple(row))
         for kind in ("job", "dead"):
             rows = tables[f"{kind}s"] = {row.pop("entity"): row for row in tables[f"{kind}s"]}
             for name, row in rows.items():
@@ -769,25 +757,25 @@ def test_whatever_happens_the_tables_say_what_the_model_says(world: Callable[[],
 
 
 MUTANTS = {
-    "a finish on data that was changed": (settle, "jobs_finish_if_held", " AND w.version = o.version", ""),
+    "a finish on data that was changed": (commit, "jobs_finish_if_held", " AND w.version = o.version", ""),
     "a finish by whoever comes": (
-        settle,
+        commit,
         "jobs_finish_if_held",
         " AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt",
         "",
     ),
     "messages of a refused finish": (
-        settle,
+        commit,
         "jobs_finish_if_held",
         "(m.workflow_id IN (SELECT held.id FROM held))",
         "(true)",
     ),
-    "a failure that is ready at once": (settle, "jobs_fail_if_held", "due = held.delay <= 0", "due = true"),
-    "attempts that aren't counted at claim": (take, "jobs_claim", "attempt = j.attempt + 1", "attempt = 1"),
-    "a claim of what is held": (take, "jobs_claim", "j.id > q.mark AND j.owner IS NULL AND", "j.id > q.mark AND"),
-    "a give-back that burns the attempt": (settle, "jobs_give_back", ", attempt = j.attempt - 1", ""),
+    "a failure that is ready at once": (commit, "jobs_fail_if_held", "due = held.delay <= 0", "due = true"),
+    "attempts that aren't counted at claim": (claim, "jobs_claim", "attempt = j.attempt + 1", "attempt = 1"),
+    "a claim of what is held": (claim, "jobs_claim", "j.id > q.mark AND j.owner IS NULL AND", "j.id > q.mark AND"),
+    "a give-back that burns the attempt": (commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
     "a retry with another idempotency key": (
-        inspect,
+        look,
         "jobs_make_anew",
         "coalesce(dead.version, workflow.version)",
         "workflow.version + 1",

@@ -11,12 +11,15 @@ import psycopg
 import pytest
 
 from kit.pipelines import Post, make_posts, value
-from outbox import Pipeline, deploy, settle, statements, take
-from outbox.job import Failed, Finished, Job, Message
-from outbox.lane import Lane
-from outbox.limits import ServerClock
-from outbox.link import PLANNING
-from outbox.window import SQL, Log
+from outbox import Pipeline
+from outbox.database import statements
+from outbox.database.link import PLANNING
+from outbox.definition import deploy
+from outbox.engine import claim, commit
+from outbox.engine.job import Failed, Finished, Job, Message
+from outbox.engine.lane import Lane
+from outbox.engine.pacing import ServerClock
+from outbox.messages.log import SQL, Log
 
 Conn = psycopg.Connection[Any]
 BACKLOG = 30_000
@@ -84,10 +87,10 @@ def test_a_queue_that_was_analyzed_when_it_was_empty_is_not_walked_over(
     planned.execute("DELETE FROM outbox.jobs")
     posts.submit_many(planned, ((f"new{n}", Post()) for n in range(50)))
     lane = Lane(posts.stages["enrich"], 50)
-    statement, params = take.request(1, [(lane, 50)], 1e9, careful=True)
+    statement, params = claim.request(1, [(lane, 50)], 1e9, careful=True)
     first = value(planned, "SELECT min(id) - 1 FROM outbox.jobs")
     before = entries_read(planned)
-    take.receive(
+    claim.receive(
         1,
         {("posts", "enrich"): lane},
         planned.execute(statement, {**params, "marks": [first]}, prepare=True).fetchall(),
@@ -96,9 +99,9 @@ def test_a_queue_that_was_analyzed_when_it_was_empty_is_not_walked_over(
     assert len(jobs) == 50
     assert entries_read(planned) - before < 50 * 20
     for statement, params in (
-        settle.fail([(job, Failed("no", 0.0)) for job in jobs[:10]]),
-        settle.give_back(jobs[10:20]),
-        settle.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[20:]]),
+        commit.fail([(job, Failed("no", 0.0)) for job in jobs[:10]]),
+        commit.give_back(jobs[10:20]),
+        commit.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[20:]]),
     ):
         before = entries_read(planned)
         assert len(planned.execute(statement, params, prepare=True).fetchall()) >= 10
@@ -124,7 +127,7 @@ def test_a_claim_within_limits_reads_what_it_takes_whatever_waits(
     posts.stage("work", on="NEW", to="DONE", **limits)(lambda run: None)
     deploy.deploy(planned, posts)
     planned.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
-    statement, params = take.request_limited(1, [(Lane(posts.stages["work"], 100), 100)], 0.0, careful=True)
+    statement, params = claim.request_limited(1, [(Lane(posts.stages["work"], 100), 100)], 0.0, careful=True)
     assert planned.execute(statement, params, prepare=True).fetchall() == []
     posts.submit_many(planned, ((f"e{n}", Post(content=str(n % tenants))) for n in range(BACKLOG)))
     for _ in range(2):
@@ -158,13 +161,13 @@ def test_moments_that_come_back_are_sought_one_by_one_whatever_partitions_there_
     posts.submit_many(planned, ((f"e{n}", Post(content=str(n))) for n in range(5_000)))
     lane = Lane(posts.stages["work"], 5_000)
     for _ in range(25):
-        request = take.request_limited(1, [(lane, 200)], 0.0, careful=True)
+        request = claim.request_limited(1, [(lane, 200)], 0.0, careful=True)
         rows = planned.execute(*request, prepare=True).fetchall()
-        take.receive_limited(1, {("posts", "work"): lane}, rows, ServerClock(), 0.0)
+        claim.receive_limited(1, {("posts", "work"): lane}, rows, ServerClock(), 0.0)
     jobs = list(lane.waiting)
     assert len(jobs) == 5_000
     before = entries_read(planned, "partition_rates")
-    planned.execute(*settle.return_moments(jobs[:100]), prepare=True)
+    planned.execute(*commit.return_moments(jobs[:100]), prepare=True)
     assert entries_read(planned, "partition_rates") - before < 100 * 5
     assert (
         value(planned, "SELECT count(*) FROM outbox.partition_rates WHERE next_at < now() + interval '1 minute'") == 100
@@ -180,14 +183,14 @@ def entries_read(conn: Conn, table: str = "jobs") -> int:
 
 def test_a_claim_reads_what_it_takes_and_starts_where_the_last_one_ended(planned: Conn) -> None:
     lane = submit_backlog(planned)
-    first = explain(planned, *take.request(1, [(lane, 100)], 1e9, careful=True))["Plan"]
+    first = explain(planned, *claim.request(1, [(lane, 100)], 1e9, careful=True))["Plan"]
     assert ("Index Scan", "jobs_ready_for_claim") in scans(first)
     assert not {scan for scan in scans(first) if scan[0] in ("Seq Scan", "Bitmap Heap Scan")}
     assert buffers(first) < 100 * 25, "some pages for each job that is taken, whatever waits behind it"
 
     # A hundred batches later the index begins with entries of jobs that are gone; nobody has vacuumed.
     planned.execute("DELETE FROM outbox.jobs WHERE id <= 20000")
-    statement, params = take.request(1, [(lane, 100)], 1e9, careful=True)
+    statement, params = claim.request(1, [(lane, 100)], 1e9, careful=True)
     walked = explain(planned, statement, {**params, "marks": [0]})["Plan"]
     jumped = explain(planned, statement, {**params, "marks": [20_100]})["Plan"]
     assert buffers(jumped) < buffers(first) * 1.5
@@ -196,11 +199,11 @@ def test_a_claim_reads_what_it_takes_and_starts_where_the_last_one_ended(planned
 
 def test_a_commit_reads_only_the_rows_of_its_batch(planned: Conn) -> None:
     lane = submit_backlog(planned)
-    take.receive(
-        1, {("posts", "enrich"): lane}, planned.execute(*take.request(1, [(lane, 100)], 1e9, careful=True)).fetchall()
+    claim.receive(
+        1, {("posts", "enrich"): lane}, planned.execute(*claim.request(1, [(lane, 100)], 1e9, careful=True)).fetchall()
     )
     batch = [(job, outcome(job)) for job in lane.waiting]
-    found = explain(planned, *settle.finish(batch))
+    found = explain(planned, *commit.finish(batch))
     assert not {scan for scan in scans(found["Plan"]) if scan[0] == "Seq Scan"}
     assert buffers(found["Plan"]) < 100 * 40
     assert value(planned, "SELECT count(*) FROM outbox.messages") == 100
@@ -213,7 +216,7 @@ def outcome(job: Job) -> Finished:
 def test_the_overview_counts_no_workflow(conn: Conn) -> None:
     submit_backlog(conn)
     conn.execute("VACUUM ANALYZE outbox.jobs, outbox.workflow_states, outbox.status_counts")
-    found = explain(conn, statements.load("inspect")["overview"], {})["Plan"]
+    found = explain(conn, statements.load("look")["overview"], {})["Plan"]
     assert buffers(found) < 500, "a few pages of counters, and the head of each line"
 
 
@@ -273,18 +276,18 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
 
     def taken() -> list[Job]:
         lane = Lane(posts.stages["enrich"], 100)
-        request = take.request(1, [(lane, 100)], 1e9, careful=True)
-        take.receive(1, {("posts", "enrich"): lane}, conn.execute(*request).fetchall())
+        request = claim.request(1, [(lane, 100)], 1e9, careful=True)
+        claim.receive(1, {("posts", "enrich"): lane}, conn.execute(*request).fetchall())
         return list(lane.waiting)
 
     by_hand = "UPDATE outbox.workflow_states SET current_status = 'ENRICHED' WHERE pipeline = 'posts' AND entity_id = ANY (%(e)s)"
     submit = statements.load("submit")["workflows_submit"]
     those = {"first": 900_000 + start, "last": 900_099 + start}
     asked: dict[str, tuple[bytes, dict[str, Any]]] = {
-        "claim": take.request(1, [(Lane(posts.stages["enrich"], 100), 100)], 1e9, careful=True),
-        "finish": settle.finish([(job, outcome(job)) for job in taken()]),
-        "fail": settle.fail([(job, Failed("no", 1.0)) for job in taken()]),
-        "give back": settle.give_back(taken()),
+        "claim": claim.request(1, [(Lane(posts.stages["enrich"], 100), 100)], 1e9, careful=True),
+        "finish": commit.finish([(job, outcome(job)) for job in taken()]),
+        "fail": commit.fail([(job, Failed("no", 1.0)) for job in taken()]),
+        "give back": commit.give_back(taken()),
         "by hand": (by_hand.encode(), {"e": [f"e{800_000 + start + n}" for n in range(100)]}),
         "submit": (submit, {"pipeline": "posts", "entities": [f"x{start + n}" for n in range(100)], "metadata": ["{}"] * 100}),
         "promote": (maintenance["jobs_promote_due"], {"limit": 100, "now": None}),

@@ -16,8 +16,10 @@ from apps.cli import posts
 from kit.commands import Outbox
 from kit.pipelines import Post, deployed, drain, value
 from kit.servers import wait_for
-from outbox import DefinitionError, maintenance
-from outbox.maintenance import BATCH, Maintenance, Retention
+from outbox import DefinitionError
+from outbox.engine import maintenance
+from outbox.engine.maintenance import Maintenance
+from outbox.engine.retention import BATCH, Retention, delete_old
 
 Conn = psycopg.Connection[Any]
 
@@ -198,7 +200,7 @@ def test_what_others_have_locked_is_left_for_the_next_turn(
 def test_history_is_closed_again_after_retention(shop: Conn, dsn: str) -> None:
     async def turn() -> str:
         made = Maintenance(dsn, retention=Retention(history=0), lease=30, on_ready=lambda: None)
-        await made._retain()
+        await delete_old(made._link, made._retention)
         try:
             await made._link.execute(b"DELETE FROM outbox.state_changes", {})
         except psycopg.Error as error:
@@ -213,7 +215,9 @@ def test_history_is_closed_again_after_retention(shop: Conn, dsn: str) -> None:
 
 def test_a_worker_does_it_by_its_options_and_says_so(shop: Conn, dsn: str, age: Age, tmp_path: Path) -> None:
     age("%", 31)
-    start = "from outbox import maintenance; maintenance.RETAIN_EVERY = 0.01; from outbox.cli import main; main()"
+    start = (
+        "from outbox.engine import maintenance; maintenance.RETAIN_EVERY = 0.01; from outbox.cli import main; main()"
+    )
     options = ["--keep-workflows", "30", "--keep-history", "30", "--keep-dead", "30", "--stage", "act", "--log", "json"]
     said = tmp_path / "log"
     with (
@@ -285,7 +289,9 @@ def test_where_a_relay_is_messages_go_when_it_has_passed_them_and_never_by_age(c
 def test_a_worker_deletes_old_messages_by_its_option(conn: Conn, dsn: str) -> None:
     deployed(conn, posts)
     write(conn, 8)
-    start = "from outbox import maintenance; maintenance.RETAIN_EVERY = 0.01; from outbox.cli import main; main()"
+    start = (
+        "from outbox.engine import maintenance; maintenance.RETAIN_EVERY = 0.01; from outbox.cli import main; main()"
+    )
     options = ["--app", "apps.cli:posts", "--keep-messages", "7"]
     with Outbox(dsn).process("worker", *options, program=["-c", start]) as worker:
         wait_for(lambda: messages(conn) == 0, what="the old message goes")

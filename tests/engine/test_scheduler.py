@@ -14,7 +14,8 @@ import pytest
 from kit.commands import Outbox
 from kit.pipelines import Post, deployed, drain, value
 from kit.servers import Process, wait_for
-from outbox import DefinitionError, Pipeline, Tick, deploy, schedule
+from outbox import DefinitionError, Pipeline, Tick
+from outbox.definition import deploy, schedule
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

@@ -28,7 +28,7 @@ from outbox import (
     SchemaError,
     Worker,
 )
-from outbox.claim import Claimer
+from outbox.engine.claimer import Claimer
 
 Conn = psycopg.Connection[Any]
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from kit.commands import Outbox
 from kit.pipelines import value
 from kit.servers import PostgresServer, Process, wait_for
-from outbox import deploy
+from outbox.definition import deploy
 
 CONTENTS = [
     "I love this #bakery, what a wonderful day!",
@@ -78,7 +78,7 @@ def conn(played: Played) -> Iterator[psycopg.Connection[Any]]:
 def test_the_demo_survives_outage_and_kill_and_its_books_are_right(played: Played) -> None:
     assert played.code == 0, played.text
     assert "✘" not in played.text
-    for words in ("killed (SIGKILL)", "the world is out", "the world is back", "all posts have ended"):
+    for words in ("killed (SIGKILL)", "the service is down", "the service is up again", "all posts have ended"):
         assert words in played.text
 
 
@@ -182,9 +182,9 @@ def test_a_check_names_some_of_what_is_broken_and_counts_the_rest() -> None:
 
 
 OBJECTIONABLE = {
-    "posts that are not the demo's: mine": "INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('posts', 'mine')",
+    "posts that the demo did not submit: mine": "INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('posts', 'mine')",
     "another demo is running": "SET application_name = 'outbox demo'",
-    "takes its jobs: far:1": "INSERT INTO outbox.workers (name, stages, lease) VALUES ('far:1', '{posts.act}', '30 s')",
+    "would claim its jobs: far:1": "INSERT INTO outbox.workers (name, stages, lease) VALUES ('far:1', '{posts.act}', '30 s')",
 }
 
 

@@ -14,6 +14,7 @@ import outbox
 from kit.commands import Outbox
 from kit.pipelines import deployed, status_of, value
 from kit.servers import Process, wait_for
+from outbox.operations import look
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "examples"))
@@ -97,7 +98,7 @@ def test_a_frozen_worker_fires_no_deadline_that_was_decided_meanwhile(conn: Conn
     for n in range(10):
         outbox.signal(conn, orders, f"e{n}", "payment", {"cents": 1, "charge": "ch"})
     worker = spawn(*WORKER, env=HERE)
-    wait_for(lambda: len(outbox.inspect.approvals(conn)) == 10, what="all are asked")
+    wait_for(lambda: len(look.approvals(conn)) == 10, what="all are asked")
     worker.send(signal.SIGSTOP)
     conn.execute("UPDATE outbox.jobs SET deadline = now() WHERE status = 'WAITING_FOR_CLERK'")
     for n in range(5):
@@ -149,8 +150,8 @@ def test_a_monitor_finds_what_is_dead_by_the_clock(conn: Conn, dsn: str, spawn: 
     conn.execute("UPDATE outbox.schedules SET next_at = now()")
     for _ in range(2):
         spawn("worker", "--app", "monitor.pipeline:incidents", env=HERE)
-    wait_for(lambda: len(outbox.inspect.approvals(conn)) == 1, what="somebody is asked")
-    (asked,) = outbox.inspect.approvals(conn)
+    wait_for(lambda: len(look.approvals(conn)) == 1, what="somebody is asked")
+    (asked,) = look.approvals(conn)
     assert asked["question"] == "3 jobs of orders.bill are dead. Who takes it?"
     outbox.decide(conn, incidents, asked["entity_id"], "take", by="sarah")
     assert status_of(conn, asked["entity_id"]) == "TAKEN"

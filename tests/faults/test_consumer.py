@@ -20,7 +20,7 @@ from kit.pipelines import value
 from kit.pooler import way_env
 from kit.proxy import LossyProxy
 from kit.servers import PostgresServer, Process, wait_for
-from outbox import migrations
+from outbox.database import migrations
 
 Conn = psycopg.Connection[Any]
 Consume = Callable[..., Process]

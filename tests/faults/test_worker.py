@@ -17,7 +17,7 @@ from kit.faults import WORKER, check_books, drained, held, open_gate, prepare, s
 from kit.pipelines import value
 from kit.pooler import direct
 from kit.servers import PostgresServer, Process, wait_for
-from outbox import migrations
+from outbox.database import migrations
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

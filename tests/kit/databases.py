@@ -19,7 +19,7 @@ from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from kit.servers import PostgresServer
-from outbox import migrations
+from outbox.database import migrations
 
 OWNER = "outbox_owner"
 

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from outbox import migrations
+from outbox.database import migrations
 
 _SCHEMA = """
 CREATE SCHEMA fake;

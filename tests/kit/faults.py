@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from kit.pipelines import value
-from outbox import deploy
+from outbox.definition import deploy
 
 Conn = psycopg.Connection[Any]
 WORKER = ["worker", "--app", "apps.fault:app"]

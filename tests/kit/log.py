@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from kit.pipelines import value
-from outbox.window import Log, Outgoing, Window
+from outbox.messages.log import Log, Outgoing, Window
 
 Conn = psycopg.Connection[Any]
 WRITE = "INSERT INTO outbox.messages (topic, key, payload) VALUES (%s, %s, '{}')"

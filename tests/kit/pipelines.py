@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from kit.pooler import way
 from kit.servers import wait_for
-from outbox import Backoff, Go, Pipeline, Run, Worker, deploy
+from outbox import Backoff, Go, Pipeline, Run, Worker
+from outbox.definition import deploy
 
 
 class Post(BaseModel):

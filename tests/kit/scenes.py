@@ -9,13 +9,16 @@ from typing import Any
 import psycopg
 
 from kit.pipelines import Post, value
-from outbox import Pipeline, inspect, settle, statements, take
-from outbox.job import Failed, Finished, Job, Message
-from outbox.lane import Lane
+from outbox import Pipeline
+from outbox.database import statements
+from outbox.engine import claim, commit
+from outbox.engine.job import Failed, Finished, Job, Message
+from outbox.engine.lane import Lane
+from outbox.operations import change
 
 Conn = psycopg.Connection[Any]
 Act = Callable[[Conn], Any]
-MAINTENANCE, WORKER = statements.load("maintenance"), statements.load("worker")
+MAINTENANCE, WORKER = statements.load("maintenance"), statements.load("lease")
 
 
 def holding(act: Act, end: str = "commit") -> Act:
@@ -48,22 +51,22 @@ class Table:
 
     def claimed(self, conn: Conn, worker: int, limit: int = 10) -> list[Job]:
         lane = Lane(self.pipeline.stages["work"], 10)
-        statement, params = take.request(worker, [(lane, limit)], 0, careful=True)
-        take.receive(worker, {("p", "work"): lane}, conn.execute(statement, params).fetchall())
+        statement, params = claim.request(worker, [(lane, limit)], 0, careful=True)
+        claim.receive(worker, {("p", "work"): lane}, conn.execute(statement, params).fetchall())
         return list(lane.waiting)
 
     def finish(self, conn: Conn) -> list[str]:
         outcome = Finished("DONE", '{"content": "done"}', [Message("t", "k", "{}", None)])
-        return ["moved", "sent"] if conn.execute(*settle.finish([(self.job, outcome)])).fetchall() else []
+        return ["moved", "sent"] if conn.execute(*commit.finish([(self.job, outcome)])).fetchall() else []
 
     def fail(self, conn: Conn) -> list[str]:
-        return ["freed"] if conn.execute(*settle.fail([(self.job, Failed("boom", 0.0))])).fetchall() else []
+        return ["freed"] if conn.execute(*commit.fail([(self.job, Failed("boom", 0.0))])).fetchall() else []
 
     def die(self, conn: Conn) -> list[str]:
-        return ["died"] if conn.execute(*settle.fail([(self.job, Failed("boom", None))])).fetchall() else []
+        return ["died"] if conn.execute(*commit.fail([(self.job, Failed("boom", None))])).fetchall() else []
 
     def give_back(self, conn: Conn) -> list[str]:
-        return ["given back"] if conn.execute(*settle.give_back([self.job])).fetchall() else []
+        return ["given back"] if conn.execute(*commit.give_back([self.job])).fetchall() else []
 
     def by_hand(self, conn: Conn) -> list[str]:
         moved = conn.execute(
@@ -84,7 +87,7 @@ class Table:
         return ["claimed"] * len(self.claimed(conn, self.second))
 
     def retry(self, conn: Conn) -> list[str]:
-        return ["retried"] if inspect.retry(conn, self.id) else []
+        return ["retried"] if change.retry(conn, self.id) else []
 
     def delete(self, conn: Conn) -> list[str]:
         return ["deleted"] * conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = 'e'").rowcount

@@ -21,7 +21,7 @@ from typing import Any
 
 import psycopg
 
-from outbox import embedded
+from outbox.database import embedded
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 

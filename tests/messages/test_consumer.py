@@ -23,7 +23,16 @@ from kit.consuming import parked, record, record_in_a_thread, seen
 from kit.databases import OWNER
 from kit.letters import post, uuid7
 from kit.pipelines import value
-from outbox import Backoff, Consumer, DefinitionError, Delivery, OutboxError, SchemaError, SettingsError, consume
+from outbox import (
+    Backoff,
+    Consumer,
+    DefinitionError,
+    Delivery,
+    OutboxError,
+    SchemaError,
+    SettingsError,
+    consume,
+)
 
 Conn = psycopg.Connection[Any]
 Handler = Callable[[Delivery], Any]

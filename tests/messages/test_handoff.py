@@ -17,8 +17,8 @@ from kit.databases import OWNER, clone, make_database
 from kit.pipelines import Post, deployed, make_posts, value
 from kit.servers import PostgresServer, Process, wait_for
 from outbox import InvalidInput, Pipeline, Run, Worker, shard
-from outbox.handoff import Handoff
-from outbox.relay import Relay
+from outbox.messages.handoff import Handoff
+from outbox.messages.relay import Relay
 
 Conn = psycopg.Connection[Any]
 Make = Callable[[], str]

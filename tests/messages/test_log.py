@@ -10,7 +10,7 @@ import pytest
 
 from kit.log import WRITE, Reader
 from kit.pipelines import Post, deployed, value
-from outbox.window import Log, TakenOver, Window
+from outbox.messages.log import Log, TakenOver, Window
 
 Conn = psycopg.Connection[Any]
 Connect = Callable[..., Conn]

@@ -27,9 +27,9 @@ from pika import frame, spec
 from kit.scripted_broker import Line, Message, ScriptedBroker, confirm, hold
 from kit.servers import wait_for
 from outbox.errors import SettingsError
-from outbox.rabbitmq import batch, connection
-from outbox.rabbitmq.publisher import Publisher
-from outbox.window import Outgoing
+from outbox.messages.log import Outgoing
+from outbox.messages.rabbitmq import batch, connection
+from outbox.messages.rabbitmq.publisher import Publisher
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 Parked = dict[int, tuple[Outgoing, str]]

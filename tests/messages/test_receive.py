@@ -16,7 +16,7 @@ from kit.consuming import parked, record, record_in_a_thread, seen
 from kit.letters import post, uuid7
 from kit.pipelines import value
 from outbox import Backoff, Consumer, Delivery, Reject, Retry
-from outbox.receive import SQL
+from outbox.messages.receive import SQL
 
 Conn = psycopg.Connection[Any]
 Run = Callable[..., Consumer]

@@ -19,7 +19,9 @@ from kit.deliveries import bind, check_order, first_of_each, take, write
 from kit.pipelines import value
 from kit.pooler import direct
 from kit.servers import PostgresServer, Process, wait_for
-from outbox import Backoff, Consumer, Delivery, migrations, ring
+from outbox import Backoff, Consumer, Delivery
+from outbox.database import migrations
+from outbox.messages import ring
 
 Conn = psycopg.Connection[Any]
 Start = Callable[..., Process]

@@ -14,7 +14,8 @@ from kit.commands import Outbox
 from kit.databases import templates
 from kit.pipelines import Post, deployed, drain, value
 from kit.servers import PostgresServer, Process, wait_for
-from outbox import Go, Pipeline, doctor
+from outbox import Go, Pipeline
+from outbox.operations import doctor
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

@@ -40,11 +40,10 @@ from outbox import (
     SchemaError,
     SettingsError,
     Worker,
-    commit,
-    migrations,
-    settle,
 )
+from outbox.database import migrations
 from outbox.documents import MAX_BYTES
+from outbox.engine import commit, committer
 from tools import bad_inputs
 
 Conn = psycopg.Connection[Any]
@@ -398,11 +397,11 @@ def test_large_results_are_committed_in_statements_that_postgres_takes(
     conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bound is lowered: a gigabyte of documents would say the same, and take a minute."""
-    monkeypatch.setattr(commit, "BATCH_SIZE", 2_500_000)
+    monkeypatch.setattr(committer, "BATCH_SIZE", 2_500_000)
     sizes: list[int] = []
-    finish = settle.finish
+    finish = commit.finish
     monkeypatch.setattr(
-        settle, "finish", lambda jobs: sizes.append(sum(outcome.size for _, outcome in jobs)) or finish(jobs)
+        commit, "finish", lambda jobs: sizes.append(sum(outcome.size for _, outcome in jobs)) or finish(jobs)
     )
 
     def work(run: Run[Post]) -> Post:

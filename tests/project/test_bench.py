@@ -14,7 +14,8 @@ import psycopg
 import pytest
 
 from bench.kit import chains, picture
-from outbox import Go, Run, deploy, testing
+from outbox import Go, Run, testing
+from outbox.definition import deploy
 
 ROOT = Path(__file__).parents[2]
 

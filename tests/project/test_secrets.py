@@ -22,11 +22,14 @@ from kit.commands import Outbox
 from kit.databases import OWNER, make_database
 from kit.pipelines import Post, deployed, drain, value
 from kit.servers import PostgresServer, Process, free_port, wait_for
-from outbox import Consumer, Inbox, SettingsError, Worker, deploy, migrations, settings
-from outbox.handoff import Handoff
-from outbox.link import Link, engine_conninfo
-from outbox.rabbitmq.publisher import Publisher
-from outbox.relay import Relay
+from outbox import Consumer, Inbox, SettingsError, Worker, settings
+from outbox.database import migrations
+from outbox.database.dsn import engine_conninfo
+from outbox.database.link import Link
+from outbox.definition import deploy
+from outbox.messages.handoff import Handoff
+from outbox.messages.rabbitmq.publisher import Publisher
+from outbox.messages.relay import Relay
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
@@ -197,7 +200,7 @@ IN_THE_APP = """
 import asyncio, logging, sys
 from apps.cli import posts
 from outbox import Consumer, Worker
-from outbox.relay import Relay
+from outbox.messages.relay import Relay
 
 logging.basicConfig(level=logging.DEBUG)
 dsn, amqp = sys.stdin.read().splitlines()
@@ -265,7 +268,7 @@ def test_no_object_shows_its_password(strict: PostgresServer, amqp_secret: str) 
 
     objects = [
         *asyncio.run(made()), Worker(posts, dsn), Relay(dsn), Inbox("crm"), Consumer("q", handle, dsn=dsn, amqp_url=amqp_secret),
-        settings.load(dsn=dsn, listen_dsn=dsn, amqp_url=amqp_secret), settings.redact(dsn), settings.place(dsn),
+        settings.load(dsn=dsn, listen_dsn=dsn, amqp_url=amqp_secret), dsn.redact(dsn), dsn.place(dsn),
     ]  # fmt: skip
     for found in objects:
         quiet(f"{found!r} {found!s}")

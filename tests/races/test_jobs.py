@@ -16,8 +16,12 @@ import pytest
 from kit.interleave import Actor, Explore, Scene
 from kit.pipelines import Post, deployed, one_stage, value
 from kit.scenes import DEPLOY, MAINTENANCE, WORKER, Table, books_are_right, holding
-from outbox import Pipeline, deploy, inspect, settle, submit, take, transaction
-from outbox.job import Failed
+from outbox import Pipeline
+from outbox.client import submit
+from outbox.definition import deploy
+from outbox.engine import claim, commit, transaction
+from outbox.engine.job import Failed
+from outbox.operations import change
 
 Conn = psycopg.Connection[Any]
 Act = Callable[[Conn], Any]
@@ -90,7 +94,7 @@ def test_a_handlers_own_transaction_and_a_cancellation(conn: Conn, explore: Expl
             return ["moved"] if transaction.run_sync(conn, [table.job]) != [None] else []
 
         def cancel(conn: Conn) -> list[str]:
-            return ["moved"] if inspect.set_status(conn, table.id, "MOVED", actor="sarah", reason="changed") else []
+            return ["moved"] if change.set_status(conn, table.id, "MOVED", actor="sarah", reason="changed") else []
 
         def check(outcomes: dict[str, Any]) -> None:
             table.check(outcomes)
@@ -110,7 +114,7 @@ def test_claims_never_take_the_same_job_nor_more_than_they_may(conn: Conn, explo
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute(*settle.give_back([table.job]))
+        conn.execute(*commit.give_back([table.job]))
         pipeline.submit_many(conn, [("f", Post()), ("g", Post())])
 
         def claiming(worker: int) -> Act:
@@ -157,11 +161,11 @@ def test_a_claim_that_stores_an_in_progress_status_a_change_by_hand_and_a_sweep(
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute(*settle.give_back([table.job]))
+        conn.execute(*commit.give_back([table.job]))
 
         def begin(conn: Conn) -> list[str]:
             jobs = table.claimed(conn, table.first)
-            return ["moved"] if jobs and conn.execute(*take.start(jobs)).fetchall() else []
+            return ["moved"] if jobs and conn.execute(*claim.start(jobs)).fetchall() else []
 
         def move(conn: Conn) -> list[str]:
             sql = (
@@ -189,7 +193,7 @@ def test_a_promotion_a_change_by_hand_and_a_claim(conn: Conn, explore: Explore) 
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute(*settle.fail([(table.job, Failed("later", 60.0))]))
+        conn.execute(*commit.fail([(table.job, Failed("later", 60.0))]))
         conn.execute("UPDATE outbox.jobs SET run_at = now()")
 
         def promote(conn: Conn) -> list[str]:
@@ -396,7 +400,7 @@ def test_a_deploy_a_change_by_hand_and_a_claim(conn: Conn, explore: Explore) -> 
     def scene() -> Scene:
         conn.execute("DELETE FROM outbox.workflow_states")
         table = Table(conn, deployed(conn, old))
-        conn.execute(*settle.give_back([table.job]))
+        conn.execute(*commit.give_back([table.job]))
 
         def check(outcomes: dict[str, Any]) -> None:
             books_are_right(conn)

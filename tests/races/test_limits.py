@@ -11,10 +11,12 @@ import pytest
 from kit.interleave import Actor, Explore, Scene
 from kit.pipelines import Post, deployed, one_stage, value
 from kit.scenes import DEPLOY, MAINTENANCE, WORKER, books_are_right, holding
-from outbox import Pipeline, deploy, settle, take
-from outbox.job import Failed, Finished, Job
-from outbox.lane import Lane
-from outbox.limits import ServerClock
+from outbox import Pipeline
+from outbox.definition import deploy
+from outbox.engine import claim, commit
+from outbox.engine.job import Failed, Finished, Job
+from outbox.engine.lane import Lane
+from outbox.engine.pacing import ServerClock
 
 Conn = psycopg.Connection[Any]
 RUNNING = "SELECT count(*) FROM outbox.jobs WHERE owner IS NOT NULL"
@@ -50,21 +52,21 @@ class Queue:
     def claimed(self, conn: Conn, worker: int, most: int = 10, stages: tuple[str, ...] = ("work",)) -> list[Job]:
         lanes = {("p", name): Lane(self.pipeline.stages[name], 10) for name in stages}
         asked = [(lane, most) for lane in lanes.values()]
-        rows = conn.execute(*take.request_limited(worker, asked, 0.0, careful=True)).fetchall()
-        take.receive_limited(worker, lanes, rows, ServerClock(), 0.0)
+        rows = conn.execute(*claim.request_limited(worker, asked, 0.0, careful=True)).fetchall()
+        claim.receive_limited(worker, lanes, rows, ServerClock(), 0.0)
         return [job for lane in lanes.values() for job in lane.waiting]
 
     def claiming(self, worker: int, most: int = 10) -> Callable[[Conn], list[str]]:
         return lambda conn: [job.entity_id for job in self.claimed(conn, worker, most)]
 
     def finish(self, conn: Conn) -> list[str]:
-        return ["ended"] if conn.execute(*settle.finish([(self.job, Finished("DONE", None, []))])).fetchall() else []
+        return ["ended"] if conn.execute(*commit.finish([(self.job, Finished("DONE", None, []))])).fetchall() else []
 
     def fail(self, conn: Conn) -> list[str]:
-        return ["ended"] if conn.execute(*settle.fail([(self.job, Failed("boom", 0.0))])).fetchall() else []
+        return ["ended"] if conn.execute(*commit.fail([(self.job, Failed("boom", 0.0))])).fetchall() else []
 
     def give_back(self, conn: Conn) -> list[str]:
-        return ["ended"] if conn.execute(*settle.give_back([self.job])).fetchall() else []
+        return ["ended"] if conn.execute(*commit.give_back([self.job])).fetchall() else []
 
     def sweep(self, conn: Conn) -> list[str]:
         conn.execute(MAINTENANCE["workers_bury"], {"dead": [self.first], "leases": False, "now": None})

@@ -18,10 +18,11 @@ from kit.inbox import forget, made
 from kit.interleave import Actor, Explore, Scene
 from kit.log import WRITE, fill, sizes
 from kit.pipelines import deployed, value
-from outbox import Backoff, Delivery, Inbox, Reject, TooOld, ring
-from outbox.delivery import Arrival
-from outbox.receive import Receiver, Terms
-from outbox.window import Log, TakenOver, Window
+from outbox import Backoff, Delivery, Inbox, Reject, TooOld
+from outbox.messages import ring
+from outbox.messages.delivery import Arrival
+from outbox.messages.log import Log, TakenOver, Window
+from outbox.messages.receive import Receiver, Terms
 
 Conn = psycopg.Connection[Any]
 Async = psycopg.AsyncConnection[Any]
@@ -356,7 +357,7 @@ def test_f51_an_old_leader_that_comes_back_moves_nothing_after_the_new_one_has_b
 ) -> None:
     """Frozen before the scene begins, or anywhere in it: then every beat is late at once."""
     if frozen == "anywhere":
-        monkeypatch.setattr("outbox.window.LEASE", -3600.0)
+        monkeypatch.setattr("outbox.messages.log.LEASE", -3600.0)
     conn.execute(WATCH)
     ends: set[Any] = set()
 

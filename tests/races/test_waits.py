@@ -17,10 +17,12 @@ from kit.interleave import Explore, Scene, ScheduleFailed
 from kit.pipelines import deployed, value
 from kit.scenes import MAINTENANCE, Table, books_are_right, holding
 from kit.waits import PAYMENT, TIMED, Order, Task, families, orders
-from outbox import Pipeline, decide, inspect, settle, signal, take, transaction
-from outbox.job import Finished, Job
-from outbox.lane import Lane
-from outbox.waits import WaitForApproval, WaitForChildren, WaitForSignal
+from outbox import Pipeline, decide, signal
+from outbox.definition.waits import WaitForApproval, WaitForChildren, WaitForSignal
+from outbox.engine import claim, commit, transaction
+from outbox.engine.job import Finished, Job
+from outbox.engine.lane import Lane
+from outbox.operations import look
 
 Conn = psycopg.Connection[Any]
 ENDS = [("commit", "commit"), ("rollback", "commit"), ("commit", "rollback")]
@@ -37,8 +39,8 @@ class Waiting(Table):
         self.id = pipeline.submit(conn, "e", Order()).id
         self.first = self.worker()
         self.lane = Lane(pipeline.stages["ask"], 10)
-        statement, params = take.request(self.first, [(self.lane, 1)], 0, careful=True)
-        take.receive(self.first, {("orders", "ask"): self.lane}, conn.execute(statement, params).fetchall())
+        statement, params = claim.request(self.first, [(self.lane, 1)], 0, careful=True)
+        claim.receive(self.first, {("orders", "ask"): self.lane}, conn.execute(statement, params).fetchall())
         (self.job,) = self.lane.waiting
         self.wait = wait.as_wait()
 
@@ -50,7 +52,7 @@ class Waiting(Table):
 
     def begin(self, conn: Conn) -> list[str]:
         outcome = Finished("WAITING", None, [], self.wait)
-        return ["WAITING"] if conn.execute(*settle.finish([(self.job, outcome)])).fetchall() else []
+        return ["WAITING"] if conn.execute(*commit.finish([(self.job, outcome)])).fetchall() else []
 
     def approve(self, conn: Conn, by: str = "sarah") -> list[str]:
         return self.decided(conn, "approve", by)
@@ -197,7 +199,7 @@ def test_two_who_answer_are_both_told(conn: Conn, connect: Callable[..., Conn]) 
     assert table.approve(conn) == ["PAID"]
     with pytest.raises(psycopg.Error, match="too late, it was decided: approve by sarah at"):
         decide(connect(), pipeline, "e", "reject", by="tom")
-    assert inspect.approvals(conn) == []
+    assert look.approvals(conn) == []
 
 
 class Family:
@@ -225,12 +227,12 @@ class Family:
 
     def claimed(self, pipeline: Pipeline[Any], stage: str) -> list[Job]:
         lane = Lane(pipeline.stages[stage], 10)
-        statement, params = take.request(self.worker, [(lane, 10)], 0, careful=True)
-        take.receive(self.worker, {(pipeline.name, stage): lane}, self.conn.execute(statement, params).fetchall())
+        statement, params = claim.request(self.worker, [(lane, 10)], 0, careful=True)
+        claim.receive(self.worker, {(pipeline.name, stage): lane}, self.conn.execute(statement, params).fetchall())
         return list(lane.waiting)
 
     def finish(self, conn: Conn, job: Job, status: str, wait: Any = None) -> list[str]:
-        return [status] if conn.execute(*settle.finish([(job, Finished(status, None, [], wait))])).fetchall() else []
+        return [status] if conn.execute(*commit.finish([(job, Finished(status, None, [], wait))])).fetchall() else []
 
     def first_ends(self, conn: Conn) -> list[str]:
         return self.finish(conn, self.first, "DONE")
