@@ -1,4 +1,4 @@
-"""Runs the worker of timed.py, which notes when handlers begin and end, and returns how long workflows waited for them."""
+"""Runs the worker of timed.py, which notes when handlers begin and end, and says how long workflows waited for them."""
 
 from __future__ import annotations
 
