@@ -19,11 +19,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 from outbox.database import embedded
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+MEMORY = Path("/dev/shm")
+PLENTY = 8 * 2**30
+"""Bytes of free memory with which data is kept in memory: a database is a thousand files, and each test makes one and
+drops it, which costs a disk's file system several times as much. The servers of a whole run need less than half of it."""
 
 
 def binaries(version: str) -> Path | None:
@@ -73,7 +78,7 @@ class PostgresServer:
         *,
         fsync: bool = False,
         settings: Mapping[str, object] | None = None,
-        volume: Path = Path("/tmp"),
+        volume: Path | None = None,
     ) -> None:
         self.version = version or os.environ.get("OUTBOX_TEST_PG", "18")
         found = binaries(self.version)
@@ -81,12 +86,14 @@ class PostgresServer:
             raise RuntimeError(f"Postgres {self.version} is not on this machine; there are {', '.join(versions())}")
         self.bin = found
         # A short path: the socket's name must fit into 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="obpg", dir=volume))
-        self.data = self.folder / "data"
+        self.folder = Path(tempfile.mkdtemp(prefix="obpg", dir=volume or "/tmp"))
+        self._store = self.folder if volume else Path(tempfile.mkdtemp(prefix="obpg", dir=_store()))
+        self.data = self._store / "data"
         self.port = free_port()
         self._as = self._user()
         if self._as is not None:
             os.chown(self.folder, self._as.pw_uid, self._as.pw_gid)
+            os.chown(self._store, self._as.pw_uid, self._as.pw_gid)
         if self.version != "15":
             self.bin = embedded.reachable(found, self.folder, self._as)
         self._run(
@@ -166,6 +173,7 @@ class PostgresServer:
     def remove(self) -> None:
         if (self.data / "postmaster.pid").exists():
             self.stop()
+        shutil.rmtree(self._store, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _runs(self) -> bool:
@@ -250,6 +258,12 @@ class Process:
         self.popen.wait(10)
         if self.popen.stdout is not None:
             self.popen.stdout.close()
+
+
+def _store() -> Path:
+    """Return where the data of a server goes: into memory if there is plenty, else to disk."""
+    free = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) if MEMORY.is_dir() else 0
+    return MEMORY if free > PLENTY else Path("/tmp")
 
 
 def _alive(pid: int) -> bool:
