@@ -41,10 +41,11 @@ def run(number: int, arguments: Sequence[str]) -> bool:
     with log.open("wb") as file:
         done = subprocess.run([sys.executable, "-m", "pytest", *arguments], stdout=file, stderr=file, check=False)
     took = time.monotonic() - began
-    lines = log.read_text(errors="replace").splitlines() or ["it said nothing"]
+    said = log.read_text(errors="replace")
     if done.returncode:
-        click.echo("\n".join(lines))
-    click.echo(f"run {number}: {'failed' if done.returncode else 'ok'} in {took:.0f} s: {lines[-1].strip('= ')}")
+        click.echo(said)
+    last = (said.strip().splitlines() or ["it said nothing"])[-1].strip("= ")
+    click.echo(f"run {number}: {'failed' if done.returncode else 'ok'} in {took:.0f} s: {last}")
     return not done.returncode
 
 
