@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from kit.databases import OWNER, make_database
+from kit.databases import OWNER, janitor, make_database
 from kit.pipelines import Post, deployed, drain, status_of, value
 from kit.servers import PostgresServer, versions
 from outbox import SchemaError
@@ -87,24 +87,15 @@ def test_a_newer_schema_is_named_and_does_not_stop_an_older_worker(conn: Conn, d
 
 
 def test_a_role_without_a_schema_of_its_own_is_told_by_postgres(server: PostgresServer) -> None:
-    make_database(server, "strangers", "template0")
-    try:
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            migrations.apply(server.dsn("strangers", OWNER))
-    finally:
-        with server.admin() as admin:
-            admin.execute("DROP DATABASE strangers WITH (FORCE)")
+    with janitor(server, "strangers"), pytest.raises(psycopg.errors.InsufficientPrivilege):
+        migrations.apply(server.dsn("strangers", OWNER))
 
 
 @pytest.mark.parametrize("version", versions())
 def test_a_pipeline_runs_on_every_supported_postgres(
     version: str, make_server: Callable[[str], PostgresServer]
 ) -> None:
-    server = make_server(version)
-    with server.admin() as admin:
-        admin.execute(f"CREATE ROLE {OWNER} LOGIN")
-    make_database(server, "app")
-    dsn = server.dsn("app", OWNER)
+    dsn = make_database(make_server(version), "app")
     migrations.apply(dsn)
     with psycopg.connect(dsn, autocommit=True) as conn:
         assert str(value(conn, "SHOW server_version")).startswith(version)

@@ -30,10 +30,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from pydantic import BaseModel
+from pytest_postgresql.executors import NoopExecutor
 
 from kit import fake_time
 from kit import model as spec
-from kit.databases import OWNER, make_database
+from kit.databases import OWNER, clone
 from kit.model import By, Raises, Returns, Rules, Stage
 from kit.servers import PostgresServer
 from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded, service
@@ -729,16 +730,14 @@ ALTER SEQUENCE fake.ids RESTART;
 
 
 @pytest.fixture(scope="module")
-def world(server: PostgresServer) -> Iterator[Callable[[], Lives]]:
+def world(server: PostgresServer, empty_template: NoopExecutor) -> Iterator[Callable[[], Lives]]:
     """Makes worlds to live in, one after the other, in a database with a fake clock."""
-    make_database(server, "model", "empty_template")
-    dsn = fake_time.install(server.dsn("model"), server.dsn("model", OWNER))
-    with server.admin("model") as admin, psycopg.connect(dsn, autocommit=True) as conn, asyncio.Runner() as runner:
+    with clone(empty_template, "model") as owners, server.admin("model") as admin, asyncio.Runner() as runner:
+        dsn = fake_time.install(server.dsn("model"), owners)
         admin.execute(PREPARE)
         admin.execute("SET session_replication_role = replica")
-        yield lambda: Lives(conn, admin, runner)
-    with server.admin() as admin:
-        admin.execute("DROP DATABASE model WITH (FORCE)")
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            yield lambda: Lives(conn, admin, runner)
 
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
