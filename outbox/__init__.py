@@ -42,6 +42,7 @@ from .errors import (
 from .messages.consumer import Consumer, consume
 from .messages.delivery import Delivery
 from .messages.sharding import shard
+from .operations.prepare import deploy, migrate
 
 __all__ = [
     "AppendOnly",
@@ -90,7 +91,9 @@ __all__ = [
     "approve",
     "consume",
     "decide",
+    "deploy",
     "error_of",
+    "migrate",
     "reject",
     "shard",
     "signal",
