@@ -1,6 +1,7 @@
 """Runs steps on the caller's own connection, sync or async: a generator of statements, and two shells.
 
-What users call in their own transaction (submit, inbox) is written once: it yields statements and is sent their rows.
+What users call in their own transaction is written once: it yields statements and is sent their rows. What the database
+refuses is raised as the error of ours that it is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.rows import tuple_row
 
+from ..database.refusals import raised_as_ours
 from ..errors import InvalidInput
 
 T = TypeVar("T")
@@ -18,7 +20,7 @@ Steps = Generator[tuple[bytes, dict[str, Any]], list[Any], T]
 
 
 def execute(conn: Any, steps: Steps[T]) -> T | Coroutine[Any, Any, T]:
-    """Return what the steps return, or on an async connection a coroutine that does."""
+    """Returns what the steps return, or on an async connection a coroutine that does."""
     if isinstance(conn, psycopg.AsyncConnection):
         return _drive_async(conn, steps)
     if isinstance(conn, psycopg.Connection):
@@ -28,8 +30,8 @@ def execute(conn: Any, steps: Steps[T]) -> T | Coroutine[Any, Any, T]:
 
 
 def drive(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
-    """The same for those who know that the connection is a sync one."""
-    with conn.cursor(row_factory=tuple_row) as cursor:
+    """Returns what the steps return, on a connection that is known to be a sync one."""
+    with raised_as_ours(), conn.cursor(row_factory=tuple_row) as cursor:
         try:
             statement, params = next(steps)
             while True:
@@ -39,11 +41,12 @@ def drive(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
 
 
 async def _drive_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
-    async with conn.cursor(row_factory=tuple_row) as cursor:
-        try:
-            statement, params = next(steps)
-            while True:
-                await cursor.execute(statement, params)
-                statement, params = steps.send(await cursor.fetchall())
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
+    with raised_as_ours():
+        async with conn.cursor(row_factory=tuple_row) as cursor:
+            try:
+                statement, params = next(steps)
+                while True:
+                    await cursor.execute(statement, params)
+                    statement, params = steps.send(await cursor.fetchall())
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]

@@ -10,16 +10,12 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from .. import documents, texts
 from ..checks import check_whole
-from ..errors import DefinitionError, HandlerError, InvalidInput
+from ..errors import DefinitionError, HandlerError, InvalidInput, TooNewData
 
 VERSION = "$version"
 """Where a document says by which version of its type it was written; none says 1."""
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-class TooNewData(HandlerError):
-    """The stored data was written by later code than this. A newer worker can read it."""
 
 
 class DataType:

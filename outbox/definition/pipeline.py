@@ -363,7 +363,7 @@ class Pipeline(Generic[Data]):
         nothing. InvalidInput before any SQL if the id or the data can't be stored; NotDeployed if the database
         doesn't know the pipeline.
         """
-        submitted: Submitted | Awaitable[Submitted] = submit(self.name, self.dump_readable, conn, entity_id, data)
+        submitted: Submitted | Awaitable[Submitted] = submit(self, conn, entity_id, data)
         return submitted
 
     @overload
@@ -379,7 +379,7 @@ class Pipeline(Generic[Data]):
 
         Returns how many are new. All or nothing is the caller's transaction; entities that exist are left alone.
         """
-        started: int | Awaitable[int] = submit_many(self.name, self.dump_readable, conn, items)
+        started: int | Awaitable[int] = submit_many(self, conn, items)
         return started
 
 

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from .. import texts
-from ..definition.data import TooNewData
-from ..errors import HandlerError, InvalidInput
+from ..errors import HandlerError, InvalidInput, TooNewData
 from .job import Failed, Finished, Job, Missed, Outcome, fail
 from .pacing import is_late
 from .run import Run

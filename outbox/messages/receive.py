@@ -23,9 +23,9 @@ from ..database import statements
 from ..database.dsn import engine_conninfo
 from ..database.link import Link, idle_ms, reclaim, threshold
 from ..definition.outcome import Backoff, Reject, Retry
-from ..errors import HandlerError, TooNew, TooOld
+from ..errors import HandlerError, TooNew, TooOld, Unreadable
 from ..texts import printable
-from .delivery import Arrival, Delivery, Unreadable, storable
+from .delivery import Arrival, Delivery, storable
 
 SQL = statements.load("receive")
 log = logging.getLogger("outbox.consumer")
