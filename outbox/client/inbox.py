@@ -59,17 +59,19 @@ class Inbox:
         for ids that the inbox may have forgotten, by the day (UTC) that they were made on; TooNew for those made more
         than a day ahead.
         """
-        accepted: bool | Awaitable[bool] = execute(conn, self._accept(parse_id(message_id)))
+        accepted: bool | Awaitable[bool] = execute(conn, accepting(self.consumer, parse_id(message_id)))
         return accepted
 
-    def _accept(self, message_id: UUID) -> Steps[bool]:
-        rows = yield SQL["inbox_accept"], {"consumer": self.consumer, "message_id": message_id}
-        new, too_old, too_new, oldest, newest = rows[0]
-        if too_old:
-            raise TooOld(self.consumer, message_id, made_at(message_id), datetime.fromtimestamp(oldest, UTC))
-        if too_new:
-            raise TooNew(self.consumer, message_id, made_at(message_id), datetime.fromtimestamp(newest, UTC))
-        return bool(new)
+
+def accepting(consumer: str, message_id: UUID) -> Steps[bool]:
+    """Does what `Inbox.accept` does, as steps of whichever transaction they are taken in."""
+    rows = yield SQL["inbox_accept"], {"consumer": consumer, "message_id": message_id}
+    new, too_old, too_new, oldest, newest = rows[0]
+    if too_old:
+        raise TooOld(consumer, message_id, made_at(message_id), datetime.fromtimestamp(oldest, UTC))
+    if too_new:
+        raise TooNew(consumer, message_id, made_at(message_id), datetime.fromtimestamp(newest, UTC))
+    return bool(new)
 
 
 async def forget(conn: psycopg.AsyncConnection[Any], days: float) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from ..database import user_transaction
 from ..database.dsn import engine_conninfo
 from ..database.link import first_line, threshold
 from ..errors import HandlerError
@@ -19,7 +20,7 @@ from . import transaction
 from .checkpoint import Checkpoints
 from .committer import Committer
 from .handle import begin, handle_async, handle_sync
-from .job import Failed, Finished, Job, Missed, Outcome, fail
+from .job import Failed, Job, Missed, Outcome, fail
 from .lane import Lane, Lanes
 
 log = logging.getLogger("outbox.worker")
@@ -162,37 +163,35 @@ class Attempts:
         try:
             if lane.stage.is_async:
                 async with self._pool.connection() as conn:
-                    outcomes = await transaction.run_async(conn, jobs)
+                    ended = await user_transaction.run_async(conn, transaction.attempt(conn, jobs))
             else:
-                outcomes = await self._loop.run_in_executor(self._threads, self._in_sync_transaction, jobs)
+                ended = await self._loop.run_in_executor(self._threads, self._in_sync_transaction, jobs)
         except (psycopg.Error, OSError) as error:
             # The database was away before the handler began: no attempt is burnt.
             log.warning("%s: %s; %s not started", lane.stage.queue, first_line(error), _named(jobs))
             await asyncio.sleep(0.2)
             await self._committer.not_held(jobs)
             return
-        if Missed() in outcomes:
-            self._put_back(lane, jobs)
-            return
-        if not outcomes:
-            log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, _named(jobs))
-            lane.again_alone(jobs)
-        elif finished := [(job, it) for job, it in zip(jobs, outcomes, strict=True) if isinstance(it, Finished)]:
-            self._committer.committed_itself(finished)
-        for job, outcome in zip(jobs, outcomes, strict=False):
-            if isinstance(outcome, Failed):
-                self._committer.put(job, outcome)
-            elif outcome is None and await self._committer.is_unchanged(job):
-                own = HandlerError(
-                    "it changed its own workflow or job through run.connection; return what is to change"
-                )
-                self._committer.put(job, fail(job, own))
-            elif outcome is None:
-                await self._committer.not_held([job])
+        match ended:
+            case transaction.Committed(finished):
+                self._committer.committed_itself(finished)
+            case transaction.Failures(failed):
+                for job, outcome in failed:
+                    self._committer.put(job, outcome)
+            case transaction.RolledBackTogether():
+                log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, _named(jobs))
+                lane.again_alone(jobs)
+            case transaction.NotHeld() if await self._committer.is_unchanged(jobs[0]):
+                told = "it changed its own workflow or job through run.connection; return what is to change"
+                self._committer.put(jobs[0], fail(jobs[0], HandlerError(told)))
+            case transaction.NotHeld():
+                await self._committer.not_held(jobs)
+            case Missed():
+                self._put_back(lane, jobs)
 
-    def _in_sync_transaction(self, jobs: list[Job]) -> Sequence[Outcome | None]:
+    def _in_sync_transaction(self, jobs: list[Job]) -> transaction.Ended:
         with self._sync_pool.connection() as conn:
-            return transaction.run_sync(conn, jobs)
+            return user_transaction.run(conn, transaction.attempt(conn, jobs))
 
 
 def _named(jobs: list[Job]) -> str:

@@ -37,12 +37,12 @@ from kit.databases import OWNER, make_database
 from kit.model import By, Raises, Returns, Rules, Stage
 from kit.servers import PostgresServer
 from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded, service
-from outbox.database import statements
+from outbox.database import statements, user_transaction
 from outbox.definition import deploy
 from outbox.engine import claim, commit, committer, transaction
 from outbox.engine.committer import Counts
 from outbox.engine.handle import begin, handle_sync
-from outbox.engine.job import Failed, Finished, Job, fail
+from outbox.engine.job import Failed, Job, fail
 from outbox.engine.lane import Lanes
 from outbox.errors import HandlerError
 from outbox.operations import change, look
@@ -527,15 +527,18 @@ class Lives(RuleBasedStateMachine):
                 run = begin(job)
                 ending.put(job, run if isinstance(run, Failed) else handle_sync([run])[0])
                 continue
-            (result,) = transaction.run_sync(self.conn, [job])
-            if isinstance(result, Finished):
-                ending.committed_itself([(job, result)])
-            elif result is not None:
-                ending.put(job, result)
-            elif await ending.is_unchanged(job):
-                ending.put(job, fail(job, HandlerError("it changed its own workflow")))
-            else:
-                await ending.not_held([job])
+            match user_transaction.run(self.conn, transaction.attempt(self.conn, [job])):
+                case transaction.Committed(finished):
+                    ending.committed_itself(finished)
+                case transaction.Failures(((failed, result),)):
+                    assert failed is job
+                    ending.put(job, result)
+                case transaction.NotHeld() if await ending.is_unchanged(job):
+                    ending.put(job, fail(job, HandlerError("it changed its own workflow")))
+                case transaction.NotHeld():
+                    await ending.not_held([job])
+                case ended:
+                    raise AssertionError(ended)
         committing = asyncio.create_task(ending.run())
         while len(ending):
             await asyncio.sleep(0)
