@@ -41,7 +41,10 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
 
 
 async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:
-    """Run an async handler in the event loop, with one run or, in a stage with `batch`, with all of them."""
+    """Calls an async handler in the event loop, with one run or, in a stage with `batch`, with all of them.
+
+    Not a generator of steps with its sync twin: that would cost each job without a transaction 3 µs.
+    """
     if _too_late(runs):
         return [Missed() for _ in runs]
     try:
@@ -54,7 +57,7 @@ async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:
 
 
 def handle_sync(runs: Sequence[Run[Any]]) -> list[Outcome]:
-    """Run a sync handler in the calling thread."""
+    """Calls a sync handler in the calling thread."""
     if _too_late(runs):
         return [Missed() for _ in runs]
     try:
