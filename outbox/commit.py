@@ -188,7 +188,7 @@ class Committer:
             given |= {row[0] for row in await self._link.repeat(*settle.give_back(mine))}
         for stage in {job.stage.queue for job in jobs if job.moment and not begun}:
             unused = [job for job in jobs if job.moment and job.stage.queue == stage]
-            await self._link.repeat(*settle.return_moments(unused))
+            await self._link.repeat(*settle.return_start_times(unused))
         return given
 
     async def is_unchanged(self, job: Job) -> bool:

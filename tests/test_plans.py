@@ -164,7 +164,7 @@ def test_moments_that_come_back_are_sought_one_by_one_whatever_partitions_there_
     jobs = list(lane.waiting)
     assert len(jobs) == 5_000
     before = entries_read(planned, "partition_rates")
-    planned.execute(*settle.return_moments(jobs[:100]), prepare=True)
+    planned.execute(*settle.return_start_times(jobs[:100]), prepare=True)
     assert entries_read(planned, "partition_rates") - before < 100 * 5
     assert (
         value(planned, "SELECT count(*) FROM outbox.partition_rates WHERE next_at < now() + interval '1 minute'") == 100
@@ -247,7 +247,7 @@ MILLION = """
     SET session_replication_role = replica; -- no triggers, so this is quick; the books are written by hand
     INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
     SELECT 'posts', 'e' || n, 'RECEIVED', '{}' FROM generate_series(1, 1000000) AS n;
-    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered)
     SELECT w.id, 'posts', 'enrich', 'RECEIVED', 1 FROM outbox.workflow_states AS w;
     INSERT INTO outbox.status_counts (pipeline, status, workflows) VALUES ('posts', 'RECEIVED', 1000000);
     INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour');

@@ -47,7 +47,7 @@ def mutate(conn: Conn, function: str, old: str, new: str) -> None:
             lambda conn, explore: signals_at_isolation(conn, explore, "repeatable read"), id="a signal that a snapshot does not see",
         ),
         pytest.param(
-            "children_end", "WHERE w.id = family.parent_id FOR NO KEY UPDATE", "WHERE w.id = family.parent_id",
+            "children_end", "WHERE w.id = parent.id FOR NO KEY UPDATE", "WHERE w.id = parent.id",
             lambda conn, explore: children(conn, explore, ("begin", "first_ends", "second_ends"), BOTH),
             id="children that don't lock their parent",
         ),

@@ -53,16 +53,16 @@ WITH picked AS MATERIALIZED (
     SET owner = %(worker)s::integer, attempt = j.attempt + 1, claimed_at = coalesce(%(now)s::timestamptz, now())
     WHERE j.workflow_id = ANY (
         ARRAY(SELECT picked.workflow_id FROM picked UNION ALL SELECT careful.workflow_id FROM careful))
-    RETURNING j.workflow_id, j.id, j.pipeline, j.stage, j.version, j.attempt, j.careful
+    RETURNING j.workflow_id, j.id, j.pipeline, j.stage, j.entered, j.attempt, j.careful
 )
-SELECT c.pipeline, c.stage, c.id, c.workflow_id::text, c.version AS entered, c.attempt, c.careful,
+SELECT c.pipeline, c.stage, c.id, c.workflow_id::text, c.entered, c.attempt, c.careful,
        w.entity_id, w.current_status AS status, w.version, w.metadata::text
 FROM claimed AS c
 JOIN outbox.workflow_states AS w ON w.id = c.workflow_id
 ORDER BY c.id;
 
 -- name: jobs_claim_limited
--- The same of stages that are limited, of each within its limits; see the function, in sql/migrations/0019_limits.sql.
+-- The same of stages that are limited, of each within its limits; see the function, in sql/functions/limits.sql.
 -- Locks the stages' rows in limits, in order, then jobs with SKIP LOCKED. Writes jobs, limits, partition_rates. Uses
 -- jobs_ready_by_partition, jobs_running_by_partition, the primary keys.
 SELECT c.*

@@ -81,10 +81,10 @@ WITH held AS MATERIALIZED (
     DELETE FROM outbox.jobs AS j
     USING held
     WHERE j.workflow_id = held.workflow_id AND held.delay IS NULL AND j.workflow_id = ANY (%(ids)s::uuid[])
-    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.version, j.attempt, held.error
+    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.entered, j.attempt, held.error
 ), dead AS (
-    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, version, attempts, error)
-    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.version, e.attempt, e.error
+    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error)
+    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.entered, e.attempt, e.error
     FROM ended AS e
     JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
 )
@@ -110,9 +110,10 @@ SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1
 WHERE j.workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
 RETURNING j.workflow_id::text;
 
--- name: moments_return
--- Takes back the moments of jobs of one stage that were given back: see the function. Locks the stage's row in limits.
-SELECT outbox.moments_return(%(pipeline)s, %(stage)s, %(ids)s::uuid[], %(moments)s::float8[], %(slack)s::float8);
+-- name: start_times_return
+-- Takes back the start times of jobs of one stage that were released and not started.
+-- Writes limits, partition_rates. Locks the stage's row in limits. Uses limits_pkey, partition_rates_pkey.
+SELECT outbox.start_times_return(%(pipeline)s, %(stage)s, %(ids)s::uuid[], %(start_times)s::float8[], %(slack)s::float8);
 
 -- name: jobs_finished_by
 -- Which of these (workflow, version, attempt) are in the history as this worker's change: asked when the answer

@@ -88,12 +88,9 @@ SET concurrency = excluded.concurrency, rate = excluded.rate, partition_concurre
 
 -- name: jobs_order_anew
 -- Gives the jobs of stages whose limits are new, gone, or by other fields of the data, their place in the new order.
-UPDATE outbox.jobs AS j
-SET partition = CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(w.metadata, r.partition) END,
-    priority = CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(w.metadata, r.priority) END
-FROM outbox.workflow_states AS w, outbox.routes AS r
-WHERE j.pipeline = %(pipeline)s AND j.stage = ANY (%(stages)s::text[])
-  AND w.id = j.workflow_id AND r.pipeline = j.pipeline AND r.status = j.status;
+UPDATE outbox.jobs AS j SET partition = r.partition, priority = r.priority
+FROM outbox.routed AS r
+WHERE j.pipeline = %(pipeline)s AND j.stage = ANY (%(stages)s::text[]) AND r.workflow_id = j.workflow_id AND r.status = j.status;
 
 -- name: jobs_end_rerouted
 -- A status that another stage takes from now on: the jobs of the old one end, and those of the new one are made.
@@ -109,12 +106,9 @@ WHERE d.pipeline = %(pipeline)s AND d.status = ANY (%(statuses)s::text[])
   AND r.pipeline = d.pipeline AND r.status = d.status AND r.stage IS DISTINCT FROM d.stage;
 
 -- name: jobs_make_rerouted
-INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, deadline, on_deadline, partition, priority)
-SELECT w.id, w.pipeline, r.stage, w.current_status, w.version, now() + r.deadline, r.on_deadline,
-       CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(w.metadata, r.partition) END,
-       CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(w.metadata, r.priority) END
-FROM outbox.workflow_states AS w
-JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.stage IS NOT NULL
-WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[])
-  AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = w.id)
-  AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = w.id);
+INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
+SELECT r.workflow_id, r.pipeline, r.stage, r.status, r.entered, r.deadline, r.on_deadline, r.partition, r.priority
+FROM outbox.routed AS r
+WHERE r.pipeline = %(pipeline)s AND r.status = ANY (%(statuses)s::text[]) AND r.stage IS NOT NULL
+  AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = r.workflow_id)
+  AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = r.workflow_id);

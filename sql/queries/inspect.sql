@@ -151,18 +151,17 @@ WITH workflow AS MATERIALIZED (
     ORDER BY w.id
     FOR NO KEY UPDATE
 ), dead AS (
-    DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.version
+    DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.entered
 ), made AS (
-    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, deadline, on_deadline, partition, priority)
-    SELECT workflow.id, workflow.pipeline, r.stage, workflow.current_status, coalesce(dead.version, workflow.version),
-           now() + r.deadline, r.on_deadline,
-           CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(workflow.metadata, r.partition) END,
-           CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(workflow.metadata, r.priority) END
+    -- Not from outbox.routed: it would read the workflow as it was before its lock was had.
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
+    SELECT workflow.id, workflow.pipeline, j.stage, workflow.current_status, coalesce(dead.entered, workflow.version),
+           j.deadline, j.on_deadline, j.partition, j.priority
     FROM workflow
-    JOIN outbox.routes AS r ON r.pipeline = workflow.pipeline AND r.status = workflow.current_status
+    CROSS JOIN LATERAL outbox.job_of(workflow.pipeline, workflow.current_status, workflow.metadata) AS j
     LEFT JOIN dead ON dead.workflow_id = workflow.id
     -- A job that is just dying is seen as live here: its dead one, which is not seen yet, must not get one beside it.
-    WHERE r.stage IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id)
+    WHERE j.stage IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id)
     ORDER BY workflow.id
     ON CONFLICT (workflow_id) DO NOTHING
     RETURNING pipeline, stage

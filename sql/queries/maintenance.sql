@@ -205,10 +205,10 @@ WITH gone AS MATERIALIZED (
     USING stale
     WHERE j.workflow_id = stale.workflow_id AND stale.attempt >= stale.max_attempts
       AND j.workflow_id = ANY (ARRAY(SELECT stale.workflow_id FROM stale))
-    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.version, j.attempt, j.owner
+    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.entered, j.attempt, j.owner
 ), dead AS (
-    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, version, attempts, error)
-    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.version, e.attempt,
+    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error)
+    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.entered, e.attempt,
            format('worker %%s was lost during attempt %%s, the last one', e.owner, e.attempt)
     FROM ended AS e
     JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
@@ -264,8 +264,8 @@ WITH old AS MATERIALIZED (
     SELECT c.workflow_id, c.entered, c.stage, c.key
     FROM outbox.checkpoints AS c
     WHERE c.made_at < now() - make_interval(secs => 3600 + %(days)s::float8 * 86400)
-      AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = c.workflow_id AND j.version = c.entered)
-      AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = c.workflow_id AND d.version = c.entered)
+      AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = c.workflow_id AND j.entered = c.entered)
+      AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = c.workflow_id AND d.entered = c.entered)
     LIMIT %(limit)s
     FOR UPDATE OF c SKIP LOCKED
 ), deleted AS (
