@@ -7,14 +7,18 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests' RabbitMQ and PgBouncer are there, or are installed, or they fail: only this leaves them out.
 SKIPPED := $(if $(filter skip,$(RABBITMQ)),rabbitmq) $(if $(filter skip,$(PGBOUNCER)),pgbouncer)
-PACKAGES := $(BIN)/python tests/packages.py $(if $(filter rabbitmq,$(SKIPPED)),,rabbitmq-server) \
+# What is run of the tests and tools knows the tests' kit.
+RUN := PYTHONPATH=tests $(BIN)/python -m
+PACKAGES := $(RUN) tools.packages $(if $(filter rabbitmq,$(SKIPPED)),,rabbitmq-server) \
 	$(if $(filter pgbouncer,$(SKIPPED)),,pgbouncer)
 MARKED := $(if $(strip $(SKIPPED)),-m "not ($(subst rabbitmq pgbouncer,rabbitmq or pgbouncer,$(strip $(SKIPPED))))")
 
 DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$${TMPDIR:-/tmp}/outbox-demo-$$(id -u)}
 
 # What runs a command, reads a file of the package, or starts a process of it.
-WHEEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cli demo_run embedded inbox migrations roles structure))
+WHEEL_TESTS := $(addprefix tests/,$(addsuffix .py,client/test_inbox commands/test_cli database/test_embedded \
+	database/test_migrations database/test_roles examples/test_demo_run operations/test_change operations/test_look \
+	project/test_structure))
 
 .DEFAULT_GOAL := help
 DURATION ?= 180
@@ -27,8 +31,8 @@ help: ## say what there is
 
 demo: $(STAMP) ## run the social media agent on a Postgres of its own; RELAY=1: and out to a RabbitMQ of its own
 ifdef RELAY
-	$(BIN)/python tests/packages.py rabbitmq-server
-	$(DEMO_HOME) $(BIN)/python tests/broker.py $(BIN)/outbox demo --relay $(ARGS)
+	$(RUN) tools.packages rabbitmq-server
+	$(DEMO_HOME) $(RUN) kit.broker $(BIN)/outbox demo --relay $(ARGS)
 else
 	$(DEMO_HOME) $(BIN)/outbox demo $(ARGS)
 endif
@@ -62,12 +66,12 @@ bench: $(STAMP) ## measure all, with pictures, into build/bench (an hour and mor
 	$(BIN)/python -m bench $(ARGS)
 
 schema: $(STAMP) ## write sql/schema.sql, and add to sql/history.txt which functions and views have changed
-	$(BIN)/python tests/schema.py --history
-	$(BIN)/python tests/schema.py > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql
+	$(RUN) tools.schema --history
+	$(RUN) tools.schema > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql
 
 docs: $(STAMP) ## write docs/cli.md anew from the commands' help, and docs/bad-inputs.md from its table
-	mkdir -p docs && $(BIN)/python tests/cli_reference.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
-	$(BIN)/python tests/bad_inputs.py > docs/bad-inputs.md.new && mv docs/bad-inputs.md.new docs/bad-inputs.md
+	mkdir -p docs && $(RUN) tools.cli_reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+	$(RUN) tools.bad_inputs > docs/bad-inputs.md.new && mv docs/bad-inputs.md.new docs/bad-inputs.md
 
 wheel-test: $(STAMP) ## run what may differ against the built wheel, without the source on the path; RABBITMQ as above
 	$(PACKAGES)
@@ -75,7 +79,7 @@ wheel-test: $(STAMP) ## run what may differ against the built wheel, without the
 	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[dev]"
-	cp -r tests bench docs Makefile pyproject.toml README.md build/wheel/
+	cp -r tests tools bench docs Makefile pyproject.toml README.md build/wheel/
 	cd build/wheel && ../../.venv-wheel/bin/python -c "import outbox; assert 'site-packages' in outbox.__file__, outbox"
 	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 3 $(MARKED) $(WHEEL_TESTS) $(ARGS)
 

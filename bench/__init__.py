@@ -1,4 +1,4 @@
-"""Measures the engine; see README.md. The RabbitMQ that it measures on is the tests' own (tests/broker.py)."""
+"""Measures the engine; see README.md. The RabbitMQ that it measures on is the tests' own (tests/kit/broker.py)."""
 
 import sys
 from pathlib import Path

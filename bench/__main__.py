@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from . import picture, report
+from .kit import picture, report
 
 
 @dataclass(frozen=True, slots=True)

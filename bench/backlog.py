@@ -16,9 +16,9 @@ import click
 import psutil
 import psycopg
 
-from . import report
-from .database import machine, server, worker
-from .steps import wait_until
+from .kit import report
+from .kit.database import machine, server, worker
+from .kit.steps import wait_until
 
 LINE = '{{"entity_id": "post_{}", "metadata": {{"content": "Three times faster, thank you! #postgres"}}}}\n'
 

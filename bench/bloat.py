@@ -19,11 +19,11 @@ from typing import Any
 import click
 import psycopg
 
-from . import report
-from .database import Server, machine, server
-from .horizon import around, horizon
-from .publisher import BODY, TOPIC
-from .readers import PLAIN_TABLE, Taken, relay, skip_locked
+from .kit import report
+from .kit.database import Server, machine, server
+from .kit.horizon import around, horizon
+from .kit.publisher import BODY, TOPIC
+from .kit.readers import PLAIN_TABLE, Taken, relay, skip_locked
 
 CLIENTS = 2
 AT_ONCE = 10

@@ -12,13 +12,14 @@ from pathlib import Path
 import click
 import psycopg
 
-from outbox import Pipeline, deploy
+from outbox import Pipeline
+from outbox.definition import deploy
 
-from . import load, report
-from .database import Server, machine, server
+from .kit import load, report
+from .kit.database import Server, machine, server
+from .kit.steps import wait_until
 from .latency import PARTS, timed_worker, waits, whole
 from .relay import percentile
-from .steps import wait_until
 
 late: Pipeline[dict[str, object]] = Pipeline("late", initial="WAITING", final={"LATE", "DONE"})
 late.deadline("WAITING", hours=1, to="LATE")

@@ -20,15 +20,15 @@ from typing import Any
 import click
 import psycopg
 
-from . import load, plain_jobs, report
-from .app import STAGES
 from .bloat import megabytes
-from .database import Server, machine, server
-from .horizon import around, horizon
+from .kit import load, plain_jobs, report
+from .kit.app import STAGES
+from .kit.database import Server, machine, server
+from .kit.horizon import around, horizon
+from .kit.notes import Notes
+from .kit.steps import check_books, wait_until
 from .latency import IDLE, capacity, whole
-from .notes import Notes
 from .relay import percentile
-from .steps import check_books, wait_until
 
 CAPACITY = 20_000
 """Workflows of the run that finds what one worker can do."""
@@ -54,9 +54,9 @@ class Subject:
 
 
 SUBJECTS = {
-    "Outbox": Subject("outbox.jobs", "bench.claims", load.SCRIPT, IDLE),
+    "Outbox": Subject("outbox.jobs", "bench.kit.claims", load.SCRIPT, IDLE),
     "SKIP LOCKED": Subject(
-        "plain_jobs", "bench.plain_jobs", PLAIN_SCRIPT, "SELECT NOT EXISTS (SELECT FROM plain_jobs)"
+        "plain_jobs", "bench.kit.plain_jobs", PLAIN_SCRIPT, "SELECT NOT EXISTS (SELECT FROM plain_jobs)"
     ),
 }
 

@@ -12,10 +12,10 @@ import click
 import psutil
 import psycopg
 
-from . import report
-from .database import machine, server, worker
+from .kit import report
+from .kit.database import machine, server, worker
+from .kit.steps import submitted, wait_until
 from .relay import busy_seconds
-from .steps import submitted, wait_until
 
 WARM_UP = 200
 IDLE = "SELECT coalesce(bool_and(idle), false) AND NOT EXISTS (SELECT FROM outbox.jobs) FROM outbox.workers"

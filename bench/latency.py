@@ -21,11 +21,11 @@ from pathlib import Path
 import click
 import psycopg
 
-from . import load, report
-from .app import Post, posts
-from .database import Server, machine, server
+from .kit import load, report
+from .kit.app import Post, posts
+from .kit.database import Server, machine, server
+from .kit.steps import check_books, submitted, wait_until
 from .relay import percentile
-from .steps import check_books, submitted, wait_until
 
 LOADS = (10, 50, 80)
 """Percent of capacity."""
@@ -151,7 +151,10 @@ def timed_worker(dsn: str, idle: str = IDLE) -> Iterator[Notes]:
         file = Path(folder, "notes.json")
         root = Path(__file__).parent.parent
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench.timed", dsn, str(file)], cwd=root, env=os.environ, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "bench.kit.timed", dsn, str(file)],
+            cwd=root,
+            env=os.environ,
+            stderr=subprocess.DEVNULL,
         )
         try:
             wait_until(dsn, idle, 60)

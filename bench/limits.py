@@ -14,12 +14,13 @@ from typing import Any
 import click
 import psycopg
 
-from outbox import Pipeline, deploy
+from outbox import Pipeline
+from outbox.definition import deploy
 
-from . import report, tenants
-from .app import Shape
-from .database import machine, server, worker
-from .steps import check_books, wait_until
+from .kit import report, tenants
+from .kit.app import Shape
+from .kit.database import machine, server, worker
+from .kit.steps import check_books, wait_until
 
 TEN = 10
 """Jobs of the small tenant."""
@@ -90,7 +91,7 @@ def worked(dsn: str, pipeline: Pipeline[Any]) -> Any:
     """Deploy, and have a worker that is idle."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         deploy.deploy(conn, pipeline)
-    return worker(dsn, f"bench.tenants:{pipeline.name}")
+    return worker(dsn, f"bench.kit.tenants:{pipeline.name}")
 
 
 def submitted(dsn: str, pipeline: Pipeline[Any], of: list[int]) -> Any:

@@ -18,14 +18,14 @@ from typing import Any
 import click
 import psycopg
 
-from outbox import deploy
+from outbox.definition import deploy
 
-from . import report
-from .database import Server, engine, machine, server
-from .holding import NOTES, held
+from .kit import report
+from .kit.database import Server, engine, machine, server
+from .kit.holding import NOTES, held
+from .kit.steps import wait_until
 from .peers.recovery import recoveries as recoveries_of_peers
 from .relay import percentile
-from .steps import wait_until
 
 JOBS = 10
 """What a worker holds when it is killed."""
@@ -76,7 +76,7 @@ def recoveries(postgres: Server, kills: int) -> list[list[float]]:
 
         def start() -> subprocess.Popen[bytes]:
             settings = {NOTES: str(notes)}
-            return running.enter_context(engine(dsn, "worker", "--app", "bench.holding:held", **settings))
+            return running.enter_context(engine(dsn, "worker", "--app", "bench.kit.holding:held", **settings))
 
         holder = start()
         wait_until(dsn, READY.format(1), 60)

@@ -17,12 +17,13 @@ from pathlib import Path
 import click
 import psutil
 import psycopg
-from broker import Broker, channel, programs, queue_depth
 
-from . import report
-from .database import engine, machine, server
-from .publisher import BODY, TOPIC
-from .steps import wait_until
+from kit.broker import Broker, channel, programs, queue_depth
+
+from .kit import report
+from .kit.database import engine, machine, server
+from .kit.publisher import BODY, TOPIC
+from .kit.steps import wait_until
 
 KEYS = 1_000
 
@@ -109,10 +110,10 @@ def queue(broker: Broker) -> str:
 
 def pika_alone(url: str, messages: int) -> Run:
     """Measure the client without a relay and a database."""
-    command = [sys.executable, "-m", "bench.publisher", url, str(messages)]
+    command = [sys.executable, "-m", "bench.kit.publisher", url, str(messages)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
     if done.returncode:
-        raise click.ClickException(f"bench.publisher: {done.stderr}")
+        raise click.ClickException(f"bench.kit.publisher: {done.stderr}")
     check_books(url, messages)
     took, busy = map(float, done.stdout.split())
     return Run(messages / took, busy / messages * 1e6)

@@ -19,15 +19,19 @@ from typing import Any
 import click
 import psycopg
 
-from outbox import Pipeline, deploy, inspect, settle, statements
-from outbox.job import Finished, Job, Message
-from outbox.lane import Lane, Lanes
-from outbox.link import PLANNING
-from outbox.take import receive, request
+from outbox import Pipeline
+from outbox.database import statements
+from outbox.database.link import PLANNING
+from outbox.definition import deploy
+from outbox.engine import commit
+from outbox.engine.claim import receive, request
+from outbox.engine.job import Finished, Job, Message
+from outbox.engine.lane import Lane, Lanes
+from outbox.operations import look
 
-from . import chains, report
-from .alone import BATCH
-from .database import Server, machine, server
+from .kit import chains, report
+from .kit.alone import BATCH
+from .kit.database import Server, machine, server
 
 SIZES = (10_000, 1_000_000, 10_000_000)
 MANY = (1, 10, 1_000)
@@ -128,7 +132,7 @@ class Client(ABC):
 
     def _commit(self, operation: str, jobs: Sequence[Job], to: Callable[[Job], str]) -> None:
         """Finish a batch with a message for each. An error unless all were held."""
-        finish = settle.finish([(job, Finished(to(job), None, [message(job)])) for job in jobs])
+        finish = commit.finish([(job, Finished(to(job), None, [message(job)])) for job in jobs])
         with self._timed(operation):
             rows = self._ask(*finish)
         if len(rows) != len(jobs):
@@ -137,7 +141,7 @@ class Client(ABC):
     def _look(self) -> None:
         """Ask what `outbox status` asks, and what an idle worker asks every second."""
         with self._timed("status"):
-            inspect.status(self._conn)
+            look.status(self._conn)
         stages = [lane.stage for lane in self._lanes.values()]
         pipelines, names = [stage.pipeline.name for stage in stages], [stage.name for stage in stages]
         with self._timed("look of an idle worker"):

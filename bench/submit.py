@@ -18,10 +18,10 @@ from pathlib import Path
 import click
 import psycopg
 
-from . import report
-from .app import Post, posts
-from .database import machine, server
-from .steps import made
+from .kit import report
+from .kit.app import Post, posts
+from .kit.database import machine, server
+from .kit.steps import made
 
 PAYLOADS = {"100 B": 100, "2 kB": 2_000, "50 kB": 50_000}
 """Characters of a workflow's metadata, as JSON."""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import click
 
-from . import report
-from .alone import BATCH, CLIENTS, sql_alone
-from .app import BATCHED, BOOKED, NOOP
-from .database import machine, server
-from .steps import SIZE, steps, submitted
+from .kit import report
+from .kit.alone import BATCH, CLIENTS, sql_alone
+from .kit.app import BATCHED, BOOKED, NOOP
+from .kit.database import machine, server
+from .kit.steps import SIZE, steps, submitted
 
 MOST = 40_000_000
 """Characters of data in a run, which bound how many workflows it has."""

@@ -1,8 +1,16 @@
 """Outbox: long-lived, stateful pipelines on the Postgres that you already run."""
 
-from .approvals import approve, decide, reject
-from .consumer import Consumer, consume
-from .delivery import Delivery
+from .client.approvals import approve, decide, reject
+from .client.inbox import Inbox
+from .client.signals import Signalled, signal
+from .client.submit import Submitted
+from .definition.outcome import Backoff, Go, Reject, Retry
+from .definition.pipeline import Change, Pipeline
+from .definition.schedule import Tick
+from .definition.waits import WaitForApproval, WaitForChildren, WaitForSignal
+from .engine.retention import Retention
+from .engine.run import Run
+from .engine.worker import Worker
 from .errors import (
     DefinitionError,
     EmbeddedUnavailable,
@@ -18,17 +26,9 @@ from .errors import (
     TooNew,
     TooOld,
 )
-from .handle import Run
-from .inbox import Inbox
-from .maintenance import Retention
-from .outcome import Backoff, Go, Reject, Retry
-from .pipeline import Change, Pipeline
-from .schedule import Tick
-from .sharding import shard
-from .signals import Signalled, signal
-from .submit import Submitted
-from .waits import WaitForApproval, WaitForChildren, WaitForSignal
-from .worker import Worker
+from .messages.consumer import Consumer, consume
+from .messages.delivery import Delivery
+from .messages.sharding import shard
 
 __all__ = [
     "Backoff",

@@ -16,8 +16,8 @@ import psycopg
 
 from . import settings
 from .commands import change, deploy, look, relay, submit, waits, worker
-from .documents import printable
 from .errors import OutboxError
+from .texts import printable
 
 
 class Group(click.Group):

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
 from .errors import SettingsError
 
 _KEYS = {"dsn": "OUTBOX_DSN", "listen_dsn": "OUTBOX_LISTEN_DSN", "amqp_url": "OUTBOX_AMQP_URL", "app": "OUTBOX_APP",
          "home": "OUTBOX_HOME"}  # fmt: skip
-_SECRETS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,40 +45,6 @@ def default_home() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/outbox")
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "outbox"
-
-
-def redact(dsn: str) -> str:
-    """Return a DSN without its password, whatever form it has; only its scheme if it isn't `readable`. Never raises."""
-    parts = _parts(dsn)
-    if parts is not None:
-        return make_conninfo("", **{key: "***" if key in _SECRETS else value for key, value in parts.items()})
-    kept = re.match(r"\s*(\w+://)?", dsn)
-    return f"{(kept and kept.group(1)) or ''}… (not a DSN that can be read)"
-
-
-def place(dsn: str) -> str:
-    """Return which database on which host a DSN names, and nothing else of it."""
-    parts = _parts(dsn) or {}
-    return f"{parts.get('dbname', '?')} on {parts.get('host') or parts.get('hostaddr') or 'localhost'}"
-
-
-def readable(dsn: str) -> bool:
-    """Whether libpq reads the DSN as it was meant. If not, what it says of the DSN may quote the password."""
-    return _parts(dsn) is not None
-
-
-def _parts(dsn: str) -> dict[str, str] | None:
-    """Return what a DSN says; None if it can't be read.
-
-    A URL whose password isn't escaped (`u:p/w@host`) is read by libpq as another host, port or database. What looks
-    like that can't be read, either.
-    """
-    try:
-        parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
-    except (psycopg.Error, ValueError):
-        return None  # and not its message, which quotes what it couldn't read
-    torn = any("@" in parts.get(key, "") for key in ("host", "dbname"))
-    return None if torn or not re.fullmatch(r"[\d,]*", parts.get("port", "")) else parts
 
 
 def _from_pyproject(start: Path) -> dict[str, Any]:

@@ -251,93 +251,27 @@ CREATE FUNCTION outbox.jobs_claim_limited(worker integer, of_pipeline text, of_s
     AS $$
 #variable_conflict use_column
 DECLARE
-    asked    timestamptz := clock_timestamp();
-    q        record;                 -- what limit_quota says of the stage
-    p        record;                 -- what limit_partition_quotas says of some partitions
-    quota    integer;                -- how many more jobs may be taken
-    taken    uuid[] := '{}';
-    some     uuid[];
-    keys     text[];                 -- partitions, in turn
-    quotas   integer[];              -- and how many jobs each may have
-    delays   jsonb := '{}';          -- seconds until each partition's next start time
-    retry_in float8;                 -- seconds until a partition without quota may have some
-    since    text;                   -- the partitions from this one on are still to be looked at,
-    around   boolean := false;       -- up to the cursor, if the turn has been around
-    step     integer;                -- how many partitions are looked at together,
-    looked   integer := 0;           -- and how many have been looked at
-    last     text;                   -- the partition that was served last: the new cursor
-    suspect  uuid;                   -- the careful job
+    asked timestamptz := clock_timestamp();
+    q     record;  -- what limit_quota says
+    r     record;  -- what limit_round has done
 BEGIN
     q := outbox.limit_quota(worker, of_pipeline, of_stage, most, lead, ahead, slack);
-    quota := q.quota;
-    IF quota IS NULL THEN
+    IF q.quota IS NULL THEN
         RETURN;
     END IF;
+    r := outbox.limit_round(worker, q.l, most, one_careful, q.earliest, ahead, q.increment, q.partition_increment, q.quota);
 
-    since := (q.l).served || E'\x01';  -- the next possible text
-    WHILE quota > 0 LOOP
-        IF (q.l).partitioned THEN
-            -- Of many partitions each has up to eight jobs in its turn: a look costs more than a job.
-            step := greatest(ceil(quota::float8 / CASE WHEN q.increment + q.partition_increment > 0 THEN 1
-                                                       ELSE greatest(1, least(8, most / 25)) END), 25);
-            keys := outbox.limit_partitions(of_pipeline, of_stage, since, CASE WHEN around THEN (q.l).served END, step);
-            looked := looked + cardinality(keys);
-            last := coalesce(keys[cardinality(keys)], last);
-            since := last || E'\x01';
-        ELSE
-            step := 1;
-            keys := ARRAY[''];
-        END IF;
-        step := step - cardinality(keys);
-
-        IF q.partition_increment IS NULL AND (q.l).partition_concurrency IS NULL THEN
-            quotas := array_fill(quota, ARRAY[cardinality(keys)]);
-        ELSE
-            p := outbox.limit_partition_quotas(q.l, keys, quota, q.earliest, ahead, q.increment, q.partition_increment);
-            keys := p.partitions;
-            quotas := p.quotas;
-            delays := delays || p.delays;
-            retry_in := least(retry_in, p.retry_in);
-        END IF;
-        IF cardinality(keys) > quota THEN
-            keys := keys[:quota];
-            last := keys[quota];
-        END IF;
-
-        IF one_careful AND suspect IS NULL THEN
-            SELECT j.workflow_id INTO suspect FROM outbox.jobs AS j
-            WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.careful AND j.owner IS NULL AND j.due
-              AND j.partition = ANY (keys)
-            ORDER BY j.id LIMIT 1;
-        END IF;
-        some := outbox.limit_take(worker, of_pipeline, of_stage, keys, quotas, quota, suspect);
-        taken := taken || some;
-        quota := quota - cardinality(some);
-
-        -- On to the next partitions, and around, once.
-        IF step > 0 THEN
-            EXIT WHEN around;
-            around := true;
-            since := '';
-        ELSIF NOT (q.l).partitioned THEN
-            EXIT;
-        ELSIF looked >= 4 * most + 100 THEN
-            retry_in := 0;
-            EXIT;
-        END IF;
-    END LOOP;
-
-    IF cardinality(taken) > 0 THEN
+    IF cardinality(r.taken) > 0 THEN
         -- The time that it took to come here is not to be made up for.
         q.earliest := greatest(q.earliest, clock_timestamp() + make_interval(secs => lead));
         q.start_at := greatest(q.start_at, q.earliest);
         RETURN QUERY SELECT s.* FROM outbox.limit_start_times(
-            of_pipeline, of_stage, taken, q.earliest, q.start_at, q.increment, q.partition_increment, delays) AS s;
+            of_pipeline, of_stage, r.taken, q.earliest, q.start_at, q.increment, q.partition_increment, r.delays) AS s;
         q.start_at := CASE WHEN q.increment IS NOT NULL
-                           THEN q.start_at + make_interval(secs => q.increment * cardinality(taken)) END;
+                           THEN q.start_at + make_interval(secs => q.increment * cardinality(r.taken)) END;
     END IF;
-    IF cardinality(taken) > 0 OR last <> (q.l).served OR q.start_at < (q.l).next_at THEN
-        UPDATE outbox.limits AS s SET next_at = coalesce(q.start_at, s.next_at), served = coalesce(last, s.served)
+    IF cardinality(r.taken) > 0 OR r.last <> (q.l).served OR q.start_at < (q.l).next_at THEN
+        UPDATE outbox.limits AS s SET next_at = coalesce(q.start_at, s.next_at), served = coalesce(r.last, s.served)
         WHERE s.pipeline = of_pipeline AND s.stage = of_stage;
     END IF;
 
@@ -346,7 +280,7 @@ BEGIN
         CASE WHEN EXISTS (SELECT FROM outbox.jobs AS j WHERE j.pipeline = of_pipeline AND j.stage = of_stage
                           AND CASE WHEN j.owner IS NULL AND j.due THEN j.partition IS NOT NULL END)
              THEN greatest(extract(epoch FROM q.start_at - q.earliest)::float8 - ahead / 2, 0, CASE
-                 WHEN quota > 0 THEN coalesce(retry_in, CASE WHEN q.partition_increment IS NULL THEN 1.0 ELSE ahead / 2 END)
+                 WHEN r.quota > 0 THEN coalesce(r.retry_in, CASE WHEN q.partition_increment IS NULL THEN 1.0 ELSE ahead / 2 END)
                  WHEN q."full" THEN 1.0 END) END,
         extract(epoch FROM asked)::float8, extract(epoch FROM clock_timestamp())::float8;
 END
@@ -486,6 +420,78 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.limit_quota(worker integer, of_pipeline text, of_stage text, most integer, lead double precision, ahead double precision, slack double precision, OUT l outbox.limits, OUT quota integer, OUT "full" boolean, OUT increment double precision, OUT partition_increment double precision, OUT earliest timestamp with time zone, OUT start_at timestamp with time zone) IS 'Internal: how many jobs of a limited stage may be claimed now. Locks the stage''s row.';
+
+CREATE FUNCTION outbox.limit_round(worker integer, l outbox.limits, most integer, one_careful boolean, earliest timestamp with time zone, ahead double precision, increment double precision, partition_increment double precision, INOUT quota integer, OUT taken uuid[], OUT delays jsonb, OUT last text, OUT retry_in double precision) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    keys    text[];                             -- partitions, in turn
+    quotas  integer[];                          -- and how many jobs each may have
+    since   text := l.served || E'\x01';        -- from here on (the next possible text) they are still to be looked at,
+    around  boolean := false;                   -- up to the cursor, if the turn has been around
+    step    integer;                            -- how many are looked at together,
+    looked  integer := 0;                       -- and how many have been looked at
+    found   record;
+    these   uuid[];
+    suspect uuid;                               -- the careful job
+BEGIN
+    taken := '{}';
+    delays := '{}';
+    WHILE quota > 0 LOOP
+        IF l.partitioned THEN
+            -- Of many partitions each has up to eight jobs in its turn: a look costs more than a job.
+            step := greatest(ceil(quota::float8 / CASE WHEN increment + partition_increment > 0 THEN 1
+                                                       ELSE greatest(1, least(8, most / 25)) END), 25);
+            keys := outbox.limit_partitions(l.pipeline, l.stage, since, CASE WHEN around THEN l.served END, step);
+            looked := looked + cardinality(keys);
+            last := coalesce(keys[cardinality(keys)], last);
+            since := last || E'\x01';
+        ELSE
+            step := 1;
+            keys := ARRAY[''];
+        END IF;
+        step := step - cardinality(keys);
+
+        IF partition_increment IS NULL AND l.partition_concurrency IS NULL THEN
+            quotas := array_fill(quota, ARRAY[cardinality(keys)]);
+        ELSE
+            found := outbox.limit_partition_quotas(l, keys, quota, earliest, ahead, increment, partition_increment);
+            keys := found.partitions;
+            quotas := found.quotas;
+            delays := delays || found.delays;
+            retry_in := least(retry_in, found.retry_in);
+        END IF;
+        IF cardinality(keys) > quota THEN
+            keys := keys[:quota];
+            last := keys[quota];
+        END IF;
+
+        IF one_careful AND suspect IS NULL THEN
+            SELECT j.workflow_id INTO suspect FROM outbox.jobs AS j
+            WHERE j.pipeline = l.pipeline AND j.stage = l.stage AND j.careful AND j.owner IS NULL AND j.due
+              AND j.partition = ANY (keys)
+            ORDER BY j.id LIMIT 1;
+        END IF;
+        these := outbox.limit_take(worker, l.pipeline, l.stage, keys, quotas, quota, suspect);
+        taken := taken || these;
+        quota := quota - cardinality(these);
+
+        -- On to the next partitions, and around, once.
+        IF step > 0 THEN
+            EXIT WHEN around;
+            around := true;
+            since := '';
+        ELSIF NOT l.partitioned THEN
+            EXIT;
+        ELSIF looked >= 4 * most + 100 THEN
+            retry_in := 0;
+            EXIT;
+        END IF;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.limit_round(worker integer, l outbox.limits, most integer, one_careful boolean, earliest timestamp with time zone, ahead double precision, increment double precision, partition_increment double precision, INOUT quota integer, OUT taken uuid[], OUT delays jsonb, OUT last text, OUT retry_in double precision) IS 'Internal: takes ready jobs of the partitions in turn until the quota is used up.';
 
 CREATE FUNCTION outbox.limit_start_times(of_pipeline text, of_stage text, taken uuid[], earliest timestamp with time zone, start_at timestamp with time zone, increment double precision, partition_increment double precision, delays jsonb) RETURNS TABLE(pipeline text, stage text, id bigint, workflow_id text, entered bigint, attempt integer, careful boolean, entity_id text, status text, version bigint, metadata text, starts_at double precision, asked_at double precision, answered_at double precision)
     LANGUAGE plpgsql

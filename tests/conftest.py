@@ -13,19 +13,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pooler as pooling
 import psycopg
 import pytest
-from broker import Broker
-from commands import Outbox
-from interleave import Explore, Scheduler
-from pooler import Pooler, way_env
-from servers import PostgresServer, Process
 
-from outbox import migrations
+from kit import pooler as pooling
+from kit.broker import Broker
+from kit.commands import Outbox
+from kit.databases import OWNER, make_database, serve
+from kit.faults import prepare
+from kit.interleave import Explore, Scheduler
+from kit.pooler import Pooler, way_env
+from kit.servers import PostgresServer, Process
+from kit.shop import stock
 
+Conn = psycopg.Connection[Any]
 _numbers = itertools.count(1)
-OWNER = "outbox_owner"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -49,29 +51,6 @@ def server() -> Iterator[PostgresServer]:
         finally:
             if pooling.between is not None:
                 pooling.between.remove()
-
-
-def serve(server: PostgresServer) -> Iterator[PostgresServer]:
-    """Run a server with the owner's role and the templates; it is removed in the end."""
-    try:
-        server.start()
-        with server.admin() as admin:
-            admin.execute(f"CREATE ROLE {OWNER} LOGIN")
-        make_database(server, "empty_template")
-        make_database(server, "template")
-        migrations.apply(server.dsn("template", OWNER))
-        yield server
-    finally:
-        server.remove()
-
-
-def make_database(server: PostgresServer, name: str, template: str = "template1") -> None:
-    """Make a database; one that isn't cloned from ours gets an empty schema that the owner owns."""
-    with server.admin() as admin:
-        admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-    if template == "template1":
-        with server.admin(name) as admin:
-            admin.execute(f"CREATE SCHEMA outbox AUTHORIZATION {OWNER}")
 
 
 @pytest.fixture
@@ -123,7 +102,7 @@ def connect(dsn: str) -> Iterator[Callable[..., psycopg.Connection[Any]]]:
 
 @pytest.fixture
 def explore(conn: psycopg.Connection[Any], dsn: str, admin_dsn: str) -> Iterator[Explore]:
-    """Play scenes on the test's database, each in every order of its steps. See interleave.py."""
+    """Play scenes on the test's database, each in every order of its steps. See kit/interleave.py."""
     with psycopg.connect(admin_dsn, autocommit=True) as admin:
         admin.execute(f"ALTER DATABASE {admin.info.dbname} SET deadlock_timeout = '20ms'")
     conn.execute("SET enable_seqscan = off")
@@ -217,3 +196,17 @@ def make_broker() -> Iterator[Callable[[], Broker]]:
     yield make
     for broker in made:
         broker.remove()
+
+
+@pytest.fixture
+def app(conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The application of the fault tests, deployed; see kit/faults.py."""
+    monkeypatch.setenv("OUTBOX_DSN", dsn)
+    return prepare(conn, dsn)
+
+
+@pytest.fixture
+def shop(conn: Conn, dsn: str) -> Conn:
+    """Posts in many states: `done` has completed, `review` waits for a person, `broken` is dead, `new` is ready."""
+    stock(conn, dsn)
+    return conn

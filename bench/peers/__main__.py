@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from broker import Broker, programs
 
-from .. import report
-from ..database import Server, machine, server
+from kit.broker import Broker, programs
+
+from ..kit import report
+from ..kit.database import Server, machine, server
 from . import ours, theirs
 from .job import KINDS
 from .theirs import PEERS, Peer

@@ -1,6 +1,7 @@
 """A channel of RabbitMQ for asyncio: pika's own connection, confirms that can be awaited, deliveries in a queue.
 
-pika, since its asynchronous connection costs a fraction of what aio-pika does for each message (bench/publisher.py).
+pika, since its asynchronous connection costs a fraction of what aio-pika does for each message
+(bench/kit/publisher.py).
 """
 
 from __future__ import annotations

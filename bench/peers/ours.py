@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 import psycopg
 
-from outbox import deploy
+from outbox.definition import deploy
 
-from ..database import worker
-from ..steps import wait_until
+from ..kit.database import worker
+from ..kit.steps import wait_until
 from . import outbox as app
 from .job import SCHEMA, STATUS_AFTER
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from broker import programs
+from kit.broker import programs
 
-from .. import report
-from ..database import server
+from ..kit import report
+from ..kit.database import server
 from . import theirs
 from .theirs import PEERS
 

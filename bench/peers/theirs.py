@@ -15,10 +15,11 @@ from pathlib import Path
 
 import click
 import psycopg
-from broker import Broker
 from psycopg.conninfo import conninfo_to_dict
 
-from .. import report
+from kit.broker import Broker
+
+from ..kit import report
 from .job import HOLD, SCHEMA, STATUS_AFTER
 
 HERE = Path(__file__).parent

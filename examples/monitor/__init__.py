@@ -1,1 +1,1 @@
-"""A monitor that looks by the clock, and asks a person about what it finds."""
+"""A monitor that runs on a schedule and asks a person about what it finds."""

@@ -1,4 +1,4 @@
-"""Every minute, look for jobs that are dead; each stage that has some is an incident, once a day, which a person takes.
+"""Looks for dead jobs every minute. Each stage that has some is an incident, once a day, which a person takes.
 
 (each minute) -> FOUND -> tell -> WAITING_FOR_SOMEBODY -> (a person) -> TAKEN or IGNORED
                                                        -> (4 hours)  -> ESCALATED
@@ -28,7 +28,7 @@ incidents.allow("WAITING_FOR_SOMEBODY", to={"TAKEN", "IGNORED", "ESCALATED"})
 
 @incidents.every("* * * * *", timezone="Europe/Paris", missed="skip")
 async def look(tick: Tick) -> None:
-    """Submit what is found in the tick's own transaction. An incident that is there already is no new one."""
+    """Submits incidents in the tick's own transaction. Submitting one that exists changes nothing."""
     found = await tick.connection.execute(
         "SELECT pipeline, stage, sum(dead)::integer FROM outbox.overview WHERE dead > 0 GROUP BY pipeline, stage"
     )

@@ -1,1 +1,1 @@
-"""An order that waits for its payment: a signal of another system, with a time-out."""
+"""An order that waits for its payment: a signal from another system, with a timeout."""

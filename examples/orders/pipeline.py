@@ -1,4 +1,4 @@
-"""An order waits for its payment, a signal from another system, with a time-out; if the sum is wrong, a clerk decides.
+"""An order waits for its payment: a signal from another system, with a timeout. If the sum is wrong, a clerk decides.
 
 RECEIVED -> bill -> WAITING_FOR_PAYMENT -> (the signal "payment") -> PAID -> check -> READY -> ship -> SHIPPED
                                         -> (14 days) -> EXPIRED           -> WAITING_FOR_CLERK -> READY or REFUNDED
@@ -16,7 +16,7 @@ from outbox import Go, Pipeline, Run, WaitForApproval, WaitForSignal
 
 
 class Payment(BaseModel):
-    """What the payment service tells, in the signal's payload."""
+    """The payload of the payment service's signal."""
 
     cents: int
     charge: str
@@ -34,14 +34,14 @@ orders.allow("WAITING_FOR_CLERK", to={"READY", "REFUNDED"})
 
 @orders.stage("bill", on="RECEIVED", to="WAITING_FOR_PAYMENT")
 async def bill(run: Run[Order]) -> WaitForSignal[Order]:
-    """Ask for the money. The payment may come at once, before this wait has begun: it is kept, and taken then."""
+    """Asks for the money. A payment that comes before the wait begins is kept until it does."""
     run.publish("orders.billed", {"order": run.entity_id, "cents": run.data.cents})
     return WaitForSignal("payment", to="PAID", into="payment", timeout=timedelta(days=14), on_timeout="EXPIRED")
 
 
 @orders.stage("check", on="PAID", to={"READY", "WAITING_FOR_CLERK"})
 async def check(run: Run[Order]) -> Go[Order] | WaitForApproval[Order]:
-    """What was paid should be what was asked for; if it isn't, a clerk decides."""
+    """Compares what was paid with what was asked for. If they differ, a clerk decides."""
     paid = run.data.payment.cents if run.data.payment else 0
     if paid == run.data.cents:
         return Go("READY")

@@ -1,1 +1,1 @@
-"""A research agent: it asks many sources at once, writes a draft, and a person approves it or edits it first."""
+"""A research agent: it asks many sources at once and writes a draft, which a person approves or edits first."""

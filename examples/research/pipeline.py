@@ -1,4 +1,4 @@
-"""Three agents that coordinate: one that plans and writes, many that look something up, and a person.
+"""Three agents that coordinate: one plans and writes, many look something up, and a person edits.
 
 reports:  ASKED -> plan -> LOOKING_UP -> (the last of its lookups) -> FOUND -> write -> WAITING_FOR_EDITOR
                                       -> (some failed, or an hour) -> GIVEN_UP
@@ -41,14 +41,14 @@ patient = Backoff(first=0.2, factor=2, max=60, attempts=12)
 
 
 async def ask_model(prompt: str) -> str:
-    """Stands for a call that costs money and says something else each time. Put your own here."""
+    """Stands for a call that costs money and returns something else each time. Replace it with your own."""
     await asyncio.sleep(0.01)
     return f"an answer to: {prompt}"
 
 
 @reports.stage("plan", on="ASKED", to="LOOKING_UP", retry=patient)
 async def plan(run: Run[Report]) -> WaitForChildren[Report]:
-    """One call makes the questions; each is a workflow of its own, begun with this commit or not at all."""
+    """Makes the questions in one call. Each becomes a workflow of its own, with this commit or not at all."""
     questions = await run.once("questions", make_questions, run.data.topic)
     for number, question in enumerate(questions):
         lookup = Lookup(report=run.entity_id, question=question)
@@ -68,7 +68,7 @@ async def look_up(run: Run[Lookup]) -> Go[Lookup]:
 
 @reports.stage("write", on="FOUND", to="WAITING_FOR_EDITOR", retry=patient, transaction=True)
 async def write(run: Run[Report]) -> WaitForApproval[Report]:
-    """Read what the children have found, write, and ask. If this attempt dies, the next one is given the same draft."""
+    """Drafts from what the children have found, and asks. If this attempt dies, the next one gets the same draft."""
     found = await run.connection.execute(
         "SELECT metadata ->> 'answer' FROM outbox.workflow_states"
         " WHERE pipeline = 'lookups' AND metadata ->> 'report' = %s AND current_status = 'ANSWERED' ORDER BY entity_id",

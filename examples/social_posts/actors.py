@@ -1,4 +1,4 @@
-"""Who acts in the demo, next to the workers: a monitor, a reviewer, and the one who kills a worker."""
+"""The actors of the demo beside the workers: a monitor, a reviewer, and a killer of one worker."""
 
 import signal
 import socket
@@ -12,7 +12,8 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from outbox import approve, inspect, reject
+from outbox import approve, reject
+from outbox.operations import look
 
 from .pipeline import posts
 from .processes import Processes
@@ -22,7 +23,7 @@ Say = Callable[[str], None]
 
 
 class Actor(Protocol):
-    """Does one small thing at each step, about `every` so many seconds."""
+    """Does one small thing in each step, about once every `every` seconds."""
 
     every: float
 
@@ -30,7 +31,7 @@ class Actor(Protocol):
 
 
 class Monitor:
-    """Finds posts twice a second and submits them, so many that all have come after six seconds or so."""
+    """Finds posts twice a second and submits them. All have come after about six seconds."""
 
     every = 0.5
 
@@ -50,12 +51,12 @@ class Monitor:
         due = min(self.total, int((time.monotonic() - self.began) * self.pace) + 1)
         batch = [(f"{self.run}{entity}", post) for entity, post in islice(self.posts, due - self.seen)]
         with self.conn.transaction():
-            self.submitted += posts.submit_many(self.conn, batch)  # an id that comes again is no new post
+            self.submitted += posts.submit_many(self.conn, batch)  # an id that exists is not a new post
         self.seen = due
 
 
 class Reviewer:
-    """Sarah answers the questions that wait for her, as `outbox approve` and `outbox reject` would."""
+    """Answers the questions for Sarah, as `outbox approve` and `outbox reject` would."""
 
     every = 0.5
 
@@ -64,7 +65,7 @@ class Reviewer:
         self.verdicts = {"APPROVED": 0, "REJECTED": 0}
 
     def step(self) -> None:
-        asked = inspect.approvals(self.conn, pipeline="posts", assignee="sarah")
+        asked = look.approvals(self.conn, pipeline="posts", assignee="sarah")
         for entity, post in ((row["entity_id"], row["data"]) for row in asked):
             if not entity.startswith(self.run):
                 continue
@@ -77,9 +78,9 @@ class Reviewer:
 
 @dataclass
 class Killer:
-    """Kills one worker in the middle of its work, starts another, and watches what becomes of its jobs.
+    """Kills one worker in the middle of its work, starts another, and watches what happens to its jobs.
 
-    `enough` tells how many jobs a worker must hold to be killed; 0 while it is too early for that.
+    `enough` returns how many jobs a worker must hold to be killed, or 0 while it is too early for that.
     """
 
     conn: Connection[Any]
@@ -90,7 +91,7 @@ class Killer:
     every: float = 0.02
     killed_at: float | None = None
     held: dict[UUID, tuple[str, int]] = field(default_factory=dict)  # stage and attempt of each job it held
-    again: dict[UUID, float] = field(default_factory=dict)  # seconds until each was taken up again
+    again: dict[UUID, float] = field(default_factory=dict)  # seconds from the kill until each ran again
 
     def step(self) -> None:
         if self.killed_at is not None:
@@ -99,7 +100,7 @@ class Killer:
             self.strike(enough)
 
     def strike(self, enough: int) -> None:
-        """Freeze a worker to see what it holds; if that is anything, it never wakes up again."""
+        """Freezes a worker to see what it holds, and kills it if it holds any job."""
         for number, worker in enumerate(self.workers, start=1):
             if len(self.jobs_of(worker)) < enough:
                 continue
@@ -119,11 +120,11 @@ class Killer:
             "SELECT j.workflow_id, j.stage, j.attempt FROM outbox.jobs AS j"
             " JOIN outbox.workers AS w ON w.id = j.owner WHERE w.name = %s"
         )
-        name = f"{socket.gethostname()}:{worker.pid}"  # as workers call themselves
+        name = f"{socket.gethostname()}:{worker.pid}"  # the name that a worker gives itself
         return {workflow: (stage, attempt) for workflow, stage, attempt in self.conn.execute(query, (name,))}
 
     def watch(self, killed_at: float) -> None:
-        """A job was taken up again when it is at a later attempt, at another stage, or done."""
+        """Notes which jobs ran again: those at a later attempt or another stage, and those that are done."""
         waiting = [workflow for workflow in self.held if workflow not in self.again]
         if not waiting:
             return

@@ -1,4 +1,4 @@
-"""The books of a run: what must be true in the end, whatever happened on the way."""
+"""The books of a run: what must be true at the end, whatever happened during the run."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -6,12 +6,12 @@ from typing import Any
 
 from psycopg import Connection
 
-SHOWN = 3  # broken entries that a check names; the rest is counted
+SHOWN = 3  # broken entries that a check names; it counts the others
 
 
 @dataclass(frozen=True)
 class Check:
-    """One promise, and what was found that breaks it."""
+    """A promise, and what breaks it."""
 
     promise: str
     broken: list[str]
@@ -28,7 +28,7 @@ class Check:
 
 
 def check_books(conn: Connection[Any], run: str, submitted: int, file: str = "books.sql") -> list[Check]:
-    """Check every promise of the file for the posts whose entity id begins with `run`."""
+    """Checks every promise of the file for the posts whose entity id begins with `run`."""
     checks = []
     for promise, query in promises(file):
         rows = conn.execute(query, {"run": run, "submitted": submitted}).fetchall()
@@ -37,7 +37,7 @@ def check_books(conn: Connection[Any], run: str, submitted: int, file: str = "bo
 
 
 def promises(file: str) -> list[tuple[str, str]]:
-    """The statements of the file, each with the line that it proves."""
+    """Returns the statements of the file, each with the promise that it checks."""
     text = files(__package__).joinpath(file).read_text(encoding="utf-8")
     parts = (part.partition("\n") for part in text.split("-- promise: ")[1:])
     return [(promise, query) for promise, _, query in parts]

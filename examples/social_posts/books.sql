@@ -1,4 +1,4 @@
--- The books of a demo run. Each statement returns what breaks its promise, as (entity, what is wrong); no row is good news.
+-- The books of a demo run. Each statement returns what breaks its promise, as (entity, what is wrong): no row if all is right.
 
 -- promise: every post that was submitted is there
 SELECT 'posts', count(*) || ' of ' || %(submitted)s::bigint

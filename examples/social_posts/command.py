@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--posts", type=click.Path(path_type=Path), help="Your own posts: JSON lines, CSV or TSV.")
-@click.option("--feed", metavar="URL", help="Your own posts: an RSS or Atom feed, by its URL or file name.")
-@click.option("--column", default="content", show_default=True, help="The column of --posts with the text.")
-@click.option("--id-column", help="The column of --posts with an id; by default `id`, else the line's number.")
-@click.option("--limit", type=click.IntRange(min=1), help="Take no more posts than this.")
-@click.option("--workers", type=click.IntRange(1, 32), default=2, show_default=True, help="Worker processes.")
+@click.option("--posts", type=click.Path(path_type=Path), help="Read posts from this file: JSON lines, CSV or TSV.")
+@click.option("--feed", metavar="URL", help="Read posts from an RSS or Atom feed, by its URL or file name.")
+@click.option("--column", default="content", show_default=True, help="The column of --posts that has the text.")
+@click.option("--id-column", help="The column of --posts that has an id. Default: `id`, else the line's number.")
+@click.option("--limit", type=click.IntRange(min=1), help="Read at most this many posts.")
+@click.option("--workers", type=click.IntRange(1, 32), default=2, show_default=True, help="Number of worker processes.")
 @click.option(
-    "--relay", is_flag=True, help="Send posts.enriched to RabbitMQ (OUTBOX_AMQP_URL), to a consumer that is killed."
+    "--relay", is_flag=True, help="Also send posts.enriched to RabbitMQ (OUTBOX_AMQP_URL), and kill the consumer once."
 )
 @click.pass_obj
 def demo(
@@ -38,7 +38,7 @@ def demo(
     workers: int,
     relay: bool,
 ) -> None:
-    """Run a social media agent in a world that fails, kill a worker on the way, and check the books."""
+    """Run a social media agent against a failing service, kill a worker, and check the results."""
     from outbox.commands.shared import dsn_of
 
     try:
@@ -48,9 +48,9 @@ def demo(
     if relay and not found.amqp_url:
         raise SettingsError("--relay needs OUTBOX_AMQP_URL; in a clone, make demo RELAY=1 starts a RabbitMQ of its own")
     source = choose(posts, feed, column, id_column, limit)
-    # A demo that is ended from outside ends its processes first, as it does at Ctrl-C.
+    # A signal ends the demo's processes first, as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, leave)
     with dsn_of(found) as dsn:
         code = run_demo(dsn, source, workers, amqp_url=found.amqp_url if relay else None)
@@ -58,7 +58,7 @@ def demo(
 
 
 def choose(posts: Path | None, feed: str | None, column: str, id_column: str | None, limit: int | None) -> Source:
-    """The source that the options ask for."""
+    """Returns the source of posts that the options name."""
     from .sources import FeedSource, FileSource, bundled
 
     if posts and feed:

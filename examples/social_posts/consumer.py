@@ -1,4 +1,4 @@
-"""The consumer of the demo, and the file to copy for one of your own: one row for each message, however often it comes.
+"""The consumer of the demo, to copy for your own: one row for each message, however often it is delivered.
 
 OUTBOX_DSN=… OUTBOX_AMQP_URL=… python -m outbox.demo.consumer
 """
@@ -12,7 +12,7 @@ QUEUE = EXCHANGE = "outbox_demo"
 
 
 async def record(delivery: Delivery) -> None:
-    """This row commits together with the record that the message was handled, or not at all."""
+    """Writes a row that commits with the record that the message was handled, or not at all."""
     await delivery.connection.execute(
         "INSERT INTO demo_crm.enriched (entity_id, sentiment) VALUES (%s, %s)",
         (delivery.payload["entity_id"], delivery.payload["sentiment"]),
@@ -21,5 +21,5 @@ async def record(delivery: Delivery) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # outbox.consumer says what is wrong, in one line
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # outbox.consumer reports problems, each in one line
     asyncio.run(consume(QUEUE, record, exchange=EXCHANGE, topics=["posts.enriched"]))

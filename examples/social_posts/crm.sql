@@ -1,4 +1,4 @@
--- The application's own tables. They have no unique key on purpose: had a post two effects, there would be two rows.
+-- The application's own tables. They have no unique key on purpose: if a post had two effects, there would be two rows.
 CREATE SCHEMA IF NOT EXISTS demo_crm;
 CREATE TABLE IF NOT EXISTS demo_crm.posts (
     entity_id text NOT NULL,
@@ -6,7 +6,7 @@ CREATE TABLE IF NOT EXISTS demo_crm.posts (
     content   text NOT NULL,
     at        timestamptz NOT NULL DEFAULT now()
 );
--- What a consumer on RabbitMQ's other side writes, with `--relay`; without a unique key, too.
+-- With `--relay`, the consumer of the messages writes here. It has no unique key either.
 CREATE TABLE IF NOT EXISTS demo_crm.enriched (
     entity_id text NOT NULL,
     sentiment float8 NOT NULL,

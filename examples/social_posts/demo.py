@@ -1,4 +1,4 @@
-"""The director: starts the world and the workers, lets things go wrong, and checks the books in the end."""
+"""The director: starts the world and the workers, lets things go wrong, and checks the books at the end."""
 
 import time
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from psycopg import Connection, Error, connect
 from psycopg.errors import InsufficientPrivilege
 from rich.console import Console
 
-from outbox.link import cannot_connect
+from outbox.database.dsn import cannot_connect
 
 from . import report
 from .actors import Actor, Killer, Monitor, Reviewer
@@ -22,21 +22,21 @@ from .screen import Screen
 from .shipping import Shipping
 from .sources import Source, SourceError
 
-STALL = 30.0  # seconds without a change of any status after which the demo gives up
-# What the demo must not disturb, or be disturbed by, and what it says then.
+STALL = 30.0  # seconds without any change of a status, after which the demo gives up
+# What the demo must not disturb or be disturbed by, and what it says if it finds it.
 OBJECTIONS = {
     """
     SELECT entity_id FROM outbox.workflow_states
     WHERE pipeline = 'posts' AND NOT starts_with(entity_id, 'demo-') LIMIT 1
-    """: "this database has posts that are not the demo's",
+    """: "this database has posts that the demo did not submit",
     """
     SELECT 'process ' || pid FROM pg_stat_activity
     WHERE application_name = 'outbox demo' AND datname = current_database() AND pid <> pg_backend_pid()
     """: "another demo is running in this database",
-    # A worker beats six times a lease; one that missed two of them is dead.
+    # A worker sends six heartbeats in a lease. One that has missed two of them is dead.
     """
     SELECT name FROM outbox.workers WHERE 'posts.act' = ANY (stages) AND beat_at > now() - lease / 3 LIMIT 1
-    """: "a worker that is not the demo's takes its jobs",
+    """: "a worker outside the demo would claim its jobs",
 }
 PROGRESS = """
     SELECT current_status, count(*) FROM outbox.workflow_states
@@ -50,9 +50,9 @@ DEAD = """
 def run_demo(
     dsn: str, posts: Source, workers: int = 2, console: Console | None = None, amqp_url: str | None = None
 ) -> int:
-    """Run the demo on that database, with `amqp_url` out to RabbitMQ too.
+    """Runs the demo on that database; with `amqp_url`, also through RabbitMQ.
 
-    Returns 0 if the books are right, and 1 if not or if it had to stop.
+    Returns 0 if the books are right, and 1 if they are not or the demo had to stop.
     """
     console = console or Console()
     try:
@@ -72,7 +72,7 @@ def run_demo(
 
 
 def connected(dsn: str) -> Connection[Any]:
-    """A connection that is known as the demo's."""
+    """Opens a connection that Postgres shows as the demo's."""
     try:
         return connect(dsn, autocommit=True, application_name="outbox demo")
     except Error as error:
@@ -80,7 +80,7 @@ def connected(dsn: str) -> Connection[Any]:
 
 
 def conclude(console: Console, checks: list[Check]) -> int:
-    """Print every check; return 0 if all are right, else 1."""
+    """Prints every check. Returns 0 if all are right, else 1."""
     for check in checks:
         style = "green" if check.right else "red"
         console.print(str(check), style=style, markup=False, highlight=False, soft_wrap=True)
@@ -91,7 +91,7 @@ def conclude(console: Console, checks: list[Check]) -> int:
 
 @dataclass
 class Director:
-    """One run. Its posts have entity ids of their own, so that it can be repeated on the same database."""
+    """One run. Its posts have entity ids of their own, so it can be repeated on the same database."""
 
     conn: Connection[Any]
     client: httpx.Client
@@ -103,7 +103,7 @@ class Director:
     ships: bool
 
     def play(self) -> list[Check]:
-        """The whole run: prepare, play, stop, report, check."""
+        """Prepares, plays, stops, reports and checks the run."""
         self.run = f"demo-{uuid4().hex[:8]}/"
         self.prepare()
         with Screen(self.console, self.total) as self.screen:
@@ -116,9 +116,7 @@ class Director:
         report.show(self.console, self.conn, self.run, stats, self.kill_rows())
         checks = [*check_books(self.conn, self.run, self.monitor.submitted), *self.check_run(stats, codes)]
         if self.shipping:
-            self.console.print(
-                report.table("Messages to RabbitMQ, and what came of them", ["", ""], self.shipping.rows())
-            )
+            self.console.print(report.table("Messages to RabbitMQ", ["", ""], self.shipping.rows()))
             checks += self.shipping.checks()
         return checks
 
@@ -126,20 +124,20 @@ class Director:
         self.processes.run("migrate")
         for question, objection in OBJECTIONS.items():
             if found := self.conn.execute(question).fetchone():
-                raise DemoError(f"{objection}: {found[0]}. End it, or give the demo a database of its own.")
+                raise DemoError(f"{objection}: {found[0]}. Stop or remove it, or give the demo a database of its own.")
         self.processes.run("deploy", "--app", APP)
         crm = files(__package__).joinpath("crm.sql").read_text(encoding="utf-8")
         if self.conn.execute("SELECT to_regclass('demo_crm.enriched')").fetchone() == (None,):
             try:
                 self.conn.execute(crm)
             except InsufficientPrivilege as error:
-                raise DemoError(f"this role may not make the demo's CRM; make it yourself:\n{crm}") from error
+                raise DemoError(f"this role may not create the demo's CRM tables. Create them with:\n{crm}") from error
 
     def start(self) -> None:
-        # Every post needs a request at least, so as many as this always come: the outage is never left out.
+        # Every post needs at least one request, so the outage always happens.
         self.url = self.processes.start_world(outage_after=self.total * 3 // 4)
         self.workers = [self.processes.start_worker() for _ in range(self.number_of_workers)]
-        self.screen.say(f"posts: {self.total}, workers: {len(self.workers)}, and a moody world")
+        self.screen.say(f"posts: {self.total}, workers: {len(self.workers)}, and a service that fails at random")
         self.monitor = Monitor(self.conn, self.run, self.source, self.total)
         self.reviewer = Reviewer(self.conn, self.run)
         self.killer = Killer(self.conn, self.processes, self.workers, self.enough_to_kill, self.screen.say)
@@ -148,13 +146,13 @@ class Director:
         )
 
     def enough_to_kill(self) -> int:
-        """A good handful of jobs, once a quarter of the posts has come; in the end any."""
+        """Returns how many jobs a worker must hold to be killed: 4 after a quarter of the posts, 1 after the last."""
         if self.monitor.seen < self.total / 4:
             return 0
         return 1 if self.monitor.done else 4
 
     def until_all_have_ended(self) -> None:
-        """Let everybody act, each at their own pace, until no post can move any more."""
+        """Lets every actor act at its own pace, until no post can move any more."""
         actors: list[Actor] = [self.monitor, self.reviewer, self.killer, self]
         if self.shipping:
             actors.append(self.shipping)
@@ -175,7 +173,7 @@ class Director:
     every = 0.25
 
     def step(self) -> None:
-        """Look after the run: show it, tell of the outage, and stop when something is wrong."""
+        """Shows the run, reports the outage, and stops if something is wrong."""
         counts = dict(self.conn.execute(PROGRESS, (self.run,)).fetchall())
         if counts != self.counts:
             self.counts, self.moved_at = counts, time.monotonic()
@@ -187,19 +185,19 @@ class Director:
                 raise DemoError(f"a worker has ended: {self.processes.last_words(worker)}")
         if time.monotonic() - self.moved_at > STALL:
             words = self.processes.last_words(self.workers[0])
-            raise DemoError(f"nothing has moved for {STALL:.0f} seconds: {counts}\n{words}")
+            raise DemoError(f"no post has moved for {STALL:.0f} seconds: {counts}\n{words}")
 
     def tell_of_outage(self) -> None:
         stats = self.world_stats()
         if self.outage == "to come" and stats["outage"]:
             self.outage = "now"
-            self.screen.say("the world is out: it hangs up on everybody")
+            self.screen.say("the service is down: it drops every request")
         elif self.outage == "now" and not stats["is_out"]:
             self.outage = "over"
-            self.screen.say(f"the world is back, {stats['outage']:g} requests later")
+            self.screen.say(f"the service is up again; it dropped {stats['outage']:g} requests")
 
     def has_ended(self) -> bool:
-        """Whether every post is in a final status, or can't be as its job is dead, and every message has arrived."""
+        """Whether every post is in a final status or its job is dead, and every message has arrived."""
         ended = sum(number for status, number in self.counts.items() if status in pipeline.final)
         arrived = self.shipping is None or self.shipping.done
         return self.monitor.done and ended + self.dead >= self.monitor.submitted and arrived
@@ -210,14 +208,14 @@ class Director:
                 self.client.get(f"{self.url}/stats", params={"about": self.run}).raise_for_status().json()
             )
         except httpx.HTTPError as error:
-            raise DemoError(f"the world has ended: {error}") from error
+            raise DemoError(f"the service has ended: {error}") from error
         return stats
 
     def kill_rows(self) -> list[tuple[str, str]]:
         again = sorted(self.killer.again.values())
         return [
             ("jobs it held", str(len(self.killer.held))),
-            ("of these, taken up again by others", str(len(again))),
+            ("of these, run again by other workers", str(len(again))),
             ("half of them within", f"{again[len(again) // 2]:.1f} s" if again else "-"),
             ("the last after", f"{again[-1]:.1f} s" if again else "-"),
             ("reviews approved by hand", str(self.reviewer.verdicts["APPROVED"])),
@@ -225,22 +223,22 @@ class Director:
         ]
 
     def check_run(self, stats: dict[str, float], codes: list[int]) -> list[Check]:
-        """Whether the run was what it claims to be."""
+        """Checks that everything that the demo is meant to show has happened."""
         completed = self.counts.get("COMPLETED", 0)
         told = stats["notifications"]
         held, again = len(self.killer.held), len(self.killer.again)
         return [
             Check(
-                "the world counted one notification for each COMPLETED post",
+                "the service counted one notification for each COMPLETED post",
                 [] if told == completed else [f"{told:g} notifications: {completed} posts"],
             ),
-            Check("the world had its outage", [] if stats["outage"] else ["outage: no request met it"]),
+            Check("the service had an outage", [] if stats["outage"] else ["outage: no request came during it"]),
             Check(
-                "a worker was killed at work, and others ran every job it held",
+                "a worker was killed at work, and others ran every job that it held",
                 [] if 0 < held == again else [f"the kill: {again} of {held} jobs ran again"],
             ),
             Check(
-                "the other processes ended in peace when asked to",
+                "all other processes stopped cleanly",
                 [f"exit code: {code}" for code in codes if code],
             ),
         ]

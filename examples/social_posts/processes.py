@@ -1,4 +1,4 @@
-"""The processes of the demo: the world and the workers. What is started here is ended here, in every case."""
+"""The processes of the demo: the world and the workers. Every process that is started here is also ended here."""
 
 import os
 import signal
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Self
 
 APP = "outbox.demo.pipeline:posts"
-GRACE = 15.0  # seconds that a worker has to finish after SIGTERM
+GRACE = 15.0  # seconds that a process has to end after SIGTERM
 
 
 class DemoError(Exception):
-    """The demo cannot go on. The message says why, with the last words of the process that failed."""
+    """The demo can't go on. The message says why, with the last output of the process that failed."""
 
 
 class Processes:
-    """Starts processes that log to a folder of their own, and ends them all on exit."""
+    """Starts processes that log to a temporary folder, and ends them all on exit."""
 
     def __init__(self, dsn: str, amqp_url: str | None = None) -> None:
-        # The world is on this machine: a proxy that the environment names doesn't lead to it.
+        # The world is on this machine, where a proxy from the environment doesn't lead.
         self.environment = os.environ | {"OUTBOX_DSN": dsn, "no_proxy": "127.0.0.1"}
         if amqp_url:
             self.environment["OUTBOX_AMQP_URL"] = amqp_url
@@ -42,20 +42,20 @@ class Processes:
         self.folder.cleanup()
 
     def run(self, *arguments: str) -> None:
-        """Run an `outbox` command to its end."""
+        """Runs an `outbox` command to its end."""
         command = [sys.executable, "-m", "outbox", *arguments]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         if done.returncode:
             raise DemoError(f"outbox {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
 
     def start_world(self, outage_after: int) -> str:
-        """Start the world; return its URL, which the workers started from now on know, too."""
+        """Starts the world and returns its URL, which workers started from now on get in their environment."""
         options = ["--outage-after", str(outage_after)]
         process = self.start("-m", "outbox.demo.world", *options, stdout=subprocess.PIPE)
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         if not url:
-            raise DemoError(f"the world did not start: {self.last_words(process)}")
+            raise DemoError(f"the service did not start: {self.last_words(process)}")
         self.environment["OUTBOX_DEMO_WORLD"] = url
         return url
 
@@ -65,7 +65,7 @@ class Processes:
     def start(
         self, *arguments: str, stdout: int = subprocess.DEVNULL, environment: dict[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        """Start a Python process in a session of its own, so that Ctrl-C reaches the director alone."""
+        """Starts a Python process in a session of its own, so that Ctrl-C reaches only the director."""
         with self.log(len(self.started)).open("w") as log, undisturbed():
             process = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -80,7 +80,7 @@ class Processes:
         return process
 
     def stop(self, processes: list[subprocess.Popen[str]]) -> list[int]:
-        """SIGTERM them all, and return their exit codes; one that doesn't end within its grace is killed."""
+        """Sends SIGTERM to all and returns their exit codes. A process that doesn't end within GRACE is killed."""
         for process in processes:
             process.send_signal(signal.SIGTERM)
         codes = []
@@ -93,11 +93,11 @@ class Processes:
         return codes
 
     def last_words(self, process: subprocess.Popen[str]) -> str:
-        """The end of what a process wrote to standard error."""
+        """Returns the end of what a process wrote to standard error."""
         return self.words(process)[-2000:].strip()
 
     def words(self, process: subprocess.Popen[str]) -> str:
-        """All that a process wrote to standard error."""
+        """Returns everything that a process wrote to standard error."""
         return self.log(self.started.index(process)).read_text()
 
     def log(self, number: int) -> Path:
@@ -106,7 +106,7 @@ class Processes:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put off what ends the demo: a process that is cut short between its start and its entry in the list lives on."""
+    """Delays signals that end the demo: a process must be in the list before it can be ended."""
     came: list[int] = []
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number in former:

@@ -1,4 +1,4 @@
-"""What happened in a run, as tables."""
+"""Shows what happened in a run, as tables."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +18,7 @@ STATUSES = """
     ) AS ended
     GROUP BY current_status ORDER BY current_status
 """
-# The stages in the order in which posts come to them.
+# Stages are listed in the order in which posts come to them.
 STAGES = """
     SELECT s.stage, count(*), sum(s.attempt), sum(s.attempt - 1), max(s.attempt)
     FROM outbox.workflow_states AS w
@@ -32,11 +32,11 @@ Rows = list[tuple[str, str]]
 
 
 def show(console: Console, conn: Connection[Any], run: str, stats: dict[str, float], kill: Rows) -> None:
-    """Print the tables of one run."""
+    """Prints the tables of one run."""
     statuses = conn.execute(STATUSES, {"run": run}).fetchall()
     console.print(
         table(
-            "Posts, and how long they took",
+            "Posts by status, and how long they took",
             ["status", "posts", "half within", "slowest"],
             [(status, str(n), f"{half:.1f} s", f"{slowest:.1f} s") for status, n, half, slowest in statuses],
         )
@@ -44,26 +44,26 @@ def show(console: Console, conn: Connection[Any], run: str, stats: dict[str, flo
     stages = conn.execute(STAGES, {"run": run}).fetchall()
     console.print(
         table(
-            "Stages, and how often they had to try",
+            "Attempts by stage",
             ["stage", "done", "attempts", "retries", "most for one post"],
             [(stage, *map(str, numbers)) for stage, *numbers in stages],
         )
     )
-    console.print(table("What the world did to them", ["", ""], world(stats)))
+    console.print(table("How the service answered", ["", ""], world(stats)))
     console.print(table("The kill, and the reviews", ["", ""], kill))
 
 
 def world(stats: dict[str, float]) -> Rows:
     names = {
-        "requests": "requests it got",
-        "429": "told to come later (429)",
-        "503": "turned away (503)",
-        "slow": "answered after the caller had left",
-        "malformed": "answered with half an answer",
-        "outage": "dropped in its outage",
-        "outage_seconds": "seconds that the outage took",
-        "notifications": "notifications it counted",
-        "duplicates": "notifications it knew by their key",
+        "requests": "requests",
+        "429": "too many requests (429)",
+        "503": "unavailable (503)",
+        "slow": "answered after the caller's timeout",
+        "malformed": "answered with half a document",
+        "outage": "dropped in the outage",
+        "outage_seconds": "seconds of the outage",
+        "notifications": "notifications counted",
+        "duplicates": "repeated notifications, recognized by key",
     }
     return [(text, f"{stats[name]:g}") for name, text in names.items()]
 

@@ -1,4 +1,4 @@
-"""What a run looks like while it goes on: a table that moves on a terminal, a line now and then elsewhere."""
+"""Shows a run while it goes on: as moving bars on a terminal, otherwise as a line now and then."""
 
 import time
 from typing import Self
@@ -8,11 +8,11 @@ from rich.live import Live
 from rich.table import Table
 
 PATH = ["RECEIVED", "ENRICHED", "WAITING_FOR_REVIEW", "APPROVED", "COMPLETED", "REJECTED"]
-PLAIN_EVERY = 2.0  # seconds between two lines where there is no terminal
+PLAIN_EVERY = 2.0  # seconds between two lines, if there is no terminal
 
 
 class Screen:
-    """Shows the counts per status, and says what happens with the time at which it did."""
+    """Shows the number of posts in each status, and prints events with their time."""
 
     def __init__(self, console: Console, total: int) -> None:
         self.console, self.total = console, total
@@ -41,7 +41,7 @@ class Screen:
             self.say(" · ".join(f"{status} {counts[status]}" for status in PATH if counts.get(status)))
 
     def bars(self, counts: dict[str, int]) -> Table:
-        """One bar a status, as long as its share of the posts."""
+        """Returns a bar for each status, as long as its share of the posts."""
         grid = Table.grid(padding=(0, 1))
         for status in PATH:
             number = counts.get(status, 0)

@@ -1,4 +1,4 @@
-"""The way out in the demo: a relay to RabbitMQ, and a consumer that is killed when it hurts most."""
+"""The messages of the demo: a relay to RabbitMQ, and a consumer that is killed at the worst time."""
 
 import re
 import signal
@@ -15,7 +15,7 @@ from .processes import DemoError, Processes
 from .report import Rows
 
 RELAY = "demo"
-START = 30.0  # seconds in which the consumer must have its queue, and the relay its name
+START = 30.0  # seconds within which the consumer must have its queue, and the relay its name
 
 ENRICHED = """
     SELECT count(*) FROM outbox.workflow_states AS w
@@ -30,19 +30,19 @@ MESSAGES = """
 
 
 class Shipping:
-    """Starts relay and consumer, and another consumer when the first one has died; counts what arrived."""
+    """Starts a relay and a consumer, and another consumer when the first one has died. Counts what has arrived."""
 
     every = 0.1
 
     def __init__(self, conn: Connection[Any], processes: Processes, run: str, total: int, say: Say) -> None:
         self.conn, self.processes, self.run, self.say = conn, processes, run, say
         self.killed = False
-        # The queue is there before the first message: one that no queue takes would be parked.
+        # The queue must exist before the first message: one that no queue takes would be parked.
         self.consumers = [self.start_consumer({"OUTBOX_KILL_AT": f"K13:{max(1, total // 4)}"})]
         self.wait_for(self.consumers[0], "takes from queue")
         self.relay = processes.start("-m", "outbox", "relay", "--name", RELAY, "--exchange", EXCHANGE, "--from-now")
         self.wait_for(self.relay, "relaying")
-        self.say("posts.enriched goes out to RabbitMQ")
+        self.say("the relay sends posts.enriched to RabbitMQ")
 
     def wait_for(self, process: subprocess.Popen[str], words: str) -> None:
         until = time.monotonic() + START
@@ -55,7 +55,7 @@ class Shipping:
         return self.processes.start("-m", "outbox.demo.consumer", environment=environment)
 
     def step(self) -> None:
-        """Look after both; the consumer's death is part of the play, once."""
+        """Watches both. The consumer is meant to die once; any other death is an error."""
         if self.relay.poll() is not None:
             raise DemoError(f"the relay has ended: {self.processes.last_words(self.relay)}")
         if self.consumers[-1].poll() is None:
@@ -72,7 +72,7 @@ class Shipping:
         return self.count(EFFECTS) >= self.count(ENRICHED)
 
     def stop(self) -> list[int]:
-        """End both and forget the relay, or the log would be kept for it; return their exit codes."""
+        """Ends both and returns their exit codes. Forgets the relay, since the log would be kept for it."""
         codes = self.processes.stop([self.relay, self.consumers[-1]])
         self.processes.run("relay", "--forget", RELAY)
         return codes
@@ -81,7 +81,7 @@ class Shipping:
         effects, again = self.count(EFFECTS), self.duplicates()
         return [
             ("messages", str(self.count(ENRICHED))),
-            ("deliveries that were handled", str(effects + again)),
+            ("deliveries handled", str(effects + again)),
             ("of these, duplicates", str(again)),
             ("effects", str(effects)),
         ]
@@ -91,13 +91,13 @@ class Shipping:
         return [
             *check_books(self.conn, self.run, 0, "shipping.sql"),
             Check(
-                "the consumer was killed, and the next one knew what had been done",
+                "the consumer was killed, and the next one recognized what had been handled",
                 [] if self.killed and again else [f"the kill: {self.killed}, {again} duplicates"],
             ),
         ]
 
     def duplicates(self) -> int:
-        """How many deliveries of this run's messages the consumers said that they knew."""
+        """Returns how many deliveries of this run's messages the consumers reported as duplicates."""
         mine = {row[0] for row in self.conn.execute(MESSAGES, (self.run,))}
         said = "".join(self.processes.words(consumer) for consumer in self.consumers)
         return sum(found in mine for found in re.findall(r"message (\S+) was handled before", said))

@@ -1,4 +1,4 @@
--- The books of messages that went out to RabbitMQ; see books.sql.
+-- The books of messages that were sent to RabbitMQ. See books.sql.
 
 -- promise: one effect at the consumer for each message
 SELECT w.entity_id, e.changes || ' times enriched, ' || m.effects || ' effects'

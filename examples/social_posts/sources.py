@@ -1,4 +1,4 @@
-"""Where posts come from: a file of JSON lines, CSV or TSV, or an RSS or Atom feed."""
+"""Reads posts from a file of JSON lines, CSV or TSV, or from an RSS or Atom feed."""
 
 import csv
 import html
@@ -14,23 +14,23 @@ from typing import IO, Protocol
 
 from .pipeline import Post
 
-LONGEST_ID = 400  # characters; the demo puts the name of its run before it, and the engine takes 512
+LONGEST_ID = 400  # characters; the demo prefixes the name of its run, and the engine allows 512
 FIELD_LIMIT = 10_000_000  # characters; the csv module's own limit, 131,072, is less than some blog posts
 
 
 class SourceError(Exception):
-    """The posts cannot be read. The message names the file, the line, and what to do."""
+    """The posts can't be read. The message names the file and the line, and says what to do."""
 
 
 class Source(Protocol):
-    """Posts with an id each; can be gone through more than once."""
+    """Posts with an id each. Can be iterated more than once."""
 
     def __iter__(self) -> Iterator[tuple[str, Post]]: ...
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Read posts line by line, so that a file of any size fits. A record without text is left out."""
+    """Reads posts line by line, so a file of any size fits. Skips records without text."""
 
     path: Path
     column: str = "content"
@@ -43,7 +43,7 @@ class FileSource:
         return islice(found, self.limit)
 
     def records(self) -> Iterator[tuple[int, dict[str, object]]]:
-        """Every record with the number of its line."""
+        """Yields every record with the number of its line."""
         read = {".jsonl": json_lines, ".ndjson": json_lines, ".json": json_lines, ".csv": rows, ".tsv": rows}
         suffix = self.path.suffix.lower()
         if suffix not in read:
@@ -81,7 +81,7 @@ class FileSource:
 
 @dataclass
 class FeedSource:
-    """Read the entries of an RSS or Atom feed, from a URL or a file, once."""
+    """Reads the entries of an RSS or Atom feed, from a URL or a file, once."""
 
     url: str
     limit: int | None = None
@@ -95,7 +95,7 @@ class FeedSource:
 
         feed = feedparser.parse(self.fetch())
         if not feed.entries:
-            reason = feed.get("bozo_exception") or "no entries in it"
+            reason = feed.get("bozo_exception") or "it has no entries"
             raise SourceError(f"{self.url}: not a feed with posts ({reason})")
         found = []
         for number, entry in enumerate(feed.entries[: self.limit], start=1):
@@ -119,7 +119,7 @@ class FeedSource:
 
 
 def bundled(limit: int | None = None) -> Source:
-    """The posts written for the demo."""
+    """Returns the posts written for the demo."""
     return FileSource(Path(str(files(__package__) / "posts.jsonl")), limit=limit)
 
 
@@ -137,9 +137,9 @@ def json_lines(file: IO[str], _: str) -> Iterator[tuple[int, dict[str, object]]]
 
 
 def rows(file: IO[str], delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
-    """Records of CSV or TSV, whose first line names the columns. In TSV a quote is a plain character."""
+    """Yields the records of CSV or TSV. The first line names the columns. In TSV a quote is a plain character."""
     csv.field_size_limit(FIELD_LIMIT)
-    # Strict: without it one quote that is never closed swallows the rest of the file.
+    # Without strict, one quote that is never closed swallows the rest of the file.
     if delimiter == "\t":
         reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     else:
@@ -163,7 +163,7 @@ def rows(file: IO[str], delimiter: str) -> Iterator[tuple[int, dict[str, object]
 
 
 def checked(place: str, entity: str, author: str, content: str) -> tuple[str, Post]:
-    """A post that a database stores as it is; else an error that names the place."""
+    """Returns the post. Raises SourceError, which names the place, if a database can't store it as it is."""
     if len(entity) > LONGEST_ID:
         raise SourceError(f"{place}: an id of {len(entity)} characters; {LONGEST_ID} is the limit")
     for text in (entity, author, content):
@@ -173,5 +173,5 @@ def checked(place: str, entity: str, author: str, content: str) -> tuple[str, Po
 
 
 def plain(markup: str) -> str:
-    """The text of a piece of HTML."""
+    """Returns the text of a piece of HTML."""
     return html.unescape(re.sub(r"<[^>]*>", " ", markup)).strip()

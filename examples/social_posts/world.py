@@ -1,10 +1,9 @@
-"""The world outside: a small HTTP service that answers as real ones do, sometimes late, wrong or not at all.
+"""The outside world: a small HTTP service that answers as real ones do, sometimes late, wrong or not at all.
 
     python -m outbox.demo.world --port 0 --seed 7 --outage-after 60
 
-`POST /enrich` scores a post, `POST /notify` takes a notification, `GET /stats?about=demo-1/` tells what the
-world saw; its notifications are those about entities whose id begins like that.
-Its first line on standard output is its URL.
+`POST /enrich` scores a post. `POST /notify` takes a notification. `GET /stats?about=demo-1/` returns counts; its
+notifications are those about entities whose id begins with `demo-1/`. The first line on standard output is the URL.
 """
 
 import json
@@ -23,15 +22,15 @@ from urllib.parse import parse_qs, urlsplit
 import click
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-# What the world does with a request, and how often of a hundred times. The rest is answered properly.
+# What the world does with a request, in per cent. It answers all others properly.
 MOODS = {"429": 6, "503": 5, "slow": 3, "malformed": 4}
-# The scorer's time grows with the square of the length: a novel must not stop the world.
+# The scorer's time grows with the square of the length, and a very long post must not stop the world.
 SCORED_CHARACTERS = 5_000
 
 
 @dataclass
 class World:
-    """Decides how each request fares, and keeps count. The same seed gives the n-th request the same fate."""
+    """Decides how each request is answered, and counts. With the same seed, the n-th request has the same answer."""
 
     seed: int = 7
     outage_after: int | None = None  # requests; None: no outage
@@ -46,7 +45,7 @@ class World:
     scorer: SentimentIntensityAnalyzer = field(default_factory=SentimentIntensityAnalyzer)
 
     def mood(self) -> str:
-        """Draw the fate of the next request: one of MOODS, "outage" or "fine"."""
+        """Draws how the next request is answered: one of MOODS, "outage" or "fine"."""
         with self.lock:
             self.counts["requests"] += 1
             mood = "outage" if self.is_out() else self.draw(self.counts["requests"])
@@ -54,7 +53,7 @@ class World:
             return mood
 
     def is_out(self) -> bool:
-        """Whether the outage is now; it begins with the request after the first `outage_after`."""
+        """Whether the outage is now. It begins with the first request after `outage_after` requests."""
         if self.outage_after is None or self.counts["requests"] <= self.outage_after:
             return False
         if self.outage_began is None:
@@ -71,7 +70,7 @@ class World:
         return {"sentiment": scores["compound"], "hashtags": re.findall(r"#(\w+)", content)}
 
     def notify(self, key: str, entity: str) -> dict[str, object]:
-        """Take a notification; one whose key was seen before is recognised and has no effect."""
+        """Takes a notification. One whose key was seen before is recognized and has no effect."""
         with self.lock:
             duplicate = key in self.told
             self.told.setdefault(key, entity)
@@ -79,7 +78,7 @@ class World:
         return {"received": True, "duplicate": duplicate}
 
     def stats(self, about: str = "") -> dict[str, float]:
-        """The counts, how long the outage has been or was, and whether it is now."""
+        """Returns the counts, how long the outage has lasted, and whether it is now."""
         names = ["requests", "fine", *MOODS, "outage", "duplicates"]
         with self.lock:
             since = 0.0 if self.outage_began is None else self.clock() - self.outage_began
@@ -91,7 +90,7 @@ class World:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """HTTP for the world: keep-alive, one thread a connection, an answer in one packet."""
+    """Speaks HTTP for the world: keep-alive, one thread for each connection, an answer in one packet."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1
@@ -110,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         mood = self.world.mood()
         if mood == "outage":
-            self.close_connection = True  # without a word
+            self.close_connection = True  # without an answer
         elif mood == "429":
             self.answer(HTTPStatus.TOO_MANY_REQUESTS, "{}", {"Retry-After": "1"})
         elif mood == "503":
@@ -119,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
             self.work(body, mood)
 
     def work(self, body: bytes, mood: str) -> None:
-        """Do what was asked. Slow and malformed answers come after the deed: that is what makes them hard."""
+        """Does what was asked. A slow or malformed answer comes after that, so callers can't tell that it was done."""
         time.sleep(self.world.work_seconds)
         key = self.headers.get("Idempotency-Key", "")
         try:
@@ -153,14 +152,14 @@ class Handler(BaseHTTPRequestHandler):
         try:
             super().handle()
         except ConnectionError:
-            self.close_connection = True  # the caller lost patience or was killed; no news for the log
+            self.close_connection = True  # the caller gave up or was killed, which is not worth a log line
 
     def finish(self) -> None:
         with suppress(ConnectionError):  # as above, with an answer still in the buffer
             super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
-        pass  # the counts say it all
+        pass  # the counts are enough
 
 
 class Server(ThreadingHTTPServer):
@@ -169,15 +168,15 @@ class Server(ThreadingHTTPServer):
 
 
 def serve(world: World, port: int = 0) -> Server:
-    """A server of that world on the loopback interface, bound and ready for `serve_forever()`."""
+    """Returns a server of that world on the loopback interface, bound and ready for `serve_forever()`."""
     handler = type("WorldHandler", (Handler,), {"world": world})
     return Server(("127.0.0.1", port), handler)
 
 
 @click.command()
-@click.option("--port", default=0, show_default=True, help="0: any free one.")
+@click.option("--port", default=0, show_default=True, help="The port; 0 means any free one.")
 @click.option("--seed", default=7, show_default=True)
-@click.option("--outage-after", type=int, help="Requests until the outage begins; without it there is none.")
+@click.option("--outage-after", type=int, help="Number of requests before the outage begins. Default: no outage.")
 @click.option("--outage-seconds", default=5.0, show_default=True)
 def main(port: int, seed: int, outage_after: int | None, outage_seconds: float) -> None:
     """Serve the world until killed."""

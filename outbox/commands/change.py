@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
-from .. import inspect, migrations, settings
-from ..documents import printable
+from .. import settings
+from ..database import migrations
 from ..errors import OutboxError
+from ..operations import change, look
+from ..texts import printable
 from .shared import by_option, database, pipeline_option
 
 
@@ -23,8 +25,8 @@ def set_status(
     """Move the workflow of ENTITY to STATUS, as a person does: legal changes only, with history."""
     with database(found) as conn:
         migrations.require(conn)
-        workflow = inspect.find_one(conn, entity, pipeline)
-        moved = inspect.set_status(conn, workflow["id"], to_status, actor=by, reason=reason)
+        workflow = look.find_one(conn, entity, pipeline)
+        moved = change.set_status(conn, workflow["id"], to_status, actor=by, reason=reason)
     before = workflow["current_status"]
     click.echo(printable(f"{entity}: {before} -> {to_status}" if moved else f"{entity} is in {to_status} already"))
 
@@ -41,10 +43,10 @@ def retry(found: settings.Settings, entity: str | None, everything: bool, pipeli
     with database(found) as conn:
         migrations.require(conn)
         if entity is None:
-            click.echo(f"{inspect.retry_all(conn, pipeline)} jobs run again")
+            click.echo(f"{change.retry_all(conn, pipeline)} jobs run again")
             return
-        workflow = inspect.find_one(conn, entity, pipeline)
-        if not inspect.retry(conn, workflow["id"]):
+        workflow = look.find_one(conn, entity, pipeline)
+        if not change.retry(conn, workflow["id"]):
             raise OutboxError(
                 f"{entity} in {workflow['current_status']} has no dead job: "
                 "either its job is alive or no stage takes this status"
@@ -62,8 +64,8 @@ def pause(found: settings.Settings, stage: str, reason: str | None, by: str, pip
     """Stop claiming for STAGE ("enrich", or "posts.enrich"), in all workers; what runs goes on, and jobs wait."""
     with database(found) as conn:
         migrations.require(conn)
-        of, name = inspect.find_stage(conn, stage, pipeline)
-        paused = inspect.pause(conn, of, name, by=by, reason=reason)
+        of, name = change.find_stage(conn, stage, pipeline)
+        paused = change.pause(conn, of, name, by=by, reason=reason)
     click.echo(printable(f"{of}.{name} is paused" if paused else f"{of}.{name} was paused already"))
 
 
@@ -75,6 +77,6 @@ def resume(found: settings.Settings, stage: str, pipeline: str | None) -> None:
     """Claim for STAGE again, in all workers."""
     with database(found) as conn:
         migrations.require(conn)
-        of, name = inspect.find_stage(conn, stage, pipeline)
-        resumed = inspect.resume(conn, of, name)
+        of, name = change.find_stage(conn, stage, pipeline)
+        resumed = change.resume(conn, of, name)
     click.echo(printable(f"{of}.{name} goes on" if resumed else f"{of}.{name} was not paused"))

@@ -7,10 +7,13 @@ from typing import Any
 
 import click
 
-from .. import application, deploy, migrations, settings
-from ..documents import printable
-from ..pipeline import Pipeline
-from ..stranded import report
+from .. import settings
+from ..database import migrations
+from ..definition import deploy
+from ..definition.pipeline import Pipeline
+from ..definition.stranded import report
+from ..texts import printable
+from . import application
 from .shared import app_option, database
 
 

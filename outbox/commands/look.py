@@ -7,7 +7,10 @@ from contextlib import suppress
 
 import click
 
-from .. import application, doctor, inspect, migrations, screen, settings
+from .. import settings
+from ..database import migrations
+from ..operations import doctor, look
+from . import application, screen
 from .shared import app_option, database, json_option, pipeline_option
 
 
@@ -23,11 +26,11 @@ def status(found: settings.Settings, as_json: bool, watch: bool) -> None:
     with suppress(*[KeyboardInterrupt] * watch), database(found) as conn:
         migrations.require(conn)
         if as_json:
-            screen.echo_json(inspect.status(conn))
+            screen.echo_json(look.status(conn))
         elif watch:
-            screen.watch(lambda: screen.status(inspect.status(conn)))
+            screen.watch(lambda: screen.status(look.status(conn)))
         else:
-            screen.console().print(screen.status(inspect.status(conn)))
+            screen.console().print(screen.status(look.status(conn)))
 
 
 @click.command()
@@ -39,7 +42,7 @@ def show(found: settings.Settings, entity: str, pipeline: str | None, as_json: b
     """Show the workflow of ENTITY: its data, its history, its job, its messages."""
     with database(found) as conn:
         migrations.require(conn)
-        workflow = inspect.show(conn, inspect.find_one(conn, entity, pipeline))
+        workflow = look.show(conn, look.find_one(conn, entity, pipeline))
     if as_json:
         screen.echo_json(workflow)
     else:
@@ -54,7 +57,7 @@ def dead(found: settings.Settings, pipeline: str | None, as_json: bool) -> None:
     """List the jobs that used up their attempts or were rejected, the latest first."""
     with database(found) as conn:
         migrations.require(conn)
-        rows = inspect.dead(conn, pipeline)
+        rows = look.dead(conn, pipeline)
     if as_json:
         screen.echo_json(rows)
     elif rows:
@@ -70,7 +73,7 @@ def schedules(found: settings.Settings, as_json: bool) -> None:
     """List what runs by the clock: when next, when last, and what went wrong."""
     with database(found) as conn:
         migrations.require(conn)
-        rows = inspect.schedules(conn)
+        rows = look.schedules(conn)
     if as_json:
         screen.echo_json(rows)
     elif rows:

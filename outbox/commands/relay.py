@@ -9,11 +9,15 @@ from typing import Any
 
 import click
 
-from .. import inspect, logs, migrations, screen, settings
-from ..documents import printable
+from .. import settings
+from ..database import migrations
+from ..database.dsn import place, readable, redact
 from ..errors import OutboxError, SettingsError
-from ..handoff import Handoff
-from ..relay import Relay, Target
+from ..messages.handoff import Handoff
+from ..messages.relay import Relay, Target
+from ..operations import change, look
+from ..texts import printable
+from . import logs, screen
 from .shared import database, dsn_of, json_option
 
 
@@ -87,7 +91,7 @@ def relay(
     if forget is not None:
         with database(found) as conn:
             migrations.require(conn)
-            parked = inspect.forget_relay(conn, forget)
+            parked = change.forget_relay(conn, forget)
         click.echo(f"relay {printable(forget)} is forgotten, with {parked} parked messages")
         return
     logs.set_up(log_style)
@@ -102,13 +106,13 @@ def relay(
             migrations.require(conn)
         made = Relay(found.listen_dsn or dsn, name=name, strict=strict, drain=drain, from_now=from_now)
         if to and pipeline:
-            if not settings.readable(to):
-                raise SettingsError(f"--to can't be read: {settings.redact(to)}")
+            if not readable(to):
+                raise SettingsError(f"--to can't be read: {redact(to)}")
             handoff = Handoff(
                 to, pipeline, entity_id=entity_id, topics=topics, part=part, strict=strict,
                 may_send=made.may_send, on_trouble=made.trouble,
             )  # fmt: skip
-            made.to(handoff, f"pipeline {pipeline} in {settings.place(to)}")
+            made.to(handoff, f"pipeline {pipeline} in {place(to)}")
         else:
             publisher = _publisher(
                 found, source=source, exchange=exchange, declare=declare, routing_key=routing_key, strict=strict,
@@ -130,7 +134,7 @@ def _publisher(found: settings.Settings, **options: Any) -> Target:
     if not found.amqp_url:
         raise SettingsError("where to? Set OUTBOX_AMQP_URL, such as amqp://user:password@localhost/, or give --to")
     try:
-        from ..rabbitmq.publisher import Publisher
+        from ..messages.rabbitmq.publisher import Publisher
     except ModuleNotFoundError as error:
         raise OutboxError(f'{error}. Run: pip install "outbox-engine[rabbitmq]"') from None
     return Publisher(found.amqp_url, **options)
@@ -158,10 +162,10 @@ def parked(
     with database(found) as conn:
         migrations.require(conn)
         if retry:
-            tried = inspect.retry_parked(conn, relay=relay_name, consumer=consumer, ids=ids)
+            tried = change.retry_parked(conn, relay=relay_name, consumer=consumer, ids=ids)
             click.echo(f"{tried} messages are tried again")
             return
-        rows = inspect.parked(conn, relay=relay_name, consumer=consumer)
+        rows = look.parked(conn, relay=relay_name, consumer=consumer)
     if as_json:
         screen.echo_json(rows)
     elif rows:

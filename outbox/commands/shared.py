@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import click
 import psycopg
 
-from .. import embedded, migrations, settings
+from .. import settings
+from ..database import embedded, migrations
+from ..database.dsn import cannot_connect, engine_conninfo
 from ..errors import OutboxError
-from ..link import cannot_connect, engine_conninfo
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

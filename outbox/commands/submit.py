@@ -10,10 +10,12 @@ from typing import IO
 
 import click
 
-from .. import application, bulk, migrations, screen, settings
-from ..documents import printable
+from .. import settings
+from ..client.submit import submit_text
+from ..database import migrations
 from ..errors import OutboxError
-from ..submit import submit_text
+from ..texts import printable
+from . import application, lines, screen
 from .shared import app_option, database, json_option
 
 
@@ -37,14 +39,14 @@ def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None,
         raise click.BadParameter(f"there is no file {printable(file)}", param_hint="FILE")
     with database(found) as conn, _progress(file) as (stream, on_bytes):
         migrations.require(conn)
-        lines = bulk.Lines(model, skip_bad, on_bytes)
+        read = lines.Lines(model, skip_bad, on_bytes)
         with conn.transaction():
-            started = submit_text(pipeline, conn, lines.items(bulk.bounded(stream)))
-    for reason in lines.reasons:
+            started = submit_text(pipeline, conn, read.items(lines.bounded(stream)))
+    for reason in read.reasons:
         click.echo(f"skipped {printable(reason)}", err=True)
-    if lines.skipped > len(lines.reasons):
-        click.echo(f"… and {lines.skipped - len(lines.reasons)} more", err=True)
-    result = {"submitted": started, "existing": lines.read - started, "skipped": lines.skipped}
+    if read.skipped > len(read.reasons):
+        click.echo(f"… and {read.skipped - len(read.reasons)} more", err=True)
+    result = {"submitted": started, "existing": read.read - started, "skipped": read.skipped}
     if as_json:
         screen.echo_json(result)
     else:

@@ -7,10 +7,14 @@ from typing import Any
 
 import click
 
-from .. import application, approvals, inspect, migrations, screen, settings, signals
-from ..documents import printable
+from .. import settings
+from ..client import approvals, signals
+from ..database import migrations
+from ..definition.pipeline import Pipeline
 from ..errors import OutboxError
-from ..pipeline import Pipeline
+from ..operations import look
+from ..texts import printable
+from . import application, screen
 from .shared import app_option, by_option, database, document, json_option, pipeline_option
 
 
@@ -23,7 +27,7 @@ def approvals_command(found: settings.Settings, pipeline: str | None, assignee: 
     """List the questions that wait for a person, the oldest first."""
     with database(found) as conn:
         migrations.require(conn)
-        rows = inspect.approvals(conn, pipeline=pipeline, assignee=assignee)
+        rows = look.approvals(conn, pipeline=pipeline, assignee=assignee)
     if as_json:
         screen.echo_json(rows)
     elif rows:
@@ -90,7 +94,7 @@ def _decide(
     edited = document(edit, "--edit")
     with database(found) as conn:
         migrations.require(conn)
-        name = inspect.find_one(conn, entity, pipeline)["pipeline"]
+        name = look.find_one(conn, entity, pipeline)["pipeline"]
         known: Pipeline[Any] | str = name if edit is None else _pipeline(app or found.app, name)
         status = approvals.decide(conn, known, entity, option, by=by, reason=reason, edit=edited, shown=shown)
     click.echo(printable(f"{entity}: {option} by {by} -> {status}"))
@@ -120,7 +124,7 @@ def signal(
     told = document(payload, "PAYLOAD")
     with database(found) as conn:
         migrations.require(conn)
-        owner = inspect.find_one(conn, entity, pipeline)["pipeline"]
+        owner = look.find_one(conn, entity, pipeline)["pipeline"]
         sent = signals.signal(conn, owner, entity, name, told, id=signal_id)
     what = "taken" if sent.taken else "kept until it is waited for"
     click.echo(

@@ -10,12 +10,13 @@ import signal
 import click
 import psycopg
 
-from .. import application, logs, processes, settings
+from .. import settings
+from ..client.inbox import MEMORY_DAYS
+from ..database.dsn import cannot_connect, readable, redact
+from ..engine.retention import MAX_DAYS, Retention
+from ..engine.worker import Worker
 from ..errors import OutboxError, SettingsError
-from ..inbox import MEMORY_DAYS
-from ..link import cannot_connect
-from ..maintenance import MAX_DAYS, Retention
-from ..worker import Worker
+from . import application, logs, processes
 from .shared import Number, app_option, dsn_of
 
 
@@ -103,8 +104,8 @@ def worker(
     logs.set_up(log_style)
     leash = processes.fork(count) if count > 1 else None
     pipelines = application.load(app or found.app)
-    if found.listen_dsn and not settings.readable(found.listen_dsn):
-        raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {settings.redact(found.listen_dsn)}")
+    if found.listen_dsn and not readable(found.listen_dsn):
+        raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
     with dsn_of(found) as dsn:
         made = Worker(
             pipelines,

@@ -112,3 +112,21 @@ FROM outbox.routed AS r
 WHERE r.pipeline = %(pipeline)s AND r.status = ANY (%(statuses)s::text[]) AND r.stage IS NOT NULL
   AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = r.workflow_id)
   AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = r.workflow_id);
+
+-- name: schedules_read
+SELECT s.schedule, s.cron, s.timezone, s.catch_up FROM outbox.schedules AS s WHERE s.pipeline = %(pipeline)s;
+
+-- name: schedules_write
+-- What is new or has another time begins anew; what is unchanged keeps its place.
+INSERT INTO outbox.schedules (pipeline, schedule, cron, timezone, catch_up, next_at)
+SELECT %(pipeline)s, n.schedule, n.cron, n.timezone, n.catch_up, n.next_at
+FROM unnest(%(schedules)s::text[], %(crons)s::text[], %(timezones)s::text[], %(catch_up)s::boolean[], %(next)s::timestamptz[])
+    AS n (schedule, cron, timezone, catch_up, next_at)
+ON CONFLICT (pipeline, schedule) DO UPDATE
+SET cron = excluded.cron, timezone = excluded.timezone, catch_up = excluded.catch_up, attempts = 0, retry_at = NULL,
+    error = NULL,
+    next_at = CASE WHEN (schedules.cron, schedules.timezone) = (excluded.cron, excluded.timezone)
+                   THEN schedules.next_at ELSE excluded.next_at END;
+
+-- name: schedules_clear
+DELETE FROM outbox.schedules AS s WHERE s.pipeline = %(pipeline)s AND s.schedule <> ALL (%(schedules)s::text[]);

@@ -17,7 +17,8 @@ from typing import Any
 import psycopg
 from pydantic import BaseModel
 
-from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, WaitForApproval, killpoints
+from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, WaitForApproval
+from outbox.database import killpoints
 
 from .history import Rules, Stage
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from broker import Broker, channel
-from pooler import Pooler
-from servers import PostgresServer
 
-from outbox import deploy, migrations
+from kit.broker import Broker, channel
+from kit.pooler import Pooler
+from kit.servers import PostgresServer
+from outbox.database import migrations
+from outbox.definition import deploy
 
 from .app import chaos
 from .consumer import EXCHANGE as BEHIND
@@ -343,7 +344,7 @@ class Cast:
             )
 
     def _wait_for_queue(self) -> None:
-        from servers import wait_for
+        from kit.servers import wait_for
 
         wait_for(self._has_queue, 30, "the consumer makes its queue")
 

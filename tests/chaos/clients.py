@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import psycopg
 
-from outbox import inspect
+from outbox.operations import look
 
 from .app import OPTIONS, Data, chaos
 
@@ -129,7 +129,7 @@ class Client:
 
             async def do(conn: psycopg.AsyncConnection[Any], id_: Any = id_) -> str:
                 async with conn.cursor() as cursor:
-                    await cursor.execute(inspect.SQL["jobs_make_anew"], {"ids": [id_]})
+                    await cursor.execute(look.SQL["jobs_make_anew"], {"ids": [id_]})
                     row = await cursor.fetchone()
                 if not row or not row[0]:
                     raise Failed("not dead any more")

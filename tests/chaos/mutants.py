@@ -20,7 +20,7 @@ from typing import Any
 import click
 import psycopg
 
-from outbox import statements
+from outbox.database import statements
 
 from .cast import Config
 from .run import Result, run
@@ -90,7 +90,7 @@ def _replaced(text: str, replacements: tuple[tuple[str, str], ...], where: str) 
 
 
 # A worker that does not know that it was taken for dead: what is left is the database's fence.
-UNAWARE = code("outbox.worker:Worker._lose", ("running, dropped =", "return\n    running, dropped ="))
+UNAWARE = code("outbox.engine.worker:Worker._lose", ("running, dropped =", "return\n    running, dropped ="))
 OWN_TRANSACTION = 'await conn.execute("COMMIT"); await conn.execute("BEGIN")'
 
 MUTANTS: dict[str, Mutant] = {
@@ -157,7 +157,7 @@ MUTANTS: dict[str, Mutant] = {
         "a job is tried for ever",
         frozenset({"two holders"}),
         (),
-        (code("outbox.outcome:Backoff.delay", ("if attempt >= self.attempts", "if False")),),
+        (code("outbox.definition.outcome:Backoff.delay", ("if attempt >= self.attempts", "if False")),),
         trouble=0.3,
     ),
     "shared-worker-id": Mutant(
@@ -177,10 +177,10 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"stuck", "lost"}),
         ("notify-lost",),
         (
-            code("outbox.claim:Claimer.run", ("min(delay, self._held_for() or delay)", "None")),
-            code("outbox.maintenance:Maintenance.tick", ("if ready:", "if False:")),  # it polls for an idle claimer
-            code("outbox.maintenance:Maintenance._fire", ("self._on_ready()", "pass")),
-            code("outbox.claim:Claimer.committed", ("if lane.stage.limits", "if False")),
+            code("outbox.engine.claimer:Claimer.run", ("min(delay, self._held_for() or delay)", "None")),
+            code("outbox.engine.maintenance:Maintenance.tick", ("if ready:", "if False:")),  # it polls for an idle claimer
+            code("outbox.engine.maintenance:Maintenance._fire", ("self._on_ready()", "pass")),
+            code("outbox.engine.claimer:Claimer.committed", ("if lane.stage.limits", "if False")),
         ),
     ),
     "error-text-not-cleaned": Mutant(
@@ -195,7 +195,7 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"torn commit", "effect twice"}),
         ("kill-9",),
         (
-            code("outbox.transaction:run_async",
+            code("outbox.engine.transaction:run_async",
                  ("            if finished := _finished(jobs, ended):",
                   f"            {OWN_TRANSACTION}\n            await conn.execute(*settle.mark_transaction(jobs[0]))\n"
                   "            if finished := _finished(jobs, ended):")),
@@ -216,8 +216,8 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"torn commit", "lost"}),
         ("kill-9",),
         (
-            code("outbox.settle:finish", ("sent = [", "sent = [] and [")),
-            code("outbox.commit:Committer._finish",
+            code("outbox.engine.commit:finish", ("sent = [", "sent = [] and [")),
+            code("outbox.engine.committer:Committer._finish",
                  ("self._counts.done +=", "await __import__('chaos.mutants').mutants.publish(self._link, batch, held)\n    self._counts.done +=")),
         ),
     ),
@@ -226,8 +226,8 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"torn commit", "phantom"}),
         ("freeze", "kill-9"),
         (
-            code("outbox.settle:finish", ("sent = [", "sent = [] and [")),
-            code("outbox.commit:Committer._finish",
+            code("outbox.engine.commit:finish", ("sent = [", "sent = [] and [")),
+            code("outbox.engine.committer:Committer._finish",
                  ("started =", "await __import__('chaos.mutants').mutants.publish(self._link, batch, None)\n    started =")),
         ),
     ),
@@ -260,7 +260,7 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"lost", "marked early"}),
         ("kill-9", "broker-restart"),
         (
-            code("outbox.relay:Relay._send",
+            code("outbox.messages.relay:Relay._send",
                  ("parked = await self._target.deliver",
                   "await self._log.advance(part[-1].id, len(part), {})\n"
                   "            parked = await self._target.deliver")),
@@ -286,7 +286,7 @@ MUTANTS: dict[str, Mutant] = {
         ("relay-frozen",),
         (
             *(sql("relay", name, (" AND r.epoch = %(epoch)s", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
-            code("outbox.relay:Relay.may_send", ("return ", "return True or ")),
+            code("outbox.messages.relay:Relay.may_send", ("return ", "return True or ")),
         ),
         seconds=60,
         rate=400,  # two relays hurt each other where both have something to do
@@ -295,26 +295,26 @@ MUTANTS: dict[str, Mutant] = {
         "the broker confirms what it can't route, and drops it",
         frozenset({"lost", "marked early"}),
         ("broker-unbound",),
-        (code("outbox.rabbitmq.publisher:Publisher._send", ("mandatory=True", "mandatory=False")),),
+        (code("outbox.messages.rabbitmq.publisher:Publisher._send", ("mandatory=True", "mandatory=False")),),
     ),
     "nack-taken-for-ack": Mutant(
         "a message that the broker refused counts as published",
         frozenset({"lost", "marked early"}),
         ("broker-refuses",),
-        (code("outbox.rabbitmq.publisher:Publisher._confirmed", ("acked = ", "acked = True or ")),),
+        (code("outbox.messages.rabbitmq.publisher:Publisher._confirmed", ("acked = ", "acked = True or ")),),
     ),
     "order-not-kept": Mutant(
         "what was refused is sent again behind later messages of its key, in strict mode",
         frozenset({"inversion"}),
         ("broker-refuses",),
-        (code("outbox.rabbitmq.publisher:Publisher.deliver", ("Batch(messages, stopped_keys, self._strict)", "Batch(messages, (), False)")),),
+        (code("outbox.messages.rabbitmq.publisher:Publisher.deliver", ("Batch(messages, stopped_keys, self._strict)", "Batch(messages, (), False)")),),
     ),
     "inbox-in-its-own-transaction": Mutant(
         "a message counts as handled before its effect is committed",
         frozenset({"torn commit", "lost", "marked early"}),
         ("kill-9",),
         (
-            code("outbox.receive:Receiver._in_loop",
+            code("outbox.messages.receive:Receiver._in_loop",
                  ("        if new:\n            delivery.connection",
                   f"        {OWN_TRANSACTION}\n"
                   '        await conn.execute(SQL["delivery_mark"], self._mark(delivery))\n'
@@ -332,8 +332,8 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"lost", "marked early"}),
         ("kill-9", "sessions"),
         (
-            code("outbox.consumer:Consumer._take", ("if arrival.key", "arrival.acknowledge()\n    if arrival.key")),
-            code("outbox.consumer:Consumer._work", ("arrival.acknowledge()", "pass")),
+            code("outbox.messages.consumer:Consumer._take", ("if arrival.key", "arrival.acknowledge()\n    if arrival.key")),
+            code("outbox.messages.consumer:Consumer._work", ("arrival.acknowledge()", "pass")),
         ),
     ),
 }  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from .history import (
+from .history import (  # fmt: skip
     Arrival,
     Call,
     Change,
@@ -22,7 +22,7 @@ from .history import (
     Transaction,
     Workflow,
     Write,
-)  # fmt: skip
+)
 from .replay import seconds
 
 RULES = Rules(

@@ -1,0 +1,97 @@
+"""Pipelines of any length, and workflows at rest in them: rows as the engine leaves them, made faster than it does.
+
+The statements run without the triggers (session_replication_role), so they write what the triggers would have: the
+workflow as it stands at the end, a row of history a change, the counts. At rest means that there is no job.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from outbox import Pipeline, Run
+from outbox.database import statements
+
+WAITING = "WAITING_FOR_REVIEW"
+END = "COMPLETED"
+WAITING_SHARE = 10
+"""One of so many workflows at rest waits for a person; the others have ended."""
+
+ACTOR = "worker-1"
+AT_ONCE = 100_000
+
+FILL = """
+WITH path AS MATERIALIZED (
+    -- What a workflow has been through when it rests: for each of both ends the statuses, and the stages that led on.
+    SELECT waits, array_agg(status ORDER BY version) AS statuses, array_agg(stage ORDER BY version) AS stages
+    FROM unnest(%(waits)s::boolean[], %(statuses)s::text[], %(stages)s::text[], %(versions)s::bigint[])
+        AS p (waits, status, stage, version)
+    GROUP BY waits
+), made AS MATERIALIZED (
+    SELECT outbox.uuid7() AS id, n, path.waits, path.statuses, path.stages
+    FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n
+    JOIN path ON path.waits = (n %% %(share)s = 0)
+), workflows AS (
+    INSERT INTO outbox.workflow_states (id, pipeline, entity_id, current_status, metadata, version)
+    SELECT id, %(pipeline)s, 'rest_' || n, statuses[cardinality(statuses)], %(metadata)s::text::jsonb,
+           cardinality(statuses)
+    FROM made
+    RETURNING current_status
+), history AS (
+    INSERT INTO outbox.state_changes (workflow_id, from_status, to_status, version, actor, stage, attempt)
+    SELECT id, statuses[version - 1], statuses[version], version,
+           CASE WHEN version = 1 THEN session_user::text ELSE %(actor)s END,
+           stages[version], CASE WHEN version > 1 THEN 1 END
+    FROM made, generate_series(1, cardinality(statuses)) AS version
+)
+INSERT INTO outbox.status_counts (pipeline, status, workflows)
+SELECT %(pipeline)s, current_status, count(*) FROM workflows GROUP BY current_status
+"""
+
+
+def chain(name: str, stages: int) -> Pipeline[dict[str, Any]]:
+    """Return a pipeline of stages one after the other, each of which may end it, or have it wait for a person."""
+    made = Pipeline(name, initial=status(0), final={END})
+    for number in range(stages):
+        targets = {status(number + 1) if number + 1 < stages else END, END, WAITING}
+        made.stage(f"stage_{number}", on=status(number), to=targets)(_handle)
+    made.allow(WAITING, to=status(0))
+    return made
+
+
+async def _handle(run: Run[dict[str, Any]]) -> None:
+    """Nothing calls it: what is measured is the database."""
+
+
+def status(number: int) -> str:
+    """The status that the stage of this number takes."""
+    return f"STATUS_{number}"
+
+
+def next_status(pipeline: Pipeline[Any], now: str) -> str:
+    """Return where the chain goes on from a status."""
+    number = int(now.removeprefix(status(0)[:-1])) + 1
+    return status(number) if number < len(pipeline.stages) else END
+
+
+def fill(conn: psycopg.Connection, pipeline: Pipeline[Any], workflows: int, metadata: str) -> None:
+    """Add workflows that have been through the pipeline; one of ten has stopped before its last stage, to wait."""
+    numbers = range(len(pipeline.stages))
+    ended = [(False, status(n), n) for n in numbers] + [(False, END, len(numbers))]
+    waits = [(True, status(n), n) for n in numbers] + [(True, WAITING, len(numbers))]
+    path = [(waiting, at, f"stage_{n - 1}" if n else None, n + 1) for waiting, at, n in ended + waits]
+    columns = dict(zip(("waits", "statuses", "stages", "versions"), map(list, zip(*path, strict=True)), strict=True))
+    constant = {"pipeline": pipeline.name, "metadata": metadata, "actor": ACTOR, "share": WAITING_SHARE}
+    conn.execute("SET session_replication_role = replica")
+    for first in range(1, workflows + 1, AT_ONCE):
+        last = min(first + AT_ONCE - 1, workflows)
+        conn.execute(FILL, {**constant, **columns, "first": first, "last": last})
+    conn.execute("RESET session_replication_role")
+    fold(conn)
+    conn.execute("VACUUM (ANALYZE)")
+
+
+def fold(conn: psycopg.Connection) -> None:
+    """Do what a worker does every ten seconds: add up the log of counts."""
+    conn.execute(statements.load("maintenance")["counts_fold"])

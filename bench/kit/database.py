@@ -1,0 +1,128 @@
+"""A Postgres of the bench's own: the bundled one with its default settings, fsync on; a fresh database for each run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from outbox.database import embedded, migrations
+from outbox.definition import deploy
+from outbox.engine.committer import BATCH, LINGER
+from outbox.engine.lane import ASYNC_CONCURRENCY, MAX_BATCH
+
+from .app import SHAPES
+
+LIBRARIES = ("outbox-engine", "psycopg", "pydantic", "pika")
+ENGINE = {"claim": MAX_BATCH, "concurrency": ASYNC_CONCURRENCY, "commit": BATCH, "commit lingers ms": LINGER * 1000}
+"""How many jobs a worker claims at most, works on at once in a stage, and commits, unless a bench says otherwise."""
+
+PAYLOAD = "about 100 bytes of JSON, unless a setting or the name of a figure says otherwise"
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server. `programs` is the folder of its pgbench."""
+
+    dsn: str
+    programs: Path
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """Yield the DSN of a fresh database with all pipelines deployed; what earlier runs wrote is flushed."""
+        name = f"bench_{next(_numbers)}"
+        with psycopg.connect(self.dsn, autocommit=True) as admin:
+            admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            dsn = make_conninfo(self.dsn, dbname=name)
+            try:
+                migrations.apply(dsn)
+                with psycopg.connect(dsn, autocommit=True) as conn:
+                    for shape in SHAPES:
+                        deploy.deploy(conn, shape.pipeline)
+                    conn.execute("CREATE TABLE booked (entity text, stage text)")
+                admin.execute("CHECKPOINT")
+                yield dsn
+            finally:
+                admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def checkpoint(self) -> None:
+        """Flush what was written so far."""
+        with psycopg.connect(self.dsn, autocommit=True) as admin:
+            admin.execute("CHECKPOINT")
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    """Start a server in a temporary folder; it is gone with its data at the end."""
+    with tempfile.TemporaryDirectory(prefix="outbox-bench-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        with embedded.server(Path(folder)) as dsn, psycopg.connect(dsn) as conn:
+            programs = conn.execute("SELECT setting FROM pg_config() WHERE name = 'BINDIR'").fetchone()
+            assert programs is not None
+            yield Server(dsn, Path(programs[0]))
+
+
+@contextmanager
+def worker(dsn: str, app: str = "bench.kit.app:posts") -> Iterator[subprocess.Popen[bytes]]:
+    """Run `outbox worker` as a process of its own."""
+    with engine(dsn, "worker", "--app", app) as process:
+        yield process
+
+
+@contextmanager
+def engine(dsn: str, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command of `outbox` as a process of its own; `settings` are more of its environment."""
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "OUTBOX_DSN": dsn, "PYTHONPATH": str(root), **settings}
+    process = subprocess.Popen([sys.executable, "-m", "outbox", *arguments], env=env, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def machine(dsn: str) -> Mapping[str, Any]:
+    """Return what a figure means nothing without."""
+    settings = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_wal_size")
+    with psycopg.connect(dsn) as conn:
+        rows = [conn.execute("SELECT current_setting(%s)", (name,)).fetchone() for name in settings]
+    model = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), "?")
+    return {
+        "cores": os.cpu_count(), "cpu": model, "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GB",
+        "system": platform.platform(), "python": platform.python_version(),
+        **_versions(),
+        "postgres": {n: row[0] for n, row in zip(settings, rows, strict=True) if row},
+        "engine": ENGINE, "payload": PAYLOAD,
+    }  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,45 @@
+"""The engine's own worker, which tells what it is answered: no SQL more than usual."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from outbox import Worker
+from outbox.database.link import PLANNING, Link
+
+from .app import posts
+
+OnAnswer = Callable[[bytes, list[tuple[Any, ...]], float], None]
+"""Is told the statement, its rows, and the seconds that they took."""
+
+
+class WatchedLink(Link):
+    def __init__(self, dsn: str, step: str, on_answer: OnAnswer) -> None:
+        super().__init__(dsn, step, settings=PLANNING)
+        self._on_answer = on_answer
+
+    async def execute(self, statement: bytes, params: dict[str, Any]) -> list[tuple[Any, ...]]:
+        asked = time.monotonic()
+        rows = await super().execute(statement, params)
+        self._on_answer(statement, rows, time.monotonic() - asked)
+        return rows
+
+
+class WatchedWorker(Worker):
+    def __init__(self, dsn: str, on_answer: OnAnswer) -> None:
+        super().__init__(posts, dsn)
+        self._on_answer = on_answer
+
+    def _link(self, step: str) -> Link:
+        return WatchedLink(self._dsn, step, self._on_answer)
+
+
+async def work(dsn: str, on_answer: OnAnswer) -> None:
+    """Run it until SIGTERM."""
+    worker = WatchedWorker(dsn, on_answer)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+    await worker.run()

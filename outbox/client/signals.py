@@ -1,0 +1,64 @@
+"""Tells a workflow what has happened elsewhere, in the caller's own transaction, on a sync or an async connection.
+
+A plain `INSERT INTO outbox.signals (pipeline, entity_id, name, payload)` does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, overload
+
+import psycopg
+
+from .. import documents, texts
+from ..checks import MAX_NAME
+from ..database import statements
+from .execute import Steps, execute
+from .named import Named
+
+SQL = statements.load("signals")
+
+
+@dataclass(frozen=True, slots=True)
+class Signalled:
+    """A signal as it stands: `created` is False if this id was sent before, `taken` is True if a wait has taken it."""
+
+    status: str
+    created: bool
+    taken: bool
+
+
+@overload
+def signal(
+    conn: psycopg.AsyncConnection[Any], pipeline: Named | str, entity_id: str, name: str, payload: Any = None,
+    *, id: str | None = None,
+) -> Coroutine[Any, Any, Signalled]: ...  # fmt: skip
+@overload
+def signal(
+    conn: psycopg.Connection[Any], pipeline: Named | str, entity_id: str, name: str, payload: Any = None,
+    *, id: str | None = None,
+) -> Signalled: ...  # fmt: skip
+def signal(
+    conn: Any, pipeline: Named | str, entity_id: str, name: str, payload: Any = None, *, id: str | None = None
+) -> Any:
+    """Send the signal `name` to a workflow in the caller's transaction; awaited on an async connection.
+
+    A workflow that waits for it moves in that transaction; else it is kept until one does. Each is taken once. Of two
+    with the same `id` (the sender's own, such as a payment's number) the second is nothing. InvalidInput before any
+    SQL; psycopg's error with SQLSTATE OB011 if there is no such workflow.
+    """
+    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    texts.check_text(name, "name", MAX_NAME)
+    if id is not None:
+        texts.check_text(id, "id", MAX_NAME)
+    text = None if payload is None else documents.dump_any(payload, "payload")
+    owner = pipeline if isinstance(pipeline, str) else pipeline.name
+    return execute(conn, _signal({"pipeline": owner, "entity": entity_id, "name": name, "payload": text, "id": id}))
+
+
+def _signal(signal: dict[str, Any]) -> Steps[Signalled]:
+    sent = yield SQL["signal_send"], signal
+    number = sent[0][0] if sent else None
+    ((status, taken),) = yield SQL["signal_sent"], {**signal, "number": number}
+    return Signalled(status, bool(sent), taken)

@@ -1,0 +1,111 @@
+"""Step 1: workflows start in the caller's own transaction, on a sync or an async connection.
+
+Each call is a generator that yields statements and is sent their rows; see execute.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from .. import documents, texts
+from ..database import statements
+from ..database.statements import text_array
+from ..errors import InvalidInput, NotDeployed
+from .execute import Steps, drive, execute
+
+SQL = statements.load("submit")
+BATCH = 2_000
+BATCH_SIZE = 8 * 2**20
+"""How many characters of data a statement takes, beside its first workflow's: Postgres ends at 1 GB, all together."""
+
+Dump = Callable[[Any], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A workflow as it stands: `created` is False if it was there before."""
+
+    id: UUID
+    entity_id: str
+    status: str
+    created: bool
+
+
+def submit(pipeline: str, dump: Dump, conn: Any, entity_id: str, data: Any) -> Any:
+    """Start one workflow; `dump` makes checked JSON text of its data. See Pipeline.submit."""
+    return execute(conn, _submit_one(pipeline, *_checked(dump, entity_id, data)))
+
+
+def submit_many(pipeline: str, dump: Dump, conn: Any, items: Iterable[tuple[str, Any]]) -> Any:
+    """Start many. See Pipeline.submit_many."""
+    if not isinstance(items, Iterable):
+        raise InvalidInput("items", f"must be (entity_id, data) pairs, not {texts.shown(items)}")
+    return execute(conn, _submit_all(pipeline, (_checked(dump, *_pair(item)) for item in items)))
+
+
+def submit_text(pipeline: str, conn: psycopg.Connection[Any], items: Iterable[tuple[str, str]]) -> int:
+    """The same for (entity_id, JSON text) that was checked before."""
+    return drive(conn, _submit_all(pipeline, items))
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    try:
+        entity_id, data = item
+    except (TypeError, ValueError):
+        raise InvalidInput("items", f"each item is (entity_id, data), not {texts.shown(item)}") from None
+    return entity_id, data
+
+
+def _checked(dump: Dump, entity_id: Any, data: Any) -> tuple[str, str]:
+    return texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID), dump(data)
+
+
+def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted]:
+    # Three looks at most: the workflow that is in the way may be deleted between two of them.
+    for _ in range(3):
+        started = yield (
+            SQL["workflows_submit"],
+            {"pipeline": pipeline, "entities": text_array([entity_id]), "metadata": text_array([metadata])},
+        )
+        if started:
+            return Submitted(*(*started[0], True))
+        found = yield SQL["workflows_find"], {"pipeline": pipeline, "entities": text_array([entity_id])}
+        if found:
+            return Submitted(*(*found[0], False))
+    raise _not_deployed(pipeline)
+
+
+def _submit_all(pipeline: str, items: Iterable[tuple[str, str]]) -> Steps[int]:
+    rows = yield SQL["pipeline_is_deployed"], {"pipeline": pipeline}
+    if not rows[0][0]:
+        raise _not_deployed(pipeline)
+    started = 0
+    for entities, metadata in _batches(items):
+        rows = yield (
+            SQL["workflows_submit_count"],
+            {"pipeline": pipeline, "entities": text_array(entities), "metadata": text_array(metadata)},
+        )
+        started += rows[0][0]
+    return started
+
+
+def _batches(items: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:
+    entities, metadata, size = list[str](), list[str](), 0
+    for entity, text in items:
+        if len(entities) == BATCH or (entities and size + len(text) > BATCH_SIZE):
+            yield entities, metadata
+            entities, metadata, size = [], [], 0
+        entities.append(entity)
+        metadata.append(text)
+        size += len(text)
+    if entities:
+        yield entities, metadata
+
+
+def _not_deployed(pipeline: str) -> NotDeployed:
+    return NotDeployed(f'pipeline "{pipeline}" is not deployed here. Run: outbox deploy --app module:object')

@@ -1,0 +1,67 @@
+"""Finds the user's pipelines by `module:object`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..definition.pipeline import Pipeline
+from ..errors import SettingsError
+from ..texts import describe
+
+
+def load(app: str | None) -> list[Pipeline[Any]]:
+    """Return the pipelines that `module:object` names: a Pipeline, several in an iterable, or all of a module.
+
+    SettingsError, saying what was found instead. The current folder is importable, as with `python -m`.
+    """
+    if not app:
+        raise SettingsError("which application? Give --app module:object, or set OUTBOX_APP")
+    module_name, _, name = app.partition(":")
+    if not module_name or module_name.startswith("."):
+        raise SettingsError(f"--app {app}: write it as module:object")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module_name.startswith(error.name):
+            raise SettingsError(f"--app {app}: there is no module {error.name!r} (looked in {here} too)") from None
+        raise SettingsError(f"--app {app}: importing it failed: {describe(error)}") from error
+    except (Exception, SystemExit) as error:  # a module that exits must not end a command as if it were done
+        raise SettingsError(f"--app {app}: importing it failed: {describe(error)}") from error
+    for part in filter(None, name.split(".")):
+        if not hasattr(found, part):
+            raise SettingsError(f"--app {app}: {module_name} has no {name!r}")
+        found = getattr(found, part)
+    pipelines = _pipelines(found)
+    if not pipelines:
+        raise SettingsError(f"--app {app} is {_kind(found)}: it must be a Pipeline, several, or a module with some")
+    return pipelines
+
+
+def find(app: str, name: str) -> Pipeline[Any]:
+    """Return the pipeline of this name that `module:object` has; SettingsError if it has none."""
+    for pipeline in load(app):
+        if pipeline.name == name:
+            return pipeline
+    raise SettingsError(f"--app {app} has no pipeline {name!r}")
+
+
+def _pipelines(found: Any) -> list[Pipeline[Any]]:
+    if isinstance(found, Pipeline):
+        return [found]
+    if isinstance(found, ModuleType):
+        found = vars(found).values()
+    elif isinstance(found, str) or not isinstance(found, Iterable):
+        return []
+    return list({id(item): item for item in found if isinstance(item, Pipeline)}.values())
+
+
+def _kind(found: Any) -> str:
+    return "a module without a Pipeline" if isinstance(found, ModuleType) else f"of type {type(found).__name__}"

@@ -1,0 +1,108 @@
+"""Reads workflows from JSON lines, `{"entity_id": …, "metadata": {…}}`, as a stream."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from .. import documents, texts
+from ..definition.pipeline import Pipeline
+from ..errors import InvalidInput, OutboxError
+
+KEYS = {"entity_id", "metadata"}
+REPORTED = 20
+
+
+class BrokenLine(OutboxError):
+    """A line can't be submitted. It is named by its number; nothing of the file was submitted."""
+
+
+def bounded(stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a stream; of one above the limit only as much as shows that it is."""
+    enough = documents.MAX_BYTES + 1
+    while line := stream.readline(enough):
+        yield line
+        torn = len(line) == enough and not line.endswith(b"\n")
+        while torn and (rest := stream.readline(65_536)):
+            torn = not rest.endswith(b"\n")
+
+
+@dataclass(slots=True)
+class Lines:
+    """Turns lines into (entity_id, JSON text), checked by the pipeline's model if there is one.
+
+    A broken line raises BrokenLine, or with `skip_bad` is counted, the first 20 with their reasons. `on_bytes` is
+    told how many bytes were read.
+    """
+
+    pipeline: Pipeline[Any] | None
+    skip_bad: bool = False
+    on_bytes: Callable[[int], None] = lambda count: None
+    read: int = 0
+    skipped: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    def items(self, lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+        unreported = 0
+        for number, line in enumerate(lines, 1):
+            unreported += len(line)
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)  # as some editors and spreadsheets write it
+            if number % 1_000 == 0:
+                self.on_bytes(unreported)
+                unreported = 0
+            if not line.strip():
+                continue
+            try:
+                item = self._item(line)
+            except (InvalidInput, ValueError, RecursionError) as error:
+                reason = f"line {number}: {texts.clean(str(error), 500)}"
+                if not self.skip_bad:
+                    raise BrokenLine(f"{reason}. Nothing was submitted; --skip-bad leaves broken lines out") from None
+                self.skipped += 1
+                if self.skipped <= REPORTED:
+                    self.reasons.append(reason)
+                continue
+            self.read += 1
+            yield item
+        self.on_bytes(unreported)
+
+    def _item(self, line: bytes) -> tuple[str, str]:
+        if len(line) > documents.MAX_BYTES:
+            raise InvalidInput("line", f"is too long; the limit is {documents.MAX_BYTES:,} bytes")
+        try:
+            record = _decode(line.decode())
+        except UnicodeDecodeError:
+            raise InvalidInput("line", "is not UTF-8") from None
+        except json.JSONDecodeError as error:
+            raise InvalidInput("line", f"is not JSON ({error.msg} at character {error.pos + 1})") from None
+        if not isinstance(record, dict):
+            raise InvalidInput("line", 'is not an object like {"entity_id": "…", "metadata": {…}}')
+        if unknown := record.keys() - KEYS:
+            raise InvalidInput("line", f"has unknown keys: {', '.join(sorted(map(repr, unknown)))}")
+        if "entity_id" not in record:
+            raise InvalidInput("entity_id", "is missing")
+        entity = texts.check_text(record["entity_id"], "entity_id", documents.MAX_ENTITY_ID)
+        metadata = record.get("metadata", {})
+        if not isinstance(metadata, dict):
+            raise InvalidInput("metadata", f"must be an object, not {type(metadata).__name__}")
+        if self.pipeline is not None:
+            return entity, self.pipeline.dump_readable(metadata)
+        return entity, documents.dump_any(metadata, "metadata")
+
+
+def _refuse_constant(name: str) -> None:
+    raise InvalidInput("line", f"{name} is not JSON")
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise InvalidInput("line", "has the same key twice in one object")
+    return found
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated).decode

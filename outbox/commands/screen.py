@@ -1,0 +1,249 @@
+"""What the command line prints for people: tables, with control characters and markup in data made harmless."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ..definition.limits import Limits
+from ..operations import look
+from ..operations.doctor import Finding
+from ..texts import printable
+
+Row = dict[str, Any]
+
+_WORKFLOW = ("id", "version", "created_at", "updated_at", "metadata")
+MOST_COUNTED = 1_000
+_CHANGE = ("at", "from_status", "to_status", "version", "actor", "stage", "attempt", "reason")
+
+
+def console() -> Console:
+    """A console on standard output; tables are not cut when it is a file or a pipe."""
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=200)
+
+
+def echo_json(value: Any) -> None:
+    """Print one JSON document, in ASCII: no terminal acts on it, and each can show it."""
+    click.echo(json.dumps(value, default=_as_json, indent=2))
+
+
+def cell(value: Any) -> Text:
+    """Return any value as it may be shown."""
+    if value is None:
+        return Text("")
+    if isinstance(value, datetime):
+        return Text(f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}".rjust(19, "0"))
+    if isinstance(value, dict | list):
+        value = json.dumps(value, ensure_ascii=False)
+    return Text(printable(value))
+
+
+def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """Return a table; numbers are set to the right."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    filled = [list(row) for row in rows]
+    for index, column in enumerate(columns):
+        numeric = bool(filled) and all(isinstance(row[index], int | float) for row in filled)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in filled:
+        made.add_row(*map(cell, row))
+    return made
+
+
+def age(seconds: float | None) -> str:
+    """Return a time span as people say it: 5s, 3m, 2h, 4d."""
+    if seconds is None:
+        return ""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{max(0.0, seconds):.0f}s"
+
+
+def _limits(row: Row) -> str:
+    ways = (tuple(row[way].split(".")) if row[way] else () for way in ("partition", "priority"))
+    numbers = (row[name] for name in ("concurrency", "rate", "partition_concurrency", "partition_rate"))
+    return str(Limits(*numbers, *ways))
+
+
+def _up_to(count: int) -> str:
+    return str(count) if count < MOST_COUNTED else f"{MOST_COUNTED}+"
+
+
+def status(found: dict[str, list[Row]]) -> Group:
+    """Return the tables of `outbox status`."""
+    columns = ["pipeline", "status", "stage", "workflows", "ready", "scheduled", "running", "dead", "oldest waiting"]
+    overview = [
+        [
+            *(row[column] for column in columns[:-1]),
+            " ".join(filter(None, (age(row["oldest_waiting_seconds"]), _note(row)))),
+        ]
+        for row in found["overview"]
+    ]
+    workers = [
+        [
+            row["id"],
+            row["name"],
+            ", ".join(row["stages"]),
+            "idle" if row["idle"] else "working",
+            age(row["beat_seconds_ago"]),
+        ]
+        for row in found["workers"]
+    ]
+    parts: list[Any] = [table(None, columns, overview) if overview else Text("no pipeline is deployed here")]
+    if found["limits"]:
+        rows = [
+            [row["pipeline"], row["stage"], _limits(row), _up_to(row["running"]), _up_to(row["ready"])]
+            for row in found["limits"]
+        ]
+        parts += [Text(), table(None, ["pipeline", "stage", "limits", "running", "ready"], rows)]
+    if found["progress"]:
+        rows = [
+            [row["pipeline"], row["stage"], row["entity_id"], row["attempt"], age(row["seconds"]), row["progress"]]
+            for row in found["progress"]
+        ]
+        parts += [Text(), table(None, ["pipeline", "stage", "entity", "attempt", "for", "progress"], rows)]
+    if workers:
+        parts += [Text(), table(None, ["worker", "process", "stages", "state", "last beat"], workers)]
+    else:
+        parts += [Text(), Text("no worker is running")]
+    if found["relays"]:
+        rows = [
+            [
+                row["name"],
+                row["target"],
+                row["owner"],
+                row["relayed"],
+                row["parked"],
+                age(row["behind_seconds"]),
+                row["trouble"] if row["running"] else "not running",
+            ]
+            for row in found["relays"]
+        ]
+        columns = ["relay", "to", "process", "relayed", "parked", "behind", "trouble"]
+        parts += [Text(), table(None, columns, rows)]
+    if found["parked_deliveries"]:
+        rows = [
+            [row["consumer"], row["parked"], row["to_retry"], age(row["oldest_seconds"])]
+            for row in found["parked_deliveries"]
+        ]
+        parts += [Text(), table(None, ["consumer", "parked", "to be tried again", "oldest"], rows)]
+    return Group(*parts)
+
+
+def _note(row: Row) -> str:
+    """Why nothing of a line of the overview runs, if that is so."""
+    if row["paused"]:
+        return "paused"
+    return "no worker" if not row["served"] and row["ready"] + row["scheduled"] else ""
+
+
+def workflow(found: Row) -> Group:
+    """Return what `outbox show` prints of a workflow."""
+    parts: list[Any] = [
+        Text(printable(f"{found['entity_id']} in {found['pipeline']}: {found['current_status']}"), style="bold"),
+        table(None, ["", ""], [(name, found[name]) for name in _WORKFLOW]),
+        Text(),
+        table(
+            "history", ["at", "from", "to", "version", "actor", "stage", "attempt", "reason"],
+            [[row[name] for name in _CHANGE] for row in found["history"]],
+        ),
+    ]  # fmt: skip
+    for title in ("job", "dead_job", "waits_for", "parent"):
+        if found[title]:
+            parts += [Text(), table(title.replace("_", " "), ["", ""], found[title].items())]
+    for title, columns in (
+        ("checkpoints", ["made_at", "stage", "key", "attempt", "result"]),
+        ("approvals", ["asked_at", "question", "options", "assignee", "deadline", "decision", "decided_by", "reason"]),
+        ("children", ["pipeline", "entity_id", "status"]),
+        ("signals", ["sent_at", "name", "payload", "signal_id", "sent_by", "taken_at"]),
+    ):
+        if found[title]:
+            rows = [[row[name] for name in columns] for row in found[title]]
+            parts += [Text(), table(title, columns, rows)]
+    if found["messages"]:
+        columns = ["created_at", "topic", "key", "payload", "message_id"]
+        rows = [[row[name] for name in columns] for row in found["messages"]]
+        parts += [Text(), table("messages", columns, rows)]
+    return Group(*parts)
+
+
+def dead(rows: Iterable[Row]) -> Table:
+    """Return the table of `outbox dead`."""
+    now = datetime.now(UTC)
+    columns = ["pipeline", "entity", "stage", "attempts", "age", "error"]
+    return table(
+        None, columns,
+        [[row["pipeline"], row["entity_id"], row["stage"], row["attempts"], age((now - row["died_at"]).total_seconds()),
+          row["error"]] for row in rows],
+    )  # fmt: skip
+
+
+def schedules(rows: Iterable[Row]) -> Table:
+    """Return the table of `outbox schedules`."""
+    columns = ["pipeline", "schedule", "cron", "timezone", "missed ticks", "next", "last", "attempts", "error"]
+    return table(
+        None, columns,
+        [[row["pipeline"], row["schedule"], row["cron"], row["timezone"], "catch up" if row["catch_up"] else "skip",
+          f"in {age(-row['late_seconds'])}" if row["late_seconds"] < 0 else f"{age(row['late_seconds'])} late",
+          row["last_at"], row["attempts"], row["error"]] for row in rows],
+    )  # fmt: skip
+
+
+def approvals(rows: Iterable[Row]) -> Table:
+    """Return the table of `outbox approvals`."""
+    now = datetime.now(UTC)
+    columns = ["pipeline", "entity", "question", "options", "assignee", "asked", "deadline in", "data"]
+    return table(
+        None, columns,
+        [[row["pipeline"], row["entity_id"], row["question"], ", ".join(sorted(row["options"])), row["assignee"],
+          age((now - row["asked_at"]).total_seconds()),
+          age((row["deadline"] - now).total_seconds()) if row["deadline"] else "",
+          f"changed since, now {row['shown']}" if row["changed"] else row["data"]] for row in rows],
+    )  # fmt: skip
+
+
+def parked(rows: Iterable[Row]) -> Table:
+    """Return the table of `outbox parked`. `times` is how often a consumer was delivered a message and parked it."""
+    now = datetime.now(UTC)
+    columns = ["parked by", "id", "topic", "key", "message", "age", "times", "reason", ""]
+    return table(
+        None, columns,
+        [[look.parked_by(row), row["id"], row["topic"], row["key"], row["message_id"],
+          age((now - row["parked_at"]).total_seconds()), row["deliveries"], row["reason"],
+          "to be tried again" if row["retry"] else ""] for row in rows],
+    )  # fmt: skip
+
+
+def findings(found: Iterable[Finding]) -> Table:
+    """Return the table of `outbox doctor`."""
+    signs = {"ok": Text("✔", "green"), "warn": Text("!", "yellow"), "bad": Text("✘", "bold red")}
+    made = Table(box=None, show_header=False, pad_edge=False)
+    for finding in found:
+        text = Text(printable(finding.what))
+        if finding.do:
+            text.append(f"\n→ {printable(finding.do)}", "dim")
+        made.add_row(signs[finding.level], text)
+    return made
+
+
+def watch(draw: Callable[[], RenderableType]) -> None:
+    """Draw again every second until Ctrl-C, which is raised."""
+    with Live(draw(), console=console(), refresh_per_second=4) as live:
+        while True:
+            time.sleep(1)
+            live.update(draw())
+
+
+def _as_json(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

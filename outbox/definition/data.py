@@ -1,0 +1,122 @@
+"""A pipeline's data: validated on its way in and out, and upgraded on its way out when it was stored by older code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+
+from .. import documents, texts
+from ..checks import check_whole
+from ..errors import DefinitionError, HandlerError, InvalidInput
+
+VERSION = "$version"
+"""Where a document says by which version of its type it was written; none says 1."""
+
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class TooNewData(HandlerError):
+    """The stored data was written by later code than this. A newer worker can read it."""
+
+
+class DataType:
+    """What a workflow's metadata must fit: a type that pydantic validates, or any plain JSON object.
+
+    `version` is that of the type. Data of an older one is read through the upgrades, one version at a time.
+    """
+
+    def __init__(self, pipeline: str, data: Any, version: int) -> None:
+        check_whole(version, f"pipeline {pipeline}: version=", 10_000)
+        self._pipeline = pipeline
+        self._plain = data is None
+        self._type = data
+        self._version = version
+        self._upgrades: dict[int, Upgrade] = {}
+        try:
+            self._adapter: TypeAdapter[Any] = TypeAdapter(dict[str, Any] if data is None else data)
+        except PydanticUserError as error:
+            raise DefinitionError(
+                f"pipeline {pipeline}: data={texts.shown(data)} is no type that pydantic validates: {error}"
+            ) from None
+
+    def upgrade(self, version: int, function: Upgrade) -> None:
+        """Read data of `version` through this function, which returns it as that of the next version."""
+        if not isinstance(version, int) or not 1 <= version < self._version or version in self._upgrades:
+            raise DefinitionError(
+                f"pipeline {self._pipeline}: migrate_data({texts.shown(version)}, …) is not for a version before "
+                f"{self._version}, or there is one already"
+            )
+        self._upgrades[version] = function
+
+    def require_field(self, path: Sequence[str], what: str) -> None:
+        """Raise DefinitionError if a path leads to a field that the type, where it is a model, doesn't have."""
+        if isinstance(self._type, type) and issubclass(self._type, BaseModel) and path:
+            known = self._type.model_fields
+            if path[0] not in known and self._type.model_config.get("extra") != "allow":
+                listed = ", ".join(known) or "none"
+                raise DefinitionError(f"{what}: {self._type.__name__} has no field {path[0]!r}; its fields: {listed}")
+
+    def dump(self, data: Any) -> str:
+        """Return `data` as JSON text, validated; else InvalidInput."""
+        if isinstance(data, Mapping) and not self._plain:
+            data = self._validated(data)
+        elif self._plain:
+            if not isinstance(data, dict):
+                raise InvalidInput("data", f"must be a dict, not {type(data).__name__}")
+            return self._marked(documents.dump_any(data, "data"))
+        return self._marked(documents.dump(self._adapter, data, "data"))
+
+    def dump_readable(self, data: Any) -> str:
+        """The same for what is submitted: what the model itself couldn't read back is refused, not dead later."""
+        text = self.dump(data)
+        try:
+            if not self._plain:
+                self.load(text)
+        except ValidationError as error:
+            problem = f"its type can't read back what it writes: {texts.explain(error)}"
+            raise InvalidInput("data", problem) from None
+        return text
+
+    def load(self, text: str) -> Any:
+        """Return stored JSON text as the data type; else pydantic's ValidationError, or what an upgrade raises.
+
+        TooNewData if later code wrote it, HandlerError if there is no upgrade from its version.
+        """
+        if self._version > 1 or VERSION in text:
+            text = self._upgraded(text)
+        # Either way: what we wrote is by the fields' names, what others wrote may be by their aliases.
+        return self._adapter.validate_json(text, by_alias=True, by_name=True)
+
+    def _marked(self, text: str) -> str:
+        if self._version == 1:
+            return text
+        if not text.startswith("{"):
+            raise InvalidInput("data", "data with a version must be an object")
+        return f'{{"{VERSION}":{self._version}{"" if text == "{}" else ","}{text[1:]}'
+
+    def _upgraded(self, text: str) -> str:
+        document = json.loads(text)
+        if not isinstance(document, dict):
+            return text
+        version = document.pop(VERSION, 1)
+        if not isinstance(version, int) or version > self._version:
+            raise TooNewData(
+                f"the stored data is of version {texts.shown(version)}, and this code knows {self._version}: "
+                "a newer worker can read it"
+            )
+        for step in range(version, self._version):
+            if step not in self._upgrades:
+                raise HandlerError(
+                    f"the stored data is of version {step}, and {self._pipeline} has no migrate_data({step}, …)"
+                )
+            document = self._upgrades[step](document)
+        return documents.dump_any(document, "data")
+
+    def _validated(self, data: Any) -> Any:
+        try:
+            return self._adapter.validate_python(data)
+        except ValidationError as error:
+            raise InvalidInput("data", texts.explain(error)) from None

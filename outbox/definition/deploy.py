@@ -1,0 +1,269 @@
+"""Writes a pipeline's definition into the database, where the triggers enforce it; says first what would change.
+
+One transaction: statuses, legal changes, routes, and the jobs of workflows whose status changes hands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from ..database import statements
+from ..errors import NotDeployed, Stranded
+from .limits import Limits, Path
+from .pipeline import Pipeline, Route
+
+SQL = statements.load("deploy")
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A pipeline as the database keeps it."""
+
+    initial: str | None
+    routes: dict[str, Route]
+    legal: set[tuple[str, str]]
+    attempts: dict[str, int]
+    schedules: dict[str, tuple[str, str, bool]]
+    limits: dict[str, Limits]
+
+    @classmethod
+    def of(cls, pipeline: Pipeline[Any]) -> Definition:
+        attempts = {stage.name: stage.retry.attempts for stage in pipeline.stages.values()}
+        schedules = {name: (each.cron, each.timezone, each.catch_up) for name, each in pipeline.schedules.items()}
+        limits = {stage.name: stage.limits for stage in pipeline.stages.values() if stage.limits}
+        return cls(pipeline.initial, pipeline.routes(), pipeline.legal_changes(), attempts, schedules, limits)
+
+    @classmethod
+    def read(cls, conn: psycopg.Connection[Any], pipeline: str) -> Definition:
+        name = {"pipeline": pipeline}
+        with conn.cursor(row_factory=tuple_row) as cursor:
+            row = cursor.execute(SQL["pipeline_read"], name).fetchone()
+            routes = {status: _route(*route) for status, *route in cursor.execute(SQL["routes_read"], name)}
+            ways = {route.stage: (route.partition or (), route.priority or ()) for route in routes.values()}
+            return cls(
+                row[0] if row else None,
+                routes,
+                {(source, target) for source, target in cursor.execute(SQL["legal_changes_read"], name)},
+                dict(cursor.execute(SQL["stages_read"], name).fetchall()),
+                {schedule: tuple(how) for schedule, *how in cursor.execute(SQL["schedules_read"], name)},
+                {
+                    stage: Limits(total, rate, of_each, rate_of_each, *ways[stage])
+                    for stage, total, rate, of_each, rate_of_each in cursor.execute(SQL["limits_read"], name)
+                },
+            )
+
+    def changes_to(self, new: Definition) -> list[str]:
+        """Return in words what a deploy of `new` would change; nothing if it is the same."""
+        lines = []
+        if self.initial != new.initial:
+            lines.append(f"initial status: {self.initial or '(none)'} -> {new.initial}")
+        for status in sorted(self.routes.keys() | new.routes.keys()):
+            old, now = self.routes.get(status), new.routes.get(status)
+            if old is None and now is not None:
+                lines.append(f"new status {status}{_describe(now)}")
+            elif now is None:
+                lines.append(f"status {status} goes")
+            elif old is not None and _describe(old) != _describe(now):
+                lines.append(f"status {status}:{_describe(old)} ->{_describe(now)}")
+        lines += [f"new legal change {source} -> {target}" for source, target in sorted(new.legal - self.legal)]
+        lines += [f"no longer legal {source} -> {target}" for source, target in sorted(self.legal - new.legal)]
+        for stage in sorted(self.attempts.keys() & new.attempts.keys()):
+            if self.attempts[stage] != new.attempts[stage]:
+                lines.append(f"stage {stage}: attempts {self.attempts[stage]} -> {new.attempts[stage]}")
+        for stage in sorted(self.limits.keys() | new.limits.keys()):
+            before, after = self.limits.get(stage), new.limits.get(stage)
+            if before != after:
+                lines.append(f"stage {stage}: {before or 'no limits'} -> {after or 'no limits'}")
+        for schedule in sorted(self.schedules.keys() | new.schedules.keys()):
+            if schedule not in new.schedules:
+                lines.append(f"schedule {schedule} goes")
+            elif self.schedules.get(schedule) != new.schedules[schedule]:
+                cron, timezone, catch_up = new.schedules[schedule]
+                how = "each tick that was missed" if catch_up else "the last tick that was missed"
+                lines.append(f"schedule {schedule}: {cron} in {timezone}, with {how}")
+        return lines
+
+
+def check(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
+    """Return what `deploy` would change, in words. Raises Stranded if it would be refused."""
+    old, new = Definition.read(conn, pipeline.name), Definition.of(pipeline)
+    _refuse_stranding(conn, pipeline.name, old, new)
+    return [*_of_reactions(pipeline, lambda reaction: check(conn, reaction)), *old.changes_to(new)]
+
+
+def _of_reactions(pipeline: Pipeline[Any], do: Callable[[Pipeline[Any]], list[str]]) -> list[str]:
+    """Do the same with the pipelines of its reactions; return what that says, each line with the reaction's name."""
+    return [f"{reaction.name}: {line}" for reaction in pipeline.reactions.values() for line in do(reaction)]
+
+
+def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
+    """Write the pipeline and return what has changed, in words.
+
+    Raises Stranded, and changes nothing, if workflows stand in a status that the new version no longer knows.
+    Waits at most five seconds for open transactions that have changed workflows; then psycopg's LockNotAvailable.
+    """
+    new = Definition.of(pipeline)
+    with conn.transaction():
+        lines = _of_reactions(pipeline, lambda reaction: deploy(conn, reaction))
+        if not Definition.read(conn, pipeline.name).changes_to(new):
+            return lines
+        conn.execute("SELECT set_config('lock_timeout', '5s', true)")
+        conn.execute(SQL["deploy_turn"])
+        conn.execute(SQL["deploy_lock"])
+        conn.execute("SELECT set_config('lock_timeout', '0', true)")
+        old = Definition.read(conn, pipeline.name)
+        _refuse_stranding(conn, pipeline.name, old, new)
+        for statement, params in _writes(pipeline, old, new):
+            conn.execute(statement, params)
+        _write_schedules(conn, pipeline)
+        return [*lines, *old.changes_to(new)]
+
+
+def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list[str]) -> None:
+    """Raise NotDeployed unless the database routes and allows all that these stages do. It may know more."""
+    there, code = Definition.read(conn, pipeline.name), Definition.of(pipeline)
+    how = "Run: outbox deploy --app module:object"
+    if there.initial is None:
+        raise NotDeployed(f'pipeline "{pipeline.name}" is not deployed in this database. {how}')
+    for status, route in code.routes.items():
+        if route.stage in stages and there.routes.get(status, Route(None)).stage != route.stage:
+            raise NotDeployed(
+                f'pipeline "{pipeline.name}" is deployed differently: '
+                f"status {status} doesn't go to stage {route.stage} in this database. {how}"
+            )
+    for name in stages:
+        stage = pipeline.stages[name]
+        if (stage.limits is None) != (name not in there.limits):
+            with_, without = ("this code", "this database") if stage.limits else ("this database", "this code")
+            raise NotDeployed(
+                f'pipeline "{pipeline.name}" is deployed differently: stage {name} has limits in {with_} and none in '
+                f"{without}. {how}"
+            )
+        missing = {(stage.on, target) for target in stage.to} - there.legal
+        if missing:
+            listed = ", ".join(f"{source} -> {target}" for source, target in sorted(missing))
+            raise NotDeployed(f'pipeline "{pipeline.name}" is deployed without the changes {listed}. {how}')
+
+
+def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    pipeline = {"pipeline": of.name}
+    definition = json.dumps({"statuses": sorted(new.routes), "stages": sorted(new.attempts)})
+    yield (
+        SQL["pipeline_write"],
+        {**pipeline, "initial": new.initial, "definition": definition, "reaction_of": of.reaction_of},
+    )
+    yield SQL["routes_clear"], pipeline
+    stages, running, final, deadlines, on_deadline, reactions, partitions, priorities = zip(
+        *new.routes.values(), strict=True
+    )
+    yield (
+        SQL["routes_write"],
+        {
+            **pipeline,
+            "statuses": list(new.routes),
+            "stages": list(stages),
+            "running": list(running),
+            "final": list(final),
+            "deadlines": list(deadlines),
+            "on_deadline": list(on_deadline),
+            "reactions": [",".join(names) for names in reactions],
+            "partitions": [_as_json(path) for path in partitions],
+            "priorities": [_as_json(path) for path in priorities],
+        },
+    )
+    yield SQL["legal_changes_clear"], pipeline
+    froms, tos = zip(*sorted(new.legal), strict=True) if new.legal else ((), ())
+    yield SQL["legal_changes_write"], {**pipeline, "froms": list(froms), "tos": list(tos)}
+    yield SQL["stages_clear"], pipeline
+    yield (
+        SQL["stages_write"],
+        {**pipeline, "stages": list(new.attempts), "max_attempts": list(new.attempts.values())},
+    )
+    yield from _limits(pipeline, old, new)
+    rerouted = [
+        status
+        for status, route in new.routes.items()
+        if status in old.routes and old.routes[status].stage != route.stage
+    ]
+    if rerouted:
+        for step in ("jobs_end_rerouted", "dead_jobs_end_rerouted", "jobs_make_rerouted"):
+            yield SQL[step], {**pipeline, "statuses": rerouted}
+
+
+def _limits(pipeline: dict[str, Any], old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    yield SQL["limits_lock"], pipeline
+    yield SQL["limits_clear"], {**pipeline, "stages": list(new.limits)}
+    for stage, limits in sorted(new.limits.items()):
+        numbers = asdict(limits)
+        yield SQL["limits_write"], {**pipeline, **numbers, "stage": stage, "partitioned": bool(limits.partition)}
+    ordered = {
+        stage
+        for stage in new.attempts
+        if _order(old.limits.get(stage)) != _order(new.limits.get(stage)) and stage in old.attempts
+    }
+    if ordered:
+        yield SQL["jobs_order_anew"], {**pipeline, "stages": sorted(ordered)}
+
+
+def _order(limits: Limits | None) -> tuple[Path, Path] | None:
+    return None if limits is None else (limits.partition, limits.priority)
+
+
+def _route(
+    stage: str | None, running: bool, final: bool, deadline: float | None, on_deadline: str | None, *lists: Any
+) -> Route:
+    reactions, partition, priority = (None if names is None else tuple(names) for names in lists)
+    return Route(stage, running, final, deadline, on_deadline, reactions or (), partition, priority)
+
+
+def _as_json(path: Path | None) -> str | None:
+    return None if path is None else json.dumps(path)
+
+
+def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> None:
+    """Write the schedules; one that is new begins with its next tick by the database's clock."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        ((now,),) = cursor.execute("SELECT now()").fetchall()
+    chosen = list(pipeline.schedules.values())
+    conn.execute(SQL["schedules_clear"], {"pipeline": pipeline.name, "schedules": [each.name for each in chosen]})
+    conn.execute(
+        SQL["schedules_write"],
+        {
+            "pipeline": pipeline.name,
+            "schedules": [each.name for each in chosen],
+            "crons": [each.cron for each in chosen],
+            "timezones": [each.timezone for each in chosen],
+            "catch_up": [each.catch_up for each in chosen],
+            "next": [each.after(now) for each in chosen],
+        },
+    )
+
+
+def _refuse_stranding(conn: psycopg.Connection[Any], name: str, old: Definition, new: Definition) -> None:
+    gone = [status for status in old.routes if status not in new.routes]
+    if not gone:
+        return
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        standing = cursor.execute(SQL["workflows_in_statuses"], {"pipeline": name, "statuses": gone}).fetchall()
+    if standing:
+        raise Stranded(name, dict(standing))
+
+
+def _describe(route: Route) -> str:
+    if route.final:
+        return " (final)"
+    what = "nobody takes it" if route.stage is None else f"taken by {route.stage}"
+    if route.running:
+        what = f"in progress in {route.stage}"
+    if route.deadline is not None:
+        what += f"; after {timedelta(seconds=route.deadline)} -> {route.on_deadline}"
+    if route.reactions:
+        what += f"; then {', '.join(route.reactions)}"
+    return f" ({what})"

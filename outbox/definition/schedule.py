@@ -1,0 +1,88 @@
+"""What runs by the clock: cron expressions, each tick once, whichever of the workers is quicker.
+
+The schedule's row is locked while its function runs, and moves on in the function's own transaction: a tick that was
+rolled back is due again, one that was committed is over, and two at once can't be. Cron is read by cronsim, which does
+with daylight saving time what Debian's cron does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from cronsim import CronSim, CronSimError
+
+from .. import texts
+from ..errors import DefinitionError
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A function, and when it runs. Made by `Pipeline.every`."""
+
+    pipeline: str
+    name: str
+    cron: str
+    timezone: str
+    catch_up: bool
+    timeout: float
+    function: Callable[..., Any] = field(repr=False)
+
+    @property
+    def label(self) -> str:
+        return f"{self.pipeline}.{self.name}"
+
+    def after(self, moment: datetime) -> datetime:
+        """Return the first tick after a moment."""
+        return next(CronSim(self.cron, moment.astimezone(ZoneInfo(self.timezone))))
+
+    def tick(self, due: datetime, now: datetime) -> datetime:
+        """Return which tick is to run: the one that is due, or, of those that were missed, the last one."""
+        zone = ZoneInfo(self.timezone)
+        if self.catch_up or self.after(due) > now:
+            return due.astimezone(zone)
+        return max(due.astimezone(zone), next(CronSim(self.cron, now.astimezone(zone), reverse=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What a scheduled function is given. `at` is when it should run, in the schedule's time zone.
+
+    `connection` is a psycopg connection, async or sync as the function is: what it writes commits with the tick, or not
+    at all. `idempotency_key` is the same in every attempt at this tick: give it to whatever is called outside.
+    """
+
+    schedule: str
+    at: datetime
+    connection: Any
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self.schedule}:{self.at.isoformat()}"
+
+
+def check(
+    pipeline: str, name: str, cron: str, timezone: str, missed: str, timeout: float, function: Callable[..., Any]
+) -> Schedule:
+    """Return a schedule; DefinitionError for an expression that can't be read or never fires, or an unknown zone."""
+    what = f"schedule {pipeline}.{name}"
+    try:
+        zone = ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
+        raise DefinitionError(f"{what}: timezone={texts.shown(timezone)} is unknown; say it as Europe/Paris") from None
+    try:
+        next(CronSim(cron, datetime.now(zone)))
+    except (CronSimError, AttributeError) as error:
+        raise DefinitionError(
+            f"{what}: {texts.shown(cron)} is no cron expression: {error}. It has minute, hour, day, month, weekday"
+        ) from None
+    except StopIteration:
+        raise DefinitionError(f"{what}: {texts.shown(cron)} never comes") from None
+    if missed not in ("skip", "catch up"):
+        raise DefinitionError(f'{what}: missed={texts.shown(missed)} is neither "skip" nor "catch up"')
+    if not callable(function):
+        raise DefinitionError(f"{what}: it must be a function that takes a Tick")
+    return Schedule(pipeline, name, cron, timezone, missed == "catch up", timeout, function)

@@ -1,0 +1,90 @@
+"""What a deploy would do to workflows on their way: who would stand where nobody knows, wait for what can't come, or
+have data that the new code can't read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+from pydantic import ValidationError
+
+from .. import texts
+from ..database import statements
+from .pipeline import Pipeline
+
+SQL = statements.load("stranded")
+
+SAMPLE = 2_000
+"""About how many workflows of the table are looked at where not all are."""
+
+REPORTED = 5
+BATCH = 1_000
+
+
+def report(
+    conn: psycopg.Connection[Any],
+    pipeline: Pipeline[Any],
+    *,
+    every: bool = False,
+    on_checked: Callable[[int], None] = lambda count: None,
+) -> list[str]:
+    """Return in words what would be stranded by this definition; nothing if nobody would. Changes nothing.
+
+    Data of a sample of the workflows that have not ended is validated, or, with `every`, that of all of them, in
+    bounded memory; `on_checked` is told after each thousand how many were.
+    """
+    return [*_statuses(conn, pipeline), *_waits(conn, pipeline), *_data(conn, pipeline, every, on_checked)]
+
+
+def _statuses(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:
+    known = {"pipeline": pipeline.name, "known": list(pipeline.routes())}
+    for status, count, questions, waits, oldest in _rows(conn, "stranded_statuses", known):
+        what = ", ".join(f"{n} with {name}" for n, name in ((questions, "an open question"), (waits, "a wait")) if n)
+        yield f"status {status} would be unknown: {count} stand there{f' ({what})' if what else ''}, {_since(oldest)}"
+
+
+def _waits(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:
+    legal = sorted(pipeline.legal_changes())
+    params = {"pipeline": pipeline.name, "froms": [one for one, _ in legal], "tos": [other for _, other in legal]}
+    for status, what, to_status, count, oldest in _rows(conn, "stranded_waits", params):
+        yield f"{count} wait in {status} for {what}, which would lead to {to_status}: no legal change, {_since(oldest)}"
+
+
+def _data(
+    conn: psycopg.Connection[Any], pipeline: Pipeline[Any], every: bool, on_checked: Callable[[int], None]
+) -> Iterator[str]:
+    checked, broken = 0, dict[str, list[str]]()
+    ended = [status for status, route in pipeline.routes().items() if route.final]
+    params: dict[str, Any] = {"pipeline": pipeline.name, "ended": ended}
+    if not every:
+        ((rows,),) = _rows(conn, "table_size", {})
+        params["percent"] = min(100.0, 100.0 * SAMPLE / max(1.0, rows))
+    with conn.transaction(), conn.cursor(name="outbox_data", row_factory=tuple_row) as cursor:
+        cursor.itersize = BATCH
+        cursor.execute(SQL["data_of_all" if every else "data_of_some"], params)
+        for entity, status, text in cursor:
+            checked += 1
+            if checked % BATCH == 0:
+                on_checked(checked)
+            try:
+                pipeline.load(text)
+            except Exception as error:  # validators and upgrades are the user's code
+                why = texts.explain(error) if isinstance(error, ValidationError) else texts.describe(error)
+                broken.setdefault(f"in {status}, {why}", []).append(entity)
+    for why, entities in list(broken.items())[:REPORTED]:
+        of = "all" if every else f"a sample of {checked}"
+        yield f"data of {len(entities)} of {of} would not be readable: {why} ({', '.join(entities[:3])})"
+    if len(broken) > REPORTED:
+        yield f"and {len(broken) - REPORTED} more kinds of data that would not be readable"
+
+
+def _since(seconds: float) -> str:
+    return f"the oldest since {seconds / 86_400:.1f} days"
+
+
+def _rows(conn: psycopg.Connection[Any], name: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(SQL[name], params).fetchall()

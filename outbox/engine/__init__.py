@@ -1,0 +1,1 @@
+"""Runs stages: claims jobs, calls handlers, commits what they return."""

@@ -1,0 +1,144 @@
+"""What an attempt leaves for the next one: results of calls that should not be made again, and how far it is.
+
+A result is written under the fence, in a transaction of its own: it outlives the attempt, whatever becomes of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import typing
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from .. import documents, texts
+from ..database import statements
+from ..database.link import Link, temporary
+from ..database.statements import text_array
+from ..errors import HandlerError, InvalidInput, LeaseLost
+from .job import Job, fence
+
+SQL = statements.load("checkpoint")
+log = logging.getLogger("outbox.worker")
+
+MAX_RESULT = 2**20
+"""How many characters of JSON a result may have: it is a checkpoint, no store."""
+
+PROGRESS_EVERY = 0.5
+"""Seconds between two writes of how far handlers are."""
+
+T = TypeVar("T")
+
+
+class Checkpoints:
+    """A worker's connection for what its attempts leave."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._progress: dict[str, tuple[Job, str]] = {}
+        self._noted = asyncio.Event()
+
+    async def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Return the result that is kept by this key, or call the function and keep what it returns."""
+        kept = await self._find(job, key, function)
+        if kept is None:
+            result = function(*args, **kwargs)
+            if inspect.isawaitable(result):
+                result = await result
+            kept = await self._keep(job, key, function, result)
+        return _read(function, kept)
+
+    def once_in_thread(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The same for a sync handler, in its thread: the function is called there."""
+        kept = self._wait(self._find(job, key, function))
+        if kept is None:
+            kept = self._wait(self._keep(job, key, function, function(*args, **kwargs)))
+        return _read(function, kept)
+
+    def note(self, job: Job, text: str) -> None:
+        """Have it written soon how far a job is; from any thread."""
+        self._progress[job.workflow_id] = job, text
+        self._loop.call_soon_threadsafe(self._noted.set)
+
+    async def run(self) -> None:
+        """Write how far jobs are, for ever; what can't be written is forgotten, as later words will come."""
+        while True:
+            await self._noted.wait()
+            self._noted.clear()
+            noted, self._progress = self._progress, {}
+            for owner in {job.owner for job, _ in noted.values()}:
+                mine = [(job, text) for job, text in noted.values() if job.owner == owner]
+                params = {**fence([job for job, _ in mine]), "progress": text_array(text for _, text in mine)}
+                try:
+                    await self._link.execute(SQL["progress_write"], params)
+                except Exception as error:
+                    if not temporary(error):
+                        log.error("can't write progress: %s", texts.printable(error))
+            await asyncio.sleep(PROGRESS_EVERY)
+
+    async def close(self) -> None:
+        await self._link.close()
+
+    def _wait(self, steps: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(steps, self._loop).result()
+
+    async def _find(self, job: Job, key: str, function: Callable[..., Any]) -> str | None:
+        rows = await self._link.repeat(SQL["checkpoint_read"], _work(job, key))
+        if not rows:
+            return None
+        ((made_by, result),) = rows
+        if made_by != _name(function):
+            raise HandlerError(
+                f"stage {job.stage.queue}: once({key!r}) was {made_by}, and is {_name(function)} now: "
+                "give another function another key"
+            )
+        return str(result)
+
+    async def _keep(self, job: Job, key: str, function: Callable[..., Any], result: Any) -> str:
+        text = _write(function, key, result)
+        params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": _name(function)}
+        written = await self._link.repeat(SQL["checkpoint_write"], {**_work(job, key), **params, "result": text})
+        ((held, made),) = written
+        if not held:
+            raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
+        # Another attempt may have kept its own meanwhile: all are given the same.
+        kept = None if made else await self._find(job, key, function)
+        return text if kept is None else kept
+
+
+def _work(job: Job, key: str) -> dict[str, Any]:
+    return {"id": job.workflow_id, "entered": job.entered, "stage": job.stage.name, "key": key}
+
+
+def _name(function: Callable[..., Any]) -> str:
+    function = getattr(function, "func", function)  # of a partial
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _type(function: Callable[..., Any]) -> Any:
+    """What the function says that it returns, to read it back as that; None if it doesn't say."""
+    try:
+        return typing.get_type_hints(getattr(function, "func", function)).get("return")
+    except Exception:  # no annotations, or such as can't be resolved here
+        return None
+
+
+def _write(function: Callable[..., Any], key: str, result: Any) -> str:
+    where = f"once({key!r})"
+    said = _type(function)
+    plain = said is None or said is Any
+    text = documents.dump_any(result, where) if plain else documents.dump(TypeAdapter(said), result, where)
+    if len(text) > MAX_RESULT:
+        raise InvalidInput(where, f"{len(text):,} characters of JSON; the limit is {MAX_RESULT:,}. Keep a link instead")
+    return text
+
+
+def _read(function: Callable[..., Any], text: str) -> Any:
+    said = _type(function)
+    return json.loads(text) if said is None or said is Any else TypeAdapter(said).validate_json(text)

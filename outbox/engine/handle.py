@@ -1,0 +1,100 @@
+"""Step 3: run one handler. Validated data in, an outcome out; no database, unless the handler asked for it.
+
+Whatever a handler does (raises SystemExit, returns nonsense, raises an exception that can't be printed), what
+comes out is an outcome, so that no worker ends because of a handler or of data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from .. import texts
+from ..definition.data import TooNewData
+from ..errors import HandlerError, InvalidInput
+from .job import Failed, Finished, Job, Missed, Outcome, fail
+from .pacing import is_late
+from .run import Run
+
+Data = TypeVar("Data")
+
+
+NEWER_WORKER = 10.0
+"""Seconds until a job is offered again whose data only newer code can read."""
+
+
+def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
+    """Return what the handler is given; Failed, for good, if the stored data doesn't fit the model."""
+    try:
+        return Run(job, job.stage.pipeline.load(job.metadata), connection)
+    except ValidationError as error:
+        return Failed(f"the stored metadata doesn't fit the pipeline's data: {texts.explain(error)}", None)
+    except TooNewData as error:  # it is a newer worker's, whenever that comes
+        return Failed(texts.describe(error), NEWER_WORKER)
+    except HandlerError as error:
+        return Failed(texts.describe(error), None)
+    except BaseException as error:  # validators are the user's code, as handlers are
+        return fail(job, error)
+
+
+async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:
+    """Run an async handler in the event loop, with one run or, in a stage with `batch`, with all of them."""
+    if _too_late(runs):
+        return [Missed() for _ in runs]
+    try:
+        return finish(runs, await _call(runs))
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise  # the worker's own cancellation, not the handler's
+        return [fail(run._job, error) for run in runs]
+
+
+def handle_sync(runs: Sequence[Run[Any]]) -> list[Outcome]:
+    """Run a sync handler in the calling thread."""
+    if _too_late(runs):
+        return [Missed() for _ in runs]
+    try:
+        return finish(runs, _call(runs))
+    except BaseException as error:
+        return [fail(run._job, error) for run in runs]
+
+
+def _too_late(runs: Sequence[Run[Any]]) -> bool:
+    """Asked here, at the last moment: a connection or a thread may have been long in coming."""
+    return any(is_late(run._job.begins, time.monotonic()) for run in runs)
+
+
+def _call(runs: Sequence[Run[Any]]) -> Any:
+    stage = runs[0]._job.stage
+    return stage.handler(runs[0] if stage.batch is None else list(runs))
+
+
+def finish(runs: Sequence[Run[Any]], result: Any) -> list[Outcome]:
+    """Return the outcomes of what a handler returned."""
+    stage = runs[0]._job.stage
+    if stage.batch is None:
+        results = [result]
+    elif result is None:
+        results = [None] * len(runs)
+    elif not isinstance(result, list | tuple) or len(result) != len(runs):
+        what = f"{len(result)} results" if isinstance(result, list | tuple) else f"a {type(result).__name__}"
+        raise HandlerError(
+            f"stage {stage.queue} returned {what} for {len(runs)} runs: return a list of as many, or None"
+        )
+    else:
+        results = list(result)
+    outcomes: list[Outcome] = []
+    for run, one in zip(runs, results, strict=True):
+        try:
+            status, data, wait = stage.outcome(one)
+            if run._spawned:
+                wait = {**(wait or {}), "spawn": run._spawned}
+            outcomes.append(Finished(status, data, run._messages, wait))
+        except InvalidInput as error:
+            raise HandlerError(f"stage {stage.queue} returned data that can't be stored: {error}") from None
+    return outcomes

@@ -1,0 +1,202 @@
+"""What every worker does on the side: promote due jobs, free those of lost workers, fold counts, retention."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from ..database import killpoints, statements
+from ..database.budget import Budget
+from ..database.link import Link, temporary
+from ..texts import printable
+from . import retention
+from .retention import Retention
+
+SQL = statements.load("maintenance")
+log = logging.getLogger("outbox.maintenance")
+
+TICK = 1.0
+GONE_AFTER = 0.5
+"""Seconds for which a worker's lock must be missing: it may just be reconnecting."""
+
+BATCH = 1_000
+FOLD_EVERY = 10.0
+RETAIN_EVERY = 60.0
+
+
+class Maintenance:
+    """The side loop of one worker. `on_ready` is told when there may be work to claim.
+
+    `idle` says of which stages (pipelines, names) nobody else looks: the claimer rests, and is woken by a look here.
+    `suspects` are workers that seem to have died, and since when; a tick soon after decides.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        pooled: bool = False,
+        retention: Retention,
+        lease: float,
+        idle: Callable[[], Sequence[tuple[str, str]]] = lambda: (),
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._link = Link(dsn, "maintenance", pooled=pooled)
+        self._retention = retention
+        self._idle = idle
+        self._on_ready = on_ready
+        self._patience = lease / 2
+        self.suspects: dict[int, float] = {}
+        self._connections = 0
+        self._trust_from = 0.0
+        self._fold_at = time.monotonic() + FOLD_EVERY * random.random()
+        self._retain_at = time.monotonic() + RETAIN_EVERY * random.random()
+        self._soon = asyncio.Event()
+        self._turn = asyncio.Lock()  # a worker that drains ticks too, on the same connection
+        self._due_at = float("inf")
+        self._looks = Budget()
+
+    async def run(self) -> None:
+        """Tick for ever, about once a second, sooner when a job is due sooner."""
+        while True:
+            try:
+                wait = await self.tick()
+            except Exception as error:
+                if not temporary(error):
+                    log.error("maintenance: %s", printable(error))
+                await self._link.pause(error)
+                continue
+            self._due_at = time.monotonic() + wait
+            self._soon.clear()
+            try:
+                await asyncio.wait_for(self._soon.wait(), wait)
+            except TimeoutError:
+                continue
+            await asyncio.sleep(max(0.0, self._due_at - time.monotonic()))
+
+    def due_in(self, seconds: float) -> None:
+        """Have a tick when a job of this process is due, if that is before the next one."""
+        at = time.monotonic() + seconds
+        if at < self._due_at:
+            self._due_at = at
+            self._soon.set()
+
+    async def tick(self, *, everything: bool = False) -> float:
+        """Do what is to be done now; return the seconds until the next tick. `everything`: however dear a look is."""
+        async with self._turn:
+            idle = self._idle()
+            started = time.monotonic()
+            everything = everything or self._looks.allows(started)
+            ((due_in, deadline_in, remind_in, orphans, missing, late, lost, ready),) = await self._link.execute(
+                SQL["maintenance_look"],
+                {
+                    "now": None,
+                    "everything": everything,
+                    "pipelines": [name for name, _ in idle],
+                    "stages": [name for _, name in idle],
+                },
+            )
+            if everything:
+                self._looks.begin(started)
+                self._looks.spent(time.monotonic() - started)
+            if due_in is not None and due_in <= 0:
+                due_in = await self._promote()
+            if deadline_in is not None and deadline_in <= 0:
+                await self._fire()
+            if orphans:
+                await self._cancel_orphans()
+            if remind_in is not None and remind_in <= 0:
+                await self._link.execute(SQL["approvals_remind"], {"limit": BATCH, "now": None})
+            if await self._bury(missing, late) or lost:
+                await self._sweep()
+            if ready:
+                self._on_ready()
+            now = time.monotonic()
+            if now >= self._fold_at:
+                self._fold_at = now + FOLD_EVERY * random.uniform(0.8, 1.2)
+                await self._link.execute(SQL["counts_fold"], {})
+            if now >= self._retain_at:
+                self._retain_at = now + RETAIN_EVERY * random.uniform(0.8, 1.2)
+                await retention.delete_old(self._link, self._retention)
+            wait = GONE_AFTER if self.suspects else TICK * random.uniform(0.8, 1.2)
+            # What is overdue and still there can't be done now: it waits for the next tick.
+            later = [seconds for seconds in (due_in, deadline_in, remind_in) if seconds is not None and seconds > 0]
+            return min([wait, *(max(0.005, float(seconds)) for seconds in later)])
+
+    async def _promote(self) -> float | None:
+        """Make due jobs ready; return the seconds until more are due, if any are scheduled."""
+        while True:
+            killpoints.sending("K8")
+            ((promoted, next_due, _),) = await self._link.execute(
+                SQL["jobs_promote_due"], {"limit": BATCH, "now": None}
+            )
+            if promoted:
+                self._on_ready()
+            if promoted < BATCH:
+                return None if next_due is None else float(next_due)
+
+    async def _fire(self) -> None:
+        """Move workflows whose deadline has passed."""
+        total = 0
+        while True:
+            ((due, moved),) = await self._link.execute(SQL["deadlines_fire"], {"limit": BATCH, "now": None})
+            total += moved
+            if due < BATCH or not moved:
+                break
+        if total:
+            log.info("%s workflows moved on at their deadline", total)
+            self._on_ready()
+
+    async def _cancel_orphans(self) -> None:
+        """Cancel the children of parents that have ended; those in somebody's hands at the next tick."""
+        total, moved = 0, BATCH
+        while moved == BATCH:
+            ((moved,),) = await self._link.execute(SQL["orphans_cancel"], {"limit": BATCH})
+            total += moved
+        await self._link.execute(SQL["orphans_forget"], {})
+        if total:
+            log.info("%s workflows were cancelled, as their parents have ended", total)
+
+    async def _bury(self, missing: Sequence[int], late: bool) -> bool:
+        """Take the lease from workers that are gone: by the database's clock, or by a lock that nobody holds.
+
+        Returns whether there were any. When this connection is itself new, the whole database may have been away and
+        everybody's beat is late: wait first.
+        """
+        now = time.monotonic()
+        if self._link.connections != self._connections:
+            first = self._connections == 0
+            self._connections = self._link.connections
+            self.suspects = {}
+            self._trust_from = now if first else now + self._patience
+        trusted = now >= self._trust_from
+        self.suspects = {worker: self.suspects.get(worker, now) for worker in missing}
+        dead = sorted(worker for worker, since in self.suspects.items() if trusted and now - since >= GONE_AFTER)
+        for worker in dead:
+            del self.suspects[worker]
+        if not dead and not (late and trusted):
+            return False
+        rows = await self._link.execute(SQL["workers_bury"], {"dead": dead, "leases": trusted, "now": None})
+        for worker, name in rows:
+            log.warning("worker %s (%s) is gone; its jobs run again", worker, printable(name))
+        return bool(rows)
+
+    async def _sweep(self) -> None:
+        while True:
+            killpoints.sending("K7")
+            freed, dead, _ = (await self._link.execute(SQL["jobs_sweep"], {"limit": BATCH}))[0]
+            if freed or dead:
+                log.warning(
+                    "freed %s jobs of lost workers; %s more were at their last attempt and are dead",
+                    freed,
+                    dead,
+                )
+                self._on_ready()
+            if freed + dead < BATCH:
+                return
+
+    async def close(self) -> None:
+        await self._link.close()

@@ -1,0 +1,97 @@
+"""How long what is over is kept, and its deletion."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from ..client import inbox
+from ..database import statements
+from ..database.link import Link
+from ..errors import DefinitionError, OutboxError
+from ..messages import ring
+from ..texts import shown
+
+SQL = statements.load("retention")
+log = logging.getLogger("outbox.maintenance")
+
+BATCH = 1_000
+"""How many rows one transaction deletes at most."""
+
+KEEP_REACTIONS = 7.0
+"""Days that a reaction which is done can still be looked at."""
+
+
+MAX_DAYS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many days finished workflows, history, errors of dead jobs, messages, the inbox are kept. None: for ever.
+
+    That a job is dead is kept until its workflow goes on, is retried or deleted. `messages` is for databases without
+    any relay; where there is one, messages go when all relays have passed them, and never before. The inbox refuses
+    what is older than it remembers (TooOld), so that no duplicate is taken for new.
+    """
+
+    workflows: float | None = None
+    history: float | None = None
+    dead_jobs: float | None = 90.0
+    messages: float | None = None
+    inbox: float | None = 90.0
+
+    def __post_init__(self) -> None:
+        for name, days in asdict(self).items():
+            # A negative age would delete what is new, and an endless one fail at each turn.
+            if days is not None and not (isinstance(days, int | float) and 0 <= days <= MAX_DAYS):
+                raise DefinitionError(f"Retention {name}: {shown(days)} is not a number of days from 0 to {MAX_DAYS:,}")
+        least, most = inbox.MEMORY_DAYS
+        if self.inbox is not None and not least <= self.inbox <= most:
+            raise DefinitionError(
+                f"Retention inbox: {shown(self.inbox)} is not a number of days from {least} to {most}"
+            )
+
+    def require(self, conn: psycopg.Connection[Any]) -> None:
+        """Raise OutboxError if this role may not delete what this retention is to delete."""
+        with conn.cursor(row_factory=tuple_row) as cursor:
+            (may,) = cursor.execute(SQL["retention_rights"]).fetchall()
+        wanted = {"workflows": self.workflows, "history": self.history, "messages": self.messages}
+        for (name, days), allowed in zip(wanted.items(), may, strict=True):
+            if days is not None and not allowed:
+                raise OutboxError(
+                    f"--keep-{name} (Retention {name}) is for the owner of the schema outbox: "
+                    "this role may not delete them. See docs/roles.md"
+                )
+
+
+async def delete_old(link: Link, kept: Retention) -> None:
+    """Deletes what is older than `kept` says, in batches, each in a transaction of its own."""
+    for name, days in (
+        ("retention_workflows", kept.workflows),
+        ("retention_history", kept.history),
+        ("retention_dead_jobs", kept.dead_jobs),
+        ("retention_checkpoints", 0.0),
+        ("retention_rates", 0.0),
+        ("retention_reactions", KEEP_REACTIONS),
+    ):
+        total, deleted = 0, BATCH
+        while days is not None and deleted == BATCH:
+            conn = await link.connection()
+            async with conn.transaction():
+                await link.execute(SQL["retention_mark"], {})
+                rows = await link.execute(SQL[name], {"days": days, "limit": BATCH})
+            deleted = rows[0][0]
+            total += deleted
+            await asyncio.sleep(0.05)  # others first
+        if total:
+            log.info("%s: %s were old and are gone", name.replace("_", " "), total)
+    if kept.inbox is not None:
+        await inbox.forget(await link.connection(), kept.inbox)
+    if kept.messages is not None:
+        for child in await ring.rotate(await link.connection(), kept.messages):
+            log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)

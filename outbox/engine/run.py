@@ -1,0 +1,179 @@
+"""What a handler is given: one attempt at one job, its data, and what it may ask for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from .. import documents, texts
+from ..definition.pipeline import Pipeline
+from ..errors import HandlerError, InvalidInput, LeaseLost
+from ..texts import printable
+from .job import Job, Message
+
+Data = TypeVar("Data")
+
+
+MAX_TOPIC = 255
+
+
+MAX_KEY = 1_000
+
+
+MAX_PROGRESS = 500
+
+
+MAX_PUBLISHED = 64 * 2**20
+"""How many characters of messages one attempt publishes at most: they are one statement, which ends at 1 GB."""
+
+
+class Run(Generic[Data]):
+    """What a handler is given: one attempt at one job.
+
+    `data` is the workflow's metadata as the pipeline's model. `attempt` counts from 1. `idempotency_key` is the
+    same in every attempt at this work and another one when the workflow comes to the stage again: give it to
+    whatever is called outside. `connection` is there in stages with `transaction=True`.
+    """
+
+    __slots__ = ("_connection", "_job", "_messages", "_published", "_spawned", "data")
+
+    def __init__(self, job: Job, data: Data, connection: Any = None) -> None:
+        self._job = job
+        self._messages: list[Message] = []
+        self._published = 0
+        self._spawned: list[dict[str, Any]] = []
+        self._connection = connection
+        self.data = data
+
+    @property
+    def workflow_id(self) -> UUID:
+        return UUID(self._job.workflow_id)
+
+    @property
+    def entity_id(self) -> str:
+        return self._job.entity_id
+
+    @property
+    def pipeline(self) -> str:
+        return self._job.stage.pipeline.name
+
+    @property
+    def stage(self) -> str:
+        return self._job.stage.name
+
+    @property
+    def status(self) -> str:
+        """The status that the workflow had when the job was claimed."""
+        return self._job.status
+
+    @property
+    def attempt(self) -> int:
+        return self._job.attempt
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self._job.workflow_id}:{self._job.stage.name}:{self._job.entered}"
+
+    @property
+    def connection(self) -> Any:
+        """The psycopg connection whose transaction commits with the status change (async or sync, as the handler)."""
+        self._still_held()
+        if self._connection is None:
+            raise HandlerError(f"stage {self._job.stage.queue} has no connection: define it with transaction=True")
+        return self._connection
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that names pipeline, stage, entity and attempt with each line."""
+        return _JobLogger(
+            logging.getLogger(f"outbox.stage.{self.pipeline}.{self.stage}"),
+            {
+                "pipeline": self.pipeline,
+                "stage": self.stage,
+                "entity": self.entity_id,
+                "attempt": self.attempt,
+            },
+        )
+
+    def publish(
+        self, topic: str, payload: Any, *, key: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a message that is published if, and only if, this attempt commits.
+
+        `payload` is any plain JSON value or a pydantic model; `key` orders messages (default: the entity's id).
+        InvalidInput if it can't be stored, LeaseLost if the job was taken away.
+        """
+        self._still_held()
+        if not isinstance(headers, Mapping | None):
+            raise InvalidInput("headers", f"must be a mapping, not {type(headers).__name__}")
+        message = Message(
+            texts.check_text(topic, "topic", MAX_TOPIC),
+            self._job.entity_id if key is None else texts.check_text(key, "key", MAX_KEY),
+            documents.dump_any(payload, "payload"),
+            None if headers is None else documents.dump_any(dict(headers), "headers"),
+        )
+        if self._published + message.size > MAX_PUBLISHED:
+            raise InvalidInput("payload", f"the messages of one attempt have more than {MAX_PUBLISHED:,} characters")
+        self._published += message.size
+        self._messages.append(message)
+
+    def spawn(self, pipeline: Pipeline[Any], entity_id: str, data: Any, *, cancel: str | None = None) -> None:
+        """Start a workflow as a child of this one, if, and only if, this attempt commits.
+
+        An entity that is there already is left alone, and is no child by this. When this workflow ends before the
+        child, the child moves to `cancel`, from where that is a legal change; without it, it goes on alone.
+        InvalidInput if it can't be stored, LeaseLost if the job was taken away.
+        """
+        self._still_held()
+        child = {
+            "pipeline": pipeline.name,
+            "entity": texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID),
+            "data": pipeline.dump_readable(data),
+            "cancel": cancel,
+        }
+        if cancel is not None and cancel not in pipeline.final:
+            raise InvalidInput("cancel", f"{texts.shown(cancel)} is no final status of pipeline {pipeline.name}")
+        self._published += len(child["data"] or "")
+        if self._published > MAX_PUBLISHED:
+            raise InvalidInput(
+                "data", f"what one attempt publishes and spawns has more than {MAX_PUBLISHED:,} characters"
+            )
+        self._spawned.append(child)
+
+    def once(self, key: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function whose result is kept: the next attempt at this work is given it, and calls nothing.
+
+        Awaited in an async handler, for sync functions too; in a plain one it returns the result. It is kept as JSON,
+        of up to a megabyte, in a transaction of its own: also if this attempt fails. It is given back as what the
+        function says that it returns, such as a pydantic model. A call may be made twice, when the process dies
+        between the call and the keeping. HandlerError if the key was another function's, InvalidInput if the result
+        can't be kept, LeaseLost if the job was taken away.
+        """
+        self._still_held()
+        texts.check_text(key, "key", MAX_TOPIC)
+        checkpoints = self._job.checkpoints
+        if checkpoints is None:
+            raise HandlerError("run.once needs a worker")
+        once = checkpoints.once if self._job.stage.is_async else checkpoints.once_in_thread
+        return once(self._job, key, function, args, kwargs)
+
+    def progress(self, text: str) -> None:
+        """Say how far this attempt is; `outbox show` and `outbox status` tell. Written about twice a second."""
+        self._still_held()
+        texts.check_text(text, "progress", MAX_PROGRESS)
+        if self._job.checkpoints is not None:
+            self._job.checkpoints.note(self._job, text)
+
+    def _still_held(self) -> None:
+        if self._job.lost is not None:
+            raise LeaseLost(f"{self.pipeline}.{self.stage} {self.entity_id}: {self._job.lost}")
+
+
+class _JobLogger(logging.LoggerAdapter[logging.Logger]):
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        extra = dict(self.extra or {})
+        kwargs["extra"] = {**extra, **kwargs.get("extra", {})}
+        where = f"{extra['pipeline']}.{extra['stage']} {printable(extra['entity'])} #{extra['attempt']}"
+        return f"{where}: {msg}", kwargs

@@ -1,0 +1,1 @@
+"""Messages on their way out (relay, log, targets) and in (consumer)."""

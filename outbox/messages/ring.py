@@ -1,0 +1,48 @@
+"""The ring of the message log: children that everybody has passed are emptied, and the ring is turned early."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from ..database import statements
+
+SQL = statements.load("ring")
+
+
+async def rotate(conn: psycopg.AsyncConnection[Any], days: float | None = None) -> list[str]:
+    """Empty the children that every relay has passed; where there is no relay, those older than `days`.
+
+    Returns those that could not be had within a moment, since a transaction that writes messages is open.
+    """
+    stuck: list[str] = []
+    for child, current, _ in await _ask(conn, "ring"):
+        if current or not all((await _ask(conn, "ring_child", child, days))[0]):
+            continue
+        try:
+            async with conn.transaction():
+                await conn.execute("SET LOCAL lock_timeout = '100ms'")
+                await _ask(conn, "ring_lock", child)
+                # Asked again: a writer who was waited for has left something that nobody has seen.
+                if all((await _ask(conn, "ring_child", child, days))[0]):
+                    await _ask(conn, "ring_truncate", child)
+        except psycopg.errors.LockNotAvailable:
+            stuck.append(child)
+    async with conn.transaction():
+        await _ask(conn, "ring_turn_lock")
+        children = await _ask(conn, "ring")
+        current = next((number for number, child in enumerate(children) if child[1]), 0)
+        following = children[(current + 1) % len(children)][0]
+        if not (await _ask(conn, "ring_child", following, days))[0][0]:
+            await _ask(conn, "ring_turn", children[current][0], days)
+    return stuck
+
+
+async def _ask(
+    conn: psycopg.AsyncConnection[Any], name: str, child: str = "", days: float | None = None
+) -> list[tuple[Any, ...]]:
+    statement = sql.SQL(SQL[name].decode()).format(child=sql.Identifier("outbox", child))
+    cursor = await conn.execute(statement, {"days": days} if b"%(days)" in SQL[name] else None)
+    return await cursor.fetchall() if cursor.description else []

@@ -1,0 +1,1 @@
+"""What a person asks about workflows, and does to them."""

@@ -1,0 +1,129 @@
+"""What a person asks the tables and tells them: status, show, dead, set-status, retry. Each is a few statements."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.rows import dict_row
+from psycopg.types.datetime import TimestamptzLoader
+from psycopg.types.json import set_json_loads
+
+from .. import documents
+from ..database import statements
+from ..errors import NotFound
+
+SQL = statements.load("look")
+
+Row = dict[str, Any]
+
+
+def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
+    """Return `overview`, a row for each pipeline, status and stage; and what is at work, and what is in the way."""
+    return {
+        name: rows(conn, SQL[name])
+        for name in ("overview", "limits", "progress", "workers", "relays", "parked_deliveries")
+    }
+
+
+def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> list[Row]:
+    """Return the workflows of an entity, in one pipeline or in all. NotFound if there is none."""
+    found = rows(conn, SQL["workflows_of_entity"], entity=entity, pipeline=pipeline)
+    if not found:
+        where = f'pipeline "{pipeline}"' if pipeline else "any pipeline"
+        raise NotFound(f'there is no workflow of entity "{entity}" in {where}')
+    return found
+
+
+def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> Row:
+    """Return the only workflow of an entity. NotFound, naming the pipelines, if there are several."""
+    found = find(conn, entity, pipeline)
+    if len(found) > 1:
+        names = ", ".join(row["pipeline"] for row in found)
+        raise NotFound(f'entity "{entity}" is in several pipelines ({names}): say which with --pipeline')
+    return found[0]
+
+
+def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
+    """Return a workflow with its history, its job, its dead job, what it waits for, and its messages."""
+    key = {"id": workflow["id"]}
+    return {
+        **workflow,
+        "history": rows(conn, SQL["history"], **key),
+        "job": next(iter(rows(conn, SQL["job"], **key)), None),
+        "dead_job": next(iter(rows(conn, SQL["dead_job"], **key)), None),
+        "checkpoints": rows(conn, SQL["checkpoints_of_workflow"], **key),
+        "approvals": rows(conn, SQL["approvals_of_workflow"], **key),
+        "waits_for": next(iter(rows(conn, SQL["wait_of_workflow"], **key)), None),
+        "parent": next(iter(rows(conn, SQL["parent_of_workflow"], **key)), None),
+        "children": rows(conn, SQL["children_of_workflow"], **key),
+        "signals": rows(conn, SQL["signals_of_workflow"], **key),
+        "messages": rows(conn, SQL["messages"], **key),
+    }
+
+
+def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = 1_000_000) -> list[Row]:
+    """Return dead jobs, the latest first."""
+    return rows(conn, SQL["dead_jobs"], pipeline=pipeline, limit=limit)
+
+
+def schedules(conn: psycopg.Connection[Any]) -> list[Row]:
+    """Return what runs by the clock: when next, and how it went last. `late_seconds` is negative until it is due."""
+    return rows(conn, SQL["schedules"])
+
+
+def approvals(
+    conn: psycopg.Connection[Any], *, pipeline: str | None = None, assignee: str | None = None, limit: int = 1_000_000
+) -> list[Row]:
+    """Return the questions that are open, the oldest first, with the data that they are about.
+
+    `changed`: the data is not what it was when the question was asked; a decision must then name `shown`.
+    """
+    return rows(conn, SQL["approvals_open"], pipeline=pipeline, assignee=assignee, limit=limit)
+
+
+def parked(
+    conn: psycopg.Connection[Any], *, relay: str | None = None, consumer: str | None = None, limit: int = 1_000_000
+) -> list[Row]:
+    """Return what relays could not send and consumers could not handle, of each the first one first.
+
+    All of it, or that of one relay or one consumer. A row has the name of either as `relay` or as `consumer`.
+    """
+    found = rows(conn, SQL["parked"], relay=relay, consumer=consumer, limit=limit)
+    for row in found:
+        if row["body"] is not None:
+            row["body"] = row["body"].decode(errors="replace")
+    return found
+
+
+def parked_by(row: Row) -> str:
+    """Return who has parked a row of `parked`, as people say it."""
+    return f"consumer {row['consumer']}" if row["relay"] is None else f"relay {row['relay']}"
+
+
+class _Time(TimestamptzLoader):
+    """A moment, or the text of one that Python has no date for: before year 1, after 9999."""
+
+    def load(self, data: Buffer) -> Any:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return bytes(data).decode()
+
+
+def _json(data: str | bytes) -> Any:
+    """A document, or the text of one that is in nobody's way in Postgres and that Python can't read or write."""
+    text = data if isinstance(data, str) else data.decode()
+    try:
+        return json.loads(documents.check(text, "document"))
+    except ValueError:
+        return text
+
+
+def rows(conn: psycopg.Connection[Any], statement: bytes, **params: Any) -> list[Row]:
+    with conn.cursor(row_factory=dict_row) as cursor:
+        cursor.adapters.register_loader("timestamptz", _Time)
+        set_json_loads(_json, cursor)
+        return cursor.execute(statement, params or None).fetchall()

@@ -1,0 +1,81 @@
+"""Text that may be shown or stored: cleaned, cut, in one line, whatever it comes from."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from .errors import InvalidInput
+
+MAX_ERROR = 8_000
+"""How many characters of an error's text are kept."""
+
+
+def text_problem(text: object, longest: int) -> str | None:
+    """Say what is wrong with a text that is to be stored as such; None if nothing is."""
+    if not isinstance(text, str):
+        return f"must be a string, not {type(text).__name__}"
+    if not text:
+        return "is empty"
+    if len(text) > longest:
+        return f"has {len(text):,} characters; the limit is {longest}"
+    if "\0" in text:
+        return "has a NUL character, which Postgres can't store"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "has a lone surrogate, which is not Unicode text"
+    return None
+
+
+def check_text(text: object, field: str, longest: int) -> str:
+    """Return `text` if Postgres stores it as it is; else InvalidInput naming `field`."""
+    problem = text_problem(text, longest)
+    if problem is not None:
+        raise InvalidInput(field, problem)
+    assert isinstance(text, str)
+    return text
+
+
+def clean(text: str, longest: int = MAX_ERROR) -> str:
+    """Make any text storable: cut, without NUL, lone surrogates replaced. Never raises."""
+    if len(text) > longest:
+        text = text[:longest] + f"… ({len(text) - longest:,} characters more)"
+    return text.replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
+
+
+def printable(value: object) -> str:
+    """Return text without control characters, for log lines and terminals."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
+
+
+def shown(value: object) -> str:
+    """Return any value as an error names it: short, storable, whatever its `__repr__` does."""
+    try:
+        return clean(repr(value), 80)
+    except Exception:  # such as an integer that is too long for Python to write
+        return f"a value of type {type(value).__name__}"
+
+
+def describe(error: BaseException) -> str:
+    """Return `Type: message (file:line)` of any exception, storable, whatever its `__str__` does."""
+    try:
+        message = str(error)
+    except BaseException as broken:
+        message = f"(its text can't be had: {type(broken).__name__})"
+    place = ""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is not None:
+        code = last.tb_frame.f_code
+        place = f" ({code.co_filename.rsplit('/', 1)[-1]}:{last.tb_lineno} in {code.co_name})"
+    return clean(f"{type(error).__name__}: {clean(message)}{place}", MAX_ERROR + 500)
+
+
+def explain(error: ValidationError) -> str:
+    """Return a validation error in one line, without the values, which may be large or secret."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    lines = [f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in found[:5]]
+    if len(found) > 5:
+        lines.append(f"and {len(found) - 5} more")
+    return clean("; ".join(lines))

@@ -1,0 +1,100 @@
+-- Changes that a person makes: set a status, retry, pause, resume, forget a relay.
+
+-- name: change_mark
+SELECT set_config('outbox.actor', %(actor)s, true), set_config('outbox.reason', coalesce(%(reason)s, ''), true);
+
+-- name: status_set
+UPDATE outbox.workflow_states AS w SET current_status = %(status)s
+WHERE w.id = %(id)s AND w.current_status <> %(status)s
+RETURNING w.version;
+
+-- name: stages_named
+-- The stages of this name, "enrich" or "posts.enrich", that any pipeline is deployed with.
+SELECT s.pipeline, s.stage FROM outbox.stages AS s
+WHERE (s.stage = %(stage)s OR s.pipeline || '.' || s.stage = %(stage)s)
+  AND (%(pipeline)s::text IS NULL OR s.pipeline = %(pipeline)s)
+ORDER BY s.pipeline;
+
+-- name: stage_pause
+INSERT INTO outbox.pauses (pipeline, stage, paused_by, reason) VALUES (%(pipeline)s, %(stage)s, %(by)s, %(reason)s)
+ON CONFLICT (pipeline, stage) DO NOTHING RETURNING stage;
+
+-- name: stage_resume
+DELETE FROM outbox.pauses AS p WHERE p.pipeline = %(pipeline)s AND p.stage = %(stage)s RETURNING p.stage;
+
+-- name: retry_candidates
+-- Dead jobs, by workflow, from a point on: for retry in batches.
+SELECT d.workflow_id FROM outbox.dead_jobs AS d
+WHERE d.workflow_id > %(after)s AND (%(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s)
+ORDER BY d.workflow_id LIMIT %(limit)s;
+
+-- name: retry_turn
+-- Waits for a deploy that is under way and keeps others out until commit. A statement of its own: the next one must see
+-- the routes that the deploy has written.
+SELECT pg_advisory_xact_lock_shared(hashtext('outbox.deploy'));
+
+-- name: jobs_make_anew
+-- Makes the jobs of workflows anew that have none: their dead job goes, its idempotency key stays. The workflow is
+-- locked first, as everywhere. Returns the pipelines and stages that got a job.
+WITH workflow AS MATERIALIZED (
+    SELECT w.id, w.pipeline, w.current_status, w.version, w.metadata
+    FROM outbox.workflow_states AS w
+    WHERE w.id = ANY (%(ids)s::uuid[])
+    ORDER BY w.id
+    FOR NO KEY UPDATE
+), dead AS (
+    DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.entered
+), made AS (
+    -- Not from outbox.routed: it would read the workflow as it was before its lock was had.
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
+    SELECT workflow.id, workflow.pipeline, j.stage, workflow.current_status, coalesce(dead.entered, workflow.version),
+           j.deadline, j.on_deadline, j.partition, j.priority
+    FROM workflow
+    CROSS JOIN LATERAL outbox.job_of(workflow.pipeline, workflow.current_status, workflow.metadata) AS j
+    LEFT JOIN dead ON dead.workflow_id = workflow.id
+    -- A job that is just dying is seen as live here: its dead one, which is not seen yet, must not get one beside it.
+    WHERE j.stage IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id)
+    ORDER BY workflow.id
+    ON CONFLICT (workflow_id) DO NOTHING
+    RETURNING pipeline, stage
+)
+SELECT count(*), outbox.wake(array_agg(made.pipeline), array_agg(made.stage)) FROM made;
+
+-- name: relay_forget
+-- Takes a relay's name away, with what it has parked: nothing is kept for it any more. Not one that runs. Returns whether
+-- it was there, whether it went, and how much was parked. Writes relays, parked_messages.
+WITH found AS (
+    SELECT r.name FROM outbox.relays AS r WHERE r.name = %(relay)s
+), gone AS (
+    DELETE FROM outbox.relays AS r
+    WHERE r.name = %(relay)s AND (r.owner IS NULL OR r.updated_at < now() - interval '15 seconds')
+    RETURNING r.name
+), parked AS (
+    DELETE FROM outbox.parked_messages AS p USING gone WHERE p.relay = gone.name RETURNING p.id
+)
+SELECT EXISTS (SELECT FROM found) AS found, EXISTS (SELECT FROM gone) AS gone, (SELECT count(*) FROM parked) AS parked;
+
+-- name: parked_retry
+-- Has what is parked tried again by who parked it: those with these ids, or (null) all. Returns those with the ids,
+-- whether they wait for it already or not, or all that didn't. Writes parked_messages, parked_deliveries; what waits
+-- already is not touched: its relay or consumer may have it in hand.
+WITH found AS (
+    SELECT p.relay, NULL AS consumer, p.id, p.retry
+    FROM outbox.parked_messages AS p
+    WHERE %(consumer)s::text IS NULL AND (%(relay)s::text IS NULL OR p.relay = %(relay)s)
+    UNION ALL
+    SELECT NULL, d.consumer, d.id, d.retry
+    FROM outbox.parked_deliveries AS d
+    WHERE %(relay)s::text IS NULL AND (%(consumer)s::text IS NULL OR d.consumer = %(consumer)s)
+), chosen AS MATERIALIZED (
+    SELECT f.relay, f.consumer, f.id
+    FROM found AS f
+    WHERE CASE WHEN %(ids)s::bigint[] IS NULL THEN NOT f.retry ELSE f.id = ANY (%(ids)s::bigint[]) END
+), messages AS (
+    UPDATE outbox.parked_messages AS p SET retry = true
+    FROM chosen AS c WHERE p.relay = c.relay AND p.id = c.id AND NOT p.retry
+), deliveries AS (
+    UPDATE outbox.parked_deliveries AS d SET retry = true
+    FROM chosen AS c WHERE d.consumer = c.consumer AND d.id = c.id AND NOT d.retry
+)
+SELECT c.relay, c.consumer, c.id FROM chosen AS c ORDER BY c.id, c.consumer NULLS FIRST, c.relay;

@@ -1,0 +1,88 @@
+-- Deletes what is over and old, for those who want that.
+
+-- name: retention_workflows
+-- Deletes finished workflows that ended more than `days` ago, with their history. Returns how many.
+WITH old AS MATERIALIZED (
+    SELECT w.id
+    FROM outbox.workflow_states AS w
+    JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.final
+    WHERE w.updated_at < now() - make_interval(secs => %(days)s::float8 * 86400)
+    LIMIT %(limit)s
+    FOR UPDATE OF w SKIP LOCKED
+), history AS (
+    DELETE FROM outbox.state_changes AS c USING old WHERE c.workflow_id = old.id
+), deleted AS (
+    DELETE FROM outbox.workflow_states AS w USING old WHERE w.id = old.id RETURNING 1
+)
+SELECT count(*) FROM deleted;
+
+-- name: retention_history
+-- Deletes history of more than `days` ago, of open workflows too. Uses state_changes_by_time.
+WITH old AS MATERIALIZED (
+    SELECT c.workflow_id, c.version
+    FROM outbox.state_changes AS c
+    WHERE c.at < now() - make_interval(secs => %(days)s::float8 * 86400)
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM outbox.state_changes AS c USING old
+    WHERE c.workflow_id = old.workflow_id AND c.version = old.version RETURNING 1
+)
+SELECT count(*) FROM deleted;
+
+-- name: retention_checkpoints
+-- Deletes results that no attempt will ask for any more: their work is done, or was given up. Returns how many. What was
+-- made in the last hour stays, so that this looks at each a few times only.
+WITH old AS MATERIALIZED (
+    SELECT c.workflow_id, c.entered, c.stage, c.key
+    FROM outbox.checkpoints AS c
+    WHERE c.made_at < now() - make_interval(secs => 3600 + %(days)s::float8 * 86400)
+      AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = c.workflow_id AND j.entered = c.entered)
+      AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = c.workflow_id AND d.entered = c.entered)
+    LIMIT %(limit)s
+    FOR UPDATE OF c SKIP LOCKED
+), deleted AS (
+    DELETE FROM outbox.checkpoints AS c USING old
+    WHERE c.workflow_id = old.workflow_id AND c.entered = old.entered AND c.stage = old.stage AND c.key = old.key
+    RETURNING 1
+)
+SELECT count(*) FROM deleted;
+
+-- name: retention_rates
+-- Deletes the moments of partitions that have passed. Returns how many.
+WITH old AS MATERIALIZED (
+    SELECT r.pipeline, r.stage, r.partition FROM outbox.partition_rates AS r
+    WHERE r.next_at < now() - make_interval(secs => 60 + %(days)s::float8 * 86400)
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM outbox.partition_rates AS r USING old
+    WHERE r.pipeline = old.pipeline AND r.stage = old.stage AND r.partition = old.partition RETURNING 1
+)
+SELECT count(*) FROM deleted;
+
+-- name: retention_reactions
+SELECT outbox.reactions_forget(%(days)s, %(limit)s);
+
+-- name: retention_dead_jobs
+-- Drops the errors of jobs that died more than `days` ago. The fact stays for as long as the workflow stands there:
+-- without it, a workflow that waits for a person would be seen by nobody. Uses dead_jobs_by_time.
+WITH old AS MATERIALIZED (
+    SELECT d.workflow_id FROM outbox.dead_jobs AS d
+    WHERE d.died_at < now() - make_interval(secs => %(days)s::float8 * 86400) AND d.error <> 'dropped by retention'
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE SKIP LOCKED
+), dropped AS (
+    UPDATE outbox.dead_jobs AS d SET error = 'dropped by retention'
+    FROM old WHERE d.workflow_id = old.workflow_id RETURNING 1
+)
+SELECT count(*) FROM dropped;
+
+-- name: retention_mark
+-- Lets this transaction delete history; see the trigger state_changes_are_append_only.
+SELECT set_config('outbox.retention', 'on', true);
+
+-- name: retention_rights
+-- What of this the role may do: delete workflows, delete history, empty the message log.
+SELECT has_table_privilege('outbox.workflow_states', 'DELETE'), has_table_privilege('outbox.state_changes', 'DELETE'),
+       has_table_privilege('outbox.messages', 'TRUNCATE');

@@ -1,0 +1,1062 @@
+"""The checker of the chaos harness: silent about a good run, and for each anomaly a history in which it is the only one."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import pytest
+
+from chaos.checker import check, recoveries, story
+from chaos.history import Arrival, Call, Change, Effect, History, Job
+from chaos.script import BEGAN, Script, moment, told, write
+
+
+def names(history: History) -> set[str]:
+    return {anomaly.name for anomaly in check(history).anomalies}
+
+
+def tour() -> Script:
+    """A run in which everything happens that may happen."""
+    run = Script()
+    run.through("reviewed", "CHECKED", "REVIEW")
+    run.hand("reviewed", "APPROVED")
+    run.claim("reviewed")
+    run.finish("reviewed", "SHIPPED")
+    run.claim("reviewed")
+    run.finish("reviewed", "DONE")
+    run.submit("troubled")
+    run.claim("troubled")
+    run.start("troubled")
+    run.outside("troubled")
+    run.fail("troubled")
+    run.claim("troubled", 2)
+    run.outside("troubled")
+    run.give_back("troubled")  # its worker was told to end
+    run.claim("troubled", 1)
+    run.outside("troubled")
+    run.commit(write("workers", "delete", id=1))
+    run.sweep("troubled")
+    run.commit(write("workers", "insert", id=3))
+    run.claim("troubled", 3)
+    run.outside("troubled")
+    run.finish("troubled", "CHECKED")
+    run.claim("troubled", 2)
+    run.hand("troubled", "CANCELLED")
+    run.through("rejected", "CHECKED", "APPROVED", "SHIPPED")
+    run.claim("rejected")
+    run.die("rejected")
+    run.make_anew("rejected")
+    run.claim("rejected")
+    run.finish("rejected", "DONE")
+    run.through("dead", "CHECKED", "APPROVED", "SHIPPED")
+    run.claim("dead")
+    run.die("dead")
+    run.commit(write("workflow_states", "update", **{**run.states["dead"], "version": 6}))  # data, by somebody else
+    run.through("waiting", "CHECKED", "REVIEW")
+    run.through("expired", "CHECKED", "REVIEW")
+    run.expire("expired")
+    return run
+
+
+def test_a_good_run_has_no_anomaly() -> None:
+    history = tour().end()
+    call = history.calls[0]
+    history.calls.append(dataclasses.replace(call, client="k1/again", said="exists"))
+    history.calls.append(Call("k1/none", "submit", "nobody", "failed", BEGAN, BEGAN + 1, None, "refused"))
+    again = history.arrivals[3]
+    history.arrivals.append(dataclasses.replace(again, wire_id="m4/2"))  # what is sent again comes late
+    verdict = check(history)
+    assert verdict.anomalies == []
+    assert verdict.ok
+
+
+def test_counts_say_how_much_there_was() -> None:
+    history = tour().end()
+    history.arrivals.append(history.arrivals[0])
+    assert check(history).counts == {
+        "workflows": 6,
+        "jobs": 22,
+        "changes": 31,
+        "transactions": len(history.transactions),
+        "messages": 24,
+        "arrivals": 25,
+        "effects outside": 9,
+        "effects inside": 3,
+        "effects of consumers": 24,
+        "dead": 1,
+        "parked": 0,
+        "calls ok": 9,
+        "calls failed": 0,
+        "calls unknown": 0,
+        "retried attempts": 3,
+        "effects repeated": 3,
+        "deliveries repeated": 1,
+        "redeliveries to consumers": 0,
+    }
+
+
+def test_an_empty_run_has_no_anomaly() -> None:
+    assert check(Script().end()).ok
+
+
+# What was never answered may have happened, or not.
+
+
+def test_an_unknown_call_may_have_happened() -> None:
+    run = Script()
+    run.submit("w", outcome="unknown")
+    run.claim("w")
+    run.start("w")
+    run.outside("w")
+    run.finish("w", "CHECKED")
+    run.hand("w", "CANCELLED", outcome="unknown")
+    run.through("d", "CHECKED", "APPROVED", "SHIPPED")
+    run.claim("d")
+    run.die("d")
+    run.make_anew("d", outcome="unknown")
+    run.claim("d")
+    run.finish("d", "DONE")
+    assert names(run.end()) == set()
+
+
+def test_an_unknown_call_may_not_have_happened() -> None:
+    run = Script()
+    run.call("submit", "never", None, "unknown", "")
+    run.through("w", "CHECKED", "REVIEW")
+    run.call("change", "entity of w", "REJECTED", "unknown", "")
+    run.through("d", "CHECKED", "APPROVED", "SHIPPED")
+    run.claim("d")
+    run.die("d")
+    run.call("retry", "entity of d", None, "unknown", "")
+    assert names(run.end()) == set()
+
+
+# One thing is wrong: an engine that does it, ...
+
+Broken = Callable[[Script], None]
+BROKEN: list[tuple[str, Broken]] = []
+
+
+def broken(name: str) -> Callable[[Broken], Broken]:
+    """An engine that did something else than the good one, which makes the anomaly of this name, and no other."""
+
+    def note(do: Broken) -> Broken:
+        BROKEN.append((name, do))
+        return do
+
+    return note
+
+
+@broken("lost")
+def no_job_for_the_next_stage(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.drop("jobs")
+
+
+@broken("lost")
+def no_first_job(run: Script) -> None:
+    run.submit("w")
+    run.drop("jobs")
+
+
+@broken("lost")
+def a_job_that_vanishes(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.commit(write("jobs", "delete", workflow_id="w"))
+
+
+@broken("lost")
+def a_dead_job_that_vanishes(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED", "SHIPPED")
+    run.claim("w")
+    run.die("w")
+    run.commit(write("dead_jobs", "delete", workflow_id="w"))
+
+
+@broken("lost")
+def dead_before_its_attempts_are_used_up(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    run.die("w")
+
+
+@broken("lost")
+def a_change_without_its_message(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.drop("messages")
+
+
+@broken("lost")
+def a_submit_without_its_message(run: Script) -> None:
+    run.submit("w")
+    run.drop("messages")
+    run.claim("w")
+    run.start("w")
+    run.outside("w")
+    run.finish("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+
+
+@broken("lost")
+def an_act_without_its_effect_inside(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED", "SHIPPED", "DONE")
+    run.drop("inside", number=-3)
+
+
+@broken("lost")
+def finished_without_running_the_handler(run: Script) -> None:
+    run.submit("w")
+    run.claim("w")
+    run.start("w")
+    run.finish("w", "CHECKED")
+    run.claim("w")
+    run.finish("w", "REVIEW")
+
+
+@broken("lost")
+def an_answered_submit_that_was_not_committed(run: Script) -> None:
+    run.call("submit", "gone", None, "ok", "created")
+
+
+@broken("lost")
+def an_answered_submit_that_was_lost_and_made_again(run: Script) -> None:
+    run.call("submit", "entity of w", None, "ok", "created")
+    run.through("w", "CHECKED", "REVIEW")
+
+
+@broken("lost")
+def an_answered_change_that_was_not_committed(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.call("change", "entity of w", "APPROVED", "ok", "REVIEW to APPROVED")
+
+
+@broken("lost")
+def an_answered_retry_that_was_not_committed(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED", "SHIPPED")
+    run.claim("w")
+    run.die("w")
+    run.call("retry", "entity of w", None, "ok", "made anew")
+
+
+@broken("phantom")
+def a_submit_that_was_told_to_have_failed(run: Script) -> None:
+    run.submit("w", outcome="failed")
+    run.claim("w")
+    run.start("w")
+    run.outside("w")
+    run.finish("w", "CHECKED")
+    run.claim("w")
+    run.finish("w", "REVIEW")
+
+
+@broken("phantom")
+def a_workflow_that_nobody_asked_for(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.calls.pop()
+
+
+@broken("phantom")
+def a_change_that_was_told_to_have_failed(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.hand("w", "REJECTED", outcome="failed")
+
+
+@broken("phantom")
+def a_change_that_nobody_asked_for(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.hand("w", "REJECTED")
+    run.calls.pop()
+
+
+@broken("phantom")
+def a_change_to_something_else_than_was_asked(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.hand("w", "REJECTED")
+    run.calls[-1] = dataclasses.replace(run.calls[-1], to_status="APPROVED")
+
+
+@broken("phantom")
+def a_retry_that_nobody_asked_for(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED", "SHIPPED")
+    run.claim("w")
+    run.die("w")
+    run.make_anew("w", outcome="failed")
+    run.claim("w")
+    run.finish("w", "DONE")
+
+
+@broken("phantom")
+def a_message_of_a_finish_that_was_fenced(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.commit(run.message("w"))
+
+
+@broken("phantom")
+def a_message_twice_in_one_commit(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.transactions[-1] = dataclasses.replace(
+        run.transactions[-1], writes=(*run.transactions[-1].writes, run.message("w"))
+    )
+
+
+@broken("torn commit")
+def a_job_where_people_decide(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.rewrite("jobs", stage="decide")
+    run.hand("w", "REJECTED")
+
+
+@broken("phantom")
+def an_effect_outside_that_no_attempt_made(run: Script) -> None:
+    run.submit("w")
+    run.commit(write("outside", "insert", workflow_id="w", stage="check", attempt=2, key="w:check:1", at=run.now))
+    run.claim("w")
+    run.start("w")
+    run.outside("w")
+    run.finish("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+
+
+@broken("phantom")
+def an_effect_inside_of_an_attempt_that_failed(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED")
+    run.claim("w")
+    run.commit(run.inside("w"))
+    run.hand("w", "CANCELLED")
+
+
+@broken("illegal change")
+def a_worker_goes_where_its_stage_may_not(run: Script) -> None:
+    run.through("w", "CHECKED", "REJECTED")
+
+
+@broken("illegal change")
+def a_worker_goes_on_without_the_in_progress_status(run: Script) -> None:
+    run.submit("w")
+    run.claim("w")
+    run.outside("w")
+    run.finish("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+
+
+@broken("illegal change")
+def a_person_goes_where_only_a_worker_may(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.hand("w", "REVIEW")
+
+
+@broken("illegal change")
+def a_workflow_that_starts_in_the_middle(run: Script) -> None:
+    run.submit("w")
+    run.rewrite("workflow_states", current_status="CANCELLED")
+    run.rewrite("state_changes", to_status="CANCELLED")
+    run.drop("jobs")
+
+
+@broken("illegal change")
+def a_version_that_is_left_out(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.states["w"]["version"] += 1
+    run.hand("w", "CANCELLED")
+
+
+@broken("illegal change")
+def history_that_tells_another_change(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.hand("w", "APPROVED")
+    run.rewrite("state_changes", from_status="CHECKED")
+    run.claim("w")
+    run.hand("w", "CANCELLED")
+
+
+@broken("resurrection")
+def a_final_status_left_by_hand(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+    run.hand("w", "REVIEW")
+
+
+@broken("resurrection")
+def a_job_for_a_finished_workflow(run: Script) -> None:
+    run.through("w", "CHECKED")
+    job = dict(run.jobs["w"])
+    run.hand("w", "CANCELLED")
+    run.commit(write("jobs", "insert", **job))
+    run.commit(write("jobs", "delete", workflow_id="w"))
+
+
+@broken("resurrection")
+def a_job_that_outlives_the_final_change(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+    run.tear("jobs", "delete")
+
+
+@broken("zombie write")
+def a_finish_by_a_worker_whose_job_was_swept(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w", 1)
+    stale = dict(run.jobs["w"])
+    run.commit(write("workers", "delete", id=1))
+    run.sweep("w")
+    run.jobs["w"], swept = stale, run.jobs["w"]
+    run.finish("w", "REVIEW")
+    assert swept["owner"] is None
+
+
+@broken("zombie write")
+def a_finish_by_a_worker_while_another_one_holds_the_job(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w", 1)
+    run.commit(write("workers", "delete", id=1))
+    run.sweep("w")
+    run.claim("w", 2)
+    run.jobs["w"]["owner"] = 1
+    run.finish("w", "REVIEW")
+    run.rewrite("state_changes", stage=None, attempt=None)  # as the trigger would tell it
+
+
+@broken("zombie write")
+def a_finish_by_the_same_worker_in_an_attempt_that_is_over(run: Script) -> None:
+    run.submit("w")
+    run.claim("w")
+    run.start("w")
+    run.outside("w")
+    run.fail("w")
+    run.claim("w")
+    run.finish("w", "CHECKED")  # the second attempt has not done anything yet
+    run.hand("w", "CANCELLED")
+
+
+@broken("zombie write")
+def an_effect_inside_of_an_attempt_that_is_over(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED")
+    run.claim("w")
+    run.fail("w")
+    run.claim("w")
+    run.finish("w", "SHIPPED")
+    run.rewrite("inside", attempt=1)
+    run.claim("w")
+    run.finish("w", "DONE")
+
+
+@broken("zombie write")
+def a_failure_told_of_a_job_that_nobody_holds(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.put("w", due=False, error="late", run_at=run.now)
+    run.promote("w")
+    run.hand("w", "CANCELLED")
+
+
+@broken("zombie write")
+def a_job_given_back_twice(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    run.fail("w")
+    run.give_back("w")
+    run.hand("w", "CANCELLED")
+
+
+@broken("zombie write")
+def a_death_of_a_job_that_nobody_holds(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED", "SHIPPED")
+    run.die("w")
+
+
+@broken("two holders")
+def a_job_claimed_while_it_is_held(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w", 1)
+    run.claim("w", 2)
+    run.finish("w", "REVIEW")
+
+
+@broken("two holders")
+def a_job_taken_from_a_worker_that_is_alive(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    run.sweep("w")
+    run.claim("w", 2)
+    run.finish("w", "REVIEW")
+
+
+@broken("two holders")
+def an_attempt_that_is_not_counted(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    run.fail("w")
+    run.put("w", owner=1)
+    run.finish("w", "REVIEW")
+
+
+@broken("two holders")
+def attempts_that_are_counted_when_they_fail(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.put("w", owner=1, claimed_at=run.now)
+    run.put("w", owner=None, claimed_at=None, attempt=1)
+    run.hand("w", "CANCELLED")
+
+
+@broken("two holders")
+def more_attempts_than_there_are(run: Script) -> None:
+    run.through("w", "CHECKED")
+    for _ in range(3):
+        run.claim("w")
+        run.fail("w")
+    run.claim("w")
+    run.finish("w", "REVIEW")
+
+
+@broken("two holders")
+def a_next_job_that_does_not_begin_anew(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.rewrite("jobs", attempt=2)
+    run.hand("w", "CANCELLED")
+
+
+@broken("too many")
+def more_at_work_than_there_may_be(run: Script) -> None:
+    for other in ("one", "two", "w"):
+        run.through(other, "CHECKED")
+        run.claim(other)
+    for other in ("one", "two", "w"):
+        run.finish(other, "REVIEW")
+
+
+@broken("too many")
+def more_of_a_partition_at_work_than_there_may_be(run: Script) -> None:
+    for other in ("one", "w"):
+        run.through(other, "CHECKED")
+        run.put(other, partition="acme")
+        run.claim(other)
+    for other in ("one", "w"):
+        run.finish(other, "REVIEW")
+
+
+@broken("too early")
+def a_wait_that_ends_before_its_deadline(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.change("w", "EXPIRED", "outbox", None, [])
+    run.drop("messages")
+
+
+@broken("illegal change")
+def a_wait_that_ends_elsewhere(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.put("w", deadline=run.now)
+    run.change("w", "REJECTED", "outbox", None, [])
+    run.drop("messages")
+
+
+@broken("illegal change")
+def a_deadline_that_moves_what_does_not_wait(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.change("w", "CANCELLED", "outbox", None, [])
+    run.drop("messages")
+
+
+@broken("lost")
+def a_wait_without_its_deadline(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.drop("jobs")
+    run.jobs.pop("w")
+
+
+@broken("torn commit")
+def a_question_that_is_asked_before_its_status(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.tear("approvals")
+
+
+@broken("torn commit")
+def a_decision_in_a_transaction_of_its_own(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.hand("w", "REJECTED")
+    run.tear("approvals", "update")
+
+
+@broken("torn commit")
+def a_question_that_stays_open(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.hand("w", "REJECTED")
+    run.drop("approvals", "update")
+
+
+@broken("torn commit")
+def a_decision_that_leads_elsewhere(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.hand("w", "REJECTED")
+    run.rewrite("approvals", "update", to_status="APPROVED")
+
+
+@broken("too early")
+def a_failure_that_is_tried_again_at_once(run: Script) -> None:
+    run.submit("w")
+    run.claim("w")
+    run.start("w")
+    run.outside("w")
+    run.put("w", owner=None, claimed_at=None, run_at=run.now)
+    run.claim("w")
+    run.outside("w")
+    run.finish("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+
+
+@broken("too early")
+def a_failure_that_waits_for_less_than_its_back_off(run: Script) -> None:
+    run.submit("w")
+    run.claim("w")
+    claimed = BEGAN + len(run.transactions) - 1
+    run.start("w")
+    run.outside("w")
+    run.put("w", owner=None, claimed_at=None, due=False, run_at=moment(claimed + 0.1))
+    run.promote("w")
+    run.claim("w")
+    run.outside("w")
+    run.finish("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+
+
+@broken("too early")
+def a_job_that_is_made_ready_before_its_time(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    run.put("w", owner=None, claimed_at=None, due=False, run_at=moment(BEGAN + 99))
+    run.promote("w")
+    run.claim("w")
+    run.finish("w", "REVIEW")
+
+
+@broken("too early")
+def a_job_that_is_claimed_before_it_is_due(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    run.fail("w")
+    run.transactions.pop()
+    run.jobs["w"]["due"] = False
+    run.claim("w")
+    run.finish("w", "REVIEW")
+
+
+@broken("torn commit")
+def a_change_without_its_history(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.drop("state_changes")
+
+
+@broken("torn commit")
+def history_in_another_transaction(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.tear("state_changes")
+
+
+@broken("torn commit")
+def history_of_a_change_that_was_rolled_back(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.commit(told("w", "REVIEW", "REJECTED", 5, "k1/1"))
+
+
+@broken("torn commit")
+def the_next_job_in_another_transaction(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.tear("jobs")
+    run.hand("w", "CANCELLED")
+
+
+@broken("resurrection")
+def the_end_of_the_job_in_another_transaction(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+    run.tear("jobs", "delete")
+
+
+@broken("torn commit")
+def the_message_in_another_transaction(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.tear("messages")
+
+
+@broken("torn commit")
+def the_message_before_the_change(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.commit(run.message("w"))
+    run.hand("w", "REJECTED")
+    run.drop("messages")
+
+
+@broken("torn commit")
+def the_effect_inside_before_the_change(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED")
+    run.claim("w")
+    run.commit(run.inside("w"))
+    run.finish("w", "SHIPPED")
+    run.drop("inside")
+    run.claim("w")
+    run.finish("w", "DONE")
+
+
+@broken("torn commit")
+def a_dead_job_that_stays_when_the_workflow_goes_on(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED")
+    for _ in range(3):
+        run.claim("w")
+        run.fail("w")
+    run.transactions = run.transactions[:-2]
+    run.jobs["w"]["owner"] = 1
+    run.die("w")
+    run.hand("w", "CANCELLED")
+    run.drop("dead_jobs", "delete")
+
+
+@broken("torn commit")
+def a_dead_job_beside_the_live_one(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED", "SHIPPED")
+    run.claim("w")
+    run.die("w")
+    run.drop("jobs", "delete")
+    run.commit(write("jobs", "delete", workflow_id="w"))
+
+
+@broken("torn commit")
+def the_in_progress_status_without_its_job(run: Script) -> None:
+    run.submit("w")
+    run.claim("w")
+    run.start("w")
+    run.tear("jobs", "update")
+    run.outside("w")
+    run.finish("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+
+
+@broken("torn commit")
+def a_consumer_effect_before_its_record(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.consume("m1")
+    run.tear("inbox")
+
+
+@broken("torn commit")
+def a_consumer_effect_without_any_record(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.consume("m1")
+    run.drop("inbox")
+
+
+@broken("effect twice")
+def an_effect_inside_committed_by_an_attempt_that_failed(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED")
+    run.claim("w")
+    run.commit(run.inside("w"))
+    run.fail("w")
+    run.claim("w")
+    run.finish("w", "SHIPPED")
+    run.claim("w")
+    run.finish("w", "DONE")
+
+
+@broken("effect twice")
+def a_handler_that_is_run_twice_in_one_attempt(run: Script) -> None:
+    run.submit("w")
+    run.claim("w")
+    run.start("w")
+    run.outside("w")
+    run.outside("w")
+    run.finish("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+
+
+@broken("effect twice")
+def another_idempotency_key_in_the_next_attempt(run: Script) -> None:
+    run.submit("w")
+    run.claim("w")
+    run.start("w")
+    run.outside("w")
+    run.fail("w")
+    run.claim("w")
+    run.outside("w")
+    run.rewrite("outside", key="w:check:2")
+    run.finish("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+
+
+@broken("effect twice")
+def a_consumer_that_does_not_know_a_duplicate(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.consume("m1")
+    run.consume("m1")
+
+
+@broken("marked early")
+def a_record_in_the_inbox_without_an_effect(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.consume("m1")
+    run.drop("consumed")
+    run.not_consumed.add("m1")
+
+
+@pytest.mark.parametrize(("name", "do"), BROKEN, ids=[do.__name__ for _, do in BROKEN])
+def test_what_an_engine_does_wrong_is_named(name: str, do: Broken) -> None:
+    run = Script()
+    run.through("other", "CHECKED", "REVIEW")
+    do(run)
+    found = check(run.end()).anomalies
+    assert {anomaly.name for anomaly in found} == {name}, found
+    assert all(anomaly.subject in {"w", "gone", *(f"m{n}" for n in range(99))} for anomaly in found)
+
+
+# ... or a witness saw something else than what was committed.
+
+Seen = Callable[[History], None]
+SEEN: list[tuple[str, str, Seen]] = []
+
+
+def seen(name: str, subject: str) -> Callable[[Seen], Seen]:
+    def note(do: Seen) -> Seen:
+        SEEN.append((name, subject, do))
+        return do
+
+    return note
+
+
+@seen("lost", "reviewed")
+def a_workflow_is_gone(history: History) -> None:
+    history.workflows = [workflow for workflow in history.workflows if workflow.id != "reviewed"]
+
+
+@seen("lost", "reviewed")
+def a_workflow_was_set_back(history: History) -> None:
+    workflow = next(workflow for workflow in history.workflows if workflow.id == "reviewed")
+    history.workflows[history.workflows.index(workflow)] = dataclasses.replace(workflow, status="SHIPPED", version=6)
+
+
+@seen("lost", "reviewed")
+def a_row_of_history_is_gone(history: History) -> None:
+    history.changes.remove(next(change for change in history.changes if change.workflow_id == "reviewed"))
+
+
+@seen("lost", "dead")
+def a_dead_job_is_gone(history: History) -> None:
+    history.dead_jobs.clear()
+
+
+@seen("lost", "reviewed")
+def an_effect_is_gone(history: History) -> None:
+    history.effects.remove(next(effect for effect in history.effects if effect.workflow_id == "reviewed"))
+
+
+@seen("lost", "m2")
+def a_message_never_arrives(history: History) -> None:
+    _never_arrives(history)
+    _relay_stands_before_everything(history)
+
+
+@seen("lost", "m2")
+def a_record_of_the_inbox_is_gone(history: History) -> None:
+    history.inbox.remove("m2")
+
+
+@seen("phantom", "m-none")
+def a_message_of_an_aborted_transaction_arrives(history: History) -> None:
+    history.arrivals.append(Arrival("m-none", "m-none/1", "chaos", "entity of reviewed", {}))
+    history.parked.append(("m-none", "taken out of the queue"))
+
+
+@seen("phantom", "m2")
+def a_message_arrives_with_another_payload(history: History) -> None:
+    history.arrivals[1] = dataclasses.replace(history.arrivals[1], payload={"entity": "another"})
+
+
+@seen("phantom", "m2")
+def a_message_arrives_with_another_topic(history: History) -> None:
+    history.arrivals[1] = dataclasses.replace(history.arrivals[1], topic="other")
+
+
+@seen("phantom", "m-none")
+def a_message_is_parked_that_nobody_wrote(history: History) -> None:
+    history.parked.append(("m-none", "unroutable"))
+
+
+@seen("phantom", "nobody's")
+def a_workflow_is_there_that_nobody_made(history: History) -> None:
+    history.workflows.append(dataclasses.replace(history.workflows[0], id="nobody's"))
+
+
+@seen("phantom", "reviewed")
+def history_is_there_that_nobody_made(history: History) -> None:
+    history.changes.append(Change(99, "reviewed", "DONE", "NEW", 99, "k1/1", None, None, BEGAN))
+
+
+@seen("phantom", "reviewed")
+def history_was_rewritten(history: History) -> None:
+    change = next(change for change in history.changes if change.workflow_id == "reviewed")
+    history.changes[history.changes.index(change)] = dataclasses.replace(change, actor="somebody")
+
+
+@seen("phantom", "reviewed")
+def an_effect_is_there_that_no_transaction_made(history: History) -> None:
+    history.effects.append(Effect("inside", "reviewed", "act", 1, None, None, BEGAN))
+
+
+@seen("marked early", "m2")
+def the_cursor_passed_a_message_that_never_arrived(history: History) -> None:
+    _never_arrives(history)
+
+
+@seen("marked early", "m2")
+def the_cursor_stands_in_a_window_behind_a_message_that_never_arrived(history: History) -> None:
+    _never_arrives(history)
+    _relay_stands_before_everything(history, window_end="99:99:", position="2")
+
+
+@seen("marked early", "m2")
+def a_delivery_was_acknowledged_and_had_no_effect(history: History) -> None:
+    _without_consumption(history, {"inbox", "consumed"})
+    history.inbox.remove("m2")
+
+
+@seen("inversion", "reviewed")
+def a_key_arrives_out_of_order(history: History) -> None:
+    first, second = (n for n, arrival in enumerate(history.arrivals[:3]) if arrival.message_id in ("m2", "m3"))
+    history.arrivals[first], history.arrivals[second] = history.arrivals[second], history.arrivals[first]
+
+
+@seen("stuck", "the run")
+def the_relay_is_behind(history: History) -> None:
+    _never_arrives(history)
+    _relay_stands_before_everything(history)
+    history.not_drained.append("the relay is behind")
+
+
+def _never_arrives(history: History) -> None:
+    history.arrivals = [arrival for arrival in history.arrivals if arrival.message_id != "m2"]
+
+
+def _without_consumption(history: History, tables: set[str]) -> None:
+    for n, done in enumerate(history.transactions):
+        writes = [each for each in done.writes if each.table not in tables or each.row["message_id"] != "m2"]
+        history.transactions[n] = dataclasses.replace(done, writes=tuple(writes))
+    history.effects = [effect for effect in history.effects if effect.message_id != "m2"]
+
+
+def _relay_stands_before_everything(history: History, window_end: str | None = None, position: str = "0") -> None:
+    relay = write("relays", "update", name="default", window_start="0:0:", window_end=window_end, position=position)
+    last = history.transactions[-1]
+    history.transactions.append(dataclasses.replace(last, writes=(relay,)))
+
+
+@pytest.mark.parametrize(("name", "subject", "do"), SEEN, ids=[do.__name__ for _, _, do in SEEN])
+def test_what_a_witness_saw_otherwise_is_named(name: str, subject: str, do: Seen) -> None:
+    history = tour().end()
+    do(history)
+    assert {(anomaly.name, anomaly.subject) for anomaly in check(history).anomalies} == {(name, subject)}
+
+
+def test_a_job_that_is_due_in_the_end_is_stuck() -> None:
+    run = Script()
+    run.through("w", "CHECKED")
+    history = run.end()
+    assert [(found.name, found.subject) for found in check(history).anomalies] == [("stuck", "w")]
+    run.claim("w")
+    history = run.end()
+    assert history.jobs == [Job(0, "w", "decide", "CHECKED", 1, "1", None)]
+    assert [(found.name, found.subject) for found in check(history).anomalies] == [("stuck", "w")]
+
+
+def test_a_parked_message_is_not_lost() -> None:
+    history = tour().end()
+    _never_arrives(history)
+    _without_consumption(history, {"inbox", "consumed"})
+    history.inbox.remove("m2")
+    history.parked.append(("m2", "unroutable"))
+    assert names(history) == set()
+
+
+def test_without_strict_order_is_not_asked_for() -> None:
+    history = tour().end()
+    history.arrivals.reverse()
+    assert names(history) == {"inversion"}
+    history.strict = False
+    assert names(history) == set()
+
+
+# The story, and the clock.
+
+
+def test_the_story_has_what_every_witness_saw_in_order_of_time() -> None:
+    history = tour().end()
+    told = story(history, "troubled")
+    for what in (
+        "entity of troubled",
+        "k1/3 asks: submit",
+        "k1/3 is told: ok, created",
+        "insert workflow_states current_status=NEW version=1",
+        "update jobs stage=check status=NEW owner=1 attempt=1",
+        "update jobs stage=check status=CHECKING attempt=2 due=t",
+        "3: CHECKING to CHECKED by worker-3, check, attempt 3",
+        "effect outside of check, attempt 2, key troubled:check:1",
+        "insert messages message_id=m7",
+        "chaos of entity of troubled arrives: m7/1",
+        "a consumer's effect for message m7",
+        "message m7 is in the inbox",
+        "workflow entity of troubled: CANCELLED, version 4",
+    ):
+        assert what in told
+    assert "reviewed" not in told
+    times = [float(line.split()[0]) for line in told.splitlines()[1:]]
+    assert times == sorted(times)
+    assert told.splitlines()[1].split()[1] == "client"
+
+
+def test_the_story_of_a_message_is_that_of_its_workflow() -> None:
+    assert story(tour().end(), "m7").splitlines()[1:] == story(tour().end(), "troubled").splitlines()[1:]
+
+
+def test_the_story_of_a_call_without_a_workflow_is_what_the_client_was_told() -> None:
+    run = Script()
+    run.call("submit", "gone", None, "ok", "created")
+    told = story(run.end(), "gone")
+    assert "k1/1 is told: ok, created" in told
+
+
+def test_the_story_of_the_run_says_why_it_is_not_drained() -> None:
+    history = Script().end()
+    history.not_drained.append("2 jobs are open")
+    assert "2 jobs are open" in story(history, "the run")
+
+
+def test_a_recovery_is_counted_from_the_kill_to_the_next_claim() -> None:
+    run = Script()
+    run.through("a", "CHECKED")
+    run.through("b", "CHECKED")
+    run.claim("a", 1)
+    run.claim("b", 1)
+    killed = BEGAN + len(run.transactions) - 0.5
+    run.commit(write("workers", "delete", id=1))
+    run.sweep("a")
+    run.sweep("b")
+    run.claim("b", 2)
+    claimed = BEGAN + len(run.transactions) - 1
+    run.hand("a", "CANCELLED")  # which nobody has to claim again
+    run.finish("b", "REVIEW")
+    history = run.end()
+    assert recoveries(history, [("worker-1", killed)]) == [claimed - killed]
+    assert recoveries(history, [("worker-2", killed)]) == []
+    assert recoveries(history, [("worker-1", BEGAN)]) == []
+
+
+def test_a_long_run_is_checked_in_linear_time() -> None:
+    def takes(workflows: int) -> float:
+        run = Script()
+        for n in range(workflows):
+            run.through(f"w{n}", "CHECKED", "APPROVED", "SHIPPED", "DONE")
+            for message in range(5 * n + 1, 5 * n + 6):
+                run.consume(f"m{message}")
+        history = run.end()
+        began = time.process_time()
+        assert check(history).ok
+        return time.process_time() - began
+
+    takes(100)
+    assert takes(2_000) < 40 * takes(200)

@@ -1,0 +1,159 @@
+"""Approvals: a question to a person is a row, its decision is one commit, and exactly one wins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from kit.pipelines import deployed, drain, status_of, value
+from kit.waits import HOUR, QUESTION, TIMED, Order, orders, put_off, trail, waiting
+from outbox import InvalidInput, Run, WaitForApproval, WaitForSignal, approve, decide, reject, signal
+
+Conn = psycopg.Connection[Any]
+
+
+def test_an_approval_is_a_row_and_its_decision_one_commit(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, TIMED)
+    asked = conn.execute(
+        "SELECT question, options, assignee, status, version, ended, deadline - asked_at FROM outbox.approvals"
+    ).fetchone()
+    assert asked == ("Pay it?", {"approve": "PAID", "reject": "REFUSED"}, "sarah", "WAITING", 2, None, HOUR)
+    with conn.transaction():
+        assert approve(conn, pipeline, "a", by="sarah", reason="it is right") == "PAID"
+    assert trail(conn)[-1] == ("PAID", "sarah", "it is right")
+    ended = "SELECT ended, decision, decided_by, reason, to_status, ended_at = now() FROM outbox.approvals"
+    assert conn.execute(ended).fetchone()[:5] == ("decided", "approve", "sarah", "it is right", "PAID")  # type: ignore[index]
+    drain(pipeline, dsn)
+    assert status_of(conn, "a") == "SENT"
+
+
+def test_the_first_decision_wins_and_the_others_are_told(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+    assert reject(conn, pipeline, "a", by="tom") == "REFUSED"
+    with pytest.raises(psycopg.Error, match="too late, it was decided: reject by tom at 20") as refused:
+        approve(conn, "orders", "a", by="sarah")
+    assert refused.value.sqlstate == "OB013"
+    assert reject(conn, pipeline, "a", by="tom") == "REFUSED", "the same once more, as a network repeats it"
+    assert len(trail(conn)) == 3
+
+
+@pytest.mark.parametrize(
+    ("entity", "decision", "state", "words"),
+    [
+        ("nobody", "approve", "OB011", 'no workflow of entity "nobody" in pipeline "orders"'),
+        ("b", "approve", "OB012", "nothing is asked, it is in NEW"),
+        ("a", "maybe", "OB014", '"maybe" is not an option of "Pay it?"'),
+    ],
+)
+def test_a_decision_that_makes_no_sense_is_refused(
+    conn: Conn, dsn: str, entity: str, decision: str, state: str, words: str
+) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+    pipeline.submit(conn, "b", Order())
+    with pytest.raises(psycopg.Error) as refused:
+        decide(conn, pipeline, entity, decision, by="sarah")
+    assert (refused.value.sqlstate, words in str(refused.value)) == (state, True), refused.value
+    assert status_of(conn, "a") == "WAITING"
+
+
+def test_a_decision_on_data_that_has_changed_is_refused(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+    conn.execute("""UPDATE outbox.workflow_states SET metadata = '{"total": 6}' WHERE entity_id = 'a'""")
+    with pytest.raises(psycopg.Error, match="changed since it was shown") as refused:
+        approve(conn, pipeline, "a", by="sarah")
+    assert refused.value.sqlstate == "OB015"
+    seen = value(conn, "SELECT outbox.shown(metadata) FROM outbox.workflow_states")
+    assert approve(conn, pipeline, "a", by="sarah", shown=seen) == "PAID"
+
+
+def test_an_edit_is_validated_and_becomes_the_data(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+    with pytest.raises(InvalidInput, match="total"):
+        approve(conn, pipeline, "a", edit={"total": "many"})
+    with pytest.raises(InvalidInput, match="give the Pipeline"):
+        approve(conn, "orders", "a", edit={"total": 7})
+    assert approve(conn, pipeline, "a", by="sarah", edit={"total": 7}) == "PAID"
+    assert value(conn, "SELECT metadata -> 'total' FROM outbox.workflow_states") == 7
+    assert value(conn, "SELECT edited -> 'total' FROM outbox.approvals") == 7
+
+
+def test_whoever_sets_the_status_has_decided(conn: Conn, dsn: str) -> None:
+    """The tables are the API: psql, Django, a person in a web page."""
+    waiting(conn, dsn, QUESTION)
+    conn.execute("SELECT set_config('outbox.actor', 'django', false)")
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'REFUSED'")
+    answer = conn.execute("SELECT ended, decision, decided_by FROM outbox.approvals").fetchone()
+    assert answer == ("decided", "reject", "django")
+
+
+def test_a_change_to_what_is_no_option_withdraws_the_question(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'LATE'")
+    assert value(conn, "SELECT ended || ' ' || to_status FROM outbox.approvals") == "withdrawn LATE"
+    with pytest.raises(psycopg.Error, match="too late, the question was withdrawn: moved to LATE by"):
+        approve(conn, pipeline, "a")
+
+
+def test_after_the_deadline_nobody_decides(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, TIMED)
+    put_off(conn, 3601)
+    drain(pipeline, dsn)
+    assert trail(conn)[-1] == ("LATE", "outbox", "deadline")
+    assert conn.execute("SELECT ended, decision FROM outbox.approvals").fetchone() == ("deadline", None)
+    with pytest.raises(psycopg.Error, match="too late, the deadline has passed: moved to LATE by outbox at 20"):
+        approve(conn, pipeline, "a", by="sarah")
+
+
+def test_reminders_are_messages_until_it_is_decided(conn: Conn, dsn: str) -> None:
+    asked = WaitForApproval("Pay it?", options={"approve": "PAID"}, assignee="sarah", remind_every=HOUR)
+    pipeline = waiting(conn, dsn, asked)
+    for _ in range(2):
+        put_off(conn, 3601)
+        drain(pipeline, dsn)
+    sent = conn.execute(
+        "SELECT topic, key, payload -> 'reminder', payload ->> 'assignee' FROM outbox.messages"
+    ).fetchall()
+    assert sent == [("orders.approval.reminder", "a", n, "sarah") for n in (1, 2)]
+    approve(conn, pipeline, "a")
+    put_off(conn, 3601)
+    drain(pipeline, dsn)
+    assert value(conn, "SELECT count(*) FROM outbox.messages") == 2
+
+
+def test_a_decision_does_not_colour_what_else_the_transaction_changes(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+    pipeline.submit(conn, "b", Order())
+    drain(pipeline, dsn)
+    with conn.transaction():
+        conn.execute("SELECT set_config('outbox.actor', 'batch', true), set_config('outbox.reason', 'night', true)")
+        approve(conn, pipeline, "a", by="sarah", reason="right")
+        conn.execute("UPDATE outbox.workflow_states SET current_status = 'LATE' WHERE entity_id = 'b'")
+    assert (trail(conn)[-1], trail(conn, "b")[-1]) == (("PAID", "sarah", "right"), ("LATE", "batch", "night"))
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+def test_many_wait_in_one_batch_each_for_its_own(conn: Conn, dsn: str, transaction: bool) -> None:
+    def outcome(run: Run[Order]) -> Any:
+        if run.data.total % 2:
+            return WaitForSignal(f"paid-{run.entity_id}", to="PAID", into="payment", timeout=HOUR, on_timeout="LATE")
+        return WaitForApproval(
+            f"Pay {run.entity_id}?", options={"approve": "PAID"}, data=Order(total=run.data.total * 10)
+        )
+
+    pipeline = deployed(conn, orders(outcome, transaction=transaction))
+    pipeline.submit_many(conn, [(f"e{n}", Order(total=n)) for n in range(20)])
+    drain(pipeline, dsn)
+    questions = conn.execute("SELECT entity_id, question FROM outbox.approvals ORDER BY 1").fetchall()
+    assert sorted(questions) == sorted((f"e{n}", f"Pay e{n}?") for n in range(0, 20, 2))
+    assert value(conn, "SELECT count(*) FROM outbox.waits") == 10
+    assert value(conn, "SELECT (metadata ->> 'total')::int FROM outbox.workflow_states WHERE entity_id = 'e4'") == 40
+    for n in range(20):
+        if n % 2:
+            assert signal(conn, pipeline, f"e{n}", f"paid-e{n}", {"n": n}).taken
+        else:
+            approve(conn, pipeline, f"e{n}")
+    drain(pipeline, dsn)
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'SENT'") == 20
+    assert value(conn, "SELECT count(*) FROM outbox.waits") + value(conn, "SELECT count(*) FROM outbox.jobs") == 0

@@ -1,0 +1,120 @@
+"""`outbox worker --processes N`: one command, several processes, which live and end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+from kit.faults import WORKER, check_books, drained, held, open_gate, submit
+from kit.pipelines import value
+from kit.servers import Process, wait_for
+
+Conn = psycopg.Connection[Any]
+Spawn = Callable[..., Process]
+
+
+@pytest.fixture
+def family(spawn: Spawn, conn: Conn) -> Callable[..., tuple[Process, list[int]]]:
+    """Start a worker of two processes; return it and, when both are at work, their pids."""
+
+    def start(*options: str) -> tuple[Process, list[int]]:
+        first = spawn(*WORKER, "--processes", "2", *options)
+        wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.workers") == 2, what="both are at work")
+        return first, pids(first)
+
+    return start
+
+
+def pids(first: Process) -> list[int]:
+    return [child.pid for child in psutil.Process(first.popen.pid).children() if child.status() != "zombie"]
+
+
+def ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
+
+
+def test_several_processes_share_the_work_and_stop_together(conn: Conn, app: Any, family: Any) -> None:
+    first, both = family()
+    submit(conn, app, *(f"e{n}" for n in range(300)))
+    wait_for(lambda: drained(conn), what="all is done")
+    assert value(conn, "SELECT count(DISTINCT actor) FROM outbox.state_changes WHERE actor LIKE 'worker%%'") == 2
+    first.send(signal.SIGTERM)
+    assert first.wait() == 0
+    assert all(map(ended, both))
+    assert value(conn, "SELECT count(*) FROM outbox.workers") == 0
+    check_books(conn, 300)
+
+
+def test_they_drain_and_end_with_0(conn: Conn, app: Any, spawn: Spawn) -> None:
+    submit(conn, app, *(f"e{n}" for n in range(50)))
+    assert spawn(*WORKER, "--processes", "3", "--drain").wait() == 0
+    check_books(conn, 50)
+
+
+@pytest.mark.parametrize("to_all", [False, True], ids=["to the first", "to each of them"])
+def test_one_sigterm_lets_running_handlers_finish_whoever_is_sent_it(
+    conn: Conn, app: Any, family: Any, to_all: bool
+) -> None:
+    first, both = family()
+    submit(conn, app, "slow1", "slow2")
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.effects") == 2, what="both handlers run")
+    for pid in (first.popen.pid, *(both if to_all else [])):  # a service manager tells every process of a service
+        os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: first.text().count("stopping") == 2, what="both have heard it")
+    open_gate(conn)
+    assert first.wait() == 0, first.text()
+    assert value(conn, "SELECT max(attempt) FROM outbox.effects") == 1, "none was interrupted"
+
+
+def test_a_second_sigterm_stops_them_at_once(conn: Conn, app: Any, family: Any) -> None:
+    first, _ = family()
+    submit(conn, app, "slow1")
+    wait_for(lambda: held(conn) == 1, what="the handler runs")
+    first.send(signal.SIGTERM)
+    wait_for(lambda: first.text().count("stopping") == 2, what="both have heard it")
+    first.send(signal.SIGTERM)
+    assert first.wait(10) == 1, "a handler was interrupted"
+    assert held(conn) == 0
+
+
+def test_one_that_is_killed_is_started_anew(conn: Conn, app: Any, family: Any) -> None:
+    first, both = family()
+    os.kill(both[0], signal.SIGKILL)
+    wait_for(lambda: len(new := pids(first)) == 2 and both[0] not in new, what="another one has started")
+    assert "was killed by SIGKILL" in first.text()
+    submit(conn, app, *(f"e{n}" for n in range(20)))
+    wait_for(lambda: drained(conn), what="all is done")
+    first.send(signal.SIGTERM)
+    assert first.wait() == 0
+    check_books(conn, 20)
+
+
+def test_poison_is_dead_after_its_attempts_and_the_processes_live_on(conn: Conn, app: Any, spawn: Spawn) -> None:
+    conn.execute("UPDATE outbox.stages SET max_attempts = 2")
+    submit(conn, app, "poison", *(f"e{n}" for n in range(20)))
+    first = spawn(*WORKER, "--processes", "2", env={"ATTEMPTS": "2"})
+    wait_for(lambda: drained(conn), what="the poison is dead and all others are done", timeout=60)
+    assert value(conn, "SELECT attempts FROM outbox.dead_jobs") == 2
+    first.send(signal.SIGTERM)
+    assert first.wait() == 0
+    check_books(conn, 21, dead=1)
+
+
+def test_when_the_first_process_is_killed_the_others_finish_and_end(conn: Conn, app: Any, family: Any) -> None:
+    first, both = family()
+    first.kill9()
+    wait_for(lambda: all(map(ended, both)), what="they end too")
+    assert value(conn, "SELECT count(*) FROM outbox.workers") == 0, "in order"
+
+
+def test_what_can_not_run_is_said_and_ends_them_all(conn: Conn, app: Any, spawn: Spawn) -> None:
+    conn.execute("DELETE FROM outbox.pipelines")
+    first = spawn(*WORKER, "--processes", "2")
+    assert first.wait() == 1
+    assert "outbox deploy" in first.text()

@@ -1,0 +1,798 @@
+"""The engine does what the model says: random lives of a pipeline, and after each step all tables are compared.
+
+`MODEL_EXAMPLES=5000` looks for longer, at random; without it the same examples run each time. A failure prints the
+shortest life that shows it, and a line with which it can be run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from pydantic import BaseModel
+
+from kit import fake_time
+from kit import model as spec
+from kit.databases import OWNER, make_database
+from kit.model import By, Raises, Returns, Rules, Stage
+from kit.servers import PostgresServer
+from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded, service
+from outbox.database import statements
+from outbox.definition import deploy
+from outbox.engine import claim, commit, committer, transaction
+from outbox.engine.committer import Counts
+from outbox.engine.handle import begin, handle_sync
+from outbox.engine.job import Failed, Finished, Job, fail
+from outbox.engine.lane import Lanes
+from outbox.errors import HandlerError
+from outbox.operations import change, look
+
+Conn = psycopg.Connection[Any]
+T, U = TypeVar("T"), TypeVar("U")
+WORKER = statements.load("lease")
+MAINTENANCE = statements.load("maintenance")
+LEASE = 10.0
+SLOTS = 3
+RETENTION = {"workflows": "retention_workflows", "history": "retention_history", "dead": "retention_dead_jobs"}
+
+VERSIONS = {
+    "first": Rules(
+        initial="NEW",
+        final=frozenset({"DONE", "STOPPED"}),
+        stages=(
+            Stage("draft", on="NEW", to=frozenset({"DRAFTED"})),
+            Stage("check", on="DRAFTED", to=frozenset({"WAITING", "GOOD"}), running="CHECKING", attempts=2),
+            Stage("send", on="GOOD", to=frozenset({"DONE"}), transaction=True),
+        ),
+        by_hand=frozenset(
+            {
+                ("WAITING", "GOOD"),
+                ("WAITING", "STOPPED"),
+                ("NEW", "STOPPED"),
+                ("DRAFTED", "NEW"),
+                ("CHECKING", "STOPPED"),
+            }
+        ),
+    ),
+    "without a stage": Rules(
+        initial="NEW",
+        final=frozenset({"DONE", "STOPPED"}),
+        stages=(
+            Stage("draft", on="NEW", to=frozenset({"DRAFTED"}), attempts=1),
+            Stage("send", on="GOOD", to=frozenset({"DONE", "WAITING"}), transaction=True, attempts=5),
+        ),
+        by_hand=frozenset({("DRAFTED", "WAITING"), ("DRAFTED", "GOOD"), ("WAITING", "GOOD"), ("NEW", "STOPPED")}),
+    ),
+    "with other stages": Rules(
+        initial="NEW",
+        final=frozenset({"DONE", "STOPPED"}),
+        stages=(
+            Stage("draft", on="NEW", to=frozenset({"DRAFTED"}), first=0),
+            Stage("judge", on="DRAFTED", to=frozenset({"WAITING", "GOOD"})),
+            Stage("ask", on="WAITING", to=frozenset({"GOOD", "STOPPED"}), attempts=1),
+            Stage("send", on="GOOD", to=frozenset({"DONE"})),
+        ),
+        by_hand=frozenset({("DRAFTED", "NEW"), ("NEW", "GOOD"), ("GOOD", "NEW")}),
+    ),
+    "not in progress": Rules(
+        initial="NEW",
+        final=frozenset({"DONE", "STOPPED"}),
+        stages=(
+            Stage("draft", on="NEW", to=frozenset({"DRAFTED"}), running="DRAFTING"),
+            Stage("check", on="DRAFTED", to=frozenset({"WAITING", "GOOD"}), attempts=4),
+            Stage("send", on="GOOD", to=frozenset({"DONE"}), transaction=True),
+        ),
+        by_hand=frozenset({("WAITING", "GOOD"), ("WAITING", "STOPPED"), ("DRAFTING", "NEW")}),
+    ),
+}
+
+
+class Doc(BaseModel):
+    n: int
+
+
+said: spec.Outcome  # by the handler that runs next
+
+
+def handler(run: Run[Doc]) -> Any:
+    """Every stage's handler: it does what the test has decided."""
+    if run._job.stage.transaction:
+        run.connection.execute(
+            "INSERT INTO fake.effects (entity, attempt) VALUES (%s, %s)", [run.entity_id, run.attempt]
+        )
+    if isinstance(said, Returns):
+        for topic in said.topics:
+            run.publish(topic, {"of": run.entity_id})
+        data = None if said.data is None else Doc(n=said.data)
+        return data if said.to is None else Go(said.to, data)
+    raise {"Retry": Retry(said.after, "retry"), "Reject": Reject("reject"), "Error": RuntimeError("error")}[said.kind]
+
+
+def named(outcome: spec.Outcome, stage: Stage) -> spec.Outcome:
+    """Say what status is meant by first and last."""
+    if isinstance(outcome, Returns) and outcome.to in ("first", "last"):
+        return replace(outcome, to=min(stage.to) if outcome.to == "first" else max(stage.to))
+    return outcome
+
+
+def as_pipeline(rules: Rules) -> Pipeline[Doc]:
+    pipeline = Pipeline("p", data=Doc, initial=rules.initial, final=rules.final)
+    for stage in rules.stages:
+        pipeline.stage(
+            stage.name,
+            on=stage.on,
+            to=stage.to,
+            running=stage.running,
+            transaction=stage.transaction,
+            retry=Backoff(stage.first, stage.factor, stage.longest, stage.attempts, jitter=0),
+        )(handler)
+    for source, target in rules.by_hand:
+        pipeline.allow(source, to=target)
+    return pipeline
+
+
+PIPELINES = {name: as_pipeline(rules) for name, rules in VERSIONS.items()}
+STATUSES = sorted({status for rules in VERSIONS.values() for status in rules.routes} | {"NOWHERE"})
+
+entities = st.sampled_from("abcdef")
+numbers = st.integers(0, 3)
+statuses = st.sampled_from(STATUSES)
+slots = st.integers(0, SLOTS - 1)
+processes = st.runner().flatmap(lambda lives: st.sampled_from(sorted(lives.processes)))
+busy = st.runner().flatmap(lambda lives: st.sampled_from([n for n, p in sorted(lives.processes.items()) if p.held]))
+returns = st.builds(
+    Returns,
+    to=st.sampled_from(["first", "last", "last", None, "WAITING"]),  # first and last of what the stage may go to
+    data=st.none() | numbers,
+    topics=st.lists(st.sampled_from(["t", "u"]), max_size=2).map(tuple),
+)
+raises = st.builds(Raises, st.just("Retry"), st.sampled_from([None, 0, 1, 20])) | st.builds(
+    Raises, st.sampled_from(["Reject", "Error"])
+)
+outcomes = st.sampled_from([returns, returns, returns, raises]).flatmap(lambda kind: kind)
+lists_of_outcomes = st.lists(outcomes, min_size=1, max_size=4)
+steps_by_hand = st.one_of(
+    st.tuples(st.just("submit"), entities, numbers),
+    st.tuples(st.just("submit many"), st.lists(st.tuples(entities, numbers), max_size=4).map(tuple)),
+    st.tuples(st.just("change"), st.frozensets(entities, min_size=1, max_size=3), statuses),
+    st.tuples(st.just("edit"), st.frozensets(entities, min_size=1, max_size=3), numbers | st.just("not a number")),
+    st.tuples(st.just("change and edit"), entities, statuses, numbers),
+    st.tuples(st.just("publish"), st.sampled_from(["t", "u"])),
+)
+allowed_steps = st.runner().flatmap(
+    lambda lives: st.sampled_from(lives.legal_steps(lives.model.workflows) or [("submit", "a", 0)])
+)
+steps_on_what_is_claimed = st.runner().flatmap(
+    lambda lives: st.sampled_from(
+        [*lives.legal_steps(lives.claimed()), *(("edit", frozenset({name}), 9) for name in sorted(lives.claimed()))]
+    )
+)
+
+
+def both(promise: Callable[[], T], act: Callable[[], U]) -> tuple[T, U]:
+    """What the model and the engine return. Or both refuse, for the same reason: then the engine's error is raised."""
+    refused = promised = None
+    try:
+        promised = promise()
+    except spec.Refused as error:
+        refused = str(error)
+    try:
+        done = act()
+    except psycopg.Error as error:
+        if error.sqlstate != refused:
+            raise AssertionError(f"the model says {refused}") from error
+        raise
+    assert refused is None, "the engine refuses it too"
+    return promised, done
+
+
+@dataclass
+class Process:
+    """A worker's process: the version of the pipeline that its code knows, and the attempts that it is at."""
+
+    id: int
+    version: str
+    held: list[tuple[Job, spec.Attempt]] = field(default_factory=list)
+
+
+class Link:
+    """What a worker's loops need of a connection."""
+
+    connections = 1
+
+    def __init__(self, conn: Conn) -> None:
+        self.conn = conn
+
+    async def repeat(self, statement: bytes, params: dict[str, Any]) -> list[Any]:
+        return self.conn.execute(statement, params).fetchall()
+
+
+class Lives(RuleBasedStateMachine):
+    """Does everything twice, to the engine and to the model."""
+
+    def __init__(self, conn: Conn, admin: Conn, runner: asyncio.Runner) -> None:
+        super().__init__()
+        self.conn = conn
+        self.runner = runner
+        self.version = "first"
+        self.model = spec.Model(VERSIONS["first"])
+        self.processes: dict[int, Process] = {}
+        self.zombies: list[tuple[Job, spec.Attempt]] = []
+        self.ids: dict[str, str] = {}
+        self.newest_job = 0
+        admin.execute(CLEAN)
+        fake_time.move(conn, 0)
+        conn.execute("SELECT setseed(0)")
+        deploy.deploy(conn, PIPELINES["first"])
+
+    @initialize(names=st.frozensets(entities, min_size=2), slots=st.frozensets(slots, min_size=1, max_size=2))
+    def begin(self, names: frozenset[str], slots: frozenset[int]) -> None:
+        self.by_hand(("submit many", tuple((name, 0) for name in sorted(names))), By(OWNER))
+        for slot in sorted(slots):
+            self.start_worker(slot)
+
+    # What strategies choose from: steps that do nothing show nothing.
+
+    def claimed(self) -> set[str]:
+        return {name for name, workflow in self.model.workflows.items() if workflow.job and workflow.job.claim}
+
+    def scheduled(self) -> list[float]:
+        jobs = [workflow.job for workflow in self.model.workflows.values() if workflow.job]
+        return [job.run_at for job in jobs if not job.due]
+
+    def legal_steps(self, names: Iterable[str]) -> list[tuple[Any, ...]]:
+        return [
+            ("change", frozenset({name}), to)
+            for name in sorted(names)
+            for source, to in sorted(self.model.rules.legal)
+            if source == self.model.workflows[name].status
+        ]
+
+    @rule(what=st.runner().flatmap(lambda lives: st.sampled_from(lives.rarities())))
+    def now_and_then(self, what: tuple[Any, ...]) -> None:
+        """What is rarer than work. It is one rule, since rules are chosen evenly."""
+        name, *args = what
+        getattr(self, name)(*args)
+
+    def rarities(self) -> list[tuple[Any, ...]]:
+        return [
+            *(("deploy", version) for version in VERSIONS if version != self.version),
+            *(("start_worker", slot) for slot in range(SLOTS)),
+            *(("end", slot, found) for slot in self.processes for found in (True, False)),
+            *(("beat", slot) for slot in self.processes),
+            *(("give_back", slot) for slot, process in self.processes.items() if process.held),
+            *(
+                ("wait", seconds, beating)
+                for seconds in (1, LEASE, LEASE + 1, 2 * spec.DAY)
+                for beating in (True, False)
+            ),
+            *(("delete", name) for name in self.model.workflows),
+            *(("retain", kind, days) for kind in RETENTION for days in (0.0, 1.0)),
+            *(
+                ("set_status", name, to)
+                for name in self.model.workflows
+                for to in ("NOWHERE", "WAITING", "GOOD", "STOPPED")
+            ),
+            ("set_status", "nobody", "GOOD"),
+            ("sweep",),
+            ("promote",),
+            ("fold_counts",),
+            ("retry_all",),
+        ]
+
+    # By hand.
+
+    def by_hand(self, step: tuple[Any, ...], by: By) -> None:
+        """Take one step in the transaction that is open, if there is one. Raises what the database says against it."""
+        kind, *args = step
+        if kind == "submit":
+            submitted = PIPELINES["first"].submit(self.conn, args[0], Doc(n=args[1]))
+            assert submitted.created == self.model.submit(args[0], {"n": args[1]}, by)
+            assert submitted.status == self.model.workflows[args[0]].status
+        elif kind == "submit many":
+            made = PIPELINES["first"].submit_many(self.conn, [(name, Doc(n=n)) for name, n in args[0]])
+            assert made == sum([self.model.submit(name, {"n": n}, by) for name, n in args[0]])
+        elif kind == "publish":
+            self.conn.execute("INSERT INTO outbox.messages (topic, payload) VALUES (%s, '{}')", args)
+            self.model.publish(args[0])
+        else:
+            names = [args[0]] if isinstance(args[0], str) else sorted(args[0])
+            to = None if kind == "edit" else args[1]
+            data = None if kind == "change" else {"n": args[-1]}
+            changed, cursor = both(
+                lambda: self.model.change(names, by, to=to, data=data),
+                lambda: self.conn.execute(
+                    "UPDATE outbox.workflow_states SET current_status = coalesce(%s, current_status),"
+                    " metadata = coalesce(%s::jsonb, metadata) WHERE entity_id = ANY (%s)",
+                    [to, None if data is None else json.dumps(data), names],
+                ),
+            )
+            assert cursor.rowcount == changed
+
+    @precondition(claimed)
+    @rule(step=steps_on_what_is_claimed, claiming=st.booleans(), says=st.lists(outcomes, max_size=2))
+    def do_while_it_is_handled(self, step: tuple[Any, ...], claiming: bool, says: Sequence[spec.Outcome]) -> None:
+        """The next job of the workflow may be claimed at once, by the same process too; then handlers end."""
+        self.by_hand(step, By(OWNER))
+        for slot, process in self.processes.items():
+            self.tables_say_what_the_model_says()
+            if claiming:
+                self.claim(slot, 2, True)
+            if process.held and says:
+                self.finish(slot, says)
+
+    @rule(
+        steps=st.lists(allowed_steps | steps_by_hand, min_size=1, max_size=4),
+        how=st.sampled_from(["one by one", "together", "together with savepoints", "and rolled back"]),
+    )
+    def do_by_hand(self, steps: Sequence[tuple[Any, ...]], how: str) -> None:
+        """Alone, or in one transaction: then a refusal takes the others with it, unless it has a savepoint."""
+        if how == "one by one":
+            for step in steps:
+                with contextlib.suppress(psycopg.Error):
+                    self.by_hand(step, By(OWNER))
+            return
+        before = copy.deepcopy(self.model)
+        try:
+            with self.conn.transaction(force_rollback=how == "and rolled back"):
+                self.conn.execute(look.SQL["change_mark"], {"actor": "sarah", "reason": "several"})
+                for step in steps:
+                    try:
+                        with self.conn.transaction():
+                            self.by_hand(step, By("sarah", "several"))
+                    except psycopg.Error:
+                        if how != "together with savepoints":
+                            raise
+            if how == "and rolled back":
+                self.model = before
+        except psycopg.Error:
+            self.model = before
+
+    def set_status(self, name: str, to: str) -> None:
+        """As the command line and the web page do."""
+        before = self.model.workflows[name].status if name in self.model.workflows else to
+        with contextlib.suppress(psycopg.Error):
+            _, moved = both(
+                lambda: self.model.change([name], By("operator", "why"), to=to),
+                lambda: change.set_status(self.conn, self.id_of(name), to, actor="operator", reason="why"),
+            )
+            assert moved == (before != to)
+
+    @precondition(lambda self: any(workflow.dead for workflow in self.model.workflows.values()))
+    @rule(name=entities)
+    def retry(self, name: str) -> None:
+        made = self.model.retry([name] if name in self.model.workflows else [])
+        assert change.retry(self.conn, self.id_of(name)) == bool(made)
+
+    def retry_all(self) -> None:
+        dead = [name for name, workflow in self.model.workflows.items() if workflow.dead]
+        assert change.retry_all(self.conn) == self.model.retry(dead)
+
+    def deploy(self, version: str) -> None:
+        try:
+            self.model.deploy(VERSIONS[version])
+        except spec.Stranded:
+            with pytest.raises(Stranded):
+                deploy.deploy(self.conn, PIPELINES[version])
+        else:
+            deploy.deploy(self.conn, PIPELINES[version])
+            self.version = version
+
+    # Workers.
+
+    def start_worker(self, slot: int) -> None:
+        """A process starts; one that was there freezes, and may wake up later."""
+        if slot in self.processes:
+            self.zombies += self.processes.pop(slot).held
+        deploy.require(self.conn, PIPELINES[self.version], list(PIPELINES[self.version].stages))
+        parameters = {"name": "test", "stages": [], "lease": LEASE}
+        worker = self.conn.execute(WORKER["worker_register"], parameters).fetchone()[0]
+        self.model.start_worker(worker, LEASE)
+        self.processes[slot] = Process(worker, self.version)
+
+    @precondition(lambda self: self.processes)
+    @rule(slot=processes, limit=st.integers(1, 3), answered=st.sampled_from([True] * 5 + [False]))
+    def claim(self, slot: int, limit: int, answered: bool) -> None:
+        """It claims up to `limit` of each stage; now and then the answer is lost, and it says what it knows to hold."""
+        process = self.processes[slot]
+        lanes = Lanes.of([PIPELINES[process.version]], None, 10)
+        alone = not any(job.careful for job, _ in process.held)
+        request = claim.request(process.id, [(lane, limit) for lane in lanes.values()], 0, careful=alone)
+        claim.receive(process.id, lanes, self.conn.execute(*request).fetchall())
+        jobs = lanes.waiting()
+        normal, careful = self.model.claimable(process.id, [name for _, name in lanes], limit)
+        assert [job.entity_id for job in jobs if not job.careful] == normal
+        chosen = [job.entity_id for job in jobs if job.careful]
+        assert len(chosen) == (1 if alone and careful else 0)
+        assert set(chosen) <= set(careful)
+        stages = {stage.name: stage for stage in VERSIONS[process.version].stages}
+        attempts = [self.model.claim(process.id, job.entity_id, stages[job.stage.name]) for job in jobs]
+        if not answered:
+            known = [job.workflow_id for job, _ in process.held]
+            self.conn.execute(*claim.give_back_unknown(process.id, known, 0))
+            self.model.give_back_unknown(process.id, {name for name, id_ in self.ids.items() if id_ in known})
+            return
+        # A finish can't tell two claims by one worker apart whose attempt and version are the same. It takes a stage
+        # that is deployed away and back while its handler runs; the first of the two is then not asked any more.
+        same = {(job.workflow_id, job.attempt, job.version) for job in jobs}
+        process.held = [
+            pair for pair in process.held if (pair[0].workflow_id, pair[0].attempt, pair[0].version) not in same
+        ]
+        for job, attempt in zip(jobs, attempts, strict=True):
+            self.start(process, job, attempt)
+
+    def start(self, process: Process, job: Job, attempt: spec.Attempt) -> None:
+        """Store the in-progress status, where the stage has one."""
+        started: spec.Attempt | None = attempt
+        if job.stage.running and job.status == job.stage.on:
+            try:
+                started, versions = both(
+                    lambda: self.model.start(attempt), lambda: dict(self.conn.execute(*claim.start([job])).fetchall())
+                )
+            except psycopg.Error as error:
+                counts = self.runner.run(self.commit([(job, fail(job, error))]))
+                told = self.model.refuse(attempt, spec.Refused(error.sqlstate))
+                assert counts == Counts(retried=told == "retried", dead=told == "dead")
+                return
+            assert (started is None) == (not versions)
+            if started is not None:
+                job.status, job.version = job.stage.running, versions[job.workflow_id]
+        if started is not None:
+            assert (job.entity_id, job.attempt, job.entered, job.careful, job.status, job.version) == (
+                started.entity, started.number, started.entered, started.careful, started.status, started.version
+            )  # fmt: skip
+            assert json.loads(job.metadata) == started.data
+            process.held.append((job, started))
+
+    @precondition(lambda self: any(process.held for process in self.processes.values()))
+    @rule(slot=busy, says=lists_of_outcomes)
+    def finish(self, slot: int, says: Sequence[spec.Outcome]) -> None:
+        """Some handlers of a process end, and their outcomes are committed together."""
+        held = self.processes[slot].held
+        ended, held[:] = held[: len(says)], held[len(says) :]
+        self.settle([(job, attempt, outcome) for (job, attempt), outcome in zip(ended, says, strict=False)])
+
+    @precondition(lambda self: self.processes)
+    @rule(slot=processes, says=lists_of_outcomes)
+    def work(self, slot: int, says: Sequence[spec.Outcome]) -> None:
+        """The usual: what was claimed is done."""
+        self.beat(slot)
+        self.claim(slot, len(says), True)
+        if self.processes[slot].held:
+            self.finish(slot, says)
+
+    @precondition(lambda self: any(process.held for process in self.processes.values()))
+    @rule(slot=busy)
+    def freeze(self, slot: int) -> None:
+        """A process is frozen for longer than its lease; the others free what it held."""
+        self.zombies += self.processes.pop(slot).held
+        self.wait(LEASE + 1, True)
+        self.sweep()
+
+    @precondition(lambda self: self.zombies)
+    @rule(outcome=outcomes)
+    def zombie_finishes(self, outcome: spec.Outcome) -> None:
+        """A process that was frozen wakes up, and goes on as if nothing had happened."""
+        self.settle([(*self.zombies.pop(), outcome)])
+
+    def give_back(self, slot: int) -> None:
+        """What has not begun goes back."""
+        held = self.processes[slot].held
+        rows = self.conn.execute(*commit.give_back([job for job, _ in held])).fetchall()
+        again = [self.ids[attempt.entity] for _, attempt in held if self.model.give_back(attempt) == "again"]
+        assert sorted(row[0] for row in rows) == sorted(again)
+        held.clear()
+
+    def settle(self, ended: Sequence[tuple[Job, spec.Attempt, spec.Outcome]]) -> None:
+        """Have a worker commit these outcomes: those with a transaction of their own first, then the others together."""
+        ended = [(job, attempt, named(outcome, attempt.stage)) for job, attempt, outcome in ended]
+        ended.sort(key=lambda item: not item[0].stage.transaction)
+        counts = self.runner.run(self.commit([(job, outcome) for job, _, outcome in ended]))
+        told = Counter(self.model.settle(attempt, outcome) for _, attempt, outcome in ended)
+        assert counts == Counts(told["done"], told["retried"], told["dead"], told["lost"])
+
+    async def commit(self, ended: Sequence[tuple[Job, spec.Outcome | Failed]]) -> Counts:
+        """What attempt.py and committer.py do with handlers' outcomes."""
+        global said
+        ending = committer.Committer(
+            [Link(self.conn)], counts := Counts(), busy=lambda: False, on_next=lambda *_: None,
+            on_delay=lambda _: None, on_committed=lambda: None, on_again=lambda: None,
+        )  # fmt: skip
+        for job, outcome in ended:
+            if isinstance(outcome, Failed):
+                ending.put(job, outcome)
+                continue
+            said = outcome
+            if not job.stage.transaction:
+                run = begin(job)
+                ending.put(job, run if isinstance(run, Failed) else handle_sync([run])[0])
+                continue
+            (result,) = transaction.run_sync(self.conn, [job])
+            if isinstance(result, Finished):
+                ending.committed_itself([(job, result)])
+            elif result is not None:
+                ending.put(job, result)
+            elif await ending.is_unchanged(job):
+                ending.put(job, fail(job, HandlerError("it changed its own workflow")))
+            else:
+                await ending.not_held([job])
+        committing = asyncio.create_task(ending.run())
+        while len(ending):
+            await asyncio.sleep(0)
+        await service.cancel(committing)
+        return counts
+
+    def beat(self, slot: int) -> None:
+        """A process whose lease was taken away learns it, and takes a new id; what it was at, it may be at still."""
+        worker = self.processes[slot].id
+        there = self.conn.execute(WORKER["worker_beat"], {"worker": worker, "watched": False}).fetchone()
+        assert (there is not None) == self.model.beat(worker)
+        if there is None:
+            self.start_worker(slot)
+
+    def end(self, slot: int, found: bool) -> None:
+        """A process ends by itself, or is killed and found dead: what it holds is free at the next sweep."""
+        worker = self.processes.pop(slot).id
+        if found:
+            assert [row[0] for row in self.maintain("workers_bury", dead=[worker], leases=False, now=None)] == (
+                [worker] if worker in self.model.workers else []
+            )
+        else:
+            self.conn.execute(WORKER["worker_leave"], {"worker": worker})
+        self.model.leave(worker)
+
+    # Time, and what happens on the side.
+
+    def wait(self, seconds: float, beating: bool) -> None:
+        self.model.now += seconds
+        fake_time.move(self.conn, self.model.now)
+        if beating:
+            for slot in list(self.processes):
+                self.beat(slot)
+
+    @precondition(scheduled)
+    @rule()
+    def until_a_job_is_due(self) -> None:
+        self.wait(max(0, min(self.scheduled()) - self.model.now), True)
+        self.promote()
+
+    def promote(self) -> None:
+        promoted = self.maintain("jobs_promote_due", limit=100, now=None)[0][0]
+        assert promoted == self.model.promote()
+
+    def sweep(self) -> None:
+        gone = {row[0] for row in self.maintain("workers_bury", dead=[], leases=True, now=None)}
+        assert gone == self.model.bury()
+        assert self.maintain("jobs_sweep", limit=100)[0][:2] == self.model.sweep()
+
+    def fold_counts(self) -> None:
+        self.maintain("counts_fold")
+
+    def delete(self, name: str) -> None:
+        self.conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = %s", [name])
+        self.model.delete(name)
+
+    def retain(self, what: str, days: float) -> None:
+        with self.conn.transaction():
+            self.maintain("retention_mark")
+            self.maintain(RETENTION[what], days=days, limit=100)
+        self.model.retain(**{what: days})
+
+    def maintain(self, name: str, **params: Any) -> list[Any]:
+        cursor = self.conn.execute(MAINTENANCE[name], params or None)
+        return cursor.fetchall() if cursor.description else []
+
+    def id_of(self, name: str) -> UUID:
+        return UUID(self.ids[name]) if name in self.ids and name in self.model.workflows else UUID(int=0)
+
+    # The comparison.
+
+    @invariant()
+    def tables_say_what_the_model_says(self) -> None:
+        tables = self.conn.execute(TABLES).fetchone()[0]
+        self.learn_ids(tables)
+        assert self.readable(tables) == self.promised()
+
+    def learn_ids(self, tables: dict[str, Any]) -> None:
+        """Ids are the database's to give: of a workflow any, of a job a higher one than any before."""
+        self.ids = {row["entity"]: row["id"] for row in tables["workflows"]}
+        jobs = {row["entity"]: row["id"] for row in tables["jobs"]}
+        for name, workflow in self.model.workflows.items():
+            if workflow.job is not None and workflow.job.id is None and name in jobs:
+                assert jobs[name] > self.newest_job, "a later job is claimed later"
+                workflow.job.id = jobs[name]
+        self.newest_job = max([self.newest_job, *jobs.values()])
+
+    def readable(self, tables: dict[str, Any]) -> dict[str, Any]:
+        """The tables with names in place of workflows' ids, and errors cut to what the model says of them."""
+        names = {id_: name for name, id_ in self.ids.items()}
+        histories: dict[str, list[Any]] = {}
+        for id_, *row in tables.pop("changes"):
+            histories.setdefault(id_, []).append(tuple(row))
+        for kind in ("job", "dead"):
+            rows = tables[f"{kind}s"] = {row.pop("entity"): row for row in tables[f"{kind}s"]}
+            for name, row in rows.items():
+                promise = getattr(self.model.workflows.get(name), kind, None)
+                if promise is not None and promise.error and promise.error.lower() in (row["error"] or "").lower():
+                    row["error"] = promise.error
+        for row in tables["workflows"]:
+            del row["id"]
+        return {
+            **tables,
+            "workflows": {row.pop("entity"): row for row in tables["workflows"]},
+            "histories": {names[id_]: rows for id_, rows in histories.items() if id_ in names},
+            "histories of deleted": sorted((rows for id_, rows in histories.items() if id_ not in names), key=repr),
+            "messages": by_key(tables["messages"]),
+            "effects": [tuple(row) for row in tables["effects"]],
+            "overview": {status: tuple(row) for status, *row in tables["overview"]},
+        }
+
+    def promised(self) -> dict[str, Any]:
+        """The model in the shape of the tables."""
+        workflows = self.model.workflows
+        jobs = {name: asdict(workflow.job) for name, workflow in workflows.items() if workflow.job}
+        for job in jobs.values():
+            del job["claim"]
+        return {
+            "workflows": {
+                name: {
+                    "status": w.status,
+                    "data": w.data,
+                    "version": w.version,
+                    "created": w.created,
+                    "updated": w.updated,
+                }
+                for name, w in workflows.items()
+            },
+            "jobs": jobs,
+            "deads": {name: asdict(workflow.dead) for name, workflow in workflows.items() if workflow.dead},
+            "histories": {name: [astuple(c) for c in w.history] for name, w in workflows.items() if w.history},
+            "histories of deleted": sorted(
+                ([astuple(c) for c in told] for told in self.model.histories_of_deleted), key=repr
+            ),
+            "messages": by_key(self.model.messages),
+            "effects": self.model.effects,
+            "workers": {str(id_): [worker.lease, worker.beat] for id_, worker in self.model.workers.items()},
+            "overview": self.model.overview(),
+        }
+
+
+def by_key(messages: Iterable[Sequence[str | None]]) -> dict[str | None, list[str | None]]:
+    """Topics by key: within one there is an order, between two none that is promised."""
+    topics: dict[str | None, list[str | None]] = {}
+    for topic, key in messages:
+        topics.setdefault(key, []).append(topic)
+    return topics
+
+
+TABLES = b"""
+SELECT json_build_object(
+    'workflows', coalesce((SELECT json_agg(json_build_object(
+            'id', w.id, 'entity', w.entity_id, 'status', w.current_status, 'data', w.metadata, 'version', w.version,
+            'created', fake.seconds(w.created_at), 'updated', fake.seconds(w.updated_at)))
+        FROM outbox.workflow_states AS w), '[]'),
+    'jobs', coalesce((SELECT json_agg(json_build_object(
+            'entity', coalesce(w.entity_id, j.workflow_id::text), 'id', j.id, 'stage', j.stage, 'status', j.status,
+            'entered', j.entered, 'run_at', fake.seconds(j.run_at), 'attempt', j.attempt, 'due', j.due,
+            'careful', j.careful, 'owner', j.owner, 'claimed_at', fake.seconds(j.claimed_at), 'error', j.error))
+        FROM outbox.jobs AS j LEFT JOIN outbox.workflow_states AS w ON w.id = j.workflow_id), '[]'),
+    'deads', coalesce((SELECT json_agg(json_build_object(
+            'entity', coalesce(w.entity_id, d.workflow_id::text), 'stage', d.stage, 'status', d.status,
+            'entered', d.entered, 'attempts', d.attempts, 'error', d.error, 'died_at', fake.seconds(d.died_at)))
+        FROM outbox.dead_jobs AS d LEFT JOIN outbox.workflow_states AS w ON w.id = d.workflow_id), '[]'),
+    'changes', coalesce((SELECT json_agg(json_build_array(
+            c.workflow_id, c.from_status, c.to_status, c.version, c.actor, c.reason, c.stage, c.attempt,
+            fake.seconds(c.at)) ORDER BY c.version)
+        FROM outbox.state_changes AS c), '[]'),
+    'messages', coalesce((SELECT json_agg(json_build_array(m.topic, m.key) ORDER BY m.id) FROM outbox.messages AS m), '[]'),
+    'effects', coalesce((SELECT json_agg(json_build_array(e.entity, e.attempt) ORDER BY e.id) FROM fake.effects AS e), '[]'),
+    'workers', coalesce((SELECT json_object_agg(w.id, json_build_array(
+            extract(epoch FROM w.lease), fake.seconds(w.beat_at)))
+        FROM outbox.workers AS w), '{}'),
+    'overview', (SELECT json_agg(json_build_array(o.status, o.stage, o.workflows, o.ready, o.scheduled, o.running, o.dead))
+        FROM outbox.overview AS o)
+)"""
+# The same life must go the same way again: ids are in no order that a reader could rely on, but in the same each time.
+PREPARE = """
+CREATE TABLE fake.effects (id integer GENERATED ALWAYS AS IDENTITY, entity text, attempt integer);
+GRANT ALL ON fake.effects TO PUBLIC;
+CREATE SEQUENCE fake.ids;
+GRANT ALL ON fake.ids TO PUBLIC;
+CREATE OR REPLACE FUNCTION outbox.uuid7() RETURNS uuid LANGUAGE sql VOLATILE RETURN md5(nextval('fake.ids')::text)::uuid;
+"""
+# The history's triggers are off for the session that does it.
+CLEAN = """
+TRUNCATE outbox.workflow_states, outbox.state_changes, outbox.jobs, outbox.dead_jobs, outbox.messages, outbox.workers,
+    outbox.status_counts, outbox.pipelines, outbox.stages, outbox.routes, outbox.legal_changes, fake.effects RESTART IDENTITY;
+ALTER SEQUENCE fake.ids RESTART;
+"""
+
+
+@pytest.fixture(scope="module")
+def world(server: PostgresServer) -> Iterator[Callable[[], Lives]]:
+    """Makes worlds to live in, one after the other, in a database with a fake clock."""
+    make_database(server, "model", "empty_template")
+    dsn = fake_time.install(server.dsn("model"), server.dsn("model", OWNER))
+    with server.admin("model") as admin, psycopg.connect(dsn, autocommit=True) as conn, asyncio.Runner() as runner:
+        admin.execute(PREPARE)
+        admin.execute("SET session_replication_role = replica")
+        yield lambda: Lives(conn, admin, runner)
+    with server.admin() as admin:
+        admin.execute("DROP DATABASE model WITH (FORCE)")
+
+
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
+PROFILE = settings(
+    max_examples=EXAMPLES or 60,
+    stateful_step_count=40,
+    derandomize=not EXAMPLES,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_whatever_happens_the_tables_say_what_the_model_says(world: Callable[[], Lives]) -> None:
+    run_state_machine_as_test(world, settings=PROFILE)
+
+
+MUTANTS = {
+    "a finish on data that was changed": (commit, "jobs_finish_if_held", " AND w.version = o.version", ""),
+    "a finish by whoever comes": (
+        commit,
+        "jobs_finish_if_held",
+        " AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt",
+        "",
+    ),
+    "messages of a refused finish": (
+        commit,
+        "jobs_finish_if_held",
+        "(m.workflow_id IN (SELECT held.id FROM held))",
+        "(true)",
+    ),
+    "a failure that is ready at once": (commit, "jobs_fail_if_held", "due = held.delay <= 0", "due = true"),
+    "attempts that aren't counted at claim": (claim, "jobs_claim", "attempt = j.attempt + 1", "attempt = 1"),
+    "a claim of what is held": (claim, "jobs_claim", "j.id > q.mark AND j.owner IS NULL AND", "j.id > q.mark AND"),
+    "a give-back that burns the attempt": (commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
+    "a retry with another idempotency key": (
+        look,
+        "jobs_make_anew",
+        "coalesce(dead.entered, workflow.version)",
+        "workflow.version + 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_of_the_engine_is_found(
+    world: Callable[[], Lives], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What the comparison is worth: each of these differs from the engine in one condition."""
+    module, statement, text, instead = MUTANTS[name]
+    assert text.encode() in module.SQL[statement]
+    changed = module.SQL[statement].replace(text.encode(), instead.encode())
+    monkeypatch.setattr(module, "SQL", {**module.SQL, statement: changed})
+    quick = settings(PROFILE, max_examples=1_000, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(world, settings=quick)

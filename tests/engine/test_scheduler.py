@@ -1,0 +1,240 @@
+"""What runs by the clock: each tick once, whoever runs it, whatever dies on the way."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pytest
+
+from kit.commands import Outbox
+from kit.pipelines import Post, deployed, drain, value
+from kit.servers import Process, wait_for
+from outbox import DefinitionError, Pipeline, Tick
+from outbox.definition import deploy, schedule
+
+Conn = psycopg.Connection[Any]
+Spawn = Callable[..., Process]
+PARIS = ZoneInfo("Europe/Paris")
+
+
+def clock(function: Any = None, cron: Any = "*/5 * * * *", **options: Any) -> Pipeline[Post]:
+    """A pipeline with one schedule, `look`, that submits a workflow named by its tick."""
+
+    async def look(tick: Tick) -> None:
+        await pipeline.submit(tick.connection, f"{tick.at.astimezone(UTC):%H:%M}", Post())
+
+    pipeline: Pipeline[Post] = Pipeline("clock", data=Post, initial="NEW", final={"DONE"})
+    pipeline.stage("work", on="NEW", to="DONE")(lambda run: None)
+    pipeline.every(cron, name="look", **options)(function or look)
+    return pipeline
+
+
+def due(conn: Conn, ago: timedelta = timedelta(0)) -> datetime:
+    """Set the schedule back: its next tick was so long ago. Returns the latest tick, by the database's time."""
+    now = value(conn, "SELECT now()").replace(second=0, microsecond=0)
+    latest: datetime = now - timedelta(minutes=now.minute % 5)
+    conn.execute("UPDATE outbox.schedules SET next_at = %s", (latest - ago,))
+    return latest
+
+
+def submitted(conn: Conn) -> list[str]:
+    return [
+        entity for (entity,) in conn.execute("SELECT entity_id FROM outbox.workflow_states ORDER BY created_at, id")
+    ]
+
+
+def test_nothing_runs_before_its_time(conn: Conn, dsn: str) -> None:
+    pipeline = deployed(conn, clock())
+    next_at = value(conn, "SELECT next_at FROM outbox.schedules")
+    assert timedelta(0) < next_at - value(conn, "SELECT now()") <= timedelta(minutes=5)
+    assert next_at.minute % 5 == 0
+    drain(pipeline, dsn)
+    assert submitted(conn) == []
+
+
+@pytest.mark.parametrize(("missed", "count"), [("skip", 1), ("catch up", 4)])
+def test_ticks_that_were_missed_are_skipped_or_caught_up(conn: Conn, dsn: str, missed: str, count: int) -> None:
+    pipeline = deployed(conn, clock(missed=missed))
+    latest = due(conn, timedelta(minutes=15))
+    drain(pipeline, dsn)
+    assert submitted(conn) == [f"{latest - timedelta(minutes=5 * n):%H:%M}" for n in reversed(range(count))]
+    assert value(conn, "SELECT last_at FROM outbox.schedules") == latest
+    assert value(conn, "SELECT next_at > now() FROM outbox.schedules")
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == count
+    actors = "SELECT DISTINCT actor FROM outbox.state_changes WHERE from_status IS NULL"
+    assert value(conn, actors) == "schedule clock.look"
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_a_tick_that_fails_leaves_nothing_and_is_tried_again(conn: Conn, dsn: str, colour: str) -> None:
+    keys: list[str] = []
+
+    def look(tick: Tick) -> None:
+        keys.append(tick.idempotency_key)
+        pipeline.submit(tick.connection, f"e{len(keys)}", Post())
+        if len(keys) == 1:
+            raise ValueError("not yet")
+
+    async def look_async(tick: Tick) -> None:
+        keys.append(tick.idempotency_key)
+        await pipeline.submit(tick.connection, f"e{len(keys)}", Post())
+        if len(keys) == 1:
+            raise ValueError("not yet")
+
+    pipeline = deployed(conn, clock(look if colour == "sync" else look_async))
+    due(conn)
+    drain(pipeline, dsn)
+    assert submitted(conn) == []
+    (failed,) = Outbox(dsn)("schedules", "--json").json
+    assert (failed["attempts"], failed["error"].split(" (")[0]) == (1, "ValueError: not yet")
+    conn.execute("UPDATE outbox.schedules SET retry_at = now()")
+    drain(pipeline, dsn)
+    assert submitted(conn) == ["e2"]
+    assert keys[0] == keys[1]
+    assert conn.execute("SELECT attempts, error, retry_at FROM outbox.schedules").fetchone() == (0, None, None)
+
+
+def test_a_function_that_ends_the_tick_by_itself_is_told(conn: Conn, dsn: str) -> None:
+    async def look(tick: Tick) -> None:
+        await tick.connection.execute("UPDATE outbox.schedules SET next_at = next_at - interval '5 minutes'")
+
+    pipeline = deployed(conn, clock(look))
+    due(conn)
+    drain(pipeline, dsn)
+    assert "ended the transaction" in value(conn, "SELECT error FROM outbox.schedules")
+
+
+def test_a_function_that_takes_too_long_is_ended(conn: Conn, dsn: str) -> None:
+    async def look(tick: Tick) -> None:
+        await tick.connection.execute("SELECT pg_sleep(60)")
+
+    pipeline = deployed(conn, clock(look, timeout=0.2))
+    due(conn)
+    drain(pipeline, dsn)
+    assert value(conn, "SELECT error FROM outbox.schedules").startswith("TimeoutError")
+
+
+WORKER = ["worker", "--app", "apps.schedule:pipeline"]
+AT_THE_GATE = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND state = 'idle in transaction' AND application_name = 'outbox schedule'
+"""
+
+
+@pytest.fixture
+def ticks(conn: Conn) -> Conn:
+    """The application of these processes; its schedule notes each run in a table of its own, without any key."""
+    from apps.schedule import pipeline
+
+    deployed(conn, pipeline)
+    conn.execute("CREATE TABLE outbox.ticks (at timestamptz, pid integer)")
+    return conn
+
+
+def test_any_number_of_workers_run_each_tick_once(ticks: Conn, spawn: Spawn) -> None:
+    due(ticks, timedelta(hours=8))
+    for _ in range(3):
+        spawn(*WORKER)
+    wait_for(lambda: value(ticks, "SELECT next_at > now() FROM outbox.schedules"), what="all ticks are caught up")
+    ran = ticks.execute("SELECT count(*), count(DISTINCT at) FROM outbox.ticks").fetchone()
+    assert ran in ((97, 97), (98, 98)), "one run a tick; one more if the clock has struck meanwhile"
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+def test_a_worker_that_is_away_does_not_keep_the_tick(ticks: Conn, spawn: Spawn, how: str) -> None:
+    """It is in the function, in its transaction; the server ends that, and another worker runs the tick."""
+    ticks.execute("CREATE TABLE outbox.gate (n integer)")
+    due(ticks)
+    first = spawn(*WORKER)
+    wait_for(lambda: value(ticks, AT_THE_GATE) == 1, what="it waits at the gate", timeout=30)
+    first.send(signal.SIGSTOP if how == "frozen" else signal.SIGKILL)
+    ticks.execute("INSERT INTO outbox.gate VALUES (1)")
+    second = spawn(*WORKER)
+    wait_for(lambda: value(ticks, "SELECT count(*) FROM outbox.ticks") == 1, what="the other one runs it", timeout=30)
+    if how == "frozen":
+        first.send(signal.SIGCONT)
+        first.send(signal.SIGTERM)
+        assert first.wait() == 0
+    second.send(signal.SIGTERM)
+    assert second.wait() == 0
+    assert value(ticks, "SELECT count(*) FROM outbox.ticks") == 1
+
+
+# Definitions.
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cron": "61 * * * *"}, "no cron expression"),
+        ({"cron": "every minute"}, "no cron expression"),
+        ({"cron": 5}, "no cron expression"),
+        ({"cron": "0 0 30 2 *"}, "no cron expression|never comes"),
+        ({"timezone": "Europe/Atlantis"}, "is unknown"),
+        ({"timezone": "../../etc/passwd"}, "is unknown"),
+        ({"missed": "maybe"}, "neither"),
+        ({"timeout": 0}, "timeout"),
+    ],
+)
+def test_a_schedule_that_can_not_be_is_refused_at_once(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(DefinitionError, match=words):
+        clock(**options)
+
+
+def test_two_schedules_of_one_name_are_refused() -> None:
+    pipeline = clock()
+    with pytest.raises(DefinitionError, match="two schedules"):
+        pipeline.every("* * * * *", name="look")(lambda tick: None)
+
+
+@pytest.mark.parametrize(
+    ("before", "ticks"),
+    [
+        # In spring there is no half past two: it runs when the clocks have changed. In autumn there are two: it runs once.
+        (datetime(2026, 3, 28, 12, tzinfo=PARIS), ["2026-03-29T03:00:00+02:00", "2026-03-30T02:30:00+02:00"]),
+        (datetime(2026, 10, 24, 12, tzinfo=PARIS), ["2026-10-25T02:30:00+02:00", "2026-10-26T02:30:00+01:00"]),
+    ],
+)
+def test_daylight_saving_time_neither_skips_nor_repeats_a_night(before: datetime, ticks: list[str]) -> None:
+    nightly = schedule.check("p", "n", "30 2 * * *", "Europe/Paris", "skip", 60, print)
+    found = []
+    for _ in ticks:
+        before = nightly.after(before)
+        found.append(before.isoformat())
+    assert found == ticks
+
+
+def test_deploy_keeps_the_place_of_what_is_unchanged(conn: Conn) -> None:
+    deployed(conn, clock())
+    due(conn, timedelta(minutes=15))
+    before = value(conn, "SELECT next_at FROM outbox.schedules")
+    assert deploy.deploy(conn, clock()) == []
+    assert deploy.deploy(conn, clock(missed="catch up")) == [
+        "schedule look: */5 * * * * in UTC, with each tick that was missed"
+    ]
+    assert value(conn, "SELECT next_at FROM outbox.schedules") == before
+    deploy.deploy(conn, clock(cron="0 0 * * *"))
+    assert value(conn, "SELECT next_at > now() FROM outbox.schedules")
+    none: Pipeline[Post] = Pipeline("clock", data=Post, initial="NEW", final={"DONE"})
+    none.stage("work", on="NEW", to="DONE")(lambda run: None)
+    assert deploy.deploy(conn, none) == ["schedule look goes"]
+    assert value(conn, "SELECT count(*) FROM outbox.schedules") == 0
+
+
+def test_the_command_lists_them(conn: Conn, dsn: str) -> None:
+    outbox = Outbox(dsn)
+    assert outbox("schedules").out == "no pipeline has a schedule\n"
+    deployed(conn, clock(timezone="Europe/Paris"))
+    (row,) = outbox("schedules", "--json").json
+    assert (row["schedule"], row["cron"], row["timezone"], row["attempts"]) == (
+        "look",
+        "*/5 * * * *",
+        "Europe/Paris",
+        0,
+    )
+    assert all(text in outbox("schedules").out for text in ("clock", "look", "skip", "in "))

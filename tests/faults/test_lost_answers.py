@@ -1,0 +1,74 @@
+"""F22: the connection is cut after a statement arrived and before its answer. Unknown is not failed: one job, one effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from kit.pipelines import Post, deployed, drain, make_posts, one_stage, status_of, value
+from kit.proxy import LossyProxy
+from outbox import Run
+
+Conn = psycopg.Connection[Any]
+Cut = Callable[..., str]
+
+
+@pytest.fixture
+def proxies() -> Iterator[list[LossyProxy]]:
+    made: list[LossyProxy] = []
+    yield made
+    for proxy in made:
+        proxy.close()
+        assert proxy.lost == 1, "the test has lost its answer"
+
+
+@pytest.fixture
+def cut(dsn: str, proxies: list[LossyProxy]) -> Cut:
+    """Return a DSN by which the answer to the first statement with a marker in it is lost."""
+
+    def cut(marker: bytes, *, prepared: bool) -> str:
+        proxies.append(LossyProxy(int(conninfo_to_dict(dsn)["port"] or 0), marker, prepared=prepared))
+        return make_conninfo(dsn, port=proxies[-1].port)
+
+    return cut
+
+
+def test_a_batch_whose_commit_was_not_answered_is_done_once(conn: Conn, dsn: str, cut: Cut) -> None:
+    posts = deployed(conn, make_posts())
+    posts.submit_many(conn, [(f"e{n}", Post()) for n in range(20)])
+    worker = drain(posts, cut(b"published AS", prepared=True), listen_dsn=dsn)
+    assert (worker.counts.done, worker.counts.lost, worker.counts.retried) == (60, 0, 0)
+    assert value(conn, "SELECT count(*) FROM outbox.state_changes") == 80
+    assert value(conn, "SELECT max(attempt) FROM outbox.state_changes") == 1
+    assert value(conn, "SELECT count(*) FROM outbox.messages") == 20
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_a_handlers_own_commit_that_was_not_answered_is_done_once(conn: Conn, dsn: str, cut: Cut, colour: str) -> None:
+    conn.execute("CREATE TABLE outbox.ledger (entity text)")
+    insert = "INSERT INTO outbox.ledger VALUES (%s)"
+
+    async def act(run: Run[Any]) -> None:
+        await run.connection.execute(insert, (run.entity_id,))
+
+    def act_in_a_thread(run: Run[Any]) -> None:
+        run.connection.execute(insert, (run.entity_id,))
+
+    pipeline = deployed(conn, one_stage(act if colour == "async" else act_in_a_thread, transaction=True))
+    pipeline.submit(conn, "a", Post())
+    worker = drain(pipeline, cut(b"COMMIT", prepared=False), listen_dsn=dsn)
+    assert (worker.counts.done, worker.counts.lost, worker.counts.retried) == (1, 0, 0)
+    assert status_of(conn, "a") == "DONE"
+    assert value(conn, "SELECT count(*) FROM outbox.ledger") == 1
+
+
+def test_jobs_whose_claim_was_not_answered_are_given_back_and_run(conn: Conn, dsn: str, cut: Cut) -> None:
+    pipeline = deployed(conn, one_stage(lambda run: None))
+    pipeline.submit_many(conn, [(f"e{n}", Post()) for n in range(20)])
+    worker = drain(pipeline, cut(b"picked AS", prepared=True), listen_dsn=dsn)
+    assert worker.counts.done == 20
+    assert value(conn, "SELECT max(attempt) FROM outbox.state_changes") == 1, "no attempt is burnt"

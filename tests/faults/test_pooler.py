@@ -1,0 +1,115 @@
+"""F27: PgBouncer in transaction mode for OUTBOX_DSN, and a direct DSN for LISTEN. All works, and NOTIFY wakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from kit.broker import channel, queue_depth
+from kit.commands import Outbox
+from kit.faults import WORKER, check_books, drained, prepare, submit
+from kit.pipelines import deployed, make_posts, value
+from kit.pooler import Pooler
+from kit.servers import Process, wait_for
+from outbox import Worker
+
+Conn = psycopg.Connection[Any]
+Spawn = Callable[..., Process]
+
+
+@pytest.fixture
+def pooled(pooler: Pooler, dsn: str) -> str:
+    """The test's database, through the pooler."""
+    return pooler.dsn(dsn)
+
+
+@pytest.fixture
+def env(pooled: str, dsn: str) -> dict[str, str]:
+    return {"OUTBOX_DSN": pooled, "OUTBOX_LISTEN_DSN": dsn}
+
+
+def test_pooler_gives_each_transaction_any_session(pooled: str) -> None:
+    """What the others rest on: here nothing of a session is ours for longer than a transaction."""
+    with psycopg.connect(pooled, autocommit=True) as one, psycopg.connect(pooled, autocommit=True) as other:
+        with one.transaction():
+            mine = value(one, "SELECT pg_backend_pid()")
+            assert value(other, "SELECT pg_backend_pid()") != mine
+        with other.transaction():
+            assert value(other, "SELECT pg_backend_pid()") == mine or value(one, "SELECT pg_backend_pid()") == mine
+
+
+def test_workers_behind_a_pooler_do_everything_once_though_one_is_killed(
+    conn: Conn, pooled: str, env: dict[str, str], dsn: str, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_DSN", dsn)
+    app = prepare(conn, dsn)
+    with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as client:
+        submit(client, app, *(f"one-{n}" for n in range(200)))
+        doomed = spawn(*WORKER, env={**env, "OUTBOX_KILL_AT": "K5:2"})
+        doomed.wait()
+        workers = [spawn(*WORKER, env=env) for _ in range(2)]
+        submit(client, app, *(f"two-{n}" for n in range(200)))
+        wait_for(lambda: drained(conn), 40, "all is done")
+    check_books(conn, 400)
+    for worker in workers:
+        assert "ERROR" not in worker.text()
+        assert "Traceback" not in worker.text()
+
+
+def test_notify_wakes_a_worker_behind_a_pooler(conn: Conn, pooled: str, dsn: str) -> None:
+    posts = deployed(conn, make_posts())
+
+    async def main() -> None:
+        worker = Worker(posts, pooled, listen_dsn=dsn)
+        running = asyncio.create_task(worker.run())
+        try:
+            await asyncio.to_thread(wait_for, lambda: value(conn, "SELECT count(*) FROM outbox.workers WHERE idle"))
+            heard = asyncio.Event()
+            worker._keeper._on_wake = heard.set
+            posts.submit(conn, "p1", {"content": "a"})
+            await asyncio.wait_for(heard.wait(), 10)
+        finally:
+            worker.stop()
+            await running
+
+    asyncio.run(main())
+
+
+def test_commands_work_through_a_pooler(conn: Conn, env: dict[str, str], outbox: Outbox) -> None:
+    """Each more often than psycopg lets pass before it prepares a statement."""
+    deployed(conn, make_posts())
+    outbox("migrate", env=env)
+    for number in range(8):
+        line = f'{{"entity_id": "p{number}", "metadata": {{"content": "a"}}}}'
+        outbox("submit", "--pipeline", "posts", input=line, env=env)
+        outbox("show", f"p{number}", env=env)
+        outbox("status", "--json", env=env)
+    outbox("doctor", env=env, code=None)
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states") == 8
+
+
+def test_relay_takes_the_direct_dsn(conn: Conn, env: dict[str, str], amqp: str, spawn: Spawn) -> None:
+    with channel(amqp) as opened:
+        opened.queue_declare("q", durable=True)
+    spawn("relay", "--routing-key", "q", env={**env, "OUTBOX_AMQP_URL": amqp})
+    for number in range(20):
+        conn.execute("INSERT INTO outbox.messages (topic, payload) VALUES ('t', %s)", [str(number)])
+    wait_for(lambda: queue_depth(amqp, "q") == 20, 20, "all is relayed")
+
+
+def test_sessions_of_others_are_left_as_they_were(conn: Conn, pooled: str, dsn: str) -> None:
+    """What the engine sets for itself must not be met by the application's own statements."""
+    posts = deployed(conn, make_posts())
+    settings = """
+        SELECT string_agg(name || ' = ' || setting, ', ' ORDER BY name) FROM pg_settings
+        WHERE source = 'session' AND name <> 'application_name' -- which the pooler itself sets
+    """
+    with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as client:
+        posts.submit_many(client, ((f"p{n}", {"content": "a"}) for n in range(50)))
+        before: Any = value(client, settings)
+        asyncio.run(asyncio.wait_for(Worker(posts, pooled, listen_dsn=dsn, drain=True).run(), 60))
+        assert {value(client, settings) for _ in range(20)} == {before}

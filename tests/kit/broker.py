@@ -1,0 +1,267 @@
+"""Real RabbitMQ nodes for the tests, each in a folder of its own, on loopback and ports of its own.
+
+A node never meets the machine's own broker: it has its own name, cookie, data, settings and epmd (Erlang's port
+mapper, without which RabbitMQ doesn't start), and it sees nothing of the environment but PATH.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pika
+import pika.exceptions
+from pika.adapters.blocking_connection import BlockingChannel
+
+from kit.servers import wait_for
+
+DEBIAN = Path("/usr/lib/rabbitmq/bin")
+LOOPBACK = "127.0.0.1"
+# So many virtual hosts are made at once: one more costs milliseconds, the call half a second.
+BATCH = 20
+
+
+def programs() -> Path | None:
+    """Return the folder of RabbitMQ's own scripts; None if this machine doesn't have it."""
+    # Debian's program on PATH is a wrapper that insists on the user rabbitmq and the machine's own settings.
+    if (DEBIAN / "rabbitmq-server").exists():
+        return DEBIAN
+    found = shutil.which("rabbitmq-server")
+    return Path(found).resolve().parent if found else None
+
+
+def free_port() -> int:
+    """Return a free port below those that the system hands out: the node binds it seconds later."""
+    while True:
+        port = random.randrange(26000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
+
+
+class Broker:
+    """A node that a test may stop, kill, freeze and start again. User `guest`; durable data stay until `remove`."""
+
+    def __init__(self) -> None:
+        found, epmd = programs(), shutil.which("epmd")
+        if found is None or epmd is None:
+            raise RuntimeError("RabbitMQ or its Erlang is not on this machine; say make test RABBITMQ=skip")
+        self.bin, self._epmd_program = found, epmd
+        self.folder = Path(tempfile.mkdtemp(prefix="obmq", dir="/tmp"))
+        self.port, self.dist_port, self.epmd_port = free_port(), free_port(), free_port()
+        self.node = f"{self.folder.name.replace('_', '-')}@localhost"
+        self._spare: list[str] = []
+        self._vhosts = 0
+        self._alarmed = False
+        self._beam: subprocess.Popen[bytes] | None = None
+        self._epmd: subprocess.Popen[bytes] | None = None
+        for name in ("data", "log", "conf.d"):
+            (self.folder / name).mkdir()
+        (self.folder / "env").touch()
+        (self.folder / "plugins").write_text("[].\n")
+        # No rabbitmq.conf: to translate one costs a second of the start.
+        (self.folder / "advanced.config").write_text(
+            f'[{{rabbit, [{{tcp_listeners, [{{"{LOOPBACK}", {self.port}}}]}}, {{disk_free_limit, 1000}}]}}].\n'
+        )
+
+    def start(self) -> Broker:
+        """Start the node; return when it answers AMQP."""
+        if self._epmd is None:
+            self._epmd = self._start(self._epmd_program, "-port", str(self.epmd_port), "-address", LOOPBACK)
+            # RabbitMQ would start an epmd that outlives it if it found none.
+            wait_for(lambda: self._answers(self.epmd_port, b""), what="epmd listens")
+        self._beam = self._start(str(self.bin / "rabbitmq-server"))
+        wait_for(self._is_up, timeout=120, what="RabbitMQ answers")
+        return self
+
+    def stop(self) -> None:
+        """End the node in order."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the node with SIGKILL. What it had not made durable is lost, but for queues and bindings that are there.
+
+        Mnesia writes those down up to seconds after it has said that they are there.
+        """
+        self.ctl("eval", "mnesia:sync_log().")
+        self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Stop the node from doing anything; its connections stay open, and silent."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def alarm(self, on: bool) -> None:
+        """Raise or end the memory alarm: while it is on, whoever publishes is blocked."""
+        self.ctl("set_vm_memory_high_watermark", "0.0" if on else "0.6")
+        self._alarmed = on
+
+    def recover(self) -> None:
+        """Undo what a test did: the node runs, isn't frozen and has no alarm."""
+        if self._beam is None:
+            self.start()
+        self.thaw()
+        if self._alarmed:
+            self.alarm(False)
+
+    def ctl(self, *arguments: str) -> str:
+        """Return what rabbitmqctl says to these arguments."""
+        done = subprocess.run(
+            [str(self.bin / "rabbitmqctl"), "--quiet", *arguments],
+            env=self._environment(),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)} failed: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    @property
+    def pid(self) -> int:
+        if self._beam is None:
+            raise RuntimeError("the broker is not running")
+        return self._beam.pid
+
+    @property
+    def url(self) -> str:
+        return self.url_of("%2F")
+
+    def url_of(self, vhost: str) -> str:
+        return f"amqp://guest:guest@{LOOPBACK}:{self.port}/{vhost}"
+
+    def new_url(self) -> str:
+        """Return the URL of a virtual host that nobody else uses."""
+        if not self._spare:
+            self._spare = [f"test{self._vhosts + number}" for number in range(BATCH)]
+            self._vhosts += BATCH
+            rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+            file = self.folder / "vhosts.json"
+            file.write_text(
+                json.dumps(
+                    {
+                        "vhosts": [{"name": name} for name in self._spare],
+                        "permissions": [{"vhost": name, **rights} for name in self._spare],
+                    }
+                )
+            )
+            self.ctl("import_definitions", str(file))
+        return self.url_of(self._spare.pop(0))
+
+    def remove(self) -> None:
+        if self._beam is not None:
+            self._end(signal.SIGKILL)
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait(10)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self, *command: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "output").open("ab") as output:
+            return subprocess.Popen(
+                command,
+                env=self._environment(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # Ctrl-C is for the tests, which then end the node.
+                start_new_session=True,
+            )
+
+    def _end(self, number: signal.Signals) -> None:
+        beam, self._beam = self._beam, None
+        if beam is None:
+            raise RuntimeError("the broker is not running")
+        beam.send_signal(number)
+        # A frozen node has the signal, but acts on it only when it goes on.
+        beam.send_signal(signal.SIGCONT)
+        beam.wait(60)
+        self._alarmed = False
+
+    def _is_up(self) -> bool:
+        if self._beam is not None and self._beam.poll() is not None:
+            self._beam = None
+            raise RuntimeError(f"RabbitMQ did not start: {(self.folder / 'output').read_text()[-3000:]}")
+        return self._answers(self.port, b"AMQP\x00\x00\x09\x01")
+
+    @staticmethod
+    def _answers(port: int, greeting: bytes) -> bool:
+        try:
+            with socket.create_connection((LOOPBACK, port), 5) as line:
+                line.sendall(greeting)
+                return not greeting or bool(line.recv(1))
+        except OSError:
+            return False
+
+    def _environment(self) -> dict[str, str]:
+        at = str(self.folder)
+        loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
+        return {
+            "PATH": os.environ["PATH"],
+            "LC_ALL": "C.UTF-8",
+            "HOME": at,
+            "ERL_EPMD_PORT": str(self.epmd_port),
+            "ERL_EPMD_ADDRESS": LOOPBACK,
+            "RABBITMQ_NODENAME": self.node,
+            "RABBITMQ_DIST_PORT": str(self.dist_port),
+            "RABBITMQ_CONF_ENV_FILE": f"{at}/env",
+            "RABBITMQ_CONFIG_FILE": f"{at}/rabbitmq",
+            "RABBITMQ_CONFIG_FILES": f"{at}/conf.d",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{at}/advanced.config",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{at}/plugins",
+            "RABBITMQ_MNESIA_BASE": f"{at}/data",
+            "RABBITMQ_LOG_BASE": f"{at}/log",
+            # With these two the script becomes the node, instead of a parent that would survive the node's SIGKILL.
+            "RABBITMQ_ALLOW_INPUT": "1",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-noinput {loopback}",
+            "RABBITMQ_CTL_ERL_ARGS": loopback,
+        }
+
+
+@contextlib.contextmanager
+def channel(url: str) -> Iterator[BlockingChannel]:
+    """Open a channel of a connection of its own."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        yield connection.channel()
+    finally:
+        if connection.is_open:
+            connection.close()
+
+
+def queue_depth(url: str, queue: str) -> int:
+    """Return how many messages a queue has ready."""
+    with channel(url) as opened:
+        return int(opened.queue_declare(queue, passive=True).method.message_count)
+
+
+def main() -> int:
+    """Run a command with OUTBOX_AMQP_URL naming a node that is there as long as the command runs."""
+    broker = Broker()
+    try:
+        broker.start()
+        return subprocess.run(sys.argv[1:], env={**os.environ, "OUTBOX_AMQP_URL": broker.url}, check=False).returncode
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        broker.remove()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Runs the command line: in the test's own process, or in a real one where signals or pipes are the point."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from kit.pooler import way_env
+from outbox.cli import main
+
+SETTINGS = ("OUTBOX_DSN", "OUTBOX_LISTEN_DSN", "OUTBOX_AMQP_URL", "OUTBOX_APP", "OUTBOX_HOME")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a command has left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as one JSON document."""
+        return json.loads(self.out)
+
+
+class Outbox:
+    """The command `outbox` on one database. A call runs it in this process and checks its exit code (None: any)."""
+
+    def __init__(self, dsn: str | None) -> None:
+        self.dsn = dsn
+
+    def __call__(
+        self,
+        *arguments: str,
+        code: int | None = 0,
+        input: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Done:
+        settings: dict[str, str | None] = dict.fromkeys(SETTINGS)
+        settings |= {**(way_env(self.dsn) if self.dsn else {}), **(env or {})}
+        result = CliRunner().invoke(main, list(arguments), input=input, env=settings)
+        done = Done(result.exit_code, result.stdout, result.stderr)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise AssertionError(f"outbox {' '.join(arguments)} broke") from result.exception
+        assert code is None or done.code == code, done
+        return done
+
+    def fails(self, *arguments: str, code: int = 1, **options: Any) -> str:
+        """Run a command that must fail with nothing on standard output; return its one line of error."""
+        done = self(*arguments, code=code, **options)
+        assert done.out == ""
+        (line,) = done.err.splitlines()
+        return line
+
+    @contextmanager
+    def process(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "outbox"),
+        **pipes: Any,
+    ) -> Iterator[Process]:
+        """Start it as a real process, with pipes for all three streams unless said otherwise."""
+        with Process([*program, *arguments], self.dsn, env or {}, pipes) as process:
+            yield process
+
+
+class Process(subprocess.Popen[bytes]):
+    def __init__(
+        self, arguments: Sequence[str], dsn: str | None, env: Mapping[str, str], pipes: Mapping[str, Any]
+    ) -> None:
+        settings = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+        settings["PYTHONPATH"] = os.pathsep.join(
+            [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+        if dsn is not None:
+            settings |= way_env(dsn)
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        super().__init__([sys.executable, *arguments], env={**settings, **env}, **{**streams, **pipes})
+
+    def done(self, input: bytes | None = None, timeout: float = 30.0) -> Done:
+        """Give it its input, wait for its end, and return what it said."""
+        out, err = self.communicate(input, timeout)
+        return Done(self.returncode, (out or b"").decode(), (err or b"").decode())
+
+    def interrupt(self) -> None:
+        self.send_signal(signal.SIGINT)
+
+    def __exit__(self, *error: Any) -> None:
+        if self.poll() is None:
+            self.kill()
+        super().__exit__(*error)

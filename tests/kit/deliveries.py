@@ -1,0 +1,59 @@
+"""Messages through a real relay to a real RabbitMQ: what is written, and what has arrived in which order."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+
+from kit.broker import channel
+from kit.pipelines import value
+
+Conn = psycopg.Connection[Any]
+
+
+def bind(url: str, key: str = "#") -> None:
+    """Make the exchange `x` and the queue `q` that takes what `key` matches."""
+    with channel(url) as opened:
+        opened.exchange_declare("x", "topic", durable=True)
+        opened.queue_declare("q", durable=True)
+        opened.queue_bind("q", "x", key)
+
+
+def write(conn: Conn, count: int, keys: int = 10, first: int = 0) -> None:
+    """Write messages t.<n> with payload {"n": n}, in transactions of a few."""
+    for start in range(first, first + count, 50):
+        conn.execute(
+            "INSERT INTO outbox.messages (topic, key, payload) "
+            "SELECT 't.' || n, 'k' || n %% %s::int, jsonb_build_object('n', n) FROM generate_series(%s::int, %s::int) n",
+            (keys, start, min(first + count, start + 50) - 1),
+        )
+
+
+def take(url: str) -> list[tuple[Any, dict[str, Any]]]:
+    """Take all that is in the queue; return (properties, payload) of each delivery."""
+    found = []
+    with channel(url) as opened:
+        while (got := opened.basic_get("q", auto_ack=True))[0] is not None:
+            found.append((got[1], json.loads(got[2])))
+    return found
+
+
+def relayed(conn: Conn) -> bool:
+    """Whether every message that is written has been passed by the relay."""
+    return bool(
+        value(conn, "SELECT window_end IS NULL AND NOT EXISTS (SELECT FROM outbox.messages m "
+                    "WHERE NOT pg_visible_in_snapshot(m.xid, r.window_start)) FROM outbox.relays r")
+    )  # fmt: skip
+
+
+def first_of_each(deliveries: list[tuple[Any, dict[str, Any]]]) -> list[int]:
+    return list(dict.fromkeys(payload["n"] for _, payload in deliveries))
+
+
+def check_order(deliveries: list[tuple[Any, dict[str, Any]]], keys: int = 10) -> None:
+    """The first delivery of each message is in the order of its key."""
+    for key in range(keys):
+        mine = [n for n in first_of_each(deliveries) if n % keys == key]
+        assert mine == sorted(mine), f"key k{key}"

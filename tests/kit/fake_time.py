@@ -1,0 +1,46 @@
+"""A database in which time stands still until the test moves it; the engine's SQL is as it is.
+
+The engine reads the time as `now()`, which Postgres looks up like any function: where a schema with a `now()` of its own
+stands before pg_catalog in the search path, that one is meant. So the schema is made with such a schema in
+front (column defaults and views then keep it), functions that fix their search path get it there, and sessions that use it
+have it in front, too. Ids (UUIDv7) are made from the real clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from outbox.database import migrations
+
+_SCHEMA = """
+CREATE SCHEMA fake;
+GRANT USAGE ON SCHEMA fake TO PUBLIC;
+CREATE FUNCTION fake.now() RETURNS timestamptz LANGUAGE sql STABLE
+RETURN timestamptz '2030-01-01Z' + make_interval(secs => coalesce(current_setting('fake.seconds', true), '0')::float8);
+CREATE FUNCTION fake.seconds(at timestamptz) RETURNS float8 LANGUAGE sql IMMUTABLE
+RETURN extract(epoch FROM at - timestamptz '2030-01-01Z')::float8;
+"""
+_FIXED = """
+SELECT format('ALTER FUNCTION %s SET search_path = fake, pg_catalog, pg_temp', p.oid::regprocedure) FROM pg_proc AS p
+WHERE p.pronamespace = 'outbox'::regnamespace AND 'search_path=pg_catalog, pg_temp' = ANY (p.proconfig)
+"""
+
+
+def install(admin_dsn: str, dsn: str) -> str:
+    """Migrate an empty database to a fake clock; return the DSN by which sessions have it."""
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute(_SCHEMA)
+    faked = make_conninfo(dsn, options="-c search_path=fake,pg_catalog")
+    migrations.apply(faked)
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        for (statement,) in admin.execute(_FIXED).fetchall():
+            admin.execute(statement.encode())
+    return faked
+
+
+def move(conn: psycopg.Connection[Any], seconds: float) -> None:
+    """It is so many seconds after the beginning now, for this session."""
+    conn.execute("SELECT set_config('fake.seconds', %s, false)", [str(seconds)])

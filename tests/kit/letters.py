@@ -1,0 +1,52 @@
+"""Messages as a relay sends them, put into a queue directly: for tests of those who take them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pika
+
+from kit.broker import channel
+
+
+def uuid7(age_days: float = 0.0) -> str:
+    """Return an id as the engine makes them, of so many days ago."""
+    made = int((time.time() - age_days * 86_400) * 1000)
+    number = (made << 80) | int.from_bytes(os.urandom(10))
+    number = number & ~(0xF << 76) | (7 << 76)
+    number = number & ~(0x3 << 62) | (2 << 62)
+    text = f"{number:032x}"
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def post(
+    url: str,
+    *messages: tuple[str, Any],
+    queue: str = "q",
+    topic: str | None = None,
+    key: str | None = None,
+    headers: Mapping[str, Any] | None = None,
+) -> None:
+    """Put (id, payload) into a durable queue, each as a persistent message of its own. Bytes go as they are.
+
+    With `topic` they go to the exchange x, with the queue bound to it.
+    """
+    with channel(url) as opened:
+        opened.confirm_delivery()
+        opened.queue_declare(queue, durable=True)
+        if topic is not None:
+            opened.exchange_declare("x", "topic", durable=True)
+            opened.queue_bind(queue, "x", "#")
+        for message_id, payload in messages:
+            told = {
+                "cloudEvents_id": message_id,
+                **({} if key is None else {"cloudEvents_subject": key}),
+                **(headers or {}),
+            }
+            body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+            properties = pika.BasicProperties(delivery_mode=2, headers=told)
+            opened.basic_publish("" if topic is None else "x", topic or queue, body, properties)

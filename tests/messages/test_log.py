@@ -1,0 +1,192 @@
+"""The log in windows by two snapshots: nothing is skipped, a window reads the same again, the ring is emptied behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from kit.log import WRITE, Reader
+from kit.pipelines import Post, deployed, value
+from outbox.messages.log import Log, TakenOver, Window
+
+Conn = psycopg.Connection[Any]
+Connect = Callable[..., Conn]
+
+
+Another = Callable[..., Reader]
+
+
+def test_messages_come_once_in_the_order_in_which_they_were_written(conn: Conn, reader: Reader) -> None:
+    assert reader.next() == []
+    for n in range(3):
+        conn.execute(WRITE, (f"t{n}", "k"))
+    assert reader.next() == ["t0", "t1", "t2"]
+    assert reader.next() == []
+    conn.execute(WRITE, ("t3", "k"))
+    assert reader.next() == ["t3"]
+
+
+def test_a_relay_from_now_on_leaves_out_what_was_committed_before(conn: Conn, connect: Connect, dsn: str) -> None:
+    conn.execute(WRITE, ("before", "k"))
+    under_way = connect(autocommit=False)
+    under_way.execute(WRITE, ("under way", "k"))
+    reader = Reader(dsn)
+    reader.log = Log(dsn, "late", "test", from_now=True)
+    try:
+        assert reader.begin() is None
+        conn.execute(WRITE, ("after", "k"))
+        assert reader.next() == ["after"]
+        under_way.commit()
+        assert reader.next() == ["under way"]
+        reader.do(reader.log.leave())
+        conn.execute(WRITE, ("meanwhile", "k"))
+        reader.begin()
+        assert reader.next() == ["meanwhile"], "it is for a name that is new"
+    finally:
+        reader.close()
+
+
+def test_a_transaction_that_stays_open_delays_only_its_own_messages(
+    conn: Conn, connect: Connect, reader: Reader
+) -> None:
+    early = connect(autocommit=False)
+    early.execute(WRITE, ("early", "a"))
+    for n in range(5):
+        conn.execute(WRITE, (f"t{n}", "b"))
+        assert reader.next() == [f"t{n}"]
+    early.execute(WRITE, ("later", "a"))
+    assert reader.next() == []
+    early.commit()
+    assert reader.next() == ["early", "later"]
+    assert reader.next() == []
+
+
+def test_messages_of_a_rolled_back_transaction_are_never_seen(conn: Conn, connect: Connect, reader: Reader) -> None:
+    undone = connect(autocommit=False)
+    undone.execute(WRITE, ("undone", "a"))
+    conn.execute(WRITE, ("t", "b"))
+    assert reader.next() == ["t"]
+    undone.rollback()
+    assert reader.next() == []
+
+
+def test_savepoints_make_no_difference(connect: Connect, reader: Reader) -> None:
+    busy = connect(autocommit=False)
+    with busy.transaction():
+        busy.execute(WRITE, ("kept", "a"))
+        with busy.transaction(force_rollback=True):
+            busy.execute(WRITE, ("undone", "a"))
+        with busy.transaction():
+            busy.execute(WRITE, ("inner", "a"))
+        assert reader.next() == []
+    assert reader.next() == ["kept", "inner"]
+
+
+def test_a_window_reads_the_same_again_whatever_was_committed_since(
+    conn: Conn, connect: Connect, reader: Reader, another: Another
+) -> None:
+    open_ = connect(autocommit=False)
+    open_.execute(WRITE, ("open", "a"))
+    for n in range(10):
+        conn.execute(WRITE, (f"t{n}", "b"))
+    window = reader.do(reader.log.cut())
+    first = reader.read(window)
+    open_.commit()
+    conn.execute(WRITE, ("new", "b"))
+    assert reader.read(window) == first
+    reader.do(reader.log.advance(first[3].id, 4, {}))
+    reader.do(reader.log.leave())
+    heir = another()  # after a crash: the same window, from where the cursor was
+    again = heir.begin()
+    assert again == Window(window.start, window.end, first[3].id)
+    assert heir.read(again) == first[4:]
+    heir.do(heir.log.advance(0, 6, {}, done=True))
+    assert heir.next() == ["open", "new"]
+
+
+def test_relays_of_other_names_each_get_every_message(conn: Conn, reader: Reader, another: Another) -> None:
+    conn.execute(WRITE, ("t0", "a"))
+    assert reader.next() == ["t0"]
+    other = another("other")
+    other.begin()
+    conn.execute(WRITE, ("t1", "a"))
+    assert other.next() == ["t0", "t1"]
+    assert reader.next() == ["t1"]
+
+
+def test_a_name_has_one_relay_and_the_one_before_is_fenced(conn: Conn, reader: Reader, another: Another) -> None:
+    conn.execute(WRITE, ("t0", "a"))
+    window = reader.do(reader.log.cut())
+    second = another()
+    with pytest.raises(TakenOver, match="runs elsewhere"):
+        second.begin()
+    conn.execute("UPDATE outbox.relays SET updated_at = now() - interval '6 s'")  # the first one's beat is late
+    assert second.begin() == window
+    for fenced in (
+        reader.log.advance(0, 1, {}, done=True),
+        reader.log.beat(None, False),
+    ):
+        with pytest.raises(TakenOver, match="was taken over"):
+            reader.do(fenced)
+    assert reader.do(reader.log.cut()) is None
+    assert [message.topic for message in second.read(window)] == ["t0"]
+
+
+def test_what_is_parked_moves_with_the_cursor_or_not_at_all(conn: Conn, reader: Reader) -> None:
+    conn.execute(WRITE, ("bad", "k"))
+    window = reader.do(reader.log.cut())
+    (message,) = reader.read(window)
+    conn.execute("UPDATE outbox.relays SET epoch = epoch + 1")
+    with pytest.raises(TakenOver):
+        reader.do(reader.log.advance(0, 0, {message.id: (message, "unroutable")}, done=True))
+    assert value(conn, "SELECT count(*) FROM outbox.parked_messages") == 0
+    conn.execute("UPDATE outbox.relays SET epoch = epoch - 1")
+    reader.do(reader.log.advance(0, 0, {message.id: (message, "unroutable")}, done=True))
+    assert conn.execute("SELECT relay, topic, key, payload, reason FROM outbox.parked_messages").fetchall() == [
+        ("default", "bad", "k", {}, "unroutable")
+    ]
+    assert value(conn, "SELECT window_end FROM outbox.relays") is None
+
+
+@pytest.mark.parametrize("how", ["another cluster", "the future"])
+def test_after_a_restore_every_message_that_is_there_is_relayed(conn: Conn, another: Another, how: str) -> None:
+    first = another()
+    first.begin()
+    conn.execute(WRITE, ("before", "a"))
+    first.next()
+    first.do(first.log.leave())
+    conn.execute(WRITE, ("waiting", "a"))
+    if how == "another cluster":  # where transactions have other numbers
+        conn.execute("UPDATE outbox.relays SET cluster = '1'")
+        conn.execute("UPDATE outbox.messages SET xid = '999999999'")
+    else:
+        conn.execute("UPDATE outbox.relays SET window_start = '999999999:999999999:'")
+    heir = another()
+    assert heir.begin() is None
+    assert heir.next() == ["before", "waiting"]
+    conn.execute(WRITE, ("after", "a"))
+    assert heir.next() == ["after"]
+
+
+def test_messages_of_a_pipeline_are_in_the_window_of_their_change(conn: Conn, dsn: str, reader: Reader) -> None:
+    from outbox.testing import drain
+
+    posts = deployed(conn)
+    posts.submit_many(conn, [(f"e{n}", Post()) for n in range(20)])
+    drain(posts, dsn)
+    assert reader.next() == ["posts.enriched"] * 20
+
+
+def test_a_large_window_is_read_in_parts_by_one_sort(conn: Conn, reader: Reader) -> None:
+    conn.execute("INSERT INTO outbox.messages (topic, payload) SELECT 't', '{}' FROM generate_series(1, 20000)")
+    window = reader.do(reader.log.cut())
+
+    async def sizes_of_parts() -> list[int]:
+        return [len(part) async for part in reader.log.read(window)]
+
+    parts = reader.do(sizes_of_parts())
+    assert sum(parts) == 20_000
+    assert max(parts) <= 5_000

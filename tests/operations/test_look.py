@@ -1,0 +1,139 @@
+"""What a person asks: where everything stands, the story of one workflow, what is dead; by the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from apps.cli import tickets
+from kit.commands import Outbox
+from kit.pipelines import deployed, status_of, value
+from kit.shop import DELIVERY, PARKED, RELAY
+
+Conn = psycopg.Connection[Any]
+
+
+def test_status_shows_where_everything_is(outbox: Outbox, shop: Conn) -> None:
+    rows = {line.split()[1]: line.split() for line in outbox("status").out.splitlines() if line.startswith("posts")}
+    assert rows["RECEIVED"][:8] == ["posts", "RECEIVED", "enrich", "1", "1", "0", "0", "0"]
+    assert rows["RECEIVED"][-2:] == ["no", "worker"]
+    assert rows["ENRICHED"][:8] == ["posts", "ENRICHED", "decide", "1", "0", "0", "0", "1"]
+    assert rows["COMPLETED"][2:] == ["1", "0", "0", "0", "0"]
+    assert "no worker is running" in outbox("status").out
+
+
+def test_status_json_is_one_document(outbox: Outbox, shop: Conn) -> None:
+    found = outbox("status", "--json").json
+    assert found.keys() == {"overview", "limits", "progress", "workers", "relays", "parked_deliveries"}
+    standing = {row["status"]: row["workflows"] for row in found["overview"]}
+    assert standing == {
+        "RECEIVED": 1, "ENRICHED": 1, "WAITING_FOR_REVIEW": 1, "APPROVED": 0, "COMPLETED": 1, "REJECTED": 0,
+    }  # fmt: skip
+    assert found["workers"] == []
+
+
+def test_status_of_an_empty_database_says_so(outbox: Outbox) -> None:
+    assert "no pipeline is deployed here" in outbox("status").out
+    assert outbox("status", "--json").json == {
+        "overview": [], "limits": [], "progress": [], "workers": [], "relays": [], "parked_deliveries": []}  # fmt: skip
+
+
+def test_status_shows_each_relay_with_its_lag_its_trouble_and_whether_it_runs(outbox: Outbox, shop: Conn) -> None:
+    shop.execute("DELETE FROM outbox.messages")
+    shop.execute(RELAY, ("a", "host:1", "the broker is away", "0"))
+    shop.execute(RELAY, ("b", "host:2", "the broker is away", "1 minute"))
+    shop.execute(RELAY, ("c", None, None, "0"))
+    shop.execute(PARKED, ("b", 1))
+    shop.execute("INSERT INTO outbox.messages (topic, created_at) VALUES ('t', now() - interval '3 hours')")
+    shop.execute("UPDATE outbox.relays SET window_start = pg_current_snapshot() WHERE name = 'c'")
+    lines = outbox("status").out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("relay"))
+    assert [line.split() for line in lines[first:]] == [
+        ["relay", "to", "process", "relayed", "parked", "behind", "trouble"],
+        ["a", "exchange", "x", "host:1", "7", "0", "3h", "the", "broker", "is", "away"],
+        ["b", "exchange", "x", "host:2", "7", "1", "3h", "not", "running"],
+        ["c", "exchange", "x", "7", "0", "not", "running"],
+    ]
+    relays = outbox("status", "--json").json["relays"]
+    columns = [
+        "name",
+        "running",
+        "owner",
+        "target",
+        "relayed",
+        "trouble",
+        "beat_seconds_ago",
+        "parked",
+        "behind_seconds",
+    ]
+    assert [list(relay) for relay in relays] == [columns] * 3
+    assert [(relay["running"], relay["parked"]) for relay in relays] == [(True, 0), (False, 1), (False, 0)]
+    assert relays[0]["behind_seconds"] >= 3 * 3600
+    assert relays[2]["behind_seconds"] is None
+
+
+def test_show_tells_the_whole_story(outbox: Outbox, shop: Conn) -> None:
+    said = outbox("show", "review").out
+    assert said.startswith("review in posts: WAITING_FOR_REVIEW\n")
+    for words in ("RECEIVED", "ENRICHED", "worker-", "enrich", "posts.enriched", '"content": "risky"'):
+        assert words in said
+    assert "ready" in outbox("show", "new").out, "its job waits"
+    assert "rejected: no such customer" in outbox("show", "broken").out, "the dead job's error"
+
+
+def test_show_json_is_one_document(outbox: Outbox, shop: Conn) -> None:
+    found = outbox("show", "review", "--json").json
+    assert found["current_status"] == "WAITING_FOR_REVIEW"
+    assert [change["to_status"] for change in found["history"]] == ["RECEIVED", "ENRICHED", "WAITING_FOR_REVIEW"]
+    assert [message["topic"] for message in found["messages"]] == ["posts.enriched"]
+    assert (found["job"], found["dead_job"]) == (None, None)
+    assert outbox("show", "new", "--json").json["job"]["state"] == "ready"
+    assert outbox("show", "broken", "--json").json["dead_job"]["error"] == "rejected: no such customer"
+
+
+@pytest.mark.parametrize("command", [["show", "x"], ["set-status", "x", "APPROVED"], ["retry", "x"]])
+def test_an_unknown_entity_is_one_line(outbox: Outbox, shop: Conn, command: list[str]) -> None:
+    assert 'no workflow of entity "x" in any pipeline' in outbox.fails(*command)
+    assert 'no workflow of entity "x" in pipeline "posts"' in outbox.fails(*command, "--pipeline", "posts")
+
+
+def test_an_entity_in_two_pipelines_asks_for_one(outbox: Outbox, shop: Conn) -> None:
+    deployed(shop, tickets)
+    tickets.submit(shop, "new", {"subject": "help"})
+    for command in (["show", "new"], ["set-status", "new", "DONE"], ["retry", "new"]):
+        line = outbox.fails(*command)
+        assert "posts, tickets" in line
+        assert "--pipeline" in line
+    assert outbox("show", "new", "--pipeline", "tickets", "--json").json["metadata"] == {"subject": "help"}
+    outbox("set-status", "new", "DONE", "--pipeline", "tickets")
+    assert status_of(shop, "new") in ("RECEIVED", "DONE")
+    assert value(shop, "SELECT current_status FROM outbox.workflow_states WHERE pipeline = 'tickets'") == "DONE"
+
+
+def test_dead_lists_what_waits_for_a_person(outbox: Outbox, shop: Conn) -> None:
+    said = outbox("dead").out
+    assert "broken" in said
+    assert "rejected: no such customer" in said
+    (row,) = outbox("dead", "--json").json
+    assert (row["pipeline"], row["entity_id"], row["stage"]) == ("posts", "broken", "decide")
+    assert outbox("dead", "--json", "--pipeline", "tickets").json == []
+    assert outbox("dead", "--pipeline", "tickets").out == "no dead jobs\n"
+
+
+def test_status_shows_what_consumers_have_parked(outbox: Outbox, conn: Conn) -> None:
+    assert "to be tried again" not in outbox("status").out
+    for consumer in ("crm", "crm", "app"):
+        conn.execute(DELIVERY, (consumer, None, "t", b"", "{}", "no UUID", 1))
+    conn.execute(
+        "UPDATE outbox.parked_deliveries SET parked_at = now() - interval '3 hours', retry = true WHERE id = 2"
+    )
+    lines = [line.split() for line in outbox("status").out.splitlines()]
+    assert lines[-3:] == [
+        ["consumer", "parked", "to", "be", "tried", "again", "oldest"], ["app", "1", "0", "0s"], ["crm", "2", "1", "3h"],
+    ]  # fmt: skip
+    app, crm = outbox("status", "--json").json["parked_deliveries"]
+    assert (app["consumer"], app["parked"], app["to_retry"]) == ("app", 1, 0)
+    assert (crm["consumer"], crm["parked"], crm["to_retry"]) == ("crm", 2, 1)
+    assert crm["oldest_seconds"] >= 3 * 3600

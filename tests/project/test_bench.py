@@ -1,0 +1,242 @@
+"""The bench runs, and its own check of the books with it. What it measures here means nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from bench.kit import chains, picture
+from outbox import Go, Run, testing
+from outbox.definition import deploy
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120, check=False)
+
+
+def run(bench: str, file: Path, *options: str) -> tuple[str, dict[str, Any]]:
+    """Run a bench; return its standard output and the document that it writes."""
+    done = python("-m", f"bench.{bench}", *options, "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(file.read_text())
+
+
+def test_the_throughput_bench_measures_all_its_subjects_and_writes_json(tmp_path: Path) -> None:
+    out, document = run("throughput", tmp_path / "figures.json", "--jobs", "800", "--rounds", "1")
+    assert len(document["figures"]) == 11
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert document["machine"]["postgres"]["fsync"] == "on"
+    assert "one process" in out
+
+
+def test_the_limits_bench_measures_each_kind_beside_none(tmp_path: Path) -> None:
+    out, document = run("limits", tmp_path / "figures.json", "--jobs", "600", "--rounds", "1")
+    assert len(document["figures"]) == 16
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert "10,000 tenants in turn : no limits" in out
+
+
+def test_the_due_bench_measures_others_with_and_without_what_is_due(tmp_path: Path) -> None:
+    sizes = ("--many", "300", "--rate", "100", "--seconds", "4", "--rounds", "1")
+    out, document = run("due", tmp_path / "figures.json", *sizes)
+    assert len(document["figures"]) == 11
+    assert "300 deadlines due: until the last of them has gone" in out
+
+
+@pytest.mark.rabbitmq
+def test_the_relay_bench_measures_all_its_subjects_and_writes_json(tmp_path: Path) -> None:
+    sizes = ("--messages", "500", "--rounds", "1", "--single", "3", "--backlog", "2000")
+    out, document = run("relay", tmp_path / "figures.json", *sizes)
+    assert len(document["figures"]) == 11
+    assert all(figure["median"] > 0 for name, figure in document["figures"].items() if "CPU" not in name)
+    assert "pika alone" in out
+
+
+def test_without_rabbitmq_the_relay_bench_says_so_and_measures_nothing() -> None:
+    done = python("-c", "from bench import relay; relay.programs = lambda: None; relay.main()")
+    assert done.returncode == 0
+    assert "there is no RabbitMQ on this machine" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_log(tmp_path: Path) -> None:
+    sizes = ("--seconds", "3", "--slice", "1", "--rate", "500")
+    out, document = run("bloat", tmp_path / "figures.json", *sizes)
+    log, plain = document["series"]["Outbox"], document["series"]["SKIP LOCKED"]
+    assert [line["dead rows"] for line in log] == [0, 0, 0]
+    assert plain[1]["dead rows"] > 0
+    assert document["figures"]["SKIP LOCKED: dead at the end of it, rows"]["median"] == plain[1]["dead rows"]
+    assert "SKIP LOCKED" in out
+
+
+def test_the_endurance_bench_lets_load_come_while_the_horizon_is_held_and_counts_every_step(tmp_path: Path) -> None:
+    sizes = ("--seconds", "8", "--slice", "2", "--rate", "200")
+    out, document = run("endurance", tmp_path / "figures.json", *sizes, "--svg", str(tmp_path / "picture.svg"))
+    assert "horizon held" in (tmp_path / "picture.svg").read_text()
+    for lines in document["series"].values():
+        assert [line["horizon"] for line in lines] == ["", "held", "held", ""]
+        assert all(line["steps/s"] > 0 and line["claim ms"] > 0 for line in lines)
+        assert lines[2]["dead rows"] > 0
+    assert document["figures"]["Outbox: steps/s held : before"]["median"] > 0
+    assert "SKIP LOCKED" in out
+
+
+ROWS_OF = """
+    SELECT w.entity_id, w.current_status, w.metadata, w.version, c.from_status, c.to_status, c.version, c.actor, c.reason,
+           c.stage, c.attempt, (SELECT sum(s.workflows) FROM outbox.status_counts AS s
+                                WHERE s.pipeline = w.pipeline AND s.status = w.current_status),
+           (SELECT count(*) FROM outbox.jobs AS j WHERE j.workflow_id = w.id)
+    FROM outbox.workflow_states AS w JOIN outbox.state_changes AS c ON c.workflow_id = w.id
+    WHERE w.pipeline = %s ORDER BY w.entity_id, c.version
+"""
+
+
+def test_the_workflows_that_the_scale_bench_makes_are_those_that_a_worker_leaves(admin_dsn: str) -> None:
+    worked, made = chains.chain("worked", 3), chains.chain("made", 3)
+
+    async def go_on(run: Run[dict[str, Any]]) -> Go[Any]:
+        waits = run.entity_id in ("rest_10", "rest_20") and run.status == "STATUS_2"
+        return Go(chains.WAITING if waits else chains.next_status(worked, run.status))
+
+    for name, stage in worked.stages.items():
+        worked.stages[name] = replace(stage, handler=go_on)
+    with psycopg.connect(admin_dsn, autocommit=True) as conn:
+        for pipeline in (worked, made):
+            deploy.deploy(conn, pipeline)
+        worked.submit_many(conn, [(f"rest_{number}", {"content": "thanks"}) for number in range(1, 21)])
+        testing.drain(worked, admin_dsn)
+        chains.fill(conn, made, 20, '{"content": "thanks"}')
+        left, filled = (conn.execute(ROWS_OF, (pipeline.name,)).fetchall() for pipeline in (worked, made))
+    assert len(left) == 18 * 4 + 2 * 4
+    assert filled == left
+
+
+def test_the_scale_bench_measures_sizes_stages_and_pipelines_side_by_side(tmp_path: Path) -> None:
+    sizes = ("--size", "10", "--size", "1000", "--many", "1", "--many", "5", "--cycles", "2", "--rounds", "1")
+    out, document = run("scale", tmp_path / "figures.json", *sizes)
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert document["figures"]["claim and commit 200: 1,000 workflows : 10 workflows"]
+    assert document["figures"]["claim and commit 200 of all stages: 5 pipelines : 1 stage"]
+    assert "status" in out
+
+
+def test_the_latency_bench_measures_an_idle_worker_and_three_loads(tmp_path: Path) -> None:
+    sizes = ("--seconds", "1", "--single", "3", "--saturated", "400", "--rounds", "1")
+    out, document = run("latency", tmp_path / "figures.json", *sizes)
+    for load in ("idle", "10 %", "50 %", "80 %"):
+        assert document["figures"][f"{load}: COMMIT to final status, p99.9 ms"]["median"] > 0
+    assert "COMMIT to handler" in out
+
+
+def test_the_recovery_bench_kills_workers_and_sees_all_their_jobs_again(tmp_path: Path) -> None:
+    out, document = run("recovery", tmp_path / "figures.json", "--kills", "2", "--at-once", "2", "--peer-kills", "0")
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert "to the last of its jobs" in out
+
+
+def test_the_submit_bench_measures_each_way_in_with_each_size(tmp_path: Path) -> None:
+    out, document = run("submit", tmp_path / "figures.json", "--single", "20", "--bulk", "40", "--rounds", "1")
+    assert len(document["figures"]) == 15
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert "outbox submit FILE" in out
+
+
+def test_the_idle_bench_sees_what_a_worker_asks_and_takes_without_work(tmp_path: Path) -> None:
+    sizes = ("--seconds", "3", "--settle", "0", "--rounds", "1")
+    out, document = run("idle", tmp_path / "figures.json", *sizes)
+    assert document["figures"]["statements/s"]["median"] > 0
+    assert document["figures"]["resident memory (RSS), MB"]["median"] > 0
+    assert "CPU of the process" in out
+
+
+DOCUMENT = {
+    "bench": "example",
+    "settings": {"seconds": 3},
+    "figures": {
+        "50 %: COMMIT to handler, p99 ms": {"median": 5, "min": 4, "max": 7},
+        "one process : SQL alone": {"median": 0.5, "min": 0.4, "max": 0.7},
+    },
+    "machine": {
+        "cores": 2, "cpu": "?", "memory": "4 GB", "python": "3.11",
+        "postgres": {"server_version": "18", "fsync": "on", "shared_buffers": "128MB"},
+    },
+}  # fmt: skip
+SERIES = {
+    "Outbox": [{"second": second, "horizon": "held" if second == 2 else "", "claim ms": 1.5} for second in (1, 2, 3)],
+    "SKIP LOCKED": [{"second": second, "horizon": "", "claim ms": 3, "MB": 7} for second in (1, 2, 3)],
+}
+
+
+@pytest.mark.parametrize(
+    ("document", "texts"),
+    [
+        (DOCUMENT, ("example", "50 %", "COMMIT to handler, p99", ">ms<", "ratio", "2 cores (?) and 4 GB", "seconds 3")),
+        ({**DOCUMENT, "series": SERIES}, ("claim ms", "MB", "seconds", "horizon held", "SKIP LOCKED", "fsync on")),
+    ],
+)
+def test_a_picture_is_labelled_and_the_same_each_time(
+    document: dict[str, Any], texts: tuple[str, ...], tmp_path: Path
+) -> None:
+    picture.draw(document, tmp_path / "first.svg")
+    picture.draw(document, tmp_path / "second.svg")
+    drawn = (tmp_path / "first.svg").read_text()
+    assert drawn == (tmp_path / "second.svg").read_text()
+    assert [text for text in texts if text not in drawn] == []
+
+
+def test_without_matplotlib_a_picture_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    without = "import sys; sys.modules['matplotlib'] = None; from bench import __main__ as one, scale; "
+    for call in ("one.main(['--quick'])", f"scale.main(['--svg', {str(tmp_path / 'picture.svg')!r}])"):
+        done = python("-c", without + call)
+        assert done.returncode == 1
+        assert "pip install 'outbox-engine[bench]'" in done.stderr
+        assert "is made" not in done.stderr
+
+
+def test_one_command_runs_the_benches_says_which_failed_and_shows_the_others(tmp_path: Path) -> None:
+    (tmp_path / "idle.json").write_text("of an older run")
+    benches = "{'idle': one.Bench('--no-such-option'), 'recovery': one.Bench('--kills 1 --at-once 1 --peer-kills 0', 'jobs, s$')}"
+    command = f"one.main(['--quick', '--out', {str(tmp_path)!r}])"
+    done = python("-c", f"from bench import __main__ as one; one.BENCHES = {benches}; {command}")
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("not all was measured. idle: exit code 2")
+    _, _, table = done.stdout.partition("all benches")
+    assert "to the first of its jobs, s" in table
+    assert "p99" not in table
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["recovery.json", "recovery.svg"]
+    document = json.loads((tmp_path / "recovery.json").read_text())
+    assert document["machine"].keys() >= {"cores", "memory", "outbox-engine", "postgres", "engine", "payload"}
+
+
+def test_the_peers_bench_measures_outbox_with_the_peers_left_out(tmp_path: Path) -> None:
+    sizes = ("--peer", "none", "--jobs", "200", "--rounds", "1")
+    out, document = run("peers", tmp_path / "figures.json", *sizes)
+    assert len(document["figures"]) == 3
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert "Outbox, transaction=True, batch=100" in out
+
+
+def test_each_peer_of_the_bench_has_a_module_and_pinned_requirements() -> None:
+    code = "import json; from bench.peers.theirs import PEERS; print(json.dumps([(p.module, p.requirements) for p in PEERS.values()]))"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    folder = ROOT / "bench" / "peers"
+    for module, requirements in json.loads(done.stdout):
+        assert (folder / f"{module}.py").exists()
+        assert all("==" in line for line in (folder / f"{requirements}.txt").read_text().splitlines())
+
+
+def test_a_socket_s_dsn_is_told_to_peers_in_the_form_that_all_their_drivers_take() -> None:
+    code = "from bench.peers.theirs import address; print(address('host=/tmp/s port=5432 dbname=b user=u'))"
+    assert python("-c", code).stdout == "postgresql:///b?host=/tmp/s&port=5432&user=u\n"

@@ -1,0 +1,228 @@
+"""Docs can't drift: what the README tells to type is typed here, in its order, and what it refers to is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from pika.exceptions import ChannelClosedByBroker, UnroutableError
+
+from kit.broker import channel
+from kit.commands import Outbox
+from kit.databases import OWNER
+from kit.pipelines import status_of, value
+from kit.servers import Process, wait_for
+from tools.cli_reference import reference
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+Block = tuple[str, str]
+
+
+def blocks(text: str) -> list[Block]:
+    """Return what a page tells to type, as (language, text)."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+BEFORE, RABBITMQ, AFTER = re.split(r"^(## Messages to RabbitMQ.*?)(?=^## )", README, flags=re.DOTALL | re.MULTILINE)
+BLOCKS = blocks(BEFORE + AFTER)
+INBOX_BLOCKS = blocks((ROOT / "docs" / "inbox.md").read_text(encoding="utf-8"))
+
+
+def test_cli_md_is_what_the_help_says() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == reference(), "run: make docs"
+
+
+def test_the_two_commands_come_first_and_are_in_the_makefile() -> None:
+    assert BLOCKS[0] == ("sh", "make demo\nmake test\n")
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= set(targets)
+
+
+def test_every_test_that_a_guarantee_names_is_there() -> None:
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("guarantees.md", "reliability.md")]
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", "".join(pages)))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_every_page_that_a_page_refers_to_is_there() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")]:
+        found = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        assert [link for link in found if not (page.parent / link).exists()] == [], page.name
+
+
+class Reader:
+    """Types what the README says into a database and a folder that are empty."""
+
+    def __init__(self, dsn: str, folder: Path) -> None:
+        self.dsn, self.folder = dsn, folder
+        self.env = {"OUTBOX_DSN": dsn, "OUTBOX_APP": "posts:posts"}
+        self.running: list[Process] = []
+
+    def type(self, language: str, text: str) -> None:
+        if language == "python":
+            self.python(text)
+        elif language == "sql":
+            with psycopg.connect(self.dsn, autocommit=True) as conn:
+                conn.execute(text.encode())
+        else:
+            for line in text.splitlines():
+                self.shell(line)
+        if self.running:
+            wait_for(self.is_quiet, what="the worker has done what is due")
+
+    def python(self, text: str) -> None:
+        if named := re.match(r"# (\w+\.py)\n", text):
+            (self.folder / named[1]).write_text(text)
+        else:
+            self.run("-c", text)
+
+    def shell(self, line: str) -> None:
+        if line.startswith(("outbox worker", "outbox relay", "python ")):
+            words = line.replace("outbox ", "-m outbox ").removeprefix("python ").split()
+            self.running.append(Process(words, self.env, self.folder, cwd=self.folder))
+        elif line.startswith("outbox "):
+            words = re.findall(r'"([^"]*)"|(\S+)', line)
+            self.run("-m", "outbox", *(quoted or plain for quoted, plain in words[1:]))
+        else:
+            assert line.startswith(("make ", "export OUTBOX_")), line
+
+    def run(self, *arguments: str) -> None:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={**os.environ, **self.env},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        # Of all commands only doctor may find something: the tests' server has fsync off.
+        assert done.returncode == 0 or "doctor" in arguments, f"{arguments}: {done.stderr}"
+
+    def is_quiet(self) -> bool:
+        for process in self.running:
+            assert process.running, process.text()
+        with psycopg.connect(self.dsn) as conn:
+            return value(conn, "SELECT count(*) FROM outbox.jobs WHERE stage IS NOT NULL") == 0
+
+    def end(self) -> None:
+        for process in self.running:
+            process.end()
+
+
+def test_what_the_readme_says_works_as_printed(empty_dsn: str, tmp_path: Path) -> None:
+    dsn = empty_dsn.replace(f"{OWNER}@", "postgres@")  # who owns the whole database, as on a laptop
+    reader = Reader(dsn, tmp_path)
+    try:
+        for language, text in BLOCKS:
+            reader.type(language, text)
+        with psycopg.connect(dsn) as conn:
+            check_what_has_happened(conn)
+    finally:
+        reader.end()
+
+
+def is_bound(amqp: str) -> bool:
+    """Whether the exchange leads to a queue."""
+    try:
+        with channel(amqp) as opened:
+            opened.confirm_delivery()
+            opened.basic_publish("shop", "posts.?", b"not JSON", mandatory=True)
+    except (ChannelClosedByBroker, UnroutableError):
+        return False
+    return True
+
+
+def test_messages_to_rabbitmq_work_as_printed(
+    dsn: str, conn: psycopg.Connection[Any], amqp: str, tmp_path: Path
+) -> None:
+    conn.execute("CREATE TABLE outbox.crm (post text)")
+    reader = Reader(f"{dsn}?options=-csearch_path%3Doutbox", tmp_path)
+    reader.env["OUTBOX_AMQP_URL"] = amqp
+    try:
+        for language, text in blocks(RABBITMQ):
+            reader.type(language, text)
+        wait_for(lambda: is_bound(amqp), what="the consumer has made its queue")
+        conn.execute(
+            """INSERT INTO outbox.messages (topic, payload) VALUES ('posts.completed', '{"entity_id": "post_123"}')"""
+        )
+        wait_for(lambda: value(conn, "SELECT array_agg(post) FROM outbox.crm") == ["post_123"])
+    finally:
+        reader.end()
+
+
+def check_what_has_happened(conn: psycopg.Connection[Any]) -> None:
+    ended = [status_of(conn, entity) for entity in ("post_123", "post_124", "post_125")]
+    assert ended == ["COMPLETED", "COMPLETED", "REJECTED"]
+    assert value(conn, "SELECT array_agg(post ORDER BY post) FROM crm") == ["post_123", "post_124"]
+    assert value(conn, "SELECT count(*) FROM outbox.messages WHERE topic = 'posts.completed'") == 2
+    assert value(conn, "SELECT array_agg(DISTINCT reason) FROM outbox.state_changes WHERE actor = 'sarah'") == [
+        "a fair point, answer it",
+        "not ours to answer",
+    ]
+
+
+# docs/inbox.md: the SQL says as whom; Python and the consumer work as crm_app.
+
+
+@pytest.fixture
+def inbox(admin_dsn: str, tmp_path: Path) -> Iterator[Reader]:
+    """Type all blocks but the commands; crm.py is written and not run."""
+    reader = Reader(admin_dsn.replace("postgres@", "crm_app@"), tmp_path)
+    try:
+        for language, text in INBOX_BLOCKS:
+            if language == "sql":
+                whose = {"-- as the owner of the schema outbox": admin_dsn, "-- as crm_app": reader.dsn}
+                Reader(whose[text.partition("\n")[0]], tmp_path).type(language, text)
+            elif language == "python":
+                reader.type(language, text)
+        yield reader
+    finally:
+        with psycopg.connect(admin_dsn, autocommit=True) as admin:
+            admin.execute("DROP OWNED BY crm_app; DROP ROLE crm_app")
+
+
+def test_what_inbox_md_says_works_as_printed(inbox: Reader, conn: psycopg.Connection[Any], admin_dsn: str) -> None:
+    with psycopg.connect(admin_dsn) as admin:
+        effects = admin.execute("SELECT entity_id, sentiment FROM crm ORDER BY entity_id").fetchall()
+    assert effects == [("post_17", -1.0), ("post_18", 1.0)]
+    assert value(conn, "SELECT outbox.inbox_oldest() BETWEEN now() - interval '91 days' AND now() - interval '90 days'")
+
+
+def test_the_consumer_of_inbox_md_needs_no_more_than_it_is_granted(
+    inbox: Reader, conn: psycopg.Connection[Any], dsn: str, outbox: Outbox, amqp: str
+) -> None:
+    with channel(amqp) as opened:
+        opened.exchange_declare("shop", "topic", durable=True)
+        opened.queue_declare("crm", durable=True)
+        opened.queue_bind("crm", "shop", "posts.#")
+        opened.basic_publish("shop", "posts.odd", b"no JSON")
+    conn.execute("INSERT INTO outbox.messages (topic, key, payload) VALUES ('posts.enriched', 'post_19', %s)",
+                 ['{"sentiment": 0.5}'])  # fmt: skip
+    outbox("relay", "--exchange", "shop", "--drain", env={"OUTBOX_AMQP_URL": amqp})
+    consumer = Process(["crm.py"], {**inbox.env, "OUTBOX_AMQP_URL": amqp}, inbox.folder, cwd=inbox.folder)
+    try:
+        with psycopg.connect(dsn.replace(f"{OWNER}@", "postgres@"), autocommit=True) as admin:
+            handled = "SELECT sentiment FROM crm WHERE entity_id = 'post_19'"
+            wait_for(lambda: admin.execute(handled).fetchall() == [(0.5,)], what="it is handled")
+        wait_for(
+            lambda: value(conn, "SELECT count(*) FROM outbox.parked_deliveries") == 1, what="the odd one is parked"
+        )
+        for language, text in INBOX_BLOCKS:
+            if language == "sh":
+                Reader(dsn, inbox.folder).type(language, text)
+        retried = "SELECT deliveries FROM outbox.parked_deliveries WHERE consumer = 'crm' AND NOT retry"
+        wait_for(lambda: conn.execute(retried).fetchall() == [(2,)], what="it was tried again")
+        consumer.send(signal.SIGTERM)
+        assert consumer.wait() == 0, consumer.text()
+    finally:
+        consumer.end()
