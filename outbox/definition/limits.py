@@ -1,7 +1,7 @@
 """Flow control: how much of a stage is at work at once and begins a second, over all workers, and what comes first.
 
 It is data that `outbox deploy` writes, and the database keeps to it in the claim: see `jobs_claim_limited` in
-sql/migrations/0019_limits.sql. Here is what a definition says, and the clock that tells a worker when to begin.
+sql/functions/limits.sql. Here is what a definition says, and the clock that tells a worker when to begin.
 """
 
 from __future__ import annotations

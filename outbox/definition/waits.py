@@ -21,7 +21,7 @@ Data = TypeVar("Data")
 LONGEST = timedelta(days=36_500)
 
 Wait = dict[str, Any]
-"""What the database is told of a wait: see `waits_begin` in sql/migrations/0020_orchestrator.sql."""
+"""What the database is told of a wait: see `waits_begin` in sql/functions/waits.sql."""
 
 
 @dataclass(frozen=True, slots=True)

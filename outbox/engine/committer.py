@@ -58,12 +58,6 @@ class Committer:
         self._free.append(link)
         self._inflight.committed(batch)
 
-    async def drained(self, timeout: float) -> None:
-        """Waits until all is committed, at most `timeout` seconds."""
-        until = time.monotonic() + timeout
-        while self._inflight.uncommitted and time.monotonic() < until:
-            await asyncio.sleep(0.01)
-
     async def _finish(self, link: Link, batch: list[tuple[Job, Finished]]) -> None:
         started = time.monotonic()
         connections = link.connections
