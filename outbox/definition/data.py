@@ -39,7 +39,7 @@ class DataType:
             self._adapter: TypeAdapter[Any] = TypeAdapter(dict[str, Any] if data is None else data)
         except PydanticUserError as error:
             raise DefinitionError(
-                f"pipeline {pipeline}: data={texts.shown(data)} is no type that pydantic validates: {error}"
+                f"pipeline {pipeline}: data={texts.shown(data)} is not a type that pydantic validates: {error}"
             ) from None
 
     def upgrade(self, version: int, function: Upgrade) -> None:

@@ -17,7 +17,8 @@ from psycopg.rows import tuple_row
 from ..database import statements
 from ..errors import NotDeployed, Stranded
 from .limits import Limits, Path
-from .pipeline import Pipeline, Route
+from .pipeline import Pipeline
+from .routes import Route
 
 SQL = statements.load("deploy")
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from .. import texts
+from ..definition import returned
 from ..definition.data import TooNewData
 from ..errors import HandlerError, InvalidInput
 from .job import Failed, Finished, Job, Missed, Outcome, fail
@@ -91,7 +92,7 @@ def finish(runs: Sequence[Run[Any]], result: Any) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for run, one in zip(runs, results, strict=True):
         try:
-            status, data, wait = stage.outcome(one)
+            status, data, wait = returned.read(stage.pipeline, stage, one)
             if run._spawned:
                 wait = {**(wait or {}), "spawn": run._spawned}
             outcomes.append(Finished(status, data, run._messages, wait))

@@ -9,7 +9,7 @@ import pytest
 
 from kit.pipelines import Post, make_posts
 from outbox import Backoff, DefinitionError, InvalidInput, Pipeline, Retry
-from outbox.definition.pipeline import Route
+from outbox.definition.routes import Route
 
 NAMES = [
     "",
@@ -102,7 +102,7 @@ def test_backoff_grows_to_its_maximum_and_ends_with_the_attempts() -> None:
     ("wrong", "words"),
     [
         ({"to": ()}, "to= is empty"),
-        ({"to": "NEW"}, "no change"),
+        ({"to": "NEW"}, "is not a change"),
         ({"on": "END"}, "final"),
         ({"running": "DONE"}, "status of its own"),
         ({"running": "NEW"}, "status of its own"),
@@ -138,7 +138,7 @@ def test_final_means_final() -> None:
 
 
 def test_data_must_be_a_type_that_pydantic_validates() -> None:
-    with pytest.raises(DefinitionError, match="no type that pydantic validates"):
+    with pytest.raises(DefinitionError, match="is not a type that pydantic validates"):
         Pipeline("p", data=object(), initial="NEW")
 
 

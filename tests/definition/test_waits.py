@@ -96,8 +96,8 @@ def test_a_deadline_that_leads_nowhere_any_more_holds_up_no_other(conn: Conn, ds
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
-        (WaitForApproval("?", options={"yes": "NOWHERE"}), "which is no legal change"),
-        (WaitForSignal("s", to="SENT"), "which is no legal change"),
+        (WaitForApproval("?", options={"yes": "NOWHERE"}), "which is not a legal change"),
+        (WaitForSignal("s", to="SENT"), "which is not a legal change"),
         (WaitForSignal("s", to="PAID", status="PAID"), "may not go to 'PAID'"),
         (Go("WAITING", after=HOUR), "no stage takes it"),
     ],
