@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,62}(?<! )")
 
 
 def check_name(name: object, what: str) -> str:
-    """Return `name` if a pipeline, stage or status may have it. Raises DefinitionError, which begins with `what`."""
+    """Returns `name` if a pipeline, stage or status may have it. Raises DefinitionError, which begins with `what`."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DefinitionError(
             f"{what} {shown(name)}: a name has 1 to 63 letters, digits, spaces or any of _.:/- "
@@ -33,19 +33,19 @@ def check_name(name: object, what: str) -> str:
 
 
 def check_whole(value: object, what: str, most: int) -> None:
-    """Raise DefinitionError, which begins with `what`, unless `value` is a whole number from 1 to `most`."""
+    """Raises DefinitionError, which begins with `what`, unless `value` is a whole number from 1 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise DefinitionError(f"{what}{shown(value)} is not a whole number from 1 to {most:,}")
 
 
 def check_number(value: Any, what: str, low: float, high: float) -> None:
-    """Raise DefinitionError, which begins with `what`, unless `value` is a number from `low` to `high`."""
+    """Raises DefinitionError, which begins with `what`, unless `value` is a number from `low` to `high`."""
     if not _is_number(value) or not low <= value <= high:
         raise DefinitionError(f"{what}: {shown(value)} is not a number from {low:g} to {high:g}")
 
 
 def check_seconds(value: float | timedelta, what: str, low: float, high: float) -> float:
-    """Return a time in seconds that was given as seconds or as a timedelta.
+    """Returns a time in seconds that was given as seconds or as a timedelta.
 
     Raises DefinitionError, which begins with `what`, unless it is from `low` to `high` seconds.
     """
@@ -56,7 +56,7 @@ def check_seconds(value: float | timedelta, what: str, low: float, high: float) 
 
 
 def as_delay(value: object) -> float | None:
-    """Return the seconds of a delay that was given as seconds or as a timedelta. None if a job can't be delayed so."""
+    """Returns the seconds of a delay that was given as seconds or as a timedelta. None if a job can't be delayed so."""
     seconds = _seconds(value)
     return float(seconds) if seconds is not None and 0 <= seconds <= MAX_DELAY else None
 

@@ -72,7 +72,7 @@ def check(
     total_concurrency: int | None,
     total_rate: str | None,
 ) -> Limits | None:
-    """Return the limits of a stage; None if it has none.
+    """Returns the limits of a stage. None if it has none.
 
     Raises DefinitionError for numbers out of range, rates that can't be read, and paths that don't lead into the data.
     """
@@ -109,7 +109,7 @@ def _per_second(stage: str, what: str, rate: object) -> float | None:
 
 
 def _path(stage: str, what: str, where: Callable[[Any], Any] | str | None) -> Path:
-    """Return the path into the data that a name ("customer", "customer.id") or a function of the data takes."""
+    """Returns the path into the data that a name ("customer", "customer.id") or a function of the data takes."""
     if where is None:
         return ()
     if isinstance(where, str):

@@ -61,7 +61,7 @@ class Backoff:
             object.__setattr__(self, name, value)
 
     def delay(self, attempt: int) -> float | None:
-        """Return the seconds to wait after `attempt` has failed; 1 is the first. None if it was the last."""
+        """Returns the seconds to wait after `attempt` has failed; 1 is the first. None if it was the last."""
         if attempt >= self.attempts:
             return None
         # In logarithms: factor**10_000 overflows a float.
@@ -101,7 +101,7 @@ class Go(Wait, Generic[Data]):
         return ()
 
     def as_wait(self) -> WaitJson | None:
-        """Return what the database is told. None if nothing puts the job off."""
+        """Returns what the database is told. None if nothing puts the job off."""
         if self.after is None and self.at is None:
             return None
         return {"after": seconds(self.after), "at": None if self.at is None else self.at.isoformat()}

@@ -88,7 +88,7 @@ class Pipeline(Generic[Data]):
         total_concurrency: int | None = None,
         total_rate: str | None = None,
     ) -> Callable[[Handler], Handler]:
-        """Make the decorated function the handler of workflows in status `on`.
+        """Makes the decorated function the handler of workflows in status `on`.
 
         The handler gets a `Run`. It returns new data, `Go(status, data)`, something to wait for, or None for unchanged
         data. `to` names the statuses that it may lead to. `timeout`, in seconds or as a timedelta, bounds one attempt;
@@ -131,13 +131,14 @@ class Pipeline(Generic[Data]):
         return register
 
     def allow(self, status: str, *, to: str | Iterable[str]) -> None:
-        """Make changes legal that people or other systems make: from `status` to each of `to`."""
+        """Makes changes legal that people or other systems make: from `status` to each of `to`."""
         self._routes.allow(status, targets(to, "allow: to="))
 
     def deadline(
         self, status: str, *, to: str, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
     ) -> None:
-        """Move a workflow from `status` to `to` when it has been there for that long, even while its stage works on it.
+        """Moves a workflow from `status` to `to` when it has been there for that long, even while its stage works on
+        it.
 
         The time is the sum of `days`, `hours`, `minutes` and `seconds`. It counts from the change to that status, for
         workflows that come there after the next deploy. A deadline that a handler sets for its own wait takes
@@ -160,7 +161,7 @@ class Pipeline(Generic[Data]):
         missed: str = "skip",
         timeout: float | timedelta = 60.0,
     ) -> Callable[[Handler], Handler]:
-        """Run the decorated function on a cron schedule. Each tick runs once, on whichever worker takes it first.
+        """Runs the decorated function on a cron schedule. Each tick runs once, on whichever worker takes it first.
 
         The function gets a `Tick`. What it writes through `tick.connection`, such as workflows that it submits,
         commits with the tick. `cron` has minute, hour, day, month and day of the week, in `timezone`. `timeout`, in
@@ -188,7 +189,7 @@ class Pipeline(Generic[Data]):
         concurrency: int | None = None,
         rate: str | None = None,
     ) -> Callable[[Handler], Handler]:
-        """Run the decorated function after each change to one of `statuses`, at least once, by whomever it was made.
+        """Runs the decorated function after each change to one of `statuses`, at least once, by whomever it was made.
 
         The function gets a `Run` whose data is the `Change`, and returns nothing. It is not a step of the workflow,
         which goes on in any case; each reaction to a change has its own attempts and dead jobs. A reaction is a
@@ -219,41 +220,41 @@ class Pipeline(Generic[Data]):
     # Which status leads where: see routes.py.
 
     def taken_by(self, status: str) -> str | None:
-        """Return the name of the stage that takes workflows in a status or is at work on them. None if none does."""
+        """Returns the name of the stage that takes workflows in a status or is at work on them. None if none does."""
         return self._routes.taken_by(status)
 
     def routes(self) -> dict[str, Route]:
-        """Return what becomes of each status that the pipeline knows."""
+        """Returns what becomes of each status that the pipeline knows."""
         return self._routes.by_status()
 
     def legal_changes(self) -> set[tuple[str, str]]:
-        """Return every legal (from, to)."""
+        """Returns every legal (from, to)."""
         return self._routes.legal_changes()
 
     # Data, validated on its way in and out.
 
     def dump(self, data: Any) -> str:
-        """Return `data` as JSON text, validated; else InvalidInput."""
+        """Returns validated data as JSON text. Raises InvalidInput if it doesn't fit the type or can't be stored."""
         return self._data.dump(data)
 
     def dump_readable(self, data: Any) -> str:
-        """The same for what is submitted: what the model itself couldn't read back is refused, not dead later."""
+        """Returns submitted data as JSON text. Raises InvalidInput also if the type can't read back what it writes."""
         return self._data.dump_readable(data)
 
     def load(self, text: str) -> Data:
-        """Return stored JSON text as the pipeline's data type; else pydantic's ValidationError."""
+        """Returns data from stored JSON text. Raises pydantic's ValidationError if it doesn't fit the type."""
         data: Data = self._data.load(text)
         return data
 
     def migrate_data(self, from_version: int, upgrade: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Read data that was stored by version `from_version` of the pipeline's type through `upgrade`.
+        """Upgrades data that was stored by version `from_version` of the pipeline's type, whenever it is read.
 
-        It is given the document and returns it as that of the next version. What a handler returns is stored as the
-        pipeline's own `version`; data that is only read stays as it is.
+        `upgrade` is given the document and returns it as that of the next version. What a handler returns is stored
+        with the pipeline's own `version`. Data that is only read stays as it is.
         """
         self._data.upgrade(from_version, upgrade)
 
-    # Step 1: see submit.py.
+    # Submitting: see client/submit.py.
 
     @overload
     def submit(
@@ -264,11 +265,11 @@ class Pipeline(Generic[Data]):
     def submit(
         self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], entity_id: str, data: Any
     ) -> Submitted | Awaitable[Submitted]:
-        """Start a workflow in the caller's transaction; awaited on an async connection.
+        """Starts a workflow in the caller's transaction. Awaited on an async connection.
 
-        Returns the workflow, `created` False if the entity was there already, which is no error and changes
-        nothing. InvalidInput before any SQL if the id or the data can't be stored; NotDeployed if the database
-        doesn't know the pipeline.
+        Returns the workflow. Its `created` is False if the entity has one already; that is not an error and changes
+        nothing. Raises InvalidInput, before any SQL, if the id or the data can't be stored, and NotDeployed if the
+        database doesn't know the pipeline.
         """
         submitted: Submitted | Awaitable[Submitted] = submit(self.name, self.dump_readable, conn, entity_id, data)
         return submitted
@@ -282,9 +283,10 @@ class Pipeline(Generic[Data]):
     def submit_many(
         self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], items: Iterable[tuple[str, Any]]
     ) -> int | Awaitable[int]:
-        """Start many workflows, given as (entity_id, data), in the caller's transaction and bounded memory.
+        """Starts many workflows, given as (entity_id, data), in the caller's transaction and in bounded memory.
 
-        Returns how many are new. All or nothing is the caller's transaction; entities that exist are left alone.
+        Returns how many are new. Entities that have a workflow are left alone. On an error the caller's transaction
+        decides what becomes of those before it.
         """
         started: int | Awaitable[int] = submit_many(self.name, self.dump_readable, conn, items)
         return started

@@ -21,7 +21,7 @@ class Returned(NamedTuple):
 
 
 def read(pipeline: Pipeline[Any], stage: Stage, result: Any) -> Returned:
-    """Return what a handler's result means.
+    """Returns what a handler's result means.
 
     Raises HandlerError if the stage may not go there or nothing could end the wait, InvalidInput if the data can't be
     stored.
@@ -53,7 +53,7 @@ def read(pipeline: Pipeline[Any], stage: Stage, result: Any) -> Returned:
 
 
 def _check(pipeline: Pipeline[Any], stage: Stage, status: str, wait: Wait) -> None:
-    """Raise HandlerError if a workflow can't wait in `status`, or if what ends the wait can't move it on."""
+    """Raises HandlerError if a workflow can't wait in `status`, or if what ends the wait can't move it on."""
     taken = pipeline.taken_by(status)
     if wait.delays_a_stage:
         if taken is None:

@@ -48,7 +48,7 @@ class Routes:
         self._reactions: dict[str, list[str]] = {}
 
     def check(self, stage: Stage) -> None:
-        """Raise DefinitionError if another stage has the name or a status of this one, or if nothing can follow."""
+        """Raises DefinitionError if another stage has the name or a status of this one, or if nothing can follow."""
         if stage.name in self.stages:
             raise DefinitionError(f"pipeline {self._pipeline} has two stages named {stage.name!r}")
         for other in self.stages.values():
@@ -60,7 +60,7 @@ class Routes:
                 raise DefinitionError(f"stage {stage.name} takes {status}, which is final: nothing can follow it")
 
     def allow(self, status: str, targets: frozenset[str]) -> None:
-        """Make changes legal that people or other systems make."""
+        """Makes changes legal that people or other systems make."""
         check_name(status, "allow: status")
         if status in targets:
             raise DefinitionError(f"allow: from {status} to itself is not a change")
@@ -69,7 +69,7 @@ class Routes:
         self._allowed[status] = self._allowed.get(status, frozenset()) | targets
 
     def move_after(self, status: str, within: timedelta, to: str) -> None:
-        """Move workflows on that have stood in a status for so long."""
+        """Moves workflows on that have stood in a status for so long."""
         if not timedelta(0) < within <= LONGEST:
             raise DefinitionError(f"deadline of {status}: {within} is not a time of up to a hundred years")
         for wrong, why in (
@@ -82,15 +82,15 @@ class Routes:
         self._deadlines[status] = within, to
 
     def react(self, status: str, reaction: str) -> None:
-        """Run a reaction after each change to a status."""
+        """Runs a reaction after each change to a status."""
         self._reactions.setdefault(status, []).append(reaction)
 
     def taken_by(self, status: str) -> str | None:
-        """Return the name of the stage that takes workflows in a status or is at work on them. None if none does."""
+        """Returns the name of the stage that takes workflows in a status or is at work on them. None if none does."""
         return next((stage.name for stage in self.stages.values() if status in (stage.on, stage.running)), None)
 
     def legal_changes(self) -> set[tuple[str, str]]:
-        """Return every legal (from, to)."""
+        """Returns every legal (from, to)."""
         changes = {(source, target) for source, targets in self._allowed.items() for target in targets}
         for stage in self.stages.values():
             changes |= {(stage.on, target) for target in stage.to}
@@ -105,7 +105,7 @@ class Routes:
         return changes
 
     def by_status(self) -> dict[str, Route]:
-        """Return what becomes of each status that the pipeline knows."""
+        """Returns what becomes of each status that the pipeline knows."""
         known = {self._initial: Route(None, final=self._initial in self._final)}
         for source, target in sorted(self.legal_changes()):
             for status in (source, target):
@@ -129,7 +129,7 @@ class Routes:
 
 
 def statuses(names: Iterable[str], what: str) -> frozenset[str]:
-    """Return statuses as a set. Raises DefinitionError, which begins with `what`, for a string and for other names."""
+    """Returns statuses as a set. Raises DefinitionError, which begins with `what`, for a string and for other names."""
     if isinstance(names, str):
         raise DefinitionError(f"{what} must be a set of statuses, not the string {shown(names)}")
     if not isinstance(names, Iterable):
@@ -138,5 +138,5 @@ def statuses(names: Iterable[str], what: str) -> frozenset[str]:
 
 
 def targets(to: str | Iterable[str], what: str) -> frozenset[str]:
-    """Return the statuses that a change may lead to, given as one or as several."""
+    """Returns the statuses that a change may lead to, given as one or as several."""
     return statuses([to] if isinstance(to, str) else to, what)

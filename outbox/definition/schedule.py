@@ -41,11 +41,11 @@ class Schedule:
         return f"{self.pipeline}.{self.name}"
 
     def after(self, moment: datetime) -> datetime:
-        """Return the first tick after a time."""
+        """Returns the first tick after a time."""
         return next(CronSim(self.cron, moment.astimezone(ZoneInfo(self.timezone))))
 
     def tick(self, due: datetime, now: datetime) -> datetime:
-        """Return the tick that is to run: the one that is due or, if later ones were missed too, the last of them."""
+        """Returns the tick that is to run: the one that is due or, if later ones were missed too, the last of them."""
         zone = ZoneInfo(self.timezone)
         if self.catch_up or self.after(due) > now:
             return due.astimezone(zone)
@@ -79,7 +79,7 @@ def check(
     timeout: float | timedelta,
     function: Callable[..., Any],
 ) -> Schedule:
-    """Return a schedule.
+    """Returns a schedule.
 
     Raises DefinitionError for an expression that can't be read or never fires, an unknown time zone, and other values
     that make no sense.

@@ -70,7 +70,7 @@ class Stage:
         object.__setattr__(self, "is_async", _is_async(self.handler))
 
     def handled_by(self, handler: Callable[..., Any]) -> Stage:
-        """Return this stage with its handler. DefinitionError unless that is a function that returns."""
+        """Returns this stage with its handler. DefinitionError unless that is a function that returns."""
         return replace(self, handler=handler)
 
     @property

@@ -62,7 +62,7 @@ class WaitForApproval(Wait, Generic[Data]):
         return [*self.options.values(), *([self.on_deadline] if self.on_deadline else [])]
 
     def as_wait(self) -> WaitJson:
-        """Return what the database is told."""
+        """Returns what the database is told."""
         return {
             "question": self.question,
             "options": dict(self.options),

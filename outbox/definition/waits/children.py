@@ -53,7 +53,7 @@ class WaitForChildren(Wait, Generic[Data]):
         return [self.to, *(status for status in (self.on_failure, self.on_timeout) if status)]
 
     def as_wait(self) -> WaitJson:
-        """Return what the database is told."""
+        """Returns what the database is told."""
         return {
             "join": True,
             "to_status": self.to,

@@ -47,7 +47,7 @@ class WaitForSignal(Wait, Generic[Data]):
         return [self.to, *([self.on_timeout] if self.on_timeout else [])]
 
     def as_wait(self) -> WaitJson:
-        """Return what the database is told."""
+        """Returns what the database is told."""
         return {
             "signal": self.name,
             "to_status": self.to,

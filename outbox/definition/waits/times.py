@@ -14,13 +14,13 @@ LONGEST = timedelta(days=36_500)
 
 
 def check_time(what: str, value: object, least: timedelta) -> None:
-    """Raise InvalidInput, which names `what`, unless `value` is a timedelta from `least` to a hundred years."""
+    """Raises InvalidInput, which names `what`, unless `value` is a timedelta from `least` to a hundred years."""
     if not isinstance(value, timedelta) or not least <= value <= LONGEST:
         raise InvalidInput(what, f"must be a timedelta from {least} to a hundred years, not {shown(value)}")
 
 
 def check_timeout(what: str, value: object, where: str, status: str | None) -> None:
-    """Raise InvalidInput unless a time and the status that it leads to are both given, or neither is.
+    """Raises InvalidInput unless a time and the status that it leads to are both given, or neither is.
 
     `what` and `where` are the names of the two parameters.
     """
@@ -32,5 +32,5 @@ def check_timeout(what: str, value: object, where: str, status: str | None) -> N
 
 
 def seconds(value: timedelta | None) -> float | None:
-    """Return a time in seconds, as the database is told it."""
+    """Returns a time in seconds, as the database is told it."""
     return None if value is None else value.total_seconds()

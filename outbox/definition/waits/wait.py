@@ -46,4 +46,4 @@ class Wait(ABC):
 
     @abstractmethod
     def as_wait(self) -> WaitJson | None:
-        """Return what the database is told. None means that there is nothing to wait for."""
+        """Returns what the database is told. None means that there is nothing to wait for."""
