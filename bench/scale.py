@@ -124,8 +124,8 @@ class Client(ABC):
             rows = self._ask(*claim)
         got = receive(self._worker, self._lanes, rows)
         for (lane, size), mark in zip(asked, claim[1]["marks"], strict=True):
-            lane.scanned(mark, size, got.get(lane, []), self.samples[operation][-1] / 1000)
-        jobs = self._lanes.drop_waiting()
+            lane.scan.found(mark, size, got.get(lane, []), self.samples[operation][-1] / 1000)
+        jobs = [job for lane in self._lanes.values() for job in lane.drop_waiting()]
         if len(jobs) != BATCH:
             raise click.ClickException(f"a claim brought {len(jobs)} jobs, not {BATCH}")
         return jobs

@@ -22,13 +22,14 @@ from psycopg.conninfo import make_conninfo
 
 from outbox.database import embedded, migrations
 from outbox.definition import deploy
-from outbox.engine.committer import BATCH, LINGER
-from outbox.engine.lane import ASYNC_CONCURRENCY, MAX_BATCH
+from outbox.engine.committer import LINGER
+from outbox.engine.inflight import BATCH
+from outbox.engine.lane import ASYNC_CONCURRENCY, MAX_CLAIM
 
 from .app import SHAPES
 
 LIBRARIES = ("outbox-engine", "psycopg", "pydantic", "pika")
-ENGINE = {"claim": MAX_BATCH, "concurrency": ASYNC_CONCURRENCY, "commit": BATCH, "commit lingers ms": LINGER * 1000}
+ENGINE = {"claim": MAX_CLAIM, "concurrency": ASYNC_CONCURRENCY, "commit": BATCH, "commit lingers ms": LINGER * 1000}
 """How many jobs a worker claims at most, works on at once in a stage, and commits, unless a bench says otherwise."""
 
 PAYLOAD = "about 100 bytes of JSON, unless a setting or the name of a figure says otherwise"

@@ -57,12 +57,12 @@ def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def give_back(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
+def release(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that frees jobs of one owner which have not run; no attempt is burnt."""
     return SQL["jobs_give_back"], fence(jobs)
 
 
-def return_moments(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
+def return_start_times(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that takes back the moments of jobs of one stage which were not begun."""
     return SQL["moments_return"], {
         "pipeline": jobs[0].stage.pipeline.name,
