@@ -56,6 +56,7 @@ class Pipeline(Generic[Data]):
         self.name = check_name(name, "pipeline")
         self.initial = check_name(initial, "initial status")
         self.final = statuses(final, "final")
+        self.stages: dict[str, Stage] = {}
         self.schedules: dict[str, schedule.Schedule] = {}
         self.reactions: dict[str, Pipeline[Change]] = {}
         self.reaction_of: str | None = None
@@ -64,11 +65,6 @@ class Pipeline(Generic[Data]):
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, stages={list(self.stages)})"
-
-    @property
-    def stages(self) -> dict[str, Stage]:
-        """The stages by their names."""
-        return self._routes.stages
 
     def stage(
         self,
@@ -109,7 +105,7 @@ class Pipeline(Generic[Data]):
         Raises DefinitionError if the stage makes no sense.
         """
         made = Stage(
-            pipeline=self,
+            pipeline=self.name,
             name=check_name(name, "stage"),
             on=on,
             to=targets(to, f"stage {name}: to="),
@@ -118,6 +114,8 @@ class Pipeline(Generic[Data]):
             transaction=transaction,
             batch=batch,
             running=running,
+            data=self._data,
+            routes=self._routes,
             limits=limits.check(name, concurrency, rate, partition, priority, total_concurrency, total_rate),
         )
         self._routes.check(made)
@@ -126,6 +124,7 @@ class Pipeline(Generic[Data]):
 
         def register(handler: Handler) -> Handler:
             self.stages[name] = made.handled_by(handler)
+            self._routes.add(made)
             return handler
 
         return register
@@ -218,10 +217,6 @@ class Pipeline(Generic[Data]):
         return register
 
     # Which status leads where: see routes.py.
-
-    def taken_by(self, status: str) -> str | None:
-        """Returns the name of the stage that takes workflows in a status or is at work on them. None if none does."""
-        return self._routes.taken_by(status)
 
     def routes(self) -> dict[str, Route]:
         """Returns what becomes of each status that the pipeline knows."""

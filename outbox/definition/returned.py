@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from .. import texts
 from ..errors import HandlerError
-from .pipeline import Pipeline
 from .stage import Stage
 from .waits.wait import Wait, WaitJson
 
@@ -20,7 +19,7 @@ class Returned(NamedTuple):
     wait: WaitJson | None
 
 
-def read(pipeline: Pipeline[Any], stage: Stage, result: Any) -> Returned:
+def read(stage: Stage, result: Any) -> Returned:
     """Returns what a handler's result means.
 
     Raises HandlerError if the stage may not go there or nothing could end the wait, InvalidInput if the data can't be
@@ -42,26 +41,26 @@ def read(pipeline: Pipeline[Any], stage: Stage, result: Any) -> Returned:
             f"stage {stage.queue} may not go to {texts.shown(status)}, only to {', '.join(sorted(stage.to))}"
         )
     if wait is not None:
-        _check(pipeline, stage, status, result)
+        _check(stage, status, result)
     if data is None:
         return Returned(status, None, wait)
     if inspect.isawaitable(data) or inspect.isgenerator(data) or inspect.isasyncgen(data):
         if inspect.iscoroutine(data):
             data.close()
         raise HandlerError(f"stage {stage.queue} returned a {type(data).__name__}: return data, Go(…) or None")
-    return Returned(status, pipeline.dump(data), wait)
+    return Returned(status, stage.data.dump(data), wait)
 
 
-def _check(pipeline: Pipeline[Any], stage: Stage, status: str, wait: Wait) -> None:
+def _check(stage: Stage, status: str, wait: Wait) -> None:
     """Raises HandlerError if a workflow can't wait in `status`, or if what ends the wait can't move it on."""
-    taken = pipeline.taken_by(status)
+    taken = stage.routes.taken_by(status)
     if wait.delays_a_stage:
         if taken is None:
             raise HandlerError(f"stage {stage.queue} puts {status} off, but no stage takes it: nothing would run then")
-    elif taken is not None or status in pipeline.final:
+    elif taken is not None or status in stage.routes.final:
         what = f"stage {taken} takes it" if taken else "it is final"
         raise HandlerError(f"stage {stage.queue} can't wait in {status}: {what}")
-    legal = pipeline.legal_changes()
+    legal = stage.routes.legal_changes()
     for target in wait.leads_to:
         if (status, target) not in legal:
             raise HandlerError(

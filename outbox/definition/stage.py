@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..checks import check_name, check_whole
 from ..errors import DefinitionError
 from ..texts import shown
+from .data import DataType
 from .limits import Limits
 from .outcome import Backoff
-
-if TYPE_CHECKING:
-    from .pipeline import Pipeline
+from .routes import Routes
 
 MIN_TIMEOUT, MAX_TIMEOUT = 0.001, 1e8
 """The range of an attempt's timeout, in seconds: a clock can't measure less, and three years are as good as none."""
@@ -32,10 +31,10 @@ class Stage:
     """A named handler that takes the workflows of one status. Made by `Pipeline.stage`.
 
     It checks itself when it is made, and raises DefinitionError if a value makes no sense. `timeout` is in seconds.
-    `running` is the in-progress status, if it has one.
+    `running` is the in-progress status, if it has one. `data` and `routes` are those of its pipeline.
     """
 
-    pipeline: Pipeline[Any] = field(repr=False)
+    pipeline: str
     name: str
     on: str
     to: frozenset[str]
@@ -44,6 +43,8 @@ class Stage:
     transaction: bool
     batch: int | None
     running: str | None
+    data: DataType = field(repr=False)
+    routes: Routes = field(repr=False)
     limits: Limits | None = None
     handler: Callable[..., Any] = field(default=_no_handler, repr=False)
     is_async: bool = field(init=False, default=False)
@@ -76,7 +77,7 @@ class Stage:
     @property
     def queue(self) -> str:
         """The stage as a worker's row names it: `posts.enrich`."""
-        return f"{self.pipeline.name}.{self.name}"
+        return f"{self.pipeline}.{self.name}"
 
 
 def _yields(handler: Callable[..., Any]) -> bool:

@@ -65,7 +65,7 @@ def release(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
 def return_start_times(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that takes back the moments of jobs of one stage which were not begun."""
     return SQL["moments_return"], {
-        "pipeline": jobs[0].stage.pipeline.name,
+        "pipeline": jobs[0].stage.pipeline,
         "stage": jobs[0].stage.name,
         "ids": array(job.workflow_id for job in jobs),
         "moments": array(job.moment for job in jobs),
