@@ -176,9 +176,9 @@ class Filled(Client):
         self._submit()
         # As many for each stage, so that as many come to each as leave it.
         sizes = [BATCH // STAGES + (number < BATCH % STAGES) for number in range(STAGES)]
+        (pipeline,) = self._pipelines
         for _ in range(STAGES):
             jobs = self._claim(f"claim {BATCH}", list(zip(self._lanes.values(), sizes, strict=True)))
-            (pipeline,) = self._pipelines
             self._commit(f"commit {BATCH}", jobs, lambda job: chains.next_status(pipeline, job.status))
         waiting = f"rest_{random.randrange(chains.WAITING_SHARE, self._resting + 1, chains.WAITING_SHARE)}"
         with self._timed("change 1 that has rested, by hand"):
