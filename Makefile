@@ -65,7 +65,8 @@ mutants: $(STAMP) ## break the engine in each of the ways that others were broke
 bench: $(STAMP) ## measure all, with pictures, into build/bench (an hour and more); ARGS="throughput --quick": one of them, for a look
 	$(BIN)/python -m bench $(ARGS)
 
-schema: $(STAMP) ## write sql/schema.sql anew from the migrations
+schema: $(STAMP) ## write sql/schema.sql, and add to sql/history.txt which functions and views have changed
+	$(RUN) tools.schema --history
 	$(RUN) tools.schema > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql
 
 docs: $(STAMP) ## write docs/cli.md anew from the commands' help, and docs/bad-inputs.md from its table

@@ -1,7 +1,7 @@
 """Decides what people are asked, in the caller's own transaction, on a sync or an async connection.
 
 The decision, the history, the status and the next job are one commit. Exactly one decision wins: the workflow's row is
-locked before anything is looked at (see `decide` in sql/migrations/0013_waits.sql, which psql calls as well).
+locked before anything is looked at (see `decide` in sql/functions/approvals.sql, which psql calls as well).
 """
 
 from __future__ import annotations

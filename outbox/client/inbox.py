@@ -1,7 +1,7 @@
 """Step 6: first time, or duplicate, in the caller's own transaction, on a sync or an async connection.
 
 The record of a message's id and its effect are one commit, or neither is there. What the inbox may have forgotten is
-refused, whoever asks: how far back it remembers stands in the database (see sql/migrations/0008_inbox.sql).
+refused, whoever asks: how far back it remembers stands in the database (see sql/functions/inbox.sql).
 """
 
 from __future__ import annotations

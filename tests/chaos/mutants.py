@@ -113,13 +113,13 @@ MUTANTS: dict[str, Mutant] = {
         "two claims count what is at work at the same moment, and each takes the rest",
         frozenset({"too many"}),
         (),
-        database=(("outbox.jobs_claim_limited", "s.stage = of_stage FOR NO KEY UPDATE", "s.stage = of_stage"),),
+        database=(("outbox.limit_quota", "s.stage = of_stage FOR NO KEY UPDATE", "s.stage = of_stage"),),
     ),
     "limits-of-each-process": Mutant(
         "each process counts what it has at work itself, and no other's (Celery's rate_limit)",
         frozenset({"too many"}),
         (),
-        database=(("outbox.jobs_claim_limited", "j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT",
+        database=(("outbox.limit_quota", "j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT",
                    "j.owner = worker AND j.partition IS NOT NULL LIMIT"),),
     ),
     "deadline-by-another-clock": Mutant(
@@ -142,7 +142,7 @@ MUTANTS: dict[str, Mutant] = {
         "a wait begins, and its timeout is lost",
         frozenset({"lost", "stuck"}),
         (),
-        database=(("outbox.waits_begin", "WHERE i.deadline IS NOT NULL", "WHERE false"),),
+        database=(("outbox.waits_begin", "WHERE i.deadline IS NOT NULL AND i.id = ANY (ids)", "WHERE false"),),
     ),
     "attempts-counted-when-caught": Mutant(
         "what kills its worker never counts as an attempt",

@@ -693,12 +693,12 @@ SELECT json_build_object(
         FROM outbox.workflow_states AS w), '[]'),
     'jobs', coalesce((SELECT json_agg(json_build_object(
             'entity', coalesce(w.entity_id, j.workflow_id::text), 'id', j.id, 'stage', j.stage, 'status', j.status,
-            'entered', j.version, 'run_at', fake.seconds(j.run_at), 'attempt', j.attempt, 'due', j.due,
+            'entered', j.entered, 'run_at', fake.seconds(j.run_at), 'attempt', j.attempt, 'due', j.due,
             'careful', j.careful, 'owner', j.owner, 'claimed_at', fake.seconds(j.claimed_at), 'error', j.error))
         FROM outbox.jobs AS j LEFT JOIN outbox.workflow_states AS w ON w.id = j.workflow_id), '[]'),
     'deads', coalesce((SELECT json_agg(json_build_object(
             'entity', coalesce(w.entity_id, d.workflow_id::text), 'stage', d.stage, 'status', d.status,
-            'entered', d.version, 'attempts', d.attempts, 'error', d.error, 'died_at', fake.seconds(d.died_at)))
+            'entered', d.entered, 'attempts', d.attempts, 'error', d.error, 'died_at', fake.seconds(d.died_at)))
         FROM outbox.dead_jobs AS d LEFT JOIN outbox.workflow_states AS w ON w.id = d.workflow_id), '[]'),
     'changes', coalesce((SELECT json_agg(json_build_array(
             c.workflow_id, c.from_status, c.to_status, c.version, c.actor, c.reason, c.stage, c.attempt,
@@ -778,7 +778,7 @@ MUTANTS = {
     "a retry with another idempotency key": (
         look,
         "jobs_make_anew",
-        "coalesce(dead.version, workflow.version)",
+        "coalesce(dead.entered, workflow.version)",
         "workflow.version + 1",
     ),
 }

@@ -250,7 +250,7 @@ MILLION = """
     SET session_replication_role = replica; -- no triggers, so this is quick; the books are written by hand
     INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
     SELECT 'posts', 'e' || n, 'RECEIVED', '{}' FROM generate_series(1, 1000000) AS n;
-    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered)
     SELECT w.id, 'posts', 'enrich', 'RECEIVED', 1 FROM outbox.workflow_states AS w;
     INSERT INTO outbox.status_counts (pipeline, status, workflows) VALUES ('posts', 'RECEIVED', 1000000);
     INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour');

@@ -325,7 +325,7 @@ def mutate(conn: Conn, function: str, old: str, new: str) -> None:
             lambda conn, explore: test_a_handlers_transaction_that_begins_a_wait_sees_the_signal_or_fails(conn, explore, "repeatable read"), id="a signal that a snapshot does not see",
         ),
         pytest.param(
-            "children_end", "WHERE w.id = family.parent_id FOR NO KEY UPDATE", "WHERE w.id = family.parent_id",
+            "children_end", "WHERE w.id = parent.id FOR NO KEY UPDATE", "WHERE w.id = parent.id",
             lambda conn, explore: test_the_last_children_at_once_move_the_parent_once(conn, explore, ("begin", "first_ends", "second_ends"), BOTH),
             id="children that don't lock their parent",
         ),

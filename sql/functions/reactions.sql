@@ -1,30 +1,30 @@
--- What runs after a change, without being a step of the workflow. A reaction is a pipeline of its own, PIPELINE/REACTION, and
--- each change that it reacts to is a workflow in it, begun in the transaction of the change: it has its attempts, its dead
--- jobs and its history, and nothing that becomes of it touches the workflow that has changed.
+-- What runs after a change without being a step of the workflow. A reaction is a pipeline of its own, PIPELINE/REACTION, and
+-- each change that it reacts to is a workflow in it, started in the transaction of the change. It has its attempts, dead
+-- jobs and history, and whatever happens to it never touches the workflow that has changed.
 
-ALTER TABLE outbox.pipelines ADD COLUMN reaction_of text COLLATE "C";
-ALTER TABLE outbox.routes ADD COLUMN reactions text[];
-
--- Begins the reactions to changes: position n of each array is one change.
-CREATE FUNCTION outbox.react(ids uuid[], froms text[], tos text[], versions bigint[], actor text, reason text) RETURNS void
-LANGUAGE sql
-BEGIN ATOMIC
+-- Starts the reactions to changes: position n of each array is one change.
+CREATE OR REPLACE FUNCTION outbox.react(ids uuid[], froms text[], tos text[], versions bigint[], actor text, reason text)
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
     INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)
     SELECT w.pipeline || '/' || n.name,
            CASE WHEN char_length(w.entity_id) <= 480 THEN w.entity_id ELSE w.id::text END || '@' || c.version,
            jsonb_build_object('pipeline', w.pipeline, 'entity_id', w.entity_id, 'workflow_id', w.id, 'from_status', c.from_status,
-                              'status', c.to_status, 'version', c.version, 'actor', actor, 'reason', reason, 'at', now(),
-                              'data', w.metadata)
+                              'status', c.to_status, 'version', c.version, 'actor', react.actor, 'reason', react.reason,
+                              'at', now(), 'data', w.metadata)
     FROM unnest(ids, froms, tos, versions) AS c (id, from_status, to_status, version)
     JOIN outbox.workflow_states AS w ON w.id = c.id
     JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = c.to_status
     CROSS JOIN LATERAL unnest(r.reactions) AS n (name)
     ORDER BY c.id, n.name
     ON CONFLICT (pipeline, entity_id) DO NOTHING;
-END;
+END
+$$;
+COMMENT ON FUNCTION outbox.react(uuid[], text[], text[], bigint[], text, text) IS 'Internal: starts the reactions to changes.';
 
--- Deletes reactions that are done for more than so many days, with their history. Returns how many.
-CREATE FUNCTION outbox.reactions_forget(days float8, most integer) RETURNS integer
+CREATE OR REPLACE FUNCTION outbox.reactions_forget(days float8, most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -49,5 +49,7 @@ BEGIN
     RETURN deleted;
 END
 $$;
+COMMENT ON FUNCTION outbox.reactions_forget(float8, integer) IS
+    'Internal: deletes up to so many reactions, with their history, that are done for more than so many days; returns how many.';
 REVOKE EXECUTE ON FUNCTION outbox.react(uuid[], text[], text[], bigint[], text, text),
     outbox.reactions_forget(float8, integer) FROM PUBLIC;
