@@ -27,7 +27,7 @@ def request(
         "now": None,
         "worker": worker,
         "careful": careful,
-        "pipelines": [lane.stage.pipeline.name for lane, _ in lanes],
+        "pipelines": [lane.stage.pipeline for lane, _ in lanes],
         "stages": [lane.stage.name for lane, _ in lanes],
         "marks": [lane.scan.start(now) for lane, _ in lanes],
         "limits": [n for _, n in lanes],
@@ -55,7 +55,7 @@ def request_limited(
     chosen = random.randrange(len(lanes)) if careful else None
     return SQL["jobs_claim_limited"], {
         "worker": worker,
-        "pipelines": [lane.stage.pipeline.name for lane, _ in lanes],
+        "pipelines": [lane.stage.pipeline for lane, _ in lanes],
         "stages": [lane.stage.name for lane, _ in lanes],
         "limits": [n for _, n in lanes],
         "careful": [n == chosen for n in range(len(lanes))],

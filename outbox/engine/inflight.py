@@ -134,7 +134,7 @@ class InFlight:
     def done(self, finished: Sequence[tuple[Job, Finished]], count: int) -> None:
         """Counts outcomes that are in the database, and has it looked after what follows from them."""
         self.counts.done += count
-        for pipeline, status in {(job.stage.pipeline.name, outcome.status) for job, outcome in finished}:
+        for pipeline, status in {(job.stage.pipeline, outcome.status) for job, outcome in finished}:
             if self.lanes.takes(pipeline, status):
                 self.wake(returned=False)
         for _, outcome in finished:

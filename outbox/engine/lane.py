@@ -147,7 +147,7 @@ class Lanes(dict[tuple[str, str], Lane]):
         """Returns a lane for each chosen stage ("enrich" or "posts.enrich"; None: all). DefinitionError if unknown."""
         return cls(
             (
-                (stage.pipeline.name, stage.name),
+                (stage.pipeline, stage.name),
                 Lane(stage, _concurrency(stage, concurrency)),
             )
             for stage in _choose(pipelines, names)
@@ -163,7 +163,7 @@ class Lanes(dict[tuple[str, str], Lane]):
 
     def takes(self, pipeline: str, status: str) -> bool:
         """Whether a workflow that comes to this status is work for this worker."""
-        return any(lane.stage.on == status and lane.stage.pipeline.name == pipeline for lane in self.values())
+        return any(lane.stage.on == status and lane.stage.pipeline == pipeline for lane in self.values())
 
     def with_room(self) -> list[tuple[Lane, int]]:
         """Returns the lanes that may have more jobs, and how many, except those that their limits hold up."""

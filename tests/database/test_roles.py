@@ -303,7 +303,7 @@ def test_who_only_looks_sees_everything_and_changes_nothing(parcels: Conn, as_: 
         assert login(*arguments, "--json").json
     found = [finding["what"] for finding in login("doctor", "--app", APP, "--json", code=1).json]
     assert "the schema is up to date" in found
-    assert "1 jobs are dead and wait for a person" in found
+    assert "1 dead job waiting for a person" in found
     denied = [["submit", "--pipeline", "parcels"], ["deploy", "--app", "apps.cli:tickets"], ["migrate", "--roles"]]
     if group == "viewer":
         denied += [["set-status", "a", "WEIGHED"], ["retry", "a"], ["parked", "--retry"], ["relay", "--forget", "x"]]

@@ -17,9 +17,8 @@ from kit.interleave import Explore, Scene, ScheduleFailed
 from kit.pipelines import deployed, value
 from kit.scenes import MAINTENANCE, Table, books_are_right, holding
 from kit.waits import PAYMENT, TIMED, Order, Task, families, orders
-from outbox import Pipeline, decide, signal
+from outbox import Pipeline, WaitForApproval, WaitForChildren, WaitForSignal, decide, signal
 from outbox.database import user_transaction
-from outbox.definition.waits import WaitForApproval, WaitForChildren, WaitForSignal
 from outbox.engine import claim, commit, transaction
 from outbox.engine.job import Finished, Job
 from outbox.engine.lane import Lane
