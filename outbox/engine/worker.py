@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 
+from ..checks import check_number
 from ..database.link import PLANNING, Link
 from ..definition.pipeline import Pipeline
 from ..errors import DefinitionError
@@ -65,13 +66,9 @@ class Worker:
         notify: bool = True,
         retention: Retention | None = None,
     ) -> None:
-        for name, value, low, high in (
-            ("lease", lease, 0.5, 86_400),
-            ("grace", grace, 0, 86_400),
-            ("concurrency", concurrency or 1, 1, 10_000),
-        ):
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise DefinitionError(f"{name}: {shown(value)} is not a number from {low:g} to {high:,}")
+        check_number(lease, "lease", 0.5, 86_400)
+        check_number(grace, "grace", 0, 86_400)
+        check_number(concurrency or 1, "concurrency", 1, 10_000)
         self._pipelines = list(pipelines) if isinstance(pipelines, Iterable) else [pipelines]
         for pipeline in self._pipelines:
             if not isinstance(pipeline, Pipeline):
