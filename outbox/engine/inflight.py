@@ -143,11 +143,16 @@ class InFlight:
         """Takes out all jobs that wait."""
         return [job for lane in self.lanes.values() for job in lane.drop_waiting()]
 
-    def lose(self, why: str) -> None:
-        """Drops and cancels all that was claimed: nothing under the worker's present id counts any more."""
-        running, dropped = self.lanes.running(), self.drop_waiting()
+    def interrupt(self, why: str) -> list[Job]:
+        """Takes all running jobs away from their handlers; returns them."""
+        running = self.lanes.running()
         for job in running:
             job.take_away(why)
+        return running
+
+    def lose(self, why: str) -> None:
+        """Drops and cancels all that was claimed: nothing under the worker's present id counts any more."""
+        running, dropped = self.interrupt(why), self.drop_waiting()
         self.idle = False  # the worker's next row does not say that it is
         if running or dropped:
             self.counts.lost += len(running)
