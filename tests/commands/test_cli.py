@@ -160,7 +160,10 @@ def test_deploy_that_would_strand_workflows_is_refused_with_the_list(outbox: Out
     assert "WAITING_FOR_REVIEW: 1" in line
     assert "ENRICHED: 1" in line
     checked = outbox("deploy", "--app", "apps.cli:hasty", "--check", code=1)
-    assert "posts: status WAITING_FOR_REVIEW would be unknown: 1 stand there, the oldest since 0.0 days" in checked.out
+    assert (
+        "posts: status WAITING_FOR_REVIEW would be unknown, with 1 workflow in it, the oldest for 0.0 days"
+        in checked.out
+    )
     assert "WAITING_FOR_REVIEW: 1" in checked.err
     assert shop.execute("SELECT * FROM outbox.routes ORDER BY 1, 2").fetchall() == before
 

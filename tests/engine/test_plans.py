@@ -100,7 +100,7 @@ def test_a_queue_that_was_analyzed_when_it_was_empty_is_not_walked_over(
     assert entries_read(planned) - before < 50 * 20
     for statement, params in (
         commit.fail([(job, Failed("no", 0.0)) for job in jobs[:10]]),
-        commit.give_back(jobs[10:20]),
+        commit.release(jobs[10:20]),
         commit.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[20:]]),
     ):
         before = entries_read(planned)
@@ -287,7 +287,7 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
         "claim": claim.request(1, [(Lane(posts.stages["enrich"], 100), 100)], 1e9, careful=True),
         "finish": commit.finish([(job, outcome(job)) for job in taken()]),
         "fail": commit.fail([(job, Failed("no", 1.0)) for job in taken()]),
-        "give back": commit.give_back(taken()),
+        "give back": commit.release(taken()),
         "by hand": (by_hand.encode(), {"e": [f"e{800_000 + start + n}" for n in range(100)]}),
         "submit": (submit, {"pipeline": "posts", "entities": [f"x{start + n}" for n in range(100)], "metadata": ["{}"] * 100}),
         "promote": (maintenance["jobs_promote_due"], {"limit": 100, "now": None}),
