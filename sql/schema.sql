@@ -265,8 +265,8 @@ BEGIN
         -- The time that it took to come here is not to be made up for.
         q.earliest := greatest(q.earliest, clock_timestamp() + make_interval(secs => lead));
         q.start_at := greatest(q.start_at, q.earliest);
-        -- Each job has its start time, where there is a rate: of the stage from `start_at` on, or of its partition after the
-        -- delay of that.
+        -- 4. When each may start, where there is a rate: of the stage from `start_at` on, or of its partition after the
+        -- partition's delay.
         RETURN QUERY
         WITH job AS MATERIALIZED (
             SELECT j.id, j.workflow_id, j.entered, j.attempt, j.careful, j.partition, j.priority,
