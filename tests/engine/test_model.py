@@ -50,7 +50,7 @@ from outbox.operations import change, look
 Conn = psycopg.Connection[Any]
 T, U = TypeVar("T"), TypeVar("U")
 WORKER = statements.load("lease")
-MAINTENANCE = statements.load("maintenance")
+MAINTENANCE = {**statements.load("maintenance"), **statements.load("retention")}
 LEASE = 10.0
 SLOTS = 3
 RETENTION = {"workflows": "retention_workflows", "history": "retention_history", "dead": "retention_dead_jobs"}
