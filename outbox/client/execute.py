@@ -2,6 +2,7 @@
 
 What users call in their own transaction (submit, inbox) is written once: a generator that yields statements and is sent
 their rows (see database/steps.py). Here nothing is begun, ended or reset: connection and transaction are the caller's.
+What the database refuses is raised as the error of ours that it is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.rows import tuple_row
 
+from ..database.refusals import raised_as_ours
 from ..database.steps import Statement, perform, perform_async
 from ..errors import InvalidInput
 
@@ -36,11 +38,12 @@ def drive(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
 
 
 def _rows(conn: psycopg.Connection[Any], statement: Statement) -> list[Any]:
-    with conn.cursor(row_factory=tuple_row) as cursor:
+    with raised_as_ours(), conn.cursor(row_factory=tuple_row) as cursor:
         return cursor.execute(*statement).fetchall()
 
 
 async def _rows_async(conn: psycopg.AsyncConnection[Any], statement: Statement) -> list[Any]:
-    async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(*statement)
-        return await cursor.fetchall()
+    with raised_as_ours():
+        async with conn.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(*statement)
+            return await cursor.fetchall()

@@ -57,7 +57,7 @@ class Run(Generic[Data]):
 
     @property
     def pipeline(self) -> str:
-        return self._job.stage.pipeline.name
+        return self._job.stage.pipeline
 
     @property
     def stage(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 
 from .. import texts
-from ..checks import is_wait
+from ..checks import as_delay
 from ..client.inbox import Inbox, accepting
 from ..database import statements, user_transaction
 from ..database.dsn import engine_conninfo
@@ -26,9 +26,9 @@ from ..database.link import Link, idle_ms, threshold
 from ..database.steps import Call
 from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.outcome import Backoff, Reject, Retry
-from ..errors import HandlerError, TooNew, TooOld
+from ..errors import HandlerError, TooNew, TooOld, Unreadable
 from ..texts import printable
-from .delivery import Arrival, Delivery, Unreadable, storable
+from .delivery import Arrival, Delivery, storable
 
 SQL = statements.load("receive")
 log = logging.getLogger("outbox.consumer")
@@ -119,8 +119,8 @@ class Receiver:
                 delay = None if isinstance(error, Reject) else retry.delay(delivery.attempt)
                 if delay is None:
                     return await self._park(arrival, delivery, _text(error))
-                if isinstance(error, Retry) and is_wait(error.after):
-                    delay = error.after
+                if isinstance(error, Retry) and (after := as_delay(error.after)) is not None:
+                    delay = after
                 log.warning("message %s: attempt %s failed, the next one in %.1f s: %s", delivery.message_id,
                             delivery.attempt, delay, printable(_text(error)))  # fmt: skip
                 if await self._stopped_within(delay):

@@ -90,7 +90,7 @@ def _replaced(text: str, replacements: tuple[tuple[str, str], ...], where: str) 
 
 
 # A worker that does not know that it was taken for dead: what is left is the database's fence.
-UNAWARE = code("outbox.engine.worker:Worker._lose", ("running, dropped =", "return\n    running, dropped ="))
+UNAWARE = code("outbox.engine.inflight:InFlight.lose", ("running, dropped =", "return\n    running, dropped ="))
 OWN_TRANSACTION = 'yield b"COMMIT", {}; yield b"BEGIN", {}'
 
 MUTANTS: dict[str, Mutant] = {
@@ -113,13 +113,13 @@ MUTANTS: dict[str, Mutant] = {
         "two claims count what is at work at the same moment, and each takes the rest",
         frozenset({"too many"}),
         (),
-        database=(("outbox.jobs_claim_limited", "s.stage = of_stage FOR NO KEY UPDATE", "s.stage = of_stage"),),
+        database=(("outbox.limit_quota", "s.stage = of_stage FOR NO KEY UPDATE", "s.stage = of_stage"),),
     ),
     "limits-of-each-process": Mutant(
         "each process counts what it has at work itself, and no other's (Celery's rate_limit)",
         frozenset({"too many"}),
         (),
-        database=(("outbox.jobs_claim_limited", "j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT",
+        database=(("outbox.limit_quota", "j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT",
                    "j.owner = worker AND j.partition IS NOT NULL LIMIT"),),
     ),
     "deadline-by-another-clock": Mutant(
@@ -142,7 +142,7 @@ MUTANTS: dict[str, Mutant] = {
         "a wait begins, and its timeout is lost",
         frozenset({"lost", "stuck"}),
         (),
-        database=(("outbox.waits_begin", "WHERE i.deadline IS NOT NULL", "WHERE false"),),
+        database=(("outbox.waits_begin", "WHERE i.deadline IS NOT NULL AND i.id = ANY (ids)", "WHERE false"),),
     ),
     "attempts-counted-when-caught": Mutant(
         "what kills its worker never counts as an attempt",
@@ -165,7 +165,7 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"stuck", "lost", "two holders", "zombie write"}),
         ("kill-9",),
         (
-            sql("worker", "worker_register",
+            sql("lease", "worker_register",
                 ("INSERT INTO", "WITH known AS (SELECT id FROM outbox.workers LIMIT 1), new AS (INSERT INTO"),
                 ("VALUES (%(name)s, %(stages)s, make_interval(secs => %(lease)s))",
                  "SELECT %(name)s, %(stages)s, make_interval(secs => %(lease)s) WHERE NOT EXISTS (SELECT FROM known)"),
@@ -177,10 +177,10 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"stuck", "lost"}),
         ("notify-lost",),
         (
-            code("outbox.engine.claimer:Claimer.run", ("min(delay, self._held_for() or delay)", "None")),
+            code("outbox.engine.inflight:InFlight.woken", ("min(seconds, self.lanes.held_for() or seconds)", "None")),
             code("outbox.engine.maintenance:Maintenance.tick", ("if ready:", "if False:")),  # it polls for an idle claimer
-            code("outbox.engine.maintenance:Maintenance._fire", ("self._on_ready()", "pass")),
-            code("outbox.engine.claimer:Claimer.committed", ("if lane.stage.limits", "if False")),
+            code("outbox.engine.maintenance:Maintenance._fire", ("self._inflight.wake()", "pass")),
+            code("outbox.engine.inflight:InFlight._released_limits", ("if lane.stage.limits", "if False")),
         ),
     ),
     "error-text-not-cleaned": Mutant(
@@ -218,7 +218,7 @@ MUTANTS: dict[str, Mutant] = {
         (
             code("outbox.engine.commit:finish", ("sent = [", "sent = [] and [")),
             code("outbox.engine.committer:Committer._finish",
-                 ("self._counts.done +=", "await __import__('chaos.mutants').mutants.publish(self._link, batch, held)\n    self._counts.done +=")),
+                 ("self._inflight.done(", "await __import__('chaos.mutants').mutants.publish(self._link, batch, held)\n    self._inflight.done(")),
         ),
     ),
     "message-before-commit": Mutant(
@@ -271,13 +271,13 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"lost", "marked early"}),
         (),
         (
-            sql("relay", "relay_cut",
+            sql("log", "relay_cut",
                 ("window_end = pg_current_snapshot(), position = 0,", "window_end = pg_current_snapshot(),"),
                 ("RETURNING r.window_start::text, r.window_end::text", "RETURNING r.window_start::text, r.window_end::text, r.position")),
-            sql("relay", "window_read",
+            sql("log", "window_read",
                 ("n.xid >= pg_snapshot_xmax(%(start)s::pg_snapshot) AND n.xid < pg_snapshot_xmax(%(end)s::pg_snapshot)", "true"),
                 ("l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(%(start)s::pg_snapshot)))", "%(start)s IS NULL")),
-            sql("relay", "relay_advance", ("CASE WHEN %(done)s THEN 0 ELSE %(position)s END", "greatest(r.position, %(position)s)")),
+            sql("log", "relay_advance", ("CASE WHEN %(done)s THEN 0 ELSE %(position)s END", "greatest(r.position, %(position)s)")),
         ),
     ),
     "relay-without-epoch": Mutant(
@@ -285,7 +285,7 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"lost", "inversion", "marked early"}),
         ("relay-frozen",),
         (
-            *(sql("relay", name, (" AND r.epoch = %(epoch)s", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
+            *(sql("log", name, (" AND r.epoch = %(epoch)s", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
             code("outbox.messages.relay:Relay.may_send", ("return ", "return True or ")),
         ),
         seconds=60,
