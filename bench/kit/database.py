@@ -22,8 +22,8 @@ from psycopg.conninfo import make_conninfo
 
 from outbox.database import embedded, migrations
 from outbox.definition import deploy
+from outbox.engine.batch import BATCH
 from outbox.engine.committer import LINGER
-from outbox.engine.inflight import BATCH
 from outbox.engine.lane import ASYNC_CONCURRENCY, MAX_CLAIM
 
 from .app import SHAPES

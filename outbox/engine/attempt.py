@@ -86,7 +86,7 @@ class Attempts:
             deadline = time.monotonic() + lane.stage.timeout
             for job in jobs:
                 job.deadline, job.task, job.checkpoints = deadline, task, self._checkpoints
-        if lane.paced and lane.waiting and (rest := lane.waiting[0].begins - time.monotonic()) > 0:
+        if lane.paced and lane.waiting and (rest := lane.waiting[0].starts - time.monotonic()) > 0:
             if timer := self._timers.get(lane):
                 timer.cancel()
             self._timers[lane] = self._loop.call_later(rest, self.start, lane)

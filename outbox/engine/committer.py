@@ -15,7 +15,8 @@ from ..database import killpoints
 from ..database.link import Link
 from ..texts import printable
 from . import commit
-from .inflight import BATCH, Batch, InFlight
+from .batch import BATCH, Batch
+from .inflight import InFlight
 from .job import Failed, Finished, Job, fail
 from .release import Releaser
 
