@@ -67,26 +67,28 @@ class Inbox:
         rows = yield SQL["inbox_accept"], {"consumer": self.consumer, "message_id": message_id}
         new, too_old, too_new, oldest, newest = rows[0]
         if too_old:
-            raise self._too_old(message_id, datetime.fromtimestamp(oldest, UTC))
+            raise _too_old(self.consumer, message_id, datetime.fromtimestamp(oldest, UTC))
         if too_new:
-            raise self._too_new(message_id, datetime.fromtimestamp(newest, UTC))
+            raise _too_new(self.consumer, message_id, datetime.fromtimestamp(newest, UTC))
         return bool(new)
 
-    def _too_old(self, message_id: UUID, oldest: datetime) -> TooOld:
-        sent_at = made_at(message_id)
-        return TooOld(
-            f"message {message_id} was made at {sent_at.isoformat()}, and the inbox of {self.consumer!r} remembers "
-            f"nothing before {oldest.isoformat()}: it may be a duplicate",
-            consumer=self.consumer, message_id=message_id, sent_at=sent_at, oldest=oldest,
-        )  # fmt: skip
 
-    def _too_new(self, message_id: UUID, newest: datetime) -> TooNew:
-        sent_at = made_at(message_id)
-        return TooNew(
-            f"message {message_id} says that it was made at {sent_at.isoformat()}, which is more than a day ahead: "
-            f"{self.consumer!r} takes nothing after {newest.isoformat()}",
-            consumer=self.consumer, message_id=message_id, sent_at=sent_at, newest=newest,
-        )  # fmt: skip
+def _too_old(consumer: str, message_id: UUID, oldest: datetime) -> TooOld:
+    sent_at = made_at(message_id)
+    return TooOld(
+        f"message {message_id} was made at {sent_at.isoformat()}, and the inbox of {consumer!r} remembers nothing "
+        f"before {oldest.isoformat()}: it may be a duplicate",
+        consumer=consumer, message_id=message_id, sent_at=sent_at, oldest=oldest,
+    )  # fmt: skip
+
+
+def _too_new(consumer: str, message_id: UUID, newest: datetime) -> TooNew:
+    sent_at = made_at(message_id)
+    return TooNew(
+        f"message {message_id} says that it was made at {sent_at.isoformat()}, which is more than a day ahead: "
+        f"{consumer!r} takes nothing after {newest.isoformat()}",
+        consumer=consumer, message_id=message_id, sent_at=sent_at, newest=newest,
+    )  # fmt: skip
 
 
 async def forget(conn: psycopg.AsyncConnection[Any], days: float) -> None:
