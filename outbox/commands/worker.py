@@ -17,16 +17,17 @@ from ..engine.retention import MAX_DAYS, Retention
 from ..engine.worker import Worker
 from ..errors import OutboxError, SettingsError
 from . import application, logs, processes
-from .shared import Number, app_option, dsn_of
+from .connection import dsn_of
+from .options import Number, app_option
 
 
 @click.command()
 @app_option
-@click.option("--stage", "stages", multiple=True, help="Serve only this stage; may be given again. Default: all.")
+@click.option("--stage", "stages", multiple=True, help="Serve only this stage; repeatable. Default: all.")
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 10_000),
-    help="Attempts at once per stage in each process; what a stage says counts over all.",
+    help="Concurrent attempts per stage in this process. A stage's own `concurrency` holds across all workers.",
 )
 @click.option(
     "--processes",
@@ -34,7 +35,7 @@ from .shared import Number, app_option, dsn_of
     type=click.IntRange(1, 256),
     default=1,
     show_default=True,
-    help="Work in so many processes, each with the whole concurrency: a core of Python each.",
+    help="Number of processes, each with the full concurrency. Python uses one core in each.",
 )
 @click.option("--drain", is_flag=True, help="Exit when nothing is due.")
 @click.option(
@@ -42,14 +43,14 @@ from .shared import Number, app_option, dsn_of
     type=Number(0.5, 86_400),
     default=30.0,
     show_default=True,
-    help="Seconds that a frozen worker keeps its jobs.",
+    help="Seconds that a frozen worker keeps its jobs before others take them over.",
 )
 @click.option(
     "--grace",
     type=Number(0, 86_400),
     default=30.0,
     show_default=True,
-    help="Seconds that running handlers get after SIGTERM.",
+    help="Seconds that running handlers have to finish after SIGTERM.",
 )
 @click.option(
     "--log",
@@ -57,29 +58,29 @@ from .shared import Number, app_option, dsn_of
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="How log lines look.",
+    help="Format of the log lines.",
 )
-@click.option("--no-notify", is_flag=True, help="Poll only; don't LISTEN.")
+@click.option("--no-notify", is_flag=True, help="Only poll; don't LISTEN.")
 @click.option(
     "--keep-workflows",
     type=Number(0, MAX_DAYS),
     metavar="DAYS",
-    help="Delete workflows that ended longer ago, with their history.",
+    help="Delete workflows that ended longer ago than this, with their history.",
 )
-@click.option("--keep-history", type=Number(0, MAX_DAYS), metavar="DAYS", help="Delete history that is older.")
+@click.option("--keep-history", type=Number(0, MAX_DAYS), metavar="DAYS", help="Delete history older than this.")
 @click.option(
     "--keep-dead",
     type=Number(0, MAX_DAYS),
     metavar="DAYS",
     default=90.0,
     show_default=True,
-    help="Drop the errors of jobs that died longer ago; that they are dead stays.",
+    help="Delete the errors of jobs that died longer ago than this. The jobs stay dead.",
 )
 @click.option(
     "--keep-messages",
     type=Number(0, MAX_DAYS),
     metavar="DAYS",
-    help="Delete messages that are older, if no relay is there to hand them on.",
+    help="Delete messages older than this if there is no relay to deliver them.",
 )
 @click.option(
     "--keep-inbox",
@@ -87,7 +88,7 @@ from .shared import Number, app_option, dsn_of
     metavar="DAYS",
     default=90.0,
     show_default=True,
-    help="Forget ids in the inbox that are older; consumers refuse such messages then.",
+    help="Forget ids in the inbox older than this. Consumers then refuse messages that old.",
 )
 @click.pass_obj
 def worker(
@@ -95,11 +96,11 @@ def worker(
     drain: bool, lease: float, grace: float, log_style: str, no_notify: bool, keep_workflows: float | None,
     keep_history: float | None, keep_dead: float, keep_messages: float | None, keep_inbox: float,
 ) -> None:  # fmt: skip
-    """Run the stages of an application, until SIGTERM or Ctrl-C.
+    """Run the stages of an application until SIGTERM or Ctrl-C.
 
-    The first signal gives back what has not started and lets running handlers finish within the grace time; the
-    second one stops at once. Any number of workers, on any number of machines, share the work. With --processes, one
-    that is killed is started anew, and all stop together.
+    The first signal releases the jobs that have not started and lets running handlers finish within the grace period;
+    the second one stops at once. Any number of workers on any number of machines share the work. With --processes, a
+    process that is killed is started again, and all stop together.
     """
     logs.set_up(log_style)
     leash = processes.fork(count) if count > 1 else None

@@ -327,7 +327,7 @@ def test_options_that_make_no_sense_are_refused(outbox: Outbox, other_dsn: str) 
     for arguments, said in (
         (["--to", other_dsn], "--to and --pipeline go together"),
         (["--pipeline", "posts"], "--to and --pipeline go together"),
-        (["--topic", "a"], "--topic and --shard go with --to"),
+        (["--topic", "a"], "--topic and --shard need --to"),
         (["--to", other_dsn, "--pipeline", "posts", "--shard", "4/4"], "is not N/M"),
         (["--to", other_dsn, "--pipeline", "posts", "--shard", "x"], "is not N/M"),
     ):
