@@ -178,7 +178,7 @@ def test_the_page_prints_what_each_group_may_do(groups: None, conn: Conn) -> Non
 def test_what_a_group_can_really_do_is_what_the_catalog_says(as_: As, conn: Conn, group: str) -> None:
     login = as_(group)
     for table in tables(conn):
-        if table == "overview":  # Postgres says of a view that it can't be written before it asks for rights
+        if table in ("overview", "routed", "waiting"):  # Postgres says of a view that it can't be written before it asks for rights
             assert allowed(login, table, "S", columns(conn, table)) == (rights(conn, group, table) == "S")
         else:
             assert tried(login, table, columns(conn, table)) == rights(conn, group, table), table
