@@ -4,6 +4,7 @@ from .client.approvals import approve, decide, reject
 from .client.inbox import Inbox
 from .client.signals import Signalled, signal
 from .client.submit import Submitted
+from .database.refusals import error_of
 from .definition.outcome import Backoff, Go, Reject, Retry
 from .definition.pipeline import Pipeline
 from .definition.reactions import Change
@@ -15,40 +16,62 @@ from .engine.retention import Retention
 from .engine.run import Run
 from .engine.worker import Worker
 from .errors import (
+    AppendOnly,
+    DataChanged,
     DefinitionError,
     EmbeddedUnavailable,
     HandlerError,
+    IdentityFixed,
+    IllegalChange,
     InvalidInput,
     LeaseLost,
+    NoSuchOption,
+    NotAnId,
     NotDeployed,
     NotFound,
+    NothingAsked,
+    NoWorkflow,
     OutboxError,
+    Refused,
     SchemaError,
     SettingsError,
     Stranded,
+    TooLate,
     TooNew,
     TooOld,
+    UnknownPipeline,
+    UnknownStatus,
 )
 from .messages.consumer import Consumer, consume
 from .messages.delivery import Delivery
 from .messages.sharding import shard
+from .operations.prepare import deploy, migrate
 
 __all__ = [
+    "AppendOnly",
     "Backoff",
     "Change",
     "Consumer",
+    "DataChanged",
     "DefinitionError",
     "Delivery",
     "EmbeddedUnavailable",
     "Go",
     "HandlerError",
+    "IdentityFixed",
+    "IllegalChange",
     "Inbox",
     "InvalidInput",
     "LeaseLost",
+    "NoSuchOption",
+    "NoWorkflow",
+    "NotAnId",
     "NotDeployed",
     "NotFound",
+    "NothingAsked",
     "OutboxError",
     "Pipeline",
+    "Refused",
     "Reject",
     "Retention",
     "Retry",
@@ -59,8 +82,11 @@ __all__ = [
     "Stranded",
     "Submitted",
     "Tick",
+    "TooLate",
     "TooNew",
     "TooOld",
+    "UnknownPipeline",
+    "UnknownStatus",
     "WaitForApproval",
     "WaitForChildren",
     "WaitForSignal",
@@ -68,6 +94,9 @@ __all__ = [
     "approve",
     "consume",
     "decide",
+    "deploy",
+    "error_of",
+    "migrate",
     "reject",
     "shard",
     "signal",

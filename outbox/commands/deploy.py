@@ -18,7 +18,9 @@ from .shared import app_option, database
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Say what is missing or has changed; exit 1 if anything is. Changes nothing.")
+@click.option(
+    "--check", is_flag=True, help="Say what is missing or has changed; exit 1 if anything is. Changes nothing."
+)
 @click.option("--sql", "as_sql", is_flag=True, help="Print the pending SQL as a script for psql. Changes nothing.")
 @click.option("--roles", is_flag=True, help="Also make the groups that login roles are put into, with their rights.")
 @click.pass_obj

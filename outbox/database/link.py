@@ -83,7 +83,8 @@ class Link:
         self._dsn = engine_conninfo(dsn, role)
         self._role = role
         self._pooled = pooled
-        self._settings = settings or {}
+        # With a pooler in between, settings of a session would leak into other clients' sessions.
+        self._settings = {} if pooled else settings or {}
         self._on_connect = on_connect
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._connecting = asyncio.Lock()  # two tasks that find none would make two, and nobody would close the first

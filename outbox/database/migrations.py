@@ -184,9 +184,7 @@ def require(conn: psycopg.Connection[Any]) -> None:
         said = [f"missing {', '.join(missing)}"] if missing else []
         if older := [name for name in lacking if name in recorded]:
             said.append(f"older {', '.join(older)}")
-        raise SchemaError(
-            f"the database's schema is older than this Outbox ({'; '.join(said)}). Run: outbox migrate"
-        )
+        raise SchemaError(f"the database's schema is older than this Outbox ({'; '.join(said)}). Run: outbox migrate")
 
 
 def _is_pending(migration: Migration, recorded: Mapping[str, str | None]) -> bool:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from .. import documents, texts
 from ..checks import check_whole
-from ..errors import DefinitionError, HandlerError, InvalidInput
+from ..errors import DefinitionError, HandlerError, InvalidInput, TooNewData
 
 VERSION = "$version"
 """The key under which a document has the version of its type. A document without it has version 1."""
@@ -19,10 +19,6 @@ MAX_VERSION = 10_000
 """The highest version of a type. Each version is one upgrade that somebody writes, so this bounds only mistakes."""
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-class TooNewData(HandlerError):
-    """The stored data was written by later code than this. A newer worker can read it."""
 
 
 class DataType:

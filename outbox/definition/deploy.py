@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -116,10 +116,11 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
         lines = _of_reactions(pipeline, lambda reaction: deploy(conn, reaction))
         if not Definition.read(conn, pipeline.name).changes_to(new):
             return lines
+        ((patience,),) = _rows(conn, "SELECT current_setting('lock_timeout')")
         conn.execute("SELECT set_config('lock_timeout', '5s', true)")
         conn.execute(SQL["deploy_turn"])
         conn.execute(SQL["deploy_lock"])
-        conn.execute("SELECT set_config('lock_timeout', '0', true)")
+        conn.execute("SELECT set_config('lock_timeout', %s, true)", (patience,))
         old = Definition.read(conn, pipeline.name)
         _refuse_stranding(conn, pipeline.name, old, new)
         for statement, params in _writes(pipeline, old, new):
@@ -231,8 +232,7 @@ def _as_json(path: Path | None) -> str | None:
 
 def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> None:
     """Writes the schedules. A new one starts with its next tick by the database's clock."""
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        ((now,),) = cursor.execute("SELECT now()").fetchall()
+    ((now,),) = _rows(conn, "SELECT now()")
     chosen = list(pipeline.schedules.values())
     conn.execute(SQL["schedules_clear"], {"pipeline": pipeline.name, "schedules": [each.name for each in chosen]})
     conn.execute(
@@ -252,10 +252,16 @@ def _refuse_stranding(conn: psycopg.Connection[Any], name: str, old: Definition,
     gone = [status for status in old.routes if status not in new.routes]
     if not gone:
         return
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        standing = cursor.execute(SQL["workflows_in_statuses"], {"pipeline": name, "statuses": gone}).fetchall()
+    standing = _rows(conn, SQL["workflows_in_statuses"], {"pipeline": name, "statuses": gone})
     if standing:
         raise Stranded(name, dict(standing))
+
+
+def _rows(
+    conn: psycopg.Connection[Any], question: LiteralString | bytes, params: dict[str, Any] | None = None
+) -> list[Any]:
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(question, params).fetchall()
 
 
 def _describe(route: Route) -> str:

@@ -266,7 +266,7 @@ class Pipeline(Generic[Data]):
         nothing. Raises InvalidInput, before any SQL, if the id or the data can't be stored, and NotDeployed if the
         database doesn't know the pipeline.
         """
-        submitted: Submitted | Awaitable[Submitted] = submit(self.name, self.dump_readable, conn, entity_id, data)
+        submitted: Submitted | Awaitable[Submitted] = submit(self, conn, entity_id, data)
         return submitted
 
     @overload
@@ -283,5 +283,5 @@ class Pipeline(Generic[Data]):
         Returns how many are new. Entities that have a workflow are left alone. On an error the caller's transaction
         decides what becomes of those before it.
         """
-        started: int | Awaitable[int] = submit_many(self.name, self.dump_readable, conn, items)
+        started: int | Awaitable[int] = submit_many(self, conn, items)
         return started

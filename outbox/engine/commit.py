@@ -68,7 +68,7 @@ def return_start_times(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
         "pipeline": jobs[0].stage.pipeline,
         "stage": jobs[0].stage.name,
         "ids": array(job.workflow_id for job in jobs),
-        "start_times": array(job.moment for job in jobs),
+        "start_times": array(job.start_time for job in jobs),
         "slack": SLACK,
     }
 

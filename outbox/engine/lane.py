@@ -80,7 +80,7 @@ class Lane:
 
     def _may_start(self, job: Job) -> bool:
         """Whether its start time has come, and its in-progress status is stored, where it has one."""
-        if job.begins and job.begins > time.monotonic():
+        if job.starts and job.starts > time.monotonic():
             return False
         return not self.stage.running or job.status != self.stage.on
 
@@ -101,7 +101,7 @@ class Lane:
         """Puts back what was rolled back together, to start before anything else, each without the others."""
         for job in reversed(jobs):
             if not job.lost:
-                job.alone, job.begins = True, 0.0  # it has started once
+                job.alone, job.starts = True, 0.0  # it has started once
                 self.waiting.appendleft(job)
 
     def remove(self, job: Job) -> bool:
@@ -116,7 +116,7 @@ class Lane:
         """Takes out what waits and has missed its start time."""
         late: list[Job] = []
         now = time.monotonic()
-        while self.waiting and is_late(self.waiting[0].begins, now):
+        while self.waiting and is_late(self.waiting[0].starts, now):
             late.append(self.waiting.popleft())
             self.careful -= late[-1].careful
         return late

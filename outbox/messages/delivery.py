@@ -13,13 +13,9 @@ from uuid import UUID
 
 from .. import texts
 from ..client.inbox import parse_id
-from ..errors import InvalidInput, OutboxError
+from ..errors import InvalidInput, Unreadable
 
 _DEEPEST = 20
-
-
-class Unreadable(OutboxError):
-    """A delivery can't be what a relay sends. The message says what is wrong with it."""
 
 
 @dataclass(slots=True, eq=False)

@@ -21,7 +21,7 @@ from psycopg import sql
 from ..database import statements
 from ..database.dsn import engine_conninfo
 from ..database.statements import array, text_array
-from ..errors import OutboxError
+from ..errors import TakenOver
 from . import ring
 
 SQL = statements.load("log")
@@ -33,10 +33,6 @@ LEASE = 5.0
 READ_AT_ONCE = 100_000
 FETCH_BYTES = 4 * 2**20
 MOST_ROWS = 5_000
-
-
-class TakenOver(OutboxError):
-    """Another process relays under this name now. Nothing of this one counts any more; it stands by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,23 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psycopg
 
 from .. import texts
 from ..checks import as_delay
-from ..client.inbox import Inbox
-from ..database import statements
+from ..client.inbox import Inbox, accepting
+from ..database import statements, user_transaction
 from ..database.dsn import engine_conninfo
-from ..database.link import Link, idle_ms, reclaim, threshold
+from ..database.link import Link, idle_ms, threshold
+from ..database.steps import Call
+from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.outcome import Backoff, Reject, Retry
-from ..errors import HandlerError, TooNew, TooOld
+from ..errors import HandlerError, TooNew, TooOld, Unreadable
 from ..texts import printable
-from .delivery import Arrival, Delivery, Unreadable, storable
+from .delivery import Arrival, Delivery, storable
 
 SQL = statements.load("receive")
 log = logging.getLogger("outbox.consumer")
@@ -132,7 +135,8 @@ class Receiver:
     async def _handle(self, arrival: Arrival, delivery: Delivery) -> bool:
         """Handle a message in a transaction, unless it was handled before."""
         if self._terms.is_async:
-            new = await self._in_loop(arrival, delivery)
+            conn = await self._link.connection()
+            new = await user_transaction.run_async(conn, self._delivering(conn, arrival, delivery))
         else:
             loop = asyncio.get_running_loop()
             new = await loop.run_in_executor(self._thread, self._in_thread, arrival, delivery)
@@ -143,51 +147,27 @@ class Receiver:
             log.info("message %s was handled before", delivery.message_id)
         return True
 
-    async def _in_loop(self, arrival: Arrival, delivery: Delivery) -> bool:
-        conn = await self._link.connection()
-        async with conn.transaction():
-            await conn.execute(SQL["delivery_mark"], self._mark(delivery))
-            new = await self._terms.inbox.accept(conn, delivery.message_id)
-            if new:
-                delivery.connection = conn
-                try:
-                    await self._in_time(self._terms.handler(delivery))
-                finally:
-                    reclaim(conn)
-                _require_same(delivery, await (await conn.execute(SQL["delivery_mark_read"])).fetchone())
-            if _had_trouble(arrival, delivery):
-                await conn.execute(SQL["delivery_settle"], self._known(arrival, delivery))
-        return new
-
     def _in_thread(self, arrival: Arrival, delivery: Delivery) -> bool:
         if self._sync is None or self._sync.closed:
             conninfo = engine_conninfo(self._dsn, "consumer")
             self._sync = psycopg.connect(conninfo, autocommit=True, prepare_threshold=threshold(self._pooled))
-        conn = self._sync
-        with conn.transaction():
-            conn.execute(SQL["delivery_mark"], self._mark(delivery))
-            new = self._terms.inbox.accept(conn, delivery.message_id)
-            if new:
-                delivery.connection = conn
-                try:
-                    self._terms.handler(delivery)
-                except (StopIteration, GeneratorExit) as error:  # which neither a future nor a coroutine can hold
-                    raise RuntimeError(f"the handler raised {type(error).__name__}") from error
-                finally:
-                    reclaim(conn)
-                _require_same(delivery, conn.execute(SQL["delivery_mark_read"]).fetchone())
-            if _had_trouble(arrival, delivery):
-                conn.execute(SQL["delivery_settle"], self._known(arrival, delivery))
-        return new
+        return user_transaction.run(self._sync, self._delivering(self._sync, arrival, delivery))
 
-    async def _in_time(self, handling: Awaitable[Any]) -> None:
-        try:
-            async with asyncio.timeout(self._terms.timeout) as deadline:
-                await handling
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise TimeoutError(f"not done within {self._terms.timeout:g} s") from None
+    def _delivering(self, conn: Any, arrival: Arrival, delivery: Delivery) -> Steps[bool]:
+        """Calls the handler, and commits what it wrote with the message's id; returns False for one handled before."""
+        yield Begin((SQL["delivery_mark"], self._mark(delivery)))
+        new = yield from accepting(self._terms.inbox.consumer, delivery.message_id)
+        if new:
+            delivery.connection = conn
+            try:
+                yield Call(partial(self._terms.handler, delivery), self._terms.timeout)
+            except (StopIteration, GeneratorExit) as error:  # which neither a future nor a coroutine can hold
+                raise RuntimeError(f"the handler raised {type(error).__name__}") from error
+            _require_same(delivery, (yield SQL["delivery_mark_read"], {}))
+        if _had_trouble(arrival, delivery):
+            yield SQL["delivery_settle"], self._known(arrival, delivery)
+        yield Commit()
+        return new
 
     async def _next_attempt(self, delivery: Delivery, first: int) -> int:
         known = {"consumer": self._terms.inbox.consumer, "message_id": delivery.message_id}
@@ -232,6 +212,8 @@ class Receiver:
             return False
         if error.sqlstate is not None:
             return error.sqlstate in _OUTAGES or error.sqlstate[:2] in _OUTAGE_CLASSES
+        if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+            return False  # such as a block of psycopg's that the handler left open, which costs the connection, too
         if self._terms.is_async:
             return not self._link.is_open
         return self._sync is None or self._sync.closed
@@ -246,8 +228,8 @@ def _had_trouble(arrival: Arrival, delivery: Delivery) -> bool:
     return arrival.redelivered or arrival.parked is not None or delivery.attempt > 1
 
 
-def _require_same(delivery: Delivery, row: Any) -> None:
-    if row is None or row[0] != str(delivery.message_id):
+def _require_same(delivery: Delivery, rows: list[Any]) -> None:
+    if rows != [(str(delivery.message_id),)]:
         raise HandlerError(
             "the handler ended the transaction that it was given: what it wrote may be committed, and the message "
             "counts as handled. Don't commit or roll back on delivery.connection; use delivery.connection.transaction()"

@@ -20,9 +20,9 @@ from .. import service
 from ..checks import check_name
 from ..database import killpoints
 from ..database.link import first_line, temporary
-from ..errors import DefinitionError
+from ..errors import DefinitionError, TakenOver
 from ..texts import printable
-from .log import LEASE, Log, Outgoing, TakenOver, Window
+from .log import LEASE, Log, Outgoing, Window
 
 log = logging.getLogger("outbox.relay")
 

@@ -10,6 +10,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from ..database import statements
+from ..database.refusals import raised_as_ours
 from ..errors import NotFound, OutboxError
 from .look import parked_by, rows
 
@@ -56,9 +57,9 @@ def set_status(
 ) -> bool:
     """Moves a workflow to a status in the name of `actor`. Returns False if it has that status already.
 
-    Raises the trigger's error (SQLSTATE OB001, OB003) if the change isn't legal.
+    Raises IllegalChange or UnknownStatus if the pipeline doesn't allow the change.
     """
-    with conn.transaction():
+    with raised_as_ours(), conn.transaction():
         conn.execute(SQL["change_mark"], {"actor": actor, "reason": reason})
         return conn.execute(SQL["status_set"], {"id": workflow, "status": status}).rowcount > 0
 

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from kit.commands import Outbox
-from kit.databases import OWNER, make_database
+from kit.databases import OWNER, janitor, make_database
 from kit.pipelines import Post, deployed, drain, status_of, value
 from kit.servers import PostgresServer, versions
 from outbox import SchemaError
@@ -71,14 +71,21 @@ def test_k12_a_crash_between_two_migrations_is_carried_on_from(empty_dsn: str) -
 def test_a_crash_before_the_functions_leaves_a_schema_that_no_worker_uses(empty_dsn: str) -> None:
     steps = len(schema.transactions()) - 1
     killed = subprocess.run(
-        [sys.executable, "-c", "import sys; from outbox.database import migrations; migrations.apply(sys.argv[1])", empty_dsn],
+        [
+            sys.executable,
+            "-c",
+            "import sys; from outbox.database import migrations; migrations.apply(sys.argv[1])",
+            empty_dsn,
+        ],
         env={**os.environ, "OUTBOX_KILL_AT": f"K12:{steps}"},
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL
     with psycopg.connect(empty_dsn, autocommit=True) as conn:
         functions = [migration.name for migration in schema.transactions()[-1]]
-        with pytest.raises(SchemaError, match=f"older than this Outbox .missing {', '.join(functions)}.. Run: outbox migrate"):
+        with pytest.raises(
+            SchemaError, match=f"older than this Outbox .missing {', '.join(functions)}.. Run: outbox migrate"
+        ):
             migrations.require(conn)
         assert migrations.apply(conn) == functions
         migrations.require(conn)
@@ -143,7 +150,9 @@ def test_functions_of_a_later_release_are_left_alone_and_do_not_stop_a_worker(
             refused()
     assert told in outbox("migrate", code=1).err
     assert waits_end(conn) != ours
-    assert [migration.name for migration in migrations.pending(conn)] == ["0006_inbox", "functions/inbox"], "nothing was applied"
+    assert [migration.name for migration in migrations.pending(conn)] == ["0006_inbox", "functions/inbox"], (
+        "nothing was applied"
+    )
     assert migrations.newer(conn) == ["functions/waits"]
     conn.execute(
         "INSERT INTO outbox.schema_migrations (name, hash) VALUES ('0006_inbox', NULL), ('functions/inbox', %s)",
@@ -180,13 +189,17 @@ def test_a_database_from_before_the_first_release_is_told_what_to_do_and_is_not_
                 refused(conn)
         for arguments in (["migrate"], ["migrate", "--check"], ["migrate", "--sql"], ["status"], ["doctor"]):
             assert told in Outbox(empty_dsn)(*arguments, code=1).err
-        assert conn.execute("SELECT name FROM outbox.schema_migrations ORDER BY 1").fetchall() == [(name,) for name in names]
+        assert conn.execute("SELECT name FROM outbox.schema_migrations ORDER BY 1").fetchall() == [
+            (name,) for name in names
+        ]
         tables = "SELECT count(*) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace AND relkind = 'r'"
         assert value(conn, tables) == 1
 
 
 @pytest.mark.parametrize("version", versions())
-def test_what_can_be_replaced_is_applied_over_itself(version: str, make_server: Callable[[str], PostgresServer]) -> None:
+def test_what_can_be_replaced_is_applied_over_itself(
+    version: str, make_server: Callable[[str], PostgresServer]
+) -> None:
     server = make_server(version)
     make_database(server, "twice", "template0")
     with psycopg.connect(server.dsn("twice"), autocommit=True) as conn:
@@ -230,24 +243,15 @@ def test_a_newer_schema_is_named_and_does_not_stop_an_older_worker(conn: Conn, d
 
 
 def test_a_role_without_a_schema_of_its_own_is_told_by_postgres(server: PostgresServer) -> None:
-    make_database(server, "strangers", "template0")
-    try:
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            migrations.apply(server.dsn("strangers", OWNER))
-    finally:
-        with server.admin() as admin:
-            admin.execute("DROP DATABASE strangers WITH (FORCE)")
+    with janitor(server, "strangers"), pytest.raises(psycopg.errors.InsufficientPrivilege):
+        migrations.apply(server.dsn("strangers", OWNER))
 
 
 @pytest.mark.parametrize("version", versions())
 def test_a_pipeline_runs_on_every_supported_postgres(
     version: str, make_server: Callable[[str], PostgresServer]
 ) -> None:
-    server = make_server(version)
-    with server.admin() as admin:
-        admin.execute(f"CREATE ROLE {OWNER} LOGIN")
-    make_database(server, "app")
-    dsn = server.dsn("app", OWNER)
+    dsn = make_database(make_server(version), "app")
     migrations.apply(dsn)
     with psycopg.connect(dsn, autocommit=True) as conn:
         assert str(value(conn, "SHOW server_version")).startswith(version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 import threading
@@ -13,11 +14,12 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from pytest_postgresql.executors import NoopExecutor
 
 from apps.roles import app
 from kit.broker import channel
 from kit.commands import Outbox
-from kit.databases import OWNER, make_database
+from kit.databases import OWNER, clone
 from kit.inbox import made
 from kit.pipelines import status_of, value
 from kit.servers import PostgresServer, Process, wait_for
@@ -540,11 +542,13 @@ def test_garbage_on_our_channels_causes_polls_and_no_more(
 # Making them.
 
 
-def test_two_databases_make_the_groups_at_once_and_any_number_of_times(admin: Conn, server: PostgresServer) -> None:
+def test_two_databases_make_the_groups_at_once_and_any_number_of_times(
+    admin: Conn, server: PostgresServer, template: NoopExecutor
+) -> None:
     names = [f"roles_{n}" for n in range(4)]
-    for name in names:
-        make_database(server, name, "template")
-    try:
+    with contextlib.ExitStack() as databases:
+        for name in names:
+            databases.enter_context(clone(template, name))
         for _ in range(3):
             failed: list[Exception] = []
             threads = [threading.Thread(target=make, args=(server.dsn(name), failed)) for name in names * 2]
@@ -558,9 +562,6 @@ def test_two_databases_make_the_groups_at_once_and_any_number_of_times(admin: Co
                 with psycopg.connect(server.dsn(name), autocommit=True) as conn:
                     forget_groups_here(conn)
             forget_groups(admin)
-    finally:
-        for name in names:
-            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 def make(dsn: str, failed: list[Exception]) -> None:

@@ -71,7 +71,9 @@ def test_everything_is_described_and_what_is_not_for_users_says_so(conn: Conn) -
 
 
 def test_every_column_of_a_public_table_is_described(conn: Conn) -> None:
-    found = {(table, column): comment for table, column, comment in conn.execute(COLUMN_COMMENTS.encode(), [sorted(PUBLIC)])}
+    found = {
+        (table, column): comment for table, column, comment in conn.execute(COLUMN_COMMENTS.encode(), [sorted(PUBLIC)])
+    }
     assert [name for name, comment in found.items() if not comment] == []
     for table, columns in COLUMNS.items():
         for column in columns.split():
@@ -95,8 +97,12 @@ def test_every_function_is_valid(conn: Conn) -> None:
     assert validated[1] > 30
 
 
-@pytest.mark.parametrize("name", [migration.name for migration in schema.all_migrations() if "functions/" in migration.name])
+@pytest.mark.parametrize(
+    "name", [migration.name for migration in schema.all_migrations() if "functions/" in migration.name]
+)
 def test_no_function_is_longer_than_90_lines_but_the_orchestrator(name: str) -> None:
     (text,) = (migration.sql for migration in schema.all_migrations() if migration.name == name)
-    for function, body in re.findall(r"^CREATE OR REPLACE FUNCTION outbox\.(\w+)(.*?^\$\$;)", text, re.MULTILINE | re.DOTALL):
+    for function, body in re.findall(
+        r"^CREATE OR REPLACE FUNCTION outbox\.(\w+)(.*?^\$\$;)", text, re.MULTILINE | re.DOTALL
+    ):
         assert body.count("\n") <= 90 or function == "workflows_changed", function

@@ -55,7 +55,9 @@ def test_every_index_that_a_header_names_exists() -> None:
 
 def test_the_copies_of_the_fence_are_the_same() -> None:
     """The statements that need it lock differently, so it stands in each."""
-    fence = re.compile(r"WHERE j\.workflow_id = (\w+)\.id\s+AND j\.id = \1\.job AND (j\.owner .*?) AND j\.attempt = \1\.attempt")
+    fence = re.compile(
+        r"WHERE j\.workflow_id = (\w+)\.id\s+AND j\.id = \1\.job AND (j\.owner .*?) AND j\.attempt = \1\.attempt"
+    )
     ours = [(name, body) for name, _, body in statements() if name.startswith(("claim.", "commit."))]
     found = {name: match[2] for name, body in ours if (match := fence.search(body))}
     assert set(found) == {

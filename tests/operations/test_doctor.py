@@ -11,7 +11,7 @@ import pytest
 
 from apps.cli import posts
 from kit.commands import Outbox
-from kit.databases import serve
+from kit.databases import templates
 from kit.pipelines import Post, deployed, drain, value
 from kit.servers import PostgresServer, Process, wait_for
 from outbox import Go, Pipeline
@@ -22,10 +22,14 @@ Spawn = Callable[..., Process]
 APP = "apps.cli:posts"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
     """In the place of the tests' own, whose fsync is off."""
-    yield from serve(PostgresServer(fsync=True))
+    with PostgresServer(fsync=True) as server:
+        yield server
+
+
+empty_template, template = templates()
 
 
 @contextmanager

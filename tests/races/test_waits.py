@@ -18,6 +18,7 @@ from kit.pipelines import deployed, value
 from kit.scenes import MAINTENANCE, Table, books_are_right, holding
 from kit.waits import PAYMENT, TIMED, Order, Task, families, orders
 from outbox import Pipeline, WaitForApproval, WaitForChildren, WaitForSignal, decide, signal
+from outbox.database import user_transaction
 from outbox.engine import claim, commit, transaction
 from outbox.engine.job import Finished, Job
 from outbox.engine.lane import Lane
@@ -177,9 +178,9 @@ def test_a_handlers_transaction_that_begins_a_wait_sees_the_signal_or_fails(
 
         def run(other: Conn) -> list[str]:
             other.execute(f"SET default_transaction_isolation = '{isolation}'".encode())
-            (outcome,) = transaction.run_sync(other, [table.job])
+            ended = user_transaction.run(other, transaction.attempt(other, [table.job]))
             other.execute("RESET default_transaction_isolation")
-            return ["WAITING"] if isinstance(outcome, Finished) else []
+            return ["WAITING"] if isinstance(ended, transaction.Committed) else []
 
         def check(outcomes: dict[str, Any]) -> None:
             books_are_right(conn)
