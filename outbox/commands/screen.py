@@ -103,6 +103,12 @@ def status(found: dict[str, list[Row]]) -> Group:
         for row in found["workers"]
     ]
     parts: list[Any] = [table(None, columns, overview) if overview else Text("no pipeline is deployed here")]
+    if found["overdue"]:
+        rows = [
+            [row["pipeline"], row["status"], row["kind"], _up_to(row["workflows"]), age(row["overdue_seconds"])]
+            for row in found["overdue"]
+        ]
+        parts += [Text(), table(None, ["pipeline", "status", "waits for", "past the deadline", "for"], rows)]
     if found["limits"]:
         rows = [
             [row["pipeline"], row["stage"], _limits(row), _up_to(row["running"]), _up_to(row["ready"])]

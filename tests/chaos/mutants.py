@@ -142,7 +142,7 @@ MUTANTS: dict[str, Mutant] = {
         "a wait begins, and its timeout is lost",
         frozenset({"lost", "stuck"}),
         (),
-        database=(("outbox.waits_begin", "WHERE i.deadline IS NOT NULL AND i.id = ANY (ids)", "WHERE false"),),
+        database=(("outbox.timeouts_begin", "WHERE i.deadline IS NOT NULL AND i.id = ANY (ids)", "WHERE false"),),
     ),
     "attempts-counted-when-caught": Mutant(
         "what kills its worker never counts as an attempt",
