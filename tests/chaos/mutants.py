@@ -165,7 +165,7 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"stuck", "lost", "two holders", "zombie write"}),
         ("kill-9",),
         (
-            sql("worker", "worker_register",
+            sql("lease", "worker_register",
                 ("INSERT INTO", "WITH known AS (SELECT id FROM outbox.workers LIMIT 1), new AS (INSERT INTO"),
                 ("VALUES (%(name)s, %(stages)s, make_interval(secs => %(lease)s))",
                  "SELECT %(name)s, %(stages)s, make_interval(secs => %(lease)s) WHERE NOT EXISTS (SELECT FROM known)"),
@@ -271,13 +271,13 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"lost", "marked early"}),
         (),
         (
-            sql("relay", "relay_cut",
+            sql("log", "relay_cut",
                 ("window_end = pg_current_snapshot(), position = 0,", "window_end = pg_current_snapshot(),"),
                 ("RETURNING r.window_start::text, r.window_end::text", "RETURNING r.window_start::text, r.window_end::text, r.position")),
-            sql("relay", "window_read",
+            sql("log", "window_read",
                 ("n.xid >= pg_snapshot_xmax(%(start)s::pg_snapshot) AND n.xid < pg_snapshot_xmax(%(end)s::pg_snapshot)", "true"),
                 ("l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(%(start)s::pg_snapshot)))", "%(start)s IS NULL")),
-            sql("relay", "relay_advance", ("CASE WHEN %(done)s THEN 0 ELSE %(position)s END", "greatest(r.position, %(position)s)")),
+            sql("log", "relay_advance", ("CASE WHEN %(done)s THEN 0 ELSE %(position)s END", "greatest(r.position, %(position)s)")),
         ),
     ),
     "relay-without-epoch": Mutant(
@@ -285,7 +285,7 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"lost", "inversion", "marked early"}),
         ("relay-frozen",),
         (
-            *(sql("relay", name, (" AND r.epoch = %(epoch)s", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
+            *(sql("log", name, (" AND r.epoch = %(epoch)s", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
             code("outbox.messages.target:Lease.is_held", ("return ", "return True or ")),
         ),
         seconds=60,

@@ -155,7 +155,7 @@ def test_an_entity_that_is_there_already_is_parked_and_can_be_sent_again(
     write(conn, "post_2", '{"content": "a second one"}')
     relay = hand_on()
     assert (relay.relayed, relay.parked) == (1, 2)
-    assert all("has a workflow there already" in reason for reason in parked(conn).values())
+    assert all("its entity already has a workflow there" in reason for reason in parked(conn).values())
     assert value(other, "SELECT metadata->>'content' FROM outbox.workflow_states WHERE entity_id = 'post_2'") == "a"
     other.execute("DELETE FROM outbox.workflow_states WHERE entity_id = 'post_1'")
     outbox("parked", "--retry")

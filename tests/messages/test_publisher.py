@@ -105,6 +105,13 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "REFUSED", replace(batch.REFUSED, first=0.01, max=0.05))
 
 
+def be_patient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the broker have so many seconds for each answer."""
+    monkeypatch.setattr(connection, "PATIENCE", seconds)
+    monkeypatch.setattr(connection, "OPEN_WITHIN", 3 * seconds)
+    monkeypatch.setattr(connection, "CLOSE_WITHIN", seconds / 5)
+
+
 @pytest.fixture
 def broker() -> Iterator[ScriptedBroker]:
     """A broker that leaves every answer to the test."""
@@ -499,7 +506,7 @@ ENDS: dict[str, Callable[[Line, int], None]] = {
 def test_a_broker_that_fails_while_a_channel_is_opened_is_tried_until_it_answers(
     start: Start, monkeypatch: pytest.MonkeyPatch, step: type, end: str
 ) -> None:
-    monkeypatch.setattr(connection, "PATIENCE", 0.1)
+    be_patient(monkeypatch, 0.1)
     with ScriptedBroker(confirm) as broker:
         broker.instead[step] = ENDS[end]
         sender = start(broker, exchange="x")
@@ -1069,7 +1076,7 @@ def test_closing_does_not_wait_for_a_broker_that_does_not_answer(
 def test_closing_while_a_channel_is_opened_leaves_no_connection_behind(
     start: Start, monkeypatch: pytest.MonkeyPatch, step: type
 ) -> None:
-    monkeypatch.setattr(connection, "PATIENCE", 0.5)
+    be_patient(monkeypatch, 0.5)
     with ScriptedBroker() as broker:
         reached = threading.Event()
         broker.instead[step] = lambda line, channel: reached.set()
