@@ -1,24 +1,46 @@
-"""What can go wrong, as a tree. Each class says when it comes and what to do. Database errors stay psycopg's.
+"""What can go wrong, as a tree. A class says when it is raised and what to do; its data are attributes.
 
 OutboxError
-├── DefinitionError      a pipeline, stage or back-off is defined wrongly: at import, before any database
-├── InvalidInput         a caller's value can't be stored: before any SQL, so the transaction stays usable
-├── SettingsError        a setting is missing or wrong
-├── EmbeddedUnavailable  no DSN was given and the bundled Postgres can't be started
-├── SchemaError          the database's schema is missing, older or newer than this code
-├── NotDeployed          the database doesn't know the pipeline as this code has it
-├── Stranded             a deploy would leave workflows in a status that nobody knows
-├── NotFound             no such workflow, dead job or pipeline
-├── TooOld               a message's id was made before the inbox's memory: nobody can say if it is a duplicate
-├── TooNew               a message's id was made in the future: a clock is wrong
-├── HandlerError         a handler returned what can't be an outcome, or broke the transaction it was given
-└── LeaseLost            the job was taken away: nothing that this attempt does counts any more
+├── DefinitionError         a pipeline, stage or back-off is defined wrongly; raised at import, before any database
+├── InvalidInput            a value can't be stored; raised before any SQL, so the transaction stays usable
+├── SettingsError           a setting is missing or wrong
+├── EmbeddedUnavailable     no DSN was given, and the bundled Postgres can't be started
+├── SchemaError             the database's schema is missing, or is older or newer than this code
+├── NotDeployed             the database doesn't have the pipeline as this code has it
+├── Stranded                a deploy would leave workflows in a status that the new version doesn't know
+├── NotFound                there is no such workflow, dead job, stage, relay or pipeline
+├── HandlerError            a handler returned what can't be an outcome, or ended the transaction that it was given
+│   └── TooNewData          a workflow's data was stored by later code than this
+├── LeaseLost               the job was taken away; nothing that this attempt does counts any more
+├── BrokenLine              a line of a file can't be submitted
+├── TakenOver               another process has the relay's name
+├── Unreadable              a delivery can't be what a relay sends
+└── Refused                 a trigger or function of the schema refused a statement; also a psycopg.DatabaseError
+    ├── IllegalChange       OB001: the pipeline doesn't allow this change of a status
+    ├── UnknownPipeline     OB002: a workflow was started in a pipeline that isn't deployed; also a NotDeployed
+    ├── UnknownStatus       OB003: the pipeline doesn't know the status
+    ├── IdentityFixed       OB004: a workflow's id, pipeline or entity_id was changed
+    ├── AppendOnly          OB005: history was changed, or workflows were truncated
+    ├── NotAnId             OB006: the inbox was given an id that isn't a UUIDv7
+    ├── TooOld              OB007: a message's id is older than what the inbox remembers; it may be a duplicate
+    ├── TooNew              OB008: a message's id was made in the future; a clock is wrong
+    ├── AnotherTransaction  OB009: a handler ended the transaction that it was given
+    ├── NotHeld             OB010: jobs were taken away before the handler's transaction was committed
+    ├── NoWorkflow          OB011: a decision or a signal is for a workflow that doesn't exist; also a NotFound
+    ├── NothingAsked        OB012: a decision is for a workflow that has asked no question
+    ├── TooLate             OB013: a decision came after the question had ended
+    ├── NoSuchOption        OB014: a decision isn't one of the question's options
+    └── DataChanged         OB015: the data has changed since it was shown to the person who decides
 """
 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
+
+import psycopg
+from psycopg.pq import DiagnosticField
 
 
 class OutboxError(Exception):
@@ -47,15 +69,15 @@ class EmbeddedUnavailable(OutboxError):
 
 
 class SchemaError(OutboxError):
-    """The schema doesn't match this code. Run `outbox migrate`, or install the Outbox that the schema is of."""
+    """The schema doesn't match this code. Run `outbox migrate`, or install the release that the schema belongs to."""
 
 
 class NotDeployed(OutboxError):
-    """The database doesn't know the pipeline as this code has it. Run `outbox deploy`."""
+    """The database doesn't have the pipeline as this code has it. Run `outbox deploy`."""
 
 
 class Stranded(OutboxError):
-    """A deploy was refused: `workflows` maps each status that would be unknown to how many stand in it."""
+    """A deploy was refused. `workflows` maps each status that would be unknown to the number of workflows in it."""
 
     def __init__(self, pipeline: str, workflows: dict[str, int]) -> None:
         listed = ", ".join(f"{status}: {count}" for status, count in sorted(workflows.items()))
@@ -68,46 +90,214 @@ class Stranded(OutboxError):
 
 
 class NotFound(OutboxError, LookupError):
-    """There is no such thing in the database."""
-
-
-class TooOld(OutboxError):
-    """A message was refused since the inbox may have forgotten its id. A person must say whether it had its effect.
-
-    It was made at `sent_at`; what was made before `oldest` is refused. Nothing was written.
-    """
-
-    def __init__(self, consumer: str, message_id: UUID, sent_at: datetime, oldest: datetime) -> None:
-        super().__init__(
-            f"message {message_id} was made at {sent_at.isoformat()}, and the inbox of {consumer!r} remembers nothing "
-            f"before {oldest.isoformat()}: nobody can say whether it is a duplicate"
-        )
-        self.consumer = consumer
-        self.message_id = message_id
-        self.sent_at = sent_at
-        self.oldest = oldest
-
-
-class TooNew(OutboxError):
-    """A message was refused since its id is of the future. Correct the clock of its sender, or of the database.
-
-    It was made at `sent_at`; what is made after `newest` is refused. Nothing was written.
-    """
-
-    def __init__(self, consumer: str, message_id: UUID, sent_at: datetime, newest: datetime) -> None:
-        super().__init__(
-            f"message {message_id} says that it was made at {sent_at.isoformat()}, which is more than a day ahead: "
-            f"{consumer!r} takes nothing after {newest.isoformat()}"
-        )
-        self.consumer = consumer
-        self.message_id = message_id
-        self.sent_at = sent_at
-        self.newest = newest
+    """The database has no such thing. Correct the name."""
 
 
 class HandlerError(OutboxError):
     """A handler's result can't be used. The attempt has failed; the message says what to return."""
 
 
+class TooNewData(HandlerError):
+    """The stored data was written by later code than this. A newer worker can read it."""
+
+
 class LeaseLost(OutboxError):
     """The job was taken away (timeout, lost lease, changed by hand). Nothing of this attempt is written."""
+
+
+class BrokenLine(OutboxError):
+    """A line can't be submitted. The message has its number; nothing of the file was submitted."""
+
+
+class TakenOver(OutboxError):
+    """Another process has the relay's name. This one stands by until the name is free."""
+
+
+class Unreadable(OutboxError):
+    """A delivery can't be what a relay sends. The message says what is wrong with it."""
+
+
+class Refused(OutboxError, psycopg.DatabaseError):
+    """A trigger or a function of the schema `outbox` refused a statement, as docs/errors.md lists.
+
+    Each subclass has a `sqlstate`, and attributes for what the database says about the case; an attribute is None if
+    the database doesn't say it. `hint` says what to do. A class that this release doesn't know yet is a plain Refused.
+
+    The calls of this package raise these classes. For a statement of your own, the driver raises its own error;
+    `outbox.error_of` finds the Refused behind it.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, *, sqlstate: str | None = None, **data: Any) -> None:
+        told = {
+            DiagnosticField.SQLSTATE: sqlstate or self.sqlstate,
+            DiagnosticField.MESSAGE_PRIMARY: message,
+            DiagnosticField.MESSAGE_HINT: hint,
+        }
+        info: dict[int, bytes | None] = dict.fromkeys(DiagnosticField)  # psycopg asks for fields that nobody told, too
+        info |= {field: text.encode("utf-8", "replace") for field, text in told.items() if text is not None}
+        super().__init__(f"{message} ({hint})" if hint else message, info=info)
+        self.hint = hint
+        for name, value in data.items():
+            setattr(self, name, value)
+
+
+class IllegalChange(Refused):
+    """The pipeline doesn't allow this change of a status. `outbox.legal_changes` lists those that it allows.
+
+    Change to one of these. Or allow the change with `Pipeline.allow()`, and deploy.
+    """
+
+    sqlstate = "OB001"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    from_status: str | None = None
+    to_status: str | None = None
+
+
+class UnknownPipeline(Refused, NotDeployed):
+    """A workflow was started in a pipeline that isn't deployed. Run `outbox deploy`."""
+
+    sqlstate = "OB002"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    from_status: str | None = None
+    to_status: str | None = None
+
+
+class UnknownStatus(Refused):
+    """The pipeline doesn't know `to_status`. Use one that `outbox.routes` lists, or deploy the version that knows it.
+
+    `from_status` is None where the workflow was to start in it.
+    """
+
+    sqlstate = "OB003"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    from_status: str | None = None
+    to_status: str | None = None
+
+
+class IdentityFixed(Refused):
+    """A workflow's id, pipeline or entity_id was changed. Start a new workflow instead, and end this one."""
+
+    sqlstate = "OB004"
+    pipeline: str | None = None
+    entity_id: str | None = None
+
+
+class AppendOnly(Refused):
+    """History was changed or deleted, or workflows were truncated. Retention deletes: `outbox worker --keep-history`.
+
+    `operation` is UPDATE, DELETE or TRUNCATE.
+    """
+
+    sqlstate = "OB005"
+    table: str | None = None
+    operation: str | None = None
+
+
+class NotAnId(Refused):
+    """The inbox was given an id that isn't a UUIDv7. Take the message's own id: the header `cloudEvents_id`."""
+
+    sqlstate = "OB006"
+    consumer: str | None = None
+    message_id: UUID | None = None
+
+
+class TooOld(Refused):
+    """A message was refused because the inbox may have forgotten its id. A person must find out if it had its effect.
+
+    It was made at `sent_at`; the inbox refuses what was made before `oldest`. `Inbox.accept` writes nothing then, and
+    the transaction stays usable.
+    """
+
+    sqlstate = "OB007"
+    consumer: str | None = None
+    message_id: UUID | None = None
+    sent_at: datetime | None = None
+    oldest: datetime | None = None
+
+
+class TooNew(Refused):
+    """A message was refused because its id is from the future. Correct the clock of its sender, or of the database.
+
+    It was made at `sent_at`; the inbox refuses what is made after `newest`. `Inbox.accept` writes nothing then, and
+    the transaction stays usable. A time beyond the year 9999 is None where the database tells it.
+    """
+
+    sqlstate = "OB008"
+    consumer: str | None = None
+    message_id: UUID | None = None
+    sent_at: datetime | None = None
+    newest: datetime | None = None
+
+
+class AnotherTransaction(Refused):
+    """A handler ended the transaction that it was given. The engine catches this, and the attempt fails."""
+
+    sqlstate = "OB009"
+    claim: str | None = None
+
+
+class NotHeld(Refused):
+    """Jobs were taken away before the handler's transaction was committed. The engine catches this: nothing is written.
+
+    `held` of `jobs` are still held.
+    """
+
+    sqlstate = "OB010"
+    jobs: int | None = None
+    held: int | None = None
+
+
+class NoWorkflow(Refused, NotFound):
+    """A decision or a signal is for a workflow that doesn't exist. Submit it first, or correct pipeline and entity."""
+
+    sqlstate = "OB011"
+    pipeline: str | None = None
+    entity_id: str | None = None
+
+
+class NothingAsked(Refused):
+    """A decision is for a workflow in `status` that has asked no question. `outbox approvals` lists what is asked."""
+
+    sqlstate = "OB012"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    status: str | None = None
+
+
+class TooLate(Refused):
+    """A decision came after the question had ended. There is nothing to do.
+
+    `ended` says how: "decided" (with `decision`), "deadline" or "withdrawn"; `by` and `at` say by whom and when. The
+    workflow moved to `to_status`.
+    """
+
+    sqlstate = "OB013"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    by: str | None = None
+    at: datetime | None = None
+    ended: str | None = None
+    decision: str | None = None
+    to_status: str | None = None
+
+
+class NoSuchOption(Refused):
+    """A decision isn't one of the question's `options`. Choose one of these."""
+
+    sqlstate = "OB014"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    decision: str | None = None
+    options: tuple[str, ...] | None = None
+
+
+class DataChanged(Refused):
+    """The data has changed since it was shown. Look at it again, and decide with this `shown`."""
+
+    sqlstate = "OB015"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    shown: str | None = None

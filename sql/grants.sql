@@ -34,7 +34,7 @@ GRANT USAGE ON SEQUENCE outbox.message_ids TO outbox_submitter, outbox_worker;
 -- Viewer: sees everything. Operator: that, and what a person does.
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_viewer, outbox_operator;
 GRANT UPDATE (current_status) ON outbox.workflow_states TO outbox_operator;
-GRANT INSERT (workflow_id, pipeline, stage, status, version, deadline, on_deadline, partition, priority)
+GRANT INSERT (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
     ON outbox.jobs TO outbox_operator;
 GRANT USAGE ON SEQUENCE outbox.job_ids TO outbox_operator;
 GRANT DELETE ON outbox.dead_jobs, outbox.relays TO outbox_operator;
@@ -63,7 +63,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.checkpoints TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.orphans TO outbox_worker;
 GRANT SELECT ON outbox.children, outbox.pauses, outbox.limits TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.jobs_claim_limited(integer, text, text, integer, boolean, float8, float8, float8) TO outbox_worker;
-GRANT EXECUTE ON FUNCTION outbox.moments_return(text, text, uuid[], float8[], float8) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.start_times_return(text, text, uuid[], float8[], float8) TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.partition_rates TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.reactions_forget(float8, integer) TO outbox_worker;
 GRANT INSERT (pipeline, stage, paused_by, reason), DELETE ON outbox.pauses TO outbox_operator;

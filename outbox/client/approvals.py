@@ -1,7 +1,7 @@
 """Decides what people are asked, in the caller's own transaction, on a sync or an async connection.
 
 The decision, the history, the status and the next job are one commit. Exactly one decision wins: the workflow's row is
-locked before anything is looked at (see `decide` in sql/migrations/0013_waits.sql, which psql calls as well).
+locked before anything is looked at. The function `decide` in the database does it, for clients that speak SQL, too.
 """
 
 from __future__ import annotations
@@ -16,41 +16,36 @@ from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
 from ..errors import InvalidInput
 from .execute import Steps, execute
-from .named import Named
+from .pipelines import PipelineLike, name_of
 
 SQL = statements.load("approvals")
 
 
 @overload
 def decide(
-    conn: psycopg.AsyncConnection[Any], pipeline: Named | str, entity_id: str, decision: str, *,
+    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def decide(
-    conn: psycopg.Connection[Any], pipeline: Named | str, entity_id: str, decision: str, *,
+    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
 ) -> str: ...  # fmt: skip
 def decide(
-    conn: Any,
-    pipeline: Named | str,
-    entity_id: str,
-    decision: str,
-    *,
-    by: str | None = None,
-    reason: str | None = None,
-    edit: Any = None,
-    shown: str | None = None,
-) -> Any:
-    """Answer the open question of a workflow in the caller's transaction; returns the status that it has then.
+    conn: Any, pipeline: PipelineLike | str, entity_id: str, decision: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
+) -> Any:  # fmt: skip
+    """Answers the open question of a workflow in the caller's transaction, and returns the status that it then has.
 
-    `by` (default: the database's role) and `reason` are kept in the history. `edit` becomes the workflow's data and is
-    validated by the pipeline, which must be given as such. `shown` is the hash of the data that was looked at, as the
-    list of approvals tells it (default: of what was asked about).
+    Awaited on an async connection. `decision` is one of the question's options. `by` (default: the database's role) and
+    `reason` are kept in the history. `edit` becomes the workflow's data; the pipeline validates it, so give the
+    Pipeline and not its name. `shown` is the hash of the data that the person looked at, as `outbox approvals` lists
+    it, if the data has changed since the question was asked.
 
-    InvalidInput before any SQL; else psycopg's error with SQLSTATE OB011 (no such workflow), OB012 (nothing is asked),
-    OB013 (too late: by whom and when), OB014 (no such option), OB015 (the data has changed since it was shown). The
-    same decision by the same person once more is no error, and changes nothing.
+    The same decision by the same person again is not an error, and changes nothing.
+
+    Raises InvalidInput before any SQL if a value can't be stored. NoWorkflow, NothingAsked, TooLate, NoSuchOption and
+    DataChanged come from the database and end the transaction, as any error in it does.
     """
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
     for what, text, longest in (
@@ -60,35 +55,49 @@ def decide(
     ):
         if text is not None:
             texts.check_text(text, what, longest)
-    name, edited = pipeline if isinstance(pipeline, str) else pipeline.name, None
+    edited = None
     if edit is not None:
         if isinstance(pipeline, str):
             raise InvalidInput("edit", "is validated by the pipeline: give the Pipeline, not its name")
         edited = pipeline.dump_readable(edit)
-    params = {"pipeline": name, "entity": entity_id, "decision": decision, "by": by, "reason": reason}
+    params = {"pipeline": name_of(pipeline), "entity": entity_id, "decision": decision, "by": by, "reason": reason}
     return execute(conn, _decide({**params, "edit": edited, "shown": shown}))
 
 
 @overload
 def approve(
-    conn: psycopg.AsyncConnection[Any], pipeline: Named | str, entity_id: str, **how: Any
-) -> Coroutine[Any, Any, str]: ...
+    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
+) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
-def approve(conn: psycopg.Connection[Any], pipeline: Named | str, entity_id: str, **how: Any) -> str: ...
-def approve(conn: Any, pipeline: Named | str, entity_id: str, **how: Any) -> Any:
-    """Decide "approve"; see `decide`."""
-    return decide(conn, pipeline, entity_id, "approve", **how)
+def approve(
+    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
+) -> str: ...  # fmt: skip
+def approve(
+    conn: Any, pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
+) -> Any:  # fmt: skip
+    """Answers the open question of a workflow with "approve". Parameters, result and errors are those of `decide`."""
+    return decide(conn, pipeline, entity_id, "approve", by=by, reason=reason, edit=edit, shown=shown)
 
 
 @overload
 def reject(
-    conn: psycopg.AsyncConnection[Any], pipeline: Named | str, entity_id: str, **how: Any
-) -> Coroutine[Any, Any, str]: ...
+    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
+) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
-def reject(conn: psycopg.Connection[Any], pipeline: Named | str, entity_id: str, **how: Any) -> str: ...
-def reject(conn: Any, pipeline: Named | str, entity_id: str, **how: Any) -> Any:
-    """Decide "reject"; see `decide`."""
-    return decide(conn, pipeline, entity_id, "reject", **how)
+def reject(
+    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
+) -> str: ...  # fmt: skip
+def reject(
+    conn: Any, pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
+) -> Any:  # fmt: skip
+    """Answers the open question of a workflow with "reject". Parameters, result and errors are those of `decide`."""
+    return decide(conn, pipeline, entity_id, "reject", by=by, reason=reason, edit=edit, shown=shown)
 
 
 def _decide(decision: dict[str, Any]) -> Steps[str]:

@@ -1,7 +1,7 @@
-"""Step 6: first time, or duplicate, in the caller's own transaction, on a sync or an async connection.
+"""Step 6: tells the first delivery of a message from duplicates, in the caller's own transaction, sync or async.
 
-The record of a message's id and its effect are one commit, or neither is there. What the inbox may have forgotten is
-refused, whoever asks: how far back it remembers stands in the database (see sql/migrations/0008_inbox.sql).
+A message's id and its effect are committed together or not at all. How far back the inbox remembers is kept in the
+database: an id that it may have forgotten is refused for every client.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SQL = statements.load("inbox")
 log = logging.getLogger("outbox.inbox")
 
 MEMORY_DAYS = (1, 200)
-"""What the ring of children can hold, in days."""
+"""For how many days, at least and at most, ids can be remembered: its child tables hold no more."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -34,7 +34,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Inbox:
     """Tells the first delivery of a message from all later ones, for one consumer.
 
-    `consumer` names what has the effect: two of different names each get every message.
+    `consumer` names what has the effect. Consumers of different names each accept every message once.
     """
 
     consumer: str
@@ -49,53 +49,74 @@ class Inbox:
     def accept(
         self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], message_id: UUID | str
     ) -> bool | Awaitable[bool]:
-        """Return True the first time and False for a duplicate, in the caller's transaction; awaited on an async one.
+        """Returns True the first time and False for a duplicate, in the caller's transaction.
 
-        Call it in the transaction that the effect is written in, before the effect. Rolled back, the id is forgotten.
-        While another transaction has the same id, it waits for that one's end. At the isolation levels above READ
-        COMMITTED a duplicate that was committed meanwhile is Postgres' serialization failure: try again.
+        Awaited on an async connection. Call it before the effect, in the transaction that writes the effect. If that
+        is rolled back, the id is forgotten. While another transaction has recorded the same id, this waits for its end.
+        At isolation levels above READ COMMITTED, a duplicate that was committed meanwhile is Postgres' serialization
+        failure: try the transaction again.
 
-        Refused without any effect on the transaction: InvalidInput for what is no UUIDv7, before any SQL; TooOld
-        for ids that the inbox may have forgotten, by the day (UTC) that they were made on; TooNew for those made more
-        than a day ahead.
+        Raises InvalidInput for an id that isn't a UUIDv7, before any SQL; TooOld for one that the inbox may have
+        forgotten, by the day (UTC) that it was made on; TooNew for one that was made more than a day ahead. Each leaves
+        the transaction usable.
         """
-        accepted: bool | Awaitable[bool] = execute(conn, self._accept(parse_id(message_id)))
+        accepted: bool | Awaitable[bool] = execute(conn, accepting(self.consumer, parse_id(message_id)))
         return accepted
 
-    def _accept(self, message_id: UUID) -> Steps[bool]:
-        rows = yield SQL["inbox_accept"], {"consumer": self.consumer, "message_id": message_id}
-        new, too_old, too_new, oldest, newest = rows[0]
-        if too_old:
-            raise TooOld(self.consumer, message_id, made_at(message_id), datetime.fromtimestamp(oldest, UTC))
-        if too_new:
-            raise TooNew(self.consumer, message_id, made_at(message_id), datetime.fromtimestamp(newest, UTC))
-        return bool(new)
+
+def accepting(consumer: str, message_id: UUID) -> Steps[bool]:
+    """Does what `Inbox.accept` does, as steps of the transaction that they are taken in."""
+    rows = yield SQL["inbox_accept"], {"consumer": consumer, "message_id": message_id}
+    new, too_old, too_new, oldest, newest = rows[0]
+    if too_old:
+        raise _too_old(consumer, message_id, datetime.fromtimestamp(oldest, UTC))
+    if too_new:
+        raise _too_new(consumer, message_id, datetime.fromtimestamp(newest, UTC))
+    return bool(new)
+
+
+def _too_old(consumer: str, message_id: UUID, oldest: datetime) -> TooOld:
+    sent_at = made_at(message_id)
+    return TooOld(
+        f"message {message_id} was made at {sent_at.isoformat()}, and the inbox of {consumer!r} remembers "
+        f"nothing before {oldest.isoformat()}: it may be a duplicate",
+        consumer=consumer, message_id=message_id, sent_at=sent_at, oldest=oldest,
+    )  # fmt: skip
+
+
+def _too_new(consumer: str, message_id: UUID, newest: datetime) -> TooNew:
+    sent_at = made_at(message_id)
+    return TooNew(
+        f"message {message_id} says that it was made at {sent_at.isoformat()}, which is more than a day ahead: "
+        f"{consumer!r} takes nothing after {newest.isoformat()}",
+        consumer=consumer, message_id=message_id, sent_at=sent_at, newest=newest,
+    )  # fmt: skip
 
 
 async def forget(conn: psycopg.AsyncConnection[Any], days: float) -> None:
-    """Forget the ids that were made longer ago, and from then on refuse them. For whoever keeps house."""
+    """Forgets ids that were made more than `days` ago, and has the inbox refuse them from then on."""
     for child, emptied in await (await conn.execute(SQL["inbox_forget"], {"days": days})).fetchall():
         if emptied:
-            log.info("outbox.%s was old and is emptied", child)
+            log.info("emptied outbox.%s, which was old", child)
         else:
-            log.warning("outbox.%s is old, but in use: it waits for the next time", child)
+            log.warning("outbox.%s is old, but in use; it is emptied the next time", child)
 
 
 def parse_id(value: object) -> UUID:
-    """Return a message's id, given as a UUID or its text; else InvalidInput."""
+    """Returns a message's id, given as a UUID or its text. Raises InvalidInput if it isn't a UUIDv7."""
     try:
         found = value if isinstance(value, UUID) else UUID(value)  # type: ignore[arg-type]
     except (ValueError, TypeError, AttributeError):
-        raise InvalidInput("message_id", f"{texts.shown(value)} is no UUID") from None
+        raise InvalidInput("message_id", f"{texts.shown(value)} is not a UUID") from None
     if found.version != 7:
         raise InvalidInput(
-            "message_id", f"{found} is a UUID without its time (no version 7); take the header cloudEvents_id"
+            "message_id", f"{found} is a UUID without a time (not version 7); use the header cloudEvents_id"
         )
     return found
 
 
 def made_at(message_id: UUID) -> datetime:
-    """Return when a UUIDv7 was made; the last moment that there is for those beyond."""
+    """Returns when a UUIDv7 was made; Python's last datetime for those that say a later time."""
     try:
         return _EPOCH + timedelta(milliseconds=message_id.int >> 80)
     except OverflowError:

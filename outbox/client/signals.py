@@ -15,14 +15,17 @@ from .. import documents, texts
 from ..checks import MAX_NAME
 from ..database import statements
 from .execute import Steps, execute
-from .named import Named
+from .pipelines import PipelineLike, name_of
 
 SQL = statements.load("signals")
 
 
 @dataclass(frozen=True, slots=True)
 class Signalled:
-    """A signal as it stands: `created` is False if this id was sent before, `taken` is True if a wait has taken it."""
+    """A sent signal. `status` is the workflow's status afterwards.
+
+    `created` is False if this id was sent before; `taken` is True if a wait has taken the signal.
+    """
 
     status: str
     created: bool
@@ -31,29 +34,32 @@ class Signalled:
 
 @overload
 def signal(
-    conn: psycopg.AsyncConnection[Any], pipeline: Named | str, entity_id: str, name: str, payload: Any = None,
+    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
     *, id: str | None = None,
 ) -> Coroutine[Any, Any, Signalled]: ...  # fmt: skip
 @overload
 def signal(
-    conn: psycopg.Connection[Any], pipeline: Named | str, entity_id: str, name: str, payload: Any = None,
+    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
     *, id: str | None = None,
 ) -> Signalled: ...  # fmt: skip
 def signal(
-    conn: Any, pipeline: Named | str, entity_id: str, name: str, payload: Any = None, *, id: str | None = None
+    conn: Any, pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None, *, id: str | None = None
 ) -> Any:
-    """Send the signal `name` to a workflow in the caller's transaction; awaited on an async connection.
+    """Sends the signal `name` to a workflow in the caller's transaction.
 
-    A workflow that waits for it moves in that transaction; else it is kept until one does. Each is taken once. Of two
-    with the same `id` (the sender's own, such as a payment's number) the second is nothing. InvalidInput before any
-    SQL; psycopg's error with SQLSTATE OB011 if there is no such workflow.
+    Awaited on an async connection. A workflow that waits for the signal moves in this transaction; otherwise the signal
+    is kept until one of its waits takes it. Each signal is taken once. `payload` is plain JSON or a pydantic model.
+    `id` is the sender's own id, such as the number of a payment: a second signal with the same one has no effect.
+
+    Raises InvalidInput before any SQL if a value can't be stored. NoWorkflow comes from the database and ends the
+    transaction.
     """
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
     texts.check_text(name, "name", MAX_NAME)
     if id is not None:
         texts.check_text(id, "id", MAX_NAME)
     text = None if payload is None else documents.dump_any(payload, "payload")
-    owner = pipeline if isinstance(pipeline, str) else pipeline.name
+    owner = name_of(pipeline)
     return execute(conn, _signal({"pipeline": owner, "entity": entity_id, "name": name, "payload": text, "id": id}))
 
 

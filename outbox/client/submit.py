@@ -1,11 +1,11 @@
-"""Step 1: workflows start in the caller's own transaction, on a sync or an async connection.
+"""Step 1: starts workflows in the caller's own transaction, on a sync or an async connection.
 
 Each call is a generator that yields statements and is sent their rows; see execute.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -17,18 +17,20 @@ from ..database import statements
 from ..database.statements import text_array
 from ..errors import InvalidInput, NotDeployed
 from .execute import Steps, drive, execute
+from .pipelines import PipelineLike
 
 SQL = statements.load("submit")
-BATCH = 2_000
-BATCH_SIZE = 8 * 2**20
-"""How many characters of data a statement takes, beside its first workflow's: Postgres ends at 1 GB, all together."""
 
-Dump = Callable[[Any], str]
+BATCH = 2_000
+"""Workflows per statement of submit_many. A round trip for so many doesn't count; a batch is held in memory."""
+
+BATCH_SIZE = 8 * 2**20
+"""Characters of data per statement, after which no further workflow is added: a statement is limited to 1 GB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A workflow as it stands: `created` is False if it was there before."""
+    """A submitted workflow. `created` is False if the entity had one already; `status` is the one that it has now."""
 
     id: UUID
     entity_id: str
@@ -36,20 +38,20 @@ class Submitted:
     created: bool
 
 
-def submit(pipeline: str, dump: Dump, conn: Any, entity_id: str, data: Any) -> Any:
-    """Start one workflow; `dump` makes checked JSON text of its data. See Pipeline.submit."""
-    return execute(conn, _submit_one(pipeline, *_checked(dump, entity_id, data)))
+def submit(pipeline: PipelineLike, conn: Any, entity_id: str, data: Any) -> Any:
+    """Starts a workflow. See Pipeline.submit."""
+    return execute(conn, _submit_one(pipeline.name, *_checked(pipeline, entity_id, data)))
 
 
-def submit_many(pipeline: str, dump: Dump, conn: Any, items: Iterable[tuple[str, Any]]) -> Any:
-    """Start many. See Pipeline.submit_many."""
+def submit_many(pipeline: PipelineLike, conn: Any, items: Iterable[tuple[str, Any]]) -> Any:
+    """Starts many workflows. See Pipeline.submit_many."""
     if not isinstance(items, Iterable):
         raise InvalidInput("items", f"must be (entity_id, data) pairs, not {texts.shown(items)}")
-    return execute(conn, _submit_all(pipeline, (_checked(dump, *_pair(item)) for item in items)))
+    return execute(conn, _submit_all(pipeline.name, (_checked(pipeline, *_pair(item)) for item in items)))
 
 
 def submit_text(pipeline: str, conn: psycopg.Connection[Any], items: Iterable[tuple[str, str]]) -> int:
-    """The same for (entity_id, JSON text) that was checked before."""
+    """Starts many workflows, given as (entity_id, JSON text) that has been checked, and returns how many are new."""
     return drive(conn, _submit_all(pipeline, items))
 
 
@@ -61,12 +63,12 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return entity_id, data
 
 
-def _checked(dump: Dump, entity_id: Any, data: Any) -> tuple[str, str]:
-    return texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID), dump(data)
+def _checked(pipeline: PipelineLike, entity_id: Any, data: Any) -> tuple[str, str]:
+    return texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID), pipeline.dump_readable(data)
 
 
 def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted]:
-    # Three looks at most: the workflow that is in the way may be deleted between two of them.
+    # Three tries: the workflow that is in the way may be deleted between the INSERT and the look.
     for _ in range(3):
         started = yield (
             SQL["workflows_submit"],

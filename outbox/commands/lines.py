@@ -10,14 +10,10 @@ from typing import IO, Any
 
 from .. import documents, texts
 from ..definition.pipeline import Pipeline
-from ..errors import InvalidInput, OutboxError
+from ..errors import BrokenLine, InvalidInput
 
 KEYS = {"entity_id", "metadata"}
 REPORTED = 20
-
-
-class BrokenLine(OutboxError):
-    """A line can't be submitted. It is named by its number; nothing of the file was submitted."""
 
 
 def bounded(stream: IO[bytes]) -> Iterator[bytes]:

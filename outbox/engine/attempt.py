@@ -5,51 +5,53 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from ..database import user_transaction
 from ..database.dsn import engine_conninfo
 from ..database.link import first_line, threshold
 from ..errors import HandlerError
 from ..texts import printable
 from . import transaction
 from .checkpoint import Checkpoints
-from .committer import Committer
 from .handle import begin, handle_async, handle_sync
+from .inflight import InFlight
 from .job import Failed, Finished, Job, Missed, Outcome, fail
-from .lane import Lane, Lanes
+from .lane import Lane
+from .release import Releaser
 
 log = logging.getLogger("outbox.worker")
 
+WATCH_EVERY = 0.02
+"""Seconds between two looks for attempts that have outlived their stage's timeout."""
+
+LOG_EVERY = 0.1
+"""Seconds of commits in handlers' own transactions that share a line in the log."""
+
+RECONNECT_AFTER = 0.2
+"""Seconds before jobs are released whose transactions the database did not take: it may be back by then."""
+
 
 class Attempts:
-    """Starts what waits in the lanes while there are free slots; each outcome goes to the committer."""
+    """Starts what waits in the lanes while there are free slots, and has each job end."""
 
     def __init__(
-        self,
-        dsn: str,
-        lanes: Lanes,
-        committer: Committer,
-        checkpoints: Checkpoints,
-        *,
-        pooled: bool,
-        on_ended: Callable[[], None],
+        self, dsn: str, inflight: InFlight, releaser: Releaser, checkpoints: Checkpoints, *, pooled: bool
     ) -> None:
+        self._inflight = inflight
+        self._releaser = releaser
         self._checkpoints = checkpoints
-        self._lanes = lanes
-        self._committer = committer
-        self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
         self._starting = True
-        self._begun = asyncio.Event()
-        self._giving_back: asyncio.Task[None] | None = None
-        self.late: list[Job] = []
-        """Jobs that are being given back."""
-        in_threads = [lane for lane in lanes.values() if not lane.stage.is_async]
-        in_loop = [lane for lane in lanes.values() if lane.stage.is_async]
+        self._timers: dict[Lane, asyncio.TimerHandle] = {}
+        self._releasing: asyncio.Task[None] | None = None
+        self._committed_alone: Counter[str] = Counter()  # by stage, not logged yet
+        in_threads = [lane for lane in inflight.lanes.values() if not lane.stage.is_async]
+        in_loop = [lane for lane in inflight.lanes.values() if lane.stage.is_async]
         self._threads = ThreadPoolExecutor(_slots(in_threads), thread_name_prefix="outbox")
         conninfo = engine_conninfo(dsn, "handler")
         # Transactions are begun as such: else psycopg sends a BEGIN of its own where one is only on its way.
@@ -66,60 +68,44 @@ class Attempts:
         self._sync_pool.open()
 
     async def close(self) -> None:
+        self._log_committed_alone()
         await self._pool.close(timeout=1)
         self._threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._sync_pool.close, 1)
 
     def stop_starting(self) -> None:
-        """Let what runs run on, and start nothing more."""
+        """Lets what runs run on, and starts nothing more."""
         self._starting = False
 
     def start(self, lane: Lane) -> None:
-        """Start what waits in a lane, as far as there are free slots and its moment has come."""
+        """Starts what waits in a lane, as far as there are free slots and its start time has come."""
         if lane.paced and (late := lane.take_late()):
-            self._put_back(lane, late)
-        while self._starting and (jobs := lane.next()):
-            lane.attempts += 1
-            self._begun.set()
+            self._missed(lane, late)
+        while self._starting and (jobs := self._inflight.start(lane)):
             task = self._loop.create_task(self._attempt(lane, jobs))
             deadline = time.monotonic() + lane.stage.timeout
             for job in jobs:
-                lane.running[job.workflow_id] = job
                 job.deadline, job.task, job.checkpoints = deadline, task, self._checkpoints
         if lane.paced and lane.waiting and (rest := lane.waiting[0].begins - time.monotonic()) > 0:
-            if lane.timer is not None:
-                lane.timer.cancel()
-            lane.timer = self._loop.call_later(rest, self.start, lane)
-
-    def _put_back(self, lane: Lane, late: list[Job]) -> None:
-        """Have others begin what has missed its moment here: all that has, in one go."""
-        self.late += late
-        if self._giving_back is None or self._giving_back.done():
-            lane.missed()
-            self._giving_back = self._loop.create_task(self._give_back())
-
-    async def _give_back(self) -> None:
-        while self.late:
-            late = [job for job in self.late if job.stage is self.late[0].stage]
-            await self._committer.put_back(late, "this process was too busy at their moment")
-            self.late = [job for job in self.late if job not in late]
-            self._on_ended()
+            if timer := self._timers.get(lane):
+                timer.cancel()
+            self._timers[lane] = self._loop.call_later(rest, self.start, lane)
 
     async def watch(self) -> None:
-        """Take overdue attempts away from their handlers, for ever."""
+        """Takes overdue attempts away from their handlers, for ever."""
         while True:
-            if not any(lane.running for lane in self._lanes.values()):
-                self._begun.clear()
-                await self._begun.wait()
-            await asyncio.sleep(0.02)
+            if not self._inflight.handlers_run():
+                self._inflight.something_started.clear()
+                await self._inflight.something_started.wait()
+            await asyncio.sleep(WATCH_EVERY)
             now = time.monotonic()
-            for lane in self._lanes.values():
+            for lane in self._inflight.lanes.values():
                 for job in list(lane.running.values()):
                     if job.deadline > now:
                         break  # they started in this order, with the same timeout
                     if job.lost is None:
                         late = TimeoutError(f"no outcome within the stage's timeout of {lane.stage.timeout:g} s")
-                        self._committer.put(job, fail(job, late))
+                        self._inflight.end(job, fail(job, late))
                         job.take_away("timed out")
 
     async def _attempt(self, lane: Lane, jobs: list[Job]) -> None:
@@ -129,26 +115,21 @@ class Attempts:
             else:
                 outcome = await self._handle(jobs[0])
                 if isinstance(outcome, Missed):
-                    self._put_back(lane, jobs)
+                    self._missed(lane, jobs)
                 else:
-                    self._committer.put(jobs[0], outcome)
+                    self._inflight.end(jobs[0], outcome)
         except asyncio.CancelledError:
             for job in jobs:
                 if not job.lost:
-                    self._committer.put(job, fail(job, RuntimeError("the handler was cancelled")))
+                    self._inflight.end(job, fail(job, RuntimeError("the handler was cancelled")))
         except Exception as error:
             # The engine's own trouble costs an attempt, not the worker.
             for job in jobs:
-                self._committer.put(job, fail(job, error))
+                self._inflight.end(job, fail(job, error))
         finally:
-            lane.attempts -= 1
-            for job in jobs:
-                if lane.running.get(job.workflow_id) is job:
-                    del lane.running[job.workflow_id]
-                lane.careful -= job.careful and job not in lane.waiting
-            lane.finished(len(jobs))
+            lane.leave(jobs)
             self.start(lane)
-            self._on_ended()
+            self._inflight.handler_returned()
 
     async def _handle(self, job: Job) -> Outcome:
         run = begin(job)
@@ -162,37 +143,53 @@ class Attempts:
         try:
             if lane.stage.is_async:
                 async with self._pool.connection() as conn:
-                    outcomes = await transaction.run_async(conn, jobs)
+                    ended = await user_transaction.run_async(conn, transaction.attempt(conn, jobs))
             else:
-                outcomes = await self._loop.run_in_executor(self._threads, self._in_sync_transaction, jobs)
+                ended = await self._loop.run_in_executor(self._threads, self._in_sync_transaction, jobs)
         except (psycopg.Error, OSError) as error:
-            # The database was away before the handler began: no attempt is burnt.
+            # The database was away before the handler was called: no attempt is burnt.
             log.warning("%s: %s; %s not started", lane.stage.queue, first_line(error), _named(jobs))
-            await asyncio.sleep(0.2)
-            await self._committer.not_held(jobs)
+            await asyncio.sleep(RECONNECT_AFTER)
+            await self._releaser.not_held(jobs)
             return
-        if Missed() in outcomes:
-            self._put_back(lane, jobs)
-            return
-        if not outcomes:
-            log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, _named(jobs))
-            lane.again_alone(jobs)
-        elif finished := [(job, it) for job, it in zip(jobs, outcomes, strict=True) if isinstance(it, Finished)]:
-            self._committer.committed_itself(finished)
-        for job, outcome in zip(jobs, outcomes, strict=False):
-            if isinstance(outcome, Failed):
-                self._committer.put(job, outcome)
-            elif outcome is None and await self._committer.is_unchanged(job):
-                own = HandlerError(
-                    "it changed its own workflow or job through run.connection; return what is to change"
-                )
-                self._committer.put(job, fail(job, own))
-            elif outcome is None:
-                await self._committer.not_held([job])
+        match ended:
+            case transaction.Committed(finished):
+                self._done_alone(finished)
+            case transaction.Failures(failed):
+                for job, outcome in failed:
+                    self._inflight.end(job, outcome)
+            case transaction.RolledBackTogether():
+                log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, _named(jobs))
+                lane.again_alone(jobs)
+            case transaction.NotHeld() if await self._releaser.is_unchanged(jobs[0]):
+                told = "it changed its own workflow or job through run.connection; return what is to change"
+                self._inflight.end(jobs[0], fail(jobs[0], HandlerError(told)))
+            case transaction.NotHeld():
+                await self._releaser.not_held(jobs)
+            case Missed():
+                self._missed(lane, jobs)
 
-    def _in_sync_transaction(self, jobs: list[Job]) -> Sequence[Outcome | None]:
+    def _in_sync_transaction(self, jobs: list[Job]) -> transaction.Ended:
         with self._sync_pool.connection() as conn:
-            return transaction.run_sync(conn, jobs)
+            return user_transaction.run(conn, transaction.attempt(conn, jobs))
+
+    def _missed(self, lane: Lane, jobs: list[Job]) -> None:
+        """Has other workers start what has missed its start time here: all that has, in one go."""
+        self._inflight.missed(lane, jobs)
+        if self._releasing is None or self._releasing.done():
+            self._releasing = self._loop.create_task(self._releaser.late())
+
+    def _done_alone(self, finished: list[tuple[Job, Finished]]) -> None:
+        self._inflight.committed_alone(finished)
+        if not self._committed_alone:
+            self._loop.call_later(LOG_EVERY, self._log_committed_alone)
+        for job, _ in finished:
+            self._committed_alone[job.stage.queue] += 1
+
+    def _log_committed_alone(self) -> None:
+        for queue, count in self._committed_alone.items():
+            log.info("%s: %s done in transactions of their own", queue, count, extra={"stages": queue, "done": count})
+        self._committed_alone.clear()
 
 
 def _named(jobs: list[Job]) -> str:

@@ -27,9 +27,9 @@ def request(
         "now": None,
         "worker": worker,
         "careful": careful,
-        "pipelines": [lane.stage.pipeline.name for lane, _ in lanes],
+        "pipelines": [lane.stage.pipeline for lane, _ in lanes],
         "stages": [lane.stage.name for lane, _ in lanes],
-        "marks": [lane.scan_from(now) for lane, _ in lanes],
+        "marks": [lane.scan.start(now) for lane, _ in lanes],
         "limits": [n for _, n in lanes],
     }
 
@@ -42,10 +42,8 @@ def receive(
     for pipeline, stage, *fields in rows:
         lane = lanes[pipeline, stage]
         job = Job(lane.stage, worker, *fields)
-        lane.waiting.append(job)
-        if job.careful:
-            lane.careful += 1
-        else:
+        lane.add(job)
+        if not job.careful:
             got.setdefault(lane, []).append(job.id)
     return got
 
@@ -54,13 +52,13 @@ def request_limited(
     worker: int, lanes: Sequence[tuple[Lane, int]], lead: float, *, careful: bool
 ) -> tuple[bytes, dict[str, Any]]:
     """The same for lanes whose stages are limited. `lead`: seconds that moments take to arrive here."""
-    lucky = random.randrange(len(lanes)) if careful else None
+    chosen = random.randrange(len(lanes)) if careful else None
     return SQL["jobs_claim_limited"], {
         "worker": worker,
-        "pipelines": [lane.stage.pipeline.name for lane, _ in lanes],
+        "pipelines": [lane.stage.pipeline for lane, _ in lanes],
         "stages": [lane.stage.name for lane, _ in lanes],
         "limits": [n for _, n in lanes],
-        "careful": [n == lucky for n in range(len(lanes))],
+        "careful": [n == chosen for n in range(len(lanes))],
         "lead": lead,
         "ahead": AHEAD,
         "slack": SLACK,
@@ -90,8 +88,7 @@ def receive_limited(
         job = Job(lane.stage, worker, *fields)
         if moment is not None:
             job.moment, job.begins = moment, clock.here(moment)
-        lane.waiting.append(job)
-        lane.careful += job.careful
+        lane.add(job)
         got[lane] = got.get(lane, (0, None))[0] + 1, None
     return got
 
@@ -106,6 +103,6 @@ def start(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def give_back_unknown(worker: int, known: Sequence[str], age: float) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that frees what was claimed `age` seconds ago and never reached this process."""
+def release_unknown(worker: int, known: Sequence[str], age: float) -> tuple[bytes, dict[str, Any]]:
+    """Returns the statement that releases what was claimed `age` seconds ago and never reached this process."""
     return SQL["jobs_give_back_unknown"], {"worker": worker, "known": array(known), "age": age}

@@ -57,18 +57,18 @@ def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def give_back(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
+def release(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that frees jobs of one owner which have not run; no attempt is burnt."""
     return SQL["jobs_give_back"], fence(jobs)
 
 
-def return_moments(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that takes back the moments of jobs of one stage which were not begun."""
-    return SQL["moments_return"], {
-        "pipeline": jobs[0].stage.pipeline.name,
+def return_start_times(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that takes back the start times of jobs of one stage that were not started."""
+    return SQL["start_times_return"], {
+        "pipeline": jobs[0].stage.pipeline,
         "stage": jobs[0].stage.name,
         "ids": array(job.workflow_id for job in jobs),
-        "moments": array(job.moment for job in jobs),
+        "start_times": array(job.moment for job in jobs),
         "slack": SLACK,
     }
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import texts
-from ..checks import is_wait
+from ..checks import as_delay
 from ..database.statements import array
 from ..definition.outcome import Reject, Retry
 from ..definition.stage import Stage
-from ..definition.waits import Wait
+from ..definition.waits.wait import WaitJson
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoints
@@ -67,7 +67,7 @@ class Finished:
     status: str
     data: str | None
     messages: list[Message]
-    wait: Wait | None = None
+    wait: WaitJson | None = None
 
     @property
     def size(self) -> int:
@@ -116,8 +116,8 @@ def fail(job: Job, error: BaseException) -> Failed:
     delay = job.stage.retry.delay(job.attempt)
     if isinstance(error, Retry):
         # Looked at here, too: one that was changed after it was made would fail the commit of a whole batch.
-        if delay is not None and is_wait(error.after):
-            delay = error.after
+        if delay is not None and (after := as_delay(error.after)) is not None:
+            delay = after
         return Failed(texts.clean(_message(error)), delay)
     return Failed(texts.describe(error), delay)
 

@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -19,43 +18,34 @@ from psycopg import sql
 from ..database import statements
 from ..database.link import Link, temporary
 from ..texts import printable
+from .inflight import InFlight
 
 SQL = statements.load("lease")
 log = logging.getLogger("outbox.worker")
 
 
-class Keeper:
-    """Keeps one row of outbox.workers alive. `id` changes when the lease was lost: `on_lost` is called first.
+class Lease:
+    """Keeps one row of outbox.workers alive, for so many `seconds` from each beat.
 
-    `lease` in seconds. `beaten` is when, by this process's monotonic clock, the last beat that the database
-    accepted was sent: what the process may still believe of its lease counts from there.
+    `id` changes when the lease was lost; what is in flight is dropped before. `beaten` is when, by this process's
+    monotonic clock, the last beat that the database accepted was sent: the process trusts its lease from there on.
     """
 
-    def __init__(
-        self,
-        dsn: str,
-        stages: list[str],
-        *,
-        lease: float,
-        listen: bool,
-        on_wake: Callable[[], None],
-        on_lost: Callable[[str], None],
-    ) -> None:
+    def __init__(self, dsn: str, stages: list[str], inflight: InFlight, *, seconds: float, listen: bool) -> None:
         self.id = 0
         self.beaten = time.monotonic()
         self.registered = asyncio.Event()
-        self._lease = lease
+        self._seconds = seconds
         self._listen = listen
         self._stages = stages
-        self._on_wake = on_wake
-        self._on_lost = on_lost
+        self._inflight = inflight
         self._former = 0
         self._watched = False
         self._greeted: psycopg.AsyncConnection[Any] | None = None
         self._link = Link(dsn, "listen")
 
     async def run(self) -> None:
-        """Register, then beat and listen for ever, through any loss of the connection."""
+        """Registers, then beats and listens for ever, through any loss of the connection."""
         while True:
             try:
                 if not self.id:
@@ -64,7 +54,7 @@ class Keeper:
                 if conn is not self._greeted:
                     await self._greet(conn)
                 await self._beat()
-                await self._hear(conn, time.monotonic() + self._lease / 6)
+                await self._hear(conn, time.monotonic() + self._seconds / 6)
             except Exception as error:
                 if not temporary(error):
                     log.error("worker %s: can't keep its lease: %s", self.id, printable(error))
@@ -72,17 +62,25 @@ class Keeper:
                     await self._link.close()
                 await self._link.pause(error)
 
-    def forget(self) -> None:
-        """Give up the id, which was lost or can no longer be trusted; `run` takes a new one."""
+    async def watch(self) -> None:
+        """Gives the lease up by this process's own clock when no beat was accepted for half of it."""
+        while True:
+            await asyncio.sleep(min(0.2, self._seconds / 10))
+            if self.id and time.monotonic() - self.beaten > self._seconds / 2:
+                self._lose("no beat for half the lease")
+
+    def _lose(self, why: str) -> None:
+        """Gives up the id, which was lost or can no longer be trusted; `run` takes a new one."""
+        self._inflight.lose(why)
         self._former, self.id = self.id, 0
         self.registered.clear()
 
     async def set_idle(self, link: Link, idle: bool) -> bool:
-        """Say on a claimer's connection whether this worker rests; False if its row is gone."""
+        """Says on a claimer's connection whether this worker rests; False if its row is gone."""
         return bool(await link.execute(SQL["worker_set_idle"], {"worker": self.id, "idle": idle}))
 
     async def leave(self) -> None:
-        """Take the row away: whatever is still held in its name is free at once."""
+        """Takes the row away: what is still held under its id is free at once."""
         worker, self.id = self.id, 0
         self.registered.clear()
         try:
@@ -97,7 +95,7 @@ class Keeper:
         sent = time.monotonic()
         name = f"{socket.gethostname()}:{os.getpid()}"
         rows = await self._link.execute(
-            SQL["worker_register"], {"name": name, "stages": self._stages, "lease": self._lease}
+            SQL["worker_register"], {"name": name, "stages": self._stages, "lease": self._seconds}
         )
         self.id, self.beaten, self._greeted = rows[0][0], sent, None
         self.registered.set()
@@ -109,7 +107,7 @@ class Keeper:
         if self._listen:
             await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(f"outbox_{self.id}")))
         self._greeted = conn
-        self._on_wake()  # what was said while nobody listened
+        self._inflight.wake()  # there may have been a notification before this connection listened
 
     async def _beat(self) -> None:
         sent = time.monotonic()
@@ -117,8 +115,7 @@ class Keeper:
         if rows:
             self.beaten = sent
         else:
-            self._on_lost("the lease was taken away")
-            self.forget()
+            self._lose("the lease was taken away")
             await self._register()
             await self._greet(await self._link.connection())
 
@@ -127,6 +124,6 @@ class Keeper:
             if not self._listen:
                 await asyncio.sleep(min(rest, 0.5))
                 continue
-            # A short timeout, so that a lease that was given up meanwhile is taken anew soon.
+            # A short timeout, so that a lease that was given up meanwhile is soon replaced.
             async for _ in conn.notifies(timeout=min(rest, 0.5), stop_after=1):
-                self._on_wake()
+                self._inflight.wake()

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..database import killpoints, statements
 from ..database.budget import Budget
 from ..database.link import Link, temporary
 from ..texts import printable
 from . import retention
+from .inflight import InFlight
 from .retention import Retention
 
 SQL = statements.load("maintenance")
@@ -28,35 +29,24 @@ RETAIN_EVERY = 60.0
 
 
 class Maintenance:
-    """The side loop of one worker. `on_ready` is told when there may be work to claim.
+    """The side loop of one worker, which wakes the claimer when there may be work.
 
-    `idle` says of which stages (pipelines, names) nobody else looks: the claimer rests, and is woken by a look here.
     `suspects` are workers that seem to have died, and since when; a tick soon after decides.
     """
 
     def __init__(
-        self,
-        dsn: str,
-        *,
-        pooled: bool = False,
-        retention: Retention,
-        lease: float,
-        idle: Callable[[], Sequence[tuple[str, str]]] = lambda: (),
-        on_ready: Callable[[], None],
+        self, dsn: str, inflight: InFlight, retention: Retention, *, lease: float, pooled: bool = False
     ) -> None:
         self._link = Link(dsn, "maintenance", pooled=pooled)
         self._retention = retention
-        self._idle = idle
-        self._on_ready = on_ready
+        self._inflight = inflight
         self._patience = lease / 2
         self.suspects: dict[int, float] = {}
         self._connections = 0
         self._trust_from = 0.0
         self._fold_at = time.monotonic() + FOLD_EVERY * random.random()
         self._retain_at = time.monotonic() + RETAIN_EVERY * random.random()
-        self._soon = asyncio.Event()
         self._turn = asyncio.Lock()  # a worker that drains ticks too, on the same connection
-        self._due_at = float("inf")
         self._looks = Budget()
 
     async def run(self) -> None:
@@ -69,25 +59,19 @@ class Maintenance:
                     log.error("maintenance: %s", printable(error))
                 await self._link.pause(error)
                 continue
-            self._due_at = time.monotonic() + wait
-            self._soon.clear()
+            self._inflight.next_due = time.monotonic() + wait
+            self._inflight.due_sooner.clear()
             try:
-                await asyncio.wait_for(self._soon.wait(), wait)
+                await asyncio.wait_for(self._inflight.due_sooner.wait(), wait)
             except TimeoutError:
                 continue
-            await asyncio.sleep(max(0.0, self._due_at - time.monotonic()))
-
-    def due_in(self, seconds: float) -> None:
-        """Have a tick when a job of this process is due, if that is before the next one."""
-        at = time.monotonic() + seconds
-        if at < self._due_at:
-            self._due_at = at
-            self._soon.set()
+            await asyncio.sleep(max(0.0, self._inflight.next_due - time.monotonic()))
 
     async def tick(self, *, everything: bool = False) -> float:
         """Do what is to be done now; return the seconds until the next tick. `everything`: however dear a look is."""
         async with self._turn:
-            idle = self._idle()
+            # Of these stages nobody else looks: the claimer rests, and is woken by a look here.
+            idle = list(self._inflight.lanes) if self._inflight.idle else []
             started = time.monotonic()
             everything = everything or self._looks.allows(started)
             ((due_in, deadline_in, remind_in, orphans, missing, late, lost, ready),) = await self._link.execute(
@@ -113,7 +97,7 @@ class Maintenance:
             if await self._bury(missing, late) or lost:
                 await self._sweep()
             if ready:
-                self._on_ready()
+                self._inflight.wake()
             now = time.monotonic()
             if now >= self._fold_at:
                 self._fold_at = now + FOLD_EVERY * random.uniform(0.8, 1.2)
@@ -134,7 +118,7 @@ class Maintenance:
                 SQL["jobs_promote_due"], {"limit": BATCH, "now": None}
             )
             if promoted:
-                self._on_ready()
+                self._inflight.wake()
             if promoted < BATCH:
                 return None if next_due is None else float(next_due)
 
@@ -148,7 +132,7 @@ class Maintenance:
                 break
         if total:
             log.info("%s workflows moved on at their deadline", total)
-            self._on_ready()
+            self._inflight.wake()
 
     async def _cancel_orphans(self) -> None:
         """Cancel the children of parents that have ended; those in somebody's hands at the next tick."""
@@ -194,7 +178,7 @@ class Maintenance:
                     freed,
                     dead,
                 )
-                self._on_ready()
+                self._inflight.wake()
             if freed + dead < BATCH:
                 return
 

@@ -57,7 +57,7 @@ class Run(Generic[Data]):
 
     @property
     def pipeline(self) -> str:
-        return self._job.stage.pipeline.name
+        return self._job.stage.pipeline
 
     @property
     def stage(self) -> str:
@@ -156,8 +156,7 @@ class Run(Generic[Data]):
         checkpoints = self._job.checkpoints
         if checkpoints is None:
             raise HandlerError("run.once needs a worker")
-        once = checkpoints.once if self._job.stage.is_async else checkpoints.once_in_thread
-        return once(self._job, key, function, args, kwargs)
+        return checkpoints.once(self._job, key, function, args, kwargs)
 
     def progress(self, text: str) -> None:
         """Say how far this attempt is; `outbox show` and `outbox status` tell. Written about twice a second."""

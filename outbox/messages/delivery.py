@@ -13,14 +13,10 @@ from uuid import UUID
 
 from .. import texts
 from ..client.inbox import parse_id
-from ..errors import InvalidInput, OutboxError
+from ..errors import InvalidInput, Unreadable
 
 _DEEPEST = 20
 """Levels of nested headers that are kept as JSON; what is deeper is kept as text. Postgres has a limit, too."""
-
-
-class Unreadable(OutboxError):
-    """A delivery that a relay can't have sent. The message says what is wrong with it."""
 
 
 @dataclass(slots=True, eq=False)

@@ -20,7 +20,7 @@ from psycopg import sql
 from ..database import statements
 from ..database.dsn import engine_conninfo
 from ..database.statements import array, text_array
-from ..errors import OutboxError
+from ..errors import TakenOver
 from . import ring
 from .target import LEASE, Lease, Outgoing, Parked
 
@@ -41,10 +41,6 @@ _FIRST_ROWS = 10
 
 _ROW_BYTES = 200
 """Bytes that a message takes besides its payload, about."""
-
-
-class TakenOver(OutboxError):
-    """Another process relays under this name now. This one stops sending and stands by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ import psycopg
 from ..checks import check_name
 from ..database import killpoints
 from ..database.link import first_line, temporary
+from ..errors import TakenOver
 from ..service import Delays, Service, Trouble, cancel, side_by_side
-from .log import Log, TakenOver, Window
+from .log import Log, Window
 from .target import Target
 
 log = logging.getLogger("outbox.relay")

@@ -1,7 +1,8 @@
 -- What `outbox deploy --check` looks at: workflows that the new code would strand. Reads only.
 
 -- name: stranded_statuses
--- Who stands in a status that would be unknown: how many, with which waits, and for how long at most.
+-- Returns the statuses that would be unknown and have workflows: how many, with which waits, and for how long at most.
+-- Reads approvals, waits, workflow_states. Uses workflow_states_entity_key, approvals_open, waits_pkey.
 SELECT w.current_status, count(*), count(a.id), count(s.workflow_id), extract(epoch FROM now() - min(w.updated_at))::float8
 FROM outbox.workflow_states AS w
 LEFT JOIN outbox.approvals AS a ON a.workflow_id = w.id AND a.ended_at IS NULL
@@ -10,7 +11,8 @@ WHERE w.pipeline = %(pipeline)s AND w.current_status <> ALL (%(known)s::text[])
 GROUP BY w.current_status ORDER BY w.current_status;
 
 -- name: stranded_waits
--- Who waits for what would lead to a status that is no legal change from where it stands.
+-- Returns the waits that would lead to a status which is not a legal change from where the workflow stands.
+-- Reads approvals, jobs, waits, workflow_states. Uses workflow_states_pkey.
 WITH leads AS (
     SELECT a.workflow_id, 'the answer ' || o.key AS what, o.value AS to_status
     FROM outbox.approvals AS a CROSS JOIN LATERAL jsonb_each_text(a.options) AS o (key, value)
@@ -32,15 +34,19 @@ WHERE NOT EXISTS (
 GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
 
 -- name: table_size
+-- Returns about how many workflows there are, as of the last analyze.
 SELECT reltuples::float8 FROM pg_class WHERE oid = 'outbox.workflow_states'::regclass;
 
 -- name: data_of_some
--- Data of workflows on some pages of the table, chosen at random, that have not ended.
+-- Returns the data of workflows that have not ended, on some pages of the table chosen at random.
+-- Reads workflow_states.
 SELECT w.entity_id, w.current_status, w.metadata::text
 FROM outbox.workflow_states AS w TABLESAMPLE SYSTEM (%(percent)s)
 WHERE w.pipeline = %(pipeline)s AND w.current_status <> ALL (%(ended)s::text[]);
 
 -- name: data_of_all
+-- Returns the data of all workflows of a pipeline that have not ended.
+-- Reads workflow_states. Uses workflow_states_entity_key.
 SELECT w.entity_id, w.current_status, w.metadata::text
 FROM outbox.workflow_states AS w
 WHERE w.pipeline = %(pipeline)s AND w.current_status <> ALL (%(ended)s::text[]);

@@ -90,8 +90,8 @@ def _replaced(text: str, replacements: tuple[tuple[str, str], ...], where: str) 
 
 
 # A worker that does not know that it was taken for dead: what is left is the database's fence.
-UNAWARE = code("outbox.engine.worker:Worker._lose", ("running, dropped =", "return\n    running, dropped ="))
-OWN_TRANSACTION = 'await conn.execute("COMMIT"); await conn.execute("BEGIN")'
+UNAWARE = code("outbox.engine.inflight:InFlight.lose", ("running, dropped =", "return\n    running, dropped ="))
+OWN_TRANSACTION = 'yield b"COMMIT", {}; yield b"BEGIN", {}'
 
 MUTANTS: dict[str, Mutant] = {
     "finish-without-fence": Mutant(
@@ -113,13 +113,13 @@ MUTANTS: dict[str, Mutant] = {
         "two claims count what is at work at the same moment, and each takes the rest",
         frozenset({"too many"}),
         (),
-        database=(("outbox.jobs_claim_limited", "s.stage = of_stage FOR NO KEY UPDATE", "s.stage = of_stage"),),
+        database=(("outbox.limit_quota", "s.stage = of_stage FOR NO KEY UPDATE", "s.stage = of_stage"),),
     ),
     "limits-of-each-process": Mutant(
         "each process counts what it has at work itself, and no other's (Celery's rate_limit)",
         frozenset({"too many"}),
         (),
-        database=(("outbox.jobs_claim_limited", "j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT",
+        database=(("outbox.limit_quota", "j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT",
                    "j.owner = worker AND j.partition IS NOT NULL LIMIT"),),
     ),
     "deadline-by-another-clock": Mutant(
@@ -142,7 +142,7 @@ MUTANTS: dict[str, Mutant] = {
         "a wait begins, and its timeout is lost",
         frozenset({"lost", "stuck"}),
         (),
-        database=(("outbox.waits_begin", "WHERE i.deadline IS NOT NULL", "WHERE false"),),
+        database=(("outbox.waits_begin", "WHERE i.deadline IS NOT NULL AND i.id = ANY (ids)", "WHERE false"),),
     ),
     "attempts-counted-when-caught": Mutant(
         "what kills its worker never counts as an attempt",
@@ -177,10 +177,10 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"stuck", "lost"}),
         ("notify-lost",),
         (
-            code("outbox.engine.claimer:Claimer.run", ("min(delay, self._held_for() or delay)", "None")),
+            code("outbox.engine.inflight:InFlight.woken", ("min(seconds, self.lanes.held_for() or seconds)", "None")),
             code("outbox.engine.maintenance:Maintenance.tick", ("if ready:", "if False:")),  # it polls for an idle claimer
-            code("outbox.engine.maintenance:Maintenance._fire", ("self._on_ready()", "pass")),
-            code("outbox.engine.claimer:Claimer.committed", ("if lane.stage.limits", "if False")),
+            code("outbox.engine.maintenance:Maintenance._fire", ("self._inflight.wake()", "pass")),
+            code("outbox.engine.inflight:InFlight._released_limits", ("if lane.stage.limits", "if False")),
         ),
     ),
     "error-text-not-cleaned": Mutant(
@@ -195,10 +195,10 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"torn commit", "effect twice"}),
         ("kill-9",),
         (
-            code("outbox.engine.transaction:run_async",
-                 ("            if finished := _finished(jobs, ended):",
-                  f"            {OWN_TRANSACTION}\n            await conn.execute(*settle.mark_transaction(jobs[0]))\n"
-                  "            if finished := _finished(jobs, ended):")),
+            code("outbox.engine.transaction:attempt",
+                 ('    killpoints.passing("K3")',
+                  f"    {OWN_TRANSACTION}; yield commit.mark_transaction(jobs[0])\n"
+                  '    killpoints.passing("K3")')),
         ),
     ),
     "effect-without-status": Mutant(
@@ -218,7 +218,7 @@ MUTANTS: dict[str, Mutant] = {
         (
             code("outbox.engine.commit:finish", ("sent = [", "sent = [] and [")),
             code("outbox.engine.committer:Committer._finish",
-                 ("self._counts.done +=", "await __import__('chaos.mutants').mutants.publish(self._link, batch, held)\n    self._counts.done +=")),
+                 ("self._inflight.done(", "await __import__('chaos.mutants').mutants.publish(self._link, batch, held)\n    self._inflight.done(")),
         ),
     ),
     "message-before-commit": Mutant(
@@ -314,11 +314,11 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"torn commit", "lost", "marked early"}),
         ("kill-9",),
         (
-            code("outbox.messages.receive:Receiver._in_loop",
-                 ("        if new:\n            delivery.connection",
-                  f"        {OWN_TRANSACTION}\n"
-                  '        await conn.execute(SQL["delivery_mark"], self._mark(delivery))\n'
-                  "        if new:\n            delivery.connection")),
+            code("outbox.messages.receive:Receiver._delivering",
+                 ("    if new:\n        delivery.connection",
+                  f"    {OWN_TRANSACTION}\n"
+                  '    yield SQL["delivery_mark"], self._mark(delivery)\n'
+                  "    if new:\n        delivery.connection")),
         ),
     ),
     "every-delivery-is-new": Mutant(

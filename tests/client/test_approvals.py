@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import psycopg
@@ -9,7 +10,22 @@ import pytest
 
 from kit.pipelines import deployed, drain, status_of, value
 from kit.waits import HOUR, QUESTION, TIMED, Order, orders, put_off, trail, waiting
-from outbox import InvalidInput, Run, WaitForApproval, WaitForSignal, approve, decide, reject, signal
+from outbox import (
+    DataChanged,
+    InvalidInput,
+    NoSuchOption,
+    NothingAsked,
+    NoWorkflow,
+    Refused,
+    Run,
+    TooLate,
+    WaitForApproval,
+    WaitForSignal,
+    approve,
+    decide,
+    reject,
+    signal,
+)
 
 Conn = psycopg.Connection[Any]
 
@@ -32,7 +48,7 @@ def test_an_approval_is_a_row_and_its_decision_one_commit(conn: Conn, dsn: str) 
 def test_the_first_decision_wins_and_the_others_are_told(conn: Conn, dsn: str) -> None:
     pipeline = waiting(conn, dsn, QUESTION)
     assert reject(conn, pipeline, "a", by="tom") == "REFUSED"
-    with pytest.raises(psycopg.Error, match="too late, it was decided: reject by tom at 20") as refused:
+    with pytest.raises(TooLate, match="too late, it was decided: reject by tom at 20") as refused:
         approve(conn, "orders", "a", by="sarah")
     assert refused.value.sqlstate == "OB013"
     assert reject(conn, pipeline, "a", by="tom") == "REFUSED", "the same once more, as a network repeats it"
@@ -40,19 +56,19 @@ def test_the_first_decision_wins_and_the_others_are_told(conn: Conn, dsn: str) -
 
 
 @pytest.mark.parametrize(
-    ("entity", "decision", "state", "words"),
+    ("entity", "decision", "error", "state", "words"),
     [
-        ("nobody", "approve", "OB011", 'no workflow of entity "nobody" in pipeline "orders"'),
-        ("b", "approve", "OB012", "nothing is asked, it is in NEW"),
-        ("a", "maybe", "OB014", '"maybe" is no option of "Pay it?"'),
+        ("nobody", "approve", NoWorkflow, "OB011", 'no workflow of entity "nobody" in pipeline "orders"'),
+        ("b", "approve", NothingAsked, "OB012", "nothing is asked, it is in NEW"),
+        ("a", "maybe", NoSuchOption, "OB014", '"maybe" is not an option of "Pay it?"'),
     ],
 )
 def test_a_decision_that_makes_no_sense_is_refused(
-    conn: Conn, dsn: str, entity: str, decision: str, state: str, words: str
+    conn: Conn, dsn: str, entity: str, decision: str, error: type[Refused], state: str, words: str
 ) -> None:
     pipeline = waiting(conn, dsn, QUESTION)
     pipeline.submit(conn, "b", Order())
-    with pytest.raises(psycopg.Error) as refused:
+    with pytest.raises(error) as refused:
         decide(conn, pipeline, entity, decision, by="sarah")
     assert (refused.value.sqlstate, words in str(refused.value)) == (state, True), refused.value
     assert status_of(conn, "a") == "WAITING"
@@ -61,7 +77,7 @@ def test_a_decision_that_makes_no_sense_is_refused(
 def test_a_decision_on_data_that_has_changed_is_refused(conn: Conn, dsn: str) -> None:
     pipeline = waiting(conn, dsn, QUESTION)
     conn.execute("""UPDATE outbox.workflow_states SET metadata = '{"total": 6}' WHERE entity_id = 'a'""")
-    with pytest.raises(psycopg.Error, match="changed since it was shown") as refused:
+    with pytest.raises(DataChanged, match="changed since it was shown") as refused:
         approve(conn, pipeline, "a", by="sarah")
     assert refused.value.sqlstate == "OB015"
     seen = value(conn, "SELECT outbox.shown(metadata) FROM outbox.workflow_states")
@@ -79,6 +95,21 @@ def test_an_edit_is_validated_and_becomes_the_data(conn: Conn, dsn: str) -> None
     assert value(conn, "SELECT edited -> 'total' FROM outbox.approvals") == 7
 
 
+def test_on_an_async_connection_a_refusal_is_the_same_error(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+
+    async def decide_twice() -> str:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
+            status = await approve(other, pipeline, "a", by="sarah", reason="right")
+            with pytest.raises(TooLate, match="too late, it was decided: approve by sarah"):
+                await reject(other, pipeline, "a", by="tom")
+            with pytest.raises(NoWorkflow):
+                await decide(other, pipeline, "b", "approve")
+            return status
+
+    assert asyncio.run(decide_twice()) == "PAID"
+
+
 def test_whoever_sets_the_status_has_decided(conn: Conn, dsn: str) -> None:
     """The tables are the API: psql, Django, a person in a web page."""
     waiting(conn, dsn, QUESTION)
@@ -92,7 +123,7 @@ def test_a_change_to_what_is_no_option_withdraws_the_question(conn: Conn, dsn: s
     pipeline = waiting(conn, dsn, QUESTION)
     conn.execute("UPDATE outbox.workflow_states SET current_status = 'LATE'")
     assert value(conn, "SELECT ended || ' ' || to_status FROM outbox.approvals") == "withdrawn LATE"
-    with pytest.raises(psycopg.Error, match="too late, the question was withdrawn: moved to LATE by"):
+    with pytest.raises(TooLate, match="too late, the question was withdrawn: moved to LATE by"):
         approve(conn, pipeline, "a")
 
 
@@ -102,7 +133,7 @@ def test_after_the_deadline_nobody_decides(conn: Conn, dsn: str) -> None:
     drain(pipeline, dsn)
     assert trail(conn)[-1] == ("LATE", "outbox", "deadline")
     assert conn.execute("SELECT ended, decision FROM outbox.approvals").fetchone() == ("deadline", None)
-    with pytest.raises(psycopg.Error, match="too late, the deadline has passed: moved to LATE by outbox at 20"):
+    with pytest.raises(TooLate, match="too late, the deadline has passed: moved to LATE by outbox at 20"):
         approve(conn, pipeline, "a", by="sarah")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from kit.pipelines import deployed, drain, status_of, value
 from kit.waits import PAYMENT, Order, orders, put_off, trail, waiting
-from outbox import Pipeline, Run, WaitForSignal, signal
+from outbox import NoWorkflow, Pipeline, Run, WaitForSignal, signal
 
 Conn = psycopg.Connection[Any]
 
@@ -65,6 +65,13 @@ def test_a_plain_insert_is_a_signal(conn: Conn, dsn: str) -> None:
     assert status_of(conn, "a") == "PAID"
     with pytest.raises(psycopg.Error, match='no workflow of entity "b"') as refused:
         conn.execute(insert, ("b",))
+    assert refused.value.sqlstate == "OB011"
+
+
+def test_a_signal_for_a_workflow_that_does_not_exist_is_refused(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, PAYMENT)
+    with pytest.raises(NoWorkflow, match='signal "payment": there is no workflow of entity "b"') as refused:
+        signal(conn, pipeline, "b", "payment")
     assert refused.value.sqlstate == "OB011"
 
 

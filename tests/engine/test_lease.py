@@ -12,7 +12,9 @@ import pytest
 from kit.faults import WORKER, check_books, drained, open_gate, submit
 from kit.pipelines import no_session_is_left, value
 from kit.servers import Process, wait_for
-from outbox.engine.lease import Keeper
+from outbox.engine.inflight import InFlight
+from outbox.engine.lane import Lanes
+from outbox.engine.lease import Lease
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
@@ -20,14 +22,14 @@ Spawn = Callable[..., Process]
 
 def test_a_worker_that_cannot_take_its_row_away_closes_its_connection(dsn: str, conn: Conn) -> None:
     async def leave() -> None:
-        keeper = Keeper(dsn, ["posts.enrich"], lease=30, listen=True, on_wake=lambda: None, on_lost=lambda why: None)
-        running = asyncio.create_task(keeper.run())
-        await keeper.registered.wait()
+        lease = Lease(dsn, ["posts.enrich"], InFlight(Lanes()), seconds=30, listen=True)
+        running = asyncio.create_task(lease.run())
+        await lease.registered.wait()
         running.cancel()
         await asyncio.wait({running})
         conn.execute("REVOKE DELETE ON outbox.workers FROM outbox_owner")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            await keeper.leave()
+            await lease.leave()
 
     asyncio.run(leave())
     assert no_session_is_left(conn)

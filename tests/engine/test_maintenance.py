@@ -9,6 +9,8 @@ import psycopg
 
 from kit.pipelines import Post, deployed, value
 from outbox import Pipeline, Run
+from outbox.engine.inflight import InFlight
+from outbox.engine.lane import Lanes
 from outbox.engine.maintenance import Maintenance
 from outbox.engine.retention import Retention
 
@@ -25,7 +27,7 @@ def test_a_look_that_was_dear_is_taken_again_later_unless_somebody_must_know(con
     held = "SELECT count(*) FROM outbox.jobs WHERE owner IS NOT NULL"
 
     async def go() -> None:
-        maintenance = Maintenance(dsn, retention=Retention(), lease=30, on_ready=lambda: None)
+        maintenance = Maintenance(dsn, InFlight(Lanes()), Retention(), lease=30)
         await maintenance.tick()
         conn.execute("UPDATE outbox.jobs SET owner = 999, claimed_at = now(), attempt = 1")
         maintenance._looks.spent(60)

@@ -30,27 +30,30 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from pydantic import BaseModel
+from pytest_postgresql.executors import NoopExecutor
 
 from kit import fake_time
 from kit import model as spec
-from kit.databases import OWNER, make_database
+from kit.databases import OWNER, clone
 from kit.model import By, Raises, Returns, Rules, Stage
 from kit.servers import PostgresServer
 from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded, service
-from outbox.database import statements
+from outbox.database import statements, user_transaction
 from outbox.definition import deploy
-from outbox.engine import claim, commit, committer, transaction
-from outbox.engine.committer import Counts
+from outbox.engine import claim, commit, transaction
+from outbox.engine.committer import Committer
 from outbox.engine.handle import begin, handle_sync
-from outbox.engine.job import Failed, Finished, Job, fail
+from outbox.engine.inflight import Counts, InFlight
+from outbox.engine.job import Failed, Job, fail
 from outbox.engine.lane import Lanes
+from outbox.engine.release import Releaser
 from outbox.errors import HandlerError
 from outbox.operations import change, look
 
 Conn = psycopg.Connection[Any]
 T, U = TypeVar("T"), TypeVar("U")
 WORKER = statements.load("lease")
-MAINTENANCE = statements.load("maintenance")
+MAINTENANCE = {**statements.load("maintenance"), **statements.load("retention")}
 LEASE = 10.0
 SLOTS = 3
 RETENTION = {"workflows": "retention_workflows", "history": "retention_history", "dead": "retention_dead_jobs"}
@@ -429,7 +432,7 @@ class Lives(RuleBasedStateMachine):
         attempts = [self.model.claim(process.id, job.entity_id, stages[job.stage.name]) for job in jobs]
         if not answered:
             known = [job.workflow_id for job, _ in process.held]
-            self.conn.execute(*claim.give_back_unknown(process.id, known, 0))
+            self.conn.execute(*claim.release_unknown(process.id, known, 0))
             self.model.give_back_unknown(process.id, {name for name, id_ in self.ids.items() if id_ in known})
             return
         # A finish can't tell two claims by one worker apart whose attempt and version are the same. It takes a stage
@@ -498,7 +501,7 @@ class Lives(RuleBasedStateMachine):
     def give_back(self, slot: int) -> None:
         """What has not begun goes back."""
         held = self.processes[slot].held
-        rows = self.conn.execute(*commit.give_back([job for job, _ in held])).fetchall()
+        rows = self.conn.execute(*commit.release([job for job, _ in held])).fetchall()
         again = [self.ids[attempt.entity] for _, attempt in held if self.model.give_back(attempt) == "again"]
         assert sorted(row[0] for row in rows) == sorted(again)
         held.clear()
@@ -514,33 +517,34 @@ class Lives(RuleBasedStateMachine):
     async def commit(self, ended: Sequence[tuple[Job, spec.Outcome | Failed]]) -> Counts:
         """What attempt.py and committer.py do with handlers' outcomes."""
         global said
-        ending = committer.Committer(
-            [Link(self.conn)], counts := Counts(), busy=lambda: False, on_next=lambda *_: None,
-            on_delay=lambda _: None, on_committed=lambda: None, on_again=lambda: None,
-        )  # fmt: skip
+        link, inflight = Link(self.conn), InFlight(Lanes())
+        releaser = Releaser(link, inflight)
         for job, outcome in ended:
             if isinstance(outcome, Failed):
-                ending.put(job, outcome)
+                inflight.end(job, outcome)
                 continue
             said = outcome
             if not job.stage.transaction:
                 run = begin(job)
-                ending.put(job, run if isinstance(run, Failed) else handle_sync([run])[0])
+                inflight.end(job, run if isinstance(run, Failed) else handle_sync([run])[0])
                 continue
-            (result,) = transaction.run_sync(self.conn, [job])
-            if isinstance(result, Finished):
-                ending.committed_itself([(job, result)])
-            elif result is not None:
-                ending.put(job, result)
-            elif await ending.is_unchanged(job):
-                ending.put(job, fail(job, HandlerError("it changed its own workflow")))
-            else:
-                await ending.not_held([job])
-        committing = asyncio.create_task(ending.run())
-        while len(ending):
+            match user_transaction.run(self.conn, transaction.attempt(self.conn, [job])):
+                case transaction.Committed(finished):
+                    inflight.committed_alone(finished)
+                case transaction.Failures(((failed, result),)):
+                    assert failed is job
+                    inflight.end(job, result)
+                case transaction.NotHeld() if await releaser.is_unchanged(job):
+                    inflight.end(job, fail(job, HandlerError("it changed its own workflow")))
+                case transaction.NotHeld():
+                    await releaser.not_held([job])
+                case other:
+                    raise AssertionError(other)
+        committing = asyncio.create_task(Committer([link], inflight, releaser).run())
+        while inflight.uncommitted:
             await asyncio.sleep(0)
         await service.cancel(committing)
-        return counts
+        return inflight.counts
 
     def beat(self, slot: int) -> None:
         """A process whose lease was taken away learns it, and takes a new id; what it was at, it may be at still."""
@@ -693,12 +697,12 @@ SELECT json_build_object(
         FROM outbox.workflow_states AS w), '[]'),
     'jobs', coalesce((SELECT json_agg(json_build_object(
             'entity', coalesce(w.entity_id, j.workflow_id::text), 'id', j.id, 'stage', j.stage, 'status', j.status,
-            'entered', j.version, 'run_at', fake.seconds(j.run_at), 'attempt', j.attempt, 'due', j.due,
+            'entered', j.entered, 'run_at', fake.seconds(j.run_at), 'attempt', j.attempt, 'due', j.due,
             'careful', j.careful, 'owner', j.owner, 'claimed_at', fake.seconds(j.claimed_at), 'error', j.error))
         FROM outbox.jobs AS j LEFT JOIN outbox.workflow_states AS w ON w.id = j.workflow_id), '[]'),
     'deads', coalesce((SELECT json_agg(json_build_object(
             'entity', coalesce(w.entity_id, d.workflow_id::text), 'stage', d.stage, 'status', d.status,
-            'entered', d.version, 'attempts', d.attempts, 'error', d.error, 'died_at', fake.seconds(d.died_at)))
+            'entered', d.entered, 'attempts', d.attempts, 'error', d.error, 'died_at', fake.seconds(d.died_at)))
         FROM outbox.dead_jobs AS d LEFT JOIN outbox.workflow_states AS w ON w.id = d.workflow_id), '[]'),
     'changes', coalesce((SELECT json_agg(json_build_array(
             c.workflow_id, c.from_status, c.to_status, c.version, c.actor, c.reason, c.stage, c.attempt,
@@ -729,16 +733,14 @@ ALTER SEQUENCE fake.ids RESTART;
 
 
 @pytest.fixture(scope="module")
-def world(server: PostgresServer) -> Iterator[Callable[[], Lives]]:
+def world(server: PostgresServer, empty_template: NoopExecutor) -> Iterator[Callable[[], Lives]]:
     """Makes worlds to live in, one after the other, in a database with a fake clock."""
-    make_database(server, "model", "empty_template")
-    dsn = fake_time.install(server.dsn("model"), server.dsn("model", OWNER))
-    with server.admin("model") as admin, psycopg.connect(dsn, autocommit=True) as conn, asyncio.Runner() as runner:
+    with clone(empty_template, "model") as owners, server.admin("model") as admin, asyncio.Runner() as runner:
+        dsn = fake_time.install(server.dsn("model"), owners)
         admin.execute(PREPARE)
         admin.execute("SET session_replication_role = replica")
-        yield lambda: Lives(conn, admin, runner)
-    with server.admin() as admin:
-        admin.execute("DROP DATABASE model WITH (FORCE)")
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            yield lambda: Lives(conn, admin, runner)
 
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
@@ -778,7 +780,7 @@ MUTANTS = {
     "a retry with another idempotency key": (
         look,
         "jobs_make_anew",
-        "coalesce(dead.version, workflow.version)",
+        "coalesce(dead.entered, workflow.version)",
         "workflow.version + 1",
     ),
 }

@@ -101,7 +101,7 @@ def test_a_queue_that_was_analyzed_when_it_was_empty_is_not_walked_over(
     assert entries_read(planned) - before < 50 * 20
     for statement, params in (
         commit.fail([(job, Failed("no", 0.0)) for job in jobs[:10]]),
-        commit.give_back(jobs[10:20]),
+        commit.release(jobs[10:20]),
         commit.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[20:]]),
     ):
         before = entries_read(planned)
@@ -168,7 +168,7 @@ def test_moments_that_come_back_are_sought_one_by_one_whatever_partitions_there_
     jobs = list(lane.waiting)
     assert len(jobs) == 5_000
     before = entries_read(planned, "partition_rates")
-    planned.execute(*commit.return_moments(jobs[:100]), prepare=True)
+    planned.execute(*commit.return_start_times(jobs[:100]), prepare=True)
     assert entries_read(planned, "partition_rates") - before < 100 * 5
     assert (
         value(planned, "SELECT count(*) FROM outbox.partition_rates WHERE next_at < now() + interval '1 minute'") == 100
@@ -251,7 +251,7 @@ MILLION = """
     SET session_replication_role = replica; -- no triggers, so this is quick; the books are written by hand
     INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
     SELECT 'posts', 'e' || n, 'RECEIVED', '{}' FROM generate_series(1, 1000000) AS n;
-    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered)
     SELECT w.id, 'posts', 'enrich', 'RECEIVED', 1 FROM outbox.workflow_states AS w;
     INSERT INTO outbox.status_counts (pipeline, status, workflows) VALUES ('posts', 'RECEIVED', 1000000);
     INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour');
@@ -288,7 +288,7 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
         "claim": claim.request(1, [(Lane(posts.stages["enrich"], 100), 100)], 1e9, careful=True),
         "finish": commit.finish([(job, outcome(job)) for job in taken()]),
         "fail": commit.fail([(job, Failed("no", 1.0)) for job in taken()]),
-        "give back": commit.give_back(taken()),
+        "give back": commit.release(taken()),
         "by hand": (by_hand.encode(), {"e": [f"e{800_000 + start + n}" for n in range(100)]}),
         "submit": (submit, {"pipeline": "posts", "entities": [f"x{start + n}" for n in range(100)], "metadata": ["{}"] * 100}),
         "promote": (maintenance["jobs_promote_due"], {"limit": 100, "now": None}),

@@ -18,6 +18,8 @@ from kit.pipelines import Post, deployed, drain, value
 from kit.servers import wait_for
 from outbox import DefinitionError
 from outbox.engine import maintenance
+from outbox.engine.inflight import InFlight
+from outbox.engine.lane import Lanes
 from outbox.engine.maintenance import Maintenance
 from outbox.engine.retention import BATCH, Retention, delete_old
 
@@ -61,7 +63,7 @@ def retain(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def retain(**days: float | None) -> None:
         async def turn() -> None:
-            made = Maintenance(dsn, retention=Retention(**days), lease=30, on_ready=lambda: None)
+            made = Maintenance(dsn, InFlight(Lanes()), Retention(**days), lease=30)
             await made.tick()
             await made.close()
 
@@ -199,7 +201,7 @@ def test_what_others_have_locked_is_left_for_the_next_turn(
 
 def test_history_is_closed_again_after_retention(shop: Conn, dsn: str) -> None:
     async def turn() -> str:
-        made = Maintenance(dsn, retention=Retention(history=0), lease=30, on_ready=lambda: None)
+        made = Maintenance(dsn, InFlight(Lanes()), Retention(history=0), lease=30)
         await delete_old(made._link, made._retention)
         try:
             await made._link.execute(b"DELETE FROM outbox.state_changes", {})

@@ -459,7 +459,7 @@ def test_an_unknown_stage_is_named_with_those_that_there_are(dsn: str) -> None:
 
 def test_a_worker_made_before_a_fork_refuses_to_run_after_it(dsn: str) -> None:
     worker = Worker(make_posts(), dsn)
-    worker._pid = os.getpid() + 1
+    worker._service._pid = os.getpid() + 1
     with pytest.raises(Exception, match="before a fork"):
         asyncio.run(worker.run())
 
@@ -563,10 +563,10 @@ def test_a_drain_does_not_end_on_a_claim_that_was_sent_before_the_last_failure_w
 
     async def answered_late(self: Claimer, lanes: Any) -> tuple[int, bool]:
         found, full = await claim(self, lanes)
-        if not found and self._known():
+        if not found and self._inflight.held():
             asked.set()
             deadline = asyncio.get_running_loop().time() + 5
-            while self._known() and asyncio.get_running_loop().time() < deadline:
+            while self._inflight.held() and asyncio.get_running_loop().time() < deadline:
                 await asyncio.sleep(0.001)
         return found, full
 

@@ -139,7 +139,7 @@ SPOILED = {
         " SELECT topic, key, workflow_id FROM outbox.messages LIMIT 1",
     ],
     "no job is left": [
-        "INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)"
+        "INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered)"
         " SELECT id, pipeline, 'act', 'APPROVED', 1 FROM outbox.workflow_states LIMIT 1",
     ],
     "is in a final status": [

@@ -66,7 +66,7 @@ class Table:
         return ["died"] if conn.execute(*commit.fail([(self.job, Failed("boom", None))])).fetchall() else []
 
     def give_back(self, conn: Conn) -> list[str]:
-        return ["given back"] if conn.execute(*commit.give_back([self.job])).fetchall() else []
+        return ["given back"] if conn.execute(*commit.release([self.job])).fetchall() else []
 
     def by_hand(self, conn: Conn) -> list[str]:
         moved = conn.execute(

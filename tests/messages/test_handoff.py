@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
+from pytest_postgresql.executors import NoopExecutor
 
 from kit.commands import Outbox
-from kit.databases import OWNER, make_database
+from kit.databases import OWNER, clone, make_database
 from kit.pipelines import Post, deployed, make_posts, value
 from kit.servers import PostgresServer, Process, wait_for
 from outbox import InvalidInput, Pipeline, Run, Worker, shard
@@ -31,19 +33,10 @@ ENTITIES = "SELECT array_agg(entity_id ORDER BY entity_id) FROM outbox.workflow_
 
 
 @pytest.fixture
-def make_other(server: PostgresServer, dsn: str) -> Iterator[Make]:
+def make_other(template: NoopExecutor) -> Iterator[Make]:
     """Make one more migrated database."""
-    made: list[str] = []
-
-    def make() -> str:
-        made.append(f"{dsn.rpartition('/')[2].partition('?')[0]}_other_{len(made)}")
-        make_database(server, made[-1], "template")
-        return server.dsn(made[-1], OWNER)
-
-    yield make
-    with server.admin() as admin:
-        for name in made:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+    with contextlib.ExitStack() as made:
+        yield lambda: made.enter_context(clone(template))
 
 
 @pytest.fixture
@@ -239,7 +232,7 @@ def test_a_database_without_a_schema_or_that_is_away_is_waited_for(
     write(conn, "post_1")
     spawn("relay", "--to", other_dsn, "--pipeline", "posts")
     wait_for(lambda: "does not exist" in str(value(conn, "SELECT trouble FROM outbox.relays")), what="it is said")
-    make_database(server, name, "empty_template")
+    make_database(server, name)
     wait_for(lambda: "outbox.pipelines" in str(value(conn, "SELECT trouble FROM outbox.relays")), what="it is said")
     outbox = Outbox(other_dsn)
     outbox("migrate")

@@ -10,7 +10,8 @@ import pytest
 
 from kit.log import WRITE, Reader
 from kit.pipelines import Post, deployed, value
-from outbox.messages.log import Log, TakenOver, Window
+from outbox.errors import TakenOver
+from outbox.messages.log import Log, Window
 from outbox.messages.target import Lease
 
 Conn = psycopg.Connection[Any]

@@ -131,7 +131,7 @@ def test_a_wish_to_wait_that_is_no_time_is_the_stages_own(conn: Conn, amqp: str,
     ("message", "reason"),
     [
         (("", {"n": 1}), "no UUID"),
-        ((str(uuid4()), {"n": 1}), "no version 7"),
+        ((str(uuid4()), {"n": 1}), "not version 7"),
         ((uuid7(), b"no JSON"), "the body is not JSON"),
         ((uuid7(), b""), "the body is not JSON"),
         ((uuid7(), b'{"n": NaN}'), "NaN is not JSON"),

@@ -1,12 +1,14 @@
 """What a type checker must make of the public API. Checked by mypy (`make check`), not run."""
 
+from datetime import datetime
 from typing import Any, assert_type
 from uuid import UUID
 
 import psycopg
 from pydantic import BaseModel
 
-from outbox import Backoff, Go, Inbox, Pipeline, Reject, Retry, Run, Submitted
+import outbox
+from outbox import Backoff, Go, Inbox, Pipeline, Reject, Retry, Run, Signalled, Submitted
 
 
 class Post(BaseModel):
@@ -50,9 +52,36 @@ def sync(conn: psycopg.Connection[Any]) -> None:
     posts.submit(conn, "a", 5)  # type: ignore[call-overload]
     assert_type(posts.submit_many(conn, [("a", Post(content=""))]), int)
     assert_type(Inbox("crm").accept(conn, "0198c0de-0000-7000-8000-000000000000"), bool)
+    assert_type(outbox.signal(conn, posts, "a", "paid", {"sum": 5}, id="7"), Signalled)
+    assert_type(outbox.decide(conn, "posts", "a", "later", by="sarah"), str)
+    assert_type(outbox.approve(conn, posts, "a", by="sarah", reason="right", edit=Post(content=""), shown="ab"), str)
+    assert_type(outbox.reject(conn, "posts", "a", by="tom", reason="wrong"), str)
+    outbox.approve(conn, posts, "a", who="sarah")  # type: ignore[call-overload]
+    outbox.reject(conn, posts, "a", by=5)  # type: ignore[call-overload]
+    assert_type(outbox.migrate("postgresql:///shop"), list[str])
+    assert_type(outbox.migrate(conn), list[str])
+    assert_type(outbox.deploy(conn, posts), dict[str, list[str]])
+    assert_type(outbox.deploy(conn, [posts, plain]), dict[str, list[str]])
+
+
+def refused(conn: psycopg.Connection[Any]) -> None:
+    try:
+        outbox.approve(conn, posts, "a")
+    except outbox.TooLate as error:
+        assert_type(error.by, str | None)
+        assert_type(error.at, datetime | None)
+    except psycopg.DatabaseError as error:
+        assert_type(outbox.error_of(error), outbox.OutboxError | None)
 
 
 async def asynch(conn: psycopg.AsyncConnection[Any]) -> None:
     assert_type(await posts.submit(conn, "a", Post(content="")), Submitted)
     assert_type(await posts.submit_many(conn, []), int)
     assert_type(await Inbox("crm").accept(conn, UUID(int=0)), bool)
+    assert_type(await outbox.signal(conn, posts, "a", "paid"), Signalled)
+    assert_type(await outbox.decide(conn, posts, "a", "later", edit={"content": ""}), str)
+    assert_type(await outbox.approve(conn, "posts", "a", by="sarah"), str)
+    assert_type(await outbox.reject(conn, posts, "a", reason="wrong", shown="ab"), str)
+    outbox.approve(conn, posts, "a", who="sarah")  # type: ignore[call-overload]
+    outbox.migrate(conn)  # type: ignore[arg-type]
+    outbox.deploy(conn, posts)  # type: ignore[arg-type]

@@ -19,10 +19,11 @@ from kit.interleave import Actor, Explore, Scene
 from kit.log import WRITE, fill, sizes
 from kit.pipelines import deployed, value
 from outbox import Backoff, Delivery, Inbox, Reject, TooOld
+from outbox.errors import TakenOver
 from outbox.messages import ring
 from outbox.messages.delivery import Arrival
 from outbox.messages.handling import Handling, Slots
-from outbox.messages.log import Log, TakenOver, Window
+from outbox.messages.log import Log, Window
 from outbox.messages.receive import Receiver
 from outbox.messages.target import Lease
 from outbox.service import Service

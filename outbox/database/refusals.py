@@ -1,0 +1,125 @@
+"""Finds the error of ours behind what a driver raises: by its SQLSTATE, with its data from the JSON in its DETAIL."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from ..errors import OutboxError, Refused
+
+_CLASSES = {refusal.sqlstate: refusal for refusal in Refused.__subclasses__()}
+_OURS = re.compile(r"OB\d{3}")
+
+# Data that is not what JSON says it is; all else is a text or a number.
+_READ: dict[str, Callable[[Any], Any]] = {
+    "message_id": UUID,
+    "options": tuple,
+    **dict.fromkeys(("at", "sent_at", "oldest", "newest"), datetime.fromisoformat),
+}
+
+
+def error_of(error: BaseException) -> OutboxError | None:
+    """Return the error of Outbox that is behind the error of any driver, or None if there is none.
+
+    A driver raises its own class for a statement of yours that Outbox's triggers refuse. This finds the `Refused` in
+    it, with its data: behind errors of psycopg, psycopg2, asyncpg and pg8000, also where SQLAlchemy or Django has
+    wrapped them. It looks through the error's causes, and through its context up to the first error of a database. An
+    error of Outbox is returned as it is.
+    """
+    found: _Answer | None = None
+    for each in _chain(error):
+        if isinstance(each, OutboxError):
+            return each
+        answer = _answer(each)
+        # What wraps the driver's error may repeat a part of the answer. The whole of it is in the last one.
+        if answer and _OURS.fullmatch(answer.sqlstate) and (found is None or found.sqlstate == answer.sqlstate):
+            found = answer
+    return _refusal(found) if found else None
+
+
+@contextmanager
+def raised_as_ours() -> Iterator[None]:
+    """Raises an error of psycopg in the block as the error of ours that it is, if it is one."""
+    try:
+        yield
+    except psycopg.DatabaseError as error:
+        answer = _answer(error)
+        if isinstance(error, OutboxError) or answer is None or not _OURS.fullmatch(answer.sqlstate):
+            raise
+        raise _refusal(answer) from error
+
+
+class _Answer(NamedTuple):
+    """What the server said, as any driver passes it on."""
+
+    sqlstate: str
+    message: str
+    detail: str | None
+    hint: str | None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and what it was raised from, the nearest first."""
+    seen: set[int] = set()
+    left: list[object] = [error]
+    while left:
+        each = left.pop(0)
+        if not isinstance(each, BaseException) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        left += [getattr(each, "orig", None), each.__cause__]
+        # What was being handled when a database answered with an error has nothing to do with this answer.
+        if not each.__suppress_context__ and _answer(each) is None:
+            left.append(each.__context__)
+
+
+def _answer(error: BaseException) -> _Answer | None:
+    """Return the server's answer that a driver's error carries, or None if it carries none."""
+    # psycopg and psycopg2 have `diag`, asyncpg has attributes, and pg8000 has the protocol's fields in a dict.
+    diag = getattr(error, "diag", None)
+    fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+    sqlstate = _text(getattr(error, "sqlstate", None), getattr(error, "pgcode", None), fields.get("C"))
+    if sqlstate is None:
+        return None
+    return _Answer(
+        sqlstate,
+        _text(getattr(diag, "message_primary", None), getattr(error, "message", None), fields.get("M")) or str(error),
+        _text(getattr(diag, "message_detail", None), getattr(error, "detail", None), fields.get("D")),
+        _text(getattr(diag, "message_hint", None), getattr(error, "hint", None), fields.get("H")),
+    )
+
+
+def _text(*values: object) -> str | None:
+    return next((value for value in values if isinstance(value, str) and value), None)
+
+
+def _refusal(answer: _Answer) -> Refused:
+    refusal = _CLASSES.get(answer.sqlstate, Refused)
+    data = _data(refusal, answer.detail)
+    return refusal(answer.message, answer.hint, sqlstate=answer.sqlstate, **data)
+
+
+def _data(refusal: type[Refused], detail: str | None) -> dict[str, Any]:
+    """Return the data of an error by the attributes of its class; nothing if an older database doesn't tell any."""
+    try:
+        told = json.loads(detail or "{}")
+    except ValueError:
+        return {}
+    if not isinstance(told, dict):
+        return {}
+    data: dict[str, Any] = {}
+    for name in inspect.get_annotations(refusal):
+        if told.get(name) is None:
+            continue
+        with suppress(ValueError, TypeError, AttributeError):  # such as a time after the year 9999
+            data[name] = _READ.get(name, lambda value: value)(told[name])
+    return data

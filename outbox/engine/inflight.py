@@ -1,0 +1,324 @@
+"""The jobs that a process has in flight: where each of them is, its moves, and the questions that the steps ask.
+
+    claimed -> waiting -> running -> ended -> committing -> gone
+                  |          |-> waiting, alone      (rolled back together with others)
+                  |          '-> gone                (committed in a transaction of its own)
+                  |-> late -> gone                   (its start time has passed: released)
+                  '-> gone                           (released, refused, or lost with the lease)
+
+A handler that outlives its job's timeout keeps its slot in the lane; its job has ended without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from ..texts import printable
+from .job import Failed, Finished, Job
+from .lane import Lane, Lanes
+
+log = logging.getLogger("outbox.worker")
+
+BATCH = 200
+"""Outcomes that one statement commits. Larger batches hold their locks for longer and gain nothing."""
+
+BATCH_SIZE = 64 * 2**20
+"""Characters of JSON in a batch, except its first outcome's: Postgres closes the connection at 1 GB a statement."""
+
+MOST_UNCOMMITTED = 2_000
+"""Outcomes that may wait for their commit before claims stop: a slow disk must not fill this process's memory."""
+
+ROOM_WAIT = 1.0
+"""Seconds after which a claim is tried though most slots are taken: jobs of another lane may wait."""
+
+ROOM_LINGER = 0.002
+"""Seconds that a claim waits for more room once there is some: so that it is worth its round trip."""
+
+
+QUIET_POLL = 0.05
+"""Seconds between two looks whether all is quiet: a handler that is cancelled too late tells nothing."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has become of a worker's attempts."""
+
+    done: int = 0
+    retried: int = 0
+    dead: int = 0
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class Batch:
+    """Outcomes that are committed together."""
+
+    finished: list[tuple[Job, Finished]] = field(default_factory=list)
+    failed: list[tuple[Job, Failed]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.finished) + len(self.failed)
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [*(job for job, _ in self.finished), *(job for job, _ in self.failed)]
+
+
+class InFlight:
+    """Owns the jobs of a process, and wakes the steps that wait for them.
+
+    `idle`: the claimer rests and has asked the database to notify it. `draining`: the worker ends when nothing is due.
+    `something_ended` and `something_started` wake the committer and the watch over timeouts.
+    """
+
+    def __init__(self, lanes: Lanes, counts: Counts | None = None, *, draining: bool = False) -> None:
+        self.lanes = lanes
+        self.counts = counts or Counts()
+        self.idle = False
+        self.next_due = float("inf")
+        self.due_sooner = asyncio.Event()
+        self.something_started, self.something_ended = asyncio.Event(), asyncio.Event()
+        self._draining = draining
+        self._woken, self._roomy, self._quiet = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._ended = Batch()
+        self._committing: list[Batch] = []
+        self._late: list[Job] = []
+
+    # Moves.
+
+    def start(self, lane: Lane) -> list[Job]:
+        """Moves what the next handler gets from waiting to running; nothing if none may start."""
+        if jobs := lane.next():
+            lane.attempts += 1
+            for job in jobs:
+                lane.running[job.workflow_id] = job
+            self.something_started.set()
+        return jobs
+
+    def end(self, job: Job, outcome: Finished | Failed) -> None:
+        """Moves a job to where the committer finds it with its outcome, unless its attempt no longer counts."""
+        if job.lost is not None:
+            log.info("%s %s: LeaseLost, %s", job.stage.queue, printable(job.entity_id), job.lost)
+        elif isinstance(outcome, Finished):
+            self._ended.finished.append((job, outcome))
+            self.something_ended.set()
+        else:
+            self._ended.failed.append((job, outcome))
+            self.something_ended.set()
+
+    def handler_returned(self) -> None:
+        """Tells the claimer of room, once a slot was freed and nothing that waits here has taken it."""
+        self._has_room()
+
+    def take_batch(self) -> Batch:
+        """Moves the next batch from ended to committing."""
+        ended = self._ended
+        finished, ended.finished = _one_a_workflow(ended.finished, _fitting(ended.finished))
+        failed, ended.failed = _one_a_workflow(ended.failed, BATCH)
+        batch = Batch(finished, failed)
+        self._committing.append(batch)
+        return batch
+
+    def committed(self, batch: Batch) -> None:
+        """Forgets a batch whose commits were answered, whatever the answers."""
+        self._committing = [other for other in self._committing if other is not batch]
+        self.something_ended.set()
+        self._released_limits()
+
+    def done(self, finished: Sequence[tuple[Job, Finished]], count: int) -> None:
+        """Counts outcomes that are in the database, and has it looked after what follows from them."""
+        self.counts.done += count
+        for pipeline, status in {(job.stage.pipeline, outcome.status) for job, outcome in finished}:
+            if self.lanes.takes(pipeline, status):
+                self.wake(returned=False)
+        for _, outcome in finished:
+            if outcome.wait is not None:
+                for seconds in (outcome.wait.get("after"), outcome.wait.get("within")):
+                    if seconds is not None:
+                        self.due_in(seconds)
+
+    def committed_alone(self, finished: Sequence[tuple[Job, Finished]]) -> None:
+        """Counts jobs that a transaction of their own has committed."""
+        self.done(finished, len(finished))
+        self._released_limits()
+
+    def missed(self, lane: Lane, jobs: Sequence[Job]) -> None:
+        """Moves jobs that have missed their start time to where they are released, all together."""
+        if not self._late:
+            lane.missed()
+        self._late += jobs
+
+    def late(self) -> list[Job]:
+        """Returns the late jobs of one stage, which are to be released."""
+        return [job for job in self._late if job.stage is self._late[0].stage]
+
+    def released(self, jobs: Sequence[Job]) -> None:
+        """Forgets late jobs that were released."""
+        self._late = [job for job in self._late if job not in jobs]
+        self._has_room()
+
+    def drop_waiting(self) -> list[Job]:
+        """Takes out all jobs that wait."""
+        return [job for lane in self.lanes.values() for job in lane.drop_waiting()]
+
+    def lose(self, why: str) -> None:
+        """Drops and cancels all that was claimed: nothing under the worker's present id counts any more."""
+        running, dropped = self.lanes.running(), self.drop_waiting()
+        for job in running:
+            job.take_away(why)
+        self.idle = False  # the worker's next row does not say that it is
+        if running or dropped:
+            self.counts.lost += len(running)
+            log.warning(
+                "LeaseLost: %s; %s running and %s waiting jobs are left to others", why, len(running), len(dropped)
+            )
+
+    # Questions.
+
+    def held(self) -> list[str]:
+        """Returns the workflows whose jobs this process knows to hold."""
+        counted = (*self.lanes.waiting(), *self.lanes.running(), *self._late, *self._uncommitted())
+        return [job.workflow_id for job in counted]
+
+    def busy(self) -> bool:
+        """Whether an attempt is running, or waits to be committed or released."""
+        return bool(self.uncommitted or self._late or self.lanes.running())
+
+    def drained(self) -> bool:
+        """Whether nothing is in flight, and the last scans have found nothing and no job has come since."""
+        complete = all(lane.scan.complete and not lane.waiting for lane in self.lanes.values())
+        return complete and not self.busy() and not self._woken.is_set()
+
+    def handlers_run(self) -> bool:
+        """Whether a handler is at work, be it one whose attempt no longer counts."""
+        return any(lane.running for lane in self.lanes.values())
+
+    @property
+    def uncommitted(self) -> int:
+        """How many outcomes are not in the database yet."""
+        return len(self._ended) + sum(map(len, self._committing))
+
+    @property
+    def ended(self) -> int:
+        """How many outcomes wait for a batch."""
+        return len(self._ended)
+
+    @property
+    def committing(self) -> bool:
+        """Whether a batch is on its way."""
+        return bool(self._committing)
+
+    def may_take_careful(self) -> bool:
+        """Whether no job that may kill this process is in flight, nor waits for its commit: it may take one."""
+        running = any(lane.careful for lane in self.lanes.values())
+        return not running and not any(job.careful for job in self._uncommitted())
+
+    def _uncommitted(self) -> list[Job]:
+        return [job for batch in (self._ended, *self._committing) for job in batch.jobs]
+
+    # Waiting and waking.
+
+    async def room(self) -> list[tuple[Lane, int]]:
+        """Waits until lanes may have more jobs; returns them, and how many each may have."""
+        while not (lanes := self.lanes.with_room()) or self.uncommitted > MOST_UNCOMMITTED:
+            self._roomy.clear()
+            await _until(self._roomy, self.lanes.held_for())
+        return lanes
+
+    async def more_room(self) -> None:
+        """Waits until a claim is worth its round trip: a good part of a lane is free, or a second has passed."""
+        self._roomy.clear()
+        if any(room * 4 > lane.slots for lane, room in self.lanes.with_room()):
+            return
+        await _until(self._roomy, ROOM_WAIT)
+        await asyncio.sleep(ROOM_LINGER)
+
+    async def woken(self, seconds: float) -> bool:
+        """Waits for a sign that there may be work, or until limits let more start; returns whether a sign came."""
+        return await _until(self._woken, min(seconds, self.lanes.held_for() or seconds))
+
+    async def quiet(self) -> None:
+        """Waits until no attempt is running, nor waits to be committed or released."""
+        while self.busy():
+            self._quiet.clear()
+            await _until(self._quiet, QUIET_POLL)
+
+    def claiming(self) -> None:
+        """Forgets the signs that came until now: the claim that follows sees what they tell of."""
+        self._woken.clear()
+
+    def wake(self, *, returned: bool = True) -> None:
+        """Has the claimer look for work now. `returned`: a job may have come back, with an old id."""
+        if returned:
+            for lane in self.lanes.values():
+                lane.scan.reset()
+            self._lift_limits(list(self.lanes.values()))
+        self._woken.set()
+
+    def due_in(self, seconds: float) -> None:
+        """Has maintenance tick when a job of this process is due, if that is before its next tick."""
+        at = time.monotonic() + seconds
+        if at < self.next_due:
+            self.next_due = at
+            self.due_sooner.set()
+
+    def _released_limits(self) -> None:
+        """Lets claims go on where a stage had all the jobs that it may have: some are no longer held."""
+        self._lift_limits([lane for lane in self.lanes.values() if lane.stage.limits and lane.stage.limits.crowded])
+        self._has_room()
+
+    def _lift_limits(self, lanes: Sequence[Lane]) -> None:
+        held = [lane for lane in lanes if lane.held_until]
+        for lane in held:
+            lane.held_until = 0.0
+        if held:
+            self._woken.set()
+            self._roomy.set()
+
+    def _has_room(self) -> None:
+        self._roomy.set()
+        self._quiet.set()
+        # What has just ended may be due again at once, unseen by a claim that is under way: a drain asks once more.
+        if self._draining and not self.busy():
+            self.wake()
+
+
+Queued = TypeVar("Queued", tuple[Job, Finished], tuple[Job, Failed])
+
+
+def _one_a_workflow(queue: list[Queued], count: int) -> tuple[list[Queued], list[Queued]]:
+    """Returns the next batch, of at most `count`, and the rest.
+
+    Of a workflow a batch has one attempt: answer and messages go by workflow. There are two where a status was changed
+    under a handler, which then ends together with that of the next stage.
+    """
+    batch, rest = queue[:count], queue[count:]
+    first = {item[0].workflow_id: item for item in reversed(batch)}
+    if len(first) < len(batch):
+        rest = [item for item in batch if first[item[0].workflow_id] is not item] + rest
+        batch = [item for item in batch if first[item[0].workflow_id] is item]
+    return batch, rest
+
+
+def _fitting(finished: Sequence[tuple[Job, Finished]]) -> int:
+    """Returns how many of these one statement takes."""
+    size = 0
+    for count, (_, outcome) in enumerate(finished[:BATCH]):
+        size += outcome.size
+        if size > BATCH_SIZE and count:
+            return count
+    return min(BATCH, len(finished))
+
+
+async def _until(event: asyncio.Event, seconds: float | None) -> bool:
+    """Waits for an event, at most so long (None: without end); returns whether it came."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+        return True
+    return False

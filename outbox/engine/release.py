@@ -1,0 +1,59 @@
+"""Gives jobs back that this process can't or must not run on; no attempt is burnt by it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from ..database.link import Link
+from ..texts import printable
+from . import commit
+from .inflight import InFlight
+from .job import Job
+
+log = logging.getLogger("outbox.worker")
+
+
+class Releaser:
+    """Releases jobs, each statement repeated until the database has answered it."""
+
+    def __init__(self, link: Link, inflight: InFlight) -> None:
+        self._link = link
+        self._inflight = inflight
+
+    async def release(self, jobs: Sequence[Job], *, started: bool = True) -> set[str]:
+        """Releases jobs, and their start times if none has started; returns the workflows that were still held."""
+        released: set[str] = set()
+        for owner in {job.owner for job in jobs}:
+            mine = [job for job in jobs if job.owner == owner]
+            released |= {row[0] for row in await self._link.repeat(*commit.release(mine))}
+        for stage in {job.stage.queue for job in jobs if job.moment and not started}:
+            unused = [job for job in jobs if job.moment and job.stage.queue == stage]
+            await self._link.repeat(*commit.return_start_times(unused))
+        return released
+
+    async def not_held(self, jobs: Sequence[Job]) -> None:
+        """Ends jobs whose commit was refused: their data was changed (they run again), or they were taken away."""
+        again = await self.release(jobs)
+        for job in jobs:
+            where = f"{job.stage.queue} {printable(job.entity_id)}"
+            if job.workflow_id in again:
+                log.info("%s: its data was changed meanwhile; it runs again", where)
+            else:
+                self._inflight.counts.lost += 1
+                log.warning("%s: LeaseLost, nothing of it was written", where)
+        if again:
+            self._inflight.wake()
+
+    async def late(self) -> None:
+        """Releases all jobs that have missed their start times here; they get new ones, and any worker starts them."""
+        while late := self._inflight.late():
+            await self.release(late, started=False)
+            log.debug("%s: released %s jobs that have missed their start times", late[0].stage.queue, len(late))
+            self._inflight.released(late)
+            self._inflight.wake()
+
+    async def is_unchanged(self, job: Job) -> bool:
+        """Whether the workflow is still as it was claimed."""
+        question = commit.SQL["workflow_unchanged"], {"id": job.workflow_id, "version": job.version}
+        return bool(await self._link.repeat(*question))

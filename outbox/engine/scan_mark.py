@@ -1,0 +1,42 @@
+"""Where a claim's scan of a stage's jobs starts: behind what the scans before have passed, or at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..database.budget import Budget
+
+FULL_SCAN = 1.0
+"""Seconds between two scans from zero while there is plenty. They find jobs that committed late or came back."""
+
+
+class ScanMark:
+    """The id below which scans have found nothing, so that a scan does not walk over dead rows again and again.
+
+    `complete`: the last scan started at zero and found less than was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.complete = False
+        self._highest = 0
+        self._plenty = False
+        self._full_scans = Budget()
+
+    def start(self, now: float) -> int:
+        """Returns the id to scan from: zero whenever that is cheap, else where the scans before have ended."""
+        if not self._full_scans.allows(now, least=FULL_SCAN if self._plenty else 0.0):
+            return self._highest
+        self._full_scans.begin(now)
+        return 0
+
+    def found(self, start: int, asked: int, ids: Sequence[int], cost: float) -> None:
+        """Records what a scan has found, and the seconds that it took besides what it found."""
+        self._plenty = len(ids) >= asked
+        self._highest = max(self._highest, *ids) if ids else self._highest
+        self.complete = start == 0 and not self._plenty
+        if start == 0:
+            self._full_scans.spent(cost)
+
+    def reset(self) -> None:
+        """Has the next scan start at zero: a job may have come back with an old id."""
+        self._full_scans.waive()

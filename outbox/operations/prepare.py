@@ -1,0 +1,63 @@
+"""Prepares a database for workflows: the schema, and what an application says of its pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import psycopg
+
+from ..database import migrations
+from ..database.dsn import engine_conninfo
+from ..definition.deploy import deploy as deploy_one
+from ..definition.pipeline import Pipeline
+from ..errors import InvalidInput
+from ..texts import shown
+
+Conn = psycopg.Connection[Any]
+
+
+def migrate(where: str | Conn) -> list[str]:
+    """Makes or updates the schema `outbox`, as `outbox migrate` does, and returns the names of what was applied.
+
+    `where` is a DSN or an open connection; a connection stays open. Any number of processes may migrate at once. The
+    steps are transactions of their own, unless the connection is in a transaction: then all of them are part of it.
+
+    Works on sync connections only. In async code, call `await asyncio.to_thread(outbox.migrate, dsn)`.
+
+    Raises SchemaError if the server is older than Postgres 15 or a later release has migrated the database,
+    SettingsError if the DSN can't be read, InvalidInput if `where` is neither, and psycopg's errors if the database
+    can't be reached or the role may not make the schema.
+    """
+    if isinstance(where, str):
+        with psycopg.connect(engine_conninfo(where, "migrate"), autocommit=True) as conn:
+            return migrations.apply(conn)
+    _require_sync(where, "where", "a DSN or a sync psycopg connection")
+    return migrations.apply(where)
+
+
+def deploy(conn: Conn, pipelines: Pipeline[Any] | Iterable[Pipeline[Any]]) -> dict[str, list[str]]:
+    """Writes pipelines into the database, as `outbox deploy` does: statuses, legal changes, routes and schedules.
+
+    Returns for each pipeline, by name, in words what has changed; an empty list if nothing has. All pipelines are
+    deployed in one transaction, or in the caller's if the connection is in one.
+
+    Works on sync connections only. In async code, call it in a thread with a connection of its own.
+
+    Raises SchemaError if the schema is missing or older than this code, Stranded if workflows are in a status that the
+    new version no longer knows, InvalidInput if an argument is of another kind, and psycopg's LockNotAvailable if other
+    transactions that have changed workflows stay open for more than five seconds. Nothing is changed then.
+    """
+    _require_sync(conn, "conn", "a sync psycopg connection")
+    several = list(pipelines) if isinstance(pipelines, Iterable) else [pipelines]
+    for each in several:
+        if not isinstance(each, Pipeline):
+            raise InvalidInput("pipelines", f"{shown(each)} is not a Pipeline")
+    with conn.transaction():
+        migrations.require(conn)
+        return {each.name: deploy_one(conn, each) for each in several}
+
+
+def _require_sync(conn: object, field: str, wanted: str) -> None:
+    if not isinstance(conn, psycopg.Connection):
+        raise InvalidInput(field, f"must be {wanted}, not {type(conn).__name__}")
