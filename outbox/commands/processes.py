@@ -28,6 +28,7 @@ _REFUSED = (1, 2)
 """Exit codes of our commands that failed or were used wrongly: a restart would end in the same way."""
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
+"""Signals that the parent passes on."""
 
 
 @dataclass(frozen=True, slots=True)

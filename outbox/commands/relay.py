@@ -1,4 +1,4 @@
-"""Messages on their way out: `outbox relay` hands them on, `outbox parked` shows what could not go or be handled."""
+"""`outbox relay` delivers messages; `outbox parked` lists those that could not be sent or handled."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Part(click.ParamType[tuple[int, int]]):
 
 
 @click.command()
-@click.option("--name", default="default", show_default=True, help="The relay's name; each name gets every message.")
-@click.option("--exchange", default="", help="The exchange to publish to; default: the one without a name.")
+@click.option("--name", default="default", show_default=True, help="The relay's name. Each name gets every message.")
+@click.option("--exchange", default="", help="The exchange to publish to. Default: the one without a name.")
 @click.option(
     "--declare",
     type=click.Choice(["topic", "direct", "fanout", "headers"]),
-    help="Make the exchange, durable and of this type, if it isn't there.",
+    help="Declare the exchange, durable and of this type, if there is none.",
 )
 @click.option("--routing-key", default="{topic}", show_default=True, help="A template of {topic} and {key}.")
 @click.option("--source", default="/outbox", show_default=True, help="The source in the CloudEvents headers.")
@@ -50,11 +50,11 @@ class Part(click.ParamType[tuple[int, int]]):
     "--to",
     envvar="OUTBOX_TO_DSN",
     metavar="DSN",
-    help="Hand messages on to another Postgres instead, where each becomes a workflow of --pipeline. "
-    "Also OUTBOX_TO_DSN, which shows in no list of processes.",
+    help="Deliver to another Postgres instead: each message becomes a workflow of --pipeline. "
+    "Or set OUTBOX_TO_DSN, which no list of processes shows.",
 )
 @click.option("--pipeline", metavar="NAME", help="With --to: the pipeline there.")
-@click.option("--topic", "topics", multiple=True, metavar="PATTERN", help="With --to: only such topics (* and ?).")
+@click.option("--topic", "topics", multiple=True, metavar="PATTERN", help="With --to: only topics that match; * and ? are wildcards. May be given again.")
 @click.option(
     "--entity-id",
     default="{key}",
@@ -62,13 +62,13 @@ class Part(click.ParamType[tuple[int, int]]):
     help="With --to: a template of {key}, {topic} and {message_id}.",
 )
 @click.option("--shard", "part", type=Part(), help="With --to: only the entities that belong to database N of M.")
-@click.option("--from-now", is_flag=True, help="If the name is new: leave out what is in the log already.")
-@click.option("--strict", is_flag=True, help="Keep the order of each key: one unconfirmed message of it at a time.")
+@click.option("--from-now", is_flag=True, help="If the name is new: skip what is in the log already.")
+@click.option("--strict", is_flag=True, help="Keep the order of each key: send its next message when the one before is confirmed.")
 @click.option("--drain", is_flag=True, help="Exit when no message is left.")
 @click.option(
     "--forget",
     metavar="NAME",
-    help="Only forget a relay that is gone for good: what it has parked goes, and the log is no longer kept for it.",
+    help="Forget a relay that is no longer used, and exit: deletes what it has parked, and keeps no messages for it.",
 )
 @click.option(
     "--log",
@@ -84,12 +84,12 @@ def relay(
     to: str | None, pipeline: str | None, topics: tuple[str, ...], entity_id: str, part: tuple[int, int] | None,
     from_now: bool, strict: bool, drain: bool, forget: str | None, log_style: str,
 ) -> None:  # fmt: skip
-    """Hand messages on to RabbitMQ (OUTBOX_AMQP_URL), each at least once and confirmed, until SIGTERM or Ctrl-C.
+    """Deliver messages to RabbitMQ (OUTBOX_AMQP_URL), each at least once, until SIGTERM or Ctrl-C.
 
-    A message is moved on from when the broker has confirmed it; one that can't go out is parked with its reason (see
-    outbox parked). A broker that is away costs nothing but time. A second process of the same name stands by.
+    A message is done when the broker has confirmed it. One that can't be sent is parked with its reason (see outbox
+    parked). While the broker is away, messages wait; none is lost. A second process of the same name stands by.
 
-    With --to, messages become workflows in another Postgres, each once: one transaction there with its inbox.
+    With --to, each message becomes a workflow in another Postgres, once: workflow and inbox are one transaction there.
     """
     if forget is not None:
         _forget(found, forget)
@@ -142,18 +142,18 @@ def _publisher(found: settings.Settings, **options: Any) -> Target:
 
 @click.command()
 @click.argument("ids", type=click.IntRange(1, 2**63 - 1), nargs=-1, metavar="[ID]...")
-@click.option("--retry", is_flag=True, help="Have them tried again by who parked them: those with these IDs, or all.")
-@click.option("--relay", "relay_name", metavar="NAME", help="Only what this relay could not send.")
-@click.option("--consumer", metavar="NAME", help="Only what this consumer could not handle.")
+@click.option("--retry", is_flag=True, help="Have their relay or consumer try them again: those with these IDs, or all.")
+@click.option("--relay", "relay_name", metavar="NAME", help="Only messages that this relay could not send.")
+@click.option("--consumer", metavar="NAME", help="Only messages that this consumer could not handle.")
 @json_option
 @click.pass_obj
 def parked(
     found: settings.Settings, ids: tuple[int, ...], retry: bool, relay_name: str | None, consumer: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """List what relays could not send and consumers could not handle; or have it tried again.
+    """List messages that could not be sent or handled; --retry tries them again.
 
-    An ID is that of one relay or consumer: where several have the same, say whose with --relay or --consumer.
+    Each relay and each consumer has its own IDs. If several have the same one, say whose with --relay or --consumer.
     """
     if ids and not retry:
         raise click.UsageError("an ID goes with --retry")

@@ -1,4 +1,4 @@
-"""`outbox worker`: a process that runs stages until it is told to stop."""
+"""`outbox worker` runs stages until it is told to stop."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ log = logging.getLogger("outbox.worker")
 
 @click.command()
 @app_option
-@click.option("--stage", "stages", multiple=True, help="Serve only this stage; may be given again. Default: all.")
+@click.option("--stage", "stages", multiple=True, help="Run only this stage. May be given again. Default: all.")
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 10_000),
-    help="Attempts at once per stage in each process; what a stage says counts over all.",
+    help="Concurrent attempts per stage in each process. A stage's own concurrency holds across all workers.",
 )
 @click.option(
     "--processes",
@@ -35,7 +35,7 @@ log = logging.getLogger("outbox.worker")
     type=click.IntRange(1, 256),
     default=1,
     show_default=True,
-    help="Work in so many processes, each with the whole concurrency: a core of Python each.",
+    help="Number of processes, each with the whole concurrency. Python uses one core in each.",
 )
 @click.option("--drain", is_flag=True, help="Exit when nothing is due.")
 @click.option(
@@ -43,14 +43,14 @@ log = logging.getLogger("outbox.worker")
     type=Number(0.5, 86_400),
     default=30.0,
     show_default=True,
-    help="Seconds that a frozen worker keeps its jobs.",
+    help="Seconds for which a frozen worker keeps its jobs.",
 )
 @click.option(
     "--grace",
     type=Number(0, 86_400),
     default=30.0,
     show_default=True,
-    help="Seconds that running handlers get after SIGTERM.",
+    help="Seconds that running handlers may take after SIGTERM.",
 )
 @click.option(
     "--log",
@@ -60,7 +60,7 @@ log = logging.getLogger("outbox.worker")
     show_default=True,
     help="How log lines look.",
 )
-@click.option("--no-notify", is_flag=True, help="Poll only; don't LISTEN.")
+@click.option("--no-notify", is_flag=True, help="Poll only: no LISTEN.")
 @click.option(
     "--keep-workflows",
     type=Number(0, MAX_DAYS),
@@ -74,13 +74,13 @@ log = logging.getLogger("outbox.worker")
     metavar="DAYS",
     default=90.0,
     show_default=True,
-    help="Drop the errors of jobs that died longer ago; that they are dead stays.",
+    help="Delete the errors of jobs that died longer ago. The jobs stay dead.",
 )
 @click.option(
     "--keep-messages",
     type=Number(0, MAX_DAYS),
     metavar="DAYS",
-    help="Delete messages that are older, if no relay is there to hand them on.",
+    help="Delete messages that are older, if there is no relay to deliver them.",
 )
 @click.option(
     "--keep-inbox",
@@ -88,7 +88,7 @@ log = logging.getLogger("outbox.worker")
     metavar="DAYS",
     default=90.0,
     show_default=True,
-    help="Forget ids in the inbox that are older; consumers refuse such messages then.",
+    help="Forget ids in the inbox that are older. Consumers then refuse such messages.",
 )
 @click.pass_obj
 def worker(
@@ -98,9 +98,9 @@ def worker(
 ) -> None:  # fmt: skip
     """Run the stages of an application, until SIGTERM or Ctrl-C.
 
-    The first signal gives back what has not started and lets running handlers finish within the grace time; the
-    second one stops at once. Any number of workers, on any number of machines, share the work. With --processes, one
-    that is killed is started anew, and all stop together.
+    The first signal releases the jobs that have not started and lets running handlers end within the grace time. The
+    second one stops at once. Any number of workers on any number of machines share the work. With --processes, a
+    process that is killed is restarted, and all stop together.
     """
     logs.set_up(log_style)
     stop_pipe = processes.Supervisor(count).fork() if count > 1 else None

@@ -44,6 +44,7 @@ _WHY = {
     "new": "its id is in the future: the clock of its writer, or of the database there, is wrong",
     "there": "its entity already has a workflow there, of another message",
 }
+"""Reasons with which messages are parked, by what `handoff` in handoff.sql answers."""
 
 
 class Handoff(Target):

@@ -53,7 +53,7 @@ class Batch:
         self._nacks: dict[int, int] = {}
         self._unconfirmed: dict[int, Attempt] = {}  # by tag, ascending
         self._by_wire_id: dict[str, Attempt] = {}
-        self._suspects: set[int] = set()
+        self._sent_alone: set[int] = set()  # ids: over one of these the broker has closed the channel
         # Strict: which message of a key may be under way, and what waits for it.
         self._holders: dict[str, int] = {}
         self._behind: defaultdict[str, deque[Outgoing]] = defaultdict(deque)
@@ -63,7 +63,7 @@ class Batch:
         """Returns the message to send now; None if none may be sent."""
         while self._refused and self._refused[0][0] <= now:
             self._waiting.appendleft(heapq.heappop(self._refused)[2])
-        while self._waiting and len(self._unconfirmed) < (1 if self._suspects else UNCONFIRMED):
+        while self._waiting and len(self._unconfirmed) < (1 if self._sent_alone else UNCONFIRMED):
             message = self._waiting.popleft()
             if message.key is None or not self._strict or self._may_go(message, message.key):
                 return message
@@ -93,7 +93,7 @@ class Batch:
                 continue
             message = attempt.message
             del self._by_wire_id[attempt.wire_id]
-            self._suspects.discard(message.id)
+            self._sent_alone.discard(message.id)
             if attempt.returned is not None:
                 self.park(message, attempt.returned)
             elif acked:
@@ -111,10 +111,10 @@ class Batch:
         self._unconfirmed.clear()
         self._by_wire_id.clear()
         if blame and len(unknown) == 1:
-            self._suspects.discard(unknown[0].id)
+            self._sent_alone.discard(unknown[0].id)
             self.park(unknown.pop(), f"the broker closed the channel over it: {blame}")
         elif blame:
-            self._suspects |= {message.id for message in unknown}
+            self._sent_alone |= {message.id for message in unknown}
         self._waiting.extendleft(sorted(unknown, key=lambda message: message.id, reverse=True))
 
     def park(self, message: Outgoing, reason: str) -> None:
