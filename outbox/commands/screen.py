@@ -222,7 +222,7 @@ def approvals(rows: Iterable[Row]) -> Table:
 
 
 def parked(rows: Iterable[Row]) -> Table:
-    """Returns the table of `outbox parked`. `times` is how often the message was delivered to the consumer and parked."""
+    """Returns the table of `outbox parked`. `times`: how often a consumer was given the message and parked it."""
     now = datetime.now(UTC)
     columns = ["parked by", "id", "topic", "key", "message", "age", "times", "reason", ""]
     return table(

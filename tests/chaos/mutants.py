@@ -286,7 +286,7 @@ MUTANTS: dict[str, Mutant] = {
         ("relay-frozen",),
         (
             *(sql("log", name, (" AND r.epoch = %(epoch)s", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
-            code("outbox.messages.relay:Relay.may_send", ("return ", "return True or ")),
+            code("outbox.messages.target:Lease.is_held", ("return ", "return True or ")),
         ),
         seconds=60,
         rate=400,  # two relays hurt each other where both have something to do
