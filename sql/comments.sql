@@ -262,6 +262,19 @@ COMMENT ON COLUMN outbox.overview.oldest_waiting IS
     'How long the job that is first in line has been due; null where none waits.';
 COMMENT ON COLUMN outbox.overview.paused IS 'Whether the stage is paused.';
 
+COMMENT ON COLUMN outbox.waiting.workflow_id IS 'The workflow.';
+COMMENT ON COLUMN outbox.waiting.pipeline IS 'Its pipeline.';
+COMMENT ON COLUMN outbox.waiting.entity_id IS 'What it is about.';
+COMMENT ON COLUMN outbox.waiting.status IS 'The status that it waits in.';
+COMMENT ON COLUMN outbox.waiting.kind IS
+    'approval, signal, children, deadline (a time set by the pipeline) or timer (a job that is due later).';
+COMMENT ON COLUMN outbox.waiting.waits_for IS 'What it waits for, in words: the question, the signal, how many children.';
+COMMENT ON COLUMN outbox.waiting.since IS 'Since when it waits.';
+COMMENT ON COLUMN outbox.waiting.until IS 'When its deadline passes, or its job is due; null: it waits without end.';
+COMMENT ON COLUMN outbox.waiting.ended_by IS
+    'What ends the wait, each with the status that it leads to. Empty for a timer, which leads to no other status.';
+COMMENT ON COLUMN outbox.waiting.details IS 'What else there is to say about a wait of this kind.';
+
 -- Internal tables and sequences.
 COMMENT ON TABLE outbox.status_counts IS 'Internal: how many workflows stand in each status, as a log of differences.';
 COMMENT ON TABLE outbox.orphans IS 'Internal: parents that have ended before all of their children.';

@@ -10,6 +10,74 @@ CREATE FUNCTION outbox.actor() RETURNS text
 
 COMMENT ON FUNCTION outbox.actor() IS 'Returns who acts: the setting outbox.actor of the transaction, else the role that the session has set, else its login.';
 
+CREATE FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, question, shown, options, assignee,
+                                  deadline, remind_every, remind_at)
+    SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, i.question, outbox.shown(w.metadata), i.options,
+           i.assignee, now() + make_interval(secs => i.within), i.remind_every, now() + i.remind_every
+    FROM (SELECT i.*, make_interval(secs => i.remind) AS remind_every
+          FROM jsonb_to_recordset(items) AS i (id uuid, question text, options jsonb, assignee text, within float8,
+                                               remind float8)) AS i
+    JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
+    WHERE i.question IS NOT NULL
+    ORDER BY w.id;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) IS 'Internal: asks the questions that handlers have returned.';
+
+CREATE FUNCTION outbox.approvals_end(ids uuid[], tos text[], actor text, reason text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    said text := nullif(current_setting('outbox.decision', true), '');
+BEGIN
+    UPDATE outbox.approvals AS a
+    SET ended = CASE WHEN said = '(deadline)' THEN 'deadline' WHEN a.options ? d.decision THEN 'decided' ELSE 'withdrawn' END,
+        decision = CASE WHEN a.options ? d.decision THEN d.decision END,
+        to_status = d.to_status, decided_by = actor, reason = approvals_end.reason, ended_at = now()
+    FROM (
+        SELECT o.workflow_id, c.to_status, coalesce(said, (
+            SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status)) AS decision
+        FROM unnest(ids, tos) AS c (id, to_status)
+        JOIN outbox.approvals AS o ON o.workflow_id = c.id AND o.ended_at IS NULL
+    ) AS d
+    WHERE a.workflow_id = d.workflow_id AND a.ended_at IS NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.approvals_end(ids uuid[], tos text[], actor text, reason text) IS 'Internal: ends the questions of workflows that have moved on.';
+
+CREATE FUNCTION outbox.children_begin(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    parent uuid;
+BEGIN
+    FOR parent IN
+        WITH made AS (
+            INSERT INTO outbox.waits (workflow_id, children, to_status, failed, on_failure)
+            SELECT i.id, (SELECT count(*)::integer FROM outbox.children AS c
+                          JOIN outbox.workflow_states AS w ON w.id = c.child_id
+                          JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+                          WHERE c.parent_id = i.id AND NOT r.final), i.to_status, i.failed, i.on_failure
+            FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, to_status text, failed text[], on_failure text)
+            WHERE i."join" AND i.id = ANY (ids)
+            ORDER BY i.id
+            RETURNING workflow_id, children
+        )
+        SELECT made.workflow_id FROM made WHERE made.children = 0 ORDER BY 1
+    LOOP
+        PERFORM outbox.children_join(parent);
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.children_begin(items jsonb, ids uuid[]) IS 'Internal: begins the waits for children that handlers have returned.';
+
 CREATE FUNCTION outbox.children_end(ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -59,6 +127,31 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.children_join(parent uuid) IS 'Internal: moves a parent whose children have all ended.';
+
+CREATE FUNCTION outbox.children_spawn(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    WITH wanted AS MATERIALIZED (
+        SELECT DISTINCT ON (c.pipeline, c.entity) i.id AS parent_id, c.pipeline, c.entity, c.data::jsonb, c.cancel, c.n
+        FROM jsonb_to_recordset(items) AS i (id uuid, spawn jsonb)
+        CROSS JOIN LATERAL ROWS FROM (jsonb_to_recordset(i.spawn) AS (pipeline text, entity text, data text, cancel text))
+            WITH ORDINALITY AS c (pipeline, entity, data, cancel, n)
+        WHERE i.id = ANY (ids)
+        ORDER BY c.pipeline, c.entity, i.id
+    ), made AS (
+        INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)
+        SELECT w.pipeline, w.entity, w.data FROM wanted AS w ORDER BY w.parent_id, w.n
+        ON CONFLICT (pipeline, entity_id) DO NOTHING
+        RETURNING id, pipeline, entity_id
+    )
+    INSERT INTO outbox.children (child_id, parent_id, cancel_to)
+    SELECT m.id, w.parent_id, w.cancel
+    FROM made AS m JOIN wanted AS w ON w.pipeline = m.pipeline AND w.entity = m.entity_id;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.children_spawn(items jsonb, ids uuid[]) IS 'Internal: starts the children that handlers have spawned.';
 
 CREATE FUNCTION outbox.deadlines_set(ids uuid[], deadlines timestamp with time zone[], tos text[]) RETURNS void
     LANGUAGE plpgsql
@@ -265,8 +358,34 @@ BEGIN
         -- The time that it took to come here is not to be made up for.
         q.earliest := greatest(q.earliest, clock_timestamp() + make_interval(secs => lead));
         q.start_at := greatest(q.start_at, q.earliest);
-        RETURN QUERY SELECT s.* FROM outbox.limit_start_times(
-            of_pipeline, of_stage, r.taken, q.earliest, q.start_at, q.increment, q.partition_increment, r.delays) AS s;
+        -- 4. When each may start, where there is a rate: of the stage from `start_at` on, or of its partition after the
+        -- partition's delay.
+        RETURN QUERY
+        WITH job AS MATERIALIZED (
+            SELECT j.id, j.workflow_id, j.entered, j.attempt, j.careful, j.partition, j.priority,
+                   row_number() OVER (PARTITION BY j.partition ORDER BY j.priority DESC, j.id) - 1 AS nth
+            FROM outbox.jobs AS j WHERE j.workflow_id = ANY (r.taken)
+        ), started AS MATERIALIZED (
+            SELECT job.*, CASE WHEN q.increment IS NOT NULL
+                THEN q.start_at + make_interval(secs => q.increment * (
+                    row_number() OVER (ORDER BY job.nth, job.priority DESC, job.id) - 1))
+                WHEN q.partition_increment IS NOT NULL
+                THEN q.earliest + make_interval(secs => (r.delays -> job.partition)::float8 + q.partition_increment * job.nth)
+                END AS at
+            FROM job
+        ), noted AS (
+            INSERT INTO outbox.partition_rates AS p (pipeline, stage, partition, next_at)
+            SELECT of_pipeline, of_stage, s.partition, max(s.at) + make_interval(secs => q.partition_increment)
+            FROM started AS s WHERE q.partition_increment IS NOT NULL GROUP BY s.partition
+            ON CONFLICT ON CONSTRAINT partition_rates_pkey DO UPDATE SET next_at = excluded.next_at
+        )
+        SELECT of_pipeline, of_stage, s.id, s.workflow_id::text, s.entered, s.attempt, s.careful,
+               w.entity_id, w.current_status, w.version, w.metadata::text,
+               CASE WHEN coalesce(q.increment, q.partition_increment) IS NOT NULL THEN extract(epoch FROM s.at)::float8 END,
+               NULL::float8, NULL::float8
+        FROM started AS s
+        JOIN outbox.workflow_states AS w ON w.id = s.workflow_id
+        ORDER BY s.at, s.nth, s.priority DESC, s.id;
         q.start_at := CASE WHEN q.increment IS NOT NULL
                            THEN q.start_at + make_interval(secs => q.increment * cardinality(r.taken)) END;
     END IF;
@@ -493,40 +612,6 @@ $$;
 
 COMMENT ON FUNCTION outbox.limit_round(worker integer, l outbox.limits, most integer, one_careful boolean, earliest timestamp with time zone, ahead double precision, increment double precision, partition_increment double precision, INOUT quota integer, OUT taken uuid[], OUT delays jsonb, OUT last text, OUT retry_in double precision) IS 'Internal: takes ready jobs of the partitions in turn until the quota is used up.';
 
-CREATE FUNCTION outbox.limit_start_times(of_pipeline text, of_stage text, taken uuid[], earliest timestamp with time zone, start_at timestamp with time zone, increment double precision, partition_increment double precision, delays jsonb) RETURNS TABLE(pipeline text, stage text, id bigint, workflow_id text, entered bigint, attempt integer, careful boolean, entity_id text, status text, version bigint, metadata text, starts_at double precision, asked_at double precision, answered_at double precision)
-    LANGUAGE plpgsql
-    AS $$
-#variable_conflict use_column
-BEGIN
-    RETURN QUERY
-    WITH job AS MATERIALIZED (
-        SELECT j.id, j.workflow_id, j.entered, j.attempt, j.careful, j.partition, j.priority,
-               row_number() OVER (PARTITION BY j.partition ORDER BY j.priority DESC, j.id) - 1 AS nth
-        FROM outbox.jobs AS j WHERE j.workflow_id = ANY (taken)
-    ), started AS MATERIALIZED (
-        SELECT job.*, CASE WHEN increment IS NOT NULL
-            THEN start_at + make_interval(secs => increment * (row_number() OVER (ORDER BY job.nth, job.priority DESC, job.id) - 1))
-            WHEN partition_increment IS NOT NULL
-            THEN earliest + make_interval(secs => (delays -> job.partition)::float8 + partition_increment * job.nth) END AS at
-        FROM job
-    ), noted AS (
-        INSERT INTO outbox.partition_rates AS r (pipeline, stage, partition, next_at)
-        SELECT of_pipeline, of_stage, s.partition, max(s.at) + make_interval(secs => partition_increment)
-        FROM started AS s WHERE partition_increment IS NOT NULL GROUP BY s.partition
-        ON CONFLICT ON CONSTRAINT partition_rates_pkey DO UPDATE SET next_at = excluded.next_at
-    )
-    SELECT of_pipeline, of_stage, s.id, s.workflow_id::text, s.entered, s.attempt, s.careful,
-           w.entity_id, w.current_status, w.version, w.metadata::text,
-           CASE WHEN coalesce(increment, partition_increment) IS NOT NULL THEN extract(epoch FROM s.at)::float8 END,
-           NULL::float8, NULL::float8
-    FROM started AS s
-    JOIN outbox.workflow_states AS w ON w.id = s.workflow_id
-    ORDER BY s.at, s.nth, s.priority DESC, s.id;
-END
-$$;
-
-COMMENT ON FUNCTION outbox.limit_start_times(of_pipeline text, of_stage text, taken uuid[], earliest timestamp with time zone, start_at timestamp with time zone, increment double precision, partition_increment double precision, delays jsonb) IS 'Internal: gives claimed jobs of a limited stage their start times.';
-
 CREATE FUNCTION outbox.limit_take(worker integer, of_pipeline text, of_stage text, partitions text[], quotas integer[], quota integer, careful uuid) RETURNS uuid[]
     LANGUAGE plpgsql
     AS $$
@@ -709,6 +794,29 @@ $$;
 
 COMMENT ON FUNCTION outbox.signal_take() IS 'Internal: moves the workflow that waits for this signal.';
 
+CREATE FUNCTION outbox.signals_begin(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    waiting uuid[];
+BEGIN
+    WITH made AS (
+        INSERT INTO outbox.waits (workflow_id, signal, to_status, field)
+        SELECT i.id, i.signal, i.to_status, i.field
+        FROM jsonb_to_recordset(items) AS i (id uuid, signal text, to_status text, field text)
+        WHERE i.signal IS NOT NULL AND i.id = ANY (ids)
+        ORDER BY i.id
+        RETURNING workflow_id
+    )
+    SELECT array_agg(made.workflow_id) INTO waiting FROM made;
+    IF waiting IS NOT NULL THEN
+        PERFORM outbox.signals_take(waiting);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.signals_begin(items jsonb, ids uuid[]) IS 'Internal: begins the waits for signals that handlers have returned.';
+
 CREATE FUNCTION outbox.signals_take(ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -793,6 +901,32 @@ $$;
 
 COMMENT ON FUNCTION outbox.state_changes_are_append_only() IS 'Internal: refuses to change or to lose history.';
 
+CREATE FUNCTION outbox.timeouts_begin(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM outbox.deadlines_set(array_agg(i.id), array_agg(i.deadline), array_agg(i.on_deadline))
+    FROM (SELECT i.id, now() + make_interval(secs => i.within) AS deadline, i.on_deadline
+          FROM jsonb_to_recordset(items) AS i (id uuid, within float8, on_deadline text)) AS i
+    WHERE i.deadline IS NOT NULL AND i.id = ANY (ids);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.timeouts_begin(items jsonb, ids uuid[]) IS 'Internal: sets the deadlines of waits.';
+
+CREATE FUNCTION outbox.timers_begin(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE outbox.jobs AS j SET run_at = i.run_at, due = i.run_at <= now()
+    FROM (SELECT i.id, coalesce(i.at, now() + make_interval(secs => i.after)) AS run_at
+          FROM jsonb_to_recordset(items) AS i (id uuid, at timestamptz, after float8)) AS i
+    WHERE i.run_at IS NOT NULL AND i.id = ANY (ids) AND j.workflow_id = i.id AND j.stage IS NOT NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.timers_begin(items jsonb, ids uuid[]) IS 'Internal: puts off the jobs of stages.';
+
 CREATE FUNCTION outbox.uuid7() RETURNS uuid
     LANGUAGE sql PARALLEL RESTRICTED
     RETURN ((OVERLAY(lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint), 15, '0'::text) PLACING '7'::text FROM 13 FOR 0) || to_hex(((hashint8extended(((random() * ('9007199254740992'::bigint)::double precision))::bigint, (((random() * ('9007199254740992'::bigint)::double precision))::bigint # (pg_backend_pid())::bigint)) & '4611686018427387903'::bigint) | '-9223372036854775808'::bigint))))::uuid;
@@ -808,86 +942,15 @@ COMMENT ON FUNCTION outbox.uuid7_time(id uuid) IS 'Returns when a UUIDv7 was mad
 CREATE FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
-DECLARE
-    waiting uuid[];
-    parent  uuid;
 BEGIN
     -- They begin once: a workflow that a signal moves on at once comes here again.
     PERFORM set_config('outbox.waits', '', true);
-
-    -- A delay: the job of the next stage, later.
-    UPDATE outbox.jobs AS j SET run_at = i.run_at, due = i.run_at <= now()
-    FROM (SELECT i.id, coalesce(i.at, now() + make_interval(secs => i.after)) AS run_at
-          FROM jsonb_to_recordset(items) AS i (id uuid, at timestamptz, after float8)) AS i
-    WHERE i.run_at IS NOT NULL AND i.id = ANY (ids) AND j.workflow_id = i.id AND j.stage IS NOT NULL;
-
-    -- The timeout of a wait.
-    PERFORM outbox.deadlines_set(array_agg(i.id), array_agg(i.deadline), array_agg(i.on_deadline))
-    FROM (SELECT i.id, now() + make_interval(secs => i.within) AS deadline, i.on_deadline
-          FROM jsonb_to_recordset(items) AS i (id uuid, within float8, on_deadline text)) AS i
-    WHERE i.deadline IS NOT NULL AND i.id = ANY (ids);
-
-    -- A question to a person.
-    INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, question, shown, options, assignee,
-                                  deadline, remind_every, remind_at)
-    SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, i.question, outbox.shown(w.metadata), i.options,
-           i.assignee, now() + make_interval(secs => i.within), i.remind_every, now() + i.remind_every
-    FROM (SELECT i.*, make_interval(secs => i.remind) AS remind_every
-          FROM jsonb_to_recordset(items) AS i (id uuid, question text, options jsonb, assignee text, within float8,
-                                               remind float8)) AS i
-    JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
-    WHERE i.question IS NOT NULL
-    ORDER BY w.id;
-
-    -- Children. A workflow that exists already is left alone, and does not become a child by this.
-    WITH wanted AS MATERIALIZED (
-        SELECT DISTINCT ON (c.pipeline, c.entity) i.id AS parent_id, c.pipeline, c.entity, c.data::jsonb, c.cancel, c.n
-        FROM jsonb_to_recordset(items) AS i (id uuid, spawn jsonb)
-        CROSS JOIN LATERAL ROWS FROM (jsonb_to_recordset(i.spawn) AS (pipeline text, entity text, data text, cancel text))
-            WITH ORDINALITY AS c (pipeline, entity, data, cancel, n)
-        WHERE i.id = ANY (ids)
-        ORDER BY c.pipeline, c.entity, i.id
-    ), made AS (
-        INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)
-        SELECT w.pipeline, w.entity, w.data FROM wanted AS w ORDER BY w.parent_id, w.n
-        ON CONFLICT (pipeline, entity_id) DO NOTHING
-        RETURNING id, pipeline, entity_id
-    )
-    INSERT INTO outbox.children (child_id, parent_id, cancel_to)
-    SELECT m.id, w.parent_id, w.cancel
-    FROM made AS m JOIN wanted AS w ON w.pipeline = m.pipeline AND w.entity = m.entity_id;
-
-    -- A join: it is over at once where all children have ended.
-    FOR parent IN
-        WITH made AS (
-            INSERT INTO outbox.waits (workflow_id, children, to_status, failed, on_failure)
-            SELECT i.id, (SELECT count(*)::integer FROM outbox.children AS c
-                          JOIN outbox.workflow_states AS w ON w.id = c.child_id
-                          JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
-                          WHERE c.parent_id = i.id AND NOT r.final), i.to_status, i.failed, i.on_failure
-            FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, to_status text, failed text[], on_failure text)
-            WHERE i."join" AND i.id = ANY (ids)
-            ORDER BY i.id
-            RETURNING workflow_id, children
-        )
-        SELECT made.workflow_id FROM made WHERE made.children = 0 ORDER BY 1
-    LOOP
-        PERFORM outbox.children_join(parent);
-    END LOOP;
-
-    -- A signal: it may be there already.
-    WITH made AS (
-        INSERT INTO outbox.waits (workflow_id, signal, to_status, field)
-        SELECT i.id, i.signal, i.to_status, i.field
-        FROM jsonb_to_recordset(items) AS i (id uuid, signal text, to_status text, field text)
-        WHERE i.signal IS NOT NULL AND i.id = ANY (ids)
-        ORDER BY i.id
-        RETURNING workflow_id
-    )
-    SELECT array_agg(made.workflow_id) INTO waiting FROM made;
-    IF waiting IS NOT NULL THEN
-        PERFORM outbox.signals_take(waiting);
-    END IF;
+    PERFORM outbox.timers_begin(items, ids);
+    PERFORM outbox.timeouts_begin(items, ids);
+    PERFORM outbox.approvals_begin(items, ids);
+    PERFORM outbox.children_spawn(items, ids);
+    PERFORM outbox.children_begin(items, ids);
+    PERFORM outbox.signals_begin(items, ids);
 END
 $$;
 
@@ -896,21 +959,9 @@ COMMENT ON FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) IS 'Internal: be
 CREATE FUNCTION outbox.waits_end(ids uuid[], tos text[], actor text, reason text) RETURNS void
     LANGUAGE plpgsql
     AS $$
-DECLARE
-    said text := nullif(current_setting('outbox.decision', true), '');
 BEGIN
     DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
-    UPDATE outbox.approvals AS a
-    SET ended = CASE WHEN said = '(deadline)' THEN 'deadline' WHEN a.options ? d.decision THEN 'decided' ELSE 'withdrawn' END,
-        decision = CASE WHEN a.options ? d.decision THEN d.decision END,
-        to_status = d.to_status, decided_by = actor, reason = waits_end.reason, ended_at = now()
-    FROM (
-        SELECT o.workflow_id, c.to_status, coalesce(said, (
-            SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status)) AS decision
-        FROM unnest(ids, tos) AS c (id, to_status)
-        JOIN outbox.approvals AS o ON o.workflow_id = c.id AND o.ended_at IS NULL
-    ) AS d
-    WHERE a.workflow_id = d.workflow_id AND a.ended_at IS NULL;
+    PERFORM outbox.approvals_end(ids, tos, actor, reason);
 END
 $$;
 
@@ -2388,6 +2439,120 @@ CREATE TABLE outbox.waits (
 );
 
 COMMENT ON TABLE outbox.waits IS 'Internal: workflows that wait for a signal or for their children.';
+
+CREATE VIEW outbox.waiting AS
+ SELECT a.workflow_id,
+    a.pipeline,
+    a.entity_id,
+    a.status,
+    'approval'::text AS kind,
+    a.question AS waits_for,
+    a.asked_at AS since,
+    j.deadline AS until,
+    (( SELECT jsonb_object_agg(('the answer '::text || o.key), o.value) AS jsonb_object_agg
+           FROM jsonb_each_text(a.options) o(key, value)) || jsonb_strip_nulls(jsonb_build_object('its deadline', j.on_deadline))) AS ended_by,
+    jsonb_build_object('assignee', a.assignee, 'reminders', a.reminders) AS details
+   FROM (outbox.approvals a
+     LEFT JOIN outbox.jobs j ON ((j.workflow_id = a.workflow_id)))
+  WHERE (a.ended_at IS NULL)
+UNION ALL
+ SELECT w.workflow_id,
+    s.pipeline,
+    s.entity_id,
+    s.current_status AS status,
+    'signal'::text AS kind,
+    ('signal '::text || w.signal) AS waits_for,
+    w.since,
+    j.deadline AS until,
+    jsonb_strip_nulls(jsonb_build_object(('the signal '::text || w.signal), w.to_status, 'its deadline', j.on_deadline)) AS ended_by,
+    jsonb_build_object('signal', w.signal, 'to_status', w.to_status, 'field', w.field) AS details
+   FROM ((outbox.waits w
+     JOIN outbox.workflow_states s ON ((s.id = w.workflow_id)))
+     LEFT JOIN outbox.jobs j ON ((j.workflow_id = w.workflow_id)))
+  WHERE (w.signal IS NOT NULL)
+UNION ALL
+ SELECT w.workflow_id,
+    s.pipeline,
+    s.entity_id,
+    s.current_status AS status,
+    'children'::text AS kind,
+    (w.children ||
+        CASE w.children
+            WHEN 1 THEN ' child'::text
+            ELSE ' children'::text
+        END) AS waits_for,
+    w.since,
+    j.deadline AS until,
+    jsonb_strip_nulls(jsonb_build_object('its children', w.to_status, 'a failed child', w.on_failure, 'its deadline', j.on_deadline)) AS ended_by,
+    jsonb_build_object('children', w.children, 'to_status', w.to_status, 'failed', w.failed, 'on_failure', w.on_failure) AS details
+   FROM ((outbox.waits w
+     JOIN outbox.workflow_states s ON ((s.id = w.workflow_id)))
+     LEFT JOIN outbox.jobs j ON ((j.workflow_id = w.workflow_id)))
+  WHERE (w.children IS NOT NULL)
+UNION ALL
+ SELECT j.workflow_id,
+    j.pipeline,
+    s.entity_id,
+    j.status,
+    'deadline'::text AS kind,
+        CASE
+            WHEN (j.stage IS NULL) THEN 'a change of its status'::text
+            ELSE ('stage '::text || j.stage)
+        END AS waits_for,
+    ( SELECT c.at
+           FROM outbox.state_changes c
+          WHERE ((c.workflow_id = j.workflow_id) AND (c.version = j.entered))) AS since,
+    j.deadline AS until,
+    jsonb_build_object('its deadline', j.on_deadline) AS ended_by,
+    '{}'::jsonb AS details
+   FROM (outbox.jobs j
+     JOIN outbox.workflow_states s ON ((s.id = j.workflow_id)))
+  WHERE ((j.deadline IS NOT NULL) AND (NOT (EXISTS ( SELECT
+           FROM outbox.approvals a
+          WHERE ((a.workflow_id = j.workflow_id) AND (a.ended_at IS NULL))))) AND (NOT (EXISTS ( SELECT
+           FROM outbox.waits w
+          WHERE (w.workflow_id = j.workflow_id)))))
+UNION ALL
+ SELECT j.workflow_id,
+    j.pipeline,
+    s.entity_id,
+    j.status,
+    'timer'::text AS kind,
+        CASE
+            WHEN (j.attempt = 0) THEN ('stage '::text || j.stage)
+            ELSE format('attempt %s of stage %s'::text, (j.attempt + 1), j.stage)
+        END AS waits_for,
+    ( SELECT c.at
+           FROM outbox.state_changes c
+          WHERE ((c.workflow_id = j.workflow_id) AND (c.version = j.entered))) AS since,
+    j.run_at AS until,
+    '{}'::jsonb AS ended_by,
+    jsonb_build_object('stage', j.stage, 'attempt', j.attempt, 'error', j.error) AS details
+   FROM (outbox.jobs j
+     JOIN outbox.workflow_states s ON ((s.id = j.workflow_id)))
+  WHERE ((j.owner IS NULL) AND (NOT j.due) AND (j.stage IS NOT NULL) AND (j.run_at > now()));
+
+COMMENT ON VIEW outbox.waiting IS 'What workflows wait for besides a worker: one row for each open wait.';
+
+COMMENT ON COLUMN outbox.waiting.workflow_id IS 'The workflow.';
+
+COMMENT ON COLUMN outbox.waiting.pipeline IS 'Its pipeline.';
+
+COMMENT ON COLUMN outbox.waiting.entity_id IS 'What it is about.';
+
+COMMENT ON COLUMN outbox.waiting.status IS 'The status that it waits in.';
+
+COMMENT ON COLUMN outbox.waiting.kind IS 'approval, signal, children, deadline (a time set by the pipeline) or timer (a job that is due later).';
+
+COMMENT ON COLUMN outbox.waiting.waits_for IS 'What it waits for, in words: the question, the signal, how many children.';
+
+COMMENT ON COLUMN outbox.waiting.since IS 'Since when it waits.';
+
+COMMENT ON COLUMN outbox.waiting.until IS 'When its deadline passes, or its job is due; null: it waits without end.';
+
+COMMENT ON COLUMN outbox.waiting.ended_by IS 'What ends the wait, each with the status that it leads to. Empty for a timer, which leads to no other status.';
+
+COMMENT ON COLUMN outbox.waiting.details IS 'What else there is to say about a wait of this kind.';
 
 CREATE TABLE outbox.workers (
     id integer NOT NULL,

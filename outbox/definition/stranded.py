@@ -46,10 +46,10 @@ def report(
 
 def _statuses(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:
     known = {"pipeline": pipeline.name, "known": list(pipeline.routes())}
-    for status, count, questions, waits, oldest in _rows(conn, "stranded_statuses", known):
-        what = ", ".join(f"{n} with {name}" for n, name in ((questions, "an open question"), (waits, "a wait")) if n)
-        with_waits = f" ({what})" if what else ""
-        yield f"status {status} would be unknown, with {number(count, 'workflow')} in it{with_waits}, {_age(oldest)}"
+    for status, count, waits, oldest in _rows(conn, "stranded_statuses", known):
+        what = ", ".join(f"{n} for {kind}" for kind, n in sorted((waits or {}).items()))
+        waiting = f" (waiting: {what})" if what else ""
+        yield f"status {status} would be unknown, with {number(count, 'workflow')} in it{waiting}, {_age(oldest)}"
 
 
 def _waits(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:

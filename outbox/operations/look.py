@@ -24,10 +24,10 @@ Row = dict[str, Any]
 
 
 def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
-    """Returns the tables of `outbox status`: an overview, limits, progress, workers, relays and parked deliveries."""
+    """Returns the tables of `outbox status`, by name: `overview` has a row for each pipeline, status and stage."""
     return {
         name: rows(conn, SQL[name])
-        for name in ("overview", "limits", "progress", "workers", "relays", "parked_deliveries")
+        for name in ("overview", "overdue", "limits", "progress", "workers", "relays", "parked_deliveries")
     }
 
 
@@ -59,7 +59,9 @@ def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
         "dead_job": next(iter(rows(conn, SQL["dead_job"], **key)), None),
         "checkpoints": rows(conn, SQL["checkpoints_of_workflow"], **key),
         "approvals": rows(conn, SQL["approvals_of_workflow"], **key),
-        "waits_for": next(iter(rows(conn, SQL["wait_of_workflow"], **key)), None),
+        "waits_for": next(
+            ({**row.pop("details"), **row} for row in rows(conn, SQL["waiting_of_workflow"], **key)), None
+        ),
         "parent": next(iter(rows(conn, SQL["parent_of_workflow"], **key)), None),
         "children": rows(conn, SQL["children_of_workflow"], **key),
         "signals": rows(conn, SQL["signals_of_workflow"], **key),

@@ -5,6 +5,49 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN encode(sha256(convert_to(metadata::text, 'UTF8')), 'hex');
 COMMENT ON FUNCTION outbox.shown(jsonb) IS 'Returns the hash by which a decision says what data it was made on.';
 
+-- Asks the questions that handlers have returned: items with a `question`.
+CREATE OR REPLACE FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, question, shown, options, assignee,
+                                  deadline, remind_every, remind_at)
+    SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, i.question, outbox.shown(w.metadata), i.options,
+           i.assignee, now() + make_interval(secs => i.within), i.remind_every, now() + i.remind_every
+    FROM (SELECT i.*, make_interval(secs => i.remind) AS remind_every
+          FROM jsonb_to_recordset(items) AS i (id uuid, question text, options jsonb, assignee text, within float8,
+                                               remind float8)) AS i
+    JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
+    WHERE i.question IS NOT NULL
+    ORDER BY w.id;
+END
+$$;
+COMMENT ON FUNCTION outbox.approvals_begin(jsonb, uuid[]) IS 'Internal: asks the questions that handlers have returned.';
+
+-- A change of the status answers the question, in whatever way it was made: position n of `tos` is where workflow n has gone.
+CREATE OR REPLACE FUNCTION outbox.approvals_end(ids uuid[], tos text[], actor text, reason text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    said text := nullif(current_setting('outbox.decision', true), '');
+BEGIN
+    UPDATE outbox.approvals AS a
+    SET ended = CASE WHEN said = '(deadline)' THEN 'deadline' WHEN a.options ? d.decision THEN 'decided' ELSE 'withdrawn' END,
+        decision = CASE WHEN a.options ? d.decision THEN d.decision END,
+        to_status = d.to_status, decided_by = actor, reason = approvals_end.reason, ended_at = now()
+    FROM (
+        SELECT o.workflow_id, c.to_status, coalesce(said, (
+            SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status)) AS decision
+        FROM unnest(ids, tos) AS c (id, to_status)
+        JOIN outbox.approvals AS o ON o.workflow_id = c.id AND o.ended_at IS NULL
+    ) AS d
+    WHERE a.workflow_id = d.workflow_id AND a.ended_at IS NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox.approvals_end(uuid[], text[], text, text) IS
+    'Internal: ends the questions of workflows that have moved on.';
+REVOKE EXECUTE ON FUNCTION outbox.approvals_begin(jsonb, uuid[]), outbox.approvals_end(uuid[], text[], text, text) FROM PUBLIC;
+
 -- Exactly one answer wins. Later ones are told who has decided, and when. The same answer by the same person is not an
 -- error: a network may repeat it.
 CREATE OR REPLACE FUNCTION outbox.decide(

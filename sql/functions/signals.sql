@@ -24,7 +24,30 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.signals_take(uuid[]) IS 'Internal: moves workflows whose signal is there.';
-REVOKE EXECUTE ON FUNCTION outbox.signals_take(uuid[]) FROM PUBLIC;
+
+-- Begins the waits for signals that handlers have returned: items with a `signal`. It may be there already.
+CREATE OR REPLACE FUNCTION outbox.signals_begin(items jsonb, ids uuid[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    waiting uuid[];
+BEGIN
+    WITH made AS (
+        INSERT INTO outbox.waits (workflow_id, signal, to_status, field)
+        SELECT i.id, i.signal, i.to_status, i.field
+        FROM jsonb_to_recordset(items) AS i (id uuid, signal text, to_status text, field text)
+        WHERE i.signal IS NOT NULL AND i.id = ANY (ids)
+        ORDER BY i.id
+        RETURNING workflow_id
+    )
+    SELECT array_agg(made.workflow_id) INTO waiting FROM made;
+    IF waiting IS NOT NULL THEN
+        PERFORM outbox.signals_take(waiting);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox.signals_begin(jsonb, uuid[]) IS 'Internal: begins the waits for signals that handlers have returned.';
+REVOKE EXECUTE ON FUNCTION outbox.signals_take(uuid[]), outbox.signals_begin(jsonb, uuid[]) FROM PUBLIC;
 
 -- A signal locks its workflow, so that it and the beginning of the wait for it see each other, whichever comes first.
 CREATE OR REPLACE FUNCTION outbox.signal_receive() RETURNS trigger

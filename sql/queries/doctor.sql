@@ -69,13 +69,14 @@ SELECT count(*) FROM outbox.dead_jobs;
 -- name: waits_overdue
 -- Counts deadlines that passed more than a minute ago: no worker runs, or the change that they lead to is no longer
 -- legal.
--- Reads jobs, legal_changes. Uses jobs_with_deadline, legal_changes_pkey.
-SELECT j.pipeline, j.status, j.on_deadline, count(*), EXISTS (
+-- Reads legal_changes, waiting. Uses approvals_open, jobs_with_deadline, legal_changes_pkey, waits_pkey,
+-- workflow_states_pkey.
+SELECT o.pipeline, o.status, o.leads_to, count(*), EXISTS (
            SELECT FROM outbox.legal_changes AS l
-           WHERE l.pipeline = j.pipeline AND l.from_status = j.status AND l.to_status = j.on_deadline) AS legal
-FROM outbox.jobs AS j
-WHERE j.deadline < now() - interval '1 minute'
-GROUP BY j.pipeline, j.status, j.on_deadline ORDER BY j.pipeline, j.status;
+           WHERE l.pipeline = o.pipeline AND l.from_status = o.status AND l.to_status = o.leads_to) AS legal
+FROM (SELECT w.pipeline, w.status, w.ended_by ->> 'its deadline' AS leads_to FROM outbox.waiting AS w
+      WHERE w.until < now() - interval '1 minute') AS o
+GROUP BY o.pipeline, o.status, o.leads_to ORDER BY o.pipeline, o.status;
 
 -- name: schedules_late
 -- Returns schedules whose tick is more than a minute late.

@@ -34,6 +34,14 @@ SELECT l.pipeline, l.stage, l.concurrency, l.rate, l.partition_concurrency, l.pa
 FROM outbox.limits AS l
 ORDER BY l.pipeline, l.stage;
 
+-- name: overdue
+-- Counts workflows whose deadline passed more than a minute ago, a thousand at most.
+-- Reads waiting. Uses approvals_open, jobs_with_deadline, waits_pkey, workflow_states_pkey.
+SELECT o.pipeline, o.status, o.kind, count(*) AS workflows, extract(epoch FROM now() - min(o.until))::float8 AS overdue_seconds
+FROM (SELECT w.pipeline, w.status, w.kind, w.until FROM outbox.waiting AS w
+      WHERE w.until < now() - interval '1 minute' LIMIT 1000) AS o
+GROUP BY o.pipeline, o.status, o.kind ORDER BY o.pipeline, o.status, o.kind;
+
 -- name: progress
 -- Returns how far handlers say that they are: of running jobs, the longest first.
 -- Reads jobs, workflow_states. Uses jobs_running, workflow_states_pkey.
@@ -110,10 +118,11 @@ FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version;
 SELECT s.id, s.name, s.payload, s.signal_id, s.sent_by, s.sent_at, s.taken_at
 FROM outbox.signals AS s WHERE s.workflow_id = %(id)s ORDER BY s.id;
 
--- name: wait_of_workflow
--- Returns the signal or the children that a workflow waits for.
--- Reads waits. Uses waits_pkey.
-SELECT w.signal, w.children, w.to_status, w.field, w.on_failure, w.since FROM outbox.waits AS w WHERE w.workflow_id = %(id)s;
+-- name: waiting_of_workflow
+-- Returns what a workflow waits for, first the wait of a handler.
+-- Reads waiting. Uses approvals_open, jobs_pkey, waits_pkey, workflow_states_pkey.
+SELECT w.kind, w.waits_for, w.since, w.until, w.ended_by, w.details
+FROM outbox.waiting AS w WHERE w.workflow_id = %(id)s ORDER BY w.kind IN ('deadline', 'timer'), w.kind LIMIT 1;
 
 -- name: children_of_workflow
 -- Returns the children of a workflow, a thousand at most, and whether each has ended.

@@ -20,7 +20,7 @@ Conn = psycopg.Connection[Any]
 PUBLIC = {
     "approvals", "checkpoints", "children", "dead_jobs", "delivery_attempts", "inbox", "jobs", "legal_changes", "limits",
     "messages", "overview", "parked_deliveries", "parked_messages", "pauses", "pipelines", "routes", "schedules",
-    "schema_migrations", "signals", "stages", "state_changes", "workers", "workflow_states",
+    "schema_migrations", "signals", "stages", "state_changes", "waiting", "workers", "workflow_states",
     "actor", "decide", "inbox_forget", "inbox_oldest", "shown", "uuid7", "uuid7_time",
 }  # fmt: skip
 # By the contract, these columns are public.
@@ -36,6 +36,7 @@ COLUMNS = {
     "pauses": "pipeline stage paused_by reason",
     "limits": "concurrency rate partition_concurrency partition_rate",
     "overview": "pipeline status stage workflows ready scheduled running dead oldest_waiting",
+    "waiting": "workflow_id pipeline entity_id status kind waits_for since until ended_by details",
 }
 
 # Children of a ring and sequences of identity columns are parts of their tables.

@@ -36,7 +36,7 @@ def test_who_stands_where_nobody_knows_is_listed_with_waits_and_age(conn: Conn, 
     lines = report(conn, new)
     assert (
         lines[0]
-        == "status WAITING would be unknown, with 3 workflows in it (3 with an open question), the oldest for 3.0 days"
+        == "status WAITING would be unknown, with 3 workflows in it (waiting: 3 for approval), the oldest for 3.0 days"
     )
 
 
