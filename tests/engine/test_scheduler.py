@@ -222,7 +222,7 @@ def test_deploy_keeps_the_place_of_what_is_unchanged(conn: Conn) -> None:
     assert value(conn, "SELECT next_at > now() FROM outbox.schedules")
     none: Pipeline[Post] = Pipeline("clock", data=Post, initial="NEW", final={"DONE"})
     none.stage("work", on="NEW", to="DONE")(lambda run: None)
-    assert deploy.deploy(conn, none) == ["schedule look goes"]
+    assert deploy.deploy(conn, none) == ["schedule look is removed"]
     assert value(conn, "SELECT count(*) FROM outbox.schedules") == 0
 
 
