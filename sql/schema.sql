@@ -358,8 +358,34 @@ BEGIN
         -- The time that it took to come here is not to be made up for.
         q.earliest := greatest(q.earliest, clock_timestamp() + make_interval(secs => lead));
         q.start_at := greatest(q.start_at, q.earliest);
-        RETURN QUERY SELECT s.* FROM outbox.limit_start_times(
-            of_pipeline, of_stage, r.taken, q.earliest, q.start_at, q.increment, q.partition_increment, r.delays) AS s;
+        -- 4. When each may start, where there is a rate: of the stage from `start_at` on, or of its partition after the
+        -- partition's delay.
+        RETURN QUERY
+        WITH job AS MATERIALIZED (
+            SELECT j.id, j.workflow_id, j.entered, j.attempt, j.careful, j.partition, j.priority,
+                   row_number() OVER (PARTITION BY j.partition ORDER BY j.priority DESC, j.id) - 1 AS nth
+            FROM outbox.jobs AS j WHERE j.workflow_id = ANY (r.taken)
+        ), started AS MATERIALIZED (
+            SELECT job.*, CASE WHEN q.increment IS NOT NULL
+                THEN q.start_at + make_interval(secs => q.increment * (
+                    row_number() OVER (ORDER BY job.nth, job.priority DESC, job.id) - 1))
+                WHEN q.partition_increment IS NOT NULL
+                THEN q.earliest + make_interval(secs => (r.delays -> job.partition)::float8 + q.partition_increment * job.nth)
+                END AS at
+            FROM job
+        ), noted AS (
+            INSERT INTO outbox.partition_rates AS p (pipeline, stage, partition, next_at)
+            SELECT of_pipeline, of_stage, s.partition, max(s.at) + make_interval(secs => q.partition_increment)
+            FROM started AS s WHERE q.partition_increment IS NOT NULL GROUP BY s.partition
+            ON CONFLICT ON CONSTRAINT partition_rates_pkey DO UPDATE SET next_at = excluded.next_at
+        )
+        SELECT of_pipeline, of_stage, s.id, s.workflow_id::text, s.entered, s.attempt, s.careful,
+               w.entity_id, w.current_status, w.version, w.metadata::text,
+               CASE WHEN coalesce(q.increment, q.partition_increment) IS NOT NULL THEN extract(epoch FROM s.at)::float8 END,
+               NULL::float8, NULL::float8
+        FROM started AS s
+        JOIN outbox.workflow_states AS w ON w.id = s.workflow_id
+        ORDER BY s.at, s.nth, s.priority DESC, s.id;
         q.start_at := CASE WHEN q.increment IS NOT NULL
                            THEN q.start_at + make_interval(secs => q.increment * cardinality(r.taken)) END;
     END IF;
@@ -585,40 +611,6 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.limit_round(worker integer, l outbox.limits, most integer, one_careful boolean, earliest timestamp with time zone, ahead double precision, increment double precision, partition_increment double precision, INOUT quota integer, OUT taken uuid[], OUT delays jsonb, OUT last text, OUT retry_in double precision) IS 'Internal: takes ready jobs of the partitions in turn until the quota is used up.';
-
-CREATE FUNCTION outbox.limit_start_times(of_pipeline text, of_stage text, taken uuid[], earliest timestamp with time zone, start_at timestamp with time zone, increment double precision, partition_increment double precision, delays jsonb) RETURNS TABLE(pipeline text, stage text, id bigint, workflow_id text, entered bigint, attempt integer, careful boolean, entity_id text, status text, version bigint, metadata text, starts_at double precision, asked_at double precision, answered_at double precision)
-    LANGUAGE plpgsql
-    AS $$
-#variable_conflict use_column
-BEGIN
-    RETURN QUERY
-    WITH job AS MATERIALIZED (
-        SELECT j.id, j.workflow_id, j.entered, j.attempt, j.careful, j.partition, j.priority,
-               row_number() OVER (PARTITION BY j.partition ORDER BY j.priority DESC, j.id) - 1 AS nth
-        FROM outbox.jobs AS j WHERE j.workflow_id = ANY (taken)
-    ), started AS MATERIALIZED (
-        SELECT job.*, CASE WHEN increment IS NOT NULL
-            THEN start_at + make_interval(secs => increment * (row_number() OVER (ORDER BY job.nth, job.priority DESC, job.id) - 1))
-            WHEN partition_increment IS NOT NULL
-            THEN earliest + make_interval(secs => (delays -> job.partition)::float8 + partition_increment * job.nth) END AS at
-        FROM job
-    ), noted AS (
-        INSERT INTO outbox.partition_rates AS r (pipeline, stage, partition, next_at)
-        SELECT of_pipeline, of_stage, s.partition, max(s.at) + make_interval(secs => partition_increment)
-        FROM started AS s WHERE partition_increment IS NOT NULL GROUP BY s.partition
-        ON CONFLICT ON CONSTRAINT partition_rates_pkey DO UPDATE SET next_at = excluded.next_at
-    )
-    SELECT of_pipeline, of_stage, s.id, s.workflow_id::text, s.entered, s.attempt, s.careful,
-           w.entity_id, w.current_status, w.version, w.metadata::text,
-           CASE WHEN coalesce(increment, partition_increment) IS NOT NULL THEN extract(epoch FROM s.at)::float8 END,
-           NULL::float8, NULL::float8
-    FROM started AS s
-    JOIN outbox.workflow_states AS w ON w.id = s.workflow_id
-    ORDER BY s.at, s.nth, s.priority DESC, s.id;
-END
-$$;
-
-COMMENT ON FUNCTION outbox.limit_start_times(of_pipeline text, of_stage text, taken uuid[], earliest timestamp with time zone, start_at timestamp with time zone, increment double precision, partition_increment double precision, delays jsonb) IS 'Internal: gives claimed jobs of a limited stage their start times.';
 
 CREATE FUNCTION outbox.limit_take(worker integer, of_pipeline text, of_stage text, partitions text[], quotas integer[], quota integer, careful uuid) RETURNS uuid[]
     LANGUAGE plpgsql

@@ -2,12 +2,12 @@
 
 The SQL is of two kinds. `sql/structure/` holds tables and indexes in numbered steps: each is applied once, in a
 transaction of its own. What can be replaced (`sql/functions/`, `sql/views/`, triggers, comments) is applied after them,
-all that has changed in one transaction; only `functions/ids`, which column defaults call, comes first. What CREATE OR
-REPLACE refuses, such as another signature, is dropped and created again by a numbered step.
+all that has changed in one transaction. Only `functions/ids` comes first, since column defaults call it. What CREATE OR
+REPLACE refuses, such as another signature, a numbered step drops and creates again.
 
-Each name is recorded with the hash of its text. A hash that this release or one before it has shipped is older than the
-present one and is replaced; any other one is of a later release, and an older release never replaces it. A crash between
-two transactions leaves a schema that the next run carries on from.
+Each name is recorded with the hash of its text. A hash that an earlier release has shipped is replaced. One that is not
+known is of a later release, and an older release never replaces it. A crash between two transactions leaves a schema
+that the next run carries on from.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def applied(conn: psycopg.Connection[Any]) -> dict[str, str | None]:
     if not _row(conn, "SELECT to_regclass('outbox.schema_migrations') IS NOT NULL")[0]:
         return {}
     with conn.cursor(row_factory=tuple_row) as cursor:
-        recorded = dict(cursor.execute(_RECORDED).fetchall())
+        recorded: dict[str, str | None] = dict(cursor.execute(_RECORDED).fetchall())
     if _UNRELEASED in recorded:
         raise SchemaError(
             "this database was made by an Outbox from before the first release and can't be migrated: it has "
@@ -143,6 +143,7 @@ def make_roles(conn: psycopg.Connection[Any]) -> None:
                 "outbox migrate --roles --sql. Or run this again as a role with CREATEROLE that owns the schema"
             ) from None
         try:
+            _refuse_older(applied(conn))
             conn.execute(grants().sql.encode(), prepare=False)
             conn.execute(_RECORD.format(name="%s", hash="%s").encode(), (grants().name, grants().hash))
         except psycopg.errors.InsufficientPrivilege as error:
@@ -154,11 +155,13 @@ def make_roles(conn: psycopg.Connection[Any]) -> None:
 def script(conn: psycopg.Connection[Any], *, roles: bool = False) -> str:
     """Return what is pending as one script that psql takes, for those who apply SQL by other means.
 
-    It refuses a database that has changed since. SchemaError as `apply` raises it.
+    It refuses a database that has changed since, unless it is about roles only. SchemaError as `apply` raises it.
     """
     recorded, todo = applied(conn), pending(conn)
     _refuse_older(recorded)
-    parts = ["BEGIN;", f"{_LOCK};", _PREPARE.strip(), _UNCHANGED.format(state=_state(recorded)).strip()]
+    parts = ["BEGIN;", f"{_LOCK};", _PREPARE.strip()]
+    if todo:
+        parts.append(_UNCHANGED.format(state=_state(recorded)).strip())
     if roles:
         parts.append(text_of("roles").strip())
         todo = [*(migration for migration in todo if migration.name != grants().name), grants()]

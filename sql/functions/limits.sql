@@ -6,6 +6,9 @@
 -- its start time instead of being refused. A claim reserves the start times of the next `ahead` seconds at most.
 --
 -- Partitions are served by round-robin with a cursor, `served`: each claim goes on after the partition that was served last.
+--
+-- A claim asks four questions: 1 how much quota is left · 2 which partitions are next in turn · 3 which of their jobs · 4 when
+-- each may start. jobs_claim_limited puts them together; limit_round repeats 2 and 3.
 
 -- Seconds between two start times. Attempts may start up to `slack` seconds late; the increment is so much larger than
 -- 1 / rate that they keep to the rate in every window of a second and more: n + 1 start times span a second and `slack`.
@@ -165,46 +168,6 @@ $$;
 COMMENT ON FUNCTION outbox.limit_take(integer, text, text, text[], integer[], integer, uuid) IS
     'Internal: takes ready jobs of these partitions for a worker.';
 
--- 4. Gives the jobs that were taken their start times, where there is a rate: of the stage from `start_at` on, or of each
--- partition from its delay after `earliest` on. Returns them with the data to work on, the first to start first.
-CREATE OR REPLACE FUNCTION outbox.limit_start_times(
-    of_pipeline text, of_stage text, taken uuid[], earliest timestamptz, start_at timestamptz, increment float8,
-    partition_increment float8, delays jsonb
-) RETURNS TABLE (pipeline text, stage text, id bigint, workflow_id text, entered bigint, attempt integer, careful boolean,
-                 entity_id text, status text, version bigint, metadata text, starts_at float8, asked_at float8, answered_at float8)
-LANGUAGE plpgsql
-AS $$
-#variable_conflict use_column
-BEGIN
-    RETURN QUERY
-    WITH job AS MATERIALIZED (
-        SELECT j.id, j.workflow_id, j.entered, j.attempt, j.careful, j.partition, j.priority,
-               row_number() OVER (PARTITION BY j.partition ORDER BY j.priority DESC, j.id) - 1 AS nth
-        FROM outbox.jobs AS j WHERE j.workflow_id = ANY (taken)
-    ), started AS MATERIALIZED (
-        SELECT job.*, CASE WHEN increment IS NOT NULL
-            THEN start_at + make_interval(secs => increment * (row_number() OVER (ORDER BY job.nth, job.priority DESC, job.id) - 1))
-            WHEN partition_increment IS NOT NULL
-            THEN earliest + make_interval(secs => (delays -> job.partition)::float8 + partition_increment * job.nth) END AS at
-        FROM job
-    ), noted AS (
-        INSERT INTO outbox.partition_rates AS r (pipeline, stage, partition, next_at)
-        SELECT of_pipeline, of_stage, s.partition, max(s.at) + make_interval(secs => partition_increment)
-        FROM started AS s WHERE partition_increment IS NOT NULL GROUP BY s.partition
-        ON CONFLICT ON CONSTRAINT partition_rates_pkey DO UPDATE SET next_at = excluded.next_at
-    )
-    SELECT of_pipeline, of_stage, s.id, s.workflow_id::text, s.entered, s.attempt, s.careful,
-           w.entity_id, w.current_status, w.version, w.metadata::text,
-           CASE WHEN coalesce(increment, partition_increment) IS NOT NULL THEN extract(epoch FROM s.at)::float8 END,
-           NULL::float8, NULL::float8
-    FROM started AS s
-    JOIN outbox.workflow_states AS w ON w.id = s.workflow_id
-    ORDER BY s.at, s.nth, s.priority DESC, s.id;
-END
-$$;
-COMMENT ON FUNCTION outbox.limit_start_times(text, text, uuid[], timestamptz, timestamptz, float8, float8, jsonb) IS
-    'Internal: gives claimed jobs of a limited stage their start times.';
-
 -- Goes round the partitions, in turn, and takes ready jobs of them for a worker until the quota is used up. Returns what it
 -- has taken, what is left of the quota, the `delays` of the partitions, the `last` one (the new cursor), and the seconds
 -- until a partition without quota may have some.
@@ -313,8 +276,34 @@ BEGIN
         -- The time that it took to come here is not to be made up for.
         q.earliest := greatest(q.earliest, clock_timestamp() + make_interval(secs => lead));
         q.start_at := greatest(q.start_at, q.earliest);
-        RETURN QUERY SELECT s.* FROM outbox.limit_start_times(
-            of_pipeline, of_stage, r.taken, q.earliest, q.start_at, q.increment, q.partition_increment, r.delays) AS s;
+        -- 4. When each may start, where there is a rate: of the stage from `start_at` on, or of its partition after the
+        -- partition's delay.
+        RETURN QUERY
+        WITH job AS MATERIALIZED (
+            SELECT j.id, j.workflow_id, j.entered, j.attempt, j.careful, j.partition, j.priority,
+                   row_number() OVER (PARTITION BY j.partition ORDER BY j.priority DESC, j.id) - 1 AS nth
+            FROM outbox.jobs AS j WHERE j.workflow_id = ANY (r.taken)
+        ), started AS MATERIALIZED (
+            SELECT job.*, CASE WHEN q.increment IS NOT NULL
+                THEN q.start_at + make_interval(secs => q.increment * (
+                    row_number() OVER (ORDER BY job.nth, job.priority DESC, job.id) - 1))
+                WHEN q.partition_increment IS NOT NULL
+                THEN q.earliest + make_interval(secs => (r.delays -> job.partition)::float8 + q.partition_increment * job.nth)
+                END AS at
+            FROM job
+        ), noted AS (
+            INSERT INTO outbox.partition_rates AS p (pipeline, stage, partition, next_at)
+            SELECT of_pipeline, of_stage, s.partition, max(s.at) + make_interval(secs => q.partition_increment)
+            FROM started AS s WHERE q.partition_increment IS NOT NULL GROUP BY s.partition
+            ON CONFLICT ON CONSTRAINT partition_rates_pkey DO UPDATE SET next_at = excluded.next_at
+        )
+        SELECT of_pipeline, of_stage, s.id, s.workflow_id::text, s.entered, s.attempt, s.careful,
+               w.entity_id, w.current_status, w.version, w.metadata::text,
+               CASE WHEN coalesce(q.increment, q.partition_increment) IS NOT NULL THEN extract(epoch FROM s.at)::float8 END,
+               NULL::float8, NULL::float8
+        FROM started AS s
+        JOIN outbox.workflow_states AS w ON w.id = s.workflow_id
+        ORDER BY s.at, s.nth, s.priority DESC, s.id;
         q.start_at := CASE WHEN q.increment IS NOT NULL
                            THEN q.start_at + make_interval(secs => q.increment * cardinality(r.taken)) END;
     END IF;
@@ -385,7 +374,6 @@ REVOKE EXECUTE ON FUNCTION
     outbox.limit_partitions(text, text, text, text, integer),
     outbox.limit_partition_quotas(outbox.limits, text[], integer, timestamptz, float8, float8, float8),
     outbox.limit_take(integer, text, text, text[], integer[], integer, uuid),
-    outbox.limit_start_times(text, text, uuid[], timestamptz, timestamptz, float8, float8, jsonb),
     outbox.limit_round(integer, outbox.limits, integer, boolean, timestamptz, float8, float8, float8, integer),
     outbox.jobs_claim_limited(integer, text, text, integer, boolean, float8, float8, float8),
     outbox.start_times_return(text, text, uuid[], float8[], float8) FROM PUBLIC;
