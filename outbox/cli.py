@@ -1,4 +1,4 @@
-"""The command line. Results go to standard output, logs to the other.
+"""The command line. Results go to standard output, logs and errors to standard error.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C.
 """
@@ -21,7 +21,7 @@ from .texts import printable
 
 
 class Group(click.Group):
-    """Turns our errors and Postgres' into one line and an exit code."""
+    """Shows errors of Outbox and of Postgres in one line, and exits with a code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -47,7 +47,7 @@ class Group(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name == "demo":
-            # It lies in examples/, and is mapped into the package only when that is installed.
+            # It lies in examples/, which only the installed package has as a module.
             found: click.Command = importlib.import_module("outbox.demo.command").demo
             return found
         return super().get_command(ctx, name)
@@ -57,7 +57,7 @@ class Group(click.Group):
 @click.option(
     "--dsn",
     metavar="DSN",
-    help="The Postgres to work on; default OUTBOX_DSN (which no list of processes shows), else a bundled one.",
+    help="The Postgres to work on. Default: OUTBOX_DSN (which process lists don't show), else a bundled one.",
 )
 @click.version_option(package_name="outbox-engine")
 @click.pass_context
@@ -66,16 +66,16 @@ def main(ctx: click.Context, dsn: str | None) -> None:
 
     \b
     First steps:
-      outbox migrate                           make the schema
-      outbox deploy --app shop.pipelines:orders  write the pipeline
+      outbox migrate                             create the schema
+      outbox deploy --app shop.pipelines:orders  write the pipeline into the database
       outbox worker --app shop.pipelines:orders  run its stages
-      outbox status                            see where everything is
+      outbox status                              see where everything is
 
     Settings come from the command line, OUTBOX_DSN, OUTBOX_LISTEN_DSN, OUTBOX_APP and OUTBOX_HOME, or
     [tool.outbox] in pyproject.toml.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show ✔, or what is in the data
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may be unable to show ✔, or the data
     ctx.obj = settings.load(dsn=dsn)
 
 
@@ -105,7 +105,7 @@ for command in (
 
 
 def explain(error: Exception) -> str:
-    """Return an error in one line, with Postgres' hint if there is one."""
+    """Returns an error in one line, with the database's hint if there is one."""
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         hint = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
         return printable(f"{error.diag.message_primary}{hint}")

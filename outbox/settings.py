@@ -1,4 +1,4 @@
-"""Settings: what the command line says, else OUTBOX_* in the environment, else [tool.outbox] in pyproject.toml."""
+"""Reads settings: from the command line, else OUTBOX_* in the environment, else [tool.outbox] in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEYS = {"dsn": "OUTBOX_DSN", "listen_dsn": "OUTBOX_LISTEN_DSN", "amqp_url": "OU
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the database is and which application to run. A DSN may hold a password: it is not in the repr."""
+    """Where the database is, and which application to run. What may contain a password is not in the repr."""
 
     dsn: str | None = field(default=None, repr=False)
     listen_dsn: str | None = field(default=None, repr=False)
@@ -26,22 +26,23 @@ class Settings:
 
 
 def load(start: Path | None = None, **overrides: str | None) -> Settings:
-    """Return the settings that hold in the folder `start` (default: the current one).
+    """Returns the settings that hold in the folder `start` (default: the current one).
 
-    SettingsError for an unknown key or a wrong type in pyproject.toml, naming file and key, and for what is said empty.
+    `overrides` are options of the command line; None means not given. Raises SettingsError for an option that is given
+    and empty, and for an unknown key or a wrong type in pyproject.toml, with the file and the key.
     """
     found: dict[str, Any] = _from_pyproject(start or Path.cwd())
     found |= {key: value for key, name in _KEYS.items() if (value := os.environ.get(name))}
     for key, value in overrides.items():
-        if value == "":  # such as --dsn "$UNSET": not to be taken for the bundled Postgres
-            raise SettingsError(f"{key.replace('_', '-')} is given and empty")
+        if value == "":  # such as --dsn "$UNSET", which must not lead to the bundled Postgres
+            raise SettingsError(f"{key.replace('_', '-')} is given but empty")
     found |= {key: value for key, value in overrides.items() if value is not None}
     home = Path(found.pop("home", None) or default_home())
     return Settings(home=home.expanduser(), **found)
 
 
 def default_home() -> Path:
-    """Return where the bundled Postgres keeps its data: the user's data folder, or /var/lib/outbox for root."""
+    """Returns where the bundled Postgres keeps its data: in the user's data folder, or in /var/lib/outbox for root."""
     if os.geteuid() == 0:
         return Path("/var/lib/outbox")
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "outbox"
@@ -64,7 +65,7 @@ def _from_pyproject(start: Path) -> dict[str, Any]:
             name = key.replace("-", "_")
             if name not in _KEYS:
                 known = ", ".join(known.replace("_", "-") for known in _KEYS)
-                raise SettingsError(f"{file}: [tool.outbox] has no setting {key!r}; there are {known}")
+                raise SettingsError(f"{file}: [tool.outbox] has no setting {key!r}; the settings are {known}")
             if not isinstance(value, str):
                 raise SettingsError(f"{file}: [tool.outbox] {key} must be a string")
             found[name] = str(folder / Path(value).expanduser()) if name == "home" else value

@@ -39,7 +39,7 @@ def demo(
     relay: bool,
 ) -> None:
     """Run a social media agent against a failing service, kill a worker, and check the results."""
-    from outbox.commands.shared import dsn_of
+    from outbox.commands.connection import dsn_of
 
     try:
         from .demo import run_demo

@@ -1,4 +1,4 @@
-"""Finds the user's pipelines by `module:object`."""
+"""Finds the user's pipelines by the name `module:object`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..texts import describe
 
 
 def load(app: str | None) -> list[Pipeline[Any]]:
-    """Return the pipelines that `module:object` names: a Pipeline, several in an iterable, or all of a module.
+    """Returns the pipelines that `module:object` names: a Pipeline, several in an iterable, or all of a module.
 
-    SettingsError, saying what was found instead. The current folder is importable, as with `python -m`.
+    The current folder is importable, as with `python -m`. Raises SettingsError, which says what was found instead.
     """
     if not app:
-        raise SettingsError("which application? Give --app module:object, or set OUTBOX_APP")
+        raise SettingsError("no application is given: give --app module:object, or set OUTBOX_APP")
     module_name, _, name = app.partition(":")
     if not module_name or module_name.startswith("."):
         raise SettingsError(f"--app {app}: write it as module:object")
@@ -33,7 +33,7 @@ def load(app: str | None) -> list[Pipeline[Any]]:
         if error.name is not None and module_name.startswith(error.name):
             raise SettingsError(f"--app {app}: there is no module {error.name!r} (looked in {here} too)") from None
         raise SettingsError(f"--app {app}: importing it failed: {describe(error)}") from error
-    except (Exception, SystemExit) as error:  # a module that exits must not end a command as if it were done
+    except (Exception, SystemExit) as error:  # a module that exits must not end the command as if it had succeeded
         raise SettingsError(f"--app {app}: importing it failed: {describe(error)}") from error
     for part in filter(None, name.split(".")):
         if not hasattr(found, part):
@@ -41,12 +41,12 @@ def load(app: str | None) -> list[Pipeline[Any]]:
         found = getattr(found, part)
     pipelines = _pipelines(found)
     if not pipelines:
-        raise SettingsError(f"--app {app} is {_kind(found)}: it must be a Pipeline, several, or a module with some")
+        raise SettingsError(f"--app {app} is {_kind(found)}: it must be a Pipeline, several, or a module that has some")
     return pipelines
 
 
 def find(app: str, name: str) -> Pipeline[Any]:
-    """Return the pipeline of this name that `module:object` has; SettingsError if it has none."""
+    """Returns the pipeline of this name that `module:object` has. Raises SettingsError if there is none."""
     for pipeline in load(app):
         if pipeline.name == name:
             return pipeline

@@ -1,4 +1,4 @@
-"""What a person changes: a status, by hand; a dead job, which runs again; a stage, which is paused."""
+"""Changes by hand: sets a status, runs a dead job again, pauses a stage."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from ..database import migrations
 from ..errors import OutboxError
 from ..operations import change, look
 from ..texts import printable
-from .shared import by_option, database, pipeline_option
+from .connection import database
+from .options import by_option, of_pipeline_option, pipeline_option
 
 
 @click.command("set-status")
 @click.argument("entity")
 @click.argument("to_status", metavar="STATUS")
-@click.option("--reason", help="Why; kept in the history.")
+@click.option("--reason", help="The reason, kept in the history.")
 @by_option
 @pipeline_option
 @click.pass_obj
 def set_status(
     found: settings.Settings, entity: str, to_status: str, reason: str | None, by: str, pipeline: str | None
 ) -> None:
-    """Move the workflow of ENTITY to STATUS, as a person does: legal changes only, with history."""
+    """Move the workflow of ENTITY to STATUS. Only legal changes; the history keeps who moved it and why."""
     with database(found) as conn:
         migrations.require(conn)
         workflow = look.find_one(conn, entity, pipeline)
         moved = change.set_status(conn, workflow["id"], to_status, actor=by, reason=reason)
     before = workflow["current_status"]
-    click.echo(printable(f"{entity}: {before} -> {to_status}" if moved else f"{entity} is in {to_status} already"))
+    click.echo(printable(f"{entity}: {before} -> {to_status}" if moved else f"{entity} is already in {to_status}"))
 
 
 @click.command()
 @click.argument("entity", required=False)
 @click.option("--all", "everything", is_flag=True, help="Every dead job.")
-@click.option("--pipeline", metavar="NAME", help="Only of this pipeline.")
+@of_pipeline_option
 @click.pass_obj
 def retry(found: settings.Settings, entity: str | None, everything: bool, pipeline: str | None) -> None:
-    """Run the dead job of ENTITY again, with all its attempts; or --all of them."""
+    """Run the dead job of ENTITY again, with all its attempts. --all runs every dead job again."""
     if (entity is None) == (not everything):
-        raise click.UsageError("give an ENTITY, or --all")
+        raise click.UsageError("give an ENTITY or --all")
     with database(found) as conn:
         migrations.require(conn)
         if entity is None:
@@ -49,34 +50,34 @@ def retry(found: settings.Settings, entity: str | None, everything: bool, pipeli
         if not change.retry(conn, workflow["id"]):
             raise OutboxError(
                 f"{entity} in {workflow['current_status']} has no dead job: "
-                "either its job is alive or no stage takes this status"
+                "its job is alive, or no stage takes this status"
             )
     click.echo(f"{printable(entity)} runs again")
 
 
 @click.command()
 @click.argument("stage")
-@click.option("--reason", help="Why; `outbox.pauses` keeps it.")
+@click.option("--reason", help="The reason, kept in `outbox.pauses`.")
 @by_option
-@click.option("--pipeline", metavar="NAME", help="The pipeline, where several have this stage.")
+@click.option("--pipeline", metavar="NAME", help="The pipeline, if several have this stage.")
 @click.pass_obj
 def pause(found: settings.Settings, stage: str, reason: str | None, by: str, pipeline: str | None) -> None:
-    """Stop claiming for STAGE ("enrich", or "posts.enrich"), in all workers; what runs goes on, and jobs wait."""
+    """Stop claiming jobs of STAGE ("enrich" or "posts.enrich") in all workers. Running handlers finish; jobs wait."""
     with database(found) as conn:
         migrations.require(conn)
         of, name = change.find_stage(conn, stage, pipeline)
         paused = change.pause(conn, of, name, by=by, reason=reason)
-    click.echo(printable(f"{of}.{name} is paused" if paused else f"{of}.{name} was paused already"))
+    click.echo(printable(f"{of}.{name} is paused" if paused else f"{of}.{name} was already paused"))
 
 
 @click.command()
 @click.argument("stage")
-@click.option("--pipeline", metavar="NAME", help="The pipeline, where several have this stage.")
+@click.option("--pipeline", metavar="NAME", help="The pipeline, if several have this stage.")
 @click.pass_obj
 def resume(found: settings.Settings, stage: str, pipeline: str | None) -> None:
-    """Claim for STAGE again, in all workers."""
+    """Claim jobs of STAGE again, in all workers."""
     with database(found) as conn:
         migrations.require(conn)
         of, name = change.find_stage(conn, stage, pipeline)
         resumed = change.resume(conn, of, name)
-    click.echo(printable(f"{of}.{name} goes on" if resumed else f"{of}.{name} was not paused"))
+    click.echo(printable(f"{of}.{name} runs again" if resumed else f"{of}.{name} was not paused"))

@@ -1,4 +1,4 @@
-"""Before anything runs: the schema and the pipelines."""
+"""Prepares the database: the schema and the pipelines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ..definition.pipeline import Pipeline
 from ..definition.stranded import report
 from ..texts import printable
 from . import application
-from .shared import app_option, database
+from .connection import database
+from .options import app_option
 
 
 @click.command()
@@ -22,15 +23,15 @@ from .shared import app_option, database
     "--check", is_flag=True, help="Say what is missing or has changed; exit 1 if anything is. Changes nothing."
 )
 @click.option("--sql", "as_sql", is_flag=True, help="Print the pending SQL as a script for psql. Changes nothing.")
-@click.option("--roles", is_flag=True, help="Also make the groups that login roles are put into, with their rights.")
+@click.option("--roles", is_flag=True, help="Also create groups for login roles, with their rights.")
 @click.pass_obj
 def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) -> None:
-    """Make or update the schema `outbox`, forward only; safe to run from anywhere, any number of times.
+    """Create the schema `outbox`, or update it. Safe to run from anywhere, any number of times.
 
-    Who migrates owns the schema. With --roles all others need less: the groups outbox_submitter, outbox_worker,
-    outbox_viewer, outbox_operator, outbox_relay and outbox_consumer belong to the whole cluster, and get their rights
-    in this database. Put login roles into them: GRANT outbox_worker TO shop_worker. Later migrations keep the rights
-    up to date. Making roles takes CREATEROLE; where you don't have it, --roles --sql prints the script for who has.
+    The role that migrates owns the schema. With --roles, all other roles need less: the groups outbox_submitter,
+    outbox_worker, outbox_viewer, outbox_operator, outbox_relay and outbox_consumer belong to the whole cluster and get
+    their rights in this database. Put login roles into them: GRANT outbox_worker TO shop_worker. Later migrations keep
+    the rights up to date. Creating roles takes CREATEROLE; --roles --sql prints the script for someone who has it.
     """
     if check and roles:
         raise click.UsageError("--check and --roles exclude each other")
@@ -63,18 +64,18 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
 @click.command("deploy")
 @app_option
 @click.option(
-    "--check", is_flag=True, help="Say what would change and who would be stranded (exit 1). Changes nothing."
+    "--check", is_flag=True, help="Say what would change; exit 1 if workflows would be stranded. Changes nothing."
 )
 @click.option("--all", "every", is_flag=True, help="With --check: validate the data of all workflows, not of a sample.")
 @click.pass_obj
 def deploy_command(found: settings.Settings, app: str | None, check: bool, every: bool) -> None:
     """Write a pipeline's statuses, legal changes, routes and schedules into the database.
 
-    Refused, with the list, when workflows stand in a status that the new version no longer knows. --check also lists
-    who waits for what could not come any more, and whose stored data the new code can't read.
+    Refused, with a list, if workflows are in a status that the new version no longer knows. --check also lists the
+    workflows that wait for what could no longer happen, and those whose stored data the new code can't read.
     """
     if every and not check:
-        raise click.UsageError("--all is for --check")
+        raise click.UsageError("--all needs --check")
     pipelines = application.load(app or found.app)
     stranded = False
     with database(found) as conn:
@@ -96,6 +97,6 @@ def deploy_command(found: settings.Settings, app: str | None, check: bool, every
 def _stranded(conn: Any, pipeline: Pipeline[Any], every: bool) -> list[str]:
     def progress(count: int) -> None:
         if sys.stderr.isatty():
-            click.echo(f"\r{count:,} looked at", nl=False, err=True)
+            click.echo(f"\r{count:,} checked", nl=False, err=True)
 
     return report(conn, pipeline, every=every, on_checked=progress)

@@ -13,11 +13,14 @@ from ..definition.pipeline import Pipeline
 from ..errors import BrokenLine, InvalidInput
 
 KEYS = {"entity_id", "metadata"}
+"""What a line may have."""
+
 REPORTED = 20
+"""How many broken lines are reported with their reasons; further ones are only counted."""
 
 
 def bounded(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a stream; of one above the limit only as much as shows that it is."""
+    """Yields the lines of a stream, and of a line that is too long only as much as shows that it is."""
     enough = documents.MAX_BYTES + 1
     while line := stream.readline(enough):
         yield line
@@ -28,10 +31,10 @@ def bounded(stream: IO[bytes]) -> Iterator[bytes]:
 
 @dataclass(slots=True)
 class Lines:
-    """Turns lines into (entity_id, JSON text), checked by the pipeline's model if there is one.
+    """Turns lines into (entity_id, JSON text), validated by the pipeline's model if there is one.
 
-    A broken line raises BrokenLine, or with `skip_bad` is counted, the first 20 with their reasons. `on_bytes` is
-    told how many bytes were read.
+    A broken line raises BrokenLine; with `skip_bad` it is counted instead, and `reasons` has those of the first.
+    `on_bytes` is called with the number of bytes that were read.
     """
 
     pipeline: Pipeline[Any] | None
@@ -46,7 +49,7 @@ class Lines:
         for number, line in enumerate(lines, 1):
             unreported += len(line)
             if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)  # as some editors and spreadsheets write it
+                line = line.removeprefix(codecs.BOM_UTF8)  # which some editors and spreadsheets write
             if number % 1_000 == 0:
                 self.on_bytes(unreported)
                 unreported = 0
@@ -57,7 +60,7 @@ class Lines:
             except (InvalidInput, ValueError, RecursionError) as error:
                 reason = f"line {number}: {texts.clean(str(error), 500)}"
                 if not self.skip_bad:
-                    raise BrokenLine(f"{reason}. Nothing was submitted; --skip-bad leaves broken lines out") from None
+                    raise BrokenLine(f"{reason}. Nothing was submitted; --skip-bad skips broken lines") from None
                 self.skipped += 1
                 if self.skipped <= REPORTED:
                     self.reasons.append(reason)

@@ -1,4 +1,4 @@
-"""Log lines of the command line: text for people, or one JSON object a line. On standard error, never a secret."""
+"""Writes the log lines of the command line to standard error, as text for people or as a JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskN
 
 
 class TextFormatter(logging.Formatter):
-    """One line a record, control characters escaped."""
+    """Formats a record as one line, with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname:<7} {record.name}: {printable(_message(record))}"
@@ -22,7 +22,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record: ts, level, logger, message and whatever the record carries besides."""
+    """Formats a record as one JSON object: ts, level, logger, message, and the record's extra attributes."""
 
     def format(self, record: logging.LogRecord) -> str:
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
@@ -31,24 +31,24 @@ class JsonFormatter(logging.Formatter):
             found["error"] = describe(record.exc_info[1])
         try:
             return json.dumps({**extra, **found}, default=str, allow_nan=False)
-        except Exception:  # a handler may add what is no JSON, and whose text can't be had
+        except Exception:  # an application may add values that are not JSON, and whose text raises
             return json.dumps({**{key: _told(value) for key, value in extra.items()}, **found})
 
 
 def set_up(style: str) -> None:
-    """Send log lines to standard error as `text` or `json`."""
+    """Sends log lines to standard error, as `text` or `json`."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("psycopg.pool", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it has to say, the relay says
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # the relay reports what matters of it
 
 
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # the words and the values don't fit: a line that says so is better than a traceback
+    except Exception:  # the text doesn't fit its values: a line with both is better than a traceback
         return f"{_told(record.msg)} % {_told(record.args)}"
 
 

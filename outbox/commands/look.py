@@ -1,4 +1,4 @@
-"""Seeing: where everything is, what has become of one workflow, what is wrong."""
+"""Shows where everything is, what has become of a workflow, and what is wrong."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from .. import settings
 from ..database import migrations
 from ..operations import doctor, look
 from . import application, screen
-from .shared import app_option, database, json_option, pipeline_option
+from .connection import database
+from .options import app_option, json_option, of_pipeline_option, pipeline_option
 
 
 @click.command()
 @json_option
-@click.option("--watch", is_flag=True, help="Refresh every second, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
 @click.pass_obj
 def status(found: settings.Settings, as_json: bool, watch: bool) -> None:
-    """Show how many workflows stand where, what waits, runs and is dead, and the workers."""
+    """Show the workflows per status, the jobs that wait, run or are dead, and the workers."""
     if watch and as_json:
         raise click.UsageError("--watch and --json exclude each other")
-    # Ctrl-C may meet a query: it passes through the connection, which is closed for it.
+    # Ctrl-C may interrupt a query. It passes through the connection, which is closed for it.
     with suppress(*[KeyboardInterrupt] * watch), database(found) as conn:
         migrations.require(conn)
         if as_json:
@@ -39,7 +40,7 @@ def status(found: settings.Settings, as_json: bool, watch: bool) -> None:
 @json_option
 @click.pass_obj
 def show(found: settings.Settings, entity: str, pipeline: str | None, as_json: bool) -> None:
-    """Show the workflow of ENTITY: its data, its history, its job, its messages."""
+    """Show the workflow of ENTITY: its data, history, job and messages."""
     with database(found) as conn:
         migrations.require(conn)
         workflow = look.show(conn, look.find_one(conn, entity, pipeline))
@@ -50,11 +51,11 @@ def show(found: settings.Settings, entity: str, pipeline: str | None, as_json: b
 
 
 @click.command()
-@click.option("--pipeline", metavar="NAME", help="Only of this pipeline.")
+@of_pipeline_option
 @json_option
 @click.pass_obj
 def dead(found: settings.Settings, pipeline: str | None, as_json: bool) -> None:
-    """List the jobs that used up their attempts or were rejected, the latest first."""
+    """List the jobs that used up their attempts or were rejected, latest first."""
     with database(found) as conn:
         migrations.require(conn)
         rows = look.dead(conn, pipeline)
@@ -70,7 +71,7 @@ def dead(found: settings.Settings, pipeline: str | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def schedules(found: settings.Settings, as_json: bool) -> None:
-    """List what runs by the clock: when next, when last, and what went wrong."""
+    """List the schedules: when each runs next, when it last ran, and its last error."""
     with database(found) as conn:
         migrations.require(conn)
         rows = look.schedules(conn)
@@ -87,7 +88,7 @@ def schedules(found: settings.Settings, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def doctor_command(found: settings.Settings, app: str | None, as_json: bool) -> None:
-    """Look for what is wrong or will be, and say what to do. Exits 1 if anything is bad."""
+    """Look for present and coming problems, and say what to do. Exits with 1 if any is bad."""
     pipelines = application.load(app or found.app) if app or found.app else []
     with database(found) as conn:
         findings = doctor.examine(conn, pipelines)

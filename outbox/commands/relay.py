@@ -1,24 +1,28 @@
-"""Messages on their way out: `outbox relay` hands them on, `outbox parked` shows what could not go or be handled."""
+"""`outbox relay` delivers messages; `outbox parked` lists those that could not be sent or handled."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from typing import Any
 
 import click
 
 from .. import settings
 from ..database import migrations
-from ..database.dsn import place, readable, redact
+from ..database.dsn import readable, redact
 from ..errors import OutboxError, SettingsError
 from ..messages.handoff import Handoff
-from ..messages.relay import Relay, Target
+from ..messages.relay import Relay
+from ..messages.target import Target
 from ..operations import change, look
+from ..service import on_signals
 from ..texts import printable
 from . import logs, screen
-from .shared import database, dsn_of, json_option
+from .connection import database, dsn_of
+from .options import json_option
+
+log = logging.getLogger("outbox.relay")
 
 
 class Part(click.ParamType[tuple[int, int]]):
@@ -34,38 +38,40 @@ class Part(click.ParamType[tuple[int, int]]):
 
 
 @click.command()
-@click.option("--name", default="default", show_default=True, help="The relay's name; each name gets every message.")
-@click.option("--exchange", default="", help="The exchange to publish to; default: the one without a name.")
+@click.option("--name", default="default", show_default=True, help="The relay's name. Each name gets every message.")
+@click.option("--exchange", default="", help="The exchange to publish to. Default: RabbitMQ's default exchange.")
 @click.option(
     "--declare",
     type=click.Choice(["topic", "direct", "fanout", "headers"]),
-    help="Make the exchange, durable and of this type, if it isn't there.",
+    help="Declare the exchange, durable and of this type, if it doesn't exist.",
 )
-@click.option("--routing-key", default="{topic}", show_default=True, help="A template of {topic} and {key}.")
+@click.option("--routing-key", default="{topic}", show_default=True, help="Template with {topic} and {key}.")
 @click.option("--source", default="/outbox", show_default=True, help="The source in the CloudEvents headers.")
 @click.option(
     "--to",
     envvar="OUTBOX_TO_DSN",
     metavar="DSN",
-    help="Hand messages on to another Postgres instead, where each becomes a workflow of --pipeline. "
-    "Also OUTBOX_TO_DSN, which shows in no list of processes.",
+    help="Deliver messages to another Postgres instead, where each becomes a workflow of --pipeline. "
+    "OUTBOX_TO_DSN does the same, and process lists don't show it.",
 )
 @click.option("--pipeline", metavar="NAME", help="With --to: the pipeline there.")
-@click.option("--topic", "topics", multiple=True, metavar="PATTERN", help="With --to: only such topics (* and ?).")
+@click.option(
+    "--topic", "topics", multiple=True, metavar="PATTERN", help="With --to: only such topics (* and ?); repeatable."
+)
 @click.option(
     "--entity-id",
     default="{key}",
     show_default=True,
-    help="With --to: a template of {key}, {topic} and {message_id}.",
+    help="With --to: template with {key}, {topic} and {message_id}.",
 )
 @click.option("--shard", "part", type=Part(), help="With --to: only the entities that belong to database N of M.")
-@click.option("--from-now", is_flag=True, help="If the name is new: leave out what is in the log already.")
-@click.option("--strict", is_flag=True, help="Keep the order of each key: one unconfirmed message of it at a time.")
+@click.option("--from-now", is_flag=True, help="If the name is new: skip the messages that are already in the log.")
+@click.option("--strict", is_flag=True, help="Keep the order of each key, with one unconfirmed message per key.")
 @click.option("--drain", is_flag=True, help="Exit when no message is left.")
 @click.option(
     "--forget",
     metavar="NAME",
-    help="Only forget a relay that is gone for good: what it has parked goes, and the log is no longer kept for it.",
+    help="Only forget a relay that is gone for good. Deletes its parked messages; the log is no longer kept for it.",
 )
 @click.option(
     "--log",
@@ -73,7 +79,7 @@ class Part(click.ParamType[tuple[int, int]]):
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="How log lines look.",
+    help="Format of the log lines.",
 )
 @click.pass_obj
 def relay(
@@ -81,18 +87,15 @@ def relay(
     to: str | None, pipeline: str | None, topics: tuple[str, ...], entity_id: str, part: tuple[int, int] | None,
     from_now: bool, strict: bool, drain: bool, forget: str | None, log_style: str,
 ) -> None:  # fmt: skip
-    """Hand messages on to RabbitMQ (OUTBOX_AMQP_URL), each at least once and confirmed, until SIGTERM or Ctrl-C.
+    """Deliver messages to RabbitMQ (OUTBOX_AMQP_URL), each at least once. Runs until SIGTERM or Ctrl-C.
 
-    A message is moved on from when the broker has confirmed it; one that can't go out is parked with its reason (see
-    outbox parked). A broker that is away costs nothing but time. A second process of the same name stands by.
+    The relay moves past a message when the broker has confirmed it. A message that can't be sent is parked with the
+    reason (see outbox parked). While the broker is down, messages wait. A second process of the same name stands by.
 
-    With --to, messages become workflows in another Postgres, each once: one transaction there with its inbox.
+    With --to, messages become workflows in another Postgres, each once, in one transaction with the inbox there.
     """
     if forget is not None:
-        with database(found) as conn:
-            migrations.require(conn)
-            parked = change.forget_relay(conn, forget)
-        click.echo(f"relay {printable(forget)} is forgotten, with {parked} parked messages")
+        _forget(found, forget)
         return
     logs.set_up(log_style)
     if declare and not exchange:
@@ -100,39 +103,39 @@ def relay(
     if bool(to) != bool(pipeline):
         raise click.UsageError("--to and --pipeline go together")
     if (topics or part) and not to:
-        raise click.UsageError("--topic and --shard go with --to; RabbitMQ's queues choose by their bindings")
+        raise click.UsageError("--topic and --shard need --to; with RabbitMQ, queues choose by their bindings")
     with dsn_of(found) as dsn:
         with database(found) as conn:
             migrations.require(conn)
-        made = Relay(found.listen_dsn or dsn, name=name, strict=strict, drain=drain, from_now=from_now)
+        target: Target
         if to and pipeline:
             if not readable(to):
                 raise SettingsError(f"--to can't be read: {redact(to)}")
-            handoff = Handoff(
-                to, pipeline, entity_id=entity_id, topics=topics, part=part, strict=strict,
-                may_send=made.may_send, on_trouble=made.trouble,
-            )  # fmt: skip
-            made.to(handoff, f"pipeline {pipeline} in {place(to)}")
+            target = Handoff(to, pipeline, entity_id=entity_id, topics=topics, part=part, strict=strict)
         else:
-            publisher = _publisher(
-                found, source=source, exchange=exchange, declare=declare, routing_key=routing_key, strict=strict,
-                may_send=made.may_send, on_trouble=made.trouble,
-            )  # fmt: skip
-            made.to(publisher, f"exchange {exchange or '(default)'}")
+            target = _publisher(
+                found, source=source, exchange=exchange, declare=declare, routing_key=routing_key, strict=strict
+            )
+        made = Relay(found.listen_dsn or dsn, target, name=name, strict=strict, drain=drain, from_now=from_now)
         asyncio.run(_run(made))
 
 
+def _forget(found: settings.Settings, name: str) -> None:
+    with database(found) as conn:
+        migrations.require(conn)
+        parked = change.forget_relay(conn, name)
+    click.echo(f"relay {printable(name)} is forgotten, with {parked} parked messages")
+
+
 async def _run(made: Relay) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, made.stop)
+    on_signals(made.stop)
     await made.run()
-    logging.getLogger("outbox.relay").info("stopped: %s relayed, %s parked", made.relayed, made.parked)
+    log.info("stopped: %s relayed, %s parked", made.relayed, made.parked)
 
 
 def _publisher(found: settings.Settings, **options: Any) -> Target:
     if not found.amqp_url:
-        raise SettingsError("where to? Set OUTBOX_AMQP_URL, such as amqp://user:password@localhost/, or give --to")
+        raise SettingsError("no target: set OUTBOX_AMQP_URL, such as amqp://user:password@localhost/, or give --to")
     try:
         from ..messages.rabbitmq.publisher import Publisher
     except ModuleNotFoundError as error:
@@ -142,21 +145,21 @@ def _publisher(found: settings.Settings, **options: Any) -> Target:
 
 @click.command()
 @click.argument("ids", type=click.IntRange(1, 2**63 - 1), nargs=-1, metavar="[ID]...")
-@click.option("--retry", is_flag=True, help="Have them tried again by who parked them: those with these IDs, or all.")
-@click.option("--relay", "relay_name", metavar="NAME", help="Only what this relay could not send.")
-@click.option("--consumer", metavar="NAME", help="Only what this consumer could not handle.")
+@click.option("--retry", is_flag=True, help="Try messages again: those with these IDs, or all.")
+@click.option("--relay", "relay_name", metavar="NAME", help="Only messages that this relay could not send.")
+@click.option("--consumer", metavar="NAME", help="Only messages that this consumer could not handle.")
 @json_option
 @click.pass_obj
 def parked(
     found: settings.Settings, ids: tuple[int, ...], retry: bool, relay_name: str | None, consumer: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """List what relays could not send and consumers could not handle; or have it tried again.
+    """List messages that could not be sent or handled; --retry tries them again.
 
-    An ID is that of one relay or consumer: where several have the same, say whose with --relay or --consumer.
+    An ID counts for one relay or consumer. If several have the same, say which one with --relay or --consumer.
     """
     if ids and not retry:
-        raise click.UsageError("an ID goes with --retry")
+        raise click.UsageError("an ID needs --retry")
     if relay_name is not None and consumer is not None:
         raise click.UsageError("--relay and --consumer exclude each other")
     with database(found) as conn:

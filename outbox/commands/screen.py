@@ -1,4 +1,4 @@
-"""What the command line prints for people: tables, with control characters and markup in data made harmless."""
+"""Prints tables for people, with control characters and markup in the data made harmless."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ Row = dict[str, Any]
 
 _WORKFLOW = ("id", "version", "created_at", "updated_at", "metadata")
 MOST_COUNTED = 1_000
+"""Where counting jobs ends, in the view too: more are shown as "1000+"."""
+
 _CHANGE = ("at", "from_status", "to_status", "version", "actor", "stage", "attempt", "reason")
 
 
 def console() -> Console:
-    """A console on standard output; tables are not cut when it is a file or a pipe."""
+    """Returns a console on standard output. In a file or a pipe, tables are not cut."""
     made = Console(highlight=False)
     return made if made.is_terminal else Console(highlight=False, width=200)
 
 
 def echo_json(value: Any) -> None:
-    """Print one JSON document, in ASCII: no terminal acts on it, and each can show it."""
+    """Prints one JSON document, in ASCII, which every terminal can show and none acts on."""
     click.echo(json.dumps(value, default=_as_json, indent=2))
 
 
 def cell(value: Any) -> Text:
-    """Return any value as it may be shown."""
+    """Returns any value as text that is safe to show."""
     if value is None:
         return Text("")
     if isinstance(value, datetime):
@@ -49,7 +51,7 @@ def cell(value: Any) -> Text:
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Return a table; numbers are set to the right."""
+    """Returns a table, with numbers aligned to the right."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     filled = [list(row) for row in rows]
     for index, column in enumerate(columns):
@@ -61,7 +63,7 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any
 
 
 def age(seconds: float | None) -> str:
-    """Return a time span as people say it: 5s, 3m, 2h, 4d."""
+    """Returns a time span as people write it: 5s, 3m, 2h, 4d."""
     if seconds is None:
         return ""
     for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
@@ -81,7 +83,7 @@ def _up_to(count: int) -> str:
 
 
 def status(found: dict[str, list[Row]]) -> Group:
-    """Return the tables of `outbox status`."""
+    """Returns the tables of `outbox status`."""
     columns = ["pipeline", "status", "stage", "workflows", "ready", "scheduled", "running", "dead", "oldest waiting"]
     overview = [
         [
@@ -148,14 +150,14 @@ def status(found: dict[str, list[Row]]) -> Group:
 
 
 def _note(row: Row) -> str:
-    """Why nothing of a line of the overview runs, if that is so."""
+    """Returns why no job of a row of the overview runs, or an empty text."""
     if row["paused"]:
         return "paused"
     return "no worker" if not row["served"] and row["ready"] + row["scheduled"] else ""
 
 
 def workflow(found: Row) -> Group:
-    """Return what `outbox show` prints of a workflow."""
+    """Returns what `outbox show` prints about a workflow."""
     parts: list[Any] = [
         Text(printable(f"{found['entity_id']} in {found['pipeline']}: {found['current_status']}"), style="bold"),
         table(None, ["", ""], [(name, found[name]) for name in _WORKFLOW]),
@@ -185,7 +187,7 @@ def workflow(found: Row) -> Group:
 
 
 def dead(rows: Iterable[Row]) -> Table:
-    """Return the table of `outbox dead`."""
+    """Returns the table of `outbox dead`."""
     now = datetime.now(UTC)
     columns = ["pipeline", "entity", "stage", "attempts", "age", "error"]
     return table(
@@ -196,7 +198,7 @@ def dead(rows: Iterable[Row]) -> Table:
 
 
 def schedules(rows: Iterable[Row]) -> Table:
-    """Return the table of `outbox schedules`."""
+    """Returns the table of `outbox schedules`."""
     columns = ["pipeline", "schedule", "cron", "timezone", "missed ticks", "next", "last", "attempts", "error"]
     return table(
         None, columns,
@@ -207,7 +209,7 @@ def schedules(rows: Iterable[Row]) -> Table:
 
 
 def approvals(rows: Iterable[Row]) -> Table:
-    """Return the table of `outbox approvals`."""
+    """Returns the table of `outbox approvals`."""
     now = datetime.now(UTC)
     columns = ["pipeline", "entity", "question", "options", "assignee", "asked", "deadline in", "data"]
     return table(
@@ -220,7 +222,7 @@ def approvals(rows: Iterable[Row]) -> Table:
 
 
 def parked(rows: Iterable[Row]) -> Table:
-    """Return the table of `outbox parked`. `times` is how often a consumer was delivered a message and parked it."""
+    """Returns the table of `outbox parked`. `times`: how often a consumer was given the message and parked it."""
     now = datetime.now(UTC)
     columns = ["parked by", "id", "topic", "key", "message", "age", "times", "reason", ""]
     return table(
@@ -232,7 +234,7 @@ def parked(rows: Iterable[Row]) -> Table:
 
 
 def findings(found: Iterable[Finding]) -> Table:
-    """Return the table of `outbox doctor`."""
+    """Returns the table of `outbox doctor`."""
     signs = {"ok": Text("✔", "green"), "warn": Text("!", "yellow"), "bad": Text("✘", "bold red")}
     made = Table(box=None, show_header=False, pad_edge=False)
     for finding in found:
@@ -244,7 +246,7 @@ def findings(found: Iterable[Finding]) -> Table:
 
 
 def watch(draw: Callable[[], RenderableType]) -> None:
-    """Draw again every second until Ctrl-C, which is raised."""
+    """Draws again every second until Ctrl-C, which raises KeyboardInterrupt."""
     with Live(draw(), console=console(), refresh_per_second=4) as live:
         while True:
             time.sleep(1)

@@ -1,4 +1,4 @@
-"""`outbox submit`: workflows from a file, however long."""
+"""`outbox submit`: starts workflows from a file of any length."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from ..database import migrations
 from ..errors import OutboxError
 from ..texts import printable
 from . import application, lines, screen
-from .shared import app_option, database, json_option
+from .connection import database
+from .options import app_option, json_option
 
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True), default="-")
 @click.option("--pipeline", required=True, metavar="NAME", help="The pipeline that the workflows start in.")
 @app_option
-@click.option("--skip-bad", is_flag=True, help="Leave broken lines out, count and report them.")
+@click.option("--skip-bad", is_flag=True, help="Skip broken lines; count and report them.")
 @json_option
 @click.pass_obj
 def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None, skip_bad: bool, as_json: bool) -> None:
@@ -32,7 +33,7 @@ def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None,
     \b
     {"entity_id": "post_123", "metadata": {"content": "hello"}}
 
-    With --app the metadata is checked by the pipeline's model. An entity that is there already is counted as existing.
+    With --app, the pipeline's model validates the metadata. An entity that already has a workflow counts as existing.
     """
     model = application.find(app, pipeline) if app else None
     if str(file) != "-" and not file.is_file():
@@ -55,10 +56,10 @@ def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None,
 
 @contextmanager
 def _progress(file: Path) -> Iterator[tuple[IO[bytes], Callable[[int], None]]]:
-    """Yield the file's stream and what to tell of bytes read: a bar on a terminal, else nothing."""
+    """Yields the file's stream, and a function to call with the bytes read: on a terminal it moves a progress bar."""
     piped = str(file) == "-"
     if piped and sys.stdin is None:
-        raise OutboxError("standard input is closed: give a FILE, or pipe lines into it")
+        raise OutboxError("standard input is closed: give a FILE, or pipe lines into the command")
     with click.open_file(str(file), "rb") as stream:
         if sys.stderr is None or not sys.stderr.isatty():
             yield stream, lambda count: None

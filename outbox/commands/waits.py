@@ -1,4 +1,4 @@
-"""What workflows wait for: the inbox of questions, the decisions, and signals."""
+"""What workflows wait for: lists the open questions, decides them, sends signals."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from ..errors import OutboxError
 from ..operations import look
 from ..texts import printable
 from . import application, screen
-from .shared import app_option, by_option, database, document, json_option, pipeline_option
+from .connection import database
+from .options import app_option, by_option, from_json, json_option, of_pipeline_option, pipeline_option
 
 
 @click.command("approvals")
-@click.option("--pipeline", metavar="NAME", help="Only of this pipeline.")
-@click.option("--assignee", metavar="NAME", help="Only those that are for this person.")
+@of_pipeline_option
+@click.option("--assignee", metavar="NAME", help="Only questions for this person.")
 @json_option
 @click.pass_obj
 def approvals_command(found: settings.Settings, pipeline: str | None, assignee: str | None, as_json: bool) -> None:
-    """List the questions that wait for a person, the oldest first."""
+    """List the questions that wait for a person, oldest first."""
     with database(found) as conn:
         migrations.require(conn)
         rows = look.approvals(conn, pipeline=pipeline, assignee=assignee)
@@ -38,13 +39,13 @@ def approvals_command(found: settings.Settings, pipeline: str | None, assignee: 
 
 
 def _decision(command: Callable[..., None]) -> Callable[..., None]:
-    """Add what all decisions take."""
+    """Adds the options that all decisions have."""
     for option in reversed((
         by_option,
-        click.option("--reason", help="Why; kept in the history."),
-        click.option("--edit", metavar="JSON", help="New data of the workflow; needs --app, whose model validates it."),
+        click.option("--reason", help="The reason, kept in the history."),
+        click.option("--edit", metavar="JSON", help="The workflow's new data. Needs --app, whose model validates it."),
         click.option("--shown", metavar="HASH",
-                     help="The hash of the data that was looked at, if it has changed since the question was asked."),
+                     help="The hash of the data that you looked at, if it has changed since the question was asked."),
         pipeline_option,
         app_option,
     )):  # fmt: skip
@@ -91,7 +92,7 @@ def _decide(
     pipeline: str | None,
     app: str | None,
 ) -> None:
-    edited = document(edit, "--edit")
+    edited = from_json(edit, "--edit")
     with database(found) as conn:
         migrations.require(conn)
         name = look.find_one(conn, entity, pipeline)["pipeline"]
@@ -103,7 +104,7 @@ def _decide(
 def _pipeline(app: str | None, name: str) -> Pipeline[Any]:
     if app is None:
         raise OutboxError(
-            f"--edit needs the pipeline {name}, which validates it: say --app MODULE:OBJECT or set OUTBOX_APP"
+            f"--edit needs the pipeline {name}, which validates it: give --app MODULE:OBJECT or set OUTBOX_APP"
         )
     return application.find(app, name)
 
@@ -113,15 +114,15 @@ def _pipeline(app: str | None, name: str) -> Pipeline[Any]:
 @click.argument("name")
 @click.argument("payload", required=False)
 @click.option(
-    "--id", "signal_id", metavar="ID", help="The sender's own id: of two with the same one, the second is nothing."
+    "--id", "signal_id", metavar="ID", help="The sender's own id. A second signal with the same id has no effect."
 )
 @pipeline_option
 @click.pass_obj
 def signal(
     found: settings.Settings, entity: str, name: str, payload: str | None, signal_id: str | None, pipeline: str | None
 ) -> None:
-    """Tell ENTITY that NAME has happened, with PAYLOAD as JSON. It is kept until the workflow waits for it."""
-    told = document(payload, "PAYLOAD")
+    """Send the signal NAME to ENTITY, with PAYLOAD as JSON. It is kept until the workflow waits for it."""
+    told = from_json(payload, "PAYLOAD")
     with database(found) as conn:
         migrations.require(conn)
         owner = look.find_one(conn, entity, pipeline)["pipeline"]

@@ -1,11 +1,10 @@
-"""`outbox worker`: a process that runs stages until it is told to stop."""
+"""`outbox worker` runs stages until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import signal
 
 import click
 import psycopg
@@ -17,16 +16,19 @@ from ..engine.retention import MAX_DAYS, Retention
 from ..engine.worker import Worker
 from ..errors import OutboxError, SettingsError
 from . import application, logs, processes
-from .shared import Number, app_option, dsn_of
+from .connection import dsn_of
+from .options import Number, app_option
+
+log = logging.getLogger("outbox.worker")
 
 
 @click.command()
 @app_option
-@click.option("--stage", "stages", multiple=True, help="Serve only this stage; may be given again. Default: all.")
+@click.option("--stage", "stages", multiple=True, help="Serve only this stage; repeatable. Default: all.")
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 10_000),
-    help="Attempts at once per stage in each process; what a stage says counts over all.",
+    help="Concurrent attempts per stage in this process. A stage's own `concurrency` holds across all workers.",
 )
 @click.option(
     "--processes",
@@ -34,7 +36,7 @@ from .shared import Number, app_option, dsn_of
     type=click.IntRange(1, 256),
     default=1,
     show_default=True,
-    help="Work in so many processes, each with the whole concurrency: a core of Python each.",
+    help="Number of processes, each with the full concurrency. Python uses one core in each.",
 )
 @click.option("--drain", is_flag=True, help="Exit when nothing is due.")
 @click.option(
@@ -42,14 +44,14 @@ from .shared import Number, app_option, dsn_of
     type=Number(0.5, 86_400),
     default=30.0,
     show_default=True,
-    help="Seconds that a frozen worker keeps its jobs.",
+    help="Seconds that a frozen worker keeps its jobs before others take them over.",
 )
 @click.option(
     "--grace",
     type=Number(0, 86_400),
     default=30.0,
     show_default=True,
-    help="Seconds that running handlers get after SIGTERM.",
+    help="Seconds that running handlers have to finish after SIGTERM.",
 )
 @click.option(
     "--log",
@@ -57,29 +59,29 @@ from .shared import Number, app_option, dsn_of
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="How log lines look.",
+    help="Format of the log lines.",
 )
-@click.option("--no-notify", is_flag=True, help="Poll only; don't LISTEN.")
+@click.option("--no-notify", is_flag=True, help="Only poll; don't LISTEN.")
 @click.option(
     "--keep-workflows",
     type=Number(0, MAX_DAYS),
     metavar="DAYS",
-    help="Delete workflows that ended longer ago, with their history.",
+    help="Delete workflows that ended longer ago than this, with their history.",
 )
-@click.option("--keep-history", type=Number(0, MAX_DAYS), metavar="DAYS", help="Delete history that is older.")
+@click.option("--keep-history", type=Number(0, MAX_DAYS), metavar="DAYS", help="Delete history older than this.")
 @click.option(
     "--keep-dead",
     type=Number(0, MAX_DAYS),
     metavar="DAYS",
     default=90.0,
     show_default=True,
-    help="Drop the errors of jobs that died longer ago; that they are dead stays.",
+    help="Delete the errors of jobs that died longer ago than this. The jobs stay dead.",
 )
 @click.option(
     "--keep-messages",
     type=Number(0, MAX_DAYS),
     metavar="DAYS",
-    help="Delete messages that are older, if no relay is there to hand them on.",
+    help="Delete messages older than this if there is no relay to deliver them.",
 )
 @click.option(
     "--keep-inbox",
@@ -87,7 +89,7 @@ from .shared import Number, app_option, dsn_of
     metavar="DAYS",
     default=90.0,
     show_default=True,
-    help="Forget ids in the inbox that are older; consumers refuse such messages then.",
+    help="Forget ids in the inbox older than this. Consumers then refuse messages that old.",
 )
 @click.pass_obj
 def worker(
@@ -95,14 +97,14 @@ def worker(
     drain: bool, lease: float, grace: float, log_style: str, no_notify: bool, keep_workflows: float | None,
     keep_history: float | None, keep_dead: float, keep_messages: float | None, keep_inbox: float,
 ) -> None:  # fmt: skip
-    """Run the stages of an application, until SIGTERM or Ctrl-C.
+    """Run the stages of an application until SIGTERM or Ctrl-C.
 
-    The first signal gives back what has not started and lets running handlers finish within the grace time; the
-    second one stops at once. Any number of workers, on any number of machines, share the work. With --processes, one
-    that is killed is started anew, and all stop together.
+    The first signal releases the jobs that have not started and lets running handlers finish within the grace period;
+    the second one stops at once. Any number of workers on any number of machines share the work. With --processes, a
+    process that is killed is started again, and all stop together.
     """
     logs.set_up(log_style)
-    leash = processes.fork(count) if count > 1 else None
+    stop_pipe = processes.Supervisor(count).fork() if count > 1 else None
     pipelines = application.load(app or found.app)
     if found.listen_dsn and not readable(found.listen_dsn):
         raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
@@ -120,48 +122,21 @@ def worker(
             retention=Retention(keep_workflows, keep_history, keep_dead, keep_messages, keep_inbox),
         )
         try:
-            asyncio.run(_run(made, leash))
+            asyncio.run(_run(made, stop_pipe))
         except psycopg.Error as error:
-            if error.diag.message_primary:  # a server's answer; else none was reached
+            if error.diag.message_primary:  # the answer of a server; else none was reached
                 raise
             raise OutboxError(cannot_connect(dsn, error)) from None
-    counts = made.counts
-    logging.getLogger("outbox.worker").info(
-        "stopped: %s done, %s to try again, %s dead, %s lost", counts.done, counts.retried, counts.dead, counts.lost
-    )
     if made.interrupted:
         # Threads of sync handlers can't be cancelled, and Python would wait for them.
         logging.shutdown()
         os._exit(1)
 
 
-async def _run(made: Worker, leash: int | None) -> None:
-    # What is sent to all processes of a service reaches this one twice: by the signal, and by the first process.
-    signals, told, stops = 0, 0, 0
-
-    def stop(why: str) -> None:
-        nonlocal stops
-        if max(signals, told) > stops:
-            stops += 1
-            logging.getLogger("outbox.worker").info("%s: stopping", why)
-            made.stop()
-
-    def on_signal(name: str) -> None:
-        nonlocal signals
-        signals += 1
-        stop(name)
-
-    def on_told(leash: int) -> None:
-        nonlocal told
-        said = os.read(leash, 1)
-        told = told + 1 if said else max(told, 1)
-        if not said:
-            loop.remove_reader(leash)
-        stop("the first process says so" if said else "the first process has ended")
-
-    loop = asyncio.get_running_loop()
-    if leash is not None:
-        loop.add_reader(leash, on_told, leash)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number.name)
+async def _run(made: Worker, stop_pipe: int | None) -> None:
+    processes.StopRequests(made.stop, log).listen(stop_pipe)
     await made.run()
+    counts = made.counts
+    log.info(
+        "stopped: %s done, %s to try again, %s dead, %s lost", counts.done, counts.retried, counts.dead, counts.lost
+    )

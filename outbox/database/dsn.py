@@ -14,10 +14,10 @@ _HOW_TO_WRITE = "write it as key=value pairs, or as a URL with %40 for @, %2F fo
 
 
 def engine_conninfo(dsn: str, role: str) -> str:
-    """Return the DSN with what the engine's sessions add where the user said nothing.
+    """Returns the DSN with the parameters that sessions of Outbox have unless the DSN says otherwise.
 
-    A name that shows in pg_stat_activity, and limits by which a dead peer is noticed in seconds. SettingsError for a
-    DSN that can't be read: what libpq says of it, or of where it leads, may quote the password.
+    They are an application_name, which pg_stat_activity shows, and timeouts by which a dead peer is noticed within
+    seconds. Raises SettingsError for a DSN that can't be read: libpq's own message may quote the password.
     """
     if not readable(dsn):
         raise SettingsError(f"can't read the DSN {printable(redact(dsn))}: {_HOW_TO_WRITE}")
@@ -35,18 +35,19 @@ def engine_conninfo(dsn: str, role: str) -> str:
 
 
 def cannot_connect(dsn: str, error: psycopg.Error) -> str:
-    """Return in one line, without any secret, that and why a connection failed."""
+    """Returns in one line, without any secret, why a connection failed."""
     why = printable(" ".join(str(error).split()))
     if not readable(dsn):
         why = _HOW_TO_WRITE
     return f"can't connect to {printable(redact(dsn))}: {why}"
 
 
+# Parameters of libpq that hold a secret.
 _SECRETS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
 
 
 def redact(dsn: str) -> str:
-    """Return a DSN without its password, whatever form it has; only its scheme if it isn't `readable`. Never raises."""
+    """Returns a DSN of any form without its secrets, or only its scheme if it isn't `readable`. Never raises."""
     parts = _parts(dsn)
     if parts is not None:
         return make_conninfo("", **{key: "***" if key in _SECRETS else value for key, value in parts.items()})
@@ -55,25 +56,25 @@ def redact(dsn: str) -> str:
 
 
 def place(dsn: str) -> str:
-    """Return which database on which host a DSN names, and nothing else of it."""
+    """Returns which database on which host a DSN names, and nothing else of it."""
     parts = _parts(dsn) or {}
     return f"{parts.get('dbname', '?')} on {parts.get('host') or parts.get('hostaddr') or 'localhost'}"
 
 
 def readable(dsn: str) -> bool:
-    """Whether libpq reads the DSN as it was meant. If not, what it says of the DSN may quote the password."""
+    """Tells whether libpq reads the DSN as it was meant. If not, libpq's messages may quote the password."""
     return _parts(dsn) is not None
 
 
 def _parts(dsn: str) -> dict[str, str] | None:
-    """Return what a DSN says; None if it can't be read.
+    """Returns the parameters of a DSN, or None if it can't be read.
 
-    A URL whose password isn't escaped (`u:p/w@host`) is read by libpq as another host, port or database. What looks
-    like that can't be read, either.
+    libpq reads a URL whose password isn't escaped (`u:p/w@host`) as another host, port or database. A DSN that looks
+    like that counts as one that can't be read.
     """
     try:
         parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
     except (psycopg.Error, ValueError):
-        return None  # and not its message, which quotes what it couldn't read
+        return None  # not the message, which quotes what libpq couldn't read
     torn = any("@" in parts.get(key, "") for key in ("host", "dbname"))
     return None if torn or not re.fullmatch(r"[\d,]*", parts.get("port", "")) else parts

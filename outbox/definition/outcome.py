@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from ..checks import MAX_DELAY, as_delay, check_number, check_seconds, check_whole
 from ..errors import InvalidInput
-from ..texts import shown
+from ..texts import clean, describe, shown
 from .waits.times import check_time, seconds
 from .waits.wait import Wait, WaitJson
 
@@ -131,3 +132,32 @@ class Reject(Exception):
 
     def __init__(self, reason: str = "rejected") -> None:
         super().__init__(reason)
+
+
+class Failure(NamedTuple):
+    """What an exception of a user's function means: `error` is text that Postgres stores, `delay` seconds or None.
+
+    None: the function is not called again.
+    """
+
+    error: str
+    delay: float | None
+
+
+def failure(error: BaseException, retry: Backoff, attempt: int) -> Failure:
+    """Returns what follows from the exception that `attempt` (1 is the first) has raised: for jobs and deliveries."""
+    delay = retry.delay(attempt)
+    if isinstance(error, Reject):
+        delay = None
+    elif isinstance(error, Retry) and delay is not None:
+        after = as_delay(error.after)  # checked again: it may have been changed after the exception was made
+        delay = delay if after is None else after
+    return Failure(_words(error), delay)
+
+
+def _words(error: BaseException) -> str:
+    """Returns the message of a Reject or Retry, which is meant for people; else type, message and place."""
+    if isinstance(error, Reject | Retry):
+        with suppress(BaseException):
+            return clean(str(error))
+    return describe(error)

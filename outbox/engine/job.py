@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .. import texts
-from ..checks import as_delay
 from ..database.statements import array
-from ..definition.outcome import Reject, Retry
+from ..definition.outcome import failure
 from ..definition.stage import Stage
 from ..definition.waits.wait import WaitJson
 
@@ -118,19 +116,4 @@ def fence(jobs: Sequence[Job]) -> dict[str, Any]:
 
 def fail(job: Job, error: BaseException) -> Failed:
     """Returns the outcome of an attempt that raised `error`: retried as Retry or the back-off says, or dead."""
-    if isinstance(error, Reject):
-        return Failed(texts.clean(_message(error)), None)
-    delay = job.stage.retry.delay(job.attempt)
-    if isinstance(error, Retry):
-        # Checked here as well: one that was changed after it was made would fail the commit of a whole batch.
-        if delay is not None and (after := as_delay(error.after)) is not None:
-            delay = after
-        return Failed(texts.clean(_message(error)), delay)
-    return Failed(texts.describe(error), delay)
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException:
-        return texts.describe(error)
+    return Failed(*failure(error, job.stage.retry, job.attempt))

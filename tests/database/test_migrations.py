@@ -201,8 +201,7 @@ def test_what_can_be_replaced_is_applied_over_itself(
     version: str, make_server: Callable[[str], PostgresServer]
 ) -> None:
     server = make_server(version)
-    make_database(server, "twice", "template0")
-    with psycopg.connect(server.dsn("twice"), autocommit=True) as conn:
+    with janitor(server, "twice"), psycopg.connect(server.dsn("twice"), autocommit=True) as conn:
         migrations.apply(conn)
         before = value(conn, OBJECTS)
         replaceable = [migration.name for migration in schema.all_migrations() if migration.hash]

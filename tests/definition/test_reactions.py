@@ -156,14 +156,14 @@ def test_a_paused_stage_waits_in_all_workers(conn: Conn, dsn: str) -> None:
     pipeline = deployed(conn, posts())
     outbox = Outbox(dsn)
     assert outbox("pause", "check", "--reason", "the service is down", "--by", "sarah").out == "posts.check is paused\n"
-    assert outbox("pause", "posts.check").out == "posts.check was paused already\n"
+    assert outbox("pause", "posts.check").out == "posts.check was already paused\n"
     pipeline.submit(conn, "a", Post())
     drain(pipeline, dsn)
     assert status_of(conn, "a") == "RECEIVED"
     assert value(conn, "SELECT attempt FROM outbox.jobs") == 0
     assert " paused" in outbox("status").out
     assert conn.execute("SELECT paused_by, reason FROM outbox.pauses").fetchall() == [("sarah", "the service is down")]
-    assert outbox("resume", "check").out == "posts.check goes on\n"
+    assert outbox("resume", "check").out == "posts.check runs again\n"
     assert outbox("resume", "check").out == "posts.check was not paused\n"
     drain(pipeline, dsn)
     assert status_of(conn, "a") == "WAITING"

@@ -317,7 +317,7 @@ def test_a_moment_that_nobody_used_is_given_anew(conn: Conn, partition: str | No
     conn.execute(*commit.give_back([first]))
     conn.execute(*commit.return_start_times([first]))
     (again,) = claimed()
-    assert again.moment >= first.moment
+    assert again.start_time >= first.start_time
     conn.execute(*commit.return_start_times([first]))  # its answer was lost, and it is told once more
     assert claimed() == [], "this moment is another's by now"
 
@@ -333,9 +333,9 @@ def test_of_several_moments_those_are_given_anew_that_none_has_followed(conn: Co
     assert len(jobs) == 8
     ask = "SELECT extract(epoch FROM next_at)::float8 FROM outbox.limits"
     conn.execute(*commit.return_start_times([jobs[2], jobs[4]]))
-    assert value(conn, ask) > jobs[7].moment, "later ones may have begun"
+    assert value(conn, ask) > jobs[7].start_time, "later ones may have begun"
     conn.execute(*commit.return_start_times([jobs[1], jobs[6], jobs[7]]))
-    assert value(conn, ask) == pytest.approx(jobs[6].moment)
+    assert value(conn, ask) == pytest.approx(jobs[6].start_time)
 
 
 def test_what_misses_its_moment_is_given_back_and_costs_no_attempt(conn: Conn, dsn: str) -> None:
@@ -375,7 +375,7 @@ def test_moments_of_partitions_are_forgotten_when_they_have_passed(conn: Conn, d
     pipeline = deployed(conn, orders(lambda run: None, partition="customer", rate="1000/second"))
     submit(conn, pipeline, "a", 1)
     drain(pipeline, dsn)
-    forget = statements.load("maintenance")["retention_rates"]
+    forget = statements.load("retention")["retention_rates"]
     assert conn.execute(forget, {"days": 0, "limit": 10}).fetchone() == (0,)
     conn.execute("UPDATE outbox.partition_rates SET next_at = now() - interval '2 minutes'")
     assert conn.execute(forget, {"days": 0, "limit": 10}).fetchone() == (1,)

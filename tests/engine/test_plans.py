@@ -20,6 +20,7 @@ from outbox.engine.job import Failed, Finished, Job, Message
 from outbox.engine.lane import Lane
 from outbox.engine.pacing import ServerClock
 from outbox.messages.log import SQL, Log
+from outbox.messages.target import Lease
 
 Conn = psycopg.Connection[Any]
 BACKLOG = 30_000
@@ -229,7 +230,7 @@ def test_no_session_compiles_the_plans_of_the_triggers(conn: Conn) -> None:
 
 def test_a_relay_looks_for_new_messages_without_reading_the_log(dsn: str, conn: Conn) -> None:
     async def cut() -> dict[str, Any]:
-        log = Log(dsn, "default", "test")
+        log = Log(dsn, "default", "test", Lease())
         relay = await log.connect()
         await log.take_over()
         conn.execute("INSERT INTO outbox.messages (topic) SELECT 't' FROM generate_series(1, %s::int)", (BACKLOG,))

@@ -116,7 +116,7 @@ def test_a_function_that_takes_too_long_is_ended(conn: Conn, dsn: str) -> None:
     pipeline = deployed(conn, clock(look, timeout=0.2))
     due(conn)
     drain(pipeline, dsn)
-    assert value(conn, "SELECT error FROM outbox.schedules").startswith("TimeoutError")
+    assert value(conn, "SELECT error FROM outbox.schedules").startswith("TimeoutError: not done within 0.2 s")
 
 
 WORKER = ["worker", "--app", "apps.schedule:pipeline"]

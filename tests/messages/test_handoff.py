@@ -58,9 +58,8 @@ def hand_on(dsn: str, other_dsn: str) -> Callable[..., Relay]:
 
     def hand_on(*, strict: bool = False, name: str = "default", to: str = other_dsn, **options: Any) -> Relay:
         async def run() -> Relay:
-            relay = Relay(dsn, name=name, strict=strict, drain=True)
             options.setdefault("pipeline", "posts")
-            relay.to(Handoff(to, strict=strict, may_send=relay.may_send, on_trouble=relay.trouble, **options), "test")
+            relay = Relay(dsn, Handoff(to, strict=strict, **options), name=name, strict=strict, drain=True)
             await asyncio.wait_for(relay.run(), 60)
             return relay
 
@@ -149,7 +148,7 @@ def test_an_entity_that_is_there_already_is_parked_and_can_be_sent_again(
     write(conn, "post_2", '{"content": "a second one"}')
     relay = hand_on()
     assert (relay.relayed, relay.parked) == (1, 2)
-    assert all("has a workflow there already" in reason for reason in parked(conn).values())
+    assert all("its entity already has a workflow there" in reason for reason in parked(conn).values())
     assert value(other, "SELECT metadata->>'content' FROM outbox.workflow_states WHERE entity_id = 'post_2'") == "a"
     other.execute("DELETE FROM outbox.workflow_states WHERE entity_id = 'post_1'")
     outbox("parked", "--retry")
@@ -253,7 +252,7 @@ def test_ids_that_the_inbox_there_may_have_forgotten_are_parked(conn: Conn, othe
     assert value(other, ENTITIES) == ["post_1"]
     reasons = parked(conn)
     assert "older than what the inbox there remembers" in reasons["old"]
-    assert "of the future" in reasons["new"]
+    assert "its id is in the future" in reasons["new"]
 
 
 def test_two_relays_of_other_names_hand_the_same_message_on_once(conn: Conn, other: Conn, hand_on: HandOn) -> None:
@@ -305,8 +304,8 @@ def test_workflows_hashed_to_three_databases_hand_on_to_each_other(
 
 def relay_once(source: str, target: str, name: str, part: tuple[int, int]) -> None:
     async def run() -> None:
-        relay = Relay(source, name=name, drain=True)
-        relay.to(Handoff(target, "notices", topics=["notices"], part=part, may_send=relay.may_send), "test")
+        handoff = Handoff(target, "notices", topics=["notices"], part=part)
+        relay = Relay(source, handoff, name=name, drain=True)
         await asyncio.wait_for(relay.run(), 30)
 
     asyncio.run(run())
@@ -327,7 +326,7 @@ def test_options_that_make_no_sense_are_refused(outbox: Outbox, other_dsn: str) 
     for arguments, said in (
         (["--to", other_dsn], "--to and --pipeline go together"),
         (["--pipeline", "posts"], "--to and --pipeline go together"),
-        (["--topic", "a"], "--topic and --shard go with --to"),
+        (["--topic", "a"], "--topic and --shard need --to"),
         (["--to", other_dsn, "--pipeline", "posts", "--shard", "4/4"], "is not N/M"),
         (["--to", other_dsn, "--pipeline", "posts", "--shard", "x"], "is not N/M"),
     ):

@@ -31,7 +31,7 @@ def test_set_status_is_by_the_user_of_the_machine_if_nobody_else_is_named(outbox
 
 
 def test_set_status_to_the_same_says_so_and_changes_nothing(outbox: Outbox, shop: Conn) -> None:
-    assert outbox("set-status", "review", "WAITING_FOR_REVIEW").out == "review is in WAITING_FOR_REVIEW already\n"
+    assert outbox("set-status", "review", "WAITING_FOR_REVIEW").out == "review is already in WAITING_FOR_REVIEW\n"
     assert len(outbox("show", "review", "--json").json["history"]) == 3
 
 
@@ -80,7 +80,7 @@ def test_parked_lists_and_retries_by_relay_and_id(outbox: Outbox, conn: Conn) ->
     assert rest["reason"] == "unroutable: 312 NO_ROUTE"
     assert "to be tried again" in outbox("parked").out
     assert outbox("parked", "--retry").out == "2 messages are tried again\n"
-    assert "goes with --retry" in outbox("parked", "1", code=2).err
+    assert "an ID needs --retry" in outbox("parked", "1", code=2).err
 
 
 def test_parked_lists_and_retries_what_consumers_could_not_handle(outbox: Outbox, conn: Conn) -> None:

@@ -747,7 +747,7 @@ def test_a_dsn_that_is_given_and_empty_is_not_taken_for_the_bundled_postgres(tmp
     """As in --dsn "$UNSET"."""
     for arguments in (["status"], ["migrate"], ["doctor"]):
         said = Outbox(None).fails("--dsn", "", *arguments, env={"OUTBOX_HOME": str(tmp_path / "home")})
-        assert said == "outbox: dsn is given and empty"
+        assert said == "outbox: dsn is given but empty"
     assert not (tmp_path / "home").exists()
     with pytest.raises(SettingsError, match="dsn"):
         Consumer("q", print, dsn="", amqp_url="amqp://localhost/")

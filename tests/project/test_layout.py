@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +34,3 @@ def test_nothing_imports_a_test_file_or_a_conftest() -> None:
 
 def test_the_rooms_are_those_of_the_package_and_a_few_more() -> None:
     assert rooms(TESTS) - OF_NO_PACKAGE == rooms(ROOT / "outbox")
-
-
-def test_the_statements_of_each_step_have_a_test_file_of_its_name() -> None:
-    steps = [file.name.removesuffix(".sql") for file in files("outbox.sql").joinpath("queries").iterdir()]
-    assert steps
-    assert [step for step in steps if not list(TESTS.rglob(f"test_{step}.py"))] == []

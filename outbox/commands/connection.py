@@ -1,0 +1,46 @@
+"""The way to the database: the DSN of the settings, or the bundled Postgres, started for the command."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import psycopg
+
+from .. import settings
+from ..database import embedded, migrations
+from ..database.dsn import cannot_connect, engine_conninfo
+from ..errors import OutboxError
+
+
+@contextmanager
+def dsn_of(found: settings.Settings, *, migrated: bool = True) -> Iterator[str]:
+    """Yields the DSN of the settings, or that of the bundled Postgres, started (and migrated) for this command."""
+    if found.dsn:
+        yield found.dsn
+        return
+    # A command that is ended by a signal still leaves the server: the last one to leave stops it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with embedded.server(found.home) as dsn:
+        click.echo(f"outbox: no OUTBOX_DSN; using the bundled Postgres in {found.home} (its data is kept)", err=True)
+        if migrated:
+            migrations.apply(dsn)
+        yield dsn
+
+
+@contextmanager
+def database(found: settings.Settings, *, migrated: bool = True) -> Iterator[psycopg.Connection[Any]]:
+    """Yields an open connection, in autocommit."""
+    with dsn_of(found, migrated=migrated) as dsn, _connect(dsn) as conn:
+        yield conn
+
+
+def _connect(dsn: str) -> psycopg.Connection[Any]:
+    try:
+        return psycopg.connect(engine_conninfo(dsn, "cli"), autocommit=True, prepare_threshold=None)
+    except psycopg.Error as error:
+        raise OutboxError(cannot_connect(dsn, error)) from None

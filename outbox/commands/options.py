@@ -1,0 +1,46 @@
+"""Options that several commands have, and the values that they take."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A number in a range. click's own lets NaN through, which is neither below nor above."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found: float = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value} is not a number", param, ctx)
+        return found
+
+
+def app_option(command: Command) -> Command:
+    """Adds --app."""
+    return click.option(
+        "--app", metavar="MODULE:OBJECT", help="A Pipeline, several, or a module that has some. Default: OUTBOX_APP."
+    )(command)
+
+
+by_option = click.option(
+    "--by", metavar="NAME", default=getpass.getuser, help="Who makes the change; kept with it. Default: your user name."
+)
+pipeline_option = click.option("--pipeline", metavar="NAME", help="The pipeline, if the entity is in several.")
+of_pipeline_option = click.option("--pipeline", metavar="NAME", help="Only this pipeline.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def from_json(text: str | None, what: str) -> Any:
+    """Returns what an argument says in JSON, None if it wasn't given; a usage error that names it if it isn't JSON."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"{what} is not JSON: {error}") from None
