@@ -375,7 +375,7 @@ def test_moments_of_partitions_are_forgotten_when_they_have_passed(conn: Conn, d
     pipeline = deployed(conn, orders(lambda run: None, partition="customer", rate="1000/second"))
     submit(conn, pipeline, "a", 1)
     drain(pipeline, dsn)
-    forget = statements.load("maintenance")["retention_rates"]
+    forget = statements.load("retention")["retention_rates"]
     assert conn.execute(forget, {"days": 0, "limit": 10}).fetchone() == (0,)
     conn.execute("UPDATE outbox.partition_rates SET next_at = now() - interval '2 minutes'")
     assert conn.execute(forget, {"days": 0, "limit": 10}).fetchone() == (1,)
