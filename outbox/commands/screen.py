@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 _WORKFLOW = ("id", "version", "created_at", "updated_at", "metadata")
 MOST_COUNTED = 1_000
-"""Where counting jobs ends, in the view too: more are shown as "1000+"."""
+"""Where the counting of jobs ends, as in look.sql: more are shown as "1000+"."""
 
 _CHANGE = ("at", "from_status", "to_status", "version", "actor", "stage", "attempt", "reason")
 
@@ -216,7 +216,7 @@ def approvals(rows: Iterable[Row]) -> Table:
 
 
 def parked(rows: Iterable[Row]) -> Table:
-    """Returns the table of `outbox parked`. `times` is how often the message was delivered to the consumer and parked."""
+    """Returns the table of `outbox parked`. `times`: how often a message was delivered and parked."""
     now = datetime.now(UTC)
     columns = ["parked by", "id", "topic", "key", "message", "age", "times", "reason", ""]
     return table(
