@@ -11,6 +11,7 @@ SKIPPED := $(if $(filter skip,$(RABBITMQ)),rabbitmq) $(if $(filter skip,$(PGBOUN
 RUN := PYTHONPATH=tests $(BIN)/python -m
 PACKAGES := $(RUN) tools.packages $(if $(filter rabbitmq,$(SKIPPED)),,rabbitmq-server) \
 	$(if $(filter pgbouncer,$(SKIPPED)),,pgbouncer)
+WORKERS := -n 3
 MARKED := $(if $(strip $(SKIPPED)),-m "not ($(subst rabbitmq pgbouncer,rabbitmq or pgbouncer,$(strip $(SKIPPED))))")
 
 DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$${TMPDIR:-/tmp}/outbox-demo-$$(id -u)}
@@ -22,9 +23,11 @@ WHEEL_TESTS := $(addprefix tests/,$(addsuffix .py,client/test_inbox commands/tes
 
 .DEFAULT_GOAL := help
 DURATION ?= 180
+N ?= 10
+LOAD ?= 0
 CHAOS := PYTHONPATH=tests $(BIN)/python -W ignore -m
 
-.PHONY: help demo setup check test chaos mutants bench schema docs wheel-test clean
+.PHONY: help demo setup check test test-repeat chaos mutants bench schema docs wheel-test clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -47,7 +50,11 @@ $(STAMP): pyproject.toml
 
 test: $(STAMP) ## run the tests on a real Postgres and RabbitMQ that they start; RABBITMQ=skip PGBOUNCER=skip leave them out
 	$(PACKAGES)
-	$(BIN)/python -m pytest -n 3 $(MARKED) $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(MARKED) $(ARGS)
+
+test-repeat: $(STAMP) ## run them N=10 times beside LOAD=0 busy loops; counts the runs that fail; ARGS="tests/engine/test_limits.py"
+	$(PACKAGES)
+	$(BIN)/python -m tools.repeat --times $(N) --load $(LOAD) -- $(WORKERS) $(MARKED) $(ARGS)
 
 check: $(STAMP) ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -65,7 +72,8 @@ mutants: $(STAMP) ## break the engine in each of the ways that others were broke
 bench: $(STAMP) ## measure all, with pictures, into build/bench (an hour and more); ARGS="throughput --quick": one of them, for a look
 	$(BIN)/python -m bench $(ARGS)
 
-schema: $(STAMP) ## write sql/schema.sql anew from the migrations
+schema: $(STAMP) ## write sql/schema.sql, and add to sql/history.txt which functions and views have changed
+	$(RUN) tools.schema --history
 	$(RUN) tools.schema > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql
 
 docs: $(STAMP) ## write docs/cli.md anew from the commands' help, and docs/bad-inputs.md from its table
@@ -80,7 +88,7 @@ wheel-test: $(STAMP) ## run what may differ against the built wheel, without the
 	.venv-wheel/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[dev]"
 	cp -r tests tools bench docs Makefile pyproject.toml README.md build/wheel/
 	cd build/wheel && ../../.venv-wheel/bin/python -c "import outbox; assert 'site-packages' in outbox.__file__, outbox"
-	cd build/wheel && ../../.venv-wheel/bin/python -m pytest -n 3 $(MARKED) $(WHEEL_TESTS) $(ARGS)
+	cd build/wheel && ../../.venv-wheel/bin/python -m pytest $(WORKERS) $(MARKED) $(WHEEL_TESTS) $(ARGS)
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .venv-wheel build dist *.egg-info

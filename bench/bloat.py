@@ -20,7 +20,7 @@ import click
 import psycopg
 
 from .kit import report
-from .kit.database import Server, machine, server
+from .kit.database import Server, machine, megabytes, server
 from .kit.horizon import around, horizon
 from .kit.publisher import BODY, TOPIC
 from .kit.readers import PLAIN_TABLE, Taken, relay, skip_locked
@@ -29,10 +29,6 @@ CLIENTS = 2
 AT_ONCE = 10
 """Messages of one transaction of the writer."""
 
-MEGABYTES = """
-    SELECT (coalesce(sum(pg_total_relation_size(relid)), pg_total_relation_size(%(table)s)) / 2^20)::float8
-    FROM pg_partition_tree(%(table)s)
-"""
 NOT_REMOVABLE = re.compile(r"(\d+) are dead but not yet removable")
 INSERT_MS = re.compile(r"lat ([\d.]+) ms")
 
@@ -149,12 +145,6 @@ def writer(
                 yield process
             finally:
                 process.terminate()
-
-
-def megabytes(conn: psycopg.Connection, table: str) -> float:
-    """Return the size of a table with its parts, indexes and all."""
-    (found,) = conn.execute(MEGABYTES, {"table": table}).fetchone() or (0.0,)
-    return float(found)
 
 
 def dead_rows(conn: psycopg.Connection, table: str) -> int:

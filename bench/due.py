@@ -18,8 +18,7 @@ from outbox.definition import deploy
 from .kit import load, report
 from .kit.database import Server, machine, server
 from .kit.steps import wait_until
-from .latency import PARTS, timed_worker, waits, whole
-from .relay import percentile
+from .kit.waited import PARTS, timed_worker, waits, whole
 
 late: Pipeline[dict[str, object]] = Pipeline("late", initial="WAITING", final={"LATE", "DONE"})
 late.deadline("WAITING", hours=1, to="LATE")
@@ -60,7 +59,7 @@ def main(many: int, rate: float, seconds: float, rounds: int, json_file: Path | 
                 name = kind if kind == "none" else f"{many:,} {kind} due"
                 for part, share in PARTS.items():
                     figure = f"{name}: COMMIT of others to their handler, {part} ms"
-                    found.setdefault(figure, []).append(percentile(waited, share))
+                    found.setdefault(figure, []).append(report.percentile(waited, share))
                 if kind != "none":
                     found.setdefault(f"{name}: until the last of them has gone, s", []).append(took)
         where = machine(postgres.dsn)

@@ -20,15 +20,13 @@ from typing import Any
 import click
 import psycopg
 
-from .bloat import megabytes
 from .kit import load, plain_jobs, report
 from .kit.app import STAGES
-from .kit.database import Server, machine, server
+from .kit.database import Server, machine, megabytes, server
 from .kit.horizon import around, horizon
 from .kit.notes import Notes
 from .kit.steps import check_books, wait_until
-from .latency import IDLE, capacity, whole
-from .relay import percentile
+from .kit.waited import IDLE, capacity, whole
 
 CAPACITY = 20_000
 """Workflows of the run that finds what one worker can do."""
@@ -151,7 +149,7 @@ def noted(notes: Notes, submits: Sequence[float], started: float, end: int, plan
     return {
         "steps/s": sum(jobs for at, jobs in notes.steps if first <= at < last) / plan.slice,
         "claim ms": statistics.median(claims),
-        "claim p99 ms": percentile(claims, 0.99),
+        "claim p99 ms": report.percentile(claims, 0.99),
         "claims/s": len(claims) / plan.slice,
         "steps left": submitted - sum(jobs for at, jobs in notes.steps if at < last),
     }

@@ -13,9 +13,8 @@ import psutil
 import psycopg
 
 from .kit import report
-from .kit.database import machine, server, worker
+from .kit.database import busy_seconds, machine, server, worker
 from .kit.steps import submitted, wait_until
-from .relay import busy_seconds
 
 WARM_UP = 200
 IDLE = "SELECT coalesce(bool_and(idle), false) AND NOT EXISTS (SELECT FROM outbox.jobs) FROM outbox.workers"

@@ -5,16 +5,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,30 +17,11 @@ import psycopg
 from .kit import load, report
 from .kit.app import Post, posts
 from .kit.database import Server, machine, server
-from .kit.steps import check_books, submitted, wait_until
-from .relay import percentile
+from .kit.steps import wait_until
+from .kit.waited import IDLE, PARTS, Run, capacity, check, timed_worker, waits, whole
 
 LOADS = (10, 50, 80)
 """Percent of capacity."""
-
-PARTS = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
-WARM_UP = 200
-CLOCK_MS = 1.0
-"""By how much the machine's clock may be put right during a run."""
-
-IDLE = "SELECT coalesce(bool_and(idle), false) AND NOT EXISTS (SELECT FROM outbox.jobs) FROM outbox.workers"
-
-Notes = dict[str, tuple[float, float]]
-"""For each entity when its first handler began, and when the COMMIT of its last step was answered."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Of each workflow the ms to its first handler and to its final status, and by how many ms it was sent too late."""
-
-    handler: list[float]
-    final: list[float]
-    late: list[float] = field(default_factory=list)
 
 
 @click.command()
@@ -83,25 +57,11 @@ def main(seconds: float, single: int, saturated: int, rounds: int, json_file: Pa
         ):
             for part, share in PARTS.items():
                 if values:
-                    figures[f"{name}: {title}, {part} ms"] = report.spread([percentile(v, share) for v in values])
+                    figures[f"{name}: {title}, {part} ms"] = report.spread(
+                        [report.percentile(v, share) for v in values]
+                    )
     settings = {"seconds": seconds, "single": single, "in a transaction": load.AT_ONCE, "rounds": rounds}
     report.show("latency", settings, figures, where, json_file)
-
-
-def whole(workflows: float) -> int:
-    """Return so many workflows that each client of the load has as many full transactions, and at least one."""
-    share = load.AT_ONCE * load.CLIENTS
-    return max(1, round(workflows / share)) * share
-
-
-def capacity(postgres: Server, dsn: str, workflows: int) -> float:
-    """Return workflows/s from the first one sent to the last final status, when all are sent as fast as it goes."""
-    with timed_worker(dsn) as notes:
-        begun = time.time()
-        load.submit(postgres, dsn, workflows)
-        wait_until(dsn, IDLE, 600)
-    check(dsn, notes, workflows)
-    return workflows / (max(final for _, final in notes.values()) - begun)
 
 
 def loaded(postgres: Server, dsn: str, workflows: int, rate: float) -> Run:
@@ -126,52 +86,6 @@ def one_at_a_time(dsn: str, workflows: int) -> Run:
                 time.sleep(0.05)
     check(dsn, notes, workflows)
     return waits(notes, committed)
-
-
-def waits(notes: Notes, committed: Mapping[str, float]) -> Run:
-    """Return what each workflow waited since its COMMIT."""
-    pairs = [(at, *notes[entity]) for entity, at in committed.items()]
-    return Run([(began - at) * 1000 for at, began, _ in pairs], [(ended - at) * 1000 for at, _, ended in pairs])
-
-
-def check(dsn: str, notes: Notes, workflows: int) -> None:
-    """An error unless the books are right and the worker has noted every workflow, and no answer was lost."""
-    with psycopg.connect(dsn) as conn:
-        (now,) = conn.execute("SELECT clock_timestamp() - interval '1 day'").fetchone() or (None,)
-    check_books(dsn, workflows + WARM_UP, now)
-    if len(notes) != workflows + WARM_UP:
-        raise click.ClickException(f"the worker has noted {len(notes):,} workflows, not {workflows + WARM_UP:,}")
-
-
-@contextmanager
-def timed_worker(dsn: str, idle: str = IDLE) -> Iterator[Notes]:
-    """Run a worker that is warm, and idle when this begins; its notes are there when this has ended."""
-    notes: Notes = {}
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        file = Path(folder, "notes.json")
-        root = Path(__file__).parent.parent
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.kit.timed", dsn, str(file)],
-            cwd=root,
-            env=os.environ,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            wait_until(dsn, idle, 60)
-            submitted(dsn, WARM_UP)
-            wait_until(dsn, idle, 60)
-            clock = time.time() - time.monotonic()
-            yield notes
-            moved = abs(time.time() - time.monotonic() - clock) * 1000
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-        if moved > CLOCK_MS:
-            raise click.ClickException(f"the machine's clock was moved by {moved:.1f} ms in this run: it has no figure")
-        noted = json.loads(file.read_text())
-        with psycopg.connect(dsn) as conn:
-            rows = conn.execute("SELECT id::text, entity_id FROM outbox.workflow_states").fetchall()
-        notes.update({entity: tuple(noted[workflow]) for workflow, entity in rows if workflow in noted})
 
 
 if __name__ == "__main__":

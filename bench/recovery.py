@@ -25,7 +25,6 @@ from .kit.database import Server, engine, machine, server
 from .kit.holding import NOTES, held
 from .kit.steps import wait_until
 from .peers.recovery import recoveries as recoveries_of_peers
-from .relay import percentile
 
 JOBS = 10
 """What a worker holds when it is killed."""
@@ -53,7 +52,7 @@ def main(kills: int, at_once: int, peer_kills: int, patience: float, json_file: 
     figures = {}
     for name, values in (("first", [min(times) for times in found]), ("last", [max(times) for times in found])):
         figures[f"to the {name} of its jobs, s"] = report.spread(values)
-        figures[f"to the {name} of its jobs, p99 s"] = report.spread([percentile(values, 0.99)])
+        figures[f"to the {name} of its jobs, p99 s"] = report.spread([report.percentile(values, 0.99)])
     if theirs:
         settings |= {"of each peer": peer_kills, "patience s": patience}
         for title, times in theirs.items():

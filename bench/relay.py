@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +21,7 @@ import psycopg
 from kit.broker import Broker, channel, programs, queue_depth
 
 from .kit import report
-from .kit.database import engine, machine, server
+from .kit.database import busy_seconds, engine, machine, server
 from .kit.publisher import BODY, TOPIC
 from .kit.steps import wait_until
 
@@ -79,8 +79,8 @@ def main(messages: int, rounds: int, single: int, backlog: int, json_file: Path 
     figures |= {"relay : pika alone": report.spread(ratios)}
     figures |= {f"{name}, CPU µs/message": report.spread([run.cpu for run in runs]) for name, runs in found.items()}
     figures |= {
-        "COMMIT to consumer, p50 ms": report.spread([percentile(delays, 0.50)]),
-        "COMMIT to consumer, p99 ms": report.spread([percentile(delays, 0.99)]),
+        "COMMIT to consumer, p50 ms": report.spread([report.percentile(delays, 0.50)]),
+        "COMMIT to consumer, p99 ms": report.spread([report.percentile(delays, 0.99)]),
         f"backlog of {backlog:,}, messages/s": report.spread([waiting.rate]),
         f"backlog of {backlog:,}, peak MB": report.spread([waiting.peak]),
     }
@@ -129,11 +129,6 @@ def relayed(dsn: str, url: str, messages: int, *options: str) -> Run:
         took, busy = time.monotonic() - start, busy_seconds(relay.pid) - before
     check_books(url, messages)
     return Run(messages / took, busy / messages * 1e6, peak)
-
-
-def busy_seconds(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
 
 
 def until_relayed(dsn: str, relay: subprocess.Popen[bytes], messages: int) -> float:
@@ -188,10 +183,6 @@ def check_books(url: str, messages: int) -> None:
         raise click.ClickException(
             f"the books are wrong: of {messages:,} messages the broker has {len(ids):,}, in {depth:,} deliveries"
         )
-
-
-def percentile(values: Sequence[float], part: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * part))]
 
 
 if __name__ == "__main__":

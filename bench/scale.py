@@ -110,7 +110,7 @@ class Client(ABC):
         """Start workflows in all stages that there are, by plain INSERT."""
         stages = random.choices([lane.stage for lane in self._lanes.values()], k=workflows)
         columns = {
-            "pipelines": [stage.pipeline.name for stage in stages],
+            "pipelines": [stage.pipeline for stage in stages],
             "entities": [self._entity() for _ in stages],
             "statuses": [stage.on for stage in stages],
         }
@@ -143,7 +143,7 @@ class Client(ABC):
         with self._timed("status"):
             look.status(self._conn)
         stages = [lane.stage for lane in self._lanes.values()]
-        pipelines, names = [stage.pipeline.name for stage in stages], [stage.name for stage in stages]
+        pipelines, names = [stage.pipeline for stage in stages], [stage.name for stage in stages]
         with self._timed("look of an idle worker"):
             self._ask(LOOK, {"now": None, "everything": True, "pipelines": pipelines, "stages": names})
 
@@ -176,9 +176,10 @@ class Filled(Client):
         self._submit()
         # As many for each stage, so that as many come to each as leave it.
         sizes = [BATCH // STAGES + (number < BATCH % STAGES) for number in range(STAGES)]
+        (pipeline,) = self._pipelines
         for _ in range(STAGES):
             jobs = self._claim(f"claim {BATCH}", list(zip(self._lanes.values(), sizes, strict=True)))
-            self._commit(f"commit {BATCH}", jobs, lambda job: chains.next_status(job.stage.pipeline, job.status))
+            self._commit(f"commit {BATCH}", jobs, lambda job: chains.next_status(pipeline, job.status))
         waiting = f"rest_{random.randrange(chains.WAITING_SHARE, self._resting + 1, chains.WAITING_SHARE)}"
         with self._timed("change 1 that has rested, by hand"):
             self._conn.execute(CHANGE, (chains.status(0), waiting))

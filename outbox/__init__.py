@@ -6,9 +6,12 @@ from .client.signals import Signalled, signal
 from .client.submit import Submitted
 from .database.refusals import error_of
 from .definition.outcome import Backoff, Go, Reject, Retry
-from .definition.pipeline import Change, Pipeline
+from .definition.pipeline import Pipeline
+from .definition.reactions import Change
 from .definition.schedule import Tick
-from .definition.waits import WaitForApproval, WaitForChildren, WaitForSignal
+from .definition.waits.approval import WaitForApproval
+from .definition.waits.children import WaitForChildren
+from .definition.waits.signal import WaitForSignal
 from .engine.retention import Retention
 from .engine.run import Run
 from .engine.worker import Worker

@@ -1,7 +1,7 @@
 """JSON documents: what may enter the database, checked before any SQL.
 
-Values become text by pydantic's serialiser, which is quick, and text is looked at only for what Postgres or a
-later reader would choke on: NUL, NaN, depth, size. What arises inside the engine (error texts) is cleaned instead.
+pydantic's serialiser writes values as text, which is fast. The text is searched only for what Postgres or a later
+reader would refuse: NUL, NaN, depth, size. Texts that arise inside the engine, such as errors, are cleaned instead.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ MAX_DEPTH = 150
 """The deepest nesting. The JSON parser of pydantic reads 200 levels; what is stored must be readable."""
 
 MAX_ENTITY_ID = 512
-"""How many characters an entity's id has at most; the table says so, too."""
+"""The longest id of an entity, in characters: it stands in an index. The table has the same bound."""
 
 
 def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
-    """Return `value` as JSON text that Postgres stores and `adapter` reads back; else InvalidInput naming `field`."""
+    """Returns `value` as JSON text that Postgres stores and `adapter` reads back.
+
+    Raises InvalidInput, which names `field`, if there is none.
+    """
     try:
         value = adapter.validate_python(value)
-        # For its way back: without computed fields, and Json[…] as the JSON text that it was.
+        # So that it can be read back: without computed fields, and Json[…] as the JSON text that it was.
         written = adapter.dump_json(value, warnings="error", round_trip=True)
     except ValidationError as error:
         raise InvalidInput(field, explain(error)) from None
@@ -38,16 +41,17 @@ def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
         raise InvalidInput(field, f"can't be written as JSON: {clean(str(error), 300)}") from None
     _check_size(len(written), field)
     text = written.decode()
-    # A float that JSON has no word for is written as null: look only where there is a null at all.
+    # NaN and Infinity are written as null, so the values are searched only if the text has a null.
     if "null" in text and _has_nonfinite(adapter.dump_python(value)):
         raise InvalidInput(field, "NaN and Infinity are not JSON")
     return check(text, field)
 
 
 def dump_any(value: Any, field: str) -> str:
-    """The same for a value without a model, such as a message's payload: plain JSON types or a pydantic model.
+    """Returns a value without a declared type, such as a message's payload, as JSON text that Postgres stores.
 
-    Dates, bytes and sets are refused: what they become as JSON is the caller's to say.
+    It is made of plain JSON types, or is a pydantic model. Raises InvalidInput, which names `field`, for everything
+    else: what dates, bytes and sets become as JSON is the caller's choice.
     """
     if isinstance(value, BaseModel):
         return dump(TypeAdapter(type(value)), value, field)
@@ -61,7 +65,7 @@ def dump_any(value: Any, field: str) -> str:
 
 
 def check(text: str, field: str) -> str:
-    """Return JSON text as it is, or raise InvalidInput where Postgres or a later reader would refuse it."""
+    """Returns JSON text as it is. Raises InvalidInput if Postgres or a later reader would refuse it."""
     if len(text) > MAX_BYTES // 4:
         _check_size(len(text) if len(text) > MAX_BYTES else len(text.encode()), field)
     if "\\u0000" in text and "\0" in _strings(text, field):
@@ -84,7 +88,7 @@ _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",",
 
 
 def _strings(text: str, field: str) -> str:
-    """Return all strings of a document, joined: to look into what escapes only hint at. Refuses NaN."""
+    """Returns all strings of a document, joined, with their escapes resolved. Refuses NaN."""
 
     def refuse(constant: str) -> None:
         raise InvalidInput(field, f"{constant} is not JSON")
@@ -107,7 +111,7 @@ _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
 
 
 def _depth(text: str) -> int:
-    """How deep JSON text is nested; brackets inside strings don't count."""
+    """Returns how deep JSON text is nested. Brackets inside strings don't count."""
     depth = deepest = 0
     for match in _BRACKETS.finditer(text):
         char = match.group()

@@ -165,9 +165,9 @@ class Delays:
 class Trouble:
     """What is wrong at present, or None. `say` is called with it only when it changes."""
 
-    def __init__(self, say: Callable[[str | None], object]) -> None:
+    def __init__(self, say: Callable[[str | None], object], now: str | None = None) -> None:
         self._say = say
-        self.now: str | None = None
+        self.now = now
 
     def set(self, what: str | None) -> None:
         """Notes what is wrong now; None: nothing any more."""

@@ -1,4 +1,4 @@
-"""Text that may be shown or stored: cleaned, cut, in one line, whatever it comes from."""
+"""Text that may be shown or stored: cleaned, cut, in one line. It may come from anywhere."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pydantic import ValidationError
 from .errors import InvalidInput
 
 MAX_ERROR = 8_000
-"""How many characters of an error's text are kept."""
+"""How many characters of an error's text are kept: a traceback's worth, which a row of dead_jobs holds easily."""
 
 
 def text_problem(text: object, longest: int) -> str | None:
-    """Say what is wrong with a text that is to be stored as such; None if nothing is."""
+    """Returns what is wrong with a text that is to be stored as it is. None if nothing is."""
     if not isinstance(text, str):
         return f"must be a string, not {type(text).__name__}"
     if not text:
@@ -28,7 +28,7 @@ def text_problem(text: object, longest: int) -> str | None:
 
 
 def check_text(text: object, field: str, longest: int) -> str:
-    """Return `text` if Postgres stores it as it is; else InvalidInput naming `field`."""
+    """Returns `text` if Postgres stores it as it is. Raises InvalidInput, which names `field`, if not."""
     problem = text_problem(text, longest)
     if problem is not None:
         raise InvalidInput(field, problem)
@@ -37,27 +37,32 @@ def check_text(text: object, field: str, longest: int) -> str:
 
 
 def clean(text: str, longest: int = MAX_ERROR) -> str:
-    """Make any text storable: cut, without NUL, lone surrogates replaced. Never raises."""
+    """Returns any text so that it can be stored: cut, without NUL, lone surrogates replaced. Never raises."""
     if len(text) > longest:
         text = text[:longest] + f"… ({len(text) - longest:,} characters more)"
     return text.replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
 
 
 def printable(value: object) -> str:
-    """Return text without control characters, for log lines and terminals."""
+    """Returns text without control characters, for log lines and terminals."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
 
 
 def shown(value: object) -> str:
-    """Return any value as an error names it: short, storable, whatever its `__repr__` does."""
+    """Returns any value as an error names it: short and storable, even if its `__repr__` raises."""
     try:
         return clean(repr(value), 80)
     except Exception:  # such as an integer that is too long for Python to write
         return f"a value of type {type(value).__name__}"
 
 
+def number(count: int, noun: str) -> str:
+    """Returns a number of things in words: "1 job", "2,000 jobs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def describe(error: BaseException) -> str:
-    """Return `Type: message (file:line)` of any exception, storable, whatever its `__str__` does."""
+    """Returns `Type: message (file:line)` of any exception, storable, even if its `__str__` raises."""
     try:
         message = str(error)
     except BaseException as broken:
@@ -73,7 +78,7 @@ def describe(error: BaseException) -> str:
 
 
 def explain(error: ValidationError) -> str:
-    """Return a validation error in one line, without the values, which may be large or secret."""
+    """Returns a validation error in one line, without the values, which may be large or secret."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in found[:5]]
     if len(found) > 5:

@@ -1,1 +1,1 @@
-"""The SQL that ships with Outbox: `migrations/` makes the schema, `queries/` is what the engine runs."""
+"""The SQL that ships with Outbox: `structure/`, `functions/` and `views/` are the schema, `queries/` runs on it."""

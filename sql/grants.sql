@@ -1,7 +1,7 @@
--- What each group may do: all of it, and nothing besides. Run by the schema's owner, and again after each migration;
--- what else a group was given is taken away. docs/roles.md shows it as a table, which a test compares.
+-- What each group may do: all of it, and nothing else. The schema's owner applies it, and again whenever anything has been
+-- migrated; what else a group was given is taken away. docs/roles.md shows it as a table, which a test compares.
 --
--- Columns are listed where the others are not the group's to say: an id, a version, a transaction, a time.
+-- Columns are listed where the group must not choose the others: an id, a version, a transaction, a time.
 
 REVOKE ALL ON ALL TABLES IN SCHEMA outbox
     FROM outbox_submitter, outbox_worker, outbox_viewer, outbox_operator, outbox_relay, outbox_consumer;
@@ -19,7 +19,7 @@ GRANT INSERT (pipeline, entity_id, current_status, metadata),
       SELECT (id, pipeline, entity_id, current_status, version, created_at, updated_at)
     ON outbox.workflow_states TO outbox_submitter;
 
--- Worker: claims, commits, lays down dead jobs, beats, sweeps, folds counts.
+-- Worker: claims, commits, records dead jobs, renews its lease, sweeps, folds counts.
 GRANT SELECT ON outbox.pipelines, outbox.stages, outbox.routes, outbox.legal_changes, outbox.state_changes TO outbox_worker;
 GRANT SELECT, UPDATE (current_status, metadata, version, updated_at) ON outbox.workflow_states TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.jobs TO outbox_worker;
@@ -27,35 +27,35 @@ GRANT SELECT, INSERT, UPDATE (error) ON outbox.dead_jobs TO outbox_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.workers TO outbox_worker;
 GRANT SELECT, INSERT, DELETE ON outbox.status_counts TO outbox_worker;
 
--- Both: messages. An id, a transaction or a time of their own choice would lose them on the way.
+-- Both: messages. With an id, a transaction or a time of their own choice they would be lost on the way.
 GRANT INSERT (message_id, topic, key, payload, headers, workflow_id) ON outbox.messages TO outbox_submitter, outbox_worker;
 GRANT USAGE ON SEQUENCE outbox.message_ids TO outbox_submitter, outbox_worker;
 
--- Viewer: sees everything. Operator: that, and what a person does.
+-- Viewer: sees everything. Operator: sees everything, and does what a person does.
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_viewer, outbox_operator;
 GRANT UPDATE (current_status) ON outbox.workflow_states TO outbox_operator;
-GRANT INSERT (workflow_id, pipeline, stage, status, version, deadline, on_deadline, partition, priority)
+GRANT INSERT (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
     ON outbox.jobs TO outbox_operator;
 GRANT USAGE ON SEQUENCE outbox.job_ids TO outbox_operator;
 GRANT DELETE ON outbox.dead_jobs, outbox.relays TO outbox_operator;
 GRANT UPDATE (retry), DELETE ON outbox.parked_messages, outbox.parked_deliveries TO outbox_operator;
 
 -- Relay: reads the log, keeps its place in it and what it parks, turns the ring and empties what all relays have passed.
--- After a restore it stamps the messages anew.
+-- After a restore it stamps all messages.
 GRANT SELECT, TRUNCATE, UPDATE (xid) ON outbox.messages TO outbox_relay;
 GRANT SELECT, TRUNCATE ON outbox.messages_0, outbox.messages_1, outbox.messages_2, outbox.messages_3 TO outbox_relay;
 GRANT SELECT, UPDATE ON SEQUENCE outbox.message_ids TO outbox_relay;
 GRANT SELECT, INSERT, UPDATE ON outbox.relays TO outbox_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.parked_messages TO outbox_relay;
 
--- Consumer: records ids, takes back those whose message had no effect after all, parks what it can't handle.
+-- Consumer: records ids, forgets those whose message had no effect after all, parks what it can't handle.
 GRANT SELECT, INSERT (consumer, message_id), DELETE ON outbox.inbox TO outbox_consumer;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.delivery_attempts, outbox.parked_deliveries TO outbox_consumer;
 
--- Every worker and every consumer has the inbox forget what is old.
+-- Every worker and every consumer lets the inbox forget what is old.
 GRANT EXECUTE ON FUNCTION outbox.inbox_forget(double precision) TO outbox_worker, outbox_consumer;
 
--- What is waited for. Who submits also tells workflows what has happened; a person does both, and decides. A worker reminds.
+-- Waits. A submitter also sends signals; a person sends them too, and decides. A worker reminds.
 GRANT INSERT (pipeline, entity_id, name, payload, signal_id), SELECT (id, workflow_id, name, signal_id, taken_at)
     ON outbox.signals TO outbox_submitter, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.decide(text, text, text, text, text, jsonb, text) TO outbox_operator;
@@ -63,7 +63,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.checkpoints TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.orphans TO outbox_worker;
 GRANT SELECT ON outbox.children, outbox.pauses, outbox.limits TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.jobs_claim_limited(integer, text, text, integer, boolean, float8, float8, float8) TO outbox_worker;
-GRANT EXECUTE ON FUNCTION outbox.moments_return(text, text, uuid[], float8[], float8) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.start_times_return(text, text, uuid[], float8[], float8) TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.partition_rates TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.reactions_forget(float8, integer) TO outbox_worker;
 GRANT INSERT (pipeline, stage, paused_by, reason), DELETE ON outbox.pauses TO outbox_operator;

@@ -1,4 +1,5 @@
-"""Real Postgres for every test: one server a test process, a database cloned from a migrated template for each test.
+"""Real Postgres for every test: one server a test process, a database cloned from a migrated template for each test
+(kit/databases.py).
 A real RabbitMQ for those that ask: one node a test process, a virtual host for each test.
 
 The tests work as `outbox_owner`, who owns the schema `outbox` and nothing more. Async tests call `asyncio.run`.
@@ -6,7 +7,6 @@ The tests work as `outbox_owner`, who owns the schema `outbox` and nothing more.
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,11 +15,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from pytest_postgresql.executors import NoopExecutor
 
 from kit import pooler as pooling
 from kit.broker import Broker
 from kit.commands import Outbox
-from kit.databases import OWNER, make_database, serve
+from kit.databases import OWNER, clone, templates
 from kit.faults import prepare
 from kit.interleave import Explore, Scheduler
 from kit.pooler import Pooler, way_env
@@ -27,7 +28,6 @@ from kit.servers import PostgresServer, Process
 from kit.shop import stock
 
 Conn = psycopg.Connection[Any]
-_numbers = itertools.count(1)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
-    for server in serve(PostgresServer()):
+    with PostgresServer() as server:
         if os.environ.get("OUTBOX_TEST_POOLER"):
             pooling.between = Pooler(server, OWNER, size=20).start()
         try:
@@ -53,24 +53,21 @@ def server() -> Iterator[PostgresServer]:
                 pooling.between.remove()
 
 
+empty_template, template = templates()
+
+
 @pytest.fixture
-def dsn(server: PostgresServer) -> Iterator[str]:
+def dsn(template: NoopExecutor) -> Iterator[str]:
     """A migrated database of the test's own, as the schema's owner."""
-    yield from _database(server, "template")
+    with clone(template) as dsn:
+        yield dsn
 
 
 @pytest.fixture
-def empty_dsn(server: PostgresServer) -> Iterator[str]:
-    """The same without any migration."""
-    yield from _database(server, "empty_template")
-
-
-def _database(server: PostgresServer, template: str) -> Iterator[str]:
-    name = f"test_{next(_numbers)}"
-    make_database(server, name, template)
-    yield server.dsn(name, OWNER)
-    with server.admin() as admin:
-        admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+def empty_dsn(empty_template: NoopExecutor) -> Iterator[str]:
+    """A database of the test's own without any migration."""
+    with clone(empty_template) as dsn:
+        yield dsn
 
 
 @pytest.fixture

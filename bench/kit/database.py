@@ -22,8 +22,8 @@ from psycopg.conninfo import make_conninfo
 
 from outbox.database import embedded, migrations
 from outbox.definition import deploy
+from outbox.engine.batch import BATCH
 from outbox.engine.committer import LINGER
-from outbox.engine.inflight import BATCH
 from outbox.engine.lane import ASYNC_CONCURRENCY, MAX_CLAIM
 
 from .app import SHAPES
@@ -33,6 +33,11 @@ ENGINE = {"claim": MAX_CLAIM, "concurrency": ASYNC_CONCURRENCY, "commit": BATCH,
 """How many jobs a worker claims at most, works on at once in a stage, and commits, unless a bench says otherwise."""
 
 PAYLOAD = "about 100 bytes of JSON, unless a setting or the name of a figure says otherwise"
+
+MEGABYTES = """
+    SELECT (coalesce(sum(pg_total_relation_size(relid)), pg_total_relation_size(%(table)s)) / 2^20)::float8
+    FROM pg_partition_tree(%(table)s)
+"""
 
 _numbers = itertools.count(1)
 
@@ -97,6 +102,18 @@ def engine(dsn: str, *arguments: str, **settings: str) -> Iterator[subprocess.Po
     finally:
         process.terminate()
         process.wait(60)
+
+
+def megabytes(conn: psycopg.Connection, table: str) -> float:
+    """Return the size of a table with its parts, indexes and all."""
+    (found,) = conn.execute(MEGABYTES, {"table": table}).fetchone() or (0.0,)
+    return float(found)
+
+
+def busy_seconds(pid: int) -> float:
+    """Return how long a process has kept a core busy."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def machine(dsn: str) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from . import report
+from .figures import measured_on, number
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Told apart by nearly everybody (Okabe and Ito)."""
@@ -57,8 +57,8 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
 
     with rc_context(STYLE):
         figure = _lines(document["series"]) if document.get("series") else _bars(document["figures"])
-        settings = ", ".join(f"{name} {report.number(value)}" for name, value in document["settings"].items())
-        footer = "\n".join(textwrap.wrap(settings, LINE) + textwrap.wrap(report.measured_on(document["machine"]), LINE))
+        settings = ", ".join(f"{name} {number(value)}" for name, value in document["settings"].items())
+        footer = "\n".join(textwrap.wrap(settings, LINE) + textwrap.wrap(measured_on(document["machine"]), LINE))
         figure.suptitle(document["bench"], fontsize=11, fontweight="bold")
         figure.supxlabel(footer, fontsize=7, color="#666666")
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
@@ -121,7 +121,7 @@ def _bars(figures: Mapping[str, Mapping[str, float]]) -> Any:
         panel.barh(list(bars), medians, xerr=(below, above), color=COLOURS[0], alpha=0.75, height=0.7, capsize=2)
         for place, values in enumerate(bars.values()):
             panel.annotate(
-                report.number(values["median"]), (values["max"], place), (6, 0), textcoords="offset points", va="center"
+                number(values["median"]), (values["max"], place), (6, 0), textcoords="offset points", va="center"
             )
         panel.margins(x=0.12)
         panel.invert_yaxis()

@@ -11,8 +11,9 @@ from threading import Event, Thread
 
 import psycopg
 
-from outbox.messages.log import Log, Outgoing, Window
+from outbox.messages.log import Log, Window
 from outbox.messages.relay import Relay
+from outbox.messages.target import Outgoing, Parked, Target
 
 BATCH = 500
 PAUSE = 0.02
@@ -56,26 +57,33 @@ class TimedLog(Log):
         return await super().cut()
 
 
-class TimedRelay(Relay):
-    """The relay as it is, but its target takes everything at once."""
+class Nowhere(Target):
+    """A target that takes everything at once."""
 
     def __init__(self, dsn: str, taken: Taken) -> None:
-        super().__init__(dsn)
+        super().__init__("nowhere")
         self._taken = taken
-        self._timed = self._log = TimedLog(dsn, "default", "")
-        self.to(self, "nowhere")
+        self.log = TimedLog(dsn, "default", self.name, self.lease)
 
-    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> dict[int, tuple[Outgoing, str]]:
-        self._taken.add(len(messages), self._timed.asked)
+    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
+        self._taken.add(len(messages), self.log.asked)
         return {}
 
     async def close(self) -> None: ...
 
 
+class TimedRelay(Relay):
+    """The relay as it is, with a log that is timed."""
+
+    def __init__(self, dsn: str, target: Nowhere) -> None:
+        super().__init__(dsn, target)
+        self._log = target.log
+
+
 @contextmanager
 def relay(dsn: str, taken: Taken) -> Iterator[None]:
     """Read outbox.messages by windows."""
-    made = TimedRelay(dsn, taken)
+    made = TimedRelay(dsn, Nowhere(dsn, taken))
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_until_complete, args=(made.run(),))
     thread.start()

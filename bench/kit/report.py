@@ -12,6 +12,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from . import picture
+from .figures import measured_on, number
+
 PARTS = ("median", "min", "max")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -20,8 +23,6 @@ def svg_option(command: Decorated) -> Decorated:
     """Add --svg, which is refused before anything is measured if no picture can be drawn."""
 
     def check(_: click.Context, __: click.Parameter, file: Path | None) -> Path | None:
-        from . import picture
-
         if file:
             picture.require()
         return file
@@ -37,6 +38,10 @@ def progress(text: str) -> None:
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Return median, lowest and highest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * part))]
 
 
 def show(
@@ -112,24 +117,8 @@ def _print(table: Table, where: Mapping[str, Any]) -> None:
     console.print(measured_on(where))
 
 
-def measured_on(where: Mapping[str, Any]) -> str:
-    """Return in a line what the figures mean nothing without."""
-    postgres = where["postgres"]
-    settings = ", ".join(f"{name} {postgres[name]}" for name in ("fsync", "shared_buffers"))
-    return (
-        f"{where['cores']} cores ({where['cpu']}) and {where['memory']} shared by all, "
-        f"Postgres {postgres['server_version']}, {settings}, Python {where['python']}"
-    )
-
-
 def _write(document: Mapping[str, Any], json_file: Path | None, svg_file: Path | None) -> None:
     if json_file:
         json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if svg_file:
-        from . import picture  # which speaks as this file does
-
         picture.draw(document, svg_file)
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or isinstance(value, int) else f"{value:.2f}"

@@ -1,28 +1,31 @@
-"""Runs steps on the caller's own connection, sync or async: a generator of statements, and two shells.
+"""Runs steps on the caller's own connection, sync or async.
 
-What users call in their own transaction is written once: it yields statements and is sent their rows. What the database
-refuses is raised as the error of ours that it is.
+What users call in their own transaction (submit, inbox) is written once: a generator that yields statements and is sent
+their rows (see database/steps.py). Here nothing is begun, ended or reset: connection and transaction are the caller's.
+What the database refuses is raised as the error of ours that it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Coroutine, Generator
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg.rows import tuple_row
 
 from ..database.refusals import raised_as_ours
+from ..database.steps import Statement, perform, perform_async
 from ..errors import InvalidInput
 
 T = TypeVar("T")
-Steps = Generator[tuple[bytes, dict[str, Any]], list[Any], T]
+Steps = Generator[Statement, list[Any], T]
 
 
 def execute(conn: Any, steps: Steps[T]) -> T | Coroutine[Any, Any, T]:
     """Returns what the steps return, or on an async connection a coroutine that does."""
     if isinstance(conn, psycopg.AsyncConnection):
-        return _drive_async(conn, steps)
+        return perform_async(steps, partial(_rows_async, conn))
     if isinstance(conn, psycopg.Connection):
         return drive(conn, steps)
     steps.close()
@@ -30,23 +33,17 @@ def execute(conn: Any, steps: Steps[T]) -> T | Coroutine[Any, Any, T]:
 
 
 def drive(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
-    """Returns what the steps return, on a connection that is known to be a sync one."""
+    """Returns what the steps return on a connection that is known to be a sync one."""
+    return perform(steps, partial(_rows, conn))
+
+
+def _rows(conn: psycopg.Connection[Any], statement: Statement) -> list[Any]:
     with raised_as_ours(), conn.cursor(row_factory=tuple_row) as cursor:
-        try:
-            statement, params = next(steps)
-            while True:
-                statement, params = steps.send(cursor.execute(statement, params).fetchall())
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
+        return cursor.execute(*statement).fetchall()
 
 
-async def _drive_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
+async def _rows_async(conn: psycopg.AsyncConnection[Any], statement: Statement) -> list[Any]:
     with raised_as_ours():
         async with conn.cursor(row_factory=tuple_row) as cursor:
-            try:
-                statement, params = next(steps)
-                while True:
-                    await cursor.execute(statement, params)
-                    statement, params = steps.send(await cursor.fetchall())
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
+            await cursor.execute(*statement)
+            return await cursor.fetchall()

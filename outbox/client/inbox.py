@@ -60,24 +60,26 @@ class Inbox:
         forgotten, by the day (UTC) that it was made on; TooNew for one that was made more than a day ahead. Each leaves
         the transaction usable.
         """
-        accepted: bool | Awaitable[bool] = execute(conn, self._accept(parse_id(message_id)))
+        accepted: bool | Awaitable[bool] = execute(conn, accepting(self.consumer, parse_id(message_id)))
         return accepted
 
-    def _accept(self, message_id: UUID) -> Steps[bool]:
-        rows = yield SQL["inbox_accept"], {"consumer": self.consumer, "message_id": message_id}
-        new, too_old, too_new, oldest, newest = rows[0]
-        if too_old:
-            raise _too_old(self.consumer, message_id, datetime.fromtimestamp(oldest, UTC))
-        if too_new:
-            raise _too_new(self.consumer, message_id, datetime.fromtimestamp(newest, UTC))
-        return bool(new)
+
+def accepting(consumer: str, message_id: UUID) -> Steps[bool]:
+    """Does what `Inbox.accept` does, as steps of the transaction that they are taken in."""
+    rows = yield SQL["inbox_accept"], {"consumer": consumer, "message_id": message_id}
+    new, too_old, too_new, oldest, newest = rows[0]
+    if too_old:
+        raise _too_old(consumer, message_id, datetime.fromtimestamp(oldest, UTC))
+    if too_new:
+        raise _too_new(consumer, message_id, datetime.fromtimestamp(newest, UTC))
+    return bool(new)
 
 
 def _too_old(consumer: str, message_id: UUID, oldest: datetime) -> TooOld:
     sent_at = made_at(message_id)
     return TooOld(
-        f"message {message_id} was made at {sent_at.isoformat()}, and the inbox of {consumer!r} remembers nothing "
-        f"before {oldest.isoformat()}: it may be a duplicate",
+        f"message {message_id} was made at {sent_at.isoformat()}, and the inbox of {consumer!r} remembers "
+        f"nothing before {oldest.isoformat()}: it may be a duplicate",
         consumer=consumer, message_id=message_id, sent_at=sent_at, oldest=oldest,
     )  # fmt: skip
 

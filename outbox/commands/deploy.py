@@ -19,7 +19,9 @@ from .options import app_option
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Say what is pending; exit 1 if anything is. Changes nothing.")
+@click.option(
+    "--check", is_flag=True, help="Say what is missing or has changed; exit 1 if anything is. Changes nothing."
+)
 @click.option("--sql", "as_sql", is_flag=True, help="Print the pending SQL as a script for psql. Changes nothing.")
 @click.option("--roles", is_flag=True, help="Also create groups for login roles, with their rights.")
 @click.pass_obj
@@ -34,7 +36,7 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
     if check and roles:
         raise click.UsageError("--check and --roles exclude each other")
     with database(found, migrated=False) as conn:
-        pending = migrations.pending(conn)
+        pending, recorded = migrations.pending(conn), migrations.applied(conn)
         for name in migrations.newer(conn):
             click.echo(
                 f"the database has {printable(name)}, which this Outbox doesn't know: "
@@ -43,10 +45,10 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
             )
         if as_sql:
             wanted = bool(pending or roles)
-            click.echo(migrations.script(pending, roles=roles) if wanted else "-- nothing is pending", nl=not wanted)
+            click.echo(migrations.script(conn, roles=roles) if wanted else "-- nothing is pending", nl=not wanted)
         elif check:
             for migration in pending:
-                click.echo(f"pending {migration.name}")
+                click.echo(f"{'changed' if migration.name in recorded else 'pending'} {migration.name}")
             if pending:
                 sys.exit(1)
             click.echo("the schema is up to date")

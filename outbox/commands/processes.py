@@ -1,105 +1,157 @@
-"""One command in several processes: started together, stopped together, and anew when one of them is killed."""
+"""Runs one command in several processes, which start together, stop together, and are restarted when one is killed."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
+
+from ..service import Delays, on_signals
 
 log = logging.getLogger("outbox.processes")
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before a killed process is started again: doubled each time, until one has lived for the longest of them."""
+"""Seconds before a killed process is restarted, doubled each time, until one has lived for the longest of them."""
+
+_LOOK_EVERY = 0.05
+"""Seconds between two looks whether to stop, while a restart is waited for."""
 
 _REFUSED = (1, 2)
-"""The exit codes of our commands that failed, or were used wrongly."""
+"""Exit codes of our commands that failed or were used wrongly: a restart would end in the same way."""
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
+"""Signals that the parent passes on."""
 
 
-def fork(count: int) -> int:
-    """Return in each of `count` new processes, with a file to read a byte from for each time that it is told to stop.
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A process that was started: the end of its stop pipe that is written to, and when by `time.monotonic()`."""
 
-    The file ends when the first process does, however it ends. That one doesn't return: it hands SIGTERM and SIGINT
-    on in this way, starts anew what was killed, and exits when all have ended, with the first exit code that isn't 0.
-    A process that ends with 1 or 2 has said why it can't go on, and the others are told to stop. Call this before there
-    are connections, threads or an event loop.
-    """
-    family = _Family(count)
-    leash = family.live()
-    if leash is None:
-        sys.exit(family.code)
-    return leash
+    pipe: int
+    started: float
 
 
-class _Family:
+class Supervisor:
+    """Starts `count` processes, stops them together, and restarts those that are killed."""
+
     def __init__(self, count: int) -> None:
         self._count = count
-        self._living: dict[int, tuple[int, float]] = {}  # by pid: where to tell it, and since when
+        self._children: dict[int, _Child] = {}  # by pid
         self._stops = 0
-        self._wait = FIRST_WAIT
-        self.code = 0
+        self._delays = Delays(FIRST_WAIT, LONGEST_WAIT)
+        self._code = 0
 
-    def live(self) -> int | None:
-        """Return None in the first process when all others have ended, and in each of these, as it begins, its file."""
+    def fork(self) -> int:
+        """Returns in each of the child processes, never in the parent. What it returns is the child's stop pipe.
+
+        A byte in the pipe tells the child to stop; the pipe ends when the parent does, however that happens. The parent
+        passes SIGTERM and SIGINT on in this way, restarts children that were killed, and exits when all have ended,
+        with the first exit code that isn't 0. A child that exits with 1 or 2 has said why it can't go on: the others
+        are stopped. Call this before there are connections, threads or an event loop.
+        """
+        pipe = self._supervise()
+        if pipe is None:
+            sys.exit(self._code)
+        return pipe
+
+    def _supervise(self) -> int | None:
+        """Returns None in the parent when all children have ended, and the stop pipe in each child as it begins."""
         for number in _STOP:
-            signal.signal(number, self._hand_on)
+            signal.signal(number, self._on_signal)
         for _ in range(self._count):
-            if (leash := self._start()) is not None:
-                return leash
-        while self._living:
+            if (pipe := self._start()) is not None:
+                return pipe
+        while self._children:
             pid, status = os.wait()
-            hold, since = self._living.pop(pid)
-            os.close(hold)
+            child = self._children.pop(pid)
+            os.close(child.pipe)
             code = os.waitstatus_to_exitcode(status)
             if code and code not in _REFUSED and not self._stops:
-                self._wait_before_next(pid, code, time.monotonic() - since)
-                if (leash := self._start()) is not None:
-                    return leash
-            elif code and not self.code:
-                self.code = code if code > 0 else 1
-                self._tell()
+                self._wait_before_restart(pid, code, time.monotonic() - child.started)
+                if (pipe := self._start()) is not None:
+                    return pipe
+            elif code and not self._code:
+                self._code = code if code > 0 else 1
+                self._stop_children()
         return None
 
     def _start(self) -> int | None:
-        # Blocked until the new process is known here, and until it has forgotten how signals are handled here.
+        # Signals are blocked until the parent knows the child, and until the child has dropped the parent's handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
         try:
             if self._stops:
                 return None
-            leash, hold = os.pipe()
+            readable, writable = os.pipe()
             pid = os.fork()
             if pid:
-                os.close(leash)
-                self._living[pid] = hold, time.monotonic()
+                os.close(readable)
+                self._children[pid] = _Child(writable, time.monotonic())
                 return None
-            # Nobody but the first process may hold these, or they don't end with it.
-            for file in (hold, *(file for file, _ in self._living.values())):
-                os.close(file)
+            # Only the parent may hold the ends that are written to, or the pipes don't end with it.
+            for pipe in (writable, *(child.pipe for child in self._children.values())):
+                os.close(pipe)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            return leash
+            return readable
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
 
-    def _wait_before_next(self, pid: int, code: int, age: float) -> None:
-        self._wait = FIRST_WAIT if age > LONGEST_WAIT else self._wait
+    def _wait_before_restart(self, pid: int, code: int, lived: float) -> None:
+        if lived > LONGEST_WAIT:
+            self._delays.reset()
+        delay = self._delays.next()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        log.error("process %s %s; another one starts in %.1f s", pid, how, self._wait)
-        until = time.monotonic() + self._wait
+        log.error("process %s %s; another one starts in %.1f s", pid, how, delay)
+        until = time.monotonic() + delay
         while not self._stops and time.monotonic() < until:
-            time.sleep(0.05)
-        self._wait = min(LONGEST_WAIT, self._wait * 2)
+            time.sleep(_LOOK_EVERY)
 
-    def _hand_on(self, number: int, _: FrameType | None) -> None:
-        self._tell()
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self._stop_children()
 
-    def _tell(self) -> None:
+    def _stop_children(self) -> None:
         self._stops += 1
-        for hold, _ in list(self._living.values()):
+        for child in list(self._children.values()):
             with suppress(BrokenPipeError):  # it is just ending
-                os.write(hold, b".")
+                os.write(child.pipe, b".")
+
+
+class StopRequests:
+    """Calls `stop` once for each request to stop, whether it comes by a signal, by the stop pipe, or by both.
+
+    A service manager may signal every process of a service: then a child is told by its own signal, and again by its
+    parent. A second request is one that the same source has made twice.
+    """
+
+    def __init__(self, stop: Callable[[], object], log: logging.Logger) -> None:
+        self._stop, self._log = stop, log
+        self._requests: Counter[str] = Counter()
+
+    def listen(self, pipe: int | None) -> None:
+        """Listens for signals, and to a stop pipe if there is one, in the running loop."""
+        on_signals(lambda: self._request("a signal"))
+        if pipe is not None:
+            asyncio.get_running_loop().add_reader(pipe, self._read, pipe)
+
+    def _read(self, pipe: int) -> None:
+        if os.read(pipe, 1):
+            self._request("the first process")
+            return
+        asyncio.get_running_loop().remove_reader(pipe)
+        if not self._requests["the first process"]:  # it has ended, and could not say so
+            self._request("the first process")
+
+    def _request(self, source: str) -> None:
+        before = max(self._requests.values(), default=0)
+        self._requests[source] += 1
+        if self._requests[source] > before:
+            self._log.info("stopping: told by %s", source)
+            self._stop()

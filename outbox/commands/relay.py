@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from typing import Any
 
 import click
 
 from .. import settings
 from ..database import migrations
-from ..database.dsn import place, readable, redact
+from ..database.dsn import readable, redact
 from ..errors import OutboxError, SettingsError
 from ..messages.handoff import Handoff
-from ..messages.relay import Relay, Target
+from ..messages.relay import Relay
+from ..messages.target import Target
 from ..operations import change, look
+from ..service import on_signals
 from ..texts import printable
 from . import logs, screen
 from .connection import database, dsn_of
 from .options import json_option
+
+log = logging.getLogger("outbox.relay")
 
 
 class Part(click.ParamType[tuple[int, int]]):
@@ -92,10 +95,7 @@ def relay(
     With --to, messages become workflows in another Postgres, each once, in one transaction with the inbox there.
     """
     if forget is not None:
-        with database(found) as conn:
-            migrations.require(conn)
-            parked = change.forget_relay(conn, forget)
-        click.echo(f"relay {printable(forget)} is forgotten, with {parked} parked messages")
+        _forget(found, forget)
         return
     logs.set_up(log_style)
     if declare and not exchange:
@@ -107,30 +107,30 @@ def relay(
     with dsn_of(found) as dsn:
         with database(found) as conn:
             migrations.require(conn)
-        made = Relay(found.listen_dsn or dsn, name=name, strict=strict, drain=drain, from_now=from_now)
+        target: Target
         if to and pipeline:
             if not readable(to):
                 raise SettingsError(f"--to can't be read: {redact(to)}")
-            handoff = Handoff(
-                to, pipeline, entity_id=entity_id, topics=topics, part=part, strict=strict,
-                may_send=made.may_send, on_trouble=made.trouble,
-            )  # fmt: skip
-            made.to(handoff, f"pipeline {pipeline} in {place(to)}")
+            target = Handoff(to, pipeline, entity_id=entity_id, topics=topics, part=part, strict=strict)
         else:
-            publisher = _publisher(
-                found, source=source, exchange=exchange, declare=declare, routing_key=routing_key, strict=strict,
-                may_send=made.may_send, on_trouble=made.trouble,
-            )  # fmt: skip
-            made.to(publisher, f"exchange {exchange or '(default)'}")
+            target = _publisher(
+                found, source=source, exchange=exchange, declare=declare, routing_key=routing_key, strict=strict
+            )
+        made = Relay(found.listen_dsn or dsn, target, name=name, strict=strict, drain=drain, from_now=from_now)
         asyncio.run(_run(made))
 
 
+def _forget(found: settings.Settings, name: str) -> None:
+    with database(found) as conn:
+        migrations.require(conn)
+        parked = change.forget_relay(conn, name)
+    click.echo(f"relay {printable(name)} is forgotten, with {parked} parked messages")
+
+
 async def _run(made: Relay) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, made.stop)
+    on_signals(made.stop)
     await made.run()
-    logging.getLogger("outbox.relay").info("stopped: %s relayed, %s parked", made.relayed, made.parked)
+    log.info("stopped: %s relayed, %s parked", made.relayed, made.parked)
 
 
 def _publisher(found: settings.Settings, **options: Any) -> Target:

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 _WORKFLOW = ("id", "version", "created_at", "updated_at", "metadata")
 MOST_COUNTED = 1_000
-"""Where the counting of jobs ends, as in look.sql: more are shown as "1000+"."""
+"""Where counting jobs ends, in the view too: more are shown as "1000+"."""
 
 _CHANGE = ("at", "from_status", "to_status", "version", "actor", "stage", "attempt", "reason")
 
@@ -103,6 +103,12 @@ def status(found: dict[str, list[Row]]) -> Group:
         for row in found["workers"]
     ]
     parts: list[Any] = [table(None, columns, overview) if overview else Text("no pipeline is deployed here")]
+    if found["overdue"]:
+        rows = [
+            [row["pipeline"], row["status"], row["kind"], _up_to(row["workflows"]), age(row["overdue_seconds"])]
+            for row in found["overdue"]
+        ]
+        parts += [Text(), table(None, ["pipeline", "status", "waits for", "past the deadline", "for"], rows)]
     if found["limits"]:
         rows = [
             [row["pipeline"], row["stage"], _limits(row), _up_to(row["running"]), _up_to(row["ready"])]
@@ -216,7 +222,7 @@ def approvals(rows: Iterable[Row]) -> Table:
 
 
 def parked(rows: Iterable[Row]) -> Table:
-    """Returns the table of `outbox parked`. `times`: how often a message was delivered and parked."""
+    """Returns the table of `outbox parked`. `times`: how often a consumer was given the message and parked it."""
     now = datetime.now(UTC)
     columns = ["parked by", "id", "topic", "key", "message", "age", "times", "reason", ""]
     return table(

@@ -1,11 +1,10 @@
-"""`outbox worker`: a process that runs stages until it is told to stop."""
+"""`outbox worker` runs stages until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import signal
 
 import click
 import psycopg
@@ -19,6 +18,8 @@ from ..errors import OutboxError, SettingsError
 from . import application, logs, processes
 from .connection import dsn_of
 from .options import Number, app_option
+
+log = logging.getLogger("outbox.worker")
 
 
 @click.command()
@@ -103,7 +104,7 @@ def worker(
     process that is killed is started again, and all stop together.
     """
     logs.set_up(log_style)
-    leash = processes.fork(count) if count > 1 else None
+    stop_pipe = processes.Supervisor(count).fork() if count > 1 else None
     pipelines = application.load(app or found.app)
     if found.listen_dsn and not readable(found.listen_dsn):
         raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
@@ -121,48 +122,21 @@ def worker(
             retention=Retention(keep_workflows, keep_history, keep_dead, keep_messages, keep_inbox),
         )
         try:
-            asyncio.run(_run(made, leash))
+            asyncio.run(_run(made, stop_pipe))
         except psycopg.Error as error:
-            if error.diag.message_primary:  # a server's answer; else none was reached
+            if error.diag.message_primary:  # the answer of a server; else none was reached
                 raise
             raise OutboxError(cannot_connect(dsn, error)) from None
-    counts = made.counts
-    logging.getLogger("outbox.worker").info(
-        "stopped: %s done, %s to try again, %s dead, %s lost", counts.done, counts.retried, counts.dead, counts.lost
-    )
     if made.interrupted:
         # Threads of sync handlers can't be cancelled, and Python would wait for them.
         logging.shutdown()
         os._exit(1)
 
 
-async def _run(made: Worker, leash: int | None) -> None:
-    # What is sent to all processes of a service reaches this one twice: by the signal, and by the first process.
-    signals, told, stops = 0, 0, 0
-
-    def stop(why: str) -> None:
-        nonlocal stops
-        if max(signals, told) > stops:
-            stops += 1
-            logging.getLogger("outbox.worker").info("%s: stopping", why)
-            made.stop()
-
-    def on_signal(name: str) -> None:
-        nonlocal signals
-        signals += 1
-        stop(name)
-
-    def on_told(leash: int) -> None:
-        nonlocal told
-        said = os.read(leash, 1)
-        told = told + 1 if said else max(told, 1)
-        if not said:
-            loop.remove_reader(leash)
-        stop("the first process says so" if said else "the first process has ended")
-
-    loop = asyncio.get_running_loop()
-    if leash is not None:
-        loop.add_reader(leash, on_told, leash)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number.name)
+async def _run(made: Worker, stop_pipe: int | None) -> None:
+    processes.StopRequests(made.stop, log).listen(stop_pipe)
     await made.run()
+    counts = made.counts
+    log.info(
+        "stopped: %s done, %s to try again, %s dead, %s lost", counts.done, counts.retried, counts.dead, counts.lost
+    )

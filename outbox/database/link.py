@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
 
+from ..service import Delays
 from ..texts import printable
 from .dsn import engine_conninfo
 
@@ -37,7 +37,9 @@ A process that has frozen while it holds row locks must not block the one that t
 _TEMPORARY_CLASSES = {"08", "40", "53", "57", "58"}
 # A standby that isn't the primary yet, a lock that wasn't had in time, and a state that passes.
 _TEMPORARY_STATES = {"25006", "55P03", "55000"}
+
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
+"""Seconds before a statement is tried again, doubled each time: a restart is over soon, a fail-over takes longer."""
 
 
 def temporary(error: BaseException) -> bool:
@@ -89,11 +91,12 @@ class Link:
         self._dsn = engine_conninfo(dsn, role)
         self._role = role
         self._pooled = pooled
-        self._settings = settings or {}
+        # With a pooler in between, settings of a session would leak into other clients' sessions.
+        self._settings = {} if pooled else settings or {}
         self._on_connect = on_connect
         self._conn: psycopg.AsyncConnection[Any] | None = None
+        self._delays = Delays(_FIRST_WAIT, _LONGEST_WAIT)
         self._connecting = asyncio.Lock()  # else two tasks could each make one, and one would stay open
-        self._wait = _FIRST_WAIT
         self.connections = 0
 
     @property
@@ -132,9 +135,9 @@ class Link:
             if temporary(error) and (self._conn is None or self._conn.closed or self._conn.broken):
                 await self.close()
             raise
-        if self._wait > _FIRST_WAIT:
+        if self._delays.grown:
             log.info("%s: the database answers again", self._role)
-            self._wait = _FIRST_WAIT
+            self._delays.reset()
         return rows
 
     async def repeat(self, statement: bytes, params: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -148,10 +151,9 @@ class Link:
                 await self.pause(error)
 
     async def pause(self, error: BaseException) -> None:
-        """Say what is wrong and wait a little longer than the last time."""
+        """Logs what is wrong and waits a little longer than the last time."""
         log.warning("%s: %s; trying again", self._role, first_line(error))
-        await asyncio.sleep(self._wait * random.uniform(0.5, 1))
-        self._wait = min(_LONGEST_WAIT, self._wait * 2)
+        await asyncio.sleep(self._delays.next())
 
     async def close(self) -> None:
         conn, self._conn = self._conn, None

@@ -1,13 +1,18 @@
-"""The schema, moved forward in numbered steps, each in a transaction of its own under an advisory lock.
+"""Brings the schema up to date. Any number of processes may migrate at once, under an advisory lock.
 
-Any number of processes may migrate at once; a step that was applied meanwhile is passed over. A crash between
-two steps leaves a schema that the next run carries on from.
+The SQL is of two kinds. `sql/structure/` holds tables and indexes in numbered steps: each is applied once, in a
+transaction of its own. What can be replaced (`sql/functions/`, `sql/views/`, triggers, comments) is applied after them,
+all that has changed in one transaction. Only `functions/ids` comes first, since column defaults call it. What CREATE OR
+REPLACE refuses, such as another signature, a numbered step drops and creates again.
+
+Each name is recorded with the hash of its text. A hash that an earlier release has shipped is replaced. One that is not
+known is of a later release, and an older release never replaces it. A crash between two transactions leaves a schema
+that the next run carries on from.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Mapping
 from typing import Any, LiteralString
 
 import psycopg
@@ -15,88 +20,111 @@ from psycopg.rows import tuple_row
 
 from ..errors import SchemaError
 from . import killpoints
+from .schema import Migration, all_migrations, grants, history, text_of, transactions
 
-# The schema itself may have been made by an administrator for a role that can't make one.
+# The schema itself may have been made by an administrator for a role that can't make one. Functions may call each other
+# in any order: their bodies are not checked before all are there.
 _PREPARE = """
 DO $$ BEGIN
     IF to_regnamespace('outbox') IS NULL THEN CREATE SCHEMA outbox; END IF;
     IF to_regclass('outbox.schema_migrations') IS NULL THEN
         CREATE TABLE outbox.schema_migrations (
             name       text CONSTRAINT schema_migrations_pkey PRIMARY KEY,
+            hash       text,
             applied_at timestamptz NOT NULL DEFAULT now()
         );
     END IF;
 END $$;
-"""
-# Who has given the groups rights once wants them to keep them.
-_HAS_ROLES = """
-SELECT to_regrole('outbox_viewer') IS NOT NULL
-   AND has_schema_privilege(to_regrole('outbox_viewer')::oid, 'outbox', 'USAGE')
+SET LOCAL check_function_bodies = off;
 """
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('outbox.migrate'))"
-_RECORD = "INSERT INTO outbox.schema_migrations (name) VALUES ({});"
+# As JSON, since a database from before the first release has other columns.
+_RECORDED = "SELECT to_jsonb(m) ->> 'name', to_jsonb(m) ->> 'hash' FROM outbox.schema_migrations AS m"
+_RECORD = """
+INSERT INTO outbox.schema_migrations (name, hash) VALUES ({name}, {hash})
+ON CONFLICT (name) DO UPDATE SET hash = excluded.hash, applied_at = now();
+"""
+# A script that is run later than it was printed must not replace what was applied in between.
+_UNCHANGED = """
+DO $$ BEGIN
+    IF (SELECT coalesce(string_agg(m.name || ':' || coalesce(m.hash, ''), ',' ORDER BY m.name COLLATE "C"), '')
+        FROM outbox.schema_migrations AS m) <> '{state}' THEN
+        RAISE EXCEPTION 'the schema has changed since this script was printed; print it again: outbox migrate --sql';
+    END IF;
+END $$;
+"""
+# A database that has given the groups their rights once keeps them up to date.
+_HAS_ROLES = """
+SELECT CASE WHEN to_regrole('outbox_viewer') IS NOT NULL AND to_regnamespace('outbox') IS NOT NULL
+            THEN has_schema_privilege(to_regrole('outbox_viewer')::oid, 'outbox', 'USAGE') ELSE false END
+"""
 
 _OLDEST = 15
 """The oldest Postgres, by its major version."""
 
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    name: str
-    sql: str
+_UNRELEASED = "0001_pipelines"
+"""The first step of databases that were made before the first release. No step leads on from there."""
 
 
-def all_migrations() -> list[Migration]:
-    """Return what this Outbox ships, in order."""
-    folder = files("outbox.sql").joinpath("migrations")
-    found = [item for item in folder.iterdir() if item.name.endswith(".sql")]
-    return [
-        Migration(item.name.removesuffix(".sql"), item.read_text(encoding="utf-8"))
-        for item in sorted(found, key=lambda item: item.name)
-    ]
+def applied(conn: psycopg.Connection[Any]) -> dict[str, str | None]:
+    """Return the names that the database has, with their hashes; none where there is no schema.
 
-
-def applied(conn: psycopg.Connection[Any]) -> set[str]:
-    """Return the names that the database has; none where there is no schema. SchemaError if it can't be read."""
+    SchemaError if they can't be read, or if the database was made before the first release.
+    """
     if not _row(conn, "SELECT to_regclass('outbox.schema_migrations') IS NOT NULL")[0]:
-        return set()
+        return {}
     with conn.cursor(row_factory=tuple_row) as cursor:
-        return {name for (name,) in cursor.execute("SELECT name FROM outbox.schema_migrations").fetchall()}
+        recorded: dict[str, str | None] = dict(cursor.execute(_RECORDED).fetchall())
+    if _UNRELEASED in recorded:
+        raise SchemaError(
+            "this database was made by an Outbox from before the first release and can't be migrated: it has "
+            f"{', '.join(sorted(recorded))}. Dump what you need of the schema outbox, then run: "
+            "DROP SCHEMA outbox CASCADE, outbox migrate, outbox deploy"
+        )
+    return recorded
 
 
 def pending(conn: psycopg.Connection[Any]) -> list[Migration]:
-    """Return what is still to be applied, in order."""
-    there = applied(conn)
-    return [migration for migration in all_migrations() if migration.name not in there]
+    """Return what is still to be applied, in order: what is missing, and what the database has in an older text."""
+    recorded = applied(conn)
+    found = [migration for migration in all_migrations() if _is_pending(migration, recorded)]
+    return [*found, *(each for each in _rights(conn) if _is_pending(each, recorded))]
 
 
 def newer(conn: psycopg.Connection[Any]) -> list[str]:
     """Return what the database has and this Outbox doesn't know: it was migrated by a later release."""
-    return sorted(applied(conn) - {migration.name for migration in all_migrations()})
+    recorded = applied(conn)
+    steps = {migration.name for migration in all_migrations() if migration.hash is None}
+    unknown = {name for name, text_hash in recorded.items() if text_hash is None} - steps
+    return sorted([*unknown, *_replaced_later(recorded)])
 
 
 def apply(where: str | psycopg.Connection[Any]) -> list[str]:
-    """Bring the schema up to date and return the names that were applied now. Takes a DSN or a connection."""
+    """Bring the schema up to date and return the names that were applied now. Takes a DSN or a connection.
+
+    SchemaError if a later release has replaced functions: this one never puts its own over them.
+    """
     if isinstance(where, str):
         with psycopg.connect(where, autocommit=True) as conn:
             return apply(conn)
     _require_version(where)
-    done = []
-    for migration in all_migrations():
+    done: list[str] = []
+    for together in transactions():
         with where.transaction():
             where.execute(_LOCK)
-            where.execute(_PREPARE)
-            if migration.name in applied(where):
+            recorded = applied(where)
+            _refuse_older(recorded)
+            todo = [migration for migration in together if _is_pending(migration, recorded)]
+            if together is transactions()[-1]:
+                todo += [each for each in _rights(where) if todo or done or _is_pending(each, recorded)]
+            if not todo:
                 continue
-            where.execute(migration.sql.encode(), prepare=False)
-            where.execute("INSERT INTO outbox.schema_migrations (name) VALUES (%s)", (migration.name,))
-            done.append(migration.name)
+            where.execute(_PREPARE)
+            for migration in todo:
+                where.execute(migration.sql.encode(), prepare=False)
+                where.execute(_RECORD.format(name="%s", hash="%s").encode(), (migration.name, migration.hash))
+        done += [migration.name for migration in todo]
         killpoints.passing("K12")
-    if done:
-        with where.transaction():
-            where.execute(_LOCK)
-            if _row(where, _HAS_ROLES)[0]:
-                where.execute(_file("grants.sql").encode(), prepare=False)
     return done
 
 
@@ -108,28 +136,39 @@ def make_roles(conn: psycopg.Connection[Any]) -> None:
     with conn.transaction():
         conn.execute(_LOCK)
         try:
-            conn.execute(_file("roles.sql").encode(), prepare=False)
+            conn.execute(text_of("roles").encode(), prepare=False)
         except psycopg.errors.InsufficientPrivilege:
             raise SchemaError(
                 "this role may not create roles. Have an administrator run what this prints: "
                 "outbox migrate --roles --sql. Or run this again as a role with CREATEROLE that owns the schema"
             ) from None
         try:
-            conn.execute(_file("grants.sql").encode(), prepare=False)
+            _refuse_older(applied(conn))
+            conn.execute(grants().sql.encode(), prepare=False)
+            conn.execute(_RECORD.format(name="%s", hash="%s").encode(), (grants().name, grants().hash))
         except psycopg.errors.InsufficientPrivilege as error:
             raise SchemaError(
                 f"only the owner of the schema gives rights in it: {error.diag.message_primary}"
             ) from None
 
 
-def script(migrations: list[Migration], *, roles: bool = False) -> str:
-    """Return the migrations as one script that psql takes, for those who apply SQL by other means."""
+def script(conn: psycopg.Connection[Any], *, roles: bool = False) -> str:
+    """Return what is pending as one script that psql takes, for those who apply SQL by other means.
+
+    It refuses a database that has changed since, unless it is about roles only. SchemaError as `apply` raises it.
+    """
+    recorded, todo = applied(conn), pending(conn)
+    _refuse_older(recorded)
     parts = ["BEGIN;", f"{_LOCK};", _PREPARE.strip()]
-    for migration in migrations:
-        quoted = "'" + migration.name.replace("'", "''") + "'"
-        parts += [f"-- {migration.name}", migration.sql.strip(), _RECORD.format(quoted)]
+    if todo:
+        parts.append(_UNCHANGED.format(state=_state(recorded)).strip())
     if roles:
-        parts += [_file("roles.sql").strip(), _file("grants.sql").strip()]
+        parts.append(text_of("roles").strip())
+        todo = [*(migration for migration in todo if migration.name != grants().name), grants()]
+    for migration in todo:
+        text_hash = f"'{migration.hash}'" if migration.hash else "NULL"
+        parts += [f"-- {migration.name}", migration.sql.strip()]
+        parts.append(_RECORD.format(name=f"'{migration.name}'", hash=text_hash).strip())
     return "\n\n".join([*parts, "COMMIT;\n"])
 
 
@@ -139,16 +178,50 @@ def require(conn: psycopg.Connection[Any]) -> None:
     A newer schema is fine: it only adds.
     """
     _require_version(conn)
-    missing = pending(conn)
-    if len(missing) == len(all_migrations()):
+    recorded = applied(conn)
+    if not recorded:
         raise SchemaError("there is no Outbox schema in this database. Run: outbox migrate")
-    if missing:
-        names = ", ".join(migration.name for migration in missing)
-        raise SchemaError(f"the database's schema is older than this Outbox (missing {names}). Run: outbox migrate")
+    lacking = [migration.name for migration in all_migrations() if _is_pending(migration, recorded)]
+    missing = [name for name in lacking if name not in recorded]
+    if lacking:
+        said = [f"missing {', '.join(missing)}"] if missing else []
+        if older := [name for name in lacking if name in recorded]:
+            said.append(f"older {', '.join(older)}")
+        raise SchemaError(f"the database's schema is older than this Outbox ({'; '.join(said)}). Run: outbox migrate")
 
 
-def _file(name: str) -> str:
-    return files("outbox.sql").joinpath(name).read_text(encoding="utf-8")
+def _is_pending(migration: Migration, recorded: Mapping[str, str | None]) -> bool:
+    if migration.name not in recorded:
+        return True
+    return recorded[migration.name] != migration.hash and migration.name not in _replaced_later(recorded)
+
+
+def _replaced_later(recorded: Mapping[str, str | None]) -> set[str]:
+    """Return the names whose recorded text is of a later release: this one has never heard of it."""
+    shipped = {(each.name, each.hash) for each in [*all_migrations(), grants()]}
+    return {
+        name
+        for name, text_hash in recorded.items()
+        if text_hash is not None and (name, text_hash) not in shipped and text_hash not in history().get(name, ())
+    }
+
+
+def _refuse_older(recorded: Mapping[str, str | None]) -> None:
+    if later := _replaced_later(recorded):
+        raise SchemaError(
+            f"the database has {', '.join(sorted(later))} of a later release, and this Outbox doesn't put its own over "
+            "them. Migrate with the release that made them, or a later one; this one runs on the schema as it is"
+        )
+
+
+def _rights(conn: psycopg.Connection[Any]) -> list[Migration]:
+    """Return the rights of the groups, where this database has given them."""
+    return [grants()] if _row(conn, _HAS_ROLES)[0] else []
+
+
+def _state(recorded: Mapping[str, str | None]) -> str:
+    """Return the text that `_UNCHANGED` compares, in an order of its own."""
+    return ",".join(f"{name}:{text_hash or ''}" for name, text_hash in sorted(recorded.items())).replace("'", "''")
 
 
 def _row(conn: psycopg.Connection[Any], question: LiteralString) -> tuple[Any, ...]:

@@ -13,19 +13,22 @@ from ..checks import check_whole
 from ..errors import DefinitionError, HandlerError, InvalidInput, TooNewData
 
 VERSION = "$version"
-"""Where a document says by which version of its type it was written; none says 1."""
+"""The key under which a document has the version of its type. A document without it has version 1."""
+
+MAX_VERSION = 10_000
+"""The highest version of a type. Each version is one upgrade that somebody writes, so this bounds only mistakes."""
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class DataType:
-    """What a workflow's metadata must fit: a type that pydantic validates, or any plain JSON object.
+    """The type of a pipeline's data: one that pydantic validates, or any plain JSON object.
 
-    `version` is that of the type. Data of an older one is read through the upgrades, one version at a time.
+    `version` is the version of the type. Data of an older one is read through the upgrades, one version at a time.
     """
 
     def __init__(self, pipeline: str, data: Any, version: int) -> None:
-        check_whole(version, f"pipeline {pipeline}: version=", 10_000)
+        check_whole(version, f"pipeline {pipeline}: version=", MAX_VERSION)
         self._pipeline = pipeline
         self._plain = data is None
         self._type = data
@@ -35,11 +38,11 @@ class DataType:
             self._adapter: TypeAdapter[Any] = TypeAdapter(dict[str, Any] if data is None else data)
         except PydanticUserError as error:
             raise DefinitionError(
-                f"pipeline {pipeline}: data={texts.shown(data)} is no type that pydantic validates: {error}"
+                f"pipeline {pipeline}: data={texts.shown(data)} is not a type that pydantic validates: {error}"
             ) from None
 
     def upgrade(self, version: int, function: Upgrade) -> None:
-        """Read data of `version` through this function, which returns it as that of the next version."""
+        """Adds an upgrade: a function that is given data of `version` and returns it as data of the next version."""
         if not isinstance(version, int) or not 1 <= version < self._version or version in self._upgrades:
             raise DefinitionError(
                 f"pipeline {self._pipeline}: migrate_data({texts.shown(version)}, …) is not for a version before "
@@ -48,7 +51,7 @@ class DataType:
         self._upgrades[version] = function
 
     def require_field(self, path: Sequence[str], what: str) -> None:
-        """Raise DefinitionError if a path leads to a field that the type, where it is a model, doesn't have."""
+        """Raises DefinitionError if the type is a model and a path leads to a field that it doesn't have."""
         if isinstance(self._type, type) and issubclass(self._type, BaseModel) and path:
             known = self._type.model_fields
             if path[0] not in known and self._type.model_config.get("extra") != "allow":
@@ -56,7 +59,7 @@ class DataType:
                 raise DefinitionError(f"{what}: {self._type.__name__} has no field {path[0]!r}; its fields: {listed}")
 
     def dump(self, data: Any) -> str:
-        """Return `data` as JSON text, validated; else InvalidInput."""
+        """Returns validated data as JSON text. Raises InvalidInput if it doesn't fit the type or can't be stored."""
         if isinstance(data, Mapping) and not self._plain:
             data = self._validated(data)
         elif self._plain:
@@ -66,7 +69,10 @@ class DataType:
         return self._marked(documents.dump(self._adapter, data, "data"))
 
     def dump_readable(self, data: Any) -> str:
-        """The same for what is submitted: what the model itself couldn't read back is refused, not dead later."""
+        """Returns submitted data as JSON text. Raises InvalidInput also if the type can't read back what it writes.
+
+        Such a workflow would be dead at its first stage.
+        """
         text = self.dump(data)
         try:
             if not self._plain:
@@ -77,13 +83,14 @@ class DataType:
         return text
 
     def load(self, text: str) -> Any:
-        """Return stored JSON text as the data type; else pydantic's ValidationError, or what an upgrade raises.
+        """Returns data from stored JSON text.
 
-        TooNewData if later code wrote it, HandlerError if there is no upgrade from its version.
+        Raises pydantic's ValidationError if it doesn't fit the type, TooNewData if later code wrote it, HandlerError if
+        there is no upgrade from its version, and whatever an upgrade raises.
         """
         if self._version > 1 or VERSION in text:
             text = self._upgraded(text)
-        # Either way: what we wrote is by the fields' names, what others wrote may be by their aliases.
+        # By both: we write the fields by their names, and others may write them by their aliases.
         return self._adapter.validate_json(text, by_alias=True, by_name=True)
 
     def _marked(self, text: str) -> str:

@@ -1,6 +1,7 @@
-"""Writes a pipeline's definition into the database, where the triggers enforce it; says first what would change.
+"""Writes a pipeline's definition into the database, where the triggers enforce it, and says what changes.
 
-One transaction: statuses, legal changes, routes, and the jobs of workflows whose status changes hands.
+A deploy is one transaction: statuses, legal changes, routes, and the jobs of workflows in a status that another stage
+takes now.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from psycopg.rows import tuple_row
 from ..database import statements
 from ..errors import NotDeployed, Stranded
 from .limits import Limits, Path
-from .pipeline import Pipeline, Route
+from .pipeline import Pipeline
+from .routes import Route
 
 SQL = statements.load("deploy")
 
@@ -60,7 +62,7 @@ class Definition:
             )
 
     def changes_to(self, new: Definition) -> list[str]:
-        """Return in words what a deploy of `new` would change; nothing if it is the same."""
+        """Returns in words what a deploy of `new` would change. Empty if it would change nothing."""
         lines = []
         if self.initial != new.initial:
             lines.append(f"initial status: {self.initial or '(none)'} -> {new.initial}")
@@ -69,7 +71,7 @@ class Definition:
             if old is None and now is not None:
                 lines.append(f"new status {status}{_describe(now)}")
             elif now is None:
-                lines.append(f"status {status} goes")
+                lines.append(f"status {status} is removed")
             elif old is not None and _describe(old) != _describe(now):
                 lines.append(f"status {status}:{_describe(old)} ->{_describe(now)}")
         lines += [f"new legal change {source} -> {target}" for source, target in sorted(new.legal - self.legal)]
@@ -83,7 +85,7 @@ class Definition:
                 lines.append(f"stage {stage}: {before or 'no limits'} -> {after or 'no limits'}")
         for schedule in sorted(self.schedules.keys() | new.schedules.keys()):
             if schedule not in new.schedules:
-                lines.append(f"schedule {schedule} goes")
+                lines.append(f"schedule {schedule} is removed")
             elif self.schedules.get(schedule) != new.schedules[schedule]:
                 cron, timezone, catch_up = new.schedules[schedule]
                 how = "each tick that was missed" if catch_up else "the last tick that was missed"
@@ -92,22 +94,22 @@ class Definition:
 
 
 def check(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
-    """Return what `deploy` would change, in words. Raises Stranded if it would be refused."""
+    """Returns what `deploy` would change, in words. Raises Stranded if it would be refused."""
     old, new = Definition.read(conn, pipeline.name), Definition.of(pipeline)
     _refuse_stranding(conn, pipeline.name, old, new)
     return [*_of_reactions(pipeline, lambda reaction: check(conn, reaction)), *old.changes_to(new)]
 
 
 def _of_reactions(pipeline: Pipeline[Any], do: Callable[[Pipeline[Any]], list[str]]) -> list[str]:
-    """Do the same with the pipelines of its reactions; return what that says, each line with the reaction's name."""
+    """Applies `do` to the pipelines of its reactions. Returns the lines, each with the reaction's name."""
     return [f"{reaction.name}: {line}" for reaction in pipeline.reactions.values() for line in do(reaction)]
 
 
 def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
-    """Write the pipeline and return what has changed, in words.
+    """Writes the pipeline, and returns in words what has changed.
 
-    Raises Stranded, and changes nothing, if workflows stand in a status that the new version no longer knows.
-    Waits at most five seconds for open transactions that have changed workflows; then psycopg's LockNotAvailable.
+    Raises Stranded, and changes nothing, if workflows stand in a status that the new version no longer knows. Waits at
+    most five seconds for open transactions that have changed workflows, and then raises psycopg's LockNotAvailable.
     """
     new = Definition.of(pipeline)
     with conn.transaction():
@@ -128,7 +130,7 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
 
 
 def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list[str]) -> None:
-    """Raise NotDeployed unless the database routes and allows all that these stages do. It may know more."""
+    """Raises NotDeployed unless the database routes and allows all that these stages do. It may know more than that."""
     there, code = Definition.read(conn, pipeline.name), Definition.of(pipeline)
     how = "Run: outbox deploy --app module:object"
     if there.initial is None:
@@ -229,7 +231,7 @@ def _as_json(path: Path | None) -> str | None:
 
 
 def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> None:
-    """Write the schedules; one that is new begins with its next tick by the database's clock."""
+    """Writes the schedules. A new one starts with its next tick by the database's clock."""
     ((now,),) = _rows(conn, "SELECT now()")
     chosen = list(pipeline.schedules.values())
     conn.execute(SQL["schedules_clear"], {"pipeline": pipeline.name, "schedules": [each.name for each in chosen]})
@@ -265,7 +267,7 @@ def _rows(
 def _describe(route: Route) -> str:
     if route.final:
         return " (final)"
-    what = "nobody takes it" if route.stage is None else f"taken by {route.stage}"
+    what = "no stage takes it" if route.stage is None else f"taken by {route.stage}"
     if route.running:
         what = f"in progress in {route.stage}"
     if route.deadline is not None:

@@ -1,7 +1,6 @@
-"""Flow control: how much of a stage is at work at once and begins a second, over all workers, and what comes first.
+"""Flow control: how many attempts of a stage run at once and start a second, over all workers, and which go first.
 
-It is data that `outbox deploy` writes, and the database keeps to it in the claim: see `jobs_claim_limited` in
-sql/migrations/0019_limits.sql. Here is what a definition says, and the clock that tells a worker when to begin.
+A definition says it, `outbox deploy` writes it, and the claim in sql/functions/limits.sql keeps to it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,15 @@ from ..checks import check_whole
 from ..errors import DefinitionError
 from ..texts import shown
 
-_MOST_PER_SECOND = 1e6
+_MAX_RATE = 1e6
+"""The highest rate, in starts a second: far above what Postgres claims, so that it limits nothing."""
+
+_MIN_RATE = 1e-7
+"""The lowest rate, in starts a second: one in 115 days. A start time further ahead is likely a mistake."""
+
+_MAX_CONCURRENCY = 10_000
+"""The highest number of attempts at once: more than all connections of a Postgres server."""
+
 _SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}
 _RATE = re.compile(r"(\d+(?:\.\d+)?) ?/ ?(second|minute|hour|day)")
 
@@ -24,7 +31,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a stage is limited to, rates per second; and where in the data its partition and its priority are."""
+    """What a stage is limited to, and where in the data its partition and its priority are. Rates are per second."""
 
     concurrency: int | None = None
     rate: float | None = None
@@ -35,12 +42,12 @@ class Limits:
 
     @property
     def paced(self) -> bool:
-        """Whether attempts have their moments."""
+        """Whether attempts have start times."""
         return self.rate is not None or self.partition_rate is not None
 
     @property
     def crowded(self) -> bool:
-        """Whether the end of one attempt may let another one begin."""
+        """Whether the end of one attempt may let another one start."""
         return self.concurrency is not None or self.partition_concurrency is not None
 
     def __str__(self) -> str:
@@ -65,10 +72,13 @@ def check(
     total_concurrency: int | None,
     total_rate: str | None,
 ) -> Limits | None:
-    """Return what a stage says of its limits; None if that is nothing. DefinitionError if it makes no sense."""
+    """Returns the limits of a stage. None if it has none.
+
+    Raises DefinitionError for numbers out of range, rates that can't be read, and paths that don't lead into the data.
+    """
     for what, value in (("concurrency", concurrency), ("total_concurrency", total_concurrency)):
         if value is not None:
-            check_whole(value, f"stage {stage}: {what}=", 10_000)
+            check_whole(value, f"stage {stage}: {what}=", _MAX_CONCURRENCY)
     rates = _per_second(stage, "rate", rate), _per_second(stage, "total_rate", total_rate)
     if partition is None:
         if total_concurrency is not None or total_rate is not None:
@@ -86,12 +96,12 @@ def _per_second(stage: str, what: str, rate: object) -> float | None:
     match = _RATE.fullmatch(rate) if isinstance(rate, str) else None
     if match is None:
         raise DefinitionError(
-            f'stage {stage}: {what}={shown(rate)} is no rate, such as "14/second", "100/minute", "0.5/hour" or "3/day"'
+            f'stage {stage}: {what}={shown(rate)} is not a rate, such as "14/second", "100/minute" or "3/day"'
         )
     per_second = float(match[1]) / _SECONDS[match[2]]
     if per_second == 0:
-        raise DefinitionError(f"stage {stage}: {what}={shown(rate)} lets nothing begin; `outbox pause` stops a stage")
-    if not 1e-7 <= per_second <= _MOST_PER_SECOND:
+        raise DefinitionError(f"stage {stage}: {what}={shown(rate)} lets nothing start; `outbox pause` stops a stage")
+    if not _MIN_RATE <= per_second <= _MAX_RATE:
         raise DefinitionError(
             f"stage {stage}: {what}={shown(rate)} is not between one in 115 days and a million a second"
         )
@@ -99,7 +109,7 @@ def _per_second(stage: str, what: str, rate: object) -> float | None:
 
 
 def _path(stage: str, what: str, where: Callable[[Any], Any] | str | None) -> Path:
-    """Return the way into the data that a name ("customer", "customer.id") or a function of the data takes."""
+    """Returns the path into the data that a name ("customer", "customer.id") or a function of the data takes."""
     if where is None:
         return ()
     if isinstance(where, str):
@@ -112,13 +122,13 @@ def _path(stage: str, what: str, where: Callable[[Any], Any] | str | None) -> Pa
     if not isinstance(path, _Step) or not path._taken or not all(path._taken) or "\x00" in "".join(path._taken):
         raise DefinitionError(
             f"stage {stage}: {what}={shown(where)} must lead to a field of the data and do no more, such as "
-            f"lambda d: d.customer.id: the database follows it, whoever writes the data"
+            f"lambda d: d.customer.id: the database follows it for all who write the data"
         )
     return path._taken
 
 
 class _Step:
-    """Stands for the data, and remembers which way a function takes into it."""
+    """Stands for the data, and remembers the path that a function takes into it."""
 
     __slots__ = ("_taken",)
 

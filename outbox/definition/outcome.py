@@ -1,42 +1,68 @@
-"""What a handler may say of an attempt: go there, try again later, give up; and how long a stage waits by itself."""
+"""What a handler may say of an attempt: go there, try again later, give up. And how long a stage waits by itself."""
 
 from __future__ import annotations
 
 import math
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
-from ..checks import check_number, check_whole, is_wait
+from ..checks import MAX_DELAY, as_delay, check_number, check_seconds, check_whole
 from ..errors import InvalidInput
-from ..texts import shown
-from .waits import check_later
+from ..texts import clean, describe, shown
+from .waits.times import check_time, seconds
+from .waits.wait import Wait, WaitJson
 
 Data = TypeVar("Data")
 
+_MAX_WAIT = 1e8
+"""The longest wait of a back-off, in seconds: three years."""
 
-@dataclass(frozen=True, slots=True)
+_MAX_FACTOR = 1e3
+"""The largest factor of a back-off. With it the second wait is already `max` in any use that makes sense."""
+
+_MAX_ATTEMPTS = 10_000
+"""The most attempts of a back-off: more than any error that passes takes, and still an end."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
 class Backoff:
-    """Waits `first * factor**n` seconds before attempt n+2, at most `max`, for `attempts` attempts in all.
+    """How long to wait between attempts, and how many there are.
 
-    Up to `jitter` of each wait (a fraction, 0 to 1) is taken off at random, so that jobs which failed together
-    don't come back together.
+    Attempt n+2 comes `first * factor**n` after the end of the one before it, and never later than `max`. `first` and
+    `max` are seconds or timedeltas, and are kept as seconds. `attempts` counts all, the first one included. Up to
+    `jitter` of each wait, a fraction from 0 to 1, is taken off at random, so that jobs which failed together don't
+    come back together.
+
+    Raises DefinitionError if a value is out of range.
     """
 
-    first: float = 1.0
-    factor: float = 2.0
-    max: float = 300.0
-    attempts: int = 8
-    jitter: float = 0.2
+    first: float
+    factor: float
+    max: float
+    attempts: int
+    jitter: float
 
-    def __post_init__(self) -> None:
-        for name, low, high in (("first", 0, 1e8), ("factor", 1, 1e3), ("max", 0, 1e8), ("jitter", 0, 1)):
-            check_number(getattr(self, name), f"Backoff {name}", low, high)
-        check_whole(self.attempts, "Backoff attempts: ", 10_000)
+    def __init__(
+        self,
+        first: float | timedelta = 1.0,
+        factor: float = 2.0,
+        max: float | timedelta = 300.0,
+        attempts: int = 8,
+        jitter: float = 0.2,
+    ) -> None:
+        object.__setattr__(self, "first", check_seconds(first, "Backoff first", 0, _MAX_WAIT))
+        object.__setattr__(self, "max", check_seconds(max, "Backoff max", 0, _MAX_WAIT))
+        check_number(factor, "Backoff factor", 1, _MAX_FACTOR)
+        check_number(jitter, "Backoff jitter", 0, 1)
+        check_whole(attempts, "Backoff attempts: ", _MAX_ATTEMPTS)
+        for name, value in (("factor", factor), ("attempts", attempts), ("jitter", jitter)):
+            object.__setattr__(self, name, value)
 
     def delay(self, attempt: int) -> float | None:
-        """Return the seconds to wait after `attempt` (1 is the first) has failed; None when it was the last."""
+        """Returns the seconds to wait after `attempt` has failed; 1 is the first. None if it was the last."""
         if attempt >= self.attempts:
             return None
         # In logarithms: factor**10_000 overflows a float.
@@ -46,11 +72,16 @@ class Backoff:
 
 
 @dataclass(frozen=True, slots=True)
-class Go(Generic[Data]):
-    """A handler's outcome that names the next status, and optionally new data.
+class Go(Wait, Generic[Data]):
+    """Returned by a handler: names the next status, and optionally new data.
 
-    `after` or `at` puts the job of the next stage off: for so long by the database's clock, or until that moment.
+    `after`, a timedelta, or `at`, a datetime with a time zone, puts off the job of the stage that takes the next
+    status. Both count by the database's clock.
+
+    Raises InvalidInput if both are given, or if `after` is negative or longer than a hundred years.
     """
+
+    delays_a_stage: ClassVar[bool] = True
 
     status: str
     data: Data | None = None
@@ -58,27 +89,75 @@ class Go(Generic[Data]):
     at: datetime | None = None
 
     def __post_init__(self) -> None:
-        if self.after is not None or self.at is not None:
-            check_later(self.after, self.at)
+        if self.after is not None and self.at is not None:
+            raise InvalidInput("at", "say either after= or at=")
+        if self.after is not None:
+            check_time("after", self.after, timedelta(0))
+        if self.at is not None and (not isinstance(self.at, datetime) or self.at.tzinfo is None):
+            raise InvalidInput("at", f"must be a datetime with a time zone, not {shown(self.at)}")
+
+    @property
+    def leads_to(self) -> tuple[str, ...]:
+        """Nothing: when the time has come, the stage's job is due."""
+        return ()
+
+    def as_wait(self) -> WaitJson | None:
+        """Returns what the database is told. None if nothing puts the job off."""
+        if self.after is None and self.at is None:
+            return None
+        return {"after": seconds(self.after), "at": None if self.at is None else self.at.isoformat()}
 
 
 class Retry(Exception):
-    """Raised by a handler: try again, `after` seconds from now (default: by the stage's back-off).
+    """Raised by a handler: the attempt has failed; try again `after` a time, given in seconds or as a timedelta.
 
-    It counts as an attempt. A message, if given, is kept as the job's error.
+    Without `after` the stage's back-off decides. It counts as an attempt: after the last one the job is dead.
+    `message`, if given, is kept as the job's error.
+
+    Raises InvalidInput if `after` is negative or longer than 1e9 seconds.
     """
 
-    after: float | None = None  # of the class, too: a subclass may leave out our __init__
+    after: float | timedelta | None = None  # of the class, too: a subclass may leave out our __init__
 
-    def __init__(self, after: float | None = None, message: str = "") -> None:
-        if after is not None and not is_wait(after):
-            raise InvalidInput("after", f"{shown(after)} is not a number of seconds from 0 to 1e9")
-        super().__init__(message or ("retry" if after is None else f"retry after {after:g} s"))
-        self.after = after
+    def __init__(self, after: float | timedelta | None = None, message: str = "") -> None:
+        seconds = as_delay(after)
+        if after is not None and seconds is None:
+            raise InvalidInput("after", f"{shown(after)} is not a time from 0 to {MAX_DELAY:g} seconds")
+        super().__init__(message or ("retry" if seconds is None else f"retry after {seconds:g} s"))
+        self.after = seconds
 
 
 class Reject(Exception):
-    """Raised by a handler: give up at once. The job is dead with this reason and waits for a person."""
+    """Raised by a handler: gives up at once. The job is dead with this reason, and waits for a person."""
 
     def __init__(self, reason: str = "rejected") -> None:
         super().__init__(reason)
+
+
+class Failure(NamedTuple):
+    """What an exception of a user's function means: `error` is text that Postgres stores, `delay` seconds or None.
+
+    None: the function is not called again.
+    """
+
+    error: str
+    delay: float | None
+
+
+def failure(error: BaseException, retry: Backoff, attempt: int) -> Failure:
+    """Returns what follows from the exception that `attempt` (1 is the first) has raised: for jobs and deliveries."""
+    delay = retry.delay(attempt)
+    if isinstance(error, Reject):
+        delay = None
+    elif isinstance(error, Retry) and delay is not None:
+        after = as_delay(error.after)  # checked again: it may have been changed after the exception was made
+        delay = delay if after is None else after
+    return Failure(_words(error), delay)
+
+
+def _words(error: BaseException) -> str:
+    """Returns the message of a Reject or Retry, which is meant for people; else type, message and place."""
+    if isinstance(error, Reject | Retry):
+        with suppress(BaseException):
+            return clean(str(error))
+    return describe(error)

@@ -1,27 +1,31 @@
-"""What runs by the clock: cron expressions, each tick once, whichever of the workers is quicker.
+"""Cron schedules. Each tick runs once, on whichever worker takes it first.
 
-The schedule's row is locked while its function runs, and moves on in the function's own transaction: a tick that was
-rolled back is due again, one that was committed is over, and two at once can't be. Cron is read by cronsim, which does
-with daylight saving time what Debian's cron does.
+The schedule's row is locked while its function runs, and moves on in the function's own transaction. So a tick that
+was rolled back is due again, one that was committed is over, and no tick runs twice at once. cronsim reads the
+expressions; at a change to daylight saving time it does what Debian's cron does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
 from .. import texts
+from ..checks import check_name, check_seconds
 from ..errors import DefinitionError
+
+_MIN_TIMEOUT, _MAX_TIMEOUT = 0.001, 86_400
+"""The range of a tick's timeout, in seconds: it holds a transaction open, which should never last a day."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A function, and when it runs. Made by `Pipeline.every`."""
+    """A function, and when it runs. Made by `Pipeline.every`. `timeout` is in seconds."""
 
     pipeline: str
     name: str
@@ -33,14 +37,15 @@ class Schedule:
 
     @property
     def label(self) -> str:
+        """The schedule as logs name it: `shop.nightly`."""
         return f"{self.pipeline}.{self.name}"
 
     def after(self, moment: datetime) -> datetime:
-        """Return the first tick after a moment."""
+        """Returns the first tick after a time."""
         return next(CronSim(self.cron, moment.astimezone(ZoneInfo(self.timezone))))
 
     def tick(self, due: datetime, now: datetime) -> datetime:
-        """Return which tick is to run: the one that is due, or, of those that were missed, the last one."""
+        """Returns the tick that is to run: the one that is due or, if later ones were missed too, the last of them."""
         zone = ZoneInfo(self.timezone)
         if self.catch_up or self.after(due) > now:
             return due.astimezone(zone)
@@ -51,8 +56,9 @@ class Schedule:
 class Tick:
     """What a scheduled function is given. `at` is when it should run, in the schedule's time zone.
 
-    `connection` is a psycopg connection, async or sync as the function is: what it writes commits with the tick, or not
-    at all. `idempotency_key` is the same in every attempt at this tick: give it to whatever is called outside.
+    `connection` is a psycopg connection, async or sync as the function is. What is written through it commits with the
+    tick, or not at all. `idempotency_key` is the same in every attempt at this tick: give it to every system that the
+    function calls.
     """
 
     schedule: str
@@ -65,10 +71,22 @@ class Tick:
 
 
 def check(
-    pipeline: str, name: str, cron: str, timezone: str, missed: str, timeout: float, function: Callable[..., Any]
+    pipeline: str,
+    name: str,
+    cron: str,
+    timezone: str,
+    missed: str,
+    timeout: float | timedelta,
+    function: Callable[..., Any],
 ) -> Schedule:
-    """Return a schedule; DefinitionError for an expression that can't be read or never fires, or an unknown zone."""
+    """Returns a schedule.
+
+    Raises DefinitionError for an expression that can't be read or never fires, an unknown time zone, and other values
+    that make no sense.
+    """
+    check_name(name, "schedule")
     what = f"schedule {pipeline}.{name}"
+    seconds = check_seconds(timeout, f"{what}: timeout", _MIN_TIMEOUT, _MAX_TIMEOUT)
     try:
         zone = ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
@@ -77,7 +95,7 @@ def check(
         next(CronSim(cron, datetime.now(zone)))
     except (CronSimError, AttributeError) as error:
         raise DefinitionError(
-            f"{what}: {texts.shown(cron)} is no cron expression: {error}. It has minute, hour, day, month, weekday"
+            f"{what}: {texts.shown(cron)} is not a cron expression: {error}. It has minute, hour, day, month, weekday"
         ) from None
     except StopIteration:
         raise DefinitionError(f"{what}: {texts.shown(cron)} never comes") from None
@@ -85,4 +103,4 @@ def check(
         raise DefinitionError(f'{what}: missed={texts.shown(missed)} is neither "skip" nor "catch up"')
     if not callable(function):
         raise DefinitionError(f"{what}: it must be a function that takes a Tick")
-    return Schedule(pipeline, name, cron, timezone, missed == "catch up", timeout, function)
+    return Schedule(pipeline, name, cron, timezone, missed == "catch up", seconds, function)

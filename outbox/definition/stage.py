@@ -1,29 +1,41 @@
-"""A stage: who takes workflows of a status, and what becomes of what its handler returns."""
+"""A stage: which workflows it takes, with which handler, and how its attempts are made."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from .. import texts
-from ..errors import HandlerError
+from ..checks import check_name, check_whole
+from ..errors import DefinitionError
+from ..texts import shown
+from .data import DataType
 from .limits import Limits
-from .outcome import Backoff, Go
-from .waits import Wait, WaitForApproval, WaitForChildren, WaitForSignal, later
+from .outcome import Backoff
+from .routes import Routes
 
-if TYPE_CHECKING:
-    from .pipeline import Pipeline
+MIN_TIMEOUT, MAX_TIMEOUT = 0.001, 1e8
+"""The range of an attempt's timeout, in seconds: a clock can't measure less, and three years are as good as none."""
+
+_MAX_BATCH = 1_000
+"""The most runs that a handler is given at once: they share one transaction, and one failure rolls back all of them."""
+
+
+def _no_handler(*_: Any) -> Any:
+    raise AssertionError("the stage has no handler yet")
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A named handler that takes workflows of one status. Made by `Pipeline.stage`."""
+    """A named handler that takes the workflows of one status. Made by `Pipeline.stage`.
 
-    pipeline: Pipeline[Any] = field(repr=False)
+    It checks itself when it is made, and raises DefinitionError if a value makes no sense. `timeout` is in seconds.
+    `running` is the in-progress status, if it has one. `data` and `routes` are those of its pipeline.
+    """
+
+    pipeline: str
     name: str
-    handler: Callable[..., Any] = field(repr=False)
     on: str
     to: frozenset[str]
     retry: Backoff
@@ -31,58 +43,47 @@ class Stage:
     transaction: bool
     batch: int | None
     running: str | None
-    is_async: bool
+    data: DataType = field(repr=False)
+    routes: Routes = field(repr=False)
     limits: Limits | None = None
+    handler: Callable[..., Any] = field(default=_no_handler, repr=False)
+    is_async: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        what = f"stage {check_name(self.name, 'stage')}"
+        check_name(self.on, f"{what}: status on=")
+        if not self.to:
+            raise DefinitionError(f"{what}: to= is empty; a stage moves its workflow to another status")
+        if self.on in self.to:
+            raise DefinitionError(f"{what}: from {self.on} to itself is not a change; raise Retry to try again")
+        if self.running is not None and check_name(self.running, f"{what}: running=") in {self.on, *self.to}:
+            raise DefinitionError(f"{what}: running={self.running!r} must be a status of its own")
+        if not isinstance(self.retry, Backoff):
+            raise DefinitionError(f"{what}: retry={shown(self.retry)} is not a Backoff")
+        if not isinstance(self.transaction, bool):
+            raise DefinitionError(f"{what}: transaction={shown(self.transaction)} is neither True nor False")
+        if self.batch is not None:
+            check_whole(self.batch, f"{what}: batch=", _MAX_BATCH)
+            if not self.transaction:
+                raise DefinitionError(f"{what}: batch={self.batch} is for stages with transaction=True")
+        if not callable(self.handler) or _yields(self.handler):
+            raise DefinitionError(f"{what}: the handler must be a function that takes a Run and returns")
+        object.__setattr__(self, "is_async", _is_async(self.handler))
+
+    def handled_by(self, handler: Callable[..., Any]) -> Stage:
+        """Returns this stage with its handler. DefinitionError unless that is a function that returns."""
+        return replace(self, handler=handler)
 
     @property
     def queue(self) -> str:
-        """How a worker's row names the stage: `posts.enrich`."""
-        return f"{self.pipeline.name}.{self.name}"
+        """The stage as a worker's row names it: `posts.enrich`."""
+        return f"{self.pipeline}.{self.name}"
 
-    def outcome(self, result: Any) -> tuple[str, str | None, Wait | None]:
-        """Return of what a handler returned: the next status, new data as JSON (None: unchanged), what it waits for."""
-        status: str | None = None
-        wait: Wait | None = None
-        returned = result
-        if isinstance(result, Go):
-            status, wait, result = result.status, later(result.after, result.at), result.data
-        elif isinstance(result, WaitForApproval | WaitForSignal | WaitForChildren):
-            status, wait, result = result.status, result.as_wait(), result.data
-        if status is None and len(self.to) == 1:
-            (status,) = self.to
-        if status is None:
-            raise HandlerError(
-                f"stage {self.queue} has several next statuses ({', '.join(sorted(self.to))}): return Go(status), "
-                "or say where to wait with status="
-            )
-        if not isinstance(status, str) or status not in self.to:
-            legal = ", ".join(sorted(self.to))
-            raise HandlerError(f"stage {self.queue} may not go to {texts.shown(status)}, only to {legal}")
-        if wait is not None:
-            self._check_wait(status, returned)
-        if result is None:
-            return status, None, wait
-        if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
-            if inspect.iscoroutine(result):
-                result.close()
-            raise HandlerError(f"stage {self.queue} returned a {type(result).__name__}: return data, Go(…) or None")
-        return status, self.pipeline.dump(result), wait
 
-    def _check_wait(self, status: str, returned: Any) -> None:
-        taken = self.pipeline.taken_by(status)
-        if isinstance(returned, Go):
-            if taken is None:
-                raise HandlerError(
-                    f"stage {self.queue} puts {status} off, but no stage takes it: nothing would run then"
-                )
-            return
-        if taken is not None or status in self.pipeline.final:
-            what = f"stage {taken} takes it" if taken else "it is final"
-            raise HandlerError(f"stage {self.queue} can't wait in {status}: {what}")
-        legal = self.pipeline.legal_changes()
-        for target in returned.leads_to:
-            if (status, target) not in legal:
-                raise HandlerError(
-                    f"stage {self.queue} waits in {status} for what leads to {texts.shown(target)}, "
-                    f'which is no legal change: add allow("{status}", to=…) to the pipeline, and deploy it'
-                )
+def _yields(handler: Callable[..., Any]) -> bool:
+    return inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler)
+
+
+def _is_async(handler: Callable[..., Any]) -> bool:
+    # A handler may be an object whose `__call__` is async.
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004

@@ -1,5 +1,6 @@
-"""What a deploy would do to workflows on their way: who would stand where nobody knows, wait for what can't come, or
-have data that the new code can't read.
+"""Finds the workflows that a deploy would strand.
+
+They stand in a status that the new code doesn't know, wait for what can't come, or have data that it can't read.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from pydantic import ValidationError
 
 from .. import texts
 from ..database import statements
+from ..texts import number
 from .pipeline import Pipeline
 
 SQL = statements.load("stranded")
 
 SAMPLE = 2_000
-"""About how many workflows of the table are looked at where not all are."""
+"""How many workflows a sample has, about: enough to find what one in a hundred has, in less than a second."""
 
 REPORTED = 5
+"""How many kinds of unreadable data are listed. The rest is a count: more lines say the same again."""
+
 BATCH = 1_000
+"""How many workflows a fetch brings, which bounds the memory."""
 
 
 def report(
@@ -31,26 +36,28 @@ def report(
     every: bool = False,
     on_checked: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
-    """Return in words what would be stranded by this definition; nothing if nobody would. Changes nothing.
+    """Returns in words which workflows this definition would strand. Empty if none. Changes nothing.
 
-    Data of a sample of the workflows that have not ended is validated, or, with `every`, that of all of them, in
-    bounded memory; `on_checked` is told after each thousand how many were.
+    Validates the data of a sample of the workflows that have not ended or, with `every`, that of all of them, in
+    bounded memory. Calls `on_checked` after each thousand with how many there were so far.
     """
     return [*_statuses(conn, pipeline), *_waits(conn, pipeline), *_data(conn, pipeline, every, on_checked)]
 
 
 def _statuses(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:
     known = {"pipeline": pipeline.name, "known": list(pipeline.routes())}
-    for status, count, questions, waits, oldest in _rows(conn, "stranded_statuses", known):
-        what = ", ".join(f"{n} with {name}" for n, name in ((questions, "an open question"), (waits, "a wait")) if n)
-        yield f"status {status} would be unknown: {count} stand there{f' ({what})' if what else ''}, {_since(oldest)}"
+    for status, count, waits, oldest in _rows(conn, "stranded_statuses", known):
+        what = ", ".join(f"{n} for {kind}" for kind, n in sorted((waits or {}).items()))
+        waiting = f" (waiting: {what})" if what else ""
+        yield f"status {status} would be unknown, with {number(count, 'workflow')} in it{waiting}, {_age(oldest)}"
 
 
 def _waits(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:
     legal = sorted(pipeline.legal_changes())
     params = {"pipeline": pipeline.name, "froms": [one for one, _ in legal], "tos": [other for _, other in legal]}
     for status, what, to_status, count, oldest in _rows(conn, "stranded_waits", params):
-        yield f"{count} wait in {status} for {what}, which would lead to {to_status}: no legal change, {_since(oldest)}"
+        waiting = f"{number(count, 'workflow')} in {status} waiting for {what}, which would lead to {to_status}"
+        yield f"{waiting}: not a legal change, {_age(oldest)}"
 
 
 def _data(
@@ -81,8 +88,8 @@ def _data(
         yield f"and {len(broken) - REPORTED} more kinds of data that would not be readable"
 
 
-def _since(seconds: float) -> str:
-    return f"the oldest since {seconds / 86_400:.1f} days"
+def _age(seconds: float) -> str:
+    return f"the oldest for {seconds / 86_400:.1f} days"
 
 
 def _rows(conn: psycopg.Connection[Any], name: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from ..database import user_transaction
 from ..database.dsn import engine_conninfo
 from ..database.link import first_line, threshold
 from ..errors import HandlerError
@@ -86,7 +86,7 @@ class Attempts:
             deadline = time.monotonic() + lane.stage.timeout
             for job in jobs:
                 job.deadline, job.task, job.checkpoints = deadline, task, self._checkpoints
-        if lane.paced and lane.waiting and (rest := lane.waiting[0].begins - time.monotonic()) > 0:
+        if lane.paced and lane.waiting and (rest := lane.waiting[0].starts - time.monotonic()) > 0:
             if timer := self._timers.get(lane):
                 timer.cancel()
             self._timers[lane] = self._loop.call_later(rest, self.start, lane)
@@ -143,37 +143,35 @@ class Attempts:
         try:
             if lane.stage.is_async:
                 async with self._pool.connection() as conn:
-                    outcomes = await transaction.run_async(conn, jobs)
+                    ended = await user_transaction.run_async(conn, transaction.attempt(conn, jobs))
             else:
-                outcomes = await self._loop.run_in_executor(self._threads, self._in_sync_transaction, jobs)
+                ended = await self._loop.run_in_executor(self._threads, self._in_sync_transaction, jobs)
         except (psycopg.Error, OSError) as error:
             # The database was away before the handler was called: no attempt is burnt.
             log.warning("%s: %s; %s not started", lane.stage.queue, first_line(error), _named(jobs))
             await asyncio.sleep(RECONNECT_AFTER)
             await self._releaser.not_held(jobs)
             return
-        if Missed() in outcomes:
-            self._missed(lane, jobs)
-            return
-        if not outcomes:
-            log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, _named(jobs))
-            lane.again_alone(jobs)
-        elif finished := [(job, it) for job, it in zip(jobs, outcomes, strict=True) if isinstance(it, Finished)]:
-            self._done_alone(finished)
-        for job, outcome in zip(jobs, outcomes, strict=False):
-            if isinstance(outcome, Failed):
-                self._inflight.end(job, outcome)
-            elif outcome is None and await self._releaser.is_unchanged(job):
-                own = HandlerError(
-                    "it changed its own workflow or job through run.connection; return what is to change"
-                )
-                self._inflight.end(job, fail(job, own))
-            elif outcome is None:
-                await self._releaser.not_held([job])
+        match ended:
+            case transaction.Committed(finished):
+                self._done_alone(finished)
+            case transaction.Failures(failed):
+                for job, outcome in failed:
+                    self._inflight.end(job, outcome)
+            case transaction.RolledBackTogether():
+                log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, _named(jobs))
+                lane.again_alone(jobs)
+            case transaction.NotHeld() if await self._releaser.is_unchanged(jobs[0]):
+                told = "it changed its own workflow or job through run.connection; return what is to change"
+                self._inflight.end(jobs[0], fail(jobs[0], HandlerError(told)))
+            case transaction.NotHeld():
+                await self._releaser.not_held(jobs)
+            case Missed():
+                self._missed(lane, jobs)
 
-    def _in_sync_transaction(self, jobs: list[Job]) -> Sequence[Outcome | None]:
+    def _in_sync_transaction(self, jobs: list[Job]) -> transaction.Ended:
         with self._sync_pool.connection() as conn:
-            return transaction.run_sync(conn, jobs)
+            return user_transaction.run(conn, transaction.attempt(conn, jobs))
 
     def _missed(self, lane: Lane, jobs: list[Job]) -> None:
         """Has other workers start what has missed its start time here: all that has, in one go."""

@@ -10,7 +10,8 @@ import inspect
 import json
 import logging
 import typing
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
@@ -19,6 +20,7 @@ from .. import documents, texts
 from ..database import statements
 from ..database.link import Link, temporary
 from ..database.statements import text_array
+from ..database.steps import Call, Statement, perform, perform_async
 from ..errors import HandlerError, InvalidInput, LeaseLost
 from .job import Job, fence
 
@@ -43,22 +45,13 @@ class Checkpoints:
         self._progress: dict[str, tuple[Job, str]] = {}
         self._noted = asyncio.Event()
 
-    async def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Return the result that is kept by this key, or call the function and keep what it returns."""
-        kept = await self._find(job, key, function)
-        if kept is None:
-            result = function(*args, **kwargs)
-            if inspect.isawaitable(result):
-                result = await result
-            kept = await self._keep(job, key, function, result)
-        return _read(function, kept)
+    def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Returns the result that is kept by this key, or calls the function and keeps what it returns.
 
-    def once_in_thread(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The same for a sync handler, in its thread: the function is called there."""
-        kept = self._wait(self._find(job, key, function))
-        if kept is None:
-            kept = self._wait(self._keep(job, key, function, function(*args, **kwargs)))
-        return _read(function, kept)
+        Awaited in an async handler. Of a sync one the function is called in its thread.
+        """
+        steps = _once(job, key, function, partial(function, *args, **kwargs))
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
     def note(self, job: Job, text: str) -> None:
         """Have it written soon how far a job is; from any thread."""
@@ -84,31 +77,50 @@ class Checkpoints:
     async def close(self) -> None:
         await self._link.close()
 
-    def _wait(self, steps: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(steps, self._loop).result()
+    async def _take_async(self, step: Statement | Call) -> Any:
+        if isinstance(step, Call):
+            result = step.function()
+            return await result if inspect.isawaitable(result) else result
+        return await self._link.repeat(*step)
 
-    async def _find(self, job: Job, key: str, function: Callable[..., Any]) -> str | None:
-        rows = await self._link.repeat(SQL["checkpoint_read"], _work(job, key))
-        if not rows:
-            return None
-        ((made_by, result),) = rows
-        if made_by != _name(function):
-            raise HandlerError(
-                f"stage {job.stage.queue}: once({key!r}) was {made_by}, and is {_name(function)} now: "
-                "give another function another key"
-            )
-        return str(result)
+    def _take(self, step: Statement | Call) -> Any:
+        if isinstance(step, Call):
+            return step.function()
+        return asyncio.run_coroutine_threadsafe(self._link.repeat(*step), self._loop).result()
 
-    async def _keep(self, job: Job, key: str, function: Callable[..., Any], result: Any) -> str:
-        text = _write(function, key, result)
-        params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": _name(function)}
-        written = await self._link.repeat(SQL["checkpoint_write"], {**_work(job, key), **params, "result": text})
-        ((held, made),) = written
-        if not held:
-            raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
-        # Another attempt may have kept its own meanwhile: all are given the same.
-        kept = None if made else await self._find(job, key, function)
-        return text if kept is None else kept
+
+Steps = Generator[Statement | Call, Any, T]
+
+
+def _once(job: Job, key: str, function: Callable[..., Any], call: Callable[[], Any]) -> Steps[Any]:
+    kept = yield from _find(job, key, function)
+    if kept is None:
+        kept = yield from _keep(job, key, function, (yield Call(call)))
+    return _read(function, kept)
+
+
+def _find(job: Job, key: str, function: Callable[..., Any]) -> Steps[str | None]:
+    rows = yield SQL["checkpoint_read"], _work(job, key)
+    if not rows:
+        return None
+    ((made_by, result),) = rows
+    if made_by != _name(function):
+        raise HandlerError(
+            f"stage {job.stage.queue}: once({key!r}) was {made_by}, and is {_name(function)} now: "
+            "give another function another key"
+        )
+    return str(result)
+
+
+def _keep(job: Job, key: str, function: Callable[..., Any], result: Any) -> Steps[str]:
+    text = _write(function, key, result)
+    params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": _name(function)}
+    ((held, made),) = yield SQL["checkpoint_write"], {**_work(job, key), **params, "result": text}
+    if not held:
+        raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
+    # Another attempt may have kept its own meanwhile: all are given the same.
+    kept = None if made else (yield from _find(job, key, function))
+    return text if kept is None else kept
 
 
 def _work(job: Job, key: str) -> dict[str, Any]:

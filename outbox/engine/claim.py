@@ -1,6 +1,6 @@
-"""How jobs are taken in the database: the statements of a claim, and the jobs that their rows become.
+"""How jobs are claimed in the database: the statements of a claim, and the jobs that their rows become.
 
-A stage with limits has statements of its own. See sql/queries/claim.sql.
+A stage with limits has a statement of its own. See sql/queries/claim.sql.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..database import statements
 from ..database.statements import array, text_array
@@ -19,15 +19,38 @@ from .pacing import AHEAD, SLACK, ServerClock
 SQL = statements.load("claim")
 
 
+class LimitedRow(NamedTuple):
+    """A row that the claim of limited stages returns: a job, or, with `id` None, the end of a stage's jobs.
+
+    `start` is a job's start time by the server's clock (None: its stage has no rate), and of an end the seconds until
+    the stage may have more (None: no job is left). The server began the claim at `asked` and ended it at `answered`.
+    """
+
+    pipeline: str
+    stage: str
+    id: int | None
+    workflow_id: str
+    entered: int
+    attempt: int
+    careful: bool
+    entity_id: str
+    status: str
+    version: int
+    metadata: str
+    start: float | None
+    asked: float
+    answered: float
+
+
 def request(
     worker: int, lanes: Sequence[tuple[Lane, int]], now: float, *, careful: bool
 ) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that claims `n` jobs for each lane, and with `careful` one such job in all."""
+    """Returns the statement that claims so many jobs for each lane, and with `careful` one such job in all."""
     return SQL["jobs_claim"], {
         "now": None,
         "worker": worker,
         "careful": careful,
-        "pipelines": [lane.stage.pipeline.name for lane, _ in lanes],
+        "pipelines": [lane.stage.pipeline for lane, _ in lanes],
         "stages": [lane.stage.name for lane, _ in lanes],
         "marks": [lane.scan.start(now) for lane, _ in lanes],
         "limits": [n for _, n in lanes],
@@ -37,7 +60,7 @@ def request(
 def receive(
     worker: int, lanes: Mapping[tuple[str, str], Lane], rows: Sequence[tuple[Any, ...]]
 ) -> dict[Lane, list[int]]:
-    """Put claimed rows into their lanes; return the ids that each lane got."""
+    """Puts claimed rows into their lanes; returns the ids that each lane got."""
     got: dict[Lane, list[int]] = {}
     for pipeline, stage, *fields in rows:
         lane = lanes[pipeline, stage]
@@ -51,11 +74,11 @@ def receive(
 def request_limited(
     worker: int, lanes: Sequence[tuple[Lane, int]], lead: float, *, careful: bool
 ) -> tuple[bytes, dict[str, Any]]:
-    """The same for lanes whose stages are limited. `lead`: seconds that moments take to arrive here."""
+    """Returns the statement that claims for limited stages. `lead`: seconds that start times take to arrive here."""
     chosen = random.randrange(len(lanes)) if careful else None
     return SQL["jobs_claim_limited"], {
         "worker": worker,
-        "pipelines": [lane.stage.pipeline.name for lane, _ in lanes],
+        "pipelines": [lane.stage.pipeline for lane, _ in lanes],
         "stages": [lane.stage.name for lane, _ in lanes],
         "limits": [n for _, n in lanes],
         "careful": [n == chosen for n in range(len(lanes))],
@@ -72,29 +95,31 @@ def receive_limited(
     clock: ServerClock,
     sent: float,
 ) -> dict[Lane, tuple[int, float | None]]:
-    """Put claimed rows into their lanes; return how many each lane got, and in how many seconds it may have more."""
-    got: dict[Lane, tuple[int, float | None]] = {}
-    ends = [row for row in rows if row[2] is None]
+    """Puts claimed rows into their lanes; returns how many each lane got, and in how many seconds it may have more."""
     received = time.monotonic()
-    if ends:
-        clock.note(sent, ends[0][-2], ends[-1][-1], received)
-    if moments := [row[-3] for row in rows if row[2] is not None and row[-3] is not None]:
-        clock.arrived(min(moments), received)
-    for pipeline, stage, *fields, moment, _, _ in rows:
-        lane = lanes[pipeline, stage]
-        if fields[0] is None:
-            got[lane] = got.get(lane, (0, None))[0], moment
+    claimed = [LimitedRow._make(row) for row in rows]
+    if ends := [row for row in claimed if row.id is None]:
+        clock.note(sent, ends[0].asked, ends[-1].answered, received)
+    if starts := [row.start for row in claimed if row.id is not None and row.start is not None]:
+        clock.arrived(min(starts), received)
+    got: dict[Lane, tuple[int, float | None]] = {}
+    for row in claimed:
+        lane = lanes[row.pipeline, row.stage]
+        count, _ = got.get(lane, (0, None))
+        if row.id is None:
+            got[lane] = count, row.start
             continue
+        fields: Any = row[2:11]  # from id to metadata, in the order of Job's own
         job = Job(lane.stage, worker, *fields)
-        if moment is not None:
-            job.moment, job.begins = moment, clock.here(moment)
+        if row.start is not None:
+            job.start_time, job.starts = row.start, clock.here(row.start)
         lane.add(job)
-        got[lane] = got.get(lane, (0, None))[0] + 1, None
+        got[lane] = count + 1, None
     return got
 
 
 def start(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that moves claimed jobs to their stage's in-progress status."""
+    """Returns the statement that moves claimed jobs to their stage's in-progress status."""
     return SQL["jobs_start_if_held"], {
         **fence(jobs),
         "actor": actor(jobs[0].owner),

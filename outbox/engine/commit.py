@@ -63,12 +63,12 @@ def release(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
 
 
 def return_start_times(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that takes back the moments of jobs of one stage which were not begun."""
-    return SQL["moments_return"], {
-        "pipeline": jobs[0].stage.pipeline.name,
+    """Return the statement that takes back the start times of jobs of one stage that were not started."""
+    return SQL["start_times_return"], {
+        "pipeline": jobs[0].stage.pipeline,
         "stage": jobs[0].stage.name,
         "ids": array(job.workflow_id for job in jobs),
-        "moments": array(job.moment for job in jobs),
+        "start_times": array(job.start_time for job in jobs),
         "slack": SLACK,
     }
 

@@ -15,7 +15,8 @@ from ..database import killpoints
 from ..database.link import Link
 from ..texts import printable
 from . import commit
-from .inflight import BATCH, Batch, InFlight
+from .batch import BATCH, Batch
+from .inflight import InFlight
 from .job import Failed, Finished, Job, fail
 from .release import Releaser
 
@@ -57,12 +58,6 @@ class Committer:
             await self._fail(link, [item for item in batch.failed if item[0].owner == owner])
         self._free.append(link)
         self._inflight.committed(batch)
-
-    async def drained(self, timeout: float) -> None:
-        """Waits until all is committed, at most `timeout` seconds."""
-        until = time.monotonic() + timeout
-        while self._inflight.uncommitted and time.monotonic() < until:
-            await asyncio.sleep(0.01)
 
     async def _finish(self, link: Link, batch: list[tuple[Job, Finished]]) -> None:
         started = time.monotonic()

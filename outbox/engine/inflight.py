@@ -16,20 +16,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
 
 from ..texts import printable
+from .batch import Batch
 from .job import Failed, Finished, Job
 from .lane import Lane, Lanes
 
 log = logging.getLogger("outbox.worker")
-
-BATCH = 200
-"""Outcomes that one statement commits. Larger batches hold their locks for longer and gain nothing."""
-
-BATCH_SIZE = 64 * 2**20
-"""Characters of JSON in a batch, except its first outcome's: Postgres closes the connection at 1 GB a statement."""
 
 MOST_UNCOMMITTED = 2_000
 """Outcomes that may wait for their commit before claims stop: a slow disk must not fill this process's memory."""
@@ -53,21 +47,6 @@ class Counts:
     retried: int = 0
     dead: int = 0
     lost: int = 0
-
-
-@dataclass(slots=True)
-class Batch:
-    """Outcomes that are committed together."""
-
-    finished: list[tuple[Job, Finished]] = field(default_factory=list)
-    failed: list[tuple[Job, Failed]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.finished) + len(self.failed)
-
-    @property
-    def jobs(self) -> list[Job]:
-        return [*(job for job, _ in self.finished), *(job for job, _ in self.failed)]
 
 
 class InFlight:
@@ -118,10 +97,7 @@ class InFlight:
 
     def take_batch(self) -> Batch:
         """Moves the next batch from ended to committing."""
-        ended = self._ended
-        finished, ended.finished = _one_a_workflow(ended.finished, _fitting(ended.finished))
-        failed, ended.failed = _one_a_workflow(ended.failed, BATCH)
-        batch = Batch(finished, failed)
+        batch = self._ended.take()
         self._committing.append(batch)
         return batch
 
@@ -134,7 +110,7 @@ class InFlight:
     def done(self, finished: Sequence[tuple[Job, Finished]], count: int) -> None:
         """Counts outcomes that are in the database, and has it looked after what follows from them."""
         self.counts.done += count
-        for pipeline, status in {(job.stage.pipeline.name, outcome.status) for job, outcome in finished}:
+        for pipeline, status in {(job.stage.pipeline, outcome.status) for job, outcome in finished}:
             if self.lanes.takes(pipeline, status):
                 self.wake(returned=False)
         for _, outcome in finished:
@@ -167,11 +143,16 @@ class InFlight:
         """Takes out all jobs that wait."""
         return [job for lane in self.lanes.values() for job in lane.drop_waiting()]
 
-    def lose(self, why: str) -> None:
-        """Drops and cancels all that was claimed: nothing under the worker's present id counts any more."""
-        running, dropped = self.lanes.running(), self.drop_waiting()
+    def interrupt(self, why: str) -> list[Job]:
+        """Takes all running jobs away from their handlers; returns them."""
+        running = self.lanes.running()
         for job in running:
             job.take_away(why)
+        return running
+
+    def lose(self, why: str) -> None:
+        """Drops and cancels all that was claimed: nothing under the worker's present id counts any more."""
+        running, dropped = self.interrupt(why), self.drop_waiting()
         self.idle = False  # the worker's next row does not say that it is
         if running or dropped:
             self.counts.lost += len(running)
@@ -287,33 +268,6 @@ class InFlight:
         # What has just ended may be due again at once, unseen by a claim that is under way: a drain asks once more.
         if self._draining and not self.busy():
             self.wake()
-
-
-Queued = TypeVar("Queued", tuple[Job, Finished], tuple[Job, Failed])
-
-
-def _one_a_workflow(queue: list[Queued], count: int) -> tuple[list[Queued], list[Queued]]:
-    """Returns the next batch, of at most `count`, and the rest.
-
-    Of a workflow a batch has one attempt: answer and messages go by workflow. There are two where a status was changed
-    under a handler, which then ends together with that of the next stage.
-    """
-    batch, rest = queue[:count], queue[count:]
-    first = {item[0].workflow_id: item for item in reversed(batch)}
-    if len(first) < len(batch):
-        rest = [item for item in batch if first[item[0].workflow_id] is not item] + rest
-        batch = [item for item in batch if first[item[0].workflow_id] is item]
-    return batch, rest
-
-
-def _fitting(finished: Sequence[tuple[Job, Finished]]) -> int:
-    """Returns how many of these one statement takes."""
-    size = 0
-    for count, (_, outcome) in enumerate(finished[:BATCH]):
-        size += outcome.size
-        if size > BATCH_SIZE and count:
-            return count
-    return min(BATCH, len(finished))
 
 
 async def _until(event: asyncio.Event, seconds: float | None) -> bool:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from .. import texts
-from ..checks import is_wait
 from ..database.statements import array
-from ..definition.outcome import Reject, Retry
+from ..definition.outcome import failure
 from ..definition.stage import Stage
-from ..definition.waits import Wait
+from ..definition.waits.wait import WaitJson
 
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoints
+
+class Kept(Protocol):
+    """What an attempt leaves for the next one: results of calls, and how far it is. See checkpoint.py."""
+
+    def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any: ...
+
+    def note(self, job: Job, text: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -36,13 +39,13 @@ class Job:
     lost: str | None = None  # why this attempt's writes no longer count
     alone: bool = False  # it was in a batch that failed: its next transaction is its own
     task: asyncio.Future[Any] | None = None
-    deadline: float = 0.0
-    begins: float = 0.0  # its moment, where the stage has a rate: by this process's clock,
-    moment: float = 0.0  # and by the server's
-    checkpoints: Checkpoints | None = None
+    deadline: float = 0.0  # of the attempt, by this process's monotonic clock
+    start_time: float = 0.0  # where the stage has a rate, by the server's clock,
+    starts: float = 0.0  # and by this process's monotonic clock
+    checkpoints: Kept | None = None
 
     def take_away(self, why: str) -> None:
-        """Tell the attempt that nothing it does counts any more, and cancel it where that is possible."""
+        """Tells the attempt that nothing it does counts any more, and cancels it where that is possible."""
         self.lost = why
         if self.task is not None:
             self.task.cancel()
@@ -50,6 +53,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """A message that is written with the status change. `payload` and `headers` are JSON text."""
+
     topic: str
     key: str | None
     payload: str
@@ -67,7 +72,7 @@ class Finished:
     status: str
     data: str | None
     messages: list[Message]
-    wait: Wait | None = None
+    wait: WaitJson | None = None
 
     @property
     def size(self) -> int:
@@ -88,19 +93,19 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """The handler was not called: the moment that its stage's rate had for it was over."""
+    """The handler was not called: the start time that its stage's rate gave it has passed."""
 
 
 Outcome = Finished | Failed | Missed
 
 
 def actor(worker: int) -> str:
-    """How the history names a worker."""
+    """Returns how the history names a worker."""
     return f"worker-{worker}"
 
 
 def fence(jobs: Sequence[Job]) -> dict[str, Any]:
-    """The parameters by which a statement tells which attempts of one owner still count."""
+    """Returns the parameters by which a statement tells which attempts of one owner still count."""
     return {
         "worker": jobs[0].owner,
         "ids": array(job.workflow_id for job in jobs),
@@ -110,20 +115,5 @@ def fence(jobs: Sequence[Job]) -> dict[str, Any]:
 
 
 def fail(job: Job, error: BaseException) -> Failed:
-    """Return the outcome of an attempt that raised `error`: later by Retry or back-off, or dead."""
-    if isinstance(error, Reject):
-        return Failed(texts.clean(_message(error)), None)
-    delay = job.stage.retry.delay(job.attempt)
-    if isinstance(error, Retry):
-        # Looked at here, too: one that was changed after it was made would fail the commit of a whole batch.
-        if delay is not None and is_wait(error.after):
-            delay = error.after
-        return Failed(texts.clean(_message(error)), delay)
-    return Failed(texts.describe(error), delay)
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException:
-        return texts.describe(error)
+    """Returns the outcome of an attempt that raised `error`: retried as Retry or the back-off says, or dead."""
+    return Failed(*failure(error, job.stage.retry, job.attempt))

@@ -80,7 +80,7 @@ class Lane:
 
     def _may_start(self, job: Job) -> bool:
         """Whether its start time has come, and its in-progress status is stored, where it has one."""
-        if job.begins and job.begins > time.monotonic():
+        if job.starts and job.starts > time.monotonic():
             return False
         return not self.stage.running or job.status != self.stage.on
 
@@ -101,7 +101,7 @@ class Lane:
         """Puts back what was rolled back together, to start before anything else, each without the others."""
         for job in reversed(jobs):
             if not job.lost:
-                job.alone, job.begins = True, 0.0  # it has started once
+                job.alone, job.starts = True, 0.0  # it has started once
                 self.waiting.appendleft(job)
 
     def remove(self, job: Job) -> bool:
@@ -116,7 +116,7 @@ class Lane:
         """Takes out what waits and has missed its start time."""
         late: list[Job] = []
         now = time.monotonic()
-        while self.waiting and is_late(self.waiting[0].begins, now):
+        while self.waiting and is_late(self.waiting[0].starts, now):
             late.append(self.waiting.popleft())
             self.careful -= late[-1].careful
         return late
@@ -147,7 +147,7 @@ class Lanes(dict[tuple[str, str], Lane]):
         """Returns a lane for each chosen stage ("enrich" or "posts.enrich"; None: all). DefinitionError if unknown."""
         return cls(
             (
-                (stage.pipeline.name, stage.name),
+                (stage.pipeline, stage.name),
                 Lane(stage, _concurrency(stage, concurrency)),
             )
             for stage in _choose(pipelines, names)
@@ -163,7 +163,7 @@ class Lanes(dict[tuple[str, str], Lane]):
 
     def takes(self, pipeline: str, status: str) -> bool:
         """Whether a workflow that comes to this status is work for this worker."""
-        return any(lane.stage.on == status and lane.stage.pipeline.name == pipeline for lane in self.values())
+        return any(lane.stage.on == status and lane.stage.pipeline == pipeline for lane in self.values())
 
     def with_room(self) -> list[tuple[Lane, int]]:
         """Returns the lanes that may have more jobs, and how many, except those that their limits hold up."""

@@ -31,13 +31,13 @@ class Lease:
     monotonic clock, the last beat that the database accepted was sent: the process trusts its lease from there on.
     """
 
-    def __init__(self, dsn: str, stages: list[str], inflight: InFlight, *, seconds: float, listen: bool) -> None:
+    def __init__(self, dsn: str, inflight: InFlight, *, seconds: float, listen: bool) -> None:
         self.id = 0
         self.beaten = time.monotonic()
         self.registered = asyncio.Event()
         self._seconds = seconds
         self._listen = listen
-        self._stages = stages
+        self._stages = [lane.stage.queue for lane in inflight.lanes.values()]
         self._inflight = inflight
         self._former = 0
         self._watched = False

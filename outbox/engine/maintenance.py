@@ -1,4 +1,4 @@
-"""What every worker does on the side: promote due jobs, free those of lost workers, fold counts, retention."""
+"""Keeps the queue in order beside the work: promotes due jobs, frees those of lost workers, folds counts, deletes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ SQL = statements.load("maintenance")
 log = logging.getLogger("outbox.maintenance")
 
 TICK = 1.0
+"""Seconds between two looks while nothing is due sooner: a killed worker's jobs wait for so long."""
+
 GONE_AFTER = 0.5
 """Seconds for which a worker's lock must be missing: it may just be reconnecting."""
 
 BATCH = 1_000
+"""Rows that one statement changes at most: its locks are held for some ten milliseconds."""
+
 FOLD_EVERY = 10.0
+"""Seconds between two folds of the counts by status: reading them sums over what is not folded yet."""
+
 RETAIN_EVERY = 60.0
+"""Seconds between two looks for what retention deletes."""
 
 
 class Maintenance:
@@ -50,7 +57,7 @@ class Maintenance:
         self._looks = Budget()
 
     async def run(self) -> None:
-        """Tick for ever, about once a second, sooner when a job is due sooner."""
+        """Ticks for ever, about once a second, sooner when a job is due sooner."""
         while True:
             try:
                 wait = await self.tick()
@@ -68,9 +75,9 @@ class Maintenance:
             await asyncio.sleep(max(0.0, self._inflight.next_due - time.monotonic()))
 
     async def tick(self, *, everything: bool = False) -> float:
-        """Do what is to be done now; return the seconds until the next tick. `everything`: however dear a look is."""
+        """Does what is due; returns the seconds until the next tick. `everything`: even where a look takes long."""
         async with self._turn:
-            # Of these stages nobody else looks: the claimer rests, and is woken by a look here.
+            # The claimer rests, and a look here wakes it when its stages have work.
             idle = list(self._inflight.lanes) if self._inflight.idle else []
             started = time.monotonic()
             everything = everything or self._looks.allows(started)
@@ -106,12 +113,12 @@ class Maintenance:
                 self._retain_at = now + RETAIN_EVERY * random.uniform(0.8, 1.2)
                 await retention.delete_old(self._link, self._retention)
             wait = GONE_AFTER if self.suspects else TICK * random.uniform(0.8, 1.2)
-            # What is overdue and still there can't be done now: it waits for the next tick.
+            # What is overdue and still there could not be done: it waits for the next tick.
             later = [seconds for seconds in (due_in, deadline_in, remind_in) if seconds is not None and seconds > 0]
             return min([wait, *(max(0.005, float(seconds)) for seconds in later)])
 
     async def _promote(self) -> float | None:
-        """Make due jobs ready; return the seconds until more are due, if any are scheduled."""
+        """Makes due jobs ready; returns the seconds until more are due, if any are scheduled."""
         while True:
             killpoints.sending("K8")
             ((promoted, next_due, _),) = await self._link.execute(
@@ -123,7 +130,7 @@ class Maintenance:
                 return None if next_due is None else float(next_due)
 
     async def _fire(self) -> None:
-        """Move workflows whose deadline has passed."""
+        """Moves workflows whose deadline has passed."""
         total = 0
         while True:
             ((due, moved),) = await self._link.execute(SQL["deadlines_fire"], {"limit": BATCH, "now": None})
@@ -135,7 +142,7 @@ class Maintenance:
             self._inflight.wake()
 
     async def _cancel_orphans(self) -> None:
-        """Cancel the children of parents that have ended; those in somebody's hands at the next tick."""
+        """Cancels the children of parents that have ended; those that are locked at the next tick."""
         total, moved = 0, BATCH
         while moved == BATCH:
             ((moved,),) = await self._link.execute(SQL["orphans_cancel"], {"limit": BATCH})
@@ -145,10 +152,10 @@ class Maintenance:
             log.info("%s workflows were cancelled, as their parents have ended", total)
 
     async def _bury(self, missing: Sequence[int], late: bool) -> bool:
-        """Take the lease from workers that are gone: by the database's clock, or by a lock that nobody holds.
+        """Takes the lease from workers that are gone: by the database's clock, or by a lock that is not held.
 
         Returns whether there were any. When this connection is itself new, the whole database may have been away and
-        everybody's beat is late: wait first.
+        the beats of all are late: wait first.
         """
         now = time.monotonic()
         if self._link.connections != self._connections:

@@ -1,45 +1,46 @@
-"""When a job of a stage with a rate may start: the server's clock as this process sees it, and how late is too late."""
+"""When a job of a stage with a rate may start: start times by the server's clock, kept by this process's."""
 
 from __future__ import annotations
 
 AHEAD = 0.25
-"""Seconds ahead for which a claim takes jobs of a stage with a rate: so few claims carry a slow rate, too."""
-
+"""How far ahead (s) a claim reserves start times, so that a slow rate needs few claims."""
 
 SLACK = 0.03
-"""Seconds that an attempt may begin late, by which a rate's moments are further apart over a second."""
-
+"""How late (s) an attempt may start. A rate's start times are further apart over a second by as much."""
 
 LATE = SLACK / 2
-"""Seconds after its moment until which a job is given to its handler; the rest is for what lies between."""
-
+"""How late (s) a job is still given to its handler. The rest of SLACK is for what lies between."""
 
 _CLOCK_HOLDS = 30.0
-
+"""Seconds for which the quickest exchange with the server tells how the clocks stand; after that they have drifted."""
 
 _LONGEST_LEAD = 1.0
-
+"""The longest time (s) that start times are expected to take to arrive: longer, and a stage would stand still."""
 
 _DRIFT = 0.002
+"""By how much (s) two monotonic clocks may drift apart within _CLOCK_HOLDS before one counts as set."""
 
 
-def is_late(moment: float, now: float) -> bool:
-    """Whether an attempt may begin no more that had this moment (0: any will do)."""
-    return 0 < moment < now - LATE
+def is_late(start: float, now: float) -> bool:
+    """Whether it is too late to start what had this start time (0: it has none)."""
+    return 0 < start < now - LATE
 
 
 class ServerClock:
-    """How the server's clock stands to this process's: by the quickest of the last exchanges, as in NTP (RFC 5905)."""
+    """Tells the server's times by this process's clock, from the quickest of the last exchanges, as in NTP (RFC 5905).
+
+    `lead`: the seconds from the server's choice of start times to their arrival here. It grows at once and shrinks
+    slowly.
+    """
 
     def __init__(self) -> None:
         self._ahead = 0.0
         self._noted = -_CLOCK_HOLDS
         self._delay = 0.0
         self.lead = SLACK
-        """Seconds from the server's choice of moments to their arrival here: by the last ones, and growing at once."""
 
     def note(self, sent: float, asked: float, answered: float, received: float) -> None:
-        """Take note of an exchange: its ends by this process's clock, what lies between by the server's."""
+        """Learns from an exchange: its ends by this process's clock, what lies between by the server's."""
         delay = max(0.0, (received - sent) - (answered - asked))
         was_set = not answered - received - _DRIFT <= self._ahead <= asked - sent + _DRIFT
         if delay < self._delay or was_set or received - self._noted > _CLOCK_HOLDS:
@@ -47,14 +48,14 @@ class ServerClock:
             self._ahead = ((asked - sent) + (answered - received)) / 2
 
     def arrived(self, first: float, received: float) -> None:
-        """Take note that the first of some moments, by the server's clock, came here at that time."""
+        """Learns how long start times take: the first of some, by the server's clock, came here at `received`."""
         late = received - self.here(first)
         self.lead = min(_LONGEST_LEAD, self.lead + late) if late > 0 else self.lead * 0.95
 
-    def here(self, moment: float) -> float:
-        """Return a moment of the server's as one of this process's monotonic clock."""
-        return moment - self._ahead
+    def here(self, time: float) -> float:
+        """Returns a time of the server's clock as one of this process's monotonic clock."""
+        return time - self._ahead
 
     def forget(self) -> None:
-        """Another server may answer from now on."""
+        """Starts again: another server may answer from now on."""
         self._noted = -_CLOCK_HOLDS

@@ -27,8 +27,8 @@ class Releaser:
         for owner in {job.owner for job in jobs}:
             mine = [job for job in jobs if job.owner == owner]
             released |= {row[0] for row in await self._link.repeat(*commit.release(mine))}
-        for stage in {job.stage.queue for job in jobs if job.moment and not started}:
-            unused = [job for job in jobs if job.moment and job.stage.queue == stage]
+        for stage in {job.stage.queue for job in jobs if job.start_time and not started}:
+            unused = [job for job in jobs if job.start_time and job.stage.queue == stage]
             await self._link.repeat(*commit.return_start_times(unused))
         return released
 

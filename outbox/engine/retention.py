@@ -1,4 +1,4 @@
-"""How long what is over is kept, and its deletion."""
+"""Says how long what has ended is kept, and deletes what is older."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ SQL = statements.load("retention")
 log = logging.getLogger("outbox.maintenance")
 
 BATCH = 1_000
-"""How many rows one transaction deletes at most."""
+"""Rows that one transaction deletes at most."""
 
 KEEP_REACTIONS = 7.0
-"""Days that a reaction which is done can still be looked at."""
+"""Days for which a reaction that is done can still be looked at."""
 
 
 MAX_DAYS = 100_000
+"""Days that may be asked for: more would leave Postgres' calendar when subtracted from now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many days finished workflows, history, errors of dead jobs, messages, the inbox are kept. None: for ever.
+    """Says for how many days a worker keeps finished workflows, history, errors of dead jobs, messages and the inbox.
 
-    That a job is dead is kept until its workflow goes on, is retried or deleted. `messages` is for databases without
-    any relay; where there is one, messages go when all relays have passed them, and never before. The inbox refuses
-    what is older than it remembers (TooOld), so that no duplicate is taken for new.
+    None keeps them for ever. A dead job itself is kept until its workflow goes on, is retried or deleted. `messages` is
+    for databases without a relay; where there is one, messages are deleted once all relays have passed them, and never
+    before. The inbox refuses what is older than it remembers (TooOld), so that no duplicate is taken for new.
     """
 
     workflows: float | None = None
@@ -47,7 +48,7 @@ class Retention:
 
     def __post_init__(self) -> None:
         for name, days in asdict(self).items():
-            # A negative age would delete what is new, and an endless one fail at each turn.
+            # A negative age would delete what is new, and an infinite one fail each time.
             if days is not None and not (isinstance(days, int | float) and 0 <= days <= MAX_DAYS):
                 raise DefinitionError(f"Retention {name}: {shown(days)} is not a number of days from 0 to {MAX_DAYS:,}")
         least, most = inbox.MEMORY_DAYS
@@ -57,7 +58,7 @@ class Retention:
             )
 
     def require(self, conn: psycopg.Connection[Any]) -> None:
-        """Raise OutboxError if this role may not delete what this retention is to delete."""
+        """Raises OutboxError if this role may not delete what this retention is to delete."""
         with conn.cursor(row_factory=tuple_row) as cursor:
             (may,) = cursor.execute(SQL["retention_rights"]).fetchall()
         wanted = {"workflows": self.workflows, "history": self.history, "messages": self.messages}

@@ -17,24 +17,24 @@ Data = TypeVar("Data")
 
 
 MAX_TOPIC = 255
-
+"""Characters of a topic at most: an AMQP routing key has up to 255 bytes."""
 
 MAX_KEY = 1_000
-
+"""Characters of a key at most: it is indexed with parked messages, and an index row ends at 2,700 bytes."""
 
 MAX_PROGRESS = 500
-
+"""Characters of a progress text at most: `outbox status` shows it in a table."""
 
 MAX_PUBLISHED = 64 * 2**20
-"""How many characters of messages one attempt publishes at most: they are one statement, which ends at 1 GB."""
+"""Characters of messages and children that one attempt writes at most: they are one statement, which ends at 1 GB."""
 
 
 class Run(Generic[Data]):
-    """What a handler is given: one attempt at one job.
+    """Gives a handler one attempt at one job: its data, and what it may ask for.
 
-    `data` is the workflow's metadata as the pipeline's model. `attempt` counts from 1. `idempotency_key` is the
-    same in every attempt at this work and another one when the workflow comes to the stage again: give it to
-    whatever is called outside. `connection` is there in stages with `transaction=True`.
+    `data` is the workflow's metadata as the pipeline's model. `attempt` counts from 1. `idempotency_key` is the same in
+    every attempt at this work, and another one when the workflow comes to the stage again: pass it to the services that
+    you call. `connection` is there in stages with `transaction=True`.
     """
 
     __slots__ = ("_connection", "_job", "_messages", "_published", "_spawned", "data")
@@ -57,7 +57,7 @@ class Run(Generic[Data]):
 
     @property
     def pipeline(self) -> str:
-        return self._job.stage.pipeline.name
+        return self._job.stage.pipeline
 
     @property
     def stage(self) -> str:
@@ -65,7 +65,7 @@ class Run(Generic[Data]):
 
     @property
     def status(self) -> str:
-        """The status that the workflow had when the job was claimed."""
+        """Returns the status that the workflow had when the job was claimed."""
         return self._job.status
 
     @property
@@ -78,7 +78,10 @@ class Run(Generic[Data]):
 
     @property
     def connection(self) -> Any:
-        """The psycopg connection whose transaction commits with the status change (async or sync, as the handler)."""
+        """Returns the psycopg connection, async or sync, whose transaction commits with the status change.
+
+        HandlerError if the stage has none, LeaseLost if the job was taken away.
+        """
         self._still_held()
         if self._connection is None:
             raise HandlerError(f"stage {self._job.stage.queue} has no connection: define it with transaction=True")
@@ -86,7 +89,7 @@ class Run(Generic[Data]):
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger that names pipeline, stage, entity and attempt with each line."""
+        """Returns a logger that names pipeline, stage, entity and attempt with each line."""
         return _JobLogger(
             logging.getLogger(f"outbox.stage.{self.pipeline}.{self.stage}"),
             {
@@ -100,7 +103,7 @@ class Run(Generic[Data]):
     def publish(
         self, topic: str, payload: Any, *, key: str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Write a message that is published if, and only if, this attempt commits.
+        """Writes a message that is published if, and only if, this attempt commits.
 
         `payload` is any plain JSON value or a pydantic model; `key` orders messages (default: the entity's id).
         InvalidInput if it can't be stored, LeaseLost if the job was taken away.
@@ -120,10 +123,10 @@ class Run(Generic[Data]):
         self._messages.append(message)
 
     def spawn(self, pipeline: Pipeline[Any], entity_id: str, data: Any, *, cancel: str | None = None) -> None:
-        """Start a workflow as a child of this one, if, and only if, this attempt commits.
+        """Starts a workflow as a child of this one if, and only if, this attempt commits.
 
-        An entity that is there already is left alone, and is no child by this. When this workflow ends before the
-        child, the child moves to `cancel`, from where that is a legal change; without it, it goes on alone.
+        An entity that exists already is left alone, and does not become a child. When this workflow ends before the
+        child, the child moves to `cancel`, where that is a legal change; without `cancel` it goes on alone.
         InvalidInput if it can't be stored, LeaseLost if the job was taken away.
         """
         self._still_held()
@@ -134,7 +137,7 @@ class Run(Generic[Data]):
             "cancel": cancel,
         }
         if cancel is not None and cancel not in pipeline.final:
-            raise InvalidInput("cancel", f"{texts.shown(cancel)} is no final status of pipeline {pipeline.name}")
+            raise InvalidInput("cancel", f"{texts.shown(cancel)} is not a final status of pipeline {pipeline.name}")
         self._published += len(child["data"] or "")
         if self._published > MAX_PUBLISHED:
             raise InvalidInput(
@@ -143,24 +146,23 @@ class Run(Generic[Data]):
         self._spawned.append(child)
 
     def once(self, key: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function whose result is kept: the next attempt at this work is given it, and calls nothing.
+        """Calls a function and keeps its result: the next attempt at this work gets the result without a call.
 
-        Awaited in an async handler, for sync functions too; in a plain one it returns the result. It is kept as JSON,
-        of up to a megabyte, in a transaction of its own: also if this attempt fails. It is given back as what the
-        function says that it returns, such as a pydantic model. A call may be made twice, when the process dies
-        between the call and the keeping. HandlerError if the key was another function's, InvalidInput if the result
-        can't be kept, LeaseLost if the job was taken away.
+        Await it in an async handler, for sync functions too; in a sync handler it returns the result. The result is
+        kept as JSON of up to a megabyte, in a transaction of its own, and stays when this attempt fails. It comes back
+        as the type that the function's annotation says, such as a pydantic model. The function may be called twice, if
+        the process dies before the result is kept. HandlerError if the key belongs to another function, InvalidInput if
+        the result can't be kept, LeaseLost if the job was taken away.
         """
         self._still_held()
         texts.check_text(key, "key", MAX_TOPIC)
         checkpoints = self._job.checkpoints
         if checkpoints is None:
             raise HandlerError("run.once needs a worker")
-        once = checkpoints.once if self._job.stage.is_async else checkpoints.once_in_thread
-        return once(self._job, key, function, args, kwargs)
+        return checkpoints.once(self._job, key, function, args, kwargs)
 
     def progress(self, text: str) -> None:
-        """Say how far this attempt is; `outbox show` and `outbox status` tell. Written about twice a second."""
+        """Tells how far this attempt is, for `outbox show` and `outbox status`. Written about twice a second."""
         self._still_held()
         texts.check_text(text, "progress", MAX_PROGRESS)
         if self._job.checkpoints is not None:

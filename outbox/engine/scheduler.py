@@ -13,22 +13,22 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import psycopg
 
 from .. import texts
-from ..database import statements
+from ..database import statements, user_transaction
 from ..database.dsn import engine_conninfo
-from ..database.link import Link, first_line, idle_ms, reclaim
+from ..database.link import Link, first_line, idle_ms
+from ..database.steps import Call, Statement
+from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.schedule import Schedule, Tick
 from ..errors import HandlerError
 
 SQL = statements.load("scheduler")
-
-
 log = logging.getLogger("outbox.schedule")
-
 
 LOOK_EVERY = 10.0
 """Seconds between two looks at schedules that aren't due: a deploy may have changed them."""
@@ -42,24 +42,24 @@ class Scheduler:
         self._schedules = {(schedule.pipeline, schedule.name): schedule for schedule in schedules}
         self._link = Link(dsn, "schedules", pooled=pooled)
         self._running: set[Schedule] = set()
-        self._ended = asyncio.Event()
+        self._ran = asyncio.Event()
 
     async def run(self) -> None:
-        """Run what is due, for ever."""
+        """Runs what is due, until it is cancelled."""
         async with asyncio.TaskGroup() as ticks:
             while True:
                 wait = LOOK_EVERY
                 for schedule, due_in in await self._look():
                     if due_in <= 0 and schedule not in self._running:
                         ticks.create_task(self._run(schedule))
-                    # What is overdue is looked at again soon: another worker may have it in hand.
+                    # What is overdue is looked at again soon: another worker may be running it.
                     wait = min(wait, due_in if due_in > 0 else random.uniform(0.5, 1))
-                self._ended.clear()
+                self._ran.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._ended.wait(), wait)
+                    await asyncio.wait_for(self._ran.wait(), wait)
 
     async def run_due(self) -> bool:
-        """Run all that is due and that nobody else runs, one after the other; whether there was anything."""
+        """Runs all that is due and that no other worker runs, one after the other; returns whether there was any."""
         due = [schedule for schedule, due_in in await self._look() if due_in <= 0]
         return any([await self._run(schedule) for schedule in due])
 
@@ -67,94 +67,90 @@ class Scheduler:
         await self._link.close()
 
     async def _look(self) -> list[tuple[Schedule, float]]:
-        """Return the schedules and in how many seconds each is due."""
+        """Returns the schedules, each with the seconds until it is due."""
         mine = {"pipelines": [name for name, _ in self._schedules], "schedules": [name for _, name in self._schedules]}
         rows = await self._link.repeat(SQL["schedules_look"], mine) if self._schedules else []
         return [(self._schedules[pipeline, name], due_in) for pipeline, name, due_in in rows]
 
     async def _run(self, schedule: Schedule) -> bool:
-        """Run a schedule's tick, if it is due and nobody else runs it; whether it was."""
+        """Runs a schedule's tick, if it is due and no other worker runs it; returns whether it was."""
         self._running.add(schedule)
         try:
-            if inspect.iscoroutinefunction(schedule.function):
-                ran = await self._tick(schedule)
-            else:
-                ran = await asyncio.to_thread(self._tick_sync, schedule)
-        except Failed as failed:
-            text = texts.describe(failed.error)
-            await self._link.repeat(SQL["schedule_fail"], {**_key(schedule), "due": failed.due, "error": text})
-            log.warning("%s failed, and will be tried again: %s", schedule.label, texts.printable(text))
-            return True
-        except (psycopg.Error, OSError) as error:
-            log.warning("%s: %s", schedule.label, first_line(error))
+            match await self._tick(schedule):
+                case Ran(at):
+                    log.info("%s ran for %s", schedule.label, at.isoformat())
+                    self._ran.set()  # it may be due again
+                    return True
+                case Failed(due, error):
+                    text = texts.describe(error)
+                    await self._link.repeat(SQL["schedule_fail"], {**_key(schedule), "due": due, "error": text})
+                    log.warning("%s failed, and will be tried again: %s", schedule.label, texts.printable(text))
+                    return True
             return False
         finally:
             self._running.discard(schedule)
-        if ran:
-            self._ended.set()  # and may be due again
-        return ran
 
-    async def _tick(self, schedule: Schedule) -> bool:
-        async with await psycopg.AsyncConnection.connect(self._dsn, prepare_threshold=None) as conn:
-            await conn.execute(*_mark(schedule))  # before anything is locked: from here on a frozen process is cut off
-            taken = await (await conn.execute(SQL["schedule_take"], _key(schedule))).fetchone()
-            if taken is None:
-                return False
-            due, now = taken
-            try:
-                at = schedule.tick(due, now)
-                async with asyncio.timeout(schedule.timeout):
-                    await schedule.function(Tick(schedule.label, at, conn))
-                reclaim(conn)
-                _require(await (await conn.execute(*_advance(schedule, due, at, now))).fetchone())
-                await conn.commit()
-            except Exception as error:
-                raise Failed(due, error) from None
-        log.info("%s ran for %s", schedule.label, at.isoformat())
-        return True
+    async def _tick(self, schedule: Schedule) -> Ran | Failed | None:
+        """Runs a tick, in the event loop or in a thread; returns None if it isn't due or the database is away."""
+        try:
+            if inspect.iscoroutinefunction(schedule.function):
+                return await self._in_loop(schedule)
+            return await asyncio.to_thread(self._in_thread, schedule)
+        except (psycopg.Error, OSError) as error:
+            log.warning("%s: %s", schedule.label, first_line(error))
+            return None
 
-    def _tick_sync(self, schedule: Schedule) -> bool:
-        """The same for a sync function, in the calling thread. Nothing ends it but itself."""
-        with psycopg.connect(self._dsn, prepare_threshold=None) as conn:
-            conn.execute(*_mark(schedule))
-            taken = conn.execute(SQL["schedule_take"], _key(schedule)).fetchone()
-            if taken is None:
-                return False
-            due, now = taken
-            try:
-                at = schedule.tick(due, now)
-                schedule.function(Tick(schedule.label, at, conn))
-                reclaim(conn)
-                _require(conn.execute(*_advance(schedule, due, at, now)).fetchone())
-                conn.commit()
-            except Exception as error:
-                raise Failed(due, error) from None
-        log.info("%s ran for %s", schedule.label, at.isoformat())
-        return True
+    async def _in_loop(self, schedule: Schedule) -> Ran | Failed | None:
+        connecting = psycopg.AsyncConnection.connect(self._dsn, autocommit=True, prepare_threshold=None)
+        async with await connecting as conn:
+            return await user_transaction.run_async(conn, _ticking(conn, schedule))
+
+    def _in_thread(self, schedule: Schedule) -> Ran | Failed | None:
+        with psycopg.connect(self._dsn, autocommit=True, prepare_threshold=None) as conn:
+            return user_transaction.run(conn, _ticking(conn, schedule))
 
 
-class Failed(Exception):
-    """The function of a tick raised `error`; what it had written is rolled back."""
+class Ran(NamedTuple):
+    """The tick of the time `at` is committed."""
 
-    def __init__(self, due: datetime, error: Exception) -> None:
-        super().__init__(str(error))
-        self.due = due
-        self.error = error
+    at: datetime
+
+
+class Failed(NamedTuple):
+    """The tick that was `due` has raised `error`, and nothing of it is committed."""
+
+    due: datetime
+    error: Exception
+
+
+def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
+    """Calls a schedule's function and moves the schedule on; does nothing if it isn't due or another worker runs it."""
+    yield Begin(_mark(schedule))  # before anything is locked: from here on a frozen process is cut off
+    taken = yield SQL["schedule_take"], _key(schedule)
+    if not taken:
+        return None
+    ((due, now),) = taken
+    try:
+        at = schedule.tick(due, now)
+        yield Call(partial(schedule.function, Tick(schedule.label, at, conn)), schedule.timeout)
+        if not (yield _advance(schedule, due, at, now)):
+            raise HandlerError(
+                "the function ended the transaction that it was given: use tick.connection.transaction()"
+            )
+        yield Commit()
+    except Exception as error:
+        return Failed(due, error)
+    return Ran(at)
 
 
 def _key(schedule: Schedule) -> dict[str, Any]:
     return {"pipeline": schedule.pipeline, "schedule": schedule.name}
 
 
-def _require(advanced: Any) -> None:
-    if advanced is None:
-        raise HandlerError("the function ended the transaction that it was given: use tick.connection.transaction()")
-
-
-def _mark(schedule: Schedule) -> tuple[bytes, dict[str, Any]]:
+def _mark(schedule: Schedule) -> Statement:
     return SQL["schedule_mark"], {"actor": f"schedule {schedule.label}", "idle_ms": idle_ms(schedule.timeout)}
 
 
-def _advance(schedule: Schedule, due: datetime, at: datetime, now: datetime) -> tuple[bytes, dict[str, Any]]:
+def _advance(schedule: Schedule, due: datetime, at: datetime, now: datetime) -> Statement:
     following = schedule.after(at if schedule.catch_up else max(at, now))
     return SQL["schedule_advance"], {**_key(schedule), "due": due, "tick": at, "next": following}

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 
+from ..checks import check_number
 from ..database.link import PLANNING, Link
 from ..definition.pipeline import Pipeline
 from ..errors import DefinitionError
@@ -65,13 +66,9 @@ class Worker:
         notify: bool = True,
         retention: Retention | None = None,
     ) -> None:
-        for name, value, low, high in (
-            ("lease", lease, 0.5, 86_400),
-            ("grace", grace, 0, 86_400),
-            ("concurrency", concurrency or 1, 1, 10_000),
-        ):
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise DefinitionError(f"{name}: {shown(value)} is not a number from {low:g} to {high:,}")
+        check_number(lease, "lease", 0.5, 86_400)
+        check_number(grace, "grace", 0, 86_400)
+        check_number(concurrency or 1, "concurrency", 1, 10_000)
         self._pipelines = list(pipelines) if isinstance(pipelines, Iterable) else [pipelines]
         for pipeline in self._pipelines:
             if not isinstance(pipeline, Pipeline):
@@ -79,15 +76,12 @@ class Worker:
         self._pipelines += [reaction for pipeline in self._pipelines for reaction in pipeline.reactions.values()]
         self._lanes = Lanes.of(self._pipelines, stages, concurrency)
         # A worker of some stages leaves schedules to those that run all of them.
-        scheduled = self._pipelines if stages is None else []
-        self._schedules = [schedule for pipeline in scheduled for schedule in pipeline.schedules.values()]
-        self._dsn, self._listen_dsn = dsn, listen_dsn or dsn
-        self._pooled = self._listen_dsn != dsn
+        self._schedules = [each for p in self._pipelines for each in p.schedules.values() if stages is None]
+        self._dsn, self._listen_dsn, self._pooled = dsn, listen_dsn or dsn, listen_dsn not in (None, "", dsn)
         self._lease, self._grace, self._drain, self._notify = lease, grace, drain, notify
         self._retention = retention or Retention()
         self._service = Service("Worker")
-        self.counts = Counts()
-        self.interrupted = 0
+        self.counts, self.interrupted = Counts(), 0
 
     async def run(self) -> None:
         """Works until `stop`, or, with `drain`, until nothing is due.
@@ -106,8 +100,7 @@ class Worker:
         self._service.stop()
 
     def _link(self, step: str) -> Link:
-        # With a pooler in between, settings of a session would leak into other clients' sessions.
-        return Link(self._dsn, step, pooled=self._pooled, settings={} if self._pooled else PLANNING)
+        return Link(self._dsn, step, pooled=self._pooled, settings=PLANNING)
 
 
 class _Shift:
@@ -121,10 +114,7 @@ class _Shift:
         self._inflight = inflight = InFlight(worker._lanes, worker.counts, draining=worker._drain)
         self._releaser = Releaser(commits[0], inflight)
         self._ready = Readiness(worker._pipelines, worker._lanes, worker._retention, claims, dsn)
-        lease = Lease(
-            worker._listen_dsn, [lane.stage.queue for lane in worker._lanes.values()], inflight,
-            seconds=worker._lease, listen=worker._notify,
-        )  # fmt: skip
+        lease = Lease(worker._listen_dsn, inflight, seconds=worker._lease, listen=worker._notify)
         self._claimer = Claimer(claims, lease, inflight, self._releaser)
         checkpoints = Checkpoints(worker._link("checkpoint"))
         self._attempts = Attempts(dsn, inflight, self._releaser, checkpoints, pooled=pooled)
@@ -180,12 +170,9 @@ class _Shift:
                 await asyncio.wait_for(self._releaser.release(waiting, started=False), RELEASE_WITHIN)
             log.info("released %s jobs that had not started", len(waiting))
         await self._service.until_stop(self._inflight.quiet(), grace=self._worker._grace)
-        interrupted = self._inflight.lanes.running()
-        self._worker.interrupted = len(interrupted)
-        if interrupted:
+        if interrupted := self._inflight.interrupt("the worker has stopped"):
+            self._worker.interrupted = len(interrupted)
             log.warning("interrupted %s handlers that were still running; their jobs run again", len(interrupted))
-            for job in interrupted:
-                job.take_away("the worker has stopped")
             with suppress(Exception):
                 await asyncio.wait_for(self._releaser.release(interrupted), RELEASE_WITHIN)
         with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""A delivery: as it came from a queue, and as a handler is given it. No AMQP here, and no database."""
+"""A delivery as it came from a queue, and as a handler is given it. Needs neither AMQP nor a database."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from ..client.inbox import parse_id
 from ..errors import InvalidInput, Unreadable
 
 _DEEPEST = 20
+"""Levels of nested headers that are kept as JSON; what is deeper is kept as text. Postgres has a limit, too."""
 
 
 @dataclass(slots=True, eq=False)
 class Arrival:
-    """What came from a queue. `acknowledge` tells the broker that it is done with; `is_ours` whether it still waits
-    for that. `parked` is the row that it came from instead, when a person wants it to be tried again.
+    """A message as it came from a queue, or from the row `parked` when a person wants it to be tried again.
+
+    `headers` are AMQP's; `wire_id` is AMQP's message_id; `channel` and `tag` are those to acknowledge it by.
     """
 
     topic: str
@@ -34,12 +36,18 @@ class Arrival:
     parked: int | None = None
 
     @property
-    def is_ours(self) -> bool:
+    def can_be_acknowledged(self) -> bool:
+        """Whether the channel that it came on is open. If not, the broker delivers it again."""
         return self.parked is not None or bool(self.channel.is_open)
 
     @property
+    def comes_again(self) -> bool:
+        """Whether this need not be its first delivery."""
+        return self.redelivered or self.parked is not None
+
+    @property
     def stated_id(self) -> object:
-        """The id as the headers say it: the same in every delivery, which AMQP's own message_id need not be."""
+        """The id in the headers, which is the same in every delivery: AMQP's message_id need not be."""
         return self._header("id") or self.wire_id
 
     @property
@@ -49,7 +57,7 @@ class Arrival:
 
     @property
     def digest(self) -> bytes:
-        """What tells the content of this message from others."""
+        """Bytes that tell this message from others: its id, or a hash of all that it has."""
         try:
             return parse_id(self.stated_id).bytes
         except InvalidInput:
@@ -57,12 +65,12 @@ class Arrival:
             return hashlib.sha256(b"\0".join(content)).digest()
 
     def acknowledge(self) -> None:
-        """Tell the broker, if the channel that it came on is still there; if not, it comes again."""
+        """Acknowledges the message, if it came from a queue and its channel is still open."""
         if self.parked is None and self.channel.is_open:
             self.channel.basic_ack(self.tag)
 
     def read(self) -> Delivery:
-        """Return what a handler is given, or raise Unreadable."""
+        """Returns what a handler is given, or raises Unreadable."""
         try:
             message_id = parse_id(self.stated_id)
         except InvalidInput as error:
@@ -70,21 +78,21 @@ class Arrival:
         try:
             payload = json.loads(self.body, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
-            raise Unreadable(f"the body is no JSON: {texts.clean(str(error), 300)}") from None
+            raise Unreadable(f"the body is not JSON: {texts.clean(str(error), 300)}") from None
         return Delivery(message_id, self.topic, self.key, payload, dict(self.headers))
 
     def _header(self, name: str) -> Any:
-        # CloudEvents' two spellings: `_` is the one that brokers and clients of AMQP 0-9-1 can all filter by.
+        # CloudEvents has two spellings. The one with `_` can be filtered by in all brokers and clients of AMQP 0-9-1.
         return self.headers.get(f"cloudEvents_{name}") or self.headers.get(f"cloudEvents:{name}")
 
 
 @dataclass(slots=True)
 class Delivery:
-    """What a handler of `consume` is given: one message.
+    """Carries one message to a handler of `consume`.
 
-    `message_id` is the same however often it is delivered; `key` is what the sender orders by, such as an entity's id.
-    `payload` is the JSON value; `headers` are all that came along. `attempt` counts from 1. What is written through
-    `connection` (a psycopg connection, sync or async as the handler) commits with the record that the message was
+    `message_id` is the same in every delivery. `key` is what the sender orders by, such as an entity's id. `payload` is
+    the JSON value, `headers` are all headers of the message, `attempt` counts from 1. `connection` is a psycopg
+    connection, sync or async like the handler: what is written through it commits with the record that the message was
     handled, or not at all.
     """
 
@@ -98,7 +106,7 @@ class Delivery:
 
 
 def storable(headers: Mapping[str, Any]) -> str:
-    """Return whatever AMQP's headers hold as JSON text that Postgres stores. Never raises."""
+    """Returns AMQP's headers, whatever they hold, as JSON text that Postgres stores. Never raises."""
     return json.dumps(_plain(headers, 0), allow_nan=False)
 
 

@@ -1,13 +1,13 @@
-"""The handoff: messages become workflows of a pipeline in another Postgres, each once, without a broker.
+"""Turns messages into workflows of a pipeline in another Postgres, each once, without a broker.
 
-Ids and workflows are one transaction there. Whatever dies on either side, the relay hands the part on again, and the
-inbox there knows what it had.
+A message's id and its workflow are written there in one transaction. Whatever dies on either side, the relay sends the
+part again, and the inbox there knows what it has.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,34 +17,42 @@ from .. import documents, texts
 from ..checks import check_name
 from ..client.inbox import parse_id
 from ..database import statements
-from ..database.dsn import engine_conninfo
+from ..database.dsn import engine_conninfo, place
 from ..database.link import first_line
 from ..database.statements import array, text_array
 from ..errors import InvalidInput, SettingsError
-from .log import Outgoing
+from ..service import Delays
 from .sharding import shard
+from .target import Outgoing, Parked, Target
 
 SQL = statements.load("handoff")
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0
-_ANSWER = 30.0
-# What Postgres says of a value, not of itself: bad data, a broken constraint, a limit, our own triggers.
+FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
+"""Seconds before a database that is away is tried again, doubled each time: soon after a restart, then less often."""
+
+ANSWER_WITHIN = 30.0
+"""Seconds in which a batch must be written there. One that takes longer is halved: the database may be slow."""
+
+LEASE_CHECK_EVERY = 0.1
+"""Seconds between two looks whether the relay has its name again."""
+
 _OF_THE_MESSAGE = {"22", "23", "54", "OB"}
+"""Classes of SQLSTATE that are about a value, not the database: bad data, constraints, limits, our own triggers."""
+
 _WHY = {
-    "old": "it is older than what the inbox there remembers: nobody can say whether it was handed on before",
-    "new": "its id is of the future: the clock of its writer, or of the database there, is wrong",
-    "there": "its entity has a workflow there already, of another message",
+    "old": "it is older than what the inbox there remembers, which can't tell whether it was delivered before",
+    "new": "its id is in the future: the clock of its writer, or of the database there, is wrong",
+    "there": "its entity already has a workflow there, of another message",
 }
+"""Reasons with which messages are parked, by what `handoff` in handoff.sql answers."""
 
-Parked = dict[int, tuple[Outgoing, str]]
 
+class Handoff(Target):
+    """Delivers messages to a pipeline in the database `dsn`: each becomes a workflow with its payload as metadata.
 
-class Handoff:
-    """Delivers messages to a pipeline in the database `dsn`: a workflow each, its payload being the metadata.
-
-    `entity_id` is a template of {key}, {topic} and {message_id}; a message without a key has its id for it. Only
-    messages whose topic fits one of `topics` (with * and ?) are handed on, and with `part` (2, 4) only those whose
-    entity lives in database 2 of 4 (see outbox.shard). `strict`: messages of a key wait behind a parked one.
+    `entity_id` is a template of {key}, {topic} and {message_id}; for a message without a key, it is the message's id.
+    Only messages whose topic fits one of `topics` (with * and ?) are delivered, and with `part` (2, 4) only those whose
+    entity lives in database 2 of 4 (see outbox.shard). `strict`: messages of a key are parked behind a parked one.
     """
 
     def __init__(
@@ -56,14 +64,13 @@ class Handoff:
         topics: Sequence[str] = (),
         part: tuple[int, int] | None = None,
         strict: bool = False,
-        may_send: Callable[[], bool] = lambda: True,
-        on_trouble: Callable[[str | None], None] = lambda trouble: None,
     ) -> None:
+        super().__init__(f"pipeline {pipeline} in {place(dsn)}")
         try:
             entity_id.format(key="", topic="", message_id="")
         except (ValueError, KeyError, IndexError, AttributeError) as error:
             raise SettingsError(
-                f"the entity id {entity_id!r} is no template of {{key}}, {{topic}} and {{message_id}}: "
+                f"the entity id {entity_id!r} is not a template of {{key}}, {{topic}} and {{message_id}}: "
                 f"{type(error).__name__}"
             ) from None
         self._dsn = engine_conninfo(dsn, "handoff")
@@ -71,38 +78,37 @@ class Handoff:
         self._consumer = f"pipeline {pipeline}"
         self._entity_id, self._part, self._strict = entity_id, part, strict
         self._topics = tuple(topics)
-        self._may_send, self._on_trouble = may_send, on_trouble
+        self._delays = Delays(FIRST_WAIT, LONGEST_WAIT)
         self._conn: psycopg.AsyncConnection[Any] | None = None
 
     async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
-        """Hand messages on, in their order; return those that can't be, with the reason. Waits while it must."""
+        """Writes messages there in their order; returns those that were refused, with the reason."""
         parked: Parked = {}
         stopped = set(stopped_keys)
         left = [message for message in messages if self._is_meant(message)]
-        size, wait = len(left), _FIRST_WAIT
+        size = len(left)
         while left:
             batch = [message for message in left[:size] if not self._is_stopped(message, stopped)]
             try:
-                refused = await asyncio.wait_for(self._hand_on(batch), _ANSWER)
+                refused = await asyncio.wait_for(self._write(batch), ANSWER_WITHIN)
             except (psycopg.Error, OSError) as error:
-                if _of_a_message(error) and len(batch) > 1:
+                if not _is_of_a_message(error):
+                    size = max(1, size // 2) if isinstance(error, TimeoutError) else size
+                    await self._pause(error)
+                    continue
+                if len(batch) > 1:
                     size = len(batch) // 2  # to find the one
                     continue
-                if not _of_a_message(error):
-                    size = max(1, size // 2) if isinstance(error, TimeoutError) else size
-                    await self._pause(error, wait)
-                    wait = min(_LONGEST_WAIT, wait * 2)
-                    continue
                 refused = {batch[0].id: first_line(error)}
-            self._on_trouble(None)
-            wait = _FIRST_WAIT
+            self.trouble.set(None)
+            self._delays.reset()
             for message in left[:size]:
                 if message.id in refused:
                     parked[message.id] = message, texts.clean(refused[message.id])
                 elif self._is_stopped(message, stopped):
                     parked[message.id] = message, f"behind an earlier parked message of its key {message.key!r}"
             if refused and self._strict:
-                # Nothing of the batch was written: once more, without these and those behind them.
+                # Nothing of the batch was written: try it again without these and those behind them.
                 stopped |= {message.key for message in batch if message.id in refused and message.key is not None}
                 left = [message for message in left if message.id not in parked]
             else:
@@ -114,15 +120,15 @@ class Handoff:
         if conn is not None:
             await conn.close()
 
-    async def _hand_on(self, batch: Sequence[Outgoing]) -> dict[int, str]:
-        """Write a batch in one transaction; return what was refused and why. Strict, with that nothing is written."""
+    async def _write(self, batch: Sequence[Outgoing]) -> dict[int, str]:
+        """Writes a batch in one transaction; returns what was refused and why. If `strict`, it is all or nothing."""
         refused = {message.id: why for message in batch if (why := self._problem(message))}
         good = [message for message in batch if message.id not in refused]
         if not good or (refused and self._strict):
             return refused
         conn = await self._connection()
-        while not self._may_send():
-            await asyncio.sleep(0.1)
+        while not self.lease.is_held():
+            await asyncio.sleep(LEASE_CHECK_EVERY)
         async with conn.transaction() as transaction:
             ids = [message.message_id for message in good]
             known = {"consumer": self._consumer, "pipeline": self._pipeline}
@@ -152,11 +158,11 @@ class Handoff:
             self._conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
         return self._conn
 
-    async def _pause(self, error: BaseException, seconds: float) -> None:
-        said = "it does not answer" if isinstance(error, TimeoutError) else first_line(error)
-        self._on_trouble(f"the database to hand on to: {said}")
+    async def _pause(self, error: BaseException) -> None:
+        why = "it does not answer" if isinstance(error, TimeoutError) else first_line(error)
+        self.trouble.set(f"the database to hand on to: {why}")
         await self.close()
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(self._delays.next())
 
     def _is_meant(self, message: Outgoing) -> bool:
         if self._topics and not any(fnmatchcase(message.topic, pattern) for pattern in self._topics):
@@ -180,10 +186,10 @@ class Handoff:
 
 
 class _NotThere(psycopg.OperationalError):
-    """What has to be set up in the other database first."""
+    """Something must be set up in the other database first."""
 
 
-def _of_a_message(error: BaseException) -> bool:
-    """Whether it is about what was written, not about the database that it was written to."""
+def _is_of_a_message(error: BaseException) -> bool:
+    """Returns whether an error is about what was written, not about the database."""
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     return state is not None and state[:2] in _OF_THE_MESSAGE

@@ -1,6 +1,6 @@
-"""The message log as a relay reads it: windows by two snapshots, a cursor that moves when a part is done.
+"""The message log as a relay reads it: windows between two snapshots, and a cursor that moves when a part is sent.
 
-Nothing here knows where messages go. See sql/queries/log.sql for the method and its source (PgQ).
+Nothing here knows where messages go. sql/queries/log.sql explains the method and names its source (PgQ).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -23,34 +22,30 @@ from ..database.dsn import engine_conninfo
 from ..database.statements import array, text_array
 from ..errors import TakenOver
 from . import ring
+from .target import LEASE, Lease, Outgoing, Parked
 
 SQL = statements.load("log")
 log = logging.getLogger("outbox.relay")
 
-LEASE = 5.0
-"""Seconds without a beat after which another process takes a relay's name over."""
-
 READ_AT_ONCE = 100_000
+"""Messages of one cursor: the server sorts them and keeps the rest in a temporary file until it is read."""
+
 FETCH_BYTES = 4 * 2**20
+"""Bytes of payloads in a part, about: what a relay holds in memory, and sends again after a crash."""
+
 MOST_ROWS = 5_000
+"""Messages in a part, however small they are."""
 
+_FIRST_ROWS = 10
+"""Messages in the first part, before their size is known."""
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message on its way out. `payload` and `headers` are JSON text; `id` is its place in the log."""
-
-    id: int
-    message_id: str
-    topic: str
-    key: str | None
-    payload: str | None
-    headers: str | None
-    created_at: datetime
+_ROW_BYTES = 200
+"""Bytes that a message takes besides its payload, about."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What was committed between two snapshots; `position` is the id up to which it is done."""
+    """Messages that were committed between two snapshots. Those up to the id `position` are done."""
 
     start: str
     end: str
@@ -58,21 +53,20 @@ class Window:
 
 
 class Log:
-    """One relay's hold on the log: a connection of its own, a name, and the epoch that fences it.
+    """Reads the log under a relay's name, on a connection of its own. The epoch fences what another has taken over.
 
-    `verified` is when, by this process's clock, the last answer that the name is still ours was asked for.
+    `target` is what `outbox status` shows. Each answer of the database that the name is still ours confirms `lease`.
     """
 
-    def __init__(self, dsn: str, name: str, target: str, *, from_now: bool = False) -> None:
+    def __init__(self, dsn: str, name: str, target: str, lease: Lease, *, from_now: bool = False) -> None:
         self._dsn = engine_conninfo(dsn, "relay")
-        self._name, self.target, self._from_now = name, target, from_now
+        self._name, self._target, self._lease, self._from_now = name, target, lease, from_now
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._epoch = 0
-        self._rows = 10
-        self.verified = 0.0
+        self._rows = _FIRST_ROWS
 
     async def connect(self) -> psycopg.AsyncConnection[Any]:
-        """Return the open connection, making it if there is none. It listens for new messages."""
+        """Returns the open connection, or opens one that listens for new messages."""
         if self._conn is None or self._conn.closed:
             conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
             try:
@@ -92,39 +86,39 @@ class Log:
             await conn.close()
 
     async def take_over(self) -> Window | None:
-        """Wait for nothing: make the name ours if it is free. Raises TakenOver if it isn't; returns the open window."""
+        """Takes the name and returns the window that is open, if any. Raises TakenOver at once if the name is taken."""
         await self._ask("relay_register", from_now=self._from_now)
         asked = time.monotonic()
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        rows = await self._ask("relay_take_over", owner=owner, target=self.target, lease=LEASE)
+        rows = await self._ask("relay_take_over", owner=owner, target=self._target, lease=LEASE)
         if not rows:
             raise TakenOver(f"relay {self._name!r} runs elsewhere")
         self._epoch, start, end, position, foreign = rows[0]
-        self.verified = asked
+        self._lease.confirm(asked)
         if foreign:
             await self._restore()
             return await self.take_over()
         return None if end is None else Window(start, end, position)
 
     async def leave(self) -> None:
-        """Free the name at once."""
+        """Frees the name, so that another process need not wait for the lease to end."""
         if self._epoch and self._conn is not None:
             await self._ask("relay_leave", epoch=self._epoch)
 
     async def beat(self, trouble: str | None, idle: bool) -> None:
-        """Keep the name, and tell what is wrong."""
+        """Sends a heartbeat, which keeps the name, with what is wrong and whether the relay is idle."""
         asked = time.monotonic()
         if not await self._ask("relay_beat", epoch=self._epoch, trouble=trouble, idle=idle):
             raise TakenOver(f"relay {self._name!r} was taken over")
-        self.verified = asked
+        self._lease.confirm(asked)
 
     async def cut(self) -> Window | None:
-        """End a window now if there is anything new."""
+        """Ends a window now and returns it; None if there is nothing new."""
         rows = await self._ask("relay_cut", epoch=self._epoch)
         return Window(*rows[0]) if rows else None
 
     async def read(self, window: Window) -> AsyncIterator[list[Outgoing]]:
-        """Yield the rest of a window in parts of bounded size, in the order of ids."""
+        """Yields the rest of a window in parts of bounded size, in the order of ids."""
         position, full = window.position, True
         while full:
             count = 0
@@ -135,10 +129,11 @@ class Log:
             await self._execute(SQL["window_close"])
             full = count == READ_AT_ONCE
 
-    async def advance(
-        self, position: int, count: int, parked: Mapping[int, tuple[Outgoing, str]], *, done: bool = False
-    ) -> None:
-        """Move the cursor over `count` messages; what is `parked` is kept with its reason in the same transaction."""
+    async def advance(self, position: int, count: int, parked: Parked, *, done: bool = False) -> None:
+        """Moves the cursor to `position`, past `count` sent messages, and parks others in the same transaction.
+
+        `done` ends the window.
+        """
         messages = [message for message, _ in parked.values()]
         asked = time.monotonic()
         rows = await self._ask(
@@ -158,31 +153,31 @@ class Log:
         )
         if not rows:
             raise TakenOver(f"relay {self._name!r} was taken over")
-        self.verified = asked
+        self._lease.confirm(asked)
 
     async def blocked_keys(self, messages: Sequence[Outgoing]) -> set[str]:
-        """Return those keys that have a parked message."""
+        """Returns those keys of the messages that have a parked one."""
         keys = {message.key for message in messages if message.key is not None}
         return {row[0] for row in await self._ask("parked_keys", keys=text_array(keys))} if keys else set()
 
     async def to_retry(self, strict: bool) -> list[Outgoing]:
-        """Return parked messages that somebody wants sent again."""
+        """Returns parked messages that a person wants to have sent again."""
         return [Outgoing(*row) for row in await self._ask("parked_to_retry", strict=strict)]
 
     async def settle_retried(self, sent: Sequence[int], parked: Mapping[int, str]) -> None:
-        """Forget what was sent; what failed again keeps its new reason."""
+        """Deletes parked messages that were sent now, and gives those that failed again their new reason."""
         await self._ask("parked_settle", sent=array(sent), ids=array(parked), reasons=text_array(parked.values()))
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for new messages or for some seconds. Whatever arrives on the channel is only a reason to look."""
+        """Waits for a notification, at most so many seconds. It is a hint: what is new is read from the log."""
         async for _ in self._connected().notifies(timeout=seconds, stop_after=1):
             return True
         return False
 
     async def rotate(self) -> list[str]:
-        """Empty what every relay has passed. See ring.py."""
-        # Its transactions are none of the relay's: on a connection with them, what is read and moved meanwhile would be
-        # in them too, and be undone when a child can't be locked.
+        """Empties what every relay has passed (see ring.py); returns the tables that are in use."""
+        # On a connection of its own: on the relay's, what is read and moved meanwhile would be in its transactions, and
+        # be rolled back when a table can't be locked.
         async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as conn:
             await plan(conn)
             return await ring.rotate(conn)
@@ -192,10 +187,10 @@ class Log:
             await self._execute(SQL["relay_restore_lock"])
             await self._execute(SQL["relay_restore_messages"])
             await self._execute(SQL["relay_restore_cursors"])
-        log.warning("the database was restored: every message that is in the log is relayed, some of them again")
+        log.warning("the database was restored: every message in the log is relayed, some of them again")
 
     async def _declare(self, window: Window, position: int) -> None:
-        # A cursor's declaration takes no parameters from the server's side: they are bound here, as literals.
+        # DECLARE takes no parameters on the server's side: they are bound here, as literals.
         with suppress(psycopg.errors.InvalidCursorName):
             await self._execute(SQL["window_close"])
         values = {"start": window.start, "end": window.end, "position": position, "limit": READ_AT_ONCE}
@@ -206,7 +201,7 @@ class Log:
         statement = sql.SQL(SQL["window_fetch"].decode()).format(rows=sql.Literal(self._rows))
         part = [Outgoing(*row) for row in await self._execute(statement)]
         if part:
-            size = sum(len(message.payload or "") + 200 for message in part) / len(part)
+            size = sum(len(message.payload or "") + _ROW_BYTES for message in part) / len(part)
             self._rows = max(1, min(MOST_ROWS, self._rows * 4, int(FETCH_BYTES / size)))
         return part
 
@@ -220,13 +215,15 @@ class Log:
         return await cursor.fetchall() if cursor.description else []
 
     def _connected(self) -> psycopg.AsyncConnection[Any]:
-        # Never a new one: what a window has open is lost with the connection, and `take_over` comes first.
+        # Never a new one: a window's cursor is lost with its connection, and `take_over` must come first.
         if self._conn is None:
             raise psycopg.OperationalError("not connected")
         return self._conn
 
 
 async def plan(conn: psycopg.AsyncConnection[Any]) -> None:
-    """A plan that was cached while the log was empty must not scan it when it is full. See 0005_triggers.sql."""
+    """Keeps a connection from plans that scan the log: one that was cached while it was empty would be used when it is
+    full.
+    """
     await conn.execute("SET enable_seqscan = off")
     await conn.execute("SET jit = off")

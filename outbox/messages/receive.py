@@ -1,127 +1,91 @@
-"""Step 6: one delivery, through the inbox, to the handler: one effect, or parked with the reason.
+"""Step 6: one delivery, through the inbox, to the handler: handled once, or parked with the reason.
 
-The record of the id and what the handler writes are one transaction, so a COMMIT whose answer was lost is asked
-again by the next attempt: the inbox knows.
+The record of the id and what the handler writes are one transaction. If the answer to its COMMIT is lost, the next
+attempt asks the inbox, which knows.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psycopg
 
 from .. import texts
-from ..checks import is_wait
-from ..client.inbox import Inbox
-from ..database import statements
+from ..client.inbox import accepting
+from ..database import statements, user_transaction
 from ..database.dsn import engine_conninfo
-from ..database.link import Link, idle_ms, reclaim, threshold
-from ..definition.outcome import Backoff, Reject, Retry
+from ..database.link import Link, idle_ms, threshold
+from ..database.steps import Call
+from ..database.user_transaction import Begin, Commit, Steps
+from ..definition.outcome import failure
 from ..errors import HandlerError, TooNew, TooOld, Unreadable
 from ..texts import printable
 from .delivery import Arrival, Delivery, storable
+from .handling import Handling
 
 SQL = statements.load("receive")
 log = logging.getLogger("outbox.consumer")
 
-# From this attempt on, and at its last one, a message is handled while no other is: should it kill the process, it
-# kills alone.
 ALONE_FROM = 3
-# A server that is full, read-only, starting or gone: no message's fault.
+"""The attempt from which on a message is handled while no other is, as in its last one: if it kills the process, others
+are not blamed with it.
+"""
+
 _OUTAGES = {"25006", "57P01", "57P02", "57P03", "57P05"}
+"""SQLSTATEs of a server that is read-only, starting or gone: they cost a message no attempt."""
+
 _OUTAGE_CLASSES = {"08", "53", "58"}
-
-
-@dataclass
-class Terms:
-    """What all lanes of a consumer share: whom messages are handled for, by what, and how many at once."""
-
-    inbox: Inbox
-    queue: str
-    handler: Callable[[Delivery], Any]
-    is_async: bool
-    retry: Backoff
-    timeout: float
-    concurrency: int
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    handled: int = 0
-    duplicates: int = 0
-    parked: int = 0
-
-    def __post_init__(self) -> None:
-        self._room = asyncio.Semaphore(self.concurrency)
-        self._turn = asyncio.Lock()
-
-    @contextlib.asynccontextmanager
-    async def slot(self, alone: bool) -> AsyncIterator[None]:
-        """Wait for a turn to handle a message; `alone`, for one while no other message is handled."""
-        slots = self.concurrency if alone else 1
-        async with self._turn:  # or two that want all would wait for each other
-            for _ in range(slots):
-                await self._room.acquire()
-        try:
-            yield
-        finally:
-            for _ in range(slots):
-                self._room.release()
+"""Classes of SQLSTATE of a server that can't be reached, is full, or can't read its disk: likewise."""
 
 
 class Receiver:
     """Handles one message after the other, on a connection of its own."""
 
-    def __init__(self, dsn: str, terms: Terms, *, pooled: bool = False) -> None:
-        self._dsn, self._terms, self._pooled = dsn, terms, pooled
+    def __init__(self, dsn: str, handling: Handling, *, pooled: bool = False) -> None:
+        self._dsn, self._handling, self._pooled = dsn, handling, pooled
         self._link = Link(dsn, "consumer", pooled=pooled)
         self._sync: psycopg.Connection[Any] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
 
-    async def settle(self, arrival: Arrival) -> bool:
-        """Handle a message or park it, however long the database is away. False: neither, as we are to stop."""
+    async def receive(self, arrival: Arrival) -> bool:
+        """Handles a message or parks it, however long the database is away. Returns False if a stop came before."""
         try:
             delivery = arrival.read()
         except Unreadable as error:
             return await self._park(arrival, None, str(error))
-        # What comes again may be what has killed its process, or have died with it: from here on it is counted.
-        retry = self._terms.retry
-        again = suspect = arrival.redelivered or arrival.parked is not None
+        # A message that comes again may have killed the process that handled it, or died with it. From here on, each of
+        # its attempts is counted in the database before it begins.
+        retry = self._handling.retry
+        counted = may_kill = arrival.comes_again
         first = 1 if arrival.parked is not None else min(2, retry.attempts)
         while True:
-            if again:
+            if counted:
                 delivery.attempt = await self._next_attempt(delivery, first)
                 if delivery.attempt > retry.attempts:
-                    ended = f"its process ended during attempt {retry.attempts}, the last one"
-                    return await self._park(arrival, delivery, ended)
-            alone = suspect and delivery.attempt >= min(ALONE_FROM, retry.attempts)
+                    reason = f"its process ended during attempt {retry.attempts}, the last one"
+                    return await self._park(arrival, delivery, reason)
+            alone = may_kill and delivery.attempt >= min(ALONE_FROM, retry.attempts)
             try:
-                async with self._terms.slot(alone):
-                    if again:  # here, where nothing else kills the process before it is begun
+                async with self._handling.slots.taken(alone=alone):
+                    if counted:  # only now: while it waits for its slot, others may kill the process
                         delivery.attempt = await self._count(delivery, first)
                     return await self._handle(arrival, delivery)
             except (TooOld, TooNew, HandlerError) as error:
                 return await self._park(arrival, delivery, str(error))
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
-                    raise  # ours, not the handler's
-                again = not self._is_outage(error)
-                if not again:
+                    raise  # by us, not by the handler
+                counted = not self._is_outage(error)
+                if not counted:
                     await self._link.pause(error)
                     continue
-                suspect = True
-                delay = None if isinstance(error, Reject) else retry.delay(delivery.attempt)
-                if delay is None:
-                    return await self._park(arrival, delivery, _text(error))
-                if isinstance(error, Retry) and is_wait(error.after):
-                    delay = error.after
-                log.warning("message %s: attempt %s failed, the next one in %.1f s: %s", delivery.message_id,
-                            delivery.attempt, delay, printable(_text(error)))  # fmt: skip
-                if await self._stopped_within(delay):
-                    return False
+                may_kill = True
+                if (ended := await self._failed(arrival, delivery, error)) is not None:
+                    return ended
 
     async def close(self) -> None:
         await self._link.close()
@@ -129,73 +93,59 @@ class Receiver:
         if self._sync is not None:
             self._sync.close()
 
+    async def _failed(self, arrival: Arrival, delivery: Delivery, error: BaseException) -> bool | None:
+        """Parks a message after its last attempt, or waits for the next one: None."""
+        failed = failure(error, self._handling.retry, delivery.attempt)
+        if failed.delay is None:
+            return await self._park(arrival, delivery, failed.error)
+        log.warning("message %s: attempt %s of %s failed, retry in %.1f s: %s", delivery.message_id, delivery.attempt,
+                    self._handling.retry.attempts, failed.delay, printable(failed.error))  # fmt: skip
+        return None if await self._handling.service.sleep(failed.delay) else False
+
     async def _handle(self, arrival: Arrival, delivery: Delivery) -> bool:
-        """Handle a message in a transaction, unless it was handled before."""
-        if self._terms.is_async:
-            new = await self._in_loop(arrival, delivery)
+        """Handles a message in a transaction, unless it was handled before."""
+        if self._handling.is_async:
+            conn = await self._link.connection()
+            new = await user_transaction.run_async(conn, self._delivering(conn, arrival, delivery))
         else:
             loop = asyncio.get_running_loop()
             new = await loop.run_in_executor(self._thread, self._in_thread, arrival, delivery)
         if new:
-            self._terms.handled += 1
+            self._handling.handled += 1
         else:
-            self._terms.duplicates += 1
+            self._handling.duplicates += 1
             log.info("message %s was handled before", delivery.message_id)
         return True
-
-    async def _in_loop(self, arrival: Arrival, delivery: Delivery) -> bool:
-        conn = await self._link.connection()
-        async with conn.transaction():
-            await conn.execute(SQL["delivery_mark"], self._mark(delivery))
-            new = await self._terms.inbox.accept(conn, delivery.message_id)
-            if new:
-                delivery.connection = conn
-                try:
-                    await self._in_time(self._terms.handler(delivery))
-                finally:
-                    reclaim(conn)
-                _require_same(delivery, await (await conn.execute(SQL["delivery_mark_read"])).fetchone())
-            if _had_trouble(arrival, delivery):
-                await conn.execute(SQL["delivery_settle"], self._known(arrival, delivery))
-        return new
 
     def _in_thread(self, arrival: Arrival, delivery: Delivery) -> bool:
         if self._sync is None or self._sync.closed:
             conninfo = engine_conninfo(self._dsn, "consumer")
             self._sync = psycopg.connect(conninfo, autocommit=True, prepare_threshold=threshold(self._pooled))
-        conn = self._sync
-        with conn.transaction():
-            conn.execute(SQL["delivery_mark"], self._mark(delivery))
-            new = self._terms.inbox.accept(conn, delivery.message_id)
-            if new:
-                delivery.connection = conn
-                try:
-                    self._terms.handler(delivery)
-                except (StopIteration, GeneratorExit) as error:  # which neither a future nor a coroutine can hold
-                    raise RuntimeError(f"the handler raised {type(error).__name__}") from error
-                finally:
-                    reclaim(conn)
-                _require_same(delivery, conn.execute(SQL["delivery_mark_read"]).fetchone())
-            if _had_trouble(arrival, delivery):
-                conn.execute(SQL["delivery_settle"], self._known(arrival, delivery))
+        return user_transaction.run(self._sync, self._delivering(self._sync, arrival, delivery))
+
+    def _delivering(self, conn: Any, arrival: Arrival, delivery: Delivery) -> Steps[bool]:
+        """Calls the handler, and commits what it wrote with the message's id; returns False for one handled before."""
+        yield Begin((SQL["delivery_mark"], self._mark(delivery)))
+        new = yield from accepting(self._handling.inbox.consumer, delivery.message_id)
+        if new:
+            delivery.connection = conn
+            try:
+                yield Call(partial(self._handling.handler, delivery), self._handling.timeout)
+            except (StopIteration, GeneratorExit) as error:  # which neither a future nor a coroutine can hold
+                raise RuntimeError(f"the handler raised {type(error).__name__}") from error
+            _require_same(delivery, (yield SQL["delivery_mark_read"], {}))
+        if _had_trouble(arrival, delivery):
+            yield SQL["delivery_settle"], self._known(arrival, delivery)
+        yield Commit()
         return new
 
-    async def _in_time(self, handling: Awaitable[Any]) -> None:
-        try:
-            async with asyncio.timeout(self._terms.timeout) as deadline:
-                await handling
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise TimeoutError(f"not done within {self._terms.timeout:g} s") from None
-
     async def _next_attempt(self, delivery: Delivery, first: int) -> int:
-        known = {"consumer": self._terms.inbox.consumer, "message_id": delivery.message_id}
+        known = {"consumer": self._handling.inbox.consumer, "message_id": delivery.message_id}
         rows = await self._link.repeat(SQL["delivery_begun"], known)
         return int(rows[0][0]) + 1 if rows else first
 
     async def _count(self, delivery: Delivery, first: int) -> int:
-        known = {"consumer": self._terms.inbox.consumer, "message_id": delivery.message_id, "first": first}
+        known = {"consumer": self._handling.inbox.consumer, "message_id": delivery.message_id, "first": first}
         return int((await self._link.repeat(SQL["delivery_begin"], known))[0][0])
 
     async def _park(self, arrival: Arrival, delivery: Delivery | None, reason: str) -> bool:
@@ -207,47 +157,44 @@ class Receiver:
             return True
         parked = {
             **known,
-            "queue": texts.clean(self._terms.queue),
+            "queue": texts.clean(self._handling.queue),
             "stated_id": texts.clean(str(arrival.stated_id)) if arrival.stated_id else None,
             "topic": texts.clean(arrival.topic),
             "body": arrival.body,
             "headers": storable(arrival.headers),
         }
         await self._link.repeat(SQL["delivery_park"], parked)
-        self._terms.parked += 1
+        self._handling.parked += 1
         log.warning("a message of topic %s is parked: %s", printable(arrival.topic), printable(reason))
         return True
 
     def _known(self, arrival: Arrival, delivery: Delivery | None) -> dict[str, Any]:
         message_id = None if delivery is None else delivery.message_id
-        return {"consumer": self._terms.inbox.consumer, "message_id": message_id, "digest": arrival.digest,
+        return {"consumer": self._handling.inbox.consumer, "message_id": message_id, "digest": arrival.digest,
                 "parked": arrival.parked}  # fmt: skip
 
     def _mark(self, delivery: Delivery) -> dict[str, Any]:
-        return {"mark": str(delivery.message_id), "idle_ms": idle_ms(self._terms.timeout)}
+        return {"mark": str(delivery.message_id), "idle_ms": idle_ms(self._handling.timeout)}
 
     def _is_outage(self, error: BaseException) -> bool:
-        """Whether it is the database's trouble, not the message's or its handler's."""
+        """Returns whether an error is about the database, not about the message or its handler."""
         if not isinstance(error, psycopg.Error):
             return False
         if error.sqlstate is not None:
             return error.sqlstate in _OUTAGES or error.sqlstate[:2] in _OUTAGE_CLASSES
-        if self._terms.is_async:
+        if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+            return False  # such as a block of psycopg's that the handler left open, which costs the connection, too
+        if self._handling.is_async:
             return not self._link.is_open
         return self._sync is None or self._sync.closed
 
-    async def _stopped_within(self, seconds: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._terms.stopping.wait(), seconds)
-        return self._terms.stopping.is_set()
-
 
 def _had_trouble(arrival: Arrival, delivery: Delivery) -> bool:
-    return arrival.redelivered or arrival.parked is not None or delivery.attempt > 1
+    return arrival.comes_again or delivery.attempt > 1
 
 
-def _require_same(delivery: Delivery, row: Any) -> None:
-    if row is None or row[0] != str(delivery.message_id):
+def _require_same(delivery: Delivery, rows: list[Any]) -> None:
+    if rows != [(str(delivery.message_id),)]:
         raise HandlerError(
             "the handler ended the transaction that it was given: what it wrote may be committed, and the message "
             "counts as handled. Don't commit or roll back on delivery.connection; use delivery.connection.transaction()"
@@ -257,11 +204,3 @@ def _require_same(delivery: Delivery, row: Any) -> None:
 def _is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _text(error: BaseException) -> str:
-    """What is kept of an exception: the words of those that are meant as words, else all that there is."""
-    if isinstance(error, Reject | Retry):
-        with contextlib.suppress(BaseException):
-            return str(error)
-    return texts.describe(error)

@@ -1,166 +1,136 @@
-"""Step 5: cut a window, hand its messages on, move the cursor; for ever, through any loss of either side.
+"""Step 5: cut a window, send its messages, move the cursor; until told to stop, through any loss of either side.
 
-The log (log.py) and the target (rabbitmq/, handoff.py) know nothing of each other. What a target has not
-answered for is still in the log: a relay that is killed anywhere repeats a part, and loses nothing.
+The log (log.py) and the target (target.py) know nothing of each other. What a target has not confirmed is still in the
+log: a relay that is killed anywhere sends a part again and loses nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
-from collections.abc import Sequence
-from typing import Protocol
 
 import psycopg
 
-from .. import service
 from ..checks import check_name
 from ..database import killpoints
 from ..database.link import first_line, temporary
-from ..errors import DefinitionError, TakenOver
-from ..texts import printable
-from .log import LEASE, Log, Outgoing, Window
+from ..errors import TakenOver
+from ..service import Delays, Service, Trouble, cancel, side_by_side
+from .log import Log, Window
+from .target import Target
 
 log = logging.getLogger("outbox.relay")
 
-BEAT = 1.0
+HEARTBEAT_EVERY = 1.0
+"""Seconds between two heartbeats: several must be missed before the lease ends (target.LEASE)."""
+
 ROTATE_EVERY = 5.0
+"""Seconds between two attempts to empty old tables of the log."""
+
 RETRY_EVERY = 1.0
+"""Seconds between two looks at what a person wants to have sent again."""
+
 POLL_FIRST, POLL_LAST = 0.02, 0.5
+"""Seconds between two looks at an empty log, doubled each time. Writers notify an idle relay: few looks are enough."""
+
 IDLE_AFTER = 0.1
+"""Seconds without messages after which writers are asked to notify: under load, a NOTIFY would serialize commits."""
+
+RECONNECT_FIRST, RECONNECT_LAST = 0.05, 2.0
+"""Seconds before the database is tried again, doubled each time."""
+
+STAND_BY = 1.0
+"""Seconds between two attempts to take a name that another process holds."""
+
 GRACE = 5.0
-
-
-class Target(Protocol):
-    """Where messages go. `deliver` returns when each is there or can't be: those, with the reason."""
-
-    async def deliver(
-        self, messages: Sequence[Outgoing], stopped_keys: set[str]
-    ) -> dict[int, tuple[Outgoing, str]]: ...
-
-    async def close(self) -> None: ...
+"""Seconds after a stop in which the target may confirm what is under way, so that it need not be sent again."""
 
 
 class Relay:
-    """Hands the messages of a database on, each at least once, under a name that one process has at a time.
+    """Delivers a database's messages, each at least once. One process at a time holds the relay's name.
 
     Relays of other names are independent: each gets every message. `strict` keeps the order of each key, behind
     parked messages too. `dsn` must be direct, not a pooler's: it listens. `drain` ends the run when nothing is left.
-    A name that is new gets all that is in the log; with `from_now`, what is committed from now on.
+    A new name gets all that is in the log; with `from_now`, what is committed from now on.
     """
 
     def __init__(
-        self, dsn: str, *, name: str = "default", strict: bool = False, drain: bool = False, from_now: bool = False
+        self,
+        dsn: str,
+        target: Target,
+        *,
+        name: str = "default",
+        strict: bool = False,
+        drain: bool = False,
+        from_now: bool = False,
     ) -> None:
-        self._log = Log(dsn, check_name(name, "relay"), "", from_now=from_now)
+        self._target = target
+        self._log = Log(dsn, check_name(name, "relay"), target.name, target.lease, from_now=from_now)
         self._strict, self._drain = strict, drain
-        self._target: Target | None = None
-        self._stopping = asyncio.Event()
-        self._trouble: str | None = None
+        self._service = Service("Relay")
+        self._elsewhere = Trouble(_say_elsewhere)
         self._idle = False
-        self._standing_by = False
         self._retried_at = 0.0
         self.relayed = self.parked = 0
 
-    def to(self, target: Target, described: str) -> None:
-        """Say where messages go, and how `status` names it."""
-        self._target = target
-        self._log.target = described
-
     def stop(self) -> None:
-        """Send nothing more, wait a few seconds for what is under way, and end."""
-        self._stopping.set()
-
-    def may_send(self) -> bool:
-        """Whether the name is surely still ours: a process that was frozen must not go on from where it was."""
-        return time.monotonic() - self._log.verified < LEASE / 2
-
-    def trouble(self, what: str | None) -> None:
-        """Take note of what is wrong with the target, or that it is over."""
-        if what != self._trouble:
-            if what:
-                log.warning("%s; messages wait in the log", printable(what))
-            else:
-                log.info("the target takes messages again")
-        self._trouble = what
+        """Sends nothing more and ends, at most 5 seconds after what is under way. Called again, it ends at once."""
+        self._service.stop()
 
     async def run(self) -> None:
-        """Relay until `stop`, or with `drain` until nothing is left."""
-        if self._target is None:
-            raise DefinitionError("a relay needs a target: call `to` first")
-        wait = POLL_FIRST
-        try:
-            while not self._stopping.is_set():
-                try:
-                    await self._log.connect()
-                    window = await self._log.take_over()
-                    log.info("relaying")
-                    self._standing_by = False
-                    wait = POLL_FIRST
-                    if await self._relay(window):
-                        break
-                except TakenOver as error:
-                    if not self._standing_by:
-                        log.info("%s; standing by", error)
-                    self._standing_by = True
-                    await self._target.close()
-                    await self._sleep(random.uniform(0.5, 1))
-                except (psycopg.Error, OSError) as error:
-                    if not temporary(error):
-                        raise
-                    log.warning("%s; trying again", first_line(error))
-                    await self._log.close()
-                    await self._target.close()
-                    await self._sleep(wait)
-                    wait = min(2.0, wait * 2)
-        finally:
+        """Relays until `stop`, or with `drain` until nothing is left."""
+        await self._service.run(self._lead_when_free, self._log.leave, self._log.close, self._target.close)
+
+    async def _lead_when_free(self) -> None:
+        """Relays whenever the name is free and the database is there."""
+        delays = Delays(RECONNECT_FIRST, RECONNECT_LAST)
+        while not self._service.stopping:
             try:
-                with contextlib.suppress(psycopg.Error, OSError):  # TimeoutError is one of the latter
-                    await asyncio.wait_for(self._log.leave(), GRACE)
-            finally:
+                await self._log.connect()
+                window = await self._log.take_over()
+                log.info("relaying")
+                self._elsewhere.set(None)
+                delays.reset()
+                return await self._lead(window)
+            except TakenOver as error:
+                self._elsewhere.set(str(error))
+                await self._target.close()
+                await self._service.sleep(STAND_BY * random.uniform(0.5, 1))
+            except (psycopg.Error, OSError) as error:
+                if not temporary(error):
+                    raise
+                log.warning("%s; trying again", first_line(error))
                 await self._log.close()
                 await self._target.close()
+                await self._service.sleep(delays.next())
 
-    async def _relay(self, window: Window | None) -> bool:
-        """Work and beat side by side; True when it is time to end."""
-        work, beat = asyncio.create_task(self._work(window)), asyncio.create_task(self._beat())
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait({work, beat, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if stopping.done() and not work.done():
-                await asyncio.wait({work, beat}, timeout=GRACE, return_when=asyncio.FIRST_COMPLETED)
-            for task in (beat, work):
-                if task.done():
-                    task.result()
-            return True
-        finally:
-            await service.cancel(work, beat, stopping)
+    async def _lead(self, window: Window | None) -> None:
+        await side_by_side(self._service.until_stop(self._work(window), grace=GRACE), self._beat())
 
     async def _work(self, window: Window | None) -> None:
-        delay = POLL_FIRST
-        while not self._stopping.is_set():
+        """Sends the open window, then whatever is new."""
+        polls = Delays(POLL_FIRST, POLL_LAST)
+        quiet_since = time.monotonic()
+        while not self._service.stopping:
             if window is None:
                 await self._retry_parked()
                 window = await self._log.cut()
             if window is not None:
                 await self._set_idle(False)
                 await self._send(window)
-                window, delay = None, POLL_FIRST
+                window, quiet_since = None, time.monotonic()
+                polls.reset()
             elif self._drain:
                 return
-            elif not self._idle and delay > IDLE_AFTER:
-                await self._set_idle(True)  # and one more look: what came before has woken nobody
-            elif await self._log.wait(delay):
-                delay = POLL_FIRST
-            else:
-                delay = min(POLL_LAST, delay * 2)
+            elif not self._idle and time.monotonic() - quiet_since > IDLE_AFTER:
+                await self._set_idle(True)  # and one more look: what was committed before has notified nothing
+            elif await self._log.wait(polls.next()):
+                polls.reset()
 
     async def _send(self, window: Window) -> None:
-        """Hand a window on, part by part; the next part is fetched meanwhile."""
-        assert self._target is not None
+        """Sends a window part by part, and fetches the next part meanwhile."""
         parts = self._log.read(window)
         part = await anext(parts, None)
         if part is None:
@@ -173,22 +143,21 @@ class Relay:
                 parked = await self._target.deliver(part, stopped)
                 then = await following
             finally:
-                await service.cancel(following)
+                await cancel(following)
             killpoints.passing("K10")
             await self._log.advance(part[-1].id, len(part) - len(parked), parked, done=then is None)
             self.relayed += len(part) - len(parked)
             self.parked += len(parked)
             log.info("%s relayed, %s parked in %.1f ms", len(part) - len(parked), len(parked),
                      (time.monotonic() - started) * 1000)  # fmt: skip
-            if self._stopping.is_set():
+            if self._service.stopping:
                 return
             part = then
 
     async def _retry_parked(self) -> None:
-        """Send again what a person wants to be sent again, between two windows."""
+        """Sends again what a person wants to have sent again, between two windows."""
         if time.monotonic() - self._retried_at < RETRY_EVERY and not self._drain:
             return
-        assert self._target is not None
         while messages := await self._log.to_retry(self._strict):
             failed = await self._target.deliver(messages, set())
             sent = [message.id for message in messages if message.id not in failed]
@@ -201,20 +170,21 @@ class Relay:
         rotate_at = 0.0
         known: list[str] = []
         while True:
-            await self._log.beat(self._trouble, self._idle)
+            await self._log.beat(self._target.trouble.now, self._idle)
             if time.monotonic() >= rotate_at:
                 rotate_at = time.monotonic() + ROTATE_EVERY
                 stuck = await self._log.rotate()
                 for child in set(stuck) - set(known):
                     log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)
                 known = stuck
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(HEARTBEAT_EVERY)
 
     async def _set_idle(self, idle: bool) -> None:
         if idle != self._idle:
             self._idle = idle
-            await self._log.beat(self._trouble, idle)
+            await self._log.beat(self._target.trouble.now, idle)
 
-    async def _sleep(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+def _say_elsewhere(why: str | None) -> None:
+    if why is not None:
+        log.info("%s; standing by", why)

@@ -1,4 +1,4 @@
-"""The ring of the message log: children that everybody has passed are emptied, and the ring is turned early."""
+"""Empties the tables of the message log that every relay has passed, and turns the ring before one is full."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from ..database import statements
 
 SQL = statements.load("ring")
 
+LOCK_TIMEOUT = "SET LOCAL lock_timeout = '100ms'"
+"""Milliseconds to wait for a table: writers queue behind the lock meanwhile, and there will be another rotation."""
+
 
 async def rotate(conn: psycopg.AsyncConnection[Any], days: float | None = None) -> list[str]:
-    """Empty the children that every relay has passed; where there is no relay, those older than `days`.
+    """Empties the child tables that every relay has passed; without a relay, those older than `days`.
 
-    Returns those that could not be had within a moment, since a transaction that writes messages is open.
+    Returns those that could not be locked at once because a transaction that writes messages is open.
     """
     stuck: list[str] = []
     for child, current, _ in await _ask(conn, "ring"):
@@ -23,9 +26,9 @@ async def rotate(conn: psycopg.AsyncConnection[Any], days: float | None = None) 
             continue
         try:
             async with conn.transaction():
-                await conn.execute("SET LOCAL lock_timeout = '100ms'")
+                await conn.execute(LOCK_TIMEOUT)
                 await _ask(conn, "ring_lock", child)
-                # Asked again: a writer who was waited for has left something that nobody has seen.
+                # Asked again: a writer that was waited for may have written messages.
                 if all((await _ask(conn, "ring_child", child, days))[0]):
                     await _ask(conn, "ring_truncate", child)
         except psycopg.errors.LockNotAvailable:

@@ -1,4 +1,4 @@
-"""Which of several databases a workflow lives in, for those who outgrow one."""
+"""Tells in which of several databases a workflow lives, for those who outgrow one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..texts import shown
 
 
 def shard(entity_id: str, of: int) -> int:
-    """Return the number, from 0 to `of` - 1, of the database that an entity belongs to.
+    """Returns the number, from 0 to `of` - 1, of the database that an entity belongs to.
 
-    The same for ever and on every machine: CRC-32 of its UTF-8, modulo `of`. `outbox relay --to … --shard 2/4` hands on
-    those of number 2.
+    It is CRC-32 of the id's UTF-8, modulo `of`, on every machine and in every release. `outbox relay --to … --shard
+    2/4` delivers the messages of those with number 2.
     """
     if isinstance(of, bool) or not isinstance(of, int) or of < 1:
         raise InvalidInput("of", f"{shown(of)} is not a number of databases")

@@ -17,15 +17,15 @@ from .look import parked_by, rows
 SQL = statements.load("change")
 
 BATCH = 1_000
-"""How many dead jobs one transaction retries."""
+"""How many dead jobs one transaction retries: it locks that many workflows, for well below a second."""
 
 
 def retry_parked(
     conn: psycopg.Connection[Any], *, relay: str | None = None, consumer: str | None = None, ids: Sequence[int] = ()
 ) -> int:
-    """Have what is parked tried again by its relay or consumer, all or what has these ids; return how much that is.
+    """Marks parked messages, all or those with these ids, so that their relay or consumer tries them again.
 
-    NotFound if an id isn't there or is that of several, naming them: then nothing is tried again.
+    Returns how many. Raises NotFound, and marks none, if an id isn't parked or is parked by several, which it names.
     """
     with conn.transaction():
         found = rows(conn, SQL["parked_retry"], relay=relay, consumer=consumer, ids=list(ids) or None)
@@ -33,16 +33,16 @@ def retry_parked(
             names = [parked_by(row) for row in found if row["id"] == id_]
             if not names:
                 by = f" by {parked_by({'relay': relay, 'consumer': consumer})}" if relay or consumer else ""
-                raise NotFound(f"nothing with the id {id_} is parked{by}")
+                raise NotFound(f"no message with the id {id_} is parked{by}")
             if len(names) > 1:
                 raise NotFound(f"{id_} is parked by {', '.join(names)}: say whose with --relay or --consumer")
     return len(found)
 
 
 def forget_relay(conn: psycopg.Connection[Any], name: str) -> int:
-    """Forget a relay that is gone for good, with what it has parked; returns how much that was.
+    """Forgets a relay that will never run again, with the messages that it has parked. Returns how many they were.
 
-    NotFound if there is none of this name, OutboxError if it is running.
+    Raises NotFound if there is none of this name, OutboxError if it is running.
     """
     (row,) = rows(conn, SQL["relay_forget"], relay=name)
     if not row["found"]:
@@ -55,9 +55,9 @@ def forget_relay(conn: psycopg.Connection[Any], name: str) -> int:
 def set_status(
     conn: psycopg.Connection[Any], workflow: UUID, status: str, *, actor: str, reason: str | None = None
 ) -> bool:
-    """Move a workflow as `actor`, who says why. False if it has that status already.
+    """Moves a workflow to a status in the name of `actor`. Returns False if it has that status already.
 
-    IllegalChange or UnknownStatus if the pipeline doesn't allow it.
+    Raises IllegalChange or UnknownStatus if the pipeline doesn't allow the change.
     """
     with raised_as_ours(), conn.transaction():
         conn.execute(SQL["change_mark"], {"actor": actor, "reason": reason})
@@ -65,7 +65,7 @@ def set_status(
 
 
 def find_stage(conn: psycopg.Connection[Any], name: str, pipeline: str | None = None) -> tuple[str, str]:
-    """Return pipeline and stage of a name, "enrich" or "posts.enrich". NotFound if there is none, or more than one."""
+    """Returns pipeline and stage of a name, "enrich" or "posts.enrich". Raises NotFound unless it means exactly one."""
     found = rows(conn, SQL["stages_named"], stage=name, pipeline=pipeline)
     if not found:
         raise NotFound(f'no pipeline that is deployed here has a stage "{name}"')
@@ -76,22 +76,22 @@ def find_stage(conn: psycopg.Connection[Any], name: str, pipeline: str | None = 
 
 
 def pause(conn: psycopg.Connection[Any], pipeline: str, stage: str, *, by: str, reason: str | None = None) -> bool:
-    """Have no worker claim for a stage any more; what runs goes on. False if it is paused already."""
+    """Pauses a stage: no worker claims for it, and jobs that run go on. Returns False if it is paused already."""
     return bool(rows(conn, SQL["stage_pause"], pipeline=pipeline, stage=stage, by=by, reason=reason))
 
 
 def resume(conn: psycopg.Connection[Any], pipeline: str, stage: str) -> bool:
-    """Have workers claim for a stage again, within a second or so. False if it wasn't paused."""
+    """Resumes a stage: workers claim for it again within about a second. Returns False if it wasn't paused."""
     return bool(rows(conn, SQL["stage_resume"], pipeline=pipeline, stage=stage))
 
 
 def retry(conn: psycopg.Connection[Any], workflow: UUID) -> bool:
-    """Make the job of a workflow anew. False if it has one, or stands where no stage takes it."""
-    return _make_anew(conn, [workflow]) > 0
+    """Makes a new job for a workflow. Returns False if it has a live job, or if no stage takes its status."""
+    return _make_jobs(conn, [workflow]) > 0
 
 
 def retry_all(conn: psycopg.Connection[Any], pipeline: str | None = None) -> int:
-    """Make the jobs of all dead ones anew, in batches; return how many."""
+    """Makes new jobs for all dead ones, in batches. Returns how many."""
     made, after = 0, UUID(int=0)
     while True:
         with conn.cursor(row_factory=tuple_row) as cursor:
@@ -99,11 +99,11 @@ def retry_all(conn: psycopg.Connection[Any], pipeline: str | None = None) -> int
             ids = [row[0] for row in cursor.fetchall()]
         if not ids:
             return made
-        made += _make_anew(conn, ids)
+        made += _make_jobs(conn, ids)
         after = ids[-1]
 
 
-def _make_anew(conn: psycopg.Connection[Any], ids: list[UUID]) -> int:
+def _make_jobs(conn: psycopg.Connection[Any], ids: list[UUID]) -> int:
     with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
         cursor.execute(SQL["retry_turn"])
         row = cursor.execute(SQL["jobs_make_anew"], {"ids": ids}).fetchone()

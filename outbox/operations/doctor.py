@@ -1,4 +1,4 @@
-"""Looks for what is wrong or will be: server, schema, pipelines, jobs, sessions. Each finding says what to do."""
+"""Looks for what is wrong or soon will be: server, schema, pipelines, jobs, sessions. Each finding says what to do."""
 
 from __future__ import annotations
 
@@ -13,16 +13,34 @@ from ..database import migrations, statements
 from ..definition import deploy
 from ..definition.pipeline import Pipeline
 from ..errors import Stranded
+from ..texts import number
 
 SQL = statements.load("doctor")
+
 OLDEST_POSTGRES = 150000
+"""The oldest Postgres that works, as `server_version_num` has it."""
+
+LONG_TRANSACTION = 60.0
+"""Seconds after which an open transaction is reported: in less, dead rows don't slow down a claim."""
+
+MAX_CONNECTIONS_USED = 0.8
+"""The part of `max_connections` that may be used: a deploy starts new workers before the old ones have gone."""
+
+RELAY_BEHIND = 600
+"""Seconds that a running relay may be behind: after a broker's restart it catches up in less."""
+
+MANY_MESSAGES, OLD_MESSAGES = 1_000_000, 7 * 86_400
+"""How many messages, and how old a message, in seconds, the log may keep without a relay: beyond, nobody plans one."""
+
+MANY_DEAD_ROWS = 100_000
+"""How many dead rows of a table are reported if they outnumber the live ones: in fewer, a scan loses no second."""
 
 Conn = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found, how bad it is, and what to do."""
+    """What was found, how bad it is, and what to do about it."""
 
     level: Literal["ok", "warn", "bad"]
     what: str
@@ -32,30 +50,32 @@ class Finding:
         return {"level": self.level, "what": self.what, "do": self.do}
 
 
-def examine(conn: Conn, pipelines: Sequence[Pipeline[Any]] = (), *, long_transaction: float = 60.0) -> list[Finding]:
-    """Return all findings. With pipelines, whether the database has them as this code has them.
+def examine(
+    conn: Conn, pipelines: Sequence[Pipeline[Any]] = (), *, long_transaction: float = LONG_TRANSACTION
+) -> list[Finding]:
+    """Returns all findings. Compares `pipelines` with what is deployed.
 
-    A transaction that is open for `long_transaction` seconds and keeps dead rows alive is reported.
+    A transaction that has been open for `long_transaction` seconds and keeps dead rows is reported.
     """
     found = [*_server(conn), *_schema(conn)]
     if migrations.pending(conn):
-        return found  # the rest can't be asked
+        return found  # the other statements need the whole schema
     found += [*_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn), *_waits(conn)]
     return [*found, *_relays(conn), *_sessions(conn, long_transaction), *_tables(conn)]
 
 
 def _server(conn: Conn) -> Iterator[Finding]:
     row = _rows(conn, "server")[0]
-    number, name, connections, standby, read_only, fsync, full_pages, synchronous, autovacuum, used = row
-    if number < OLDEST_POSTGRES:
+    version, name, connections, standby, read_only, fsync, full_pages, synchronous, autovacuum, used = row
+    if version < OLDEST_POSTGRES:
         yield Finding("bad", f"Postgres {name} is too old", "Outbox needs Postgres 15 or newer")
     else:
         yield Finding("ok", f"Postgres {name}")
     if standby or read_only:
-        yield Finding("bad", "this server or role only reads", "connect to the primary, as a role that may write")
+        yield Finding("bad", "this server or role is read-only", "connect to the primary, as a role that may write")
     if not fsync or not full_pages:
         yield Finding(
-            "bad", "fsync or full_page_writes is off: a crash can destroy the database", "switch both on, and restart"
+            "bad", "fsync or full_page_writes is off: a crash can destroy the database", "switch both on and restart"
         )
     if synchronous == "off":
         yield Finding(
@@ -65,7 +85,7 @@ def _server(conn: Conn) -> Iterator[Finding]:
         )
     if not autovacuum:
         yield Finding("bad", "autovacuum is off: the job table will grow without end", "switch autovacuum on")
-    if used > 0.8 * connections:
+    if used > MAX_CONNECTIONS_USED * connections:
         yield Finding("warn", f"{used} of {connections} connections are used", "raise max_connections, or use a pooler")
 
 
@@ -103,7 +123,7 @@ def _workers(conn: Conn) -> Iterator[Finding]:
         yield Finding("warn", f"worker {worker} ({name}) has missed its lease", "any live worker removes it in seconds")
     for pipeline, stage, jobs in _rows(conn, "stages_unserved"):
         yield Finding(
-            "bad", f"{jobs} jobs wait for stage {pipeline}.{stage}, which no worker serves",
+            "bad", f"{number(jobs, 'job')} waiting for stage {pipeline}.{stage}, which no worker serves",
             f"run: outbox worker --stage {stage}",
         )  # fmt: skip
 
@@ -112,47 +132,51 @@ def _jobs(conn: Conn) -> Iterator[Finding]:
     stuck = _rows(conn, "jobs_without_worker")[0][0]
     if stuck:
         yield Finding(
-            "bad", f"{stuck} jobs are held by workers that are gone", "start a worker: its sweeper frees them"
+            "bad", f"{number(stuck, 'job')} held by workers that are gone", "start a worker: its sweeper frees them"
         )
     for pipeline, stage, ready, seconds in _rows(conn, "stages_behind"):
         yield Finding(
-            "warn", f"{pipeline}.{stage} is {seconds / 60:.0f} minutes behind, {ready} jobs are ready",
-            "start more workers for it, or look into `outbox worker`'s log",
+            "warn", f"{pipeline}.{stage} is {seconds / 60:.0f} minutes behind, with {number(ready, 'job')} ready",
+            "start more workers for it, or check the log of `outbox worker`",
         )  # fmt: skip
     for pipeline, stage, count, seconds in _rows(conn, "jobs_running_long"):
         yield Finding(
-            "warn", f"{count} jobs of {pipeline}.{stage} run for up to {seconds / 3600:.1f} hours", "lower its timeout"
+            "warn",
+            f"{number(count, 'job')} of {pipeline}.{stage} running for up to {seconds / 3600:.1f} hours",
+            "lower its timeout",
         )
     for pipeline, status, count, entity in _rows(conn, "workflows_without_job"):
         yield Finding(
-            "bad", f"{count} workflows of {pipeline} stand in {status} without a job, such as {entity}",
-            "run: outbox retry ENTITY, or move them on by outbox set-status",
+            "bad", f"{number(count, 'workflow')} of {pipeline} in {status} without a job, such as {entity}",
+            "run: outbox retry ENTITY, or move them on with outbox set-status",
         )  # fmt: skip
     dead = _rows(conn, "dead_jobs")[0][0]
     if dead:
-        yield Finding("warn", f"{dead} jobs are dead and wait for a person", "look: outbox dead; then: outbox retry")
+        yield Finding(
+            "warn", f"{number(dead, 'dead job')} waiting for a person", "look: outbox dead; then: outbox retry"
+        )
     else:
-        yield Finding("ok", "no job is dead, none is stuck")
+        yield Finding("ok", "no job is dead or stuck")
 
 
 def _waits(conn: Conn) -> Iterator[Finding]:
     for pipeline, status, leads_to, count, legal in _rows(conn, "waits_overdue"):
         yield Finding(
-            "bad", f"{count} workflows of {pipeline} stand in {status} after their deadline",
-            "run a worker: any one moves them" if legal
-            else f"from {status} to {leads_to} is no legal change: deploy one, or move them on by outbox set-status",
+            "bad", f"{number(count, 'workflow')} of {pipeline} in {status} past the deadline",
+            "run a worker: any worker moves them on" if legal
+            else f"from {status} to {leads_to} is not a legal change: deploy one, or run outbox set-status",
         )  # fmt: skip
     for pipeline, schedule, seconds, attempts, error in _rows(conn, "schedules_late"):
         yield Finding(
             "warn", f"schedule {pipeline}.{schedule} is {seconds / 60:.0f} minutes late"
-            + (f", {attempts} attempts have failed: {error}" if attempts else ""),
-            "mend its function" if attempts else "run a worker that serves all stages of the pipeline",
+            + (f", with {number(attempts, 'failed attempt')}: {error}" if attempts else ""),
+            "fix its function" if attempts else "run a worker that serves all stages of the pipeline",
         )  # fmt: skip
     for pipeline, stage, by, reason, seconds in _rows(conn, "pauses"):
         yield Finding(
-            "warn", f"{pipeline}.{stage} is paused by {by} since {seconds / 3600:.1f} hours"
+            "warn", f"{pipeline}.{stage} is paused by {by} for {seconds / 3600:.1f} hours"
             + (f": {reason}" if reason else ""),
-            f"when it may go on: outbox resume {pipeline}.{stage}",
+            f"to resume it: outbox resume {pipeline}.{stage}",
         )  # fmt: skip
 
 
@@ -162,21 +186,26 @@ def _relays(conn: Conn) -> Iterator[Finding]:
         if not runs and behind is not None:
             yield Finding(
                 "warn",
-                f"relay {name} is not running: messages wait for it since {behind / 60:.0f} minutes, and are kept",
+                f"relay {name} is not running: messages have been waiting for it for {behind / 60:.0f} minutes; "
+                "none is lost",
                 f"run: outbox relay --name {name}; or, if it is gone for good: outbox relay --forget {name}",
             )
         elif runs and trouble:
-            yield Finding("warn", f"relay {name}: {trouble}", "look after the broker; the relay goes on by itself")
-        elif runs and behind is not None and behind > 600:
-            yield Finding("warn", f"relay {name} is {behind / 60:.0f} minutes behind", "look into `outbox relay`'s log")
+            yield Finding("warn", f"relay {name}: {trouble}", "check the broker; the relay continues by itself")
+        elif runs and behind is not None and behind > RELAY_BEHIND:
+            yield Finding(
+                "warn", f"relay {name} is {behind / 60:.0f} minutes behind", "check the log of `outbox relay`"
+            )
         if parked:
             yield Finding(
-                "warn", f"relay {name} has parked {parked} messages", "look: outbox parked; then: outbox parked --retry"
+                "warn",
+                f"relay {name} has parked {number(parked, 'message')}",
+                "look: outbox parked; then: outbox parked --retry",
             )
     for consumer, parked, to_retry in _rows(conn, "parked_deliveries"):
         yield Finding(
             "warn",
-            f"consumer {consumer} has parked {parked} messages"
+            f"consumer {consumer} has parked {number(parked, 'message')}"
             + (f", {to_retry} of them to be tried again when it runs" if to_retry else ""),
             f"start consumer {consumer}: it takes them within seconds"
             if to_retry == parked
@@ -184,12 +213,12 @@ def _relays(conn: Conn) -> Iterator[Finding]:
         )
     count, oldest = _rows(conn, "messages_kept")[0]
     if not relays and oldest is not None:
-        much = count > 1_000_000 or oldest > 7 * 86_400
-        what = f"no relay is there: messages are kept in the log, the first since {oldest / 3600:.0f} hours"
+        much = count > MANY_MESSAGES or oldest > OLD_MESSAGES
+        what = f"there is no relay: the log keeps messages, the oldest for {oldest / 3600:.0f} hours"
         yield Finding(
             "warn" if much else "ok",
             what,
-            "run: outbox relay; or bound it: outbox worker --keep-messages 7" if much else "",
+            "run: outbox relay; or delete old messages: outbox worker --keep-messages 7" if much else "",
         )
 
 
@@ -197,20 +226,20 @@ def _sessions(conn: Conn, long_transaction: float) -> Iterator[Finding]:
     if not _rows(conn, "sees_all_sessions")[0][0]:
         yield Finding("ok", "this role sees only its own sessions' transactions (pg_read_all_stats would show all)")
     for kind, name, seconds in _rows(conn, "horizon_holders", long=long_transaction):
-        since = "" if seconds is None else f", for {seconds / 60:.0f} minutes"
+        how_long = "" if seconds is None else f" for {seconds / 60:.0f} minutes"
         yield Finding(
-            "warn", f"{kind} {name} keeps Postgres from removing dead rows{since}",
+            "warn", f"{kind} {name} keeps Postgres from removing dead rows{how_long}",
             "end it: commit it, pg_terminate_backend(pid), ROLLBACK PREPARED or pg_drop_replication_slot()",
         )  # fmt: skip
 
 
 def _tables(conn: Conn) -> Iterator[Finding]:
     for name, live, dead, size, vacuumed in _rows(conn, "tables"):
-        if dead > 100_000 and dead > live:
+        if dead > MANY_DEAD_ROWS and dead > live:
             when = f"last vacuumed at {vacuumed:%Y-%m-%d %H:%M}" if vacuumed else "never vacuumed"
             yield Finding(
                 "warn", f"outbox.{name} has {dead:,} dead rows beside {live:,} live ones ({size >> 20} MB, {when})",
-                "look for long transactions above; give autovacuum more workers",
+                "end the long transactions above; give autovacuum more workers",
             )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""What a person asks the tables and tells them: status, show, dead, set-status, retry. Each is a few statements."""
+"""What a person asks: where workflows are, what has become of one, what is dead, parked or waits for an answer.
+
+Each question is a few statements, and changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,15 @@ Row = dict[str, Any]
 
 
 def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
-    """Return `overview`, a row for each pipeline, status and stage; and what is at work, and what is in the way."""
+    """Returns the tables of `outbox status`, by name: `overview` has a row for each pipeline, status and stage."""
     return {
         name: rows(conn, SQL[name])
-        for name in ("overview", "limits", "progress", "workers", "relays", "parked_deliveries")
+        for name in ("overview", "overdue", "limits", "progress", "workers", "relays", "parked_deliveries")
     }
 
 
 def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> list[Row]:
-    """Return the workflows of an entity, in one pipeline or in all. NotFound if there is none."""
+    """Returns the workflows of an entity, in one pipeline or in all. Raises NotFound if there is none."""
     found = rows(conn, SQL["workflows_of_entity"], entity=entity, pipeline=pipeline)
     if not found:
         where = f'pipeline "{pipeline}"' if pipeline else "any pipeline"
@@ -38,7 +41,7 @@ def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None
 
 
 def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> Row:
-    """Return the only workflow of an entity. NotFound, naming the pipelines, if there are several."""
+    """Returns the only workflow of an entity. Raises NotFound, which names the pipelines, if there are several."""
     found = find(conn, entity, pipeline)
     if len(found) > 1:
         names = ", ".join(row["pipeline"] for row in found)
@@ -47,7 +50,7 @@ def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = 
 
 
 def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
-    """Return a workflow with its history, its job, its dead job, what it waits for, and its messages."""
+    """Returns a workflow with its history, its job, its dead job, what it waits for, and its messages."""
     key = {"id": workflow["id"]}
     return {
         **workflow,
@@ -56,7 +59,9 @@ def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
         "dead_job": next(iter(rows(conn, SQL["dead_job"], **key)), None),
         "checkpoints": rows(conn, SQL["checkpoints_of_workflow"], **key),
         "approvals": rows(conn, SQL["approvals_of_workflow"], **key),
-        "waits_for": next(iter(rows(conn, SQL["wait_of_workflow"], **key)), None),
+        "waits_for": next(
+            ({**row.pop("details"), **row} for row in rows(conn, SQL["waiting_of_workflow"], **key)), None
+        ),
         "parent": next(iter(rows(conn, SQL["parent_of_workflow"], **key)), None),
         "children": rows(conn, SQL["children_of_workflow"], **key),
         "signals": rows(conn, SQL["signals_of_workflow"], **key),
@@ -65,21 +70,23 @@ def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
 
 
 def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = 1_000_000) -> list[Row]:
-    """Return dead jobs, the latest first."""
+    """Returns dead jobs, the latest first."""
     return rows(conn, SQL["dead_jobs"], pipeline=pipeline, limit=limit)
 
 
 def schedules(conn: psycopg.Connection[Any]) -> list[Row]:
-    """Return what runs by the clock: when next, and how it went last. `late_seconds` is negative until it is due."""
+    """Returns the schedules: their next tick and how the last one went. `late_seconds` is negative until a tick is
+    due.
+    """
     return rows(conn, SQL["schedules"])
 
 
 def approvals(
     conn: psycopg.Connection[Any], *, pipeline: str | None = None, assignee: str | None = None, limit: int = 1_000_000
 ) -> list[Row]:
-    """Return the questions that are open, the oldest first, with the data that they are about.
+    """Returns the open questions, the oldest first, with the data that they are about.
 
-    `changed`: the data is not what it was when the question was asked; a decision must then name `shown`.
+    `changed` says whether the data was changed since the question was asked. Then a decision must name `shown`.
     """
     return rows(conn, SQL["approvals_open"], pipeline=pipeline, assignee=assignee, limit=limit)
 
@@ -87,9 +94,9 @@ def approvals(
 def parked(
     conn: psycopg.Connection[Any], *, relay: str | None = None, consumer: str | None = None, limit: int = 1_000_000
 ) -> list[Row]:
-    """Return what relays could not send and consumers could not handle, of each the first one first.
+    """Returns the messages that relays could not send and consumers could not handle, the first of each first.
 
-    All of it, or that of one relay or one consumer. A row has the name of either as `relay` or as `consumer`.
+    With `relay` or `consumer`, only those of one. A row has the name as `relay` or as `consumer`.
     """
     found = rows(conn, SQL["parked"], relay=relay, consumer=consumer, limit=limit)
     for row in found:
@@ -99,12 +106,12 @@ def parked(
 
 
 def parked_by(row: Row) -> str:
-    """Return who has parked a row of `parked`, as people say it."""
+    """Returns what has parked a row of `parked`, in words."""
     return f"consumer {row['consumer']}" if row["relay"] is None else f"relay {row['relay']}"
 
 
 class _Time(TimestamptzLoader):
-    """A moment, or the text of one that Python has no date for: before year 1, after 9999."""
+    """Loads a time, or its text if Python has no date for it: before year 1, after 9999."""
 
     def load(self, data: Buffer) -> Any:
         try:
@@ -114,7 +121,7 @@ class _Time(TimestamptzLoader):
 
 
 def _json(data: str | bytes) -> Any:
-    """A document, or the text of one that is in nobody's way in Postgres and that Python can't read or write."""
+    """Loads a document, or its text if Python can't read or write it."""
     text = data if isinstance(data, str) else data.decode()
     try:
         return json.loads(documents.check(text, "document"))

@@ -1,41 +1,54 @@
 -- Changes that a person makes: set a status, retry, pause, resume, forget a relay.
 
 -- name: change_mark
+-- Sets who makes the changes of this transaction, and why.
 SELECT set_config('outbox.actor', %(actor)s, true), set_config('outbox.reason', coalesce(%(reason)s, ''), true);
 
 -- name: status_set
+-- Changes a workflow's status, and returns its new version; no row if it has that status already. The trigger checks
+-- the change and does the rest.
+-- Writes workflow_states. Locks the workflow. Uses workflow_states_pkey.
 UPDATE outbox.workflow_states AS w SET current_status = %(status)s
 WHERE w.id = %(id)s AND w.current_status <> %(status)s
 RETURNING w.version;
 
 -- name: stages_named
--- The stages of this name, "enrich" or "posts.enrich", that any pipeline is deployed with.
+-- Returns the stages of this name, "enrich" or "posts.enrich", that any pipeline is deployed with.
+-- Reads stages.
 SELECT s.pipeline, s.stage FROM outbox.stages AS s
 WHERE (s.stage = %(stage)s OR s.pipeline || '.' || s.stage = %(stage)s)
   AND (%(pipeline)s::text IS NULL OR s.pipeline = %(pipeline)s)
 ORDER BY s.pipeline;
 
 -- name: stage_pause
+-- Pauses a stage; no row if it is paused already.
+-- Writes pauses. Uses pauses_pkey.
 INSERT INTO outbox.pauses (pipeline, stage, paused_by, reason) VALUES (%(pipeline)s, %(stage)s, %(by)s, %(reason)s)
 ON CONFLICT (pipeline, stage) DO NOTHING RETURNING stage;
 
 -- name: stage_resume
+-- Resumes a stage; no row if it is not paused.
+-- Writes pauses. Uses pauses_pkey.
 DELETE FROM outbox.pauses AS p WHERE p.pipeline = %(pipeline)s AND p.stage = %(stage)s RETURNING p.stage;
 
 -- name: retry_candidates
--- Dead jobs, by workflow, from a point on: for retry in batches.
+-- Returns workflows with dead jobs, in the order of ids, from a point on: outbox retry takes them in batches.
+-- Reads dead_jobs. Uses dead_jobs_pkey.
 SELECT d.workflow_id FROM outbox.dead_jobs AS d
 WHERE d.workflow_id > %(after)s AND (%(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s)
 ORDER BY d.workflow_id LIMIT %(limit)s;
 
 -- name: retry_turn
--- Waits for a deploy that is under way and keeps others out until commit. A statement of its own: the next one must see
--- the routes that the deploy has written.
+-- Waits for a deploy that is under way, and keeps others out until commit. It is a statement of its own because the
+-- next one must see the routes that the deploy has written.
+-- Locks an advisory lock, shared.
 SELECT pg_advisory_xact_lock_shared(hashtext('outbox.deploy'));
 
 -- name: jobs_make_anew
--- Makes the jobs of workflows anew that have none: their dead job goes, its idempotency key stays. The workflow is
--- locked first, as everywhere. Returns the pipelines and stages that got a job.
+-- Makes new jobs for workflows that have none. Their dead job goes, and its idempotency key stays. Returns how many got
+-- a job, and wakes workers for them.
+-- Reads workflow_states. Writes dead_jobs, jobs. Locks workflows, ids ascending. Uses workflow_states_pkey,
+-- dead_jobs_pkey, jobs_pkey.
 WITH workflow AS MATERIALIZED (
     SELECT w.id, w.pipeline, w.current_status, w.version, w.metadata
     FROM outbox.workflow_states AS w
@@ -43,18 +56,17 @@ WITH workflow AS MATERIALIZED (
     ORDER BY w.id
     FOR NO KEY UPDATE
 ), dead AS (
-    DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.version
+    DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.entered
 ), made AS (
-    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, deadline, on_deadline, partition, priority)
-    SELECT workflow.id, workflow.pipeline, r.stage, workflow.current_status, coalesce(dead.version, workflow.version),
-           now() + r.deadline, r.on_deadline,
-           CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(workflow.metadata, r.partition) END,
-           CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(workflow.metadata, r.priority) END
+    -- Not from outbox.routed: it would read the workflow as it was before its lock was had.
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
+    SELECT workflow.id, workflow.pipeline, j.stage, workflow.current_status, coalesce(dead.entered, workflow.version),
+           j.deadline, j.on_deadline, j.partition, j.priority
     FROM workflow
-    JOIN outbox.routes AS r ON r.pipeline = workflow.pipeline AND r.status = workflow.current_status
+    CROSS JOIN LATERAL outbox.job_of(workflow.pipeline, workflow.current_status, workflow.metadata) AS j
     LEFT JOIN dead ON dead.workflow_id = workflow.id
     -- A job that is just dying is seen as live here: its dead one, which is not seen yet, must not get one beside it.
-    WHERE r.stage IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id)
+    WHERE j.stage IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id)
     ORDER BY workflow.id
     ON CONFLICT (workflow_id) DO NOTHING
     RETURNING pipeline, stage
@@ -62,8 +74,9 @@ WITH workflow AS MATERIALIZED (
 SELECT count(*), outbox.wake(array_agg(made.pipeline), array_agg(made.stage)) FROM made;
 
 -- name: relay_forget
--- Takes a relay's name away, with what it has parked: nothing is kept for it any more. Not one that runs. Returns whether
--- it was there, whether it went, and how much was parked. Writes relays, parked_messages.
+-- Removes a relay's name with what it has parked, so nothing is kept for it any more; but not one that runs. Returns
+-- whether it was there, whether it was removed, and how many messages were parked.
+-- Writes parked_messages, relays. Uses relays_pkey, parked_messages_pkey.
 WITH found AS (
     SELECT r.name FROM outbox.relays AS r WHERE r.name = %(relay)s
 ), gone AS (
@@ -76,9 +89,10 @@ WITH found AS (
 SELECT EXISTS (SELECT FROM found) AS found, EXISTS (SELECT FROM gone) AS gone, (SELECT count(*) FROM parked) AS parked;
 
 -- name: parked_retry
--- Has what is parked tried again by who parked it: those with these ids, or (null) all. Returns those with the ids,
--- whether they wait for it already or not, or all that didn't. Writes parked_messages, parked_deliveries; what waits
--- already is not touched: its relay or consumer may have it in hand.
+-- Marks what is parked to be tried again by the relay or consumer that parked it: those with these ids, or (null) all.
+-- Returns all of those with the ids, and of all those that were not marked before. A row that is marked already is left
+-- alone, since its relay or consumer may be trying it.
+-- Writes parked_deliveries, parked_messages. Uses parked_messages_pkey, parked_deliveries_pkey.
 WITH found AS (
     SELECT p.relay, NULL AS consumer, p.id, p.retry
     FROM outbox.parked_messages AS p

@@ -1,14 +1,16 @@
 -- What an attempt leaves for the next one: results of calls, and how far it is.
 
 -- name: checkpoint_read
--- The result that is kept by this key of this work. Uses checkpoints_pkey.
+-- Returns the result that is kept by this key of this work.
+-- Reads checkpoints. Uses checkpoints_pkey.
 SELECT c.function, c.result::text
 FROM outbox.checkpoints AS c
 WHERE c.workflow_id = %(id)s::uuid AND c.entered = %(entered)s AND c.stage = %(stage)s AND c.key = %(key)s;
 
 -- name: checkpoint_write
--- Keeps a result, if this attempt still holds its job and nobody has kept one by this key. Returns whether it is held, and
--- whether this was kept. Can be repeated. Writes checkpoints. Locks the job, shared. Uses jobs_pkey.
+-- Keeps a result, if this attempt still holds its job and no result is kept by this key. Returns whether the job is
+-- held, and whether this result was kept. It can be repeated.
+-- Reads jobs. Writes checkpoints. Locks the job, shared. Uses jobs_pkey, checkpoints_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id FROM outbox.jobs AS j
     WHERE j.workflow_id = %(id)s::uuid AND j.id = %(job)s AND j.owner = %(worker)s AND j.attempt = %(attempt)s
@@ -22,7 +24,8 @@ WITH held AS MATERIALIZED (
 SELECT EXISTS (SELECT FROM held), EXISTS (SELECT FROM made);
 
 -- name: progress_write
--- Notes how far jobs are that this worker still holds. Writes jobs. Uses jobs_pkey.
+-- Notes how far those jobs are that this worker still holds.
+-- Writes jobs. Uses jobs_pkey.
 UPDATE outbox.jobs AS j
 SET progress = o.progress
 FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(progress)s::text[]) AS o (id, job, attempt, progress)

@@ -1,12 +1,12 @@
--- Step 2: take jobs with a lease.
+-- Step 2: claim jobs, under the worker's lease.
 
 -- name: jobs_claim
--- Takes up to `limits[n]` ready jobs of each queue for one worker, oldest first, with the data to work on; and one
--- careful job of any of them if `careful` says that this worker has none.
--- Reads workflow_states, workers. Writes jobs. Locks jobs only, with SKIP LOCKED, so it can't deadlock with
--- a change by hand, which locks the workflow first. Uses jobs_ready_for_claim, the two primary keys.
+-- Claims up to `limits[n]` ready jobs of each queue for a worker, oldest first, and returns them with the data to work
+-- on. If `careful` says that the worker has none, one careful job of any of these queues is claimed as well.
+-- Reads pauses, workers, workflow_states. Writes jobs. Locks jobs only, with SKIP LOCKED, so it can't deadlock with a
+-- change by hand, which locks the workflow first. Uses jobs_ready_for_claim, jobs_pkey, workflow_states_pkey.
 WITH picked AS MATERIALIZED (
-    -- MATERIALIZED and its own LIMIT: an IN (... LIMIT n) may be evaluated again and take more than n.
+    -- MATERIALIZED with a LIMIT of its own: an IN (... LIMIT n) may be evaluated again and take more than n.
     -- `mark` is where the last scan ended: dead index entries below it are not walked over again.
     SELECT j.workflow_id
     FROM (
@@ -21,16 +21,16 @@ WITH picked AS MATERIALIZED (
         FROM outbox.jobs AS j
         WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND NOT j.careful
           AND j.id > q.mark AND j.owner IS NULL AND j.due
-          AND j.partition IS NULL  -- what is limited is claimed by those who know of it: jobs_claim_limited
+          AND j.partition IS NULL  -- a limited stage has jobs_claim_limited
         ORDER BY j.id
         LIMIT q.size
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS j
-    -- A worker whose row is gone would take jobs that the next sweep frees: an attempt burnt for nothing.
+    -- A worker whose row is gone would claim jobs that the next sweep frees, and waste an attempt of each.
     WHERE EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = %(worker)s::integer)
 ), careful AS MATERIALIZED (
-    -- The next attempt is the last one of these, and what killed the ones before may be among them: two of them in
-    -- one process, and the innocent dies with the other. The loop over the queues ends at the first that is found.
+    -- The next attempt of these is the last one, and one of them may be what killed the workers before. Two of them in one
+    -- process would die together, though only one is the cause. The loop over the queues ends at the first that is found.
     SELECT j.workflow_id
     FROM (SELECT q.pipeline, q.stage FROM unnest(%(pipelines)s::text[], %(stages)s::text[]) AS q (pipeline, stage)
           ORDER BY random()) AS q
@@ -47,24 +47,25 @@ WITH picked AS MATERIALIZED (
       AND NOT EXISTS (SELECT FROM outbox.pauses AS p WHERE p.pipeline = q.pipeline AND p.stage = q.stage)
     LIMIT 1
 ), claimed AS (
-    -- An array and no join: a queue that was empty when it was analyzed is taken for empty, and a join would walk over all
+    -- An array, not a join: a queue that was empty when it was analyzed is taken for empty, and a join would walk over all
     -- of its index, dead entries included, to find these few.
     UPDATE outbox.jobs AS j
     SET owner = %(worker)s::integer, attempt = j.attempt + 1, claimed_at = coalesce(%(now)s::timestamptz, now())
     WHERE j.workflow_id = ANY (
         ARRAY(SELECT picked.workflow_id FROM picked UNION ALL SELECT careful.workflow_id FROM careful))
-    RETURNING j.workflow_id, j.id, j.pipeline, j.stage, j.version, j.attempt, j.careful
+    RETURNING j.workflow_id, j.id, j.pipeline, j.stage, j.entered, j.attempt, j.careful
 )
-SELECT c.pipeline, c.stage, c.id, c.workflow_id::text, c.version AS entered, c.attempt, c.careful,
+SELECT c.pipeline, c.stage, c.id, c.workflow_id::text, c.entered, c.attempt, c.careful,
        w.entity_id, w.current_status AS status, w.version, w.metadata::text
 FROM claimed AS c
 JOIN outbox.workflow_states AS w ON w.id = c.workflow_id
 ORDER BY c.id;
 
 -- name: jobs_claim_limited
--- The same of stages that are limited, of each within its limits; see the function, in sql/migrations/0019_limits.sql.
--- Locks the stages' rows in limits, in order, then jobs with SKIP LOCKED. Writes jobs, limits, partition_rates. Uses
--- jobs_ready_by_partition, jobs_running_by_partition, the primary keys.
+-- Claims jobs of stages that are limited, of each within its limits; see the function in sql/functions/limits.sql.
+-- Reads pauses, workers, workflow_states. Writes jobs, limits, partition_rates. Locks the stages' rows in limits, in
+-- order, then jobs with SKIP LOCKED. Uses jobs_ready_by_partition, jobs_running_by_partition, limits_pkey,
+-- partition_rates_pkey, jobs_pkey, workflow_states_pkey.
 SELECT c.*
 FROM (SELECT q.pipeline, q.stage, q.size, q.careful
       FROM unnest(%(pipelines)s::text[], %(stages)s::text[], %(limits)s::integer[], %(careful)s::boolean[])
@@ -74,8 +75,10 @@ CROSS JOIN LATERAL outbox.jobs_claim_limited(
     %(worker)s::integer, q.pipeline, q.stage, q.size, q.careful, %(lead)s::float8, %(ahead)s::float8, %(slack)s::float8) AS c;
 
 -- name: jobs_start_if_held
--- Moves claimed workflows to their stage's in-progress status, whose trigger keeps the job. Returns the version.
--- Writes workflow_states. Locks workflow, then job, ids ascending. Uses the two primary keys.
+-- Moves claimed workflows to the in-progress status of their stage; the trigger keeps the job. Returns their new
+-- versions.
+-- Reads jobs. Writes workflow_states. Locks the workflow, then the job, ids ascending. Uses workflow_states_pkey,
+-- jobs_pkey.
 WITH me AS MATERIALIZED (
     SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true)
 ), workflow AS MATERIALIZED (
@@ -102,8 +105,8 @@ WHERE w.id = held.id
 RETURNING w.id::text, w.version;
 
 -- name: jobs_give_back_unknown
--- Frees what is claimed in this worker's name but never reached it: the answer to a claim was lost on the way.
--- Writes jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_running.
+-- Releases jobs that are claimed in this worker's name and never reached it, since the answer to the claim was lost.
+-- Writes jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_running, jobs_pkey.
 WITH unknown AS MATERIALIZED (
     SELECT j.workflow_id
     FROM outbox.jobs AS j

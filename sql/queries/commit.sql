@@ -1,14 +1,15 @@
 -- Step 4: one statement for a batch, in which a job that is no longer held contributes nothing.
 --
--- The fence is (job, owner, attempt). The job's own id is in it since the same worker may hold another job of the
--- workflow by now, in an attempt of the same number. IS NOT DISTINCT FROM keeps the planner from the index on owner:
--- where most jobs wait, that promises a row or two, and each job of a batch would be sought among all of the worker's.
+-- The fence is (job, owner, attempt). The job's own id is in it because the same worker may hold another job of the
+-- workflow by now, in an attempt of the same number. IS NOT DISTINCT FROM keeps the planner from the index on owner: where
+-- most jobs wait, that index promises a row or two, and each job of a batch would be sought among all of the worker's.
 
 -- name: jobs_finish_if_held
--- Writes new status, data and messages of the jobs that this worker still holds on unchanged data; the trigger
--- adds history, the end of the job and the next one. Returns the workflows that were still held; with a claim, that of
--- a handler's transaction, it is all of them or an error.
--- Writes workflow_states, messages. Locks workflow, then job, ids ascending. Uses the two primary keys.
+-- Writes the new status, data and messages of jobs that this worker still holds on unchanged data; the trigger adds
+-- history, the end of the job and the next one. Returns the workflows that were still held. With a claim, the mark of a
+-- handler's transaction, it is all of them or an error.
+-- Reads jobs. Writes messages, workflow_states. Locks the workflow, then the job, ids ascending. Uses
+-- workflow_states_pkey, jobs_pkey.
 WITH me AS MATERIALIZED (
     -- For the trigger, and for this transaction only: a pooler hands the session to others. A handler that has ended the
     -- transaction that it was given has lost its mark, and nothing is held.
@@ -24,10 +25,10 @@ WITH me AS MATERIALIZED (
     ORDER BY w.id
     FOR NO KEY UPDATE OF w
 ), held AS MATERIALIZED (
-    -- Then the job, locked too: after a wait Postgres reads anew only the row it locks, so a condition on a
-    -- job that is merely joined would be checked against the past.
-    -- One after the other, in the order of the workflows. Not as a join: a queue that was empty when it was analyzed is
-    -- taken for empty, and a join would walk over all of its index, dead entries included, to find these few.
+    -- Then the job, locked too: after a wait Postgres reads again only the row that it locks, so a condition on a job that
+    -- is merely joined would be checked against the past. One after the other, in the order of the workflows, and not as
+    -- a join: a queue that was empty when it was analyzed is taken for empty, and a join would walk over all of its index,
+    -- dead entries included, to find these few.
     SELECT workflow.id, workflow.status, workflow.data
     FROM workflow
     CROSS JOIN LATERAL (
@@ -57,8 +58,10 @@ SELECT moved.id::text FROM moved
 WHERE (SELECT %(claim)s = '' OR outbox.require_held(%(claim)s, cardinality(%(ids)s::uuid[]), count(*)) FROM held);
 
 -- name: jobs_fail_if_held
--- Puts failed jobs back for later, or, where `delays[n]` is null, lays them down as dead with their error.
--- Returns those that were still held. Writes jobs, dead_jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
+-- Puts failed jobs back for later or, where `delays[n]` is null, makes them dead with their error. Returns those that
+-- were still held.
+-- Reads workflow_states. Writes dead_jobs, jobs. Locks jobs only, ids ascending. Uses jobs_pkey, workflow_states_pkey,
+-- dead_jobs_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id, o.delay, o.error
     FROM (SELECT o.id, o.job, o.attempt, o.delay, o.error
@@ -81,17 +84,17 @@ WITH held AS MATERIALIZED (
     DELETE FROM outbox.jobs AS j
     USING held
     WHERE j.workflow_id = held.workflow_id AND held.delay IS NULL AND j.workflow_id = ANY (%(ids)s::uuid[])
-    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.version, j.attempt, held.error
+    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.entered, j.attempt, held.error
 ), dead AS (
-    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, version, attempts, error)
-    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.version, e.attempt, e.error
+    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error)
+    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.entered, e.attempt, e.error
     FROM ended AS e
     JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
 )
 SELECT held.workflow_id::text FROM held;
 
 -- name: jobs_give_back
--- Frees jobs that this worker holds and did not run, or ran on data that has changed: no attempt is burnt.
+-- Releases jobs that this worker holds and did not run, or ran on data that has changed: no attempt is counted.
 -- Writes jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id
@@ -110,30 +113,36 @@ SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1
 WHERE j.workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
 RETURNING j.workflow_id::text;
 
--- name: moments_return
--- Takes back the moments of jobs of one stage that were given back: see the function. Locks the stage's row in limits.
-SELECT outbox.moments_return(%(pipeline)s, %(stage)s, %(ids)s::uuid[], %(moments)s::float8[], %(slack)s::float8);
+-- name: start_times_return
+-- Takes back the start times of jobs of one stage that were released without being started; see the function in
+-- sql/functions/limits.sql.
+-- Reads jobs. Writes limits, partition_rates. Locks the stage's row in limits. Uses limits_pkey, jobs_pkey,
+-- partition_rates_pkey.
+SELECT outbox.start_times_return(%(pipeline)s, %(stage)s, %(ids)s::uuid[], %(start_times)s::float8[], %(slack)s::float8);
 
 -- name: jobs_finished_by
--- Which of these (workflow, version, attempt) are in the history as this worker's change: asked when the answer
--- to a commit was lost. Reads state_changes by its primary key.
+-- Returns which of these (workflow, version, attempt) are in the history as this worker's change. It is asked when the
+-- answer to a commit was lost.
+-- Reads state_changes. Uses state_changes_pkey.
 SELECT c.workflow_id::text
 FROM unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(versions)s::bigint[]) AS o (id, attempt, version)
 JOIN outbox.state_changes AS c
     ON c.workflow_id = o.id AND c.version = o.version + 1 AND c.attempt = o.attempt AND c.actor = %(actor)s;
 
 -- name: workflow_unchanged
--- Asked when a handler's transaction was refused: nobody else's change then means that it was its own.
+-- Returns the version if it is still this one. It is asked when a handler's transaction was refused: if the workflow is
+-- unchanged, the handler itself was the cause.
+-- Reads workflow_states. Uses workflow_states_pkey.
 SELECT w.version FROM outbox.workflow_states AS w WHERE w.id = %(id)s::uuid AND w.version = %(version)s;
 
 -- name: transaction_mark
--- Marks the transaction that a handler is given as the attempt's own, and bounds how long it may sit idle.
+-- Marks the transaction that a handler is given as the attempt's own, and limits how long it may be idle.
 SELECT set_config('outbox.claim', %(claim)s, true),
        set_config('outbox.actor', %(actor)s, true),
        set_config('outbox.worker', %(worker)s::integer::text, true),
        set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
 
 -- name: transaction_plan
--- Sent before the end of a handler's transaction, for the rest of it: plans as in the engine's own sessions (worker.py).
--- Planned anew for each step, the finishing statement costs Postgres twice as much.
+-- Sets the planner as in the engine's own sessions, for the rest of a handler's transaction. Planned again for each
+-- step, the statement that ends it costs Postgres twice as much.
 SELECT set_config(name, value, true) FROM unnest(%(names)s::text[], %(values)s::text[]) AS s (name, value);

@@ -1,37 +1,51 @@
 -- What `outbox deploy` writes of a pipeline, in one transaction.
 
 -- name: deploy_turn
--- Waits for who makes jobs anew by the old routes (outbox retry), and for another deploy. Before the lock of the table: they
--- wait for rows, and whoever holds these must be able to go on.
+-- Waits for another deploy, and for outbox retry, which makes jobs by the routes. It comes before the lock of the
+-- table: these wait for rows, and whoever holds the rows must be able to go on.
+-- Locks an advisory lock.
 SELECT pg_advisory_xact_lock(hashtext('outbox.deploy'));
 
 -- name: deploy_lock
 -- Waits for the transactions that have changed workflows by the old routes, and keeps new ones out until commit.
 -- Readers and claims go on.
+-- Locks workflow_states, SHARE ROW EXCLUSIVE.
 LOCK TABLE outbox.workflow_states IN SHARE ROW EXCLUSIVE MODE;
 
 -- name: pipeline_read
+-- Returns how a pipeline is deployed.
+-- Reads pipelines. Uses pipelines_pkey.
 SELECT p.initial_status, p.definition FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s;
 
 -- name: routes_read
+-- Returns the routes that a pipeline is deployed with.
+-- Reads routes. Uses routes_pkey.
 SELECT r.status, r.stage, r.running, r.final, extract(epoch FROM r.deadline)::float8, r.on_deadline,
        coalesce(r.reactions, '{}'), r.partition, r.priority
 FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
 
 -- name: legal_changes_read
+-- Returns the legal changes that a pipeline is deployed with.
+-- Reads legal_changes. Uses legal_changes_pkey.
 SELECT l.from_status, l.to_status FROM outbox.legal_changes AS l WHERE l.pipeline = %(pipeline)s;
 
 -- name: stages_read
+-- Returns the stages that a pipeline is deployed with.
+-- Reads stages. Uses stages_pkey.
 SELECT s.stage, s.max_attempts FROM outbox.stages AS s WHERE s.pipeline = %(pipeline)s;
 
 -- name: workflows_in_statuses
--- How many workflows stand in statuses that would be unknown. Counted in the table itself, not in the counters.
+-- Returns how many workflows stand in each of these statuses, which would be unknown. They are counted in the table
+-- itself, not by the counters.
+-- Reads workflow_states. Uses workflow_states_entity_key.
 SELECT w.current_status, count(*)
 FROM outbox.workflow_states AS w
 WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[])
 GROUP BY w.current_status;
 
 -- name: pipeline_write
+-- Writes a pipeline, in place of what is deployed.
+-- Writes pipelines. Uses pipelines_pkey.
 INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of)
 VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s)
 ON CONFLICT (pipeline) DO UPDATE
@@ -39,9 +53,13 @@ SET initial_status = excluded.initial_status, definition = excluded.definition, 
     deployed_at = now();
 
 -- name: routes_clear
+-- Deletes the routes of a pipeline.
+-- Writes routes. Uses routes_pkey.
 DELETE FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
 
 -- name: routes_write
+-- Writes the routes of a pipeline.
+-- Writes routes. Uses routes_pkey.
 INSERT INTO outbox.routes (pipeline, status, stage, running, final, deadline, on_deadline, reactions, partition, priority)
 SELECT %(pipeline)s, r.status, r.stage, r.running, r.final, make_interval(secs => r.deadline), r.on_deadline,
        string_to_array(nullif(r.reactions, ''), ','),
@@ -52,34 +70,49 @@ FROM unnest(%(statuses)s::text[], %(stages)s::text[], %(running)s::boolean[], %(
     AS r (status, stage, running, final, deadline, on_deadline, reactions, partition, priority);
 
 -- name: legal_changes_clear
+-- Deletes the legal changes of a pipeline.
+-- Writes legal_changes. Uses legal_changes_pkey.
 DELETE FROM outbox.legal_changes AS l WHERE l.pipeline = %(pipeline)s;
 
 -- name: legal_changes_write
+-- Writes the legal changes of a pipeline.
+-- Writes legal_changes. Uses legal_changes_pkey.
 INSERT INTO outbox.legal_changes (pipeline, from_status, to_status)
 SELECT %(pipeline)s, l.from_status, l.to_status
 FROM unnest(%(froms)s::text[], %(tos)s::text[]) AS l (from_status, to_status);
 
 -- name: stages_clear
+-- Deletes the stages of a pipeline.
+-- Writes stages. Uses stages_pkey.
 DELETE FROM outbox.stages AS s WHERE s.pipeline = %(pipeline)s;
 
 -- name: stages_write
+-- Writes the stages of a pipeline.
+-- Writes stages. Uses stages_pkey.
 INSERT INTO outbox.stages (pipeline, stage, max_attempts)
 SELECT %(pipeline)s, s.stage, s.max_attempts
 FROM unnest(%(stages)s::text[], %(max_attempts)s::integer[]) AS s (stage, max_attempts);
 
 -- name: limits_read
+-- Returns the limits that the stages of a pipeline have.
+-- Reads limits. Uses limits_pkey.
 SELECT l.stage, l.concurrency, l.rate, l.partition_concurrency, l.partition_rate
 FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s;
 
 -- name: limits_lock
--- In the order of claims, which lock these rows before jobs.
+-- Locks the limits of a pipeline before its jobs, as claims do.
+-- Reads limits. Locks these rows, in order. Uses limits_pkey.
 SELECT FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s ORDER BY l.stage FOR UPDATE;
 
 -- name: limits_clear
+-- Deletes the limits of all stages but these.
+-- Writes limits. Uses limits_pkey.
 DELETE FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s AND l.stage <> ALL (%(stages)s::text[]);
 
 -- name: limits_write
--- What it remembers of the last claims stays: a deploy lets nothing begin sooner.
+-- Writes the limits of a stage. The start time and the cursor of the last claims stay: a deploy lets nothing start
+-- sooner.
+-- Writes limits. Uses limits_pkey.
 INSERT INTO outbox.limits AS l (pipeline, stage, concurrency, rate, partition_concurrency, partition_rate, partitioned)
 VALUES (%(pipeline)s, %(stage)s, %(concurrency)s, %(rate)s, %(partition_concurrency)s, %(partition_rate)s, %(partitioned)s)
 ON CONFLICT (pipeline, stage) DO UPDATE
@@ -87,43 +120,48 @@ SET concurrency = excluded.concurrency, rate = excluded.rate, partition_concurre
     partition_rate = excluded.partition_rate, partitioned = excluded.partitioned;
 
 -- name: jobs_order_anew
--- Gives the jobs of stages whose limits are new, gone, or by other fields of the data, their place in the new order.
-UPDATE outbox.jobs AS j
-SET partition = CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(w.metadata, r.partition) END,
-    priority = CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(w.metadata, r.priority) END
-FROM outbox.workflow_states AS w, outbox.routes AS r
-WHERE j.pipeline = %(pipeline)s AND j.stage = ANY (%(stages)s::text[])
-  AND w.id = j.workflow_id AND r.pipeline = j.pipeline AND r.status = j.status;
+-- Gives jobs their partition and priority by the new routes: those of stages whose limits are new or gone, or depend on
+-- other fields of the data.
+-- Reads routed. Writes jobs. Uses jobs_ready_for_claim, workflow_states_pkey, routes_pkey.
+UPDATE outbox.jobs AS j SET partition = r.partition, priority = r.priority
+FROM outbox.routed AS r
+WHERE j.pipeline = %(pipeline)s AND j.stage = ANY (%(stages)s::text[]) AND r.workflow_id = j.workflow_id AND r.status = j.status;
 
 -- name: jobs_end_rerouted
--- A status that another stage takes from now on: the jobs of the old one end, and those of the new one are made.
+-- Ends the jobs of statuses that another stage takes from now on; jobs_make_rerouted makes those of the new stage.
+-- Reads routes. Writes jobs. Uses routes_pkey.
 DELETE FROM outbox.jobs AS j
 USING outbox.routes AS r
 WHERE j.pipeline = %(pipeline)s AND j.status = ANY (%(statuses)s::text[])
   AND r.pipeline = j.pipeline AND r.status = j.status AND r.stage IS DISTINCT FROM j.stage;
 
 -- name: dead_jobs_end_rerouted
+-- Ends the dead jobs of statuses that another stage takes from now on.
+-- Reads routes. Writes dead_jobs. Uses routes_pkey.
 DELETE FROM outbox.dead_jobs AS d
 USING outbox.routes AS r
 WHERE d.pipeline = %(pipeline)s AND d.status = ANY (%(statuses)s::text[])
   AND r.pipeline = d.pipeline AND r.status = d.status AND r.stage IS DISTINCT FROM d.stage;
 
 -- name: jobs_make_rerouted
-INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version, deadline, on_deadline, partition, priority)
-SELECT w.id, w.pipeline, r.stage, w.current_status, w.version, now() + r.deadline, r.on_deadline,
-       CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(w.metadata, r.partition) END,
-       CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(w.metadata, r.priority) END
-FROM outbox.workflow_states AS w
-JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.stage IS NOT NULL
-WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[])
-  AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = w.id)
-  AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = w.id);
+-- Makes jobs for workflows in these statuses that have none, by the new routes.
+-- Reads dead_jobs, routed. Writes jobs. Uses workflow_states_entity_key, routes_pkey, jobs_pkey, dead_jobs_pkey.
+INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
+SELECT r.workflow_id, r.pipeline, r.stage, r.status, r.entered, r.deadline, r.on_deadline, r.partition, r.priority
+FROM outbox.routed AS r
+WHERE r.pipeline = %(pipeline)s AND r.status = ANY (%(statuses)s::text[]) AND r.stage IS NOT NULL
+  AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = r.workflow_id)
+  AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = r.workflow_id);
 
 -- name: schedules_read
+-- Returns the schedules that a pipeline is deployed with.
+-- Reads schedules. Uses schedules_pkey.
 SELECT s.schedule, s.cron, s.timezone, s.catch_up FROM outbox.schedules AS s WHERE s.pipeline = %(pipeline)s;
 
 -- name: schedules_write
--- What is new or has another time begins anew; what is unchanged keeps its place.
+-- Writes the schedules of a pipeline. One that is new or has another time starts from its next tick; an unchanged one
+-- keeps its place.
+-- Writes schedules. Uses schedules_pkey.
 INSERT INTO outbox.schedules (pipeline, schedule, cron, timezone, catch_up, next_at)
 SELECT %(pipeline)s, n.schedule, n.cron, n.timezone, n.catch_up, n.next_at
 FROM unnest(%(schedules)s::text[], %(crons)s::text[], %(timezones)s::text[], %(catch_up)s::boolean[], %(next)s::timestamptz[])
@@ -135,4 +173,6 @@ SET cron = excluded.cron, timezone = excluded.timezone, catch_up = excluded.catc
                    THEN schedules.next_at ELSE excluded.next_at END;
 
 -- name: schedules_clear
+-- Deletes the schedules of a pipeline but these.
+-- Writes schedules. Uses schedules_pkey.
 DELETE FROM outbox.schedules AS s WHERE s.pipeline = %(pipeline)s AND s.schedule <> ALL (%(schedules)s::text[]);

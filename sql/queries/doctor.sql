@@ -1,6 +1,7 @@
--- What `outbox doctor` looks at. Cheap enough for a busy server, and readable without superuser.
+-- What `outbox doctor` looks at. It is cheap enough for a busy server, and needs no superuser.
 
 -- name: server
+-- Returns the version of the server, its settings that matter, and how many connections are used.
 SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
        current_setting('max_connections')::integer, pg_is_in_recovery(),
        current_setting('default_transaction_read_only')::boolean,
@@ -9,19 +10,25 @@ SELECT current_setting('server_version_num')::integer, current_setting('server_v
        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::integer;
 
 -- name: pipelines
+-- Returns the pipelines that are deployed.
+-- Reads pipelines.
 SELECT p.pipeline, p.deployed_at FROM outbox.pipelines AS p ORDER BY p.pipeline;
 
 -- name: jobs_without_worker
--- Claimed jobs whose owner is in no row: every worker's sweeper frees them within seconds, if there is a worker.
+-- Counts claimed jobs whose worker has no row. The sweep of any worker frees them within seconds, if there is a worker.
+-- Reads jobs, workers. Uses jobs_running, workers_pkey.
 SELECT count(*) FROM outbox.jobs AS j
 WHERE j.owner IS NOT NULL AND j.claimed_at < now() - interval '1 minute'
   AND NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = j.owner);
 
 -- name: workers_late
+-- Returns the workers whose lease has ended.
+-- Reads workers. Uses workers_pkey.
 SELECT w.id, w.name FROM outbox.workers AS w WHERE w.beat_at + w.lease < now() ORDER BY w.id;
 
 -- name: stages_unserved
--- Stages with work that no live worker serves.
+-- Returns stages with jobs that no live worker serves.
+-- Reads overview, workers.
 SELECT o.pipeline, o.stage, sum(o.ready + o.scheduled)::bigint AS jobs
 FROM outbox.overview AS o
 WHERE o.stage IS NOT NULL AND NOT EXISTS (
@@ -31,16 +38,21 @@ GROUP BY o.pipeline, o.stage HAVING sum(o.ready + o.scheduled) > 0
 ORDER BY o.pipeline, o.stage;
 
 -- name: stages_behind
+-- Returns stages whose first job in line has been due for more than ten minutes.
+-- Reads overview.
 SELECT o.pipeline, o.stage, o.ready, extract(epoch FROM o.oldest_waiting)::float8
 FROM outbox.overview AS o WHERE o.oldest_waiting > interval '10 minutes' ORDER BY o.pipeline, o.stage;
 
 -- name: jobs_running_long
+-- Counts the jobs of each stage that were claimed more than an hour ago.
+-- Reads jobs. Uses jobs_running.
 SELECT j.pipeline, j.stage, count(*), extract(epoch FROM max(now() - j.claimed_at))::float8
 FROM outbox.jobs AS j WHERE j.owner IS NOT NULL AND j.claimed_at < now() - interval '1 hour'
 GROUP BY j.pipeline, j.stage ORDER BY j.pipeline, j.stage;
 
 -- name: workflows_without_job
--- Workflows in a stage's status with neither a live job nor a dead one: somebody deleted it by hand.
+-- Counts workflows in the status of a stage that have neither a live job nor a dead one: it was deleted by hand.
+-- Reads dead_jobs, jobs, routes, workflow_states. Uses workflow_states_entity_key, jobs_pkey, dead_jobs_pkey.
 SELECT w.pipeline, w.current_status, count(*), min(w.entity_id)
 FROM outbox.routes AS r
 JOIN outbox.workflow_states AS w ON w.pipeline = r.pipeline AND w.current_status = r.status
@@ -50,27 +62,36 @@ WHERE r.stage IS NOT NULL
 GROUP BY w.pipeline, w.current_status ORDER BY w.pipeline, w.current_status;
 
 -- name: dead_jobs
+-- Counts dead jobs.
+-- Reads dead_jobs.
 SELECT count(*) FROM outbox.dead_jobs;
 
 -- name: waits_overdue
--- Deadlines that passed a minute ago and more: no worker runs, or where they lead is no legal change any more.
-SELECT j.pipeline, j.status, j.on_deadline, count(*), EXISTS (
+-- Counts deadlines that passed more than a minute ago: no worker runs, or the change that they lead to is no longer
+-- legal.
+-- Reads legal_changes, waiting. Uses approvals_open, jobs_with_deadline, legal_changes_pkey, waits_pkey,
+-- workflow_states_pkey.
+SELECT o.pipeline, o.status, o.leads_to, count(*), EXISTS (
            SELECT FROM outbox.legal_changes AS l
-           WHERE l.pipeline = j.pipeline AND l.from_status = j.status AND l.to_status = j.on_deadline) AS legal
-FROM outbox.jobs AS j
-WHERE j.deadline < now() - interval '1 minute'
-GROUP BY j.pipeline, j.status, j.on_deadline ORDER BY j.pipeline, j.status;
+           WHERE l.pipeline = o.pipeline AND l.from_status = o.status AND l.to_status = o.leads_to) AS legal
+FROM (SELECT w.pipeline, w.status, w.ended_by ->> 'its deadline' AS leads_to FROM outbox.waiting AS w
+      WHERE w.until < now() - interval '1 minute') AS o
+GROUP BY o.pipeline, o.status, o.leads_to ORDER BY o.pipeline, o.status;
 
 -- name: schedules_late
+-- Returns schedules whose tick is more than a minute late.
+-- Reads schedules.
 SELECT s.pipeline, s.schedule, extract(epoch FROM now() - s.next_at)::float8, s.attempts, s.error
 FROM outbox.schedules AS s WHERE s.next_at < now() - interval '1 minute' ORDER BY s.pipeline, s.schedule;
 
 -- name: pauses
+-- Returns the stages that are paused.
+-- Reads pauses.
 SELECT p.pipeline, p.stage, p.paused_by, p.reason, extract(epoch FROM now() - p.paused_at)::float8
 FROM outbox.pauses AS p ORDER BY p.pipeline, p.stage;
 
 -- name: horizon_holders
--- Who keeps Postgres from removing dead rows: sessions, prepared transactions and replication slots. A session
+-- Returns what keeps Postgres from removing dead rows: sessions, prepared transactions and replication slots. A session
 -- that has written and is idle in its transaction holds them by its xid alone.
 SELECT h.kind, h.name, h.seconds FROM (
     SELECT 'session' AS kind, format('pid %%s (%%s, %%s)', a.pid, coalesce(nullif(a.application_name, ''), 'no name'), a.state) AS name,
@@ -87,14 +108,18 @@ SELECT h.kind, h.name, h.seconds FROM (
 ) AS h ORDER BY h.seconds DESC NULLS LAST LIMIT 5;
 
 -- name: tables
+-- Returns the size of each table, its live and dead rows, and when it was last vacuumed.
 SELECT t.relname, t.n_live_tup, t.n_dead_tup, pg_total_relation_size(t.relid), t.last_autovacuum
 FROM pg_stat_user_tables AS t WHERE t.schemaname = 'outbox' ORDER BY t.relname;
 
 -- name: sees_all_sessions
+-- Returns whether this role sees what other roles' sessions do.
 SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE');
 
 -- name: relays
--- Who relays, whether their beat is late, what they say is wrong, and what they have parked.
+-- Returns each relay, whether its beat is recent, what it says is wrong, how much it has parked, and the age of the
+-- oldest message that it has not passed.
+-- Reads messages, parked_messages, relays. Uses messages_by_transaction, parked_messages_pkey.
 SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 seconds' AS runs, r.trouble,
        (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name),
        (SELECT extract(epoch FROM now() - m.created_at)::float8 FROM outbox.messages AS m
@@ -103,12 +128,15 @@ SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 secon
 FROM outbox.relays AS r ORDER BY r.name;
 
 -- name: parked_deliveries
--- What each consumer has parked, and how much of it a person wants tried again: a running consumer takes it within seconds.
+-- Returns how much each consumer has parked, and how much of it a person wants to be tried again: a running consumer
+-- takes that within seconds.
+-- Reads parked_deliveries.
 SELECT p.consumer, count(*), count(*) FILTER (WHERE p.retry)
 FROM outbox.parked_deliveries AS p GROUP BY p.consumer ORDER BY p.consumer;
 
 -- name: messages_kept
--- What lies in the log: about how many (as of the last analyze) and how old the first one is.
+-- Returns about how many messages are in the log (as of the last analyze), and how old the first one is.
+-- Reads messages. Uses messages_by_transaction.
 SELECT (SELECT sum(greatest(c.reltuples, 0)) FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'outbox.messages'::regclass)::bigint,
        (SELECT extract(epoch FROM now() - m.created_at)::float8 FROM outbox.messages AS m ORDER BY m.xid LIMIT 1);

@@ -1,13 +1,15 @@
 -- How messages become workflows in another database: its inbox and its workflows, in one transaction.
 
 -- name: handoff_pipeline
--- Whether the pipeline is deployed there.
+-- Returns whether the pipeline is deployed there.
+-- Reads pipelines. Uses pipelines_pkey.
 SELECT EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s);
 
 -- name: handoff
--- Records the ids that are new, and starts a workflow for each of these. Returns the numbers of those that could not be
--- started, with why: refused by the inbox ('old', 'new'), or their entity has a workflow already ('there').
--- Writes inbox (in the order of ids: two who hand on the same don't lock each other out), workflow_states.
+-- Records the ids that are new, and starts a workflow for each of them. Returns the numbers of those that could not be
+-- started, with why: refused by the inbox ('old', 'new'), or their entity has a workflow already ('there'). Ids are
+-- recorded in their order: two processes that hand over the same ones don't lock each other out.
+-- Reads inbox_floor, pipelines. Writes inbox, workflow_states. Uses pipelines_pkey, workflow_states_entity_key.
 WITH given AS MATERIALIZED (
     SELECT g.n, g.message_id, g.entity_id, g.metadata,
            CASE WHEN t.sent_at < outbox.inbox_oldest() THEN 'old'
@@ -40,5 +42,6 @@ WHERE f.turn > 1 OR NOT EXISTS (SELECT FROM started AS s WHERE s.entity_id = f.e
 
 -- name: handoff_unrecord
 -- Forgets the ids of messages that had no effect after all, in the transaction that recorded them: a person may have
--- them handed on again.
+-- them handed over again.
+-- Writes inbox.
 DELETE FROM outbox.inbox AS i WHERE i.consumer = %(consumer)s AND i.message_id = ANY (%(message_ids)s::uuid[]);

@@ -1,20 +1,29 @@
--- A worker's own row: its lease.
+-- A worker's row, which is its lease.
 
 -- name: worker_register
+-- Makes the row of a worker, with an id that no worker had before.
+-- Writes workers.
 INSERT INTO outbox.workers (name, stages, lease)
 VALUES (%(name)s, %(stages)s, make_interval(secs => %(lease)s))
 RETURNING id;
 
 -- name: worker_beat
--- No row: the lease was taken away, and everything held under this id with it.
+-- Renews the lease. No row: it was taken away, and everything held under this id with it.
+-- Writes workers. Uses workers_pkey.
 UPDATE outbox.workers SET beat_at = now(), watched = %(watched)s WHERE id = %(worker)s RETURNING id;
 
 -- name: worker_set_idle
+-- Notes whether to wake this worker when there is work. No row: its lease was taken away.
+-- Writes workers. Uses workers_pkey.
 UPDATE outbox.workers SET idle = %(idle)s WHERE id = %(worker)s RETURNING id;
 
 -- name: worker_leave
+-- Ends the lease.
+-- Writes workers. Uses workers_pkey.
 DELETE FROM outbox.workers WHERE id = %(worker)s;
 
 -- name: worker_watch
--- Held by the session for as long as the process lives: its absence tells of the death within a second.
+-- Takes the advisory lock of a worker's id. The session holds it for as long as the process lives, so its absence tells
+-- of the death within a second.
+-- Locks an advisory lock of the session.
 SELECT pg_try_advisory_lock(hashtext('outbox.worker'), %(worker)s);

@@ -1,18 +1,21 @@
--- Step 5: cut the log into windows by two snapshots, read a window in the order of ids, move the cursor. The method of
--- PgQ: what commits late is in a later window, a window is frozen and reads the same again after a crash, and since a
--- writer holds its workflow's row, the order of ids inside a window is the order of commits of each key.
+-- Step 5: cut the log into windows by two snapshots, read a window in the order of ids, move the cursor. It is the method
+-- of PgQ: what commits late is in a later window; a window is frozen, and reads the same again after a crash; and since a
+-- writer holds its workflow's row, the order of ids within a window is the order of commits of each key.
 
 -- name: relay_register
--- Makes the row of a name that relays for the first time: it gets every message that is still in the log, or only those
+-- Makes the row of a name that relays for the first time. It gets every message that is still in the log, or only those
 -- that are committed from now on.
+-- Writes relays. Uses relays_pkey.
 INSERT INTO outbox.relays (name, cluster, window_start)
 VALUES (%(name)s, (SELECT c.system_identifier::text FROM pg_control_system() AS c),
         CASE WHEN %(from_now)s THEN pg_current_snapshot() ELSE '3:3:' END)
 ON CONFLICT (name) DO NOTHING;
 
 -- name: relay_take_over
--- Takes the name if nobody has it or its owner's beat is late, by the database's clock. The new epoch fences whoever
--- relayed before. `foreign`: the snapshots are of another server, or of this one's future, as after a restore.
+-- Takes the name if no process has it or its owner's beat is late, by the database's clock. The new epoch fences off
+-- the process that relayed before. `foreign`: the snapshots are from another server, or from this one's future, as
+-- after a restore.
+-- Writes relays. Uses relays_pkey.
 UPDATE outbox.relays AS r
 SET epoch = r.epoch + 1, owner = %(owner)s, target = %(target)s, trouble = NULL, idle = false, updated_at = now()
 WHERE r.name = %(name)s AND (r.owner IS NULL OR r.updated_at < now() - make_interval(secs => %(lease)s))
@@ -21,25 +24,33 @@ RETURNING r.epoch, r.window_start::text, r.window_end::text, r.position,
     OR pg_snapshot_xmax(coalesce(r.window_end, r.window_start)) > pg_snapshot_xmax(pg_current_snapshot()) AS foreign;
 
 -- name: relay_leave
+-- Gives the name up, unless another process has taken it over.
+-- Writes relays. Uses relays_pkey.
 UPDATE outbox.relays AS r SET owner = NULL, idle = false, updated_at = now()
 WHERE r.name = %(name)s AND r.epoch = %(epoch)s;
 
 -- name: relay_restore_lock
--- Nobody writes messages, cuts windows or rotates while the log is stamped anew.
+-- Keeps others from writing messages, cutting windows and turning the ring while the log is stamped.
+-- Locks messages and relays, SHARE ROW EXCLUSIVE.
 LOCK TABLE outbox.messages, outbox.relays IN SHARE ROW EXCLUSIVE MODE;
 
 -- name: relay_restore_messages
--- After a restore every message that is there is taken for new: repeated perhaps, and lost never.
+-- Stamps every message with this transaction. After a restore all messages count as new: some are perhaps repeated,
+-- none is lost.
+-- Writes messages.
 UPDATE outbox.messages SET xid = pg_current_xact_id();
 
 -- name: relay_restore_cursors
+-- Puts every relay back to the beginning of the log.
+-- Writes relays.
 UPDATE outbox.relays AS r
 SET cluster = (SELECT c.system_identifier::text FROM pg_control_system() AS c), window_start = '3:3:', window_end = NULL,
     position = 0, epoch = r.epoch + 1, owner = NULL, updated_at = now();
 
 -- name: relay_cut
--- Ends a window at this moment if there is anything new, and returns it. No row: there is nothing, or (see relay_owned)
--- the name was taken over. Uses messages_by_transaction: new ones, and those that were under way at the last cut.
+-- Ends a window now if there is anything new, and returns it. No row: there is nothing, or the name was taken over,
+-- which relay_beat tells. What it looks for are new messages, and those whose transactions were under way at the last cut.
+-- Reads messages. Writes relays. Uses messages_by_transaction, relays_pkey.
 UPDATE outbox.relays AS r
 SET window_end = pg_current_snapshot(), position = 0, updated_at = now()
 WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.window_end IS NULL
@@ -48,8 +59,9 @@ WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.window_end IS NULL
 RETURNING r.window_start::text, r.window_end::text;
 
 -- name: window_read
--- Opens a cursor on the next messages of a window, which outlives its transaction: sorted once, fetched in parts, while
--- no transaction is open. Reads messages. Uses messages_by_transaction.
+-- Opens a cursor on the next messages of a window. It outlives its transaction: sorted once, fetched in parts, while no
+-- transaction is open.
+-- Reads messages. Uses messages_by_transaction.
 DECLARE outbox_window NO SCROLL CURSOR WITH HOLD FOR
 SELECT m.id, m.message_id::text, m.topic, m.key, m.payload::text, m.headers::text, m.created_at
 FROM (
@@ -64,14 +76,17 @@ ORDER BY m.id
 LIMIT %(limit)s;
 
 -- name: window_fetch
+-- Fetches the next part of the window.
 FETCH FORWARD {rows} FROM outbox_window;
 
 -- name: window_close
+-- Closes the cursor.
 CLOSE outbox_window;
 
 -- name: relay_advance
--- Moves the cursor and parks what could not go out, in one transaction. `done`: the whole window. No row: the name was
--- taken over, and nothing was changed. Writes relays, parked_messages.
+-- Moves the cursor and parks what could not be sent, in one transaction. `done`: the whole window. No row: the name was
+-- taken over, and nothing was changed.
+-- Writes parked_messages, relays. Uses relays_pkey, parked_messages_pkey.
 WITH moved AS (
     UPDATE outbox.relays AS r
     SET window_start = CASE WHEN %(done)s THEN r.window_end ELSE r.window_start END,
@@ -91,17 +106,21 @@ WITH moved AS (
 SELECT moved.name FROM moved;
 
 -- name: relay_beat
--- Tells what is wrong (null: nothing) and whether to be woken; no row: the name was taken over.
+-- Notes what is wrong (null: nothing) and whether to wake this relay. No row: the name was taken over.
+-- Writes relays. Uses relays_pkey.
 UPDATE outbox.relays AS r SET trouble = %(trouble)s, idle = %(idle)s, updated_at = now()
 WHERE r.name = %(name)s AND r.epoch = %(epoch)s
 RETURNING r.epoch;
 
 -- name: parked_keys
--- Which of these keys have a message that waits parked: in strict mode later ones of the key wait behind it.
+-- Returns which of these keys have a parked message: in strict mode later messages of the key wait behind it.
+-- Reads parked_messages. Uses parked_messages_by_key.
 SELECT DISTINCT p.key FROM outbox.parked_messages AS p WHERE p.relay = %(name)s AND p.key = ANY (%(keys)s::text[]);
 
 -- name: parked_to_retry
--- Parked messages that a person wants to be sent again, oldest first; in strict mode none before an earlier one of its key.
+-- Returns parked messages that a person wants to be sent again, oldest first; in strict mode none before an earlier one
+-- of its key.
+-- Reads parked_messages. Uses parked_messages_pkey, parked_messages_by_key.
 SELECT p.id, p.message_id::text, p.topic, p.key, p.payload::text, p.headers::text, p.created_at
 FROM outbox.parked_messages AS p
 WHERE p.relay = %(name)s AND p.retry
@@ -111,7 +130,8 @@ WHERE p.relay = %(name)s AND p.retry
 ORDER BY p.id LIMIT 1000;
 
 -- name: parked_settle
--- What was sent goes; what failed again waits with its new reason.
+-- Removes what was sent; what failed again waits with its new reason.
+-- Writes parked_messages. Uses parked_messages_pkey.
 WITH sent AS (
     DELETE FROM outbox.parked_messages AS p WHERE p.relay = %(name)s AND p.id = ANY (%(sent)s::bigint[]) RETURNING 1
 ), failed AS (

@@ -1,6 +1,8 @@
--- What status, show, dead, approvals and retry read and write.
+-- What status, show, dead, approvals, parked and schedules read.
 
 -- name: overview
+-- Returns the overview, with whether a live worker serves each stage.
+-- Reads overview, workers.
 SELECT o.pipeline, o.status, o.stage, o.workflows, o.ready, o.scheduled, o.running, o.dead,
        extract(epoch FROM o.oldest_waiting)::float8 AS oldest_waiting_seconds, o.paused,
        o.stage IS NULL OR EXISTS (
@@ -10,13 +12,16 @@ FROM outbox.overview AS o
 ORDER BY o.pipeline, o.stage IS NULL, o.status;
 
 -- name: workers
+-- Returns the workers.
+-- Reads workers.
 SELECT w.id, w.name, w.stages, w.idle, w.started_at, extract(epoch FROM now() - w.beat_at)::float8 AS beat_seconds_ago
 FROM outbox.workers AS w
 ORDER BY w.id;
 
 -- name: limits
--- What limited stages are limited to (rates are a second), and how many of their jobs are at work and wait ready, a thousand at
--- most. Uses jobs_running_by_partition, jobs_ready_by_partition.
+-- Returns what each limited stage is limited to (rates are per second), and how many of its jobs run and how many are
+-- ready, counted up to a thousand.
+-- Reads jobs, limits, routes. Uses jobs_running_by_partition, jobs_ready_by_partition.
 SELECT l.pipeline, l.stage, l.concurrency, l.rate, l.partition_concurrency, l.partition_rate,
        (SELECT array_to_string(r.partition, '.') FROM outbox.routes AS r
         WHERE r.pipeline = l.pipeline AND r.stage = l.stage AND NOT r.running AND r.partition <> '{}') AS partition,
@@ -29,8 +34,17 @@ SELECT l.pipeline, l.stage, l.concurrency, l.rate, l.partition_concurrency, l.pa
 FROM outbox.limits AS l
 ORDER BY l.pipeline, l.stage;
 
+-- name: overdue
+-- Counts workflows whose deadline passed more than a minute ago, a thousand at most.
+-- Reads waiting. Uses approvals_open, jobs_with_deadline, waits_pkey, workflow_states_pkey.
+SELECT o.pipeline, o.status, o.kind, count(*) AS workflows, extract(epoch FROM now() - min(o.until))::float8 AS overdue_seconds
+FROM (SELECT w.pipeline, w.status, w.kind, w.until FROM outbox.waiting AS w
+      WHERE w.until < now() - interval '1 minute' LIMIT 1000) AS o
+GROUP BY o.pipeline, o.status, o.kind ORDER BY o.pipeline, o.status, o.kind;
+
 -- name: progress
--- How far handlers say that they are: of those at work, the longest first. Uses jobs_running.
+-- Returns how far handlers say that they are: of running jobs, the longest first.
+-- Reads jobs, workflow_states. Uses jobs_running, workflow_states_pkey.
 SELECT j.pipeline, j.stage, w.entity_id, j.attempt, j.progress, extract(epoch FROM now() - j.claimed_at)::float8 AS seconds
 FROM outbox.jobs AS j
 JOIN outbox.workflow_states AS w ON w.id = j.workflow_id
@@ -38,10 +52,14 @@ WHERE j.owner IS NOT NULL AND j.progress IS NOT NULL
 ORDER BY j.claimed_at LIMIT 50;
 
 -- name: checkpoints_of_workflow
+-- Returns the results that are kept for a workflow.
+-- Reads checkpoints. Uses checkpoints_pkey.
 SELECT c.stage, c.key, c.function, c.result, c.attempt, c.made_at
 FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s ORDER BY c.made_at, c.key;
 
 -- name: workflows_of_entity
+-- Returns the workflows of an entity, in one pipeline or (null) in all.
+-- Reads pipelines, workflow_states. Uses workflow_states_entity_key.
 SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.metadata, w.version, w.created_at, w.updated_at
 FROM outbox.workflow_states AS w
 WHERE w.entity_id = %(entity)s AND w.pipeline = ANY (
@@ -50,24 +68,33 @@ WHERE w.entity_id = %(entity)s AND w.pipeline = ANY (
 ORDER BY w.pipeline;
 
 -- name: history
+-- Returns the history of a workflow.
+-- Reads state_changes. Uses state_changes_pkey.
 SELECT c.from_status, c.to_status, c.version, c.actor, c.reason, c.stage, c.attempt, c.at
 FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s ORDER BY c.version;
 
 -- name: job
+-- Returns the live job of a workflow, and the state that it is in.
+-- Reads jobs. Uses jobs_pkey.
 SELECT j.stage, j.attempt, j.owner, j.run_at, j.claimed_at, j.error, j.deadline, j.on_deadline, j.progress,
        CASE WHEN j.stage IS NULL THEN 'waiting' WHEN j.owner IS NOT NULL THEN 'running' WHEN j.due OR j.run_at <= now() THEN 'ready' ELSE 'scheduled' END AS state
 FROM outbox.jobs AS j WHERE j.workflow_id = %(id)s;
 
 -- name: dead_job
+-- Returns the dead job of a workflow.
+-- Reads dead_jobs. Uses dead_jobs_pkey.
 SELECT d.stage, d.attempts, d.error, d.died_at FROM outbox.dead_jobs AS d WHERE d.workflow_id = %(id)s;
 
 -- name: messages
+-- Returns the messages of a workflow that are still in the log.
+-- Reads messages. Uses messages_by_workflow.
 SELECT m.id, m.message_id, m.topic, m.key, m.payload, m.headers, m.created_at
 FROM outbox.messages AS m WHERE m.workflow_id = %(id)s ORDER BY m.id;
 
 -- name: approvals_open
--- The open questions, the oldest first, each with the data that it is about and whether that has changed since it was asked.
--- Uses approvals_open, workflow_states_pkey.
+-- Returns the open questions, the oldest first, each with the data that it is about and whether that has changed since
+-- it was asked.
+-- Reads approvals, workflow_states. Uses approvals_open, workflow_states_pkey.
 SELECT a.id, a.pipeline, a.entity_id, a.status, a.question, a.options, a.assignee, a.asked_at, a.deadline, a.reminders,
        w.metadata AS data, outbox.shown(w.metadata) AS shown, outbox.shown(w.metadata) <> a.shown AS changed
 FROM outbox.approvals AS a
@@ -79,18 +106,27 @@ ORDER BY a.asked_at, a.id
 LIMIT %(limit)s;
 
 -- name: approvals_of_workflow
+-- Returns the questions that a workflow has asked.
+-- Reads approvals. Uses approvals_by_workflow.
 SELECT a.id, a.status, a.version, a.question, a.shown, a.options, a.assignee, a.asked_at, a.deadline, a.reminders, a.ended,
        a.decision, a.to_status, a.decided_by, a.reason, a.edited, a.ended_at
 FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version;
 
 -- name: signals_of_workflow
+-- Returns the signals that a workflow was sent.
+-- Reads signals. Uses signals_are_one_by_id.
 SELECT s.id, s.name, s.payload, s.signal_id, s.sent_by, s.sent_at, s.taken_at
 FROM outbox.signals AS s WHERE s.workflow_id = %(id)s ORDER BY s.id;
 
--- name: wait_of_workflow
-SELECT w.signal, w.children, w.to_status, w.field, w.on_failure, w.since FROM outbox.waits AS w WHERE w.workflow_id = %(id)s;
+-- name: waiting_of_workflow
+-- Returns what a workflow waits for, first the wait of a handler.
+-- Reads waiting. Uses approvals_open, jobs_pkey, waits_pkey, workflow_states_pkey.
+SELECT w.kind, w.waits_for, w.since, w.until, w.ended_by, w.details
+FROM outbox.waiting AS w WHERE w.workflow_id = %(id)s ORDER BY w.kind IN ('deadline', 'timer'), w.kind LIMIT 1;
 
 -- name: children_of_workflow
+-- Returns the children of a workflow, a thousand at most, and whether each has ended.
+-- Reads children, routes, workflow_states. Uses children_by_parent, workflow_states_pkey.
 SELECT w.pipeline, w.entity_id, w.current_status AS status, r.final AS ended
 FROM outbox.children AS c
 JOIN outbox.workflow_states AS w ON w.id = c.child_id
@@ -98,10 +134,14 @@ LEFT JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current
 WHERE c.parent_id = %(id)s ORDER BY w.pipeline, w.entity_id LIMIT 1000;
 
 -- name: parent_of_workflow
+-- Returns the parent of a workflow.
+-- Reads children, workflow_states. Uses children_pkey, workflow_states_pkey.
 SELECT w.pipeline, w.entity_id, w.current_status AS status
 FROM outbox.children AS c JOIN outbox.workflow_states AS w ON w.id = c.parent_id WHERE c.child_id = %(id)s;
 
 -- name: dead_jobs
+-- Returns dead jobs, the latest first.
+-- Reads dead_jobs. Uses dead_jobs_by_time.
 SELECT d.pipeline, d.entity_id, d.stage, d.status, d.attempts, d.error, d.died_at
 FROM outbox.dead_jobs AS d
 WHERE %(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s
@@ -109,8 +149,9 @@ ORDER BY d.died_at DESC, d.workflow_id
 LIMIT %(limit)s;
 
 -- name: relays
--- Each relay with how far it is: `behind_seconds` is the age of the oldest message that it has not passed, null if it
--- has passed all. Reads messages by messages_by_transaction.
+-- Returns each relay with how far it is: `behind_seconds` is the age of the oldest message that it has not passed, null
+-- if it has passed all.
+-- Reads messages, parked_messages, relays. Uses messages_by_transaction, parked_messages_pkey.
 SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 seconds' AS running, r.owner, r.target,
        r.relayed, r.trouble, extract(epoch FROM now() - r.updated_at)::float8 AS beat_seconds_ago,
        (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name) AS parked,
@@ -122,7 +163,8 @@ FROM outbox.relays AS r
 ORDER BY r.name;
 
 -- name: parked_deliveries
--- What each consumer has parked. One that has parked nothing is in no row: consumers leave no other trace.
+-- Returns what each consumer has parked. A consumer that has parked nothing has no row: consumers leave no other trace.
+-- Reads parked_deliveries.
 SELECT p.consumer, count(*) AS parked, count(*) FILTER (WHERE p.retry) AS to_retry,
        extract(epoch FROM now() - min(p.parked_at))::float8 AS oldest_seconds
 FROM outbox.parked_deliveries AS p
@@ -130,8 +172,9 @@ GROUP BY p.consumer
 ORDER BY p.consumer;
 
 -- name: parked
--- What relays could not send, then what consumers could not handle, of each the first one first. A delivery's body is
--- what came, whatever it is; its key is where a relay writes it.
+-- Returns what relays could not send, then what consumers could not handle, the first one of each first. A delivery's
+-- body is whatever came; its key is where a relay writes it.
+-- Reads parked_deliveries, parked_messages.
 SELECT p.relay, NULL AS consumer, p.id, p.message_id::text, p.topic, p.key, p.payload, NULL::bytea AS body, p.headers,
        NULL AS queue, NULL::integer AS deliveries, p.reason, p.retry, p.created_at, p.parked_at
 FROM outbox.parked_messages AS p
@@ -146,6 +189,8 @@ ORDER BY consumer NULLS FIRST, relay, id
 LIMIT %(limit)s;
 
 -- name: schedules
+-- Returns the schedules, and how late each is.
+-- Reads schedules.
 SELECT s.pipeline, s.schedule, s.cron, s.timezone, s.catch_up, s.next_at, s.last_at, s.ran_at, s.attempts, s.retry_at, s.error,
        extract(epoch FROM now() - s.next_at)::float8 AS late_seconds
 FROM outbox.schedules AS s

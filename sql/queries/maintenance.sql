@@ -1,13 +1,13 @@
--- What every worker does on the side. All of it may run anywhere, any number of times at once.
+-- What every worker does besides. All of it may run anywhere, any number of times at once.
 
 -- name: maintenance_look
--- What there is to do, in one question: a worker that has nothing to do asks nothing else. In how many seconds the next
--- scheduled job is due, the next deadline passes, the next reminder goes out (null: there is none); whether parents have
--- ended before their children; watched workers whose session lock nobody holds: their process has
--- died, or is just reconnecting; whether a lease has ended; and, if `everything` is asked, which walks over what is dead:
--- whether jobs are held in the name of workers without a row, and whether jobs wait of these stages.
--- Reads jobs, approvals, workers, pg_locks. Uses jobs_scheduled, jobs_with_deadline, approvals_to_remind, jobs_running,
--- jobs_ready_for_claim.
+-- Returns what there is to do, in one question: a worker that has nothing to do asks nothing else. In how many seconds
+-- the next scheduled job is due, the next deadline passes and the next reminder goes out (null: there is none); whether
+-- parents have ended before their children; watched workers whose session lock is not held: their process has died, or
+-- is reconnecting; whether a lease has ended. If `everything` is asked, which walks over dead rows, also whether jobs
+-- are held in the name of workers without a row, and whether jobs of these stages are ready.
+-- Reads approvals, jobs, orphans, pauses, workers. Uses jobs_scheduled, jobs_with_deadline, approvals_to_remind,
+-- jobs_running, jobs_ready_for_claim.
 SELECT
     (SELECT extract(epoch FROM min(j.run_at) - coalesce(%(now)s::timestamptz, now()))::float8
      FROM outbox.jobs AS j WHERE j.owner IS NULL AND NOT j.due AND j.stage IS NOT NULL) AS due_in,
@@ -41,9 +41,9 @@ SELECT
     ) ELSE false END AS ready;
 
 -- name: jobs_promote_due
--- Makes scheduled jobs ready whose time has come, oldest first, and wakes workers for them. Returns how many,
--- and in how many seconds the next one is due (null: none is scheduled).
--- Writes jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_scheduled.
+-- Makes scheduled jobs ready whose time has come, oldest first, and wakes workers for them. Returns how many, and in
+-- how many seconds the next one is due (null: none is scheduled).
+-- Writes jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_scheduled, jobs_pkey.
 WITH due AS MATERIALIZED (
     SELECT j.workflow_id
     FROM outbox.jobs AS j
@@ -52,7 +52,7 @@ WITH due AS MATERIALIZED (
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED
 ), promoted AS (
-    -- An array and no join, here and below, for what jobs_claim says.
+    -- An array, not a join, here and below: see jobs_claim.
     UPDATE outbox.jobs AS j SET due = true
     WHERE j.workflow_id = ANY (ARRAY(SELECT due.workflow_id FROM due))
     RETURNING j.pipeline, j.stage
@@ -65,10 +65,11 @@ SELECT count(*),
 FROM promoted;
 
 -- name: deadlines_fire
--- Moves workflows whose deadline has passed, the oldest first: what their stage does meanwhile no longer counts. Returns how
--- many it looked at, and how many it moved: where a deadline leads must be a legal change (a later deploy may have
--- taken it away), and who has the workflow in hand comes first.
--- Writes workflow_states. Locks workflow, then job, with SKIP LOCKED, ids ascending. Uses jobs_with_deadline.
+-- Moves workflows whose deadline has passed, the oldest first: what their stage does meanwhile no longer counts.
+-- Returns how many it looked at, and how many it moved. Where a deadline leads must be a legal change, which a later
+-- deploy may have taken away; and a transaction that holds the workflow comes first.
+-- Reads jobs, legal_changes. Writes workflow_states. Locks the workflow, then the job, with SKIP LOCKED, ids ascending.
+-- Uses jobs_with_deadline, legal_changes_pkey, workflow_states_pkey, jobs_pkey.
 WITH due AS MATERIALIZED (
     SELECT j.workflow_id, j.id
     FROM outbox.jobs AS j
@@ -87,7 +88,7 @@ WITH due AS MATERIALIZED (
     SELECT workflow.id AS workflow_id, j.on_deadline
     FROM workflow
     CROSS JOIN LATERAL (
-        -- Written so that the index on deadlines can't serve it: each of them would be sought among all that are due.
+        -- Written so that the index on deadlines can't serve it: each job would be sought among all that are due.
         SELECT j.on_deadline FROM outbox.jobs AS j
         WHERE j.workflow_id = workflow.id AND j.id = workflow.job
             AND j.deadline - coalesce(%(now)s::timestamptz, now()) <= interval '0'
@@ -106,9 +107,10 @@ WITH due AS MATERIALIZED (
 SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM moved);
 
 -- name: orphans_cancel
--- Moves children whose parent has ended before them to where they were to be cancelled to, as far as that is a legal change
--- from where they are. Returns how many.
--- Writes workflow_states. Locks orphans and workflows, with SKIP LOCKED, ids ascending. Uses children_by_parent.
+-- Moves children whose parent has ended before them to the status that they were to be cancelled to, as far as that is
+-- a legal change. Returns how many.
+-- Reads children, legal_changes, orphans. Writes workflow_states. Locks orphans and workflows, with SKIP LOCKED, ids
+-- ascending. Uses children_by_parent, workflow_states_pkey, legal_changes_pkey.
 WITH parent AS MATERIALIZED (
     SELECT o.parent_id FROM outbox.orphans AS o ORDER BY o.parent_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), child AS MATERIALIZED (
@@ -133,7 +135,9 @@ WITH parent AS MATERIALIZED (
 SELECT count(*) FROM moved;
 
 -- name: orphans_forget
--- Forgets parents none of whose children is left to be cancelled.
+-- Deletes the rows of parents that have no child left to cancel.
+-- Reads children, legal_changes, workflow_states. Writes orphans. Uses children_by_parent, workflow_states_pkey,
+-- legal_changes_pkey.
 DELETE FROM outbox.orphans AS o
 WHERE NOT EXISTS (
     SELECT FROM outbox.children AS c
@@ -143,9 +147,9 @@ WHERE NOT EXISTS (
     WHERE c.parent_id = o.parent_id);
 
 -- name: approvals_remind
--- Writes a message for each open question whose time for a reminder has come: those that nobody sent while all workers were
--- away are one. Returns how many.
--- Writes approvals, messages. Locks approvals only, with SKIP LOCKED. Uses approvals_to_remind.
+-- Writes a message for each open question whose reminder is due. Reminders that were missed while no worker ran are
+-- one. Returns how many.
+-- Writes approvals, messages. Locks approvals only, with SKIP LOCKED. Uses approvals_to_remind, approvals_pkey.
 WITH due AS MATERIALIZED (
     SELECT a.id
     FROM outbox.approvals AS a
@@ -170,17 +174,19 @@ WITH due AS MATERIALIZED (
 SELECT count(*) FROM reminded;
 
 -- name: workers_bury
--- Takes the row, and so the lease, from workers that missed it by the database's clock and from `dead` ones.
--- A worker that was only slow learns it at its next beat.
+-- Takes the row, and with it the lease, from workers that missed their beat by the database's clock, and from the
+-- `dead` ones. A worker that was only slow learns it at its next beat.
+-- Writes workers. Uses workers_pkey.
 DELETE FROM outbox.workers AS w
 WHERE w.id = ANY (%(dead)s::integer[])
    OR (%(leases)s AND w.beat_at + w.lease < coalesce(%(now)s::timestamptz, now()))
 RETURNING w.id, w.name;
 
 -- name: jobs_sweep
--- Frees jobs whose owner is in no row. The attempt stays counted; when it was the last one, the job is dead.
--- A job with one attempt left goes to the careful lane: should it be what kills its worker, it kills alone.
--- Writes jobs, dead_jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_running, workers_pkey.
+-- Frees jobs whose worker has no row. The attempt stays counted; if it was the last one, the job is dead. A job with
+-- one attempt left becomes careful: if it is what kills its worker, it kills no other job with it.
+-- Reads stages, workers, workflow_states. Writes dead_jobs, jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_running,
+-- workers_pkey, stages_pkey, jobs_pkey.
 WITH gone AS MATERIALIZED (
     SELECT DISTINCT j.owner FROM outbox.jobs AS j
     WHERE j.owner IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = j.owner)
@@ -205,10 +211,10 @@ WITH gone AS MATERIALIZED (
     USING stale
     WHERE j.workflow_id = stale.workflow_id AND stale.attempt >= stale.max_attempts
       AND j.workflow_id = ANY (ARRAY(SELECT stale.workflow_id FROM stale))
-    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.version, j.attempt, j.owner
+    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.entered, j.attempt, j.owner
 ), dead AS (
-    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, version, attempts, error)
-    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.version, e.attempt,
+    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error)
+    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.entered, e.attempt,
            format('worker %%s was lost during attempt %%s, the last one', e.owner, e.attempt)
     FROM ended AS e
     JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
@@ -218,7 +224,8 @@ SELECT (SELECT count(*) FROM freed), (SELECT count(*) FROM dead),
        (SELECT outbox.wake(array_agg(pipeline), array_agg(stage)) FROM freed);
 
 -- name: counts_fold
--- Folds the log of differences into one row a status. The log is locked against a second folder only.
+-- Folds the log of differences into one row for each status.
+-- Writes status_counts. Locks an advisory lock, against a second folder only.
 WITH turn AS MATERIALIZED (
     SELECT pg_try_advisory_xact_lock(hashtext('outbox.counts_fold')) AS mine
 ), folded AS (

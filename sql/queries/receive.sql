@@ -1,31 +1,35 @@
--- Step 6: what a delivery needs beside the inbox and its handler: attempts are counted, what can't be taken is parked.
+-- Step 6: what a delivery needs besides the inbox and its handler: its attempts are counted, and what can't be handled is
+-- parked.
 
 -- name: delivery_begun
--- How often a message was begun, as far as it was counted.
+-- Returns how many attempts a message has had, as far as they were counted.
+-- Reads delivery_attempts. Uses delivery_attempts_pkey.
 SELECT a.attempts FROM outbox.delivery_attempts AS a
 WHERE a.consumer = %(consumer)s AND a.message_id = %(message_id)s::uuid;
 
 -- name: delivery_begin
--- Counts an attempt at a message before it begins, so that what kills its process is counted, too; `first` is the number
--- of the first that is counted. Writes delivery_attempts.
+-- Counts an attempt at a message before it starts, so that one which kills its process is counted too. `first` is the
+-- number of the first that is counted.
+-- Writes delivery_attempts. Uses delivery_attempts_pkey.
 INSERT INTO outbox.delivery_attempts AS a (consumer, message_id, attempts)
 VALUES (%(consumer)s, %(message_id)s::uuid, %(first)s)
 ON CONFLICT (consumer, message_id) DO UPDATE SET attempts = a.attempts + 1, at = now()
 RETURNING a.attempts;
 
 -- name: delivery_mark
--- Marks the transaction that a handler is given as the delivery's own, and bounds how long it may sit idle: a process
+-- Marks the transaction that a handler is given as the delivery's own, and limits how long it may be idle: a process
 -- that froze must not keep others from the message for ever.
 SELECT set_config('outbox.delivery', %(mark)s, true),
        set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
 
 -- name: delivery_mark_read
--- Null or empty if the handler ended the transaction that it was given.
+-- Returns the mark; null or empty if the handler has ended the transaction that it was given.
 SELECT current_setting('outbox.delivery', true);
 
 -- name: delivery_settle
--- Forgets the troubles of a message that is handled now, in the handler's transaction.
--- Writes delivery_attempts, parked_deliveries.
+-- Deletes the attempts of a message that is handled now, and what was parked of it, in the handler's transaction.
+-- Writes delivery_attempts, parked_deliveries. Uses delivery_attempts_pkey, parked_deliveries_content_key,
+-- parked_deliveries_pkey.
 WITH counted AS (
     DELETE FROM outbox.delivery_attempts AS a WHERE a.consumer = %(consumer)s AND a.message_id = %(message_id)s::uuid
 )
@@ -33,8 +37,9 @@ DELETE FROM outbox.parked_deliveries AS p
 WHERE p.consumer = %(consumer)s AND (p.digest = %(digest)s OR p.id = %(parked)s::bigint);
 
 -- name: delivery_park
--- Keeps what can't be taken, with the reason; its attempts count anew if somebody wants it tried again. That somebody
--- does is kept, too, when it is delivered once more meanwhile. Writes parked_deliveries, delivery_attempts.
+-- Keeps a delivery that can't be handled, with the reason; its attempts are counted from the beginning if a person
+-- wants it tried again. That wish stays if it is delivered once more meanwhile.
+-- Writes delivery_attempts, parked_deliveries. Uses delivery_attempts_pkey, parked_deliveries_content_key.
 WITH counted AS (
     DELETE FROM outbox.delivery_attempts AS a WHERE a.consumer = %(consumer)s AND a.message_id = %(message_id)s::uuid
 )
@@ -44,8 +49,9 @@ ON CONFLICT (consumer, digest) DO UPDATE
 SET reason = excluded.reason, deliveries = p.deliveries + 1, parked_at = now();
 
 -- name: delivery_park_again
--- Gives a parked delivery its new reason when it was tried again for nothing. By its id: what is stored is cleaned, and
--- has not the digest of what came. Writes parked_deliveries, delivery_attempts.
+-- Gives a parked delivery its new reason when another attempt has failed. By its id: what is stored was cleaned, and
+-- does not have the digest of what came.
+-- Writes delivery_attempts, parked_deliveries. Uses delivery_attempts_pkey, parked_deliveries_pkey.
 WITH counted AS (
     DELETE FROM outbox.delivery_attempts AS a WHERE a.consumer = %(consumer)s AND a.message_id = %(message_id)s::uuid
 )

@@ -1,7 +1,9 @@
--- Deletes what is over and old, for those who want that.
+-- Deletes what has ended and is old, where that is wanted.
 
 -- name: retention_workflows
--- Deletes finished workflows that ended more than `days` ago, with their history. Returns how many.
+-- Deletes workflows that ended more than `days` ago, with their history. Returns how many.
+-- Reads routes. Writes state_changes, workflow_states. Locks workflows, with SKIP LOCKED. Uses workflow_states_pkey,
+-- state_changes_pkey.
 WITH old AS MATERIALIZED (
     SELECT w.id
     FROM outbox.workflow_states AS w
@@ -17,7 +19,8 @@ WITH old AS MATERIALIZED (
 SELECT count(*) FROM deleted;
 
 -- name: retention_history
--- Deletes history of more than `days` ago, of open workflows too. Uses state_changes_by_time.
+-- Deletes history that is older than `days`, of open workflows too. Returns how many rows.
+-- Writes state_changes. Locks history, with SKIP LOCKED. Uses state_changes_by_time, state_changes_pkey.
 WITH old AS MATERIALIZED (
     SELECT c.workflow_id, c.version
     FROM outbox.state_changes AS c
@@ -31,14 +34,16 @@ WITH old AS MATERIALIZED (
 SELECT count(*) FROM deleted;
 
 -- name: retention_checkpoints
--- Deletes results that no attempt will ask for any more: their work is done, or was given up. Returns how many. What was
--- made in the last hour stays, so that this looks at each a few times only.
+-- Deletes results that no attempt will ask for any more: their work is done, or was given up. Returns how many. Results
+-- of the last hour stay, so that each is looked at only a few times.
+-- Reads dead_jobs, jobs. Writes checkpoints. Locks checkpoints, with SKIP LOCKED. Uses checkpoints_by_time,
+-- checkpoints_pkey, jobs_pkey, dead_jobs_pkey.
 WITH old AS MATERIALIZED (
     SELECT c.workflow_id, c.entered, c.stage, c.key
     FROM outbox.checkpoints AS c
     WHERE c.made_at < now() - make_interval(secs => 3600 + %(days)s::float8 * 86400)
-      AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = c.workflow_id AND j.version = c.entered)
-      AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = c.workflow_id AND d.version = c.entered)
+      AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = c.workflow_id AND j.entered = c.entered)
+      AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = c.workflow_id AND d.entered = c.entered)
     LIMIT %(limit)s
     FOR UPDATE OF c SKIP LOCKED
 ), deleted AS (
@@ -49,7 +54,8 @@ WITH old AS MATERIALIZED (
 SELECT count(*) FROM deleted;
 
 -- name: retention_rates
--- Deletes the moments of partitions that have passed. Returns how many.
+-- Deletes start times of partitions that have passed. Returns how many.
+-- Writes partition_rates. Locks these rows, with SKIP LOCKED. Uses partition_rates_pkey.
 WITH old AS MATERIALIZED (
     SELECT r.pipeline, r.stage, r.partition FROM outbox.partition_rates AS r
     WHERE r.next_at < now() - make_interval(secs => 60 + %(days)s::float8 * 86400)
@@ -62,11 +68,16 @@ WITH old AS MATERIALIZED (
 SELECT count(*) FROM deleted;
 
 -- name: retention_reactions
+-- Deletes reactions that are done for more than `days`, with their history; see the function in
+-- sql/functions/reactions.sql. Returns how many.
+-- Reads pipelines. Writes workflow_states, state_changes. Locks workflows, with SKIP LOCKED. Uses
+-- workflow_states_entity_key, state_changes_pkey.
 SELECT outbox.reactions_forget(%(days)s, %(limit)s);
 
 -- name: retention_dead_jobs
--- Drops the errors of jobs that died more than `days` ago. The fact stays for as long as the workflow stands there:
--- without it, a workflow that waits for a person would be seen by nobody. Uses dead_jobs_by_time.
+-- Drops the errors of jobs that died more than `days` ago. The dead job itself stays for as long as the workflow stands
+-- there: without it nobody would see a workflow that waits for a person. Returns how many.
+-- Writes dead_jobs. Locks dead jobs, with SKIP LOCKED. Uses dead_jobs_by_time, dead_jobs_pkey.
 WITH old AS MATERIALIZED (
     SELECT d.workflow_id FROM outbox.dead_jobs AS d
     WHERE d.died_at < now() - make_interval(secs => %(days)s::float8 * 86400) AND d.error <> 'dropped by retention'
@@ -83,6 +94,6 @@ SELECT count(*) FROM dropped;
 SELECT set_config('outbox.retention', 'on', true);
 
 -- name: retention_rights
--- What of this the role may do: delete workflows, delete history, empty the message log.
+-- Returns what of this the role may do: delete workflows, delete history, empty the message log.
 SELECT has_table_privilege('outbox.workflow_states', 'DELETE'), has_table_privilege('outbox.state_changes', 'DELETE'),
        has_table_privilege('outbox.messages', 'TRUNCATE');

@@ -1,34 +1,41 @@
--- What runs by the clock.
+-- Cron schedules, and their ticks.
 
 -- name: schedules_look
--- In how many seconds each of these schedules is due.
+-- Returns in how many seconds each of these schedules is due.
+-- Reads schedules. Uses schedules_pkey.
 SELECT s.pipeline, s.schedule, extract(epoch FROM greatest(s.next_at, s.retry_at) - now())::float8
 FROM outbox.schedules AS s
 JOIN unnest(%(pipelines)s::text[], %(schedules)s::text[]) AS mine (pipeline, schedule) USING (pipeline, schedule)
 ORDER BY 3;
 
 -- name: schedule_take
--- Locks a schedule, if it is due and nobody else runs it: until the end of the transaction, in which its function runs.
+-- Locks a schedule if it is due and no other worker runs it, until the end of the transaction in which its function
+-- runs.
+-- Reads schedules. Locks the schedule, with SKIP LOCKED. Uses schedules_pkey.
 SELECT s.next_at, now()
 FROM outbox.schedules AS s
 WHERE s.pipeline = %(pipeline)s AND s.schedule = %(schedule)s AND greatest(s.next_at, s.retry_at) <= now()
 FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: schedule_mark
--- Begins it: who makes changes in it, and for how long it may sit idle, as a frozen process must not hold the tick.
+-- Sets who makes the changes of a tick, and how long its transaction may be idle: a frozen process must not hold the
+-- tick.
 SELECT set_config('outbox.actor', %(actor)s, true),
        set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
 
 -- name: schedule_advance
--- Commits with what the function has done, or not at all: nothing is returned if this transaction doesn't hold the tick.
+-- Moves a schedule to its next tick, in the transaction of what its function has done. No row: this transaction does
+-- not hold the tick.
+-- Writes schedules. Uses schedules_pkey.
 UPDATE outbox.schedules AS s
 SET next_at = %(next)s, last_at = %(tick)s, ran_at = now(), attempts = 0, retry_at = NULL, error = NULL
 WHERE s.pipeline = %(pipeline)s AND s.schedule = %(schedule)s AND s.next_at = %(due)s
 RETURNING s.next_at;
 
 -- name: schedule_fail
--- Notes why a tick failed, and when it is tried again, unless somebody has run it meanwhile: after a second, then after
--- twice as long each time, up to five minutes.
+-- Notes why a tick failed and when it is tried again, unless another worker has run it meanwhile: after a second, then
+-- after twice as long each time, up to five minutes.
+-- Writes schedules. Uses schedules_pkey.
 UPDATE outbox.schedules AS s
 SET attempts = s.attempts + 1, error = %(error)s,
     retry_at = now() + make_interval(secs => least(300, 2 ^ least(s.attempts, 20)) * (0.8 + 0.2 * random()))

@@ -1,8 +1,8 @@
 -- Step 1: workflows start in the caller's own transaction.
 
 -- name: workflows_submit
--- Starts the workflows that are new, and returns these; the trigger adds history and the first job.
--- Writes workflow_states. Uses workflow_states_entity_key.
+-- Starts the workflows that are new, and returns them; the trigger adds history and the first job.
+-- Reads pipelines. Writes workflow_states. Uses workflow_states_entity_key, pipelines_pkey.
 INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
 SELECT p.pipeline, s.entity_id, p.initial_status, s.metadata::jsonb
 FROM unnest(%(entities)s::text[], %(metadata)s::text[]) WITH ORDINALITY AS s (entity_id, metadata, n)
@@ -12,7 +12,8 @@ ON CONFLICT (pipeline, entity_id) DO NOTHING
 RETURNING id, entity_id, current_status;
 
 -- name: workflows_submit_count
--- The same for bulk, where only the number is wanted.
+-- Starts the workflows that are new, and returns how many: for bulk.
+-- Reads pipelines. Writes workflow_states. Uses workflow_states_entity_key, pipelines_pkey.
 WITH started AS (
     INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
     SELECT p.pipeline, s.entity_id, p.initial_status, s.metadata::jsonb
@@ -25,11 +26,14 @@ WITH started AS (
 SELECT count(*) FROM started;
 
 -- name: workflows_find
--- The workflows that are there already. A statement of its own: it must see what the one before ran into.
+-- Returns the workflows that are there already. It is a statement of its own because it must see what the one before
+-- ran into.
 -- Reads workflow_states. Uses workflow_states_entity_key.
 SELECT w.id, w.entity_id, w.current_status
 FROM outbox.workflow_states AS w
 WHERE w.pipeline = %(pipeline)s AND w.entity_id = ANY (%(entities)s::text[]);
 
 -- name: pipeline_is_deployed
+-- Returns whether a pipeline is deployed.
+-- Reads pipelines. Uses pipelines_pkey.
 SELECT EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s);

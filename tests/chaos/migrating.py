@@ -1,4 +1,4 @@
-"""Kill point K12: `outbox migrate` is killed between two migrations, and run again, until the schema is whole."""
+"""Kill point K12: `outbox migrate` is killed between two transactions, and run again, until the schema is whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import psycopg
 
 from kit.servers import PostgresServer
-from outbox.database import migrations
+from outbox.database import schema
 
 COMMAND = [sys.executable, "-m", "outbox", "migrate"]
 TABLES = """
@@ -28,7 +28,7 @@ def kill(times: int, seed: int) -> int:
     try:
         whole = _migrated(server, "whole", None)
         for number in range(times):
-            found = _migrated(server, f"killed_{number}", dice.randint(1, len(migrations.all_migrations()) - 1))
+            found = _migrated(server, f"killed_{number}", dice.randint(1, len(schema.transactions()) - 1))
             assert found == whole, f"killed_{number} is not whole"
     finally:
         server.remove()

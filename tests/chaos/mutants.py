@@ -91,7 +91,7 @@ def _replaced(text: str, replacements: tuple[tuple[str, str], ...], where: str) 
 
 # A worker that does not know that it was taken for dead: what is left is the database's fence.
 UNAWARE = code("outbox.engine.inflight:InFlight.lose", ("running, dropped =", "return\n    running, dropped ="))
-OWN_TRANSACTION = 'await conn.execute("COMMIT"); await conn.execute("BEGIN")'
+OWN_TRANSACTION = 'yield b"COMMIT", {}; yield b"BEGIN", {}'
 
 MUTANTS: dict[str, Mutant] = {
     "finish-without-fence": Mutant(
@@ -113,13 +113,13 @@ MUTANTS: dict[str, Mutant] = {
         "two claims count what is at work at the same moment, and each takes the rest",
         frozenset({"too many"}),
         (),
-        database=(("outbox.jobs_claim_limited", "s.stage = of_stage FOR NO KEY UPDATE", "s.stage = of_stage"),),
+        database=(("outbox.limit_quota", "s.stage = of_stage FOR NO KEY UPDATE", "s.stage = of_stage"),),
     ),
     "limits-of-each-process": Mutant(
         "each process counts what it has at work itself, and no other's (Celery's rate_limit)",
         frozenset({"too many"}),
         (),
-        database=(("outbox.jobs_claim_limited", "j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT",
+        database=(("outbox.limit_quota", "j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT",
                    "j.owner = worker AND j.partition IS NOT NULL LIMIT"),),
     ),
     "deadline-by-another-clock": Mutant(
@@ -142,7 +142,7 @@ MUTANTS: dict[str, Mutant] = {
         "a wait begins, and its timeout is lost",
         frozenset({"lost", "stuck"}),
         (),
-        database=(("outbox.waits_begin", "WHERE i.deadline IS NOT NULL", "WHERE false"),),
+        database=(("outbox.timeouts_begin", "WHERE i.deadline IS NOT NULL AND i.id = ANY (ids)", "WHERE false"),),
     ),
     "attempts-counted-when-caught": Mutant(
         "what kills its worker never counts as an attempt",
@@ -195,10 +195,10 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"torn commit", "effect twice"}),
         ("kill-9",),
         (
-            code("outbox.engine.transaction:run_async",
-                 ("            if finished := _finished(jobs, ended):",
-                  f"            {OWN_TRANSACTION}\n            await conn.execute(*commit.mark_transaction(jobs[0]))\n"
-                  "            if finished := _finished(jobs, ended):")),
+            code("outbox.engine.transaction:attempt",
+                 ('    killpoints.passing("K3")',
+                  f"    {OWN_TRANSACTION}; yield commit.mark_transaction(jobs[0])\n"
+                  '    killpoints.passing("K3")')),
         ),
     ),
     "effect-without-status": Mutant(
@@ -286,7 +286,7 @@ MUTANTS: dict[str, Mutant] = {
         ("relay-frozen",),
         (
             *(sql("log", name, (" AND r.epoch = %(epoch)s", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
-            code("outbox.messages.relay:Relay.may_send", ("return ", "return True or ")),
+            code("outbox.messages.target:Lease.is_held", ("return ", "return True or ")),
         ),
         seconds=60,
         rate=400,  # two relays hurt each other where both have something to do
@@ -314,11 +314,11 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"torn commit", "lost", "marked early"}),
         ("kill-9",),
         (
-            code("outbox.messages.receive:Receiver._in_loop",
-                 ("        if new:\n            delivery.connection",
-                  f"        {OWN_TRANSACTION}\n"
-                  '        await conn.execute(SQL["delivery_mark"], self._mark(delivery))\n'
-                  "        if new:\n            delivery.connection")),
+            code("outbox.messages.receive:Receiver._delivering",
+                 ("    if new:\n        delivery.connection",
+                  f"    {OWN_TRANSACTION}\n"
+                  '    yield SQL["delivery_mark"], self._mark(delivery)\n'
+                  "    if new:\n        delivery.connection")),
         ),
     ),
     "every-delivery-is-new": Mutant(

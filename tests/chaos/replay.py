@@ -184,7 +184,7 @@ class Replay:
         if flow.job is not None:
             self.find("two holders", id_, "it has two jobs")
         part.made = flow.job = row
-        self.visits[id_, str(row["stage"])].add(str(row["version"]))
+        self.visits[id_, str(row["stage"])].add(str(row["entered"]))
         if row["attempt"] != "0" or row["owner"] is not None:
             self.find("two holders", id_, f"its job begins with attempt {row['attempt']} of {row['owner']}")
 

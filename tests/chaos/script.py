@@ -104,7 +104,7 @@ class Script:
 
     def outside(self, id_: str) -> None:
         job = self.jobs[id_]
-        key = f"{id_}:{job['stage']}:{job['version']}"
+        key = f"{id_}:{job['stage']}:{job['entered']}"
         self.commit(
             write(
                 "outside", "insert", workflow_id=id_, stage=job["stage"], attempt=job["attempt"], key=key, at=self.now
@@ -144,7 +144,7 @@ class Script:
         """The job of a wait: of no stage, due later than any script ends."""
         deadline = moment(BEGAN + len(self.transactions) + 1_000)
         self.jobs[id_] = {
-            "workflow_id": id_, "stage": None, "status": status, "version": version, "run_at": deadline, "claimed_at": None,
+            "workflow_id": id_, "stage": None, "status": status, "entered": version, "run_at": deadline, "claimed_at": None,
             "owner": None, "attempt": 0, "due": False, "error": None, "deadline": deadline, "on_deadline": "EXPIRED",
         }  # fmt: skip
         return write("jobs", "insert", **self.jobs[id_])
@@ -172,7 +172,7 @@ class Script:
     def die(self, id_: str) -> None:
         job = self.jobs.pop(id_)
         self.dead[id_] = {
-            "workflow_id": id_, "stage": job["stage"], "status": job["status"], "version": job["version"],
+            "workflow_id": id_, "stage": job["stage"], "status": job["status"], "entered": job["entered"],
             "attempts": job["attempt"], "error": "rejected",
         }  # fmt: skip
         self.commit(write("jobs", "delete", workflow_id=id_), write("dead_jobs", "insert", **self.dead[id_]))
@@ -180,7 +180,7 @@ class Script:
     def make_anew(self, id_: str, outcome: str = "ok") -> None:
         self.call("retry", self.states[id_]["entity_id"], None, outcome, "made anew")
         dead = self.dead.pop(id_)
-        self.commit(write("dead_jobs", "delete", workflow_id=id_), self.job(id_, dead["status"], dead["version"]))
+        self.commit(write("dead_jobs", "delete", workflow_id=id_), self.job(id_, dead["status"], dead["entered"]))
 
     def put(self, id_: str, **columns: Any) -> None:
         """Write to a job."""
@@ -207,7 +207,7 @@ class Script:
 
     def job(self, id_: str, status: str, version: int) -> Write:
         self.jobs[id_] = {
-            "workflow_id": id_, "stage": TAKES[status].name, "status": status, "version": version, "run_at": self.now,
+            "workflow_id": id_, "stage": TAKES[status].name, "status": status, "entered": version, "run_at": self.now,
             "claimed_at": None, "owner": None, "attempt": 0, "due": True, "error": None,
         }  # fmt: skip
         return write("jobs", "insert", **self.jobs[id_])

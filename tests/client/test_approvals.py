@@ -60,7 +60,7 @@ def test_the_first_decision_wins_and_the_others_are_told(conn: Conn, dsn: str) -
     [
         ("nobody", "approve", NoWorkflow, "OB011", 'no workflow of entity "nobody" in pipeline "orders"'),
         ("b", "approve", NothingAsked, "OB012", "nothing is asked, it is in NEW"),
-        ("a", "maybe", NoSuchOption, "OB014", '"maybe" is no option of "Pay it?"'),
+        ("a", "maybe", NoSuchOption, "OB014", '"maybe" is not an option of "Pay it?"'),
     ],
 )
 def test_a_decision_that_makes_no_sense_is_refused(

@@ -24,7 +24,7 @@ from kit.pipelines import Post, deployed, drain, status_of, value
 from kit.servers import PostgresServer, free_port, wait_for
 from kit.servers import Process as Spawned
 from outbox.cli import main
-from outbox.database import migrations
+from outbox.database import schema
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Spawned]
@@ -86,7 +86,7 @@ def test_wrong_usage_exits_2_and_says_what_is_wrong(outbox: Outbox, arguments: l
 
 def test_migrate_check_names_what_is_pending_and_migrate_applies_it(empty_dsn: str) -> None:
     outbox = Outbox(empty_dsn)
-    names = [migration.name for migration in migrations.all_migrations()]
+    names = [migration.name for migration in schema.all_migrations()]
     assert outbox("migrate", "--check", code=1).out.splitlines() == [f"pending {name}" for name in names]
     assert outbox("migrate", "--check", code=1).out, "looking has changed nothing"
     assert outbox("migrate").out.splitlines() == [*(f"applied {name}" for name in names), "the schema is up to date"]
@@ -160,7 +160,10 @@ def test_deploy_that_would_strand_workflows_is_refused_with_the_list(outbox: Out
     assert "WAITING_FOR_REVIEW: 1" in line
     assert "ENRICHED: 1" in line
     checked = outbox("deploy", "--app", "apps.cli:hasty", "--check", code=1)
-    assert "posts: status WAITING_FOR_REVIEW would be unknown: 1 stand there, the oldest since 0.0 days" in checked.out
+    assert (
+        "posts: status WAITING_FOR_REVIEW would be unknown, with 1 workflow in it, the oldest for 0.0 days"
+        in checked.out
+    )
     assert "WAITING_FOR_REVIEW: 1" in checked.err
     assert shop.execute("SELECT * FROM outbox.routes ORDER BY 1, 2").fetchall() == before
 

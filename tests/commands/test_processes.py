@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import pytest
 from kit.faults import WORKER, check_books, drained, held, open_gate, submit
 from kit.pipelines import value
 from kit.servers import Process, wait_for
+from outbox.commands.processes import StopRequests
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
@@ -118,3 +121,51 @@ def test_what_can_not_run_is_said_and_ends_them_all(conn: Conn, app: Any, spawn:
     first = spawn(*WORKER, "--processes", "2")
     assert first.wait() == 1
     assert "outbox deploy" in first.text()
+
+
+# Requests to stop, as one of the processes hears them.
+
+
+@pytest.mark.parametrize(
+    ("requests", "stops"),
+    [
+        ("s", 1),
+        ("p", 1),
+        ("sp", 1),
+        ("ps", 1),
+        ("spsp", 2),
+        ("sspp", 2),
+        ("sps", 2),
+        ("pps", 2),
+        ("e", 1),
+        ("se", 1),
+        ("pe", 1),
+        ("ppe", 2),
+    ],
+)
+def test_a_request_that_comes_by_signal_and_by_pipe_counts_once(requests: str, stops: int) -> None:
+    """s: a signal, p: a byte in the pipe, e: its end."""
+
+    async def play() -> int:
+        readable, writable = os.pipe()
+        heard: list[str] = []
+        expected = 0
+        made = StopRequests(lambda: heard.append("stop"), logging.getLogger("outbox.worker"))
+        made.listen(readable)
+        for request in requests:
+            if request == "s":
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif request == "p":
+                os.write(writable, b".")
+            else:
+                os.close(writable)
+            expected += request != "e" or "p" not in requests
+            while sum(made._requests.values()) < expected:
+                await asyncio.sleep(0.001)
+        if "e" not in requests:
+            os.close(writable)
+        await asyncio.sleep(0.01)  # the end of the pipe is no further request
+        os.close(readable)
+        return len(heard)
+
+    assert asyncio.run(play()) == stops

@@ -12,6 +12,7 @@ from kit.pipelines import no_session_is_left
 from outbox.database.link import Link
 from outbox.messages.log import Log
 from outbox.messages.relay import Relay
+from outbox.messages.target import Lease, Target
 
 Conn = psycopg.Connection[Any]
 
@@ -34,7 +35,7 @@ def test_a_log_whose_first_statement_is_cancelled_closes_its_connection(
         raise asyncio.CancelledError
 
     async def connect() -> None:
-        log = Log(dsn, "default", "test")
+        log = Log(dsn, "default", "test", Lease())
         monkeypatch.setattr(psycopg.AsyncConnection, "execute", cancelled)
         with pytest.raises(asyncio.CancelledError):
             await log.connect()
@@ -44,15 +45,14 @@ def test_a_log_whose_first_statement_is_cancelled_closes_its_connection(
 
 
 def test_a_relay_that_may_not_relay_says_so_and_closes_its_connection(dsn: str, conn: Conn) -> None:
-    class Nowhere:
+    class Nowhere(Target):
         async def deliver(self, messages: Any, stopped_keys: set[str]) -> dict[int, Any]:
             raise AssertionError("nothing is to be sent")
 
         async def close(self) -> None: ...
 
     conn.execute("REVOKE UPDATE ON outbox.relays FROM outbox_owner")
-    relay = Relay(dsn)
-    relay.to(Nowhere(), "nowhere")
+    relay = Relay(dsn, Nowhere("nowhere"))
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         asyncio.run(relay.run())
     assert no_session_is_left(conn)

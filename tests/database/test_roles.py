@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 import threading
@@ -13,16 +14,17 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from pytest_postgresql.executors import NoopExecutor
 
 from apps.roles import app
 from kit.broker import channel
 from kit.commands import Outbox
-from kit.databases import OWNER, make_database
+from kit.databases import OWNER, clone
 from kit.inbox import made
 from kit.pipelines import status_of, value
 from kit.servers import PostgresServer, Process, wait_for
 from outbox import Consumer, Delivery, SchemaError
-from outbox.database import migrations
+from outbox.database import migrations, schema
 from outbox.definition import deploy
 from outbox.engine.maintenance import SQL
 from outbox.messages import ring
@@ -177,8 +179,9 @@ def test_the_page_prints_what_each_group_may_do(groups: None, conn: Conn) -> Non
 @pytest.mark.parametrize("group", GROUPS)
 def test_what_a_group_can_really_do_is_what_the_catalog_says(as_: As, conn: Conn, group: str) -> None:
     login = as_(group)
+    views = {name for (name,) in conn.execute("SELECT viewname FROM pg_views WHERE schemaname = 'outbox'")}
     for table in tables(conn):
-        if table == "overview":  # Postgres says of a view that it can't be written before it asks for rights
+        if table in views:  # Postgres says of a view that it can't be written before it asks for rights
             assert allowed(login, table, "S", columns(conn, table)) == (rights(conn, group, table) == "S")
         else:
             assert tried(login, table, columns(conn, table)) == rights(conn, group, table), table
@@ -301,7 +304,7 @@ def test_who_only_looks_sees_everything_and_changes_nothing(parcels: Conn, as_: 
         assert login(*arguments, "--json").json
     found = [finding["what"] for finding in login("doctor", "--app", APP, "--json", code=1).json]
     assert "the schema is up to date" in found
-    assert "1 jobs are dead and wait for a person" in found
+    assert "1 dead job waiting for a person" in found
     denied = [["submit", "--pipeline", "parcels"], ["deploy", "--app", "apps.cli:tickets"], ["migrate", "--roles"]]
     if group == "viewer":
         denied += [["set-status", "a", "WEIGHED"], ["retry", "a"], ["parked", "--retry"], ["relay", "--forget", "x"]]
@@ -540,11 +543,13 @@ def test_garbage_on_our_channels_causes_polls_and_no_more(
 # Making them.
 
 
-def test_two_databases_make_the_groups_at_once_and_any_number_of_times(admin: Conn, server: PostgresServer) -> None:
+def test_two_databases_make_the_groups_at_once_and_any_number_of_times(
+    admin: Conn, server: PostgresServer, template: NoopExecutor
+) -> None:
     names = [f"roles_{n}" for n in range(4)]
-    for name in names:
-        make_database(server, name, "template")
-    try:
+    with contextlib.ExitStack() as databases:
+        for name in names:
+            databases.enter_context(clone(template, name))
         for _ in range(3):
             failed: list[Exception] = []
             threads = [threading.Thread(target=make, args=(server.dsn(name), failed)) for name in names * 2]
@@ -558,9 +563,6 @@ def test_two_databases_make_the_groups_at_once_and_any_number_of_times(admin: Co
                 with psycopg.connect(server.dsn(name), autocommit=True) as conn:
                     forget_groups_here(conn)
             forget_groups(admin)
-    finally:
-        for name in names:
-            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 def make(dsn: str, failed: list[Exception]) -> None:
@@ -614,15 +616,32 @@ def test_a_later_migration_gives_rights_in_what_it_makes_and_takes_none(
 ) -> None:
     before = {(group, table): rights(conn, group, table) for group in GROUPS for table in tables(conn)}
     conn.execute("CREATE TABLE outbox.later (n int); GRANT UPDATE ON outbox.jobs TO outbox_viewer")
-    conn.execute("DELETE FROM outbox.schema_migrations WHERE name = '0009_functions'")  # which can be applied twice
-    assert "applied 0009_functions" in outbox("migrate").out
+    conn.execute("DELETE FROM outbox.schema_migrations WHERE name = 'triggers'")  # which can be applied twice
+    assert "applied triggers" in outbox("migrate").out
     assert rights(conn, "viewer", "later") == "S"
     assert {(group, table): rights(conn, group, table) for group, table in before} == before
 
 
+def test_rights_of_an_earlier_release_are_replaced_and_those_of_a_later_one_are_not(
+    groups: None, admin: Conn, conn: Conn, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a crash between a step of the structure and the rights in it: the steps are part of their hash."""
+    monkeypatch.setattr(migrations, "history", lambda: {**schema.history(), "grants": ["0ld"]})
+    conn.execute("GRANT UPDATE ON outbox.jobs TO outbox_viewer")
+    conn.execute("UPDATE outbox.schema_migrations SET hash = '0ld' WHERE name = 'grants'")
+    assert outbox("migrate", "--check", code=1).out == "changed grants\n"
+    assert "applied grants" in outbox("migrate").out
+    assert rights(conn, "viewer", "jobs") == "S"
+    conn.execute("GRANT UPDATE ON outbox.jobs TO outbox_viewer")
+    conn.execute("UPDATE outbox.schema_migrations SET hash = 'new' WHERE name = 'grants'")
+    with pytest.raises(SchemaError, match="grants of a later release"):
+        migrations.make_roles(admin)
+    assert rights(conn, "viewer", "jobs") == "SU"
+
+
 def test_a_database_that_never_gave_rights_gives_none_by_itself(admin: Conn, conn: Conn, outbox: Outbox) -> None:
     admin.execute("CREATE ROLE outbox_viewer NOLOGIN")  # of another database of the cluster
-    conn.execute("DELETE FROM outbox.schema_migrations WHERE name = '0009_functions'")
+    conn.execute("DELETE FROM outbox.schema_migrations WHERE name = 'triggers'")
     outbox("migrate")
     assert rights(conn, "viewer", "jobs") == ""
 

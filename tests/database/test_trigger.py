@@ -214,8 +214,8 @@ def test_a_change_by_hand_answers_a_dead_job(posts: Conn) -> None:
     posts.execute(START, ["a"])
     posts.execute(
         "WITH gone AS (DELETE FROM outbox.jobs RETURNING *) INSERT INTO outbox.dead_jobs "
-        "(workflow_id, pipeline, entity_id, stage, status, version, attempts, error) "
-        "SELECT workflow_id, pipeline, 'a', stage, status, version, 8, 'boom' FROM gone"
+        "(workflow_id, pipeline, entity_id, stage, status, entered, attempts, error) "
+        "SELECT workflow_id, pipeline, 'a', stage, status, entered, 8, 'boom' FROM gone"
     )
     assert rows(posts, "SELECT ready, dead FROM outbox.overview WHERE status = 'RECEIVED'") == [(0, 1)]
     posts.execute(MOVE, ["ENRICHED", "a"])

@@ -43,7 +43,7 @@ def test_a_status_that_workflows_stand_in_cannot_go(conn: Conn) -> None:
         assert refused.value.workflows == {"MIDDLE": 2}
     assert value(conn, "SELECT count(*) FROM outbox.routes WHERE status = 'MIDDLE'") == 1
     conn.execute("UPDATE outbox.workflow_states SET current_status = 'DONE'")
-    assert "status MIDDLE goes" in deploy.deploy(conn, shorter)
+    assert "status MIDDLE is removed" in deploy.deploy(conn, shorter)
 
 
 def test_workflows_that_wait_follow_their_status_to_another_stage(conn: Conn, dsn: str) -> None:

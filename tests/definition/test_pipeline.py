@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from kit.pipelines import Post, make_posts
 from outbox import Backoff, DefinitionError, InvalidInput, Pipeline, Retry
-from outbox.definition.pipeline import Route
+from outbox.definition.routes import Route
 
 NAMES = [
     "",
@@ -53,7 +54,19 @@ def test_names_differ_by_case() -> None:
     assert set(pipeline.routes()) == {"foo", "Foo", "FOO"}
 
 
-@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "1", None, True, 1e300])
+def test_times_of_attempts_are_seconds_or_timedeltas() -> None:
+    assert Backoff(first=timedelta(milliseconds=500), max=timedelta(minutes=5)) == Backoff(first=0.5, max=300)
+    assert Backoff(first=timedelta(seconds=2), jitter=0).delay(1) == pytest.approx(2)
+    assert Retry(after=timedelta(minutes=1)).after == Retry(after=60).after == 60
+    pipeline: Pipeline[Any] = Pipeline("p", initial="NEW")
+    pipeline.stage("work", on="NEW", to="DONE", timeout=timedelta(seconds=90))(work)
+    pipeline.every("* * * * *", name="tick", timeout=timedelta(seconds=90))(work)
+    pipeline.on_change("DONE", name="tell", timeout=timedelta(seconds=90))(work)
+    assert pipeline.stages["work"].timeout == pipeline.schedules["tick"].timeout == 90
+    assert pipeline.reactions["tell"].stages["tell"].timeout == 90
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "1", None, True, 1e300, timedelta(days=-1), timedelta.max])
 def test_times_and_factors_out_of_range_are_refused(value: Any) -> None:
     for field in ("first", "max"):
         with pytest.raises(DefinitionError, match=f"Backoff {field}"):
@@ -61,6 +74,8 @@ def test_times_and_factors_out_of_range_are_refused(value: Any) -> None:
     pipeline: Pipeline[Any] = Pipeline("p", initial="NEW")
     with pytest.raises(DefinitionError, match="timeout"):
         pipeline.stage("work", on="NEW", to="DONE", timeout=value)
+    with pytest.raises(DefinitionError, match="timeout"):
+        pipeline.every("* * * * *", name="tick", timeout=value)(work)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3", True, 10**9, math.nan])
@@ -80,7 +95,7 @@ def test_a_batch_is_for_transactions() -> None:
         pipeline.stage("work", on="NEW", to="DONE", batch=5)
 
 
-@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "soon", 1e12])
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "soon", 1e12, timedelta(seconds=-1), timedelta.max])
 def test_retry_after_out_of_range_is_refused(value: Any) -> None:
     with pytest.raises(InvalidInput, match="after"):
         Retry(after=value)
@@ -102,7 +117,7 @@ def test_backoff_grows_to_its_maximum_and_ends_with_the_attempts() -> None:
     ("wrong", "words"),
     [
         ({"to": ()}, "to= is empty"),
-        ({"to": "NEW"}, "no change"),
+        ({"to": "NEW"}, "is not a change"),
         ({"on": "END"}, "final"),
         ({"running": "DONE"}, "status of its own"),
         ({"running": "NEW"}, "status of its own"),
@@ -138,7 +153,7 @@ def test_final_means_final() -> None:
 
 
 def test_data_must_be_a_type_that_pydantic_validates() -> None:
-    with pytest.raises(DefinitionError, match="no type that pydantic validates"):
+    with pytest.raises(DefinitionError, match="is not a type that pydantic validates"):
         Pipeline("p", data=object(), initial="NEW")
 
 

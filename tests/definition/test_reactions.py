@@ -127,9 +127,9 @@ def test_two_waits_in_one_batch_react_each(conn: Conn, dsn: str) -> None:
 def test_deploy_writes_reactions_and_takes_them_away(conn: Conn, dsn: str) -> None:
     lines = deploy.deploy(conn, posts(notify=note))
     assert "posts/notify: new status DUE (taken by notify)" in lines
-    assert "new status WAITING (nobody takes it; then notify)" in lines
+    assert "new status WAITING (no stage takes it; then notify)" in lines
     assert deploy.deploy(conn, posts(notify=note)) == []
-    assert deploy.deploy(conn, posts()) == ["status WAITING: (nobody takes it; then notify) -> (nobody takes it)"]
+    assert deploy.deploy(conn, posts()) == ["status WAITING: (no stage takes it; then notify) -> (no stage takes it)"]
 
 
 def test_a_reaction_to_a_status_that_never_comes_is_refused() -> None:

@@ -36,7 +36,7 @@ def test_who_stands_where_nobody_knows_is_listed_with_waits_and_age(conn: Conn, 
     lines = report(conn, new)
     assert (
         lines[0]
-        == "status WAITING would be unknown: 3 stand there (3 with an open question), the oldest since 3.0 days"
+        == "status WAITING would be unknown, with 3 workflows in it (waiting: 3 for approval), the oldest for 3.0 days"
     )
 
 
@@ -56,7 +56,9 @@ def test_who_waits_for_what_can_not_come_is_listed(conn: Conn, dsn: str, wait: A
     new.stage("send", on="PAID", to="SENT")(lambda run: None)
     new.allow("WAITING", to="REFUSED")
     lines = report(conn, new)
-    assert sorted(line.split(":")[0] for line in lines) == sorted(f"1 wait in WAITING for {text}" for text in words)
+    assert sorted(line.split(":")[0] for line in lines) == sorted(
+        f"1 workflow in WAITING waiting for {text}" for text in words
+    )
 
 
 class Strict(BaseModel):

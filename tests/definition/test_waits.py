@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+import outbox
 from kit.pipelines import deployed, drain, status_of, value
 from kit.waits import HOUR, TIMED, Order, orders, put_off, trail, waiting
 from outbox import DefinitionError, Go, InvalidInput, Pipeline, Run, WaitForApproval, WaitForSignal, signal
+from outbox.definition.waits.wait import Wait, WaitJson
 
 Conn = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitForPost(Wait):
+    """A kind of wait that only this test knows: a signal by another name."""
+
+    to: str
+    status: str | None = None
+    data: Any = None
+
+    @property
+    def leads_to(self) -> list[str]:
+        return [self.to]
+
+    def as_wait(self) -> WaitJson:
+        return {"signal": "post", "to_status": self.to}
 
 
 # Time.
@@ -96,8 +116,9 @@ def test_a_deadline_that_leads_nowhere_any_more_holds_up_no_other(conn: Conn, ds
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
-        (WaitForApproval("?", options={"yes": "NOWHERE"}), "which is no legal change"),
-        (WaitForSignal("s", to="SENT"), "which is no legal change"),
+        (WaitForApproval("?", options={"yes": "NOWHERE"}), "which is not a legal change"),
+        (WaitForSignal("s", to="SENT"), "which is not a legal change"),
+        (WaitForPost("SENT"), "which is not a legal change"),
         (WaitForSignal("s", to="PAID", status="PAID"), "may not go to 'PAID'"),
         (Go("WAITING", after=HOUR), "no stage takes it"),
     ],
@@ -145,6 +166,23 @@ def test_what_can_not_be_waited_for_is_refused_at_once(make: Callable[[], Any]) 
 def test_a_deadline_that_makes_no_sense_is_refused_at_once(status: str, to: str, time: dict[str, Any]) -> None:
     with pytest.raises(DefinitionError):
         orders(None).deadline(status, to=to, **time)
+
+
+# The protocol.
+
+
+def test_a_new_kind_of_wait_is_one_class(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, WaitForPost("PAID"))
+    assert status_of(conn, "a") == "WAITING"
+    assert signal(conn, pipeline, "a", "post").taken
+    assert status_of(conn, "a") == "PAID"
+
+
+def test_no_other_module_knows_the_kinds_of_wait() -> None:
+    package = Path(outbox.__file__).parent
+    waits = package / "definition" / "waits"
+    naming = {file for file in package.rglob("*.py") if "WaitFor" in file.read_text(encoding="utf-8")}
+    assert {file for file in naming if waits not in file.parents} == {package / "__init__.py"}
 
 
 def test_what_is_waited_for_is_gone_with_its_workflow(conn: Conn, dsn: str) -> None:

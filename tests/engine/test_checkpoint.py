@@ -15,7 +15,7 @@ from kit.pipelines import Post, deployed, drain, drain_all, one_stage, run_one, 
 from kit.servers import Process, wait_for
 from outbox import Backoff, Run
 from outbox.definition import deploy
-from outbox.engine.maintenance import SQL
+from outbox.engine.retention import SQL
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]

@@ -22,7 +22,7 @@ Spawn = Callable[..., Process]
 
 def test_a_worker_that_cannot_take_its_row_away_closes_its_connection(dsn: str, conn: Conn) -> None:
     async def leave() -> None:
-        lease = Lease(dsn, ["posts.enrich"], InFlight(Lanes()), seconds=30, listen=True)
+        lease = Lease(dsn, InFlight(Lanes()), seconds=30, listen=True)
         running = asyncio.create_task(lease.run())
         await lease.registered.wait()
         running.cancel()

@@ -315,10 +315,10 @@ def test_a_moment_that_nobody_used_is_given_anew(conn: Conn, partition: str | No
     (first,) = claimed()
     assert claimed() == []
     conn.execute(*commit.give_back([first]))
-    conn.execute(*commit.return_moments([first]))
+    conn.execute(*commit.return_start_times([first]))
     (again,) = claimed()
-    assert again.moment >= first.moment
-    conn.execute(*commit.return_moments([first]))  # its answer was lost, and it is told once more
+    assert again.start_time >= first.start_time
+    conn.execute(*commit.return_start_times([first]))  # its answer was lost, and it is told once more
     assert claimed() == [], "this moment is another's by now"
 
 
@@ -332,10 +332,10 @@ def test_of_several_moments_those_are_given_anew_that_none_has_followed(conn: Co
     jobs = list(lane.waiting)
     assert len(jobs) == 8
     ask = "SELECT extract(epoch FROM next_at)::float8 FROM outbox.limits"
-    conn.execute(*commit.return_moments([jobs[2], jobs[4]]))
-    assert value(conn, ask) > jobs[7].moment, "later ones may have begun"
-    conn.execute(*commit.return_moments([jobs[1], jobs[6], jobs[7]]))
-    assert value(conn, ask) == pytest.approx(jobs[6].moment)
+    conn.execute(*commit.return_start_times([jobs[2], jobs[4]]))
+    assert value(conn, ask) > jobs[7].start_time, "later ones may have begun"
+    conn.execute(*commit.return_start_times([jobs[1], jobs[6], jobs[7]]))
+    assert value(conn, ask) == pytest.approx(jobs[6].start_time)
 
 
 def test_what_misses_its_moment_is_given_back_and_costs_no_attempt(conn: Conn, dsn: str) -> None:
@@ -385,11 +385,11 @@ def test_moments_of_partitions_are_forgotten_when_they_have_passed(conn: Conn, d
     ("wrong", "words"),
     [
         ({"rate": "0/second"}, "outbox pause"),
-        ({"rate": "-1/second"}, "no rate"),
-        ({"rate": "14"}, "no rate"),
-        ({"rate": 14}, "no rate"),
-        ({"rate": "14/fortnight"}, "no rate"),
-        ({"rate": "1e9/second"}, "no rate"),
+        ({"rate": "-1/second"}, "is not a rate"),
+        ({"rate": "14"}, "is not a rate"),
+        ({"rate": 14}, "is not a rate"),
+        ({"rate": "14/fortnight"}, "is not a rate"),
+        ({"rate": "1e9/second"}, "is not a rate"),
         ({"rate": "0.000001/day"}, "not between"),
         ({"rate": "2000000/second"}, "not between"),
         ({"concurrency": 0}, "whole number"),

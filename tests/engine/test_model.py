@@ -30,20 +30,21 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from pydantic import BaseModel
+from pytest_postgresql.executors import NoopExecutor
 
 from kit import fake_time
 from kit import model as spec
-from kit.databases import OWNER, make_database
+from kit.databases import OWNER, clone
 from kit.model import By, Raises, Returns, Rules, Stage
 from kit.servers import PostgresServer
 from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded, service
-from outbox.database import statements
+from outbox.database import statements, user_transaction
 from outbox.definition import deploy
 from outbox.engine import claim, commit, transaction
 from outbox.engine.committer import Committer
 from outbox.engine.handle import begin, handle_sync
 from outbox.engine.inflight import Counts, InFlight
-from outbox.engine.job import Failed, Finished, Job, fail
+from outbox.engine.job import Failed, Job, fail
 from outbox.engine.lane import Lanes
 from outbox.engine.release import Releaser
 from outbox.errors import HandlerError
@@ -527,15 +528,18 @@ class Lives(RuleBasedStateMachine):
                 run = begin(job)
                 inflight.end(job, run if isinstance(run, Failed) else handle_sync([run])[0])
                 continue
-            (result,) = transaction.run_sync(self.conn, [job])
-            if isinstance(result, Finished):
-                inflight.committed_alone([(job, result)])
-            elif result is not None:
-                inflight.end(job, result)
-            elif await releaser.is_unchanged(job):
-                inflight.end(job, fail(job, HandlerError("it changed its own workflow")))
-            else:
-                await releaser.not_held([job])
+            match user_transaction.run(self.conn, transaction.attempt(self.conn, [job])):
+                case transaction.Committed(finished):
+                    inflight.committed_alone(finished)
+                case transaction.Failures(((failed, result),)):
+                    assert failed is job
+                    inflight.end(job, result)
+                case transaction.NotHeld() if await releaser.is_unchanged(job):
+                    inflight.end(job, fail(job, HandlerError("it changed its own workflow")))
+                case transaction.NotHeld():
+                    await releaser.not_held([job])
+                case other:
+                    raise AssertionError(other)
         committing = asyncio.create_task(Committer([link], inflight, releaser).run())
         while inflight.uncommitted:
             await asyncio.sleep(0)
@@ -693,12 +697,12 @@ SELECT json_build_object(
         FROM outbox.workflow_states AS w), '[]'),
     'jobs', coalesce((SELECT json_agg(json_build_object(
             'entity', coalesce(w.entity_id, j.workflow_id::text), 'id', j.id, 'stage', j.stage, 'status', j.status,
-            'entered', j.version, 'run_at', fake.seconds(j.run_at), 'attempt', j.attempt, 'due', j.due,
+            'entered', j.entered, 'run_at', fake.seconds(j.run_at), 'attempt', j.attempt, 'due', j.due,
             'careful', j.careful, 'owner', j.owner, 'claimed_at', fake.seconds(j.claimed_at), 'error', j.error))
         FROM outbox.jobs AS j LEFT JOIN outbox.workflow_states AS w ON w.id = j.workflow_id), '[]'),
     'deads', coalesce((SELECT json_agg(json_build_object(
             'entity', coalesce(w.entity_id, d.workflow_id::text), 'stage', d.stage, 'status', d.status,
-            'entered', d.version, 'attempts', d.attempts, 'error', d.error, 'died_at', fake.seconds(d.died_at)))
+            'entered', d.entered, 'attempts', d.attempts, 'error', d.error, 'died_at', fake.seconds(d.died_at)))
         FROM outbox.dead_jobs AS d LEFT JOIN outbox.workflow_states AS w ON w.id = d.workflow_id), '[]'),
     'changes', coalesce((SELECT json_agg(json_build_array(
             c.workflow_id, c.from_status, c.to_status, c.version, c.actor, c.reason, c.stage, c.attempt,
@@ -729,16 +733,14 @@ ALTER SEQUENCE fake.ids RESTART;
 
 
 @pytest.fixture(scope="module")
-def world(server: PostgresServer) -> Iterator[Callable[[], Lives]]:
+def world(server: PostgresServer, empty_template: NoopExecutor) -> Iterator[Callable[[], Lives]]:
     """Makes worlds to live in, one after the other, in a database with a fake clock."""
-    make_database(server, "model", "empty_template")
-    dsn = fake_time.install(server.dsn("model"), server.dsn("model", OWNER))
-    with server.admin("model") as admin, psycopg.connect(dsn, autocommit=True) as conn, asyncio.Runner() as runner:
+    with clone(empty_template, "model") as owners, server.admin("model") as admin, asyncio.Runner() as runner:
+        dsn = fake_time.install(server.dsn("model"), owners)
         admin.execute(PREPARE)
         admin.execute("SET session_replication_role = replica")
-        yield lambda: Lives(conn, admin, runner)
-    with server.admin() as admin:
-        admin.execute("DROP DATABASE model WITH (FORCE)")
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            yield lambda: Lives(conn, admin, runner)
 
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
@@ -778,7 +780,7 @@ MUTANTS = {
     "a retry with another idempotency key": (
         look,
         "jobs_make_anew",
-        "coalesce(dead.version, workflow.version)",
+        "coalesce(dead.entered, workflow.version)",
         "workflow.version + 1",
     ),
 }

@@ -20,6 +20,7 @@ from outbox.engine.job import Failed, Finished, Job, Message
 from outbox.engine.lane import Lane
 from outbox.engine.pacing import ServerClock
 from outbox.messages.log import SQL, Log
+from outbox.messages.target import Lease
 
 Conn = psycopg.Connection[Any]
 BACKLOG = 30_000
@@ -229,7 +230,7 @@ def test_no_session_compiles_the_plans_of_the_triggers(conn: Conn) -> None:
 
 def test_a_relay_looks_for_new_messages_without_reading_the_log(dsn: str, conn: Conn) -> None:
     async def cut() -> dict[str, Any]:
-        log = Log(dsn, "default", "test")
+        log = Log(dsn, "default", "test", Lease())
         relay = await log.connect()
         await log.take_over()
         conn.execute("INSERT INTO outbox.messages (topic) SELECT 't' FROM generate_series(1, %s::int)", (BACKLOG,))
@@ -250,7 +251,7 @@ MILLION = """
     SET session_replication_role = replica; -- no triggers, so this is quick; the books are written by hand
     INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
     SELECT 'posts', 'e' || n, 'RECEIVED', '{}' FROM generate_series(1, 1000000) AS n;
-    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered)
     SELECT w.id, 'posts', 'enrich', 'RECEIVED', 1 FROM outbox.workflow_states AS w;
     INSERT INTO outbox.status_counts (pipeline, status, workflows) VALUES ('posts', 'RECEIVED', 1000000);
     INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour');

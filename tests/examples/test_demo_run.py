@@ -16,9 +16,11 @@ from outbox.demo.demo import conclude, run_demo
 from outbox.demo.pipeline import posts
 from outbox.demo.processes import undisturbed
 from outbox.demo.sources import FileSource, bundled
+from pytest_postgresql.executors import NoopExecutor
 from rich.console import Console
 
 from kit.commands import Outbox
+from kit.databases import OWNER, clone
 from kit.pipelines import value
 from kit.servers import PostgresServer, Process, wait_for
 from outbox.definition import deploy
@@ -43,14 +45,12 @@ class Played(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def demo_dsn(server: PostgresServer) -> Iterator[str]:
+def demo_dsn(server: PostgresServer, template: NoopExecutor) -> Iterator[str]:
     """A database for one run of the demo, for a role that may make the demo's own schema."""
-    with server.admin() as admin:
-        admin.execute("CREATE DATABASE demo TEMPLATE template")
-        admin.execute("GRANT CREATE ON DATABASE demo TO outbox_owner")
-    yield server.dsn("demo", "outbox_owner")
-    with server.admin() as admin:
-        admin.execute("DROP DATABASE demo WITH (FORCE)")
+    with clone(template, "demo") as dsn:
+        with server.admin() as admin:
+            admin.execute(f"GRANT CREATE ON DATABASE demo TO {OWNER}")
+        yield dsn
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ SPOILED = {
         " SELECT topic, key, workflow_id FROM outbox.messages LIMIT 1",
     ],
     "no job is left": [
-        "INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, version)"
+        "INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered)"
         " SELECT id, pipeline, 'act', 'APPROVED', 1 FROM outbox.workflow_states LIMIT 1",
     ],
     "is in a final status": [

@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kit.broker import Broker, channel, queue_depth
-from kit.databases import OWNER, make_database
+from kit.databases import make_database
 from kit.deliveries import bind, relayed, write
 from kit.letters import post, uuid7
 from kit.pipelines import value
@@ -186,10 +186,7 @@ def test_postgres_that_crashes_and_comes_back_costs_nothing(
     make_server: Callable[[str], PostgresServer], consume: Consume, amqp: str
 ) -> None:
     server = make_server("18")
-    with server.admin() as admin:
-        admin.execute(f"CREATE ROLE {OWNER} LOGIN".encode())
-    make_database(server, "shop")
-    dsn = server.dsn("shop", OWNER)
+    dsn = make_database(server, "shop")
     migrations.apply(dsn)
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(TABLES)

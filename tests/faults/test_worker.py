@@ -144,16 +144,9 @@ def check_books_with_poison(conn: Conn) -> None:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
-    server = PostgresServer()
-    try:
-        server.start()
-        with server.admin() as admin:
-            admin.execute(f"CREATE ROLE {OWNER} LOGIN")
-        make_database(server, "faults")
-        migrations.apply(server.dsn("faults", OWNER))
+    with PostgresServer() as server:
+        migrations.apply(make_database(server, "faults"))
         yield server
-    finally:
-        server.remove()
 
 
 def test_f20_workers_live_through_a_killed_postmaster(

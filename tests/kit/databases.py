@@ -1,33 +1,72 @@
-"""Databases of the tests, each a clone of a template, which belong to the owner of the schema."""
+"""Databases of the tests: clones of templates that pytest-postgresql keeps on a server that the kit starts.
+
+The package has the templates, the clones and their end. The servers stay ours (servers.py): the package's own starter
+can't run as root, and tests kill, stop and restart their servers, which have several versions and settings. So does the
+DSN of a clone: the package's client is a superuser's connection to a database whose name comes again, while the tests
+work as the owner of the schema, and a process that outlives its test must not find the next one's database.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from pytest_postgresql import factories
+from pytest_postgresql.executors import NoopExecutor
+from pytest_postgresql.janitor import DatabaseJanitor
 
 from kit.servers import PostgresServer
 from outbox.database import migrations
 
 OWNER = "outbox_owner"
 
-
-def serve(server: PostgresServer) -> Iterator[PostgresServer]:
-    """Run a server with the owner's role and the templates; it is removed in the end."""
-    try:
-        server.start()
-        with server.admin() as admin:
-            admin.execute(f"CREATE ROLE {OWNER} LOGIN")
-        make_database(server, "empty_template")
-        make_database(server, "template")
-        migrations.apply(server.dsn("template", OWNER))
-        yield server
-    finally:
-        server.remove()
+_numbers = itertools.count(1)
 
 
-def make_database(server: PostgresServer, name: str, template: str = "template1") -> None:
-    """Make a database; one that isn't cloned from ours gets an empty schema that the owner owns."""
-    with server.admin() as admin:
-        admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-    if template == "template1":
-        with server.admin(name) as admin:
-            admin.execute(f"CREATE SCHEMA outbox AUTHORIZATION {OWNER}")
+def templates() -> tuple[Any, Any]:
+    """Returns the fixtures `empty_template` and `template`, for the fixture `server` of the place that defines them."""
+    return (
+        factories.postgresql_noproc(depends_on="server", dbname="empty", load=[give_schema]),
+        factories.postgresql_noproc(depends_on="empty_template", dbname="migrated", load=[migrate]),
+    )
+
+
+def give_schema(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
+    """Gives a database the empty schema `outbox` and its owner, who owns nothing else."""
+    with psycopg.connect(host=host, port=port, user=user, dbname=dbname) as conn:
+        if not conn.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (OWNER,)).fetchone():
+            conn.execute(f"CREATE ROLE {OWNER} LOGIN")
+        conn.execute(f"CREATE SCHEMA outbox AUTHORIZATION {OWNER}")
+
+
+def migrate(*, host: str, port: int, dbname: str, **_: object) -> None:
+    """Applies all migrations, as the owner."""
+    migrations.apply(_dsn(host, port, dbname))
+
+
+def janitor(server: PostgresServer | NoopExecutor, name: str, template: str | None = None) -> DatabaseJanitor:
+    """Returns what makes a database of this name on the server, and drops it, whoever is connected to it."""
+    return DatabaseJanitor(host=server.host, port=server.port, user=server.user, dbname=name, template_dbname=template)
+
+
+@contextmanager
+def clone(template: NoopExecutor, name: str | None = None) -> Iterator[str]:
+    """Clones a template for as long as the context lasts; yields the owner's DSN."""
+    name = name or f"test_{next(_numbers)}"
+    with janitor(template, name, template.template_dbname):
+        yield _dsn(template.host, template.port, name)
+
+
+def make_database(server: PostgresServer, name: str) -> str:
+    """Makes a database with an empty schema, which ends with its server; returns the owner's DSN."""
+    made = janitor(server, name)
+    made.init()
+    made.load(give_schema)
+    return server.dsn(name, OWNER)
+
+
+def _dsn(host: str, port: int, name: str) -> str:
+    return f"postgresql://{OWNER}@{host}:{port}/{name}"

@@ -1,7 +1,7 @@
 """A database in which time stands still until the test moves it; the engine's SQL is as it is.
 
 The engine reads the time as `now()`, which Postgres looks up like any function: where a schema with a `now()` of its own
-stands before pg_catalog in the search path, that one is meant. So the migrations are applied with such a schema in
+stands before pg_catalog in the search path, that one is meant. So the schema is made with such a schema in
 front (column defaults and views then keep it), functions that fix their search path get it there, and sessions that use it
 have it in front, too. Ids (UUIDv7) are made from the real clock.
 """

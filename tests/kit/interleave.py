@@ -14,14 +14,13 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.pq import TransactionStatus
 
 REPLAY = "OUTBOX_SCHEDULE"
 """The environment variable by which a failure's report has its schedule run again, and only that one."""
@@ -308,27 +307,21 @@ class _Sync(psycopg.Connection[Any]):
     # Whatever is set: an engine that takes its connection back from a handler sets psycopg's own.
     cursor_factory = property(lambda self: _SyncCursor, lambda self, _: None)  # type: ignore[assignment]
 
-    @contextmanager
-    def transaction(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        outer = self.info.transaction_status == TransactionStatus.IDLE
-        with super().transaction(*args, **kwargs) as transaction:
-            try:
-                yield transaction
-            finally:
-                if outer:
-                    self.player.step("COMMIT")  # or the rollback
+    def _exec_command(self, command: Any, *args: Any) -> Any:
+        _step_of_an_end(self, command)
+        return (yield from super()._exec_command(command, *args))
 
 
 class _Async(psycopg.AsyncConnection[Any]):
     player: _Player
     cursor_factory = property(lambda self: _AsyncCursor, lambda self, _: None)  # type: ignore[assignment]
 
-    @asynccontextmanager
-    async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        outer = self.info.transaction_status == TransactionStatus.IDLE
-        async with super().transaction(*args, **kwargs) as transaction:
-            try:
-                yield transaction
-            finally:
-                if outer:
-                    self.player.step("COMMIT")  # or the rollback
+    def _exec_command(self, command: Any, *args: Any) -> Any:
+        _step_of_an_end(self, command)
+        return (yield from super()._exec_command(command, *args))
+
+
+def _step_of_an_end(conn: Any, command: Any) -> None:
+    """Have the end of a transaction wait for its turn. In a pipeline it belongs to the statements before it."""
+    if command in (b"COMMIT", b"ROLLBACK") and not conn._pipeline and not conn.player.abandoned:
+        conn.player.step("COMMIT")  # or the rollback

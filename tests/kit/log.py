@@ -9,7 +9,8 @@ from typing import Any
 import psycopg
 
 from kit.pipelines import value
-from outbox.messages.log import Log, Outgoing, Window
+from outbox.messages.log import Log, Window
+from outbox.messages.target import Lease, Outgoing
 
 Conn = psycopg.Connection[Any]
 WRITE = "INSERT INTO outbox.messages (topic, key, payload) VALUES (%s, %s, '{}')"
@@ -20,7 +21,7 @@ class Reader:
 
     def __init__(self, dsn: str, name: str = "default") -> None:
         self.runner = asyncio.Runner()
-        self.log = Log(dsn, name, "test")
+        self.log = Log(dsn, name, "test", Lease())
 
     def do(self, step: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(step)

@@ -19,11 +19,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 from outbox.database import embedded
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+MEMORY = Path("/dev/shm")
+PLENTY = 8 * 2**30
+"""Bytes of free memory with which data is kept in memory: a database is a thousand files, and each test makes one and
+drops it, which costs a disk's file system several times as much. The servers of a whole run need less than half of it."""
 
 
 def binaries(version: str) -> Path | None:
@@ -59,7 +64,13 @@ def free_port() -> int:
 
 
 class PostgresServer:
-    """A server that a test may stop, kill and start again. Superuser `postgres`, trusted on loopback."""
+    """A server that a test may stop, kill and start again. Superuser `postgres`, trusted on loopback.
+
+    Its first attributes are those that pytest-postgresql asks of a server on which it keeps templates (databases.py).
+    """
+
+    host, user, password, options = "127.0.0.1", "postgres", None, ""
+    maintenance_dbname, template_dbname = "postgres", None
 
     def __init__(
         self,
@@ -67,7 +78,7 @@ class PostgresServer:
         *,
         fsync: bool = False,
         settings: Mapping[str, object] | None = None,
-        volume: Path = Path("/tmp"),
+        volume: Path | None = None,
     ) -> None:
         self.version = version or os.environ.get("OUTBOX_TEST_PG", "18")
         found = binaries(self.version)
@@ -75,12 +86,14 @@ class PostgresServer:
             raise RuntimeError(f"Postgres {self.version} is not on this machine; there are {', '.join(versions())}")
         self.bin = found
         # A short path: the socket's name must fit into 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="obpg", dir=volume))
-        self.data = self.folder / "data"
+        self.folder = Path(tempfile.mkdtemp(prefix="obpg", dir=volume or "/tmp"))
+        self._store = self.folder if volume else Path(tempfile.mkdtemp(prefix="obpg", dir=_store()))
+        self.data = self._store / "data"
         self.port = free_port()
         self._as = self._user()
         if self._as is not None:
             os.chown(self.folder, self._as.pw_uid, self._as.pw_gid)
+            os.chown(self._store, self._as.pw_uid, self._as.pw_gid)
         if self.version != "15":
             self.bin = embedded.reachable(found, self.folder, self._as)
         self._run(
@@ -95,7 +108,7 @@ class PostgresServer:
             "-N",
         )
         configured = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": self.host,
             "port": self.port,
             "unix_socket_directories": self.folder,
             "max_connections": 200,
@@ -107,6 +120,16 @@ class PostgresServer:
         }
         with (self.data / "postgresql.conf").open("a") as conf:
             conf.writelines(f"{name} = '{value}'\n" for name, value in configured.items())
+
+    def __enter__(self) -> PostgresServer:
+        try:
+            return self.start()
+        except BaseException:
+            self.remove()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
     def start(self) -> PostgresServer:
         self._run("pg_ctl", "-D", str(self.data), "-l", str(self.folder / "log"), "-w", "-t", "60", "start")
@@ -142,7 +165,7 @@ class PostgresServer:
         return int((self.data / "postmaster.pid").read_text().split()[0])
 
     def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{user}@{self.host}:{self.port}/{database}"
 
     def admin(self, database: str = "postgres") -> psycopg.Connection[Any]:
         return psycopg.connect(self.dsn(database), autocommit=True)
@@ -150,6 +173,7 @@ class PostgresServer:
     def remove(self) -> None:
         if (self.data / "postmaster.pid").exists():
             self.stop()
+        shutil.rmtree(self._store, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _runs(self) -> bool:
@@ -234,6 +258,12 @@ class Process:
         self.popen.wait(10)
         if self.popen.stdout is not None:
             self.popen.stdout.close()
+
+
+def _store() -> Path:
+    """Return where the data of a server goes: into memory if there is plenty, else to disk."""
+    free = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) if MEMORY.is_dir() else 0
+    return MEMORY if free > PLENTY else Path("/tmp")
 
 
 def _alive(pid: int) -> bool:

@@ -184,8 +184,8 @@ def test_a_role_that_may_not_forget_consumes_all_the_same(
     conn: Conn, amqp: str, clerk: str, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     post(amqp, (uuid7(), {"n": 1}))
-    run(record, lambda: seen(conn) and "can't keep house: permission denied" in caplog.text, dsn=clerk)
-    assert [line for line in caplog.text.splitlines() if "can't keep house" in line][1:] == []
+    run(record, lambda: seen(conn) and "housekeeping failed: permission denied" in caplog.text, dsn=clerk)
+    assert [line for line in caplog.text.splitlines() if "housekeeping failed" in line][1:] == []
 
 
 def test_a_database_without_the_schema_is_refused_at_once(empty_dsn: str, amqp: str) -> None:
@@ -232,7 +232,7 @@ Consumer("q", print, dsn="postgresql://localhost/x", amqp_url="amqp://localhost/
 
 def test_a_consumer_that_was_made_before_a_fork_is_refused(dsn: str, amqp: str) -> None:
     consumer = Consumer("q", record, dsn=dsn, amqp_url=amqp)
-    consumer._pid = os.getpid() + 1
+    consumer._service._pid = os.getpid() + 1
     with pytest.raises(OutboxError, match="before a fork"):
         asyncio.run(consumer.run())
 

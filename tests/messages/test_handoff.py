@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
+from pytest_postgresql.executors import NoopExecutor
 
 from kit.commands import Outbox
-from kit.databases import OWNER, make_database
+from kit.databases import OWNER, clone, make_database
 from kit.pipelines import Post, deployed, make_posts, value
 from kit.servers import PostgresServer, Process, wait_for
 from outbox import InvalidInput, Pipeline, Run, Worker, shard
@@ -31,19 +33,10 @@ ENTITIES = "SELECT array_agg(entity_id ORDER BY entity_id) FROM outbox.workflow_
 
 
 @pytest.fixture
-def make_other(server: PostgresServer, dsn: str) -> Iterator[Make]:
+def make_other(template: NoopExecutor) -> Iterator[Make]:
     """Make one more migrated database."""
-    made: list[str] = []
-
-    def make() -> str:
-        made.append(f"{dsn.rpartition('/')[2].partition('?')[0]}_other_{len(made)}")
-        make_database(server, made[-1], "template")
-        return server.dsn(made[-1], OWNER)
-
-    yield make
-    with server.admin() as admin:
-        for name in made:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+    with contextlib.ExitStack() as made:
+        yield lambda: made.enter_context(clone(template))
 
 
 @pytest.fixture
@@ -65,9 +58,8 @@ def hand_on(dsn: str, other_dsn: str) -> Callable[..., Relay]:
 
     def hand_on(*, strict: bool = False, name: str = "default", to: str = other_dsn, **options: Any) -> Relay:
         async def run() -> Relay:
-            relay = Relay(dsn, name=name, strict=strict, drain=True)
             options.setdefault("pipeline", "posts")
-            relay.to(Handoff(to, strict=strict, may_send=relay.may_send, on_trouble=relay.trouble, **options), "test")
+            relay = Relay(dsn, Handoff(to, strict=strict, **options), name=name, strict=strict, drain=True)
             await asyncio.wait_for(relay.run(), 60)
             return relay
 
@@ -156,7 +148,7 @@ def test_an_entity_that_is_there_already_is_parked_and_can_be_sent_again(
     write(conn, "post_2", '{"content": "a second one"}')
     relay = hand_on()
     assert (relay.relayed, relay.parked) == (1, 2)
-    assert all("has a workflow there already" in reason for reason in parked(conn).values())
+    assert all("its entity already has a workflow there" in reason for reason in parked(conn).values())
     assert value(other, "SELECT metadata->>'content' FROM outbox.workflow_states WHERE entity_id = 'post_2'") == "a"
     other.execute("DELETE FROM outbox.workflow_states WHERE entity_id = 'post_1'")
     outbox("parked", "--retry")
@@ -240,7 +232,7 @@ def test_a_database_without_a_schema_or_that_is_away_is_waited_for(
     write(conn, "post_1")
     spawn("relay", "--to", other_dsn, "--pipeline", "posts")
     wait_for(lambda: "does not exist" in str(value(conn, "SELECT trouble FROM outbox.relays")), what="it is said")
-    make_database(server, name, "empty_template")
+    make_database(server, name)
     wait_for(lambda: "outbox.pipelines" in str(value(conn, "SELECT trouble FROM outbox.relays")), what="it is said")
     outbox = Outbox(other_dsn)
     outbox("migrate")
@@ -260,7 +252,7 @@ def test_ids_that_the_inbox_there_may_have_forgotten_are_parked(conn: Conn, othe
     assert value(other, ENTITIES) == ["post_1"]
     reasons = parked(conn)
     assert "older than what the inbox there remembers" in reasons["old"]
-    assert "of the future" in reasons["new"]
+    assert "its id is in the future" in reasons["new"]
 
 
 def test_two_relays_of_other_names_hand_the_same_message_on_once(conn: Conn, other: Conn, hand_on: HandOn) -> None:
@@ -312,8 +304,8 @@ def test_workflows_hashed_to_three_databases_hand_on_to_each_other(
 
 def relay_once(source: str, target: str, name: str, part: tuple[int, int]) -> None:
     async def run() -> None:
-        relay = Relay(source, name=name, drain=True)
-        relay.to(Handoff(target, "notices", topics=["notices"], part=part, may_send=relay.may_send), "test")
+        handoff = Handoff(target, "notices", topics=["notices"], part=part)
+        relay = Relay(source, handoff, name=name, drain=True)
         await asyncio.wait_for(relay.run(), 30)
 
     asyncio.run(run())

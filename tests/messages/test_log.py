@@ -12,6 +12,7 @@ from kit.log import WRITE, Reader
 from kit.pipelines import Post, deployed, value
 from outbox.errors import TakenOver
 from outbox.messages.log import Log, Window
+from outbox.messages.target import Lease
 
 Conn = psycopg.Connection[Any]
 Connect = Callable[..., Conn]
@@ -35,7 +36,7 @@ def test_a_relay_from_now_on_leaves_out_what_was_committed_before(conn: Conn, co
     under_way = connect(autocommit=False)
     under_way.execute(WRITE, ("under way", "k"))
     reader = Reader(dsn)
-    reader.log = Log(dsn, "late", "test", from_now=True)
+    reader.log = Log(dsn, "late", "test", Lease(), from_now=True)
     try:
         assert reader.begin() is None
         conn.execute(WRITE, ("after", "k"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import random
 import threading
 import time
 from collections import Counter
@@ -27,12 +28,12 @@ from pika import frame, spec
 from kit.scripted_broker import Line, Message, ScriptedBroker, confirm, hold
 from kit.servers import wait_for
 from outbox.errors import SettingsError
-from outbox.messages.log import Outgoing
 from outbox.messages.rabbitmq import batch, connection
 from outbox.messages.rabbitmq.publisher import Publisher
+from outbox.messages.target import Lease, Outgoing, Parked
+from outbox.service import Trouble
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-Parked = dict[int, tuple[Outgoing, str]]
 Start = Callable[..., "Sender"]
 # A method that ends elsewhere than its frame says.
 NO_FRAME = b"\x01\0\1\0\0\0\0X"
@@ -48,12 +49,25 @@ def some(*numbers: int, key: str | None = None) -> list[Outgoing]:
     return [outgoing(number, key) for number in numbers]
 
 
+class Permission(Lease):
+    """A relay's lease that is held when the test says so."""
+
+    def __init__(self, is_held: Callable[[], bool]) -> None:
+        super().__init__()
+        self._is_held = is_held
+
+    def is_held(self) -> bool:
+        return self._is_held()
+
+
 class Sender:
     """A publisher on a thread of its own: the test is the broker meanwhile."""
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, is_held: Callable[[], bool] = lambda: True, **options: Any) -> None:
         self.troubles: list[str | None] = []
-        self.publisher = Publisher(url, source="/test", on_trouble=self.troubles.append, **options)
+        self.publisher = Publisher(url, source="/test", **options)
+        self.publisher.lease = Permission(is_held)
+        self.publisher.trouble = Trouble(self.troubles.append)
         self._delivering: list[Future[Parked]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -88,6 +102,14 @@ class Sender:
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(connection, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(batch, "REFUSED", replace(batch.REFUSED, first=0.01, max=0.05))
+
+
+def be_patient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the broker have so many seconds for each answer."""
+    monkeypatch.setattr(connection, "PATIENCE", seconds)
+    monkeypatch.setattr(connection, "OPEN_WITHIN", 3 * seconds)
+    monkeypatch.setattr(connection, "CLOSE_WITHIN", seconds / 5)
 
 
 @pytest.fixture
@@ -213,8 +235,7 @@ def test_one_nack_for_many_sends_them_again_and_no_later_one(broker: ScriptedBro
 def test_a_refused_message_comes_again_later_and_later_under_its_own_id(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "FIRST_WAIT", 0.04)
-    monkeypatch.setattr(connection, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(batch, "REFUSED", replace(batch.REFUSED, first=0.04, max=0.1))
     came: list[float] = []
 
     def refuse(message: Message) -> None:
@@ -485,7 +506,7 @@ ENDS: dict[str, Callable[[Line, int], None]] = {
 def test_a_broker_that_fails_while_a_channel_is_opened_is_tried_until_it_answers(
     start: Start, monkeypatch: pytest.MonkeyPatch, step: type, end: str
 ) -> None:
-    monkeypatch.setattr(connection, "PATIENCE", 0.1)
+    be_patient(monkeypatch, 0.1)
     with ScriptedBroker(confirm) as broker:
         broker.instead[step] = ENDS[end]
         sender = start(broker, exchange="x")
@@ -576,6 +597,7 @@ def test_a_broker_that_refuses_whatever_is_sent_is_tried_less_and_less_often(
 ) -> None:
     monkeypatch.setattr(connection, "FIRST_WAIT", 0.04)
     monkeypatch.setattr(connection, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)  # nothing is taken off at random
     came: list[float] = []
 
     def refuse(message: Message) -> None:
@@ -709,12 +731,12 @@ def test_nothing_is_sent_while_it_may_not(start: Start) -> None:
     asked = []
     allowed = threading.Event()
 
-    def may_send() -> bool:
+    def is_held() -> bool:
         asked.append(allowed.is_set())
         return allowed.is_set()
 
     with ScriptedBroker(confirm) as broker:
-        delivering = start(broker, may_send=may_send).deliver(some(1, 2, 3))
+        delivering = start(broker, is_held=is_held).deliver(some(1, 2, 3))
         wait_for(lambda: len(asked) >= 2)
         assert broker.count(spec.Basic.Publish) == 0
         allowed.set()
@@ -826,6 +848,7 @@ def test_whatever_the_broker_answers_each_message_is_delivered_or_parked(
 ) -> None:
     monkeypatch.setattr(connection, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(connection, "LONGEST_WAIT", 0.002)
+    monkeypatch.setattr(batch, "REFUSED", replace(batch.REFUSED, first=0.001, max=0.002))
     monkeypatch.setattr(batch, "UNCONFIRMED", 7)
     keys = ["a", "b", "c", None]
     whims = Whims(seed, strict=strict, faults=faults)
@@ -1053,7 +1076,7 @@ def test_closing_does_not_wait_for_a_broker_that_does_not_answer(
 def test_closing_while_a_channel_is_opened_leaves_no_connection_behind(
     start: Start, monkeypatch: pytest.MonkeyPatch, step: type
 ) -> None:
-    monkeypatch.setattr(connection, "PATIENCE", 0.5)
+    be_patient(monkeypatch, 0.5)
     with ScriptedBroker() as broker:
         reached = threading.Event()
         broker.instead[step] = lambda line, channel: reached.set()

@@ -346,7 +346,7 @@ def test_what_a_consumer_has_parked_is_handled_when_a_person_wants_it_tried_agai
     asyncio.run(run())
     assert value(conn, "SELECT array_agg(n) FROM outbox.effects") == [1]
     assert queue_depth(amqp, "q") == 0
-    assert outbox.fails("parked", "--retry", "1") == "outbox: nothing with the id 1 is parked"
+    assert outbox.fails("parked", "--retry", "1") == "outbox: no message with the id 1 is parked"
 
 
 # A transaction that stays open.

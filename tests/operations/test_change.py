@@ -123,8 +123,8 @@ def test_an_id_that_is_not_parked_or_is_that_of_several_is_an_error_and_nothing_
         conn.execute(PARKED, (relay, number))
     for n in (1, 2):
         conn.execute(DELIVERY, ("crm", None, "t", b"", "{}", "no UUID", n))
-    assert outbox.fails("parked", "--retry", "9") == "outbox: nothing with the id 9 is parked"
-    assert outbox.fails("parked", "--retry", "2", "9", "3") == "outbox: nothing with the id 9 is parked"
+    assert outbox.fails("parked", "--retry", "9") == "outbox: no message with the id 9 is parked"
+    assert outbox.fails("parked", "--retry", "2", "9", "3") == "outbox: no message with the id 9 is parked"
     assert outbox.fails("parked", "--retry", "--relay", "a", "3").endswith("id 3 is parked by relay a")
     assert outbox.fails("parked", "--retry", "--consumer", "x", "2").endswith("id 2 is parked by consumer x")
     several = "outbox: 1 is parked by relay a, relay b, consumer crm: say whose with --relay or --consumer"

@@ -11,7 +11,7 @@ import pytest
 
 from apps.cli import posts
 from kit.commands import Outbox
-from kit.databases import serve
+from kit.databases import templates
 from kit.pipelines import Post, deployed, drain, value
 from kit.servers import PostgresServer, Process, wait_for
 from outbox import Go, Pipeline
@@ -22,10 +22,14 @@ Spawn = Callable[..., Process]
 APP = "apps.cli:posts"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
     """In the place of the tests' own, whose fsync is off."""
-    yield from serve(PostgresServer(fsync=True))
+    with PostgresServer(fsync=True) as server:
+        yield server
+
+
+empty_template, template = templates()
 
 
 @contextmanager
@@ -77,7 +81,7 @@ def test_a_healthy_database_has_nothing_but_good_findings(outbox: Outbox, shop: 
     assert said[0].startswith("Postgres ")
     assert "the schema is up to date" in said
     assert any(line.startswith("pipeline posts was deployed at 2") for line in said)
-    assert "no job is dead, none is stuck" in said
+    assert "no job is dead or stuck" in said
 
 
 def test_the_text_shows_signs_and_what_to_do(outbox: Outbox, conn: Conn) -> None:
@@ -91,7 +95,7 @@ def test_a_missing_schema_and_pending_migrations_are_named_with_the_command(empt
     outbox = Outbox(empty_dsn)
     ((level, what),) = troubles(outbox)
     assert level == "bad"
-    assert "the schema lacks 0001_" in what
+    assert "the schema lacks functions/ids, 0001_definition, " in what
     assert "outbox migrate" in outbox("doctor", code=1).out
     outbox("migrate")
     assert troubles(outbox) == [("warn", "no pipeline is deployed")]
@@ -112,7 +116,7 @@ def test_code_that_differs_from_what_is_deployed_is_found(outbox: Outbox, shop: 
     ((level, what),) = troubles(outbox, "--app", "apps.cli:hasty")
     assert level == "warn"
     assert "pipeline posts differs from the code" in what
-    assert "status WAITING_FOR_REVIEW goes" in what
+    assert "status WAITING_FOR_REVIEW is removed" in what
     ((level, what),) = troubles(outbox, "--app", "apps.cli:both")
     assert (level, "pipeline tickets differs from the code" in what) == ("warn", True)
     outbox("deploy", "--app", "apps.cli:both")
@@ -131,7 +135,7 @@ def test_jobs_that_no_worker_serves_are_found_until_one_does(outbox: Outbox, con
     deployed(conn, posts)
     assert troubles(outbox) == [], "no worker is needed while there is no work"
     posts.submit_many(conn, [("a", Post()), ("b", Post())])
-    assert troubles(outbox) == [("bad", "2 jobs wait for stage posts.enrich, which no worker serves")]
+    assert troubles(outbox) == [("bad", "2 jobs waiting for stage posts.enrich, which no worker serves")]
     assert "outbox worker --stage enrich" in outbox("doctor", code=1).out
     spawn("worker", "--app", APP, "--stage", "decide")
     wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.workers") == 1)
@@ -146,7 +150,7 @@ def test_a_worker_that_missed_its_lease_is_found_and_serves_nothing(outbox: Outb
     worker = value(shop, "UPDATE outbox.workers SET beat_at = now() - interval '2 hours' RETURNING id")
     assert troubles(outbox) == [
         ("warn", f"worker {worker} (host:1) has missed its lease"),
-        ("bad", "1 jobs wait for stage posts.enrich, which no worker serves"),
+        ("bad", "1 job waiting for stage posts.enrich, which no worker serves"),
     ]
 
 
@@ -155,24 +159,24 @@ def test_jobs_held_by_a_worker_that_is_gone_are_found(outbox: Outbox, shop: Conn
     shop.execute("UPDATE outbox.jobs SET owner = 4711, attempt = 1, claimed_at = now()")
     assert troubles(outbox) == [], "a sweeper may be just about to free it"
     shop.execute("UPDATE outbox.jobs SET claimed_at = now() - interval '2 minutes'")
-    assert troubles(outbox) == [("bad", "1 jobs are held by workers that are gone")]
+    assert troubles(outbox) == [("bad", "1 job held by workers that are gone")]
 
 
 def test_a_stage_that_is_behind_and_a_job_that_runs_for_hours_are_found(outbox: Outbox, shop: Conn) -> None:
     posts.submit_many(shop, [("a", Post()), ("b", Post())])
     shop.execute("UPDATE outbox.jobs SET run_at = now() - interval '20 minutes'")
-    assert troubles(outbox) == [("warn", "posts.enrich is 20 minutes behind, 2 jobs are ready")]
+    assert troubles(outbox) == [("warn", "posts.enrich is 20 minutes behind, with 2 jobs ready")]
     shop.execute(
         "UPDATE outbox.jobs SET attempt = 1, claimed_at = now() - interval '90 minutes', "
         "owner = (SELECT id FROM outbox.workers)"
     )
-    assert troubles(outbox) == [("warn", "2 jobs of posts.enrich run for up to 1.5 hours")]
+    assert troubles(outbox) == [("warn", "2 jobs of posts.enrich running for up to 1.5 hours")]
 
 
 def test_dead_jobs_are_found_until_a_person_retries_them(outbox: Outbox, shop: Conn, dsn: str) -> None:
     posts.submit(shop, "a", Post(content="rejected"))
     drain(posts, dsn)
-    assert troubles(outbox) == [("warn", "1 jobs are dead and wait for a person")]
+    assert troubles(outbox) == [("warn", "1 dead job waiting for a person")]
     outbox("retry", "--all")
     assert troubles(outbox) == []
 
@@ -183,7 +187,7 @@ def test_a_workflow_without_a_job_is_found_and_the_advice_helps(outbox: Outbox, 
         admin.execute(
             "DELETE FROM outbox.jobs WHERE workflow_id = (SELECT id FROM outbox.workflow_states WHERE entity_id = 'b')"
         )
-    assert troubles(outbox) == [("bad", "1 workflows of posts stand in RECEIVED without a job, such as b")]
+    assert troubles(outbox) == [("bad", "1 workflow of posts in RECEIVED without a job, such as b")]
     assert "outbox retry ENTITY" in outbox("doctor", code=1).out
     outbox("retry", "b")
     assert troubles(outbox) == []
@@ -263,7 +267,7 @@ def test_a_server_that_can_lose_or_choke_is_bad_and_the_rest_is_still_examined(
 
 @pytest.mark.parametrize(
     ("option", "level", "words"),
-    [("synchronous_commit=off", "warn", "synchronous_commit is off"), ("default_transaction_read_only=on", "bad", "only reads")],
+    [("synchronous_commit=off", "warn", "synchronous_commit is off"), ("default_transaction_read_only=on", "bad", "is read-only")],
 )  # fmt: skip
 def test_a_role_that_may_lose_or_not_write_is_found(shop: Conn, dsn: str, option: str, level: str, words: str) -> None:
     ((found, what),) = troubles(Outbox(f"{dsn}?options=-c%20{option.replace('=', '%3D')}"))
@@ -285,7 +289,7 @@ def test_a_relay_that_is_gone_is_found_until_it_runs_or_is_forgotten(outbox: Out
     shop.execute(RELAY, ("old", "host:1", None, "1 hour"))
     assert troubles(outbox) == [], "nothing waits for it"
     shop.execute(MESSAGE, ("90 minutes",))
-    said = "relay old is not running: messages wait for it since 90 minutes, and are kept"
+    said = "relay old is not running: messages have been waiting for it for 90 minutes; none is lost"
     assert troubles(outbox) == [("warn", said)]
     advice = outbox("doctor").out
     assert "outbox relay --name old;" in advice
@@ -343,7 +347,7 @@ def test_messages_that_nobody_relays_are_told_and_are_a_trouble_when_they_are_ol
 ) -> None:
     shop.execute(MESSAGE, ("2 hours",))
     assert troubles(outbox) == []
-    said = "no relay is there: messages are kept in the log, the first since "
+    said = "there is no relay: the log keeps messages, the oldest for "
     assert f"{said}2 hours" in outbox("doctor").out
     with psycopg.connect(admin_dsn, autocommit=True) as admin:
         admin.execute("UPDATE pg_class SET reltuples = 2000000 WHERE oid = 'outbox.messages_1'::regclass")
@@ -371,8 +375,8 @@ def test_waits_that_nobody_ends_are_found(outbox: Outbox, conn: Conn, dsn: str) 
     )
     outbox("pause", "waits.work", "--by", "sarah", "--reason", "the service is down")
     assert troubles(outbox) == [
-        ("bad", "1 workflows of waits stand in WAITING after their deadline"),
-        ("bad", "1 workflows of waits stand in WAITING after their deadline"),
-        ("warn", "schedule waits.look is 5 minutes late, 3 attempts have failed: ValueError: no"),
-        ("warn", "waits.work is paused by sarah since 0.0 hours: the service is down"),
+        ("bad", "1 workflow of waits in WAITING past the deadline"),
+        ("bad", "1 workflow of waits in WAITING past the deadline"),
+        ("warn", "schedule waits.look is 5 minutes late, with 3 failed attempts: ValueError: no"),
+        ("warn", "waits.work is paused by sarah for 0.0 hours: the service is down"),
     ]

@@ -43,7 +43,7 @@ from outbox import (
 )
 from outbox.database import migrations
 from outbox.documents import MAX_BYTES
-from outbox.engine import commit, committer
+from outbox.engine import batch, commit
 from tools import bad_inputs
 
 Conn = psycopg.Connection[Any]
@@ -397,7 +397,7 @@ def test_large_results_are_committed_in_statements_that_postgres_takes(
     conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bound is lowered: a gigabyte of documents would say the same, and take a minute."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", 2_500_000)
+    monkeypatch.setattr(batch, "BATCH_SIZE", 2_500_000)
     sizes: list[int] = []
     finish = commit.finish
     monkeypatch.setattr(

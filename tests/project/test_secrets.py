@@ -200,6 +200,7 @@ IN_THE_APP = """
 import asyncio, logging, sys
 from apps.cli import posts
 from outbox import Consumer, Worker
+from outbox.messages.handoff import Handoff
 from outbox.messages.relay import Relay
 
 logging.basicConfig(level=logging.DEBUG)
@@ -208,7 +209,7 @@ async def handle(delivery): ...
 
 async def main():
     made = [lambda: Worker(posts, dsn, drain=True), lambda: Consumer("q", handle, dsn=dsn, amqp_url=amqp),
-            lambda: Relay(dsn)]
+            lambda: Relay(dsn, Handoff(dsn, "posts"))]
     await made[int(sys.argv[1])]().run()
 
 asyncio.run(main())
@@ -263,11 +264,16 @@ def test_no_object_shows_its_password(strict: PostgresServer, amqp_secret: str) 
 
     async def made() -> list[Any]:
         link = Link(dsn, "test")
-        return [link, await link.connection(), await link.close(),
-                Handoff(dsn, "posts"), Publisher(amqp_secret, source="/", may_send=lambda: True, on_trouble=lambda trouble: None)]  # fmt: skip
+        return [
+            link,
+            await link.connection(),
+            await link.close(),
+            Handoff(dsn, "posts"),
+            Publisher(amqp_secret, source="/"),
+        ]
 
     objects = [
-        *asyncio.run(made()), Worker(posts, dsn), Relay(dsn), Inbox("crm"), Consumer("q", handle, dsn=dsn, amqp_url=amqp_secret),
+        *asyncio.run(made()), Worker(posts, dsn), Relay(dsn, Handoff(dsn, "posts")), Inbox("crm"), Consumer("q", handle, dsn=dsn, amqp_url=amqp_secret),
         settings.load(dsn=dsn, listen_dsn=dsn, amqp_url=amqp_secret), dsn.redact(dsn), dsn.place(dsn),
     ]  # fmt: skip
     for found in objects:
@@ -276,7 +282,7 @@ def test_no_object_shows_its_password(strict: PostgresServer, amqp_secret: str) 
             repr(
                 [
                     vars(found)[name]
-                    for name in ("_subscription", "_terms", "_lanes", "_log")
+                    for name in ("_subscription", "_handling", "_lanes", "_log", "_target")
                     if name in getattr(found, "__dict__", {})
                 ]
             )

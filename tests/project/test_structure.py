@@ -26,6 +26,19 @@ ONLY_HERE = {
     "httpx": (),
     "pika": ("messages.rabbitmq",),
 }
+FLOORS = (
+    {"errors"},
+    {"texts", "checks", "settings", "service"},
+    {"database", "documents"},
+    {"client"},
+    {"definition"},
+    {"messages", "operations"},
+    {"engine"},
+    {"testing"},
+    {"commands"},
+    {"cli"},
+)
+QUERIES = {file.name.removesuffix(".sql") for file in files("outbox.sql").joinpath("queries").iterdir()}
 
 
 def name_of(file: Path) -> str:
@@ -36,19 +49,23 @@ FILES = {name_of(file): file for file in sorted(PACKAGE.rglob("*.py")) if not fi
 MODULES = {name: file for name, file in FILES.items() if name.partition(".")[0] not in ("sql", "demo")}
 
 
-def imports(module: str) -> Iterator[tuple[str, bool]]:
-    """Yield what a module imports (ours by its name in the package), and whether it does so when it is loaded itself."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    loaded = {id(node) for node in tree.body}
-    for node in ast.walk(tree):
+def imports(module: str) -> Iterator[str]:
+    """Yields what a module imports anywhere in its text: ours by its name in the package, others by their first name."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name.partition(".")[0], id(node) in loaded) for alias in node.names)
+            yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level:
-            folder = module.split(".")[: -node.level]
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            yield from ((".".join([*folder, name]), id(node) in loaded) for name in names)
+            folder = [*module.split(".")[: -node.level], *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                name = ".".join([*folder, alias.name])
+                yield name if name in MODULES else ".".join(folder)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.partition(".")[0], id(node) in loaded
+            yield node.module.partition(".")[0]
+
+
+def floor(module: str) -> int:
+    """Returns how high a module stands: it may import what is lower, or in its own room."""
+    return next(number for number, rooms in enumerate(FLOORS) if module.partition(".")[0] in rooms)
 
 
 def test_the_wheel_has_every_package() -> None:
@@ -67,13 +84,26 @@ def test_public_names_say_what_they_promise() -> None:
         assert (getattr(outbox, name).__doc__ or "").strip(), name
 
 
+def test_the_package_has_few_entries() -> None:
+    entries = {file.name for file in PACKAGE.iterdir() if file.name not in ("__pycache__", "sql", "demo")}
+    assert len(entries) <= 18, sorted(entries)
+
+
 def test_steps_do_not_import_each_other() -> None:
     for step in STEPS:
-        assert not STEPS & {name for name, _ in imports(step)}, step
+        assert not STEPS & set(imports(step)), step
 
 
-def test_imports_have_one_direction() -> None:
-    below = {module: {name for name, loading in imports(module) if loading and name in MODULES} for module in MODULES}
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_down(module: str) -> None:
+    ours = [name for name in imports(module) if name in MODULES]
+    assert [name for name in ours if floor(name) > floor(module)] == []
+    same = [name for name in ours if floor(name) == floor(module)]
+    assert [name for name in same if name.partition(".")[0] != module.partition(".")[0] and "." in name] == []
+
+
+def test_there_is_no_circle() -> None:
+    below = {module: {name for name in imports(module) if name in MODULES} for module in MODULES}
     order: list[str] = []
     while len(order) < len(MODULES):
         free = [module for module in MODULES if module not in order and below[module] <= set(order)]
@@ -81,9 +111,16 @@ def test_imports_have_one_direction() -> None:
         order += free
 
 
+@pytest.mark.parametrize("step", sorted(QUERIES))
+def test_statements_are_loaded_by_the_module_of_their_name_and_have_a_test_of_it(step: str) -> None:
+    loading = [name for name, file in MODULES.items() if f'statements.load("{step}")' in file.read_text("utf-8")]
+    assert [name.rpartition(".")[2] for name in loading] == [step]
+    assert list(Path(__file__).parents[1].rglob(f"test_{step}.py")), f"there is no test_{step}.py"
+
+
 @pytest.mark.parametrize("library", ONLY_HERE)
 def test_a_library_is_imported_in_one_place(library: str) -> None:
-    users = [module for module in MODULES if library in {name for name, _ in imports(module)}]
+    users = [module for module in MODULES if library in set(imports(module))]
     assert [user for user in users if not user.startswith(ONLY_HERE[library])] == []
 
 

@@ -18,6 +18,7 @@ from kit.pipelines import Post, deployed, one_stage, value
 from kit.scenes import DEPLOY, MAINTENANCE, WORKER, Table, books_are_right, holding
 from outbox import Pipeline
 from outbox.client import submit
+from outbox.database import user_transaction
 from outbox.definition import deploy
 from outbox.engine import claim, commit, transaction
 from outbox.engine.job import Failed
@@ -91,7 +92,9 @@ def test_a_handlers_own_transaction_and_a_cancellation(conn: Conn, explore: Expl
         conn.execute("DELETE FROM outbox.effects")
 
         def run(conn: Conn) -> list[str]:
-            return ["moved"] if transaction.run_sync(conn, [table.job]) != [None] else []
+            ended = user_transaction.run(conn, transaction.attempt(conn, [table.job]))
+            assert isinstance(ended, transaction.Committed | transaction.NotHeld)
+            return ["moved"] if isinstance(ended, transaction.Committed) else []
 
         def cancel(conn: Conn) -> list[str]:
             return ["moved"] if change.set_status(conn, table.id, "MOVED", actor="sarah", reason="changed") else []

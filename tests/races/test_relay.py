@@ -22,8 +22,11 @@ from outbox import Backoff, Delivery, Inbox, Reject, TooOld
 from outbox.errors import TakenOver
 from outbox.messages import ring
 from outbox.messages.delivery import Arrival
+from outbox.messages.handling import Handling, Slots
 from outbox.messages.log import Log, Window
-from outbox.messages.receive import Receiver, Terms
+from outbox.messages.receive import Receiver
+from outbox.messages.target import Lease
+from outbox.service import Service
 
 Conn = psycopg.Connection[Any]
 Async = psycopg.AsyncConnection[Any]
@@ -52,7 +55,7 @@ class Relay(Log):
     """
 
     def __init__(self, name: str = "default") -> None:
-        super().__init__("", name, "test")
+        super().__init__("", name, "test", Lease())
         self.told: list[str] = []
 
     async def take(self, conn: Async) -> Window | None:
@@ -644,7 +647,7 @@ class Consumer:
 
     def __init__(self, dsn: str, *, is_async: bool, rejects: bool = False) -> None:
         handler = self.handle_async if is_async else self.handle
-        self.terms = Terms(crm, "q", handler, is_async, Backoff(attempts=3), 60.0, 1)
+        self.handling = Handling(crm, "q", handler, Backoff(attempts=3), 60.0, Slots(1), Service("Consumer"))
         self.rejects, self.dsn = rejects, dsn
 
     def handle(self, delivery: Delivery) -> None:
@@ -658,17 +661,17 @@ class Consumer:
             raise Reject("not this one")
 
     def receive(self, arrival: Arrival) -> Callable[[Any], Any]:
-        async def settle(conn: Conn | Async) -> bool:
-            receiver = Receiver(self.dsn, self.terms)
-            place, name = (receiver._link, "_conn") if self.terms.is_async else (receiver, "_sync")
+        async def received(conn: Conn | Async) -> bool:
+            receiver = Receiver(self.dsn, self.handling)
+            place, name = (receiver._link, "_conn") if self.handling.is_async else (receiver, "_sync")
             setattr(place, name, conn)
             try:
-                return await receiver.settle(arrival)
+                return await receiver.receive(arrival)
             finally:
                 setattr(place, name, None)  # it is not the receiver's to close
                 await receiver.close()
 
-        return settle if self.terms.is_async else lambda conn: asyncio.run(settle(conn))
+        return received if self.handling.is_async else lambda conn: asyncio.run(received(conn))
 
 
 @pytest.mark.parametrize("first", ["commits", "is rejected"])
@@ -694,10 +697,10 @@ def test_f56_a_second_delivery_beside_the_handlers_transaction_has_no_second_eff
         def check(outcomes: dict[str, Any]) -> None:
             assert outcomes == {"one": True, "other": True}, "both are acknowledged"
             assert value(conn, "SELECT count(*) FROM outbox.effects") == 1
-            assert one.terms.handled + other.terms.handled == 1
-            assert one.terms.handled + one.terms.duplicates + one.terms.parked == 1
+            assert one.handling.handled + other.handling.handled == 1
+            assert one.handling.handled + one.handling.duplicates + one.handling.parked == 1
             parked = conn.execute("SELECT id FROM outbox.parked_deliveries").fetchall()
-            ends.add((one.terms.handled, one.terms.duplicates, one.terms.parked))
+            ends.add((one.handling.handled, one.handling.duplicates, one.handling.parked))
             for (id_,) in parked:
                 alone(other.receive(arrival(parked=id_)))
             assert value(conn, "SELECT count(*) FROM outbox.parked_deliveries") == 0

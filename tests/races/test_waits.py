@@ -17,8 +17,8 @@ from kit.interleave import Explore, Scene, ScheduleFailed
 from kit.pipelines import deployed, value
 from kit.scenes import MAINTENANCE, Table, books_are_right, holding
 from kit.waits import PAYMENT, TIMED, Order, Task, families, orders
-from outbox import Pipeline, decide, signal
-from outbox.definition.waits import WaitForApproval, WaitForChildren, WaitForSignal
+from outbox import Pipeline, WaitForApproval, WaitForChildren, WaitForSignal, decide, signal
+from outbox.database import user_transaction
 from outbox.engine import claim, commit, transaction
 from outbox.engine.job import Finished, Job
 from outbox.engine.lane import Lane
@@ -178,9 +178,9 @@ def test_a_handlers_transaction_that_begins_a_wait_sees_the_signal_or_fails(
 
         def run(other: Conn) -> list[str]:
             other.execute(f"SET default_transaction_isolation = '{isolation}'".encode())
-            (outcome,) = transaction.run_sync(other, [table.job])
+            ended = user_transaction.run(other, transaction.attempt(other, [table.job]))
             other.execute("RESET default_transaction_isolation")
-            return ["WAITING"] if isinstance(outcome, Finished) else []
+            return ["WAITING"] if isinstance(ended, transaction.Committed) else []
 
         def check(outcomes: dict[str, Any]) -> None:
             books_are_right(conn)
@@ -326,7 +326,7 @@ def mutate(conn: Conn, function: str, old: str, new: str) -> None:
             lambda conn, explore: test_a_handlers_transaction_that_begins_a_wait_sees_the_signal_or_fails(conn, explore, "repeatable read"), id="a signal that a snapshot does not see",
         ),
         pytest.param(
-            "children_end", "WHERE w.id = family.parent_id FOR NO KEY UPDATE", "WHERE w.id = family.parent_id",
+            "children_end", "WHERE w.id = parent.id FOR NO KEY UPDATE", "WHERE w.id = parent.id",
             lambda conn, explore: test_the_last_children_at_once_move_the_parent_once(conn, explore, ("begin", "first_ends", "second_ends"), BOTH),
             id="children that don't lock their parent",
         ),

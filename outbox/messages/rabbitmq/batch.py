@@ -1,7 +1,7 @@
-"""Where each message of a batch stands: waiting, under way, refused for now, done or parked. Nothing here sends.
+"""Keeps track of each message of a batch: waiting, under way, refused for now, confirmed or parked. Sends nothing.
 
-A map from delivery tag to message, of one channel at a time. What was under way when a channel was lost is unknown,
-and waits again, before all others.
+It maps delivery tags to messages, for one channel at a time. What was under way when a channel was lost may or may not
+have arrived: it waits again, before all others.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from ...definition.outcome import Backoff
 from ...texts import clean, printable
-from ..log import Outgoing
-from .connection import pause
+from ..target import Outgoing, Parked
 
 log = logging.getLogger("outbox.relay")
 
 UNCONFIRMED = 1_000
-MOST_NACKS = 8
+"""Messages under way at once: enough for a broker that confirms in batches, few to send again after a crash."""
+
+REFUSED = Backoff(first=0.1, factor=2, max=5.0, attempts=8, jitter=0)
+"""When (s) and how often a message is sent again that the broker refuses (nacks): a full queue may have room soon.
+No jitter: what was refused together keeps its order.
+"""
 
 
 @dataclass(slots=True)
 class Attempt:
-    """A message under way. `wire_id` is this attempt's own; `returned` is why the broker could not route it."""
+    """A message under way. `wire_id` names this attempt only; `returned` is why the broker could not route it."""
 
     message: Outgoing
     wire_id: str
@@ -41,43 +46,44 @@ class Batch:
 
     def __init__(self, messages: Collection[Outgoing], stopped_keys: Iterable[str], strict: bool) -> None:
         self.left = len(messages)
-        self.parked: dict[int, tuple[Outgoing, str]] = {}
+        self.parked: Parked = {}
         self._strict = strict
         self._waiting = deque(messages)
         self._refused: list[tuple[float, int, Outgoing]] = []  # a heap: when it may go again
         self._nacks: dict[int, int] = {}
         self._unconfirmed: dict[int, Attempt] = {}  # by tag, ascending
         self._by_wire_id: dict[str, Attempt] = {}
-        self._suspects: set[int] = set()
+        self._sent_alone: set[int] = set()  # ids: over one of these the broker has closed the channel
         # Strict: which message of a key may be under way, and what waits for it.
         self._holders: dict[str, int] = {}
         self._behind: defaultdict[str, deque[Outgoing]] = defaultdict(deque)
         self._stopped_keys = set(stopped_keys)
 
     def next(self, now: float) -> Outgoing | None:
-        """Return what is to be sent now; None if nothing may go."""
+        """Returns the message to send now; None if none may be sent."""
         while self._refused and self._refused[0][0] <= now:
             self._waiting.appendleft(heapq.heappop(self._refused)[2])
-        while self._waiting and len(self._unconfirmed) < (1 if self._suspects else UNCONFIRMED):
+        while self._waiting and len(self._unconfirmed) < (1 if self._sent_alone else UNCONFIRMED):
             message = self._waiting.popleft()
             if message.key is None or not self._strict or self._may_go(message, message.key):
                 return message
         return None
 
     def due(self) -> float:
-        """Return when the next one that was refused may go again."""
+        """Returns when the next refused message may be sent again."""
         return self._refused[0][0] if self._refused else float("inf")
 
     def sent(self, message: Outgoing, tag: int, wire_id: str) -> None:
+        """Notes that a message is under way, with the channel's delivery tag."""
         self._unconfirmed[tag] = self._by_wire_id[wire_id] = Attempt(message, wire_id)
 
     def returned(self, wire_id: str, why: str) -> None:
-        """Take note that an attempt was not routed: it counts when the broker has confirmed that attempt."""
+        """Notes that an attempt was not routed. It counts when the broker has confirmed that attempt."""
         if wire_id in self._by_wire_id:
             self._by_wire_id[wire_id].returned = why
 
     def confirmed(self, tag: int, multiple: bool, acked: bool, now: float) -> None:
-        """Settle one message, or all up to its tag. An answer for what is not under way changes nothing."""
+        """Handles an answer for one message, or for all up to its tag. Answers for others change nothing."""
         tags = [tag]
         if multiple:
             tags = list(itertools.takewhile(lambda earlier: earlier <= tag, self._unconfirmed))
@@ -87,40 +93,45 @@ class Batch:
                 continue
             message = attempt.message
             del self._by_wire_id[attempt.wire_id]
-            self._suspects.discard(message.id)
+            self._sent_alone.discard(message.id)
             if attempt.returned is not None:
                 self.park(message, attempt.returned)
             elif acked:
-                self._settle(message)
-            elif self._nacks.get(message.id, 0) + 1 == MOST_NACKS:
-                self.park(message, f"the broker refused it {MOST_NACKS} times")
+                self._end(message)
             else:
-                nacks = self._nacks[message.id] = self._nacks.get(message.id, 0) + 1
-                heapq.heappush(self._refused, (now + pause(nacks), message.id, message))
+                self._refuse(message, now)
 
     def lost(self, blame: str | None) -> None:
-        """Have all that was under way sent again: the channel is gone.
+        """Has all that was under way sent again: the channel is gone.
 
-        `blame` is why, if the broker closed it over a message. If one alone was under way it is the one, and is parked;
-        of several, each goes alone from now on, until the broker has answered for it.
+        `blame` is why, if the broker closed it over a message. If only one was under way, that one is parked; of
+        several, each is sent alone from now on, until the broker has answered for it.
         """
         unknown = [attempt.message for attempt in self._unconfirmed.values()]
         self._unconfirmed.clear()
         self._by_wire_id.clear()
         if blame and len(unknown) == 1:
-            self._suspects.discard(unknown[0].id)
+            self._sent_alone.discard(unknown[0].id)
             self.park(unknown.pop(), f"the broker closed the channel over it: {blame}")
         elif blame:
-            self._suspects |= {message.id for message in unknown}
+            self._sent_alone |= {message.id for message in unknown}
         self._waiting.extendleft(sorted(unknown, key=lambda message: message.id, reverse=True))
 
     def park(self, message: Outgoing, reason: str) -> None:
-        """Give a message up, for this reason."""
+        """Gives a message up, with the reason."""
         self.parked[message.id] = message, clean(reason)
         log.warning("message %s (%s) is parked: %s", message.id, printable(message.topic), printable(reason))
         if self._strict and message.key is not None:
             self._stopped_keys.add(message.key)
-        self._settle(message)
+        self._end(message)
+
+    def _refuse(self, message: Outgoing, now: float) -> None:
+        nacks = self._nacks[message.id] = self._nacks.get(message.id, 0) + 1
+        delay = REFUSED.delay(nacks)
+        if delay is None:
+            self.park(message, f"the broker refused it {nacks} times")
+        else:
+            heapq.heappush(self._refused, (now + delay, message.id, message))
 
     def _may_go(self, message: Outgoing, key: str) -> bool:
         if key in self._stopped_keys:
@@ -131,7 +142,7 @@ class Batch:
         self._behind[key].append(message)
         return False
 
-    def _settle(self, message: Outgoing) -> None:
+    def _end(self, message: Outgoing) -> None:
         self.left -= 1
         key = message.key
         if key is not None and self._holders.get(key) == message.id:

@@ -1,4 +1,4 @@
-"""A connection, a channel and a call on it, awaited: what pika says by callbacks."""
+"""pika's connections, channels and calls as coroutines: pika itself answers by callbacks."""
 
 from __future__ import annotations
 
@@ -12,34 +12,44 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import ChannelClosed, ConnectionClosedByBroker, ConnectionOpenAborted
 
 from ...errors import SettingsError
+from ...service import Delays
 from ...texts import clean
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
-"""Seconds before a broker that is away is tried again: the first time, and at most."""
+"""Seconds before a broker that is away is tried again, doubled each time: soon after a restart, then less often."""
 
 PATIENCE = 5.0
-"""Seconds in which a broker must answer each of: connection, channel."""
+"""Seconds in which a broker must answer each of: connection, channel. One that doesn't counts as away."""
+
+OPEN_WITHIN = 3 * PATIENCE
+"""Seconds for a connection, a channel on it, and what is declared there."""
+
+CLOSE_WITHIN = 1.0
+"""Seconds in which a broker may answer that it closes: there is nothing to lose by then."""
+
+HEARTBEAT = 10
+"""Seconds between AMQP's heartbeats, unless the URL says otherwise: a dead broker is noticed after two of them."""
 
 
-def pause(failures: int) -> float:
-    """Return how many seconds to wait after so many failures in a row."""
-    return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(failures - 1, 30))
+def delays() -> Delays:
+    """Returns the delays before a broker that is away is tried again."""
+    return Delays(FIRST_WAIT, LONGEST_WAIT)
 
 
 def parameters(url: str) -> pika.URLParameters:
-    """Return what pika makes of an AMQP URL, with limits by which a dead broker is noticed in seconds."""
+    """Returns pika's parameters for an AMQP URL, with limits by which a dead broker is noticed in seconds."""
     try:
         if not url.startswith(("amqp://", "amqps://")):
             raise ValueError
         found = pika.URLParameters(url)
     except Exception as error:
-        # And not its text, which may quote the password.
+        # Without the error's text, which may quote the password.
         problem = (
             f"the AMQP URL can't be read ({type(error).__name__}): it is like amqp://user:password@host:5672/vhost"
         )
         raise SettingsError(problem) from None
     if "heartbeat=" not in url:
-        found.heartbeat = 10
+        found.heartbeat = HEARTBEAT
     found.socket_timeout = found.stack_timeout = PATIENCE
     found.connection_attempts = 1
     return found
@@ -48,9 +58,9 @@ def parameters(url: str) -> pika.URLParameters:
 async def open_connection(
     parameters: pika.URLParameters, ready: Callable[[AsyncioConnection], None]
 ) -> AsyncioConnection:
-    """Return an open connection; raises what pika says if there is none to be had.
+    """Opens a connection, or raises pika's error.
 
-    `ready` is called with it before it is returned and before the broker's next frame is read: it adds callbacks.
+    `ready` is called with it before the broker's next frame is read: it adds callbacks.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[BaseException | None] = loop.create_future()
@@ -63,13 +73,13 @@ async def open_connection(
     try:
         await asyncio.wait({ended})
     except asyncio.CancelledError:
-        # The loop may end soon: a handshake that goes on would leave its socket open.
+        # The loop may end soon: a handshake that went on would leave its socket open.
         if ended.done():
             await close(connection)
         else:
             if not connection.is_closing:
                 connection.close()
-            await asyncio.wait({ended}, timeout=PATIENCE / 5)
+            await asyncio.wait({ended}, timeout=CLOSE_WITHIN)
         raise
     error = ended.result()
     if error is not None:
@@ -78,7 +88,7 @@ async def open_connection(
 
 
 async def open_channel(connection: AsyncioConnection, on_closed: Callable[[Any, BaseException], None]) -> Any:
-    """Return an open channel."""
+    """Opens a channel, or raises why it was closed instead."""
     opened = asyncio.get_running_loop().create_future()
     channel: Any = connection.channel(on_open_callback=lambda it: None if opened.done() else opened.set_result(it))
     channel.add_on_close_callback(lambda _, error: None if opened.done() else opened.set_exception(error))
@@ -87,7 +97,7 @@ async def open_channel(connection: AsyncioConnection, on_closed: Callable[[Any, 
 
 
 async def ask(channel: Any, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a method of a channel and return the broker's answer; raises why the channel was closed instead."""
+    """Calls a method of a channel and returns the broker's answer, or raises why the channel was closed instead."""
     answered = asyncio.get_running_loop().create_future()
     channel.add_on_close_callback(lambda _, error: None if answered.done() else answered.set_exception(error))
     method(*arguments, callback=lambda frame: None if answered.done() else answered.set_result(frame), **options)
@@ -95,7 +105,7 @@ async def ask(channel: Any, method: Callable[..., Any], *arguments: Any, **optio
 
 
 async def close(connection: AsyncioConnection | None) -> None:
-    """Close in order, or, when the broker does not answer in time, abruptly: pika waits as long as it takes."""
+    """Closes a connection in order, or abruptly if the broker does not answer in time: pika alone waits for ever."""
     if connection is None or connection.is_closed:
         return
     closed = asyncio.Event()
@@ -103,23 +113,23 @@ async def close(connection: AsyncioConnection | None) -> None:
     try:
         connection.close()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(closed.wait(), PATIENCE / 5)
+            await asyncio.wait_for(closed.wait(), CLOSE_WITHIN)
     finally:
-        # Also when cancelled: nobody else knows the connection any more.
+        # Also when cancelled: nothing else knows the connection any more.
         if not connection.is_closed:
             connection._adapter_disconnect_stream()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(closed.wait(), PATIENCE / 5)
+                await asyncio.wait_for(closed.wait(), CLOSE_WITHIN)
 
 
 def reason(error: Any) -> str:
-    """Return in one line why the broker is not there. It names no password: pika's errors hold no URL."""
+    """Returns in one line why the broker is not there. It has no password: pika's errors hold no URL."""
     if isinstance(error, ChannelClosed | ConnectionClosedByBroker):
         return f"{error.reply_code} {clean(error.reply_text, 300)}"
-    # Only we give up what is opening, and pika for us when its time is over.
+    # An attempt to open is only aborted by us, or by pika when its time is over.
     if isinstance(error, ConnectionOpenAborted) or type(error).__name__.endswith(("Timeout", "TimeoutError")):
         return "the broker does not answer"
-    # What says nothing itself holds what does: all attempts in a list, the attempt's own cause.
+    # Some of pika's errors only wrap others: a list of attempts, or an attempt's cause.
     inner = (*getattr(error, "exceptions", ())[-1:], getattr(error, "exception", None), *getattr(error, "args", ()))
     for cause in inner:
         if isinstance(cause, BaseException):

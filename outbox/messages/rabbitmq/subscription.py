@@ -1,4 +1,4 @@
-"""The subscription: takes what a queue has, each delivery to be acknowledged, through any loss of the broker."""
+"""Takes the messages of a queue, each to be acknowledged, through any loss of the broker."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from typing import Any
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import ChannelClosedByBroker
 
+from ...service import Trouble
 from ..delivery import Arrival
 from . import connection
 
 _NOT_FOUND = 404
+"""AMQP's reply code for an exchange or a queue that isn't there."""
+
+PAUSE_WITHIN = 2.0
+"""Seconds in which a broker may answer that it delivers no more. What it delivers later is not handled."""
 
 
 class Subscription:
-    """Hands each arrival of a durable queue to `take`, at most `prefetch` of them unacknowledged.
+    """Calls `take` with each message of a queue. At most `prefetch` of them are unacknowledged.
 
-    With `topics`, queue and `exchange` are made if they aren't there, and bound. `on_trouble` is told what is wrong, in
-    words without secrets, and None when it is over.
+    With `topics`, the queue and the `exchange` are made if they aren't there, and bound. `trouble` is set to what is
+    wrong, in words without secrets, and to None when messages come again.
     """
 
     def __init__(
@@ -30,47 +35,48 @@ class Subscription:
         *,
         prefetch: int,
         take: Callable[[Arrival], None],
-        on_trouble: Callable[[str | None], None],
+        trouble: Trouble,
         exchange: str = "",
         topics: Sequence[str] = (),
     ) -> None:
         self._parameters = connection.parameters(url)
         self._queue, self._prefetch = queue, prefetch
         self._exchange, self._topics = exchange, topics
-        self._take, self._on_trouble = take, on_trouble
+        self._take, self._trouble = take, trouble
         self._connection: AsyncioConnection | None = None
         self._channel: Any = None
         self._tag = ""
         self._lost: asyncio.Future[str] | None = None
 
     async def run(self) -> None:
-        """Take what there is, until cancelled."""
+        """Takes what there is, until cancelled."""
         loop = asyncio.get_running_loop()
-        failures = 0
+        delays = connection.delays()
         while True:
             self._lost = loop.create_future()
             opened = loop.time()
             try:
-                await asyncio.wait_for(self._open(), 3 * connection.PATIENCE)
-                self._on_trouble(None)
+                await asyncio.wait_for(self._open(), connection.OPEN_WITHIN)
+                self._trouble.set(None)
                 why = await self._lost
             except Exception as error:
                 why = connection.reason(error)
             await self.close()
-            self._on_trouble(why)
+            self._trouble.set(why)
             if loop.time() - opened > connection.LONGEST_WAIT:
-                failures = 0
-            failures += 1
-            await asyncio.sleep(connection.pause(failures))
+                delays.reset()
+            await asyncio.sleep(delays.next())
 
     async def pause(self) -> None:
-        """Take nothing more; what was taken can still be acknowledged."""
+        """Takes nothing more; what was taken can still be acknowledged."""
         if self._channel is not None and self._channel.is_open:
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(connection.ask(self._channel, self._channel.basic_cancel, self._tag), 2)
+                await asyncio.wait_for(
+                    connection.ask(self._channel, self._channel.basic_cancel, self._tag), PAUSE_WITHIN
+                )
 
     async def close(self) -> None:
-        """Let go of the queue: what was not acknowledged is delivered again, to whoever is there."""
+        """Closes the connection. What was not acknowledged is delivered again, here or elsewhere."""
         last, self._connection, self._channel = self._connection, None, None
         await connection.close(last)
 
@@ -89,7 +95,7 @@ class Subscription:
         self._tag = channel.basic_consume(self._queue, self._arrived)
 
     async def _make(self, method: str, name: str, **options: Any) -> None:
-        """Make what isn't there, durable. To declare what is there, with options that others chose, is an error."""
+        """Makes a durable exchange or queue if it isn't there. To declare one with other options would be an error."""
         assert self._connection is not None
         channel = await connection.open_channel(self._connection, lambda *_: None)
         try:

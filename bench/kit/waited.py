@@ -1,0 +1,106 @@
+"""Runs the worker of timed.py, which notes when handlers begin and end, and says how long workflows waited for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import psycopg
+
+from . import load
+from .database import Server
+from .steps import check_books, submitted, wait_until
+
+PARTS = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+
+WARM_UP = 200
+"""Workflows that a worker handles before anything counts: its connections are open, and its plans are made."""
+
+CLOCK_MS = 1.0
+"""By how much the machine's clock may be put right during a run."""
+
+IDLE = "SELECT coalesce(bool_and(idle), false) AND NOT EXISTS (SELECT FROM outbox.jobs) FROM outbox.workers"
+
+Notes = dict[str, tuple[float, float]]
+"""For each entity when its first handler began, and when the COMMIT of its last step was answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Of each workflow the ms to its first handler and to its final status, and by how many ms it was sent too late."""
+
+    handler: list[float]
+    final: list[float]
+    late: list[float] = field(default_factory=list)
+
+
+def whole(workflows: float) -> int:
+    """Return so many workflows that each client of the load has as many full transactions, and at least one."""
+    share = load.AT_ONCE * load.CLIENTS
+    return max(1, round(workflows / share)) * share
+
+
+def capacity(postgres: Server, dsn: str, workflows: int) -> float:
+    """Return workflows/s from the first one sent to the last final status, when all are sent as fast as it goes."""
+    with timed_worker(dsn) as notes:
+        begun = time.time()
+        load.submit(postgres, dsn, workflows)
+        wait_until(dsn, IDLE, 600)
+    check(dsn, notes, workflows)
+    return workflows / (max(final for _, final in notes.values()) - begun)
+
+
+def waits(notes: Notes, committed: Mapping[str, float]) -> Run:
+    """Return what each workflow waited since its COMMIT."""
+    pairs = [(at, *notes[entity]) for entity, at in committed.items()]
+    return Run([(began - at) * 1000 for at, began, _ in pairs], [(ended - at) * 1000 for at, _, ended in pairs])
+
+
+def check(dsn: str, notes: Notes, workflows: int) -> None:
+    """An error unless the books are right and the worker has noted every workflow, and no answer was lost."""
+    with psycopg.connect(dsn) as conn:
+        (now,) = conn.execute("SELECT clock_timestamp() - interval '1 day'").fetchone() or (None,)
+    check_books(dsn, workflows + WARM_UP, now)
+    if len(notes) != workflows + WARM_UP:
+        raise click.ClickException(f"the worker has noted {len(notes):,} workflows, not {workflows + WARM_UP:,}")
+
+
+@contextmanager
+def timed_worker(dsn: str, idle: str = IDLE) -> Iterator[Notes]:
+    """Run a worker that is warm, and idle when this begins; its notes are there when this has ended."""
+    notes: Notes = {}
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        file = Path(folder, "notes.json")
+        root = Path(__file__).parents[2]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.kit.timed", dsn, str(file)],
+            cwd=root,
+            env=os.environ,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_until(dsn, idle, 60)
+            submitted(dsn, WARM_UP)
+            wait_until(dsn, idle, 60)
+            clock = time.time() - time.monotonic()
+            yield notes
+            moved = abs(time.time() - time.monotonic() - clock) * 1000
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+        if moved > CLOCK_MS:
+            raise click.ClickException(f"the machine's clock was moved by {moved:.1f} ms in this run: it has no figure")
+        noted = json.loads(file.read_text())
+        with psycopg.connect(dsn) as conn:
+            rows = conn.execute("SELECT id::text, entity_id FROM outbox.workflow_states").fetchall()
+        notes.update({entity: tuple(noted[workflow]) for workflow, entity in rows if workflow in noted})

@@ -1,0 +1,137 @@
+"""Calls a user's function in a transaction of ours: a stage's handler, a schedule's function, a consumer's handler.
+
+What is to happen is a generator of steps (see steps.py): Begin, statements, Call, Commit. `run` and `run_async` take
+them on a connection and differ only by `await`. A generator that ends without Commit, or with an error, has its
+transaction rolled back.
+
+The connection is an autocommit one: transactions are begun as such, or psycopg would send a BEGIN of its own where
+one is only on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Generator, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext, suppress
+from typing import Any, NamedTuple, TypeVar
+
+import psycopg
+
+from .link import reclaim
+from .steps import Call, Statement, perform, perform_async
+
+T = TypeVar("T")
+
+
+class Begin(NamedTuple):
+    """Begins the transaction and runs its first statement, in one round trip."""
+
+    first: Statement
+
+
+class Commit(NamedTuple):
+    """Runs the last statements and commits, in one round trip. An error of one of them turns COMMIT into nothing."""
+
+    last: tuple[Statement, ...] = ()
+
+
+Step = Begin | Call | Commit | Statement
+Steps = Generator[Step, Any, T]
+
+
+def run(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
+    """Takes the steps on a sync connection, in the calling thread; returns what they return."""
+    transaction, block = psycopg.Transaction(conn, force_rollback=True), ExitStack()
+
+    def take(step: Step) -> Any:
+        with _first_error():
+            match step:
+                case Begin(first):
+                    with conn.pipeline():
+                        block.enter_context(transaction)
+                        conn.execute(*first)
+                case Call(function):
+                    try:
+                        return function()
+                    finally:
+                        reclaim(conn)
+                case Commit(last):
+                    with conn.pipeline() if last else nullcontext():
+                        for statement in last:
+                            conn.execute(*statement)
+                        transaction.force_rollback = False
+                        block.close()
+                case _:
+                    cursor = conn.execute(*step)
+                    return cursor.fetchall() if cursor.description else []
+
+    try:
+        return perform(steps, take)
+    finally:
+        with suppress(psycopg.Error):
+            block.close()
+        try:
+            conn.rollback()  # a commit that was refused; else there is nothing to do
+        except psycopg.Error:
+            conn.close()  # the function has left a block open in which psycopg neither commits nor rolls back
+
+
+async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
+    """Takes the steps on an async connection, in the event loop; returns what they return."""
+    transaction, block = psycopg.AsyncTransaction(conn, force_rollback=True), AsyncExitStack()
+
+    async def take(step: Step) -> Any:
+        with _first_error():
+            match step:
+                case Begin(first):
+                    async with conn.pipeline():
+                        await block.enter_async_context(transaction)
+                        await conn.execute(*first)
+                case Call(function, timeout):
+                    try:
+                        return await _within(timeout, function())
+                    finally:
+                        reclaim(conn)
+                case Commit(last):
+                    async with conn.pipeline() if last else nullcontext():
+                        for statement in last:
+                            await conn.execute(*statement)
+                        transaction.force_rollback = False
+                        await block.aclose()
+                case _:
+                    cursor = await conn.execute(*step)
+                    return await cursor.fetchall() if cursor.description else []
+
+    try:
+        return await perform_async(steps, take)
+    finally:
+        with suppress(psycopg.Error):
+            await block.aclose()
+        try:
+            await conn.rollback()  # a commit that was refused or cancelled; else there is nothing to do
+        except psycopg.Error:
+            await conn.close()  # the function has left a block open in which psycopg neither commits nor rolls back
+
+
+async def _within(timeout: float | None, result: Awaitable[Any]) -> Any:
+    if timeout is None:
+        return await result
+    try:
+        async with asyncio.timeout(timeout) as deadline:
+            return await result
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise TimeoutError(f"not done within {timeout:g} s") from None
+
+
+@contextmanager
+def _first_error() -> Iterator[None]:
+    """Raises the error that aborted a pipeline; psycopg's last word at times is that what followed it was not run."""
+    try:
+        yield
+    except psycopg.errors.PipelineAborted as aborted:
+        error: psycopg.Error = aborted
+        while isinstance(error, psycopg.errors.PipelineAborted) and isinstance(error.__context__, psycopg.Error):
+            error = error.__context__
+        raise error from None

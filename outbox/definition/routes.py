@@ -1,0 +1,160 @@
+"""What becomes of workflows in each status: the stage that takes them, the legal changes, deadlines and reactions.
+
+`outbox deploy` writes it into the database (deploy.py), where the triggers read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import NamedTuple, Protocol
+
+from ..checks import check_name
+from ..errors import DefinitionError
+from ..texts import shown
+from .limits import Limits, Path
+from .waits.times import LONGEST
+
+
+class Taker(Protocol):
+    """What the routes know of a stage."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def on(self) -> str: ...
+    @property
+    def to(self) -> frozenset[str]: ...
+    @property
+    def running(self) -> str | None: ...
+    @property
+    def limits(self) -> Limits | None: ...
+
+
+class Route(NamedTuple):
+    """What becomes of workflows in a status.
+
+    `stage` takes them, if it isn't None; `running` marks the in-progress status of that stage. After `deadline` seconds
+    they move to `on_deadline`. `reactions` are the names of what runs after a change to this status. `partition` and
+    `priority` are paths into the data; both are None if the stage is not limited.
+    """
+
+    stage: str | None
+    running: bool = False
+    final: bool = False
+    deadline: float | None = None
+    on_deadline: str | None = None
+    reactions: tuple[str, ...] = ()
+    partition: Path | None = None
+    priority: Path | None = None
+
+
+class Routes:
+    """The statuses of a pipeline and the ways between them, as stages, people and deadlines use them."""
+
+    def __init__(self, pipeline: str, initial: str, final: frozenset[str]) -> None:
+        self.final = final
+        self._pipeline = pipeline
+        self._initial = initial
+        self._takers: dict[str, Taker] = {}
+        self._allowed: dict[str, frozenset[str]] = {}
+        self._deadlines: dict[str, tuple[timedelta, str]] = {}
+        self._reactions: dict[str, list[str]] = {}
+
+    def check(self, stage: Taker) -> None:
+        """Raises DefinitionError if another stage has the name or a status of this one, or if nothing can follow."""
+        if stage.name in self._takers:
+            raise DefinitionError(f"pipeline {self._pipeline} has two stages named {stage.name!r}")
+        for other in self._takers.values():
+            taken = {other.on, other.running} & {stage.on, stage.running} - {None}
+            if taken:
+                raise DefinitionError(f"status {taken.pop()} is taken by two stages: {other.name} and {stage.name}")
+        for status in (stage.on, stage.running):
+            if status in self.final:
+                raise DefinitionError(f"stage {stage.name} takes {status}, which is final: nothing can follow it")
+
+    def add(self, stage: Taker) -> None:
+        """Has a stage take the workflows in its status."""
+        self._takers[stage.name] = stage
+
+    def allow(self, status: str, targets: frozenset[str]) -> None:
+        """Makes changes legal that people or other systems make."""
+        check_name(status, "allow: status")
+        if status in targets:
+            raise DefinitionError(f"allow: from {status} to itself is not a change")
+        if status in self.final:
+            raise DefinitionError(f"allow: {status} is final: nothing can follow it")
+        self._allowed[status] = self._allowed.get(status, frozenset()) | targets
+
+    def move_after(self, status: str, within: timedelta, to: str) -> None:
+        """Moves workflows on that have stood in a status for so long."""
+        if not timedelta(0) < within <= LONGEST:
+            raise DefinitionError(f"deadline of {status}: {within} is not a time of up to a hundred years")
+        for wrong, why in (
+            (status in self.final, "it is final"),
+            (status == to, "it leads to itself"),
+            (status in self._deadlines, "it has one already"),
+        ):
+            if wrong:
+                raise DefinitionError(f"deadline of {status}: {why}")
+        self._deadlines[status] = within, to
+
+    def react(self, status: str, reaction: str) -> None:
+        """Runs a reaction after each change to a status."""
+        self._reactions.setdefault(status, []).append(reaction)
+
+    def taken_by(self, status: str) -> str | None:
+        """Returns the name of the stage that takes workflows in a status or is at work on them. None if none does."""
+        return next((stage.name for stage in self._takers.values() if status in (stage.on, stage.running)), None)
+
+    def legal_changes(self) -> set[tuple[str, str]]:
+        """Returns every legal (from, to)."""
+        changes = {(source, target) for source, targets in self._allowed.items() for target in targets}
+        for stage in self._takers.values():
+            changes |= {(stage.on, target) for target in stage.to}
+            if stage.running:
+                changes |= {(stage.running, target) for target in stage.to} | {(stage.on, stage.running)}
+        for status, (_, target) in self._deadlines.items():
+            changes |= {(status, target)}
+            # The job of a stage keeps its deadline while a handler is at work.
+            changes |= {
+                (stage.running, target) for stage in self._takers.values() if stage.on == status and stage.running
+            }
+        return changes
+
+    def by_status(self) -> dict[str, Route]:
+        """Returns what becomes of each status that the pipeline knows."""
+        known = {self._initial: Route(None, final=self._initial in self.final)}
+        for source, target in sorted(self.legal_changes()):
+            for status in (source, target):
+                known.setdefault(status, Route(None))
+        for status in self.final:
+            known[status] = Route(None, final=True)
+        for stage in self._takers.values():
+            of = (stage.limits.partition, stage.limits.priority) if stage.limits else (None, None)
+            known[stage.on] = Route(stage.name, partition=of[0], priority=of[1])
+            if stage.running:
+                known[stage.running] = Route(stage.name, running=True, partition=of[0], priority=of[1])
+        for status, (within, target) in self._deadlines.items():
+            known[status] = known[status]._replace(deadline=within.total_seconds(), on_deadline=target)
+        for status, names in self._reactions.items():
+            if status not in known:
+                raise DefinitionError(
+                    f"pipeline {self._pipeline}: {names[0]} reacts to {status}, which no change leads to"
+                )
+            known[status] = known[status]._replace(reactions=tuple(sorted(names)))
+        return known
+
+
+def statuses(names: Iterable[str], what: str) -> frozenset[str]:
+    """Returns statuses as a set. Raises DefinitionError, which begins with `what`, for a string and for other names."""
+    if isinstance(names, str):
+        raise DefinitionError(f"{what} must be a set of statuses, not the string {shown(names)}")
+    if not isinstance(names, Iterable):
+        raise DefinitionError(f"{what} must be statuses, not {shown(names)}")
+    return frozenset(check_name(name, what) for name in names)
+
+
+def targets(to: str | Iterable[str], what: str) -> frozenset[str]:
+    """Returns the statuses that a change may lead to, given as one or as several."""
+    return statuses([to] if isinstance(to, str) else to, what)

@@ -1,0 +1,60 @@
+"""How a consumer's messages are handled: what all its lanes share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..client.inbox import Inbox
+from ..definition.outcome import Backoff
+from ..service import Service
+from .delivery import Delivery
+
+
+class Slots:
+    """Bounds how many messages are handled at once."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._free = asyncio.Semaphore(count)
+        self._turn = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def taken(self, *, alone: bool) -> AsyncIterator[None]:
+        """Waits for a slot; `alone`, for all of them, so that no other message is handled meanwhile."""
+        slots = self._count if alone else 1
+        async with self._turn:  # or two that want all would wait for each other
+            for _ in range(slots):
+                await self._free.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(slots):
+                self._free.release()
+
+
+@dataclass
+class Handling:
+    """What a consumer's receivers are given: the handler with its options, and the counts of what became of messages.
+
+    `timeout` in seconds bounds an async handler.
+    """
+
+    inbox: Inbox
+    queue: str
+    handler: Callable[[Delivery], Any]
+    retry: Backoff
+    timeout: float
+    slots: Slots
+    service: Service
+    handled: int = 0
+    duplicates: int = 0
+    parked: int = 0
+    is_async: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_async = inspect.iscoroutinefunction(self.handler)

@@ -1,0 +1,83 @@
+"""What a relay sends, and what it sends through. A target knows nothing of the relay: see rabbitmq/ and handoff.py."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from ..service import Trouble
+from ..texts import printable
+
+log = logging.getLogger("outbox.relay")
+
+LEASE = 5.0
+"""Seconds without a heartbeat after which another process takes a relay's name over: a few missed beats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message on its way out. `payload` and `headers` are JSON text; `id` is its place in the log."""
+
+    id: int
+    message_id: str
+    topic: str
+    key: str | None
+    payload: str | None
+    headers: str | None
+    created_at: datetime
+
+
+Parked = dict[int, tuple[Outgoing, str]]
+"""By id: messages that can't be sent, each with the reason."""
+
+
+class Lease:
+    """Says whether this process surely has its relay's name. A process that was frozen must not go on where it was."""
+
+    def __init__(self) -> None:
+        self._confirmed_at = -math.inf
+
+    def confirm(self, asked: float) -> None:
+        """Notes that the name was this process's when the database was asked, at `asked` by `time.monotonic()`."""
+        self._confirmed_at = asked
+
+    def is_held(self) -> bool:
+        """Returns whether the name was confirmed within half of the time after which it may be another's."""
+        return time.monotonic() - self._confirmed_at < LEASE / 2
+
+
+class Target(ABC):
+    """Where messages go.
+
+    `name` is what `outbox status` calls it. Before it sends anything, it asks `lease.is_held()`, and waits while it
+    isn't. It sets `trouble` to what keeps messages from going out, in words without secrets, and to None afterwards.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lease = Lease()
+        self.trouble = Trouble(_say)
+
+    @abstractmethod
+    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
+        """Sends messages in the order of their ids; returns those that can't be sent, with the reason.
+
+        Returns when each is confirmed or can't be sent, however long that takes. `stopped_keys` are those with a parked
+        message: a target that keeps the order of keys parks their later messages, too.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Closes the connection. The next `deliver` opens another one."""
+
+
+def _say(trouble: str | None) -> None:
+    if trouble is None:
+        log.info("the target accepts messages again")
+    else:
+        log.warning("%s; messages wait in the log", printable(trouble))

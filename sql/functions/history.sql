@@ -1,0 +1,16 @@
+-- The audit trail is append-only. Retention may delete, and only delete: it says so with a setting of its own transaction.
+-- The settings are fixed, for the function runs as whoever deletes: an operator in front of pg_catalog in somebody's
+-- search_path must not decide.
+CREATE OR REPLACE FUNCTION outbox.state_changes_are_append_only() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF TG_OP = 'DELETE' AND current_setting('outbox.retention', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    RAISE EXCEPTION 'outbox.% is append-only: % is refused', TG_TABLE_NAME, TG_OP
+        USING ERRCODE = 'OB005', DETAIL = jsonb_build_object('table', TG_TABLE_NAME, 'operation', TG_OP)::text,
+              HINT = 'Retention deletes old history: outbox worker --keep-history DAYS.';
+END
+$$;
+COMMENT ON FUNCTION outbox.state_changes_are_append_only() IS 'Internal: refuses to change or to lose history.';

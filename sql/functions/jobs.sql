@@ -1,0 +1,80 @@
+-- How a workflow gets its job, and who is told of it.
+
+-- The job that a workflow with this status and data has by its route; no row where it has none. This says once what the
+-- columns of a job are made from: the triggers, `outbox deploy` and `outbox retry` take them from here. The planner inlines
+-- it, which leaves a join with routes: so it must stay one SELECT, STABLE, and without settings of its own.
+CREATE OR REPLACE FUNCTION outbox.job_of(pipeline text, status text, metadata jsonb)
+RETURNS TABLE (stage text, run_at timestamptz, due boolean, deadline timestamptz, on_deadline text, partition text, priority integer)
+LANGUAGE sql STABLE ROWS 1
+AS $$
+    SELECT r.stage,
+           CASE WHEN r.stage IS NULL THEN now() + r.deadline ELSE now() END,
+           r.stage IS NOT NULL,
+           now() + r.deadline,
+           r.on_deadline,
+           CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(job_of.metadata, r.partition) END,
+           CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(job_of.metadata, r.priority) END
+    FROM outbox.routes AS r
+    WHERE r.pipeline = job_of.pipeline AND r.status = job_of.status AND (r.stage IS NOT NULL OR r.on_deadline IS NOT NULL)
+$$;
+COMMENT ON FUNCTION outbox.job_of(text, text, jsonb) IS
+    'Internal: the job that a workflow with this status and data has by its route.';
+
+-- Texts of more than 200 characters are cut: they are names, and stand in an index.
+CREATE OR REPLACE FUNCTION outbox.partition_of(metadata jsonb, path text[]) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN cardinality(path) > 0 THEN left(coalesce(metadata #>> path, ''), 200) ELSE '' END;
+COMMENT ON FUNCTION outbox.partition_of(jsonb, text[]) IS 'Internal: the partition of a limited stage that data belongs to.';
+
+CREATE OR REPLACE FUNCTION outbox.priority_of(metadata jsonb, path text[]) RETURNS integer
+LANGUAGE sql IMMUTABLE
+RETURN CASE jsonb_typeof(metadata #> path)
+    WHEN 'number' THEN greatest(least((metadata #>> path)::numeric, 2147483647), -2147483648)::integer
+    WHEN 'boolean' THEN (metadata #>> path)::boolean::integer
+    ELSE 0 END;
+COMMENT ON FUNCTION outbox.priority_of(jsonb, text[]) IS 'Internal: the priority within a partition that data has.';
+
+-- Wakes as many idle workers of a stage as it has new jobs, each on its own channel: no herd, and no NOTIFY (which takes a
+-- lock over the whole cluster at commit) while every worker is busy.
+CREATE OR REPLACE FUNCTION outbox.wake(pipelines text[], stages text[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM outbox.workers WHERE idle) THEN
+        RETURN;
+    END IF;
+    PERFORM pg_notify('outbox_' || chosen.id, '')
+    FROM (
+        SELECT pipeline || '.' || stage AS queue, count(*) AS jobs
+        FROM unnest(pipelines, stages) AS made (pipeline, stage)
+        WHERE stage IS NOT NULL
+        GROUP BY 1
+    ) AS made
+    CROSS JOIN LATERAL (
+        SELECT w.id FROM outbox.workers AS w
+        WHERE w.idle AND made.queue = ANY (w.stages)
+        ORDER BY random()
+        LIMIT made.jobs
+    ) AS chosen;
+END
+$$;
+COMMENT ON FUNCTION outbox.wake(text[], text[]) IS 'Internal: wakes idle workers for new jobs of these stages.';
+
+-- The last word before the COMMIT of a handler's transaction. Both are sent in one round trip, so it must be an error that
+-- keeps what the handler wrote from being committed: its transaction is another one by now, or a job is not held.
+CREATE OR REPLACE FUNCTION outbox.require_held(claim text, jobs integer, held bigint) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF coalesce(current_setting('outbox.claim', true), '') <> claim THEN
+        RAISE EXCEPTION 'this is not the transaction that the handler was given'
+            USING ERRCODE = 'OB009', DETAIL = jsonb_build_object('claim', claim)::text;
+    ELSIF held < jobs THEN
+        RAISE EXCEPTION '% of % jobs are no longer held', jobs - held, jobs
+            USING ERRCODE = 'OB010', DETAIL = jsonb_build_object('jobs', jobs, 'held', held)::text;
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION outbox.require_held(text, integer, bigint) IS
+    'Internal: raises unless this is the handler''s own transaction and all of its jobs are held.';

@@ -1,0 +1,333 @@
+-- The orchestrator: the trigger functions of outbox.workflow_states, and nothing else. Whoever changes a status, the same
+-- transaction gets a row of history, the end of the job that was open, and the job of the stage that comes next.
+--
+-- The triggers are for each statement, with transition tables, so a batch costs one execution. SECURITY DEFINER, so that a
+-- role that may change a status needs no right on history and jobs, and can't bypass them. The planner's switches are fixed:
+-- a plan that was cached while the tables were empty must not scan them when they are full. Switching scans off makes plans
+-- look expensive, and a server with LLVM would compile each of them: hence no JIT.
+--
+-- A pipeline without waits, limits and reactions pays for a look at some empty arrays.
+
+-- Fills in what a plain INSERT leaves out: the status is the pipeline's initial one.
+CREATE OR REPLACE FUNCTION outbox.workflow_fill_initial() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NEW.current_status IS NULL THEN
+        SELECT p.initial_status INTO NEW.current_status FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'unknown pipeline "%": entity "%" can''t start (from status null to its initial status)',
+                NEW.pipeline, NEW.entity_id
+                USING ERRCODE = 'OB002',
+                      DETAIL = jsonb_build_object('pipeline', NEW.pipeline, 'entity_id', NEW.entity_id, 'from_status', NULL,
+                                                  'to_status', NULL)::text,
+                      HINT = 'Deploy it first: outbox deploy --app module:object';
+        END IF;
+    END IF;
+    NEW.version := 1;
+    NEW.updated_at := NEW.created_at;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION outbox.workflow_fill_initial() IS 'Internal: fills in the initial status.';
+
+-- Moves version and updated_at, whatever the statement said of them, and keeps the identity fixed. It runs as whoever
+-- changes the row, with a fixed search_path: an operator of somebody's own must not decide whether a version moves.
+CREATE OR REPLACE FUNCTION outbox.workflow_move_version() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF (NEW.id, NEW.pipeline, NEW.entity_id) IS DISTINCT FROM (OLD.id, OLD.pipeline, OLD.entity_id) THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": id, pipeline and entity_id of a workflow can''t be changed',
+            OLD.pipeline, OLD.entity_id
+            USING ERRCODE = 'OB004',
+                  DETAIL = jsonb_build_object('pipeline', OLD.pipeline, 'entity_id', OLD.entity_id)::text,
+                  HINT = 'Start a new workflow, and end this one.';
+    END IF;
+    IF NEW.current_status = OLD.current_status AND NEW.metadata = OLD.metadata THEN
+        NEW.version := OLD.version;
+        NEW.updated_at := OLD.updated_at;
+    ELSE
+        NEW.version := OLD.version + 1;
+        NEW.updated_at := now();
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION outbox.workflow_move_version() IS 'Internal: moves the version, and keeps the identity fixed.';
+
+-- A workflow starts: the steps of a change, below, as far as they apply.
+CREATE OR REPLACE FUNCTION outbox.workflows_started() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    actor     text := outbox.actor();
+    reason    text := nullif(current_setting('outbox.reason', true), '');
+    stranger  record;
+    told      jsonb;
+    pipelines text[];
+    stages    text[];
+BEGIN
+    -- 2. Refuse what is unknown.
+    SELECT s.pipeline, s.entity_id, s.current_status,
+           EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = s.pipeline) AS known
+    INTO stranger
+    FROM new_rows AS s
+    LEFT JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
+    WHERE r.status IS NULL
+    LIMIT 1;
+    IF FOUND THEN
+        told := jsonb_build_object('pipeline', stranger.pipeline, 'entity_id', stranger.entity_id, 'from_status', NULL,
+                                   'to_status', stranger.current_status);
+        IF NOT stranger.known THEN
+            RAISE EXCEPTION 'unknown pipeline "%": entity "%" can''t start (from status null to "%")',
+                stranger.pipeline, stranger.entity_id, stranger.current_status
+                USING ERRCODE = 'OB002', DETAIL = told::text, HINT = 'Deploy it first: outbox deploy --app module:object';
+        END IF;
+        RAISE EXCEPTION 'unknown status: pipeline "%", entity "%", from null to "%"',
+            stranger.pipeline, stranger.entity_id, stranger.current_status
+            USING ERRCODE = 'OB003', DETAIL = told::text,
+                  HINT = 'outbox.routes lists the statuses that the pipeline knows.';
+    END IF;
+
+    -- 5. History.
+    INSERT INTO outbox.state_changes (workflow_id, to_status, version, actor, reason)
+    SELECT s.id, s.current_status, s.version, actor, reason FROM new_rows AS s;
+
+    -- 6 and 7. The first job, with its deadline.
+    WITH made AS (
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, run_at, due, deadline, on_deadline,
+                                 partition, priority)
+        SELECT s.id, s.pipeline, j.stage, s.current_status, s.version, j.run_at, j.due, j.deadline, j.on_deadline,
+               j.partition, j.priority
+        FROM new_rows AS s
+        CROSS JOIN LATERAL outbox.job_of(s.pipeline, s.current_status, s.metadata) AS j
+        RETURNING pipeline, stage
+    )
+    SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
+
+    -- 8. Counts.
+    INSERT INTO outbox.status_counts (pipeline, status, workflows)
+    SELECT s.pipeline, s.current_status, count(*) FROM new_rows AS s GROUP BY s.pipeline, s.current_status;
+
+    -- 9. Reactions.
+    IF EXISTS (SELECT FROM new_rows AS s JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
+               WHERE r.reactions IS NOT NULL) THEN
+        PERFORM outbox.react(array_agg(s.id), array_agg(NULL::text), array_agg(s.current_status), array_agg(s.version), actor, reason)
+        FROM new_rows AS s;
+    END IF;
+
+    -- 11. Wake workers for the new jobs.
+    PERFORM outbox.wake(pipelines, stages);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox.workflows_started() IS 'Internal: what the start of a workflow does.';
+
+-- A status changes.
+CREATE OR REPLACE FUNCTION outbox.workflows_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    actor     text := outbox.actor();
+    reason    text := nullif(current_setting('outbox.reason', true), '');
+    worker    integer := nullif(current_setting('outbox.worker', true), '')::integer;
+    waits     jsonb := nullif(current_setting('outbox.waits', true), '')::jsonb;  -- what handlers wait for from now on
+    -- The changed workflows as parallel arrays: position n of each is workflow n.
+    ids       uuid[];
+    pipelines text[];
+    froms     text[];
+    tos       text[];
+    versions  bigint[];
+    stages    text[];     -- the stage that must run next; null where there is none
+    by_stages text[];     -- the stage and the attempt that made the change, if it was this worker's job
+    attempts  integer[];
+    -- What becomes of each: arrays of ids, null where there are none.
+    ending    uuid[];     -- their open job ends
+    keeping   uuid[];     -- their job goes on: the new status is the in-progress one of its stage
+    waited    uuid[];     -- no stage was at work, so they may have waited for something
+    timed     uuid[];     -- their new status has a deadline
+    final     uuid[];     -- they have ended
+    limited   uuid[];     -- their next stage is limited
+    rows      integer;    -- rows of the statement, including those whose status stays as it is
+    reacting  boolean;    -- whether anything reacts to these changes
+    unknown   uuid;
+    illegal   uuid;
+    ended     integer := 0;
+    n         integer;
+BEGIN
+    -- 1. What has changed, and what becomes of each.
+    --
+    -- Old and new rows are kept side by side, so they pair by position. A join would be planned once for the size of the
+    -- session's first statement, and be quadratic in a bulk UPDATE. Jobs come and go only under the lock of their
+    -- workflow's row, which this statement holds: what is read here stays true.
+    SELECT array_agg(c.id), array_agg(c.pipeline), array_agg(c.from_status), array_agg(c.to_status),
+           array_agg(c.version),
+           array_agg(CASE WHEN r.running AND r.stage = j.stage THEN NULL ELSE r.stage END),
+           array_agg(CASE WHEN j.owner = worker THEN j.stage END),
+           array_agg(CASE WHEN j.owner = worker THEN j.attempt END),
+           array_agg(c.id) FILTER (WHERE j.id IS NOT NULL AND (r.running AND r.stage = j.stage) IS NOT TRUE),
+           array_agg(c.id) FILTER (WHERE r.running AND r.stage = j.stage),
+           array_agg(c.id) FILTER (WHERE j.stage IS NULL),
+           array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL),
+           array_agg(c.id) FILTER (WHERE r.final),
+           array_agg(c.id) FILTER (WHERE r.partition IS NOT NULL AND NOT r.running),
+           max(cardinality(n.ids)),
+           bool_or(r.reactions IS NOT NULL),
+           (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
+           (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
+    INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
+         waited, timed, final, limited, rows, reacting, unknown, illegal
+    FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
+         (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
+                 array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
+          FROM new_rows AS n) AS n,
+         unnest(o.ids, o.statuses, n.ids, n.pipelines, n.statuses, n.versions)
+             AS c (old_id, from_status, id, pipeline, to_status, version)
+         LEFT JOIN outbox.legal_changes AS l
+             ON l.pipeline = c.pipeline AND l.from_status = c.from_status AND l.to_status = c.to_status
+         LEFT JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status
+         -- OFFSET keeps it from becoming a join, which would walk over all of a queue that was analyzed when it was empty.
+         LEFT JOIN LATERAL (SELECT j.id, j.stage, j.owner, j.attempt FROM outbox.jobs AS j
+                            WHERE j.workflow_id = c.id OFFSET 0) AS j ON true
+    WHERE c.from_status <> c.to_status;
+
+    -- Where only the data has changed, the waiting job may belong to another partition now, or have another priority.
+    IF ids IS NULL OR cardinality(ids) < rows THEN
+        UPDATE outbox.jobs AS j SET partition = k.partition, priority = k.priority
+        FROM (SELECT n.id, r.partition, r.priority
+              FROM new_rows AS n
+              CROSS JOIN LATERAL outbox.job_of(n.pipeline, n.current_status, n.metadata) AS r
+              WHERE r.partition IS NOT NULL AND (n.id = ANY (ids)) IS NOT TRUE) AS k
+        WHERE j.workflow_id = k.id AND j.workflow_id = ANY (ARRAY(SELECT n.id FROM new_rows AS n)) AND j.owner IS NULL
+          AND (j.partition, j.priority) IS DISTINCT FROM (k.partition, k.priority);
+    END IF;
+    IF ids IS NULL THEN
+        RETURN NULL;
+    END IF;
+
+    -- 2. Refuse what is unknown or illegal.
+    IF unknown IS NOT NULL OR illegal IS NOT NULL THEN
+        n := array_position(ids, coalesce(unknown, illegal));
+        RAISE EXCEPTION '%: pipeline "%", entity "%", from "%" to "%"',
+            CASE WHEN unknown IS NULL THEN 'illegal change' ELSE 'unknown status' END, pipelines[n],
+            (SELECT w.entity_id FROM outbox.workflow_states AS w WHERE w.id = ids[n]), froms[n], tos[n]
+            USING ERRCODE = CASE WHEN unknown IS NULL THEN 'OB001' ELSE 'OB003' END,
+                  DETAIL = jsonb_build_object(
+                      'pipeline', pipelines[n],
+                      'entity_id', (SELECT w.entity_id FROM outbox.workflow_states AS w WHERE w.id = ids[n]),
+                      'from_status', froms[n], 'to_status', tos[n])::text,
+                  HINT = 'outbox.legal_changes lists the changes that the pipeline allows; '
+                      || 'Pipeline.allow() and `outbox deploy` add to it.';
+    END IF;
+
+    -- 3. The open job ends. A live job and a dead one exclude each other, so a dead one is sought only where no live one
+    -- ended: the change is its answer.
+    IF ending IS NOT NULL THEN
+        DELETE FROM outbox.jobs AS j WHERE j.workflow_id = ANY (ending);
+        GET DIAGNOSTICS ended = ROW_COUNT;
+    END IF;
+    IF ended < cardinality(ids) THEN
+        DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
+    END IF;
+
+    -- 4. What was waited for ends: the change answers what was asked of a person.
+    IF waited IS NOT NULL THEN
+        PERFORM outbox.waits_end(array_agg(c.id), array_agg(c.to_status), actor, reason)
+        FROM unnest(ids, tos) AS c (id, to_status) WHERE c.id = ANY (waited);
+    END IF;
+
+    -- 5. History.
+    INSERT INTO outbox.state_changes (workflow_id, from_status, to_status, version, actor, reason, stage, attempt)
+    SELECT c.id, c.from_status, c.to_status, c.version, actor, reason, c.stage, c.attempt
+    FROM unnest(ids, froms, tos, versions, by_stages, attempts) AS c (id, from_status, to_status, version, stage, attempt);
+
+    -- 6. The next job; or the same one goes on.
+    IF keeping IS NOT NULL THEN
+        UPDATE outbox.jobs AS j SET status = c.to_status
+        FROM unnest(ids, tos) AS c (id, to_status)
+        WHERE j.workflow_id = c.id AND c.id = ANY (keeping);
+    END IF;
+    IF limited IS NULL THEN
+        -- Not by job_of, for it is the hot path: all that such a job is made from was read in step 1, and neither the route
+        -- nor the workflow is read again.
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered)
+        SELECT c.id, c.pipeline, c.stage, c.to_status, c.version
+        FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
+        WHERE c.stage IS NOT NULL;
+    ELSE
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, partition, priority)
+        SELECT c.id, c.pipeline, c.stage, c.to_status, c.version, j.partition, j.priority
+        FROM unnest(ids, pipelines, stages, tos, versions) AS c (id, pipeline, stage, to_status, version)
+        CROSS JOIN LATERAL (SELECT w.metadata FROM outbox.workflow_states AS w WHERE w.id = c.id OFFSET 0) AS w
+        CROSS JOIN LATERAL outbox.job_of(c.pipeline, c.to_status, w.metadata) AS j
+        WHERE c.stage IS NOT NULL;
+    END IF;
+
+    -- 7. Deadlines: beside the job of a stage, or a job of their own.
+    IF timed IS NOT NULL THEN
+        PERFORM outbox.deadlines_set(array_agg(r.workflow_id), array_agg(r.deadline), array_agg(r.on_deadline))
+        FROM outbox.routed AS r WHERE r.workflow_id = ANY (timed);
+    END IF;
+
+    -- 8. Counts.
+    INSERT INTO outbox.status_counts (pipeline, status, workflows)
+    SELECT c.pipeline, s.status, sum(s.workflows)
+    FROM unnest(pipelines, froms, tos) AS c (pipeline, from_status, to_status)
+    CROSS JOIN LATERAL (VALUES (c.from_status, -1), (c.to_status, 1)) AS s (status, workflows)
+    GROUP BY c.pipeline, s.status HAVING sum(s.workflows) <> 0;
+
+    -- 9. Reactions.
+    IF reacting THEN
+        PERFORM outbox.react(ids, froms, tos, versions, actor, reason);
+    END IF;
+
+    -- 10. Waits that begin, children that end.
+    IF waits IS NOT NULL THEN
+        PERFORM outbox.waits_begin(waits, ids);
+    END IF;
+    IF final IS NOT NULL THEN
+        PERFORM outbox.children_end(final);
+    END IF;
+
+    -- 11. Wake workers for the new jobs.
+    PERFORM outbox.wake(pipelines, stages);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox.workflows_changed() IS 'Internal: what a change of a status does.';
+
+-- A workflow is deleted: what belongs to it goes along, and a parent no longer waits for it. Its history stays until
+-- retention.
+CREATE OR REPLACE FUNCTION outbox.workflows_deleted() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    ids     uuid[];
+    at_work uuid[];
+BEGIN
+    SELECT array_agg(o.id), array_agg(o.id) FILTER (WHERE NOT r.final) INTO ids, at_work
+    FROM old_rows AS o LEFT JOIN outbox.routes AS r ON r.pipeline = o.pipeline AND r.status = o.current_status;
+    IF at_work IS NOT NULL THEN
+        PERFORM outbox.children_end(at_work);
+    END IF;
+    DELETE FROM outbox.children AS c WHERE c.child_id = ANY (ids);
+    DELETE FROM outbox.children AS c WHERE c.parent_id = ANY (ids);
+    DELETE FROM outbox.orphans AS o WHERE o.parent_id = ANY (ids);
+    DELETE FROM outbox.jobs AS j WHERE j.workflow_id = ANY (ids);
+    DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
+    DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
+    DELETE FROM outbox.signals AS s WHERE s.workflow_id = ANY (ids);
+    DELETE FROM outbox.approvals AS a WHERE a.workflow_id = ANY (ids);
+    INSERT INTO outbox.status_counts (pipeline, status, workflows)
+    SELECT o.pipeline, o.current_status, -count(*) FROM old_rows AS o GROUP BY o.pipeline, o.current_status;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox.workflows_deleted() IS 'Internal: what the end of a workflow''s row does.';

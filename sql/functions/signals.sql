@@ -1,0 +1,90 @@
+-- What other systems tell a workflow. These run as the owner, within triggers; nobody else calls them.
+
+-- Moves those of these workflows whose signal is there; each takes one, the oldest.
+CREATE OR REPLACE FUNCTION outbox.signals_take(ids uuid[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    taken record;
+BEGIN
+    -- One at a time: the history tells each by its own name.
+    FOR taken IN
+        SELECT DISTINCT ON (w.workflow_id) w.workflow_id, w.to_status, w.field, s.id, s.name, s.payload
+        FROM outbox.waits AS w
+        JOIN outbox.signals AS s ON s.workflow_id = w.workflow_id AND s.name = w.signal AND s.taken_at IS NULL
+        WHERE w.workflow_id = ANY (ids)
+        ORDER BY w.workflow_id, s.id
+    LOOP
+        UPDATE outbox.signals AS s SET taken_at = now() WHERE s.id = taken.id;
+        PERFORM outbox.workflow_move(taken.workflow_id, taken.to_status, 'signal ' || taken.name, data => CASE
+            WHEN taken.field IS NOT NULL THEN (
+                SELECT w.metadata || jsonb_build_object(taken.field, taken.payload)
+                FROM outbox.workflow_states AS w WHERE w.id = taken.workflow_id) END);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION outbox.signals_take(uuid[]) IS 'Internal: moves workflows whose signal is there.';
+
+-- Begins the waits for signals that handlers have returned: items with a `signal`. It may be there already.
+CREATE OR REPLACE FUNCTION outbox.signals_begin(items jsonb, ids uuid[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    waiting uuid[];
+BEGIN
+    WITH made AS (
+        INSERT INTO outbox.waits (workflow_id, signal, to_status, field)
+        SELECT i.id, i.signal, i.to_status, i.field
+        FROM jsonb_to_recordset(items) AS i (id uuid, signal text, to_status text, field text)
+        WHERE i.signal IS NOT NULL AND i.id = ANY (ids)
+        ORDER BY i.id
+        RETURNING workflow_id
+    )
+    SELECT array_agg(made.workflow_id) INTO waiting FROM made;
+    IF waiting IS NOT NULL THEN
+        PERFORM outbox.signals_take(waiting);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox.signals_begin(jsonb, uuid[]) IS 'Internal: begins the waits for signals that handlers have returned.';
+REVOKE EXECUTE ON FUNCTION outbox.signals_take(uuid[]), outbox.signals_begin(jsonb, uuid[]) FROM PUBLIC;
+
+-- A signal locks its workflow, so that it and the beginning of the wait for it see each other, whichever comes first.
+CREATE OR REPLACE FUNCTION outbox.signal_receive() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT w.id INTO NEW.workflow_id FROM outbox.workflow_states AS w
+    WHERE w.pipeline = NEW.pipeline AND w.entity_id = NEW.entity_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'signal "%": there is no workflow of entity "%" in pipeline "%"', NEW.name, NEW.entity_id, NEW.pipeline
+            USING ERRCODE = 'OB011',
+                  DETAIL = jsonb_build_object('pipeline', NEW.pipeline, 'entity_id', NEW.entity_id)::text,
+                  HINT = 'A signal is for a workflow that has been submitted.';
+    END IF;
+    IF EXISTS (SELECT FROM outbox.signals AS s
+               WHERE s.workflow_id = NEW.workflow_id AND s.name = NEW.name AND s.signal_id = NEW.signal_id) THEN
+        RETURN NULL;
+    END IF;
+    NEW.sent_by := outbox.actor();
+    NEW.sent_at := now();
+    NEW.taken_at := NULL;
+    -- A commit of this workflow that is under way at a higher isolation level would not see this signal: it must fail, and
+    -- be tried again.
+    UPDATE outbox.workflow_states AS w SET updated_at = w.updated_at WHERE w.id = NEW.workflow_id;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION outbox.signal_receive() IS 'Internal: finds and locks the workflow of a signal, and ignores a repeated one.';
+
+CREATE OR REPLACE FUNCTION outbox.signal_take() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox.signals_take(ARRAY[NEW.workflow_id]);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox.signal_take() IS 'Internal: moves the workflow that waits for this signal.';

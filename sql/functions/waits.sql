@@ -1,0 +1,105 @@
+-- How waits begin and end, and what they have in common: the change that ends them, and their deadlines. The part of each
+-- kind is in a file of its own: approvals.sql, signals.sql, children.sql. These functions run as the owner, within triggers
+-- and outbox.decide; only those call them.
+
+-- Changes a workflow's status and, unless null, its data. The history tells it by `actor` (null: whoever acts in this
+-- transaction) and `reason`; `decision` is the answer that a person gave. What else the caller's transaction changes is
+-- told as before.
+CREATE OR REPLACE FUNCTION outbox.workflow_move(
+    workflow uuid, to_status text, reason text, actor text DEFAULT NULL, decision text DEFAULT NULL, data jsonb DEFAULT NULL
+) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    actor_before    text := coalesce(current_setting('outbox.actor', true), '');
+    reason_before   text := coalesce(current_setting('outbox.reason', true), '');
+    decision_before text := coalesce(current_setting('outbox.decision', true), '');
+BEGIN
+    PERFORM set_config('outbox.actor', coalesce(actor, actor_before), true),
+            set_config('outbox.reason', coalesce(reason, ''), true),
+            set_config('outbox.decision', coalesce(decision, ''), true);
+    UPDATE outbox.workflow_states AS w
+    SET current_status = workflow_move.to_status, metadata = coalesce(data, w.metadata)
+    WHERE w.id = workflow;
+    PERFORM set_config('outbox.actor', actor_before, true), set_config('outbox.reason', reason_before, true),
+            set_config('outbox.decision', decision_before, true);
+END
+$$;
+COMMENT ON FUNCTION outbox.workflow_move(uuid, text, text, text, text, jsonb) IS
+    'Internal: changes a status in somebody''s name and for a reason, for this change only.';
+
+-- Gives workflows their deadline: position n of each array is one workflow. A workflow whose stage has a job gets it beside
+-- that job; one without gets a job that is nothing but the deadline.
+CREATE OR REPLACE FUNCTION outbox.deadlines_set(ids uuid[], deadlines timestamptz[], tos text[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, run_at, due, deadline, on_deadline)
+    SELECT d.id, w.pipeline, NULL, w.current_status, w.version, d.deadline, false, d.deadline, d.on_deadline
+    FROM unnest(ids, deadlines, tos) AS d (id, deadline, on_deadline)
+    CROSS JOIN LATERAL (SELECT w.pipeline, w.current_status, w.version FROM outbox.workflow_states AS w
+                        WHERE w.id = d.id OFFSET 0) AS w
+    ORDER BY d.id
+    ON CONFLICT (workflow_id) DO UPDATE SET deadline = excluded.deadline, on_deadline = excluded.on_deadline;
+END
+$$;
+COMMENT ON FUNCTION outbox.deadlines_set(uuid[], timestamptz[], text[]) IS 'Internal: gives workflows their deadlines.';
+
+-- Puts off the jobs of stages: until `at`, or for `after` seconds from now.
+CREATE OR REPLACE FUNCTION outbox.timers_begin(items jsonb, ids uuid[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    UPDATE outbox.jobs AS j SET run_at = i.run_at, due = i.run_at <= now()
+    FROM (SELECT i.id, coalesce(i.at, now() + make_interval(secs => i.after)) AS run_at
+          FROM jsonb_to_recordset(items) AS i (id uuid, at timestamptz, after float8)) AS i
+    WHERE i.run_at IS NOT NULL AND i.id = ANY (ids) AND j.workflow_id = i.id AND j.stage IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox.timers_begin(jsonb, uuid[]) IS 'Internal: puts off the jobs of stages.';
+
+-- Sets the deadlines that waits of any kind have: `within` seconds from now, the workflow moves to `on_deadline`.
+CREATE OR REPLACE FUNCTION outbox.timeouts_begin(items jsonb, ids uuid[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM outbox.deadlines_set(array_agg(i.id), array_agg(i.deadline), array_agg(i.on_deadline))
+    FROM (SELECT i.id, now() + make_interval(secs => i.within) AS deadline, i.on_deadline
+          FROM jsonb_to_recordset(items) AS i (id uuid, within float8, on_deadline text)) AS i
+    WHERE i.deadline IS NOT NULL AND i.id = ANY (ids);
+END
+$$;
+COMMENT ON FUNCTION outbox.timeouts_begin(jsonb, uuid[]) IS 'Internal: sets the deadlines of waits.';
+
+-- Begins what handlers have returned for workflows that have just moved. `items` is an array of objects, each with the `id`
+-- of its workflow; `ids` are the workflows of this change. Each kind takes the items that have its fields.
+CREATE OR REPLACE FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    -- They begin once: a workflow that a signal moves on at once comes here again.
+    PERFORM set_config('outbox.waits', '', true);
+    PERFORM outbox.timers_begin(items, ids);
+    PERFORM outbox.timeouts_begin(items, ids);
+    PERFORM outbox.approvals_begin(items, ids);
+    PERFORM outbox.children_spawn(items, ids);
+    PERFORM outbox.children_begin(items, ids);
+    PERFORM outbox.signals_begin(items, ids);
+END
+$$;
+COMMENT ON FUNCTION outbox.waits_begin(jsonb, uuid[]) IS 'Internal: begins the waits that handlers have returned.';
+
+-- Ends the waits of workflows that have moved on: position n of `tos` is where workflow n has gone.
+CREATE OR REPLACE FUNCTION outbox.waits_end(ids uuid[], tos text[], actor text, reason text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
+    PERFORM outbox.approvals_end(ids, tos, actor, reason);
+END
+$$;
+COMMENT ON FUNCTION outbox.waits_end(uuid[], text[], text, text) IS 'Internal: ends the waits of workflows that have moved on.';
+REVOKE EXECUTE ON FUNCTION outbox.workflow_move(uuid, text, text, text, text, jsonb),
+    outbox.deadlines_set(uuid[], timestamptz[], text[]), outbox.timers_begin(jsonb, uuid[]),
+    outbox.timeouts_begin(jsonb, uuid[]), outbox.waits_begin(jsonb, uuid[]),
+    outbox.waits_end(uuid[], text[], text, text) FROM PUBLIC;
