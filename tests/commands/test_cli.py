@@ -182,7 +182,7 @@ BROKEN_APPS = {
     "leaving_shop:app": "SystemExit",
     ":app": "write it as module:object",
     "..": "write it as module:object",
-    "": "Give --app module:object, or set OUTBOX_APP",
+    "": "give --app module:object, or set OUTBOX_APP",
 }
 
 
