@@ -24,7 +24,7 @@ from kit.servers import PostgresServer, Process, wait_for
 from outbox import Consumer, Delivery, SchemaError
 from outbox.database import migrations
 from outbox.definition import deploy
-from outbox.engine.maintenance import SQL
+from outbox.engine import maintenance, retention
 from outbox.messages import ring
 
 Conn = psycopg.Connection[Any]
@@ -268,10 +268,10 @@ def test_workers_sweep_fold_and_forget_without_owning_anything(parcels: Conn, as
     wait_for(lambda: status_of(parcels, "die") == "WEIGHED", what=f"another runs it again: {heir.text()}")
     login = as_("worker")
     before = value(parcels, "SELECT sum(workflows) FROM outbox.status_counts")
-    login.execute(SQL["counts_fold"])
+    login.execute(maintenance.SQL["counts_fold"])
     assert value(parcels, "SELECT sum(workflows) FROM outbox.status_counts") == before
     assert value(login, "SELECT array_agg(emptied) FROM outbox.inbox_forget(90)") == [True]
-    login.execute(SQL["retention_dead_jobs"], {"days": 1.0, "limit": 10})
+    login.execute(retention.SQL["retention_dead_jobs"], {"days": 1.0, "limit": 10})
 
 
 @pytest.mark.parametrize("option", ["--keep-workflows", "--keep-history", "--keep-messages"])

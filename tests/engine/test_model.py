@@ -45,12 +45,12 @@ from outbox.engine.handle import begin, handle_sync
 from outbox.engine.job import Failed, Finished, Job, fail
 from outbox.engine.lane import Lanes
 from outbox.errors import HandlerError
-from outbox.operations import change, look
+from outbox.operations import change
 
 Conn = psycopg.Connection[Any]
 T, U = TypeVar("T"), TypeVar("U")
 WORKER = statements.load("lease")
-MAINTENANCE = statements.load("maintenance")
+MAINTENANCE = statements.load("maintenance") | statements.load("retention")
 LEASE = 10.0
 SLOTS = 3
 RETENTION = {"workflows": "retention_workflows", "history": "retention_history", "dead": "retention_dead_jobs"}
@@ -355,7 +355,7 @@ class Lives(RuleBasedStateMachine):
         before = copy.deepcopy(self.model)
         try:
             with self.conn.transaction(force_rollback=how == "and rolled back"):
-                self.conn.execute(look.SQL["change_mark"], {"actor": "sarah", "reason": "several"})
+                self.conn.execute(change.SQL["change_mark"], {"actor": "sarah", "reason": "several"})
                 for step in steps:
                     try:
                         with self.conn.transaction():
@@ -776,7 +776,7 @@ MUTANTS = {
     "a claim of what is held": (claim, "jobs_claim", "j.id > q.mark AND j.owner IS NULL AND", "j.id > q.mark AND"),
     "a give-back that burns the attempt": (commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
     "a retry with another idempotency key": (
-        look,
+        change,
         "jobs_make_anew",
         "coalesce(dead.version, workflow.version)",
         "workflow.version + 1",

@@ -98,6 +98,21 @@ def drain_all(conn: Conn, dsn: str, pipeline: Pipeline[Any]) -> Worker:
     return worker
 
 
+LATER = Backoff(first=3600, max=3600, attempts=4)
+
+
+def first_out_of_time(
+    conn: Conn, dsn: str, make: Callable[..., Pipeline[Any]], entities: dict[str, Post], timeout: float = 0.1
+) -> Worker:
+    """Deploy, submit and run: first attempts have a moment, second ones as long as they take."""
+    pipeline = deployed(conn, make(timeout=timeout, retry=LATER))
+    pipeline.submit_many(conn, entities.items())
+    drain(pipeline, dsn)
+    assert value(conn, "SELECT bool_and(error LIKE 'TimeoutError%%') FROM outbox.jobs"), "all have run out of time"
+    conn.execute("UPDATE outbox.jobs SET run_at = now()")
+    return drain(make(timeout=DEADLINE, retry=LATER), dsn)
+
+
 def no_session_is_left(conn: Conn) -> bool:
     others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     return bool(wait_for(lambda: value(conn, others) == 0, what="every other session has ended"))

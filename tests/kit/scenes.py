@@ -18,7 +18,8 @@ from outbox.operations import change
 
 Conn = psycopg.Connection[Any]
 Act = Callable[[Conn], Any]
-MAINTENANCE, WORKER = statements.load("maintenance"), statements.load("lease")
+MAINTENANCE = statements.load("maintenance") | statements.load("retention")
+WORKER = statements.load("lease")
 
 
 def holding(act: Act, end: str = "commit") -> Act:

@@ -24,7 +24,7 @@ from kit.pipelines import Post, deployed, drain, value
 from kit.servers import PostgresServer, Process, free_port, wait_for
 from outbox import Consumer, Inbox, SettingsError, Worker, settings
 from outbox.database import migrations
-from outbox.database.dsn import engine_conninfo
+from outbox.database.dsn import engine_conninfo, place, redact
 from outbox.database.link import Link
 from outbox.definition import deploy
 from outbox.messages.handoff import Handoff
@@ -268,7 +268,7 @@ def test_no_object_shows_its_password(strict: PostgresServer, amqp_secret: str) 
 
     objects = [
         *asyncio.run(made()), Worker(posts, dsn), Relay(dsn), Inbox("crm"), Consumer("q", handle, dsn=dsn, amqp_url=amqp_secret),
-        settings.load(dsn=dsn, listen_dsn=dsn, amqp_url=amqp_secret), dsn.redact(dsn), dsn.place(dsn),
+        settings.load(dsn=dsn, listen_dsn=dsn, amqp_url=amqp_secret), redact(dsn), place(dsn),
     ]  # fmt: skip
     for found in objects:
         quiet(f"{found!r} {found!s}")
