@@ -15,7 +15,7 @@ import pytest
 
 from kit.databases import OWNER, make_database
 from kit.pipelines import Post, deployed, drain, status_of, value
-from kit.servers import PostgresServer, versions
+from kit.servers import DEADLINE, PostgresServer, versions
 from outbox import SchemaError
 from outbox.database import migrations
 
@@ -40,7 +40,7 @@ def test_many_processes_may_migrate_at_once(empty_dsn: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(DEADLINE)
     assert sorted(name for names in done for name in names) == [
         migration.name for migration in migrations.all_migrations()
     ]

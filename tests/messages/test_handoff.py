@@ -13,7 +13,7 @@ import pytest
 from kit.commands import Outbox
 from kit.databases import OWNER, make_database
 from kit.pipelines import Post, deployed, make_posts, value
-from kit.servers import PostgresServer, Process, wait_for
+from kit.servers import DEADLINE, PostgresServer, Process, wait_for
 from outbox import InvalidInput, Pipeline, Run, Worker, shard
 from outbox.messages.handoff import Handoff
 from outbox.messages.relay import Relay
@@ -68,7 +68,7 @@ def hand_on(dsn: str, other_dsn: str) -> Callable[..., Relay]:
             relay = Relay(dsn, name=name, strict=strict, drain=True)
             options.setdefault("pipeline", "posts")
             relay.to(Handoff(to, strict=strict, may_send=relay.may_send, on_trouble=relay.trouble, **options), "test")
-            await asyncio.wait_for(relay.run(), 60)
+            await asyncio.wait_for(relay.run(), DEADLINE)
             return relay
 
         return asyncio.run(run())
@@ -117,10 +117,10 @@ def test_a_workflow_goes_on_in_the_other_database_and_all_of_it_is_once(
     options = ("relay", "--to", other_dsn, "--pipeline", "posts", "--topic", "posts.enriched", "--drain")
     for number in (1, 2, 1):
         killed = spawn(*options, env={"OUTBOX_KILL_AT": f"K10:{number}"})
-        assert killed.wait(60) == -9, killed.text()
+        assert killed.wait() == -9, killed.text()
         conn.execute("UPDATE outbox.relays SET updated_at = now() - interval '1 hour'")  # its lease is over
     last = spawn(*options)
-    assert last.wait(60) == 0, last.text()
+    assert last.wait() == 0, last.text()
     asyncio.run(Worker(make_posts(), other_dsn, drain=True).run())
     for database in (conn, other):
         assert (
@@ -314,7 +314,7 @@ def relay_once(source: str, target: str, name: str, part: tuple[int, int]) -> No
     async def run() -> None:
         relay = Relay(source, name=name, drain=True)
         relay.to(Handoff(target, "notices", topics=["notices"], part=part, may_send=relay.may_send), "test")
-        await asyncio.wait_for(relay.run(), 30)
+        await asyncio.wait_for(relay.run(), DEADLINE)
 
     asyncio.run(run())
 

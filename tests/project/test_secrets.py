@@ -21,7 +21,7 @@ from kit.broker import Broker, channel
 from kit.commands import Outbox
 from kit.databases import OWNER, make_database
 from kit.pipelines import Post, deployed, drain, value
-from kit.servers import PostgresServer, Process, free_port, wait_for
+from kit.servers import DEADLINE, PostgresServer, Process, free_port, wait_for
 from outbox import Consumer, Inbox, SettingsError, Worker, settings
 from outbox.database import migrations
 from outbox.database.dsn import engine_conninfo, place, redact
@@ -225,7 +225,7 @@ def test_a_traceback_of_an_application_and_its_log_at_debug_have_no_password(
             [sys.executable, "-c", IN_THE_APP, str(number)],
             input=f"{dsn}\n{amqp_secret}",
             env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": ""},
-            capture_output=True, text=True, timeout=30, check=False,
+            capture_output=True, text=True, timeout=DEADLINE, check=False,
         )  # fmt: skip
         assert done.returncode, done
         assert "Traceback" in done.stderr
@@ -251,7 +251,7 @@ def test_a_consumer_at_debug_says_no_password_while_it_works_or_is_refused(
         await running
 
     for url, words in ((amqp_secret, "is parked"), (amqp_secret.replace(CANARY, f"{CANARY}-wrong"), "trying again")):
-        asyncio.run(asyncio.wait_for(consume(url, words), 30))
+        asyncio.run(asyncio.wait_for(consume(url, words), DEADLINE))
         assert words in caplog.text
     quiet(caplog.text)
 
@@ -303,7 +303,7 @@ def test_the_demos_processes_have_no_password_in_the_list_of_processes(strict: P
         )
         children = children_of(demo.pid)
         demo.interrupt()
-        demo.wait(30)
+        demo.wait(DEADLINE)
     quiet("\n".join(children) + (tmp_path / "said").read_text())
 
 
