@@ -56,7 +56,7 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, words
 
 
 @pytest.mark.parametrize(
-    "dsn",
+    "text",
     [
         f"postgresql://user:{CANARY}@host:5432/db",
         f"host=h user=u password={CANARY} dbname=d",
