@@ -286,8 +286,10 @@ def test_a_producer_that_dies_in_the_middle_of_a_line_leaves_nothing(outbox: Out
 
 
 def test_ctrl_c_in_the_middle_exits_130_and_leaves_nothing(outbox: Outbox, there: Conn) -> None:
+    # Not between two statements, where the signal could meet the next one as psycopg sends it.
     busy = (
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox cli' AND state = 'idle in transaction'"
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox cli' AND state = 'idle in transaction' "
+        "AND query ~ 'INSERT INTO outbox.workflow_states'"
     )
     with outbox.process("submit", "--pipeline", "plain", "-") as process:
         assert process.stdin is not None
