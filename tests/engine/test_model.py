@@ -48,7 +48,7 @@ from outbox.engine.job import Failed, Job, fail
 from outbox.engine.lane import Lanes
 from outbox.engine.release import Releaser
 from outbox.errors import HandlerError
-from outbox.operations import change, look
+from outbox.operations import change
 
 Conn = psycopg.Connection[Any]
 T, U = TypeVar("T"), TypeVar("U")
@@ -358,7 +358,7 @@ class Lives(RuleBasedStateMachine):
         before = copy.deepcopy(self.model)
         try:
             with self.conn.transaction(force_rollback=how == "and rolled back"):
-                self.conn.execute(look.SQL["change_mark"], {"actor": "sarah", "reason": "several"})
+                self.conn.execute(change.SQL["change_mark"], {"actor": "sarah", "reason": "several"})
                 for step in steps:
                     try:
                         with self.conn.transaction():
@@ -778,7 +778,7 @@ MUTANTS = {
     "a claim of what is held": (claim, "jobs_claim", "j.id > q.mark AND j.owner IS NULL AND", "j.id > q.mark AND"),
     "a give-back that burns the attempt": (commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
     "a retry with another idempotency key": (
-        look,
+        change,
         "jobs_make_anew",
         "coalesce(dead.entered, workflow.version)",
         "workflow.version + 1",
