@@ -28,7 +28,7 @@ from outbox.database import embedded
 _dice = random.SystemRandom()  # not the seed that processes of one test run may share
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
-DEADLINE = 120.0
+DEADLINE = 600.0
 """Seconds after which a test gives up waiting. It only keeps a test from hanging: no verdict rests on how long a thing
 takes, so it is far longer than anything takes, on a busy machine too."""
 
