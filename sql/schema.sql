@@ -1035,7 +1035,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION outbox.workflow_move(workflow uuid, to_status text, reason text, actor text, decision text, data jsonb) IS 'Internal: changes a status in somebody''s name and for a reason, for this change only.';
+COMMENT ON FUNCTION outbox.workflow_move(workflow uuid, to_status text, reason text, actor text, decision text, data jsonb) IS 'Internal: changes a status in the name of an actor and for a reason, for this change only.';
 
 CREATE FUNCTION outbox.workflow_move_version() RETURNS trigger
     LANGUAGE plpgsql

@@ -16,7 +16,7 @@ VERSION = "$version"
 """The key under which a document has the version of its type. A document without it has version 1."""
 
 MAX_VERSION = 10_000
-"""The highest version of a type. Each version is one upgrade that somebody writes, so this bounds only mistakes."""
+"""The highest version of a type. Each version is an upgrade written by hand, so only a mistake exceeds it."""
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -86,7 +86,7 @@ class DataType:
         """Returns data from stored JSON text.
 
         Raises pydantic's ValidationError if it doesn't fit the type, TooNewData if later code wrote it, HandlerError if
-        there is no upgrade from its version, and whatever an upgrade raises.
+        there is no upgrade from its version, and any error that an upgrade raises.
         """
         if self._version > 1 or VERSION in text:
             text = self._upgraded(text)

@@ -212,7 +212,7 @@ def _limits(pipeline: dict[str, Any], old: Definition, new: Definition) -> Itera
         if _order(old.limits.get(stage)) != _order(new.limits.get(stage)) and stage in old.attempts
     }
     if ordered:
-        yield SQL["jobs_order_anew"], {**pipeline, "stages": sorted(ordered)}
+        yield SQL["jobs_reorder"], {**pipeline, "stages": sorted(ordered)}
 
 
 def _order(limits: Limits | None) -> tuple[Path, Path] | None:

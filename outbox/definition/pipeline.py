@@ -36,7 +36,7 @@ class Pipeline(Generic[Data]):
     Raises DefinitionError for names that can't be used and a type that pydantic doesn't validate.
     """
 
-    # data=Post makes a Pipeline[Post]; a type that is no class, such as a union, is Any to a type checker.
+    # data=Post makes a Pipeline[Post]; a type that is not a class, such as a union, is Any to a type checker.
     @overload
     def __init__(
         self, name: str, *, data: type[Data], initial: str, final: Iterable[str] = (), version: int = 1

@@ -30,7 +30,7 @@ RELAY_BEHIND = 600
 """Seconds that a running relay may be behind: after a broker's restart it catches up in less."""
 
 MANY_MESSAGES, OLD_MESSAGES = 1_000_000, 7 * 86_400
-"""How many messages, and how old a message, in seconds, the log may keep without a relay: beyond, nobody plans one."""
+"""How many messages, and how old a message, in seconds, the log may keep without a relay before it is a warning."""
 
 MANY_DEAD_ROWS = 100_000
 """How many dead rows of a table are reported if they outnumber the live ones: in fewer, a scan loses no second."""

@@ -24,7 +24,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox.approvals_begin(jsonb, uuid[]) IS 'Internal: asks the questions that handlers have returned.';
 
--- A change of the status answers the question, in whatever way it was made: position n of `tos` is where workflow n has gone.
+-- Any change of the status answers the question. Position n of `tos` is where workflow n has gone.
 CREATE OR REPLACE FUNCTION outbox.approvals_end(ids uuid[], tos text[], actor text, reason text) RETURNS void
 LANGUAGE plpgsql
 AS $$

@@ -1,4 +1,4 @@
--- Fan-out and join: a parent waits for its children. These run as the owner, within triggers; nobody else calls them.
+-- Fan-out and join: a parent waits for its children. These functions run as the owner; only triggers call them.
 
 -- Starts the children that handlers have spawned: items with `spawn`. A workflow that exists already is left alone, and does
 -- not become a child by this.

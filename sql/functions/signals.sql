@@ -1,4 +1,4 @@
--- What other systems tell a workflow. These run as the owner, within triggers; nobody else calls them.
+-- What other systems tell a workflow. These functions run as the owner; only triggers call them.
 
 -- Moves those of these workflows whose signal is there; each takes one, the oldest.
 CREATE OR REPLACE FUNCTION outbox.signals_take(ids uuid[]) RETURNS void

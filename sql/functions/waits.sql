@@ -2,7 +2,7 @@
 -- kind is in a file of its own: approvals.sql, signals.sql, children.sql. These functions run as the owner, within triggers
 -- and outbox.decide; only those call them.
 
--- Changes a workflow's status and, unless null, its data. The history tells it by `actor` (null: whoever acts in this
+-- Changes a workflow's status and, unless null, its data. The history tells it by `actor` (null: the actor of this
 -- transaction) and `reason`; `decision` is the answer that a person gave. What else the caller's transaction changes is
 -- told as before.
 CREATE OR REPLACE FUNCTION outbox.workflow_move(
@@ -26,7 +26,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.workflow_move(uuid, text, text, text, text, jsonb) IS
-    'Internal: changes a status in somebody''s name and for a reason, for this change only.';
+    'Internal: changes a status in the name of an actor and for a reason, for this change only.';
 
 -- Gives workflows their deadline: position n of each array is one workflow. A workflow whose stage has a job gets it beside
 -- that job; one without gets a job that is nothing but the deadline.

@@ -44,7 +44,7 @@ ORDER BY d.workflow_id LIMIT %(limit)s;
 -- Locks an advisory lock, shared.
 SELECT pg_advisory_xact_lock_shared(hashtext('outbox.deploy'));
 
--- name: jobs_make_anew
+-- name: jobs_make
 -- Makes new jobs for workflows that have none. Their dead job goes, and its idempotency key stays. Returns how many got
 -- a job, and wakes workers for them.
 -- Reads workflow_states. Writes dead_jobs, jobs. Locks workflows, ids ascending. Uses workflow_states_pkey,

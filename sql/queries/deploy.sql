@@ -119,7 +119,7 @@ ON CONFLICT (pipeline, stage) DO UPDATE
 SET concurrency = excluded.concurrency, rate = excluded.rate, partition_concurrency = excluded.partition_concurrency,
     partition_rate = excluded.partition_rate, partitioned = excluded.partitioned;
 
--- name: jobs_order_anew
+-- name: jobs_reorder
 -- Gives jobs their partition and priority by the new routes: those of stages whose limits are new or gone, or depend on
 -- other fields of the data.
 -- Reads routed. Writes jobs. Uses jobs_ready_for_claim, workflow_states_pkey, routes_pkey.

@@ -779,7 +779,7 @@ MUTANTS = {
     "a give-back that burns the attempt": (commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
     "a retry with another idempotency key": (
         change,
-        "jobs_make_anew",
+        "jobs_make",
         "coalesce(dead.entered, workflow.version)",
         "workflow.version + 1",
     ),
