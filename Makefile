@@ -11,7 +11,8 @@ SKIPPED := $(if $(filter skip,$(RABBITMQ)),rabbitmq) $(if $(filter skip,$(PGBOUN
 RUN := PYTHONPATH=tests $(BIN)/python -m
 PACKAGES := $(RUN) tools.packages $(if $(filter rabbitmq,$(SKIPPED)),,rabbitmq-server) \
 	$(if $(filter pgbouncer,$(SKIPPED)),,pgbouncer)
-WORKERS := -n 3
+# Each worker takes tests in their order, so what a module sets up is set up once or twice, not by every worker.
+WORKERS := -n 3 --dist worksteal
 MARKED := $(if $(strip $(SKIPPED)),-m "not ($(subst rabbitmq pgbouncer,rabbitmq or pgbouncer,$(strip $(SKIPPED))))")
 
 DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$${TMPDIR:-/tmp}/outbox-demo-$$(id -u)}

@@ -82,8 +82,12 @@ def run(postgres: Server, dsn: str, subject: Subject, seconds: int, slice_: int,
             for end in range(slice_, seconds + 1, slice_):
                 held = slice_ < end <= seconds - slice_
                 old.hold(held)
-                messages, fetches = taken.messages, len(taken.fetches)
+                begun, messages, fetches = time.monotonic(), taken.messages, len(taken.fetches)
                 time.sleep(max(0.0, started + end - time.monotonic()))
+                # A slice shows nothing before something was read in it: a second fetch tells that the first is deleted.
+                while len(taken.fetches) < fetches + 2 and pgbench.poll() is None:
+                    time.sleep(0.05)
+                took = time.monotonic() - begun
                 lines.append(
                     {
                         "second": end,
@@ -91,8 +95,8 @@ def run(postgres: Server, dsn: str, subject: Subject, seconds: int, slice_: int,
                         "dead rows": dead_rows(conn, subject.table),
                         **({"dead in cursor": dead_rows(conn, subject.cursor)} if subject.cursor else {}),
                         "MB": megabytes(conn, subject.table),
-                        "fetch ms": statistics.median(taken.fetches[fetches:] or [0.0]),
-                        "messages/s": (taken.messages - messages) / slice_,
+                        **({"fetch ms": statistics.median(read)} if (read := taken.fetches[fetches:]) else {}),
+                        "messages/s": (taken.messages - messages) / took,
                     }
                 )
             _, said = pgbench.communicate()
@@ -103,16 +107,18 @@ def run(postgres: Server, dsn: str, subject: Subject, seconds: int, slice_: int,
 
 
 def compared(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return what a series comes to: at the end of the open transaction, beside before."""
+    """Return what a series comes to: at the end of the open transaction, beside before. What was not read is absent."""
     before, held = around(lines)
     if not held:
         return {}
-    return {
-        "fetch before, ms": statistics.mean([float(line["fetch ms"]) for line in before]),
-        "fetch at the end of it, ms": held[-1]["fetch ms"],
+    fetches = [float(line["fetch ms"]) for line in before if "fetch ms" in line]
+    found = {
+        "fetch before, ms": statistics.mean(fetches) if fetches else None,
+        "fetch at the end of it, ms": held[-1].get("fetch ms"),
         "dead at the end of it, rows": held[-1]["dead rows"],
         "size at the end of it, MB": held[-1]["MB"],
     }
+    return {title: value for title, value in found.items() if value is not None}
 
 
 def until_read(taken: Taken, messages: int) -> None:

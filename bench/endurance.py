@@ -144,34 +144,37 @@ def run(postgres: Server, dsn: str, subject: Subject, plan: Plan) -> list[dict[s
 def noted(notes: Notes, submits: Sequence[float], started: float, end: int, plan: Plan) -> dict[str, float]:
     """Return what the worker has noted in a slice, and how many steps are left at its end."""
     first, last = started + end - plan.slice, started + end
-    claims = [took for at, took, _ in notes.claims if first <= at < last] or [0.0]
+    claims = [took for at, took, _ in notes.claims if first <= at < last]
     submitted = sum(at < last for at in submits) * load.AT_ONCE * len(STAGES)
     return {
         "steps/s": sum(jobs for at, jobs in notes.steps if first <= at < last) / plan.slice,
-        "claim ms": statistics.median(claims),
-        "claim p99 ms": report.percentile(claims, 0.99),
+        # Of no claim there is no time, and not one of 0 ms.
+        **({"claim ms": statistics.median(claims), "claim p99 ms": report.percentile(claims, 0.99)} if claims else {}),
         "claims/s": len(claims) / plan.slice,
         "steps left": submitted - sum(jobs for at, jobs in notes.steps if at < last),
     }
 
 
 def compared(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return what the series comes to: while the horizon was held, beside before."""
+    """Return what the series comes to: while the horizon was held, beside before. A figure of nothing is left out."""
     before, during = around(lines)
     last = during[-1]
 
-    def mean(some: Sequence[Mapping[str, Any]], column: str) -> float:
-        return statistics.mean([float(line[column]) for line in some])
+    def mean(some: Sequence[Mapping[str, Any]], column: str) -> float | None:
+        values = [float(line[column]) for line in some if column in line]
+        return statistics.mean(values) if values else None
 
-    return {
-        "steps/s held : before": mean(during, "steps/s") / mean(before, "steps/s"),
+    rate, held = mean(before, "steps/s"), mean(during, "steps/s")
+    found = {
+        "steps/s held : before": held / rate if held is not None and rate else None,
         "claim before, ms": mean(before, "claim ms"),
-        "claim at the end of it, ms": last["claim ms"],
+        "claim at the end of it, ms": last.get("claim ms"),
         "claim p99 before, ms": mean(before, "claim p99 ms"),
-        "claim p99 at the end of it, ms": last["claim p99 ms"],
+        "claim p99 at the end of it, ms": last.get("claim p99 ms"),
         "dead at the end of it, rows": last["dead rows"],
         "size at the end of it, MB": last["MB"],
     }
+    return {title: value for title, value in found.items() if value is not None}
 
 
 @contextmanager

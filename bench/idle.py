@@ -53,6 +53,8 @@ def watched(admin_dsn: str, dsn: str, seconds: float, settle: float) -> dict[str
         started = time.monotonic()
         statements, own, theirs = counted(conn, database), busy_seconds(process.pid), sum(map(busy_seconds, sessions))
         time.sleep(seconds)
+        while counted(conn, database) == statements:  # Postgres counts late, and a rate of nothing is none
+            time.sleep(0.1)
         took = time.monotonic() - started
         statements = counted(conn, database) - statements
         own, theirs = busy_seconds(process.pid) - own, sum(map(busy_seconds, sessions)) - theirs

@@ -133,7 +133,7 @@ class Refused(OutboxError, psycopg.DatabaseError):
             DiagnosticField.MESSAGE_PRIMARY: message,
             DiagnosticField.MESSAGE_HINT: hint,
         }
-        info: dict[int, bytes | None] = dict.fromkeys(DiagnosticField)  # psycopg asks for fields that nobody told, too
+        info: dict[int, bytes | None] = dict.fromkeys(DiagnosticField)  # psycopg may ask for each
         info |= {field: text.encode("utf-8", "replace") for field, text in told.items() if text is not None}
         super().__init__(f"{message} ({hint})" if hint else message, info=info)
         self.hint = hint

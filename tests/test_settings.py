@@ -56,7 +56,7 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, words
 
 
 @pytest.mark.parametrize(
-    "dsn",
+    "text",
     [
         f"postgresql://user:{CANARY}@host:5432/db",
         f"host=h user=u password={CANARY} dbname=d",
@@ -73,9 +73,9 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, words
         f"\0{CANARY}",
     ],
 )
-def test_a_password_is_never_shown(dsn: str) -> None:
-    assert CANARY not in redact(dsn)
-    assert CANARY not in repr(settings.load(dsn=dsn, listen_dsn=dsn, amqp_url=dsn))
+def test_a_password_is_never_shown(text: str) -> None:
+    assert CANARY not in redact(text)
+    assert CANARY not in repr(settings.load(dsn=text, listen_dsn=text, amqp_url=text))
 
 
 def test_a_redacted_dsn_still_tells_where_it_points() -> None:

@@ -192,7 +192,7 @@ class Director:
         if self.outage == "to come" and stats["outage"]:
             self.outage = "now"
             self.screen.say("the service is down: it drops every request")
-        elif self.outage == "now" and not stats["is_out"]:
+        if self.outage == "now" and not stats["is_out"]:
             self.outage = "over"
             self.screen.say(f"the service is up again; it dropped {stats['outage']:g} requests")
 

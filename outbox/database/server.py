@@ -101,7 +101,7 @@ class Postgres:
 
     def _start_once(self) -> bool:
         self._forget_stale_pid()
-        # Whoever reaches the socket is a superuser. In the data folder, no other user can reach it.
+        # Any user who can reach the socket is a superuser. In the data folder, only the server's own user can.
         folder = self.data
         if len(os.fsencode(folder)) > _SOCKET_FOLDER_LIMIT or set(str(folder)) & {
             ",",

@@ -15,8 +15,10 @@ from pydantic import BaseModel
 
 from outbox import Backoff, Pipeline, Run
 from outbox.database import killpoints
+from outbox.engine import lane
 
 DSN = os.environ["OUTBOX_DSN"]
+lane.PREFETCH = float(os.environ.get("PREFETCH", lane.PREFETCH))
 
 
 class Data(BaseModel):

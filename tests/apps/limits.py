@@ -1,4 +1,7 @@
-"""Limited stages for workers that are processes of their own; each attempt leaves a line when it begins and when it ends."""
+"""Limited stages for workers that are processes of their own; each attempt leaves a line when it begins and when it ends.
+
+A line has the machine's monotonic time, and the start time that the database gave the attempt, where the stage has a rate.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,18 @@ LIMITS: dict[str, dict[str, Any]] = {
 LASTS = float(os.environ.get("LASTS", "0.05"))
 
 
-def _note(*words: object) -> None:
+def _note(what: str, run: Run[dict[str, Any]]) -> None:
+    words = time.monotonic(), os.getpid(), what, run.entity_id, run.data["customer"], run._job.moment
     with open(os.environ["NOTES"], "a") as notes:
-        notes.write(" ".join(map(str, (time.monotonic(), os.getpid(), *words))) + "\n")
+        notes.write(" ".join(map(str, words)) + "\n")
 
 
 async def work(run: Run[dict[str, Any]]) -> None:
-    _note("begins", run.entity_id, run.data["customer"])
+    _note("begins", run)
     try:
         await asyncio.sleep(LASTS)
     finally:
-        _note("ends", run.entity_id, run.data["customer"])
+        _note("ends", run)
 
 
 def pipeline(name: str) -> Pipeline[dict[str, Any]]:

@@ -21,7 +21,7 @@ import psycopg
 
 from kit.broker import Broker, channel
 from kit.pooler import Pooler
-from kit.servers import PostgresServer
+from kit.servers import DEADLINE, PostgresServer, wait_for
 from outbox.database import migrations
 from outbox.definition import deploy
 
@@ -237,7 +237,7 @@ class Cast:
         if self.clients is not None and self.clients.poll() is None:
             self.clients.terminate()
             try:
-                self.clients.wait(30)
+                self.clients.wait(DEADLINE)
             except subprocess.TimeoutExpired:
                 self.clients.kill()
                 self.exits.append("the clients did not end")
@@ -260,7 +260,7 @@ class Cast:
                 assert role.popen is not None
                 role.popen.send_signal(signal.SIGCONT)
                 role.popen.terminate()
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + DEADLINE
             for role in running:
                 assert role.popen is not None
                 try:
@@ -344,9 +344,7 @@ class Cast:
             )
 
     def _wait_for_queue(self) -> None:
-        from kit.servers import wait_for
-
-        wait_for(self._has_queue, 30, "the consumer makes its queue")
+        wait_for(self._has_queue, what="the consumer makes its queue")
 
     def _has_queue(self) -> bool:
         from .consumer import QUEUE

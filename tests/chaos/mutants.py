@@ -353,12 +353,16 @@ PUBLISH = (
 )
 
 
-def attempt(name: str, seed: int, rate: float | None = None, seconds: float | None = None) -> tuple[Result, set[str]]:
-    """Run a mutant; return what came out, and which of its anomalies were found."""
+def attempt(
+    name: str, seed: int, rate: float | None = None, seconds: float | None = None, jobs: int = 0, faults: int = 0
+) -> tuple[Result, set[str]]:
+    """Run a mutant; return what came out, and which of its anomalies were found. `jobs`, `faults`: see run.py."""
     mutant = MUTANTS[name]
     config = replace(mutant.config, name=name, mutant=name, faults=mutant.faults, broken=mutant.break_database)
     seconds, rate = seconds or mutant.seconds, rate or mutant.rate
-    result = run(config, seconds=seconds, seed=seed, rate=rate, trouble=mutant.trouble, drain=20)
+    result = run(
+        config, seconds=seconds, seed=seed, rate=rate, trouble=mutant.trouble, drain=20, jobs=jobs, faults=faults
+    )
     return result, {anomaly.name for anomaly in result.verdict.anomalies} & mutant.anomalies
 
 

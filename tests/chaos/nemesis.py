@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from outbox.messages.log import LEASE as RELAY_LEASE
+from outbox.messages.target import LEASE as RELAY_LEASE
 
 from .cast import LEASE, WITNESS, Cast, Role
 
@@ -266,6 +266,10 @@ class Injected:
     healed: float
 
 
+LONGEST = 600.0
+"""Seconds that a run may take longer until enough has happened in it."""
+
+
 class Nemesis:
     """Does faults, one or two at a time, until the time is over. All is healed when `run` returns."""
 
@@ -276,8 +280,9 @@ class Nemesis:
         self.injected: list[Injected] = []
         self.failed: list[str] = []
 
-    def run(self, until: float) -> None:
-        while time.time() < until:
+    def run(self, until: float, enough: Callable[[], bool] = lambda: True) -> None:
+        """Do faults until the time is over, and longer where this machine is too busy for that to be enough."""
+        while time.time() < until or (not enough() and time.time() < until + LONGEST):
             names = self._choose()
             self.say(f"fault: {' and '.join(names)}")
             began = time.time()

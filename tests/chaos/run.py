@@ -77,8 +77,13 @@ def run(
     trouble: float = 0.03,
     drain: float = DRAIN,
     keep: Path | None = None,
+    jobs: int = 0,
+    faults: int = 0,
 ) -> Result:
-    """Run one configuration and check it. With `keep`, logs of a run that isn't clean are moved there."""
+    """Run one configuration and check it. With `keep`, logs of a run that isn't clean are moved there.
+
+    However long it takes, it has had so many `jobs` and `faults`: see LONGEST in nemesis.py.
+    """
     folder = Path(tempfile.mkdtemp(prefix="chaos", dir="/tmp"))
     began = time.time()
     cast = Cast(config, folder, seed, trouble)
@@ -94,7 +99,7 @@ def run(
         cast.play(rate)
         time.sleep(2)
         nemesis = Nemesis(cast, seed, config.faults, say)
-        nemesis.run(time.time() + seconds)
+        nemesis.run(time.time() + seconds, lambda: len(nemesis.injected) >= faults and _jobs(cast) > jobs)
         cast.calm()
         cast.stop_clients()
         say("healed; what is due is to be done")
@@ -121,6 +126,18 @@ def run(
     finally:
         cast.remove()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _jobs(cast: Cast) -> int:
+    """Return how many jobs there were so far; none if nobody can be asked just now."""
+    try:
+        with psycopg.connect(cast.direct, autocommit=True, connect_timeout=5) as conn:
+            (made,) = conn.execute("SELECT count(*) FROM outbox.state_changes WHERE stage IS NOT NULL").fetchone() or (
+                0,
+            )
+            return int(made)
+    except psycopg.Error:
+        return 0
 
 
 def _drain(cast: Cast, tap: Tap, seconds: float) -> list[str]:

@@ -13,20 +13,21 @@ from chaos import migrating, mutants
 from chaos.configs import CONFIGS
 from chaos.nemesis import FAULTS
 from chaos.run import report, run
+from kit.servers import DEADLINE
 
 pytestmark = pytest.mark.rabbitmq
 
 
 def test_a_short_run_with_faults_is_clean() -> None:
     config = next(config for config in CONFIGS if config.name == "everything")
-    result = run(config, seconds=10, seed=4, rate=120)
+    result = run(config, seconds=10, seed=4, rate=120, drain=2 * DEADLINE, jobs=400, faults=2)
     assert result.ok, report(result)
     assert sum(result.faults.values()) >= 2
     assert result.counts["jobs"] > 300
 
 
 def test_a_mutant_is_caught() -> None:
-    result, found = mutants.attempt("effect-before-status", seed=1, rate=120, seconds=6)
+    result, found = mutants.attempt("effect-before-status", seed=1, rate=120, seconds=6, jobs=300, faults=2)
     assert found, report(result)
 
 

@@ -15,7 +15,7 @@ import pytest
 from apps.cli import posts, tickets
 from kit.commands import Outbox
 from kit.pipelines import deployed, value
-from kit.servers import wait_for
+from kit.servers import DEADLINE, wait_for
 from outbox import Pipeline
 from outbox.commands.lines import Lines, bounded
 from outbox.documents import MAX_BYTES
@@ -295,7 +295,7 @@ def test_ctrl_c_in_the_middle_exits_130_and_leaves_nothing(outbox: Outbox, there
         process.stdin.flush()
         wait_for(lambda: value(there, busy), what="the first lines have been sent, and more is waited for")
         process.interrupt()
-        assert process.wait(10) == 130
+        assert process.wait(DEADLINE) == 130
         done = process.done()
     assert (done.out, done.err) == ("", "outbox: interrupted\n")
     assert entities(there) == []

@@ -16,7 +16,7 @@ import psutil
 import psycopg
 import pytest
 
-from kit.servers import wait_for
+from kit.servers import DEADLINE, wait_for
 from outbox import EmbeddedUnavailable
 from outbox.database import embedded
 
@@ -46,7 +46,7 @@ def start(home: Path) -> tuple[subprocess.Popen[str], str]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    process.communicate(timeout=30)
+    process.communicate(timeout=DEADLINE)
 
 
 def postmaster(home: Path) -> psutil.Process | None:
@@ -70,7 +70,7 @@ def test_processes_share_the_server_and_a_killed_one_takes_nobody_along(home: Pa
     second, same = start(home)
     assert dsn == same
     first.kill()
-    first.communicate(timeout=10)
+    first.communicate(timeout=DEADLINE)
     with psycopg.connect(dsn) as conn:
         assert conn.execute("SELECT 1").fetchone() == (1,)
     end(second)
@@ -80,7 +80,7 @@ def test_processes_share_the_server_and_a_killed_one_takes_nobody_along(home: Pa
 def test_what_a_killed_process_left_running_is_stopped_by_the_next(home: Path) -> None:
     only, _ = start(home)
     only.kill()
-    only.communicate(timeout=10)
+    only.communicate(timeout=DEADLINE)
     assert postmaster(home) is not None
     with embedded.server(home) as dsn, psycopg.connect(dsn) as conn:
         conn.execute("SELECT 1")
@@ -111,7 +111,7 @@ def command(home: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def test_commands_without_a_dsn_share_the_bundled_server_and_say_so_in_one_line(home: Path) -> None:
     deploy = command(home, "deploy", "--app", "apps.plain:app")
-    _, said = deploy.communicate(timeout=60)
+    _, said = deploy.communicate(timeout=DEADLINE)
     assert deploy.returncode == 0, said
     assert said == f"outbox: no OUTBOX_DSN; using the bundled Postgres in {home} (its data is kept)\n"
     submit = command(home, "submit", "-", "--pipeline", "plain")
@@ -120,9 +120,9 @@ def test_commands_without_a_dsn_share_the_bundled_server_and_say_so_in_one_line(
     submit.stdin.flush()
     wait_for(lambda: postmaster(home), what="one command waits for its input")
     drain = command(home, "worker", "--app", "apps.plain:app", "--drain")
-    assert drain.wait(60) == 0, "another one works beside it"
+    assert drain.wait(DEADLINE) == 0, "another one works beside it"
     drain.communicate()
-    submitted, _ = submit.communicate(timeout=60)
+    submitted, _ = submit.communicate(timeout=DEADLINE)
     assert submitted == "submitted 1, existing 0, skipped 0\n"
     assert postmaster(home) is None
 
@@ -133,7 +133,7 @@ def test_a_command_that_is_terminated_stops_the_server_too(home: Path) -> None:
     assert submit.stderr is not None
     submit.stderr.readline()
     submit.terminate()
-    submit.communicate(timeout=60)
+    submit.communicate(timeout=DEADLINE)
     assert submit.returncode == 128 + signal.SIGTERM
     assert postmaster(home) is None
 

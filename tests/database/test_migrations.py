@@ -17,7 +17,7 @@ import pytest
 from kit.commands import Outbox
 from kit.databases import OWNER, janitor, make_database
 from kit.pipelines import Post, deployed, drain, status_of, value
-from kit.servers import PostgresServer, versions
+from kit.servers import DEADLINE, PostgresServer, versions
 from outbox import SchemaError
 from outbox.database import migrations, schema
 
@@ -42,7 +42,7 @@ def test_many_processes_may_migrate_at_once(empty_dsn: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(DEADLINE)
     assert sorted(name for names in done for name in names) == sorted(
         migration.name for migration in schema.all_migrations()
     )

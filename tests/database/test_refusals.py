@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,10 +17,13 @@ import psycopg
 import psycopg2
 import pytest
 import sqlalchemy
+import sqlalchemy.orm
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from kit.pipelines import deployed
+import outbox
+from kit.pipelines import deployed, drain
+from kit.waits import QUESTION, Order, orders
 from outbox import IllegalChange, InvalidInput, Refused, TooLate, TooOld, error_of
 from outbox.database.refusals import raised_as_ours
 
@@ -217,3 +222,22 @@ def test_a_statement_of_one_s_own_raises_the_driver_s_error(conn: psycopg.Connec
     error = raised(lambda: conn.execute("UPDATE outbox.workflow_states SET current_status = 'COMPLETED'"))
     assert type(error) is psycopg.DatabaseError
     assert type(error_of(error)) is IllegalChange
+
+
+def test_the_examples_in_the_docs_print_what_they_say(
+    conn: psycopg.Connection[Any], dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
+    decided, changed = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    pipeline = deployed(conn, orders(QUESTION))
+    pipeline.submit(conn, "order_7", Order())
+    engine = sqlalchemy.create_engine(dsn.replace("postgresql://", "postgresql+psycopg://"))
+    known = {"outbox": outbox, "orders": pipeline, "conn": conn, "sqlalchemy": sqlalchemy, "text": sqlalchemy.text}
+    with sqlalchemy.orm.Session(engine) as session:
+        exec(changed, {**known, "session": session})
+    engine.dispose()
+    assert capsys.readouterr().out == "it can't be paid, it is NEW\n"
+    drain(pipeline, dsn)
+    outbox.reject(conn, pipeline, "order_7", by="tom")
+    exec(decided, known)
+    assert re.fullmatch(r"tom was quicker: reject at 20\d\d-.*\n", capsys.readouterr().out)

@@ -22,11 +22,11 @@ from kit.commands import Outbox
 from kit.databases import OWNER, clone
 from kit.inbox import made
 from kit.pipelines import status_of, value
-from kit.servers import PostgresServer, Process, wait_for
+from kit.servers import DEADLINE, PostgresServer, Process, wait_for
 from outbox import Consumer, Delivery, SchemaError
 from outbox.database import migrations, schema
 from outbox.definition import deploy
-from outbox.engine.maintenance import SQL
+from outbox.engine import maintenance, retention
 from outbox.messages import ring
 
 Conn = psycopg.Connection[Any]
@@ -267,14 +267,14 @@ def test_workers_sweep_fold_and_forget_without_owning_anything(parcels: Conn, as
     parcels.execute("INSERT INTO outbox.inbox (consumer, message_id) VALUES ('crm', %s)", [made(150)])
     as_worker = {"OUTBOX_DSN": dsn_as("login_worker", dsn)}
     assert spawn("worker", "--app", APP, env=as_worker).wait() == 1, "it dies in its first attempt"
-    heir = spawn("worker", "--app", APP, env=as_worker)
+    heir = spawn("worker", "--app", APP, "--keep-inbox", "200", env=as_worker)  # what is 150 days old is left for us
     wait_for(lambda: status_of(parcels, "die") == "WEIGHED", what=f"another runs it again: {heir.text()}")
     login = as_("worker")
     before = value(parcels, "SELECT sum(workflows) FROM outbox.status_counts")
-    login.execute(SQL["counts_fold"])
+    login.execute(maintenance.SQL["counts_fold"])
     assert value(parcels, "SELECT sum(workflows) FROM outbox.status_counts") == before
     assert value(login, "SELECT array_agg(emptied) FROM outbox.inbox_forget(90)") == [True]
-    login.execute(SQL["retention_dead_jobs"], {"days": 1.0, "limit": 10})
+    login.execute(retention.SQL["retention_dead_jobs"], {"days": 1.0, "limit": 10})
 
 
 @pytest.mark.parametrize("option", ["--keep-workflows", "--keep-history", "--keep-messages"])
@@ -384,10 +384,11 @@ def test_a_consumer_records_parks_and_forgets(parcels: Conn, as_: As, dsn: str, 
         wait_for(lambda: value(parcels, "SELECT max(deliveries) FROM outbox.parked_deliveries") == 2, what="and again")
         wait_for(lambda: set(handled) == {1, 2, "failed"}, what="all are handled")
         wait_for(lambda: value(parcels, "SELECT count(*) FROM outbox.inbox") == 2, what="and committed")
+        forgotten = "SELECT outbox.inbox_oldest() > now() - interval '32 days'"
+        wait_for(lambda: value(parcels, forgotten), what="it has had the inbox forget")
     finally:
         consumer.stop()
-        running.join(30)
-    assert value(parcels, "SELECT outbox.inbox_oldest() > now() - interval '32 days'"), "it has had the inbox forget"
+        running.join(DEADLINE)
 
 
 def test_a_handoff_takes_a_submitter_that_is_a_consumer_too(parcels: Conn, admin: Conn, as_: As, dsn: str) -> None:
@@ -556,7 +557,7 @@ def test_two_databases_make_the_groups_at_once_and_any_number_of_times(
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(30)
+                thread.join(DEADLINE)
             assert failed == []
             assert value(admin, "SELECT count(*) FROM pg_roles WHERE rolname ~ '^outbox_' AND NOT rolcanlogin") == 6
             for name in names:

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from kit.pipelines import deployed, status_of
-from kit.servers import wait_for
+from kit.servers import DEADLINE, wait_for
 
 Conn = psycopg.Connection[Any]
 
@@ -247,7 +247,7 @@ def test_two_changes_at_once_are_one_after_the_other(posts: Conn, connect: Calla
         what="the second change waits for the first",
     )  # fmt: skip
     first.commit()
-    thread.join(10)
+    thread.join(DEADLINE)
     assert len(refused) == 1
     assert 'from "APPROVED" to "REJECTED"' in str(refused[0])
     assert history(posts, "a")[-1] == ("WAITING_FOR_REVIEW", "APPROVED", 4)

@@ -199,6 +199,6 @@ def test_a_hundred_children_that_end_at_once_in_many_processes_join_once(conn: C
         lambda: value(conn, "SELECT count(*) > 20 FROM outbox.state_changes WHERE to_status = 'ENDED'"), what="some end"
     )
     workers[0].kill9()
-    wait_for(lambda: value(conn, ended), what="all parents have ended", timeout=40)
+    wait_for(lambda: value(conn, ended), what="all parents have ended")
     assert value(conn, merged) == 5
     assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'ENDED'") == 500

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from kit.commands import Outbox
 from kit.pipelines import Post, deployed, drain, drain_all, one_stage, run_one, status_of, value
-from kit.servers import Process, wait_for
+from kit.servers import DEADLINE, Process, wait_for
 from outbox import Backoff, Run
 from outbox.definition import deploy
 from outbox.engine.retention import SQL
@@ -156,16 +156,15 @@ def test_progress_is_shown_while_it_is_made(conn: Conn, dsn: str) -> None:
 
     async def work(run: Run[Post]) -> None:
         run.progress("3 of 10")
-        for _ in range(100):
+        while not shown:
             await asyncio.sleep(0.05)
             rows = conn.execute("SELECT progress FROM outbox.jobs WHERE progress IS NOT NULL").fetchall()
             if rows:
                 shown.append(outbox("status", "--json").json["progress"][0]["progress"])
                 shown.append(outbox("show", "a", "--json").json["job"]["progress"])
                 assert "3 of 10" in outbox("status").out
-                break
 
-    run_one(conn, dsn, work)
+    run_one(conn, dsn, work, timeout=DEADLINE)
     assert shown == ["3 of 10", "3 of 10"]
 
 

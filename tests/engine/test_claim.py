@@ -12,7 +12,7 @@ import psycopg
 
 from kit.pipelines import Post, deployed, drain, one_stage, status_of, value
 from kit.pooler import way
-from kit.servers import wait_for
+from kit.servers import DEADLINE, wait_for
 from outbox import Retry, Run, Worker
 from outbox.engine import claim
 from outbox.engine.lane import Lane
@@ -45,7 +45,7 @@ def test_two_workers_never_claim_the_same_job(conn: Conn, connect: Callable[...,
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(DEADLINE)
     everything = list(itertools.chain(*got))
     assert len(everything) == len(set(everything)) == 1000
 
@@ -115,4 +115,4 @@ def test_what_may_kill_its_worker_waits_for_the_commit_of_the_one_before(
         wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == 3)
     finally:
         worker.stop()
-        thread.join(20)
+        thread.join(DEADLINE)

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from kit.pipelines import Post, deployed, drain, one_stage, run_one, status_of, value
-from kit.servers import wait_for
+from kit.servers import DEADLINE, wait_for
 from outbox import Pipeline, Reject, Run, Worker
 from outbox.engine import claim, commit
 from outbox.engine.job import Finished
@@ -45,7 +45,7 @@ def test_opposite_orders_of_a_bulk_update_and_a_batch_do_not_deadlock(conn: Conn
     )
     one.execute('UPDATE outbox.workflow_states SET metadata = \'{"content": "x"}\' WHERE id = %s', [ids[20]])
     one.commit()
-    thread.join(20)
+    thread.join(DEADLINE)
     assert len(out[0]) == 48, "the two that were edited are refused, the others commit"
 
 
@@ -119,7 +119,7 @@ def test_a_handler_that_ends_late_does_nothing_to_the_next_job_of_its_workflow_i
     pipeline.allow("NEW", to="MOVED")
     deployed(conn, pipeline).submit(conn, "a", Post())
     worker = Worker(pipeline, dsn, drain=True)
-    asyncio.run(asyncio.wait_for(worker.run(), 20))
+    asyncio.run(asyncio.wait_for(worker.run(), DEADLINE))
     assert status_of(conn, "a") == "DONE"
     assert runs == [1]
     assert (worker.counts.done, worker.counts.lost) == (1, 1)
@@ -147,7 +147,7 @@ def test_a_stale_attempt_publishes_nothing_when_it_ends_together_with_the_next_j
     pipeline.allow("NEW", to="MOVED")
     deployed(conn, pipeline).submit(conn, "a", Post())
     worker = Worker(pipeline, dsn, drain=True)
-    asyncio.run(asyncio.wait_for(worker.run(), 20))
+    asyncio.run(asyncio.wait_for(worker.run(), DEADLINE))
     assert status_of(conn, "a") == "DONE"
     assert conn.execute("SELECT topic FROM outbox.messages").fetchall() == [("current",)]
     assert (worker.counts.done, worker.counts.lost) == (1, 1)

@@ -31,7 +31,15 @@ def planned(conn: Conn) -> Conn:
     """A connection with the settings of a worker's, prepared while the tables were empty: as in a young system."""
     for name, setting in PLANNING.items():
         conn.execute("SELECT set_config(%s, %s, false)", (name, setting))
+    leave_alone(conn)
     return conn
+
+
+def leave_alone(conn: Conn) -> None:
+    """Keep autovacuum, which comes when it comes, from changing what plans are made from."""
+    tables = "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'outbox'::regnamespace AND relkind = 'r'"
+    for (table,) in conn.execute(tables).fetchall():
+        conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)".encode())
 
 
 def explain(conn: Conn, statement: bytes, params: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +147,7 @@ def test_a_claim_within_limits_reads_what_it_takes_whatever_waits(
 
 
 def test_deadlines_that_pass_in_the_same_moment_are_sought_by_their_workflow(conn: Conn) -> None:
+    leave_alone(conn)
     waiting: Pipeline[Post] = Pipeline("waiting", data=Post, initial="WAITING", final={"LATE"})
     waiting.deadline("WAITING", hours=1, to="LATE")
     deploy.deploy(conn, waiting)
@@ -215,6 +224,7 @@ def outcome(job: Job) -> Finished:
 
 
 def test_the_overview_counts_no_workflow(conn: Conn) -> None:
+    leave_alone(conn)
     submit_backlog(conn)
     conn.execute("VACUUM ANALYZE outbox.jobs, outbox.workflow_states, outbox.status_counts")
     found = explain(conn, statements.load("look")["overview"], {})["Plan"]
@@ -229,6 +239,8 @@ def test_no_session_compiles_the_plans_of_the_triggers(conn: Conn) -> None:
 
 
 def test_a_relay_looks_for_new_messages_without_reading_the_log(dsn: str, conn: Conn) -> None:
+    leave_alone(conn)
+
     async def cut() -> dict[str, Any]:
         log = Log(dsn, "default", "test", Lease())
         relay = await log.connect()

@@ -15,7 +15,7 @@ import pytest
 from apps.cli import posts
 from kit.commands import Outbox
 from kit.pipelines import Post, deployed, drain, value
-from kit.servers import wait_for
+from kit.servers import DEADLINE, wait_for
 from outbox import DefinitionError
 from outbox.engine import maintenance
 from outbox.engine.inflight import InFlight
@@ -229,7 +229,7 @@ def test_a_worker_does_it_by_its_options_and_says_so(shop: Conn, dsn: str, age: 
         for words in ("retention workflows: 2 ", "retention history: ", "retention dead jobs: 2 "):
             wait_for(lambda words=words: words in said.read_text(), what=words)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(10) == 0
+        assert worker.wait(DEADLINE) == 0
     assert len(entities(shop)) == 6
     assert history(shop) == 0
     assert value(shop, ERRORS) == 0

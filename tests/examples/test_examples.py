@@ -99,7 +99,7 @@ def test_a_frozen_worker_fires_no_deadline_that_was_decided_meanwhile(conn: Conn
         outbox.signal(conn, orders, f"e{n}", "payment", {"cents": 1, "charge": "ch"})
     worker = spawn(*WORKER, env=HERE)
     wait_for(lambda: len(look.approvals(conn)) == 10, what="all are asked")
-    worker.send(signal.SIGSTOP)
+    worker.freeze()
     conn.execute("UPDATE outbox.jobs SET deadline = now() WHERE status = 'WAITING_FOR_CLERK'")
     for n in range(5):
         outbox.decide(conn, orders, f"e{n}", "ship", by="clerk")

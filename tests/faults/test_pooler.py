@@ -14,7 +14,7 @@ from kit.commands import Outbox
 from kit.faults import WORKER, check_books, drained, prepare, submit
 from kit.pipelines import deployed, make_posts, value
 from kit.pooler import Pooler
-from kit.servers import Process, wait_for
+from kit.servers import DEADLINE, Process, wait_for
 from outbox import Worker
 
 Conn = psycopg.Connection[Any]
@@ -53,7 +53,7 @@ def test_workers_behind_a_pooler_do_everything_once_though_one_is_killed(
         doomed.wait()
         workers = [spawn(*WORKER, env=env) for _ in range(2)]
         submit(client, app, *(f"two-{n}" for n in range(200)))
-        wait_for(lambda: drained(conn), 40, "all is done")
+        wait_for(lambda: drained(conn), what="all is done")
     check_books(conn, 400)
     for worker in workers:
         assert "ERROR" not in worker.text()
@@ -71,7 +71,7 @@ def test_notify_wakes_a_worker_behind_a_pooler(conn: Conn, pooled: str, dsn: str
             heard = asyncio.Event()
             worker._keeper._on_wake = heard.set
             posts.submit(conn, "p1", {"content": "a"})
-            await asyncio.wait_for(heard.wait(), 10)
+            await asyncio.wait_for(heard.wait(), DEADLINE)
         finally:
             worker.stop()
             await running
@@ -98,7 +98,7 @@ def test_relay_takes_the_direct_dsn(conn: Conn, env: dict[str, str], amqp: str, 
     spawn("relay", "--routing-key", "q", env={**env, "OUTBOX_AMQP_URL": amqp})
     for number in range(20):
         conn.execute("INSERT INTO outbox.messages (topic, payload) VALUES ('t', %s)", [str(number)])
-    wait_for(lambda: queue_depth(amqp, "q") == 20, 20, "all is relayed")
+    wait_for(lambda: queue_depth(amqp, "q") == 20, what="all is relayed")
 
 
 def test_sessions_of_others_are_left_as_they_were(conn: Conn, pooled: str, dsn: str) -> None:
@@ -111,5 +111,5 @@ def test_sessions_of_others_are_left_as_they_were(conn: Conn, pooled: str, dsn: 
     with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as client:
         posts.submit_many(client, ((f"p{n}", {"content": "a"}) for n in range(50)))
         before: Any = value(client, settings)
-        asyncio.run(asyncio.wait_for(Worker(posts, pooled, listen_dsn=dsn, drain=True).run(), 60))
+        asyncio.run(asyncio.wait_for(Worker(posts, pooled, listen_dsn=dsn, drain=True).run(), DEADLINE))
         assert {value(client, settings) for _ in range(20)} == {before}

@@ -180,8 +180,6 @@ def finish(conn: Conn, cases: int) -> None:
         ended = "SELECT count(*) FROM outbox.workflow_states WHERE pipeline = 'cases' AND current_status IN ('CLOSED', 'REFUSED', 'LATE')"
         return value(conn, ended) == cases and value(conn, left) == 0
 
-    wait_for(all_have_ended, what="everything ends", timeout=60)
-    wait_for(
-        lambda: value(conn, "SELECT next_at > now() FROM outbox.schedules"), what="all ticks are caught up", timeout=30
-    )
+    wait_for(all_have_ended, what="everything ends")
+    wait_for(lambda: value(conn, "SELECT next_at > now() FROM outbox.schedules"), what="all ticks are caught up")
     conn.execute("DELETE FROM outbox.schedules")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -23,7 +22,7 @@ import pika
 import pika.exceptions
 from pika.adapters.blocking_connection import BlockingChannel
 
-from kit.servers import wait_for
+from kit.servers import DEADLINE, free_port, freeze, wait_for
 
 DEBIAN = Path("/usr/lib/rabbitmq/bin")
 LOOPBACK = "127.0.0.1"
@@ -38,15 +37,6 @@ def programs() -> Path | None:
         return DEBIAN
     found = shutil.which("rabbitmq-server")
     return Path(found).resolve().parent if found else None
-
-
-def free_port() -> int:
-    """Return a free port below those that the system hands out: the node binds it seconds later."""
-    while True:
-        port = random.randrange(26000, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((LOOPBACK, port))
-            return port
 
 
 class Broker:
@@ -81,7 +71,7 @@ class Broker:
             # RabbitMQ would start an epmd that outlives it if it found none.
             wait_for(lambda: self._answers(self.epmd_port, b""), what="epmd listens")
         self._beam = self._start(str(self.bin / "rabbitmq-server"))
-        wait_for(self._is_up, timeout=120, what="RabbitMQ answers")
+        wait_for(self._is_up, what="RabbitMQ answers")
         return self
 
     def stop(self) -> None:
@@ -98,7 +88,7 @@ class Broker:
 
     def freeze(self) -> None:
         """Stop the node from doing anything; its connections stay open, and silent."""
-        os.kill(self.pid, signal.SIGSTOP)
+        freeze(self.pid)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -125,7 +115,7 @@ class Broker:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=DEADLINE,
             check=False,
         )
         if done.returncode:
@@ -168,7 +158,7 @@ class Broker:
             self._end(signal.SIGKILL)
         if self._epmd is not None:
             self._epmd.kill()
-            self._epmd.wait(10)
+            self._epmd.wait(DEADLINE)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, *command: str) -> subprocess.Popen[bytes]:
@@ -191,7 +181,7 @@ class Broker:
         beam.send_signal(number)
         # A frozen node has the signal, but acts on it only when it goes on.
         beam.send_signal(signal.SIGCONT)
-        beam.wait(60)
+        beam.wait(DEADLINE)
         self._alarmed = False
 
     def _is_up(self) -> bool:

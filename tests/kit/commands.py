@@ -16,6 +16,7 @@ from typing import Any
 from click.testing import CliRunner
 
 from kit.pooler import way_env
+from kit.servers import DEADLINE
 from outbox.cli import main
 
 SETTINGS = ("OUTBOX_DSN", "OUTBOX_LISTEN_DSN", "OUTBOX_AMQP_URL", "OUTBOX_APP", "OUTBOX_HOME")
@@ -90,7 +91,7 @@ class Process(subprocess.Popen[bytes]):
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         super().__init__([sys.executable, *arguments], env={**settings, **env}, **{**streams, **pipes})
 
-    def done(self, input: bytes | None = None, timeout: float = 30.0) -> Done:
+    def done(self, input: bytes | None = None, timeout: float = DEADLINE) -> Done:
         """Give it its input, wait for its end, and return what it said."""
         out, err = self.communicate(input, timeout)
         return Done(self.returncode, (out or b"").decode(), (err or b"").decode())

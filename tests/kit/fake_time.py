@@ -15,6 +15,10 @@ from psycopg.conninfo import make_conninfo
 
 from outbox.database import migrations
 
+# What the engine's functions ask where a moment must not be that of the transaction.
+_CLOCK = """
+CREATE FUNCTION fake.clock_timestamp() RETURNS timestamptz LANGUAGE sql STABLE RETURN fake.now();
+"""
 _SCHEMA = """
 CREATE SCHEMA fake;
 GRANT USAGE ON SCHEMA fake TO PUBLIC;
@@ -39,6 +43,14 @@ def install(admin_dsn: str, dsn: str) -> str:
         for (statement,) in admin.execute(_FIXED).fetchall():
             admin.execute(statement.encode())
     return faked
+
+
+def stop(admin_dsn: str) -> None:
+    """Stop the clock for the engine's functions in a database that is migrated already. All else has the real one."""
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute(_SCHEMA + _CLOCK)
+        for (statement,) in admin.execute(_FIXED).fetchall():
+            admin.execute(statement.encode())
 
 
 def move(conn: psycopg.Connection[Any], seconds: float) -> None:

@@ -10,7 +10,7 @@ import psycopg
 from pydantic import BaseModel
 
 from kit.pooler import way
-from kit.servers import wait_for
+from kit.servers import DEADLINE, wait_for
 from outbox import Backoff, Go, Pipeline, Run, Worker
 from outbox.definition import deploy
 
@@ -57,7 +57,7 @@ def drain(pipeline: Pipeline[Any] | list[Pipeline[Any]], dsn: str, **options: An
     import asyncio
 
     worker = Worker(pipeline, **way(dsn), drain=True, **options)
-    asyncio.run(asyncio.wait_for(worker.run(), 60))
+    asyncio.run(asyncio.wait_for(worker.run(), DEADLINE))
     return worker
 
 
@@ -92,10 +92,25 @@ def run_one(conn: Conn, dsn: str, handler: Callable[..., Any], **options: Any) -
 
 def drain_all(conn: Conn, dsn: str, pipeline: Pipeline[Any]) -> Worker:
     worker = drain(pipeline, dsn)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + DEADLINE
     while value(conn, "SELECT count(*) FROM outbox.jobs") and time.monotonic() < deadline:
         worker = drain(pipeline, dsn)
     return worker
+
+
+LATER = Backoff(first=3600, max=3600, attempts=4)
+
+
+def first_out_of_time(
+    conn: Conn, dsn: str, make: Callable[..., Pipeline[Any]], entities: dict[str, Post], timeout: float = 0.1
+) -> Worker:
+    """Deploy, submit and run: first attempts have a moment, second ones as long as they take."""
+    pipeline = deployed(conn, make(timeout=timeout, retry=LATER))
+    pipeline.submit_many(conn, entities.items())
+    drain(pipeline, dsn)
+    assert value(conn, "SELECT bool_and(error LIKE 'TimeoutError%%') FROM outbox.jobs"), "all have run out of time"
+    conn.execute("UPDATE outbox.jobs SET run_at = now()")
+    return drain(make(timeout=DEADLINE, retry=LATER), dsn)
 
 
 def no_session_is_left(conn: Conn) -> bool:

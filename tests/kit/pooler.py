@@ -11,8 +11,7 @@ from pathlib import Path
 
 import psycopg
 
-from kit.broker import free_port
-from kit.servers import PostgresServer, wait_for
+from kit.servers import DEADLINE, PostgresServer, free_port, wait_for
 
 SETTINGS = """
 [databases]
@@ -26,7 +25,7 @@ auth_type = trust
 auth_file = {users}
 default_pool_size = {size}
 max_client_conn = 500
-server_idle_timeout = 5
+server_idle_timeout = 600
 server_login_retry = 1
 """
 
@@ -87,7 +86,7 @@ class Pooler:
                 stderr=log,
                 user=user,
             )
-        wait_for(self._answers, 20, "PgBouncer answers")
+        wait_for(self._answers, what="PgBouncer answers")
         return self
 
     def dsn(self, dsn: str) -> str:
@@ -101,7 +100,7 @@ class Pooler:
     def remove(self) -> None:
         if self._popen is not None:
             self._popen.kill()
-            self._popen.wait(10)
+            self._popen.wait(DEADLINE)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _answers(self) -> bool:
@@ -109,7 +108,7 @@ class Pooler:
         assert self._popen.poll() is None, (self.folder / "log").read_text()
         try:
             with psycopg.connect(
-                f"host=127.0.0.1 port={self.port} dbname=postgres user=outbox_owner", connect_timeout=2
+                f"host=127.0.0.1 port={self.port} dbname=postgres user=outbox_owner", connect_timeout=10
             ):
                 return True
         except psycopg.OperationalError:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 from pika import amqp_object, frame, spec
 
+from kit.servers import DEADLINE
+
 CAPABILITIES = {
     "publisher_confirms": True,
     "basic.nack": True,
@@ -142,11 +144,12 @@ class Line:
             self.send(arrived)
         elif isinstance(arrived, frame.Method):
             if arrived.channel_number not in self.closing or isinstance(arrived.method, spec.Channel.CloseOk):
-                self._broker.methods.append(arrived.method)
                 if instead is not None:
                     instead(self, arrived.channel_number)
                 else:
                     self._obey(arrived.channel_number, arrived.method)
+                # Known when it is answered: what a test sends once it knows of it comes after the answer.
+                self._broker.methods.append(arrived.method)
         elif isinstance(arrived, frame.Header | frame.Body) and arrived.channel_number in self._publish:
             self._collect(arrived)
 
@@ -209,7 +212,8 @@ class Line:
 class ScriptedBroker:
     """Listens on loopback. Each script answers one message, the last one all that follow.
 
-    `messages`, `methods` and `lines` are what has arrived, over all connections and in the order of its arrival.
+    `messages`, `methods` and `lines` are what has arrived, over all connections and in the order of its arrival; a
+    method stands there when its answer is on its way.
     `instead` says what to do on a method (or on the protocol's header) in place of what it asks for, such as nothing.
     """
 
@@ -245,10 +249,10 @@ class ScriptedBroker:
             # Wakes the thread that waits for connections; to close alone doesn't.
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
-        self._thread.join(10)
+        self._thread.join(DEADLINE)
         for line in self.lines:
             line.drop()
-            line.thread.join(10)
+            line.thread.join(DEADLINE)
 
     def __enter__(self) -> ScriptedBroker:
         return self

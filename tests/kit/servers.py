@@ -6,8 +6,10 @@ from Debian's folder where it is installed. As root the server runs as another u
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -24,11 +26,16 @@ import psycopg
 
 from outbox.database import embedded
 
+_dice = random.SystemRandom()  # not the seed that processes of one test run may share
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 MEMORY = Path("/dev/shm")
 PLENTY = 8 * 2**30
 """Bytes of free memory with which data is kept in memory: a database is a thousand files, and each test makes one and
 drops it, which costs a disk's file system several times as much. The servers of a whole run need less than half of it."""
+
+DEADLINE = 600.0
+"""Seconds after which a test gives up waiting. It only keeps a test from hanging: no verdict rests on how long a thing
+takes, so it is far longer than anything takes, on a busy machine too."""
 
 
 def binaries(version: str) -> Path | None:
@@ -46,7 +53,7 @@ def versions() -> list[str]:
     return [version for version in ("15", "16", "18") if binaries(version) is not None]
 
 
-def wait_for(condition: Callable[[], Any], timeout: float = 20.0, what: str = "") -> Any:
+def wait_for(condition: Callable[[], Any], timeout: float = DEADLINE, what: str = "") -> Any:
     """Return the condition's first true value; fail after `timeout` seconds. The tests' only way to wait."""
     deadline = time.monotonic() + timeout
     while True:
@@ -57,10 +64,24 @@ def wait_for(condition: Callable[[], Any], timeout: float = 20.0, what: str = ""
         time.sleep(0.02)
 
 
+def freeze(pid: int) -> None:
+    """Send SIGSTOP to a process; return when none of its threads runs any more."""
+
+    def frozen() -> bool:
+        threads = Path(f"/proc/{pid}/task").iterdir()
+        return all((thread / "stat").read_text().rsplit(")", 1)[1].split()[0] in "TZ" for thread in threads)
+
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(frozen, what="all of its threads have stopped")
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a free port below those that the system hands out: a server binds it later, and again after a crash."""
+    while True:
+        port = _dice.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class PostgresServer:
@@ -140,7 +161,7 @@ class PostgresServer:
 
     def recover(self) -> None:
         """Have it run again, if it has ended by itself."""
-        wait_for(lambda: not self._runs() or self._answers(), 60, "the server has ended, or answers")
+        wait_for(lambda: not self._runs() or self._answers(), what="the server has ended, or answers")
         if not self._runs():
             self.start()
 
@@ -234,11 +255,15 @@ class Process:
     def send(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
+    def freeze(self) -> None:
+        """Stop it from doing anything; SIGCONT lets it go on."""
+        freeze(self.popen.pid)
+
     def kill9(self) -> None:
         self.popen.kill()
-        self.popen.wait(10)
+        self.popen.wait(DEADLINE)
 
-    def wait(self, timeout: float = 30.0) -> int:
+    def wait(self, timeout: float = DEADLINE) -> int:
         try:
             return self.popen.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -255,7 +280,7 @@ class Process:
         if self.running:
             self.popen.send_signal(signal.SIGCONT)
             self.popen.kill()
-        self.popen.wait(10)
+        self.popen.wait(DEADLINE)
         if self.popen.stdout is not None:
             self.popen.stdout.close()
 

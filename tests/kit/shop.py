@@ -13,6 +13,8 @@ Conn = psycopg.Connection[Any]
 RELAY = """INSERT INTO outbox.relays (name, cluster, window_start, owner, target, relayed, trouble, updated_at)
 VALUES (%s, (SELECT c.system_identifier::text FROM pg_control_system() AS c), '3:3:', %s, 'exchange x', 7, %s,
         now() - %s::interval)"""
+AHEAD = "-1 hour"
+"""How long ago the beat of a relay was that runs: so that it still does, however late a test asks."""
 
 
 PARKED = """INSERT INTO outbox.parked_messages (relay, id, message_id, topic, key, payload, created_at, reason)

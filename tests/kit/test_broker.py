@@ -14,6 +14,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from kit.broker import Broker, channel, queue_depth
+from kit.servers import DEADLINE
 from tools import packages
 
 PERSISTENT = pika.BasicProperties(delivery_mode=2)
@@ -54,7 +55,7 @@ def test_confirmed_persistent_message_survives_kill_and_start(broker: Broker, am
         publish(opened)
         broker.kill()
         with pytest.raises(pika.exceptions.AMQPConnectionError):
-            opened.connection.process_data_events(20)
+            opened.connection.process_data_events(DEADLINE)
     broker.start()
     assert queue_depth(amqp, "letters") == 1
 
@@ -73,7 +74,7 @@ def test_frozen_broker_makes_a_publisher_wait_and_thawed_lets_it_go_on(broker: B
         thread, confirmed = publish_elsewhere(opened)
         assert not confirmed.wait(1)
         broker.thaw()
-        assert confirmed.wait(20)
+        assert confirmed.wait(DEADLINE)
         thread.join()
 
 
@@ -86,7 +87,7 @@ def test_alarm_blocks_a_publisher_and_its_end_lets_it_go_on(broker: Broker, amqp
         thread, confirmed = publish_elsewhere(opened)
         assert not confirmed.wait(1)
         broker.alarm(False)
-        assert confirmed.wait(20)
+        assert confirmed.wait(DEADLINE)
         thread.join()
         opened.connection.process_data_events(0)
     assert told == ["blocked", "unblocked"]
@@ -124,7 +125,7 @@ def test_two_brokers_do_not_disturb_each_other_and_a_removed_one_leaves_nothing(
     processes = family(other)
     other.freeze()
     other.remove()
-    assert psutil.wait_procs(processes, 20)[1] == []
+    assert psutil.wait_procs(processes, DEADLINE)[1] == []
     assert not other.folder.exists()
     assert broker.node in broker.ctl("eval", "node().")
 

@@ -13,7 +13,7 @@ from pika import frame, spec
 
 from kit.broker import channel
 from kit.scripted_broker import Message, ScriptedBroker, hold
-from kit.servers import wait_for
+from kit.servers import DEADLINE, wait_for
 
 
 class Publisher:
@@ -54,7 +54,7 @@ class Publisher:
     def close(self) -> None:
         if not self.ended:
             self._do(self.connection.close)
-        self._thread.join(10)
+        self._thread.join(DEADLINE)
         assert not self._thread.is_alive()
         self.connection.ioloop.close()
 
@@ -217,7 +217,7 @@ def test_without_confirms_a_message_has_no_tag(broker: ScriptedBroker) -> None:
 
 def test_heartbeats_are_answered(broker: ScriptedBroker) -> None:
     beat = frame.Heartbeat().marshal()
-    with socket.create_connection(("127.0.0.1", broker.port), 20) as line:
+    with socket.create_connection(("127.0.0.1", broker.port), DEADLINE) as line:
         line.sendall(beat)
         assert line.recv(100) == beat
 
@@ -237,7 +237,7 @@ def test_a_test_says_what_to_do_in_place_of_an_answer(broker: ScriptedBroker, pu
 
 def test_a_test_may_leave_the_client_without_an_answer(broker: ScriptedBroker) -> None:
     broker.instead[frame.ProtocolHeader] = lambda line, _: None
-    with socket.create_connection(("127.0.0.1", broker.port), 20) as line:
+    with socket.create_connection(("127.0.0.1", broker.port), DEADLINE) as line:
         line.sendall(frame.ProtocolHeader().marshal() + frame.Heartbeat().marshal())
         assert line.recv(100) == frame.Heartbeat().marshal(), "it lives, and has said nothing before"
 

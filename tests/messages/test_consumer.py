@@ -23,6 +23,7 @@ from kit.consuming import parked, record, record_in_a_thread, seen
 from kit.databases import OWNER
 from kit.letters import post, uuid7
 from kit.pipelines import value
+from kit.servers import DEADLINE
 from outbox import (
     Backoff,
     Consumer,
@@ -102,6 +103,7 @@ def test_a_handler_may_have_its_rows_as_it_likes(conn: Conn, amqp: str, run: Run
 def test_messages_of_a_key_are_handled_one_after_the_other(conn: Conn, amqp: str, run: Run) -> None:
     at_once: dict[str, int] = {}
     most = 0
+    side_by_side = asyncio.Event()
 
     async def handler(delivery: Delivery) -> None:
         nonlocal most
@@ -109,6 +111,9 @@ def test_messages_of_a_key_are_handled_one_after_the_other(conn: Conn, amqp: str
         at_once[key] = at_once.get(key, 0) + 1
         assert at_once[key] == 1
         most = max(most, sum(at_once.values()))
+        if most > 1:
+            side_by_side.set()
+        await side_by_side.wait()  # the first one, for another
         await asyncio.sleep(random.random() * 0.01)
         if random.random() < 0.1:
             at_once[key] -= 1
@@ -245,7 +250,7 @@ def test_a_broker_that_is_not_there_is_waited_for_without_a_word_of_the_password
         running = asyncio.create_task(
             consume("q", record, dsn=dsn, amqp_url="amqp://guest:canary-7@127.0.0.1:1/", grace=0)
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + DEADLINE
         while "trying again" not in caplog.text and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         assert not running.done()

@@ -11,6 +11,7 @@ import pytest
 from kit.log import WRITE, Reader
 from kit.pipelines import Post, deployed, value
 from outbox.errors import TakenOver
+from outbox.messages import log
 from outbox.messages.log import Log, Window
 from outbox.messages.target import Lease
 
@@ -119,13 +120,16 @@ def test_relays_of_other_names_each_get_every_message(conn: Conn, reader: Reader
     assert reader.next() == ["t1"]
 
 
-def test_a_name_has_one_relay_and_the_one_before_is_fenced(conn: Conn, reader: Reader, another: Another) -> None:
+def test_a_name_has_one_relay_and_the_one_before_is_fenced(
+    conn: Conn, reader: Reader, another: Another, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "LEASE", 3600.0)  # which no slow machine lets expire
     conn.execute(WRITE, ("t0", "a"))
     window = reader.do(reader.log.cut())
     second = another()
     with pytest.raises(TakenOver, match="runs elsewhere"):
         second.begin()
-    conn.execute("UPDATE outbox.relays SET updated_at = now() - interval '6 s'")  # the first one's beat is late
+    conn.execute("UPDATE outbox.relays SET updated_at = now() - interval '2 hours'")  # the first one's beat is late
     assert second.begin() == window
     for fenced in (
         reader.log.advance(0, 1, {}, done=True),

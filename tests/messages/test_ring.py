@@ -62,7 +62,7 @@ def test_a_rotation_that_waits_for_a_writer_holds_up_others_only_for_a_moment(
     writer.execute(WRITE, ("open", "a"))
     fill(conn, 1_000_000)
     reader.next()
-    conn.execute("SET lock_timeout = '10s'")
+    conn.execute("SET lock_timeout = '120s'")
     waits = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
 
     async def beside_writers() -> list[str]:

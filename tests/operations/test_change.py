@@ -10,7 +10,7 @@ import pytest
 from apps.cli import posts
 from kit.commands import Outbox
 from kit.pipelines import Post, drain, status_of, value
-from kit.shop import DELIVERY, PARKED, RELAY, rows_of
+from kit.shop import AHEAD, DELIVERY, PARKED, RELAY, rows_of
 
 Conn = psycopg.Connection[Any]
 
@@ -139,7 +139,7 @@ def test_an_id_that_is_not_parked_or_is_that_of_several_is_an_error_and_nothing_
 def test_a_relay_is_forgotten_with_what_it_has_parked_unless_it_runs(outbox: Outbox, conn: Conn) -> None:
     assert outbox.fails("relay", "--forget", "old") == 'outbox: there is no relay "old"'
     for name in ("old", "main"):
-        conn.execute(RELAY, (name, "host:1", None, "0"))
+        conn.execute(RELAY, (name, "host:1", None, AHEAD))
         conn.execute(PARKED, (name, 1))
     assert "is running: stop it first" in outbox.fails("relay", "--forget", "old")
     conn.execute("UPDATE outbox.relays SET updated_at = now() - interval '1 minute' WHERE name = 'old'")

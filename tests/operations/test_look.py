@@ -10,7 +10,7 @@ import pytest
 from apps.cli import tickets
 from kit.commands import Outbox
 from kit.pipelines import deployed, status_of, value
-from kit.shop import DELIVERY, PARKED, RELAY
+from kit.shop import AHEAD, DELIVERY, PARKED, RELAY
 
 Conn = psycopg.Connection[Any]
 
@@ -42,9 +42,9 @@ def test_status_of_an_empty_database_says_so(outbox: Outbox) -> None:
 
 def test_status_shows_each_relay_with_its_lag_its_trouble_and_whether_it_runs(outbox: Outbox, shop: Conn) -> None:
     shop.execute("DELETE FROM outbox.messages")
-    shop.execute(RELAY, ("a", "host:1", "the broker is away", "0"))
+    shop.execute(RELAY, ("a", "host:1", "the broker is away", AHEAD))
     shop.execute(RELAY, ("b", "host:2", "the broker is away", "1 minute"))
-    shop.execute(RELAY, ("c", None, None, "0"))
+    shop.execute(RELAY, ("c", None, None, AHEAD))
     shop.execute(PARKED, ("b", 1))
     shop.execute("INSERT INTO outbox.messages (topic, created_at) VALUES ('t', now() - interval '3 hours')")
     shop.execute("UPDATE outbox.relays SET window_start = pg_current_snapshot() WHERE name = 'c'")
@@ -129,9 +129,10 @@ def test_status_shows_what_consumers_have_parked(outbox: Outbox, conn: Conn) -> 
     conn.execute(
         "UPDATE outbox.parked_deliveries SET parked_at = now() - interval '3 hours', retry = true WHERE id = 2"
     )
+    conn.execute("UPDATE outbox.parked_deliveries SET parked_at = now() - interval '5 hours' WHERE consumer = 'app'")
     lines = [line.split() for line in outbox("status").out.splitlines()]
     assert lines[-3:] == [
-        ["consumer", "parked", "to", "be", "tried", "again", "oldest"], ["app", "1", "0", "0s"], ["crm", "2", "1", "3h"],
+        ["consumer", "parked", "to", "be", "tried", "again", "oldest"], ["app", "1", "0", "5h"], ["crm", "2", "1", "3h"],
     ]  # fmt: skip
     app, crm = outbox("status", "--json").json["parked_deliveries"]
     assert (app["consumer"], app["parked"], app["to_retry"]) == ("app", 1, 0)

@@ -13,7 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from bench import endurance
 from bench.kit import chains, picture
+from kit.servers import DEADLINE
 from outbox import Go, Run, testing
 from outbox.definition import deploy
 
@@ -22,7 +24,9 @@ ROOT = Path(__file__).parents[2]
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=10 * DEADLINE, check=False
+    )
 
 
 def run(bench: str, file: Path, *options: str) -> tuple[str, dict[str, Any]]:
@@ -86,10 +90,24 @@ def test_the_endurance_bench_lets_load_come_while_the_horizon_is_held_and_counts
     assert "horizon held" in (tmp_path / "picture.svg").read_text()
     for lines in document["series"].values():
         assert [line["horizon"] for line in lines] == ["", "held", "held", ""]
-        assert all(line["steps/s"] > 0 and line["claim ms"] > 0 for line in lines)
-        assert lines[2]["dead rows"] > 0
-    assert document["figures"]["Outbox: steps/s held : before"]["median"] > 0
+        # On a busy machine a slice may have no step; the bench itself says if one is missing in the end.
+        worked = [line["steps/s"] > 0 for line in lines]
+        assert all(line["claim ms"] > 0 for line in lines if "claim ms" in line)
+        assert lines[2]["dead rows"] > 0 or not (worked[1] and worked[2])
+    worked = [line["steps/s"] > 0 for line in document["series"]["Outbox"]]
+    ratio = document["figures"].get("Outbox: steps/s held : before", {"median": 0.0})["median"]
+    assert (ratio > 0) == (worked[0] and any(worked[1:3]))
     assert "SKIP LOCKED" in out
+
+
+def test_what_the_endurance_bench_saw_nothing_of_has_no_figure() -> None:
+    nothing = {"horizon": "", "steps/s": 0.0, "dead rows": 0, "MB": 1.0}
+    some = {**nothing, "horizon": "held", "steps/s": 10.0, "claim ms": 2.0, "claim p99 ms": 3.0}
+    assert endurance.compared([nothing, some, nothing]) == {
+        "claim at the end of it, ms": 2.0, "claim p99 at the end of it, ms": 3.0,
+        "dead at the end of it, rows": 0, "size at the end of it, MB": 1.0,
+    }  # fmt: skip
+    assert endurance.compared([some | {"horizon": ""}, some])["steps/s held : before"] == 1.0
 
 
 ROWS_OF = """

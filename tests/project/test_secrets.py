@@ -21,10 +21,10 @@ from kit.broker import Broker, channel
 from kit.commands import Outbox
 from kit.databases import OWNER, make_database
 from kit.pipelines import Post, deployed, drain, value
-from kit.servers import PostgresServer, Process, free_port, wait_for
+from kit.servers import DEADLINE, PostgresServer, Process, free_port, wait_for
 from outbox import Consumer, Inbox, SettingsError, Worker, settings
 from outbox.database import migrations
-from outbox.database.dsn import engine_conninfo
+from outbox.database.dsn import engine_conninfo, place, redact
 from outbox.database.link import Link
 from outbox.definition import deploy
 from outbox.messages.handoff import Handoff
@@ -226,7 +226,7 @@ def test_a_traceback_of_an_application_and_its_log_at_debug_have_no_password(
             [sys.executable, "-c", IN_THE_APP, str(number)],
             input=f"{dsn}\n{amqp_secret}",
             env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": ""},
-            capture_output=True, text=True, timeout=30, check=False,
+            capture_output=True, text=True, timeout=DEADLINE, check=False,
         )  # fmt: skip
         assert done.returncode, done
         assert "Traceback" in done.stderr
@@ -252,7 +252,7 @@ def test_a_consumer_at_debug_says_no_password_while_it_works_or_is_refused(
         await running
 
     for url, words in ((amqp_secret, "is parked"), (amqp_secret.replace(CANARY, f"{CANARY}-wrong"), "trying again")):
-        asyncio.run(asyncio.wait_for(consume(url, words), 30))
+        asyncio.run(asyncio.wait_for(consume(url, words), DEADLINE))
         assert words in caplog.text
     quiet(caplog.text)
 
@@ -274,7 +274,7 @@ def test_no_object_shows_its_password(strict: PostgresServer, amqp_secret: str) 
 
     objects = [
         *asyncio.run(made()), Worker(posts, dsn), Relay(dsn, Handoff(dsn, "posts")), Inbox("crm"), Consumer("q", handle, dsn=dsn, amqp_url=amqp_secret),
-        settings.load(dsn=dsn, listen_dsn=dsn, amqp_url=amqp_secret), dsn.redact(dsn), dsn.place(dsn),
+        settings.load(dsn=dsn, listen_dsn=dsn, amqp_url=amqp_secret), redact(dsn), place(dsn),
     ]  # fmt: skip
     for found in objects:
         quiet(f"{found!r} {found!s}")
@@ -309,7 +309,7 @@ def test_the_demos_processes_have_no_password_in_the_list_of_processes(strict: P
         )
         children = children_of(demo.pid)
         demo.interrupt()
-        demo.wait(30)
+        demo.wait(DEADLINE)
     quiet("\n".join(children) + (tmp_path / "said").read_text())
 
 
