@@ -314,7 +314,7 @@ def mutate(conn: Conn, function: str, old: str, new: str) -> None:
             lambda conn, explore: test_f73_of_two_that_end_a_wait_exactly_one_wins(conn, explore, BOTH), id="a decision without the workflow's lock",
         ),
         pytest.param(
-            "waits_begin", "IF waiting IS NOT NULL", "IF false",
+            "signals_begin", "IF waiting IS NOT NULL", "IF false",
             lambda conn, explore: test_a_signal_meets_what_begins_or_ends_the_wait_for_it(conn, explore, "begin", BOTH), id="a wait that takes no signal which is there",
         ),
         pytest.param(
