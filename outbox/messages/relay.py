@@ -81,7 +81,10 @@ class Relay:
 
     async def run(self) -> None:
         """Relays until `stop`, or with `drain` until nothing is left."""
-        await self._service.run(self._lead_when_free, self._log.leave, self._log.close, self._target.close)
+        await self._service.run(self._until_stop, self._log.leave, self._log.close, self._target.close)
+
+    async def _until_stop(self) -> None:
+        await self._service.until_stop(self._lead_when_free(), grace=GRACE)
 
     async def _lead_when_free(self) -> None:
         """Relays whenever the name is free and the database is there."""
@@ -93,7 +96,7 @@ class Relay:
                 log.info("relaying")
                 self._elsewhere.set(None)
                 delays.reset()
-                return await self._lead(window)
+                return await side_by_side(self._work(window), self._beat())
             except TakenOver as error:
                 self._elsewhere.set(str(error))
                 await self._target.close()
@@ -105,9 +108,6 @@ class Relay:
                 await self._log.close()
                 await self._target.close()
                 await self._service.sleep(delays.next())
-
-    async def _lead(self, window: Window | None) -> None:
-        await side_by_side(self._service.until_stop(self._work(window), grace=GRACE), self._beat())
 
     async def _work(self, window: Window | None) -> None:
         """Sends the open window, then whatever is new."""

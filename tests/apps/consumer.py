@@ -25,7 +25,7 @@ async def handle(delivery: Delivery) -> None:
     killpoints.passing("K3")
     if payload.get("do") == "wait":
         async with await psycopg.AsyncConnection.connect(os.environ["OUTBOX_DSN"], autocommit=True) as other:
-            await other.execute("INSERT INTO outbox.waiting VALUES (%s)", (payload["n"],))
+            await other.execute("INSERT INTO outbox.begun VALUES (%s)", (payload["n"],))
             while not (await other.execute("SELECT FROM outbox.gate")).rowcount:
                 await asyncio.sleep(0.02)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from outbox.messages.log import LEASE as RELAY_LEASE
+from outbox.messages.target import LEASE as RELAY_LEASE
 
 from .cast import LEASE, WITNESS, Cast, Role
 

@@ -184,7 +184,7 @@ def test_a_check_names_some_of_what_is_broken_and_counts_the_rest() -> None:
 OBJECTIONABLE = {
     "posts that the demo did not submit: mine": "INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('posts', 'mine')",
     "another demo is running": "SET application_name = 'outbox demo'",
-    "would claim its jobs: far:1": "INSERT INTO outbox.workers (name, stages, lease) VALUES ('far:1', '{posts.act}', '30 s')",
+    "would claim its jobs: far:1": "INSERT INTO outbox.workers (name, stages, lease) VALUES ('far:1', '{posts.act}', '1 hour')",
 }
 
 

@@ -26,7 +26,7 @@ Conn = psycopg.Connection[Any]
 Consume = Callable[..., Process]
 TABLES = """
     CREATE TABLE outbox.effects (id serial, n int, attempt int);
-    CREATE TABLE outbox.waiting (n int);
+    CREATE TABLE outbox.begun (n int);
     CREATE TABLE outbox.gate (opened int);
 """
 
@@ -122,7 +122,7 @@ def test_two_consumers_that_get_the_same_messages_at_once_have_one_effect(
 def test_sigterm_lets_what_runs_finish_and_leaves_the_rest(conn: Conn, consume: Consume, amqp: str) -> None:
     consumer = consume()
     post(amqp, *((uuid7(), {"n": n, "do": "wait"}) for n in range(5)))
-    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.waiting") == 1)
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.begun") == 1)
     consumer.send(signal.SIGTERM)
     wait_for(lambda: takers(amqp) == 0, what="it takes nothing more")
     conn.execute("INSERT INTO outbox.gate VALUES (1)")
@@ -235,7 +235,7 @@ def test_a_broker_that_goes_away_and_comes_back_costs_nothing(
     consumer = consume(CONCURRENCY="4", OUTBOX_AMQP_URL=f"{amqp}?heartbeat=2")
     wait_for(lambda: "takes from queue" in consumer.text())
     post(amqp, *messages, topic="t.1")
-    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.waiting") >= 1, what="handlers run")
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.begun") >= 1, what="handlers run")
     if harm == "killed":
         broker.kill()
         broker.start()
@@ -263,7 +263,7 @@ def test_a_consumer_that_is_frozen_in_its_transaction_does_not_keep_others_from_
 ) -> None:
     frozen = consume(TIMEOUT="1", ATTEMPTS="1000", OUTBOX_AMQP_URL=f"{amqp}?heartbeat=2")
     post(amqp, (uuid7(), {"n": 1, "do": "wait"}), topic="t.1")
-    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.waiting") >= 1)
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.begun") >= 1)
     frozen.freeze()
     takes = frozen.text().count("takes from queue")
     conn.execute("INSERT INTO outbox.gate VALUES (1)")

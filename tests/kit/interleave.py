@@ -25,7 +25,7 @@ from psycopg import sql
 REPLAY = "OUTBOX_SCHEDULE"
 """The environment variable by which a failure's report has its schedule run again, and only that one."""
 
-DEADLINE = 120.0
+DEADLINE = 600.0
 """Seconds after which nobody moves any more, and the scheduler gives up: only against hanging."""
 GLANCE = 0.0015
 """Seconds that a step may take before Postgres is asked whether it waits."""

@@ -33,7 +33,7 @@ PLENTY = 8 * 2**30
 """Bytes of free memory with which data is kept in memory: a database is a thousand files, and each test makes one and
 drops it, which costs a disk's file system several times as much. The servers of a whole run need less than half of it."""
 
-DEADLINE = 120.0
+DEADLINE = 600.0
 """Seconds after which a test gives up waiting. It only keeps a test from hanging: no verdict rests on how long a thing
 takes, so it is far longer than anything takes, on a busy machine too."""
 

@@ -332,7 +332,7 @@ def test_options_that_make_no_sense_are_refused(outbox: Outbox, other_dsn: str) 
     ):
         assert said in outbox("relay", *arguments, code=2).err
     bad = outbox("relay", "--to", other_dsn, "--pipeline", "posts", "--entity-id", "{nothing}", code=1)
-    assert "no template of {key}, {topic} and {message_id}" in bad.err
+    assert "is not a template of {key}, {topic} and {message_id}" in bad.err
 
 
 def test_a_password_in_the_target_is_shown_nowhere(conn: Conn, other_dsn: str, spawn: Spawn, outbox: Outbox) -> None:

@@ -130,7 +130,7 @@ def test_a_wish_to_wait_that_is_no_time_is_the_stages_own(conn: Conn, amqp: str,
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (("", {"n": 1}), "no UUID"),
+        (("", {"n": 1}), "is not a UUID"),
         ((str(uuid4()), {"n": 1}), "not version 7"),
         ((uuid7(), b"no JSON"), "the body is not JSON"),
         ((uuid7(), b""), "the body is not JSON"),

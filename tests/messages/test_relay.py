@@ -185,7 +185,7 @@ def test_f54_a_backlog_of_a_long_outage_drains_in_order(conn: Conn, start: Start
     write(conn, 1)
     relay = start("--strict")
     wait_for(lambda: value(conn, "SELECT trouble FROM outbox.relays"), what="the relay has noticed")
-    conn.execute("SET lock_timeout = '60s'")  # a writer waits for no relay
+    conn.execute("SET lock_timeout = '120s'")  # a writer waits for no relay
     write(conn, 7999, first=1)
     assert value(conn, "SELECT count(*) FROM outbox.parked_messages") == 0, "an outage costs no message its attempts"
     broker.start()

@@ -119,7 +119,7 @@ def test_a_dump_restored_on_another_server_is_relayed_there_without_loss(
     with psycopg.connect(restored) as there:
         assert cluster(there) != cluster(conn)
     said = relay_the_rest(restored, start, amqp, arrived)
-    assert said.count("the database was restored: every message that is in the log is relayed") == 1
+    assert said.count("the database was restored: every message in the log is relayed") == 1
 
 
 @pytest.mark.parametrize("what", ["a newer dump", "the database itself"])
