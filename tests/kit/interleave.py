@@ -235,7 +235,7 @@ class _Player:
 
     def step(self, text: str) -> bool:
         """Wait for the turn of a step; False if the statement is to be left out."""
-        if "lock_timeout" in text and not self.actor.hasty:
+        if re.search(r"\bSET\b.*lock_timeout|set_config\('lock_timeout'", text) and not self.actor.hasty:
             return False
         if not _OWN.match(text) and (self.actor.steps is None or re.search(self.actor.steps, text)):
             with self.changed:
