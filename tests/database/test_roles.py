@@ -289,6 +289,11 @@ def test_a_worker_that_may_not_delete_what_is_old_says_so_at_once(parcels: Conn,
 SEEN = [["status"], ["show", "a"], ["dead"], ["parked"]]
 
 
+def ageless(said: str) -> list[str]:
+    """Return the words of a table without ages: each run of a command is a little later than the one before."""
+    return [word for word in said.split() if not re.fullmatch(r"\d+[smh]", word)]
+
+
 @pytest.mark.parametrize("group", ["viewer", "operator"])
 def test_who_only_looks_sees_everything_and_changes_nothing(parcels: Conn, as_: As, dsn: str, group: str) -> None:
     app.submit(parcels, "a", {"of": "the data"})
@@ -300,7 +305,7 @@ def test_who_only_looks_sees_everything_and_changes_nothing(parcels: Conn, as_: 
     )
     login = Outbox(dsn_as(f"login_{group}", dsn))
     for arguments in SEEN:
-        assert login(*arguments).out == Outbox(dsn)(*arguments).out
+        assert ageless(login(*arguments).out) == ageless(Outbox(dsn)(*arguments).out)
         assert login(*arguments, "--json").json
     found = [finding["what"] for finding in login("doctor", "--app", APP, "--json", code=1).json]
     assert "the schema is up to date" in found
