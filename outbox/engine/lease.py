@@ -126,4 +126,7 @@ class Lease:
                 continue
             # A short timeout, so that a lease that was given up meanwhile is soon replaced.
             async for _ in conn.notifies(timeout=min(rest, 0.5), stop_after=1):
-                self._inflight.wake()
+                self._notified()
+
+    def _notified(self) -> None:
+        self._inflight.wake()

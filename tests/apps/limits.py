@@ -22,7 +22,7 @@ LASTS = float(os.environ.get("LASTS", "0.05"))
 
 
 def _note(what: str, run: Run[dict[str, Any]]) -> None:
-    words = time.monotonic(), os.getpid(), what, run.entity_id, run.data["customer"], run._job.moment
+    words = time.monotonic(), os.getpid(), what, run.entity_id, run.data["customer"], run._job.start_time
     with open(os.environ["NOTES"], "a") as notes:
         notes.write(" ".join(map(str, words)) + "\n")
 

@@ -49,7 +49,7 @@ class Began:
 
     async def __call__(self, run: Run[Order]) -> None:
         self.entities.append(run.entity_id)
-        self.moments.append(run._job.moment)
+        self.moments.append(run._job.start_time)
         for who in ("", run.data.customer):
             self.now[who] += 1
             self.most[who] = max(self.most[who], self.now[who])
@@ -201,7 +201,7 @@ def test_a_rate_is_used_to_the_full(
         rows = conn.execute(*claim.request_limited(worker, [(lane, 10)], 0.0, careful=True)).fetchall()
         got = claim.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
         found, again = got.get(lane, (0, None))
-        moments += [(job.entity_id[0], job.moment) for job in lane.waiting]
+        moments += [(job.entity_id[0], job.start_time) for job in lane.waiting]
         if again is not None:
             heappush(due, (now + max(again, 0.001 if found else POLL_FIRST), worker))
     every = sorted(moment for _, moment in moments)
@@ -383,7 +383,7 @@ def test_a_moment_that_nobody_used_is_given_anew(conn: Conn, partition: str | No
 
     (first,) = claimed()
     assert claimed() == []
-    conn.execute(*commit.give_back([first]))
+    conn.execute(*commit.release([first]))
     conn.execute(*commit.return_start_times([first]))
     (again,) = claimed()
     assert again.start_time >= first.start_time
@@ -430,10 +430,10 @@ def test_a_rate_is_kept_by_handlers_that_wait_for_their_connection(
     began: list[float] = []
 
     async def ship(run: Run[Order]) -> None:
-        began.append(run._job.moment)
+        began.append(run._job.start_time)
 
     def ship_in_thread(run: Run[Order]) -> None:
-        began.append(run._job.moment)
+        began.append(run._job.start_time)
 
     pipeline = deployed(conn, orders(ship_in_thread if sync else ship, rate="20/second", transaction=True))
     submit(conn, pipeline, "a", 45)

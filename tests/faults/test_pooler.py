@@ -16,6 +16,7 @@ from kit.pipelines import deployed, make_posts, value
 from kit.pooler import Pooler
 from kit.servers import DEADLINE, Process, wait_for
 from outbox import Worker
+from outbox.engine.lease import Lease
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
@@ -60,7 +61,9 @@ def test_workers_behind_a_pooler_do_everything_once_though_one_is_killed(
         assert "Traceback" not in worker.text()
 
 
-def test_notify_wakes_a_worker_behind_a_pooler(conn: Conn, pooled: str, dsn: str) -> None:
+def test_notify_wakes_a_worker_behind_a_pooler(
+    conn: Conn, pooled: str, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     posts = deployed(conn, make_posts())
 
     async def main() -> None:
@@ -69,7 +72,7 @@ def test_notify_wakes_a_worker_behind_a_pooler(conn: Conn, pooled: str, dsn: str
         try:
             await asyncio.to_thread(wait_for, lambda: value(conn, "SELECT count(*) FROM outbox.workers WHERE idle"))
             heard = asyncio.Event()
-            worker._keeper._on_wake = heard.set
+            monkeypatch.setattr(Lease, "_notified", lambda lease: heard.set())
             posts.submit(conn, "p1", {"content": "a"})
             await asyncio.wait_for(heard.wait(), DEADLINE)
         finally:

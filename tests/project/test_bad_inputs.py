@@ -636,7 +636,7 @@ def test_what_cannot_be_is_refused_of_plain_sql_too(conn: Conn, statement: str, 
     assert value(conn, "SELECT count(*) FROM outbox.jobs WHERE due OR run_at <= now()") == 1
 
 
-@pytest.mark.parametrize("change", ["attempt = -5", "attempt = 2000000000", "version = -1", "owner = 77, claimed_at = now()",
+@pytest.mark.parametrize("change", ["attempt = -5", "attempt = 2000000000", "entered = -1", "owner = 77, claimed_at = now()",
                                     "stage = 'nobody'", "pipeline = 'nobody'"])  # fmt: skip
 def test_a_job_that_was_changed_by_hand_harms_no_other(conn: Conn, dsn: str, change: str) -> None:
     posts = deployed(conn)
