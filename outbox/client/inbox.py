@@ -58,7 +58,7 @@ class Inbox:
 
         Raises InvalidInput for an id that isn't a UUIDv7, before any SQL; TooOld for one that the inbox may have
         forgotten, by the day (UTC) that it was made on; TooNew for one that was made more than a day ahead. Each leaves
-        the transaction usable.
+        the transaction usable, unless the id is forgotten while this runs: then Postgres raises TooOld and ends it.
         """
         accepted: bool | Awaitable[bool] = execute(conn, accepting(self.consumer, parse_id(message_id)))
         return accepted
