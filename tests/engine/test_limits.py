@@ -383,7 +383,7 @@ def test_a_moment_that_nobody_used_is_given_anew(conn: Conn, partition: str | No
 
     (first,) = claimed()
     assert claimed() == []
-    conn.execute(*commit.give_back([first]))
+    conn.execute(*commit.release([first]))
     conn.execute(*commit.return_start_times([first]))
     (again,) = claimed()
     assert again.start_time >= first.start_time

@@ -117,7 +117,7 @@ def test_claims_never_take_the_same_job_nor_more_than_they_may(conn: Conn, explo
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute(*commit.give_back([table.job]))
+        conn.execute(*commit.release([table.job]))
         pipeline.submit_many(conn, [("f", Post()), ("g", Post())])
 
         def claiming(worker: int) -> Act:
@@ -164,7 +164,7 @@ def test_a_claim_that_stores_an_in_progress_status_a_change_by_hand_and_a_sweep(
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute(*commit.give_back([table.job]))
+        conn.execute(*commit.release([table.job]))
 
         def begin(conn: Conn) -> list[str]:
             jobs = table.claimed(conn, table.first)
@@ -403,7 +403,7 @@ def test_a_deploy_a_change_by_hand_and_a_claim(conn: Conn, explore: Explore) -> 
     def scene() -> Scene:
         conn.execute("DELETE FROM outbox.workflow_states")
         table = Table(conn, deployed(conn, old))
-        conn.execute(*commit.give_back([table.job]))
+        conn.execute(*commit.release([table.job]))
 
         def check(outcomes: dict[str, Any]) -> None:
             books_are_right(conn)
