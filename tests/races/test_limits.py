@@ -66,7 +66,7 @@ class Queue:
         return ["ended"] if conn.execute(*commit.fail([(self.job, Failed("boom", 0.0))])).fetchall() else []
 
     def give_back(self, conn: Conn) -> list[str]:
-        return ["ended"] if conn.execute(*commit.give_back([self.job])).fetchall() else []
+        return ["ended"] if conn.execute(*commit.release([self.job])).fetchall() else []
 
     def sweep(self, conn: Conn) -> list[str]:
         conn.execute(MAINTENANCE["workers_bury"], {"dead": [self.first], "leases": False, "now": None})
