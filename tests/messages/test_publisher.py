@@ -158,8 +158,9 @@ def round_trip(broker: ScriptedBroker, line: Line) -> None:
 
 
 def give_time(monkeypatch: pytest.MonkeyPatch, sender: Sender) -> None:
-    """From here on the broker answers, and may take as long as a busy machine takes for it."""
-    be_patient(monkeypatch, DEADLINE)
+    """Has the next attempts wait as long as a busy machine takes, once the broker answers: one before may be unanswered."""
+    monkeypatch.setattr(connection, "PATIENCE", DEADLINE)
+    monkeypatch.setattr(connection, "OPEN_WITHIN", 3 * DEADLINE)
     parameters = sender.publisher._parameters
     parameters.socket_timeout = parameters.stack_timeout = DEADLINE
 
@@ -523,8 +524,8 @@ def test_a_broker_that_fails_while_a_channel_is_opened_is_tried_until_it_answers
         assert None not in sender.troubles
         if end == "silence":
             assert set(sender.troubles) == {"the broker does not answer"}
-        give_time(monkeypatch, sender)
         broker.instead.clear()
+        give_time(monkeypatch, sender)
         assert delivering.result(DEADLINE) == {}
         assert numbers(broker.messages) == [1, 2, 3]
         assert sender.troubles[-1] is None
@@ -1108,8 +1109,8 @@ def test_closing_while_a_channel_is_opened_leaves_no_connection_behind(
         assert reached.wait(DEADLINE)
         delivering.cancel()
         sender.close()
-        give_time(monkeypatch, sender)
         broker.instead.clear()
+        give_time(monkeypatch, sender)
         assert sender.deliver(some(1)).result(DEADLINE) == {}, "the next delivery opens its own"
         wait_for(lambda: not broker.lines[0].thread.is_alive())
 
