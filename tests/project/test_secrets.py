@@ -207,7 +207,18 @@ logging.basicConfig(level=logging.DEBUG)
 dsn, amqp = sys.stdin.read().splitlines()
 async def handle(delivery): ...
 
+class EndsWhatIsTriedAgain(logging.Handler):
+    # A relay waits for a database that refuses it: the first time is enough.
+    def __init__(self, running):
+        super().__init__()
+        self.running = running
+
+    def emit(self, record):
+        if "trying again" in record.getMessage():
+            self.running.cancel()
+
 async def main():
+    logging.getLogger("outbox.relay").addHandler(EndsWhatIsTriedAgain(asyncio.current_task()))
     made = [lambda: Worker(posts, dsn, drain=True), lambda: Consumer("q", handle, dsn=dsn, amqp_url=amqp),
             lambda: Relay(dsn, Handoff(dsn, "posts"))]
     await made[int(sys.argv[1])]().run()
