@@ -132,6 +132,7 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
 def on_signals(stop: Callable[[], object]) -> None:
     """Calls `stop` in the running loop for each SIGTERM and SIGINT. Does nothing outside the main thread."""
     loop = asyncio.get_running_loop()
+    # asyncio raises one of these where a loop can't take signals: in another thread, or on Windows.
     with suppress(NotImplementedError, RuntimeError, ValueError):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)

@@ -24,7 +24,7 @@ RATE_EVERY = 0.1
 """Seconds over which the rate of ended jobs is averaged: shorter, and one slow job would stop the prefetch."""
 
 ASYNC_CONCURRENCY, SYNC_CONCURRENCY, TRANSACTION_CONCURRENCY, BATCH_CONCURRENCY = 100, 16, 10, 2
-"""Concurrent attempts where nobody has said how many: coroutines are cheap, threads and connections are not."""
+"""Concurrent attempts if neither stage nor worker says how many: coroutines are cheap, threads and connections not."""
 
 
 class Lane:
