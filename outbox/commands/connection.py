@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import click
@@ -35,7 +35,8 @@ def dsn_of(found: settings.Settings, *, migrated: bool = True) -> Iterator[str]:
 @contextmanager
 def database(found: settings.Settings, *, migrated: bool = True) -> Iterator[psycopg.Connection[Any]]:
     """Yields an open connection, in autocommit."""
-    with dsn_of(found, migrated=migrated) as dsn, _connect(dsn) as conn:
+    # Only closed: psycopg's own block also rolls back, and warns on the screen if Ctrl-C came in the middle of a query.
+    with dsn_of(found, migrated=migrated) as dsn, closing(_connect(dsn)) as conn:
         yield conn
 
 
