@@ -77,7 +77,7 @@ schema: $(STAMP) ## write sql/schema.sql, and add to sql/history.txt which funct
 	$(RUN) tools.schema --history
 	$(RUN) tools.schema > sql/schema.sql.new && mv sql/schema.sql.new sql/schema.sql
 
-docs: $(STAMP) ## write docs/cli.md anew from the commands' help, and docs/bad-inputs.md from its table
+docs: $(STAMP) ## write docs/cli.md from the commands' help, and docs/bad-inputs.md from its table
 	mkdir -p docs && $(RUN) tools.cli_reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 	$(RUN) tools.bad_inputs > docs/bad-inputs.md.new && mv docs/bad-inputs.md.new docs/bad-inputs.md
 

@@ -39,6 +39,9 @@ MEGABYTES = """
     FROM pg_partition_tree(%(table)s)
 """
 
+TEMPLATE = "bench_template"
+"""The database of which each run has a copy."""
+
 _numbers = itertools.count(1)
 
 
@@ -54,16 +57,12 @@ class Server:
         """Yield the DSN of a fresh database with all pipelines deployed; what earlier runs wrote is flushed."""
         name = f"bench_{next(_numbers)}"
         with psycopg.connect(self.dsn, autocommit=True) as admin:
-            admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-            dsn = make_conninfo(self.dsn, dbname=name)
+            admin.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(TEMPLATE))
+            )
             try:
-                migrations.apply(dsn)
-                with psycopg.connect(dsn, autocommit=True) as conn:
-                    for shape in SHAPES:
-                        deploy.deploy(conn, shape.pipeline)
-                    conn.execute("CREATE TABLE booked (entity text, stage text)")
                 admin.execute("CHECKPOINT")
-                yield dsn
+                yield make_conninfo(self.dsn, dbname=name)
             finally:
                 admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -81,7 +80,19 @@ def server() -> Iterator[Server]:
         with embedded.server(Path(folder)) as dsn, psycopg.connect(dsn) as conn:
             programs = conn.execute("SELECT setting FROM pg_config() WHERE name = 'BINDIR'").fetchone()
             assert programs is not None
+            _make_template(dsn)
             yield Server(dsn, Path(programs[0]))
+
+
+def _make_template(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+    template = make_conninfo(dsn, dbname=TEMPLATE)
+    migrations.apply(template)
+    with psycopg.connect(template, autocommit=True) as conn:
+        for shape in SHAPES:
+            deploy.deploy(conn, shape.pipeline)
+        conn.execute("CREATE TABLE booked (entity text, stage text)")
 
 
 @contextmanager

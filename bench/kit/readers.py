@@ -1,4 +1,4 @@
-"""Two ways to read an outbox, each in a thread, handing messages to nobody: the relay's, and SELECT … SKIP LOCKED."""
+"""Reads an outbox in a thread and drops the messages, in two ways: the relay's, and SELECT … SKIP LOCKED."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def relay(dsn: str, taken: Taken) -> Iterator[None]:
 
 @contextmanager
 def skip_locked(dsn: str, taken: Taken) -> Iterator[None]:
-    """Read plain_outbox: lock the first rows that nobody else has, delete them, commit."""
+    """Read plain_outbox: lock the first rows that no other session has, delete them, commit."""
     over = Event()
 
     def take(conn: psycopg.Connection) -> None:

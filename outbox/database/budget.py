@@ -1,4 +1,4 @@
-"""What walks over dead rows has its part of the time: nobody can remove them while a transaction is open somewhere."""
+"""Limits the share of time spent walking over dead rows, which can't be removed while a transaction is open."""
 
 from __future__ import annotations
 

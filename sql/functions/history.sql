@@ -1,6 +1,6 @@
 -- The audit trail is append-only. Retention may delete, and only delete: it says so with a setting of its own transaction.
--- The settings are fixed, for the function runs as whoever deletes: an operator in front of pg_catalog in somebody's
--- search_path must not decide.
+-- The settings are fixed, as the function runs with the rights of the role that deletes: an operator in front of pg_catalog in
+-- its search_path must not decide.
 CREATE OR REPLACE FUNCTION outbox.state_changes_are_append_only() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$

@@ -6,7 +6,7 @@ RETURN (SELECT to_timestamp(s.last_value * 86400.0) FROM outbox.inbox_floor AS s
 COMMENT ON FUNCTION outbox.inbox_oldest() IS
     'Returns the time before which ids are refused: the inbox may have forgotten those that were made earlier.';
 
--- Refuses an id of which nobody can say that it is new. It runs when the child is locked already: an insert that passes has
+-- Refuses an id that can't be known to be new. It runs when the child is locked already: an insert that passes has
 -- the child as it is, and one that comes after the child was emptied meets the floor that was raised before. An id from far
 -- in the future would keep its child from being emptied, perhaps for years.
 CREATE OR REPLACE FUNCTION outbox.inbox_refuse() RETURNS trigger
@@ -37,7 +37,7 @@ COMMENT ON FUNCTION outbox.inbox_refuse() IS 'Internal: refuses ids that may be 
 
 -- Forgetting takes TRUNCATE and the floor. With these rights of its own, a role could have an id forgotten that is not
 -- refused afterwards; this function does both, in the right order. The floor is raised first, so what may be gone is
--- refused. A child is locked for as long as nobody notices, or left for the next time.
+-- refused. A child is locked only briefly, or left for the next time.
 CREATE OR REPLACE FUNCTION outbox.inbox_forget(days double precision) RETURNS TABLE (child text, emptied boolean)
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'

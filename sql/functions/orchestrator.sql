@@ -1,4 +1,4 @@
--- The orchestrator: the trigger functions of outbox.workflow_states, and nothing else. Whoever changes a status, the same
+-- The orchestrator: the trigger functions of outbox.workflow_states, and nothing else. Whatever changes a status, the same
 -- transaction gets a row of history, the end of the job that was open, and the job of the stage that comes next.
 --
 -- The triggers are for each statement, with transition tables, so a batch costs one execution. SECURITY DEFINER, so that a
@@ -31,8 +31,9 @@ END
 $$;
 COMMENT ON FUNCTION outbox.workflow_fill_initial() IS 'Internal: fills in the initial status.';
 
--- Moves version and updated_at, whatever the statement said of them, and keeps the identity fixed. It runs as whoever
--- changes the row, with a fixed search_path: an operator of somebody's own must not decide whether a version moves.
+-- Moves version and updated_at, whatever the statement said of them, and keeps the identity fixed. It runs with the
+-- rights of the role that changes the row, and a fixed search_path: a role's own operator must not decide whether a version
+-- moves.
 CREATE OR REPLACE FUNCTION outbox.workflow_move_version() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$

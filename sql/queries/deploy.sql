@@ -2,7 +2,7 @@
 
 -- name: deploy_turn
 -- Waits for another deploy, and for outbox retry, which makes jobs by the routes. It comes before the lock of the
--- table: these wait for rows, and whoever holds the rows must be able to go on.
+-- table: these wait for rows, and the sessions that hold the rows must be able to go on.
 -- Locks an advisory lock.
 SELECT pg_advisory_xact_lock(hashtext('outbox.deploy'));
 

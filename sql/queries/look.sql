@@ -173,7 +173,7 @@ ORDER BY p.consumer;
 
 -- name: parked
 -- Returns what relays could not send, then what consumers could not handle, the first one of each first. A delivery's
--- body is whatever came; its key is where a relay writes it.
+-- body is what came; its key is where a relay writes it.
 -- Reads parked_deliveries, parked_messages.
 SELECT p.relay, NULL AS consumer, p.id, p.message_id::text, p.topic, p.key, p.payload, NULL::bytea AS body, p.headers,
        NULL AS queue, NULL::integer AS deliveries, p.reason, p.retry, p.created_at, p.parked_at

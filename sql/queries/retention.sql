@@ -76,7 +76,7 @@ SELECT outbox.reactions_forget(%(days)s, %(limit)s);
 
 -- name: retention_dead_jobs
 -- Drops the errors of jobs that died more than `days` ago. The dead job itself stays for as long as the workflow stands
--- there: without it nobody would see a workflow that waits for a person. Returns how many.
+-- there: without it no list would show a workflow that waits for a person. Returns how many.
 -- Writes dead_jobs. Locks dead jobs, with SKIP LOCKED. Uses dead_jobs_by_time, dead_jobs_pkey.
 WITH old AS MATERIALIZED (
     SELECT d.workflow_id FROM outbox.dead_jobs AS d

@@ -45,7 +45,7 @@ def trouble(failing: Callable[[str], Exception] = RuntimeError) -> None:
 
 
 class World:
-    """The outside world: one connection that is made anew when it breaks."""
+    """The outside world: one connection that is opened again when it breaks."""
 
     def __init__(self) -> None:
         self._conn: psycopg.AsyncConnection[Any] | None = None

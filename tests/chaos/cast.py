@@ -119,7 +119,7 @@ class Cast:
         self.roles: list[Role] = []
         self.deaths: list[Death] = []
         self.exits: list[str] = []  # of processes that nobody had killed
-        self.not_started = 0  # found no server when they began: they say so, and whoever started them tries again
+        self.not_started = 0  # found no server when they began: they say so, and what started them tries again
         self.deadly = 0.0  # how many of the processes that are started are told to kill themselves
         self.clients: subprocess.Popen[bytes] | None = None
         self._watching = True
@@ -243,7 +243,7 @@ class Cast:
                 self.exits.append("the clients did not end")
 
     def calm(self) -> None:
-        """From here on nothing kills itself: whoever would is replaced."""
+        """From here on nothing kills itself: a process that would is replaced."""
         with self._turn:
             self.deadly = 0.0
             for role in self.roles:

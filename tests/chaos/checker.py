@@ -108,11 +108,11 @@ class _Checker:
 
     def _answers(self) -> None:
         entities = {flow.entity: id_ for id_, flow in self.replay.flows.items()}
-        anew: dict[str, Counter[str]] = defaultdict(Counter)
+        again: dict[str, Counter[str]] = defaultdict(Counter)
         for call in self.history.calls:
             id_ = entities.get(call.entity)
             if call.kind == "retry":
-                anew[call.entity][call.outcome] += 1
+                again[call.entity][call.outcome] += 1
             elif call.outcome != "ok" or call.client in self.replay.told_by:
                 pass
             elif id_ is None:
@@ -120,11 +120,11 @@ class _Checker:
             elif call.kind == "change" or call.said != "exists":
                 self.find("lost", id_, f"{call.client} was told {call.said!r}, and there is no such change")
         for id_, flow in self.replay.flows.items():
-            told = anew.get(str(flow.entity), Counter())
-            if flow.made_anew < told["ok"]:
-                self.find("lost", id_, f"its job was made anew {told['ok']} times, and {flow.made_anew} were committed")
-            elif flow.made_anew > told["ok"] + told["unknown"]:
-                self.find("phantom", id_, f"its job was made anew {flow.made_anew} times, and nobody asked for that")
+            told = again.get(str(flow.entity), Counter())
+            if flow.made_again < told["ok"]:
+                self.find("lost", id_, f"its job was made again {told['ok']} times, and {flow.made_again} were committed")
+            elif flow.made_again > told["ok"] + told["unknown"]:
+                self.find("phantom", id_, f"its job was made again {flow.made_again} times, and no call asked for that")
 
     # What is due is done.
 

@@ -133,7 +133,7 @@ class Client:
                     row = await cursor.fetchone()
                 if not row or not row[0]:
                     raise Failed("not dead any more")
-                return "made anew"
+                return "made again"
 
             await self.call("retry", entity, None, do)
 

@@ -66,7 +66,7 @@ def sql(step: str, statement: str, *replacements: tuple[str, str]) -> Patch:
 
 
 def code(where: str, *replacements: tuple[str, str]) -> Patch:
-    """Replace text in the source of a function, "module:Class.function"; whoever has imported it gets the new one."""
+    """Replace text in the source of a function, "module:Class.function"; modules that have imported it get the new one."""
 
     def patch() -> None:
         module, _, path = where.partition(":")
@@ -173,7 +173,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "no-polling": Mutant(
-        "NOTIFY is taken for a queue: whoever was not there to hear it waits for ever",
+        "NOTIFY is taken for a queue: a worker that was not there to hear it waits for ever",
         frozenset({"stuck", "lost"}),
         ("notify-lost",),
         (
@@ -245,7 +245,7 @@ MUTANTS: dict[str, Mutant] = {
         database=(("outbox.workflows_changed", "WHERE c.stage IS NOT NULL;", "WHERE c.stage IS NOT NULL AND worker IS NOT NULL;"),),
     ),
     "anything-goes": Mutant(
-        "whoever writes the table may write any status",
+        "any writer of the table may write any status",
         frozenset({"illegal change", "resurrection"}),
         database=(("outbox.workflows_changed", "IF unknown IS NOT NULL OR illegal IS NOT NULL THEN", "IF unknown IS NOT NULL THEN"),),
     ),

@@ -203,7 +203,7 @@ def broker_frozen(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def broker_alarm(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """The broker blocks whoever publishes."""
+    """The broker blocks all publishers."""
     cast.broker.alarm(True)
     try:
         yield dice.uniform(2.0, 6.0)

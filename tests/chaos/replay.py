@@ -31,7 +31,7 @@ class Flow:
     version: int = 0
     job: Row | None = None
     dead: Row | None = None
-    made_anew: int = 0
+    made_again: int = 0
     without_job: str | None = None  # the status that it came to without the job of the stage that takes it
 
 
@@ -463,7 +463,7 @@ class Replay:
             self.find("torn commit", id_, f"in {flow.status} it still has the dead job of {flow.dead['status']}")
         elif part.made and not part.moves:
             if part.undied:
-                flow.made_anew += 1
+                flow.made_again += 1
             elif flow.without_job:
                 self.find("torn commit", id_, f"the job of {flow.without_job} was made in another transaction")
                 flow.without_job = None

@@ -178,7 +178,7 @@ class Script:
         self.commit(write("jobs", "delete", workflow_id=id_), write("dead_jobs", "insert", **self.dead[id_]))
 
     def make_anew(self, id_: str, outcome: str = "ok") -> None:
-        self.call("retry", self.states[id_]["entity_id"], None, outcome, "made anew")
+        self.call("retry", self.states[id_]["entity_id"], None, outcome, "made again")
         dead = self.dead.pop(id_)
         self.commit(write("dead_jobs", "delete", workflow_id=id_), self.job(id_, dead["status"], dead["entered"]))
 

@@ -237,7 +237,7 @@ def an_answered_retry_that_was_not_committed(run: Script) -> None:
     run.through("w", "CHECKED", "APPROVED", "SHIPPED")
     run.claim("w")
     run.die("w")
-    run.call("retry", "entity of w", None, "ok", "made anew")
+    run.call("retry", "entity of w", None, "ok", "made again")
 
 
 @broken("phantom")

@@ -110,7 +110,7 @@ def test_on_an_async_connection_a_refusal_is_the_same_error(conn: Conn, dsn: str
     assert asyncio.run(decide_twice()) == "PAID"
 
 
-def test_whoever_sets_the_status_has_decided(conn: Conn, dsn: str) -> None:
+def test_a_status_set_by_hand_is_a_decision(conn: Conn, dsn: str) -> None:
     """The tables are the API: psql, Django, a person in a web page."""
     waiting(conn, dsn, QUESTION)
     conn.execute("SELECT set_config('outbox.actor', 'django', false)")

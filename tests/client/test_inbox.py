@@ -1,4 +1,4 @@
-"""The inbox: the first delivery of a message is told from all others, whoever asks, whenever it comes."""
+"""The inbox: the first delivery of a message is told from all others, in any session and at any time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals: one moves who waits for it, whenever it comes; each is taken once."""
+"""Signals: one moves the workflow that waits for it, before or after the wait begins; each is taken once."""
 
 from __future__ import annotations
 

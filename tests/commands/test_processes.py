@@ -65,7 +65,7 @@ def test_they_drain_and_end_with_0(conn: Conn, app: Any, spawn: Spawn) -> None:
 
 
 @pytest.mark.parametrize("to_all", [False, True], ids=["to the first", "to each of them"])
-def test_one_sigterm_lets_running_handlers_finish_whoever_is_sent_it(
+def test_one_sigterm_lets_running_handlers_finish_whichever_process_gets_it(
     conn: Conn, app: Any, family: Any, to_all: bool
 ) -> None:
     first, both = family()

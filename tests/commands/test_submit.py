@@ -334,7 +334,7 @@ def test_a_terminal_sees_progress_and_the_result_stays_clean(outbox: Outbox, the
             process.stdin.write(lines(*({"entity_id": f"e{n}"} for n in range(2_500))).encode())
             process.stdin.flush()
             seen = b""
-            while b"submit" not in seen:  # it ends, since the bar is drawn anew ten times a second
+            while b"submit" not in seen:  # it ends, since the bar is drawn ten times a second
                 seen += os.read(master, 65_536)
             done = process.done(b"")
     finally:

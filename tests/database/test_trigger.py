@@ -1,4 +1,4 @@
-"""The trigger as orchestrator: whoever changes a status, history, job and messages follow in the same transaction."""
+"""The trigger as orchestrator: history, job and messages follow any change of a status, in the same transaction."""
 
 from __future__ import annotations
 

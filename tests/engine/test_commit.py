@@ -21,7 +21,7 @@ Conn = psycopg.Connection[Any]
 
 
 def test_opposite_orders_of_a_bulk_update_and_a_batch_do_not_deadlock(conn: Conn, connect: Callable[..., Conn]) -> None:
-    """F25: the batch locks in the order of ids; whoever updates in id order too never meets it crosswise."""
+    """F25: the batch locks in the order of ids; a session that updates in the order of ids too never deadlocks with it."""
     pipeline = deployed(conn, one_stage(lambda run: None))
     pipeline.submit_many(conn, ((f"e{n}", Post()) for n in range(50)))
     row = conn.execute(

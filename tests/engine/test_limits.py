@@ -586,7 +586,7 @@ def test_so_many_are_at_work_over_all_processes_of_which_some_are_killed(
         wait_for(lambda so_far=so_far: len(there.lines()) > so_far + 20)
         victim = there.last_to_note()
         victim.freeze()
-        killed[victim.popen.pid] = time.monotonic()  # when it does nothing more, and nobody else has its jobs yet
+        killed[victim.popen.pid] = time.monotonic()  # when it does nothing more, and no other worker has its jobs yet
         victim.kill9()
         there.workers = [worker for worker in there.workers if worker is not victim] + [there.worker()]
     there.done(3 * 56)

@@ -761,7 +761,7 @@ def test_whatever_happens_the_tables_say_what_the_model_says(world: Callable[[],
 
 MUTANTS = {
     "a finish on data that was changed": (commit, "jobs_finish_if_held", " AND w.version = o.version", ""),
-    "a finish by whoever comes": (
+    "a finish by any worker": (
         commit,
         "jobs_finish_if_held",
         " AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = workflow.attempt",

@@ -1,4 +1,4 @@
-"""What runs by the clock: each tick once, whoever runs it, whatever dies on the way."""
+"""Schedules: each tick runs once, on any worker, whatever dies on the way."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ WRONG = {
             WHERE k.parent_id = p.id AND d.to_status = 'DONE') <> 3""",
     "a parent that went on twice": """
         SELECT workflow_id::text FROM outbox.state_changes WHERE to_status = 'MERGED' GROUP BY 1 HAVING count(*) > 1""",
-    "a number that was drawn anew after it was kept": """
+    "a number that was drawn again after it was kept": """
         SELECT entity FROM outbox.drawn GROUP BY 1 HAVING count(DISTINCT number) > 1""",
     "a tick that ran twice": "SELECT at::text FROM outbox.ticks GROUP BY at HAVING count(*) > 1",
     "a tick that did not run": """

@@ -117,7 +117,7 @@ class Broker:
         os.kill(self.pid, signal.SIGCONT)
 
     def alarm(self, on: bool) -> None:
-        """Raise or end the memory alarm: while it is on, whoever publishes is blocked."""
+        """Raise or end the memory alarm: while it is on, publishers are blocked."""
         self.ctl("set_vm_memory_high_watermark", "0.0" if on else "0.6")
         self._alarmed = on
 
@@ -159,7 +159,7 @@ class Broker:
         return f"amqp://guest:guest@{LOOPBACK}:{self.port}/{vhost}"
 
     def new_url(self) -> str:
-        """Return the URL of a virtual host that nobody else uses."""
+        """Return the URL of a virtual host that no other test uses."""
         if not self._spare:
             self._spare = [f"test{self._vhosts + number}" for number in range(BATCH)]
             self._vhosts += BATCH

@@ -48,7 +48,7 @@ def migrate(*, host: str, port: int, dbname: str, **_: object) -> None:
 
 
 def janitor(server: PostgresServer | NoopExecutor, name: str, template: str | None = None) -> DatabaseJanitor:
-    """Returns what makes a database of this name on the server, and drops it, whoever is connected to it."""
+    """Returns what makes a database of this name on the server, and drops it, though sessions may still be connected."""
     return DatabaseJanitor(host=server.host, port=server.port, user=server.user, dbname=name, template_dbname=template)
 
 

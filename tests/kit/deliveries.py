@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import Any
 
 import psycopg
@@ -35,8 +36,11 @@ def take(url: str) -> list[tuple[Any, dict[str, Any]]]:
     """Take all that is in the queue; return (properties, payload) of each delivery."""
     found = []
     with channel(url) as opened:
-        while (got := opened.basic_get("q", auto_ack=True))[0] is not None:
-            found.append((got[1], json.loads(got[2])))
+        while left := opened.queue_declare("q", passive=True).method.message_count:
+            for method, properties, body in islice(opened.consume("q"), left):
+                found.append((properties, json.loads(body)))
+            opened.basic_ack(method.delivery_tag, multiple=True)
+            opened.cancel()  # what came meanwhile goes back
     return found
 
 

@@ -39,7 +39,7 @@ class Actor:
     """`act(connection)`, sync or async. Only statements that `steps` finds are steps, if it is given.
 
     Time stands still: statements that set `lock_timeout` are left out, and a wait is as long as it takes. Unless the
-    actor is `hasty`: its waits run out by themselves, and nobody else goes on meanwhile.
+    actor is `hasty`: its waits run out by themselves, and no other actor goes on meanwhile.
     """
 
     act: Callable[[Any], Any]
@@ -108,7 +108,7 @@ class Scheduler:
         while True:
             played, turns = self._run(make(), schedule)
             all_played.append(played)
-            # Back to the last turn at which somebody else could have gone, and from there anew.
+            # Back to the last turn at which another actor could have gone, and from there again.
             while turns and turns[-1].last:
                 turns.pop()
             if not turns:
@@ -154,7 +154,7 @@ class Scheduler:
     def _settle(
         self, changed: threading.Condition, players: Mapping[str, _Player], parked: frozenset[str] = frozenset()
     ) -> frozenset[str]:
-        """Return who waits for somebody who is at rest, as soon as everybody else has come to rest or to an end.
+        """Return the actors that wait for one at rest, as soon as all others have come to rest or to an end.
 
         Those who wait in a circle are not at rest: Postgres ends one of them.
         """
@@ -173,7 +173,7 @@ class Scheduler:
             rows = self._asking.execute(
                 "SELECT pid, pg_blocking_pids(pid) FROM unnest(%s::integer[]) AS pid", [list(moving)]
             ).fetchall()
-            # Whoever was at rest before the question is so still: only the next turn changes that.
+            # An actor that was at rest before the question still is: only the next turn changes that.
             holding = {p.pid for p in players.values()} - moving.keys()
             waiting: set[int] = set()
             while found := {pid for pid, blockers in rows if pid not in waiting and holding & {*blockers}}:

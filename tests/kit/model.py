@@ -1,4 +1,4 @@
-"""The engine's promises as plain Python: what the tables say after each step, whoever took it.
+"""The engine's promises as plain Python: what the tables say after each step of any actor.
 
 To be read as the engine's specification. It knows nothing of SQL: test_model.py does the same things to this and to
 the engine, and compares. One thing happens at a time here; what may meet at a row is races/test_jobs.py's. Time is a
@@ -244,7 +244,7 @@ class Model:
         workflow.updated = self.now
         workflow.data = workflow.data if data is None else data
         if to == source:
-            return  # whoever works on the old data is refused, but the job is the same
+            return  # what works on the old data is refused, but the job is the same
         mine = job if job is not None and job.owner == worker else None
         workflow.history.append(
             Change(
@@ -415,7 +415,7 @@ class Model:
         return len(promoted)
 
     def bury(self) -> set[int]:
-        """Who has missed its lease is gone."""
+        """Removes workers that have missed their lease."""
         gone = {worker for worker, row in self.workers.items() if row.beat + row.lease < self.now}
         for worker in gone:
             del self.workers[worker]
@@ -462,7 +462,7 @@ class Model:
     # People who look after it.
 
     def retry(self, entities: Iterable[str]) -> int:
-        """The job of a workflow that has none, anew: all its attempts, and the same idempotency key."""
+        """Makes the job of a workflow that has none: all its attempts, and the same idempotency key."""
         made = 0
         for entity in entities:
             workflow = self.workflows[entity]

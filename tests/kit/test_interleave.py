@@ -1,4 +1,4 @@
-"""The scheduler of interleavings itself: it finds what is broken, sees who waits, and takes deadlocks as outcomes."""
+"""The scheduler of interleavings itself: it finds what is broken, sees which actor waits, and takes deadlocks as outcomes."""
 
 from __future__ import annotations
 

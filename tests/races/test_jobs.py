@@ -1,6 +1,6 @@
 """F04: everything that can meet at a workflow, in every order of its steps: one wins, and the books are right after.
 
-Each test is a scene that is set up anew for each interleaving, what its actors do (the engine's own functions and
+Each test is a scene that is set up again for each interleaving, what its actors do (the engine's own functions and
 statements), and what must be true in the end. See kit/interleave.py.
 """
 
@@ -466,9 +466,9 @@ def test_f04_an_attempt_does_not_count_for_the_job_that_two_deploys_put_in_its_p
     table = Table(conn, deployed(conn, one_stage(lambda run: None)))
     deployed(conn, version(""))
     deployed(conn, table.pipeline)
-    (anew,) = table.claimed(conn, table.first)
-    assert (anew.attempt, anew.version, anew.entered) == (table.job.attempt, table.job.version, table.job.entered)
+    (again,) = table.claimed(conn, table.first)
+    assert (again.attempt, again.version, again.entered) == (table.job.attempt, table.job.version, table.job.entered)
     for act in (table.finish, table.fail, table.die, table.give_back):
         assert act(conn) == [], "what is claimed now is not touched"
-    table.job = anew
+    table.job = again
     assert table.finish(conn) == ["moved", "sent"]

@@ -175,7 +175,7 @@ NEWER = {
 def test_a_deploy_of_other_limits_and_what_is_done_meanwhile(
     conn: Conn, explore: Explore, newer: str, act: str
 ) -> None:
-    """Every job has the place that the routes give it, whoever made or changed it while they changed."""
+    """Every job has the place that the routes give it, though it was made or changed while they changed."""
     old, new = limited(concurrency=3), limited(**NEWER[newer])
 
     def scene() -> Scene:

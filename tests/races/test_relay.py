@@ -1,6 +1,6 @@
 """F50, F51, F56: what meets at the log, at a relay's name and at the inbox, in every order of its steps.
 
-Each test is a scene that is set up anew for each interleaving, what its actors do (the engine's own functions), and
+Each test is a scene that is set up again for each interleaving, what its actors do (the engine's own functions), and
 what must be true in the end. See kit/interleave.py. There is no broker: what a relay would publish, it notes in a list.
 """
 
@@ -126,7 +126,7 @@ def holding(*statements: tuple[str, Any]) -> Callable[[Conn], None]:
 # A relay and writers.
 
 
-def test_f50_whoever_commits_late_is_in_a_later_window(conn: Conn, explore: Explore, alone: Alone) -> None:
+def test_f50_what_commits_late_is_in_a_later_window(conn: Conn, explore: Explore, alone: Alone) -> None:
     told = set()
 
     def scene() -> Scene:
@@ -152,7 +152,7 @@ def test_f50_whoever_commits_late_is_in_a_later_window(conn: Conn, explore: Expl
 
 
 def test_f50_messages_of_a_key_come_in_the_order_of_its_commits(conn: Conn, explore: Explore, alone: Alone) -> None:
-    """Whoever changes a workflow has its row until the commit, and so the ids of its messages are in that order."""
+    """A change of a workflow holds its row until the commit, so the ids of its messages are in that order."""
     deployed(conn)
     told = set()
     change = """WITH changed AS (
@@ -322,7 +322,7 @@ def test_what_nobody_relays_is_emptied_as_a_whole_or_kept_for_a_relay_that_begin
     assert kept == {True, False}
 
 
-# A relay's name: who has it, and who had it.
+# A relay's name: which relay has it, and which had it.
 
 WATCH = """
 CREATE TABLE outbox.moves (n bigint GENERATED ALWAYS AS IDENTITY, pid integer, epoch bigint, passed numeric, position bigint);
@@ -468,9 +468,9 @@ def test_f51_of_two_takeovers_at_once_exactly_one_has_the_name(
 def test_a_relay_that_finds_the_database_restored_loses_nothing(
     conn: Conn, explore: Explore, alone: Alone, beside: str
 ) -> None:
-    """It stamps the whole log anew, beside a writer, or a relay of another name that does the same.
+    """It stamps the whole log again, beside a writer, or a relay of another name that does the same.
 
-    Who is thrown out by the other begins again, and repeats what the other's restore has put back.
+    The one that is thrown out begins again, and repeats what the other's restore has put back.
     """
     kept = set()
 
@@ -586,7 +586,7 @@ def test_f56_a_message_that_is_being_forgotten_has_one_effect_or_is_refused(
 ) -> None:
     """Deliveries, one of them without Outbox's look before it inserts, and the emptying of the message's week.
 
-    That gives up after a moment where a delivery is under way; whoever inserts while it is under way waits.
+    It soon gives up where a delivery is under way; an insert waits while it is under way.
     """
     conn.execute(EFFECTS)
     message = made(60)
