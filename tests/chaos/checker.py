@@ -122,7 +122,9 @@ class _Checker:
         for id_, flow in self.replay.flows.items():
             told = again.get(str(flow.entity), Counter())
             if flow.made_again < told["ok"]:
-                self.find("lost", id_, f"its job was made again {told['ok']} times, and {flow.made_again} were committed")
+                self.find(
+                    "lost", id_, f"its job was made again {told['ok']} times, and {flow.made_again} were committed"
+                )
             elif flow.made_again > told["ok"] + told["unknown"]:
                 self.find("phantom", id_, f"its job was made again {flow.made_again} times, and no call asked for that")
 
