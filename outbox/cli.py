@@ -15,9 +15,33 @@ import click
 import psycopg
 
 from . import settings
-from .commands import change, deploy, look, relay, submit, waits, worker
 from .errors import OutboxError
 from .texts import printable
+
+COMMANDS = {
+    "migrate": "outbox.commands.deploy:migrate",
+    "deploy": "outbox.commands.deploy:deploy_command",
+    "worker": "outbox.commands.worker:worker",
+    "submit": "outbox.commands.submit:submit",
+    "status": "outbox.commands.look:status",
+    "show": "outbox.commands.look:show",
+    "set-status": "outbox.commands.change:set_status",
+    "dead": "outbox.commands.look:dead",
+    "retry": "outbox.commands.change:retry",
+    "pause": "outbox.commands.change:pause",
+    "resume": "outbox.commands.change:resume",
+    "approvals": "outbox.commands.waits:approvals_command",
+    "approve": "outbox.commands.waits:approve",
+    "reject": "outbox.commands.waits:reject",
+    "decide": "outbox.commands.waits:decide",
+    "signal": "outbox.commands.waits:signal",
+    "schedules": "outbox.commands.look:schedules",
+    "relay": "outbox.commands.relay:relay",
+    "parked": "outbox.commands.relay:parked",
+    "doctor": "outbox.commands.look:doctor_command",
+    "demo": "outbox.demo.command:demo",
+}
+"""Where each command is, imported when it is used: a worker needs no tables, `status` no engine."""
 
 
 class Group(click.Group):
@@ -43,14 +67,14 @@ class Group(click.Group):
             ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self.commands, "demo"]
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name == "demo":
-            # It lies in examples/, which only the installed package has as a module.
-            found: click.Command = importlib.import_module("outbox.demo.command").demo
-            return found
-        return super().get_command(ctx, name)
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name].partition(":")
+        found: click.Command = getattr(importlib.import_module(module), attribute)
+        return found
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,31 +101,6 @@ def main(ctx: click.Context, dsn: str | None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may be unable to show ✔, or the data
     ctx.obj = settings.load(dsn=dsn)
-
-
-for command in (
-    deploy.migrate,
-    deploy.deploy_command,
-    worker.worker,
-    submit.submit,
-    look.status,
-    look.show,
-    change.set_status,
-    look.dead,
-    change.retry,
-    change.pause,
-    change.resume,
-    waits.approvals_command,
-    waits.approve,
-    waits.reject,
-    waits.decide,
-    waits.signal,
-    look.schedules,
-    relay.relay,
-    relay.parked,
-    look.doctor_command,
-):
-    main.add_command(command)
 
 
 def explain(error: Exception) -> str:

@@ -37,9 +37,9 @@ def take(url: str) -> list[tuple[Any, dict[str, Any]]]:
     found = []
     with channel(url) as opened:
         while left := opened.queue_declare("q", passive=True).method.message_count:
-            for method, properties, body in islice(opened.consume("q"), left):
-                found.append((properties, json.loads(body)))
-            opened.basic_ack(method.delivery_tag, multiple=True)
+            got = list(islice(opened.consume("q"), left))
+            found += [(properties, json.loads(body)) for _, properties, body in got]
+            opened.basic_ack(got[-1][0].delivery_tag, multiple=True)
             opened.cancel()  # what came meanwhile goes back
     return found
 

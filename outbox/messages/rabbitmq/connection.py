@@ -55,8 +55,8 @@ def parameters(url: str) -> pika.URLParameters:
     return found
 
 
-class _Connection(AsyncioConnection):
-    """Ends quietly when it is closed during the handshake: pika 1.4 then passes on a class where it expects an error."""
+class _Connection(AsyncioConnection):  # type: ignore[misc]  # pika has no types
+    """Ends quietly when closed during the handshake, where pika 1.4 passes on a class and then expects an error."""
 
     def _on_connection_workflow_done(self, outcome: Any) -> None:
         super()._on_connection_workflow_done(outcome() if isinstance(outcome, type) else outcome)
