@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where it is set, each of the hundreds of processes that the tests start would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
 # The tests' RabbitMQ and PgBouncer are there, or are installed, or they fail: only this leaves them out.
 SKIPPED := $(if $(filter skip,$(RABBITMQ)),rabbitmq) $(if $(filter skip,$(PGBOUNCER)),pgbouncer)
 # What is run of the tests and tools knows the tests' kit.

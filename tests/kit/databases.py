@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
@@ -47,9 +48,15 @@ def migrate(*, host: str, port: int, dbname: str, **_: object) -> None:
     migrations.apply(_dsn(host, port, dbname))
 
 
+class _Janitor(DatabaseJanitor):
+    def _build_create_database_sql(self) -> sql.Composed:
+        # Copies the files, and the catalogs' cache among them: half the work of Postgres' default, which logs each page.
+        return super()._build_create_database_sql() + sql.SQL(" STRATEGY file_copy")
+
+
 def janitor(server: PostgresServer | NoopExecutor, name: str, template: str | None = None) -> DatabaseJanitor:
     """Returns what makes a database of this name on the server, and drops it, though sessions may still be connected."""
-    return DatabaseJanitor(host=server.host, port=server.port, user=server.user, dbname=name, template_dbname=template)
+    return _Janitor(host=server.host, port=server.port, user=server.user, dbname=name, template_dbname=template)
 
 
 @contextmanager
