@@ -20,7 +20,7 @@ pytestmark = pytest.mark.rabbitmq
 
 def test_a_short_run_with_faults_is_clean() -> None:
     config = next(config for config in CONFIGS if config.name == "everything")
-    result = run(config, seconds=10, seed=4, rate=120, drain=2 * DEADLINE, jobs=400, faults=2)
+    result = run(config, seconds=6, seed=4, rate=120, drain=2 * DEADLINE, jobs=400, faults=2)
     assert result.ok, report(result)
     assert sum(result.faults.values()) >= 2
     assert result.counts["jobs"] > 300

@@ -10,9 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from pytest_postgresql.executors import NoopExecutor
 
 from kit.commands import Outbox
+from kit.databases import clone
 from kit.pipelines import deployed, drain, status_of
+from kit.servers import PostgresServer
 from kit.waits import HOUR, PAYMENT, QUESTION, TIMED, Order, Task, families, orders, put_off, waiting
 from outbox import Go, Pipeline, Retry, Run, WaitForChildren, WaitForSignal, decide, signal
 from outbox.database import statements
@@ -167,6 +170,14 @@ MANY = """
 """
 
 
+@pytest.fixture(scope="module")
+def many(server: PostgresServer, template: NoopExecutor) -> Iterator[Conn]:
+    with clone(template, "many_waits") as dsn, server.admin("many_waits") as admin:
+        admin.execute(MANY)
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            yield conn
+
+
 OVERDUE = 4
 """Workflows of MANY whose deadline has passed."""
 
@@ -185,18 +196,14 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         ("doctor", "waits_overdue", {}),
     ],
 )
-def test_the_view_reads_only_what_it_is_asked_for(
-    conn: Conn, admin_dsn: str, module: str, name: str, params: dict[str, Any]
-) -> None:
-    with psycopg.connect(admin_dsn, autocommit=True) as admin:
-        admin.execute(MANY)
+def test_the_view_reads_only_what_it_is_asked_for(many: Conn, module: str, name: str, params: dict[str, Any]) -> None:
     if params:
-        found = conn.execute(
+        found = many.execute(
             "SELECT id FROM outbox.workflow_states WHERE entity_id = %s", [params["entity"]]
         ).fetchone()
         params = {"id": found and found[0]}
     statement = statements.load(module)[name]
-    explained = conn.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, params).fetchone()
+    explained = many.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, params).fetchone()
     assert explained is not None
     plan = (explained[0] if isinstance(explained[0], list) else json.loads(explained[0]))[0]["Plan"]
     scans = [node for node in nodes(plan) if node.get("Relation Name") not in (None, "legal_changes")]
