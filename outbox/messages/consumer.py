@@ -138,9 +138,9 @@ class Consumer:
     async def _until_quiet(self) -> None:
         """Waits for a stop, and then until no message is handled."""
         await self._service.stopped()
-        await self._subscription.pause()
         for lane in self._lanes:
             lane.drop_waiting()
+        await self._subscription.pause()
         await self._service.until_stop(self._all_idle(), grace=self._grace)
 
     async def _all_idle(self) -> None:

@@ -124,42 +124,44 @@ $$;
 COMMENT ON FUNCTION outbox.limit_partition_quotas(outbox.limits, text[], integer, timestamptz, float8, float8, float8) IS
     'Internal: how many jobs of each of these partitions may be claimed now.';
 
--- 3. Takes up to `quota` ready jobs of these partitions, and of each up to its quota, for a worker. Each partition has an
--- equal share, and what one leaves the others have. Careful jobs are left, but for `careful`.
+-- 3. Takes up to `quota` ready jobs of these partitions, and of each up to its quota, for a worker. The partitions have equal
+-- shares, the first of them one job more if need be, and what one leaves the others have. Careful jobs are left, but for
+-- `careful`.
 CREATE OR REPLACE FUNCTION outbox.limit_take(
     worker integer, of_pipeline text, of_stage text, partitions text[], quotas integer[], quota integer, careful uuid
 ) RETURNS uuid[]
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    taken uuid[] := '{}';
-    share integer;
+    taken  uuid[] := '{}';
+    shares integer[];
 BEGIN
     WHILE quota > 0 AND cardinality(partitions) > 0 LOOP
-        share := (quota + cardinality(partitions) - 1) / cardinality(partitions);
+        SELECT array_agg(quota / cardinality(partitions) + (n <= quota % cardinality(partitions))::integer ORDER BY n)
+        INTO shares FROM generate_series(1, cardinality(partitions)) AS n;
         WITH picked AS MATERIALIZED (
             SELECT j.workflow_id, k.n
-            FROM unnest(partitions, quotas) WITH ORDINALITY AS k (key, size, n)
+            FROM unnest(partitions, quotas, shares) WITH ORDINALITY AS k (key, size, share, n)
             CROSS JOIN LATERAL (
                 SELECT j.workflow_id FROM outbox.jobs AS j
                 WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key
                   AND CASE WHEN j.owner IS NULL AND j.due THEN j.partition IS NOT NULL END
                   AND (NOT j.careful OR j.workflow_id = limit_take.careful)
                 ORDER BY j.priority DESC, j.id
-                LIMIT least(share, k.size)
+                LIMIT least(k.share, k.size)
                 FOR NO KEY UPDATE SKIP LOCKED
             ) AS j
-            LIMIT quota
         ), claimed AS (
             UPDATE outbox.jobs AS j SET owner = worker, attempt = j.attempt + 1, claimed_at = now()
             WHERE j.workflow_id = ANY (ARRAY(SELECT p.workflow_id FROM picked AS p))
         )
         SELECT taken || coalesce((SELECT array_agg(p.workflow_id) FROM picked AS p), '{}'),
                quota - (SELECT count(*) FROM picked),
-               coalesce(array_agg(k.key ORDER BY k.n) FILTER (WHERE p.n = share AND k.size > share), '{}'),
-               coalesce(array_agg(k.size - share ORDER BY k.n) FILTER (WHERE p.n = share AND k.size > share), '{}')
+               coalesce(array_agg(k.key ORDER BY k.n) FILTER (WHERE coalesce(p.n, 0) = k.share AND k.size > k.share), '{}'),
+               coalesce(array_agg(k.size - k.share ORDER BY k.n) FILTER (WHERE coalesce(p.n, 0) = k.share AND k.size > k.share),
+                        '{}')
         INTO taken, quota, partitions, quotas
-        FROM unnest(partitions, quotas) WITH ORDINALITY AS k (key, size, n)
+        FROM unnest(partitions, quotas, shares) WITH ORDINALITY AS k (key, size, share, n)
         LEFT JOIN (SELECT p.n AS key, count(*) AS n FROM picked AS p GROUP BY p.n) AS p ON p.key = k.n;
     END LOOP;
     RETURN taken;
@@ -181,7 +183,8 @@ DECLARE
     keys    text[];                             -- partitions, in turn
     quotas  integer[];                          -- and how many jobs each may have
     since   text := l.served || E'\x01';        -- from here on (the next possible text) they are still to be looked at,
-    around  boolean := false;                   -- up to the cursor, if the turn has been around
+    around  boolean := false;                   -- up to the cursor, if the turn has been around,
+    complete boolean;                           -- until none is left
     step    integer;                            -- how many are looked at together,
     looked  integer := 0;                       -- and how many have been looked at
     found   record;
@@ -196,14 +199,18 @@ BEGIN
             step := greatest(ceil(quota::float8 / CASE WHEN increment + partition_increment > 0 THEN 1
                                                        ELSE greatest(1, least(8, most / 25)) END), 25);
             keys := outbox.limit_partitions(l.pipeline, l.stage, since, CASE WHEN around THEN l.served END, step);
+            IF cardinality(keys) < step AND NOT around THEN
+                around := true;
+                keys := keys || outbox.limit_partitions(l.pipeline, l.stage, '', l.served, step - cardinality(keys));
+            END IF;
+            complete := around AND cardinality(keys) < step;
             looked := looked + cardinality(keys);
             last := coalesce(keys[cardinality(keys)], last);
             since := last || E'\x01';
         ELSE
-            step := 1;
             keys := ARRAY[''];
+            complete := true;
         END IF;
-        step := step - cardinality(keys);
 
         IF partition_increment IS NULL AND l.partition_concurrency IS NULL THEN
             quotas := array_fill(quota, ARRAY[cardinality(keys)]);
@@ -217,6 +224,9 @@ BEGIN
         IF cardinality(keys) > quota THEN
             keys := keys[:quota];
             last := keys[quota];
+        ELSIF complete AND looked > 0 AND looked < step THEN
+            -- All have their turn at once: the next one begins behind those that have a job more than the others.
+            last := coalesce(keys[quota % greatest(cardinality(keys), 1)], last);
         END IF;
 
         IF one_careful AND suspect IS NULL THEN
@@ -229,14 +239,8 @@ BEGIN
         taken := taken || these;
         quota := quota - cardinality(these);
 
-        -- On to the next partitions, and around, once.
-        IF step > 0 THEN
-            EXIT WHEN around;
-            around := true;
-            since := '';
-        ELSIF NOT l.partitioned THEN
-            EXIT;
-        ELSIF looked >= 4 * most + 100 THEN
+        EXIT WHEN complete;
+        IF looked >= 4 * most + 100 THEN
             retry_in := 0;
             EXIT;
         END IF;

@@ -110,6 +110,23 @@ def test_who_has_ten_has_his_turn_beside_who_has_thousands(conn: Conn, dsn: str)
     assert last < 40
 
 
+def test_partitions_have_equal_shares_of_a_number_that_they_do_not_divide(conn: Conn) -> None:
+    """Five at a time of four: each has one, and the fifth goes round."""
+    pipeline = deployed(conn, orders(lambda run: None, partition="customer", total_concurrency=100))
+    for customer in "abcd":
+        submit(conn, pipeline, customer, 10)
+    lane = Lane(pipeline.stages["ship"], 10)
+    worker = value(conn, "INSERT INTO outbox.workers (name, stages, lease) VALUES ('w', '{}', '1 h') RETURNING id")
+    shares = []
+    for _ in range(4):
+        rows = conn.execute(*claim.request_limited(worker, [(lane, 5)], 0.0, careful=True)).fetchall()
+        claim.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
+        shares.append(Counter(job.entity_id[0] for job in lane.waiting))
+        lane.waiting.clear()
+    assert [sorted(share.values()) for share in shares] == [[1, 1, 1, 2]] * 4
+    assert sum(shares, Counter()) == Counter(a=5, b=5, c=5, d=5)
+
+
 def test_the_highest_comes_first_and_a_change_of_the_data_counts(conn: Conn, dsn: str) -> None:
     began = Began()
     pipeline = deployed(conn, orders(began, priority=lambda d: d.urgency, concurrency=1))

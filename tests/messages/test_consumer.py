@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from kit.broker import channel, queue_depth
+from kit.broker import Broker, channel, queue_depth
 from kit.consuming import parked, record, record_in_a_thread, seen
 from kit.databases import OWNER
 from kit.letters import post, uuid7
@@ -133,6 +133,30 @@ def test_messages_of_a_key_are_handled_one_after_the_other(conn: Conn, amqp: str
 
 
 # What it needs.
+
+
+def test_what_waits_is_not_begun_after_a_stop_though_the_broker_is_silent(dsn: str, broker: Broker, amqp: str) -> None:
+    """Until the broker has answered that it delivers no more, the handler that runs may end."""
+    post(amqp, *((uuid7(), {"n": n}) for n in range(5)))
+    begun: list[int] = []
+
+    async def main() -> None:
+        stopped = asyncio.Event()
+
+        async def handle(delivery: Delivery) -> None:
+            begun.append(delivery.payload["n"])
+            if not stopped.is_set():
+                while consumer._lanes[0].load < 5:
+                    await asyncio.sleep(0.01)
+                broker.freeze()
+                consumer.stop()
+                stopped.set()
+
+        consumer = Consumer("q", handle, dsn=dsn, amqp_url=amqp, exchange="x", topics=["t.#"])
+        await asyncio.wait_for(consumer.run(), DEADLINE)
+
+    asyncio.run(main())
+    assert len(begun) == 1
 
 
 def test_queue_and_exchange_are_made_bound_and_durable(conn: Conn, amqp: str, run: Run) -> None:
