@@ -134,11 +134,14 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     taken  uuid[] := '{}';
+    share  integer;
+    extra  integer;
     shares integer[];
 BEGIN
     WHILE quota > 0 AND cardinality(partitions) > 0 LOOP
-        SELECT array_agg(quota / cardinality(partitions) + (n <= quota % cardinality(partitions))::integer ORDER BY n)
-        INTO shares FROM generate_series(1, cardinality(partitions)) AS n;
+        share := quota / cardinality(partitions);
+        extra := quota % cardinality(partitions);
+        shares := array_fill(share + 1, ARRAY[extra]) || array_fill(share, ARRAY[cardinality(partitions) - extra]);
         WITH picked AS MATERIALIZED (
             SELECT j.workflow_id, k.n
             FROM unnest(partitions, quotas, shares) WITH ORDINALITY AS k (key, size, share, n)
