@@ -229,7 +229,7 @@ ROWS += [
     # Command line and settings.
     Row("Command line and settings", "a closed pipe, a full disk", "CLI", "no traceback",
         ("tests/commands/test_cli.py::test_a_reader_that_closes_the_pipe_early_is_no_error_of_ours",
-         _OWN + "test_output_that_nobody_reads_or_that_finds_no_room_is_no_traceback")),
+         _OWN + "test_output_that_is_not_read_or_finds_no_room_is_no_traceback")),
     Row("Command line and settings", "a stream that was closed from the start", "CLI", "no traceback, nothing lost",
         (_OWN + "test_a_stream_that_was_closed_from_the_start_is_no_traceback",)),
     Row("Command line and settings", "Ctrl-C", "CLI", "ends quietly",
@@ -296,7 +296,7 @@ ROWS += [
     Row("Waits", "clocks that change, in spring and in autumn", "every", "no night is skipped or repeated",
         ("tests/engine/test_scheduler.py::test_daylight_saving_time_neither_skips_nor_repeats_a_night",)),
     Row("Waits", "a workflow that spawns its own parent, or one that is there", "spawn", "nothing is spawned, nothing is waited for",
-        ("tests/definition/test_children.py::test_what_is_there_already_is_nobodys_child_by_this",)),
+        ("tests/definition/test_children.py::test_what_is_there_already_does_not_become_a_child",)),
     Row("Waits", "a parent that is cancelled while its children run; a child that is deleted", "spawn",
         "they are cancelled, if so spawned; it is not waited for",
         ("tests/definition/test_children.py::test_a_parents_end_cancels_its_children",

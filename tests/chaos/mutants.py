@@ -129,7 +129,8 @@ MUTANTS: dict[str, Mutant] = {
         (
             sql("maintenance", "deadlines_fire",
                 ("j.deadline <= coalesce(%(now)s::timestamptz, now())",
-                 "j.deadline - interval '1 second' <= coalesce(%(now)s::timestamptz, now())")),
+                 "j.deadline - interval '1 second' <= coalesce(%(now)s::timestamptz, now())"),
+                ("<= interval '0'", "<= interval '1 second'")),
         ),
     ),
     "question-left-open": Mutant(

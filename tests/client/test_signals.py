@@ -15,7 +15,7 @@ from outbox import NoWorkflow, Pipeline, Run, WaitForSignal, signal
 Conn = psycopg.Connection[Any]
 
 
-def test_a_signal_moves_who_waits_for_it(conn: Conn, dsn: str) -> None:
+def test_a_signal_moves_the_workflow_that_waits_for_it(conn: Conn, dsn: str) -> None:
     pipeline = waiting(conn, dsn, PAYMENT)
     sent = signal(conn, pipeline, "a", "payment", {"sum": 5}, id="p1")
     assert (sent.status, sent.created, sent.taken) == ("PAID", True, True)

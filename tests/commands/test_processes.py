@@ -90,7 +90,7 @@ def test_a_second_sigterm_stops_them_at_once(conn: Conn, app: Any, family: Any) 
     assert held(conn) == 0
 
 
-def test_one_that_is_killed_is_started_anew(conn: Conn, app: Any, family: Any) -> None:
+def test_one_that_is_killed_is_started_again(conn: Conn, app: Any, family: Any) -> None:
     first, both = family()
     os.kill(both[0], signal.SIGKILL)
     wait_for(lambda: len(new := pids(first)) == 2 and both[0] not in new, what="another one has started")

@@ -177,7 +177,7 @@ def test_any_folder_name_will_do_and_nobody_else_reaches_the_socket(home: Path, 
     assert socket_folder == home / name / "data" or not socket_folder.exists()
 
 
-def test_data_that_a_killed_initdb_left_unfinished_are_made_anew(home: Path) -> None:
+def test_data_that_a_killed_initdb_left_unfinished_are_made_again(home: Path) -> None:
     (home / "data.new").mkdir(parents=True)
     (home / "data.new" / "PG_VERSION").write_text("18\n")
     with embedded.server(home) as dsn, psycopg.connect(dsn) as conn:

@@ -187,7 +187,7 @@ def test_what_a_group_can_really_do_is_what_the_catalog_says(as_: As, conn: Conn
             assert tried(login, table, columns(conn, table)) == rights(conn, group, table), table
 
 
-def test_only_relays_and_those_who_write_have_sequences(groups: None, conn: Conn) -> None:
+def test_only_relays_and_writers_have_sequences(groups: None, conn: Conn) -> None:
     asked = (
         "SELECT r.rolname, c.relname, p FROM pg_class AS c, pg_roles AS r, unnest(ARRAY['USAGE', 'SELECT', 'UPDATE']) AS p "
         "WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'S' AND r.rolname ~ '^outbox_' AND r.rolname <> %s "

@@ -99,7 +99,7 @@ def test_a_dead_child_has_not_ended(conn: Conn, dsn: str) -> None:
     assert status_of(conn, "p0") == "DONE"
 
 
-def test_what_is_there_already_is_nobodys_child_by_this(conn: Conn, dsn: str) -> None:
+def test_what_is_there_already_does_not_become_a_child(conn: Conn, dsn: str) -> None:
     """Nor can a workflow spawn its own parent, and wait for itself."""
     parents, tasks = families(lambda run: [run.spawn(tasks, "t", Task()), run.spawn(parents, "p0", Task())], ALL_WELL)
     deployed(conn, tasks).submit(conn, "t", Task())

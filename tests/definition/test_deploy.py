@@ -68,7 +68,7 @@ def test_a_parked_status_that_gets_a_stage_gets_its_jobs_and_the_reverse(conn: C
     assert value(conn, "SELECT count(*) FROM outbox.jobs") == 0
 
 
-def test_a_deploy_waits_for_those_who_are_at_work_by_the_old_routes(conn: Conn, connect: Callable[..., Conn]) -> None:
+def test_a_deploy_waits_for_transactions_that_use_the_old_routes(conn: Conn, connect: Callable[..., Conn]) -> None:
     deployed(conn, pipeline(work=("NEW", "DONE")))
     busy = connect(autocommit=False)
     busy.execute("INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('p', 'a')")

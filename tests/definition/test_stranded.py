@@ -17,7 +17,7 @@ from outbox.definition.stranded import report
 Conn = psycopg.Connection[Any]
 
 
-def test_nobody_is_stranded_by_the_same_code(conn: Conn, dsn: str) -> None:
+def test_no_workflow_is_stranded_by_the_same_code(conn: Conn, dsn: str) -> None:
     pipeline = deployed(conn, orders(TIMED))
     pipeline.submit_many(conn, [(f"e{n}", Order()) for n in range(5)])
     drain(pipeline, dsn)
@@ -25,7 +25,7 @@ def test_nobody_is_stranded_by_the_same_code(conn: Conn, dsn: str) -> None:
     assert report(conn, pipeline, every=True) == []
 
 
-def test_who_stands_where_nobody_knows_is_listed_with_waits_and_age(conn: Conn, dsn: str) -> None:
+def test_workflows_in_an_unknown_status_are_listed_with_waits_and_age(conn: Conn, dsn: str) -> None:
     pipeline = deployed(conn, orders(TIMED))
     pipeline.submit_many(conn, [(f"e{n}", Order()) for n in range(3)])
     drain(pipeline, dsn)

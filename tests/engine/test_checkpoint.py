@@ -135,7 +135,7 @@ def test_who_has_lost_the_job_keeps_nothing(conn: Conn, dsn: str) -> None:
     assert status_of(conn, "a") == "MOVED"
 
 
-def test_what_nobody_will_ask_for_goes(conn: Conn, dsn: str) -> None:
+def test_what_is_no_longer_asked_for_goes(conn: Conn, dsn: str) -> None:
     async def work(run: Run[Post]) -> None:
         await run.once("key", count, 1)
         if run.entity_id == "stays":

@@ -43,13 +43,13 @@ class Began:
 
     def __init__(self) -> None:
         self.entities: list[str] = []
-        self.moments: list[float] = []  # the start times that the database gave
+        self.start_times: list[float] = []  # the start times that the database gave
         self.now: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
 
     async def __call__(self, run: Run[Order]) -> None:
         self.entities.append(run.entity_id)
-        self.moments.append(run._job.start_time)
+        self.start_times.append(run._job.start_time)
         for who in ("", run.data.customer):
             self.now[who] += 1
             self.most[who] = max(self.most[who], self.now[who])
@@ -98,7 +98,7 @@ def test_each_partition_has_so_many_at_once(conn: Conn, dsn: str) -> None:
     assert {who: began.most[who] for who in "abcd"} == dict.fromkeys("abcd", 2)
 
 
-def test_who_has_ten_has_his_turn_beside_who_has_thousands(conn: Conn, dsn: str) -> None:
+def test_ten_jobs_of_a_partition_have_their_turn_beside_thousands_of_another(conn: Conn, dsn: str) -> None:
     began = Began()
     pipeline = deployed(conn, orders(began, partition="customer", total_concurrency=4))
     submit(conn, pipeline, "big", 2_000)
@@ -152,24 +152,24 @@ class RunningWorker:
         self._thread.join(DEADLINE)
 
 
-def exact(moments: list[float], rate: int) -> bool:
-    """Whether no window of a second has more than `rate` starts, though each is up to LATE after its moment."""
-    moments = sorted(moments)
-    return all(later - earlier >= 1 + LATE for earlier, later in zip(moments, moments[rate:], strict=False))
+def exact(start_times: list[float], rate: int) -> bool:
+    """Whether no window of a second has more than `rate` starts, though each is up to LATE after its start time."""
+    start_times = sorted(start_times)
+    return all(later - earlier >= 1 + LATE for earlier, later in zip(start_times, start_times[rate:], strict=False))
 
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
-    """Each start: its moment, and the engine's last look at the clock before it calls the handler.
+    """Each start: its start time, and the engine's last look at the clock before it calls the handler.
 
     What this machine does between that look and the handler's first line is not the engine's.
     """
     found: list[tuple[float, float]] = []
 
-    def is_late(moment: float, now: float) -> bool:
-        late = pacing.is_late(moment, now)
+    def is_late(start_time: float, now: float) -> bool:
+        late = pacing.is_late(start_time, now)
         if not late:
-            found.append((moment, now))
+            found.append((start_time, now))
         return late
 
     monkeypatch.setattr(handle, "is_late", is_late)
@@ -177,7 +177,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
 
 
 def in_time(starts: list[tuple[float, float]]) -> bool:
-    return all(moment <= now <= moment + LATE for moment, now in starts)
+    return all(start_time <= now <= start_time + LATE for start_time, now in starts)
 
 
 def test_a_rate_is_kept_in_every_window_of_a_second(conn: Conn, dsn: str, starts: list[tuple[float, float]]) -> None:
@@ -186,7 +186,7 @@ def test_a_rate_is_kept_in_every_window_of_a_second(conn: Conn, dsn: str, starts
     submit(conn, pipeline, "a", 45)
     drain(pipeline, dsn)
     assert all_done(conn, 45)
-    assert exact(began.moments, 14)
+    assert exact(began.start_times, 14)
     assert len(starts) == 45
     assert in_time(starts)
 
@@ -210,7 +210,7 @@ def test_a_rate_is_used_to_the_full(
     fake_time.stop(admin_dsn)
     register = "INSERT INTO outbox.workers (name, stages, lease) VALUES ('w', '{}', '1 h') RETURNING id"
     due = [(0.0, value(conn, register)) for _ in range(workers)]
-    moments: list[tuple[str, float]] = []
+    start_times: list[tuple[str, float]] = []
     while due:
         now, worker = heappop(due)
         fake_time.move(conn, now)
@@ -218,14 +218,16 @@ def test_a_rate_is_used_to_the_full(
         rows = conn.execute(*claim.request_limited(worker, [(lane, 10)], 0.0, careful=True)).fetchall()
         got = claim.receive_limited(worker, {("orders", "ship"): lane}, rows, ServerClock(), 0.0)
         found, again = got.get(lane, (0, None))
-        moments += [(job.entity_id[0], job.start_time) for job in lane.waiting]
+        start_times += [(job.entity_id[0], job.start_time) for job in lane.waiting]
         if again is not None:
             heappush(due, (now + max(again, 0.001 if found else POLL_FIRST), worker))
-    every = sorted(moment for _, moment in moments)
+    every = sorted(start_time for _, start_time in start_times)
     assert len(every) == len(customers) * count
     assert exact(every, int(limits.get("total_rate", limits["rate"]).split("/")[0]))
     if len(customers) > 1:
-        assert all(exact([moment for who, moment in moments if who == customer], 5) for customer in customers)
+        assert all(
+            exact([start_time for who, start_time in start_times if who == customer], 5) for customer in customers
+        )
     assert every[-1] - every[0] < seconds
 
 
@@ -250,7 +252,7 @@ def test_what_plain_sql_writes_has_its_place_too(conn: Conn, dsn: str) -> None:
     }  # fmt: skip
 
 
-def test_a_job_that_is_made_anew_or_comes_later_keeps_to_the_limits(conn: Conn, dsn: str) -> None:
+def test_a_job_that_is_made_again_or_comes_later_keeps_to_the_limits(conn: Conn, dsn: str) -> None:
     def ship(run: Run[Order]) -> None:
         if run.attempt == 1:
             raise Retry(after=0.01)
@@ -304,7 +306,7 @@ def test_a_handlers_own_transactions_and_lists_keep_to_them_too(conn: Conn, dsn:
     assert max(sizes) <= 4
 
 
-def test_a_deploy_says_what_changes_and_what_waits_has_its_place_anew(conn: Conn, dsn: str) -> None:
+def test_a_deploy_says_what_changes_and_what_waits_gets_its_new_place(conn: Conn, dsn: str) -> None:
     began = Began()
     plain = deployed(conn, orders(began))
     submit(conn, plain, "a", 2)
@@ -344,7 +346,7 @@ def test_a_higher_rate_counts_at_once(conn: Conn, dsn: str) -> None:
     pipeline = deployed(conn, orders(began, rate="1/hour"))
     submit(conn, pipeline, "a", 5)
     with RunningWorker(pipeline, dsn):
-        wait_for(lambda: len(began.moments) == 1)
+        wait_for(lambda: len(began.start_times) == 1)
         deploy.deploy(conn, orders(began, rate="5/hour"))
         conn.execute("UPDATE outbox.limits SET rate = 50")
         wait_for(lambda: all_done(conn, 5))
@@ -364,9 +366,9 @@ def test_a_thousandth_of_a_job_a_second_begins_one(conn: Conn, dsn: str) -> None
     submit(conn, pipeline, "a", 2)
     with RunningWorker(pipeline, dsn):
         wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.jobs") == 1)
-        rest = value(conn, "SELECT extract(epoch FROM next_at)::float8 FROM outbox.limits") - began.moments[0]
+        rest = value(conn, "SELECT extract(epoch FROM next_at)::float8 FROM outbox.limits") - began.start_times[0]
         assert 990 < rest < 1001
-    assert len(began.moments) == 1
+    assert len(began.start_times) == 1
 
 
 @pytest.mark.parametrize("partition", [None, "customer"])
@@ -385,8 +387,8 @@ def test_a_clock_that_was_set_back_holds_up_one_attempt_and_no_more(
 
 
 @pytest.mark.parametrize("partition", [None, "customer"])
-def test_a_moment_that_nobody_used_is_given_anew(conn: Conn, partition: str | None) -> None:
-    """Else a process that is too busy at its moment would cost a slow rate an hour."""
+def test_a_start_time_that_was_not_used_is_given_again(conn: Conn, partition: str | None) -> None:
+    """Else a process that is too busy at its start time would cost a slow rate an hour."""
     pipeline = deployed(conn, orders(lambda run: None, rate="1/hour", partition=partition))
     submit(conn, pipeline, "a", 2)
     lane = Lane(pipeline.stages["ship"], 10)
@@ -405,10 +407,10 @@ def test_a_moment_that_nobody_used_is_given_anew(conn: Conn, partition: str | No
     (again,) = claimed()
     assert again.start_time >= first.start_time
     conn.execute(*commit.return_start_times([first]))  # its answer was lost, and it is told once more
-    assert claimed() == [], "this moment is another's by now"
+    assert claimed() == [], "this start time is another's by now"
 
 
-def test_of_several_moments_those_are_given_anew_that_none_has_followed(conn: Conn) -> None:
+def test_of_several_start_times_those_are_given_again_that_none_has_followed(conn: Conn) -> None:
     pipeline = deployed(conn, orders(lambda run: None, rate="100/second"))
     submit(conn, pipeline, "a", 8)
     lane = Lane(pipeline.stages["ship"], 10)
@@ -424,13 +426,13 @@ def test_of_several_moments_those_are_given_anew_that_none_has_followed(conn: Co
     assert value(conn, ask) == pytest.approx(jobs[6].start_time, rel=0, abs=0.001)
 
 
-def test_what_misses_its_moment_is_given_back_and_costs_no_attempt(conn: Conn, dsn: str) -> None:
+def test_what_misses_its_start_time_is_given_back_and_costs_no_attempt(conn: Conn, dsn: str) -> None:
     attempts: list[int] = []
 
     async def ship(run: Run[Order]) -> None:
         attempts.append(run.attempt)
         if len(attempts) == 1:
-            time.sleep(0.4)  # noqa: ASYNC251 - nothing of this process comes at its moment
+            time.sleep(0.4)  # noqa: ASYNC251 - nothing of this process comes at its start time
 
     pipeline = deployed(conn, orders(ship, rate="20/second"))
     submit(conn, pipeline, "a", 12)
@@ -461,7 +463,7 @@ def test_a_rate_is_kept_by_handlers_that_wait_for_their_connection(
     assert in_time(starts)
 
 
-def test_moments_of_partitions_are_forgotten_when_they_have_passed(conn: Conn, dsn: str) -> None:
+def test_start_times_of_partitions_are_forgotten_when_they_have_passed(conn: Conn, dsn: str) -> None:
     pipeline = deployed(conn, orders(lambda run: None, partition="customer", rate="1000/second"))
     submit(conn, pipeline, "a", 1)
     drain(pipeline, dsn)
@@ -551,10 +553,15 @@ class Floor:
 
     def lines(self) -> list[tuple[float, int, str, str, str, float]]:
         lines = [line.split() for line in self.notes.read_text().splitlines()] if self.notes.exists() else []
-        return [(float(at), int(pid), what, entity, who, float(moment)) for at, pid, what, entity, who, moment in lines]
+        return [
+            (float(at), int(pid), what, entity, who, float(start_time))
+            for at, pid, what, entity, who, start_time in lines
+        ]
 
-    def moments(self, customer: str | None = None) -> list[float]:
-        return [moment for *_, what, _, who, moment in self.lines() if what == "begins" and customer in (None, who)]
+    def start_times(self, customer: str | None = None) -> list[float]:
+        return [
+            start_time for *_, what, _, who, start_time in self.lines() if what == "begins" and customer in (None, who)
+        ]
 
     def pids(self) -> set[int]:
         return {pid for _, pid, *_ in self.lines()}
@@ -625,7 +632,7 @@ def test_a_rate_over_three_processes_is_exact(floor: Callable[..., Floor]) -> No
     wait_for(lambda: len(there.pids()) > 1, what="another one begins some")
     first.send(signal.SIGCONT)
     there.done(70)
-    assert exact(there.moments(), 20)
+    assert exact(there.start_times(), 20)
     assert len(there.pids()) > 1
 
 
@@ -633,5 +640,5 @@ def test_each_partition_has_its_rate_and_all_have_theirs(floor: Callable[..., Fl
     there = floor("paced each")
     there.submit("a", "b", "c", "d", count=12)
     there.done(48)
-    assert exact(there.moments(), 12)
-    assert all(exact(there.moments(customer), 5) for customer in "abcd")
+    assert exact(there.start_times(), 12)
+    assert all(exact(there.start_times(customer), 5) for customer in "abcd")

@@ -146,7 +146,7 @@ def test_a_claim_within_limits_reads_what_it_takes_whatever_waits(
         assert entries_read(planned) - before < 100 * 20
 
 
-def test_deadlines_that_pass_in_the_same_moment_are_sought_by_their_workflow(conn: Conn) -> None:
+def test_deadlines_that_pass_at_once_are_sought_by_their_workflow(conn: Conn) -> None:
     leave_alone(conn)
     waiting: Pipeline[Post] = Pipeline("waiting", data=Post, initial="WAITING", final={"LATE"})
     waiting.deadline("WAITING", hours=1, to="LATE")
@@ -163,7 +163,7 @@ def test_deadlines_that_pass_in_the_same_moment_are_sought_by_their_workflow(con
         assert entries_read(conn) - before < 200 * 20
 
 
-def test_moments_that_come_back_are_sought_one_by_one_whatever_partitions_there_are(planned: Conn) -> None:
+def test_returned_start_times_are_sought_one_by_one_whatever_partitions_there_are(planned: Conn) -> None:
     posts: Pipeline[Post] = Pipeline("posts", data=Post, initial="NEW", final={"DONE"})
     posts.stage("work", on="NEW", to="DONE", partition="content", rate="1/hour")(lambda run: None)
     deploy.deploy(planned, posts)

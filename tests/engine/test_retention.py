@@ -254,14 +254,14 @@ def messages(conn: Conn) -> int:
     return int(value(conn, "SELECT count(*) FROM outbox.messages"))
 
 
-def test_messages_that_nobody_relays_are_kept_unless_asked_for(conn: Conn, retain: Retain) -> None:
+def test_messages_without_a_relay_are_kept_unless_asked_for(conn: Conn, retain: Retain) -> None:
     write(conn, 1000)
     for _ in range(3):
         retain()
     assert messages(conn) == 1
 
 
-def test_messages_that_nobody_relays_go_by_age_however_few_they_are(conn: Conn, retain: Retain) -> None:
+def test_messages_without_a_relay_go_by_age_however_few_they_are(conn: Conn, retain: Retain) -> None:
     for days in (9, 8, 6):
         write(conn, days)
     retain(messages=7)

@@ -71,7 +71,7 @@ def test_who_waits_for_a_lock_is_parked_until_it_is_free(admin: Conn, explore: C
     ]
 
 
-def test_who_waits_for_one_who_waits_is_parked_too(admin: Conn, explore: Callable[..., Any]) -> None:
+def test_an_actor_that_waits_for_a_waiting_one_is_parked_too(admin: Conn, explore: Callable[..., Any]) -> None:
     async def add_both(conn: psycopg.AsyncConnection[Any]) -> None:
         async with conn.transaction():
             await conn.execute(ADD, [1])

@@ -318,7 +318,7 @@ def test_a_cancelled_delivery_sends_nothing_more(
 # Channels and connections that end.
 
 
-def test_tags_start_anew_on_a_reopened_channel_and_what_was_under_way_goes_first(
+def test_tags_start_again_on_a_reopened_channel_and_what_was_under_way_goes_first(
     broker: ScriptedBroker, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "UNCONFIRMED", 4)

@@ -217,7 +217,7 @@ def test_relays_of_two_names_each_get_every_message_and_the_log_waits_for_the_sl
     wait_for(lambda: sizes(conn) == [0, 50, 0, 0], what="the log is emptied behind both")
 
 
-def test_a_name_that_nobody_runs_any_more_keeps_the_log_until_it_is_forgotten(
+def test_a_name_without_a_relay_keeps_the_log_until_it_is_forgotten(
     conn: Conn, outbox: Outbox, start: Start, amqp: str
 ) -> None:
     bind(amqp)
@@ -238,7 +238,7 @@ def test_a_name_that_nobody_runs_any_more_keeps_the_log_until_it_is_forgotten(
     assert relay.running
 
 
-def test_a_relay_whose_row_is_deleted_while_it_runs_begins_anew(conn: Conn, start: Start, amqp: str) -> None:
+def test_a_relay_whose_row_is_deleted_while_it_runs_begins_again(conn: Conn, start: Start, amqp: str) -> None:
     bind(amqp)
     relay = start()
     write(conn, 5)

@@ -54,7 +54,7 @@ def test_a_rotation_that_waits_in_vain_undoes_nothing_of_the_work_beside_it(
     assert reader.next() == [], "what was passed stays passed"
 
 
-def test_a_rotation_that_waits_for_a_writer_holds_up_others_only_for_a_moment(
+def test_a_rotation_that_waits_for_a_writer_holds_up_others_only_briefly(
     conn: Conn, connect: Connect, reader: Reader
 ) -> None:
     fill(conn, 1)

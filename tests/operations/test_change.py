@@ -24,7 +24,7 @@ def test_set_status_moves_a_workflow_and_history_says_who_and_why(outbox: Outbox
     assert outbox("show", "review", "--json").json["job"]["stage"] == "act", "the next stage has its job"
 
 
-def test_set_status_is_by_the_user_of_the_machine_if_nobody_else_is_named(outbox: Outbox, shop: Conn) -> None:
+def test_set_status_is_by_the_user_of_the_machine_unless_another_is_named(outbox: Outbox, shop: Conn) -> None:
     outbox("set-status", "review", "REJECTED", env={"LOGNAME": "karl"})
     last = outbox("show", "review", "--json").json["history"][-1]
     assert (last["actor"], last["reason"]) == ("karl", None)
@@ -43,7 +43,7 @@ def test_an_illegal_change_names_pipeline_entity_and_both_statuses(outbox: Outbo
     assert status_of(shop, "review") == "WAITING_FOR_REVIEW"
 
 
-def test_retry_makes_one_job_anew(outbox: Outbox, shop: Conn) -> None:
+def test_retry_makes_one_job_again(outbox: Outbox, shop: Conn) -> None:
     assert outbox("retry", "broken").out == "broken runs again\n"
     job = outbox("show", "broken", "--json").json["job"]
     assert (job["stage"], job["attempt"], job["state"]) == ("decide", 0, "ready")
@@ -56,7 +56,7 @@ def test_retry_of_what_is_not_dead_says_so(outbox: Outbox, shop: Conn, entity: s
     assert f"{entity} in {status_of(shop, entity)} has no dead job" in line
 
 
-def test_retry_all_makes_all_anew_in_one_pipeline_or_in_every(outbox: Outbox, shop: Conn, dsn: str) -> None:
+def test_retry_all_makes_all_again_in_one_pipeline_or_in_every(outbox: Outbox, shop: Conn, dsn: str) -> None:
     posts.submit_many(shop, ((f"d{n}", Post(content="rejected")) for n in range(30)))
     drain(posts, dsn)
     assert outbox("retry", "--all", "--pipeline", "tickets").out.startswith("0 ")

@@ -344,7 +344,7 @@ def test_what_consumers_have_parked_is_found_and_whether_it_only_waits_for_the_c
     assert troubles(outbox) == []
 
 
-def test_messages_that_nobody_relays_are_told_and_are_a_trouble_when_they_are_old_or_many(
+def test_messages_without_a_relay_are_reported_and_are_a_problem_when_they_are_old_or_many(
     outbox: Outbox, shop: Conn, admin_dsn: str
 ) -> None:
     shop.execute(MESSAGE, ("2 hours",))
@@ -361,7 +361,7 @@ def test_messages_that_nobody_relays_are_told_and_are_a_trouble_when_they_are_ol
     assert "outbox worker --keep-messages 7" in outbox("doctor").out
 
 
-def test_waits_that_nobody_ends_are_found(outbox: Outbox, conn: Conn, dsn: str) -> None:
+def test_waits_that_are_not_ended_are_found(outbox: Outbox, conn: Conn, dsn: str) -> None:
     waits: Pipeline[Post] = Pipeline("waits", data=Post, initial="NEW", final={"DONE", "LATE"})
     waits.stage("work", on="NEW", to={"DONE", "WAITING"})(lambda run: Go("WAITING"))
     waits.deadline("WAITING", hours=1, to="LATE")

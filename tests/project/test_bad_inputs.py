@@ -719,7 +719,7 @@ def test_a_stream_that_was_closed_from_the_start_is_no_traceback(
 
 
 @pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["show", "a"], ["migrate", "--sql"], ["doctor"]])
-def test_output_that_nobody_reads_or_that_finds_no_room_is_no_traceback(
+def test_output_that_is_not_read_or_finds_no_room_is_no_traceback(
     conn: Conn, there: Pipeline[Any], outbox: Outbox, command: list[str]
 ) -> None:
     there.submit(conn, "a", {})

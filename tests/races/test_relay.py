@@ -226,7 +226,7 @@ def test_a_ring_that_turns_under_a_late_writer_and_a_relay_loses_nothing(
 
 
 @pytest.mark.parametrize("hasty", [False, True], ids=["waits", "gives up"])
-def test_a_child_is_not_emptied_under_who_writes_to_it_or_before_it_is_read(
+def test_a_child_is_not_emptied_under_a_writer_or_before_it_is_read(
     conn: Conn, explore: Explore, alone: Alone, hasty: bool
 ) -> None:
     """The writer has drawn its id before the ring turned. A rotation gives up when it can't have the child at once."""
@@ -290,7 +290,7 @@ def test_two_rotations_at_once_turn_the_ring_once_and_never_back(
     assert ids == {1_150_001, 2_000_000}
 
 
-def test_what_nobody_relays_is_emptied_as_a_whole_or_kept_for_a_relay_that_begins(
+def test_what_has_no_relay_is_emptied_as_a_whole_or_kept_for_a_relay_that_begins(
     conn: Conn, explore: Explore, alone: Alone
 ) -> None:
     kept = set()

@@ -193,7 +193,7 @@ def test_a_handlers_transaction_that_begins_a_wait_sees_the_signal_or_fails(
     explore(scene)
 
 
-def test_two_who_answer_are_both_told(conn: Conn, connect: Callable[..., Conn]) -> None:
+def test_two_people_who_answer_are_both_told(conn: Conn, connect: Callable[..., Conn]) -> None:
     pipeline = deployed(conn, orders(None))
     table = Waiting(conn, pipeline, TIMED).begun()
     assert table.approve(conn) == ["PAID"]
