@@ -41,7 +41,10 @@ COMMANDS = {
     "doctor": "outbox.commands.look:doctor_command",
     "demo": "outbox.demo.command:demo",
 }
-"""Where each command is, imported when it is used: a worker needs no tables, `status` no engine."""
+"""Where each command is. Its module is imported when it is used, so that a worker, say, starts without rich.
+
+`outbox.demo` lies in examples/, which only the installed package has as a module.
+"""
 
 
 class Group(click.Group):

@@ -187,7 +187,7 @@ DECLARE
     quotas  integer[];                          -- and how many jobs each may have
     since   text := l.served || E'\x01';        -- from here on (the next possible text) they are still to be looked at,
     around  boolean := false;                   -- up to the cursor, if the turn has been around,
-    complete boolean;                           -- until none is left
+    done    boolean;                            -- until none is left
     step    integer;                            -- how many are looked at together,
     looked  integer := 0;                       -- and how many have been looked at
     found   record;
@@ -206,13 +206,13 @@ BEGIN
                 around := true;
                 keys := keys || outbox.limit_partitions(l.pipeline, l.stage, '', l.served, step - cardinality(keys));
             END IF;
-            complete := around AND cardinality(keys) < step;
+            done := around AND cardinality(keys) < step;
             looked := looked + cardinality(keys);
             last := coalesce(keys[cardinality(keys)], last);
             since := last || E'\x01';
         ELSE
             keys := ARRAY[''];
-            complete := true;
+            done := true;
         END IF;
 
         IF partition_increment IS NULL AND l.partition_concurrency IS NULL THEN
@@ -227,7 +227,7 @@ BEGIN
         IF cardinality(keys) > quota THEN
             keys := keys[:quota];
             last := keys[quota];
-        ELSIF complete AND looked > 0 AND looked < step THEN
+        ELSIF done AND looked > 0 AND looked < step THEN
             -- All have their turn at once: the next one begins behind those that have a job more than the others.
             last := coalesce(keys[quota % greatest(cardinality(keys), 1)], last);
         END IF;
@@ -242,7 +242,7 @@ BEGIN
         taken := taken || these;
         quota := quota - cardinality(these);
 
-        EXIT WHEN complete;
+        EXIT WHEN done;
         IF looked >= 4 * most + 100 THEN
             retry_in := 0;
             EXIT;

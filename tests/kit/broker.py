@@ -46,6 +46,8 @@ def needed_libraries(folder: Path) -> list[Path]:
     Erlang looks for each module in one library after the other, so a start among all 70 takes twice the time.
     """
     libraries = {path.name.rsplit("-", 1)[0]: path for path in folder.iterdir() if (path / "ebin").is_dir()}
+    if "rabbit" not in libraries:
+        return list(folder.iterdir())  # a release that ships archives, which don't say what they use
     needed, names = set(), ["rabbit"]
     while names:
         name = names.pop()
