@@ -55,14 +55,14 @@ async def ask(run: Run[Case]) -> WaitForApproval[Case]:
     trouble()
     return WaitForApproval(
         "Pay?", data=Case(number=number), options={"approve": "PAYABLE", "reject": "REFUSED"},
-        deadline=timedelta(seconds=random.choice([0.5, 60])), on_deadline="LATE", remind_every=timedelta(seconds=1),
+        deadline=timedelta(seconds=random.choice([0.5, 3600])), on_deadline="LATE", remind_every=timedelta(seconds=1),
     )  # fmt: skip
 
 
 @cases.stage("bill", on="PAYABLE", to="UNPAID", retry=RETRY, timeout=10)
 def bill(run: Run[Case]) -> WaitForSignal[Case]:
     trouble()
-    return WaitForSignal("payment", to="PAID", into="payment", timeout=timedelta(seconds=60), on_timeout="LATE")
+    return WaitForSignal("payment", to="PAID", into="payment", timeout=timedelta(hours=1), on_timeout="LATE")
 
 
 @cases.stage("split", on="PAID", to="SPLIT", retry=RETRY, timeout=10, transaction=True)
@@ -70,7 +70,7 @@ async def split(run: Run[Case]) -> WaitForChildren[Case]:
     trouble()
     for number in range(3):
         run.spawn(parts, f"{run.entity_id}/{number}", {}, cancel="CANCELLED")
-    return WaitForChildren(to="MERGED", timeout=timedelta(seconds=60), on_timeout="LATE")
+    return WaitForChildren(to="MERGED", timeout=timedelta(hours=1), on_timeout="LATE")
 
 
 @parts.stage("work", on="NEW", to="DONE", retry=RETRY, timeout=10)
