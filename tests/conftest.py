@@ -8,6 +8,7 @@ The tests work as `outbox_owner`, who owns the schema `outbox` and nothing more.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ from kit.servers import PostgresServer, Process
 from kit.shop import stock
 
 Conn = psycopg.Connection[Any]
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and every process that the suite starts as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
