@@ -105,6 +105,5 @@ def retry_all(conn: psycopg.Connection[Any], pipeline: str | None = None) -> int
 
 def _make_jobs(conn: psycopg.Connection[Any], ids: list[UUID]) -> int:
     with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
-        cursor.execute(SQL["retry_turn"])
-        row = cursor.execute(SQL["jobs_make"], {"ids": ids}).fetchone()
+        row = cursor.execute(SQL["jobs_retry"], {"ids": ids}).fetchone()
     return int(row[0]) if row else 0
