@@ -818,6 +818,21 @@ $$;
 
 COMMENT ON FUNCTION outbox.require_held(claim text, jobs integer, held bigint) IS 'Internal: raises unless this is the handler''s own transaction and all of its jobs are held.';
 
+CREATE FUNCTION outbox.require_moved(held bigint, moved bigint) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF moved < held THEN
+        RAISE EXCEPTION 'a trigger on outbox.workflow_states has kept % of % workflows in their status', held - moved, held
+            USING ERRCODE = 'triggered_data_change_violation';
+    END IF;
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.require_moved(held bigint, moved bigint) IS 'Internal: raises unless all workflows whose jobs are held have moved.';
+
 CREATE FUNCTION outbox.retry(ids uuid[]) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'

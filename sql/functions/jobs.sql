@@ -124,6 +124,21 @@ COMMENT ON FUNCTION outbox.retry(text, text) IS
     'Makes a new job for a workflow. Returns false if it has a live job, or if no stage takes its status.';
 REVOKE EXECUTE ON FUNCTION outbox.retry(uuid[]), outbox.retry(text, text) FROM PUBLIC;
 
+-- Somebody else's trigger may keep a workflow in its status. Then nothing would end the job, and nothing say why.
+CREATE OR REPLACE FUNCTION outbox.require_moved(held bigint, moved bigint) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF moved < held THEN
+        RAISE EXCEPTION 'a trigger on outbox.workflow_states has kept % of % workflows in their status', held - moved, held
+            USING ERRCODE = 'triggered_data_change_violation';
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION outbox.require_moved(bigint, bigint) IS
+    'Internal: raises unless all workflows whose jobs are held have moved.';
+
 CREATE OR REPLACE FUNCTION outbox.pause_begins() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
