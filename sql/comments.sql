@@ -51,6 +51,7 @@ COMMENT ON TABLE outbox.pauses IS 'Stages that no worker claims for. INSERT paus
 COMMENT ON COLUMN outbox.pauses.pipeline IS 'The pipeline.';
 COMMENT ON COLUMN outbox.pauses.stage IS 'The stage.';
 COMMENT ON COLUMN outbox.pauses.paused_by IS 'Who paused it.';
+COMMENT ON COLUMN outbox.pauses.login IS 'The login role that did; null: before it was kept.';
 COMMENT ON COLUMN outbox.pauses.reason IS 'Why.';
 COMMENT ON COLUMN outbox.pauses.paused_at IS 'When.';
 
@@ -88,6 +89,8 @@ COMMENT ON COLUMN outbox.state_changes.to_status IS 'The status after.';
 COMMENT ON COLUMN outbox.state_changes.version IS 'The version that the workflow got by this.';
 COMMENT ON COLUMN outbox.state_changes.actor IS
     'Who made it: a worker, what the setting outbox.actor says, or the database role.';
+COMMENT ON COLUMN outbox.state_changes.login IS
+    'The login role that made it, whatever it says of itself; null: before it was kept.';
 COMMENT ON COLUMN outbox.state_changes.reason IS 'Why, as the setting outbox.reason says.';
 COMMENT ON COLUMN outbox.state_changes.stage IS 'The stage whose job made it, if one did.';
 COMMENT ON COLUMN outbox.state_changes.attempt IS 'Which attempt of that job.';
@@ -174,6 +177,7 @@ COMMENT ON COLUMN outbox.approvals.ended IS 'How it ended: decided, deadline or 
 COMMENT ON COLUMN outbox.approvals.decision IS 'The answer.';
 COMMENT ON COLUMN outbox.approvals.to_status IS 'Where the workflow went.';
 COMMENT ON COLUMN outbox.approvals.decided_by IS 'Who ended it.';
+COMMENT ON COLUMN outbox.approvals.login IS 'The login role that ended it; null: it is open, or before it was kept.';
 COMMENT ON COLUMN outbox.approvals.reason IS 'Why.';
 COMMENT ON COLUMN outbox.approvals.edited IS 'The data that the answer changed.';
 COMMENT ON COLUMN outbox.approvals.ended_at IS 'When it ended.';
@@ -188,6 +192,7 @@ COMMENT ON COLUMN outbox.signals.name IS 'The name that the workflow waits for.'
 COMMENT ON COLUMN outbox.signals.payload IS 'What it says.';
 COMMENT ON COLUMN outbox.signals.signal_id IS 'A second one of this name and id is ignored.';
 COMMENT ON COLUMN outbox.signals.sent_by IS 'Who sent it; filled in.';
+COMMENT ON COLUMN outbox.signals.login IS 'The login role that sent it; null: before it was kept.';
 COMMENT ON COLUMN outbox.signals.sent_at IS 'When; filled in.';
 COMMENT ON COLUMN outbox.signals.taken_at IS 'When the workflow took it; null: not yet.';
 

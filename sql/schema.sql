@@ -4,9 +4,34 @@
 
 CREATE SCHEMA outbox;
 
+CREATE FUNCTION outbox.actor_refused(name text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'only the engine acts as "%"', name
+        USING ERRCODE = 'insufficient_privilege',
+              HINT = 'Name yourself by outbox.actor (or --by), other than "outbox", "worker-…" or "schedule …".';
+END
+$$;
+
+COMMENT ON FUNCTION outbox.actor_refused(name text) IS 'Internal: refuses a name that is the engine''s.';
+
+CREATE FUNCTION outbox.is_worker() RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN has_table_privilege((COALESCE(NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text))::name, 'outbox.workers'::text, 'INSERT'::text);
+
+COMMENT ON FUNCTION outbox.is_worker() IS 'Returns whether the role of the session has the rights of a worker.';
+
+CREATE FUNCTION outbox.actor_named(name text) RETURNS text
+    LANGUAGE sql STABLE
+    RETURN CASE WHEN ((name ~* '^\s*(outbox\s*$|worker-|schedule\s)'::text) AND (NOT outbox.is_worker())) THEN outbox.actor_refused(name) ELSE name END;
+
+COMMENT ON FUNCTION outbox.actor_named(name text) IS 'Internal: returns the name that somebody acts by; refuses those of the engine from anybody else.';
+
 CREATE FUNCTION outbox.actor() RETURNS text
     LANGUAGE sql STABLE
-    RETURN COALESCE(NULLIF(current_setting('outbox.actor'::text, true), ''::text), NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text);
+    RETURN COALESCE(outbox.actor_named(NULLIF(current_setting('outbox.actor'::text, true), ''::text)), NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text);
 
 COMMENT ON FUNCTION outbox.actor() IS 'Returns who acts: the setting outbox.actor of the transaction, else the role that the session has set, else its login.';
 
@@ -33,15 +58,15 @@ CREATE FUNCTION outbox.approvals_end(ids uuid[], tos text[], actor text, reason 
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    said text := nullif(current_setting('outbox.decision', true), '');
+    overdue boolean := coalesce(outbox.told('outbox.decision') = '(deadline)', false);
 BEGIN
     UPDATE outbox.approvals AS a
-    SET ended = CASE WHEN said = '(deadline)' THEN 'deadline' WHEN a.options ? d.decision THEN 'decided' ELSE 'withdrawn' END,
-        decision = CASE WHEN a.options ? d.decision THEN d.decision END,
-        to_status = d.to_status, decided_by = actor, reason = approvals_end.reason, ended_at = now()
+    SET ended = CASE WHEN overdue THEN 'deadline' WHEN d.decision IS NOT NULL THEN 'decided' ELSE 'withdrawn' END,
+        decision = CASE WHEN NOT overdue THEN d.decision END,
+        to_status = d.to_status, decided_by = actor, login = session_user, reason = approvals_end.reason, ended_at = now()
     FROM (
-        SELECT o.workflow_id, c.to_status, coalesce(said, (
-            SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status)) AS decision
+        SELECT o.workflow_id, c.to_status, CASE WHEN o.options ->> o.decision = c.to_status THEN o.decision ELSE (
+            SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status) END AS decision
         FROM unnest(ids, tos) AS c (id, to_status)
         JOIN outbox.approvals AS o ON o.workflow_id = c.id AND o.ended_at IS NULL
     ) AS d
@@ -130,6 +155,7 @@ COMMENT ON FUNCTION outbox.children_join(parent uuid) IS 'Internal: moves a pare
 
 CREATE FUNCTION outbox.children_spawn(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
+    SET enable_hashjoin TO 'on'
     AS $$
 BEGIN
     WITH wanted AS MATERIALIZED (
@@ -178,7 +204,7 @@ DECLARE
     asked    outbox.approvals;
     target   text;
     options  text[];
-    actor    text := coalesce(decide.decided_by, outbox.actor());
+    actor    text := coalesce(outbox.actor_named(decide.decided_by), outbox.actor());
     told     jsonb := jsonb_build_object('pipeline', decide.pipeline, 'entity_id', decide.entity_id);
 BEGIN
     -- The workflow first, as everywhere: then no other decision and no deadline is under way.
@@ -242,6 +268,12 @@ DECLARE
 BEGIN
     IF days IS NULL OR NOT days BETWEEN 1 AND 200 THEN
         RAISE EXCEPTION 'the inbox remembers 1 to 200 days, not %', days USING ERRCODE = '22023';
+    END IF;
+    -- The floor is one for all consumers, and can't be set back: one of them must not have it forget what the others need.
+    IF days < 7 AND NOT has_table_privilege(coalesce(nullif(current_setting('role', true), 'none'), session_user::text)::name,
+                                            'outbox.inbox', 'TRUNCATE') THEN
+        RAISE EXCEPTION 'only the owner has the inbox forget after less than 7 days, for every consumer'
+            USING ERRCODE = 'insufficient_privilege', HINT = 'keep_inbox (--keep-inbox) is 7 or more for other roles.';
     END IF;
     -- Two at once could set the floor back.
     IF NOT pg_try_advisory_xact_lock(hashtext('outbox.inbox_forget')) THEN
@@ -380,7 +412,8 @@ BEGIN
             ON CONFLICT ON CONSTRAINT partition_rates_pkey DO UPDATE SET next_at = excluded.next_at
         )
         SELECT of_pipeline, of_stage, s.id, s.workflow_id::text, s.entered, s.attempt, s.careful,
-               w.entity_id, w.current_status, w.version, w.metadata::text,
+               w.entity_id, CASE WHEN w.pipeline = of_pipeline AND w.version >= s.entered THEN w.current_status ELSE '' END,
+               w.version, w.metadata::text,
                CASE WHEN coalesce(q.increment, q.partition_increment) IS NOT NULL THEN extract(epoch FROM s.at)::float8 END,
                NULL::float8, NULL::float8
         FROM started AS s
@@ -680,6 +713,19 @@ CREATE FUNCTION outbox.partition_of(metadata jsonb, path text[]) RETURNS text
 
 COMMENT ON FUNCTION outbox.partition_of(metadata jsonb, path text[]) IS 'Internal: the partition of a limited stage that data belongs to.';
 
+CREATE FUNCTION outbox.pause_begins() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    NEW.paused_by := outbox.actor_named(NEW.paused_by);
+    NEW.login := session_user;
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.pause_begins() IS 'Internal: notes who has paused a stage.';
+
 CREATE FUNCTION outbox.priority_of(metadata jsonb, path text[]) RETURNS integer
     LANGUAGE sql IMMUTABLE
     RETURN CASE jsonb_typeof((metadata #> path)) WHEN 'number'::text THEN (GREATEST(LEAST(((metadata #>> path))::numeric, (2147483647)::numeric), ('-2147483648'::integer)::numeric))::integer WHEN 'boolean'::text THEN (((metadata #>> path))::boolean)::integer ELSE 0 END;
@@ -692,7 +738,7 @@ CREATE FUNCTION outbox.react(ids uuid[], froms text[], tos text[], versions bigi
 BEGIN
     INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)
     SELECT w.pipeline || '/' || n.name,
-           CASE WHEN char_length(w.entity_id) <= 480 THEN w.entity_id ELSE w.id::text END || '@' || c.version,
+           left(w.entity_id, 450) || '@' || c.version || '@' || w.id,
            jsonb_build_object('pipeline', w.pipeline, 'entity_id', w.entity_id, 'workflow_id', w.id, 'from_status', c.from_status,
                               'status', c.to_status, 'version', c.version, 'actor', react.actor, 'reason', react.reason,
                               'at', now(), 'data', w.metadata)
@@ -707,6 +753,22 @@ $$;
 
 COMMENT ON FUNCTION outbox.react(ids uuid[], froms text[], tos text[], versions bigint[], actor text, reason text) IS 'Internal: starts the reactions to changes.';
 
+CREATE FUNCTION outbox.reactions_begin_with_a_change() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF (pg_trigger_depth() = 1 OR current_user <> (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = TG_RELID))
+       AND EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline AND p.reaction_of IS NOT NULL) THEN
+        RAISE EXCEPTION 'pipeline "%" is a reaction: it begins with the change that it reacts to, and can''t be submitted', NEW.pipeline
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Change the status of a workflow, or call the function yourself.';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.reactions_begin_with_a_change() IS 'Internal: refuses reactions that are not started by a change.';
+
 CREATE FUNCTION outbox.reactions_forget(days double precision, most integer) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -714,6 +776,9 @@ CREATE FUNCTION outbox.reactions_forget(days double precision, most integer) RET
 DECLARE
     deleted integer;
 BEGIN
+    IF (days >= 7) IS NOT TRUE OR days = 'NaN' THEN
+        RAISE EXCEPTION 'reactions are kept for 7 days or more, not %', days USING ERRCODE = '22023';
+    END IF;
     PERFORM set_config('outbox.retention', 'on', true);
     WITH old AS MATERIALIZED (
         SELECT w.id
@@ -753,6 +818,82 @@ $$;
 
 COMMENT ON FUNCTION outbox.require_held(claim text, jobs integer, held bigint) IS 'Internal: raises unless this is the handler''s own transaction and all of its jobs are held.';
 
+CREATE FUNCTION outbox.require_moved(held bigint, moved bigint) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF moved < held THEN
+        RAISE EXCEPTION 'a trigger on outbox.workflow_states has kept % of % workflows in their status', held - moved, held
+            USING ERRCODE = 'triggered_data_change_violation';
+    END IF;
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.require_moved(held bigint, moved bigint) IS 'Internal: raises unless all workflows whose jobs are held have moved.';
+
+CREATE FUNCTION outbox.retry(ids uuid[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    pipelines text[];
+    stages    text[];
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtext('outbox.deploy'));
+    WITH workflow AS MATERIALIZED (
+        -- Ascending, as everywhere.
+        SELECT w.id, w.pipeline, w.current_status, w.version, w.metadata
+        FROM outbox.workflow_states AS w
+        WHERE w.id = ANY (ids)
+        ORDER BY w.id
+        FOR NO KEY UPDATE
+    ), dead AS (
+        DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.entered
+    ), made AS (
+        -- Not from outbox.routed: it would read the workflow as it was before its lock was had.
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
+        SELECT workflow.id, workflow.pipeline, j.stage, workflow.current_status, coalesce(dead.entered, workflow.version),
+               j.deadline, j.on_deadline, j.partition, j.priority
+        FROM workflow
+        CROSS JOIN LATERAL outbox.job_of(workflow.pipeline, workflow.current_status, workflow.metadata) AS j
+        LEFT JOIN dead ON dead.workflow_id = workflow.id
+        -- A job that is just dying is seen as live here: its dead one, which is not seen yet, must not get one beside it.
+        WHERE j.stage IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id)
+        ORDER BY workflow.id
+        ON CONFLICT (workflow_id) DO NOTHING
+        RETURNING pipeline, stage
+    )
+    SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
+    PERFORM outbox.wake(pipelines, stages);
+    RETURN coalesce(cardinality(stages), 0);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.retry(ids uuid[]) IS 'Makes new jobs for those of these workflows that have none and whose status a stage takes. Returns how many.';
+
+CREATE FUNCTION outbox.retry(pipeline text, entity_id text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    workflow uuid;
+BEGIN
+    SELECT w.id INTO workflow FROM outbox.workflow_states AS w
+    WHERE w.pipeline = retry.pipeline AND w.entity_id = retry.entity_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', retry.entity_id, retry.pipeline
+            USING ERRCODE = 'OB011', DETAIL = jsonb_build_object('pipeline', retry.pipeline, 'entity_id', retry.entity_id)::text;
+    END IF;
+    RETURN outbox.retry(ARRAY[workflow]) > 0;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.retry(pipeline text, entity_id text) IS 'Makes a new job for a workflow. Returns false if it has a live job, or if no stage takes its status.';
+
 CREATE FUNCTION outbox.shown(metadata jsonb) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN encode(sha256(convert_to((metadata)::text, 'UTF8'::name)), 'hex'::text);
@@ -777,6 +918,7 @@ BEGIN
         RETURN NULL;
     END IF;
     NEW.sent_by := outbox.actor();
+    NEW.login := session_user;
     NEW.sent_at := now();
     NEW.taken_at := NULL;
     -- A commit of this workflow that is under way at a higher isolation level would not see this signal: it must fail, and
@@ -933,6 +1075,12 @@ $$;
 
 COMMENT ON FUNCTION outbox.timers_begin(items jsonb, ids uuid[]) IS 'Internal: puts off the jobs of stages.';
 
+CREATE FUNCTION outbox.told(setting text) RETURNS text
+    LANGUAGE sql STABLE
+    RETURN CASE WHEN ((current_setting(setting, true) <> ''::text) AND outbox.is_worker()) THEN current_setting(setting, true) ELSE NULL::text END;
+
+COMMENT ON FUNCTION outbox.told(setting text) IS 'Internal: what a setting of the engine says; null unless a worker has set it.';
+
 CREATE FUNCTION outbox.uuid7() RETURNS uuid
     LANGUAGE sql PARALLEL RESTRICTED
     RETURN ((OVERLAY(lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint), 15, '0'::text) PLACING '7'::text FROM 13 FOR 0) || to_hex(((hashint8extended(((random() * ('9007199254740992'::bigint)::double precision))::bigint, (((random() * ('9007199254740992'::bigint)::double precision))::bigint # (pg_backend_pid())::bigint)) & '4611686018427387903'::bigint) | '-9223372036854775808'::bigint))))::uuid;
@@ -949,8 +1097,6 @@ CREATE FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    -- They begin once: a workflow that a signal moves on at once comes here again.
-    PERFORM set_config('outbox.waits', '', true);
     PERFORM outbox.timers_begin(items, ids);
     PERFORM outbox.timeouts_begin(items, ids);
     PERFORM outbox.approvals_begin(items, ids);
@@ -972,6 +1118,25 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.waits_end(ids uuid[], tos text[], actor text, reason text) IS 'Internal: ends the waits of workflows that have moved on.';
+
+CREATE FUNCTION outbox.waits_take(ids uuid[], versions bigint[], over uuid[]) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    taken jsonb;
+    rest  jsonb;
+BEGIN
+    SELECT jsonb_agg(i.item) FILTER (WHERE i.mine AND (i.id = ANY (over)) IS NOT TRUE), jsonb_agg(i.item) FILTER (WHERE NOT i.mine)
+    INTO taken, rest
+    FROM (SELECT i.item, i.id, i.n IS NOT NULL AND coalesce((i.item ->> 'version')::bigint, versions[i.n]) = versions[i.n] AS mine
+          FROM (SELECT e.item, (e.item ->> 'id')::uuid AS id, array_position(ids, (e.item ->> 'id')::uuid) AS n
+                FROM jsonb_array_elements(outbox.told('outbox.waits')::jsonb) AS e (item)) AS i) AS i;
+    PERFORM set_config('outbox.waits', coalesce(rest::text, ''), true);
+    RETURN taken;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.waits_take(ids uuid[], versions bigint[], over uuid[]) IS 'Internal: takes the waits of these changes out of what the worker has told.';
 
 CREATE FUNCTION outbox.wake(pipelines text[], stages text[]) RETURNS void
     LANGUAGE plpgsql
@@ -1031,8 +1196,11 @@ DECLARE
     decision_before text := coalesce(current_setting('outbox.decision', true), '');
 BEGIN
     PERFORM set_config('outbox.actor', coalesce(actor, actor_before), true),
-            set_config('outbox.reason', coalesce(reason, ''), true),
-            set_config('outbox.decision', coalesce(decision, ''), true);
+            set_config('outbox.reason', coalesce(reason, ''), true), set_config('outbox.decision', '', true);
+    IF decision IS NOT NULL THEN
+        UPDATE outbox.approvals AS a SET decision = workflow_move.decision
+        WHERE a.workflow_id = workflow AND a.ended_at IS NULL;
+    END IF;
     UPDATE outbox.workflow_states AS w
     SET current_status = workflow_move.to_status, metadata = coalesce(data, w.metadata)
     WHERE w.id = workflow;
@@ -1077,8 +1245,7 @@ CREATE FUNCTION outbox.workflows_changed() RETURNS trigger
 DECLARE
     actor     text := outbox.actor();
     reason    text := nullif(current_setting('outbox.reason', true), '');
-    worker    integer := nullif(current_setting('outbox.worker', true), '')::integer;
-    waits     jsonb := nullif(current_setting('outbox.waits', true), '')::jsonb;  -- what handlers wait for from now on
+    worker    integer := outbox.told('outbox.worker')::integer;
     -- The changed workflows as parallel arrays: position n of each is workflow n.
     ids       uuid[];
     pipelines text[];
@@ -1095,6 +1262,8 @@ DECLARE
     timed     uuid[];     -- their new status has a deadline
     final     uuid[];     -- they have ended
     limited   uuid[];     -- their next stage is limited
+    over      uuid[];     -- they have moved on already
+    early     jsonb;      -- stage and attempt of jobs that end here, before the change that they have made is told
     rows      integer;    -- rows of the statement, including those whose status stays as it is
     reacting  boolean;    -- whether anything reacts to these changes
     unknown   uuid;
@@ -1109,21 +1278,24 @@ BEGIN
     -- workflow's row, which this statement holds: what is read here stays true.
     SELECT array_agg(c.id), array_agg(c.pipeline), array_agg(c.from_status), array_agg(c.to_status),
            array_agg(c.version),
-           array_agg(CASE WHEN r.running AND r.stage = j.stage THEN NULL ELSE r.stage END),
-           array_agg(CASE WHEN j.owner = worker THEN j.stage END),
-           array_agg(CASE WHEN j.owner = worker THEN j.attempt END),
-           array_agg(c.id) FILTER (WHERE j.id IS NOT NULL AND (r.running AND r.stage = j.stage) IS NOT TRUE),
-           array_agg(c.id) FILTER (WHERE r.running AND r.stage = j.stage),
-           array_agg(c.id) FILTER (WHERE j.stage IS NULL),
-           array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL),
+           array_agg(CASE WHEN r.running AND j.goes_on OR j.over THEN NULL ELSE r.stage END),
+           array_agg(CASE WHEN j.owner = worker AND j.status = c.from_status THEN j.stage END),
+           array_agg(CASE WHEN j.owner = worker AND j.status = c.from_status THEN j.attempt END),
+           array_agg(c.id) FILTER (WHERE j.id IS NOT NULL AND (r.running AND j.goes_on) IS NOT TRUE AND NOT j.over),
+           array_agg(c.id) FILTER (WHERE r.running AND j.goes_on AND NOT j.over),
+           array_agg(c.id) FILTER (WHERE j.stage IS NULL OR j.over),
+           array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL AND NOT j.over),
            array_agg(c.id) FILTER (WHERE r.final),
-           array_agg(c.id) FILTER (WHERE r.partition IS NOT NULL AND NOT r.running),
+           array_agg(c.id) FILTER (WHERE r.partition IS NOT NULL AND NOT r.running AND NOT j.over),
+           array_agg(c.id) FILTER (WHERE j.over),
+           jsonb_object_agg(c.id, jsonb_build_object('status', j.status, 'stage', j.stage, 'attempt', j.attempt))
+               FILTER (WHERE j.owner = worker AND j.status <> c.from_status),
            max(cardinality(n.ids)),
            bool_or(r.reactions IS NOT NULL),
            (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
            (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
     INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
-         waited, timed, final, limited, rows, reacting, unknown, illegal
+         waited, timed, final, limited, over, early, rows, reacting, unknown, illegal
     FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
          (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
                  array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
@@ -1134,8 +1306,15 @@ BEGIN
              ON l.pipeline = c.pipeline AND l.from_status = c.from_status AND l.to_status = c.to_status
          LEFT JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status
          -- OFFSET keeps it from becoming a join, which would walk over all of a queue that was analyzed when it was empty.
-         LEFT JOIN LATERAL (SELECT j.id, j.stage, j.owner, j.attempt FROM outbox.jobs AS j
-                            WHERE j.workflow_id = c.id OFFSET 0) AS j ON true
+         LEFT JOIN LATERAL (SELECT j.id, j.stage, j.owner, j.attempt, j.status, j.entered FROM outbox.jobs AS j
+                            WHERE j.workflow_id = c.id OFFSET 0) AS held ON true
+         -- A job of the status before tells that nothing has moved on; only without one the workflow is read again.
+         CROSS JOIN LATERAL (
+             SELECT held.*, held.stage = r.stage AND held.status = c.from_status AS goes_on,
+                    CASE WHEN held.entered <= c.version THEN false
+                         ELSE (SELECT w.version FROM outbox.workflow_states AS w WHERE w.id = c.id) IS DISTINCT FROM c.version
+                    END AS over
+         ) AS j
     WHERE c.from_status <> c.to_status;
 
     -- Where only the data has changed, the waiting job may belong to another partition now, or have another priority.
@@ -1167,6 +1346,18 @@ BEGIN
                       || 'Pipeline.allow() and `outbox deploy` add to it.';
     END IF;
 
+    -- A job that ends here though another change has ended it is told with that one, which comes after this.
+    IF early IS NOT NULL THEN
+        PERFORM set_config('outbox.early', (coalesce(outbox.told('outbox.early')::jsonb, '{}') || early)::text, true);
+    ELSIF over IS NOT NULL AND worker IS NOT NULL THEN
+        early := outbox.told('outbox.early')::jsonb;
+        SELECT array_agg(coalesce(c.stage, e.stage) ORDER BY c.n), array_agg(coalesce(c.attempt, e.attempt) ORDER BY c.n)
+        INTO by_stages, attempts
+        FROM unnest(ids, froms, by_stages, attempts) WITH ORDINALITY AS c (id, from_status, stage, attempt, n)
+        LEFT JOIN LATERAL jsonb_to_record(early -> c.id::text) AS e (status text, stage text, attempt integer)
+            ON e.status = c.from_status AND c.id = ANY (over);
+    END IF;
+
     -- 3. The open job ends. A live job and a dead one exclude each other, so a dead one is sought only where no live one
     -- ended: the change is its answer.
     IF ending IS NOT NULL THEN
@@ -1179,8 +1370,12 @@ BEGIN
 
     -- 4. What was waited for ends: the change answers what was asked of a person.
     IF waited IS NOT NULL THEN
+        -- A question of another status is answered by the change from that one, which is told after this.
         PERFORM outbox.waits_end(array_agg(c.id), array_agg(c.to_status), actor, reason)
-        FROM unnest(ids, tos) AS c (id, to_status) WHERE c.id = ANY (waited);
+        FROM unnest(ids, froms, tos) AS c (id, from_status, to_status)
+        WHERE c.id = ANY (waited) AND NOT EXISTS (
+            SELECT FROM outbox.approvals AS a
+            WHERE a.workflow_id = c.id AND a.ended_at IS NULL AND a.status <> c.from_status);
     END IF;
 
     -- 5. History.
@@ -1229,8 +1424,8 @@ BEGIN
     END IF;
 
     -- 10. Waits that begin, children that end.
-    IF waits IS NOT NULL THEN
-        PERFORM outbox.waits_begin(waits, ids);
+    IF outbox.told('outbox.waits') IS NOT NULL THEN
+        PERFORM outbox.waits_begin(outbox.waits_take(ids, versions, over), ids);
     END IF;
     IF final IS NOT NULL THEN
         PERFORM outbox.children_end(final);
@@ -1323,6 +1518,7 @@ BEGIN
                j.partition, j.priority
         FROM new_rows AS s
         CROSS JOIN LATERAL outbox.job_of(s.pipeline, s.current_status, s.metadata) AS j
+        WHERE (SELECT w.version FROM outbox.workflow_states AS w WHERE w.id = s.id) = s.version  -- it is not over
         RETURNING pipeline, stage
     )
     SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
@@ -1369,6 +1565,7 @@ CREATE TABLE outbox.approvals (
     reason text,
     edited jsonb,
     ended_at timestamp with time zone,
+    login text,
     CONSTRAINT approvals_end_at_once CHECK (((ended IS NULL) = (ended_at IS NULL))),
     CONSTRAINT approvals_ended_how CHECK ((ended = ANY (ARRAY['decided'::text, 'deadline'::text, 'withdrawn'::text])))
 );
@@ -1418,6 +1615,8 @@ COMMENT ON COLUMN outbox.approvals.reason IS 'Why.';
 COMMENT ON COLUMN outbox.approvals.edited IS 'The data that the answer changed.';
 
 COMMENT ON COLUMN outbox.approvals.ended_at IS 'When it ended.';
+
+COMMENT ON COLUMN outbox.approvals.login IS 'The login role that ended it; null: it is open, or before it was kept.';
 
 CREATE TABLE outbox.checkpoints (
     workflow_id uuid NOT NULL,
@@ -1897,6 +2096,8 @@ CREATE TABLE outbox.messages_0 (
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
 
+ALTER TABLE ONLY outbox.messages_0 REPLICA IDENTITY FULL;
+
 CREATE TABLE outbox.messages_1 (
     id bigint DEFAULT nextval('outbox.message_ids'::regclass) CONSTRAINT messages_id_not_null NOT NULL,
     message_id uuid DEFAULT outbox.uuid7() CONSTRAINT messages_message_id_not_null NOT NULL,
@@ -1909,6 +2110,8 @@ CREATE TABLE outbox.messages_1 (
     xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
+
+ALTER TABLE ONLY outbox.messages_1 REPLICA IDENTITY FULL;
 
 CREATE TABLE outbox.messages_2 (
     id bigint DEFAULT nextval('outbox.message_ids'::regclass) CONSTRAINT messages_id_not_null NOT NULL,
@@ -1923,6 +2126,8 @@ CREATE TABLE outbox.messages_2 (
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
 
+ALTER TABLE ONLY outbox.messages_2 REPLICA IDENTITY FULL;
+
 CREATE TABLE outbox.messages_3 (
     id bigint DEFAULT nextval('outbox.message_ids'::regclass) CONSTRAINT messages_id_not_null NOT NULL,
     message_id uuid DEFAULT outbox.uuid7() CONSTRAINT messages_message_id_not_null NOT NULL,
@@ -1936,6 +2141,8 @@ CREATE TABLE outbox.messages_3 (
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
 
+ALTER TABLE ONLY outbox.messages_3 REPLICA IDENTITY FULL;
+
 CREATE TABLE outbox.orphans (
     parent_id uuid NOT NULL
 );
@@ -1947,7 +2154,8 @@ CREATE TABLE outbox.pauses (
     stage text NOT NULL COLLATE pg_catalog."C",
     paused_by text DEFAULT outbox.actor() NOT NULL,
     reason text,
-    paused_at timestamp with time zone DEFAULT now() NOT NULL
+    paused_at timestamp with time zone DEFAULT now() NOT NULL,
+    login text DEFAULT SESSION_USER
 );
 
 COMMENT ON TABLE outbox.pauses IS 'Stages that no worker claims for. INSERT pauses, DELETE resumes.';
@@ -1961,6 +2169,8 @@ COMMENT ON COLUMN outbox.pauses.paused_by IS 'Who paused it.';
 COMMENT ON COLUMN outbox.pauses.reason IS 'Why.';
 
 COMMENT ON COLUMN outbox.pauses.paused_at IS 'When.';
+
+COMMENT ON COLUMN outbox.pauses.login IS 'The login role that did; null: before it was kept.';
 
 CREATE TABLE outbox.routes (
     pipeline text NOT NULL COLLATE pg_catalog."C",
@@ -2004,6 +2214,8 @@ CREATE TABLE outbox.status_counts (
     workflows bigint NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000');
+
+ALTER TABLE ONLY outbox.status_counts REPLICA IDENTITY FULL;
 
 COMMENT ON TABLE outbox.status_counts IS 'Internal: how many workflows stand in each status, as a log of differences.';
 
@@ -2339,7 +2551,8 @@ CREATE TABLE outbox.signals (
     signal_id text COLLATE pg_catalog."C",
     sent_by text NOT NULL,
     sent_at timestamp with time zone DEFAULT now() NOT NULL,
-    taken_at timestamp with time zone
+    taken_at timestamp with time zone,
+    login text DEFAULT SESSION_USER
 );
 
 COMMENT ON TABLE outbox.signals IS 'What other systems tell workflows. INSERT (pipeline, entity_id, name, payload, signal_id) sends one.';
@@ -2363,6 +2576,8 @@ COMMENT ON COLUMN outbox.signals.sent_by IS 'Who sent it; filled in.';
 COMMENT ON COLUMN outbox.signals.sent_at IS 'When; filled in.';
 
 COMMENT ON COLUMN outbox.signals.taken_at IS 'When the workflow took it; null: not yet.';
+
+COMMENT ON COLUMN outbox.signals.login IS 'The login role that sent it; null: before it was kept.';
 
 ALTER TABLE outbox.signals ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.signals_id_seq
@@ -2398,7 +2613,8 @@ CREATE TABLE outbox.state_changes (
     reason text,
     stage text COLLATE pg_catalog."C",
     attempt integer,
-    at timestamp with time zone DEFAULT now() NOT NULL
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    login text DEFAULT SESSION_USER
 );
 
 COMMENT ON TABLE outbox.state_changes IS 'The history of workflows: one row for each change of status. Append-only.';
@@ -2422,6 +2638,8 @@ COMMENT ON COLUMN outbox.state_changes.stage IS 'The stage whose job made it, if
 COMMENT ON COLUMN outbox.state_changes.attempt IS 'Which attempt of that job.';
 
 COMMENT ON COLUMN outbox.state_changes.at IS 'When, by the database''s clock.';
+
+COMMENT ON COLUMN outbox.state_changes.login IS 'The login role that made it, whatever it says of itself; null: before it was kept.';
 
 ALTER TABLE outbox.state_changes ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY (
     SEQUENCE NAME outbox.state_changes_id_seq
@@ -2932,6 +3150,10 @@ ALTER INDEX outbox.messages_by_transaction ATTACH PARTITION outbox.messages_3_xi
 CREATE TRIGGER inbox_refuse BEFORE INSERT ON outbox.inbox FOR EACH ROW EXECUTE FUNCTION outbox.inbox_refuse();
 
 CREATE TRIGGER messages_written AFTER INSERT ON outbox.messages FOR EACH STATEMENT EXECUTE FUNCTION outbox.messages_written();
+
+CREATE TRIGGER pause_begins BEFORE INSERT ON outbox.pauses FOR EACH ROW EXECUTE FUNCTION outbox.pause_begins();
+
+CREATE TRIGGER reactions_begin_with_a_change BEFORE INSERT ON outbox.workflow_states FOR EACH ROW WHEN ((new.pipeline ~~ '%/%'::text)) EXECUTE FUNCTION outbox.reactions_begin_with_a_change();
 
 CREATE TRIGGER signal_receive BEFORE INSERT ON outbox.signals FOR EACH ROW EXECUTE FUNCTION outbox.signal_receive();
 

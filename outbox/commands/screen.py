@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -24,6 +25,9 @@ Row = dict[str, Any]
 _WORKFLOW = ("id", "version", "created_at", "updated_at", "metadata")
 MOST_COUNTED = 1_000
 """Where counting jobs ends, in the view too: more are shown as "1000+"."""
+
+_ENGINE = re.compile(r"worker-\d+$|outbox$|schedule ")
+"""How workers, deadlines and schedules are named: their login says nothing."""
 
 _CHANGE = ("at", "from_status", "to_status", "version", "actor", "stage", "attempt", "reason")
 
@@ -164,7 +168,7 @@ def workflow(found: Row) -> Group:
         Text(),
         table(
             "history", ["at", "from", "to", "version", "actor", "stage", "attempt", "reason"],
-            [[row[name] for name in _CHANGE] for row in found["history"]],
+            [[by(row, name) for name in _CHANGE] for row in found["history"]],
         ),
     ]  # fmt: skip
     for title in ("job", "dead_job", "waits_for", "parent"):
@@ -177,13 +181,21 @@ def workflow(found: Row) -> Group:
         ("signals", ["sent_at", "name", "payload", "signal_id", "sent_by", "taken_at"]),
     ):
         if found[title]:
-            rows = [[row[name] for name in columns] for row in found[title]]
+            rows = [[by(row, name) for name in columns] for row in found[title]]
             parts += [Text(), table(title, columns, rows)]
     if found["messages"]:
         columns = ["created_at", "topic", "key", "payload", "message_id"]
         rows = [[row[name] for name in columns] for row in found["messages"]]
         parts += [Text(), table("messages", columns, rows)]
     return Group(*parts)
+
+
+def by(row: Row, name: str) -> Any:
+    """Returns a field of a row; who acted, with the login where a person has another name than it."""
+    said, login = row[name], row.get("login")
+    if name not in ("actor", "decided_by", "sent_by") or not said or login in (None, said) or _ENGINE.match(said):
+        return said
+    return f"{said} ({login})"
 
 
 def dead(rows: Iterable[Row]) -> Table:

@@ -19,7 +19,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from ..errors import SchemaError
-from . import killpoints
+from . import killpoints, turn
 from .schema import Migration, all_migrations, grants, history, text_of, transactions
 
 # The schema itself may have been made by an administrator for a role that can't make one. Functions may call each other
@@ -111,7 +111,7 @@ def apply(where: str | psycopg.Connection[Any]) -> list[str]:
     done: list[str] = []
     for together in transactions():
         with where.transaction():
-            where.execute(_LOCK)
+            turn.take(where, "migrate")
             recorded = applied(where)
             _refuse_older(recorded)
             todo = [migration for migration in together if _is_pending(migration, recorded)]
@@ -134,7 +134,7 @@ def make_roles(conn: psycopg.Connection[Any]) -> None:
     Safe to run any number of times and in several databases at once. SchemaError if this role may not do it.
     """
     with conn.transaction():
-        conn.execute(_LOCK)
+        turn.take(conn, "migrate")
         try:
             conn.execute(text_of("roles").encode(), prepare=False)
         except psycopg.errors.InsufficientPrivilege:

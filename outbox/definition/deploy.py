@@ -15,7 +15,7 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.rows import tuple_row
 
-from ..database import statements
+from ..database import statements, turn
 from ..errors import NotDeployed, Stranded
 from .limits import Limits, Path
 from .pipeline import Pipeline
@@ -117,8 +117,10 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
         if not Definition.read(conn, pipeline.name).changes_to(new):
             return lines
         ((patience,),) = _rows(conn, "SELECT current_setting('lock_timeout')")
+        # Before the lock of the table: others that have the turn wait for rows, and the sessions that hold these
+        # must be able to go on.
+        turn.take(conn, "deploy", give_up=True)
         conn.execute("SELECT set_config('lock_timeout', '5s', true)")
-        conn.execute(SQL["deploy_turn"])
         conn.execute(SQL["deploy_lock"])
         conn.execute("SELECT set_config('lock_timeout', %s, true)", (patience,))
         old = Definition.read(conn, pipeline.name)

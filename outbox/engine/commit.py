@@ -30,7 +30,11 @@ def finish(jobs: Sequence[tuple[Job, Finished]], *, marked: bool = False) -> tup
     the first of these jobs, and all of them are held.
     """
     sent = [(job.workflow_id, message) for job, outcome in jobs for message in outcome.messages]
-    waits = [{**outcome.wait, "id": job.workflow_id} for job, outcome in jobs if outcome.wait is not None]
+    waits = [
+        {**outcome.wait, "id": job.workflow_id, "version": job.version + 1}
+        for job, outcome in jobs
+        if outcome.wait is not None
+    ]
     return SQL["jobs_finish_if_held"], {
         **fence([job for job, _ in jobs]),
         "actor": actor(jobs[0][0].owner),

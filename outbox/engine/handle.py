@@ -25,7 +25,15 @@ NEWER_WORKER = 10.0
 
 
 def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
-    """Returns what the handler is given; Failed, for good, if the stored data doesn't fit the model."""
+    """Returns what the handler is given; Failed if the stored data or the job doesn't fit, for good or not."""
+    if not job.status:
+        return Failed(
+            "the job doesn't belong to its workflow: it is of another pipeline or version. outbox retry", None
+        )
+    if job.status not in (job.stage.on, job.stage.running):
+        # Made by hand, or a deploy has changed what the stage takes: then a newer worker may have it.
+        takes = f"stage {job.stage.queue} takes {job.stage.on}, and the workflow is in {job.status}: not run"
+        return fail(job, HandlerError(takes))
     try:
         return Run(job, job.stage.data.load(job.metadata), connection)
     except ValidationError as error:

@@ -23,7 +23,10 @@ class Kept(Protocol):
 
 @dataclass(slots=True)
 class Job:
-    """A claimed job: what to do, the data to do it on, and the fence (id, owner, attempt, version)."""
+    """A claimed job: what to do, the data to do it on, and the fence (id, owner, attempt, version).
+
+    `status` is that of the workflow; empty: the job is of another pipeline, or of a version that is still to come.
+    """
 
     stage: Stage
     owner: int

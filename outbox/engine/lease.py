@@ -76,7 +76,13 @@ class Lease:
         self.registered.clear()
 
     async def set_idle(self, link: Link, idle: bool) -> bool:
-        """Says on a claimer's connection whether this worker rests; False if its row is gone."""
+        """Says on a claimer's connection whether this worker rests; False if its row is gone.
+
+        One that doesn't listen says nothing: waking it would be a NOTIFY for no one, with which no other session could
+        PREPARE TRANSACTION.
+        """
+        if not self._listen:
+            return True
         return bool(await link.execute(SQL["worker_set_idle"], {"worker": self.id, "idle": idle}))
 
     async def leave(self) -> None:

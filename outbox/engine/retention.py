@@ -24,7 +24,10 @@ BATCH = 1_000
 """Rows that one transaction deletes at most."""
 
 KEEP_REACTIONS = 7.0
-"""Days for which a reaction that is done can still be looked at."""
+"""Days for which a reaction that is done can still be looked at. The function refuses less."""
+
+LEAST_INBOX = 7
+"""Days that the inbox remembers ids at least, unless the owner says less: it forgets them for every consumer."""
 
 
 MAX_DAYS = 100_000
@@ -61,11 +64,13 @@ class Retention:
         """Raises OutboxError if this role may not delete what this retention is to delete."""
         with conn.cursor(row_factory=tuple_row) as cursor:
             (may,) = cursor.execute(SQL["retention_rights"]).fetchall()
-        wanted = {"workflows": self.workflows, "history": self.history, "messages": self.messages}
+        wanted = {"workflows": self.workflows, "history": self.history, "messages": self.messages, "inbox": None}
+        if self.inbox is not None and self.inbox < LEAST_INBOX:
+            wanted["inbox"] = self.inbox
         for (name, days), allowed in zip(wanted.items(), may, strict=True):
             if days is not None and not allowed:
                 raise OutboxError(
-                    f"--keep-{name} (Retention {name}) is for the owner of the schema outbox: "
+                    f"--keep-{name} {days:g} (Retention {name}) is for the owner of the schema outbox: "
                     "this role may not delete them. See docs/roles.md"
                 )
 

@@ -130,6 +130,10 @@ class Run(Generic[Data]):
         InvalidInput if it can't be stored, LeaseLost if the job was taken away.
         """
         self._still_held()
+        if pipeline.reaction_of is not None:
+            raise InvalidInput(
+                "pipeline", f"{pipeline.name} is a reaction, which begins with the change that it reacts to"
+            )
         child = {
             "pipeline": pipeline.name,
             "entity": texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID),

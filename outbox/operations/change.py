@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import tuple_row
 
-from ..database import statements
+from ..database import statements, turn
 from ..database.refusals import raised_as_ours
 from ..errors import NotFound, OutboxError
 from .look import parked_by, rows
@@ -105,6 +105,6 @@ def retry_all(conn: psycopg.Connection[Any], pipeline: str | None = None) -> int
 
 def _make_jobs(conn: psycopg.Connection[Any], ids: list[UUID]) -> int:
     with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
-        cursor.execute(SQL["retry_turn"])
-        row = cursor.execute(SQL["jobs_make"], {"ids": ids}).fetchone()
+        turn.take(conn, "deploy", shared=True)
+        row = cursor.execute(SQL["jobs_retry"], {"ids": ids}).fetchone()
     return int(row[0]) if row else 0

@@ -24,20 +24,21 @@ END
 $$;
 COMMENT ON FUNCTION outbox.approvals_begin(jsonb, uuid[]) IS 'Internal: asks the questions that handlers have returned.';
 
--- Any change of the status answers the question. Position n of `tos` is where workflow n has gone.
+-- Any change of the status answers the question. Position n of `tos` is where workflow n has gone. A decision has written its
+-- answer into the row; another change is taken for the first option, by its name, that leads there.
 CREATE OR REPLACE FUNCTION outbox.approvals_end(ids uuid[], tos text[], actor text, reason text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    said text := nullif(current_setting('outbox.decision', true), '');
+    overdue boolean := coalesce(outbox.told('outbox.decision') = '(deadline)', false);
 BEGIN
     UPDATE outbox.approvals AS a
-    SET ended = CASE WHEN said = '(deadline)' THEN 'deadline' WHEN a.options ? d.decision THEN 'decided' ELSE 'withdrawn' END,
-        decision = CASE WHEN a.options ? d.decision THEN d.decision END,
-        to_status = d.to_status, decided_by = actor, reason = approvals_end.reason, ended_at = now()
+    SET ended = CASE WHEN overdue THEN 'deadline' WHEN d.decision IS NOT NULL THEN 'decided' ELSE 'withdrawn' END,
+        decision = CASE WHEN NOT overdue THEN d.decision END,
+        to_status = d.to_status, decided_by = actor, login = session_user, reason = approvals_end.reason, ended_at = now()
     FROM (
-        SELECT o.workflow_id, c.to_status, coalesce(said, (
-            SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status)) AS decision
+        SELECT o.workflow_id, c.to_status, CASE WHEN o.options ->> o.decision = c.to_status THEN o.decision ELSE (
+            SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status) END AS decision
         FROM unnest(ids, tos) AS c (id, to_status)
         JOIN outbox.approvals AS o ON o.workflow_id = c.id AND o.ended_at IS NULL
     ) AS d
@@ -62,7 +63,7 @@ DECLARE
     asked    outbox.approvals;
     target   text;
     options  text[];
-    actor    text := coalesce(decide.decided_by, outbox.actor());
+    actor    text := coalesce(outbox.actor_named(decide.decided_by), outbox.actor());
     told     jsonb := jsonb_build_object('pipeline', decide.pipeline, 'entity_id', decide.entity_id);
 BEGIN
     -- The workflow first, as everywhere: then no other decision and no deadline is under way.

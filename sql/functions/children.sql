@@ -1,9 +1,11 @@
 -- Fan-out and join: a parent waits for its children. These functions run as the owner; only triggers call them.
 
 -- Starts the children that handlers have spawned: items with `spawn`. A workflow that exists already is left alone, and does
--- not become a child by this.
+-- not become a child by this. Workers' sessions switch hash joins off, and pairing 20,000 children with their parents without
+-- one is quadratic.
 CREATE OR REPLACE FUNCTION outbox.children_spawn(items jsonb, ids uuid[]) RETURNS void
 LANGUAGE plpgsql
+SET enable_hashjoin = on
 AS $$
 BEGIN
     WITH wanted AS MATERIALIZED (

@@ -1,4 +1,4 @@
--- What column defaults call: ids, and who acts. It needs no table, so it is applied before the structure.
+-- What column defaults call: ids, and who acts. Who acts also says whose settings are believed. It needs no table, so it is applied before the structure.
 
 -- A UUIDv7: 48 bits of Unix milliseconds, 12 of their fraction (RFC 9562, 6.2, method 3), then 62 random bits. In SQL, so
 -- that Postgres 15 has it too. The random bits come from the session's own generator, which starts from a strong seed: a
@@ -21,10 +21,42 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN to_timestamp((('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint / 1000.0)::float8);
 COMMENT ON FUNCTION outbox.uuid7_time(uuid) IS 'Returns when a UUIDv7 was made.';
 
+-- Anybody can set a setting, so a setting gives no rights: the engine's own are believed only from those who may register a
+-- worker, which are workers and the owner. What is asked is the role of the session, for many functions run as the owner in
+-- the session of somebody else. The body is parsed when it is made: no search_path of the session changes what it means.
+CREATE OR REPLACE FUNCTION outbox.is_worker() RETURNS boolean
+LANGUAGE sql STABLE
+RETURN has_table_privilege(coalesce(nullif(current_setting('role', true), 'none'), session_user::text)::name,
+                           'outbox.workers', 'INSERT');
+COMMENT ON FUNCTION outbox.is_worker() IS 'Returns whether the role of the session has the rights of a worker.';
+
+CREATE OR REPLACE FUNCTION outbox.told(setting text) RETURNS text
+LANGUAGE sql STABLE
+RETURN CASE WHEN current_setting(setting, true) <> '' AND outbox.is_worker() THEN current_setting(setting, true) END;
+COMMENT ON FUNCTION outbox.told(text) IS 'Internal: what a setting of the engine says; null unless a worker has set it.';
+
+CREATE OR REPLACE FUNCTION outbox.actor_refused(name text) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'only the engine acts as "%"', name
+        USING ERRCODE = 'insufficient_privilege',
+              HINT = 'Name yourself by outbox.actor (or --by), other than "outbox", "worker-…" or "schedule …".';
+END
+$$;
+COMMENT ON FUNCTION outbox.actor_refused(text) IS 'Internal: refuses a name that is the engine''s.';
+
+CREATE OR REPLACE FUNCTION outbox.actor_named(name text) RETURNS text
+LANGUAGE sql STABLE
+RETURN CASE WHEN name ~* '^\s*(outbox\s*$|worker-|schedule\s)' AND NOT outbox.is_worker() THEN outbox.actor_refused(name)
+            ELSE name END;
+COMMENT ON FUNCTION outbox.actor_named(text) IS
+    'Internal: returns the name that somebody acts by; refuses those of the engine from anybody else.';
+
 CREATE OR REPLACE FUNCTION outbox.actor() RETURNS text
 LANGUAGE sql STABLE
 RETURN coalesce(
-    nullif(current_setting('outbox.actor', true), ''),
+    outbox.actor_named(nullif(current_setting('outbox.actor', true), '')),
     nullif(current_setting('role', true), 'none'),
     session_user::text);
 COMMENT ON FUNCTION outbox.actor() IS

@@ -51,6 +51,12 @@ BEGIN
     IF days IS NULL OR NOT days BETWEEN 1 AND 200 THEN
         RAISE EXCEPTION 'the inbox remembers 1 to 200 days, not %', days USING ERRCODE = '22023';
     END IF;
+    -- The floor is one for all consumers, and can't be set back: one of them must not have it forget what the others need.
+    IF days < 7 AND NOT has_table_privilege(coalesce(nullif(current_setting('role', true), 'none'), session_user::text)::name,
+                                            'outbox.inbox', 'TRUNCATE') THEN
+        RAISE EXCEPTION 'only the owner has the inbox forget after less than 7 days, for every consumer'
+            USING ERRCODE = 'insufficient_privilege', HINT = 'keep_inbox (--keep-inbox) is 7 or more for other roles.';
+    END IF;
     -- Two at once could set the floor back.
     IF NOT pg_try_advisory_xact_lock(hashtext('outbox.inbox_forget')) THEN
         RETURN;

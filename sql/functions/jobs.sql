@@ -60,6 +60,96 @@ END
 $$;
 COMMENT ON FUNCTION outbox.wake(text[], text[]) IS 'Internal: wakes idle workers for new jobs of these stages.';
 
+-- New jobs for workflows that have none; a dead one goes, and its idempotency key stays. It waits for a deploy that is under way,
+-- and sees the routes that it has written, since each statement of the function has a snapshot of its own. It runs as the owner:
+-- with rights on jobs, an operator could have any handler run on any workflow.
+CREATE OR REPLACE FUNCTION outbox.retry(ids uuid[]) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    pipelines text[];
+    stages    text[];
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtext('outbox.deploy'));
+    WITH workflow AS MATERIALIZED (
+        -- Ascending, as everywhere.
+        SELECT w.id, w.pipeline, w.current_status, w.version, w.metadata
+        FROM outbox.workflow_states AS w
+        WHERE w.id = ANY (ids)
+        ORDER BY w.id
+        FOR NO KEY UPDATE
+    ), dead AS (
+        DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.entered
+    ), made AS (
+        -- Not from outbox.routed: it would read the workflow as it was before its lock was had.
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
+        SELECT workflow.id, workflow.pipeline, j.stage, workflow.current_status, coalesce(dead.entered, workflow.version),
+               j.deadline, j.on_deadline, j.partition, j.priority
+        FROM workflow
+        CROSS JOIN LATERAL outbox.job_of(workflow.pipeline, workflow.current_status, workflow.metadata) AS j
+        LEFT JOIN dead ON dead.workflow_id = workflow.id
+        -- A job that is just dying is seen as live here: its dead one, which is not seen yet, must not get one beside it.
+        WHERE j.stage IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id)
+        ORDER BY workflow.id
+        ON CONFLICT (workflow_id) DO NOTHING
+        RETURNING pipeline, stage
+    )
+    SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
+    PERFORM outbox.wake(pipelines, stages);
+    RETURN coalesce(cardinality(stages), 0);
+END
+$$;
+COMMENT ON FUNCTION outbox.retry(uuid[]) IS
+    'Makes new jobs for those of these workflows that have none and whose status a stage takes. Returns how many.';
+
+CREATE OR REPLACE FUNCTION outbox.retry(pipeline text, entity_id text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    workflow uuid;
+BEGIN
+    SELECT w.id INTO workflow FROM outbox.workflow_states AS w
+    WHERE w.pipeline = retry.pipeline AND w.entity_id = retry.entity_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', retry.entity_id, retry.pipeline
+            USING ERRCODE = 'OB011', DETAIL = jsonb_build_object('pipeline', retry.pipeline, 'entity_id', retry.entity_id)::text;
+    END IF;
+    RETURN outbox.retry(ARRAY[workflow]) > 0;
+END
+$$;
+COMMENT ON FUNCTION outbox.retry(text, text) IS
+    'Makes a new job for a workflow. Returns false if it has a live job, or if no stage takes its status.';
+REVOKE EXECUTE ON FUNCTION outbox.retry(uuid[]), outbox.retry(text, text) FROM PUBLIC;
+
+-- Somebody else's trigger may keep a workflow in its status. Then nothing would end the job, and nothing say why.
+CREATE OR REPLACE FUNCTION outbox.require_moved(held bigint, moved bigint) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF moved < held THEN
+        RAISE EXCEPTION 'a trigger on outbox.workflow_states has kept % of % workflows in their status', held - moved, held
+            USING ERRCODE = 'triggered_data_change_violation';
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION outbox.require_moved(bigint, bigint) IS
+    'Internal: raises unless all workflows whose jobs are held have moved.';
+
+CREATE OR REPLACE FUNCTION outbox.pause_begins() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.paused_by := outbox.actor_named(NEW.paused_by);
+    NEW.login := session_user;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION outbox.pause_begins() IS 'Internal: notes who has paused a stage.';
+
 -- The last word before the COMMIT of a handler's transaction. Both are sent in one round trip, so it must be an error that
 -- keeps what the handler wrote from being committed: its transaction is another one by now, or a job is not held.
 CREATE OR REPLACE FUNCTION outbox.require_held(claim text, jobs integer, held bigint) RETURNS boolean

@@ -305,7 +305,8 @@ BEGIN
             ON CONFLICT ON CONSTRAINT partition_rates_pkey DO UPDATE SET next_at = excluded.next_at
         )
         SELECT of_pipeline, of_stage, s.id, s.workflow_id::text, s.entered, s.attempt, s.careful,
-               w.entity_id, w.current_status, w.version, w.metadata::text,
+               w.entity_id, CASE WHEN w.pipeline = of_pipeline AND w.version >= s.entered THEN w.current_status ELSE '' END,
+               w.version, w.metadata::text,
                CASE WHEN coalesce(q.increment, q.partition_increment) IS NOT NULL THEN extract(epoch FROM s.at)::float8 END,
                NULL::float8, NULL::float8
         FROM started AS s

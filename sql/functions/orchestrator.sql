@@ -7,6 +7,10 @@
 -- look expensive, and a server with LLVM would compile each of them: hence no JIT.
 --
 -- A pipeline without waits, limits and reactions pays for a look at some empty arrays.
+--
+-- Others have triggers on this table, too. One that moves or deletes the workflow before these have told of the first change
+-- has these run for the second change first: then the first is `over` when it is told. It has its history, its counts and its
+-- reactions, and gets no job, no deadline and no wait.
 
 -- Fills in what a plain INSERT leaves out: the status is the pipeline's initial one.
 CREATE OR REPLACE FUNCTION outbox.workflow_fill_initial() RETURNS trigger
@@ -105,6 +109,7 @@ BEGIN
                j.partition, j.priority
         FROM new_rows AS s
         CROSS JOIN LATERAL outbox.job_of(s.pipeline, s.current_status, s.metadata) AS j
+        WHERE (SELECT w.version FROM outbox.workflow_states AS w WHERE w.id = s.id) = s.version  -- it is not over
         RETURNING pipeline, stage
     )
     SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
@@ -136,8 +141,7 @@ AS $$
 DECLARE
     actor     text := outbox.actor();
     reason    text := nullif(current_setting('outbox.reason', true), '');
-    worker    integer := nullif(current_setting('outbox.worker', true), '')::integer;
-    waits     jsonb := nullif(current_setting('outbox.waits', true), '')::jsonb;  -- what handlers wait for from now on
+    worker    integer := outbox.told('outbox.worker')::integer;
     -- The changed workflows as parallel arrays: position n of each is workflow n.
     ids       uuid[];
     pipelines text[];
@@ -154,6 +158,8 @@ DECLARE
     timed     uuid[];     -- their new status has a deadline
     final     uuid[];     -- they have ended
     limited   uuid[];     -- their next stage is limited
+    over      uuid[];     -- they have moved on already
+    early     jsonb;      -- stage and attempt of jobs that end here, before the change that they have made is told
     rows      integer;    -- rows of the statement, including those whose status stays as it is
     reacting  boolean;    -- whether anything reacts to these changes
     unknown   uuid;
@@ -168,21 +174,24 @@ BEGIN
     -- workflow's row, which this statement holds: what is read here stays true.
     SELECT array_agg(c.id), array_agg(c.pipeline), array_agg(c.from_status), array_agg(c.to_status),
            array_agg(c.version),
-           array_agg(CASE WHEN r.running AND r.stage = j.stage THEN NULL ELSE r.stage END),
-           array_agg(CASE WHEN j.owner = worker THEN j.stage END),
-           array_agg(CASE WHEN j.owner = worker THEN j.attempt END),
-           array_agg(c.id) FILTER (WHERE j.id IS NOT NULL AND (r.running AND r.stage = j.stage) IS NOT TRUE),
-           array_agg(c.id) FILTER (WHERE r.running AND r.stage = j.stage),
-           array_agg(c.id) FILTER (WHERE j.stage IS NULL),
-           array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL),
+           array_agg(CASE WHEN r.running AND j.goes_on OR j.over THEN NULL ELSE r.stage END),
+           array_agg(CASE WHEN j.owner = worker AND j.status = c.from_status THEN j.stage END),
+           array_agg(CASE WHEN j.owner = worker AND j.status = c.from_status THEN j.attempt END),
+           array_agg(c.id) FILTER (WHERE j.id IS NOT NULL AND (r.running AND j.goes_on) IS NOT TRUE AND NOT j.over),
+           array_agg(c.id) FILTER (WHERE r.running AND j.goes_on AND NOT j.over),
+           array_agg(c.id) FILTER (WHERE j.stage IS NULL OR j.over),
+           array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL AND NOT j.over),
            array_agg(c.id) FILTER (WHERE r.final),
-           array_agg(c.id) FILTER (WHERE r.partition IS NOT NULL AND NOT r.running),
+           array_agg(c.id) FILTER (WHERE r.partition IS NOT NULL AND NOT r.running AND NOT j.over),
+           array_agg(c.id) FILTER (WHERE j.over),
+           jsonb_object_agg(c.id, jsonb_build_object('status', j.status, 'stage', j.stage, 'attempt', j.attempt))
+               FILTER (WHERE j.owner = worker AND j.status <> c.from_status),
            max(cardinality(n.ids)),
            bool_or(r.reactions IS NOT NULL),
            (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
            (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
     INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
-         waited, timed, final, limited, rows, reacting, unknown, illegal
+         waited, timed, final, limited, over, early, rows, reacting, unknown, illegal
     FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
          (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
                  array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
@@ -193,8 +202,15 @@ BEGIN
              ON l.pipeline = c.pipeline AND l.from_status = c.from_status AND l.to_status = c.to_status
          LEFT JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status
          -- OFFSET keeps it from becoming a join, which would walk over all of a queue that was analyzed when it was empty.
-         LEFT JOIN LATERAL (SELECT j.id, j.stage, j.owner, j.attempt FROM outbox.jobs AS j
-                            WHERE j.workflow_id = c.id OFFSET 0) AS j ON true
+         LEFT JOIN LATERAL (SELECT j.id, j.stage, j.owner, j.attempt, j.status, j.entered FROM outbox.jobs AS j
+                            WHERE j.workflow_id = c.id OFFSET 0) AS held ON true
+         -- A job of the status before tells that nothing has moved on; only without one the workflow is read again.
+         CROSS JOIN LATERAL (
+             SELECT held.*, held.stage = r.stage AND held.status = c.from_status AS goes_on,
+                    CASE WHEN held.entered <= c.version THEN false
+                         ELSE (SELECT w.version FROM outbox.workflow_states AS w WHERE w.id = c.id) IS DISTINCT FROM c.version
+                    END AS over
+         ) AS j
     WHERE c.from_status <> c.to_status;
 
     -- Where only the data has changed, the waiting job may belong to another partition now, or have another priority.
@@ -226,6 +242,18 @@ BEGIN
                       || 'Pipeline.allow() and `outbox deploy` add to it.';
     END IF;
 
+    -- A job that ends here though another change has ended it is told with that one, which comes after this.
+    IF early IS NOT NULL THEN
+        PERFORM set_config('outbox.early', (coalesce(outbox.told('outbox.early')::jsonb, '{}') || early)::text, true);
+    ELSIF over IS NOT NULL AND worker IS NOT NULL THEN
+        early := outbox.told('outbox.early')::jsonb;
+        SELECT array_agg(coalesce(c.stage, e.stage) ORDER BY c.n), array_agg(coalesce(c.attempt, e.attempt) ORDER BY c.n)
+        INTO by_stages, attempts
+        FROM unnest(ids, froms, by_stages, attempts) WITH ORDINALITY AS c (id, from_status, stage, attempt, n)
+        LEFT JOIN LATERAL jsonb_to_record(early -> c.id::text) AS e (status text, stage text, attempt integer)
+            ON e.status = c.from_status AND c.id = ANY (over);
+    END IF;
+
     -- 3. The open job ends. A live job and a dead one exclude each other, so a dead one is sought only where no live one
     -- ended: the change is its answer.
     IF ending IS NOT NULL THEN
@@ -238,8 +266,12 @@ BEGIN
 
     -- 4. What was waited for ends: the change answers what was asked of a person.
     IF waited IS NOT NULL THEN
+        -- A question of another status is answered by the change from that one, which is told after this.
         PERFORM outbox.waits_end(array_agg(c.id), array_agg(c.to_status), actor, reason)
-        FROM unnest(ids, tos) AS c (id, to_status) WHERE c.id = ANY (waited);
+        FROM unnest(ids, froms, tos) AS c (id, from_status, to_status)
+        WHERE c.id = ANY (waited) AND NOT EXISTS (
+            SELECT FROM outbox.approvals AS a
+            WHERE a.workflow_id = c.id AND a.ended_at IS NULL AND a.status <> c.from_status);
     END IF;
 
     -- 5. History.
@@ -288,8 +320,8 @@ BEGIN
     END IF;
 
     -- 10. Waits that begin, children that end.
-    IF waits IS NOT NULL THEN
-        PERFORM outbox.waits_begin(waits, ids);
+    IF outbox.told('outbox.waits') IS NOT NULL THEN
+        PERFORM outbox.waits_begin(outbox.waits_take(ids, versions, over), ids);
     END IF;
     IF final IS NOT NULL THEN
         PERFORM outbox.children_end(final);

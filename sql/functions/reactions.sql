@@ -2,7 +2,8 @@
 -- each change that it reacts to is a workflow in it, started in the transaction of the change. It has its attempts, dead
 -- jobs and history, and whatever happens to it never touches the workflow that has changed.
 
--- Starts the reactions to changes: position n of each array is one change.
+-- Starts the reactions to changes: position n of each array is one change. The id of the workflow is part of their name, since
+-- an entity that was deleted and is submitted again begins with version 1 again.
 CREATE OR REPLACE FUNCTION outbox.react(ids uuid[], froms text[], tos text[], versions bigint[], actor text, reason text)
 RETURNS void
 LANGUAGE plpgsql
@@ -10,7 +11,7 @@ AS $$
 BEGIN
     INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)
     SELECT w.pipeline || '/' || n.name,
-           CASE WHEN char_length(w.entity_id) <= 480 THEN w.entity_id ELSE w.id::text END || '@' || c.version,
+           left(w.entity_id, 450) || '@' || c.version || '@' || w.id,
            jsonb_build_object('pipeline', w.pipeline, 'entity_id', w.entity_id, 'workflow_id', w.id, 'from_status', c.from_status,
                               'status', c.to_status, 'version', c.version, 'actor', react.actor, 'reason', react.reason,
                               'at', now(), 'data', w.metadata)
@@ -24,6 +25,23 @@ END
 $$;
 COMMENT ON FUNCTION outbox.react(uuid[], text[], text[], bigint[], text, text) IS 'Internal: starts the reactions to changes.';
 
+-- A reaction that anybody could start would be called with a change that never was, and one that is there already would keep
+-- the real one from being called. So only react() starts them, which runs as the owner within a trigger; this function runs
+-- with the rights of the role that inserts.
+CREATE OR REPLACE FUNCTION outbox.reactions_begin_with_a_change() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF (pg_trigger_depth() = 1 OR current_user <> (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = TG_RELID))
+       AND EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline AND p.reaction_of IS NOT NULL) THEN
+        RAISE EXCEPTION 'pipeline "%" is a reaction: it begins with the change that it reacts to, and can''t be submitted', NEW.pipeline
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Change the status of a workflow, or call the function yourself.';
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION outbox.reactions_begin_with_a_change() IS 'Internal: refuses reactions that are not started by a change.';
+
 CREATE OR REPLACE FUNCTION outbox.reactions_forget(days float8, most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -31,6 +49,9 @@ AS $$
 DECLARE
     deleted integer;
 BEGIN
+    IF (days >= 7) IS NOT TRUE OR days = 'NaN' THEN
+        RAISE EXCEPTION 'reactions are kept for 7 days or more, not %', days USING ERRCODE = '22023';
+    END IF;
     PERFORM set_config('outbox.retention', 'on', true);
     WITH old AS MATERIALIZED (
         SELECT w.id

@@ -68,6 +68,7 @@ BEGIN
         RETURN NULL;
     END IF;
     NEW.sent_by := outbox.actor();
+    NEW.login := session_user;
     NEW.sent_at := now();
     NEW.taken_at := NULL;
     -- A commit of this workflow that is under way at a higher isolation level would not see this signal: it must fail, and

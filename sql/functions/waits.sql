@@ -3,8 +3,8 @@
 -- and outbox.decide; only those call them.
 
 -- Changes a workflow's status and, unless null, its data. The history tells it by `actor` (null: the actor of this
--- transaction) and `reason`; `decision` is the answer that a person gave. What else the caller's transaction changes is
--- told as before.
+-- transaction) and `reason`; `decision` is the answer that a person gave to the open question, which has it in its row:
+-- sessions could set a setting themselves. What else the caller's transaction changes is told as before.
 CREATE OR REPLACE FUNCTION outbox.workflow_move(
     workflow uuid, to_status text, reason text, actor text DEFAULT NULL, decision text DEFAULT NULL, data jsonb DEFAULT NULL
 ) RETURNS void
@@ -16,8 +16,11 @@ DECLARE
     decision_before text := coalesce(current_setting('outbox.decision', true), '');
 BEGIN
     PERFORM set_config('outbox.actor', coalesce(actor, actor_before), true),
-            set_config('outbox.reason', coalesce(reason, ''), true),
-            set_config('outbox.decision', coalesce(decision, ''), true);
+            set_config('outbox.reason', coalesce(reason, ''), true), set_config('outbox.decision', '', true);
+    IF decision IS NOT NULL THEN
+        UPDATE outbox.approvals AS a SET decision = workflow_move.decision
+        WHERE a.workflow_id = workflow AND a.ended_at IS NULL;
+    END IF;
     UPDATE outbox.workflow_states AS w
     SET current_status = workflow_move.to_status, metadata = coalesce(data, w.metadata)
     WHERE w.id = workflow;
@@ -71,14 +74,34 @@ END
 $$;
 COMMENT ON FUNCTION outbox.timeouts_begin(jsonb, uuid[]) IS 'Internal: sets the deadlines of waits.';
 
+-- Takes what handlers have returned for workflows that have just moved to these versions, out of what the worker has told.
+-- Each item begins once, with the change that it belongs to: not with a change that another trigger makes before or after.
+-- Workflows that have moved on (`over`) wait for nothing any more. An item of an older worker has no version.
+CREATE OR REPLACE FUNCTION outbox.waits_take(ids uuid[], versions bigint[], over uuid[]) RETURNS jsonb
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    taken jsonb;
+    rest  jsonb;
+BEGIN
+    SELECT jsonb_agg(i.item) FILTER (WHERE i.mine AND (i.id = ANY (over)) IS NOT TRUE), jsonb_agg(i.item) FILTER (WHERE NOT i.mine)
+    INTO taken, rest
+    FROM (SELECT i.item, i.id, i.n IS NOT NULL AND coalesce((i.item ->> 'version')::bigint, versions[i.n]) = versions[i.n] AS mine
+          FROM (SELECT e.item, (e.item ->> 'id')::uuid AS id, array_position(ids, (e.item ->> 'id')::uuid) AS n
+                FROM jsonb_array_elements(outbox.told('outbox.waits')::jsonb) AS e (item)) AS i) AS i;
+    PERFORM set_config('outbox.waits', coalesce(rest::text, ''), true);
+    RETURN taken;
+END
+$$;
+COMMENT ON FUNCTION outbox.waits_take(uuid[], bigint[], uuid[]) IS
+    'Internal: takes the waits of these changes out of what the worker has told.';
+
 -- Begins what handlers have returned for workflows that have just moved. `items` is an array of objects, each with the `id`
 -- of its workflow; `ids` are the workflows of this change. Each kind takes the items that have its fields.
 CREATE OR REPLACE FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    -- They begin once: a workflow that a signal moves on at once comes here again.
-    PERFORM set_config('outbox.waits', '', true);
     PERFORM outbox.timers_begin(items, ids);
     PERFORM outbox.timeouts_begin(items, ids);
     PERFORM outbox.approvals_begin(items, ids);
@@ -101,5 +124,5 @@ $$;
 COMMENT ON FUNCTION outbox.waits_end(uuid[], text[], text, text) IS 'Internal: ends the waits of workflows that have moved on.';
 REVOKE EXECUTE ON FUNCTION outbox.workflow_move(uuid, text, text, text, text, jsonb),
     outbox.deadlines_set(uuid[], timestamptz[], text[]), outbox.timers_begin(jsonb, uuid[]),
-    outbox.timeouts_begin(jsonb, uuid[]), outbox.waits_begin(jsonb, uuid[]),
+    outbox.timeouts_begin(jsonb, uuid[]), outbox.waits_take(uuid[], bigint[], uuid[]), outbox.waits_begin(jsonb, uuid[]),
     outbox.waits_end(uuid[], text[], text, text) FROM PUBLIC;

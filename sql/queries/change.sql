@@ -38,40 +38,11 @@ SELECT d.workflow_id FROM outbox.dead_jobs AS d
 WHERE d.workflow_id > %(after)s AND (%(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s)
 ORDER BY d.workflow_id LIMIT %(limit)s;
 
--- name: retry_turn
--- Waits for a deploy that is under way, and keeps others out until commit. It is a statement of its own because the
--- next one must see the routes that the deploy has written.
--- Locks an advisory lock, shared.
-SELECT pg_advisory_xact_lock_shared(hashtext('outbox.deploy'));
-
--- name: jobs_make
--- Makes new jobs for workflows that have none. Their dead job goes, and its idempotency key stays. Returns how many got
--- a job, and wakes workers for them.
--- Reads workflow_states. Writes dead_jobs, jobs. Locks workflows, ids ascending. Uses workflow_states_pkey,
--- dead_jobs_pkey, jobs_pkey.
-WITH workflow AS MATERIALIZED (
-    SELECT w.id, w.pipeline, w.current_status, w.version, w.metadata
-    FROM outbox.workflow_states AS w
-    WHERE w.id = ANY (%(ids)s::uuid[])
-    ORDER BY w.id
-    FOR NO KEY UPDATE
-), dead AS (
-    DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.entered
-), made AS (
-    -- Not from outbox.routed: it would read the workflow as it was before its lock was had.
-    INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
-    SELECT workflow.id, workflow.pipeline, j.stage, workflow.current_status, coalesce(dead.entered, workflow.version),
-           j.deadline, j.on_deadline, j.partition, j.priority
-    FROM workflow
-    CROSS JOIN LATERAL outbox.job_of(workflow.pipeline, workflow.current_status, workflow.metadata) AS j
-    LEFT JOIN dead ON dead.workflow_id = workflow.id
-    -- A job that is just dying is seen as live here: its dead one, which is not seen yet, must not get one beside it.
-    WHERE j.stage IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id)
-    ORDER BY workflow.id
-    ON CONFLICT (workflow_id) DO NOTHING
-    RETURNING pipeline, stage
-)
-SELECT count(*), outbox.wake(array_agg(made.pipeline), array_agg(made.stage)) FROM made;
+-- name: jobs_retry
+-- Makes new jobs for workflows that have none; see the function in sql/functions/jobs.sql. Returns how many.
+-- Reads workflow_states. Writes dead_jobs, jobs. Locks workflows, ids ascending, and an advisory lock, shared. Uses
+-- workflow_states_pkey, dead_jobs_pkey, jobs_pkey.
+SELECT outbox.retry(%(ids)s::uuid[]);
 
 -- name: relay_forget
 -- Removes a relay's name with what it has parked, so nothing is kept for it any more; but not one that runs. Returns

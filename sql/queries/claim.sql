@@ -56,7 +56,9 @@ WITH picked AS MATERIALIZED (
     RETURNING j.workflow_id, j.id, j.pipeline, j.stage, j.entered, j.attempt, j.careful
 )
 SELECT c.pipeline, c.stage, c.id, c.workflow_id::text, c.entered, c.attempt, c.careful,
-       w.entity_id, w.current_status AS status, w.version, w.metadata::text
+       -- An empty status says that the job was made by hand, and is not of this workflow.
+       w.entity_id, CASE WHEN w.pipeline = c.pipeline AND w.version >= c.entered THEN w.current_status ELSE '' END AS status,
+       w.version, w.metadata::text
 FROM claimed AS c
 JOIN outbox.workflow_states AS w ON w.id = c.workflow_id
 ORDER BY c.id;

@@ -18,7 +18,7 @@ WITH me AS MATERIALIZED (
     WHERE coalesce(current_setting('outbox.claim', true), '') = %(claim)s
 ), workflow AS MATERIALIZED (
     -- The workflow first: that is the order of a change by hand. Its version tells whether there was one.
-    SELECT w.id, o.job, o.attempt, o.status, o.data
+    SELECT w.id, o.job, o.attempt, o.status, o.data, w.current_status AS was
     FROM me, unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(versions)s::bigint[],
                     %(statuses)s::text[], %(data)s::text[]) AS o (id, job, attempt, version, status, data)
     JOIN outbox.workflow_states AS w ON w.id = o.id AND w.version = o.version
@@ -29,7 +29,7 @@ WITH me AS MATERIALIZED (
     -- is merely joined would be checked against the past. One after the other, in the order of the workflows, and not as
     -- a join: a queue that was empty when it was analyzed is taken for empty, and a join would walk over all of its index,
     -- dead entries included, to find these few.
-    SELECT workflow.id, workflow.status, workflow.data
+    SELECT workflow.id, workflow.status, workflow.data, workflow.was
     FROM workflow
     CROSS JOIN LATERAL (
         SELECT FROM outbox.jobs AS j
@@ -43,7 +43,7 @@ WITH me AS MATERIALIZED (
         metadata = CASE WHEN held.data IS NULL THEN w.metadata ELSE held.data::jsonb END
     FROM held
     WHERE w.id = held.id
-    RETURNING w.id
+    RETURNING w.id, w.current_status <> held.was AS gone
 ), published AS (
     INSERT INTO outbox.messages (topic, key, payload, headers, workflow_id)
     SELECT m.topic, m.key, m.payload::jsonb, m.headers::jsonb, m.workflow_id
@@ -55,7 +55,8 @@ WITH me AS MATERIALIZED (
 )
 -- A condition without a column is asked once, and also where nothing has moved.
 SELECT moved.id::text FROM moved
-WHERE (SELECT %(claim)s = '' OR outbox.require_held(%(claim)s, cardinality(%(ids)s::uuid[]), count(*)) FROM held);
+WHERE (SELECT %(claim)s = '' OR outbox.require_held(%(claim)s, cardinality(%(ids)s::uuid[]), count(*)) FROM held)
+  AND (SELECT outbox.require_moved((SELECT count(*) FROM held), (SELECT count(*) FROM moved AS m WHERE m.gone)));
 
 -- name: jobs_fail_if_held
 -- Puts failed jobs back for later or, where `delays[n]` is null, makes them dead with their error. Returns those that

@@ -1,11 +1,5 @@
 -- What `outbox deploy` writes of a pipeline, in one transaction.
 
--- name: deploy_turn
--- Waits for another deploy, and for outbox retry, which makes jobs by the routes. It comes before the lock of the
--- table: these wait for rows, and the sessions that hold the rows must be able to go on.
--- Locks an advisory lock.
-SELECT pg_advisory_xact_lock(hashtext('outbox.deploy'));
-
 -- name: deploy_lock
 -- Waits for the transactions that have changed workflows by the old routes, and keeps new ones out until commit.
 -- Readers and claims go on.

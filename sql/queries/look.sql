@@ -70,7 +70,7 @@ ORDER BY w.pipeline;
 -- name: history
 -- Returns the history of a workflow.
 -- Reads state_changes. Uses state_changes_pkey.
-SELECT c.from_status, c.to_status, c.version, c.actor, c.reason, c.stage, c.attempt, c.at
+SELECT c.from_status, c.to_status, c.version, c.actor, c.login, c.reason, c.stage, c.attempt, c.at
 FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s ORDER BY c.version;
 
 -- name: job
@@ -109,13 +109,13 @@ LIMIT %(limit)s;
 -- Returns the questions that a workflow has asked.
 -- Reads approvals. Uses approvals_by_workflow.
 SELECT a.id, a.status, a.version, a.question, a.shown, a.options, a.assignee, a.asked_at, a.deadline, a.reminders, a.ended,
-       a.decision, a.to_status, a.decided_by, a.reason, a.edited, a.ended_at
+       a.decision, a.to_status, a.decided_by, a.login, a.reason, a.edited, a.ended_at
 FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version;
 
 -- name: signals_of_workflow
 -- Returns the signals that a workflow was sent.
 -- Reads signals. Uses signals_are_one_by_id.
-SELECT s.id, s.name, s.payload, s.signal_id, s.sent_by, s.sent_at, s.taken_at
+SELECT s.id, s.name, s.payload, s.signal_id, s.sent_by, s.login, s.sent_at, s.taken_at
 FROM outbox.signals AS s WHERE s.workflow_id = %(id)s ORDER BY s.id;
 
 -- name: waiting_of_workflow

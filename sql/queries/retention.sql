@@ -94,6 +94,7 @@ SELECT count(*) FROM dropped;
 SELECT set_config('outbox.retention', 'on', true);
 
 -- name: retention_rights
--- Returns what of this the role may do: delete workflows, delete history, empty the message log.
+-- Returns what of this the role may do: delete workflows, delete history, empty the message log, and the inbox after
+-- less than a week.
 SELECT has_table_privilege('outbox.workflow_states', 'DELETE'), has_table_privilege('outbox.state_changes', 'DELETE'),
-       has_table_privilege('outbox.messages', 'TRUNCATE');
+       has_table_privilege('outbox.messages', 'TRUNCATE'), has_table_privilege('outbox.inbox', 'TRUNCATE');

@@ -129,7 +129,7 @@ class Client:
 
             async def do(conn: psycopg.AsyncConnection[Any], id_: Any = id_) -> str:
                 async with conn.cursor() as cursor:
-                    await cursor.execute(change.SQL["jobs_make"], {"ids": [id_]})
+                    await cursor.execute(change.SQL["jobs_retry"], {"ids": [id_]})
                     row = await cursor.fetchone()
                 if not row or not row[0]:
                     raise Failed("not dead any more")

@@ -145,6 +145,12 @@ MUTANTS: dict[str, Mutant] = {
         (),
         database=(("outbox.timeouts_begin", "WHERE i.deadline IS NOT NULL AND i.id = ANY (ids)", "WHERE false"),),
     ),
+    "workers-not-believed": Mutant(
+        "what a worker tells the triggers is believed of no one: a handler's waits never begin",
+        frozenset({"lost", "stuck", "torn commit"}),
+        (),
+        database=(("outbox.told", "AND outbox.is_worker()", "AND NOT outbox.is_worker()"),),
+    ),
     "attempts-counted-when-caught": Mutant(
         "what kills its worker never counts as an attempt",
         frozenset({"two holders"}),

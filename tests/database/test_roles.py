@@ -7,7 +7,7 @@ import contextlib
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from kit.commands import Outbox
 from kit.databases import OWNER, clone
 from kit.inbox import made
 from kit.pipelines import status_of, value
+from kit.roles import GROUPS, As, dsn_as, forget_groups
 from kit.servers import DEADLINE, PostgresServer, Process, wait_for
 from outbox import Consumer, Delivery, SchemaError
 from outbox.database import migrations, schema
@@ -30,55 +31,10 @@ from outbox.engine import maintenance, retention
 from outbox.messages import ring
 
 Conn = psycopg.Connection[Any]
-As = Callable[..., Conn]
 Spawn = Callable[..., Process]
 
-GROUPS = ("submitter", "worker", "viewer", "operator", "relay", "consumer")
 APP = "apps.roles:app"
 PAGE = Path(__file__).parents[2] / "docs" / "roles.md"
-
-
-def dsn_as(name: str, dsn: str) -> str:
-    return dsn.replace(f"{OWNER}@", f"{name}@")
-
-
-def forget_groups(admin: Conn) -> None:
-    """Take groups and logins out of the cluster; what they have in this database goes along."""
-    found = admin.execute(
-        "SELECT rolname FROM pg_roles WHERE rolname ~ '^(outbox|login)_' AND rolname <> %s", [OWNER]
-    ).fetchall()
-    for (name,) in found:
-        admin.execute(sql.SQL("DROP OWNED BY {0} CASCADE; DROP ROLE {0}").format(sql.Identifier(name)))
-
-
-@pytest.fixture
-def admin(admin_dsn: str) -> Iterator[Conn]:
-    """A superuser's connection. No group and no login is left in the end."""
-    with psycopg.connect(admin_dsn, autocommit=True) as admin:
-        yield admin
-        forget_groups(admin)
-
-
-@pytest.fixture
-def groups(admin: Conn) -> None:
-    """The groups, and login_worker in outbox_worker, and so on."""
-    migrations.make_roles(admin)
-    for name in GROUPS:
-        admin.execute(f"CREATE ROLE login_{name} LOGIN IN ROLE outbox_{name}".encode())
-
-
-@pytest.fixture
-def as_(groups: None, dsn: str) -> Iterator[As]:
-    """Connect as the login of a group."""
-    opened: list[Conn] = []
-
-    def connect(name: str) -> Conn:
-        opened.append(psycopg.connect(dsn_as(f"login_{name}", dsn), autocommit=True))
-        return opened[-1]
-
-    yield connect
-    for conn in opened:
-        conn.close()
 
 
 @pytest.fixture
@@ -194,7 +150,6 @@ def test_only_relays_and_writers_have_sequences(groups: None, conn: Conn) -> Non
         "AND has_sequence_privilege(r.oid, c.oid, p) ORDER BY 1, 2, 3"
     )
     assert conn.execute(asked, [OWNER]).fetchall() == [
-        ("outbox_operator", "job_ids", "USAGE"),
         ("outbox_relay", "message_ids", "SELECT"),
         ("outbox_relay", "message_ids", "UPDATE"),
         ("outbox_submitter", "message_ids", "USAGE"),

@@ -21,19 +21,19 @@ PUBLIC = {
     "approvals", "checkpoints", "children", "dead_jobs", "delivery_attempts", "inbox", "jobs", "legal_changes", "limits",
     "messages", "overview", "parked_deliveries", "parked_messages", "pauses", "pipelines", "routes", "schedules",
     "schema_migrations", "signals", "stages", "state_changes", "waiting", "workers", "workflow_states",
-    "actor", "decide", "inbox_forget", "inbox_oldest", "shown", "uuid7", "uuid7_time",
+    "actor", "decide", "inbox_forget", "inbox_oldest", "is_worker", "retry", "shown", "uuid7", "uuid7_time",
 }  # fmt: skip
 # By the contract, these columns are public.
 COLUMNS = {
     "workflow_states": "id pipeline entity_id current_status metadata version created_at updated_at",
-    "state_changes": "id workflow_id from_status to_status version actor reason stage attempt at",
+    "state_changes": "id workflow_id from_status to_status version actor login reason stage attempt at",
     "messages": "id message_id topic key payload headers workflow_id created_at",
     "inbox": "consumer message_id received_at",
     "jobs": "workflow_id pipeline stage attempt owner run_at",
     "dead_jobs": "workflow_id pipeline entity_id stage attempts error died_at",
     "children": "child_id parent_id",
     "signals": "pipeline entity_id name payload signal_id",
-    "pauses": "pipeline stage paused_by reason",
+    "pauses": "pipeline stage paused_by login reason",
     "limits": "concurrency rate partition_concurrency partition_rate",
     "overview": "pipeline status stage workflows ready scheduled running dead oldest_waiting",
     "waiting": "workflow_id pipeline entity_id status kind waits_for since until ended_by details",
@@ -84,7 +84,8 @@ def test_each_table_and_index_is_written_once() -> None:
     steps = "".join(step.sql for (step,) in schema.transactions()[1:-1])
     made = re.findall(r"^CREATE (?:TABLE|UNIQUE INDEX|INDEX|SEQUENCE) (\S+)", steps, re.MULTILINE)
     assert len(made) == len(set(made)) > 50
-    assert not re.search(r"\b(ALTER (TABLE|INDEX)|DROP)\b", steps), "until a release has shipped them"
+    first = "".join(step.sql for (step,) in schema.transactions()[1:7])
+    assert not re.search(r"\b(ALTER (TABLE|INDEX)|DROP)\b", first), "until a release has shipped them"
 
 
 def test_every_function_is_valid(conn: Conn) -> None:

@@ -47,7 +47,10 @@ def test_a_reaction_is_told_of_the_change_and_is_no_step(conn: Conn, dsn: str) -
     assert (first.pipeline, first.from_status, first.status, first.version) == ("posts", "RECEIVED", "WAITING", 2)
     assert (first.actor, first.data["content"]) == ("worker-1", "checked")
     made = "SELECT entity_id, current_status FROM outbox.workflow_states WHERE pipeline = 'posts/notify' ORDER BY 1"
-    assert conn.execute(made).fetchall() == [("a@2", "DONE"), ("b@2", "DONE")]
+    assert conn.execute(made).fetchall() == [
+        (f"{entity}@2@{value(conn, 'SELECT id FROM outbox.workflow_states WHERE entity_id = %s', entity)}", "DONE")
+        for entity in "ab"
+    ]
 
 
 def test_two_reactions_of_one_name_are_refused() -> None:
@@ -96,7 +99,8 @@ def test_reactions_fail_for_themselves(conn: Conn, dsn: str) -> None:
         drain(pipeline, dsn)
     outbox = Outbox(dsn)
     assert (tries, len(seen)) == ([1, 2], 1)
-    assert [(row["pipeline"], row["entity_id"]) for row in outbox("dead", "--json").json] == [("posts/broken", "a@2")]
+    ((dead, entity),) = [(row["pipeline"], row["entity_id"]) for row in outbox("dead", "--json").json]
+    assert (dead, entity[:4]) == ("posts/broken", "a@2@")
     outbox("set-status", "a", "APPROVED", "--pipeline", "posts")
     mended.append(True)
     outbox("retry", "--all")
@@ -144,7 +148,11 @@ def test_reactions_that_are_done_go_after_a_week(conn: Conn, dsn: str) -> None:
     pipeline.submit(conn, "a", Post())
     drain(pipeline, dsn)
     assert value(conn, "SELECT outbox.reactions_forget(7, 10)") == 0
-    assert value(conn, "SELECT outbox.reactions_forget(0, 10)") == 1
+    conn.execute("ALTER TABLE outbox.workflow_states DISABLE TRIGGER workflow_move_version")
+    conn.execute(
+        "UPDATE outbox.workflow_states SET updated_at = now() - interval '8 days' WHERE pipeline = 'posts/notify'"
+    )
+    assert value(conn, "SELECT outbox.reactions_forget(7, 10)") == 1
     assert value(conn, "SELECT count(*) FROM outbox.workflow_states") == 1
     assert value(conn, "SELECT count(*) FROM outbox.state_changes") == 2
 

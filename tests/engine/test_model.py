@@ -782,9 +782,12 @@ MUTANTS = {
     "a retry with another idempotency key": (
         2,
         change,
-        "jobs_make",
-        "coalesce(dead.entered, workflow.version)",
-        "workflow.version + 1",
+        "jobs_retry",
+        "SELECT outbox.retry(%(ids)s::uuid[])",
+        "WITH dead AS (DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (%(ids)s::uuid[]) RETURNING d.*), "
+        "made AS (INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered) "
+        "SELECT d.workflow_id, d.pipeline, d.stage, d.status, d.entered + 1 FROM dead AS d RETURNING 1) "
+        "SELECT count(*) FROM made",
     ),
 }
 """Each with a seed that meets it soon, since most need a rare course of events."""

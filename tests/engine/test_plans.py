@@ -312,3 +312,24 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
     conn.execute(lost.encode(), those)
     for what, (statement, params) in asked.items():
         yield what, explain(conn, statement, params)["Plan"]
+
+
+def test_children_are_paired_with_their_parents_by_a_hash(planned: Conn) -> None:
+    """Of 5,000 children, a nested loop would compare each with each: 25 million pairs."""
+    tasks: Pipeline[Post] = Pipeline("tasks", data=Post, initial="NEW", final={"DONE"})
+    tasks.stage("work", on="NEW", to="DONE")(lambda run: None)
+    deploy.deploy(planned, tasks)
+    count = 5_000
+    parent = tasks.submit(planned, "parent", Post()).id
+    items = [
+        {"id": str(parent), "spawn": [{"pipeline": "tasks", "entity": f"c{n}", "data": "{}"} for n in range(count)]}
+    ]
+    found = planned.execute("SELECT prosrc, proconfig FROM pg_proc WHERE proname = 'children_spawn'").fetchone()
+    assert found is not None
+    for name, _, setting in (each.partition("=") for each in found[1]):
+        planned.execute("SELECT set_config(%s, %s, false)", (name, setting))
+    statement = found[0].partition("BEGIN")[2].rpartition(";")[0].replace("(items)", "(%(items)s::jsonb)")
+    statement = statement.replace("ANY (ids)", "ANY (%(ids)s::uuid[])")
+    plan = explain(planned, statement.encode(), {"items": json.dumps(items), "ids": [parent]})["Plan"]
+    assert value(planned, "SELECT count(*) FROM outbox.children") == count
+    assert max(node.get("Rows Removed by Join Filter", 0) for node in nodes(plan)) <= count

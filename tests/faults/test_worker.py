@@ -221,7 +221,10 @@ def test_f21_a_worker_that_is_just_starting_goes_on(
 
 def test_f24_work_starts_within_a_poll_interval_without_any_notify(conn: Conn, app: Any, spawn: Spawn) -> None:
     spawn(*WORKER, "--no-notify")
-    wait_for(lambda: value(conn, "SELECT idle FROM outbox.workers"), what="the worker has gone idle")
+    wait_for(
+        lambda: value(conn, "SELECT count(*) FROM outbox.workers WHERE beat_at > started_at"),
+        what="the worker is there",
+    )
     submit(conn, app, "e1")
     wait_for(lambda: drained(conn), what="polling finds it")
     check_books(conn, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import psycopg
@@ -138,3 +139,11 @@ def test_status_shows_what_consumers_have_parked(outbox: Outbox, conn: Conn) -> 
     assert (app["consumer"], app["parked"], app["to_retry"]) == ("app", 1, 0)
     assert (crm["consumer"], crm["parked"], crm["to_retry"]) == ("crm", 2, 1)
     assert crm["oldest_seconds"] >= 3 * 3600
+
+
+def test_show_tells_the_login_of_who_goes_by_another_name(outbox: Outbox, shop: Conn) -> None:
+    outbox("set-status", "review", "APPROVED", "--by", "sarah")
+    assert f"sarah ({shop.info.user})" in outbox("show", "review").out
+    assert not re.search(r"worker-\d+ \(", outbox("show", "review").out)
+    last = outbox("show", "review", "--json").json["history"][-1]
+    assert (last["actor"], last["login"]) == ("sarah", shop.info.user)

@@ -1,0 +1,46 @@
+"""Takes the turns of migrate, deploy and retry, and says who has one that doesn't come."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from ..texts import printable
+from . import statements
+
+SQL = statements.load("turn")
+log = logging.getLogger("outbox.database")
+
+PATIENCE = 5.0
+"""Seconds until it is said who has the turn: a deploy or a migration is seldom longer."""
+
+
+def take(conn: psycopg.Connection[Any], name: str, *, shared: bool = False, give_up: bool = False) -> None:
+    """Waits for a turn, and has it until the end of the connection's transaction, in which it must be.
+
+    After five seconds it logs which sessions have it, and waits on. With `give_up` it raises LockNotAvailable then.
+    """
+    wanted = {"name": f"outbox.{name}", "shared": shared}
+    try:
+        with conn.transaction():
+            conn.execute(SQL["turn_patience"], {"ms": round(PATIENCE * 1000)})
+            conn.execute(SQL["turn_take"], wanted)
+    except psycopg.errors.LockNotAvailable:
+        log.warning(
+            "waiting for the lock outbox.%s, which %s holds; pg_terminate_backend() ends a session",
+            name,
+            _who(conn, wanted),
+        )
+        if give_up:
+            raise
+        conn.execute(SQL["turn_take"], wanted)
+
+
+def _who(conn: psycopg.Connection[Any], wanted: dict[str, Any]) -> str:
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        found = cursor.execute(SQL["turn_holders"], wanted).fetchall()
+    told = [f"session {pid} ({printable(', '.join(filter(None, about)))})" for pid, *about in found]
+    return " and ".join(told) or "a session that has just ended"

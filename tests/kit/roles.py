@@ -1,0 +1,29 @@
+"""The groups of docs/roles.md, and logins in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from kit.databases import OWNER
+
+Conn = psycopg.Connection[Any]
+As = Callable[..., Conn]
+
+GROUPS = ("submitter", "worker", "viewer", "operator", "relay", "consumer")
+
+
+def dsn_as(name: str, dsn: str) -> str:
+    return dsn.replace(f"{OWNER}@", f"{name}@")
+
+
+def forget_groups(admin: Conn) -> None:
+    """Take groups and logins out of the cluster; what they have in this database goes along."""
+    found = admin.execute(
+        "SELECT rolname FROM pg_roles WHERE rolname ~ '^(outbox|login)_' AND rolname <> %s", [OWNER]
+    ).fetchall()
+    for (name,) in found:
+        admin.execute(sql.SQL("DROP OWNED BY {0} CASCADE; DROP ROLE {0}").format(sql.Identifier(name)))
