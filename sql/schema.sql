@@ -17,11 +17,12 @@ BEGIN
     INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, question, shown, options, assignee,
                                   deadline, remind_every, remind_at)
     SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, i.question, outbox.shown(w.metadata), i.options,
-           i.assignee, now() + make_interval(secs => i.within), i.remind_every, now() + i.remind_every
+           i.assignee, CASE WHEN i.within IS NOT NULL THEN j.deadline END, i.remind_every, clock_timestamp() + i.remind_every
     FROM (SELECT i.*, make_interval(secs => i.remind) AS remind_every
           FROM jsonb_to_recordset(items) AS i (id uuid, question text, options jsonb, assignee text, within float8,
                                                remind float8)) AS i
     JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
+    LEFT JOIN outbox.jobs AS j ON j.workflow_id = i.id
     WHERE i.question IS NOT NULL
     ORDER BY w.id;
 END
@@ -38,7 +39,7 @@ BEGIN
     UPDATE outbox.approvals AS a
     SET ended = CASE WHEN said = '(deadline)' THEN 'deadline' WHEN a.options ? d.decision THEN 'decided' ELSE 'withdrawn' END,
         decision = CASE WHEN a.options ? d.decision THEN d.decision END,
-        to_status = d.to_status, decided_by = actor, reason = approvals_end.reason, ended_at = now()
+        to_status = d.to_status, decided_by = actor, reason = approvals_end.reason, ended_at = clock_timestamp()
     FROM (
         SELECT o.workflow_id, c.to_status, coalesce(said, (
             SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status)) AS decision
@@ -322,9 +323,9 @@ CREATE FUNCTION outbox.job_of(pipeline text, status text, metadata jsonb) RETURN
     LANGUAGE sql STABLE ROWS 1
     AS $$
     SELECT r.stage,
-           CASE WHEN r.stage IS NULL THEN now() + r.deadline ELSE now() END,
+           CASE WHEN r.stage IS NULL THEN clock_timestamp() + r.deadline ELSE clock_timestamp() END,
            r.stage IS NOT NULL,
-           now() + r.deadline,
+           clock_timestamp() + r.deadline,
            r.on_deadline,
            CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(job_of.metadata, r.partition) END,
            CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(job_of.metadata, r.priority) END
@@ -695,7 +696,7 @@ BEGIN
            CASE WHEN char_length(w.entity_id) <= 480 THEN w.entity_id ELSE w.id::text END || '@' || c.version,
            jsonb_build_object('pipeline', w.pipeline, 'entity_id', w.entity_id, 'workflow_id', w.id, 'from_status', c.from_status,
                               'status', c.to_status, 'version', c.version, 'actor', react.actor, 'reason', react.reason,
-                              'at', now(), 'data', w.metadata)
+                              'at', (SELECT h.at FROM outbox.state_changes AS h WHERE h.workflow_id = c.id AND h.version = c.version), 'data', w.metadata)
     FROM unnest(ids, froms, tos, versions) AS c (id, from_status, to_status, version)
     JOIN outbox.workflow_states AS w ON w.id = c.id
     JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = c.to_status
@@ -777,7 +778,7 @@ BEGIN
         RETURN NULL;
     END IF;
     NEW.sent_by := outbox.actor();
-    NEW.sent_at := now();
+    NEW.sent_at := clock_timestamp();
     NEW.taken_at := NULL;
     -- A commit of this workflow that is under way at a higher isolation level would not see this signal: it must fail, and
     -- be tried again.
@@ -837,7 +838,7 @@ BEGIN
         WHERE w.workflow_id = ANY (ids)
         ORDER BY w.workflow_id, s.id
     LOOP
-        UPDATE outbox.signals AS s SET taken_at = now() WHERE s.id = taken.id;
+        UPDATE outbox.signals AS s SET taken_at = clock_timestamp() WHERE s.id = taken.id;
         PERFORM outbox.workflow_move(taken.workflow_id, taken.to_status, 'signal ' || taken.name, data => CASE
             WHEN taken.field IS NOT NULL THEN (
                 SELECT w.metadata || jsonb_build_object(taken.field, taken.payload)
@@ -912,7 +913,7 @@ CREATE FUNCTION outbox.timeouts_begin(items jsonb, ids uuid[]) RETURNS void
     AS $$
 BEGIN
     PERFORM outbox.deadlines_set(array_agg(i.id), array_agg(i.deadline), array_agg(i.on_deadline))
-    FROM (SELECT i.id, now() + make_interval(secs => i.within) AS deadline, i.on_deadline
+    FROM (SELECT i.id, clock_timestamp() + make_interval(secs => i.within) AS deadline, i.on_deadline
           FROM jsonb_to_recordset(items) AS i (id uuid, within float8, on_deadline text)) AS i
     WHERE i.deadline IS NOT NULL AND i.id = ANY (ids);
 END
@@ -924,8 +925,8 @@ CREATE FUNCTION outbox.timers_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    UPDATE outbox.jobs AS j SET run_at = i.run_at, due = i.run_at <= now()
-    FROM (SELECT i.id, coalesce(i.at, now() + make_interval(secs => i.after)) AS run_at
+    UPDATE outbox.jobs AS j SET run_at = i.run_at, due = i.run_at <= clock_timestamp()
+    FROM (SELECT i.id, coalesce(i.at, clock_timestamp() + make_interval(secs => i.after)) AS run_at
           FROM jsonb_to_recordset(items) AS i (id uuid, at timestamptz, after float8)) AS i
     WHERE i.run_at IS NOT NULL AND i.id = ANY (ids) AND j.workflow_id = i.id AND j.stage IS NOT NULL;
 END
@@ -1060,7 +1061,7 @@ BEGIN
         NEW.updated_at := OLD.updated_at;
     ELSE
         NEW.version := OLD.version + 1;
-        NEW.updated_at := now();
+        NEW.updated_at := clock_timestamp();
     END IF;
     RETURN NEW;
 END
@@ -1357,7 +1358,7 @@ CREATE TABLE outbox.approvals (
     shown text NOT NULL,
     options jsonb NOT NULL,
     assignee text,
-    asked_at timestamp with time zone DEFAULT now() NOT NULL,
+    asked_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     deadline timestamp with time zone,
     remind_every interval,
     remind_at timestamp with time zone,
@@ -1471,7 +1472,7 @@ CREATE TABLE outbox.dead_jobs (
     entered bigint NOT NULL,
     attempts integer NOT NULL,
     error text NOT NULL,
-    died_at timestamp with time zone DEFAULT now() NOT NULL
+    died_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
 COMMENT ON TABLE outbox.dead_jobs IS 'Jobs that have failed for good. The workflow stays in its status until a person decides: by outbox retry, or a change of it.';
@@ -1758,7 +1759,7 @@ CREATE TABLE outbox.jobs (
     stage text COLLATE pg_catalog."C",
     status text NOT NULL COLLATE pg_catalog."C",
     entered bigint NOT NULL,
-    run_at timestamp with time zone DEFAULT now() NOT NULL,
+    run_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     claimed_at timestamp with time zone,
     owner integer,
     attempt integer DEFAULT 0 NOT NULL,
@@ -1847,7 +1848,7 @@ CREATE TABLE outbox.messages (
     payload jsonb,
     headers jsonb,
     workflow_id uuid,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 )
@@ -1892,7 +1893,7 @@ CREATE TABLE outbox.messages_0 (
     payload jsonb,
     headers jsonb,
     workflow_id uuid,
-    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() CONSTRAINT messages_created_at_not_null NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
@@ -1905,7 +1906,7 @@ CREATE TABLE outbox.messages_1 (
     payload jsonb,
     headers jsonb,
     workflow_id uuid,
-    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() CONSTRAINT messages_created_at_not_null NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
@@ -1918,7 +1919,7 @@ CREATE TABLE outbox.messages_2 (
     payload jsonb,
     headers jsonb,
     workflow_id uuid,
-    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() CONSTRAINT messages_created_at_not_null NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
@@ -1931,7 +1932,7 @@ CREATE TABLE outbox.messages_3 (
     payload jsonb,
     headers jsonb,
     workflow_id uuid,
-    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() CONSTRAINT messages_created_at_not_null NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
@@ -1947,7 +1948,7 @@ CREATE TABLE outbox.pauses (
     stage text NOT NULL COLLATE pg_catalog."C",
     paused_by text DEFAULT outbox.actor() NOT NULL,
     reason text,
-    paused_at timestamp with time zone DEFAULT now() NOT NULL
+    paused_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
 COMMENT ON TABLE outbox.pauses IS 'Stages that no worker claims for. INSERT pauses, DELETE resumes.';
@@ -2194,7 +2195,7 @@ CREATE TABLE outbox.pipelines (
     pipeline text NOT NULL COLLATE pg_catalog."C",
     initial_status text NOT NULL COLLATE pg_catalog."C",
     definition jsonb DEFAULT '{}'::jsonb NOT NULL,
-    deployed_at timestamp with time zone DEFAULT now() NOT NULL,
+    deployed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     reaction_of text COLLATE pg_catalog."C"
 );
 
@@ -2235,8 +2236,8 @@ CREATE TABLE outbox.workflow_states (
     current_status text NOT NULL COLLATE pg_catalog."C",
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     version bigint DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    updated_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
     CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
 )
 WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
@@ -2398,7 +2399,7 @@ CREATE TABLE outbox.state_changes (
     reason text,
     stage text COLLATE pg_catalog."C",
     attempt integer,
-    at timestamp with time zone DEFAULT now() NOT NULL
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
 COMMENT ON TABLE outbox.state_changes IS 'The history of workflows: one row for each change of status. Append-only.';
@@ -2437,7 +2438,7 @@ CREATE TABLE outbox.waits (
     signal text COLLATE pg_catalog."C",
     to_status text NOT NULL COLLATE pg_catalog."C",
     field text,
-    since timestamp with time zone DEFAULT now() NOT NULL,
+    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     children integer,
     failed text[],
     on_failure text COLLATE pg_catalog."C",
@@ -2941,7 +2942,7 @@ CREATE TRIGGER state_changes_are_append_only BEFORE DELETE OR UPDATE OR TRUNCATE
 
 CREATE TRIGGER workflow_fill_initial BEFORE INSERT ON outbox.workflow_states FOR EACH ROW WHEN (((new.current_status IS NULL) OR (new.version <> 1))) EXECUTE FUNCTION outbox.workflow_fill_initial();
 
-CREATE TRIGGER workflow_move_version BEFORE UPDATE ON outbox.workflow_states FOR EACH ROW WHEN (((new.version <> (old.version + 1)) OR (new.current_status = old.current_status) OR (new.updated_at <> now()) OR (new.id <> old.id) OR (new.pipeline <> old.pipeline) OR (new.entity_id <> old.entity_id))) EXECUTE FUNCTION outbox.workflow_move_version();
+CREATE TRIGGER workflow_move_version BEFORE UPDATE ON outbox.workflow_states FOR EACH ROW WHEN (((new.version <> (old.version + 1)) OR (new.current_status = old.current_status) OR ((new.updated_at < statement_timestamp()) OR (new.updated_at > clock_timestamp())) OR (new.id <> old.id) OR (new.pipeline <> old.pipeline) OR (new.entity_id <> old.entity_id))) EXECUTE FUNCTION outbox.workflow_move_version();
 
 CREATE TRIGGER workflow_states_are_not_truncated BEFORE TRUNCATE ON outbox.workflow_states FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
 

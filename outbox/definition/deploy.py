@@ -232,7 +232,7 @@ def _as_json(path: Path | None) -> str | None:
 
 def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> None:
     """Writes the schedules. A new one starts with its next tick by the database's clock."""
-    ((now,),) = _rows(conn, "SELECT now()")
+    ((now,),) = _rows(conn, "SELECT clock_timestamp()")
     chosen = list(pipeline.schedules.values())
     conn.execute(SQL["schedules_clear"], {"pipeline": pipeline.name, "schedules": [each.name for each in chosen]})
     conn.execute(

@@ -13,11 +13,12 @@ BEGIN
     INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, question, shown, options, assignee,
                                   deadline, remind_every, remind_at)
     SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, i.question, outbox.shown(w.metadata), i.options,
-           i.assignee, now() + make_interval(secs => i.within), i.remind_every, now() + i.remind_every
+           i.assignee, CASE WHEN i.within IS NOT NULL THEN j.deadline END, i.remind_every, clock_timestamp() + i.remind_every
     FROM (SELECT i.*, make_interval(secs => i.remind) AS remind_every
           FROM jsonb_to_recordset(items) AS i (id uuid, question text, options jsonb, assignee text, within float8,
                                                remind float8)) AS i
     JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
+    LEFT JOIN outbox.jobs AS j ON j.workflow_id = i.id
     WHERE i.question IS NOT NULL
     ORDER BY w.id;
 END
@@ -34,7 +35,7 @@ BEGIN
     UPDATE outbox.approvals AS a
     SET ended = CASE WHEN said = '(deadline)' THEN 'deadline' WHEN a.options ? d.decision THEN 'decided' ELSE 'withdrawn' END,
         decision = CASE WHEN a.options ? d.decision THEN d.decision END,
-        to_status = d.to_status, decided_by = actor, reason = approvals_end.reason, ended_at = now()
+        to_status = d.to_status, decided_by = actor, reason = approvals_end.reason, ended_at = clock_timestamp()
     FROM (
         SELECT o.workflow_id, c.to_status, coalesce(said, (
             SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status)) AS decision

@@ -50,7 +50,7 @@ INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of)
 VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s)
 ON CONFLICT (pipeline) DO UPDATE
 SET initial_status = excluded.initial_status, definition = excluded.definition, reaction_of = excluded.reaction_of,
-    deployed_at = now();
+    deployed_at = clock_timestamp();
 
 -- name: routes_clear
 -- Deletes the routes of a pipeline.
