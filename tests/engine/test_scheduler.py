@@ -238,6 +238,22 @@ def test_deploy_keeps_the_place_of_what_is_unchanged(conn: Conn) -> None:
     assert value(conn, "SELECT count(*) FROM outbox.schedules") == 0
 
 
+@pytest.mark.parametrize("old", [{"cron": "0 0 1 2 *"}, {"timezone": "Europe/Paris"}, {"missed": "catch up"}])
+def test_an_old_worker_leaves_the_ticks_of_a_new_schedule_to_new_workers(
+    conn: Conn, dsn: str, caplog: pytest.LogCaptureFixture, old: dict[str, Any]
+) -> None:
+    """Whoever takes a tick says when the next one comes: it must know the time as it is deployed."""
+    before, after = clock(**old), clock()
+    deployed(conn, before)
+    deployed(conn, after)
+    latest = years_due(conn)
+    drain(before, dsn)
+    assert submitted(conn) == []
+    assert "clock.look is deployed with another time than this worker knows" in caplog.text
+    drain(after, dsn)
+    assert submitted(conn) == [f"{latest.year}"]
+
+
 def test_the_command_lists_them(conn: Conn, dsn: str) -> None:
     outbox = Outbox(dsn)
     assert outbox("schedules").out == "no pipeline has a schedule\n"
