@@ -14,10 +14,12 @@ CREATE FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
+    -- The deadline is that of its job, and counts from when it is asked.
     INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, question, shown, options, assignee,
-                                  deadline, remind_every, remind_at)
+                                  asked_at, deadline, remind_every, remind_at)
     SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, i.question, outbox.shown(w.metadata), i.options,
-           i.assignee, CASE WHEN i.within IS NOT NULL THEN j.deadline END, i.remind_every, clock_timestamp() + i.remind_every
+           i.assignee, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
+           CASE WHEN i.within IS NOT NULL THEN j.deadline END, i.remind_every, clock_timestamp() + i.remind_every
     FROM (SELECT i.*, make_interval(secs => i.remind) AS remind_every
           FROM jsonb_to_recordset(items) AS i (id uuid, question text, options jsonb, assignee text, within float8,
                                                remind float8)) AS i
@@ -37,12 +39,15 @@ DECLARE
     said text := nullif(current_setting('outbox.decision', true), '');
 BEGIN
     UPDATE outbox.approvals AS a
-    SET ended = CASE WHEN said = '(deadline)' THEN 'deadline' WHEN a.options ? d.decision THEN 'decided' ELSE 'withdrawn' END,
-        decision = CASE WHEN a.options ? d.decision THEN d.decision END,
+    SET ended = CASE WHEN said = '(deadline)' THEN 'deadline'
+                     WHEN CASE WHEN said IS NULL THEN cardinality(d.leading) > 0 ELSE a.options ? said END THEN 'decided'
+                     ELSE 'withdrawn' END,
+        decision = CASE WHEN said IS NOT NULL THEN CASE WHEN a.options ? said THEN said END
+                        WHEN cardinality(d.leading) = 1 THEN d.leading[1] END,
         to_status = d.to_status, decided_by = actor, reason = approvals_end.reason, ended_at = clock_timestamp()
     FROM (
-        SELECT o.workflow_id, c.to_status, coalesce(said, (
-            SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status)) AS decision
+        SELECT o.workflow_id, c.to_status, ARRAY(
+            SELECT e.key FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status) AS leading
         FROM unnest(ids, tos) AS c (id, to_status)
         JOIN outbox.approvals AS o ON o.workflow_id = c.id AND o.ended_at IS NULL
     ) AS d
@@ -199,7 +204,7 @@ BEGIN
         RETURN asked.to_status;
     ELSIF asked.ended IS NOT NULL THEN
         RAISE EXCEPTION 'pipeline "%", entity "%": too late, % by % at %', workflow.pipeline, workflow.entity_id,
-            CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || asked.decision
+            CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || coalesce(asked.decision, 'moved to ' || asked.to_status)
                              WHEN 'deadline' THEN 'the deadline has passed: moved to ' || asked.to_status
                              ELSE 'the question was withdrawn: moved to ' || asked.to_status END,
             asked.decided_by, to_char(asked.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
@@ -1408,7 +1413,7 @@ COMMENT ON COLUMN outbox.approvals.reminders IS 'How many there were.';
 
 COMMENT ON COLUMN outbox.approvals.ended IS 'How it ended: decided, deadline or withdrawn; null: it is open.';
 
-COMMENT ON COLUMN outbox.approvals.decision IS 'The answer.';
+COMMENT ON COLUMN outbox.approvals.decision IS 'The answer; null if a change by hand fits several options.';
 
 COMMENT ON COLUMN outbox.approvals.to_status IS 'Where the workflow went.';
 

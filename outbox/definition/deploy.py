@@ -179,9 +179,15 @@ def _waiting(conn: psycopg.Connection[Any], seconds: float, why: str) -> Iterato
 def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list[str]) -> None:
     """Raises NotDeployed unless the database routes and allows all that these stages do. It may know more than that."""
     there, code = Definition.read(conn, pipeline.name), Definition.of(pipeline)
-    how = "Run: outbox deploy --app module:object"
     if there.initial is None:
-        raise NotDeployed(f'pipeline "{pipeline.name}" is not deployed in this database. {how}')
+        raise NotDeployed(
+            f'pipeline "{pipeline.name}" is not deployed in this database. Run: outbox deploy --app module:object'
+        )
+    # It can't be told which of the two is newer, and a deploy of the older one would undo the newer.
+    how = (
+        "If this code is the newer one, deploy it: outbox deploy --app module:object. "
+        "If it is the older one, start the newer code instead"
+    )
     for status, route in code.routes.items():
         if route.stage in stages and there.routes.get(status, Route(None)).stage != route.stage:
             raise NotDeployed(

@@ -109,6 +109,18 @@ def test_a_tick_that_fails_leaves_nothing_and_is_tried_again(conn: Conn, dsn: st
     assert conn.execute("SELECT attempts, error, retry_at FROM outbox.schedules").fetchone() == (0, None, None)
 
 
+@pytest.mark.parametrize(("missed", "later"), [("skip", True), ("catch up", False)])
+def test_a_retry_is_of_the_latest_tick_with_skip_and_of_the_same_one_with_catch_up(missed: str, later: bool) -> None:
+    """A tick that has failed leaves the schedule at its time; docs/time.md says what that means for its key."""
+    hourly = schedule.check("p", "n", "0 * * * *", "UTC", missed, 60, print)
+    due = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    first, again = hourly.tick(due, due + timedelta(minutes=1)), hourly.tick(due, due + timedelta(minutes=61))
+    assert first == due
+    assert again == (due + timedelta(hours=1) if later else due)
+    keys = {Tick(hourly.label, at, None).idempotency_key for at in (first, again)}
+    assert len(keys) == (2 if later else 1)
+
+
 def test_a_function_that_ends_the_tick_by_itself_is_told(conn: Conn, dsn: str) -> None:
     async def look(tick: Tick) -> None:
         await tick.connection.execute("UPDATE outbox.schedules SET next_at = next_at - interval '5 minutes'")
