@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,8 +31,15 @@ def app_option(command: Command) -> Command:
     )(command)
 
 
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container, say, whose user has a number only
+        return f"uid {os.getuid()}"
+
+
 by_option = click.option(
-    "--by", metavar="NAME", default=getpass.getuser, help="Who makes the change; kept with it. Default: your user name."
+    "--by", metavar="NAME", default=_user_name, help="Who makes the change; kept with it. Default: your user name."
 )
 pipeline_option = click.option("--pipeline", metavar="NAME", help="The pipeline, if the entity is in several.")
 of_pipeline_option = click.option("--pipeline", metavar="NAME", help="Only this pipeline.")
