@@ -17,7 +17,9 @@ PACKAGES := $(RUN) tools.packages $(if $(filter rabbitmq,$(SKIPPED)),,rabbitmq-s
 WORKERS := -n 3 --dist worksteal
 MARKED := $(if $(strip $(SKIPPED)),-m "not ($(subst rabbitmq pgbouncer,rabbitmq or pgbouncer,$(strip $(SKIPPED))))")
 
-DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$${TMPDIR:-/tmp}/outbox-demo-$$(id -u)}
+# Not below /tmp, where somebody else may have made the folder. Root's own cache is one that the server's user can't enter.
+CACHE := $(if $(filter 0,$(shell id -u)),/var/cache,$${XDG_CACHE_HOME:-$$HOME/.cache})
+DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$(CACHE)/outbox-demo}
 
 # What runs a command, reads a file of the package, or starts a process of it.
 WHEEL_TESTS := $(addprefix tests/,$(addsuffix .py,client/test_inbox commands/test_cli database/test_embedded \
