@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from ..operations import look
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -43,6 +45,10 @@ by_option = click.option(
 )
 pipeline_option = click.option("--pipeline", metavar="NAME", help="The pipeline, if the entity is in several.")
 of_pipeline_option = click.option("--pipeline", metavar="NAME", help="Only this pipeline.")
+limit_option = click.option(
+    "--limit", metavar="N", type=click.IntRange(1, 10_000_000), default=look.MOST, show_default=True,
+    help="How many at most. The last line says how many more there are; with --json, standard error does.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
