@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import math
 import os
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from .. import documents
+from ..errors import InvalidInput
 from ..operations import look
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -55,6 +56,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def from_json(text: str | None, what: str) -> Any:
     """Returns what an argument says in JSON, None if it wasn't given; a usage error that names it if it isn't JSON."""
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else documents.decoder(what)(text)
+    except InvalidInput as error:
+        raise click.UsageError(str(error)) from None
+    except RecursionError:
+        raise click.UsageError(f"{what} is nested too deeply") from None
     except ValueError as error:
         raise click.UsageError(f"{what} is not JSON: {error}") from None

@@ -131,7 +131,8 @@ def signal(
         migrations.require(conn)
         owner = look.find_one(conn, entity, pipeline)["pipeline"]
         sent = signals.signal(conn, owner, entity, name, told, id=signal_id)
-    what = "taken" if sent.taken else "kept until it is waited for"
+        ended = look.is_final(conn, owner, sent.status)
+    what = "taken" if sent.taken else "too late, the workflow has ended" if ended else "kept until it is waited for"
     click.echo(
         printable(f"{entity}: {name} {what if sent.created else f'was sent before, {what}'}; it is in {sent.status}")
     )

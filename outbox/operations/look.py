@@ -85,6 +85,12 @@ def show(conn: psycopg.Connection[Any], workflow: Row, limit: int = MOST) -> Row
     return found
 
 
+def is_final(conn: psycopg.Connection[Any], pipeline: str, status: str) -> bool:
+    """Tells whether a workflow in this status has ended."""
+    ((row),) = rows(conn, SQL["status_is_final"], pipeline=pipeline, status=status)
+    return bool(row["final"])
+
+
 def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = MOST) -> Listed:
     """Returns dead jobs, the latest first."""
     return _listed(conn, "dead_jobs", limit, pipeline=pipeline)

@@ -133,6 +133,12 @@ JOIN outbox.workflow_states AS w ON w.id = c.child_id
 LEFT JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
 WHERE c.parent_id = %(id)s ORDER BY r.final, w.pipeline, w.entity_id LIMIT %(limit)s;
 
+-- name: status_is_final
+-- Returns whether a workflow in this status has ended.
+-- Reads routes. Uses routes_pkey.
+SELECT EXISTS (SELECT FROM outbox.routes AS r
+               WHERE r.pipeline = %(pipeline)s AND r.status = %(status)s AND r.final) AS final;
+
 -- name: sizes_of_workflow
 -- Returns how many rows of each kind there are of a workflow.
 -- Reads approvals, checkpoints, children, messages, signals, state_changes. Uses approvals_by_workflow,
