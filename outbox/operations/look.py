@@ -93,7 +93,7 @@ def is_final(conn: psycopg.Connection[Any], pipeline: str, status: str) -> bool:
 
 def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = MOST) -> Listed:
     """Returns dead jobs, the latest first."""
-    return _listed(conn, "dead_jobs", limit, pipeline=pipeline)
+    return _listed(conn, "dead_jobs", "dead_jobs_count", limit, pipeline=pipeline)
 
 
 def schedules(conn: psycopg.Connection[Any]) -> list[Row]:
@@ -110,7 +110,7 @@ def approvals(
 
     `changed` says whether the data was changed since the question was asked. Then a decision must name `shown`.
     """
-    return _listed(conn, "approvals_open", limit, pipeline=pipeline, assignee=assignee)
+    return _listed(conn, "approvals_open", "approvals_open_count", limit, pipeline=pipeline, assignee=assignee)
 
 
 def parked(
@@ -120,17 +120,17 @@ def parked(
 
     With `relay` or `consumer`, only those of one. A row has the name as `relay` or as `consumer`.
     """
-    found = _listed(conn, "parked", limit, relay=relay, consumer=consumer)
+    found = _listed(conn, "parked", "parked_count", limit, relay=relay, consumer=consumer)
     for row in found:
         if row["body"] is not None:
             row["body"] = row["body"].decode(errors="replace")
     return found
 
 
-def _listed(conn: psycopg.Connection[Any], name: str, limit: int, **params: Any) -> Listed:
+def _listed(conn: psycopg.Connection[Any], name: str, count: str, limit: int, **params: Any) -> Listed:
     found = Listed(rows(conn, SQL[name], **params, limit=limit))
     if len(found) == limit:
-        ((total,),) = (row.values() for row in rows(conn, SQL[f"{name}_count"], **params))
+        ((total,),) = (row.values() for row in rows(conn, SQL[count], **params))
         found.more = max(0, total - limit)
     return found
 
