@@ -84,7 +84,8 @@ def test_each_table_and_index_is_written_once() -> None:
     steps = "".join(step.sql for (step,) in schema.transactions()[1:-1])
     made = re.findall(r"^CREATE (?:TABLE|UNIQUE INDEX|INDEX|SEQUENCE) (\S+)", steps, re.MULTILINE)
     assert len(made) == len(set(made)) > 50
-    assert not re.search(r"\b(ALTER (TABLE|INDEX)|DROP)\b", steps), "until a release has shipped them"
+    first = "".join(step.sql for (step,) in schema.transactions()[1:7])
+    assert not re.search(r"\b(ALTER (TABLE|INDEX)|DROP)\b", first), "until a release has shipped them"
 
 
 def test_every_function_is_valid(conn: Conn) -> None:
