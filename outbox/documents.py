@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 
 import pydantic_core
@@ -82,6 +84,43 @@ def _check_size(size: int, field: str) -> None:
         raise InvalidInput(
             field, f"{size:,} bytes of JSON; the limit is {MAX_BYTES:,}. Store it elsewhere, keep a link"
         )
+
+
+def decoder(field: str) -> Callable[[str], Any]:
+    """Returns a function that reads JSON text that a person has written, and refuses what would not be kept as it is.
+
+    That is NaN, the same key twice in one object, and a number with more digits than a float has. It raises
+    InvalidInput, which names `field`; JSONDecodeError for what isn't JSON, RecursionError for what is too deep.
+    """
+
+    def refuse_constant(name: str) -> None:
+        raise InvalidInput(field, f"{name} is not JSON")
+
+    def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise InvalidInput(field, "has the same key twice in one object")
+        return found
+
+    def exact(text: str) -> float:
+        if len(text) > _SURE_DIGITS and not _is_exact(text):
+            raise InvalidInput(field, f"has a number that would lose digits: {clean(text, 60)}. Write it as a string")
+        return float(text)
+
+    return json.JSONDecoder(parse_constant=refuse_constant, parse_float=exact, object_pairs_hook=refuse_repeated).decode
+
+
+_SURE_DIGITS = 15
+"""Digits that every float keeps."""
+
+
+def _is_exact(text: str) -> bool:
+    """Tells whether a float is the number that the text says, or what the text is a rounding of."""
+    number, value = Decimal(text), float(text)
+    try:
+        return number == Decimal(repr(value)) or number == Decimal(value).quantize(number, context=Context(prec=1_000))
+    except InvalidOperation:
+        return False
 
 
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode

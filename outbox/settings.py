@@ -22,7 +22,7 @@ class Settings:
     listen_dsn: str | None = field(default=None, repr=False)
     amqp_url: str | None = field(default=None, repr=False)
     app: str | None = None
-    home: Path = Path()
+    home: Path | None = None
 
 
 def load(start: Path | None = None, **overrides: str | None) -> Settings:
@@ -37,21 +37,45 @@ def load(start: Path | None = None, **overrides: str | None) -> Settings:
         if value == "":  # such as --dsn "$UNSET", which must not lead to the bundled Postgres
             raise SettingsError(f"{key.replace('_', '-')} is given but empty")
     found |= {key: value for key, value in overrides.items() if value is not None}
-    home = Path(found.pop("home", None) or default_home())
-    return Settings(home=home.expanduser(), **found)
+    home = found.pop("home", None)
+    return Settings(home=None if home is None else _expanded(home), **found)
 
 
 def default_home() -> Path:
-    """Returns where the bundled Postgres keeps its data: in the user's data folder, or in /var/lib/outbox for root."""
+    """Returns where the bundled Postgres keeps its data: in the user's data folder, or in /var/lib/outbox for root.
+
+    Raises SettingsError if there is neither HOME nor an entry of the user in the system's list, as in some containers.
+    """
     if os.geteuid() == 0:
         return Path("/var/lib/outbox")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "outbox"
+    return Path(os.environ.get("XDG_DATA_HOME") or _expanded("~/.local/share")) / "outbox"
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise SettingsError(
+            f"{path}: this user has no home folder. Set HOME, or OUTBOX_HOME to a folder, or OUTBOX_DSN to a database"
+        ) from None
+
+
+def _is_trusted(file: Path, start: Path) -> bool:
+    """Tells whether a file's settings may be used: they say which code runs, and where passwords go.
+
+    A file in the folder where one works is as its code is. One in a folder above, which may be /tmp, must belong to the
+    same owner, to us or to root.
+    """
+    return file.parent == start or file.stat().st_uid in (os.geteuid(), 0, start.stat().st_uid)
 
 
 def _from_pyproject(start: Path) -> dict[str, Any]:
-    for folder in (start.resolve(), *start.resolve().parents):
+    start = start.resolve()
+    for folder in (start, *start.parents):
         file = folder / "pyproject.toml"
         try:
+            if not _is_trusted(file, start):
+                continue
             document = tomllib.loads(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             continue
@@ -68,6 +92,6 @@ def _from_pyproject(start: Path) -> dict[str, Any]:
                 raise SettingsError(f"{file}: [tool.outbox] has no setting {key!r}; the settings are {known}")
             if not isinstance(value, str):
                 raise SettingsError(f"{file}: [tool.outbox] {key} must be a string")
-            found[name] = str(folder / Path(value).expanduser()) if name == "home" else value
+            found[name] = str(folder / _expanded(value)) if name == "home" else value
         return found
     return {}

@@ -56,6 +56,11 @@ def shown(value: object) -> str:
         return f"a value of type {type(value).__name__}"
 
 
+def size(*several: str | None) -> int:
+    """Returns how many bytes these texts have in UTF-8."""
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in several if text)
+
+
 def number(count: int, noun: str) -> str:
     """Returns a number of things in words: "1 job", "2,000 jobs"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -174,7 +174,7 @@ COMMENT ON COLUMN outbox.approvals.remind_every IS 'How often it is reminded of.
 COMMENT ON COLUMN outbox.approvals.remind_at IS 'When the next reminder is due.';
 COMMENT ON COLUMN outbox.approvals.reminders IS 'How many there were.';
 COMMENT ON COLUMN outbox.approvals.ended IS 'How it ended: decided, deadline or withdrawn; null: it is open.';
-COMMENT ON COLUMN outbox.approvals.decision IS 'The answer.';
+COMMENT ON COLUMN outbox.approvals.decision IS 'The answer; null if a change by hand fits several options.';
 COMMENT ON COLUMN outbox.approvals.to_status IS 'Where the workflow went.';
 COMMENT ON COLUMN outbox.approvals.decided_by IS 'Who ended it.';
 COMMENT ON COLUMN outbox.approvals.login IS 'The login role that ended it; null: it is open, or before it was kept.';

@@ -39,14 +39,17 @@ CREATE FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
+    -- The deadline is that of its job, and counts from when it is asked.
     INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, question, shown, options, assignee,
-                                  deadline, remind_every, remind_at)
+                                  asked_at, deadline, remind_every, remind_at)
     SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, i.question, outbox.shown(w.metadata), i.options,
-           i.assignee, now() + make_interval(secs => i.within), i.remind_every, now() + i.remind_every
+           i.assignee, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
+           CASE WHEN i.within IS NOT NULL THEN j.deadline END, i.remind_every, clock_timestamp() + i.remind_every
     FROM (SELECT i.*, make_interval(secs => i.remind) AS remind_every
           FROM jsonb_to_recordset(items) AS i (id uuid, question text, options jsonb, assignee text, within float8,
                                                remind float8)) AS i
     JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
+    LEFT JOIN outbox.jobs AS j ON j.workflow_id = i.id
     WHERE i.question IS NOT NULL
     ORDER BY w.id;
 END
@@ -61,12 +64,15 @@ DECLARE
     overdue boolean := coalesce(outbox.told('outbox.decision') = '(deadline)', false);
 BEGIN
     UPDATE outbox.approvals AS a
-    SET ended = CASE WHEN overdue THEN 'deadline' WHEN d.decision IS NOT NULL THEN 'decided' ELSE 'withdrawn' END,
-        decision = CASE WHEN NOT overdue THEN d.decision END,
-        to_status = d.to_status, decided_by = actor, login = session_user, reason = approvals_end.reason, ended_at = now()
+    SET ended = CASE WHEN overdue THEN 'deadline'
+                     WHEN d.said IS NOT NULL OR cardinality(d.leading) > 0 THEN 'decided' ELSE 'withdrawn' END,
+        decision = CASE WHEN overdue THEN NULL WHEN d.said IS NOT NULL THEN d.said
+                        WHEN cardinality(d.leading) = 1 THEN d.leading[1] END,
+        to_status = d.to_status, decided_by = actor, login = session_user, reason = approvals_end.reason,
+        ended_at = clock_timestamp()
     FROM (
-        SELECT o.workflow_id, c.to_status, CASE WHEN o.options ->> o.decision = c.to_status THEN o.decision ELSE (
-            SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status) END AS decision
+        SELECT o.workflow_id, c.to_status, CASE WHEN o.options ->> o.decision = c.to_status THEN o.decision END AS said,
+               ARRAY(SELECT e.key FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status) AS leading
         FROM unnest(ids, tos) AS c (id, to_status)
         JOIN outbox.approvals AS o ON o.workflow_id = c.id AND o.ended_at IS NULL
     ) AS d
@@ -224,7 +230,7 @@ BEGIN
         RETURN asked.to_status;
     ELSIF asked.ended IS NOT NULL THEN
         RAISE EXCEPTION 'pipeline "%", entity "%": too late, % by % at %', workflow.pipeline, workflow.entity_id,
-            CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || asked.decision
+            CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || coalesce(asked.decision, 'moved to ' || asked.to_status)
                              WHEN 'deadline' THEN 'the deadline has passed: moved to ' || asked.to_status
                              ELSE 'the question was withdrawn: moved to ' || asked.to_status END,
             asked.decided_by, to_char(asked.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
@@ -354,9 +360,9 @@ CREATE FUNCTION outbox.job_of(pipeline text, status text, metadata jsonb) RETURN
     LANGUAGE sql STABLE ROWS 1
     AS $$
     SELECT r.stage,
-           CASE WHEN r.stage IS NULL THEN now() + r.deadline ELSE now() END,
+           CASE WHEN r.stage IS NULL THEN clock_timestamp() + r.deadline ELSE clock_timestamp() END,
            r.stage IS NOT NULL,
-           now() + r.deadline,
+           clock_timestamp() + r.deadline,
            r.on_deadline,
            CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(job_of.metadata, r.partition) END,
            CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(job_of.metadata, r.priority) END
@@ -741,7 +747,7 @@ BEGIN
            left(w.entity_id, 450) || '@' || c.version || '@' || w.id,
            jsonb_build_object('pipeline', w.pipeline, 'entity_id', w.entity_id, 'workflow_id', w.id, 'from_status', c.from_status,
                               'status', c.to_status, 'version', c.version, 'actor', react.actor, 'reason', react.reason,
-                              'at', now(), 'data', w.metadata)
+                              'at', (SELECT h.at FROM outbox.state_changes AS h WHERE h.workflow_id = c.id AND h.version = c.version), 'data', w.metadata)
     FROM unnest(ids, froms, tos, versions) AS c (id, from_status, to_status, version)
     JOIN outbox.workflow_states AS w ON w.id = c.id
     JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = c.to_status
@@ -919,7 +925,7 @@ BEGIN
     END IF;
     NEW.sent_by := outbox.actor();
     NEW.login := session_user;
-    NEW.sent_at := now();
+    NEW.sent_at := clock_timestamp();
     NEW.taken_at := NULL;
     -- A commit of this workflow that is under way at a higher isolation level would not see this signal: it must fail, and
     -- be tried again.
@@ -979,7 +985,7 @@ BEGIN
         WHERE w.workflow_id = ANY (ids)
         ORDER BY w.workflow_id, s.id
     LOOP
-        UPDATE outbox.signals AS s SET taken_at = now() WHERE s.id = taken.id;
+        UPDATE outbox.signals AS s SET taken_at = clock_timestamp() WHERE s.id = taken.id;
         PERFORM outbox.workflow_move(taken.workflow_id, taken.to_status, 'signal ' || taken.name, data => CASE
             WHEN taken.field IS NOT NULL THEN (
                 SELECT w.metadata || jsonb_build_object(taken.field, taken.payload)
@@ -1054,7 +1060,7 @@ CREATE FUNCTION outbox.timeouts_begin(items jsonb, ids uuid[]) RETURNS void
     AS $$
 BEGIN
     PERFORM outbox.deadlines_set(array_agg(i.id), array_agg(i.deadline), array_agg(i.on_deadline))
-    FROM (SELECT i.id, now() + make_interval(secs => i.within) AS deadline, i.on_deadline
+    FROM (SELECT i.id, clock_timestamp() + make_interval(secs => i.within) AS deadline, i.on_deadline
           FROM jsonb_to_recordset(items) AS i (id uuid, within float8, on_deadline text)) AS i
     WHERE i.deadline IS NOT NULL AND i.id = ANY (ids);
 END
@@ -1066,8 +1072,8 @@ CREATE FUNCTION outbox.timers_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    UPDATE outbox.jobs AS j SET run_at = i.run_at, due = i.run_at <= now()
-    FROM (SELECT i.id, coalesce(i.at, now() + make_interval(secs => i.after)) AS run_at
+    UPDATE outbox.jobs AS j SET run_at = i.run_at, due = i.run_at <= clock_timestamp()
+    FROM (SELECT i.id, coalesce(i.at, clock_timestamp() + make_interval(secs => i.after)) AS run_at
           FROM jsonb_to_recordset(items) AS i (id uuid, at timestamptz, after float8)) AS i
     WHERE i.run_at IS NOT NULL AND i.id = ANY (ids) AND j.workflow_id = i.id AND j.stage IS NOT NULL;
 END
@@ -1228,7 +1234,7 @@ BEGIN
         NEW.updated_at := OLD.updated_at;
     ELSE
         NEW.version := OLD.version + 1;
-        NEW.updated_at := now();
+        NEW.updated_at := clock_timestamp();
     END IF;
     RETURN NEW;
 END
@@ -1553,7 +1559,7 @@ CREATE TABLE outbox.approvals (
     shown text NOT NULL,
     options jsonb NOT NULL,
     assignee text,
-    asked_at timestamp with time zone DEFAULT now() NOT NULL,
+    asked_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     deadline timestamp with time zone,
     remind_every interval,
     remind_at timestamp with time zone,
@@ -1604,7 +1610,7 @@ COMMENT ON COLUMN outbox.approvals.reminders IS 'How many there were.';
 
 COMMENT ON COLUMN outbox.approvals.ended IS 'How it ended: decided, deadline or withdrawn; null: it is open.';
 
-COMMENT ON COLUMN outbox.approvals.decision IS 'The answer.';
+COMMENT ON COLUMN outbox.approvals.decision IS 'The answer; null if a change by hand fits several options.';
 
 COMMENT ON COLUMN outbox.approvals.to_status IS 'Where the workflow went.';
 
@@ -1670,7 +1676,7 @@ CREATE TABLE outbox.dead_jobs (
     entered bigint NOT NULL,
     attempts integer NOT NULL,
     error text NOT NULL,
-    died_at timestamp with time zone DEFAULT now() NOT NULL
+    died_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
 COMMENT ON TABLE outbox.dead_jobs IS 'Jobs that have failed for good. The workflow stays in its status until a person decides: by outbox retry, or a change of it.';
@@ -1957,7 +1963,7 @@ CREATE TABLE outbox.jobs (
     stage text COLLATE pg_catalog."C",
     status text NOT NULL COLLATE pg_catalog."C",
     entered bigint NOT NULL,
-    run_at timestamp with time zone DEFAULT now() NOT NULL,
+    run_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     claimed_at timestamp with time zone,
     owner integer,
     attempt integer DEFAULT 0 NOT NULL,
@@ -2046,7 +2052,7 @@ CREATE TABLE outbox.messages (
     payload jsonb,
     headers jsonb,
     workflow_id uuid,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 )
@@ -2091,7 +2097,7 @@ CREATE TABLE outbox.messages_0 (
     payload jsonb,
     headers jsonb,
     workflow_id uuid,
-    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() CONSTRAINT messages_created_at_not_null NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
@@ -2106,7 +2112,7 @@ CREATE TABLE outbox.messages_1 (
     payload jsonb,
     headers jsonb,
     workflow_id uuid,
-    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() CONSTRAINT messages_created_at_not_null NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
@@ -2121,7 +2127,7 @@ CREATE TABLE outbox.messages_2 (
     payload jsonb,
     headers jsonb,
     workflow_id uuid,
-    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() CONSTRAINT messages_created_at_not_null NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
@@ -2136,7 +2142,7 @@ CREATE TABLE outbox.messages_3 (
     payload jsonb,
     headers jsonb,
     workflow_id uuid,
-    created_at timestamp with time zone DEFAULT now() CONSTRAINT messages_created_at_not_null NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() CONSTRAINT messages_created_at_not_null NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() CONSTRAINT messages_xid_not_null NOT NULL,
     CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
 );
@@ -2154,7 +2160,7 @@ CREATE TABLE outbox.pauses (
     stage text NOT NULL COLLATE pg_catalog."C",
     paused_by text DEFAULT outbox.actor() NOT NULL,
     reason text,
-    paused_at timestamp with time zone DEFAULT now() NOT NULL,
+    paused_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     login text DEFAULT SESSION_USER
 );
 
@@ -2406,7 +2412,7 @@ CREATE TABLE outbox.pipelines (
     pipeline text NOT NULL COLLATE pg_catalog."C",
     initial_status text NOT NULL COLLATE pg_catalog."C",
     definition jsonb DEFAULT '{}'::jsonb NOT NULL,
-    deployed_at timestamp with time zone DEFAULT now() NOT NULL,
+    deployed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     reaction_of text COLLATE pg_catalog."C"
 );
 
@@ -2447,8 +2453,8 @@ CREATE TABLE outbox.workflow_states (
     current_status text NOT NULL COLLATE pg_catalog."C",
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     version bigint DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    updated_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
     CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
 )
 WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
@@ -2613,7 +2619,7 @@ CREATE TABLE outbox.state_changes (
     reason text,
     stage text COLLATE pg_catalog."C",
     attempt integer,
-    at timestamp with time zone DEFAULT now() NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     login text DEFAULT SESSION_USER
 );
 
@@ -2655,7 +2661,7 @@ CREATE TABLE outbox.waits (
     signal text COLLATE pg_catalog."C",
     to_status text NOT NULL COLLATE pg_catalog."C",
     field text,
-    since timestamp with time zone DEFAULT now() NOT NULL,
+    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     children integer,
     failed text[],
     on_failure text COLLATE pg_catalog."C",
@@ -3163,7 +3169,7 @@ CREATE TRIGGER state_changes_are_append_only BEFORE DELETE OR UPDATE OR TRUNCATE
 
 CREATE TRIGGER workflow_fill_initial BEFORE INSERT ON outbox.workflow_states FOR EACH ROW WHEN (((new.current_status IS NULL) OR (new.version <> 1))) EXECUTE FUNCTION outbox.workflow_fill_initial();
 
-CREATE TRIGGER workflow_move_version BEFORE UPDATE ON outbox.workflow_states FOR EACH ROW WHEN (((new.version <> (old.version + 1)) OR (new.current_status = old.current_status) OR (new.updated_at <> now()) OR (new.id <> old.id) OR (new.pipeline <> old.pipeline) OR (new.entity_id <> old.entity_id))) EXECUTE FUNCTION outbox.workflow_move_version();
+CREATE TRIGGER workflow_move_version BEFORE UPDATE ON outbox.workflow_states FOR EACH ROW WHEN (((new.version <> (old.version + 1)) OR (new.current_status = old.current_status) OR ((new.updated_at < statement_timestamp()) OR (new.updated_at > clock_timestamp())) OR (new.id <> old.id) OR (new.pipeline <> old.pipeline) OR (new.entity_id <> old.entity_id))) EXECUTE FUNCTION outbox.workflow_move_version();
 
 CREATE TRIGGER workflow_states_are_not_truncated BEFORE TRUNCATE ON outbox.workflow_states FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
 

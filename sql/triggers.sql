@@ -22,7 +22,7 @@ CREATE OR REPLACE TRIGGER workflow_move_version
     BEFORE UPDATE ON outbox.workflow_states
     FOR EACH ROW
     WHEN (NEW.version <> OLD.version + 1 OR NEW.current_status = OLD.current_status
-          OR NEW.updated_at <> now() OR NEW.id <> OLD.id
+          OR NEW.updated_at NOT BETWEEN statement_timestamp() AND clock_timestamp() OR NEW.id <> OLD.id
           OR NEW.pipeline <> OLD.pipeline OR NEW.entity_id <> OLD.entity_id)
     EXECUTE FUNCTION outbox.workflow_move_version();
 

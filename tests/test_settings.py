@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from outbox import SettingsError, settings
-from outbox.database.dsn import redact
+from outbox.commands import options
+from outbox.database.dsn import engine_conninfo, redact
 
 CANARY = "c4n4ry-pw"
 
@@ -81,3 +85,62 @@ def test_a_password_is_never_shown(text: str) -> None:
 def test_a_redacted_dsn_still_tells_where_it_points() -> None:
     shown = redact(f"postgresql://user:{CANARY}@db.example:6432/app")
     assert all(part in shown for part in ("user", "db.example", "6432", "app"))
+
+
+@pytest.fixture
+def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user has a number only, and no HOME, as in a container that is run with one."""
+
+    def missing(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", missing)
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("nameless")
+def test_a_user_without_a_name_and_a_home_needs_neither(tmp_path: Path) -> None:
+    assert settings.load(tmp_path, dsn="postgresql:///x").dsn == "postgresql:///x"
+    assert options._user_name() == "uid 4242"
+
+
+@pytest.mark.usefixtures("nameless")
+def test_where_a_home_folder_is_needed_and_there_is_none_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match=r"no home folder. Set HOME, or OUTBOX_HOME"):
+        settings.default_home()
+    monkeypatch.setenv("OUTBOX_HOME", "~/data")
+    with pytest.raises(SettingsError, match="no home folder"):
+        settings.load(tmp_path)
+
+
+def test_settings_of_somebody_else_in_a_folder_above_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say which code runs, and where a password goes: a file in /tmp is no business of what is below."""
+    inside = project(tmp_path, 'dsn = "postgresql://evil/x"')
+    above = tmp_path / "pyproject.toml"
+    real = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        found = real(path, **options)
+        return os.stat_result((*found[:4], 4242, *found[5:10])) if path == above else found
+
+    assert settings.load(inside).dsn == "postgresql://evil/x"
+    monkeypatch.setattr(Path, "stat", stat)
+    assert settings.load(inside).dsn is None
+    assert settings.load(tmp_path).dsn == "postgresql://evil/x", "in the folder itself it is as its code is"
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg", "postgresql+asyncpg", "postgres+psycopg2", "mysql", "psql"])
+def test_another_scheme_is_told_from_a_password_that_is_not_escaped(scheme: str) -> None:
+    with pytest.raises(SettingsError, match="its scheme must be postgresql://, not") as refused:
+        engine_conninfo(f"{scheme}://u:{CANARY}@h/db", "test")
+    assert CANARY not in str(refused.value)
+    assert f"not {scheme}://" in str(refused.value)
+    with pytest.raises(SettingsError, match="%40 for @"):
+        engine_conninfo(f"postgresql://u:{CANARY}/w@h/db", "test")

@@ -25,8 +25,9 @@ def dsn_of(found: settings.Settings, *, migrated: bool = True) -> Iterator[str]:
         return
     # A command that is ended by a signal still leaves the server: the last one to leave stops it.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    with embedded.server(found.home) as dsn:
-        click.echo(f"outbox: no OUTBOX_DSN; using the bundled Postgres in {found.home} (its data is kept)", err=True)
+    home = found.home or settings.default_home()
+    with embedded.server(home) as dsn:
+        click.echo(f"outbox: no OUTBOX_DSN; using the bundled Postgres in {home} (its data is kept)", err=True)
         if migrated:
             migrations.apply(dsn)
         yield dsn

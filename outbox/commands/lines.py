@@ -93,15 +93,4 @@ class Lines:
         return entity, documents.dump_any(metadata, "metadata")
 
 
-def _refuse_constant(name: str) -> None:
-    raise InvalidInput("line", f"{name} is not JSON")
-
-
-def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise InvalidInput("line", "has the same key twice in one object")
-    return found
-
-
-_decode = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated).decode
+_decode = documents.decoder("line")

@@ -12,7 +12,7 @@ from ..database import migrations
 from ..operations import doctor, look
 from . import application, screen
 from .connection import database
-from .options import app_option, json_option, of_pipeline_option, pipeline_option
+from .options import app_option, json_option, limit_option, of_pipeline_option, pipeline_option
 
 
 @click.command()
@@ -37,13 +37,17 @@ def status(found: settings.Settings, as_json: bool, watch: bool) -> None:
 @click.command()
 @click.argument("entity")
 @pipeline_option
+@limit_option
 @json_option
 @click.pass_obj
-def show(found: settings.Settings, entity: str, pipeline: str | None, as_json: bool) -> None:
-    """Show the workflow of ENTITY: its data, history, job and messages."""
+def show(found: settings.Settings, entity: str, pipeline: str | None, limit: int, as_json: bool) -> None:
+    """Show the workflow of ENTITY: its data, history, job and messages.
+
+    Of the history, messages and whatever else there are many of, it shows the latest.
+    """
     with database(found) as conn:
         migrations.require(conn)
-        workflow = look.show(conn, look.find_one(conn, entity, pipeline))
+        workflow = look.show(conn, look.find_one(conn, entity, pipeline), limit)
     if as_json:
         screen.echo_json(workflow)
     else:
@@ -52,19 +56,21 @@ def show(found: settings.Settings, entity: str, pipeline: str | None, as_json: b
 
 @click.command()
 @of_pipeline_option
+@limit_option
 @json_option
 @click.pass_obj
-def dead(found: settings.Settings, pipeline: str | None, as_json: bool) -> None:
+def dead(found: settings.Settings, pipeline: str | None, limit: int, as_json: bool) -> None:
     """List the jobs that used up their attempts or were rejected, latest first."""
     with database(found) as conn:
         migrations.require(conn)
-        rows = look.dead(conn, pipeline)
+        rows = look.dead(conn, pipeline, limit)
     if as_json:
         screen.echo_json(rows)
     elif rows:
         screen.console().print(screen.dead(rows))
     else:
         click.echo("no dead jobs")
+    screen.echo_more(rows, as_json)
 
 
 @click.command()

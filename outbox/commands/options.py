@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import getpass
-import json
 import math
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+
+from .. import documents
+from ..errors import InvalidInput
+from ..operations import look
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -30,17 +34,32 @@ def app_option(command: Command) -> Command:
     )(command)
 
 
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container, say, whose user has a number only
+        return f"uid {os.getuid()}"
+
+
 by_option = click.option(
-    "--by", metavar="NAME", default=getpass.getuser, help="Who makes the change; kept with it. Default: your user name."
+    "--by", metavar="NAME", default=_user_name, help="Who makes the change; kept with it. Default: your user name."
 )
 pipeline_option = click.option("--pipeline", metavar="NAME", help="The pipeline, if the entity is in several.")
 of_pipeline_option = click.option("--pipeline", metavar="NAME", help="Only this pipeline.")
+limit_option = click.option(
+    "--limit", metavar="N", type=click.IntRange(1, 10_000_000), default=look.MOST, show_default=True,
+    help="How many at most. The last line says how many more there are; with --json, standard error does.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def from_json(text: str | None, what: str) -> Any:
     """Returns what an argument says in JSON, None if it wasn't given; a usage error that names it if it isn't JSON."""
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else documents.decoder(what)(text)
+    except InvalidInput as error:
+        raise click.UsageError(str(error)) from None
+    except RecursionError:
+        raise click.UsageError(f"{what} is nested too deeply") from None
     except ValueError as error:
         raise click.UsageError(f"{what} is not JSON: {error}") from None

@@ -20,12 +20,12 @@ from ..service import on_signals
 from ..texts import printable
 from . import logs, screen
 from .connection import database, dsn_of
-from .options import json_option
+from .options import json_option, limit_option
 
 log = logging.getLogger("outbox.relay")
 
 
-class Part(click.ParamType[tuple[int, int]]):
+class Part(click.ParamType):  # type: ignore[type-arg]  # it takes an argument since click 8.4
     """N/M, such as 2/4."""
 
     name = "N/M"
@@ -148,11 +148,12 @@ def _publisher(found: settings.Settings, **options: Any) -> Target:
 @click.option("--retry", is_flag=True, help="Try messages again: those with these IDs, or all.")
 @click.option("--relay", "relay_name", metavar="NAME", help="Only messages that this relay could not send.")
 @click.option("--consumer", metavar="NAME", help="Only messages that this consumer could not handle.")
+@limit_option
 @json_option
 @click.pass_obj
 def parked(
     found: settings.Settings, ids: tuple[int, ...], retry: bool, relay_name: str | None, consumer: str | None,
-    as_json: bool,
+    limit: int, as_json: bool,
 ) -> None:  # fmt: skip
     """List messages that could not be sent or handled; --retry tries them again.
 
@@ -168,10 +169,11 @@ def parked(
             tried = change.retry_parked(conn, relay=relay_name, consumer=consumer, ids=ids)
             click.echo(f"{tried} messages are tried again")
             return
-        rows = look.parked(conn, relay=relay_name, consumer=consumer)
+        rows = look.parked(conn, relay=relay_name, consumer=consumer, limit=limit)
     if as_json:
         screen.echo_json(rows)
     elif rows:
         screen.console().print(screen.parked(rows))
     else:
         click.echo("no message is parked")
+    screen.echo_more(rows, as_json)

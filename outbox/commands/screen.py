@@ -43,6 +43,16 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(value, default=_as_json, indent=2))
 
 
+def echo_more(rows: look.Listed, as_json: bool) -> None:
+    """Says how many rows a list leaves out; beside a JSON document on standard error."""
+    if rows.more:
+        click.echo(_more(rows.more), err=as_json)
+
+
+def _more(count: int) -> str:
+    return f"… and {count:,} more; see them with --limit"
+
+
 def cell(value: Any) -> Text:
     """Returns any value as text that is safe to show."""
     if value is None:
@@ -162,6 +172,10 @@ def _note(row: Row) -> str:
 
 def workflow(found: Row) -> Group:
     """Returns what `outbox show` prints about a workflow."""
+
+    def more(name: str) -> list[Text]:
+        return [Text(_more(found["more"][name]), style="dim")] if name in found["more"] else []
+
     parts: list[Any] = [
         Text(printable(f"{found['entity_id']} in {found['pipeline']}: {found['current_status']}"), style="bold"),
         table(None, ["", ""], [(name, found[name]) for name in _WORKFLOW]),
@@ -170,6 +184,7 @@ def workflow(found: Row) -> Group:
             "history", ["at", "from", "to", "version", "actor", "stage", "attempt", "reason"],
             [[by(row, name) for name in _CHANGE] for row in found["history"]],
         ),
+        *more("history"),
     ]  # fmt: skip
     for title in ("job", "dead_job", "waits_for", "parent"):
         if found[title]:
@@ -182,11 +197,11 @@ def workflow(found: Row) -> Group:
     ):
         if found[title]:
             rows = [[by(row, name) for name in columns] for row in found[title]]
-            parts += [Text(), table(title, columns, rows)]
+            parts += [Text(), table(title, columns, rows), *more(title)]
     if found["messages"]:
         columns = ["created_at", "topic", "key", "payload", "message_id"]
         rows = [[row[name] for name in columns] for row in found["messages"]]
-        parts += [Text(), table("messages", columns, rows)]
+        parts += [Text(), table("messages", columns, rows), *more("messages")]
     return Group(*parts)
 
 

@@ -37,7 +37,10 @@ def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None,
     """
     model = application.find(app, pipeline) if app else None
     if str(file) != "-" and not file.is_file():
-        raise click.BadParameter(f"there is no file {printable(file)}", param_hint="FILE")
+        raise click.BadParameter(
+            f"there is no file {printable(file)}. For a pipe or standard input, give -",
+            param_hint="FILE",
+        )
     with database(found) as conn, _progress(file) as (stream, on_bytes):
         migrations.require(conn)
         read = lines.Lines(model, skip_bad, on_bytes)

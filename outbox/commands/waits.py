@@ -16,19 +16,22 @@ from ..operations import look
 from ..texts import printable
 from . import application, screen
 from .connection import database
-from .options import app_option, by_option, from_json, json_option, of_pipeline_option, pipeline_option
+from .options import app_option, by_option, from_json, json_option, limit_option, of_pipeline_option, pipeline_option
 
 
 @click.command("approvals")
 @of_pipeline_option
 @click.option("--assignee", metavar="NAME", help="Only questions for this person.")
+@limit_option
 @json_option
 @click.pass_obj
-def approvals_command(found: settings.Settings, pipeline: str | None, assignee: str | None, as_json: bool) -> None:
+def approvals_command(
+    found: settings.Settings, pipeline: str | None, assignee: str | None, limit: int, as_json: bool
+) -> None:
     """List the questions that wait for a person, oldest first."""
     with database(found) as conn:
         migrations.require(conn)
-        rows = look.approvals(conn, pipeline=pipeline, assignee=assignee)
+        rows = look.approvals(conn, pipeline=pipeline, assignee=assignee, limit=limit)
     if as_json:
         screen.echo_json(rows)
     elif rows:
@@ -36,6 +39,7 @@ def approvals_command(found: settings.Settings, pipeline: str | None, assignee: 
         click.echo("Decide with: outbox approve ENTITY, outbox reject ENTITY, or outbox decide ENTITY OPTION")
     else:
         click.echo("nothing waits for an approval")
+    screen.echo_more(rows, as_json)
 
 
 def _decision(command: Callable[..., None]) -> Callable[..., None]:
@@ -127,7 +131,8 @@ def signal(
         migrations.require(conn)
         owner = look.find_one(conn, entity, pipeline)["pipeline"]
         sent = signals.signal(conn, owner, entity, name, told, id=signal_id)
-    what = "taken" if sent.taken else "kept until it is waited for"
+        ended = look.is_final(conn, owner, sent.status)
+    what = "taken" if sent.taken else "too late, the workflow has ended" if ended else "kept until it is waited for"
     click.echo(
         printable(f"{entity}: {name} {what if sent.created else f'was sent before, {what}'}; it is in {sent.status}")
     )

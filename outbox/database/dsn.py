@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from ..errors import SettingsError
 from ..texts import printable
 
-_HOW_TO_WRITE = "write it as key=value pairs, or as a URL with %40 for @, %2F for / and %3A for : in the password"
+_ESCAPED = "write it as key=value pairs, or as a URL with %40 for @, %2F for / and %3A for : in the password"
 
 
 def engine_conninfo(dsn: str, role: str) -> str:
@@ -20,7 +20,7 @@ def engine_conninfo(dsn: str, role: str) -> str:
     seconds. Raises SettingsError for a DSN that can't be read: libpq's own message may quote the password.
     """
     if not readable(dsn):
-        raise SettingsError(f"can't read the DSN {printable(redact(dsn))}: {_HOW_TO_WRITE}")
+        raise SettingsError(f"can't read the DSN {printable(redact(dsn))}: {_how_to_write(dsn)}")
     given = conninfo_to_dict(dsn)
     defaults = {
         "connect_timeout": "10",
@@ -38,8 +38,15 @@ def cannot_connect(dsn: str, error: psycopg.Error) -> str:
     """Returns in one line, without any secret, why a connection failed."""
     why = printable(" ".join(str(error).split()))
     if not readable(dsn):
-        why = _HOW_TO_WRITE
+        why = _how_to_write(dsn)
     return f"can't connect to {printable(redact(dsn))}: {why}"
+
+
+def _how_to_write(dsn: str) -> str:
+    scheme = re.match(r"\s*([\w.+-]+)://", dsn)
+    if scheme and scheme[1] not in ("postgresql", "postgres"):
+        return f"its scheme must be postgresql://, not {printable(scheme[1])}://"
+    return _ESCAPED
 
 
 # Parameters of libpq that hold a secret.
@@ -51,7 +58,7 @@ def redact(dsn: str) -> str:
     parts = _parts(dsn)
     if parts is not None:
         return make_conninfo("", **{key: "***" if key in _SECRETS else value for key, value in parts.items()})
-    kept = re.match(r"\s*(\w+://)?", dsn)
+    kept = re.match(r"\s*([\w.+-]+://)?", dsn)
     return f"{(kept and kept.group(1)) or ''}… (not a DSN that can be read)"
 
 

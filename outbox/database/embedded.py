@@ -87,10 +87,16 @@ def _prepare(home: Path) -> None:
         home.mkdir(parents=True)
         home.chmod(0o755 if root else 0o700)  # whatever the umask: root's server runs as another user
     found = home.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & 0o002:
+    # A symbolic link may lead elsewhere tomorrow: it is as good as who has made it.
+    if found.st_uid != os.geteuid() or home.lstat().st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
         raise EmbeddedUnavailable(
             f"the folder {home} of the bundled Postgres must belong to you, and only you may write to it. "
-            "Run this as its owner, or set OUTBOX_HOME to another folder"
+            f"Run this as its owner, or: chmod go-w {home}, or set OUTBOX_HOME to another folder"
+        )
+    data = home / "data"
+    if data.exists() and not (data / "PG_VERSION").is_file() and not (data.is_dir() and not any(data.iterdir())):
+        raise EmbeddedUnavailable(
+            f"{data} is not the data of a Postgres, and is left alone. Set OUTBOX_HOME to another folder"
         )
     if root:
         for folder in (home / "data").resolve().parents:
@@ -115,7 +121,7 @@ def _find(home: Path) -> Postgres:
         ) from None
     user = server_user()
     data = home / "data"
-    if user is not None and data.exists():
+    if user is not None and (data / "PG_VERSION").is_file():
         _hand_over(data, user)
     try:
         wanted = int((data / "PG_VERSION").read_text())

@@ -80,7 +80,7 @@ class Postgres:
         unfinished.mkdir(mode=0o700)
         if self.user is not None:
             os.chown(unfinished, self.user.pw_uid, self.user.pw_gid)
-        settings = ["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"]
+        settings = ["-U", "postgres", "--auth-local=trust", "--auth-host=reject", "--encoding=UTF8", "--locale=C"]
         done = self._run("initdb", "-D", str(unfinished), *settings)
         if done.returncode:
             raise EmbeddedUnavailable(f"the bundled Postgres could not make its data: {done.stderr.strip()}")

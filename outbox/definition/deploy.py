@@ -7,7 +7,9 @@ takes now.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, LiteralString
@@ -22,6 +24,13 @@ from .pipeline import Pipeline
 from .routes import Route
 
 SQL = statements.load("deploy")
+
+PATIENCE = 5.0
+"""Seconds to wait for another deploy, and for a tick of a schedule that changes. Nobody waits for us meanwhile."""
+
+TABLE_PATIENCE = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds to wait for the table, one try after the other. All that change workflows wait meanwhile, so between two
+tries they go on for as long as they have waited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +47,7 @@ class Definition:
     @classmethod
     def of(cls, pipeline: Pipeline[Any]) -> Definition:
         attempts = {stage.name: stage.retry.attempts for stage in pipeline.stages.values()}
-        schedules = {name: (each.cron, each.timezone, each.catch_up) for name, each in pipeline.schedules.items()}
+        schedules = {name: each.how for name, each in pipeline.schedules.items()}
         limits = {stage.name: stage.limits for stage in pipeline.stages.values() if stage.limits}
         return cls(pipeline.initial, pipeline.routes(), pipeline.legal_changes(), attempts, schedules, limits)
 
@@ -108,35 +117,77 @@ def _of_reactions(pipeline: Pipeline[Any], do: Callable[[Pipeline[Any]], list[st
 def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
     """Writes the pipeline, and returns in words what has changed.
 
-    Raises Stranded, and changes nothing, if workflows stand in a status that the new version no longer knows. Waits at
-    most five seconds for open transactions that have changed workflows, and then raises psycopg's LockNotAvailable.
+    Raises Stranded, and changes nothing, if workflows stand in a status that the new version no longer knows. Waits
+    some five seconds for open transactions that have changed workflows, and as long for a tick of a schedule that
+    changes, and then raises psycopg's LockNotAvailable.
     """
     new = Definition.of(pipeline)
     with conn.transaction():
+        lock_schedules(conn, [pipeline])
         lines = _of_reactions(pipeline, lambda reaction: deploy(conn, reaction))
         if not Definition.read(conn, pipeline.name).changes_to(new):
             return lines
-        ((patience,),) = _rows(conn, "SELECT current_setting('lock_timeout')")
-        # Before the lock of the table: others that have the turn wait for rows, and the sessions that hold these
-        # must be able to go on.
-        turn.take(conn, "deploy", give_up=True)
-        conn.execute("SELECT set_config('lock_timeout', '5s', true)")
-        conn.execute(SQL["deploy_lock"])
-        conn.execute("SELECT set_config('lock_timeout', %s, true)", (patience,))
+        _lock_table(conn)
         old = Definition.read(conn, pipeline.name)
         _refuse_stranding(conn, pipeline.name, old, new)
         for statement, params in _writes(pipeline, old, new):
             conn.execute(statement, params)
-        _write_schedules(conn, pipeline)
+        _write_schedules(conn, pipeline, old)
         return [*lines, *old.changes_to(new)]
+
+
+def lock_schedules(conn: psycopg.Connection[Any], pipelines: Iterable[Pipeline[Any]]) -> None:
+    """Waits for running ticks of the schedules that a deploy of these pipelines changes, and locks the schedules.
+
+    A deploy of several pipelines in one transaction begins with this: a tick may change workflows, so that whoever held
+    their table and then waited for the tick would stop all that change workflows, and the tick itself.
+    """
+    for pipeline in pipelines:
+        old, new = Definition.read(conn, pipeline.name), Definition.of(pipeline)
+        if old.changes_to(new):
+            changed = [name for name, how in old.schedules.items() if new.schedules.get(name) != how]
+            with _waiting(conn, PATIENCE, "another deploy, or a tick of a schedule that changes, is still running"):
+                turn.take(conn, "deploy", give_up=True)
+                conn.execute(SQL["schedules_lock"], {"pipeline": pipeline.name, "schedules": changed})
+
+
+def _lock_table(conn: psycopg.Connection[Any]) -> None:
+    for seconds in TABLE_PATIENCE:
+        try:
+            with conn.transaction(), _waiting(conn, seconds, "a transaction that has changed workflows is still open"):
+                conn.execute(SQL["deploy_lock"])
+        except psycopg.errors.LockNotAvailable:
+            if seconds == TABLE_PATIENCE[-1]:
+                raise
+            time.sleep(seconds)
+        else:
+            return
+
+
+@contextmanager
+def _waiting(conn: psycopg.Connection[Any], seconds: float, why: str) -> Iterator[None]:
+    """Limits for how long a statement waits for a lock; then psycopg's LockNotAvailable is raised, which says why."""
+    ((before,),) = _rows(conn, "SELECT current_setting('lock_timeout')")
+    conn.execute("SELECT set_config('lock_timeout', %s, true)", (f"{seconds * 1000:.0f}ms",))
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable as error:
+        raise psycopg.errors.LockNotAvailable(f"nothing was deployed: {why}. Deploy again when it has ended") from error
+    conn.execute("SELECT set_config('lock_timeout', %s, true)", (before,))
 
 
 def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list[str]) -> None:
     """Raises NotDeployed unless the database routes and allows all that these stages do. It may know more than that."""
     there, code = Definition.read(conn, pipeline.name), Definition.of(pipeline)
-    how = "Run: outbox deploy --app module:object"
     if there.initial is None:
-        raise NotDeployed(f'pipeline "{pipeline.name}" is not deployed in this database. {how}')
+        raise NotDeployed(
+            f'pipeline "{pipeline.name}" is not deployed in this database. Run: outbox deploy --app module:object'
+        )
+    # It can't be told which of the two is newer, and a deploy of the older one would undo the newer.
+    how = (
+        "If this code is the newer one, deploy it: outbox deploy --app module:object. "
+        "If it is the older one, start the newer code instead"
+    )
     for status, route in code.routes.items():
         if route.stage in stages and there.routes.get(status, Route(None)).stage != route.stage:
             raise NotDeployed(
@@ -232,11 +283,12 @@ def _as_json(path: Path | None) -> str | None:
     return None if path is None else json.dumps(path)
 
 
-def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> None:
-    """Writes the schedules. A new one starts with its next tick by the database's clock."""
-    ((now,),) = _rows(conn, "SELECT now()")
-    chosen = list(pipeline.schedules.values())
-    conn.execute(SQL["schedules_clear"], {"pipeline": pipeline.name, "schedules": [each.name for each in chosen]})
+def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], old: Definition) -> None:
+    """Writes the schedules that differ. A new one starts with its next tick by the database's clock."""
+    ((now,),) = _rows(conn, "SELECT clock_timestamp()")
+    conn.execute(SQL["schedules_clear"], {"pipeline": pipeline.name, "schedules": list(pipeline.schedules)})
+    kept = old.schedules
+    chosen = [each for each in pipeline.schedules.values() if kept.get(each.name) != each.how]
     conn.execute(
         SQL["schedules_write"],
         {

@@ -40,6 +40,11 @@ class Schedule:
         """The schedule as logs name it: `shop.nightly`."""
         return f"{self.pipeline}.{self.name}"
 
+    @property
+    def how(self) -> tuple[str, str, bool]:
+        """What the database knows of it: by which expression and time zone it ticks, and whether it catches up."""
+        return self.cron, self.timezone, self.catch_up
+
     def after(self, moment: datetime) -> datetime:
         """Returns the first tick after a time."""
         return next(CronSim(self.cron, moment.astimezone(ZoneInfo(self.timezone))))

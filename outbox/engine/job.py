@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .. import texts
 from ..database.statements import array
 from ..definition.outcome import failure
 from ..definition.stage import Stage
@@ -65,7 +66,8 @@ class Message:
 
     @property
     def size(self) -> int:
-        return len(self.payload) + len(self.headers or "")
+        """How many bytes it has."""
+        return texts.size(self.topic, self.key, self.payload, self.headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Finished:
 
     @property
     def size(self) -> int:
-        """How many characters of JSON its commit writes."""
+        """How many bytes its commit writes, near enough."""
         size = len(self.data or "") + (len(str(self.wait)) if self.wait else 0)
         for message in self.messages:
             size += message.size

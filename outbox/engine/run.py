@@ -26,7 +26,7 @@ MAX_PROGRESS = 500
 """Characters of a progress text at most: `outbox status` shows it in a table."""
 
 MAX_PUBLISHED = 64 * 2**20
-"""Characters of messages and children that one attempt writes at most: they are one statement, which ends at 1 GB."""
+"""Bytes of messages and children that one attempt writes at most: they are one statement, which ends at 1 GB."""
 
 
 class Run(Generic[Data]):
@@ -118,7 +118,9 @@ class Run(Generic[Data]):
             None if headers is None else documents.dump_any(dict(headers), "headers"),
         )
         if self._published + message.size > MAX_PUBLISHED:
-            raise InvalidInput("payload", f"the messages of one attempt have more than {MAX_PUBLISHED:,} characters")
+            raise InvalidInput(
+                "payload", f"what one attempt publishes and spawns has more than {MAX_PUBLISHED:,} bytes"
+            )
         self._published += message.size
         self._messages.append(message)
 
@@ -142,11 +144,9 @@ class Run(Generic[Data]):
         }
         if cancel is not None and cancel not in pipeline.final:
             raise InvalidInput("cancel", f"{texts.shown(cancel)} is not a final status of pipeline {pipeline.name}")
-        self._published += len(child["data"] or "")
+        self._published += texts.size(*child.values())
         if self._published > MAX_PUBLISHED:
-            raise InvalidInput(
-                "data", f"what one attempt publishes and spawns has more than {MAX_PUBLISHED:,} characters"
-            )
+            raise InvalidInput("data", f"what one attempt publishes and spawns has more than {MAX_PUBLISHED:,} bytes")
         self._spawned.append(child)
 
     def once(self, key: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -42,6 +42,7 @@ class Scheduler:
         self._schedules = {(schedule.pipeline, schedule.name): schedule for schedule in schedules}
         self._link = Link(dsn, "schedules", pooled=pooled)
         self._running: set[Schedule] = set()
+        self._foreign: set[Schedule] = set()
         self._ran = asyncio.Event()
 
     async def run(self) -> None:
@@ -67,10 +68,18 @@ class Scheduler:
         await self._link.close()
 
     async def _look(self) -> list[tuple[Schedule, float]]:
-        """Returns the schedules, each with the seconds until it is due."""
+        """Returns the schedules that are deployed as this worker knows them, each with the seconds until it is due."""
         mine = {"pipelines": [name for name, _ in self._schedules], "schedules": [name for _, name in self._schedules]}
         rows = await self._link.repeat(SQL["schedules_look"], mine) if self._schedules else []
-        return [(self._schedules[pipeline, name], due_in) for pipeline, name, due_in in rows]
+        found = [(self._schedules[pipeline, name], tuple(how), due_in) for pipeline, name, *how, due_in in rows]
+        foreign = {schedule for schedule, how, _ in found if schedule.how != how}
+        for schedule in foreign - self._foreign:
+            log.warning(
+                "%s is deployed with another time than this worker knows: its ticks are left to other workers",
+                schedule.label,
+            )
+        self._foreign = foreign
+        return [(schedule, due_in) for schedule, _, due_in in found if schedule not in foreign]
 
     async def _run(self, schedule: Schedule) -> bool:
         """Runs a schedule's tick, if it is due and no other worker runs it; returns whether it was."""
@@ -126,7 +135,9 @@ class Failed(NamedTuple):
 def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
     """Calls a schedule's function and moves the schedule on; does nothing if it isn't due or another worker runs it."""
     yield Begin(_mark(schedule))  # before anything is locked: from here on a frozen process is cut off
-    taken = yield SQL["schedule_take"], _key(schedule)
+    cron, timezone, catch_up = schedule.how
+    as_known = {"cron": cron, "timezone": timezone, "catch_up": catch_up}
+    taken = yield SQL["schedule_take"], {**_key(schedule), **as_known}
     if not taken:
         return None
     ((due, now),) = taken

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Literal
 
 import psycopg
@@ -57,11 +59,21 @@ def examine(
 
     A transaction that has been open for `long_transaction` seconds and keeps dead rows is reported.
     """
-    found = [*_server(conn), *_schema(conn)]
+    found = [*_installation(), *_server(conn), *_schema(conn)]
     if migrations.pending(conn):
         return found  # the other statements need the whole schema
     found += [*_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn), *_waits(conn)]
     return [*found, *_relays(conn), *_sessions(conn, long_transaction), *_tables(conn)]
+
+
+def _installation() -> Iterator[Finding]:
+    with suppress(metadata.PackageNotFoundError):
+        metadata.distribution("outbox")
+        yield Finding(
+            "bad",
+            "the distribution outbox, an SMTP client, is installed beside outbox-engine and has the same import name",
+            "pip uninstall outbox, and then: pip install --force-reinstall --no-deps outbox-engine",
+        )
 
 
 def _server(conn: Conn) -> Iterator[Finding]:

@@ -22,6 +22,15 @@ SQL = statements.load("look")
 
 Row = dict[str, Any]
 
+MOST = 100
+"""Rows of a list unless more are asked for: a table of a hundred thousand takes minutes and gigabytes to print."""
+
+
+class Listed(list[Row]):
+    """The first rows of a list. `more` says how many others there are."""
+
+    more: int = 0
+
 
 def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
     """Returns the tables of `outbox status`, by name: `overview` has a row for each pipeline, status and stage."""
@@ -49,29 +58,42 @@ def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = 
     return found[0]
 
 
-def show(conn: psycopg.Connection[Any], workflow: Row) -> Row:
-    """Returns a workflow with its history, its job, its dead job, what it waits for, and its messages."""
+def show(conn: psycopg.Connection[Any], workflow: Row, limit: int = MOST) -> Row:
+    """Returns a workflow with its history, its job, its dead job, what it waits for, and its messages.
+
+    Of what can be many, it returns the latest `limit` rows in their order, and in `more` how many others there are.
+    """
     key = {"id": workflow["id"]}
-    return {
+    latest = {**key, "limit": limit}
+    found = {
         **workflow,
-        "history": rows(conn, SQL["history"], **key),
+        "history": rows(conn, SQL["history"], **latest)[::-1],
         "job": next(iter(rows(conn, SQL["job"], **key)), None),
         "dead_job": next(iter(rows(conn, SQL["dead_job"], **key)), None),
-        "checkpoints": rows(conn, SQL["checkpoints_of_workflow"], **key),
-        "approvals": rows(conn, SQL["approvals_of_workflow"], **key),
+        "checkpoints": rows(conn, SQL["checkpoints_of_workflow"], **latest)[::-1],
+        "approvals": rows(conn, SQL["approvals_of_workflow"], **latest)[::-1],
         "waits_for": next(
             ({**row.pop("details"), **row} for row in rows(conn, SQL["waiting_of_workflow"], **key)), None
         ),
         "parent": next(iter(rows(conn, SQL["parent_of_workflow"], **key)), None),
-        "children": rows(conn, SQL["children_of_workflow"], **key),
-        "signals": rows(conn, SQL["signals_of_workflow"], **key),
-        "messages": rows(conn, SQL["messages"], **key),
+        "children": rows(conn, SQL["children_of_workflow"], **latest),
+        "signals": rows(conn, SQL["signals_of_workflow"], **latest)[::-1],
+        "messages": rows(conn, SQL["messages"], **latest)[::-1],
     }
+    (sizes,) = rows(conn, SQL["sizes_of_workflow"], **key)
+    found["more"] = {name: size - limit for name, size in sizes.items() if size > limit}
+    return found
 
 
-def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = 1_000_000) -> list[Row]:
+def is_final(conn: psycopg.Connection[Any], pipeline: str, status: str) -> bool:
+    """Tells whether a workflow in this status has ended."""
+    ((row),) = rows(conn, SQL["status_is_final"], pipeline=pipeline, status=status)
+    return bool(row["final"])
+
+
+def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = MOST) -> Listed:
     """Returns dead jobs, the latest first."""
-    return rows(conn, SQL["dead_jobs"], pipeline=pipeline, limit=limit)
+    return _listed(conn, "dead_jobs", "dead_jobs_count", limit, pipeline=pipeline)
 
 
 def schedules(conn: psycopg.Connection[Any]) -> list[Row]:
@@ -82,26 +104,34 @@ def schedules(conn: psycopg.Connection[Any]) -> list[Row]:
 
 
 def approvals(
-    conn: psycopg.Connection[Any], *, pipeline: str | None = None, assignee: str | None = None, limit: int = 1_000_000
-) -> list[Row]:
+    conn: psycopg.Connection[Any], *, pipeline: str | None = None, assignee: str | None = None, limit: int = MOST
+) -> Listed:
     """Returns the open questions, the oldest first, with the data that they are about.
 
     `changed` says whether the data was changed since the question was asked. Then a decision must name `shown`.
     """
-    return rows(conn, SQL["approvals_open"], pipeline=pipeline, assignee=assignee, limit=limit)
+    return _listed(conn, "approvals_open", "approvals_open_count", limit, pipeline=pipeline, assignee=assignee)
 
 
 def parked(
-    conn: psycopg.Connection[Any], *, relay: str | None = None, consumer: str | None = None, limit: int = 1_000_000
-) -> list[Row]:
+    conn: psycopg.Connection[Any], *, relay: str | None = None, consumer: str | None = None, limit: int = MOST
+) -> Listed:
     """Returns the messages that relays could not send and consumers could not handle, the first of each first.
 
     With `relay` or `consumer`, only those of one. A row has the name as `relay` or as `consumer`.
     """
-    found = rows(conn, SQL["parked"], relay=relay, consumer=consumer, limit=limit)
+    found = _listed(conn, "parked", "parked_count", limit, relay=relay, consumer=consumer)
     for row in found:
         if row["body"] is not None:
             row["body"] = row["body"].decode(errors="replace")
+    return found
+
+
+def _listed(conn: psycopg.Connection[Any], name: str, count: str, limit: int, **params: Any) -> Listed:
+    found = Listed(rows(conn, SQL[name], **params, limit=limit))
+    if len(found) == limit:
+        ((total,),) = (row.values() for row in rows(conn, SQL[count], **params))
+        found.more = max(0, total - limit)
     return found
 
 

@@ -10,6 +10,7 @@ import psycopg
 from ..database import migrations
 from ..database.dsn import engine_conninfo
 from ..definition.deploy import deploy as deploy_one
+from ..definition.deploy import lock_schedules
 from ..definition.pipeline import Pipeline
 from ..errors import InvalidInput
 from ..texts import shown
@@ -46,7 +47,8 @@ def deploy(conn: Conn, pipelines: Pipeline[Any] | Iterable[Pipeline[Any]]) -> di
 
     Raises SchemaError if the schema is missing or older than this code, Stranded if workflows are in a status that the
     new version no longer knows, InvalidInput if an argument is of another kind, and psycopg's LockNotAvailable if other
-    transactions that have changed workflows stay open for more than five seconds. Nothing is changed then.
+    transactions that have changed workflows, or ticks of a schedule that changes, stay open for more than some five
+    seconds. Nothing is changed then.
     """
     _require_sync(conn, "conn", "a sync psycopg connection")
     several = list(pipelines) if isinstance(pipelines, Iterable) else [pipelines]
@@ -55,6 +57,7 @@ def deploy(conn: Conn, pipelines: Pipeline[Any] | Iterable[Pipeline[Any]]) -> di
             raise InvalidInput("pipelines", f"{shown(each)} is not a Pipeline")
     with conn.transaction():
         migrations.require(conn)
+        lock_schedules(conn, several)
         return {each.name: deploy_one(conn, each) for each in several}
 
 

@@ -10,14 +10,17 @@ CREATE OR REPLACE FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) RETUR
 LANGUAGE plpgsql
 AS $$
 BEGIN
+    -- The deadline is that of its job, and counts from when it is asked.
     INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, question, shown, options, assignee,
-                                  deadline, remind_every, remind_at)
+                                  asked_at, deadline, remind_every, remind_at)
     SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, i.question, outbox.shown(w.metadata), i.options,
-           i.assignee, now() + make_interval(secs => i.within), i.remind_every, now() + i.remind_every
+           i.assignee, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
+           CASE WHEN i.within IS NOT NULL THEN j.deadline END, i.remind_every, clock_timestamp() + i.remind_every
     FROM (SELECT i.*, make_interval(secs => i.remind) AS remind_every
           FROM jsonb_to_recordset(items) AS i (id uuid, question text, options jsonb, assignee text, within float8,
                                                remind float8)) AS i
     JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
+    LEFT JOIN outbox.jobs AS j ON j.workflow_id = i.id
     WHERE i.question IS NOT NULL
     ORDER BY w.id;
 END
@@ -25,7 +28,7 @@ $$;
 COMMENT ON FUNCTION outbox.approvals_begin(jsonb, uuid[]) IS 'Internal: asks the questions that handlers have returned.';
 
 -- Any change of the status answers the question. Position n of `tos` is where workflow n has gone. A decision has written its
--- answer into the row; another change is taken for the first option, by its name, that leads there.
+-- answer into the row. Where several options lead there, it is decided, and which of them was meant is not known.
 CREATE OR REPLACE FUNCTION outbox.approvals_end(ids uuid[], tos text[], actor text, reason text) RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -33,12 +36,15 @@ DECLARE
     overdue boolean := coalesce(outbox.told('outbox.decision') = '(deadline)', false);
 BEGIN
     UPDATE outbox.approvals AS a
-    SET ended = CASE WHEN overdue THEN 'deadline' WHEN d.decision IS NOT NULL THEN 'decided' ELSE 'withdrawn' END,
-        decision = CASE WHEN NOT overdue THEN d.decision END,
-        to_status = d.to_status, decided_by = actor, login = session_user, reason = approvals_end.reason, ended_at = now()
+    SET ended = CASE WHEN overdue THEN 'deadline'
+                     WHEN d.said IS NOT NULL OR cardinality(d.leading) > 0 THEN 'decided' ELSE 'withdrawn' END,
+        decision = CASE WHEN overdue THEN NULL WHEN d.said IS NOT NULL THEN d.said
+                        WHEN cardinality(d.leading) = 1 THEN d.leading[1] END,
+        to_status = d.to_status, decided_by = actor, login = session_user, reason = approvals_end.reason,
+        ended_at = clock_timestamp()
     FROM (
-        SELECT o.workflow_id, c.to_status, CASE WHEN o.options ->> o.decision = c.to_status THEN o.decision ELSE (
-            SELECT min(e.key) FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status) END AS decision
+        SELECT o.workflow_id, c.to_status, CASE WHEN o.options ->> o.decision = c.to_status THEN o.decision END AS said,
+               ARRAY(SELECT e.key FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status) AS leading
         FROM unnest(ids, tos) AS c (id, to_status)
         JOIN outbox.approvals AS o ON o.workflow_id = c.id AND o.ended_at IS NULL
     ) AS d
@@ -83,7 +89,7 @@ BEGIN
         RETURN asked.to_status;
     ELSIF asked.ended IS NOT NULL THEN
         RAISE EXCEPTION 'pipeline "%", entity "%": too late, % by % at %', workflow.pipeline, workflow.entity_id,
-            CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || asked.decision
+            CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || coalesce(asked.decision, 'moved to ' || asked.to_status)
                              WHEN 'deadline' THEN 'the deadline has passed: moved to ' || asked.to_status
                              ELSE 'the question was withdrawn: moved to ' || asked.to_status END,
             asked.decided_by, to_char(asked.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')

@@ -1,6 +1,7 @@
 -- How a workflow gets its job, and who is told of it.
 
--- The job that a workflow with this status and data has by its route; no row where it has none. This says once what the
+-- The job that a workflow with this status and data has by its route; no row where it has none. Its times count from now,
+-- not from the start of a transaction that may be long. This says once what the
 -- columns of a job are made from: the triggers, `outbox deploy` and `outbox retry` take them from here. The planner inlines
 -- it, which leaves a join with routes: so it must stay one SELECT, STABLE, and without settings of its own.
 CREATE OR REPLACE FUNCTION outbox.job_of(pipeline text, status text, metadata jsonb)
@@ -8,9 +9,9 @@ RETURNS TABLE (stage text, run_at timestamptz, due boolean, deadline timestamptz
 LANGUAGE sql STABLE ROWS 1
 AS $$
     SELECT r.stage,
-           CASE WHEN r.stage IS NULL THEN now() + r.deadline ELSE now() END,
+           CASE WHEN r.stage IS NULL THEN clock_timestamp() + r.deadline ELSE clock_timestamp() END,
            r.stage IS NOT NULL,
-           now() + r.deadline,
+           clock_timestamp() + r.deadline,
            r.on_deadline,
            CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(job_of.metadata, r.partition) END,
            CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(job_of.metadata, r.priority) END

@@ -54,7 +54,7 @@ BEGIN
         NEW.updated_at := OLD.updated_at;
     ELSE
         NEW.version := OLD.version + 1;
-        NEW.updated_at := now();
+        NEW.updated_at := clock_timestamp();
     END IF;
     RETURN NEW;
 END

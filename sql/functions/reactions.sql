@@ -14,7 +14,7 @@ BEGIN
            left(w.entity_id, 450) || '@' || c.version || '@' || w.id,
            jsonb_build_object('pipeline', w.pipeline, 'entity_id', w.entity_id, 'workflow_id', w.id, 'from_status', c.from_status,
                               'status', c.to_status, 'version', c.version, 'actor', react.actor, 'reason', react.reason,
-                              'at', now(), 'data', w.metadata)
+                              'at', (SELECT h.at FROM outbox.state_changes AS h WHERE h.workflow_id = c.id AND h.version = c.version), 'data', w.metadata)
     FROM unnest(ids, froms, tos, versions) AS c (id, from_status, to_status, version)
     JOIN outbox.workflow_states AS w ON w.id = c.id
     JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = c.to_status

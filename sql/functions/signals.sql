@@ -15,7 +15,7 @@ BEGIN
         WHERE w.workflow_id = ANY (ids)
         ORDER BY w.workflow_id, s.id
     LOOP
-        UPDATE outbox.signals AS s SET taken_at = now() WHERE s.id = taken.id;
+        UPDATE outbox.signals AS s SET taken_at = clock_timestamp() WHERE s.id = taken.id;
         PERFORM outbox.workflow_move(taken.workflow_id, taken.to_status, 'signal ' || taken.name, data => CASE
             WHEN taken.field IS NOT NULL THEN (
                 SELECT w.metadata || jsonb_build_object(taken.field, taken.payload)
@@ -69,7 +69,7 @@ BEGIN
     END IF;
     NEW.sent_by := outbox.actor();
     NEW.login := session_user;
-    NEW.sent_at := now();
+    NEW.sent_at := clock_timestamp();
     NEW.taken_at := NULL;
     -- A commit of this workflow that is under way at a higher isolation level would not see this signal: it must fail, and
     -- be tried again.

@@ -53,8 +53,8 @@ CREATE OR REPLACE FUNCTION outbox.timers_begin(items jsonb, ids uuid[]) RETURNS 
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    UPDATE outbox.jobs AS j SET run_at = i.run_at, due = i.run_at <= now()
-    FROM (SELECT i.id, coalesce(i.at, now() + make_interval(secs => i.after)) AS run_at
+    UPDATE outbox.jobs AS j SET run_at = i.run_at, due = i.run_at <= clock_timestamp()
+    FROM (SELECT i.id, coalesce(i.at, clock_timestamp() + make_interval(secs => i.after)) AS run_at
           FROM jsonb_to_recordset(items) AS i (id uuid, at timestamptz, after float8)) AS i
     WHERE i.run_at IS NOT NULL AND i.id = ANY (ids) AND j.workflow_id = i.id AND j.stage IS NOT NULL;
 END
@@ -67,7 +67,7 @@ LANGUAGE plpgsql
 AS $$
 BEGIN
     PERFORM outbox.deadlines_set(array_agg(i.id), array_agg(i.deadline), array_agg(i.on_deadline))
-    FROM (SELECT i.id, now() + make_interval(secs => i.within) AS deadline, i.on_deadline
+    FROM (SELECT i.id, clock_timestamp() + make_interval(secs => i.within) AS deadline, i.on_deadline
           FROM jsonb_to_recordset(items) AS i (id uuid, within float8, on_deadline text)) AS i
     WHERE i.deadline IS NOT NULL AND i.id = ANY (ids);
 END

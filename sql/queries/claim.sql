@@ -101,7 +101,7 @@ WITH me AS MATERIALIZED (
     ) AS j
 )
 UPDATE outbox.workflow_states AS w
-SET current_status = held.status, version = w.version + 1, updated_at = now()
+SET current_status = held.status, version = w.version + 1, updated_at = clock_timestamp()
 FROM held
 WHERE w.id = held.id
 RETURNING w.id::text, w.version;

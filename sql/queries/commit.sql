@@ -39,7 +39,7 @@ WITH me AS MATERIALIZED (
     ) AS j
 ), moved AS (
     UPDATE outbox.workflow_states AS w
-    SET current_status = held.status, version = w.version + 1, updated_at = now(),
+    SET current_status = held.status, version = w.version + 1, updated_at = clock_timestamp(),
         metadata = CASE WHEN held.data IS NULL THEN w.metadata ELSE held.data::jsonb END
     FROM held
     WHERE w.id = held.id

@@ -44,7 +44,7 @@ INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of)
 VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s)
 ON CONFLICT (pipeline) DO UPDATE
 SET initial_status = excluded.initial_status, definition = excluded.definition, reaction_of = excluded.reaction_of,
-    deployed_at = now();
+    deployed_at = clock_timestamp();
 
 -- name: routes_clear
 -- Deletes the routes of a pipeline.
@@ -152,9 +152,16 @@ WHERE r.pipeline = %(pipeline)s AND r.status = ANY (%(statuses)s::text[]) AND r.
 -- Reads schedules. Uses schedules_pkey.
 SELECT s.schedule, s.cron, s.timezone, s.catch_up FROM outbox.schedules AS s WHERE s.pipeline = %(pipeline)s;
 
+-- name: schedules_lock
+-- Waits for the ticks of these schedules that are running, and locks the schedules. It comes before the lock of the
+-- table, as a tick may change workflows.
+-- Reads schedules. Locks these rows, in order. Uses schedules_pkey.
+SELECT FROM outbox.schedules AS s
+WHERE s.pipeline = %(pipeline)s AND s.schedule = ANY (%(schedules)s::text[])
+ORDER BY s.schedule FOR UPDATE;
+
 -- name: schedules_write
--- Writes the schedules of a pipeline. One that is new or has another time starts from its next tick; an unchanged one
--- keeps its place.
+-- Writes schedules of a pipeline that are new or have changed. One that has another time starts from its next tick.
 -- Writes schedules. Uses schedules_pkey.
 INSERT INTO outbox.schedules (pipeline, schedule, cron, timezone, catch_up, next_at)
 SELECT %(pipeline)s, n.schedule, n.cron, n.timezone, n.catch_up, n.next_at

@@ -52,10 +52,10 @@ WHERE j.owner IS NOT NULL AND j.progress IS NOT NULL
 ORDER BY j.claimed_at LIMIT 50;
 
 -- name: checkpoints_of_workflow
--- Returns the results that are kept for a workflow.
+-- Returns the results that are kept for a workflow, the latest first.
 -- Reads checkpoints. Uses checkpoints_pkey.
 SELECT c.stage, c.key, c.function, c.result, c.attempt, c.made_at
-FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s ORDER BY c.made_at, c.key;
+FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s ORDER BY c.made_at DESC, c.key DESC LIMIT %(limit)s;
 
 -- name: workflows_of_entity
 -- Returns the workflows of an entity, in one pipeline or (null) in all.
@@ -68,10 +68,10 @@ WHERE w.entity_id = %(entity)s AND w.pipeline = ANY (
 ORDER BY w.pipeline;
 
 -- name: history
--- Returns the history of a workflow.
+-- Returns the history of a workflow, the latest change first.
 -- Reads state_changes. Uses state_changes_pkey.
 SELECT c.from_status, c.to_status, c.version, c.actor, c.login, c.reason, c.stage, c.attempt, c.at
-FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s ORDER BY c.version;
+FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s ORDER BY c.version DESC LIMIT %(limit)s;
 
 -- name: job
 -- Returns the live job of a workflow, and the state that it is in.
@@ -86,10 +86,10 @@ FROM outbox.jobs AS j WHERE j.workflow_id = %(id)s;
 SELECT d.stage, d.attempts, d.error, d.died_at FROM outbox.dead_jobs AS d WHERE d.workflow_id = %(id)s;
 
 -- name: messages
--- Returns the messages of a workflow that are still in the log.
+-- Returns the messages of a workflow that are still in the log, the latest first.
 -- Reads messages. Uses messages_by_workflow.
 SELECT m.id, m.message_id, m.topic, m.key, m.payload, m.headers, m.created_at
-FROM outbox.messages AS m WHERE m.workflow_id = %(id)s ORDER BY m.id;
+FROM outbox.messages AS m WHERE m.workflow_id = %(id)s ORDER BY m.id DESC LIMIT %(limit)s;
 
 -- name: approvals_open
 -- Returns the open questions, the oldest first, each with the data that it is about and whether that has changed since
@@ -106,17 +106,17 @@ ORDER BY a.asked_at, a.id
 LIMIT %(limit)s;
 
 -- name: approvals_of_workflow
--- Returns the questions that a workflow has asked.
+-- Returns the questions that a workflow has asked, the latest first.
 -- Reads approvals. Uses approvals_by_workflow.
 SELECT a.id, a.status, a.version, a.question, a.shown, a.options, a.assignee, a.asked_at, a.deadline, a.reminders, a.ended,
        a.decision, a.to_status, a.decided_by, a.login, a.reason, a.edited, a.ended_at
-FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version;
+FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version DESC LIMIT %(limit)s;
 
 -- name: signals_of_workflow
--- Returns the signals that a workflow was sent.
+-- Returns the signals that a workflow was sent, the latest first.
 -- Reads signals. Uses signals_are_one_by_id.
 SELECT s.id, s.name, s.payload, s.signal_id, s.sent_by, s.login, s.sent_at, s.taken_at
-FROM outbox.signals AS s WHERE s.workflow_id = %(id)s ORDER BY s.id;
+FROM outbox.signals AS s WHERE s.workflow_id = %(id)s ORDER BY s.id DESC LIMIT %(limit)s;
 
 -- name: waiting_of_workflow
 -- Returns what a workflow waits for, first the wait of a handler.
@@ -125,13 +125,30 @@ SELECT w.kind, w.waits_for, w.since, w.until, w.ended_by, w.details
 FROM outbox.waiting AS w WHERE w.workflow_id = %(id)s ORDER BY w.kind IN ('deadline', 'timer'), w.kind LIMIT 1;
 
 -- name: children_of_workflow
--- Returns the children of a workflow, a thousand at most, and whether each has ended.
+-- Returns the children of a workflow, and whether each has ended: first those that have not.
 -- Reads children, routes, workflow_states. Uses children_by_parent, workflow_states_pkey.
 SELECT w.pipeline, w.entity_id, w.current_status AS status, r.final AS ended
 FROM outbox.children AS c
 JOIN outbox.workflow_states AS w ON w.id = c.child_id
 LEFT JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
-WHERE c.parent_id = %(id)s ORDER BY w.pipeline, w.entity_id LIMIT 1000;
+WHERE c.parent_id = %(id)s ORDER BY r.final, w.pipeline, w.entity_id LIMIT %(limit)s;
+
+-- name: status_is_final
+-- Returns whether a workflow in this status has ended.
+-- Reads routes. Uses routes_pkey.
+SELECT EXISTS (SELECT FROM outbox.routes AS r
+               WHERE r.pipeline = %(pipeline)s AND r.status = %(status)s AND r.final) AS final;
+
+-- name: sizes_of_workflow
+-- Returns how many rows of each kind there are of a workflow.
+-- Reads approvals, checkpoints, children, messages, signals, state_changes. Uses approvals_by_workflow,
+-- checkpoints_pkey, children_by_parent, messages_by_workflow, signals_are_one_by_id, state_changes_pkey.
+SELECT (SELECT count(*) FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s) AS history,
+       (SELECT count(*) FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s) AS checkpoints,
+       (SELECT count(*) FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s) AS approvals,
+       (SELECT count(*) FROM outbox.children AS c WHERE c.parent_id = %(id)s) AS children,
+       (SELECT count(*) FROM outbox.signals AS s WHERE s.workflow_id = %(id)s) AS signals,
+       (SELECT count(*) FROM outbox.messages AS m WHERE m.workflow_id = %(id)s) AS messages;
 
 -- name: parent_of_workflow
 -- Returns the parent of a workflow.
@@ -147,6 +164,27 @@ FROM outbox.dead_jobs AS d
 WHERE %(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s
 ORDER BY d.died_at DESC, d.workflow_id
 LIMIT %(limit)s;
+
+-- name: dead_jobs_count
+-- Returns how many dead jobs there are.
+-- Reads dead_jobs. Uses dead_jobs_by_stage.
+SELECT count(*) FROM outbox.dead_jobs AS d WHERE %(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s;
+
+-- name: approvals_open_count
+-- Returns how many open questions there are.
+-- Reads approvals. Uses approvals_open.
+SELECT count(*) FROM outbox.approvals AS a
+WHERE a.ended_at IS NULL
+  AND (%(pipeline)s::text IS NULL OR a.pipeline = %(pipeline)s)
+  AND (%(assignee)s::text IS NULL OR a.assignee = %(assignee)s);
+
+-- name: parked_count
+-- Returns how many messages relays could not send and consumers could not handle.
+-- Reads parked_deliveries, parked_messages.
+SELECT (SELECT count(*) FROM outbox.parked_messages AS p
+        WHERE %(consumer)s::text IS NULL AND (%(relay)s::text IS NULL OR p.relay = %(relay)s))
+     + (SELECT count(*) FROM outbox.parked_deliveries AS d
+        WHERE %(relay)s::text IS NULL AND (%(consumer)s::text IS NULL OR d.consumer = %(consumer)s)) AS count;
 
 -- name: relays
 -- Returns each relay with how far it is: `behind_seconds` is the age of the oldest message that it has not passed, null

@@ -99,7 +99,7 @@ WITH due AS MATERIALIZED (
            set_config('outbox.decision', '(deadline)', true)
 ), moved AS (
     UPDATE outbox.workflow_states AS w
-    SET current_status = held.on_deadline, version = w.version + 1, updated_at = now()
+    SET current_status = held.on_deadline, version = w.version + 1, updated_at = clock_timestamp()
     FROM me, held
     WHERE w.id = held.workflow_id AND w.id = ANY (ARRAY(SELECT held.workflow_id FROM held))
     RETURNING w.id
@@ -127,7 +127,7 @@ WITH parent AS MATERIALIZED (
     SELECT set_config('outbox.actor', 'outbox', true), set_config('outbox.reason', 'its parent has ended', true)
 ), moved AS (
     UPDATE outbox.workflow_states AS w
-    SET current_status = child.cancel_to, version = w.version + 1, updated_at = now()
+    SET current_status = child.cancel_to, version = w.version + 1, updated_at = clock_timestamp()
     FROM me, child
     WHERE w.id = child.id
     RETURNING w.id

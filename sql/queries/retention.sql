@@ -1,14 +1,22 @@
 -- Deletes what has ended and is old, where that is wanted.
 
 -- name: retention_workflows
--- Deletes workflows that ended more than `days` ago, with their history. Returns how many.
--- Reads routes. Writes state_changes, workflow_states. Locks workflows, with SKIP LOCKED. Uses workflow_states_pkey,
--- state_changes_pkey.
+-- Deletes workflows that ended more than `days` ago, with their history. Returns how many. A child stays until its parent
+-- has ended: the parent's wait ends by what became of its children, and then the parent reads their results. A parent
+-- stays until the children that its end cancels are cancelled: they are found by it.
+-- Reads children, orphans, routes. Writes state_changes, workflow_states. Locks workflows, with SKIP LOCKED. Uses
+-- workflow_states_pkey, state_changes_pkey, children_pkey, orphans_pkey, routes_pkey.
 WITH old AS MATERIALIZED (
     SELECT w.id
     FROM outbox.workflow_states AS w
     JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.final
     WHERE w.updated_at < now() - make_interval(secs => %(days)s::float8 * 86400)
+      AND NOT EXISTS (
+          SELECT FROM outbox.children AS c
+          JOIN outbox.workflow_states AS parent ON parent.id = c.parent_id
+          LEFT JOIN outbox.routes AS p ON p.pipeline = parent.pipeline AND p.status = parent.current_status
+          WHERE c.child_id = w.id AND p.final IS NOT TRUE)
+      AND NOT EXISTS (SELECT FROM outbox.orphans AS o WHERE o.parent_id = w.id)
     LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED
 ), history AS (

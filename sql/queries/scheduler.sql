@@ -1,20 +1,21 @@
 -- Cron schedules, and their ticks.
 
 -- name: schedules_look
--- Returns in how many seconds each of these schedules is due.
+-- Returns in how many seconds each of these schedules is due, and by which times it is deployed.
 -- Reads schedules. Uses schedules_pkey.
-SELECT s.pipeline, s.schedule, extract(epoch FROM greatest(s.next_at, s.retry_at) - now())::float8
+SELECT s.pipeline, s.schedule, s.cron, s.timezone, s.catch_up, extract(epoch FROM greatest(s.next_at, s.retry_at) - now())::float8
 FROM outbox.schedules AS s
 JOIN unnest(%(pipelines)s::text[], %(schedules)s::text[]) AS mine (pipeline, schedule) USING (pipeline, schedule)
-ORDER BY 3;
+ORDER BY 6;
 
 -- name: schedule_take
 -- Locks a schedule if it is due and no other worker runs it, until the end of the transaction in which its function
--- runs.
+-- runs. It must be deployed as this worker knows it: whoever takes a tick says when the next one comes.
 -- Reads schedules. Locks the schedule, with SKIP LOCKED. Uses schedules_pkey.
 SELECT s.next_at, now()
 FROM outbox.schedules AS s
 WHERE s.pipeline = %(pipeline)s AND s.schedule = %(schedule)s AND greatest(s.next_at, s.retry_at) <= now()
+  AND (s.cron, s.timezone, s.catch_up) = (%(cron)s, %(timezone)s, %(catch_up)s)
 FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: schedule_mark

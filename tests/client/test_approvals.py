@@ -153,6 +153,32 @@ def test_reminders_are_messages_until_it_is_decided(conn: Conn, dsn: str) -> Non
     assert value(conn, "SELECT count(*) FROM outbox.messages") == 2
 
 
+def test_a_decision_after_the_deadline_wins_if_no_worker_has_carried_the_deadline_out(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, TIMED)
+    put_off(conn, 3602)
+    assert approve(conn, pipeline, "a", by="sarah") == "PAID"
+    drain(pipeline, dsn)
+    assert [status for status, *_ in trail(conn)] == ["NEW", "WAITING", "PAID", "SENT"]
+    assert conn.execute("SELECT ended, decided_by FROM outbox.approvals").fetchone() == ("decided", "sarah")
+
+
+def test_which_of_two_options_a_plain_update_means_is_not_made_up(conn: Conn, dsn: str) -> None:
+    options = {"at once": "PAID", "in part": "PAID", "never": "REFUSED"}
+    pipeline = waiting(conn, dsn, WaitForApproval("Pay it?", options=options))
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'PAID'")
+    answer = conn.execute("SELECT ended, decision, to_status FROM outbox.approvals").fetchone()
+    assert answer == ("decided", None, "PAID")
+    with pytest.raises(TooLate, match="too late, it was decided: moved to PAID by") as refused:
+        decide(conn, pipeline, "a", "at once", by="sarah")
+    assert refused.value.decision is None
+
+
+def test_a_named_option_is_recorded_also_if_another_one_leads_there(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, WaitForApproval("Pay it?", options={"at once": "PAID", "in part": "PAID"}))
+    assert decide(conn, pipeline, "a", "in part", by="sarah") == "PAID"
+    assert value(conn, "SELECT decision FROM outbox.approvals") == "in part"
+
+
 def test_a_decision_does_not_colour_what_else_the_transaction_changes(conn: Conn, dsn: str) -> None:
     pipeline = waiting(conn, dsn, QUESTION)
     pipeline.submit(conn, "b", Order())

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -572,3 +573,11 @@ def test_results_go_to_standard_output_and_nothing_else(outbox: Outbox, shop: Co
         done = outbox(*arguments)
         assert done.out
         assert done.err == ""
+
+
+def test_on_windows_it_is_said_that_it_does_not_run_there(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outbox.cli.sys", SimpleNamespace(platform="win32"))
+    assert (
+        outbox("status", code=2).err.splitlines()[-1]
+        == "Error: Outbox runs on Linux and macOS; on Windows, run it in WSL"
+    )

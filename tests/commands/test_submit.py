@@ -144,6 +144,11 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "Infinity": ('{"entity_id": "x", "metadata": {"a": -Infinity}}', "-Infinity is not JSON"),
     "a number beyond a float": ('{"entity_id": "x", "metadata": {"a": 1e400}}', "can't be written as JSON"),
     "an integer of 5,000 digits": ('{"entity_id": "x", "metadata": {"a": ' + "9" * 5_000 + "}}", "digits"),
+    "digits that a float has not": ('{"entity_id": "x", "metadata": {"a": 12345678901234567.89}}', "would lose digits"),
+    "digits far behind the point": (
+        '{"entity_id": "x", "metadata": {"a": 123456789012345678901234567890.12345678901234567890}}',
+        "would lose digits",
+    ),
     "metadata is a list": ('{"entity_id": "x", "metadata": []}', "metadata: must be an object, not list"),
     "metadata is null": ('{"entity_id": "x", "metadata": null}', "metadata: must be an object"),
     "metadata is text": ('{"entity_id": "x", "metadata": "{}"}', "metadata: must be an object, not str"),
@@ -355,3 +360,10 @@ def test_progress_is_told_in_bytes_up_to_the_last() -> None:
 def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(outbox: Outbox, there: Conn) -> None:
     assert submit(outbox, b"\xef\xbb\xbf" + lines({"entity_id": "a"}).encode()) == counts(1)
     assert entities(there) == ["a"]
+
+
+@pytest.mark.parametrize("number", ["0.1", "1.10", "0.30000000000000004", "0.1000000000000000055511151231257827", "1e22",
+                                    "123456789.123456", "99999999999999999999999", "-1.7976931348623157e308"])  # fmt: skip
+def test_numbers_that_keep_their_value_are_taken(number: str) -> None:
+    (item,) = Lines(None).items([f'{{"entity_id": "x", "metadata": {{"a": {number}}}}}'.encode()])
+    assert json.loads(item[1])["a"] == json.loads(number)

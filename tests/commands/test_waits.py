@@ -91,6 +91,16 @@ def test_a_signal_says_what_became_of_it(outbox: Outbox, conn: Conn, dsn: str) -
     assert early == "new: payment kept until it is waited for; it is in NEW\n"
     drain(orders, dsn)
     assert status_of(conn, "new") == "PAID"
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'REJECTED' WHERE entity_id = 'big'")
+    late = outbox("signal", "big", "payment").out
+    assert late == "big: payment too late, the workflow has ended; it is in REJECTED\n"
+    for payload, words in (
+        ("[" * 60_000, "PAYLOAD is nested too deeply"),
+        ('{"a": {"b": 1, "b": 2}}', "PAYLOAD: has the same key twice in one object"),
+        ("[NaN]", "PAYLOAD: NaN is not JSON"),
+        ("[12345678901234567.89]", "PAYLOAD: has a number that would lose digits"),
+    ):
+        assert outbox("signal", "new", "payment", payload, code=2).err.splitlines()[-1].startswith(f"Error: {words}")
     assert (
         outbox("signal", "new", "payment", "nonsense", code=2).err.splitlines()[-1].startswith("Error: PAYLOAD is not")
     )

@@ -219,3 +219,45 @@ def test_processes_that_make_the_servers_user_at_once_get_the_same_one(monkeypat
     finally:
         if os.geteuid() == 0:
             subprocess.run(["userdel", name], check=True)
+
+
+def test_a_folder_named_data_that_is_no_postgres_is_left_alone(home: Path) -> None:
+    """Such as that of a project: as root, everything in it would have been given to the server's user."""
+    (home / "data" / "raw").mkdir(parents=True)
+    home.chmod(0o755)
+    (home / "data" / "raw" / "numbers.csv").write_text("1,2")
+    before = {path: (path.stat().st_uid, path.stat().st_mode) for path in home.rglob("*")}
+    with pytest.raises(EmbeddedUnavailable, match=r"data is not the data of a Postgres, and is left alone"):
+        start_here(home)
+    assert {path: (path.stat().st_uid, path.stat().st_mode) for path in home.rglob("*")} == before
+
+
+def start_here(home: Path) -> None:
+    with embedded.server(home):
+        pass
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777])
+def test_a_folder_to_which_others_may_write_is_refused(home: Path, mode: int) -> None:
+    home.mkdir()
+    home.chmod(mode)
+    with pytest.raises(EmbeddedUnavailable, match="only you may write to it"):
+        start_here(home)
+    assert list(home.iterdir()) == []
+
+
+def test_a_symbolic_link_is_as_good_as_who_has_made_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = home.with_name("real")
+    folder.mkdir(mode=0o755)
+    home.symlink_to(folder)
+    embedded._prepare(home)
+    stranger = os.stat_result((0o120777, 0, 0, 1, 4242, 4242, 0, 0, 0, 0))
+    monkeypatch.setattr(Path, "lstat", lambda path: stranger)
+    with pytest.raises(EmbeddedUnavailable, match="must belong to you"):
+        embedded._prepare(home)
+
+
+def test_nobody_is_trusted_over_a_network(home: Path) -> None:
+    start_here(home)
+    rules = [line.split() for line in (home / "data" / "pg_hba.conf").read_text().splitlines() if line[:1].isalpha()]
+    assert {(rule[0], rule[-1]) for rule in rules} == {("local", "trust"), ("host", "reject")}

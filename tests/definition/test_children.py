@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import psycopg
@@ -80,6 +81,24 @@ def test_a_child_that_failed_leads_elsewhere_when_all_have_ended(conn: Conn, dsn
     started(conn, parents, tasks)
     drain_both(dsn, parents, tasks)
     assert status_of(conn, "p0") == status
+
+
+def test_a_child_that_failed_in_an_earlier_round_counts_in_the_next_one_too(conn: Conn, dsn: str) -> None:
+    rounds = count(1)
+    parents, tasks = families(
+        lambda run: run.spawn(tasks, f"t{next(rounds)}", Task()),
+        WaitForChildren(to="MERGED", on_failure="AGAIN", failed={"BAD"}),
+        lambda run: Go("BAD") if run.entity_id == "t1" else Go("DONE"),
+    )
+    parents.allow("WAITING", to="AGAIN")
+    parents.allow("AGAIN", to="NEW")
+    started(conn, parents, tasks)
+    drain_both(dsn, parents, tasks)
+    assert status_of(conn, "p0") == "AGAIN"
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'NEW' WHERE entity_id = 'p0'")
+    drain_both(dsn, parents, tasks)
+    assert status_of(conn, "p0") == "AGAIN", "as docs/children.md says"
+    assert value(conn, "SELECT count(*) FROM outbox.children") == 2
 
 
 def test_a_dead_child_has_not_ended(conn: Conn, dsn: str) -> None:

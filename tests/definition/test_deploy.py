@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from kit.pipelines import deployed, drain, make_posts, status_of, value
+from kit.pipelines import Post, deployed, drain, make_posts, status_of, value
 from outbox import Pipeline, Stranded
 from outbox.definition import deploy
 
@@ -79,6 +79,28 @@ def test_a_deploy_waits_for_transactions_that_use_the_old_routes(conn: Conn, con
     busy.commit()
     deployed(conn, pipeline(better=("NEW", "DONE")))
     assert value(conn, "SELECT stage FROM outbox.jobs") == "better"
+
+
+def test_a_deploy_that_waits_lets_others_go_on_between_its_tries(
+    conn: Conn, connect: Callable[..., Conn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed(conn)
+    deployed(conn, pipeline(work=("NEW", "DONE")))
+    busy, other = connect(autocommit=False), connect()
+    busy.execute("INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('p', 'a')")
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        other.execute("SET lock_timeout = '60s'")
+        make_posts().submit(other, f"e{len(pauses)}", Post())
+
+    monkeypatch.setattr(deploy, "TABLE_PATIENCE", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(deploy.time, "sleep", pause)
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        deployed(conn, pipeline(better=("NEW", "DONE")))
+    assert pauses == [0.01, 0.02], "and it gives up after the last try"
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states") == 2
 
 
 def test_pipelines_do_not_disturb_each_other(conn: Conn) -> None:

@@ -14,9 +14,10 @@ import pytest
 
 from apps.cli import posts
 from kit.commands import Outbox
-from kit.pipelines import Post, deployed, drain, value
+from kit.pipelines import Post, deployed, drain, status_of, value
 from kit.servers import DEADLINE, wait_for
-from outbox import DefinitionError
+from kit.waits import Task, families
+from outbox import DefinitionError, Run, WaitForChildren
 from outbox.engine import maintenance
 from outbox.engine.inflight import InFlight
 from outbox.engine.lane import Lanes
@@ -163,6 +164,56 @@ def test_old_errors_of_dead_jobs_go_and_the_jobs_are_still_seen_and_can_be_retri
     outbox("retry", "rejected0")
     assert value(shop, "SELECT count(*) FROM outbox.jobs WHERE stage = 'decide'") == 1
     check_overview(shop)
+
+
+def move(conn: Conn, pattern: str, status: str) -> None:
+    conn.execute("UPDATE outbox.workflow_states SET current_status = %s WHERE entity_id LIKE %s", [status, pattern])
+
+
+def test_children_that_have_ended_stay_until_their_parent_has(conn: Conn, dsn: str, retain: Retain) -> None:
+    """So what failed is known when the last one ends, and the parent can read what they have found."""
+
+    def plan(run: Run[Task]) -> None:
+        for n in range(3):
+            run.spawn(tasks, f"t{n}", Task(n=n))
+
+    parents, tasks = families(plan, WaitForChildren(to="MERGED", on_failure="FAILED", failed={"BAD"}))
+    deployed(conn, tasks)
+    for entity, ends, status in (("well", ["DONE"] * 3, "MERGED"), ("badly", ["BAD", "DONE", "DONE"], "FAILED")):
+        deployed(conn, parents).submit(conn, entity, Task())
+        drain(parents, dsn)
+        for n, end in enumerate(ends):
+            retain(workflows=0)
+            move(conn, f"t{n}", end)
+        assert status_of(conn, entity) == status
+        if status == "MERGED":
+            retain(workflows=0)
+            assert len(entities(conn)) == 4, "the parent has not read them yet"
+        drain(parents, dsn)
+        retain(workflows=0)
+        assert entities(conn) == []
+
+
+def test_a_parent_that_ended_first_stays_until_its_children_are_cancelled(conn: Conn, dsn: str) -> None:
+    parents, tasks = families(
+        lambda run: run.spawn(tasks, "t", Task(), cancel="CANCELLED"), WaitForChildren(to="MERGED")
+    )
+    deployed(conn, tasks)
+    deployed(conn, parents).submit(conn, "p", Task())
+    drain(parents, dsn)
+    move(conn, "p", "CANCELLED")
+    kept = Retention(workflows=0)
+
+    async def turn() -> None:
+        made = Maintenance(dsn, InFlight(Lanes()), kept, lease=30)
+        await delete_old(made._link, kept)
+        await made.close()
+
+    asyncio.run(turn())
+    drain(parents, dsn)
+    assert status_of(conn, "t") == "CANCELLED"
+    asyncio.run(turn())
+    assert "p" not in entities(conn)
 
 
 def test_a_century_is_an_age_too(shop: Conn, age: Age, retain: Retain) -> None:

@@ -109,6 +109,18 @@ def test_a_tick_that_fails_leaves_nothing_and_is_tried_again(conn: Conn, dsn: st
     assert conn.execute("SELECT attempts, error, retry_at FROM outbox.schedules").fetchone() == (0, None, None)
 
 
+@pytest.mark.parametrize(("missed", "later"), [("skip", True), ("catch up", False)])
+def test_a_retry_is_of_the_latest_tick_with_skip_and_of_the_same_one_with_catch_up(missed: str, later: bool) -> None:
+    """A tick that has failed leaves the schedule at its time; docs/time.md says what that means for its key."""
+    hourly = schedule.check("p", "n", "0 * * * *", "UTC", missed, 60, print)
+    due = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    first, again = hourly.tick(due, due + timedelta(minutes=1)), hourly.tick(due, due + timedelta(minutes=61))
+    assert first == due
+    assert again == (due + timedelta(hours=1) if later else due)
+    keys = {Tick(hourly.label, at, None).idempotency_key for at in (first, again)}
+    assert len(keys) == (2 if later else 1)
+
+
 def test_a_function_that_ends_the_tick_by_itself_is_told(conn: Conn, dsn: str) -> None:
     async def look(tick: Tick) -> None:
         await tick.connection.execute("UPDATE outbox.schedules SET next_at = next_at - interval '5 minutes'")
@@ -236,6 +248,22 @@ def test_deploy_keeps_the_place_of_what_is_unchanged(conn: Conn) -> None:
     none.stage("work", on="NEW", to="DONE")(lambda run: None)
     assert deploy.deploy(conn, none) == ["schedule look is removed"]
     assert value(conn, "SELECT count(*) FROM outbox.schedules") == 0
+
+
+@pytest.mark.parametrize("old", [{"cron": "0 0 1 2 *"}, {"timezone": "Europe/Paris"}, {"missed": "catch up"}])
+def test_an_old_worker_leaves_the_ticks_of_a_new_schedule_to_new_workers(
+    conn: Conn, dsn: str, caplog: pytest.LogCaptureFixture, old: dict[str, Any]
+) -> None:
+    """Whoever takes a tick says when the next one comes: it must know the time as it is deployed."""
+    before, after = clock(**old), clock()
+    deployed(conn, before)
+    deployed(conn, after)
+    latest = years_due(conn)
+    drain(before, dsn)
+    assert submitted(conn) == []
+    assert "clock.look is deployed with another time than this worker knows" in caplog.text
+    drain(after, dsn)
+    assert submitted(conn) == [f"{latest.year}"]
 
 
 def test_the_command_lists_them(conn: Conn, dsn: str) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from kit.servers import DEADLINE
 from outbox.cli import main
 
 SETTINGS = ("OUTBOX_DSN", "OUTBOX_LISTEN_DSN", "OUTBOX_AMQP_URL", "OUTBOX_APP", "OUTBOX_HOME")
+
+# Before click 8.2, it must be asked to keep standard error apart.
+_APART: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Outbox:
     ) -> Done:
         settings: dict[str, str | None] = dict.fromkeys(SETTINGS)
         settings |= {**(way_env(self.dsn) if self.dsn else {}), **(env or {})}
-        result = CliRunner().invoke(main, list(arguments), input=input, env=settings)
+        result = CliRunner(**_APART).invoke(main, list(arguments), input=input, env=settings)
         done = Done(result.exit_code, result.stdout, result.stderr)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise AssertionError(f"outbox {' '.join(arguments)} broke") from result.exception

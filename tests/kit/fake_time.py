@@ -1,9 +1,9 @@
 """A database in which time stands still until the test moves it; the engine's SQL is as it is.
 
-The engine reads the time as `now()`, which Postgres looks up like any function: where a schema with a `now()` of its own
-stands before pg_catalog in the search path, that one is meant. So the schema is made with such a schema in
+The engine reads the time by functions such as `now()`, which Postgres looks up like any other: where a schema with a
+`now()` of its own stands before pg_catalog in the search path, that one is meant. So the schema is made with such a schema in
 front (column defaults and views then keep it), functions that fix their search path get it there, and sessions that use it
-have it in front, too. Ids (UUIDv7) are made from the real clock.
+have it in front, too.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from psycopg.conninfo import make_conninfo
 
 from outbox.database import migrations
 
-# What the engine's functions ask where a moment must not be that of the transaction.
-_CLOCK = """
-CREATE FUNCTION fake.clock_timestamp() RETURNS timestamptz LANGUAGE sql STABLE RETURN fake.now();
-"""
 _SCHEMA = """
 CREATE SCHEMA fake;
 GRANT USAGE ON SCHEMA fake TO PUBLIC;
 CREATE FUNCTION fake.now() RETURNS timestamptz LANGUAGE sql STABLE
 RETURN timestamptz '2030-01-01Z' + make_interval(secs => coalesce(current_setting('fake.seconds', true), '0')::float8);
+CREATE FUNCTION fake.clock_timestamp() RETURNS timestamptz LANGUAGE sql STABLE RETURN fake.now();
+CREATE FUNCTION fake.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE RETURN fake.now();
 CREATE FUNCTION fake.seconds(at timestamptz) RETURNS float8 LANGUAGE sql IMMUTABLE
 RETURN extract(epoch FROM at - timestamptz '2030-01-01Z')::float8;
 """
@@ -48,7 +46,7 @@ def install(admin_dsn: str, dsn: str) -> str:
 def stop(admin_dsn: str) -> None:
     """Stop the clock for the engine's functions in a database that is migrated already. All else has the real one."""
     with psycopg.connect(admin_dsn, autocommit=True) as admin:
-        admin.execute(_SCHEMA + _CLOCK)
+        admin.execute(_SCHEMA)
         for (statement,) in admin.execute(_FIXED).fetchall():
             admin.execute(statement.encode())
 

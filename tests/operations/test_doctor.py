@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -382,3 +383,14 @@ def test_waits_that_are_not_ended_are_found(outbox: Outbox, conn: Conn, dsn: str
         ("warn", "schedule waits.look is 5 minutes late, with 3 failed attempts: ValueError: no"),
         ("warn", "waits.work is paused by sarah for 0.0 hours: the service is down"),
     ]
+
+
+def test_a_distribution_of_the_same_import_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(doctor._installation()) == []
+    (tmp_path / "outbox-0.1.8.dist-info").mkdir()
+    (tmp_path / "outbox-0.1.8.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: outbox\nVersion: 0.1.8\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (finding,) = doctor._installation()
+    assert (finding.level, "SMTP" in finding.what, "pip uninstall outbox" in finding.do) == ("bad", True, True)

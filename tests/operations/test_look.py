@@ -12,6 +12,7 @@ from apps.cli import tickets
 from kit.commands import Outbox
 from kit.pipelines import deployed, status_of, value
 from kit.shop import AHEAD, DELIVERY, PARKED, RELAY
+from kit.waits import Task, families
 
 Conn = psycopg.Connection[Any]
 
@@ -147,3 +148,63 @@ def test_show_tells_the_login_of_who_goes_by_another_name(outbox: Outbox, shop: 
     assert not re.search(r"worker-\d+ \(", outbox("show", "review").out)
     last = outbox("show", "review", "--json").json["history"][-1]
     assert (last["actor"], last["login"]) == ("sarah", shop.info.user)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_lists_end_at_their_limit_and_say_how_many_more_there_are(
+    outbox: Outbox, conn: Conn, admin_dsn: str, as_json: bool
+) -> None:
+    with psycopg.connect(admin_dsn) as admin:
+        for statement in (
+            "INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error) "
+            "SELECT gen_random_uuid(), 'p', 'dead' || n, 's', 'NEW', 1, 1, 'why' FROM generate_series(1, 1234) AS n",
+            "INSERT INTO outbox.parked_messages (relay, id, message_id, topic, created_at, reason) "
+            "SELECT 'r', n, gen_random_uuid(), 't', now(), 'why' FROM generate_series(1, 103) AS n",
+        ):
+            admin.execute(statement.encode())
+    json = ["--json"] * as_json
+    for command, limit, shown, more in (
+        (["dead"], [], 100, "… and 1,134 more; see them with --limit"),
+        (["dead"], ["--limit", "3"], 3, "… and 1,231 more; see them with --limit"),
+        (["dead", "--pipeline", "p"], ["--limit", "1234"], 1234, ""),
+        (["dead", "--pipeline", "other"], [], 0, ""),
+        (["parked"], [], 100, "… and 3 more; see them with --limit"),
+        (["parked", "--relay", "r"], ["--limit", "103"], 103, ""),
+    ):
+        done = outbox(*command, *limit, *json)
+        if as_json:
+            assert (len(done.json), done.err.strip()) == (shown, more)
+        else:
+            assert sum(" why" in line for line in done.out.splitlines()) == shown
+            assert ("… and" in done.out.splitlines()[-1]) == bool(more)
+            assert more in done.out
+
+
+def test_show_shows_the_latest_of_what_is_many(outbox: Outbox, conn: Conn, dsn: str) -> None:
+    pipeline = deployed(conn, families(lambda run: None, None)[1])
+    made = pipeline.submit(conn, "many", Task())
+    conn.execute(
+        "INSERT INTO outbox.state_changes (workflow_id, to_status, version, actor) "
+        "SELECT %s, 'S' || n, n, 'x' FROM generate_series(2, 500) AS n",
+        (made.id,),
+    )
+    conn.execute(
+        "INSERT INTO outbox.messages (topic, workflow_id) SELECT 't' || n, %s FROM generate_series(1, 250) AS n",
+        (made.id,),
+    )
+    signals = "INSERT INTO outbox.signals (pipeline, entity_id, name) VALUES ('tasks', 'many', %s)"
+    for n in range(3):
+        conn.execute(signals, (f"n{n}",))
+    found = outbox("show", "many", "--json").json
+    assert [change["version"] for change in found["history"]] == list(range(401, 501)), "the latest, in their order"
+    assert [message["topic"] for message in found["messages"]] == [f"t{n}" for n in range(151, 251)]
+    assert found["more"] == {"history": 400, "messages": 150}
+    assert [row["name"] for row in outbox("show", "many", "--limit", "2", "--json").json["signals"]] == ["n1", "n2"]
+    words = outbox("show", "many", "--limit", "2").out
+    assert [line for line in words.splitlines() if "more" in line] == [
+        "… and 498 more; see them with --limit",
+        "… and 1 more; see them with --limit",
+        "… and 248 more; see them with --limit",
+    ]
+    everything = outbox("show", "many", "--limit", "500", "--json").json
+    assert (len(everything["history"]), everything["more"]) == (500, {})

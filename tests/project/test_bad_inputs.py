@@ -385,11 +385,15 @@ def test_messages_of_one_attempt_that_postgres_could_not_take_at_once_are_refuse
         if run.entity_id == "a":
             for _ in range(3):
                 run.publish("t", "y" * 30_000_000)
+        elif run.entity_id == "c":
+            for _ in range(40):
+                run.publish("t", None, headers={"h": "ü" * 900_000})
 
     pipeline = deployed(conn, one_stage(work))
-    pipeline.submit_many(conn, [("a", Post()), ("b", Post())])
+    pipeline.submit_many(conn, [("a", Post()), ("b", Post()), ("c", Post())])
     drain(pipeline, dsn)
-    assert "payload: the messages of one attempt have more than 67,108,864 characters" in errors(conn)["a"]
+    assert "what one attempt publishes and spawns has more than 67,108,864 bytes" in errors(conn)["c"]
+    assert "payload: what one attempt publishes and spawns has more than 67,108,864 bytes" in errors(conn)["a"]
     assert (status_of(conn, "a"), status_of(conn, "b")) == ("NEW", "DONE")
 
 
@@ -737,7 +741,7 @@ def test_output_that_is_not_read_or_finds_no_room_is_no_traceback(
 def test_a_file_that_cannot_be_read_is_one_line(there: Pipeline[Any], outbox: Outbox, tmp_path: Path) -> None:
     file = tmp_path / "lines"
     os.mkfifo(file)
-    assert "there is no file" in outbox("submit", "--pipeline", "plain", str(file), code=2).err
+    assert "For a pipe or standard input, give -" in outbox("submit", "--pipeline", "plain", str(file), code=2).err
 
 
 # The database that is named.

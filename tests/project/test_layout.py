@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+
+from tools import lowest
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
@@ -34,3 +37,12 @@ def test_nothing_imports_a_test_file_or_a_conftest() -> None:
 
 def test_the_rooms_are_those_of_the_package_and_a_few_more() -> None:
     assert rooms(TESTS) - OF_NO_PACKAGE == rooms(ROOT / "outbox")
+
+
+def test_every_dependency_has_a_lowest_version_that_is_tested_and_a_highest_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [
+        each for extra in lowest.EXTRAS for each in project["optional-dependencies"][extra]
+    ]
+    assert len(lowest.lowest()) == len(wanted)
+    assert [each for each in wanted if ",<" not in each] == ["tzdata>=2024.1"], "which is numbered by years"

@@ -13,14 +13,15 @@ from typing import Any
 import psycopg
 import pytest
 
+import outbox
 from kit.interleave import Actor, Explore, Scene
 from kit.pipelines import Post, deployed, one_stage, value
 from kit.scenes import DEPLOY, MAINTENANCE, WORKER, Table, books_are_right, holding
-from outbox import Pipeline
+from outbox import Pipeline, Tick
 from outbox.client import submit
 from outbox.database import user_transaction
 from outbox.definition import deploy
-from outbox.engine import claim, commit, transaction
+from outbox.engine import claim, commit, scheduler, transaction
 from outbox.engine.job import Failed
 from outbox.operations import change
 
@@ -452,6 +453,49 @@ def test_two_deploys_of_different_versions(conn: Conn, explore: Explore) -> None
     played = explore(scene)
     assert {each.schedule.split()[-1] for each in played} == {"better", "parked"}
     assert all(each.waited or len({*each.schedule.split()[:4]}) == 1 for each in played)
+
+
+def clock(cron: str) -> Pipeline[Any]:
+    """Return a pipeline whose schedule submits a workflow, with every tick due."""
+    pipeline: Pipeline[Any] = Pipeline("clock", data=Post, initial="NEW", final={"DONE"})
+    pipeline.stage("work", on="NEW", to="DONE")(lambda run: None)
+
+    @pipeline.every(cron, name="look")
+    def look(tick: Tick) -> None:
+        pipeline.submit(tick.connection, f"{tick.at.year}", Post())
+
+    return pipeline
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_deploy_beside_a_tick_of_a_schedule_that_it_changes(conn: Conn, explore: Explore, several: bool) -> None:
+    """A tick that comes to submit must not meet a deploy that holds the table and waits for the tick."""
+    yearly, hourly = clock("0 0 1 1 *"), clock("0 * * * *")
+    deployed(conn, one_stage(lambda run: None))
+
+    def deploying(conn: Conn) -> Any:
+        return outbox.deploy(conn, [version("better"), hourly]) if several else deploy.deploy(conn, hourly)
+
+    def tick(conn: Conn) -> Any:
+        return user_transaction.run(conn, scheduler._ticking(conn, yearly.schedules["look"]))
+
+    def scene() -> Scene:
+        conn.execute("DELETE FROM outbox.workflow_states")
+        deployed(conn, one_stage(lambda run: None))
+        deployed(conn, yearly)
+        conn.execute("UPDATE outbox.schedules SET next_at = '2020-01-01Z'")
+        return Scene({"deploy": Actor(deploying, steps="LOCK TABLE|FOR UPDATE|COMMIT"), "tick": tick}, check)
+
+    def check(outcomes: dict[str, Any]) -> None:
+        ran = outcomes["tick"] is not None
+        assert value(conn, "SELECT count(*) FROM outbox.workflow_states") == ran
+        cron, soon = conn.execute("SELECT cron, next_at < now() + interval '2 hours' FROM outbox.schedules").fetchall()[
+            0
+        ]
+        assert (cron, soon) == ("0 * * * *", True), "whatever an old worker says of the next tick"
+
+    played = explore(scene)
+    assert {each.outcomes["tick"] is not None for each in played} == {True, False}
 
 
 def test_a_job_of_a_stage_that_a_deploy_took_away_is_swept_and_holds_up_no_others(conn: Conn) -> None:
