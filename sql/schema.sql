@@ -1770,6 +1770,8 @@ CREATE TABLE outbox.jobs (
     progress text,
     partition text COLLATE pg_catalog."C",
     priority integer,
+    released integer DEFAULT 0 NOT NULL,
+    released_by integer,
     CONSTRAINT jobs_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL))),
     CONSTRAINT jobs_have_a_stage_or_a_deadline CHECK (((stage IS NOT NULL) OR (deadline IS NOT NULL))),
     CONSTRAINT jobs_run_at_finite CHECK (isfinite(run_at))
@@ -2796,6 +2798,9 @@ ALTER TABLE ONLY outbox.legal_changes
 ALTER TABLE ONLY outbox.limits
     ADD CONSTRAINT limits_pkey PRIMARY KEY (pipeline, stage);
 
+ALTER TABLE outbox.messages
+    ADD CONSTRAINT messages_created_at_readable CHECK (((created_at >= '0001-01-02 00:00:00+00'::timestamp with time zone) AND (created_at < '9999-12-31 00:00:00+00'::timestamp with time zone))) NOT VALID;
+
 ALTER TABLE ONLY outbox.orphans
     ADD CONSTRAINT orphans_pkey PRIMARY KEY (parent_id);
 
@@ -2867,6 +2872,8 @@ CREATE INDEX dead_jobs_by_stage ON outbox.dead_jobs USING btree (pipeline, stage
 
 CREATE INDEX dead_jobs_by_time ON outbox.dead_jobs USING btree (died_at);
 
+CREATE INDEX jobs_after_many_changes ON outbox.jobs USING btree (pipeline, status) WHERE (entered > 1000);
+
 CREATE INDEX jobs_ready_by_partition ON outbox.jobs USING btree (pipeline, stage, partition, priority DESC, id) WHERE 
 CASE
     WHEN ((owner IS NULL) AND due) THEN (partition IS NOT NULL)
@@ -2874,6 +2881,8 @@ CASE
 END;
 
 CREATE INDEX jobs_ready_for_claim ON outbox.jobs USING btree (pipeline, stage, careful, id) WHERE ((owner IS NULL) AND due);
+
+CREATE INDEX jobs_released_often ON outbox.jobs USING btree (pipeline, stage) WHERE (released > 2);
 
 CREATE INDEX jobs_running ON outbox.jobs USING btree (owner, id) WHERE (owner IS NOT NULL);
 
@@ -2912,6 +2921,8 @@ CREATE INDEX relays_idle ON outbox.relays USING btree (name) WHERE idle;
 CREATE INDEX signals_to_take ON outbox.signals USING btree (workflow_id, name, id) WHERE (taken_at IS NULL);
 
 CREATE INDEX state_changes_by_time ON outbox.state_changes USING brin (at) WITH (autosummarize='on');
+
+CREATE INDEX waits_to_join ON outbox.waits USING btree (workflow_id) WHERE (children <= 0);
 
 ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_0_workflow_id_idx;
 
