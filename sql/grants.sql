@@ -66,6 +66,8 @@ GRANT EXECUTE ON FUNCTION outbox.jobs_claim_limited(integer, text, text, integer
 GRANT EXECUTE ON FUNCTION outbox.start_times_return(text, text, uuid[], float8[], float8) TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.partition_rates TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.reactions_forget(float8, integer) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.parents_join(uuid[], uuid[], integer) TO outbox_worker;
+GRANT SELECT (workflow_id, children) ON outbox.waits TO outbox_worker;
 GRANT INSERT (pipeline, stage, paused_by, reason), DELETE ON outbox.pauses TO outbox_operator;
 GRANT UPDATE (concurrency, rate, partition_concurrency, partition_rate) ON outbox.limits TO outbox_operator;
 GRANT SELECT, UPDATE (reminders, remind_at) ON outbox.approvals TO outbox_worker;

@@ -122,7 +122,8 @@ SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE');
 -- Reads messages, parked_messages, relays. Uses messages_by_transaction, parked_messages_pkey.
 SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 seconds' AS runs, r.trouble,
        (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name),
-       (SELECT extract(epoch FROM now() - m.created_at)::float8 FROM outbox.messages AS m
+       (SELECT extract(epoch FROM now() - greatest(least(m.created_at, now()), '0001-01-02'))::float8
+        FROM outbox.messages AS m
         WHERE m.xid >= pg_snapshot_xmin(r.window_start) AND NOT pg_visible_in_snapshot(m.xid, r.window_start)
         ORDER BY m.xid LIMIT 1)
 FROM outbox.relays AS r ORDER BY r.name;
@@ -139,4 +140,5 @@ FROM outbox.parked_deliveries AS p GROUP BY p.consumer ORDER BY p.consumer;
 -- Reads messages. Uses messages_by_transaction.
 SELECT (SELECT sum(greatest(c.reltuples, 0)) FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'outbox.messages'::regclass)::bigint,
-       (SELECT extract(epoch FROM now() - m.created_at)::float8 FROM outbox.messages AS m ORDER BY m.xid LIMIT 1);
+       (SELECT extract(epoch FROM now() - greatest(least(m.created_at, now()), '0001-01-02'))::float8
+        FROM outbox.messages AS m ORDER BY m.xid LIMIT 1);

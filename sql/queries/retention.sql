@@ -9,6 +9,7 @@ WITH old AS MATERIALIZED (
     FROM outbox.workflow_states AS w
     JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.final
     WHERE w.updated_at < now() - make_interval(secs => %(days)s::float8 * 86400)
+      AND (%(only)s::uuid[] IS NULL OR w.id = ANY (%(only)s::uuid[])) AND w.id <> ALL (%(but)s::uuid[])
     LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED
 ), history AS (
@@ -17,6 +18,15 @@ WITH old AS MATERIALIZED (
     DELETE FROM outbox.workflow_states AS w USING old WHERE w.id = old.id RETURNING 1
 )
 SELECT count(*) FROM deleted;
+
+-- name: workflows_to_delete
+-- Returns the workflows that retention_workflows takes.
+-- Reads routes, workflow_states.
+SELECT w.id::text
+FROM outbox.workflow_states AS w
+JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.final
+WHERE w.updated_at < now() - make_interval(secs => %(days)s::float8 * 86400) AND w.id <> ALL (%(but)s::uuid[])
+LIMIT %(limit)s;
 
 -- name: retention_history
 -- Deletes history that is older than `days`, of open workflows too. Returns how many rows.
