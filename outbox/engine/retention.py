@@ -26,7 +26,7 @@ BATCH = 1_000
 """Rows that one transaction deletes at most."""
 
 EACH = {"retention_workflows": "workflows_to_delete"}
-"""The statements that delete what other tables may refer to, so that one row may have to stay, and what names the rows."""
+"""The statements that delete what other tables may refer to, so that some rows must stay, and what names the rows."""
 
 KEEP_REACTIONS = 7.0
 """Days for which a reaction that is done can still be looked at."""
