@@ -643,6 +643,8 @@ BEGIN
                 WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key
                   AND CASE WHEN j.owner IS NULL AND j.due THEN j.partition IS NOT NULL END
                   AND (NOT j.careful OR j.workflow_id = limit_take.careful)
+                  -- Who could not read its data leaves it to others for a while.
+                  AND (j.released_by IS DISTINCT FROM worker OR j.run_at < now() - interval '30 seconds')
                 ORDER BY j.priority DESC, j.id
                 LIMIT least(k.share, k.size)
                 FOR NO KEY UPDATE SKIP LOCKED
@@ -1852,6 +1854,10 @@ COMMENT ON COLUMN outbox.jobs.progress IS 'What its handler last reported.';
 COMMENT ON COLUMN outbox.jobs.partition IS 'The partition that it belongs to; null: its stage is not limited.';
 
 COMMENT ON COLUMN outbox.jobs.priority IS 'A higher one goes first within the partition.';
+
+COMMENT ON COLUMN outbox.jobs.released IS 'How often in a row it was put back without an attempt being counted; error says why.';
+
+COMMENT ON COLUMN outbox.jobs.released_by IS 'Internal: the worker that could not read its data and leaves it to others for a while; null: none.';
 
 CREATE SEQUENCE outbox.job_ids
     START WITH 1

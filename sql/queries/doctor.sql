@@ -67,7 +67,7 @@ GROUP BY w.pipeline, w.current_status ORDER BY w.pipeline, w.current_status;
 SELECT count(*) FROM outbox.dead_jobs;
 
 -- name: waits_overdue
--- Counts deadlines that passed more than a minute ago: no worker runs, or the change that they lead to is no longer
+-- Counts deadlines that passed more than 15 seconds ago: no worker runs, or the change that they lead to is no longer
 -- legal.
 -- Reads legal_changes, waiting. Uses approvals_open, jobs_with_deadline, legal_changes_pkey, waits_pkey,
 -- workflow_states_pkey.
@@ -75,7 +75,7 @@ SELECT o.pipeline, o.status, o.leads_to, count(*), EXISTS (
            SELECT FROM outbox.legal_changes AS l
            WHERE l.pipeline = o.pipeline AND l.from_status = o.status AND l.to_status = o.leads_to) AS legal
 FROM (SELECT w.pipeline, w.status, w.ended_by ->> 'its deadline' AS leads_to FROM outbox.waiting AS w
-      WHERE w.until < now() - interval '1 minute') AS o
+      WHERE w.until < now() - interval '15 seconds') AS o
 GROUP BY o.pipeline, o.status, o.leads_to ORDER BY o.pipeline, o.status;
 
 -- name: schedules_late

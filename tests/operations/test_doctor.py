@@ -382,3 +382,77 @@ def test_waits_that_are_not_ended_are_found(outbox: Outbox, conn: Conn, dsn: str
         ("warn", "schedule waits.look is 5 minutes late, with 3 failed attempts: ValueError: no"),
         ("warn", "waits.work is paused by sarah for 0.0 hours: the service is down"),
     ]
+
+
+# What goes on without end, or stands still, although workers run.
+
+
+def test_a_job_that_is_put_back_again_and_again_is_found(outbox: Outbox, shop: Conn) -> None:
+    posts.submit(shop, "a", Post())
+    shop.execute("UPDATE outbox.jobs SET released = 3, error = 'its data was changed meanwhile'")
+    ((level, what),) = troubles(outbox)
+    assert level == "warn"
+    assert "1 job of posts.enrich put back again and again, one of them 3 times in a row" in what
+
+
+def test_a_workflow_with_thousands_of_changes_is_found(outbox: Outbox, shop: Conn) -> None:
+    posts.submit(shop, "a", Post())
+    shop.execute("UPDATE outbox.jobs SET entered = 1001")
+    ((level, what),) = troubles(outbox)
+    assert (level, what) == ("warn", "workflow a of posts, in RECEIVED, has had 1,001 changes: it may be in a loop")
+
+
+def test_a_job_that_is_held_far_beyond_its_timeout_is_found(outbox: Outbox, shop: Conn) -> None:
+    posts.submit(shop, "a", Post())
+    shop.execute("""UPDATE outbox.jobs SET owner = (SELECT id FROM outbox.workers), attempt = 1,
+        claimed_at = now() - interval '10 minutes'""")
+    assert troubles(outbox) == []
+    ((level, what),) = troubles(outbox, "--app", APP)
+    assert (level, "1 job of posts.enrich held for up to 10 minutes, far beyond its timeout" in what) == ("bad", True)
+
+
+def test_a_parent_that_cannot_move_is_found(outbox: Outbox, shop: Conn) -> None:
+    posts.submit(shop, "a", Post())
+    shop.execute("""INSERT INTO outbox.waits (workflow_id, to_status, children)
+        SELECT id, 'NOWHERE', 0 FROM outbox.workflow_states""")
+    assert ("bad", "workflow a of posts waits in RECEIVED though its children have ended") in troubles(outbox)
+
+
+@pytest.mark.parametrize(
+    "how", ["UPDATE outbox.workflow_states SET metadata = '{}'", "SELECT FROM outbox.jobs FOR UPDATE"]
+)
+def test_a_session_that_holds_rows_is_named(
+    outbox: Outbox, shop: Conn, connect: Callable[..., Conn], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("outbox.operations.symptoms.HELD_ROWS", 0.0)
+    posts.submit(shop, "a", Post())
+    holder = connect(autocommit=False)
+    holder.execute("SET application_name = 'psql'")
+    holder.execute(how.encode())
+    told = [finding.what for finding in doctor.examine(shop) if finding.level != "ok"]
+    assert len(told) == 1
+    assert told[0].startswith(f"session pid {holder.info.backend_pid} (psql, idle in transaction) has rows of outbox.")
+
+
+def test_counts_that_are_not_folded_are_found(shop: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outbox.operations.symptoms.MANY_UNFOLDED", 10)
+    shop.execute("INSERT INTO outbox.status_counts SELECT 'posts', 'RECEIVED', 0 FROM generate_series(1, 11)")
+    told = [finding.what for finding in doctor.examine(shop) if finding.level != "ok"]
+    assert told == ["more than 10 rows of outbox.status_counts are not folded: overview becomes slow"]
+
+
+def test_row_security_is_found(outbox: Outbox, shop: Conn) -> None:
+    shop.execute("ALTER TABLE outbox.jobs ENABLE ROW LEVEL SECURITY")
+    ((level, what),) = troubles(outbox)
+    assert (level, "row security is on for outbox.jobs" in what) == ("bad", True)
+
+
+def test_a_table_that_a_publication_cannot_name_the_rows_of_is_found(
+    outbox: Outbox, shop: Conn, admin_dsn: str
+) -> None:
+    shop.execute("ALTER TABLE outbox.status_counts REPLICA IDENTITY NOTHING")
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+        ((level, what),) = troubles(outbox)
+        admin.execute("DROP PUBLICATION everything")
+    assert (level, "publication everything has outbox.status_counts" in what) == ("bad", True)
