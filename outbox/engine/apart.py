@@ -30,7 +30,7 @@ class Apart:
     """Runs statements that take a batch, on one link.
 
     A statement has the parameters `only` (ids; null: any) and `but` (ids that it leaves). If it fails, another one
-    names the ids that it would take, and it runs again for each. A row that fails alone is logged, and left for a while.
+    names the ids that it would take, and it runs again for each. A row that fails alone is logged and left for a while.
     """
 
     def __init__(self, link: Link) -> None:

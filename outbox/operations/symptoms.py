@@ -53,7 +53,7 @@ def _jobs(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Finding]:
     for pipeline, status, entity, changes in _rows(conn, "workflows_in_loops"):
         yield Finding(
             "warn",
-            f"workflow {printable(entity)} of {pipeline}, in {status}, has had {changes:,} changes: it may be in a loop",
+            f"workflow {printable(entity)} of {pipeline}, in {status}, has had {changes:,} changes: perhaps in a loop",
             f"look: outbox show {printable(entity)} --pipeline {pipeline}; and end the loop in the stages' code",
         )  # fmt: skip
     stages = [stage for pipeline in pipelines for stage in pipeline.stages.values()]
@@ -64,7 +64,7 @@ def _jobs(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Finding]:
     for pipeline, stage, jobs, seconds in held:
         yield Finding(
             "bad",
-            f"{number(jobs, 'job')} of {pipeline}.{stage} held for up to {seconds / 60:.0f} minutes, far beyond its timeout",
+            f"{number(jobs, 'job')} of {pipeline}.{stage} held for {seconds / 60:.0f} minutes, far beyond its timeout",
             "look for `held up` or for errors in the log of `outbox worker`, and restart that worker if there is none",
         )  # fmt: skip
     for pipeline, status, entity, to_status, legal in _rows(conn, "parents_stuck"):

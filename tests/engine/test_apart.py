@@ -12,6 +12,7 @@ import pytest
 
 from kit.pipelines import Post, deployed, drain, one_stage, status_of, value
 from outbox import Backoff, Pipeline, Retry, Run, WaitForApproval, WaitForChildren
+from outbox.database import migrations
 from outbox.engine.inflight import InFlight
 from outbox.engine.lane import Lanes
 from outbox.engine.maintenance import Maintenance
@@ -273,3 +274,31 @@ def test_a_failure_that_is_refused_harms_none_that_fail_with_it(conn: Conn, dsn:
     assert value(conn, "SELECT count(*) FROM outbox.jobs WHERE owner IS NOT NULL") == 0
     assert value(conn, "SELECT count(*) FROM outbox.jobs WHERE released > 0") == 1, "the refused one is put back"
     assert value(conn, "SELECT count(*) FROM outbox.dead_jobs") == (OTHERS if final else 0)
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_an_error_that_the_encoding_lacks_is_stored_as_far_as_it_can_be(
+    admin_dsn: str, dsn: str, conn: Conn, final: bool
+) -> None:
+    name = f"{conn.info.dbname}_latin"
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute(
+            f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0".encode()
+        )
+        admin.execute(f"GRANT CREATE ON DATABASE {name} TO PUBLIC".encode())
+    dsn = dsn.replace(f"/{conn.info.dbname}", f"/{name}")
+    migrations.apply(dsn)
+
+    async def work(run: Run[Post]) -> None:
+        raise ValueError("no such thing: Ж" if run.entity_id == "bad" else "no")
+
+    with psycopg.connect(dsn, autocommit=True) as there:
+        pipeline = deployed(there, one_stage(work, retry=Backoff(first=3600, attempts=1 if final else 2)))
+        for each in names():
+            pipeline.submit(there, each, Post())
+        drain(pipeline, dsn)
+        assert value(there, "SELECT count(*) FROM outbox.jobs WHERE owner IS NOT NULL") == 0
+        errors = "SELECT error FROM outbox.dead_jobs UNION ALL SELECT error FROM outbox.jobs"
+        told = [row[0] for row in there.execute(errors.encode())]
+    assert len(told) == OTHERS + 1
+    assert sum("no such thing: ?" in error for error in told) == 1
