@@ -121,6 +121,10 @@ COMMENT ON COLUMN outbox.jobs.error IS 'Why its last attempt failed.';
 COMMENT ON COLUMN outbox.jobs.deadline IS 'When the workflow moves to on_deadline, whatever its stage does.';
 COMMENT ON COLUMN outbox.jobs.on_deadline IS 'The status that it moves to then.';
 COMMENT ON COLUMN outbox.jobs.progress IS 'What its handler last reported.';
+COMMENT ON COLUMN outbox.jobs.released IS
+    'How often in a row it was put back without an attempt being counted; error says why.';
+COMMENT ON COLUMN outbox.jobs.released_by IS
+    'Internal: the worker that could not read its data and leaves it to others for a while; null: none.';
 COMMENT ON COLUMN outbox.jobs.partition IS 'The partition that it belongs to; null: its stage is not limited.';
 COMMENT ON COLUMN outbox.jobs.priority IS 'A higher one goes first within the partition.';
 

@@ -23,7 +23,8 @@ GRANT INSERT (pipeline, entity_id, current_status, metadata),
 GRANT SELECT ON outbox.pipelines, outbox.stages, outbox.routes, outbox.legal_changes, outbox.state_changes TO outbox_worker;
 GRANT SELECT, UPDATE (current_status, metadata, version, updated_at) ON outbox.workflow_states TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.jobs TO outbox_worker;
-GRANT SELECT, INSERT, UPDATE (error) ON outbox.dead_jobs TO outbox_worker;
+GRANT SELECT, INSERT, UPDATE (pipeline, entity_id, stage, status, entered, attempts, error, died_at)
+    ON outbox.dead_jobs TO outbox_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.workers TO outbox_worker;
 GRANT SELECT, INSERT, DELETE ON outbox.status_counts TO outbox_worker;
 
@@ -64,6 +65,8 @@ GRANT EXECUTE ON FUNCTION outbox.jobs_claim_limited(integer, text, text, integer
 GRANT EXECUTE ON FUNCTION outbox.start_times_return(text, text, uuid[], float8[], float8) TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.partition_rates TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.reactions_forget(float8, integer) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.parents_join(uuid[], uuid[], integer) TO outbox_worker;
+GRANT SELECT ON outbox.waits TO outbox_worker;
 GRANT INSERT (pipeline, stage, paused_by, reason), DELETE ON outbox.pauses TO outbox_operator;
 GRANT UPDATE (concurrency, rate, partition_concurrency, partition_rate) ON outbox.limits TO outbox_operator;
 GRANT SELECT, UPDATE (reminders, remind_at) ON outbox.approvals TO outbox_worker;

@@ -128,7 +128,15 @@ BEGIN
             -- A wait that begins at a higher isolation level would not see this: its commit must fail, and be tried again.
             UPDATE outbox.workflow_states AS w SET updated_at = w.updated_at WHERE w.id = parent.id;
         ELSIF at_work <= 0 THEN
-            PERFORM outbox.children_join(parent.id);
+            -- The parent's trouble is the parent's: that it can't move must not keep its child from ending. It waits on, and
+            -- maintenance tries again. What may pass by itself concerns the whole transaction.
+            BEGIN
+                PERFORM outbox.children_join(parent.id);
+            EXCEPTION WHEN OTHERS THEN
+                IF left(SQLSTATE, 2) IN ('08', '40', '53', '55', '57', '58') THEN
+                    RAISE;
+                END IF;
+            END;
         END IF;
     END LOOP;
     INSERT INTO outbox.orphans (parent_id)
@@ -674,6 +682,8 @@ BEGIN
                 WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key
                   AND CASE WHEN j.owner IS NULL AND j.due THEN j.partition IS NOT NULL END
                   AND (NOT j.careful OR j.workflow_id = limit_take.careful)
+                  -- Who could not read its data leaves it to others for a while.
+                  AND (j.released_by IS DISTINCT FROM worker OR j.run_at < now() - interval '30 seconds')
                 ORDER BY j.priority DESC, j.id
                 LIMIT least(k.share, k.size)
                 FOR NO KEY UPDATE SKIP LOCKED
@@ -712,6 +722,35 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.messages_written() IS 'Internal: wakes idle relays.';
+
+CREATE FUNCTION outbox.parents_join(only_these uuid[], without uuid[], most integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    parent uuid;
+    joined integer := 0;
+BEGIN
+    PERFORM set_config('outbox.actor', 'outbox', true);
+    FOR parent IN
+        SELECT w.id FROM outbox.waits AS wait
+        CROSS JOIN LATERAL (SELECT w.id FROM outbox.workflow_states AS w WHERE w.id = wait.workflow_id
+                            FOR NO KEY UPDATE SKIP LOCKED) AS w
+        WHERE wait.children <= 0 AND (only_these IS NULL OR wait.workflow_id = ANY (only_these))
+          AND wait.workflow_id <> ALL (without)
+        ORDER BY wait.workflow_id
+        LIMIT most
+    LOOP
+        PERFORM outbox.children_join(parent);
+        joined := joined + 1;
+    END LOOP;
+    RETURN joined;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.parents_join(only_these uuid[], without uuid[], most integer) IS 'Internal: moves parents whose children have ended and that could not be moved then.';
 
 CREATE FUNCTION outbox.partition_of(metadata jsonb, path text[]) RETURNS text
     LANGUAGE sql IMMUTABLE
@@ -1975,6 +2014,8 @@ CREATE TABLE outbox.jobs (
     progress text,
     partition text COLLATE pg_catalog."C",
     priority integer,
+    released integer DEFAULT 0 NOT NULL,
+    released_by integer,
     CONSTRAINT jobs_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL))),
     CONSTRAINT jobs_have_a_stage_or_a_deadline CHECK (((stage IS NOT NULL) OR (deadline IS NOT NULL))),
     CONSTRAINT jobs_run_at_finite CHECK (isfinite(run_at))
@@ -2018,6 +2059,10 @@ COMMENT ON COLUMN outbox.jobs.progress IS 'What its handler last reported.';
 COMMENT ON COLUMN outbox.jobs.partition IS 'The partition that it belongs to; null: its stage is not limited.';
 
 COMMENT ON COLUMN outbox.jobs.priority IS 'A higher one goes first within the partition.';
+
+COMMENT ON COLUMN outbox.jobs.released IS 'How often in a row it was put back without an attempt being counted; error says why.';
+
+COMMENT ON COLUMN outbox.jobs.released_by IS 'Internal: the worker that could not read its data and leaves it to others for a while; null: none.';
 
 CREATE SEQUENCE outbox.job_ids
     START WITH 1
@@ -3020,6 +3065,9 @@ ALTER TABLE ONLY outbox.legal_changes
 ALTER TABLE ONLY outbox.limits
     ADD CONSTRAINT limits_pkey PRIMARY KEY (pipeline, stage);
 
+ALTER TABLE outbox.messages
+    ADD CONSTRAINT messages_created_at_readable CHECK (((created_at >= '0001-01-02 00:00:00+00'::timestamp with time zone) AND (created_at < '9999-12-31 00:00:00+00'::timestamp with time zone))) NOT VALID;
+
 ALTER TABLE ONLY outbox.orphans
     ADD CONSTRAINT orphans_pkey PRIMARY KEY (parent_id);
 
@@ -3091,6 +3139,8 @@ CREATE INDEX dead_jobs_by_stage ON outbox.dead_jobs USING btree (pipeline, stage
 
 CREATE INDEX dead_jobs_by_time ON outbox.dead_jobs USING btree (died_at);
 
+CREATE INDEX jobs_after_many_changes ON outbox.jobs USING btree (pipeline, status) WHERE (entered > 1000);
+
 CREATE INDEX jobs_ready_by_partition ON outbox.jobs USING btree (pipeline, stage, partition, priority DESC, id) WHERE 
 CASE
     WHEN ((owner IS NULL) AND due) THEN (partition IS NOT NULL)
@@ -3098,6 +3148,8 @@ CASE
 END;
 
 CREATE INDEX jobs_ready_for_claim ON outbox.jobs USING btree (pipeline, stage, careful, id) WHERE ((owner IS NULL) AND due);
+
+CREATE INDEX jobs_released_often ON outbox.jobs USING btree (pipeline, stage) WHERE (released > 2);
 
 CREATE INDEX jobs_running ON outbox.jobs USING btree (owner, id) WHERE (owner IS NOT NULL);
 
@@ -3136,6 +3188,8 @@ CREATE INDEX relays_idle ON outbox.relays USING btree (name) WHERE idle;
 CREATE INDEX signals_to_take ON outbox.signals USING btree (workflow_id, name, id) WHERE (taken_at IS NULL);
 
 CREATE INDEX state_changes_by_time ON outbox.state_changes USING brin (at) WITH (autosummarize='on');
+
+CREATE INDEX waits_to_join ON outbox.waits USING btree (workflow_id) WHERE (children <= 0);
 
 ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_0_workflow_id_idx;
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from .. import documents, texts
+from ..definition.data import VERSION, version_problem
 from ..definition.pipeline import Pipeline
 from ..errors import BrokenLine, InvalidInput
 
@@ -88,6 +89,8 @@ class Lines:
         metadata = record.get("metadata", {})
         if not isinstance(metadata, dict):
             raise InvalidInput("metadata", f"must be an object, not {type(metadata).__name__}")
+        if VERSION in metadata and (problem := version_problem(metadata[VERSION])):
+            raise InvalidInput("metadata", f"{VERSION} {problem}")
         if self.pipeline is not None:
             return entity, self.pipeline.dump_readable(metadata)
         return entity, documents.dump_any(metadata, "metadata")

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ..definition.limits import Limits
 from ..operations import look
-from ..operations.doctor import Finding
+from ..operations.finding import Finding
 from ..texts import printable
 
 Row = dict[str, Any]

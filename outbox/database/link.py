@@ -100,6 +100,11 @@ class Link:
         self.connections = 0
 
     @property
+    def pid(self) -> int | None:
+        """The server's process of the open connection."""
+        return self._conn.info.backend_pid if self._conn is not None and not self._conn.closed else None
+
+    @property
     def is_open(self) -> bool:
         return self._conn is not None and not self._conn.closed
 
@@ -140,13 +145,18 @@ class Link:
             self._delays.reset()
         return rows
 
-    async def repeat(self, statement: bytes, params: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """Runs a statement until the database has answered it, and returns its rows. It may run more than once."""
+    async def repeat(
+        self, statement: bytes, params: dict[str, Any], *, answers: frozenset[str] = frozenset()
+    ) -> list[tuple[Any, ...]]:
+        """Runs a statement until the database has answered it, and returns its rows. It may run more than once.
+
+        `answers` are SQLSTATEs that count as an answer, and are raised, though they may pass.
+        """
         while True:
             try:
                 return await self.execute(statement, params)
             except Exception as error:
-                if not temporary(error):
+                if not temporary(error) or getattr(error, "sqlstate", None) in answers:
                     raise
                 await self.pause(error)
 

@@ -21,6 +21,15 @@ MAX_VERSION = 10_000
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 
+def version_problem(version: Any) -> str | None:
+    """Returns what is wrong with the version of a document. None if there is, or will be, code that can read it."""
+    if isinstance(version, bool) or not isinstance(version, int):
+        return f"is {texts.shown(version)}, which is no integer"
+    if not 1 <= version <= MAX_VERSION:
+        return f"is {texts.shown(version)}, which is not from 1 to {MAX_VERSION:,}"
+    return None
+
+
 class DataType:
     """The type of a pipeline's data: one that pydantic validates, or any plain JSON object.
 
@@ -65,6 +74,8 @@ class DataType:
         elif self._plain:
             if not isinstance(data, dict):
                 raise InvalidInput("data", f"must be a dict, not {type(data).__name__}")
+            if VERSION in data and (problem := version_problem(data[VERSION])):
+                raise InvalidInput("data", f"{VERSION} {problem}")
             return self._marked(documents.dump_any(data, "data"))
         return self._marked(documents.dump(self._adapter, data, "data"))
 
@@ -105,7 +116,9 @@ class DataType:
         if not isinstance(document, dict):
             return text
         version = document.pop(VERSION, 1)
-        if not isinstance(version, int) or version > self._version:
+        if problem := version_problem(version):
+            raise HandlerError(f"the stored data has no version that any code can read: {VERSION} {problem}")
+        if version > self._version:
             raise TooNewData(
                 f"the stored data is of version {texts.shown(version)}, and this code knows {self._version}: "
                 "a newer worker can read it"

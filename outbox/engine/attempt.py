@@ -20,9 +20,10 @@ from . import transaction
 from .checkpoint import Checkpoints
 from .handle import begin, handle_async, handle_sync
 from .inflight import InFlight
-from .job import Failed, Finished, Job, Missed, Outcome, fail
+from .job import Finished, Job, Missed, Outcome, PutBack, Trouble, fail
 from .lane import Lane
 from .release import Releaser
+from .run import Run
 
 log = logging.getLogger("outbox.worker")
 
@@ -34,6 +35,15 @@ LOG_EVERY = 0.1
 
 RECONNECT_AFTER = 0.2
 """Seconds before jobs are released whose transactions the database did not take: it may be back by then."""
+
+_HELD_UP = Trouble(
+    "its transaction could not be committed, as another session holds its workflow in an open transaction",
+    first=0.5,
+)
+
+
+def _not_begun(error: BaseException) -> Trouble:
+    return Trouble(f"its transaction was not begun: {first_line(error)}", most=30)
 
 
 class Attempts:
@@ -116,6 +126,8 @@ class Attempts:
                 outcome = await self._handle(jobs[0])
                 if isinstance(outcome, Missed):
                     self._missed(lane, jobs)
+                elif isinstance(outcome, PutBack):
+                    await self._releaser.put_back(jobs, outcome.trouble)
                 else:
                     self._inflight.end(jobs[0], outcome)
         except asyncio.CancelledError:
@@ -133,7 +145,7 @@ class Attempts:
 
     async def _handle(self, job: Job) -> Outcome:
         run = begin(job)
-        if isinstance(run, Failed):
+        if not isinstance(run, Run):
             return run
         if job.stage.is_async:
             return (await handle_async([run]))[0]
@@ -150,7 +162,7 @@ class Attempts:
             # The database was away before the handler was called: no attempt is burnt.
             log.warning("%s: %s; %s not started", lane.stage.queue, first_line(error), _named(jobs))
             await asyncio.sleep(RECONNECT_AFTER)
-            await self._releaser.not_held(jobs)
+            await self._releaser.put_back(jobs, _not_begun(error))
             return
         match ended:
             case transaction.Committed(finished):
@@ -166,6 +178,10 @@ class Attempts:
                 self._inflight.end(jobs[0], fail(jobs[0], HandlerError(told)))
             case transaction.NotHeld():
                 await self._releaser.not_held(jobs)
+            case transaction.HeldUp():
+                await self._releaser.put_back(jobs, _HELD_UP)
+            case PutBack(trouble):
+                await self._releaser.put_back(jobs, trouble)
             case Missed():
                 self._missed(lane, jobs)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..database import statements
 from ..database.statements import array, text_array
+from .commit import LOCK_WAIT
 from .job import Job, actor, fence
 from .lane import Lane
 from .pacing import AHEAD, SLACK, ServerClock
@@ -122,6 +123,7 @@ def start(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     """Returns the statement that moves claimed jobs to their stage's in-progress status."""
     return SQL["jobs_start_if_held"], {
         **fence(jobs),
+        "lock_ms": round(1000 * LOCK_WAIT),
         "actor": actor(jobs[0].owner),
         "versions": array(job.version for job in jobs),
         "statuses": text_array(job.stage.running for job in jobs),

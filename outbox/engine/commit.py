@@ -12,7 +12,7 @@ from typing import Any
 from ..database import statements
 from ..database.link import PLANNING, idle_ms
 from ..database.statements import array, text_array
-from .job import Failed, Finished, Job, actor, fence
+from .job import Failed, Finished, Job, Trouble, actor, fence
 from .pacing import SLACK
 
 SQL = statements.load("commit")
@@ -20,14 +20,29 @@ SQL = statements.load("commit")
 ANOTHER_TRANSACTION, NOT_HELD = "OB009", "OB010"
 """SQLSTATEs of a handler's transaction that is refused: it ended the one that it was given, or lost its job."""
 
+LOCKED = frozenset({"55P03"})
+"""SQLSTATE of a statement that has waited for a lock for longer than it may."""
+
+LOCK_WAIT = 0.5
+"""Seconds that a batch waits for what other sessions hold, apart from workflows, which it leaves out."""
+
+LOCK_WAIT_ALONE = 0.1
+"""Seconds that an outcome waits which goes alone, and is tried again and again."""
+
+LOCK_WAIT_IN_TRANSACTION = 2.0
+"""Seconds that the end of a handler's transaction waits: it keeps its connection and its own locks meanwhile."""
+
 _PLANNING = {"names": text_array(PLANNING), "values": text_array(PLANNING.values())}
 
 
-def finish(jobs: Sequence[tuple[Job, Finished]], *, marked: bool = False) -> tuple[bytes, dict[str, Any]]:
+def finish(
+    jobs: Sequence[tuple[Job, Finished]], *, marked: bool = False, wait: float | None = None
+) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that commits finished jobs of one owner; its rows are the workflows still held.
 
-    `marked`: it is an error (ANOTHER_TRANSACTION, NOT_HELD) unless this is still the transaction that was marked for
-    the first of these jobs, and all of them are held.
+    Workflows that another session has locked are left out; `wait` waits for them, for so many seconds. `marked`: it is
+    an error (ANOTHER_TRANSACTION, NOT_HELD) unless this is still the transaction that was marked for the first of these
+    jobs, and all of them are held.
     """
     sent = [(job.workflow_id, message) for job, outcome in jobs for message in outcome.messages]
     waits = [
@@ -39,6 +54,7 @@ def finish(jobs: Sequence[tuple[Job, Finished]], *, marked: bool = False) -> tup
         **fence([job for job, _ in jobs]),
         "actor": actor(jobs[0][0].owner),
         "claim": _claim(jobs[0][0]) if marked else "",
+        **_patience(LOCK_WAIT_IN_TRANSACTION if marked else wait),
         "versions": array(job.version for job, _ in jobs),
         "waits": json.dumps(waits) if waits else "",
         "statuses": text_array(outcome.status for _, outcome in jobs),
@@ -51,10 +67,11 @@ def finish(jobs: Sequence[tuple[Job, Finished]], *, marked: bool = False) -> tup
     }
 
 
-def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that puts failed jobs of one owner back or lays them down as dead."""
+def fail(jobs: Sequence[tuple[Job, Failed]], *, wait: float | None = None) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that puts failed jobs of one owner back or lays them down as dead; `wait` as in `finish`."""
     return SQL["jobs_fail_if_held"], {
         **fence([job for job, _ in jobs]),
+        **_patience(wait),
         "now": None,
         "delays": array("NULL" if outcome.delay is None else outcome.delay for _, outcome in jobs),
         "errors": text_array(outcome.error for _, outcome in jobs),
@@ -64,6 +81,32 @@ def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
 def release(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that frees jobs of one owner which have not run; no attempt is burnt."""
     return SQL["jobs_give_back"], fence(jobs)
+
+
+def put_back(jobs: Sequence[Job], trouble: Trouble) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that puts jobs of one owner back for a trouble; its rows are workflows and their delay (s).
+
+    A delay of None: it was put back too often, and is held as before.
+    """
+    return SQL["jobs_put_back"], {
+        **fence(jobs),
+        "reason": trouble.reason,
+        "first": trouble.first,
+        "next": trouble.next,
+        "longest": trouble.longest,
+        "most": trouble.most,
+        "avoid": trouble.avoid,
+    }
+
+
+def still_held(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
+    """Return the question which jobs of one owner it still holds, and whether their data is unchanged."""
+    return SQL["jobs_held"], {**fence(jobs), "versions": array(job.version for job in jobs)}
+
+
+def sessions_blocking(pid: int) -> tuple[bytes, dict[str, Any]]:
+    """Return the question which sessions hold what another one waits for."""
+    return SQL["sessions_blocking"], {"pid": pid}
 
 
 def return_start_times(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
@@ -100,6 +143,10 @@ def mark_transaction(job: Job) -> tuple[bytes, dict[str, Any]]:
 def plan_transaction() -> tuple[bytes, dict[str, Any]]:
     """Return the statement after which the rest of a transaction is planned as in the engine's own sessions."""
     return SQL["transaction_plan"], _PLANNING
+
+
+def _patience(wait: float | None) -> dict[str, Any]:
+    return {"wait": wait is not None, "lock_ms": round(1000 * (LOCK_WAIT if wait is None else wait))}
 
 
 def _claim(job: Job) -> str:

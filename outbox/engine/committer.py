@@ -1,6 +1,9 @@
 """Commits outcomes in batches: one statement for each, to which a job that is no longer held contributes nothing.
 
 Statements can be repeated: what they did the first time is no longer held the second time.
+
+What another session holds in an open transaction is left out of its batch and held up alone. It is tried again every
+now and then, on a link of its own, so that all that can be committed is committed meanwhile.
 """
 
 from __future__ import annotations
@@ -9,15 +12,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+
+import psycopg
 
 from ..database import killpoints
 from ..database.link import Link
 from ..texts import printable
 from . import commit
 from .batch import BATCH, Batch
+from .holders import WAIT, Holders
 from .inflight import InFlight
-from .job import Failed, Finished, Job, fail
+from .job import Failed, Finished, Job, Trouble, fail
 from .release import Releaser
 
 log = logging.getLogger("outbox.worker")
@@ -25,16 +32,25 @@ log = logging.getLogger("outbox.worker")
 LINGER = 0.002
 """Seconds that an outcome waits for others while handlers run."""
 
+HELD_UP_FIRST, HELD_UP_LONGEST = 0.05, 1.0
+"""Seconds until what is held up is tried again; doubled each time that nothing of it could be committed."""
+
+UNSTORABLE = Trouble("its failure can't be stored", first=1.0, next=2.0, most=2**31 - 1)
+"""Why a job is put back whose failure the database refuses, whatever its text: a trigger or a constraint of others."""
+
 
 class Committer:
-    """The committing loop: takes what has ended, and repeats each batch until the database has answered it.
+    """The committing loops: take what has ended, and repeat each batch until the database has answered it.
 
-    A batch takes a link. While it is on its way another one leaves on the next link, if it is full.
+    A batch takes a link. While it is on its way another one leaves on the next link, if it is full. What is held up
+    takes `patient`, a link that is opened only then.
     """
 
-    def __init__(self, links: Sequence[Link], inflight: InFlight, releaser: Releaser) -> None:
+    def __init__(self, links: Sequence[Link], patient: Link, inflight: InFlight, releaser: Releaser) -> None:
         self._link = links[0]
         self._free = list(reversed(links))
+        self._patient = patient
+        self._holders = Holders(links[0])
         self._inflight = inflight
         self._releaser = releaser
 
@@ -51,6 +67,25 @@ class Committer:
                 while self._free and inflight.ended >= (BATCH if inflight.committing else 1):
                     batches.create_task(self._commit(self._free.pop(), inflight.take_batch()))
 
+    async def run_held_up(self) -> None:
+        """Tries again, for ever, to commit what other sessions have held up."""
+        inflight, delay = self._inflight, HELD_UP_FIRST
+        while True:
+            await inflight.something_held_up.wait()
+            await asyncio.sleep(delay)
+            before = inflight.held_up
+            # A round takes each of them once: what is still held up comes behind what was not tried.
+            for _ in range(-(-before // BATCH)):
+                batch = inflight.take_held_up()
+                await self._commit_held_up(batch)
+                inflight.committed_again(batch)
+            if inflight.held_up and self._holders.due():
+                await self._say_who_holds()
+            delay = HELD_UP_FIRST if inflight.held_up < before else min(2 * delay, HELD_UP_LONGEST)
+
+    async def close(self) -> None:
+        await self._patient.close()
+
     async def _commit(self, link: Link, batch: Batch) -> None:
         for owner in {job.owner for job, _ in batch.finished}:
             await self._finish(link, [item for item in batch.finished if item[0].owner == owner])
@@ -59,48 +94,96 @@ class Committer:
         self._free.append(link)
         self._inflight.committed(batch)
 
-    async def _finish(self, link: Link, batch: list[tuple[Job, Finished]]) -> None:
+    async def _commit_held_up(self, batch: Batch) -> None:
+        """Tries a batch of what is held up: together without waiting for locks, and what must wait alone."""
+        link, inflight = self._patient, self._inflight
+        together = [item for item in batch.finished if not item[0].alone]
+        for owner in {job.owner for job, _ in together}:
+            await self._finish(link, [item for item in together if item[0].owner == owner])
+        alone = [item for item in batch.finished if item[0].alone]
+        while alone:
+            item, *alone = alone
+            if not await self._finish(link, [item], wait=commit.LOCK_WAIT_ALONE):
+                break  # the others have the next turns: each that must wait takes its time
+        inflight.not_tried(alone)
+        for owner in {job.owner for job, _ in batch.failed}:
+            await self._fail(link, [item for item in batch.failed if item[0].owner == owner])
+
+    async def _say_who_holds(self) -> None:
+        """Waits for one that is held up, so that Postgres can tell who holds it."""
+        batch = self._inflight.take_first_held_up()
+        await self._holders.name(self._patient, batch.jobs[0], self._wait_for(batch), self._inflight.held_up)
+        self._inflight.committed_again(batch)
+
+    async def _wait_for(self, batch: Batch) -> None:
+        """Tries one that is held up once more, and waits for the lock long enough for a question."""
+        if batch.finished:
+            await self._finish(self._patient, batch.finished, wait=WAIT)
+        else:
+            await self._fail(self._patient, batch.failed, wait=WAIT)
+
+    async def _finish(self, link: Link, batch: list[tuple[Job, Finished]], *, wait: float | None = None) -> bool:
+        """Commits finished jobs of one owner; returns whether none of them is held up."""
         started = time.monotonic()
         connections = link.connections
         killpoints.passing("K3")
         killpoints.sending("K4")
         try:
-            rows = await link.repeat(*commit.finish(batch))
+            rows = await link.repeat(*commit.finish(batch, wait=wait), answers=commit.LOCKED)
+        except psycopg.errors.LockNotAvailable:
+            # Something else than the workflow is locked, such as its parent: which one's is found out alone.
+            for job, _ in batch:
+                job.alone = job.alone or wait is None
+            self._inflight.hold_up(batch)
+            return False
         except Exception as error:
             # The database refuses something in it. Alone, each is committed or told what is wrong with it.
             if len(batch) > 1:
-                for item in batch:
-                    await self._finish(link, [item])
-            else:
-                await self._fail(link, [(batch[0][0], fail(batch[0][0], error))])
-            return
+                return all([await self._finish(link, [item], wait=wait) for item in batch])
+            await self._fail(link, [(batch[0][0], fail(batch[0][0], error))])
+            return True
         killpoints.passing("K5")
         held = {row[0] for row in rows}
         if len(held) < len(batch) and link.connections != connections:
             # An answer was lost on the way: what the first try had committed is done, not lost.
             held |= await self._committed([job for job, _ in batch if job.workflow_id not in held])
-        missing = [job for job, _ in batch if job.workflow_id not in held]
+        missing = [item for item in batch if item[0].workflow_id not in held]
         self._inflight.done(batch, len(held))
         _log_batch(batch, len(held), "done", started)
-        if missing:
-            await self._releaser.not_held(missing)
+        if not missing:
+            return True
+        answers = dict(await link.repeat(*commit.still_held([job for job, _ in missing])))
+        held_up = [item for item in missing if answers.get(item[0].workflow_id)]
+        self._inflight.hold_up(held_up)
+        if others := [job for job, _ in missing if not answers.get(job.workflow_id)]:
+            await self._releaser.not_held(others)
+        return not held_up
 
-    async def _fail(self, link: Link, batch: list[tuple[Job, Failed]]) -> None:
+    async def _fail(self, link: Link, batch: list[tuple[Job, Failed]], *, wait: float | None = None) -> None:
+        """Puts failed jobs of one owner back, or lays them down as dead."""
         started = time.monotonic()
-        held: set[str] = set()
         try:
-            held = {row[0] for row in await link.repeat(*commit.fail(batch))}
+            held = {row[0] for row in await link.repeat(*commit.fail(batch, wait=wait), answers=commit.LOCKED)}
+        except psycopg.errors.LockNotAvailable:
+            await self._fail_alone(link, batch)
+            return
         except Exception as error:
-            log.error("can't put %s jobs back: %s", len(batch), printable(str(error)))
+            await self._fail_refused(link, batch, error)
+            return
         missing = [job for job, _ in batch if job.workflow_id not in held]
         # The answer to a handler's own COMMIT may have been lost: what looked like a failure is done.
         done = await self._committed(missing) if missing else set()
+        answers = dict(await link.repeat(*commit.still_held(missing))) if missing else {}
+        held_up = [item for item in batch if item[0].workflow_id in answers and item[0].workflow_id not in done]
+        self._inflight.hold_up(failed=held_up)
         retried = 0
         for job, outcome in batch:
             where = f"{job.stage.queue} {printable(job.entity_id)}"
             if job.workflow_id in done:
                 self._inflight.counts.done += 1
                 log.info("%s: done after all, though its commit was not answered", where)
+            elif job.workflow_id in answers:
+                continue  # held up
             elif job.workflow_id not in held:
                 self._inflight.counts.lost += 1
             elif outcome.delay is None:
@@ -112,6 +195,31 @@ class Committer:
                 self._inflight.due_in(outcome.delay)
         self._inflight.counts.retried += retried
         _log_batch(batch, retried, "to try again", started)
+
+    async def _fail_alone(self, link: Link, batch: list[tuple[Job, Failed]]) -> None:
+        """Puts jobs back one by one, after something that one of them needs was locked for too long."""
+        if len(batch) == 1:
+            self._inflight.hold_up(failed=batch)
+            return
+        for item in batch:
+            await self._fail(link, [item])
+
+    async def _fail_refused(self, link: Link, batch: list[tuple[Job, Failed]], error: Exception) -> None:
+        """Puts jobs back one by one, after the database has refused something in them: alone with a plain text."""
+        if len(batch) > 1:
+            for item in batch:
+                await self._fail(link, [item])
+            return
+        ((job, outcome),) = batch
+        plain = outcome.error.encode("ascii", "replace").decode()
+        if plain != outcome.error:
+            await self._fail(link, [(job, replace(outcome, error=plain))])
+            return
+        log.error("%s %s: can't be put back: %s", job.stage.queue, printable(job.entity_id), printable(str(error)))
+        try:
+            await self._releaser.put_back([job], UNSTORABLE)
+        except Exception:
+            self._inflight.hold_up(failed=batch)
 
     async def _committed(self, jobs: Sequence[Job]) -> set[str]:
         """Returns which of these jobs of one owner are in the history as its own changes."""

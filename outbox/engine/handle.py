@@ -16,16 +16,25 @@ from pydantic import ValidationError
 from .. import texts
 from ..definition import returned
 from ..errors import HandlerError, InvalidInput, TooNewData
-from .job import Failed, Finished, Job, Missed, Outcome, fail
+from .job import Failed, Finished, Job, Missed, Outcome, PutBack, Trouble, fail
 from .pacing import is_late
 from .run import Run
 
 NEWER_WORKER = 10.0
-"""Seconds until a job is offered again whose data only newer code can read."""
+"""Seconds until a job is offered again whose data only newer code can read: a deploy that is under way takes longer."""
+
+NEWER_WORKER_LONGEST = 600.0
+"""Seconds that it waits at most before the next worker tries."""
+
+NEWER_WORKER_MOST = 20
+"""How often it is offered, over about three hours: after that no newer code is on its way."""
 
 
-def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
-    """Returns what the handler is given; Failed if the stored data or the job doesn't fit, for good or not."""
+def begin(job: Job, connection: Any = None) -> Run[Any] | Failed | PutBack:
+    """Returns what the handler is given; Failed if the stored data or the job doesn't fit, for good or not.
+
+    PutBack if only newer code can read the data: that counts no attempt, which the newer worker needs for itself.
+    """
     if not job.status:
         return Failed(
             "the job doesn't belong to its workflow: it is of another pipeline or version. outbox retry", None
@@ -39,7 +48,10 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
     except ValidationError as error:
         return Failed(f"the stored metadata doesn't fit the pipeline's data: {texts.explain(error)}", None)
     except TooNewData as error:  # a newer worker can read it, once there is one
-        return Failed(texts.describe(error), NEWER_WORKER)
+        longest = NEWER_WORKER_LONGEST
+        return PutBack(
+            Trouble(texts.describe(error), NEWER_WORKER, 2 * NEWER_WORKER, longest, NEWER_WORKER_MOST, avoid=True)
+        )
     except HandlerError as error:
         return Failed(texts.describe(error), None)
     except BaseException as error:  # validators are the user's code, as handlers are

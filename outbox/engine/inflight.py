@@ -6,6 +6,8 @@
                   |-> late -> gone                   (its start time has passed: released)
                   '-> gone                           (released, refused, or lost with the lease)
 
+    committing -> held up -> committing again        (another session holds what its commit needs)
+
 A handler that outlives its job's timeout keeps its slot in the lane; its job has ended without it.
 """
 
@@ -34,6 +36,9 @@ ROOM_WAIT = 1.0
 ROOM_LINGER = 0.002
 """Seconds that a claim waits for more room once there is some: so that it is worth its round trip."""
 
+
+MOST_HELD_UP = 10_000
+"""Outcomes that may wait for other sessions before claims stop: one of these may hold all rows of a pipeline."""
 
 QUIET_POLL = 0.05
 """Seconds between two looks whether all is quiet: a handler that is cancelled too late tells nothing."""
@@ -67,6 +72,9 @@ class InFlight:
         self._woken, self._roomy, self._quiet = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._ended = Batch()
         self._committing: list[Batch] = []
+        self._committing_again: list[Batch] = []
+        self._held_up = Batch()
+        self.something_held_up = asyncio.Event()
         self._late: list[Job] = []
 
     # Moves.
@@ -100,6 +108,42 @@ class InFlight:
         batch = self._ended.take()
         self._committing.append(batch)
         return batch
+
+    def hold_up(self, finished: Sequence[tuple[Job, Finished]] = (), failed: Sequence[tuple[Job, Failed]] = ()) -> None:
+        """Moves outcomes to where they wait for what other sessions hold."""
+        self._held_up.finished += finished
+        self._held_up.failed += failed
+        self.something_held_up.set()
+
+    def take_held_up(self) -> Batch:
+        """Moves what is held up to committing: as much of it as a batch takes."""
+        batch = self._held_up.take()
+        self._committing_again.append(batch)
+        if not self._held_up:
+            self.something_held_up.clear()
+        return batch
+
+    def take_first_held_up(self) -> Batch:
+        """Moves the first of what is held up to committing."""
+        held_up = self._held_up
+        batch = Batch(held_up.finished[:1]) if held_up.finished else Batch([], held_up.failed[:1])
+        self._held_up = Batch(held_up.finished[len(batch.finished) :], held_up.failed[len(batch.failed) :])
+        self._committing_again.append(batch)
+        return batch
+
+    def not_tried(self, finished: Sequence[tuple[Job, Finished]]) -> None:
+        """Moves outcomes back to where they are held up, before those that were tried."""
+        self._held_up.finished[:0] = finished
+
+    def drop_held_up(self) -> list[Job]:
+        """Takes out all jobs that are held up."""
+        jobs, self._held_up = self._held_up.jobs, Batch()
+        return jobs
+
+    def committed_again(self, batch: Batch) -> None:
+        """Forgets a batch of what was held up; what still is has moved there."""
+        self._committing_again = [other for other in self._committing_again if other is not batch]
+        self._released_limits()
 
     def committed(self, batch: Batch) -> None:
         """Forgets a batch whose commits were answered, whatever the answers."""
@@ -169,7 +213,7 @@ class InFlight:
 
     def busy(self) -> bool:
         """Whether an attempt is running, or waits to be committed or released."""
-        return bool(self.uncommitted or self._late or self.lanes.running())
+        return bool(self.uncommitted or self.held_up or self._late or self.lanes.running())
 
     def drained(self) -> bool:
         """Whether nothing is in flight, and the last scans have found nothing and no job has come since."""
@@ -186,6 +230,11 @@ class InFlight:
         return len(self._ended) + sum(map(len, self._committing))
 
     @property
+    def held_up(self) -> int:
+        """How many outcomes wait for what other sessions hold."""
+        return len(self._held_up) + sum(map(len, self._committing_again))
+
+    @property
     def ended(self) -> int:
         """How many outcomes wait for a batch."""
         return len(self._ended)
@@ -200,14 +249,18 @@ class InFlight:
         running = any(lane.careful for lane in self.lanes.values())
         return not running and not any(job.careful for job in self._uncommitted())
 
+    def _full(self) -> bool:
+        return self.uncommitted > MOST_UNCOMMITTED or self.held_up > MOST_HELD_UP
+
     def _uncommitted(self) -> list[Job]:
-        return [job for batch in (self._ended, *self._committing) for job in batch.jobs]
+        batches = self._ended, *self._committing, self._held_up, *self._committing_again
+        return [job for batch in batches for job in batch.jobs]
 
     # Waiting and waking.
 
     async def room(self) -> list[tuple[Lane, int]]:
         """Waits until lanes may have more jobs; returns them, and how many each may have."""
-        while not (lanes := self.lanes.with_room()) or self.uncommitted > MOST_UNCOMMITTED:
+        while not (lanes := self.lanes.with_room()) or self._full():
             self._roomy.clear()
             await _until(self._roomy, self.lanes.held_for())
         return lanes

@@ -97,11 +97,35 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why an attempt came to nothing through no fault of its handler, so that it is put back without being counted.
+
+    The put-backs of a job are counted instead. The first one waits for `first` seconds, the second for `next`, each
+    further one for twice as long as the one before, up to `longest`. After `most` of them the attempt fails with
+    `reason`. With `avoid` other workers have the first try.
+    """
+
+    reason: str
+    first: float = 0.0
+    next: float = 0.1
+    longest: float = 60.0
+    most: int = 10
+    avoid: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """The handler was not called, for a trouble that is not its own."""
+
+    trouble: Trouble
+
+
+@dataclass(frozen=True, slots=True)
 class Missed:
     """The handler was not called: the start time that its stage's rate gave it has passed."""
 
 
-Outcome = Finished | Failed | Missed
+Outcome = Finished | Failed | PutBack | Missed
 
 
 def actor(worker: int) -> str:

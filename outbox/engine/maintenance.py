@@ -6,18 +6,22 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
 
 from ..database import killpoints, statements
 from ..database.budget import Budget
 from ..database.link import Link, temporary
 from ..texts import printable
 from . import retention
+from .apart import Apart
 from .inflight import InFlight
 from .retention import Retention
 
 SQL = statements.load("maintenance")
 log = logging.getLogger("outbox.maintenance")
+
+Result = TypeVar("Result")
 
 TICK = 1.0
 """Seconds between two looks while nothing is due sooner: a killed worker's jobs wait for so long."""
@@ -30,6 +34,11 @@ BATCH = 1_000
 
 FOLD_EVERY = 10.0
 """Seconds between two folds of the counts by status: reading them sums over what is not folded yet."""
+
+SAY_EVERY = 60.0
+"""Seconds between two lines on a part of the tick that fails each time."""
+
+_EACH = {"limit": BATCH, "now": None}
 
 RETAIN_EVERY = 60.0
 """Seconds between two looks for what retention deletes."""
@@ -55,6 +64,8 @@ class Maintenance:
         self._retain_at = time.monotonic() + RETAIN_EVERY * random.random()
         self._turn = asyncio.Lock()  # a worker that drains ticks too, on the same connection
         self._looks = Budget()
+        self._apart = Apart(self._link)
+        self._say_at: dict[str, float] = {}
 
     async def run(self) -> None:
         """Ticks for ever, about once a second, sooner when a job is due sooner."""
@@ -81,7 +92,9 @@ class Maintenance:
             idle = list(self._inflight.lanes) if self._inflight.idle else []
             started = time.monotonic()
             everything = everything or self._looks.allows(started)
-            ((due_in, deadline_in, remind_in, orphans, missing, late, lost, ready),) = await self._link.execute(
+            (
+                (due_in, deadline_in, remind_in, orphans, parents, missing, late, lost, ready),
+            ) = await self._link.execute(
                 SQL["maintenance_look"],
                 {
                     "now": None,
@@ -93,49 +106,66 @@ class Maintenance:
             if everything:
                 self._looks.begin(started)
                 self._looks.spent(time.monotonic() - started)
+            # Dead workers first: of all parts this one must not come late.
+            if await self._part("burying dead workers", self._bury(missing, late)) or lost:
+                await self._part("freeing jobs of dead workers", self._sweep())
             if due_in is not None and due_in <= 0:
-                due_in = await self._promote()
+                due_in = await self._part("promoting jobs", self._promote())
             if deadline_in is not None and deadline_in <= 0:
-                await self._fire()
+                await self._part("firing deadlines", self._fire())
+            if parents:
+                await self._part("moving parents", self._join_parents())
             if orphans:
-                await self._cancel_orphans()
+                await self._part("cancelling children", self._cancel_orphans())
             if remind_in is not None and remind_in <= 0:
-                await self._link.execute(SQL["approvals_remind"], {"limit": BATCH, "now": None})
-            if await self._bury(missing, late) or lost:
-                await self._sweep()
+                await self._part("reminding", self._remind())
             if ready:
                 self._inflight.wake()
             now = time.monotonic()
             if now >= self._fold_at:
                 self._fold_at = now + FOLD_EVERY * random.uniform(0.8, 1.2)
-                await self._link.execute(SQL["counts_fold"], {})
+                await self._part("folding counts", self._link.execute(SQL["counts_fold"], {}))
             if now >= self._retain_at:
                 self._retain_at = now + RETAIN_EVERY * random.uniform(0.8, 1.2)
-                await retention.delete_old(self._link, self._retention)
+                for name, step in retention.steps(self._link, self._apart, self._retention):
+                    await self._part(name, step)
             wait = GONE_AFTER if self.suspects else TICK * random.uniform(0.8, 1.2)
             # What is overdue and still there could not be done: it waits for the next tick.
             later = [seconds for seconds in (due_in, deadline_in, remind_in) if seconds is not None and seconds > 0]
             return min([wait, *(max(0.005, float(seconds)) for seconds in later)])
 
+    async def _part(self, what: str, work: Awaitable[Result]) -> Result | None:
+        """Does one part of a tick. What is wrong with it is logged once in a while, and the others go on."""
+        try:
+            return await work
+        except Exception as error:
+            if temporary(error):
+                raise
+            if time.monotonic() >= self._say_at.get(what, 0.0):
+                self._say_at[what] = time.monotonic() + SAY_EVERY
+                log.error("maintenance: %s: %s", what, printable(error))
+            return None
+
     async def _promote(self) -> float | None:
         """Makes due jobs ready; returns the seconds until more are due, if any are scheduled."""
         while True:
             killpoints.sending("K8")
-            ((promoted, next_due, _),) = await self._link.execute(
-                SQL["jobs_promote_due"], {"limit": BATCH, "now": None}
-            )
+            rows = await self._apart.run(SQL["jobs_promote_due"], SQL["jobs_to_promote"], "job of workflow", _EACH)
+            promoted = sum(row[0] for row in rows)
             if promoted:
                 self._inflight.wake()
             if promoted < BATCH:
+                next_due = rows[-1][1] if rows else None
                 return None if next_due is None else float(next_due)
 
     async def _fire(self) -> None:
         """Moves workflows whose deadline has passed."""
         total = 0
         while True:
-            ((due, moved),) = await self._link.execute(SQL["deadlines_fire"], {"limit": BATCH, "now": None})
+            rows = await self._apart.run(SQL["deadlines_fire"], SQL["deadlines_to_fire"], "deadline of workflow", _EACH)
+            moved = sum(row[1] for row in rows)
             total += moved
-            if due < BATCH or not moved:
+            if sum(row[0] for row in rows) < BATCH or not moved:
                 break
         if total:
             log.info("%s workflows moved on at their deadline", total)
@@ -145,11 +175,22 @@ class Maintenance:
         """Cancels the children of parents that have ended; those that are locked at the next tick."""
         total, moved = 0, BATCH
         while moved == BATCH:
-            ((moved,),) = await self._link.execute(SQL["orphans_cancel"], {"limit": BATCH})
+            rows = await self._apart.run(SQL["orphans_cancel"], SQL["orphans_to_cancel"], "child", _EACH)
+            moved = sum(row[0] for row in rows)
             total += moved
         await self._link.execute(SQL["orphans_forget"], {})
         if total:
             log.info("%s workflows were cancelled, as their parents have ended", total)
+
+    async def _join_parents(self) -> None:
+        """Moves parents that could not move when their last child ended."""
+        rows = await self._apart.run(SQL["parents_join"], SQL["parents_to_join"], "parent", _EACH)
+        if moved := sum(row[0] for row in rows):
+            log.info("%s parents moved on after their children", moved)
+            self._inflight.wake()
+
+    async def _remind(self) -> None:
+        await self._apart.run(SQL["approvals_remind"], SQL["approvals_to_remind"], "approval", _EACH)
 
     async def _bury(self, missing: Sequence[int], late: bool) -> bool:
         """Takes the lease from workers that are gone: by the database's clock, or by a lock that is not held.
@@ -178,7 +219,8 @@ class Maintenance:
     async def _sweep(self) -> None:
         while True:
             killpoints.sending("K7")
-            freed, dead, _ = (await self._link.execute(SQL["jobs_sweep"], {"limit": BATCH}))[0]
+            rows = await self._apart.run(SQL["jobs_sweep"], SQL["jobs_to_sweep"], "job of workflow", _EACH)
+            freed, dead = sum(row[0] for row in rows), sum(row[1] for row in rows)
             if freed or dead:
                 log.warning(
                     "freed %s jobs of lost workers; %s more were at their last attempt and are dead",

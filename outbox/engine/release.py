@@ -6,12 +6,15 @@ import logging
 from collections.abc import Sequence
 
 from ..database.link import Link
-from ..texts import printable
+from ..errors import HandlerError
+from ..texts import clean, printable
 from . import commit
 from .inflight import InFlight
-from .job import Job
+from .job import Failed, Job, Trouble, fail
 
 log = logging.getLogger("outbox.worker")
+
+CHANGED = Trouble("its data was changed meanwhile")
 
 
 class Releaser:
@@ -34,16 +37,27 @@ class Releaser:
 
     async def not_held(self, jobs: Sequence[Job]) -> None:
         """Ends jobs whose commit was refused: their data was changed (they run again), or they were taken away."""
-        again = await self.release(jobs)
+        await self.put_back(jobs, CHANGED)
+
+    async def put_back(self, jobs: Sequence[Job], trouble: Trouble) -> None:
+        """Puts jobs back, or fails those that were put back too often. Jobs that are no longer held were taken away."""
+        delays: dict[str, float | None] = {}
+        for owner in {job.owner for job in jobs}:
+            mine = [job for job in jobs if job.owner == owner]
+            delays |= dict(await self._link.repeat(*commit.put_back(mine, trouble)))
         for job in jobs:
             where = f"{job.stage.queue} {printable(job.entity_id)}"
-            if job.workflow_id in again:
-                log.info("%s: its data was changed meanwhile; it runs again", where)
-            else:
+            if job.workflow_id not in delays:
                 self._inflight.counts.lost += 1
                 log.warning("%s: LeaseLost, nothing of it was written", where)
-        if again:
-            self._inflight.wake()
+            elif (delay := delays[job.workflow_id]) is None:
+                self._inflight.end(job, _failed(job, trouble))
+            elif delay <= 0:
+                log.info("%s: %s; it runs again", where, printable(trouble.reason))
+                self._inflight.wake()
+            else:
+                log.warning("%s: %s; it runs again in %.1f s", where, printable(trouble.reason), delay)
+                self._inflight.due_in(delay)
 
     async def late(self) -> None:
         """Releases all jobs that have missed their start times here; they get new ones, and any worker starts them."""
@@ -57,3 +71,9 @@ class Releaser:
         """Whether the workflow is still as it was claimed."""
         question = commit.SQL["workflow_unchanged"], {"id": job.workflow_id, "version": job.version}
         return bool(await self._link.repeat(*question))
+
+
+def _failed(job: Job, trouble: Trouble) -> Failed:
+    """Returns the outcome of an attempt that was put back too often: a failed one, for good if no worker can run it."""
+    reason = f"{trouble.reason}, {trouble.most} times in a row"
+    return Failed(clean(reason), None) if trouble.avoid else fail(job, HandlerError(reason))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,12 +17,16 @@ from ..database.link import Link
 from ..errors import DefinitionError, OutboxError
 from ..messages import ring
 from ..texts import shown
+from .apart import Apart
 
 SQL = statements.load("retention")
 log = logging.getLogger("outbox.maintenance")
 
 BATCH = 1_000
 """Rows that one transaction deletes at most."""
+
+EACH = {"retention_workflows": "workflows_to_delete"}
+"""The statements that delete what other tables may refer to, so that some rows must stay, and what names the rows."""
 
 KEEP_REACTIONS = 7.0
 """Days for which a reaction that is done can still be looked at. The function refuses less."""
@@ -75,8 +80,8 @@ class Retention:
                 )
 
 
-async def delete_old(link: Link, kept: Retention) -> None:
-    """Deletes what is older than `kept` says, in batches, each in a transaction of its own."""
+def steps(link: Link, apart: Apart, kept: Retention) -> Iterator[tuple[str, Awaitable[None]]]:
+    """Yields what deletes what is older than `kept` says, each kind by itself, with its name."""
     for name, days in (
         ("retention_workflows", kept.workflows),
         ("retention_history", kept.history),
@@ -85,19 +90,37 @@ async def delete_old(link: Link, kept: Retention) -> None:
         ("retention_rates", 0.0),
         ("retention_reactions", KEEP_REACTIONS),
     ):
-        total, deleted = 0, BATCH
-        while days is not None and deleted == BATCH:
+        if days is not None:
+            yield name.replace("_", " "), _delete(link, apart, name, days)
+    if kept.inbox is not None:
+        yield "retention inbox", _forget_inbox(link, kept.inbox)
+    if kept.messages is not None:
+        yield "retention messages", _empty_log(link, kept.messages)
+
+
+async def _delete(link: Link, apart: Apart, name: str, days: float) -> None:
+    """Deletes what is old of one kind, in batches, each in a transaction of its own."""
+    total, deleted = 0, BATCH
+    while deleted == BATCH:
+        params = {"days": days, "limit": BATCH}
+        if name in EACH:
+            rows = await apart.run(SQL[name], SQL[EACH[name]], "old workflow", params, deletes=True)
+        else:
             conn = await link.connection()
             async with conn.transaction():
                 await link.execute(SQL["retention_mark"], {})
-                rows = await link.execute(SQL[name], {"days": days, "limit": BATCH})
-            deleted = rows[0][0]
-            total += deleted
-            await asyncio.sleep(0.05)  # others first
-        if total:
-            log.info("%s: %s were old and are gone", name.replace("_", " "), total)
-    if kept.inbox is not None:
-        await inbox.forget(await link.connection(), kept.inbox)
-    if kept.messages is not None:
-        for child in await ring.rotate(await link.connection(), kept.messages):
-            log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)
+                rows = await link.execute(SQL[name], params)
+        deleted = sum(row[0] for row in rows)
+        total += deleted
+        await asyncio.sleep(0.05)  # others first
+    if total:
+        log.info("%s: %s were old and are gone", name.replace("_", " "), total)
+
+
+async def _forget_inbox(link: Link, days: float) -> None:
+    await inbox.forget(await link.connection(), days)
+
+
+async def _empty_log(link: Link, days: float) -> None:
+    for child in await ring.rotate(await link.connection(), days):
+        log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)

@@ -17,7 +17,7 @@ from ..database.user_transaction import Begin, Commit, Steps
 from ..errors import HandlerError
 from . import commit
 from .handle import begin, handle_async, handle_sync
-from .job import Failed, Finished, Job, Missed, Outcome, fail
+from .job import Failed, Finished, Job, Missed, Outcome, PutBack, fail
 from .run import Run
 
 _ENDED = (
@@ -46,7 +46,11 @@ class NotHeld(NamedTuple):
     """Nothing was committed, since the job is no longer held, or its workflow was changed."""
 
 
-Ended = Committed | Failures | RolledBackTogether | NotHeld | Missed
+class HeldUp(NamedTuple):
+    """Nothing was committed, since another session holds what the commit needs."""
+
+
+Ended = Committed | Failures | RolledBackTogether | NotHeld | HeldUp | PutBack | Missed
 
 
 def attempt(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], jobs: Sequence[Job]) -> Steps[Ended]:
@@ -63,11 +67,13 @@ def attempt(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], jobs: 
     runs = [run for run in begun if isinstance(run, Run)]
     outcomes: list[Outcome]
     if len(runs) < len(jobs):
-        outcomes = [run for run in begun if isinstance(run, Failed)]  # of data that don't fit the model
+        outcomes = [run for run in begun if not isinstance(run, Run)]  # of data that don't fit the model
     else:
         outcomes = yield Call(partial(handle_async if stage.is_async else handle_sync, runs))
     if Missed() in outcomes:
         return Missed()
+    if len(jobs) == 1 and isinstance(outcomes[0], PutBack):
+        return outcomes[0]
     finished = [(job, it) for job, it in zip(jobs, outcomes, strict=False) if isinstance(it, Finished)]
     if len(finished) < len(jobs):
         failed = [(job, it) for job, it in zip(jobs, outcomes, strict=False) if isinstance(it, Failed)]
@@ -93,4 +99,6 @@ def _refused(
         return RolledBackTogether()
     if error.sqlstate == commit.NOT_HELD:
         return NotHeld()
+    if error.sqlstate in commit.LOCKED:
+        return HeldUp()
     return Failures([(job, fail(job, error)) for job in jobs])

@@ -118,16 +118,17 @@ class _Shift:
         self._claimer = Claimer(claims, lease, inflight, self._releaser)
         checkpoints = Checkpoints(worker._link("checkpoint"))
         self._attempts = Attempts(dsn, inflight, self._releaser, checkpoints, pooled=pooled)
-        committer = Committer(commits, inflight, self._releaser)
+        committer = Committer(commits, worker._link("commit"), inflight, self._releaser)
         self._maintenance = Maintenance(dsn, inflight, worker._retention, lease=worker._lease, pooled=pooled)
         self._scheduler = Scheduler(dsn, worker._schedules, pooled=pooled)
         self._beside = [
-            lease.run, lease.watch, self._maintenance.run, committer.run, self._attempts.watch, checkpoints.run,
+            lease.run, lease.watch, self._maintenance.run, committer.run, committer.run_held_up,
+            self._attempts.watch, checkpoints.run,
             lambda: self._claimer.reconcile(reconciling), *([] if worker._drain else [self._scheduler.run]),
         ]  # fmt: skip
         self.closing = [
-            lease.leave, claims.close, *(link.close for link in commits), reconciling.close, self._maintenance.close,
-            self._attempts.close, self._scheduler.close, checkpoints.close,
+            lease.leave, claims.close, *(link.close for link in commits), committer.close, reconciling.close,
+            self._maintenance.close, self._attempts.close, self._scheduler.close, checkpoints.close,
         ]  # fmt: skip
 
     async def run(self) -> None:
@@ -177,3 +178,7 @@ class _Shift:
                 await asyncio.wait_for(self._releaser.release(interrupted), RELEASE_WITHIN)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._inflight.quiet(), COMMIT_WITHIN)
+        if held_up := self._inflight.drop_held_up():
+            log.warning("%s outcomes wait for rows that other sessions hold; their jobs run again", len(held_up))
+            with suppress(Exception):
+                await asyncio.wait_for(self._releaser.release(held_up), RELEASE_WITHIN)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -16,6 +15,8 @@ from ..definition import deploy
 from ..definition.pipeline import Pipeline
 from ..errors import Stranded
 from ..texts import number
+from . import symptoms
+from .finding import Finding
 
 SQL = statements.load("doctor")
 
@@ -40,18 +41,6 @@ MANY_DEAD_ROWS = 100_000
 Conn = psycopg.Connection[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What was found, how bad it is, and what to do about it."""
-
-    level: Literal["ok", "warn", "bad"]
-    what: str
-    do: str = ""
-
-    def as_row(self) -> dict[str, str]:
-        return {"level": self.level, "what": self.what, "do": self.do}
-
-
 def examine(
     conn: Conn, pipelines: Sequence[Pipeline[Any]] = (), *, long_transaction: float = LONG_TRANSACTION
 ) -> list[Finding]:
@@ -63,6 +52,7 @@ def examine(
     if migrations.pending(conn):
         return found  # the other statements need the whole schema
     found += [*_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn), *_waits(conn)]
+    found += symptoms.look(conn, pipelines)
     return [*found, *_relays(conn), *_sessions(conn, long_transaction), *_tables(conn)]
 
 

@@ -95,7 +95,15 @@ BEGIN
             -- A wait that begins at a higher isolation level would not see this: its commit must fail, and be tried again.
             UPDATE outbox.workflow_states AS w SET updated_at = w.updated_at WHERE w.id = parent.id;
         ELSIF at_work <= 0 THEN
-            PERFORM outbox.children_join(parent.id);
+            -- The parent's trouble is the parent's: that it can't move must not keep its child from ending. It waits on, and
+            -- maintenance tries again. What may pass by itself concerns the whole transaction.
+            BEGIN
+                PERFORM outbox.children_join(parent.id);
+            EXCEPTION WHEN OTHERS THEN
+                IF left(SQLSTATE, 2) IN ('08', '40', '53', '55', '57', '58') THEN
+                    RAISE;
+                END IF;
+            END;
         END IF;
     END LOOP;
     INSERT INTO outbox.orphans (parent_id)
@@ -105,5 +113,35 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.children_end(uuid[]) IS 'Internal: counts down the children that have ended.';
-REVOKE EXECUTE ON FUNCTION outbox.children_spawn(jsonb, uuid[]), outbox.children_begin(jsonb, uuid[]),
+
+-- Moves parents whose children have all ended and that could not be moved then: up to `most`, of these (null: any) without
+-- those. Returns how many. A parent that somebody has locked has its turn later.
+CREATE OR REPLACE FUNCTION outbox.parents_join(only_these uuid[], without uuid[], most integer) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    parent uuid;
+    joined integer := 0;
+BEGIN
+    PERFORM set_config('outbox.actor', 'outbox', true);
+    FOR parent IN
+        SELECT w.id FROM outbox.waits AS wait
+        CROSS JOIN LATERAL (SELECT w.id FROM outbox.workflow_states AS w WHERE w.id = wait.workflow_id
+                            FOR NO KEY UPDATE SKIP LOCKED) AS w
+        WHERE wait.children <= 0 AND (only_these IS NULL OR wait.workflow_id = ANY (only_these))
+          AND wait.workflow_id <> ALL (without)
+        ORDER BY wait.workflow_id
+        LIMIT most
+    LOOP
+        PERFORM outbox.children_join(parent);
+        joined := joined + 1;
+    END LOOP;
+    RETURN joined;
+END
+$$;
+COMMENT ON FUNCTION outbox.parents_join(uuid[], uuid[], integer) IS
+    'Internal: moves parents whose children have ended and that could not be moved then.';
+REVOKE EXECUTE ON FUNCTION outbox.parents_join(uuid[], uuid[], integer), outbox.children_spawn(jsonb, uuid[]), outbox.children_begin(jsonb, uuid[]),
     outbox.children_join(uuid), outbox.children_end(uuid[]) FROM PUBLIC;

@@ -150,6 +150,8 @@ BEGIN
                 WHERE j.pipeline = of_pipeline AND j.stage = of_stage AND j.partition = k.key
                   AND CASE WHEN j.owner IS NULL AND j.due THEN j.partition IS NOT NULL END
                   AND (NOT j.careful OR j.workflow_id = limit_take.careful)
+                  -- Who could not read its data leaves it to others for a while.
+                  AND (j.released_by IS DISTINCT FROM worker OR j.run_at < now() - interval '30 seconds')
                 ORDER BY j.priority DESC, j.id
                 LIMIT least(k.share, k.size)
                 FOR NO KEY UPDATE SKIP LOCKED

@@ -22,6 +22,8 @@ WITH picked AS MATERIALIZED (
         WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND NOT j.careful
           AND j.id > q.mark AND j.owner IS NULL AND j.due
           AND j.partition IS NULL  -- a limited stage has jobs_claim_limited
+          -- Who could not read its data leaves it to others for a while: see jobs_put_back.
+          AND (j.released_by IS DISTINCT FROM %(worker)s::integer OR j.run_at < now() - interval '30 seconds')
         ORDER BY j.id
         LIMIT q.size
         FOR NO KEY UPDATE SKIP LOCKED
@@ -78,18 +80,19 @@ CROSS JOIN LATERAL outbox.jobs_claim_limited(
 
 -- name: jobs_start_if_held
 -- Moves claimed workflows to the in-progress status of their stage; the trigger keeps the job. Returns their new
--- versions.
+-- versions. A workflow that another session has locked is left out.
 -- Reads jobs. Writes workflow_states. Locks the workflow, then the job, ids ascending. Uses workflow_states_pkey,
 -- jobs_pkey.
 WITH me AS MATERIALIZED (
-    SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true)
+    SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true),
+           set_config('lock_timeout', %(lock_ms)s::integer::text, true)
 ), workflow AS MATERIALIZED (
     SELECT w.id, o.job, o.attempt, o.status
     FROM me, unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(versions)s::bigint[],
                     %(statuses)s::text[]) AS o (id, job, attempt, version, status)
     JOIN outbox.workflow_states AS w ON w.id = o.id AND w.version = o.version
     ORDER BY w.id
-    FOR NO KEY UPDATE OF w
+    FOR NO KEY UPDATE OF w SKIP LOCKED
 ), held AS MATERIALIZED (
     SELECT workflow.id, workflow.status
     FROM workflow

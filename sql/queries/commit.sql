@@ -7,23 +7,31 @@
 -- name: jobs_finish_if_held
 -- Writes the new status, data and messages of jobs that this worker still holds on unchanged data; the trigger adds
 -- history, the end of the job and the next one. Returns the workflows that were still held. With a claim, the mark of a
--- handler's transaction, it is all of them or an error.
+-- handler's transaction, it is all of them or an error. A workflow that another session has locked is left out, so that
+-- it holds up no other; with `wait` it is waited for. Nothing is waited for longer than `lock_ms`.
 -- Reads jobs. Writes messages, workflow_states. Locks the workflow, then the job, ids ascending. Uses
 -- workflow_states_pkey, jobs_pkey.
 WITH me AS MATERIALIZED (
     -- For the trigger, and for this transaction only: a pooler hands the session to others. A handler that has ended the
     -- transaction that it was given has lost its mark, and nothing is held.
     SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true),
-           set_config('outbox.waits', %(waits)s, true)
+           set_config('outbox.waits', %(waits)s, true), set_config('lock_timeout', %(lock_ms)s::integer::text, true)
     WHERE coalesce(current_setting('outbox.claim', true), '') = %(claim)s
+), awaited AS MATERIALIZED (
+    SELECT w.id
+    FROM me, unnest(CASE WHEN %(wait)s::boolean THEN %(ids)s::uuid[] ELSE '{}' END) AS o (id)
+    JOIN outbox.workflow_states AS w ON w.id = o.id
+    ORDER BY w.id
+    FOR NO KEY UPDATE OF w
 ), workflow AS MATERIALIZED (
     -- The workflow first: that is the order of a change by hand. Its version tells whether there was one.
     SELECT w.id, o.job, o.attempt, o.status, o.data, w.current_status AS was
     FROM me, unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(versions)s::bigint[],
                     %(statuses)s::text[], %(data)s::text[]) AS o (id, job, attempt, version, status, data)
     JOIN outbox.workflow_states AS w ON w.id = o.id AND w.version = o.version
+    WHERE (SELECT count(*) FROM awaited) >= 0  -- these are locked first
     ORDER BY w.id
-    FOR NO KEY UPDATE OF w
+    FOR NO KEY UPDATE OF w SKIP LOCKED
 ), held AS MATERIALIZED (
     -- Then the job, locked too: after a wait Postgres reads again only the row that it locks, so a condition on a job that
     -- is merely joined would be checked against the past. One after the other, in the order of the workflows, and not as
@@ -60,25 +68,39 @@ WHERE (SELECT %(claim)s = '' OR outbox.require_held(%(claim)s, cardinality(%(ids
 
 -- name: jobs_fail_if_held
 -- Puts failed jobs back for later or, where `delays[n]` is null, makes them dead with their error. Returns those that
--- were still held.
--- Reads workflow_states. Writes dead_jobs, jobs. Locks jobs only, ids ascending. Uses jobs_pkey, workflow_states_pkey,
--- dead_jobs_pkey.
-WITH held AS MATERIALIZED (
+-- were still held. A job that another session has locked is left out, or with `wait` waited for, as in
+-- jobs_finish_if_held. A job that was made by hand beside a dead one takes its place.
+-- Reads routes, workflow_states. Writes dead_jobs, jobs. Locks jobs only, ids ascending. Uses jobs_pkey,
+-- workflow_states_pkey, dead_jobs_pkey, routes_pkey.
+WITH me AS MATERIALIZED (
+    SELECT set_config('lock_timeout', %(lock_ms)s::integer::text, true)
+), awaited AS MATERIALIZED (
+    SELECT j.workflow_id
+    FROM me, unnest(CASE WHEN %(wait)s::boolean THEN %(ids)s::uuid[] ELSE '{}' END) AS o (id)
+    JOIN outbox.jobs AS j ON j.workflow_id = o.id
+    ORDER BY j.workflow_id
+    FOR UPDATE OF j
+), held AS MATERIALIZED (
     SELECT j.workflow_id, o.delay, o.error
     FROM (SELECT o.id, o.job, o.attempt, o.delay, o.error
           FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[])
               AS o (id, job, attempt, delay, error)
+          WHERE (SELECT count(*) FROM me) + (SELECT count(*) FROM awaited) > 0
           ORDER BY o.id) AS o
     CROSS JOIN LATERAL (
         SELECT j.workflow_id FROM outbox.jobs AS j
         WHERE j.workflow_id = o.id
             AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt
-        FOR UPDATE
+        FOR UPDATE SKIP LOCKED
     ) AS j
 ), later AS (
     UPDATE outbox.jobs AS j
     SET owner = NULL, claimed_at = NULL, careful = false, error = held.error, due = held.delay <= 0,
-        run_at = coalesce(%(now)s::timestamptz, now()) + make_interval(secs => held.delay)
+        run_at = coalesce(%(now)s::timestamptz, now()) + make_interval(secs => held.delay),
+        -- The data may have changed during the attempt. An unlimited job has neither.
+        (partition, priority) = (SELECT r.partition, r.priority FROM outbox.workflow_states AS w
+                                 CROSS JOIN LATERAL outbox.job_of(w.pipeline, j.status, w.metadata) AS r
+                                 WHERE w.id = j.workflow_id AND j.partition IS NOT NULL)
     FROM held
     WHERE j.workflow_id = held.workflow_id AND held.delay IS NOT NULL AND j.workflow_id = ANY (%(ids)s::uuid[])
 ), ended AS (
@@ -91,12 +113,40 @@ WITH held AS MATERIALIZED (
     SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.entered, e.attempt, e.error
     FROM ended AS e
     JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
+    ON CONFLICT (workflow_id) DO UPDATE
+    SET pipeline = excluded.pipeline, stage = excluded.stage, status = excluded.status, entered = excluded.entered,
+        attempts = excluded.attempts, error = excluded.error, died_at = now()
 )
 SELECT held.workflow_id::text FROM held;
 
+-- name: jobs_held
+-- Returns which of these jobs this worker still holds, as far as other sessions have committed, and whether their data
+-- is unchanged. It is asked of what a batch has left out: what is held was locked by another session.
+-- Reads jobs, workflow_states. Uses jobs_pkey, workflow_states_pkey.
+SELECT o.id::text, w.version = o.version
+FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(versions)s::bigint[])
+    AS o (id, job, attempt, version)
+CROSS JOIN LATERAL (
+    SELECT FROM outbox.jobs AS j
+    WHERE j.workflow_id = o.id
+        AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt
+    OFFSET 0
+) AS j
+JOIN outbox.workflow_states AS w ON w.id = o.id;
+
+-- name: sessions_blocking
+-- Returns which sessions hold what this one waits for, and since when their transactions are open.
+SELECT b.pid, coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.state, 'state unknown'),
+       extract(epoch FROM clock_timestamp() - a.xact_start)::float8
+FROM unnest(pg_blocking_pids(%(pid)s)) AS b (pid)
+LEFT JOIN pg_stat_activity AS a ON a.pid = b.pid
+ORDER BY b.pid;
+
 -- name: jobs_give_back
--- Releases jobs that this worker holds and did not run, or ran on data that has changed: no attempt is counted.
--- Writes jobs. Locks jobs only, ids ascending. Uses jobs_pkey.
+-- Releases jobs that this worker holds and did not run: no attempt is counted. A job that another session has locked is
+-- left out.
+-- Reads routes, workflow_states. Writes jobs. Locks jobs only, with SKIP LOCKED, ids ascending. Uses jobs_pkey,
+-- workflow_states_pkey, routes_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id
     FROM (SELECT o.id, o.job, o.attempt
@@ -106,13 +156,49 @@ WITH held AS MATERIALIZED (
         SELECT j.workflow_id FROM outbox.jobs AS j
         WHERE j.workflow_id = o.id
             AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt
-        FOR NO KEY UPDATE
+        FOR NO KEY UPDATE SKIP LOCKED
     ) AS j
 )
 UPDATE outbox.jobs AS j
-SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1
+SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1,
+    (partition, priority) = (SELECT r.partition, r.priority FROM outbox.workflow_states AS w
+                             CROSS JOIN LATERAL outbox.job_of(w.pipeline, j.status, w.metadata) AS r
+                             WHERE w.id = j.workflow_id AND j.partition IS NOT NULL)
 WHERE j.workflow_id = ANY (ARRAY(SELECT held.workflow_id FROM held))
 RETURNING j.workflow_id::text;
+
+-- name: jobs_put_back
+-- Puts back jobs that this worker holds and whose attempt came to nothing through no fault of the handler: no attempt is
+-- counted, but the put-back is, and each one waits twice as long as the one before: after the first, which waits for
+-- `first` seconds, `next` and more, up to `longest`. With `avoid` other workers have the first try. Returns the jobs that
+-- were still held with their delay; null: that was `most` times, and the job is held as before.
+-- Reads routes, workflow_states. Writes jobs. Locks jobs only, with SKIP LOCKED, ids ascending. Uses jobs_pkey,
+-- workflow_states_pkey, routes_pkey.
+WITH held AS MATERIALIZED (
+    SELECT j.workflow_id, CASE WHEN j.released = 0 THEN %(first)s::float8
+                               ELSE least(%(next)s::float8 * 2 ^ least(j.released - 1, 30), %(longest)s::float8) END AS delay,
+           j.released >= %(most)s::integer AS often
+    FROM (SELECT o.id, o.job, o.attempt
+          FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[]) AS o (id, job, attempt)
+          ORDER BY o.id) AS o
+    CROSS JOIN LATERAL (
+        SELECT j.workflow_id, j.released FROM outbox.jobs AS j
+        WHERE j.workflow_id = o.id
+            AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS j
+), later AS (
+    UPDATE outbox.jobs AS j
+    SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1, released = j.released + 1,
+        released_by = CASE WHEN %(avoid)s::boolean THEN %(worker)s::integer END, error = %(reason)s::text,
+        due = held.delay <= 0, run_at = now() + make_interval(secs => held.delay),
+        (partition, priority) = (SELECT r.partition, r.priority FROM outbox.workflow_states AS w
+                                 CROSS JOIN LATERAL outbox.job_of(w.pipeline, j.status, w.metadata) AS r
+                                 WHERE w.id = j.workflow_id AND j.partition IS NOT NULL)
+    FROM held
+    WHERE j.workflow_id = held.workflow_id AND NOT held.often AND j.workflow_id = ANY (%(ids)s::uuid[])
+)
+SELECT held.workflow_id::text, CASE WHEN NOT held.often THEN held.delay END FROM held;
 
 -- name: start_times_return
 -- Takes back the start times of jobs of one stage that were released without being started; see the function in

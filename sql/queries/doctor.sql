@@ -67,7 +67,7 @@ GROUP BY w.pipeline, w.current_status ORDER BY w.pipeline, w.current_status;
 SELECT count(*) FROM outbox.dead_jobs;
 
 -- name: waits_overdue
--- Counts deadlines that passed more than a minute ago: no worker runs, or the change that they lead to is no longer
+-- Counts deadlines that passed more than 15 seconds ago: no worker runs, or the change that they lead to is no longer
 -- legal.
 -- Reads legal_changes, waiting. Uses approvals_open, jobs_with_deadline, legal_changes_pkey, waits_pkey,
 -- workflow_states_pkey.
@@ -75,7 +75,7 @@ SELECT o.pipeline, o.status, o.leads_to, count(*), EXISTS (
            SELECT FROM outbox.legal_changes AS l
            WHERE l.pipeline = o.pipeline AND l.from_status = o.status AND l.to_status = o.leads_to) AS legal
 FROM (SELECT w.pipeline, w.status, w.ended_by ->> 'its deadline' AS leads_to FROM outbox.waiting AS w
-      WHERE w.until < now() - interval '1 minute') AS o
+      WHERE w.until < now() - interval '15 seconds') AS o
 GROUP BY o.pipeline, o.status, o.leads_to ORDER BY o.pipeline, o.status;
 
 -- name: schedules_late
@@ -122,7 +122,8 @@ SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE');
 -- Reads messages, parked_messages, relays. Uses messages_by_transaction, parked_messages_pkey.
 SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 seconds' AS runs, r.trouble,
        (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name),
-       (SELECT extract(epoch FROM now() - m.created_at)::float8 FROM outbox.messages AS m
+       (SELECT extract(epoch FROM now() - greatest(least(m.created_at, now()), '0001-01-02'))::float8
+        FROM outbox.messages AS m
         WHERE m.xid >= pg_snapshot_xmin(r.window_start) AND NOT pg_visible_in_snapshot(m.xid, r.window_start)
         ORDER BY m.xid LIMIT 1)
 FROM outbox.relays AS r ORDER BY r.name;
@@ -139,4 +140,5 @@ FROM outbox.parked_deliveries AS p GROUP BY p.consumer ORDER BY p.consumer;
 -- Reads messages. Uses messages_by_transaction.
 SELECT (SELECT sum(greatest(c.reltuples, 0)) FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'outbox.messages'::regclass)::bigint,
-       (SELECT extract(epoch FROM now() - m.created_at)::float8 FROM outbox.messages AS m ORDER BY m.xid LIMIT 1);
+       (SELECT extract(epoch FROM now() - greatest(least(m.created_at, now()), '0001-01-02'))::float8
+        FROM outbox.messages AS m ORDER BY m.xid LIMIT 1);

@@ -63,7 +63,9 @@ RETURNING r.window_start::text, r.window_end::text;
 -- transaction is open.
 -- Reads messages. Uses messages_by_transaction.
 DECLARE outbox_window NO SCROLL CURSOR WITH HOLD FOR
-SELECT m.id, m.message_id::text, m.topic, m.key, m.payload::text, m.headers::text, m.created_at
+SELECT m.id, m.message_id::text, m.topic, m.key, m.payload::text, m.headers::text,
+       -- The nearest time that there is outside of Postgres: what was written by hand must not stop the log.
+       greatest(least(m.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00')
 FROM (
     SELECT n.id, n.message_id, n.topic, n.key, n.payload, n.headers, n.created_at, n.xid FROM outbox.messages AS n
     WHERE n.xid >= pg_snapshot_xmax(%(start)s::pg_snapshot) AND n.xid < pg_snapshot_xmax(%(end)s::pg_snapshot)
@@ -121,7 +123,8 @@ SELECT DISTINCT p.key FROM outbox.parked_messages AS p WHERE p.relay = %(name)s 
 -- Returns parked messages that a person wants to be sent again, oldest first; in strict mode none before an earlier one
 -- of its key.
 -- Reads parked_messages. Uses parked_messages_pkey, parked_messages_by_key.
-SELECT p.id, p.message_id::text, p.topic, p.key, p.payload::text, p.headers::text, p.created_at
+SELECT p.id, p.message_id::text, p.topic, p.key, p.payload::text, p.headers::text,
+       greatest(least(p.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00')
 FROM outbox.parked_messages AS p
 WHERE p.relay = %(name)s AND p.retry
   AND NOT (%(strict)s AND EXISTS (

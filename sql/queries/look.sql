@@ -88,7 +88,8 @@ SELECT d.stage, d.attempts, d.error, d.died_at FROM outbox.dead_jobs AS d WHERE 
 -- name: messages
 -- Returns the messages of a workflow that are still in the log, the latest first.
 -- Reads messages. Uses messages_by_workflow.
-SELECT m.id, m.message_id, m.topic, m.key, m.payload, m.headers, m.created_at
+SELECT m.id, m.message_id, m.topic, m.key, m.payload, m.headers,
+       greatest(least(m.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00') AS created_at
 FROM outbox.messages AS m WHERE m.workflow_id = %(id)s ORDER BY m.id DESC LIMIT %(limit)s;
 
 -- name: approvals_open
@@ -193,7 +194,8 @@ SELECT (SELECT count(*) FROM outbox.parked_messages AS p
 SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 seconds' AS running, r.owner, r.target,
        r.relayed, r.trouble, extract(epoch FROM now() - r.updated_at)::float8 AS beat_seconds_ago,
        (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name) AS parked,
-       (SELECT extract(epoch FROM now() - m.created_at)::float8 FROM outbox.messages AS m
+       (SELECT extract(epoch FROM now() - greatest(least(m.created_at, now()), '0001-01-02'))::float8
+        FROM outbox.messages AS m
         WHERE m.xid >= pg_snapshot_xmin(r.window_start) AND NOT pg_visible_in_snapshot(m.xid, r.window_start)
           AND NOT (r.window_end IS NOT NULL AND pg_visible_in_snapshot(m.xid, r.window_end) AND m.id <= r.position)
         ORDER BY m.xid LIMIT 1) AS behind_seconds

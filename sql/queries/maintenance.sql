@@ -3,10 +3,10 @@
 -- name: maintenance_look
 -- Returns what there is to do, in one question: a worker that has nothing to do asks nothing else. In how many seconds
 -- the next scheduled job is due, the next deadline passes and the next reminder goes out (null: there is none); whether
--- parents have ended before their children; watched workers whose session lock is not held: their process has died, or
+-- parents have ended before their children, or have not moved after them; watched workers whose session lock is not held: their process has died, or
 -- is reconnecting; whether a lease has ended. If `everything` is asked, which walks over dead rows, also whether jobs
 -- are held in the name of workers without a row, and whether jobs of these stages are ready.
--- Reads approvals, jobs, orphans, pauses, workers. Uses jobs_scheduled, jobs_with_deadline, approvals_to_remind,
+-- Reads approvals, jobs, orphans, pauses, waits, workers. Uses jobs_scheduled, waits_to_join, jobs_with_deadline, approvals_to_remind,
 -- jobs_running, jobs_ready_for_claim.
 SELECT
     (SELECT extract(epoch FROM min(j.run_at) - coalesce(%(now)s::timestamptz, now()))::float8
@@ -16,6 +16,7 @@ SELECT
     (SELECT extract(epoch FROM min(a.remind_at) - coalesce(%(now)s::timestamptz, now()))::float8
      FROM outbox.approvals AS a WHERE a.ended_at IS NULL AND a.remind_at IS NOT NULL) AS remind_in,
     EXISTS (SELECT FROM outbox.orphans) AS orphans,
+    EXISTS (SELECT FROM outbox.waits AS w WHERE w.children <= 0) AS parents,
     ARRAY(
         SELECT w.id
         FROM outbox.workers AS w
@@ -48,6 +49,7 @@ WITH due AS MATERIALIZED (
     SELECT j.workflow_id
     FROM outbox.jobs AS j
     WHERE j.owner IS NULL AND NOT j.due AND j.stage IS NOT NULL AND j.run_at <= coalesce(%(now)s::timestamptz, now())
+      AND (%(only)s::uuid[] IS NULL OR j.workflow_id = ANY (%(only)s::uuid[])) AND j.workflow_id <> ALL (%(but)s::uuid[])
     ORDER BY j.run_at
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED
@@ -64,6 +66,16 @@ SELECT count(*),
        outbox.wake(array_agg(pipeline), array_agg(stage))
 FROM promoted;
 
+-- name: jobs_to_promote
+-- Returns the jobs that jobs_promote_due takes.
+-- Reads jobs. Uses jobs_scheduled.
+SELECT j.workflow_id::text
+FROM outbox.jobs AS j
+WHERE j.owner IS NULL AND NOT j.due AND j.stage IS NOT NULL AND j.run_at <= coalesce(%(now)s::timestamptz, now())
+  AND j.workflow_id <> ALL (%(but)s::uuid[])
+ORDER BY j.run_at
+LIMIT %(limit)s;
+
 -- name: deadlines_fire
 -- Moves workflows whose deadline has passed, the oldest first: what their stage does meanwhile no longer counts.
 -- Returns how many it looked at, and how many it moved. Where a deadline leads must be a legal change, which a later
@@ -76,6 +88,7 @@ WITH due AS MATERIALIZED (
     WHERE j.deadline <= coalesce(%(now)s::timestamptz, now())
       AND EXISTS (SELECT FROM outbox.legal_changes AS l
                   WHERE l.pipeline = j.pipeline AND l.from_status = j.status AND l.to_status = j.on_deadline)
+      AND (%(only)s::uuid[] IS NULL OR j.workflow_id = ANY (%(only)s::uuid[])) AND j.workflow_id <> ALL (%(but)s::uuid[])
     ORDER BY j.deadline
     LIMIT %(limit)s
 ), workflow AS MATERIALIZED (
@@ -106,6 +119,32 @@ WITH due AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM moved);
 
+-- name: deadlines_to_fire
+-- Returns the workflows that deadlines_fire takes.
+-- Reads jobs, legal_changes. Uses jobs_with_deadline, legal_changes_pkey.
+SELECT j.workflow_id::text
+FROM outbox.jobs AS j
+WHERE j.deadline <= coalesce(%(now)s::timestamptz, now())
+  AND EXISTS (SELECT FROM outbox.legal_changes AS l
+              WHERE l.pipeline = j.pipeline AND l.from_status = j.status AND l.to_status = j.on_deadline)
+  AND j.workflow_id <> ALL (%(but)s::uuid[])
+ORDER BY j.deadline
+LIMIT %(limit)s;
+
+-- name: parents_join
+-- Moves parents whose children have all ended, and that could not be moved then; see the function in
+-- sql/functions/children.sql. Returns how many.
+-- Reads waits. Writes workflow_states. Locks workflows, with SKIP LOCKED. Uses waits_to_join, workflow_states_pkey.
+SELECT outbox.parents_join(%(only)s::uuid[], %(but)s::uuid[], %(limit)s);
+
+-- name: parents_to_join
+-- Returns the workflows that parents_join takes.
+-- Reads waits. Uses waits_to_join.
+SELECT w.workflow_id::text FROM outbox.waits AS w
+WHERE w.children <= 0 AND w.workflow_id <> ALL (%(but)s::uuid[])
+ORDER BY w.workflow_id
+LIMIT %(limit)s;
+
 -- name: orphans_cancel
 -- Moves children whose parent has ended before them to the status that they were to be cancelled to, as far as that is
 -- a legal change. Returns how many.
@@ -120,6 +159,7 @@ WITH parent AS MATERIALIZED (
     JOIN outbox.workflow_states AS w ON w.id = c.child_id
     JOIN outbox.legal_changes AS l
         ON l.pipeline = w.pipeline AND l.from_status = w.current_status AND l.to_status = c.cancel_to
+    WHERE (%(only)s::uuid[] IS NULL OR w.id = ANY (%(only)s::uuid[])) AND w.id <> ALL (%(but)s::uuid[])
     ORDER BY w.id
     LIMIT %(limit)s
     FOR NO KEY UPDATE OF w SKIP LOCKED
@@ -133,6 +173,20 @@ WITH parent AS MATERIALIZED (
     RETURNING w.id
 )
 SELECT count(*) FROM moved;
+
+-- name: orphans_to_cancel
+-- Returns the workflows that orphans_cancel takes.
+-- Reads children, legal_changes, orphans, workflow_states. Uses children_by_parent, workflow_states_pkey,
+-- legal_changes_pkey.
+SELECT w.id::text
+FROM outbox.orphans AS o
+JOIN outbox.children AS c ON c.parent_id = o.parent_id
+JOIN outbox.workflow_states AS w ON w.id = c.child_id
+JOIN outbox.legal_changes AS l
+    ON l.pipeline = w.pipeline AND l.from_status = w.current_status AND l.to_status = c.cancel_to
+WHERE w.id <> ALL (%(but)s::uuid[])
+ORDER BY w.id
+LIMIT %(limit)s;
 
 -- name: orphans_forget
 -- Deletes the rows of parents that have no child left to cancel.
@@ -154,6 +208,7 @@ WITH due AS MATERIALIZED (
     SELECT a.id
     FROM outbox.approvals AS a
     WHERE a.ended_at IS NULL AND a.remind_at <= coalesce(%(now)s::timestamptz, now())
+      AND (%(only)s::uuid[] IS NULL OR a.id = ANY (%(only)s::uuid[])) AND a.id <> ALL (%(but)s::uuid[])
     ORDER BY a.remind_at
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED
@@ -173,6 +228,15 @@ WITH due AS MATERIALIZED (
 )
 SELECT count(*) FROM reminded;
 
+-- name: approvals_to_remind
+-- Returns the questions that approvals_remind takes.
+-- Reads approvals. Uses approvals_to_remind.
+SELECT a.id::text
+FROM outbox.approvals AS a
+WHERE a.ended_at IS NULL AND a.remind_at <= coalesce(%(now)s::timestamptz, now()) AND a.id <> ALL (%(but)s::uuid[])
+ORDER BY a.remind_at
+LIMIT %(limit)s;
+
 -- name: workers_bury
 -- Takes the row, and with it the lease, from workers that missed their beat by the database's clock, and from the
 -- `dead` ones. A worker that was only slow learns it at its next beat.
@@ -185,8 +249,8 @@ RETURNING w.id, w.name;
 -- name: jobs_sweep
 -- Frees jobs whose worker has no row. The attempt stays counted; if it was the last one, the job is dead. A job with
 -- one attempt left becomes careful: if it is what kills its worker, it kills no other job with it.
--- Reads stages, workers, workflow_states. Writes dead_jobs, jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_running,
--- workers_pkey, stages_pkey, jobs_pkey.
+-- Reads routes, stages, workers, workflow_states. Writes dead_jobs, jobs. Locks jobs only, with SKIP LOCKED. Uses
+-- jobs_running, workers_pkey, stages_pkey, jobs_pkey, routes_pkey.
 WITH gone AS MATERIALIZED (
     SELECT DISTINCT j.owner FROM outbox.jobs AS j
     WHERE j.owner IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = j.owner)
@@ -195,13 +259,18 @@ WITH gone AS MATERIALIZED (
     FROM outbox.jobs AS j
     JOIN gone ON gone.owner = j.owner
     LEFT JOIN outbox.stages AS s ON s.pipeline = j.pipeline AND s.stage = j.stage
+    WHERE (%(only)s::uuid[] IS NULL OR j.workflow_id = ANY (%(only)s::uuid[])) AND j.workflow_id <> ALL (%(but)s::uuid[])
     ORDER BY j.id
     LIMIT %(limit)s
     FOR UPDATE OF j SKIP LOCKED
 ), freed AS (
     UPDATE outbox.jobs AS j
     SET owner = NULL, claimed_at = NULL, careful = coalesce(stale.attempt >= stale.max_attempts - 1, false),
-        error = format('worker %%s was lost during attempt %%s', stale.owner, stale.attempt)
+        error = format('worker %%s was lost during attempt %%s', stale.owner, stale.attempt),
+        -- The data may have changed during the attempt. An unlimited job has neither.
+        (partition, priority) = (SELECT r.partition, r.priority FROM outbox.workflow_states AS w
+                                 CROSS JOIN LATERAL outbox.job_of(w.pipeline, j.status, w.metadata) AS r
+                                 WHERE w.id = j.workflow_id AND j.partition IS NOT NULL)
     FROM stale
     WHERE j.workflow_id = stale.workflow_id AND stale.attempt < coalesce(stale.max_attempts, stale.attempt + 1)
       AND j.workflow_id = ANY (ARRAY(SELECT stale.workflow_id FROM stale))
@@ -218,10 +287,24 @@ WITH gone AS MATERIALIZED (
            format('worker %%s was lost during attempt %%s, the last one', e.owner, e.attempt)
     FROM ended AS e
     JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
+    -- A job that was made by hand beside a dead one takes its place.
+    ON CONFLICT (workflow_id) DO UPDATE
+    SET pipeline = excluded.pipeline, stage = excluded.stage, status = excluded.status, entered = excluded.entered,
+        attempts = excluded.attempts, error = excluded.error, died_at = now()
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM freed), (SELECT count(*) FROM dead),
        (SELECT outbox.wake(array_agg(pipeline), array_agg(stage)) FROM freed);
+
+-- name: jobs_to_sweep
+-- Returns the jobs that jobs_sweep takes.
+-- Reads jobs, workers. Uses jobs_running, workers_pkey.
+SELECT j.workflow_id::text
+FROM outbox.jobs AS j
+WHERE j.owner IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = j.owner)
+  AND j.workflow_id <> ALL (%(but)s::uuid[])
+ORDER BY j.id
+LIMIT %(limit)s;
 
 -- name: counts_fold
 -- Folds the log of differences into one row for each status.

@@ -17,6 +17,7 @@ WITH old AS MATERIALIZED (
           LEFT JOIN outbox.routes AS p ON p.pipeline = parent.pipeline AND p.status = parent.current_status
           WHERE c.child_id = w.id AND p.final IS NOT TRUE)
       AND NOT EXISTS (SELECT FROM outbox.orphans AS o WHERE o.parent_id = w.id)
+      AND (%(only)s::uuid[] IS NULL OR w.id = ANY (%(only)s::uuid[])) AND w.id <> ALL (%(but)s::uuid[])
     LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED
 ), history AS (
@@ -25,6 +26,22 @@ WITH old AS MATERIALIZED (
     DELETE FROM outbox.workflow_states AS w USING old WHERE w.id = old.id RETURNING 1
 )
 SELECT count(*) FROM deleted;
+
+-- name: workflows_to_delete
+-- Returns the workflows that retention_workflows takes.
+-- Reads children, orphans, routes, workflow_states.
+SELECT w.id::text
+FROM outbox.workflow_states AS w
+JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND r.final
+WHERE w.updated_at < now() - make_interval(secs => %(days)s::float8 * 86400)
+  AND NOT EXISTS (
+      SELECT FROM outbox.children AS c
+      JOIN outbox.workflow_states AS parent ON parent.id = c.parent_id
+      LEFT JOIN outbox.routes AS p ON p.pipeline = parent.pipeline AND p.status = parent.current_status
+      WHERE c.child_id = w.id AND p.final IS NOT TRUE)
+  AND NOT EXISTS (SELECT FROM outbox.orphans AS o WHERE o.parent_id = w.id)
+  AND w.id <> ALL (%(but)s::uuid[])
+LIMIT %(limit)s;
 
 -- name: retention_history
 -- Deletes history that is older than `days`, of open workflows too. Returns how many rows.

@@ -118,6 +118,7 @@ class Cast:
         self.pooler: Pooler | None = None
         self.roles: list[Role] = []
         self.deaths: list[Death] = []
+        self.held_up: list[str] = []  # what rows that somebody held have held up besides themselves
         self.exits: list[str] = []  # of processes that nobody had killed
         self.not_started = 0  # found no server when they began: they say so, and what started them tries again
         self.deadly = 0.0  # how many of the processes that are started are told to kill themselves

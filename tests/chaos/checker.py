@@ -4,7 +4,7 @@ Four witnesses that don't know of each other must tell the same story. What nobo
 answered, may have happened or not.
 
 lost · phantom · illegal change · resurrection · zombie write · two holders · too many · too early · torn commit · effect twice ·
-marked early · inversion · stuck
+marked early · inversion · stuck · held up
 """
 
 from __future__ import annotations
@@ -133,6 +133,8 @@ class _Checker:
     def _ends(self) -> None:
         for why in self.history.not_drained:
             self.find("stuck", "the run", why)
+        for why in self.history.held_up:
+            self.find("held up", "the run", why)
         for job in self.history.jobs:
             if self._may_wait(job.workflow_id):
                 continue

@@ -166,4 +166,5 @@ class History:
     parked: list[tuple[str, str]] = field(default_factory=list)  # (message id, reason): by relays and by consumers
     inbox: list[str] = field(default_factory=list)  # message ids that the consumer has recorded
     not_drained: list[str] = field(default_factory=list)
+    held_up: list[str] = field(default_factory=list)  # what rows that somebody held have held up besides themselves
     ended: float = 0.0

@@ -109,6 +109,15 @@ MUTANTS: dict[str, Mutant] = {
         (),
         (sql("claim", "jobs_claim", ("FOR NO KEY UPDATE SKIP LOCKED", "")),),
     ),
+    "commit-waits-for-locks": Mutant(
+        "a batch waits for a row that somebody holds in an open transaction, and all others with it",
+        frozenset({"held up"}),
+        ("held-rows",),
+        (
+            sql("commit", "jobs_finish_if_held",
+                ("FOR NO KEY UPDATE OF w SKIP LOCKED", "FOR NO KEY UPDATE OF w"), ("%(lock_ms)s::integer::text", "'0'")),
+        ),
+    ),
     "limits-without-lock": Mutant(
         "two claims count what is at work at the same moment, and each takes the rest",
         frozenset({"too many"}),

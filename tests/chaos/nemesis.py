@@ -131,6 +131,27 @@ def buried(cast: Cast, dice: random.Random) -> Iterator[float]:
         yield dice.uniform(0.3, 2.0)
 
 
+HOLD = """
+    SELECT w.id FROM outbox.workflow_states AS w JOIN outbox.jobs AS j ON j.workflow_id = w.id
+    WHERE j.stage IS NOT NULL ORDER BY random() LIMIT 30 FOR UPDATE OF w SKIP LOCKED
+"""
+DONE = "SELECT count(*) FROM outbox.state_changes WHERE actor LIKE 'worker-%'"
+
+
+def held_rows(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Somebody's session holds rows of workflows in an open transaction, again and again. All others go on."""
+    with cast.admin() as holder, holder.transaction():
+        for _ in range(8):
+            holder.execute(HOLD.encode())
+            yield 0.5
+        before = holder.execute(DONE.encode()).fetchone()
+        for _ in range(10):
+            yield 1.0
+            if holder.execute(DONE.encode()).fetchone() != before:
+                return
+        cast.held_up.append("no worker has changed anything while somebody held some rows")
+
+
 NOTIFYING = """
     SELECT pg_get_functiondef(p.oid) FROM pg_proc AS p
     WHERE p.pronamespace = 'outbox'::regnamespace AND p.prosrc LIKE '%pg_notify(%'
@@ -245,7 +266,7 @@ def broker_lines(cast: Cast, dice: random.Random) -> Iterator[float]:
 FAULTS: dict[str, Fault] = {
     fault.__name__.replace("_", "-"): fault
     for fault in (
-        kill_points, kill_9, deploy, freeze, relay_frozen, buried, postgres_restart, postgres_kill, disk_full, sessions, notify_lost,
+        kill_points, kill_9, deploy, freeze, relay_frozen, buried, postgres_restart, postgres_kill, disk_full, sessions, notify_lost, held_rows,
         cut_at_commit, black_hole, half_open,
         broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_unbound, broker_lines,
     )
@@ -255,6 +276,9 @@ SAME = [
     {"postgres-restart", "postgres-kill", "disk-full", "sessions", "buried", "notify-lost"},
     {"broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound"},
 ]
+
+# Done by itself: beside others nobody knows what keeps the rest from going on.
+ALONE = {"held-rows"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +321,7 @@ class Nemesis:
     def _choose(self) -> tuple[str, ...]:
         first = self.random.choice(self.names)
         others = [name for name in self.names if name != first and not any({name, first} <= alike for alike in SAME)]
+        others = [] if first in ALONE else [name for name in others if name not in ALONE]
         if not others or self.random.random() < 0.5:
             return (first,)
         return (first, self.random.choice(others))

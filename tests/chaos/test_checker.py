@@ -929,6 +929,11 @@ def the_relay_is_behind(history: History) -> None:
     history.not_drained.append("the relay is behind")
 
 
+@seen("held up", "the run")
+def rows_that_somebody_held_have_held_up_all_others(history: History) -> None:
+    history.held_up.append("no worker has changed anything")
+
+
 def _never_arrives(history: History) -> None:
     history.arrivals = [arrival for arrival in history.arrivals if arrival.message_id != "m2"]
 

@@ -150,7 +150,7 @@ def remaining(conn: psycopg.Connection[Any], cast: Cast, tap: Tap) -> list[str]:
 
 def gather(cast: Cast, tap: Tap, not_drained: list[str]) -> History:
     """Return all that the witnesses saw."""
-    history = History(rules(), cast.config.strict, not_drained=not_drained, ended=time.time())
+    history = History(rules(), cast.config.strict, not_drained=not_drained, held_up=cast.held_up, ended=time.time())
     history.calls = calls(cast.calls)
     history.transactions = cast.decoder.transactions
     history.arrivals = tap.arrivals

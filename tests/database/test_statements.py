@@ -62,5 +62,6 @@ def test_the_copies_of_the_fence_are_the_same() -> None:
     found = {name: match[2] for name, body in ours if (match := fence.search(body))}
     assert set(found) == {
         "claim.jobs_start_if_held", "commit.jobs_finish_if_held", "commit.jobs_fail_if_held", "commit.jobs_give_back",
+        "commit.jobs_put_back", "commit.jobs_held",
     }  # fmt: skip
     assert set(found.values()) == {"j.owner IS NOT DISTINCT FROM %(worker)s::integer"}

@@ -36,7 +36,7 @@ def test_opposite_orders_of_a_bulk_update_and_a_batch_do_not_deadlock(conn: Conn
     ids = sorted(job.workflow_id for job, _ in jobs)
     one.execute('UPDATE outbox.workflow_states SET metadata = \'{"content": "x"}\' WHERE id = %s', [ids[10]])
     out: list[Any] = []
-    thread = threading.Thread(target=lambda: out.append(two.execute(*commit.finish(jobs)).fetchall()))
+    thread = threading.Thread(target=lambda: out.append(two.execute(*commit.finish(jobs, wait=DEADLINE)).fetchall()))
     thread.start()
     wait_for(
         lambda: value(

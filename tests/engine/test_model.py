@@ -41,6 +41,7 @@ from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded, service
 from outbox.database import statements, user_transaction
 from outbox.definition import deploy
 from outbox.engine import claim, commit, transaction
+from outbox.engine.apart import ALL
 from outbox.engine.committer import Committer
 from outbox.engine.handle import begin, handle_sync
 from outbox.engine.inflight import Counts, InFlight
@@ -603,7 +604,7 @@ class Lives(RuleBasedStateMachine):
         self.model.retain(**{what: days})
 
     def maintain(self, name: str, **params: Any) -> list[Any]:
-        cursor = self.conn.execute(MAINTENANCE[name], params or None)
+        cursor = self.conn.execute(MAINTENANCE[name], {**ALL, **params})
         return cursor.fetchall() if cursor.description else []
 
     def id_of(self, name: str) -> UUID:

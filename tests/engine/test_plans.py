@@ -16,6 +16,7 @@ from outbox.database import statements
 from outbox.database.link import PLANNING
 from outbox.definition import deploy
 from outbox.engine import claim, commit
+from outbox.engine.apart import ALL
 from outbox.engine.job import Failed, Finished, Job, Message
 from outbox.engine.lane import Lane
 from outbox.engine.pacing import ServerClock
@@ -157,7 +158,7 @@ def test_deadlines_that_pass_at_once_are_sought_by_their_workflow(conn: Conn) ->
     for _ in range(3):
         before = entries_read(conn)
         fired = conn.execute(
-            statements.load("maintenance")["deadlines_fire"], {"limit": 200, "now": None}, prepare=True
+            statements.load("maintenance")["deadlines_fire"], {"limit": 200, "now": None, **ALL}, prepare=True
         )
         assert fired.fetchone() == (200, 200)
         assert entries_read(conn) - before < 200 * 20
@@ -303,8 +304,8 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
         "give back": commit.release(taken()),
         "by hand": (by_hand.encode(), {"e": [f"e{800_000 + start + n}" for n in range(100)]}),
         "submit": (submit, {"pipeline": "posts", "entities": [f"x{start + n}" for n in range(100)], "metadata": ["{}"] * 100}),
-        "promote": (maintenance["jobs_promote_due"], {"limit": 100, "now": None}),
-        "sweep": (maintenance["jobs_sweep"], {"limit": 100}),
+        "promote": (maintenance["jobs_promote_due"], {"limit": 100, "now": None, **ALL}),
+        "sweep": (maintenance["jobs_sweep"], {"limit": 100, **ALL}),
     }  # fmt: skip
     late = "UPDATE outbox.jobs SET due = false, run_at = now() - interval '1 s' WHERE id BETWEEN %(first)s AND %(last)s"
     conn.execute(late.encode(), those)

@@ -22,7 +22,7 @@ from outbox.engine import maintenance
 from outbox.engine.inflight import InFlight
 from outbox.engine.lane import Lanes
 from outbox.engine.maintenance import Maintenance
-from outbox.engine.retention import BATCH, Retention, delete_old
+from outbox.engine.retention import BATCH, Retention, steps
 
 Conn = psycopg.Connection[Any]
 
@@ -206,7 +206,8 @@ def test_a_parent_that_ended_first_stays_until_its_children_are_cancelled(conn: 
 
     async def turn() -> None:
         made = Maintenance(dsn, InFlight(Lanes()), kept, lease=30)
-        await delete_old(made._link, kept)
+        for _, step in steps(made._link, made._apart, kept):
+            await step
         await made.close()
 
     asyncio.run(turn())
@@ -253,7 +254,8 @@ def test_what_others_have_locked_is_left_for_the_next_turn(
 def test_history_is_closed_again_after_retention(shop: Conn, dsn: str) -> None:
     async def turn() -> str:
         made = Maintenance(dsn, InFlight(Lanes()), Retention(history=0), lease=30)
-        await delete_old(made._link, made._retention)
+        for _, step in steps(made._link, made._apart, made._retention):
+            await step
         try:
             await made._link.execute(b"DELETE FROM outbox.state_changes", {})
         except psycopg.Error as error:

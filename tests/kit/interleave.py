@@ -235,7 +235,7 @@ class _Player:
 
     def step(self, text: str) -> bool:
         """Wait for the turn of a step; False if the statement is to be left out."""
-        if re.search(r"\bSET\b.*lock_timeout|set_config\('lock_timeout'", text) and not self.actor.hasty:
+        if re.match(r"\s*(SET|SELECT set_config)\b.*lock_timeout", text) and not self.actor.hasty:
             return False
         if not _OWN.match(text) and (self.actor.steps is None or re.search(self.actor.steps, text)):
             with self.changed:
@@ -287,17 +287,24 @@ def _text(query: Any) -> str:
     return query.decode() if isinstance(query, bytes) else str(query)
 
 
+def _patient(query: Any) -> Any:
+    """Return a statement without the time for which it waits for locks: an actor waits until it is its turn."""
+    if not isinstance(query, bytes):
+        return query
+    return query.replace(b"set_config('lock_timeout', %(lock_ms)s::integer::text, true)", b"%(lock_ms)s::integer")
+
+
 class _SyncCursor(psycopg.Cursor[Any]):
     def execute(self, query: Any, params: Any = None, **options: Any) -> _SyncCursor:
         if self.connection.player.step(_text(query)):  # type: ignore[attr-defined]
-            super().execute(query, params, **options)
+            super().execute(_patient(query), params, **options)
         return self
 
 
 class _AsyncCursor(psycopg.AsyncCursor[Any]):
     async def execute(self, query: Any, params: Any = None, **options: Any) -> _AsyncCursor:
         if self.connection.player.step(_text(query)):  # type: ignore[attr-defined]
-            await super().execute(query, params, **options)
+            await super().execute(_patient(query), params, **options)
         return self
 
 

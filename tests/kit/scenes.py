@@ -12,6 +12,7 @@ from kit.pipelines import Post, value
 from outbox import Pipeline
 from outbox.database import statements
 from outbox.engine import claim, commit
+from outbox.engine.apart import ALL
 from outbox.engine.job import Failed, Finished, Job, Message
 from outbox.engine.lane import Lane
 from outbox.operations import change
@@ -81,7 +82,7 @@ class Table:
 
     def sweep(self, conn: Conn) -> list[str]:
         conn.execute(MAINTENANCE["workers_bury"], {"dead": [self.first], "leases": False, "now": None})
-        freed, dead, _ = conn.execute(MAINTENANCE["jobs_sweep"], {"limit": 100}).fetchone() or (0, 0, None)
+        freed, dead, _ = conn.execute(MAINTENANCE["jobs_sweep"], {"limit": 100, **ALL}).fetchone() or (0, 0, None)
         return ["freed"] * freed + ["died"] * dead
 
     def claim_again(self, conn: Conn) -> list[str]:

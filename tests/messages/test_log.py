@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from kit.commands import Outbox
 from kit.log import WRITE, Reader
 from kit.pipelines import Post, deployed, value
 from outbox.errors import TakenOver
@@ -196,3 +197,20 @@ def test_a_large_window_is_read_in_parts_by_one_sort(conn: Conn, reader: Reader)
     parts = reader.do(sizes_of_parts())
     assert sum(parts) == 20_000
     assert max(parts) <= 5_000
+
+
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "12000-01-01", "0044-03-15 BC", "9999-12-31 23:59:59+00"])
+def test_a_message_of_a_time_that_only_postgres_can_tell_stops_no_other(
+    conn: Conn, reader: Reader, outbox: Outbox, time: str
+) -> None:
+    """The log refuses such a time; it may be there from before it did."""
+    write = "INSERT INTO outbox.messages (topic, payload, created_at) VALUES ('odd', '{}', %s)"
+    with pytest.raises(psycopg.errors.CheckViolation):
+        conn.execute(write, [time])
+    conn.execute("ALTER TABLE outbox.messages DROP CONSTRAINT messages_created_at_readable")
+    conn.execute(WRITE, ("before", "k"))
+    conn.execute(write, [time])
+    conn.execute(WRITE, ("after", "k"))
+    said = [finding["what"] for finding in outbox("doctor", "--json", code=None).json]
+    assert not any("inf" in line.replace("Postgres", "") for line in said)
+    assert reader.next() == ["before", "odd", "after"]

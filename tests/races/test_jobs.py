@@ -22,6 +22,7 @@ from outbox.client import submit
 from outbox.database import user_transaction
 from outbox.definition import deploy
 from outbox.engine import claim, commit, scheduler, transaction
+from outbox.engine.apart import ALL
 from outbox.engine.job import Failed
 from outbox.operations import change
 
@@ -59,7 +60,7 @@ def test_f04_completion_sweep_change_by_hand_and_heartbeat(conn: Conn, explore: 
         def sweep(conn: Conn) -> list[str]:
             buried = conn.execute(MAINTENANCE["workers_bury"], {"dead": [], "leases": True, "now": None}).fetchall()
             with conn.transaction():
-                freed, _, _ = conn.execute(MAINTENANCE["jobs_sweep"], {"limit": 100}).fetchone() or (0, 0, None)
+                freed, _, _ = conn.execute(MAINTENANCE["jobs_sweep"], {"limit": 100, **ALL}).fetchone() or (0, 0, None)
             return ["buried"] * len(buried) + ["freed"] * freed
 
         def check(outcomes: dict[str, Any]) -> None:
@@ -201,7 +202,7 @@ def test_a_promotion_a_change_by_hand_and_a_claim(conn: Conn, explore: Explore) 
         conn.execute("UPDATE outbox.jobs SET run_at = now()")
 
         def promote(conn: Conn) -> list[str]:
-            row = conn.execute(MAINTENANCE["jobs_promote_due"], {"limit": 10, "now": None}).fetchone()
+            row = conn.execute(MAINTENANCE["jobs_promote_due"], {"limit": 10, "now": None, **ALL}).fetchone()
             return ["promoted"] * row[0] if row else []
 
         def check(outcomes: dict[str, Any]) -> None:
@@ -301,7 +302,7 @@ def retaining(name: str) -> Act:
     def retain(conn: Conn) -> int:
         with conn.transaction():
             conn.execute(MAINTENANCE["retention_mark"])
-            row = conn.execute(MAINTENANCE[name], {"days": -1, "limit": 10}).fetchone()
+            row = conn.execute(MAINTENANCE[name], {"days": -1, "limit": 10, **ALL}).fetchone()
         return row[0] if row else 0
 
     return retain

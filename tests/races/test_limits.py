@@ -14,6 +14,7 @@ from kit.scenes import DEPLOY, MAINTENANCE, WORKER, books_are_right, holding
 from outbox import Pipeline
 from outbox.definition import deploy
 from outbox.engine import claim, commit
+from outbox.engine.apart import ALL
 from outbox.engine.job import Failed, Finished, Job
 from outbox.engine.lane import Lane
 from outbox.engine.pacing import ServerClock
@@ -70,7 +71,7 @@ class Queue:
 
     def sweep(self, conn: Conn) -> list[str]:
         conn.execute(MAINTENANCE["workers_bury"], {"dead": [self.first], "leases": False, "now": None})
-        conn.execute(MAINTENANCE["jobs_sweep"], {"limit": 100})
+        conn.execute(MAINTENANCE["jobs_sweep"], {"limit": 100, **ALL})
         return []
 
     def by_hand(self, conn: Conn) -> list[str]:

@@ -20,6 +20,7 @@ from kit.waits import PAYMENT, TIMED, Order, Task, families, orders
 from outbox import Pipeline, WaitForApproval, WaitForChildren, WaitForSignal, decide, signal
 from outbox.database import user_transaction
 from outbox.engine import claim, commit, transaction
+from outbox.engine.apart import ALL
 from outbox.engine.job import Finished, Job
 from outbox.engine.lane import Lane
 from outbox.operations import look
@@ -70,7 +71,7 @@ class Waiting(Table):
             return []
 
     def fire(self, conn: Conn) -> list[str]:
-        ((_, moved),) = conn.execute(MAINTENANCE["deadlines_fire"], {"limit": 10, "now": None}).fetchall()
+        ((_, moved),) = conn.execute(MAINTENANCE["deadlines_fire"], {"limit": 10, "now": None, **ALL}).fetchall()
         return ["LATE"] * moved
 
     def send(self, conn: Conn) -> list[str]:

@@ -1,0 +1,84 @@
+"""Changes rows in batches of which one bad row harms no other: together, then each alone; and the bad one is named."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from ..database.link import Link, temporary
+from ..texts import printable
+
+log = logging.getLogger("outbox.maintenance")
+
+ALL: dict[str, Any] = {"only": None, "but": []}
+"""The parameters of a statement that takes whatever there is."""
+
+LEAVE_FOR, LEAVE_LOCKED_FOR = 60.0, 5.0
+"""Seconds for which a row is left that the database refuses to change, or that waits for another session's lock."""
+
+MOST_LEFT = 10_000
+"""Rows that are left at once, of each statement: their ids go along with it."""
+
+LOCK_WAIT = "1s"
+"""How long a statement waits for a lock. What it takes itself, it takes without waiting; triggers may need more."""
+
+LOCKED = "55P03"
+
+
+class Apart:
+    """Runs statements that take a batch, on one link.
+
+    A statement has the parameters `only` (ids; null: any) and `but` (ids that it leaves). If it fails, another one
+    names the ids that it would take, and it runs again for each. A row that fails alone is logged and left for a while.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._left: dict[str, dict[str, float]] = {}
+
+    async def run(
+        self, statement: bytes, ids: bytes, what: str, params: dict[str, Any], *, deletes: bool = False
+    ) -> list[tuple[Any, ...]]:
+        """Runs a statement; returns its rows, of all the times that it ran. `what` names a row in the log.
+
+        `deletes` lets it delete history. Raises what concerns no row: a lost connection, a full disk.
+        """
+        left = self._still_left(what)
+        try:
+            return await self._execute(statement, {**params, "only": None, "but": list(left)}, deletes)
+        except Exception as error:
+            if temporary(error) and _state(error) != LOCKED:
+                raise
+        rows = []
+        for (row_id,) in await self._link.execute(ids, {**params, "but": list(left)}):
+            try:
+                rows += await self._execute(statement, {**params, "only": [row_id], "but": []}, deletes)
+            except Exception as error:
+                if temporary(error) and _state(error) != LOCKED:
+                    raise
+                wait = LEAVE_LOCKED_FOR if _state(error) == LOCKED else LEAVE_FOR
+                if len(left) < MOST_LEFT:
+                    left[row_id] = time.monotonic() + wait
+                log.error("%s %s: %s; tried again in %.0f s", what, row_id, printable(error), wait)
+        return rows
+
+    async def _execute(self, statement: bytes, params: dict[str, Any], deletes: bool) -> list[tuple[Any, ...]]:
+        conn = await self._link.connection()
+        async with conn.transaction():
+            # For this transaction only: a pooler gives the session to others.
+            await conn.execute(
+                "SELECT set_config('lock_timeout', %s, true), set_config('outbox.retention', %s, true)",
+                (LOCK_WAIT, "on" if deletes else ""),
+            )
+            return await self._link.execute(statement, params)
+
+    def _still_left(self, what: str) -> dict[str, float]:
+        """Returns the rows that are left, without those whose time is over."""
+        now = time.monotonic()
+        self._left[what] = {row: until for row, until in self._left.get(what, {}).items() if until > now}
+        return self._left[what]
+
+
+def _state(error: Exception) -> str | None:
+    return getattr(error, "sqlstate", None)
