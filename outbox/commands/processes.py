@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from ..service import Delays, on_signals
+from ..process.signals import on_signals
+from ..service import Delays
 
 log = logging.getLogger("outbox.processes")
 
@@ -135,9 +136,9 @@ class StopRequests:
         self._stop, self._log = stop, log
         self._requests: Counter[str] = Counter()
 
-    def listen(self, pipe: int | None) -> None:
-        """Listens for signals, and to a stop pipe if there is one, in the running loop."""
-        on_signals(lambda: self._request("a signal"))
+    def listen(self, pipe: int | None, grace: float | None = None) -> None:
+        """Listens for signals, and to a stop pipe if there is one, in the running loop. `grace`: see on_signals."""
+        on_signals(lambda: self._request("a signal"), grace)
         if pipe is not None:
             asyncio.get_running_loop().add_reader(pipe, self._read, pipe)
 

@@ -22,7 +22,8 @@ from ..database.dsn import engine_conninfo
 from ..database.link import Link, first_line, temporary
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
-from ..service import Service, Trouble, on_signals, side_by_side
+from ..process.signals import on_signals
+from ..service import Service, Trouble, side_by_side
 from ..texts import printable
 from .delivery import Arrival, Delivery
 from .handling import Handling, Slots

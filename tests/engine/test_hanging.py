@@ -1,0 +1,277 @@
+"""Handlers that don't end: they take neither other stages along nor what waits behind them, and the worker says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import decimal
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from kit.pipelines import QUICK, Post, deployed, drain, one_stage, run_one, status_of, value
+from kit.pooler import way
+from kit.servers import DEADLINE, wait_for
+from outbox import Backoff, Pipeline, Run, Worker, WorkerBroken
+from outbox.engine import attempt
+from outbox.process import threads
+
+Conn = psycopg.Connection[Any]
+LATER = Backoff(first=3600, max=3600, attempts=4)
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What hangs waits for this, and ends with the test."""
+    opened = threading.Event()
+    yield opened
+    opened.set()
+
+
+@pytest.fixture(autouse=True)
+def _soon_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "LOST_AFTER", 0.2)
+
+
+def test_what_waits_behind_threads_that_hang_burns_no_attempt_and_the_worker_says_why_it_ends(
+    conn: Conn, dsn: str, gate: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    called: list[str] = []
+
+    def work(run: Run[Post]) -> None:
+        called.append(run.entity_id)
+        if run.entity_id.startswith("hang"):
+            gate.wait(DEADLINE)
+
+    pipeline = deployed(conn, one_stage(work, timeout=0.2, concurrency=2, retry=LATER))
+    pipeline.submit_many(conn, ((entity, Post()) for entity in ("hang1", "hang2", "good1", "good2", "good3")))
+    with pytest.raises(WorkerBroken, match=r"stage p\.work has no slot left.*hang1, hang2.*start a new process"):
+        drain(pipeline, dsn)
+    assert sorted(called) == ["hang1", "hang2"]
+    left = (
+        "SELECT w.entity_id, j.attempt, j.owner FROM outbox.jobs j JOIN outbox.workflow_states w ON w.id = workflow_id"
+    )
+    assert sorted(conn.execute(left.encode()).fetchall()) == [
+        ("good1", 0, None), ("good2", 0, None), ("good3", 0, None), ("hang1", 1, None), ("hang2", 1, None),
+    ]  # fmt: skip
+    lost = [record.getMessage() for record in caplog.records if "its slot is lost" in record.getMessage()]
+    assert lost == ["p.work hang1 hangs in its thread; its slot is lost (1 of 2)",
+                    "p.work hang2 hangs in its thread; its slot is lost (2 of 2)"]  # fmt: skip
+    assert "its thread goes on" in value(conn, "SELECT min(error) FROM outbox.jobs WHERE attempt = 1")
+    drain(pipeline, dsn)
+    assert status_of(conn, "good3") == "DONE", "a new worker does the rest"
+
+
+def test_a_function_that_goes_on_after_its_timeout_keeps_the_slot_of_its_stage(conn: Conn, dsn: str) -> None:
+    running = peak = 0
+    turn = threading.Event()
+    lock = threading.Lock()
+
+    def work(run: Run[Post]) -> None:
+        nonlocal running, peak
+        with lock:
+            running += 1
+            peak = max(peak, running)
+        if run.attempt == 1:
+            wait_for(lambda: value(other, "SELECT count(*) FROM outbox.jobs WHERE error LIKE 'TimeoutError%%'"))
+            turn.wait(0.1)  # time for a second one to begin, if one may
+        with lock:
+            running -= 1
+
+    with psycopg.connect(dsn, autocommit=True) as other:
+        run_one(conn, dsn, work, timeout=0.1, concurrency=1, retry=QUICK)
+    assert peak == 1
+    assert value(conn, "SELECT attempt FROM outbox.state_changes WHERE to_status = 'DONE'") == 2
+
+
+def test_a_stage_that_hangs_holds_up_no_other_stage(conn: Conn, dsn: str, gate: threading.Event) -> None:
+    pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
+
+    @pipeline.stage("hang", on="NEW", to="MID", timeout=0.1, concurrency=1, retry=LATER)
+    def hang(run: Run[Post]) -> None:
+        gate.wait(DEADLINE)
+
+    @pipeline.stage("work", on="MID", to="DONE", timeout=60)
+    def work(run: Run[Post]) -> None: ...
+
+    deployed(conn, pipeline)
+    pipeline.allow("NEW", to={"MID"})
+    pipeline.submit(conn, "hangs", Post())
+    pipeline.submit_many(conn, ((f"e{n}", Post()) for n in range(20)))
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'MID' WHERE entity_id <> 'hangs'")
+    assert drain(pipeline, dsn).left == ["p.hang hangs"]
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == 20
+
+
+def test_a_coroutine_that_swallows_its_cancellation_is_counted_and_named(
+    conn: Conn, dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = False
+
+    async def work(run: Run[Post]) -> None:
+        while run.entity_id == "swallows" and not over:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                continue
+
+    pipeline = deployed(conn, one_stage(work, timeout=0.1, retry=LATER))
+    pipeline.submit(conn, "swallows", Post())
+    pipeline.submit(conn, "good", Post())
+    worker = Worker(pipeline, **way(dsn), drain=True, concurrency=1)
+
+    async def main() -> None:
+        nonlocal over
+        with pytest.raises(WorkerBroken, match=r"no slot left.*swallows"):
+            await worker.run()
+        over = True
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    assert worker.left == ["p.work swallows"]
+    assert "p.work swallows swallows its cancellation; its slot is lost (1 of 1)" in caplog.text
+    assert "still running, though the worker has stopped: p.work swallows" in caplog.text
+    drain(pipeline, dsn)
+    assert status_of(conn, "good") == "DONE"
+
+
+def test_a_slot_that_comes_back_is_said_and_used(conn: Conn, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    def work(run: Run[Post]) -> None:
+        if run.entity_id == "late":
+            wait_for(lambda: "its slot is lost" in caplog.text, what="its slot is given up")
+
+    pipeline = deployed(conn, one_stage(work, timeout=0.1, concurrency=2, retry=LATER))
+    worker = Worker(pipeline, **way(dsn))
+
+    async def main() -> None:
+        running = asyncio.create_task(worker.run())
+        await pipeline.submit(aconn, "late", Post())
+        await asyncio.to_thread(wait_for, lambda: "its slot is free" in caplog.text)
+        worker.stop()
+        await running
+
+    async def connected() -> None:
+        nonlocal aconn
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as aconn:
+            await main()
+
+    aconn: Any = None
+    asyncio.run(asyncio.wait_for(connected(), DEADLINE))
+    assert worker.left == []
+    assert "p.work late has ended after all; its slot is free" in caplog.text
+
+
+def test_a_job_for_which_there_is_no_thread_burns_no_attempt(
+    conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scarce(threading.Thread):
+        refused = 0
+
+        def start(self) -> None:
+            if self.name == "outbox p.work" and not Scarce.refused:
+                Scarce.refused += 1
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    monkeypatch.setattr(threads.threading, "Thread", Scarce)  # type: ignore[attr-defined]
+    attempts: list[int] = []
+
+    def work(run: Run[Post]) -> None:
+        attempts.append(run.attempt)
+
+    run_one(conn, dsn, work)
+    assert (attempts, Scarce.refused) == ([1], 1)
+
+
+# Workers that are cancelled, or stopped before they run.
+
+
+def test_a_worker_that_is_cancelled_cancels_its_handlers_and_releases_their_jobs(conn: Conn, dsn: str) -> None:
+    ended: list[str] = []
+    effects: list[str] = []
+
+    async def work(run: Run[Post]) -> None:
+        try:
+            await asyncio.sleep(3600)
+            effects.append(run.entity_id)
+        finally:
+            await asyncio.sleep(0)
+            ended.append(run.entity_id)
+
+    pipeline = deployed(conn, one_stage(work))
+    pipeline.submit_many(conn, ((f"e{n}", Post()) for n in range(3)))
+
+    async def main() -> None:
+        running = asyncio.create_task(Worker(pipeline, **way(dsn), concurrency=2).run())
+        held = "SELECT count(*) = 2 FROM outbox.jobs WHERE owner IS NOT NULL"
+        await asyncio.to_thread(wait_for, lambda: value(conn, held))
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert len(ended) == 2
+        assert len(asyncio.all_tasks()) == 2, "this one, and the one that waits for it"
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    assert effects == []
+    assert conn.execute("SELECT DISTINCT owner, attempt FROM outbox.jobs").fetchall() == [(None, 0)]
+    assert value(conn, "SELECT count(*) FROM outbox.workers") == 0
+
+
+@pytest.mark.parametrize("turns", [0, 5, 40])
+def test_a_worker_that_is_stopped_or_cancelled_as_it_begins_leaves_no_row(conn: Conn, dsn: str, turns: int) -> None:
+    async def work(run: Run[Post]) -> None: ...
+
+    pipeline = deployed(conn, one_stage(work))
+
+    async def main(how: str) -> None:
+        worker = Worker(pipeline, **way(dsn))
+        if not turns:
+            worker.stop()
+        running = asyncio.create_task(worker.run())
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        worker.stop() if how == "stop" else running.cancel()
+        await asyncio.wait((running,))
+
+    for how in ("stop", "cancel"):
+        asyncio.run(asyncio.wait_for(main(how), DEADLINE))
+        assert value(conn, "SELECT count(*) FROM outbox.workers") == 0, how
+
+
+# What surrounds a handler.
+
+tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+@pytest.mark.parametrize("transaction", [False, True])
+def test_context_variables_reach_a_handler_and_none_is_left_for_the_next(
+    conn: Conn, dsn: str, colour: str, transaction: bool
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def work(run: Run[Post]) -> None:
+        seen.append((tenant.get(), decimal.getcontext().prec))
+        tenant.set(run.entity_id)
+        decimal.setcontext(decimal.Context(prec=7))
+
+    async def work_async(run: Run[Post]) -> None:
+        work(run)
+
+    pipeline = deployed(conn, one_stage(work if colour == "sync" else work_async, transaction=transaction))
+    pipeline.submit_many(conn, ((f"e{n}", Post()) for n in range(3)))
+
+    def in_context() -> None:
+        tenant.set("ours")
+        decimal.setcontext(decimal.Context(prec=50))
+        drain(pipeline, dsn, concurrency=1)
+
+    contextvars.copy_context().run(in_context)
+    assert seen == [("ours", 50)] * 3
