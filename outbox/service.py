@@ -142,6 +142,15 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
             task.exception()  # asyncio logs an exception that was never looked at
 
 
+def is_cancelled() -> bool:
+    """Whether the current task is being cancelled, so that a CancelledError is not one that user code has raised."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # in a thread of its own
+        return False
+    return task is not None and task.cancelling() > 0
+
+
 class Delays:
     """Yields seconds to wait: `first`, then twice as long each time up to `longest`, until `reset`.
 

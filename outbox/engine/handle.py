@@ -17,6 +17,7 @@ from .. import texts
 from ..definition import returned
 from ..errors import HandlerError, InvalidInput, TooNewData
 from ..process.forks import leave_if_forked
+from ..service import is_cancelled
 from .job import Failed, Finished, Job, Missed, Outcome, fail
 from .pacing import is_late
 from .run import Run
@@ -52,8 +53,7 @@ async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:
         return finish(runs, result)
     except BaseException as error:
         leave_if_forked()
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise  # the worker's own cancellation, not the handler's
         return [fail(run._job, error) for run in runs]
 

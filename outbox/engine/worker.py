@@ -150,7 +150,7 @@ class _Shift:
 
     def left(self) -> list[str]:
         """Returns the names of the handlers that are still running."""
-        return self._attempts.left()
+        return [*self._attempts.left(), *self._scheduler.left()]
 
     async def _work_and_wind_down(self) -> None:
         try:

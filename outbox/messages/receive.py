@@ -23,6 +23,7 @@ from ..database.steps import Call
 from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.outcome import failure
 from ..errors import HandlerError, TooNew, TooOld, Unreadable
+from ..service import is_cancelled
 from ..texts import printable
 from .delivery import Arrival, Delivery, storable
 from .handling import Handling
@@ -77,7 +78,7 @@ class Receiver:
             except (TooOld, TooNew, HandlerError) as error:
                 return await self._park(arrival, delivery, str(error))
             except BaseException as error:
-                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                if isinstance(error, asyncio.CancelledError) and is_cancelled():
                     raise  # by us, not by the handler
                 counted = not self._is_outage(error)
                 if not counted:
@@ -199,8 +200,3 @@ def _require_same(delivery: Delivery, rows: list[Any]) -> None:
             "the handler ended the transaction that it was given: what it wrote may be committed, and the message "
             "counts as handled. Don't commit or roll back on delivery.connection; use delivery.connection.transaction()"
         )
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

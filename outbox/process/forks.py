@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 from collections import deque
 from contextlib import suppress
 
@@ -20,6 +21,7 @@ RETURNED = 70
 
 _serving: set[asyncio.AbstractEventLoop] = set()
 _heard: set[int] = set()
+_masks: dict[int, set[signal.Signals | int]] = {}
 _forked = False
 
 
@@ -46,7 +48,26 @@ def leave_if_forked() -> None:
         _leave()
 
 
+def _before() -> None:
+    """Holds signals up until the child has dropped our handlers: Python forgets those that come before."""
+    if _heard:
+        _masks[threading.get_ident()] = set(signal.pthread_sigmask(signal.SIG_BLOCK, _heard))
+
+
+def _after() -> None:
+    if (mask := _masks.pop(threading.get_ident(), None)) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _in_child() -> None:
+    try:
+        _drop()
+    finally:
+        _after()
+
+
+def _drop() -> None:
+    """Drops in a child what it has of its parent: signal handlers, and the loop, if it comes back to it."""
     global _forked
     for number in _heard:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -72,4 +93,4 @@ def _leave() -> None:
     os._exit(RETURNED)
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)
