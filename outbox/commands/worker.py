@@ -106,28 +106,30 @@ def worker(
     """
     logs.set_up(log_style)
     stop_pipe = processes.Supervisor(count).fork() if count > 1 else None
-    pipelines = application.load(app or found.app)
-    if found.listen_dsn and not readable(found.listen_dsn):
-        raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
-    with dsn_of(found) as dsn:
-        made = Worker(
-            pipelines,
-            dsn,
-            stages=stages or None,
-            concurrency=concurrency,
-            listen_dsn=found.listen_dsn,
-            lease=lease,
-            grace=grace,
-            drain=drain,
-            notify=not no_notify,
-            retention=Retention(keep_workflows, keep_history, keep_dead, keep_messages, keep_inbox),
-        )
-        try:
-            _, left = ending.run(_run(made, stop_pipe, grace))
-        except psycopg.Error as error:
-            if error.diag.message_primary:  # the answer of a server; else none was reached
-                raise
-            raise OutboxError(cannot_connect(dsn, error)) from None
+    with processes.last_word(stop_pipe):
+        pipelines = application.load(app or found.app)
+        if found.listen_dsn and not readable(found.listen_dsn):
+            raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
+        with dsn_of(found) as dsn:
+            made = Worker(
+                pipelines,
+                dsn,
+                stages=stages or None,
+                concurrency=concurrency,
+                listen_dsn=found.listen_dsn,
+                lease=lease,
+                grace=grace,
+                drain=drain,
+                notify=not no_notify,
+                retention=Retention(keep_workflows, keep_history, keep_dead, keep_messages, keep_inbox),
+                on_standstill=ending.leave,
+            )
+            try:
+                _, left = ending.run(_run(made, stop_pipe, grace))
+            except psycopg.Error as error:
+                if error.diag.message_primary:  # the answer of a server; else none was reached
+                    raise
+                raise OutboxError(cannot_connect(dsn, error)) from None
     if made.interrupted:
         logging.shutdown()
         os._exit(1)

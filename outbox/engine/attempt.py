@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
@@ -36,6 +37,9 @@ log = logging.getLogger("outbox.worker")
 
 WATCH_EVERY = 0.02
 """Seconds between two looks for attempts that have outlived their stage's timeout."""
+
+NOTICE = 1.0
+"""Seconds from which on the event loop counts as standing still: a busy machine delays a turn by less."""
 
 LOOK_EVERY = 0.2
 """Seconds between two looks for handlers that go on though their attempt no longer counts."""
@@ -134,8 +138,14 @@ class Attempts:
             if not self._inflight.handlers_run():
                 self._inflight.something_started.clear()
                 await self._inflight.something_started.wait()
+            before = time.monotonic()
             await asyncio.sleep(WATCH_EVERY)
             now = time.monotonic()
+            if (stood := now - before - WATCH_EVERY) > NOTICE:
+                # A handler has blocked the loop, and the others had no part of this time.
+                for job in self._inflight.lanes.running():
+                    if job.stage.is_async:
+                        job.deadline += stood
             for lane in self._inflight.lanes.values():
                 self._time_out(lane, now)
             if now >= self._look_at:
@@ -150,6 +160,11 @@ class Attempts:
         """Waits until the async handlers that were cancelled have ended, at most so many seconds."""
         if tasks := [task for task, handler in self._handlers.items() if handler.lane.stage.is_async]:
             await asyncio.wait(tasks, timeout=within)
+
+    def of(self, task: asyncio.Task[Any]) -> tuple[str, list[Job]] | None:
+        """Returns the name and the jobs of the handler that runs in this task; None if there is none."""
+        handler = self._handlers.get(task)
+        return None if handler is None else (handler.name, handler.jobs)
 
     def left(self) -> list[str]:
         """Returns the names of the handlers that are still running."""

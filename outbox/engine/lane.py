@@ -164,6 +164,10 @@ class Lanes(dict[tuple[str, str], Lane]):
         """Returns the jobs with handlers whose attempts still count."""
         return [job for lane in self.values() for job in lane.running.values() if not job.lost]
 
+    def timeout(self) -> float:
+        """Returns the longest timeout, in seconds, of what runs now."""
+        return max((lane.stage.timeout for lane in self.values() if lane.running), default=0.0)
+
     def waiting(self) -> list[Job]:
         """Returns the claimed jobs that have not started."""
         return [job for lane in self.values() for job in lane.waiting]

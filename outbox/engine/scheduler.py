@@ -78,6 +78,10 @@ class Scheduler:
         self._threads.close()
         await self._link.close()
 
+    def timeout(self) -> float:
+        """Returns the longest timeout, in seconds, of the functions that run now."""
+        return max((schedule.timeout for schedule in self._running), default=0.0)
+
     def left(self) -> list[str]:
         """Returns the names of the schedules whose functions are still running."""
         return [f"schedule {schedule.label}" for schedule in {**self._running, **self._in_threads}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +28,7 @@ from .ready import Readiness
 from .release import Releaser
 from .retention import Retention
 from .scheduler import Scheduler
+from .standstill import Standstill
 
 log = logging.getLogger("outbox.worker")
 
@@ -54,6 +55,9 @@ class Worker:
     ends the run when nothing is due. `notify=False` polls only. `counts` says what has become of the attempts,
     `interrupted` how many handlers were still running at the end of the grace time, and `left` names those that run on
     after `run` has returned, as a thread can't be interrupted, and a coroutine may swallow its cancellation.
+
+    While a handler blocks the event loop, the lease is kept for the longest timeout of what runs, plus a lease. Then
+    `on_standstill`, if given, is called in a thread with the reason: it may end the process. The jobs were released.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Worker:
         drain: bool = False,
         notify: bool = True,
         retention: Retention | None = None,
+        on_standstill: Callable[[str], None] | None = None,
     ) -> None:
         check_number(lease, "lease", 0.5, 86_400)
         check_number(grace, "grace", 0, 86_400)
@@ -84,6 +89,7 @@ class Worker:
         self._dsn, self._listen_dsn, self._pooled = dsn, listen_dsn or dsn, listen_dsn not in (None, "", dsn)
         self._lease, self._grace, self._drain, self._notify = lease, grace, drain, notify
         self._retention = retention or Retention()
+        self._on_standstill = on_standstill
         self._service = Service("Worker")
         self.counts, self.interrupted = Counts(), 0
         self.left: list[str] = []
@@ -132,9 +138,14 @@ class _Shift:
         committer = Committer(commits, inflight, self._releaser)
         self._maintenance = Maintenance(dsn, inflight, worker._retention, lease=worker._lease, pooled=pooled)
         self._scheduler = Scheduler(dsn, worker._schedules, pooled=pooled)
+        standstill = Standstill(
+            dsn, lease, inflight, self._attempts, seconds=worker._lease, give_up=worker._on_standstill,
+            timeout=lambda: max(inflight.lanes.timeout(), self._scheduler.timeout()),
+        )  # fmt: skip
         self._beside = [
-            lease.run, lease.watch, self._maintenance.run, committer.run, self._attempts.watch, checkpoints.run,
-            lambda: self._claimer.reconcile(reconciling), *([] if worker._drain else [self._scheduler.run]),
+            standstill.run, lease.run, lease.watch, self._maintenance.run, committer.run, self._attempts.watch,
+            checkpoints.run, lambda: self._claimer.reconcile(reconciling),
+            *([] if worker._drain else [self._scheduler.run]),
         ]  # fmt: skip
         self.closing = [
             self._release_all, lease.leave, claims.close, *(link.close for link in commits), reconciling.close,

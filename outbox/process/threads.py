@@ -28,16 +28,19 @@ class _Call(NamedTuple):
 
 
 class Threads:
-    """Calls functions in threads named after `name`, each in an idle thread or in a new one."""
+    """Calls functions in threads named after `name`, each in an idle thread or in a new one.
 
-    def __init__(self, name: str) -> None:
+    `held`: a caller that is cancelled waits on until its function has returned, or the threads are closed.
+    """
+
+    def __init__(self, name: str, *, held: bool = True) -> None:
         self._name = f"outbox {name}"
         self._loop = asyncio.get_running_loop()
         self._idle: list[SimpleQueue[_Call | None]] = []
-        self._closed = False
+        self._held, self._closed = held, False
 
     async def call(self, function: Callable[[], Any]) -> Any:
-        """Calls a function and waits until it has returned, also when the waiting task is cancelled meanwhile.
+        """Calls a function and waits until it has returned.
 
         NoThread if the function was not called.
         """
@@ -56,7 +59,7 @@ class Threads:
             try:
                 await asyncio.wait((answer,))
             except asyncio.CancelledError:
-                if self._closed:
+                if self._closed or not self._held:
                     raise
         return answer.result()
 

@@ -6,8 +6,10 @@ import asyncio
 import contextvars
 import decimal
 import logging
+import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -88,7 +90,10 @@ def test_a_function_that_goes_on_after_its_timeout_keeps_the_slot_of_its_stage(c
     assert value(conn, "SELECT attempt FROM outbox.state_changes WHERE to_status = 'DONE'") == 2
 
 
-def test_a_stage_that_hangs_holds_up_no_other_stage(conn: Conn, dsn: str, gate: threading.Event) -> None:
+def test_a_stage_that_hangs_holds_up_no_other_stage(
+    conn: Conn, dsn: str, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "LOST_AFTER", 3600)
     pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
 
     @pipeline.stage("hang", on="NEW", to="MID", timeout=0.1, concurrency=1, retry=LATER)
@@ -275,3 +280,69 @@ def test_context_variables_reach_a_handler_and_none_is_left_for_the_next(
 
     contextvars.copy_context().run(in_context)
     assert seen == [("ours", 50)] * 3
+
+
+# A handler that blocks the event loop.
+
+
+def test_a_blocked_event_loop_is_named_and_keeps_its_lease(
+    conn: Conn, dsn: str, caplog: pytest.LogCaptureFixture, connect: Callable[..., Conn]
+) -> None:
+    other = connect()
+    # Another worker would take the lease from it after two seconds.
+    late = "SELECT count(*) FROM outbox.workers WHERE beat_at + lease < now()"
+    seen: list[int] = []
+
+    async def work(run: Run[Post]) -> None:
+        if run.entity_id == "blocks":
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                time.sleep(0.05)  # noqa: ASYNC251
+                seen.append(value(other, late))
+        else:
+            await asyncio.sleep(0.3)
+
+    pipeline = deployed(conn, one_stage(work, timeout=1, retry=Backoff(attempts=1)))
+    pipeline.submit_many(conn, ((entity, Post()) for entity in ("innocent1", "blocks", "innocent2")))
+    worker = drain(pipeline, dsn, lease=2)
+    assert set(seen) == {0}
+    assert (worker.counts.done, worker.counts.lost) == (3, 0), caplog.text
+    stood = [record.getMessage() for record in caplog.records if "stood still for" in record.getMessage()]
+    assert len(stood) == 1
+    assert re.match(
+        r"the event loop stood still for \d\.\d s, in p\.work blocks \(test_hanging\.py:\d+ in work\)", stood[0]
+    )
+
+
+def test_an_event_loop_that_stands_still_for_too_long_is_given_up_with_the_reason(
+    conn: Conn, dsn: str, connect: Callable[..., Conn]
+) -> None:
+    other, told = connect(), []
+    released = "SELECT count(*) FROM outbox.jobs WHERE owner IS NULL"
+
+    async def work(run: Run[Post]) -> None:
+        if run.entity_id == "blocks":
+            await asyncio.sleep(0)
+            wait_for(lambda: told, what="the loop is given up")  # blocks
+            assert value(other, released) == 2
+        else:
+            await asyncio.sleep(3600)
+
+    pipeline = deployed(conn, one_stage(work, timeout=0.5, retry=LATER))
+    pipeline.submit_many(conn, ((entity, Post()) for entity in ("innocent", "blocks")))
+    worker = Worker(pipeline, **way(dsn), lease=0.5, on_standstill=lambda why: told.append(why))
+
+    async def main() -> None:
+        running = asyncio.create_task(worker.run())
+        await asyncio.to_thread(wait_for, lambda: told)
+        worker.stop()
+        worker.stop()
+        await running
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    assert "in p.work blocks (" in told[0]
+    found = "SELECT j.attempt, j.error FROM outbox.jobs j JOIN outbox.workflow_states w ON w.id = workflow_id WHERE entity_id = %s"
+    attempt, error = conn.execute(found.encode(), ("blocks",)).fetchone() or (0, "")
+    assert attempt == 1
+    assert error.startswith("TimeoutError: the event loop stood still for")
+    assert conn.execute(found.encode(), ("innocent",)).fetchone() == (0, None)
