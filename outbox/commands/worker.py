@@ -102,7 +102,7 @@ def worker(
 
     The first signal releases the jobs that have not started and lets running handlers finish within the grace period;
     the second one stops at once. Any number of workers on any number of machines share the work. With --processes, a
-    process that is killed is started again, and all stop together.
+    process that ends unasked is started again, and all stop together.
     """
     logs.set_up(log_style)
     stop_pipe = processes.Supervisor(count).fork() if count > 1 else None

@@ -125,7 +125,7 @@ class Attempts:
             self._handlers[task] = _Handler(lane, jobs)
             deadline = time.monotonic() + lane.stage.timeout
             for job in jobs:
-                job.begun, job.deadline, job.checkpoints = False, deadline, self._checkpoints
+                job.begun, job.late, job.deadline, job.checkpoints = False, False, deadline, self._checkpoints
                 job.task = task if lane.stage.is_async else None  # a thread can't be cancelled: its slot is taken
         if lane.paced and lane.waiting and (rest := lane.waiting[0].starts - time.monotonic()) > 0:
             if timer := self._timers.get(lane):
@@ -177,9 +177,13 @@ class Attempts:
                 if lane.stage.is_async and not lane.stage.transaction:
                     break  # they began in this order, with the same timeout
             elif job.lost is None and job.begun:
-                why = "" if lane.stage.is_async else "; its thread goes on, and keeps its slot"
-                late = TimeoutError(f"no outcome within the stage's timeout of {timeout:g} s{why}")
-                self._inflight.end(job, fail(job, late))
+                limits = lane.stage.limits
+                if limits is not None and limits.crowded and not lane.stage.is_async:
+                    # No process may begin another one while this thread goes on, unless it doesn't seem to end.
+                    job.late = True
+                    if now - job.deadline < max(LOST_AFTER, timeout):
+                        continue
+                self._inflight.end(job, _too_slow(job))
                 job.take_away("timed out")
             elif job.lost is None:
                 log.warning("%s: not started within %g s: released", _where(job), timeout)
@@ -233,7 +237,7 @@ class Attempts:
                 if isinstance(outcome, Missed):
                     self._missed(lane, jobs)
                 else:
-                    self._inflight.end(jobs[0], outcome)
+                    self._inflight.end(jobs[0], _too_slow(jobs[0]) if jobs[0].late else outcome)
         except asyncio.CancelledError:
             for job in jobs:
                 if not job.lost:
@@ -322,6 +326,11 @@ class Attempts:
         for queue, count in self._committed_alone.items():
             log.info("%s: %s done in transactions of their own", queue, count, extra={"stages": queue, "done": count})
         self._committed_alone.clear()
+
+
+def _too_slow(job: Job) -> Failed:
+    why = "" if job.stage.is_async else "; its thread goes on, and keeps its slot"
+    return fail(job, TimeoutError(f"no outcome within the stage's timeout of {job.stage.timeout:g} s{why}"))
 
 
 def _where(job: Job) -> str:

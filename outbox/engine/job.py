@@ -42,6 +42,7 @@ class Job:
     task: asyncio.Future[Any] | None = None
     begun: bool = False  # its handler was called
     deadline: float = 0.0  # of the attempt, by this process's monotonic clock
+    late: bool = False  # it is past that, and held on, as its stage's limits count what runs in a thread
     lost_at: float = 0.0  # likewise
     start_time: float = 0.0  # where the stage has a rate, by the server's clock,
     starts: float = 0.0  # and by this process's monotonic clock

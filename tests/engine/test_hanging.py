@@ -20,6 +20,7 @@ from kit.pooler import way
 from kit.servers import DEADLINE, wait_for
 from outbox import Backoff, Pipeline, Run, Worker, WorkerBroken
 from outbox.engine import attempt
+from outbox.operations import doctor
 from outbox.process import threads
 
 Conn = psycopg.Connection[Any]
@@ -64,6 +65,8 @@ def test_what_waits_behind_threads_that_hang_burns_no_attempt_and_the_worker_say
     assert lost == ["p.work hang1 hangs in its thread; its slot is lost (1 of 2)",
                     "p.work hang2 hangs in its thread; its slot is lost (2 of 2)"]  # fmt: skip
     assert "its thread goes on" in value(conn, "SELECT min(error) FROM outbox.jobs WHERE attempt = 1")
+    found = [finding.what for finding in doctor.examine(conn) if "can't be interrupted" in finding.what]
+    assert [what.split(" ran")[0] for what in found] == ["2 jobs of p.work (0 dead)"]
     drain(pipeline, dsn)
     assert status_of(conn, "good3") == "DONE", "a new worker does the rest"
 
@@ -88,6 +91,39 @@ def test_a_function_that_goes_on_after_its_timeout_keeps_the_slot_of_its_stage(c
         run_one(conn, dsn, work, timeout=0.1, concurrency=1, retry=QUICK)
     assert peak == 1
     assert value(conn, "SELECT attempt FROM outbox.state_changes WHERE to_status = 'DONE'") == 2
+
+
+def test_no_other_worker_begins_what_a_thread_goes_on_with_where_the_stage_has_a_limit(
+    conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "LOST_AFTER", DEADLINE)
+    running = peak = 0
+    lock = threading.Lock()
+
+    def work(run: Run[Post]) -> None:
+        nonlocal running, peak
+        with lock:
+            running += 1
+            peak = max(peak, running)
+        time.sleep(0.4)
+        with lock:
+            running -= 1
+
+    pipeline = deployed(conn, one_stage(work, timeout=0.1, concurrency=1, retry=Backoff(attempts=1)))
+    pipeline.submit_many(conn, ((f"e{n}", Post()) for n in range(3)))
+
+    async def main() -> None:
+        workers = [Worker(pipeline, **way(dsn)) for _ in range(3)]
+        running = [asyncio.create_task(worker.run()) for worker in workers]
+        dead = "SELECT count(*) = 3 FROM outbox.dead_jobs"
+        await asyncio.to_thread(wait_for, lambda: value(conn, dead))
+        for worker in workers:
+            worker.stop()
+        await asyncio.gather(*running)
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    assert peak == 1
+    assert value(conn, "SELECT min(error) FROM outbox.dead_jobs").startswith("TimeoutError: no outcome within")
 
 
 def test_a_stage_that_hangs_holds_up_no_other_stage(
