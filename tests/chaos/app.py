@@ -7,8 +7,10 @@ transaction by a connection of its own, straight to Postgres, inside by the hand
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import random
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -57,6 +59,21 @@ def does(wrong: str, often: float) -> bool:
         return False
 
 
+async def exits() -> None:
+    sys.exit(3)
+
+
+def reckless() -> None:
+    """What concerns the process more than the handler."""
+    if random.random() < 0.5:
+        asyncio.create_task(exits())  # noqa: RUF006
+    else:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join()
+
+
 class World:
     """The outside world: one connection that is opened again when it breaks."""
 
@@ -82,6 +99,8 @@ async def check(run: Run[Data]) -> Data:
     await asyncio.sleep(random.random() * 0.02)
     if does("block", 0.02):
         time.sleep(random.uniform(0.5, 6))  # noqa: ASYNC251  # longer than a lease
+    if does("be reckless", 0.05):
+        reckless()
     trouble(lambda words: Retry(message=words))
     killpoints.passing("K2")
     await world.write(run)
@@ -97,7 +116,7 @@ async def check(run: Run[Data]) -> Data:
 def decide(run: Run[Data]) -> Go[Data] | WaitForApproval[Data]:
     time.sleep(random.random() * 0.005)
     if does("hang", 0.05):
-        time.sleep(random.uniform(4, 25))  # shorter and longer than its timeout, and than what makes its slot lost
+        time.sleep(random.choice([3600, random.uniform(4, 25)]))  # for ever, or past its timeout
     trouble()
     run.publish("chaos.decided", {"entity": run.entity_id})
     if random.random() > 0.3:

@@ -315,7 +315,7 @@ class Cast:
         # Several of them may have been on their way to it: how it ended tells which one came first.
         reason = {
             -signal.SIGKILL: "anywhere" if role.killed else role.point,
-            -signal.SIGTERM: "SIGTERM" if role.stopped and not served else None,  # that came before it had begun
+            -signal.SIGTERM: "SIGTERM" if role.stopped and (not served or "stopped: " in said) else None,  # not at work
             0: "SIGTERM" if role.stopped else None,
             1: "SIGTERM" if role.stopped and _cut_off(said) else None,
         }.get(code)
