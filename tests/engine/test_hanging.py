@@ -144,7 +144,7 @@ def test_a_stage_that_hangs_holds_up_no_other_stage(
     pipeline.submit(conn, "hangs", Post())
     pipeline.submit_many(conn, ((f"e{n}", Post()) for n in range(20)))
     conn.execute("UPDATE outbox.workflow_states SET current_status = 'MID' WHERE entity_id <> 'hangs'")
-    assert drain(pipeline, dsn, concurrency=1).left == ["p.hang hangs"]
+    assert drain(pipeline, dsn, concurrency=2).left == ["p.hang hangs"]
     assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == 20
 
 
