@@ -41,6 +41,7 @@ from .errors import (
     TooOld,
     UnknownPipeline,
     UnknownStatus,
+    WorkerBroken,
 )
 from .messages.consumer import Consumer, consume
 from .messages.delivery import Delivery
@@ -91,6 +92,7 @@ __all__ = [
     "WaitForChildren",
     "WaitForSignal",
     "Worker",
+    "WorkerBroken",
     "approve",
     "consume",
     "decide",

@@ -12,6 +12,7 @@ OutboxError
 ├── HandlerError            a handler returned what can't be an outcome, or ended the transaction that it was given
 │   └── TooNewData          a workflow's data was stored by later code than this
 ├── LeaseLost               the job was taken away; nothing that this attempt does counts any more
+├── WorkerBroken            a worker can't go on in this process, as handlers have taken all slots of a stage, say
 ├── BrokenLine              a line of a file can't be submitted
 ├── TakenOver               another process has the relay's name
 ├── Unreadable              a delivery can't be what a relay sends
@@ -103,6 +104,14 @@ class TooNewData(HandlerError):
 
 class LeaseLost(OutboxError):
     """The job was taken away (timeout, lost lease, changed by hand). Nothing of this attempt is written."""
+
+
+class WorkerBroken(OutboxError):
+    """The worker can't go on in this process: handlers that don't end have all slots of a stage, or have broken it.
+
+    What runs in other stages has ended within the grace time, and jobs were released. Start a new process, as a
+    supervisor does.
+    """
 
 
 class BrokenLine(OutboxError):

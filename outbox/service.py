@@ -13,18 +13,24 @@ keeps loops running beside another, and `until_stop` bounds what may go on after
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
-import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from .errors import OutboxError
+from .process import forks
+
+log = logging.getLogger("outbox.service")
 
 CANCEL_AGAIN = 1.0
 """Seconds after which a task that goes on is cancelled again: `wait_for` of Python 3.11 may lose a cancellation."""
+
+CANCELLATIONS = 5
+"""How often a task is cancelled: what swallows so many goes on without us."""
 
 CLOSE_WITHIN = 5.0
 """Seconds that each thing may take to close: a server that does not answer must not keep a process from ending."""
@@ -70,9 +76,12 @@ class Service:
         if os.getpid() != self._pid:
             raise OutboxError(f"this {self._name} was made before a fork; make it in the process that runs it")
         self._told = asyncio.Event()  # an event belongs to one loop, and a service may run in a second one afterwards
+        loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
+            stack.callback(forks.end_serving, loop)
             for close in reversed(closing):
                 stack.push_async_callback(_close, close)
+            forks.serve(loop)
             await main()
 
     async def until_stop(self, work: Coroutine[Any, Any, Any], *, grace: float = 0.0) -> bool:
@@ -119,23 +128,27 @@ async def side_by_side(main: Coroutine[Any, Any, Any], *loops: Coroutine[Any, An
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancels tasks and waits until each has ended."""
-    while running := [task for task in tasks if not task.done()]:
+    """Cancels tasks and waits until each has ended, unless it swallows its cancellation again and again."""
+    for _ in range(CANCELLATIONS):
+        if not (running := [task for task in tasks if not task.done()]):
+            break
         for task in running:
             task.cancel()
         await asyncio.wait(running, timeout=CANCEL_AGAIN)
     for task in tasks:
-        if not task.cancelled():
+        if not task.done():
+            log.error("%s goes on though it was cancelled", getattr(task.get_coro(), "__qualname__", task.get_name()))
+        elif not task.cancelled():
             task.exception()  # asyncio logs an exception that was never looked at
 
 
-def on_signals(stop: Callable[[], object]) -> None:
-    """Calls `stop` in the running loop for each SIGTERM and SIGINT. Does nothing outside the main thread."""
-    loop = asyncio.get_running_loop()
-    # asyncio raises one of these where a loop can't take signals: in another thread, or on Windows.
-    with suppress(NotImplementedError, RuntimeError, ValueError):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
+def is_cancelled() -> bool:
+    """Whether the current task is being cancelled, so that a CancelledError is not one that user code has raised."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # in a thread of its own
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 class Delays:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +123,10 @@ def spawn(dsn: str, tmp_path: Path) -> Iterator[Callable[..., Process]]:
     started: list[Process] = []
     here = Path(__file__).parent
 
-    def spawn(*arguments: str, env: dict[str, str] | None = None) -> Process:
+    def spawn(*arguments: str, env: dict[str, str] | None = None, program: Sequence[str] = ("-m", "outbox")) -> Process:
         path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
         settings = {**way_env(dsn), "PYTHONPATH": path, **(env or {})}
-        started.append(Process(["-m", "outbox", *arguments], settings, tmp_path))
+        started.append(Process([*program, *arguments], settings, tmp_path))
         return started[-1]
 
     yield spawn

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from outbox import OutboxError, service
+from outbox.process.signals import on_signals
 from outbox.service import Delays, Service, Trouble, side_by_side
 
 
@@ -201,7 +202,7 @@ def test_a_sleep_ends_with_a_stop(made: Made) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop(made: Made, number: signal.Signals) -> None:
     async def main() -> None:
-        service.on_signals(made.service.stop)
+        on_signals(made.service.stop)
         later(lambda: os.kill(os.getpid(), number))
         await made.service.stopped()
 
@@ -210,7 +211,7 @@ def test_signals_stop(made: Made, number: signal.Signals) -> None:
 
 def test_outside_the_main_thread_signals_are_left_alone(made: Made) -> None:
     async def main() -> None:
-        service.on_signals(made.service.stop)
+        on_signals(made.service.stop)
 
     async def threaded() -> None:
         await asyncio.to_thread(lambda: asyncio.run(main()))

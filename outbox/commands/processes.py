@@ -1,4 +1,8 @@
-"""Runs one command in several processes, which start together, stop together, and are restarted when one is killed."""
+"""Runs one command in several processes, which start together, stop together, and are restarted when one breaks.
+
+A child says in its last word how it ends: its work is done, or it can't run, as nothing is deployed, say. One that ends
+without a word was not asked to, whatever its exit code: a handler may have ended it.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,18 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from ..service import Delays, on_signals
+from ..errors import WorkerBroken
+from ..process.signals import on_signals
+from ..service import Delays
 
 log = logging.getLogger("outbox.processes")
 
@@ -24,8 +31,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 _LOOK_EVERY = 0.05
 """Seconds between two looks whether to stop, while a restart is waited for."""
 
-_REFUSED = (1, 2)
-"""Exit codes of our commands that failed or were used wrongly: a restart would end in the same way."""
+_DONE, _REFUSED = b"d", b"r"
+"""Last words of a child: it has ended in order, or would end in the same way if it was started again."""
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 """Signals that the parent passes on."""
@@ -33,14 +40,33 @@ _STOP = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True, slots=True)
 class _Child:
-    """A process that was started: the end of its stop pipe that is written to, and when by `time.monotonic()`."""
+    """A process that was started: our end of the stop pipe between us, and when by `time.monotonic()`."""
 
     pipe: int
     started: float
 
 
+@contextmanager
+def last_word(pipe: int | None) -> Iterator[None]:
+    """Tells the first process how this one ends, through its stop pipe if it has one."""
+    try:
+        yield
+    except WorkerBroken:
+        raise  # another one may go on
+    except BaseException:
+        _tell(pipe, _REFUSED)
+        raise
+    _tell(pipe, _DONE)
+
+
+def _tell(pipe: int | None, word: bytes) -> None:
+    if pipe is not None:
+        with suppress(OSError):  # the first process has ended
+            os.write(pipe, word)
+
+
 class Supervisor:
-    """Starts `count` processes, stops them together, and restarts those that are killed."""
+    """Starts `count` processes, stops them together, and restarts those that break."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -53,9 +79,10 @@ class Supervisor:
         """Returns in each of the child processes, never in the parent. What it returns is the child's stop pipe.
 
         A byte in the pipe tells the child to stop; the pipe ends when the parent does, however that happens. The parent
-        passes SIGTERM and SIGINT on in this way, restarts children that were killed, and exits when all have ended,
-        with the first exit code that isn't 0. A child that exits with 1 or 2 has said why it can't go on: the others
-        are stopped. Call this before there are connections, threads or an event loop.
+        passes SIGTERM and SIGINT on in this way, restarts children that end without a last word, and exits when all
+        have ended, with the first exit code that isn't 0. If a child says that it can't run, the others are stopped.
+        What else ends below this process, such as orphans of handlers in a container, is none of its business. Call
+        this before there are connections, threads or an event loop.
         """
         pipe = self._supervise()
         if pipe is None:
@@ -66,19 +93,22 @@ class Supervisor:
         """Returns None in the parent when all children have ended, and the stop pipe in each child as it begins."""
         for number in _STOP:
             signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it may be ignored by inheritance: then no end would be told
         for _ in range(self._count):
             if (pipe := self._start()) is not None:
                 return pipe
         while self._children:
             pid, status = os.wait()
-            child = self._children.pop(pid)
+            child = self._children.pop(pid, None)
+            if child is None:
+                continue  # an orphan that has come to us, or was there before
+            code, word = os.waitstatus_to_exitcode(status), _heard(child.pipe)
             os.close(child.pipe)
-            code = os.waitstatus_to_exitcode(status)
-            if code and code not in _REFUSED and not self._stops:
+            if word is None and not self._stops:
                 self._wait_before_restart(pid, code, time.monotonic() - child.started)
                 if (pipe := self._start()) is not None:
                     return pipe
-            elif code and not self._code:
+            elif (code or word is None) and not self._code:
                 self._code = code if code > 0 else 1
                 self._stop_children()
         return None
@@ -89,18 +119,18 @@ class Supervisor:
         try:
             if self._stops:
                 return None
-            readable, writable = os.pipe()
+            ours, theirs = (end.detach() for end in socket.socketpair())
             pid = os.fork()
             if pid:
-                os.close(readable)
-                self._children[pid] = _Child(writable, time.monotonic())
+                os.close(theirs)
+                self._children[pid] = _Child(ours, time.monotonic())
                 return None
-            # Only the parent may hold the ends that are written to, or the pipes don't end with it.
-            for pipe in (writable, *(child.pipe for child in self._children.values())):
+            # Only the parent may hold its own ends, or the pipes don't end with it.
+            for pipe in (ours, *(child.pipe for child in self._children.values())):
                 os.close(pipe)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            return readable
+            return theirs
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
 
@@ -120,8 +150,16 @@ class Supervisor:
     def _stop_children(self) -> None:
         self._stops += 1
         for child in list(self._children.values()):
-            with suppress(BrokenPipeError):  # it is just ending
+            with suppress(ConnectionError):  # it is just ending
                 os.write(child.pipe, b".")
+
+
+def _heard(pipe: int) -> bytes | None:
+    """Returns the last word of a child that has ended; None if there is none."""
+    os.set_blocking(pipe, False)  # a process that it has forked may hold its end
+    with suppress(BlockingIOError, ConnectionError):
+        return os.read(pipe, 1) or None
+    return None
 
 
 class StopRequests:
@@ -135,16 +173,17 @@ class StopRequests:
         self._stop, self._log = stop, log
         self._requests: Counter[str] = Counter()
 
-    def listen(self, pipe: int | None) -> None:
-        """Listens for signals, and to a stop pipe if there is one, in the running loop."""
-        on_signals(lambda: self._request("a signal"))
+    def listen(self, pipe: int | None, grace: float | None = None) -> None:
+        """Listens for signals, and to a stop pipe if there is one, in the running loop. `grace`: see on_signals."""
+        on_signals(lambda: self._request("a signal"), grace)
         if pipe is not None:
             asyncio.get_running_loop().add_reader(pipe, self._read, pipe)
 
     def _read(self, pipe: int) -> None:
-        if os.read(pipe, 1):
-            self._request("the first process")
-            return
+        with suppress(ConnectionError):
+            if os.read(pipe, 1):
+                self._request("the first process")
+                return
         asyncio.get_running_loop().remove_reader(pipe)
         if not self._requests["the first process"]:  # it has ended, and could not say so
             self._request("the first process")

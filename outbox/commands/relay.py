@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
@@ -13,10 +12,11 @@ from ..database import migrations
 from ..database.dsn import readable, redact
 from ..errors import OutboxError, SettingsError
 from ..messages.handoff import Handoff
-from ..messages.relay import Relay
+from ..messages.relay import GRACE, Relay
 from ..messages.target import Target
 from ..operations import change, look
-from ..service import on_signals
+from ..process import ending
+from ..process.signals import on_signals
 from ..texts import printable
 from . import logs, screen
 from .connection import database, dsn_of
@@ -117,7 +117,8 @@ def relay(
                 found, source=source, exchange=exchange, declare=declare, routing_key=routing_key, strict=strict
             )
         made = Relay(found.listen_dsn or dsn, target, name=name, strict=strict, drain=drain, from_now=from_now)
-        asyncio.run(_run(made))
+        _, left = ending.run(_run(made))
+    ending.finish(left)
 
 
 def _forget(found: settings.Settings, name: str) -> None:
@@ -128,7 +129,7 @@ def _forget(found: settings.Settings, name: str) -> None:
 
 
 async def _run(made: Relay) -> None:
-    on_signals(made.stop)
+    on_signals(made.stop, GRACE)
     await made.run()
     log.info("stopped: %s relayed, %s parked", made.relayed, made.parked)
 

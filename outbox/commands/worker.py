@@ -14,7 +14,8 @@ from ..client.inbox import MEMORY_DAYS
 from ..database.dsn import cannot_connect, readable, redact
 from ..engine.retention import MAX_DAYS, Retention
 from ..engine.worker import Worker
-from ..errors import OutboxError, SettingsError
+from ..errors import OutboxError, SettingsError, WorkerBroken
+from ..process import ending
 from . import application, logs, processes
 from .connection import dsn_of
 from .options import Number, app_option
@@ -101,41 +102,47 @@ def worker(
 
     The first signal releases the jobs that have not started and lets running handlers finish within the grace period;
     the second one stops at once. Any number of workers on any number of machines share the work. With --processes, a
-    process that is killed is started again, and all stop together.
+    process that ends unasked is started again, and all stop together.
     """
     logs.set_up(log_style)
     stop_pipe = processes.Supervisor(count).fork() if count > 1 else None
-    pipelines = application.load(app or found.app)
-    if found.listen_dsn and not readable(found.listen_dsn):
-        raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
-    with dsn_of(found) as dsn:
-        made = Worker(
-            pipelines,
-            dsn,
-            stages=stages or None,
-            concurrency=concurrency,
-            listen_dsn=found.listen_dsn,
-            lease=lease,
-            grace=grace,
-            drain=drain,
-            notify=not no_notify,
-            retention=Retention(keep_workflows, keep_history, keep_dead, keep_messages, keep_inbox),
-        )
-        try:
-            asyncio.run(_run(made, stop_pipe))
-        except psycopg.Error as error:
-            if error.diag.message_primary:  # the answer of a server; else none was reached
-                raise
-            raise OutboxError(cannot_connect(dsn, error)) from None
+    with processes.last_word(stop_pipe):
+        pipelines = application.load(app or found.app)
+        if found.listen_dsn and not readable(found.listen_dsn):
+            raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
+        with dsn_of(found) as dsn:
+            made = Worker(
+                pipelines,
+                dsn,
+                stages=stages or None,
+                concurrency=concurrency,
+                listen_dsn=found.listen_dsn,
+                lease=lease,
+                grace=grace,
+                drain=drain,
+                notify=not no_notify,
+                retention=Retention(keep_workflows, keep_history, keep_dead, keep_messages, keep_inbox),
+                on_standstill=ending.leave,
+            )
+            try:
+                _, left = ending.run(_run(made, stop_pipe, grace))
+            except psycopg.Error as error:
+                if error.diag.message_primary:  # the answer of a server; else none was reached
+                    raise
+                raise OutboxError(cannot_connect(dsn, error)) from None
     if made.interrupted:
-        # Threads of sync handlers can't be cancelled, and Python would wait for them.
         logging.shutdown()
         os._exit(1)
+    ending.finish([*made.left, *left])
 
 
-async def _run(made: Worker, stop_pipe: int | None) -> None:
-    processes.StopRequests(made.stop, log).listen(stop_pipe)
-    await made.run()
+async def _run(made: Worker, stop_pipe: int | None, grace: float) -> None:
+    processes.StopRequests(made.stop, log).listen(stop_pipe, grace)
+    try:
+        await made.run()
+    except asyncio.CancelledError:
+        told = "the worker's own tasks were cancelled, as by a handler that cancels all tasks of the event loop"
+        raise WorkerBroken(told) from None
     counts = made.counts
     log.info(
         "stopped: %s done, %s to try again, %s dead, %s lost", counts.done, counts.retried, counts.dead, counts.lost

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 
+from ..process.forks import leave_if_forked
 from .link import reclaim
 from .steps import Call, Statement, perform, perform_async
 
@@ -54,6 +55,7 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
                     try:
                         return function()
                     finally:
+                        leave_if_forked()
                         reclaim(conn)
                 case Commit(last):
                     with conn.pipeline() if last else nullcontext():
@@ -91,6 +93,7 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
                     try:
                         return await _within(timeout, function())
                     finally:
+                        leave_if_forked()
                         reclaim(conn)
                 case Commit(last):
                     async with conn.pipeline() if last else nullcontext():

@@ -1,12 +1,20 @@
-"""Runs attempts where they belong: in the event loop, in a thread, or in a transaction of their own; in time or not."""
+"""Runs attempts where they belong: in the event loop, in a thread, or in a transaction of their own; in time or not.
+
+A handler that goes on after its timeout, as it hangs in its thread or swallows its cancellation, keeps its slot: else
+more would run at once than the stage allows. A stage whose slots are all lost in this way ends the worker.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
@@ -14,13 +22,14 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from ..database import user_transaction
 from ..database.dsn import engine_conninfo
 from ..database.link import first_line, threshold
-from ..errors import HandlerError
+from ..errors import HandlerError, WorkerBroken
+from ..process.threads import NoThread, Threads
 from ..texts import printable
 from . import transaction
 from .checkpoint import Checkpoints
 from .handle import begin, handle_async, handle_sync
 from .inflight import InFlight
-from .job import Finished, Job, Missed, Outcome, PutBack, Trouble, fail
+from .job import Failed, Finished, Job, Missed, Outcome, PutBack, Trouble, fail
 from .lane import Lane
 from .release import Releaser
 from .run import Run
@@ -30,11 +39,24 @@ log = logging.getLogger("outbox.worker")
 WATCH_EVERY = 0.02
 """Seconds between two looks for attempts that have outlived their stage's timeout."""
 
+NOTICE = 1.0
+"""Seconds from which on the event loop counts as standing still: a busy machine delays a turn by less."""
+
+LOOK_EVERY = 0.2
+"""Seconds between two looks for handlers that go on though their attempt no longer counts."""
+
+LOST_AFTER = 5.0
+"""Seconds after which such a handler's slot is given up, or as long as its stage's timeout if that is longer: most come
+back late."""
+
 LOG_EVERY = 0.1
 """Seconds of commits in handlers' own transactions that share a line in the log."""
 
 RECONNECT_AFTER = 0.2
 """Seconds before jobs are released whose transactions the database did not take: it may be back by then."""
+
+MOST_NOT_STARTED = 30
+"""How often in a row a job is put back whose handler could not be called: an outage of half an hour."""
 
 _HELD_UP = Trouble(
     "its transaction could not be committed, as another session holds its workflow in an open transaction",
@@ -42,8 +64,18 @@ _HELD_UP = Trouble(
 )
 
 
-def _not_begun(error: BaseException) -> Trouble:
-    return Trouble(f"its transaction was not begun: {first_line(error)}", most=30)
+@dataclass(slots=True)
+class _Handler:
+    """A handler at work. `overdue`: its attempt no longer counts; `lost`: for so long that its slot is given up."""
+
+    lane: Lane
+    jobs: list[Job]
+    overdue: bool = False
+    lost: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.lane.stage.queue} {_named(self.jobs)}"
 
 
 class Attempts:
@@ -57,12 +89,17 @@ class Attempts:
         self._checkpoints = checkpoints
         self._loop = asyncio.get_running_loop()
         self._starting = True
+        # Each attempt begins with the context variables that were there before any handler had set one.
+        self._context = contextvars.copy_context()
+        self._handlers: dict[asyncio.Task[None], _Handler] = {}
+        self._broken: asyncio.Future[None] = self._loop.create_future()
+        self._look_at = 0.0
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
         self._releasing: asyncio.Task[None] | None = None
         self._committed_alone: Counter[str] = Counter()  # by stage, not logged yet
         in_threads = [lane for lane in inflight.lanes.values() if not lane.stage.is_async]
         in_loop = [lane for lane in inflight.lanes.values() if lane.stage.is_async]
-        self._threads = ThreadPoolExecutor(_slots(in_threads), thread_name_prefix="outbox")
+        self._threads = {lane: Threads(lane.stage.queue) for lane in in_threads}
         conninfo = engine_conninfo(dsn, "handler")
         # Transactions are begun as such: else psycopg sends a BEGIN of its own where one is only on its way.
         kwargs = {"prepare_threshold": threshold(pooled), "autocommit": True}
@@ -80,7 +117,8 @@ class Attempts:
     async def close(self) -> None:
         self._log_committed_alone()
         await self._pool.close(timeout=1)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in self._threads.values():
+            threads.close()
         await asyncio.to_thread(self._sync_pool.close, 1)
 
     def stop_starting(self) -> None:
@@ -92,10 +130,12 @@ class Attempts:
         if lane.paced and (late := lane.take_late()):
             self._missed(lane, late)
         while self._starting and (jobs := self._inflight.start(lane)):
-            task = self._loop.create_task(self._attempt(lane, jobs))
+            task = self._loop.create_task(self._attempt(lane, jobs), context=self._context.copy())
+            self._handlers[task] = _Handler(lane, jobs)
             deadline = time.monotonic() + lane.stage.timeout
             for job in jobs:
-                job.deadline, job.task, job.checkpoints = deadline, task, self._checkpoints
+                job.begun, job.late, job.deadline, job.checkpoints = False, False, deadline, self._checkpoints
+                job.task = task if lane.stage.is_async else None  # a thread can't be cancelled: its slot is taken
         if lane.paced and lane.waiting and (rest := lane.waiting[0].starts - time.monotonic()) > 0:
             if timer := self._timers.get(lane):
                 timer.cancel()
@@ -107,49 +147,143 @@ class Attempts:
             if not self._inflight.handlers_run():
                 self._inflight.something_started.clear()
                 await self._inflight.something_started.wait()
+            before = time.monotonic()
             await asyncio.sleep(WATCH_EVERY)
             now = time.monotonic()
+            if (stood := now - before - WATCH_EVERY) > NOTICE:
+                # A handler has blocked the loop, and the others had no part of this time.
+                for job in self._inflight.lanes.running():
+                    if job.stage.is_async:
+                        job.deadline += stood
             for lane in self._inflight.lanes.values():
-                for job in list(lane.running.values()):
-                    if job.deadline > now:
-                        break  # they started in this order, with the same timeout
-                    if job.lost is None:
-                        late = TimeoutError(f"no outcome within the stage's timeout of {lane.stage.timeout:g} s")
-                        self._inflight.end(job, fail(job, late))
-                        job.take_away("timed out")
+                self._time_out(lane, now)
+            if now >= self._look_at:
+                self._look_at = now + LOOK_EVERY
+                self._look_for_lost(now)
+
+    async def broken(self) -> None:
+        """Waits for what this process can't go on with: a stage has no slot left. Raises WorkerBroken."""
+        await asyncio.shield(self._broken)
+
+    async def ended(self, within: float) -> None:
+        """Waits until the async handlers that were cancelled have ended, at most so many seconds."""
+        if tasks := [task for task, handler in self._handlers.items() if handler.lane.stage.is_async]:
+            await asyncio.wait(tasks, timeout=within)
+
+    def of(self, task: asyncio.Task[Any]) -> tuple[str, list[Job]] | None:
+        """Returns the name and the jobs of the handler that runs in this task; None if there is none."""
+        handler = self._handlers.get(task)
+        return None if handler is None else (handler.name, handler.jobs)
+
+    def left(self) -> list[str]:
+        """Returns the names of the handlers that are still running."""
+        return [handler.name for handler in self._handlers.values()]
+
+    def _time_out(self, lane: Lane, now: float) -> None:
+        timeout = lane.stage.timeout
+        for job in list(lane.running.values()):
+            if job.deadline > now:
+                if lane.stage.is_async and not lane.stage.transaction:
+                    break  # they began in this order, with the same timeout
+            elif job.lost is None and job.begun:
+                limits = lane.stage.limits
+                if limits is not None and limits.crowded and not lane.stage.is_async:
+                    # No process may begin another one while this thread goes on, unless it doesn't seem to end.
+                    job.late = True
+                    if now - job.deadline < max(LOST_AFTER, timeout):
+                        continue
+                self._inflight.end(job, _too_slow(job))
+                job.take_away("timed out")
+            elif job.lost is None:
+                log.warning("%s: not started within %g s: released", _where(job), timeout)
+                self._missed(lane, [job])
+                job.take_away("it was not started in time")
+
+    def _look_for_lost(self, now: float) -> None:
+        """Counts the handlers that go on though their attempts no longer count, and says which slots are lost."""
+        lost: Counter[Lane] = Counter()
+        for task, handler in self._handlers.items():
+            if any(job.lost is None for job in handler.jobs):
+                continue
+            lane = handler.lane
+            if not handler.overdue:
+                handler.overdue = True
+                lane.overdue += 1
+            if now - max(job.lost_at for job in handler.jobs) > max(LOST_AFTER, lane.stage.timeout):
+                lost[lane] += 1
+                if not handler.lost:
+                    handler.lost = True
+                    how = "swallows its cancellation" if lane.stage.is_async else "hangs in its thread"
+                    log.error(
+                        "%s %s; its slot is lost (%s of %s)", handler.name, how, lost[lane], lane.concurrency,
+                        extra={"stages": lane.stage.queue, "lost_slots": lost[lane], "slots": lane.concurrency},
+                    )  # fmt: skip
+                    if lane.stage.is_async:
+                        task.cancel()  # once more: `wait_for` of Python 3.11 may lose a cancellation
+        for lane in self._inflight.lanes.values():
+            if lane.blocked and lane.waiting:
+                self._release_waiting(lane)
+            if lost[lane] >= lane.concurrency and not self._broken.done():
+                names = ", ".join(_named(handler.jobs) for handler in self._handlers.values() if handler.lane is lane)
+                told = (
+                    f"stage {lane.stage.queue} has no slot left: its handlers don't end ({names}); start a new process"
+                )
+                self._broken.set_exception(WorkerBroken(told))
+                self._broken.exception()  # it may be that nothing waits for it
+
+    def _release_waiting(self, lane: Lane) -> None:
+        """Releases what waits behind handlers that don't end; no attempt of it is burnt."""
+        log.info("%s: released %s jobs that waited for a slot", lane.stage.queue, len(lane.waiting))
+        self._inflight.not_begun(lane)
+        self._release_late()
 
     async def _attempt(self, lane: Lane, jobs: list[Job]) -> None:
         try:
             if lane.stage.transaction:
                 await self._in_transaction(lane, jobs)
             else:
-                outcome = await self._handle(jobs[0])
+                outcome = await self._handle(lane, jobs[0])
                 if isinstance(outcome, Missed):
                     self._missed(lane, jobs)
                 elif isinstance(outcome, PutBack):
                     await self._releaser.put_back(jobs, outcome.trouble)
                 else:
-                    self._inflight.end(jobs[0], outcome)
+                    self._inflight.end(jobs[0], _too_slow(jobs[0]) if jobs[0].late else outcome)
         except asyncio.CancelledError:
             for job in jobs:
                 if not job.lost:
                     self._inflight.end(job, fail(job, RuntimeError("the handler was cancelled")))
+        except NoThread as error:
+            await self._not_started(lane, jobs, f"there is no thread for its handler: {error}")
         except Exception as error:
             # The engine's own trouble costs an attempt, not the worker.
             for job in jobs:
                 self._inflight.end(job, fail(job, error))
         finally:
+            handler = self._handlers.pop(asyncio.current_task(), None)  # type: ignore[arg-type]  # this is a task
+            if handler is not None and handler.overdue:
+                lane.overdue -= 1
+                if handler.lost:
+                    log.warning("%s has ended after all; its slot is free", handler.name)
             lane.leave(jobs)
             self.start(lane)
             self._inflight.handler_returned()
 
-    async def _handle(self, job: Job) -> Outcome:
+    async def _not_started(self, lane: Lane, jobs: list[Job], why: str) -> None:
+        """Puts jobs back whose handler could not be called: no attempt is burnt."""
+        log.warning("%s: %s; %s not started", lane.stage.queue, why, _named(jobs))
+        await asyncio.sleep(RECONNECT_AFTER)
+        if held := [job for job in jobs if job.lost is None]:
+            await self._releaser.put_back(held, Trouble(why, most=MOST_NOT_STARTED))
+
+    async def _handle(self, lane: Lane, job: Job) -> Outcome:
         run = begin(job)
         if not isinstance(run, Run):
             return run
         if job.stage.is_async:
             return (await handle_async([run]))[0]
-        return (await self._loop.run_in_executor(self._threads, handle_sync, [run]))[0]
+        outcomes: list[Outcome] = await self._threads[lane].call(partial(handle_sync, [run]))
+        return outcomes[0]
 
     async def _in_transaction(self, lane: Lane, jobs: list[Job]) -> None:
         try:
@@ -157,12 +291,9 @@ class Attempts:
                 async with self._pool.connection() as conn:
                     ended = await user_transaction.run_async(conn, transaction.attempt(conn, jobs))
             else:
-                ended = await self._loop.run_in_executor(self._threads, self._in_sync_transaction, jobs)
+                ended = await self._threads[lane].call(partial(self._in_sync_transaction, jobs))
         except (psycopg.Error, OSError) as error:
-            # The database was away before the handler was called: no attempt is burnt.
-            log.warning("%s: %s; %s not started", lane.stage.queue, first_line(error), _named(jobs))
-            await asyncio.sleep(RECONNECT_AFTER)
-            await self._releaser.put_back(jobs, _not_begun(error))
+            await self._not_started(lane, jobs, f"its transaction was not begun: {first_line(error)}")
             return
         match ended:
             case transaction.Committed(finished):
@@ -191,7 +322,11 @@ class Attempts:
 
     def _missed(self, lane: Lane, jobs: list[Job]) -> None:
         """Has other workers start what has missed its start time here: all that has, in one go."""
-        self._inflight.missed(lane, jobs)
+        if held := [job for job in jobs if job.lost is None]:
+            self._inflight.missed(lane, held)
+            self._release_late()
+
+    def _release_late(self) -> None:
         if self._releasing is None or self._releasing.done():
             self._releasing = self._loop.create_task(self._releaser.late())
 
@@ -208,14 +343,20 @@ class Attempts:
         self._committed_alone.clear()
 
 
-def _named(jobs: list[Job]) -> str:
+def _too_slow(job: Job) -> Failed:
+    why = "" if job.stage.is_async else "; its thread goes on, and keeps its slot"
+    return fail(job, TimeoutError(f"no outcome within the stage's timeout of {job.stage.timeout:g} s{why}"))
+
+
+def _where(job: Job) -> str:
+    return f"{job.stage.queue} {printable(job.entity_id)}"
+
+
+def _named(jobs: Sequence[Job]) -> str:
     others = f" and {len(jobs) - 1} others" if len(jobs) > 1 else ""
     return printable(jobs[0].entity_id) + others
 
 
-def _slots(lanes: list[Lane]) -> int:
-    return max(1, sum(lane.concurrency for lane in lanes))
-
-
 def _transactions(lanes: list[Lane]) -> int:
-    return _slots([lane for lane in lanes if lane.stage.transaction])
+    """Returns how many transactions run at once in these lanes: connections of a pool, which has one at least."""
+    return max(1, sum(lane.concurrency for lane in lanes if lane.stage.transaction))

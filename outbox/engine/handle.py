@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from .. import texts
 from ..definition import returned
 from ..errors import HandlerError, InvalidInput, TooNewData
+from ..process.forks import leave_if_forked
+from ..service import is_cancelled
 from .job import Failed, Finished, Job, Missed, Outcome, PutBack, Trouble, fail
 from .pacing import is_late
 from .run import Run
@@ -66,10 +68,12 @@ async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:
     if _too_late(runs):
         return [Missed() for _ in runs]
     try:
-        return finish(runs, await _call(runs))
+        result = await _call(runs)
+        leave_if_forked()
+        return finish(runs, result)
     except BaseException as error:
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        leave_if_forked()
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise  # the worker's own cancellation, not the handler's
         return [fail(run._job, error) for run in runs]
 
@@ -79,18 +83,23 @@ def handle_sync(runs: Sequence[Run[Any]]) -> list[Outcome]:
     if _too_late(runs):
         return [Missed() for _ in runs]
     try:
-        return finish(runs, _call(runs))
+        result = _call(runs)
+        leave_if_forked()
+        return finish(runs, result)
     except BaseException as error:
+        leave_if_forked()
         return [fail(run._job, error) for run in runs]
 
 
 def _too_late(runs: Sequence[Run[Any]]) -> bool:
-    """Whether a start time has passed. Asked last: waiting for a connection or a thread may have taken long."""
-    return any(is_late(run._job.starts, time.monotonic()) for run in runs)
+    """Whether a start time has passed, or a job was taken away. Waiting for a connection or a thread takes time."""
+    return any(run._job.lost is not None or is_late(run._job.starts, time.monotonic()) for run in runs)
 
 
 def _call(runs: Sequence[Run[Any]]) -> Any:
     stage = runs[0]._job.stage
+    for run in runs:
+        run._job.begin()
     return stage.handler(runs[0] if stage.batch is None else list(runs))
 
 

@@ -84,7 +84,7 @@ class InFlight:
         if jobs := lane.next():
             lane.attempts += 1
             for job in jobs:
-                lane.running[job.workflow_id] = job
+                lane.running[id(job)] = job
             self.something_started.set()
         return jobs
 
@@ -173,6 +173,10 @@ class InFlight:
         if not self._late:
             lane.missed()
         self._late += jobs
+
+    def not_begun(self, lane: Lane) -> None:
+        """Moves what waits in a lane to where it is released: no handler there will soon let go of its slot."""
+        self._late += lane.drop_waiting()
 
     def late(self) -> list[Job]:
         """Returns the late jobs of one stage, which are to be released."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,14 +44,21 @@ class Job:
     lost: str | None = None  # why this attempt's writes no longer count
     alone: bool = False  # it was in a batch that failed: its next transaction is its own
     task: asyncio.Future[Any] | None = None
+    begun: bool = False  # its handler was called
     deadline: float = 0.0  # of the attempt, by this process's monotonic clock
+    late: bool = False  # it is past that, and held on, as its stage's limits count what runs in a thread
+    lost_at: float = 0.0  # likewise
     start_time: float = 0.0  # where the stage has a rate, by the server's clock,
     starts: float = 0.0  # and by this process's monotonic clock
     checkpoints: Kept | None = None
 
+    def begin(self) -> None:
+        """Starts the time that its stage gives to an attempt: its handler is called now, and not before."""
+        self.begun, self.deadline = True, time.monotonic() + self.stage.timeout
+
     def take_away(self, why: str) -> None:
         """Tells the attempt that nothing it does counts any more, and cancels it where that is possible."""
-        self.lost = why
+        self.lost, self.lost_at = why, time.monotonic()
         if self.task is not None:
             self.task.cancel()
 

@@ -30,8 +30,9 @@ ASYNC_CONCURRENCY, SYNC_CONCURRENCY, TRANSACTION_CONCURRENCY, BATCH_CONCURRENCY 
 class Lane:
     """A stage's share of a process.
 
-    `waiting`: claimed and not started. `running`: with a handler, by workflow. `attempts`: handlers at work, each with
-    one job or a batch of them. `careful`: jobs here that may kill the process; it has one at a time.
+    `waiting`: claimed and not started. `running`: with a handler, by identity: what runs on after its timeout may meet
+    the next attempt at the same job. `attempts`: handlers at work, each with one job or a batch of them. `overdue`:
+    those of them whose attempt no longer counts. `careful`: jobs here that may kill the process; it has one at a time.
     """
 
     def __init__(self, stage: Stage, concurrency: int) -> None:
@@ -39,8 +40,8 @@ class Lane:
         self.paced = stage.limits is not None and stage.limits.paced
         self.concurrency = concurrency
         self.waiting: deque[Job] = deque()
-        self.running: dict[str, Job] = {}
-        self.attempts = 0
+        self.running: dict[int, Job] = {}
+        self.attempts = self.overdue = 0
         self.careful = 0
         self.scan = ScanMark()
         self.held_until = 0.0  # the stage's limits let nothing start before, unless something happens
@@ -54,8 +55,15 @@ class Lane:
         """How many jobs may be with handlers at once."""
         return self.concurrency * (self.stage.batch or 1)
 
+    @property
+    def blocked(self) -> bool:
+        """Whether each slot has a handler that goes on though its attempt no longer counts."""
+        return self.overdue >= self.concurrency
+
     def room(self) -> int:
         """Returns how many more jobs to claim: free slots and a little ahead, so that slow handlers hoard nothing."""
+        if self.blocked:
+            return 0
         ahead = min(MAX_CLAIM, int(self._rate * (LATE if self.paced else PREFETCH)))
         most = math.ceil((self.slots + ahead) * self._eager) if self.paced else self.slots + ahead
         return min(MAX_CLAIM, most - len(self.running) - len(self.waiting))
@@ -88,8 +96,7 @@ class Lane:
         """Frees the slot of a handler that has returned."""
         self.attempts -= 1
         for job in jobs:
-            if self.running.get(job.workflow_id) is job:
-                del self.running[job.workflow_id]
+            self.running.pop(id(job), None)
             self.careful -= job.careful and job not in self.waiting
         self._ended += len(jobs)
         now = time.monotonic()
@@ -156,6 +163,10 @@ class Lanes(dict[tuple[str, str], Lane]):
     def running(self) -> list[Job]:
         """Returns the jobs with handlers whose attempts still count."""
         return [job for lane in self.values() for job in lane.running.values() if not job.lost]
+
+    def timeout(self) -> float:
+        """Returns the longest timeout, in seconds, of what runs now."""
+        return max((lane.stage.timeout for lane in self.values() if lane.running), default=0.0)
 
     def waiting(self) -> list[Job]:
         """Returns the claimed jobs that have not started."""

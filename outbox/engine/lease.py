@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -40,6 +41,7 @@ class Lease:
         self._stages = [lane.stage.queue for lane in inflight.lanes.values()]
         self._inflight = inflight
         self._former = 0
+        self._registering: asyncio.Task[None] | None = None
         self._watched = False
         self._greeted: psycopg.AsyncConnection[Any] | None = None
         self._link = Link(dsn, "listen")
@@ -49,7 +51,7 @@ class Lease:
         while True:
             try:
                 if not self.id:
-                    await self._register()
+                    await self._register_whole()
                 conn = await self._link.connection()
                 if conn is not self._greeted:
                     await self._greet(conn)
@@ -87,6 +89,9 @@ class Lease:
 
     async def leave(self) -> None:
         """Takes the row away: what is still held under its id is free at once."""
+        if self._registering is not None:
+            with suppress(Exception):
+                await self._registering  # it may just be making a row
         worker, self.id = self.id, 0
         self.registered.clear()
         try:
@@ -94,6 +99,11 @@ class Lease:
                 await self._link.execute(SQL["worker_leave"], {"worker": worker})
         finally:
             await self._link.close()
+
+    async def _register_whole(self) -> None:
+        """Registers, also when this is cancelled in the middle: else a row would stay that is nobody's."""
+        self._registering = asyncio.create_task(self._register())
+        await asyncio.shield(self._registering)
 
     async def _register(self) -> None:
         if self._former:
@@ -122,7 +132,7 @@ class Lease:
             self.beaten = sent
         else:
             self._lose("the lease was taken away")
-            await self._register()
+            await self._register_whole()
             await self._greet(await self._link.connection())
 
     async def _hear(self, conn: psycopg.AsyncConnection[Any], until: float) -> None:

@@ -173,8 +173,8 @@ class Run(Generic[Data]):
             self._job.checkpoints.note(self._job, text)
 
     def _still_held(self) -> None:
-        if self._job.lost is not None:
-            raise LeaseLost(f"{self.pipeline}.{self.stage} {self.entity_id}: {self._job.lost}")
+        if self._job.lost is not None or self._job.late:
+            raise LeaseLost(f"{self.pipeline}.{self.stage} {self.entity_id}: {self._job.lost or 'timed out'}")
 
 
 class _JobLogger(logging.LoggerAdapter[logging.Logger]):

@@ -7,9 +7,11 @@ rolled back is due again, one that was committed is over, and two at once can't 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 import random
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -26,6 +28,8 @@ from ..database.steps import Call, Statement
 from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.schedule import Schedule, Tick
 from ..errors import HandlerError
+from ..process.threads import NoThread, Threads
+from ..service import cancel, is_cancelled
 
 SQL = statements.load("scheduler")
 log = logging.getLogger("outbox.schedule")
@@ -41,31 +45,47 @@ class Scheduler:
         self._dsn = engine_conninfo(dsn, "schedule")
         self._schedules = {(schedule.pipeline, schedule.name): schedule for schedule in schedules}
         self._link = Link(dsn, "schedules", pooled=pooled)
-        self._running: set[Schedule] = set()
+        self._running: dict[Schedule, asyncio.Task[Any]] = {}
+        self._in_threads: dict[Schedule, float] = {}  # with the time by which it should have ended
         self._foreign: set[Schedule] = set()
+        self._context = contextvars.copy_context()
+        self._threads = Threads("schedule")
         self._ran = asyncio.Event()
 
     async def run(self) -> None:
         """Runs what is due, until it is cancelled."""
-        async with asyncio.TaskGroup() as ticks:
+        try:
             while True:
                 wait = LOOK_EVERY
+                self._say_late()
                 for schedule, due_in in await self._look():
                     if due_in <= 0 and schedule not in self._running:
-                        ticks.create_task(self._run(schedule))
+                        self._start(schedule)
                     # What is overdue is looked at again soon: another worker may be running it.
                     wait = min(wait, due_in if due_in > 0 else random.uniform(0.5, 1))
                 self._ran.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ran.wait(), wait)
+        finally:
+            self._threads.close()  # before: else a tick waits for its thread
+            await cancel(*self._running.values())
 
     async def run_due(self) -> bool:
         """Runs all that is due and that no other worker runs, one after the other; returns whether there was any."""
         due = [schedule for schedule, due_in in await self._look() if due_in <= 0]
-        return any([await self._run(schedule) for schedule in due])
+        return any([await self._start(schedule) for schedule in due])
 
     async def close(self) -> None:
+        self._threads.close()
         await self._link.close()
+
+    def timeout(self) -> float:
+        """Returns the longest timeout, in seconds, of the functions that run now."""
+        return max((schedule.timeout for schedule in self._running), default=0.0)
+
+    def left(self) -> list[str]:
+        """Returns the names of the schedules whose functions are still running."""
+        return [f"schedule {schedule.label}" for schedule in {**self._running, **self._in_threads}]
 
     async def _look(self) -> list[tuple[Schedule, float]]:
         """Returns the schedules that are deployed as this worker knows them, each with the seconds until it is due."""
@@ -81,9 +101,15 @@ class Scheduler:
         self._foreign = foreign
         return [(schedule, due_in) for schedule, _, due_in in found if schedule not in foreign]
 
+    def _start(self, schedule: Schedule) -> asyncio.Task[bool]:
+        self._running[schedule] = task = asyncio.create_task(self._run(schedule), context=self._context.copy())
+        return task
+
     async def _run(self, schedule: Schedule) -> bool:
-        """Runs a schedule's tick, if it is due and no other worker runs it; returns whether it was."""
-        self._running.add(schedule)
+        """Runs a schedule's tick, if it is due and no other worker runs it; returns whether it was.
+
+        Nothing that comes out of a tick ends the worker, nor the other schedules.
+        """
         try:
             match await self._tick(schedule):
                 case Ran(at):
@@ -95,17 +121,19 @@ class Scheduler:
                     await self._link.repeat(SQL["schedule_fail"], {**_key(schedule), "due": due, "error": text})
                     log.warning("%s failed, and will be tried again: %s", schedule.label, texts.printable(text))
                     return True
-            return False
+        except Exception as error:
+            log.error("%s: %s", schedule.label, texts.printable(texts.describe(error)), exc_info=error)
         finally:
-            self._running.discard(schedule)
+            self._running.pop(schedule, None)
+        return False
 
     async def _tick(self, schedule: Schedule) -> Ran | Failed | None:
         """Runs a tick, in the event loop or in a thread; returns None if it isn't due or the database is away."""
         try:
             if inspect.iscoroutinefunction(schedule.function):
                 return await self._in_loop(schedule)
-            return await asyncio.to_thread(self._in_thread, schedule)
-        except (psycopg.Error, OSError) as error:
+            return await self._threads.call(partial(self._in_thread, schedule))  # type: ignore[no-any-return]
+        except (psycopg.Error, OSError, NoThread) as error:
             log.warning("%s: %s", schedule.label, first_line(error))
             return None
 
@@ -115,8 +143,19 @@ class Scheduler:
             return await user_transaction.run_async(conn, _ticking(conn, schedule))
 
     def _in_thread(self, schedule: Schedule) -> Ran | Failed | None:
-        with psycopg.connect(self._dsn, autocommit=True, prepare_threshold=None) as conn:
-            return user_transaction.run(conn, _ticking(conn, schedule))
+        self._in_threads[schedule] = time.monotonic() + schedule.timeout
+        try:
+            with psycopg.connect(self._dsn, autocommit=True, prepare_threshold=None) as conn:
+                return user_transaction.run(conn, _ticking(conn, schedule))
+        finally:
+            self._in_threads.pop(schedule, None)
+
+    def _say_late(self) -> None:
+        """Says once which plain functions go on after their timeout: this worker runs them no more until they end."""
+        for schedule, until in list(self._in_threads.items()):
+            if time.monotonic() > until:
+                self._in_threads[schedule] = float("inf")
+                log.error("%s hangs in its thread, after its timeout of %g s", schedule.label, schedule.timeout)
 
 
 class Ran(NamedTuple):
@@ -129,7 +168,7 @@ class Failed(NamedTuple):
     """The tick that was `due` has raised `error`, and nothing of it is committed."""
 
     due: datetime
-    error: Exception
+    error: BaseException
 
 
 def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
@@ -149,7 +188,9 @@ def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
                 "the function ended the transaction that it was given: use tick.connection.transaction()"
             )
         yield Commit()
-    except Exception as error:
+    except BaseException as error:  # whatever a handler may raise
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
+            raise  # the worker's own cancellation, not the function's
         return Failed(due, error)
     return Ran(at)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +13,7 @@ import psycopg
 from ..checks import check_number
 from ..database.link import PLANNING, Link
 from ..definition.pipeline import Pipeline
-from ..errors import DefinitionError
+from ..errors import DefinitionError, WorkerBroken
 from ..service import Service, side_by_side
 from ..texts import shown
 from .attempt import Attempts
@@ -28,6 +28,7 @@ from .ready import Readiness
 from .release import Releaser
 from .retention import Retention
 from .scheduler import Scheduler
+from .standstill import Standstill
 
 log = logging.getLogger("outbox.worker")
 
@@ -36,6 +37,9 @@ COMMITS = 3
 
 RELEASE_WITHIN = 10.0
 """Seconds in which a worker that stops tries to release what it has not finished: else its lease's end does it."""
+
+CANCEL_WITHIN = 1.0
+"""Seconds that handlers may take to end after they were cancelled: then their jobs are released."""
 
 COMMIT_WITHIN = 1.0
 """Seconds that the last outcomes may take to be committed after the grace time."""
@@ -49,7 +53,11 @@ class Worker:
     long a frozen or cut-off process keeps its jobs; a killed one loses them in about a second. `grace` (seconds) is how
     long running handlers may take after `stop`. `listen_dsn` is a direct DSN when `dsn` goes through a pooler. `drain`
     ends the run when nothing is due. `notify=False` polls only. `counts` says what has become of the attempts,
-    `interrupted` how many handlers were still running at the end.
+    `interrupted` how many handlers were still running at the end of the grace time, and `left` names those that run on
+    after `run` has returned, as a thread can't be interrupted, and a coroutine may swallow its cancellation.
+
+    While a handler blocks the event loop, the lease is kept for the longest timeout of what runs, plus a lease. Then
+    `on_standstill`, if given, is called in a thread with the reason: it may end the process. The jobs were released.
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class Worker:
         drain: bool = False,
         notify: bool = True,
         retention: Retention | None = None,
+        on_standstill: Callable[[str], None] | None = None,
     ) -> None:
         check_number(lease, "lease", 0.5, 86_400)
         check_number(grace, "grace", 0, 86_400)
@@ -80,17 +89,25 @@ class Worker:
         self._dsn, self._listen_dsn, self._pooled = dsn, listen_dsn or dsn, listen_dsn not in (None, "", dsn)
         self._lease, self._grace, self._drain, self._notify = lease, grace, drain, notify
         self._retention = retention or Retention()
+        self._on_standstill = on_standstill
         self._service = Service("Worker")
         self.counts, self.interrupted = Counts(), 0
+        self.left: list[str] = []
 
     async def run(self) -> None:
         """Works until `stop`, or, with `drain`, until nothing is due.
 
-        SchemaError or NotDeployed at once if the database isn't ready for this code. After that, nothing that
-        a handler, data or a restart of Postgres does ends it.
+        SchemaError or NotDeployed at once if the database isn't ready for this code. After that, nothing that data or a
+        restart of Postgres does ends it. WorkerBroken when handlers that don't end have taken all slots of a stage.
+        Cancelled, it cancels its handlers, and releases their jobs.
         """
         shift = _Shift(self)
-        await self._service.run(shift.run, *shift.closing)
+        try:
+            await self._service.run(shift.run, *shift.closing)
+        finally:
+            self.left = shift.left()
+            if self.left:
+                log.error("still running, though the worker has stopped: %s", ", ".join(self.left))
 
     def stop(self) -> None:
         """Stops: jobs that are claimed but not started go back at once, running ones get `grace` seconds.
@@ -121,23 +138,38 @@ class _Shift:
         committer = Committer(commits, worker._link("commit"), inflight, self._releaser)
         self._maintenance = Maintenance(dsn, inflight, worker._retention, lease=worker._lease, pooled=pooled)
         self._scheduler = Scheduler(dsn, worker._schedules, pooled=pooled)
+        standstill = Standstill(
+            dsn, lease, inflight, self._attempts, seconds=worker._lease, give_up=worker._on_standstill,
+            timeout=lambda: max(inflight.lanes.timeout(), self._scheduler.timeout()),
+        )  # fmt: skip
         self._beside = [
-            lease.run, lease.watch, self._maintenance.run, committer.run, committer.run_held_up,
-            self._attempts.watch, checkpoints.run,
-            lambda: self._claimer.reconcile(reconciling), *([] if worker._drain else [self._scheduler.run]),
+            standstill.run, lease.run, lease.watch, self._maintenance.run, committer.run, committer.run_held_up,
+            self._attempts.watch, checkpoints.run, lambda: self._claimer.reconcile(reconciling),
+            *([] if worker._drain else [self._scheduler.run]),
         ]  # fmt: skip
         self.closing = [
-            lease.leave, claims.close, *(link.close for link in commits), committer.close, reconciling.close,
-            self._maintenance.close, self._attempts.close, self._scheduler.close, checkpoints.close,
+            self._release_all, lease.leave, claims.close, *(link.close for link in commits), committer.close,
+            reconciling.close, self._maintenance.close, self._attempts.close, self._scheduler.close, checkpoints.close,
         ]  # fmt: skip
 
     async def run(self) -> None:
         await self._ready.wait(self._service)
+        if self._service.stopping:
+            return
         await self._attempts.open()
         await side_by_side(self._work_and_wind_down(), *(loop() for loop in self._beside))
 
+    def left(self) -> list[str]:
+        """Returns the names of the handlers that are still running."""
+        return [*self._attempts.left(), *self._scheduler.left()]
+
     async def _work_and_wind_down(self) -> None:
-        await self._service.until_stop(self._work())
+        try:
+            await self._service.until_stop(side_by_side(self._work(), self._attempts.broken()))
+        except WorkerBroken as error:
+            log.error("%s", error)
+            await self._wind_down(within=self._worker._grace)
+            raise
         await self._wind_down()
 
     async def _work(self) -> None:
@@ -164,16 +196,20 @@ class _Shift:
             return self._inflight.drained() and not self._maintenance.suspects
         return False
 
-    async def _wind_down(self) -> None:
+    async def _wind_down(self, within: float | None = None) -> None:
+        """Ends what is at work within the grace time after a stop, or `within` so many seconds."""
         self._attempts.stop_starting()
         if waiting := self._inflight.drop_waiting():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._releaser.release(waiting, started=False), RELEASE_WITHIN)
             log.info("released %s jobs that had not started", len(waiting))
-        await self._service.until_stop(self._inflight.quiet(), grace=self._worker._grace)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._service.until_stop(self._inflight.quiet(), grace=self._worker._grace)
         if interrupted := self._inflight.interrupt("the worker has stopped"):
             self._worker.interrupted = len(interrupted)
             log.warning("interrupted %s handlers that were still running; their jobs run again", len(interrupted))
+            await self._attempts.ended(CANCEL_WITHIN)
             with suppress(Exception):
                 await asyncio.wait_for(self._releaser.release(interrupted), RELEASE_WITHIN)
         with suppress(TimeoutError):
@@ -182,3 +218,13 @@ class _Shift:
             log.warning("%s outcomes wait for rows that other sessions hold; their jobs run again", len(held_up))
             with suppress(Exception):
                 await asyncio.wait_for(self._releaser.release(held_up), RELEASE_WITHIN)
+
+    async def _release_all(self) -> None:
+        """Cancels what runs and releases what is held; there is none unless the run has failed or was cancelled."""
+        self._attempts.stop_starting()
+        inflight = self._inflight
+        held = [*inflight.drop_waiting(), *inflight.interrupt("the worker has ended"), *inflight.drop_held_up()]
+        await self._attempts.ended(CANCEL_WITHIN)
+        if held:
+            await self._releaser.release(held)
+            log.warning("released %s jobs, as the worker has ended; they run again", len(held))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,9 @@ from ..database.dsn import engine_conninfo
 from ..database.link import Link, first_line, temporary
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
-from ..service import Service, Trouble, on_signals, side_by_side
+from ..process import ending
+from ..process.signals import on_signals
+from ..service import Service, Trouble, side_by_side
 from ..texts import printable
 from .delivery import Arrival, Delivery
 from .handling import Handling, Slots
@@ -47,11 +50,15 @@ RETRY = Backoff(first=1, factor=2, max=60)
 async def consume(queue: str, handler: Callable[[Delivery], Any], **options: Any) -> None:
     """Handles the messages of a RabbitMQ queue, each with one effect, until SIGTERM or Ctrl-C.
 
-    The options are those of Consumer, which is for programs that have other reasons to stop.
+    The options are those of Consumer, which is for programs that have other reasons to stop. The process ends soon
+    after the grace time, with exit code 1, whatever handlers still run.
     """
     consumer = Consumer(queue, handler, **options)
-    on_signals(consumer.stop)
+    on_signals(consumer.stop, consumer.grace)
     await consumer.run()
+    if consumer.left:
+        ending.exit_soon()  # Python and asyncio would wait for them
+        sys.exit(1)
 
 
 class Consumer:
@@ -68,7 +75,7 @@ class Consumer:
     queue takes is parked. `concurrency` is how many keys are handled at once; the messages of a key are handled one
     after the other. `timeout` (seconds) bounds an async handler; a sync one can't be interrupted. `grace` (seconds) is
     how long running handlers may take after `stop`. Ids are remembered for `keep_inbox` days (None: another process
-    forgets them); older messages are parked.
+    forgets them); older messages are parked. `left` names the messages whose handlers run on after `run` has returned.
     """
 
     def __init__(
@@ -95,7 +102,8 @@ class Consumer:
         check_number(grace, "grace", 0, 86_400)
         if keep_inbox is not None:
             check_number(keep_inbox, "keep_inbox", *MEMORY_DAYS)
-        self._grace, self._keep_inbox = grace, keep_inbox
+        self.grace, self._keep_inbox = grace, keep_inbox
+        self.left: list[str] = []
         self._service = Service("Consumer")
         self._handling = Handling(
             Inbox(queue if consumer is None else consumer), queue, handler, retry or RETRY, timeout,
@@ -119,7 +127,13 @@ class Consumer:
         message, or a restart of Postgres or RabbitMQ does ends it.
         """
         receivers = [lane.receiver.close for lane in self._lanes]
-        await self._service.run(self._serve, self._subscription.close, *receivers)
+        try:
+            await self._service.run(self._serve, self._subscription.close, *receivers)
+        finally:
+            self.left = [lane.receiver.handles for lane in self._lanes if lane.receiver.handles]
+            if self.left:
+                told = "still running, though the consumer has stopped: the handlers of messages %s"
+                log.error(told, ", ".join(self.left))
         counts = self._handling
         log.info("stopped: %s handled, %s duplicates, %s parked", counts.handled, counts.duplicates, counts.parked)
 
@@ -141,7 +155,7 @@ class Consumer:
         for lane in self._lanes:
             lane.drop_waiting()
         await self._subscription.pause()
-        await self._service.until_stop(self._all_idle(), grace=self._grace)
+        await self._service.until_stop(self._all_idle(), grace=self.grace)
 
     async def _all_idle(self) -> None:
         for lane in self._lanes:

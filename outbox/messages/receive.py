@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,8 @@ from ..database.steps import Call
 from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.outcome import failure
 from ..errors import HandlerError, TooNew, TooOld, Unreadable
+from ..process.threads import Threads
+from ..service import is_cancelled
 from ..texts import printable
 from .delivery import Arrival, Delivery, storable
 from .handling import Handling
@@ -49,7 +50,8 @@ class Receiver:
         self._dsn, self._handling, self._pooled = dsn, handling, pooled
         self._link = Link(dsn, "consumer", pooled=pooled)
         self._sync: psycopg.Connection[Any] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
+        self._threads: Threads | None = None  # made in the loop
+        self.handles: str | None = None  # the message whose handler runs
 
     async def receive(self, arrival: Arrival) -> bool:
         """Handles a message or parks it, however long the database is away. Returns False if a stop came before."""
@@ -77,7 +79,7 @@ class Receiver:
             except (TooOld, TooNew, HandlerError) as error:
                 return await self._park(arrival, delivery, str(error))
             except BaseException as error:
-                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                if isinstance(error, asyncio.CancelledError) and is_cancelled():
                     raise  # by us, not by the handler
                 counted = not self._is_outage(error)
                 if not counted:
@@ -89,7 +91,9 @@ class Receiver:
 
     async def close(self) -> None:
         await self._link.close()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._threads is not None:
+            self._threads.close()
+            self._threads = None  # of this loop: the consumer may run again in another one
         if self._sync is not None:
             self._sync.close()
 
@@ -108,8 +112,8 @@ class Receiver:
             conn = await self._link.connection()
             new = await user_transaction.run_async(conn, self._delivering(conn, arrival, delivery))
         else:
-            loop = asyncio.get_running_loop()
-            new = await loop.run_in_executor(self._thread, self._in_thread, arrival, delivery)
+            self._threads = self._threads or Threads("consumer", held=False)
+            new = await self._threads.call(partial(self._in_thread, arrival, delivery))
         if new:
             self._handling.handled += 1
         else:
@@ -129,10 +133,13 @@ class Receiver:
         new = yield from accepting(self._handling.inbox.consumer, delivery.message_id)
         if new:
             delivery.connection = conn
+            self.handles = str(delivery.message_id)
             try:
                 yield Call(partial(self._handling.handler, delivery), self._handling.timeout)
             except (StopIteration, GeneratorExit) as error:  # which neither a future nor a coroutine can hold
                 raise RuntimeError(f"the handler raised {type(error).__name__}") from error
+            finally:
+                self.handles = None
             _require_same(delivery, (yield SQL["delivery_mark_read"], {}))
         if _had_trouble(arrival, delivery):
             yield SQL["delivery_settle"], self._known(arrival, delivery)
@@ -199,8 +206,3 @@ def _require_same(delivery: Delivery, rows: list[Any]) -> None:
             "the handler ended the transaction that it was given: what it wrote may be committed, and the message "
             "counts as handled. Don't commit or roll back on delivery.connection; use delivery.connection.transaction()"
         )
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -152,6 +152,12 @@ def _jobs(conn: Conn) -> Iterator[Finding]:
             "bad", f"{number(count, 'workflow')} of {pipeline} in {status} without a job, such as {entity}",
             "run: outbox retry ENTITY, or move them on with outbox set-status",
         )  # fmt: skip
+    for pipeline, stage, count, dead in _rows(conn, "handlers_hanging"):
+        yield Finding(
+            "warn", f"{number(count, 'job')} of {pipeline}.{stage} ({dead} dead) ran out of time in a handler that "
+            "can't be interrupted: such a handler keeps its slot for as long as it hangs",
+            "give what it calls a timeout; a worker without a free slot ends, and its supervisor starts a new one",
+        )  # fmt: skip
     dead = _rows(conn, "dead_jobs")[0][0]
     if dead:
         yield Finding(

@@ -61,6 +61,17 @@ WHERE r.stage IS NOT NULL
   AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = w.id)
 GROUP BY w.pipeline, w.current_status ORDER BY w.pipeline, w.current_status;
 
+-- name: handlers_hanging
+-- Counts the jobs of each stage whose last attempt ran out of time in a thread, which may hang there still.
+-- Reads dead_jobs, jobs.
+SELECT h.pipeline, h.stage, count(*), count(*) FILTER (WHERE h.dead)
+FROM (SELECT j.pipeline, j.stage, j.error, false AS dead FROM outbox.jobs AS j WHERE j.error IS NOT NULL
+      UNION ALL
+      SELECT d.pipeline, d.stage, d.error, true FROM outbox.dead_jobs AS d) AS h
+WHERE h.error LIKE 'TimeoutError: no outcome within the stage''s timeout of %% s; its thread goes on%%'
+   OR h.error LIKE 'TimeoutError: the event loop stood still for %%'
+GROUP BY h.pipeline, h.stage ORDER BY h.pipeline, h.stage;
+
 -- name: dead_jobs
 -- Counts dead jobs.
 -- Reads dead_jobs.

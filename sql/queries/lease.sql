@@ -12,6 +12,11 @@ RETURNING id;
 -- Writes workers. Uses workers_pkey.
 UPDATE outbox.workers SET beat_at = now(), watched = %(watched)s WHERE id = %(worker)s RETURNING id;
 
+-- name: worker_beat_on
+-- Renews the lease while the worker's event loop stands still. No row: it was taken away.
+-- Writes workers. Uses workers_pkey.
+UPDATE outbox.workers SET beat_at = now() WHERE id = %(worker)s RETURNING id;
+
 -- name: worker_set_idle
 -- Notes whether to wake this worker when there is work. No row: its lease was taken away.
 -- Writes workers. Uses workers_pkey.

@@ -7,11 +7,14 @@ transaction by a connection of its own, straight to Postgres, inside by the hand
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import random
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -44,6 +47,33 @@ def trouble(failing: Callable[[str], Exception] = RuntimeError) -> None:
         raise failing("words that Postgres can't store: \0")
 
 
+MISCHIEF = Path(os.environ.get("CHAOS_MISCHIEF", "mischief"))
+"""A file that has the name of what handlers do wrong at present, beside failing; there is none most of the time."""
+
+
+def does(wrong: str, often: float) -> bool:
+    """Whether a handler is to do this wrong thing now, of those that may: so `often`, of 1."""
+    try:
+        return MISCHIEF.read_text() == wrong and random.random() < often
+    except FileNotFoundError:
+        return False
+
+
+async def exits() -> None:
+    sys.exit(3)
+
+
+def reckless() -> None:
+    """What concerns the process more than the handler."""
+    if random.random() < 0.5:
+        asyncio.create_task(exits())  # noqa: RUF006
+    else:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join()
+
+
 class World:
     """The outside world: one connection that is opened again when it breaks."""
 
@@ -67,6 +97,10 @@ world = World()
 @chaos.stage("check", on="NEW", running="CHECKING", to="CHECKED", retry=retry(12), timeout=10)
 async def check(run: Run[Data]) -> Data:
     await asyncio.sleep(random.random() * 0.02)
+    if does("block", 0.02):
+        time.sleep(random.uniform(0.5, 6))  # noqa: ASYNC251  # longer than a lease
+    if does("be reckless", 0.05):
+        reckless()
     trouble(lambda words: Retry(message=words))
     killpoints.passing("K2")
     await world.write(run)
@@ -76,11 +110,13 @@ async def check(run: Run[Data]) -> Data:
 
 
 @chaos.stage(
-    "decide", on="CHECKED", to={"REVIEW", "APPROVED"}, retry=retry(12), timeout=10, concurrency=1,
+    "decide", on="CHECKED", to={"REVIEW", "APPROVED"}, retry=retry(12), timeout=5, concurrency=1,
     partition=lambda d: d.customer, total_concurrency=3, priority="seen",
 )  # fmt: skip
 def decide(run: Run[Data]) -> Go[Data] | WaitForApproval[Data]:
     time.sleep(random.random() * 0.005)
+    if does("hang", 0.05):
+        time.sleep(random.choice([3600, random.uniform(4, 25)]))  # for ever, or past its timeout
     trouble()
     run.publish("chaos.decided", {"entity": run.entity_id})
     if random.random() > 0.3:

@@ -178,6 +178,15 @@ class Cast:
         with channel(self.broker.url) as opened:
             yield opened, BEHIND, EXCHANGE
 
+    def mischief(self, wrong: str | None) -> None:
+        """Has handlers do something wrong now and then, until it is None."""
+        file = self.folder / "mischief"
+        if wrong is None:
+            file.unlink(missing_ok=True)
+        else:
+            file.with_suffix(".new").write_text(wrong)
+            file.with_suffix(".new").rename(file)
+
     # The processes.
 
     def play(self, rate: float) -> None:
@@ -266,7 +275,7 @@ class Cast:
                 assert role.popen is not None
                 try:
                     code = role.popen.wait(max(0.1, deadline - time.monotonic()))
-                    if code != 0:
+                    if code != 0 and not (code == 1 and _cut_off(self._words(role))):
                         self.exits.append(f"{role.kind} ended with {code} on SIGTERM: {self._words(role)[-800:]}")
                 except subprocess.TimeoutExpired:
                     role.popen.kill()
@@ -307,13 +316,16 @@ class Cast:
         # Several of them may have been on their way to it: how it ended tells which one came first.
         reason = {
             -signal.SIGKILL: "anywhere" if role.killed else role.point,
-            -signal.SIGTERM: "SIGTERM" if role.stopped and not served else None,  # that came before it had begun
+            -signal.SIGTERM: "SIGTERM" if role.stopped and (not served or "stopped: " in said) else None,  # not at work
             0: "SIGTERM" if role.stopped else None,
+            1: "SIGTERM" if role.stopped and _cut_off(said) else None,
         }.get(code)
         if code == 1 and not served and ("connect" in said or "server_login_retry" in said):
             self.not_started += 1
             time.sleep(0.1)
             return
+        if code == 1 and "has no slot left" in said:
+            return  # as it should, where threads hang: another one is started
         if reason is None:
             self.exits.append(f"{role.kind} ended by itself with {code}: {said[-800:]}")
             return
@@ -333,6 +345,7 @@ class Cast:
             "CHAOS_TROUBLE": str(self.trouble),
             "CHAOS_SEED": str(self.seed),
             "CHAOS_MUTANT": self.config.mutant or "",
+            "CHAOS_MISCHIEF": str(self.folder / "mischief"),
         }
         with log.open("ab") as output:
             return subprocess.Popen(
@@ -351,3 +364,8 @@ class Cast:
         from .consumer import QUEUE
 
         return QUEUE in self.broker.ctl("list_queues", "name")
+
+
+def _cut_off(said: str) -> bool:
+    """Whether a process that was told to stop has said that it left something running, as a handler hangs or blocks."""
+    return "though still running: " in said or "the event loop stands still" in said

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from .cast import Config
 
-PROCESSES = ("kill-points", "kill-9", "deploy", "freeze", "relay-frozen", "buried")
+PROCESSES = (
+    "kill-points",
+    "kill-9",
+    "deploy",
+    "freeze",
+    "relay-frozen",
+    "buried",
+    "hung-threads",
+    "blocked-loop",
+    "reckless-handlers",
+)
 POSTGRES = ("postgres-restart", "postgres-kill", "sessions", "notify-lost", "held-rows")
 NETWORK = ("cut-at-commit", "black-hole", "half-open", "broker-lines")
 BROKER = ("broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound")

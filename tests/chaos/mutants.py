@@ -30,7 +30,10 @@ Patch = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """`why`: what is broken, and who was. `faults` bring it out; any of `anomalies` tells."""
+    """`why`: what is broken, and who was. `faults` bring it out; any of `anomalies` tells.
+
+    Beside those of the checker there is "exit": a process has ended that nothing had ended.
+    """
 
     why: str
     anomalies: frozenset[str]
@@ -343,6 +346,31 @@ MUTANTS: dict[str, Mutant] = {
         ("kill-points",),
         (sql("inbox", "inbox_accept", ("SELECT EXISTS (SELECT FROM taken)", "SELECT true")),),
     ),
+    "lost-slots-unnoticed": Mutant(
+        "handlers that hang take one slot of a stage after the other, until it stands still",
+        frozenset({"stuck", "lost"}),
+        ("hung-threads",),
+        (code("outbox.engine.attempt:Attempts._look_for_lost", ("if lost[lane] >= lane.concurrency", "if False")),),
+        config=Config("mutant", workers=1),
+        seconds=60,
+    ),
+    "children-stop-their-parent": Mutant(
+        "a child of multiprocessing has asyncio's signal handlers: its end stops the worker that has forked it",
+        frozenset({"exit"}),
+        ("reckless-handlers",),
+        (
+            code("outbox.process.signals:on_signals",
+                 ("_Hearing(asyncio.get_running_loop(), stop, grace).begin()",
+                  "[asyncio.get_running_loop().add_signal_handler(number, stop) for number in STOPPING]")),
+            code("outbox.process.forks:_drop", ("signal.set_wakeup_fd(-1)", "pass")),
+        ),
+    ),
+    "exit-of-a-subtask": Mutant(
+        "SystemExit in a task that a handler has started ends the worker",
+        frozenset({"exit"}),
+        ("reckless-handlers",),
+        (code("outbox.process.ending:_insist", ("if task.done() or", "if True or")),),
+    ),
     "ack-on-arrival": Mutant(
         "a delivery is acknowledged before it is handled (auto-ack)",
         frozenset({"lost", "marked early"}),
@@ -379,7 +407,8 @@ def attempt(
     result = run(
         config, seconds=seconds, seed=seed, rate=rate, trouble=mutant.trouble, drain=20, jobs=jobs, faults=faults
     )
-    return result, {anomaly.name for anomaly in result.verdict.anomalies} & mutant.anomalies
+    found = {anomaly.name for anomaly in result.verdict.anomalies} | ({"exit"} if result.exits else set())
+    return result, found & mutant.anomalies
 
 
 @click.command()

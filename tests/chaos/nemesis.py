@@ -152,6 +152,33 @@ def held_rows(cast: Cast, dice: random.Random) -> Iterator[float]:
         cast.held_up.append("no worker has changed anything while somebody held some rows")
 
 
+def hung_threads(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Plain functions hang in their threads, until after their timeout, or until their worker has no slot left."""
+    cast.mischief("hang")
+    try:
+        yield dice.uniform(4.0, 10.0)
+    finally:
+        cast.mischief(None)
+
+
+def blocked_loop(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Handlers block the event loop of their worker, for shorter or longer than its lease."""
+    cast.mischief("block")
+    try:
+        yield dice.uniform(4.0, 10.0)
+    finally:
+        cast.mischief(None)
+
+
+def reckless_handlers(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Handlers fork children and end them, and start tasks that exit."""
+    cast.mischief("be reckless")
+    try:
+        yield dice.uniform(4.0, 10.0)
+    finally:
+        cast.mischief(None)
+
+
 NOTIFYING = """
     SELECT pg_get_functiondef(p.oid) FROM pg_proc AS p
     WHERE p.pronamespace = 'outbox'::regnamespace AND p.prosrc LIKE '%pg_notify(%'
@@ -266,13 +293,15 @@ def broker_lines(cast: Cast, dice: random.Random) -> Iterator[float]:
 FAULTS: dict[str, Fault] = {
     fault.__name__.replace("_", "-"): fault
     for fault in (
-        kill_points, kill_9, deploy, freeze, relay_frozen, buried, postgres_restart, postgres_kill, disk_full, sessions, notify_lost, held_rows,
+        kill_points, kill_9, deploy, freeze, relay_frozen, buried, hung_threads, blocked_loop, reckless_handlers,
+        postgres_restart, postgres_kill, disk_full, sessions, notify_lost, held_rows,
         cut_at_commit, black_hole, half_open,
         broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_unbound, broker_lines,
     )
 }  # fmt: skip
 # Two of these at once would undo each other's harm, or fail by themselves.
 SAME = [
+    {"hung-threads", "blocked-loop", "reckless-handlers"},
     {"postgres-restart", "postgres-kill", "disk-full", "sessions", "buried", "notify-lost"},
     {"broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound"},
 ]

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,9 +15,10 @@ import psycopg
 import pytest
 
 from kit.faults import WORKER, check_books, drained, held, open_gate, submit
-from kit.pipelines import value
+from kit.pipelines import status_of, value
 from kit.servers import Process, wait_for
 from outbox.commands.processes import StopRequests
+from outbox.definition import deploy
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
@@ -125,6 +127,62 @@ def test_what_can_not_run_is_said_and_ends_them_all(conn: Conn, app: Any, spawn:
     first = spawn(*WORKER, "--processes", "2")
     assert first.wait() == 1
     assert "outbox deploy" in first.text()
+
+
+ODD = ["worker", "--app", "apps.hanging:app", "--processes", "2"]
+
+
+@pytest.fixture
+def odd(conn: Conn) -> Callable[[str], None]:
+    """Submit an entity whose handler does what its name says."""
+    from apps.hanging import app
+
+    deploy.deploy(conn, app)
+
+    def submit(entity: str, status: str = "ASYNC") -> None:
+        conn.execute("INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('h', %s)", (entity,))
+        conn.execute("UPDATE outbox.workflow_states SET current_status = %s WHERE entity_id = %s", (status, entity))
+
+    return submit
+
+
+def test_any_end_that_was_not_asked_for_is_made_good(conn: Conn, odd: Callable[..., None], spawn: Spawn) -> None:
+    first = spawn(*ODD, env={"ATTEMPTS": "1", "TIMEOUT": "0.2", "LOST_AFTER": "0.2"})
+    for code in (0, 1, 2, 7):
+        odd(f"exit{code}")
+    dead = "SELECT count(*) FROM outbox.dead_jobs"
+    wait_for(lambda: value(conn, dead) == 4 or not first.running, what="each of them has ended a process")
+    odd("hang1", "SYNC")
+    odd("hang2", "SYNC")
+    wait_for(lambda: value(conn, dead) == 6 or not first.running, what="both hang")
+    odd("good1")
+    wait_for(lambda: status_of(conn, "good1") == "DONE" or not first.running, what="the work goes on")
+    wait_for(lambda: len(pids(first)) == 2 or not first.running, what="there are two again")
+    first.send(signal.SIGTERM)
+    assert first.wait() in (0, 1), first.text()
+    assert first.text().count("another one starts") >= 4
+
+
+def test_the_end_of_a_process_that_is_not_its_own_is_ignored(
+    conn: Conn, odd: Callable[..., None], spawn: Spawn, tmp_path: Path
+) -> None:
+    """As in a container, where orphans come to the first process; and under a shell that has left one behind."""
+    starter = tmp_path / "starter.py"
+    starter.write_text(
+        "import ctypes, os, subprocess, sys\n"
+        "assert ctypes.CDLL(None).prctl(36, 1) == 0  # PR_SET_CHILD_SUBREAPER\n"
+        "subprocess.Popen(['sh', '-c', 'exit 3'])\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'outbox', *sys.argv[1:]])\n"
+    )
+    first = spawn(*ODD, program=[str(starter)])
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.workers") == 2 or not first.running)
+    odd("orphan1")
+    wait_for(lambda: status_of(conn, "orphan1") == "DONE" or not first.running, what="it leaves an orphan behind")
+    wait_for(lambda: len(pids(first)) == 2 or not first.running, what="the orphan has ended")
+    odd("good1")
+    wait_for(lambda: status_of(conn, "good1") == "DONE" or not first.running, what="the work goes on")
+    first.send(signal.SIGTERM)
+    assert first.wait() == 0, first.text()
 
 
 # Requests to stop, as one of the processes hears them.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import decimal
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,8 +16,9 @@ import pytest
 
 from kit.commands import Outbox
 from kit.pipelines import Post, deployed, drain, value
-from kit.servers import Process, wait_for
-from outbox import DefinitionError, Pipeline, Tick
+from kit.pooler import way
+from kit.servers import DEADLINE, Process, wait_for
+from outbox import DefinitionError, Pipeline, Tick, Worker
 from outbox.definition import deploy, schedule
 
 Conn = psycopg.Connection[Any]
@@ -139,6 +143,71 @@ def test_a_function_that_takes_too_long_is_ended(conn: Conn, dsn: str) -> None:
     years_due(conn)
     drain(pipeline, dsn)
     assert value(conn, "SELECT error FROM outbox.schedules").startswith("TimeoutError: not done within 0.2 s")
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_whatever_a_function_raises_is_kept_and_ends_neither_the_worker_nor_another_schedule(
+    conn: Conn, dsn: str, colour: str
+) -> None:
+    raised = [
+        SystemExit(3),
+        KeyboardInterrupt(),
+        asyncio.CancelledError(),
+        GeneratorExit(),
+        StopIteration(),
+        MemoryError(),
+    ]
+    calls: list[int] = []
+    pipeline: Pipeline[Post] = Pipeline("clock", data=Post, initial="NEW", final={"DONE"})
+    pipeline.stage("work", on="NEW", to="DONE")(lambda run: None)
+
+    def add(number: int) -> None:
+        def look(tick: Tick) -> None:
+            calls.append(number)
+            raise raised[number]
+
+        async def look_async(tick: Tick) -> None:
+            look(tick)
+
+        pipeline.every(YEARLY, name=f"look{number}")(look if colour == "sync" else look_async)
+
+    for number in range(len(raised)):
+        add(number)
+    pipeline.every(YEARLY, name="good")(lambda tick: calls.append(99))
+    deployed(conn, pipeline)
+    years_due(conn)
+    worker = Worker(pipeline, **way(dsn))
+
+    async def main() -> None:
+        running = asyncio.create_task(worker.run())
+        failed = "SELECT count(*) FROM outbox.schedules WHERE error IS NOT NULL AND retry_at > now() AND attempts = 1"
+        await asyncio.to_thread(wait_for, lambda: value(conn, failed) == len(raised))
+        await asyncio.to_thread(wait_for, lambda: value(conn, "SELECT count(last_at) FROM outbox.schedules") == 1)
+        worker.stop()
+        await running
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    assert sorted(calls) == [*range(len(raised)), 99], "each once, and later again"
+    errors = dict(conn.execute("SELECT schedule, error FROM outbox.schedules WHERE error IS NOT NULL").fetchall())
+    for number, error in enumerate(raised):
+        assert type(error).__name__ in errors[f"look{number}"]
+
+
+def test_a_plain_function_has_the_context_variables_of_its_worker(conn: Conn, dsn: str) -> None:
+    seen: list[int] = []
+
+    def look(tick: Tick) -> None:
+        seen.append(decimal.getcontext().prec)
+
+    pipeline = deployed(conn, clock(look))
+    years_due(conn)
+
+    def in_context() -> None:
+        decimal.setcontext(decimal.Context(prec=50))
+        drain(pipeline, dsn)
+
+    contextvars.copy_context().run(in_context)
+    assert seen == [50]
 
 
 WORKER = ["worker", "--app", "apps.schedule:pipeline"]

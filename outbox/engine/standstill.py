@@ -1,0 +1,143 @@
+"""What a worker does while its event loop stands still: a handler computes or sleeps in it without an await.
+
+A thread beside the loop names the handler, and goes on beating, so that the jobs of innocents are not taken for lost.
+It does so for the longest timeout of what runs, plus a lease: then the loop is taken for lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+
+from ..database.dsn import engine_conninfo
+from . import commit
+from .attempt import NOTICE, Attempts
+from .inflight import InFlight
+from .job import Job, fail
+from .lease import SQL, Lease
+
+log = logging.getLogger("outbox.worker")
+
+TURN_EVERY = 0.25
+"""Seconds between two turns of the loop that are noted, and between two looks at them."""
+
+GIVE_BACK_WITHIN = 5.0
+"""Seconds that the last statements may take before the process ends."""
+
+
+class Standstill:
+    """Watches the loop of one worker. `timeout` returns the longest timeout (s) of what runs in it.
+
+    `give_up` is called in the thread, with the reason, when the loop has stood still for too long.
+    """
+
+    def __init__(
+        self, dsn: str, lease: Lease, inflight: InFlight, attempts: Attempts, *, seconds: float,
+        timeout: Callable[[], float], give_up: Callable[[str], None] | None,
+    ) -> None:  # fmt: skip
+        self._dsn = engine_conninfo(dsn, "beat")
+        self._lease, self._inflight, self._attempts = lease, inflight, attempts
+        self._seconds, self._timeout, self._give_up = seconds, timeout, give_up
+        self._every = min(TURN_EVERY, seconds / 10)
+        self._loop = asyncio.get_running_loop()
+        self._thread_of_loop = threading.get_ident()
+        self._turned = time.monotonic()
+        self._found: tuple[str, Job | None] | None = None
+        self._over = threading.Event()
+        self._conn: psycopg.Connection[Any] | None = None
+
+    async def run(self) -> None:
+        """Notes the loop's turns, and says for how long it stood still, for ever."""
+        self._turned = time.monotonic()
+        threading.Thread(target=self._watch, name="outbox watch", daemon=True).start()
+        try:
+            while True:
+                await asyncio.sleep(self._every)
+                before, self._turned = self._turned, time.monotonic()
+                if (stood := self._turned - before - self._every) > NOTICE:
+                    self._went_on(stood)
+        finally:
+            self._over.set()
+
+    def _went_on(self, stood: float) -> None:
+        found, self._found = self._found, None
+        if found is not None:
+            log.warning("the event loop stood still for %.1f s, in %s", stood, found[0], extra={"seconds": stood})
+
+    def _watch(self) -> None:
+        try:
+            self._look()
+        finally:
+            if self._conn is not None:
+                self._conn.close()
+
+    def _look(self) -> None:
+        stood, last = 0.0, time.monotonic()
+        while not self._over.wait(self._every):
+            now = time.monotonic()
+            passed, last = now - last, now
+            if now - self._turned < min(NOTICE, self._seconds / 4):
+                stood = 0.0
+                continue
+            if passed > self._seconds / 2:
+                continue  # the whole process was stopped, or had no processor: the loop may be about to go on
+            stood += passed
+            if self._found is None:
+                self._found = self._culprit()
+            if self._seconds / 6 < now - self._lease.beaten < self._seconds / 2:
+                self._beat()
+            if stood > self._timeout() + self._seconds:
+                self._end(stood)
+                return
+
+    def _culprit(self) -> tuple[str, Job | None]:
+        """Returns what runs in the loop: the handler's name if it is one, the place, and the job."""
+        frame, where = sys._current_frames().get(self._thread_of_loop), "an unknown place"
+        if frame is not None:
+            code = frame.f_code
+            where = f"{code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno} in {code.co_name}"
+        with suppress(Exception):  # the loop may be going on just now
+            if (task := asyncio.current_task(self._loop)) and (named := self._attempts.of(task)):
+                name, jobs = named
+                return f"{name} ({where})", jobs[0]
+        return where, None
+
+    def _beat(self) -> None:
+        sent = time.monotonic()
+        try:
+            if self._conn is None or self._conn.closed:
+                self._conn = psycopg.connect(self._dsn, autocommit=True)
+            if self._conn.execute(SQL["worker_beat_on"], {"worker": self._lease.id}).fetchone():
+                self._lease.beaten = sent
+        except psycopg.Error as error:
+            log.debug("no beat: %s", error)
+
+    def _end(self, stood: float) -> None:
+        """Gives up the loop: the job that blocks it has failed, and all others are released."""
+        name, culprit = self._found or ("an unknown place", None)
+        why = f"the event loop has stood still for {stood:.0f} s, in {name}: the worker ends, and its jobs are released"
+        giving = threading.Thread(target=self._give_back, args=(culprit, stood, name), daemon=True)
+        giving.start()
+        giving.join(GIVE_BACK_WITHIN)
+        if self._give_up is None:
+            log.error("%s", why)
+        else:
+            self._give_up(why)
+
+    def _give_back(self, culprit: Job | None, stood: float, name: str) -> None:
+        held = [job for job in (*self._inflight.lanes.running(), *self._inflight.lanes.waiting()) if job is not culprit]
+        with suppress(psycopg.Error), psycopg.connect(self._dsn, autocommit=True) as conn:
+            if culprit is not None:
+                late = TimeoutError(f"the event loop stood still for {stood:.0f} s, in this handler: {name}")
+                conn.execute(*commit.fail([(culprit, fail(culprit, late))]))
+            if held:
+                conn.execute(*commit.release(held))
+            conn.execute(SQL["worker_leave"], {"worker": self._lease.id})

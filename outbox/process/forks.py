@@ -1,0 +1,96 @@
+"""What becomes of children that a handler forks, such as those of multiprocessing.
+
+A child has its parent's signal handlers, event loop and connections. It must not use them: its own signals end it, and
+one that returns from the handler as its parent does ends at once, before it writes on the parent's sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections import deque
+from contextlib import suppress
+
+log = logging.getLogger("outbox.process")
+
+RETURNED = 70
+"""Exit code of a child that has returned from a handler (EX_SOFTWARE): only the parent may go on."""
+
+_serving: set[asyncio.AbstractEventLoop] = set()
+_heard: set[int] = set()
+_masks: dict[int, set[signal.Signals | int]] = {}
+_forked = False
+
+
+def serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Guards this loop, which runs a service: children that are forked from now on leave it alone."""
+    global _forked
+    _forked = False
+    _serving.add(loop)
+
+
+def end_serving(loop: asyncio.AbstractEventLoop) -> None:
+    """Forgets a loop whose service has ended."""
+    _serving.discard(loop)
+
+
+def hear(number: int) -> None:
+    """Has a signal that this process handles end its children, as by default."""
+    _heard.add(number)
+
+
+def leave_if_forked() -> None:
+    """Ends this process if it is the child of a handler that has forked, and has returned from it."""
+    if _forked:
+        _leave()
+
+
+def _before() -> None:
+    """Holds signals up until the child has dropped our handlers: Python forgets those that come before."""
+    if _heard:
+        _masks[threading.get_ident()] = set(signal.pthread_sigmask(signal.SIG_BLOCK, _heard))
+
+
+def _after() -> None:
+    if (mask := _masks.pop(threading.get_ident(), None)) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _in_child() -> None:
+    try:
+        _drop()
+    finally:
+        _after()
+
+
+def _drop() -> None:
+    """Drops in a child what it has of its parent: signal handlers, and the loop, if it comes back to it."""
+    global _forked
+    for number in _heard:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _heard.clear()
+    if not _serving:
+        return
+    _forked = True
+    with suppress(ValueError):
+        signal.set_wakeup_fd(-1)  # or a signal to the child would wake the parent's loop as if it were its own
+    for loop in _serving:
+        # The first thing that the loop does when the handler lets go of it, before any I/O.
+        first = asyncio.Handle(_leave, (), loop)
+        ready = getattr(loop, "_ready", None)
+        if isinstance(ready, deque):
+            ready.appendleft(first)
+        else:
+            loop.call_soon(_leave)
+    _serving.clear()
+
+
+def _leave() -> None:
+    log.error("a handler forked, and returned in the child too: the child ends. End it by os._exit in the handler")
+    os._exit(RETURNED)
+
+
+os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)
