@@ -13,6 +13,7 @@ keeps loops running beside another, and `until_stop` bounds what may go on after
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import signal
@@ -69,6 +70,7 @@ class Service:
         """
         if os.getpid() != self._pid:
             raise OutboxError(f"this {self._name} was made before a fork; make it in the process that runs it")
+        enable_loggers()
         self._told = asyncio.Event()  # an event belongs to one loop, and a service may run in a second one afterwards
         async with AsyncExitStack() as stack:
             for close in reversed(closing):
@@ -102,6 +104,16 @@ class Service:
         await self.stopped()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.stopped(2), self._stopped_at + grace - time.monotonic())
+
+
+def enable_loggers() -> None:
+    """Enables our loggers again, which `logging.config` disables, unless told not to, when an application calls it.
+
+    Their levels and handlers stay as the application has chosen.
+    """
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and (name == "outbox" or name.startswith("outbox.")):
+            logger.disabled = False
 
 
 async def side_by_side(main: Coroutine[Any, Any, Any], *loops: Coroutine[Any, Any, Any]) -> None:

@@ -1471,7 +1471,8 @@ CREATE TABLE outbox.dead_jobs (
     entered bigint NOT NULL,
     attempts integer NOT NULL,
     error text NOT NULL,
-    died_at timestamp with time zone DEFAULT now() NOT NULL
+    died_at timestamp with time zone DEFAULT now() NOT NULL,
+    traceback text
 );
 
 COMMENT ON TABLE outbox.dead_jobs IS 'Jobs that have failed for good. The workflow stays in its status until a person decides: by outbox retry, or a change of it.';
@@ -1493,6 +1494,8 @@ COMMENT ON COLUMN outbox.dead_jobs.attempts IS 'How many attempts were made.';
 COMMENT ON COLUMN outbox.dead_jobs.error IS 'Why the last one failed.';
 
 COMMENT ON COLUMN outbox.dead_jobs.died_at IS 'When.';
+
+COMMENT ON COLUMN outbox.dead_jobs.traceback IS 'The traceback of the last attempt, from the handler down; null if there is none. Cut in the middle if it is long.';
 
 CREATE TABLE outbox.delivery_attempts (
     consumer character varying(63) NOT NULL COLLATE pg_catalog."C",

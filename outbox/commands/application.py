@@ -11,7 +11,7 @@ from typing import Any
 
 from ..definition.pipeline import Pipeline
 from ..errors import SettingsError
-from ..texts import describe
+from ..reasons import describe
 
 
 def load(app: str | None) -> list[Pipeline[Any]]:

@@ -37,9 +37,10 @@ def status(found: settings.Settings, as_json: bool, watch: bool) -> None:
 @click.command()
 @click.argument("entity")
 @pipeline_option
+@click.option("--traceback", is_flag=True, help="Also show the traceback with which its job died.")
 @json_option
 @click.pass_obj
-def show(found: settings.Settings, entity: str, pipeline: str | None, as_json: bool) -> None:
+def show(found: settings.Settings, entity: str, pipeline: str | None, traceback: bool, as_json: bool) -> None:
     """Show the workflow of ENTITY: its data, history, job and messages."""
     with database(found) as conn:
         migrations.require(conn)
@@ -47,7 +48,7 @@ def show(found: settings.Settings, entity: str, pipeline: str | None, as_json: b
     if as_json:
         screen.echo_json(workflow)
     else:
-        screen.console().print(screen.workflow(workflow))
+        screen.console().print(screen.workflow(workflow, traceback=traceback))
 
 
 @click.command()

@@ -12,6 +12,7 @@ from typing import Any
 from ..database import statements
 from ..database.link import PLANNING, idle_ms
 from ..database.statements import array, text_array
+from ..reasons import traceback_of
 from .job import Failed, Finished, Job, actor, fence
 from .pacing import SLACK
 
@@ -54,6 +55,7 @@ def fail(jobs: Sequence[tuple[Job, Failed]]) -> tuple[bytes, dict[str, Any]]:
         "now": None,
         "delays": array("NULL" if outcome.delay is None else outcome.delay for _, outcome in jobs),
         "errors": text_array(outcome.error for _, outcome in jobs),
+        "tracebacks": text_array(_traceback(outcome) for _, outcome in jobs),
     }
 
 
@@ -96,6 +98,11 @@ def mark_transaction(job: Job) -> tuple[bytes, dict[str, Any]]:
 def plan_transaction() -> tuple[bytes, dict[str, Any]]:
     """Return the statement after which the rest of a transaction is planned as in the engine's own sessions."""
     return SQL["transaction_plan"], _PLANNING
+
+
+def _traceback(outcome: Failed) -> str | None:
+    """Returns what a dead job keeps of its last attempt: the others are in the log only."""
+    return traceback_of(outcome.raised) if outcome.delay is None and outcome.raised is not None else None
 
 
 def _claim(job: Job) -> str:

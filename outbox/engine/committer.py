@@ -18,6 +18,7 @@ from . import commit
 from .batch import BATCH, Batch
 from .inflight import InFlight
 from .job import Failed, Finished, Job, fail
+from .job_log import tell
 from .release import Releaser
 
 log = logging.getLogger("outbox.worker")
@@ -97,18 +98,18 @@ class Committer:
         done = await self._committed(missing) if missing else set()
         retried = 0
         for job, outcome in batch:
-            where = f"{job.stage.queue} {printable(job.entity_id)}"
             if job.workflow_id in done:
                 self._inflight.counts.done += 1
+                where = f"{job.stage.queue} {printable(job.entity_id)}"
                 log.info("%s: done after all, though its commit was not answered", where)
             elif job.workflow_id not in held:
                 self._inflight.counts.lost += 1
             elif outcome.delay is None:
                 self._inflight.counts.dead += 1
-                log.warning("%s is dead after %s attempts: %s", where, job.attempt, printable(outcome.error))
+                tell(job, outcome)
             else:
                 retried += 1
-                log.debug("%s: %s", where, printable(outcome.error))
+                tell(job, outcome)
                 self._inflight.due_in(outcome.delay)
         self._inflight.counts.retried += retried
         _log_batch(batch, retried, "to try again", started)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from .. import texts
 from ..definition import returned
 from ..errors import HandlerError, InvalidInput, TooNewData
+from ..reasons import describe
 from .job import Failed, Finished, Job, Missed, Outcome, fail
 from .pacing import is_late
 from .run import Run
@@ -29,11 +30,12 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed:
     try:
         return Run(job, job.stage.data.load(job.metadata), connection)
     except ValidationError as error:
-        return Failed(f"the stored metadata doesn't fit the pipeline's data: {texts.explain(error)}", None)
+        told = f"the stored metadata doesn't fit the pipeline's data: {texts.explain(error)}"
+        return Failed(told, None, HandlerError(told))
     except TooNewData as error:  # a newer worker can read it, once there is one
-        return Failed(texts.describe(error), NEWER_WORKER)
+        return Failed(describe(error), NEWER_WORKER, error)
     except HandlerError as error:
-        return Failed(texts.describe(error), None)
+        return Failed(describe(error), None, error)
     except BaseException as error:  # validators are the user's code, as handlers are
         return fail(job, error)
 

@@ -11,6 +11,7 @@ from ..database.statements import array
 from ..definition.outcome import failure
 from ..definition.stage import Stage
 from ..definition.waits.wait import WaitJson
+from ..reasons import from_handler
 
 
 class Kept(Protocol):
@@ -85,10 +86,14 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The attempt failed: try again after `delay` seconds, or never (None). `error` is storable text."""
+    """The attempt failed: try again after `delay` seconds, or never (None). `error` is storable text.
+
+    `raised` is the exception, without our own frames: the log tells its traceback, and a dead job keeps it.
+    """
 
     error: str
     delay: float | None
+    raised: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +121,4 @@ def fence(jobs: Sequence[Job]) -> dict[str, Any]:
 
 def fail(job: Job, error: BaseException) -> Failed:
     """Returns the outcome of an attempt that raised `error`: retried as Retry or the back-off says, or dead."""
-    return Failed(*failure(error, job.stage.retry, job.attempt))
+    return Failed(*failure(error, job.stage.retry, job.attempt), from_handler(error))

@@ -180,7 +180,8 @@ class Maintenance:
             killpoints.sending("K7")
             freed, dead, _ = (await self._link.execute(SQL["jobs_sweep"], {"limit": BATCH}))[0]
             if freed or dead:
-                log.warning(
+                log.log(
+                    logging.ERROR if dead else logging.WARNING,
                     "freed %s jobs of lost workers; %s more were at their last attempt and are dead",
                     freed,
                     dead,

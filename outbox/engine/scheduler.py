@@ -26,6 +26,7 @@ from ..database.steps import Call, Statement
 from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.schedule import Schedule, Tick
 from ..errors import HandlerError
+from ..reasons import describe, from_handler, log_with
 
 SQL = statements.load("scheduler")
 log = logging.getLogger("outbox.schedule")
@@ -82,9 +83,11 @@ class Scheduler:
                     self._ran.set()  # it may be due again
                     return True
                 case Failed(due, error):
-                    text = texts.describe(error)
+                    text = describe(error)
                     await self._link.repeat(SQL["schedule_fail"], {**_key(schedule), "due": due, "error": text})
-                    log.warning("%s failed, and will be tried again: %s", schedule.label, texts.printable(text))
+                    told = texts.printable(text)
+                    raised = from_handler(error)
+                    log_with(log, logging.WARNING, raised, "%s failed, and is tried again: %s", schedule.label, told)
                     return True
             return False
         finally:

@@ -23,6 +23,7 @@ from ..database.steps import Call
 from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.outcome import failure
 from ..errors import HandlerError, TooNew, TooOld, Unreadable
+from ..reasons import from_handler, log_with
 from ..texts import printable
 from .delivery import Arrival, Delivery, storable
 from .handling import Handling
@@ -97,9 +98,10 @@ class Receiver:
         """Parks a message after its last attempt, or waits for the next one: None."""
         failed = failure(error, self._handling.retry, delivery.attempt)
         if failed.delay is None:
-            return await self._park(arrival, delivery, failed.error)
-        log.warning("message %s: attempt %s of %s failed, retry in %.1f s: %s", delivery.message_id, delivery.attempt,
-                    self._handling.retry.attempts, failed.delay, printable(failed.error))  # fmt: skip
+            return await self._park(arrival, delivery, failed.error, from_handler(error))
+        log_with(log, logging.WARNING, from_handler(error),
+                 "message %s: attempt %s of %s failed, the next one comes in %.1f s: %s", delivery.message_id,
+                 delivery.attempt, self._handling.retry.attempts, failed.delay, printable(failed.error))  # fmt: skip
         return None if await self._handling.service.sleep(failed.delay) else False
 
     async def _handle(self, arrival: Arrival, delivery: Delivery) -> bool:
@@ -148,12 +150,16 @@ class Receiver:
         known = {"consumer": self._handling.inbox.consumer, "message_id": delivery.message_id, "first": first}
         return int((await self._link.repeat(SQL["delivery_begin"], known))[0][0])
 
-    async def _park(self, arrival: Arrival, delivery: Delivery | None, reason: str) -> bool:
+    async def _park(
+        self, arrival: Arrival, delivery: Delivery | None, reason: str, raised: BaseException | None = None
+    ) -> bool:
+        """Keeps a message with the reason. `raised`: what its handler raised at the last attempt."""
+        level = logging.WARNING if raised is None else logging.ERROR
         reason = texts.clean(reason)
         known = {**self._known(arrival, delivery), "reason": reason}
         if arrival.parked is not None:
             await self._link.repeat(SQL["delivery_park_again"], known)
-            log.warning("parked message %s is parked again: %s", arrival.parked, printable(reason))
+            log_with(log, level, raised, "parked message %s is parked again: %s", arrival.parked, printable(reason))
             return True
         parked = {
             **known,
@@ -165,7 +171,7 @@ class Receiver:
         }
         await self._link.repeat(SQL["delivery_park"], parked)
         self._handling.parked += 1
-        log.warning("a message of topic %s is parked: %s", printable(arrival.topic), printable(reason))
+        log_with(log, level, raised, "a message of topic %s is parked: %s", printable(arrival.topic), printable(reason))
         return True
 
     def _known(self, arrival: Arrival, delivery: Delivery | None) -> dict[str, Any]:

@@ -58,15 +58,16 @@ SELECT moved.id::text FROM moved
 WHERE (SELECT %(claim)s = '' OR outbox.require_held(%(claim)s, cardinality(%(ids)s::uuid[]), count(*)) FROM held);
 
 -- name: jobs_fail_if_held
--- Puts failed jobs back for later or, where `delays[n]` is null, makes them dead with their error. Returns those that
+-- Puts failed jobs back for later or, where `delays[n]` is null, makes them dead with their error and traceback. Returns those that
 -- were still held.
 -- Reads workflow_states. Writes dead_jobs, jobs. Locks jobs only, ids ascending. Uses jobs_pkey, workflow_states_pkey,
 -- dead_jobs_pkey.
 WITH held AS MATERIALIZED (
-    SELECT j.workflow_id, o.delay, o.error
-    FROM (SELECT o.id, o.job, o.attempt, o.delay, o.error
-          FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[])
-              AS o (id, job, attempt, delay, error)
+    SELECT j.workflow_id, o.delay, o.error, o.traceback
+    FROM (SELECT o.id, o.job, o.attempt, o.delay, o.error, o.traceback
+          FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[],
+                      %(tracebacks)s::text[])
+              AS o (id, job, attempt, delay, error, traceback)
           ORDER BY o.id) AS o
     CROSS JOIN LATERAL (
         SELECT j.workflow_id FROM outbox.jobs AS j
@@ -84,10 +85,10 @@ WITH held AS MATERIALIZED (
     DELETE FROM outbox.jobs AS j
     USING held
     WHERE j.workflow_id = held.workflow_id AND held.delay IS NULL AND j.workflow_id = ANY (%(ids)s::uuid[])
-    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.entered, j.attempt, held.error
+    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.entered, j.attempt, held.error, held.traceback
 ), dead AS (
-    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error)
-    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.entered, e.attempt, e.error
+    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error, traceback)
+    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.entered, e.attempt, e.error, e.traceback
     FROM ended AS e
     JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
 )

@@ -28,7 +28,7 @@ ONLY_HERE = {
 }
 FLOORS = (
     {"errors"},
-    {"texts", "checks", "settings", "service"},
+    {"texts", "reasons", "checks", "settings", "service"},
     {"database", "documents"},
     {"client"},
     {"definition"},
