@@ -753,6 +753,29 @@ $$;
 
 COMMENT ON FUNCTION outbox.require_held(claim text, jobs integer, held bigint) IS 'Internal: raises unless this is the handler''s own transaction and all of its jobs are held.';
 
+CREATE FUNCTION outbox.session_clean(names text[], vals text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    made text;
+BEGIN
+    RESET SESSION AUTHORIZATION;
+    RESET ROLE;
+    RESET ALL;
+    EXECUTE 'CLOSE ALL';
+    UNLISTEN *;
+    DISCARD TEMP;
+    DISCARD SEQUENCES;
+    PERFORM pg_catalog.pg_advisory_unlock_all();
+    FOR made IN SELECT p.name FROM pg_catalog.pg_prepared_statements AS p WHERE p.from_sql LOOP
+        EXECUTE pg_catalog.format('DEALLOCATE %I', made);
+    END LOOP;
+    PERFORM pg_catalog.set_config(s.name, s.val, false) FROM ROWS FROM (pg_catalog.unnest(names), pg_catalog.unnest(vals)) AS s (name, val)
+    WHERE pg_catalog.current_setting(s.name, true) IS NOT NULL;
+END $$;
+
+COMMENT ON FUNCTION outbox.session_clean(names text[], vals text[]) IS 'Internal: forgets what a handler has left in its session.';
+
 CREATE FUNCTION outbox.shown(metadata jsonb) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN encode(sha256(convert_to((metadata)::text, 'UTF8'::name)), 'hex'::text);

@@ -9,8 +9,8 @@ import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..definition.reasons import describe, traceback_of
 from ..errors import SettingsError
-from ..reasons import describe, traceback_of
 from ..texts import printable
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from ..database import statements
+from ..database import session, statements
 from ..errors import NotDeployed, Stranded
 from .limits import Limits, Path
 from .pipeline import Pipeline
@@ -112,7 +112,7 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
     most five seconds for open transactions that have changed workflows, and then raises psycopg's LockNotAvailable.
     """
     new = Definition.of(pipeline)
-    with conn.transaction():
+    with session.transaction(conn):
         lines = _of_reactions(pipeline, lambda reaction: deploy(conn, reaction))
         if not Definition.read(conn, pipeline.name).changes_to(new):
             return lines
@@ -232,7 +232,9 @@ def _as_json(path: Path | None) -> str | None:
 
 def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> None:
     """Writes the schedules. A new one starts with its next tick by the database's clock."""
-    ((now,),) = _rows(conn, "SELECT now()")
+    # As a number: in a caller's session a time may be written in any style.
+    ((seconds,),) = _rows(conn, "SELECT extract(epoch FROM now())::float8")
+    now = datetime.fromtimestamp(seconds, UTC)
     chosen = list(pipeline.schedules.values())
     conn.execute(SQL["schedules_clear"], {"pipeline": pipeline.name, "schedules": [each.name for each in chosen]})
     conn.execute(

@@ -12,8 +12,8 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from ..checks import MAX_DELAY, as_delay, check_number, check_seconds, check_whole
 from ..errors import InvalidInput
-from ..reasons import describe, leaves
 from ..texts import clean, shown
+from .reasons import describe, leaves
 from .waits.times import check_time, seconds
 from .waits.wait import Wait, WaitJson
 

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from .. import texts
 from ..database import statements
-from ..reasons import describe
 from ..texts import number
 from .pipeline import Pipeline
+from .reasons import describe
 
 SQL = statements.load("stranded")
 

@@ -9,10 +9,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..database import statements
+from ..database import session, statements
 from ..database.link import PLANNING, idle_ms
 from ..database.statements import array, text_array
-from ..reasons import traceback_of
+from ..definition.reasons import traceback_of
 from .job import Failed, Finished, Job, actor, fence
 from .pacing import SLACK
 
@@ -21,7 +21,7 @@ SQL = statements.load("commit")
 ANOTHER_TRANSACTION, NOT_HELD = "OB009", "OB010"
 """SQLSTATEs of a handler's transaction that is refused: it ended the one that it was given, or lost its job."""
 
-_PLANNING = {"names": text_array(PLANNING), "values": text_array(PLANNING.values())}
+_PLAN = session.restore(PLANNING)
 
 
 def finish(jobs: Sequence[tuple[Job, Finished]], *, marked: bool = False) -> tuple[bytes, dict[str, Any]]:
@@ -96,13 +96,20 @@ def mark_transaction(job: Job) -> tuple[bytes, dict[str, Any]]:
 
 
 def plan_transaction() -> tuple[bytes, dict[str, Any]]:
-    """Return the statement after which the rest of a transaction is planned as in the engine's own sessions."""
-    return SQL["transaction_plan"], _PLANNING
+    """Return the statement after which a handler's session is, for the rest of its transaction, as the engine needs it.
+
+    The rest is planned as in the engine's own sessions: planned again for each step, the statement that ends it costs
+    Postgres twice as much.
+    """
+    return _PLAN
 
 
 def _traceback(outcome: Failed) -> str | None:
     """Returns what a dead job keeps of its last attempt: the others are in the log only."""
-    return traceback_of(outcome.raised) if outcome.delay is None and outcome.raised is not None else None
+    if outcome.delay is not None or outcome.raised is None:
+        return None
+    text = traceback_of(outcome.raised)
+    return text.encode("ascii", "backslashreplace").decode() if outcome.plain else text
 
 
 def _claim(job: Job) -> str:

@@ -17,7 +17,7 @@ from ..texts import printable
 from . import commit
 from .batch import BATCH, Batch
 from .inflight import InFlight
-from .job import Failed, Finished, Job, fail
+from .job import Failed, Finished, Job, refused
 from .job_log import tell
 from .release import Releaser
 
@@ -73,7 +73,7 @@ class Committer:
                 for item in batch:
                     await self._finish(link, [item])
             else:
-                await self._fail(link, [(batch[0][0], fail(batch[0][0], error))])
+                await self._fail(link, [(batch[0][0], refused(batch[0][0], error))])
             return
         killpoints.passing("K5")
         held = {row[0] for row in rows}
@@ -92,6 +92,10 @@ class Committer:
         try:
             held = {row[0] for row in await link.repeat(*commit.fail(batch))}
         except Exception as error:
+            if len(batch) > 1 or not batch[0][1].plain:
+                for job, outcome in batch:
+                    await self._fail(link, [(job, outcome if len(batch) > 1 else outcome.as_plain())])
+                return
             log.error("can't put %s jobs back: %s", len(batch), printable(str(error)))
         missing = [job for job, _ in batch if job.workflow_id not in held]
         # The answer to a handler's own COMMIT may have been lost: what looked like a failure is done.

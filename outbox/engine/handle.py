@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from .. import texts
 from ..definition import returned
+from ..definition.reasons import describe
 from ..errors import HandlerError, InvalidInput, TooNewData
-from ..reasons import describe
 from .job import Failed, Finished, Job, Missed, Outcome, fail
 from .pacing import is_late
 from .run import Run

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..database.statements import array
 from ..definition.outcome import failure
+from ..definition.reasons import from_handler
 from ..definition.stage import Stage
 from ..definition.waits.wait import WaitJson
-from ..reasons import from_handler
 
 
 class Kept(Protocol):
@@ -94,6 +94,11 @@ class Failed:
     error: str
     delay: float | None
     raised: BaseException | None = None
+    plain: bool = False
+
+    def as_plain(self) -> Failed:
+        """Returns the same in ASCII, for a database whose encoding doesn't have all characters of its texts."""
+        return replace(self, error=self.error.encode("ascii", "replace").decode(), plain=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,12 @@ def fence(jobs: Sequence[Job]) -> dict[str, Any]:
         "jobs": array(job.id for job in jobs),
         "attempts": array(job.attempt for job in jobs),
     }
+
+
+def refused(job: Job, error: BaseException) -> Failed:
+    """Returns the outcome of an attempt whose commit the database has refused: no handler is in the traceback."""
+    error.__context__ = None
+    return fail(job, error.with_traceback(None))
 
 
 def fail(job: Job, error: BaseException) -> Failed:

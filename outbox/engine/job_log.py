@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..reasons import log_with
+from ..definition.reasons import log_with
 from ..texts import printable
 from .job import Failed, Job
 

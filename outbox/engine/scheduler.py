@@ -20,13 +20,13 @@ import psycopg
 
 from .. import texts
 from ..database import statements, user_transaction
-from ..database.dsn import engine_conninfo
 from ..database.link import Link, first_line, idle_ms
+from ..database.session import READING, connect, connect_async, restore
 from ..database.steps import Call, Statement
 from ..database.user_transaction import Begin, Commit, Steps
+from ..definition.reasons import describe, from_handler, log_with
 from ..definition.schedule import Schedule, Tick
 from ..errors import HandlerError
-from ..reasons import describe, from_handler, log_with
 
 SQL = statements.load("scheduler")
 log = logging.getLogger("outbox.schedule")
@@ -39,7 +39,7 @@ class Scheduler:
     """A worker's loop over its schedules; each runs beside the others."""
 
     def __init__(self, dsn: str, schedules: Sequence[Schedule], *, pooled: bool = False) -> None:
-        self._dsn = engine_conninfo(dsn, "schedule")
+        self._dsn, self._pooled = dsn, pooled
         self._schedules = {(schedule.pipeline, schedule.name): schedule for schedule in schedules}
         self._link = Link(dsn, "schedules", pooled=pooled)
         self._running: set[Schedule] = set()
@@ -104,12 +104,12 @@ class Scheduler:
             return None
 
     async def _in_loop(self, schedule: Schedule) -> Ran | Failed | None:
-        connecting = psycopg.AsyncConnection.connect(self._dsn, autocommit=True, prepare_threshold=None)
+        connecting = connect_async(self._dsn, "schedule", settings=READING, pooled=self._pooled)
         async with await connecting as conn:
             return await user_transaction.run_async(conn, _ticking(conn, schedule))
 
     def _in_thread(self, schedule: Schedule) -> Ran | Failed | None:
-        with psycopg.connect(self._dsn, autocommit=True, prepare_threshold=None) as conn:
+        with connect(self._dsn, "schedule", settings=READING, pooled=self._pooled) as conn:
             return user_transaction.run(conn, _ticking(conn, schedule))
 
 
@@ -136,6 +136,7 @@ def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
     try:
         at = schedule.tick(due, now)
         yield Call(partial(schedule.function, Tick(schedule.label, at, conn)), schedule.timeout)
+        yield restore()
         if not (yield _advance(schedule, due, at, now)):
             raise HandlerError(
                 "the function ended the transaction that it was given: use tick.connection.transaction()"

@@ -17,13 +17,13 @@ import psycopg
 from .. import texts
 from ..client.inbox import accepting
 from ..database import statements, user_transaction
-from ..database.dsn import engine_conninfo
-from ..database.link import Link, idle_ms, threshold
+from ..database.link import Link, idle_ms
+from ..database.session import READING, clean, connect, restore
 from ..database.steps import Call
 from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.outcome import failure
+from ..definition.reasons import from_handler, log_with
 from ..errors import HandlerError, TooNew, TooOld, Unreadable
-from ..reasons import from_handler, log_with
 from ..texts import printable
 from .delivery import Arrival, Delivery, storable
 from .handling import Handling
@@ -48,7 +48,8 @@ class Receiver:
 
     def __init__(self, dsn: str, handling: Handling, *, pooled: bool = False) -> None:
         self._dsn, self._handling, self._pooled = dsn, handling, pooled
-        self._link = Link(dsn, "consumer", pooled=pooled)
+        self._link = Link(dsn, "consumer", pooled=pooled, session=READING)
+        self._clean = None if pooled else clean()
         self._sync: psycopg.Connection[Any] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
 
@@ -108,7 +109,7 @@ class Receiver:
         """Handles a message in a transaction, unless it was handled before."""
         if self._handling.is_async:
             conn = await self._link.connection()
-            new = await user_transaction.run_async(conn, self._delivering(conn, arrival, delivery))
+            new = await user_transaction.run_async(conn, self._delivering(conn, arrival, delivery), self._clean)
         else:
             loop = asyncio.get_running_loop()
             new = await loop.run_in_executor(self._thread, self._in_thread, arrival, delivery)
@@ -121,9 +122,8 @@ class Receiver:
 
     def _in_thread(self, arrival: Arrival, delivery: Delivery) -> bool:
         if self._sync is None or self._sync.closed:
-            conninfo = engine_conninfo(self._dsn, "consumer")
-            self._sync = psycopg.connect(conninfo, autocommit=True, prepare_threshold=threshold(self._pooled))
-        return user_transaction.run(self._sync, self._delivering(self._sync, arrival, delivery))
+            self._sync = connect(self._dsn, "consumer", settings=READING, pooled=self._pooled)
+        return user_transaction.run(self._sync, self._delivering(self._sync, arrival, delivery), self._clean)
 
     def _delivering(self, conn: Any, arrival: Arrival, delivery: Delivery) -> Steps[bool]:
         """Calls the handler, and commits what it wrote with the message's id; returns False for one handled before."""
@@ -137,6 +137,7 @@ class Receiver:
                 raise RuntimeError(f"the handler raised {type(error).__name__}") from error
             _require_same(delivery, (yield SQL["delivery_mark_read"], {}))
         if _had_trouble(arrival, delivery):
+            yield restore()
             yield SQL["delivery_settle"], self._known(arrival, delivery)
         yield Commit()
         return new

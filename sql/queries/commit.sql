@@ -142,8 +142,3 @@ SELECT set_config('outbox.claim', %(claim)s, true),
        set_config('outbox.actor', %(actor)s, true),
        set_config('outbox.worker', %(worker)s::integer::text, true),
        set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
-
--- name: transaction_plan
--- Sets the planner as in the engine's own sessions, for the rest of a handler's transaction. Planned again for each
--- step, the statement that ends it costs Postgres twice as much.
-SELECT set_config(name, value, true) FROM unnest(%(names)s::text[], %(values)s::text[]) AS s (name, value);

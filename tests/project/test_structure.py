@@ -28,7 +28,7 @@ ONLY_HERE = {
 }
 FLOORS = (
     {"errors"},
-    {"texts", "reasons", "checks", "settings", "service"},
+    {"texts", "checks", "settings", "service"},
     {"database", "documents"},
     {"client"},
     {"definition"},

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from outbox import InvalidInput, Reject, Retry
+from outbox.definition.reasons import MAX_TRACEBACK, describe, from_handler, leaves, traceback_of
 from outbox.documents import dump_any
-from outbox.reasons import MAX_TRACEBACK, describe, from_handler, leaves, traceback_of
 
 CANARY = "canary-5f2a"
 

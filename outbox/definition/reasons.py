@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .errors import OutboxError
-from .texts import MAX_ERROR, clean, printable, without_passwords
+from ..errors import OutboxError
+from ..texts import MAX_ERROR, clean, printable, without_passwords
 
 MAX_TRACEBACK = 16_000
 """Characters of a traceback that are kept: that of a few leaves with their causes. Of a longer one the middle is left
@@ -32,7 +32,7 @@ _MAX_LEAVES = 100
 _MAX_CHAIN = 8
 """Causes of causes that are told in a line: what lies deeper is in the traceback."""
 
-_PACKAGE = str(Path(__file__).parent) + "/"
+_PACKAGE = str(Path(__file__).parents[1]) + "/"
 _DEMO = _PACKAGE + "demo/"  # installed beside us, and an application as others are
 _STDLIB = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib")})
 _INSTALLED = ("/site-packages/", "/dist-packages/")
