@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
 from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 
@@ -16,7 +18,7 @@ import pydantic_core
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from .errors import InvalidInput
-from .texts import clean, explain
+from .texts import clean, explain, shown
 
 MAX_BYTES = 32 * 2**20
 """The largest document, in bytes of JSON. jsonb ends at 255 MB; a workflow's data should end far earlier."""
@@ -29,7 +31,7 @@ MAX_ENTITY_ID = 512
 
 
 def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
-    """Returns `value` as JSON text that Postgres stores and `adapter` reads back.
+    """Returns `value` as JSON text that Postgres stores and from which `adapter` reads the same value.
 
     Raises InvalidInput, which names `field`, if there is none.
     """
@@ -46,21 +48,34 @@ def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
     # NaN and Infinity are written as null, so the values are searched only if the text has a null.
     if "null" in text and _has_nonfinite(adapter.dump_python(value)):
         raise InvalidInput(field, "NaN and Infinity are not JSON")
-    return check(text, field)
+    check(text, field)
+    try:
+        # By both: we write the fields by their names, and others may write them by their aliases.
+        read = adapter.validate_json(written, by_alias=True, by_name=True)
+    except ValidationError as error:
+        raise InvalidInput(field, f"its type can't read back what it writes: {explain(error)}") from None
+    if (where := _difference(value, read)) is not None:
+        place = f" in {clean(where, 200)}" if where else ""
+        raise InvalidInput(field, f"its type reads back something else than it was given{place}")
+    return text
 
 
 def dump_any(value: Any, field: str) -> str:
     """Returns a value without a declared type, such as a message's payload, as JSON text that Postgres stores.
 
     It is made of plain JSON types, or is a pydantic model. Raises InvalidInput, which names `field`, for everything
-    else: what dates, bytes and sets become as JSON is the caller's choice.
+    else: what dates, bytes, sets and keys that aren't strings become as JSON is the caller's choice.
     """
     if isinstance(value, BaseModel):
         return dump(TypeAdapter(type(value)), value, field)
     try:
         text = _encode(value)
+        if (key := _no_text(value)) is not None:
+            raise InvalidInput(field, f"{shown(key)} is a key, and keys of JSON are strings")
         if not text.isascii():
             text.encode()  # finds lone surrogates
+    except InvalidInput:
+        raise
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(field, f"can't be written as JSON: {clean(str(error), 300)}") from None
     return check(text, field)
@@ -162,6 +177,26 @@ def _depth(text: str) -> int:
     return deepest
 
 
+def _no_text(value: Any) -> object | None:
+    """Returns a key of a document that isn't a string, None if all are."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            for key, inner in item.items():
+                if not isinstance(key, str):
+                    return _NULL if key is None else key
+                if isinstance(inner, dict | list | tuple):
+                    stack.append(inner)
+        elif isinstance(item, list | tuple):
+            stack.extend(item)
+    return None
+
+
+_NULL = "None"
+"""How an error names the key None."""
+
+
 def _has_nonfinite(value: Any) -> bool:
     stack = [value]
     while stack:
@@ -173,3 +208,64 @@ def _has_nonfinite(value: Any) -> bool:
         elif isinstance(item, list | tuple | set | frozenset):
             stack.extend(item)
     return False
+
+
+def _difference(given: Any, read: Any, where: str = "") -> str | None:
+    """Returns where two values differ, such as "customer.token"; "" is the value itself. None: they are the same.
+
+    Lists and tuples are the same where no type tells them apart, for JSON has one of them. What can't be compared, such
+    as a lock in a private attribute, is taken for the same. Raises nothing.
+    """
+    try:
+        return None if given is read or _equal(given, read) else _within(given, read, where)
+    except Exception:  # such as `==` of a class of the user's; deeper than Python goes is refused before
+        return where
+
+
+def _equal(given: Any, read: Any) -> bool:
+    return bool(given == read) and _is_like(given, read)
+
+
+def _is_like(given: Any, read: Any) -> bool:
+    """Whether values that are equal are so in all that matters: a model in the place of its subclass may be equal."""
+    return type(given) is type(read) or not isinstance(given, BaseModel)
+
+
+def _within(given: Any, read: Any, where: str) -> str | None:
+    if isinstance(given, datetime) and isinstance(read, datetime) and given.tzinfo and read.tzinfo:
+        # At the hour that a clock shows twice, times of two zones are never equal.
+        return None if given.astimezone(UTC) == read.astimezone(UTC) else where
+    if isinstance(given, list | tuple) and isinstance(read, list | tuple):
+        return _first(enumerate(given), dict(enumerate(read)), where) if len(given) == len(read) else where
+    if type(given) is not type(read):
+        return where
+    if isinstance(given, float):
+        return None if given != given and read != read else where
+    if isinstance(given, BaseModel):
+        parts = [_parts_of_model(each) for each in (given, read)]
+        return _first(parts[0].items(), parts[1], where)
+    if is_dataclass(given):
+        names = [field.name for field in fields(given)]
+        return _first(((name, getattr(given, name, None)) for name in names),
+                      {name: getattr(read, name, None) for name in names}, where)  # fmt: skip
+    if isinstance(given, Mapping):
+        return _first(given.items(), read, where) if len(given) == len(read) else where
+    if isinstance(given, Set) or getattr(type(given), "__eq__") is not getattr(object, "__eq__"):  # noqa: B009 - for mypy
+        return where
+    # A class of the user's without `==`.
+    return _first(vars(given).items(), vars(read), where) if hasattr(given, "__dict__") else None
+
+
+def _parts_of_model(model: BaseModel) -> dict[str, Any]:
+    named = {name: vars(model).get(name) for name in type(model).model_fields}
+    return {**named, **(model.__pydantic_extra__ or {}), **(model.__pydantic_private__ or {})}
+
+
+def _first(given: Iterable[tuple[Any, Any]], read: Mapping[Any, Any], where: str) -> str | None:
+    for name, value in given:
+        path = f"{where}.{name}" if where else str(name)
+        if name not in read:
+            return path
+        if (found := _difference(value, read[name], path)) is not None:
+            return found
+    return None

@@ -75,6 +75,7 @@ class Service:
         """
         if os.getpid() != self._pid:
             raise OutboxError(f"this {self._name} was made before a fork; make it in the process that runs it")
+        enable_loggers()
         self._told = asyncio.Event()  # an event belongs to one loop, and a service may run in a second one afterwards
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
@@ -111,6 +112,16 @@ class Service:
         await self.stopped()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.stopped(2), self._stopped_at + grace - time.monotonic())
+
+
+def enable_loggers() -> None:
+    """Enables our loggers again, which `logging.config` disables, unless told not to, when an application calls it.
+
+    Their levels and handlers stay as the application has chosen.
+    """
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and (name == "outbox" or name.startswith("outbox.")):
+            logger.disabled = False
 
 
 async def side_by_side(main: Coroutine[Any, Any, Any], *loops: Coroutine[Any, Any, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import ValidationError
 
 from .errors import InvalidInput
@@ -43,9 +45,25 @@ def clean(text: str, longest: int = MAX_ERROR) -> str:
     return text.replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
 
 
+_IN_URL = re.compile(r"(\w[\w+.-]*://[^\s:/@'\"]*):[^\s'\"]*@")
+_IN_KEYS = re.compile(
+    r"""\b((?:ssl)?password\s?=\s?)('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|'[^'\n]*|[^\s'",)]+)""", re.IGNORECASE
+)
+
+
+def without_passwords(text: str) -> str:
+    """Returns text with `***` for the passwords of URLs and DSNs, which errors quote and lines of code have."""
+    if "://" in text:
+        text = _IN_URL.sub(r"\1:***@", text)
+    return _IN_KEYS.sub(r"\1***", text)
+
+
 def printable(value: object) -> str:
     """Returns text without control characters, for log lines and terminals."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def shown(value: object) -> str:
@@ -64,22 +82,6 @@ def size(*several: str | None) -> int:
 def number(count: int, noun: str) -> str:
     """Returns a number of things in words: "1 job", "2,000 jobs"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def describe(error: BaseException) -> str:
-    """Returns `Type: message (file:line)` of any exception, storable, even if its `__str__` raises."""
-    try:
-        message = str(error)
-    except BaseException as broken:
-        message = f"(its text can't be had: {type(broken).__name__})"
-    place = ""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is not None:
-        code = last.tb_frame.f_code
-        place = f" ({code.co_filename.rsplit('/', 1)[-1]}:{last.tb_lineno} in {code.co_name})"
-    return clean(f"{type(error).__name__}: {clean(message)}{place}", MAX_ERROR + 500)
 
 
 def explain(error: ValidationError) -> str:

@@ -139,6 +139,8 @@ COMMENT ON COLUMN outbox.dead_jobs.entered IS 'The workflow''s version when it c
 COMMENT ON COLUMN outbox.dead_jobs.attempts IS 'How many attempts were made.';
 COMMENT ON COLUMN outbox.dead_jobs.error IS 'Why the last one failed.';
 COMMENT ON COLUMN outbox.dead_jobs.died_at IS 'When.';
+COMMENT ON COLUMN outbox.dead_jobs.traceback IS
+    'The traceback of the last attempt, from the handler down; null if there is none. Cut in the middle if it is long.';
 
 COMMENT ON TABLE outbox.workers IS 'One row for each process that works. For reading.';
 COMMENT ON COLUMN outbox.workers.id IS 'Its id; each process has a new one.';

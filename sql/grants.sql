@@ -23,7 +23,7 @@ GRANT INSERT (pipeline, entity_id, current_status, metadata),
 GRANT SELECT ON outbox.pipelines, outbox.stages, outbox.routes, outbox.legal_changes, outbox.state_changes TO outbox_worker;
 GRANT SELECT, UPDATE (current_status, metadata, version, updated_at) ON outbox.workflow_states TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.jobs TO outbox_worker;
-GRANT SELECT, INSERT, UPDATE (pipeline, entity_id, stage, status, entered, attempts, error, died_at)
+GRANT SELECT, INSERT, UPDATE (pipeline, entity_id, stage, status, entered, attempts, error, traceback, died_at)
     ON outbox.dead_jobs TO outbox_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.workers TO outbox_worker;
 GRANT SELECT, INSERT, DELETE ON outbox.status_counts TO outbox_worker;

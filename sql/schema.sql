@@ -11,7 +11,7 @@ CREATE FUNCTION outbox.actor_refused(name text) RETURNS text
 BEGIN
     RAISE EXCEPTION 'only the engine acts as "%"', name
         USING ERRCODE = 'insufficient_privilege',
-              HINT = 'Name yourself by outbox.actor (or --by), other than "outbox", "worker-…" or "schedule …".';
+              HINT = 'Name yourself by outbox.actor (or --by), other than "outbox", "worker-..." or "schedule ...".';
 END
 $$;
 
@@ -939,6 +939,29 @@ $$;
 
 COMMENT ON FUNCTION outbox.retry(pipeline text, entity_id text) IS 'Makes a new job for a workflow. Returns false if it has a live job, or if no stage takes its status.';
 
+CREATE FUNCTION outbox.session_clean(names text[], vals text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    made text;
+BEGIN
+    RESET SESSION AUTHORIZATION;
+    RESET ROLE;
+    RESET ALL;
+    EXECUTE 'CLOSE ALL';
+    UNLISTEN *;
+    DISCARD TEMP;
+    DISCARD SEQUENCES;
+    PERFORM pg_catalog.pg_advisory_unlock_all();
+    FOR made IN SELECT p.name FROM pg_catalog.pg_prepared_statements AS p WHERE p.from_sql LOOP
+        EXECUTE pg_catalog.format('DEALLOCATE %I', made);
+    END LOOP;
+    PERFORM pg_catalog.set_config(s.name, s.val, false) FROM ROWS FROM (pg_catalog.unnest(names), pg_catalog.unnest(vals)) AS s (name, val)
+    WHERE pg_catalog.current_setting(s.name, true) IS NOT NULL;
+END $$;
+
+COMMENT ON FUNCTION outbox.session_clean(names text[], vals text[]) IS 'Internal: forgets what a handler has left in its session.';
+
 CREATE FUNCTION outbox.shown(metadata jsonb) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN encode(sha256(convert_to((metadata)::text, 'UTF8'::name)), 'hex'::text);
@@ -1715,7 +1738,8 @@ CREATE TABLE outbox.dead_jobs (
     entered bigint NOT NULL,
     attempts integer NOT NULL,
     error text NOT NULL,
-    died_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+    died_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    traceback text
 );
 
 COMMENT ON TABLE outbox.dead_jobs IS 'Jobs that have failed for good. The workflow stays in its status until a person decides: by outbox retry, or a change of it.';
@@ -1737,6 +1761,8 @@ COMMENT ON COLUMN outbox.dead_jobs.attempts IS 'How many attempts were made.';
 COMMENT ON COLUMN outbox.dead_jobs.error IS 'Why the last one failed.';
 
 COMMENT ON COLUMN outbox.dead_jobs.died_at IS 'When.';
+
+COMMENT ON COLUMN outbox.dead_jobs.traceback IS 'The traceback of the last attempt, from the handler down; null if there is none. Cut in the middle if it is long.';
 
 CREATE TABLE outbox.delivery_attempts (
     consumer character varying(63) NOT NULL COLLATE pg_catalog."C",

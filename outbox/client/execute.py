@@ -7,7 +7,8 @@ What the database refuses is raised as the error of ours that it is.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -38,12 +39,23 @@ def drive(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
 
 
 def _rows(conn: psycopg.Connection[Any], statement: Statement) -> list[Any]:
-    with raised_as_ours(), conn.cursor(row_factory=tuple_row) as cursor:
+    with raised_as_ours(), _encodable(conn), psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
         return cursor.execute(*statement).fetchall()
 
 
 async def _rows_async(conn: psycopg.AsyncConnection[Any], statement: Statement) -> list[Any]:
-    with raised_as_ours():
-        async with conn.cursor(row_factory=tuple_row) as cursor:
+    with raised_as_ours(), _encodable(conn):
+        async with psycopg.AsyncCursor(conn, row_factory=tuple_row) as cursor:
             await cursor.execute(*statement)
             return await cursor.fetchall()
+
+
+@contextmanager
+def _encodable(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> Iterator[None]:
+    """Refuses texts that the encoding of the caller's session doesn't have, before any SQL."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        encoding = conn.info.parameter_status("client_encoding")
+        problem = f"{error.object[error.start]!r} can't be sent: the session's client_encoding is {encoding}. Use UTF8"
+        raise InvalidInput("text", problem) from None

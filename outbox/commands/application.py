@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from ..definition.pipeline import Pipeline
+from ..definition.reasons import describe
 from ..errors import SettingsError
-from ..texts import describe
 
 
 def load(app: str | None) -> list[Pipeline[Any]]:

@@ -13,7 +13,8 @@ import psycopg
 
 from .. import settings
 from ..database import embedded, migrations
-from ..database.dsn import cannot_connect, engine_conninfo
+from ..database.dsn import cannot_connect
+from ..database.session import connect
 from ..errors import OutboxError
 
 
@@ -43,6 +44,6 @@ def database(found: settings.Settings, *, migrated: bool = True) -> Iterator[psy
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:
     try:
-        return psycopg.connect(engine_conninfo(dsn, "cli"), autocommit=True, prepare_threshold=None)
+        return connect(dsn, "cli", pooled=True)
     except psycopg.Error as error:
         raise OutboxError(cannot_connect(dsn, error)) from None

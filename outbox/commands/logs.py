@@ -4,45 +4,78 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
+import tomllib
 from datetime import UTC, datetime
+from pathlib import Path
 
-from ..texts import describe, printable
+from ..definition.reasons import describe, traceback_of
+from ..errors import SettingsError
+from ..texts import printable
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class TextFormatter(logging.Formatter):
-    """Formats a record as one line, with control characters escaped."""
+    """Formats a record as one line, with control characters escaped. The lines of a traceback follow, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname:<7} {record.name}: {printable(_message(record))}"
-        if record.exc_info and record.exc_info[1]:
-            line += f": {printable(describe(record.exc_info[1]))}"
-        return line
+        return "\n    ".join([line, *_traceback(record)])
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one JSON object: ts, level, logger, message, and the record's extra attributes."""
+    """Formats a record as one JSON object: ts, level, logger, message, and the record's extra attributes.
+
+    `error` is an exception in one line, `exception` its traceback.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         found = {"ts": _time(record), "level": record.levelname, "logger": record.name, "message": _message(record)}
         if record.exc_info and record.exc_info[1]:
             found["error"] = describe(record.exc_info[1])
+        if lines := _traceback(record):
+            found["exception"] = "\n".join(lines)
         try:
             return json.dumps({**extra, **found}, default=str, allow_nan=False)
         except Exception:  # an application may add values that are not JSON, and whose text raises
             return json.dumps({**{key: _told(value) for key, value in extra.items()}, **found})
 
 
-def set_up(style: str) -> None:
-    """Sends log lines to standard error, as `text` or `json`."""
+def set_up(style: str, level: str = "INFO", config: Path | None = None) -> None:
+    """Sends log lines to standard error, as `text` or `json`; with `config`, wherever that file says.
+
+    An application that configures logging when it is imported replaces this.
+    """
+    if config is not None:
+        _configure(config)
+        return
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("psycopg.pool", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # the relay reports what matters of it
+
+
+def _configure(file: Path) -> None:
+    """Configures logging by a file that has what `logging.config.dictConfig` takes. SettingsError if it hasn't."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, **found})
+    except Exception as error:  # what a file names is imported and called, and may raise anything
+        reason = error.__cause__ or error
+        raise SettingsError(f"--log-config {file}: {printable(reason) or type(reason).__name__}") from None
+
+
+def _traceback(record: logging.LogRecord) -> list[str]:
+    # Not `exc_text`: another handler's formatter may have left its own there.
+    lines = traceback_of(record.exc_info[1]).split("\n") if record.exc_info and record.exc_info[1] else []
+    if record.stack_info:
+        lines += [printable(line) for line in record.stack_info.split("\n")]
+    return lines
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -38,9 +38,12 @@ def status(found: settings.Settings, as_json: bool, watch: bool) -> None:
 @click.argument("entity")
 @pipeline_option
 @limit_option
+@click.option("--traceback", is_flag=True, help="Also show the traceback with which its job died.")
 @json_option
 @click.pass_obj
-def show(found: settings.Settings, entity: str, pipeline: str | None, limit: int, as_json: bool) -> None:
+def show(
+    found: settings.Settings, entity: str, pipeline: str | None, limit: int, traceback: bool, as_json: bool
+) -> None:
     """Show the workflow of ENTITY: its data, history, job and messages.
 
     Of the history, messages and whatever else there are many of, it shows the latest.
@@ -51,7 +54,7 @@ def show(found: settings.Settings, entity: str, pipeline: str | None, limit: int
     if as_json:
         screen.echo_json(workflow)
     else:
-        screen.console().print(screen.workflow(workflow))
+        screen.console().print(screen.workflow(workflow, traceback=traceback))
 
 
 @click.command()

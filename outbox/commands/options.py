@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -15,6 +17,10 @@ from ..errors import InvalidInput
 from ..operations import look
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+LogOptions = tuple[str, str, Path | None]
+"""Where log lines go and how: the arguments of `logs.set_up`."""
 
 
 class Number(click.FloatRange):
@@ -51,6 +57,41 @@ limit_option = click.option(
     help="How many at most. The last line says how many more there are; with --json, standard error does.",
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def log_options(command: Command) -> Command:
+    """Adds --log, --log-level and --log-config, as the parameter `log_to`: what `logs.set_up` takes."""
+
+    @functools.wraps(command)
+    def with_log(*args: Any, log_style: str, log_level: str | None, log_config: Path | None, **kwargs: Any) -> Any:
+        if log_level and log_config:
+            raise click.UsageError("--log-level and --log-config exclude each other: the file says the levels")
+        return command(*args, log_to=(log_style, log_level or "info", log_config), **kwargs)
+
+    for option in (
+        click.option(
+            "--log-config",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Configure logging by this file instead: JSON, or TOML if it ends in .toml, for "
+            "logging.config.dictConfig.",
+        ),
+        click.option(
+            "--log-level",
+            type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
+            help="Leave out what is less important.  [default: info]",
+        ),
+        click.option(
+            "--log",
+            "log_style",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="Format of the log lines.",
+        ),
+    ):
+        with_log = option(with_log)
+    return with_log  # type: ignore[return-value]
 
 
 def from_json(text: str | None, what: str) -> Any:

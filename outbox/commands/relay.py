@@ -20,7 +20,7 @@ from ..process.signals import on_signals
 from ..texts import printable
 from . import logs, screen
 from .connection import database, dsn_of
-from .options import json_option, limit_option
+from .options import LogOptions, json_option, limit_option, log_options
 
 log = logging.getLogger("outbox.relay")
 
@@ -73,19 +73,12 @@ class Part(click.ParamType):  # type: ignore[type-arg]  # it takes an argument s
     metavar="NAME",
     help="Only forget a relay that is gone for good. Deletes its parked messages; the log is no longer kept for it.",
 )
-@click.option(
-    "--log",
-    "log_style",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Format of the log lines.",
-)
+@log_options
 @click.pass_obj
 def relay(
     found: settings.Settings, name: str, exchange: str, declare: str | None, routing_key: str, source: str,
     to: str | None, pipeline: str | None, topics: tuple[str, ...], entity_id: str, part: tuple[int, int] | None,
-    from_now: bool, strict: bool, drain: bool, forget: str | None, log_style: str,
+    from_now: bool, strict: bool, drain: bool, forget: str | None, log_to: LogOptions,
 ) -> None:  # fmt: skip
     """Deliver messages to RabbitMQ (OUTBOX_AMQP_URL), each at least once. Runs until SIGTERM or Ctrl-C.
 
@@ -97,7 +90,7 @@ def relay(
     if forget is not None:
         _forget(found, forget)
         return
-    logs.set_up(log_style)
+    logs.set_up(*log_to)
     if declare and not exchange:
         raise click.UsageError("--declare needs --exchange")
     if bool(to) != bool(pipeline):

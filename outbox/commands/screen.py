@@ -170,12 +170,15 @@ def _note(row: Row) -> str:
     return "no worker" if not row["served"] and row["ready"] + row["scheduled"] else ""
 
 
-def workflow(found: Row) -> Group:
-    """Returns what `outbox show` prints about a workflow."""
+def workflow(found: Row, *, traceback: bool = False) -> Group:
+    """Returns what `outbox show` prints about a workflow, with the traceback of a dead job if that is asked for."""
 
     def more(name: str) -> list[Text]:
         return [Text(_more(found["more"][name]), style="dim")] if name in found["more"] else []
 
+    dead_job = dict(found["dead_job"] or {})
+    trace = dead_job.pop("traceback", None)
+    found = {**found, "dead_job": dead_job}
     parts: list[Any] = [
         Text(printable(f"{found['entity_id']} in {found['pipeline']}: {found['current_status']}"), style="bold"),
         table(None, ["", ""], [(name, found[name]) for name in _WORKFLOW]),
@@ -202,6 +205,9 @@ def workflow(found: Row) -> Group:
         columns = ["created_at", "topic", "key", "payload", "message_id"]
         rows = [[row[name] for name in columns] for row in found["messages"]]
         parts += [Text(), table("messages", columns, rows), *more("messages")]
+    if traceback:
+        told = trace or ("none is kept" if dead_job else "no job is dead")
+        parts += [Text(), Text("traceback", style="bold"), *(Text(printable(line)) for line in told.split("\n"))]
     return Group(*parts)
 
 

@@ -16,9 +16,10 @@ from ..engine.retention import MAX_DAYS, Retention
 from ..engine.worker import Worker
 from ..errors import OutboxError, SettingsError, WorkerBroken
 from ..process import ending
+from ..service import enable_loggers
 from . import application, logs, processes
 from .connection import dsn_of
-from .options import Number, app_option
+from .options import LogOptions, Number, app_option, log_options
 
 log = logging.getLogger("outbox.worker")
 
@@ -54,14 +55,7 @@ log = logging.getLogger("outbox.worker")
     show_default=True,
     help="Seconds that running handlers have to finish after SIGTERM.",
 )
-@click.option(
-    "--log",
-    "log_style",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Format of the log lines.",
-)
+@log_options
 @click.option("--no-notify", is_flag=True, help="Only poll; don't LISTEN.")
 @click.option(
     "--keep-workflows",
@@ -95,7 +89,7 @@ log = logging.getLogger("outbox.worker")
 @click.pass_obj
 def worker(
     found: settings.Settings, app: str | None, stages: tuple[str, ...], concurrency: int | None, count: int,
-    drain: bool, lease: float, grace: float, log_style: str, no_notify: bool, keep_workflows: float | None,
+    drain: bool, lease: float, grace: float, log_to: LogOptions, no_notify: bool, keep_workflows: float | None,
     keep_history: float | None, keep_dead: float, keep_messages: float | None, keep_inbox: float,
 ) -> None:  # fmt: skip
     """Run the stages of an application until SIGTERM or Ctrl-C.
@@ -104,10 +98,11 @@ def worker(
     the second one stops at once. Any number of workers on any number of machines share the work. With --processes, a
     process that ends unasked is started again, and all stop together.
     """
-    logs.set_up(log_style)
+    logs.set_up(*log_to)
     stop_pipe = processes.Supervisor(count).fork() if count > 1 else None
     with processes.last_word(stop_pipe):
         pipelines = application.load(app or found.app)
+        enable_loggers()  # the application may have configured logging
         if found.listen_dsn and not readable(found.listen_dsn):
             raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
         with dsn_of(found) as dsn:

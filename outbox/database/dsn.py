@@ -30,7 +30,10 @@ def engine_conninfo(dsn: str, role: str) -> str:
         "tcp_user_timeout": "10000",
     }
     return make_conninfo(
-        dsn, **{k: v for k, v in defaults.items() if k not in given}, application_name=f"outbox {role}"
+        dsn,
+        **{k: v for k, v in defaults.items() if k not in given},
+        application_name=f"outbox {role}",
+        client_encoding="UTF8",  # what the database or the role says may not have all characters
     )
 
 

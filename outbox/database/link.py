@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import psycopg
-from psycopg.rows import tuple_row
 
 from ..service import Delays
 from ..texts import printable
 from .dsn import engine_conninfo
+from .session import WORKING, connect_async
 
 log = logging.getLogger("outbox.database")
 
@@ -53,30 +53,17 @@ def temporary(error: BaseException) -> bool:
     return error.sqlstate[:2] in _TEMPORARY_CLASSES or error.sqlstate in _TEMPORARY_STATES
 
 
-def threshold(pooled: bool) -> int | None:
-    """Returns after how many uses psycopg prepares a statement; None, for never, if a pooler shares the sessions."""
-    return None if pooled else 5
-
-
 def idle_ms(timeout: float) -> int:
     """Returns for how many ms a transaction may be idle while a user's function with this timeout (s) runs."""
     return max(1, int((timeout + _IDLE_GRACE) * 1000))
 
 
-def reclaim(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
-    """Resets what a handler may have set on a connection that it was given: the row factory and the cursor factory."""
-    conn.row_factory = tuple_row
-    if isinstance(conn, psycopg.AsyncConnection):
-        conn.cursor_factory = psycopg.AsyncCursor
-    else:
-        conn.cursor_factory = psycopg.Cursor
-
-
 class Link:
     """A connection for one loop of a worker. `execute` tries once; `repeat` tries until the database answers.
 
-    `settings` are set in each new session, and `on_connect` is called with it. `pooled` says that a pooler gives the
-    session to others after each transaction, so that nothing may be prepared in it.
+    Each new session is as the engine needs it, or as `session` says, with `settings` on top, and `on_connect` is called
+    with it. `pooled` says that a pooler gives the session to others after each transaction, so that nothing may be
+    prepared in it.
     """
 
     def __init__(
@@ -85,10 +72,12 @@ class Link:
         role: str,
         *,
         pooled: bool = False,
+        session: Mapping[str, str] = WORKING,
         settings: dict[str, str] | None = None,
         on_connect: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None = None,
     ) -> None:
-        self._dsn = engine_conninfo(dsn, role)
+        engine_conninfo(dsn, role)  # a DSN that can't be read is refused now
+        self._dsn, self._session = dsn, session
         self._role = role
         self._pooled = pooled
         # With a pooler in between, settings of a session would leak into other clients' sessions.
@@ -112,9 +101,7 @@ class Link:
         """Returns the open connection, made if there is none."""
         async with self._connecting:
             if self._conn is None or self._conn.closed:
-                conn = await psycopg.AsyncConnection.connect(
-                    self._dsn, autocommit=True, prepare_threshold=threshold(self._pooled)
-                )
+                conn = await connect_async(self._dsn, self._role, settings=self._session, pooled=self._pooled)
                 try:
                     for name, value in self._settings.items():
                         await conn.execute("SELECT set_config(%s, %s, false)", (name, value))

@@ -21,6 +21,7 @@ from psycopg.rows import tuple_row
 from ..errors import SchemaError
 from . import killpoints, turn
 from .schema import Migration, all_migrations, grants, history, text_of, transactions
+from .session import connect, transaction
 
 # The schema itself may have been made by an administrator for a role that can't make one. Functions may call each other
 # in any order: their bodies are not checked before all are there.
@@ -105,12 +106,12 @@ def apply(where: str | psycopg.Connection[Any]) -> list[str]:
     SchemaError if a later release has replaced functions: this one never puts its own over them.
     """
     if isinstance(where, str):
-        with psycopg.connect(where, autocommit=True) as conn:
+        with connect(where, "migrate", pooled=True) as conn:
             return apply(conn)
     _require_version(where)
     done: list[str] = []
     for together in transactions():
-        with where.transaction():
+        with transaction(where):
             turn.take(where, "migrate")
             recorded = applied(where)
             _refuse_older(recorded)

@@ -25,9 +25,10 @@ def take(conn: psycopg.Connection[Any], name: str, *, shared: bool = False, give
     """
     wanted = {"name": f"outbox.{name}", "shared": shared}
     try:
-        with conn.transaction():
-            conn.execute(SQL["turn_patience"], {"ms": round(PATIENCE * 1000)})
-            conn.execute(SQL["turn_take"], wanted)
+        with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
+            ((before, _),) = cursor.execute(SQL["turn_patience"], {"wait": f"{PATIENCE:g}s"}).fetchall()
+            cursor.execute(SQL["turn_take"], wanted)
+            cursor.execute(SQL["turn_patience"], {"wait": before})
     except psycopg.errors.LockNotAvailable:
         log.warning(
             "waiting for the lock outbox.%s, which %s holds; pg_terminate_backend() ends a session",

@@ -6,6 +6,9 @@ transaction rolled back.
 
 The connection is an autocommit one: transactions are begun as such, or psycopg would send a BEGIN of its own where
 one is only on its way.
+
+`clean` is a statement that forgets what a function has left in the session. It is sent with the COMMIT, and costs no
+round trip of its own; after a transaction that was rolled back it does.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ from typing import Any, NamedTuple, TypeVar
 import psycopg
 
 from ..process.forks import leave_if_forked
-from .link import reclaim
+from .session import reclaim
 from .steps import Call, Statement, perform, perform_async
 
 T = TypeVar("T")
+
+_ENCODING, _PUT_BACK = "utf-8", b"SET LOCAL client_encoding = 'UTF8'"
 
 
 class Begin(NamedTuple):
@@ -40,11 +45,13 @@ Step = Begin | Call | Commit | Statement
 Steps = Generator[Step, Any, T]
 
 
-def run(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
+def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Statement | None = None) -> T:
     """Takes the steps on a sync connection, in the calling thread; returns what they return."""
     transaction, block = psycopg.Transaction(conn, force_rollback=True), ExitStack()
+    threshold, dirty = conn.prepare_threshold, False
 
     def take(step: Step) -> Any:
+        nonlocal dirty
         with _first_error():
             match step:
                 case Begin(first):
@@ -52,17 +59,23 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
                         block.enter_context(transaction)
                         conn.execute(*first)
                 case Call(function):
+                    dirty = True
                     try:
                         return function()
                     finally:
                         leave_if_forked()
-                        reclaim(conn)
+                        reclaim(conn, threshold)
                 case Commit(last):
-                    with conn.pipeline() if last else nullcontext():
+                    if conn.info.encoding != _ENCODING:  # set by the function: not what our texts can be written in
+                        conn.execute(_PUT_BACK)
+                    with conn.pipeline() if last or clean else nullcontext():
                         for statement in last:
                             conn.execute(*statement)
                         transaction.force_rollback = False
                         block.close()
+                        if clean:
+                            conn.execute(*clean)
+                    dirty = False
                 case _:
                     cursor = conn.execute(*step)
                     return cursor.fetchall() if cursor.description else []
@@ -74,15 +87,19 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
             block.close()
         try:
             conn.rollback()  # a commit that was refused; else there is nothing to do
+            if dirty and clean:
+                conn.execute(*clean)
         except psycopg.Error:
             conn.close()  # the function has left a block open in which psycopg neither commits nor rolls back
 
 
-async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
+async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: Statement | None = None) -> T:
     """Takes the steps on an async connection, in the event loop; returns what they return."""
     transaction, block = psycopg.AsyncTransaction(conn, force_rollback=True), AsyncExitStack()
+    threshold, dirty = conn.prepare_threshold, False
 
     async def take(step: Step) -> Any:
+        nonlocal dirty
         with _first_error():
             match step:
                 case Begin(first):
@@ -90,17 +107,23 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
                         await block.enter_async_context(transaction)
                         await conn.execute(*first)
                 case Call(function, timeout):
+                    dirty = True
                     try:
                         return await _within(timeout, function())
                     finally:
                         leave_if_forked()
-                        reclaim(conn)
+                        reclaim(conn, threshold)
                 case Commit(last):
-                    async with conn.pipeline() if last else nullcontext():
+                    if conn.info.encoding != _ENCODING:  # set by the function: not what our texts can be written in
+                        await conn.execute(_PUT_BACK)
+                    async with conn.pipeline() if last or clean else nullcontext():
                         for statement in last:
                             await conn.execute(*statement)
                         transaction.force_rollback = False
                         await block.aclose()
+                        if clean:
+                            await conn.execute(*clean)
+                    dirty = False
                 case _:
                     cursor = await conn.execute(*step)
                     return await cursor.fetchall() if cursor.description else []
@@ -112,6 +135,8 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
             await block.aclose()
         try:
             await conn.rollback()  # a commit that was refused or cancelled; else there is nothing to do
+            if dirty and clean:
+                await conn.execute(*clean)
         except psycopg.Error:
             await conn.close()  # the function has left a block open in which psycopg neither commits nor rolls back
 

@@ -80,17 +80,17 @@ class DataType:
         return self._marked(documents.dump(self._adapter, data, "data"))
 
     def dump_readable(self, data: Any) -> str:
-        """Returns submitted data as JSON text. Raises InvalidInput also if the type can't read back what it writes.
+        """Returns submitted data as JSON text. Raises InvalidInput also if it can't be read back as what it says it is.
 
         Such a workflow would be dead at its first stage.
         """
         text = self.dump(data)
-        try:
-            if not self._plain:
+        if not self._plain and VERSION in text:
+            try:
                 self.load(text)
-        except ValidationError as error:
-            problem = f"its type can't read back what it writes: {texts.explain(error)}"
-            raise InvalidInput("data", problem) from None
+            except (ValidationError, HandlerError) as error:
+                problem = texts.explain(error) if isinstance(error, ValidationError) else str(error)
+                raise InvalidInput("data", f"its type can't read back what it writes: {problem}") from None
         return text
 
     def load(self, text: str) -> Any:

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from ..database import statements, turn
+from ..database import session, statements, turn
 from ..errors import NotDeployed, Stranded
 from .limits import Limits, Path
 from .pipeline import Pipeline
@@ -122,7 +122,7 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
     changes, and then raises psycopg's LockNotAvailable.
     """
     new = Definition.of(pipeline)
-    with conn.transaction():
+    with session.transaction(conn):
         lock_schedules(conn, [pipeline])
         lines = _of_reactions(pipeline, lambda reaction: deploy(conn, reaction))
         if not Definition.read(conn, pipeline.name).changes_to(new):
@@ -285,7 +285,9 @@ def _as_json(path: Path | None) -> str | None:
 
 def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], old: Definition) -> None:
     """Writes the schedules that differ. A new one starts with its next tick by the database's clock."""
-    ((now,),) = _rows(conn, "SELECT clock_timestamp()")
+    # As a number: in a caller's session a time may be written in any style.
+    ((seconds,),) = _rows(conn, "SELECT extract(epoch FROM clock_timestamp())::float8")
+    now = datetime.fromtimestamp(seconds, UTC)
     conn.execute(SQL["schedules_clear"], {"pipeline": pipeline.name, "schedules": list(pipeline.schedules)})
     kept = old.schedules
     chosen = [each for each in pipeline.schedules.values() if kept.get(each.name) != each.how]

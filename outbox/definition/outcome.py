@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,7 +12,8 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from ..checks import MAX_DELAY, as_delay, check_number, check_seconds, check_whole
 from ..errors import InvalidInput
-from ..texts import clean, describe, shown
+from ..texts import clean, shown
+from .reasons import describe, leaves
 from .waits.times import check_time, seconds
 from .waits.wait import Wait, WaitJson
 
@@ -146,18 +148,25 @@ class Failure(NamedTuple):
 
 def failure(error: BaseException, retry: Backoff, attempt: int) -> Failure:
     """Returns what follows from the exception that `attempt` (1 is the first) has raised: for jobs and deliveries."""
+    parts = leaves(error)  # of a group: what one task of a TaskGroup raises counts as if the handler had
+    rejected = [each for each in parts if isinstance(each, Reject)]
+    put_off = [each for each in parts if isinstance(each, Retry)]
     delay = retry.delay(attempt)
-    if isinstance(error, Reject):
+    if rejected:
         delay = None
-    elif isinstance(error, Retry) and delay is not None:
-        after = as_delay(error.after)  # checked again: it may have been changed after the exception was made
-        delay = delay if after is None else after
-    return Failure(_words(error), delay)
+    elif put_off and delay is not None:
+        # Checked again: it may have been changed after the exception was made.
+        said = [after for each in put_off if (after := as_delay(each.after)) is not None]
+        delay = max(said, default=delay)
+    return Failure(_words(error, [*rejected, *put_off]), delay)
 
 
-def _words(error: BaseException) -> str:
-    """Returns the message of a Reject or Retry, which is meant for people; else type, message and place."""
-    if isinstance(error, Reject | Retry):
+def _words(error: BaseException, meant: Sequence[BaseException]) -> str:
+    """Returns the messages of what was meant for people, Reject or Retry, and what else there is in a group."""
+    words: list[str] = []
+    for each in meant:
         with suppress(BaseException):
-            return clean(str(error))
-    return describe(error)
+            words.append(clean(str(each)))
+    if len(leaves(error)) > len(words):
+        words.append(describe(error))
+    return clean("; ".join(words))

@@ -16,6 +16,7 @@ from .. import texts
 from ..database import statements
 from ..texts import number
 from .pipeline import Pipeline
+from .reasons import describe
 
 SQL = statements.load("stranded")
 
@@ -79,7 +80,7 @@ def _data(
             try:
                 pipeline.load(text)
             except Exception as error:  # validators and upgrades are the user's code
-                why = texts.explain(error) if isinstance(error, ValidationError) else texts.describe(error)
+                why = texts.explain(error) if isinstance(error, ValidationError) else describe(error)
                 broken.setdefault(f"in {status}, {why}", []).append(entity)
     for why, entities in list(broken.items())[:REPORTED]:
         of = "all" if every else f"a sample of {checked}"

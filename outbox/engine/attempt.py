@@ -21,7 +21,8 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from ..database import user_transaction
 from ..database.dsn import engine_conninfo
-from ..database.link import first_line, threshold
+from ..database.link import first_line
+from ..database.session import READING, clean, needed, threshold
 from ..errors import HandlerError, WorkerBroken
 from ..process.threads import NoThread, Threads
 from ..texts import printable
@@ -103,12 +104,21 @@ class Attempts:
         conninfo = engine_conninfo(dsn, "handler")
         # Transactions are begun as such: else psycopg sends a BEGIN of its own where one is only on its way.
         kwargs = {"prepare_threshold": threshold(pooled), "autocommit": True}
+        self._needed = needed(READING, pooled=pooled)
+        self._clean = None if pooled else clean()  # a pooler's sessions have the settings of whom it chooses
         self._pool = AsyncConnectionPool(
-            conninfo, kwargs=kwargs, min_size=0, max_size=_transactions(in_loop), open=False
+            conninfo, kwargs=kwargs, min_size=0, max_size=_transactions(in_loop), open=False, configure=self._set_up
         )
         self._sync_pool = ConnectionPool(
-            conninfo, kwargs=kwargs, min_size=0, max_size=_transactions(in_threads), open=False
-        )
+            conninfo, kwargs=kwargs, min_size=0, max_size=_transactions(in_threads), open=False,
+            configure=self._set_up_sync,
+        )  # fmt: skip
+
+    async def _set_up(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        await conn.execute(*self._needed)
+
+    def _set_up_sync(self, conn: psycopg.Connection[Any]) -> None:
+        conn.execute(*self._needed)
 
     async def open(self) -> None:
         await self._pool.open()
@@ -289,7 +299,7 @@ class Attempts:
         try:
             if lane.stage.is_async:
                 async with self._pool.connection() as conn:
-                    ended = await user_transaction.run_async(conn, transaction.attempt(conn, jobs))
+                    ended = await user_transaction.run_async(conn, transaction.attempt(conn, jobs), self._clean)
             else:
                 ended = await self._threads[lane].call(partial(self._in_sync_transaction, jobs))
         except (psycopg.Error, OSError) as error:
@@ -318,7 +328,7 @@ class Attempts:
 
     def _in_sync_transaction(self, jobs: list[Job]) -> transaction.Ended:
         with self._sync_pool.connection() as conn:
-            return user_transaction.run(conn, transaction.attempt(conn, jobs))
+            return user_transaction.run(conn, transaction.attempt(conn, jobs), self._clean)
 
     def _missed(self, lane: Lane, jobs: list[Job]) -> None:
         """Has other workers start what has missed its start time here: all that has, in one go."""

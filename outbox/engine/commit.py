@@ -9,9 +9,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..database import statements
+from ..database import session, statements
 from ..database.link import PLANNING, idle_ms
 from ..database.statements import array, text_array
+from ..definition.reasons import traceback_of
 from .job import Failed, Finished, Job, Trouble, actor, fence
 from .pacing import SLACK
 
@@ -32,7 +33,7 @@ LOCK_WAIT_ALONE = 0.1
 LOCK_WAIT_IN_TRANSACTION = 2.0
 """Seconds that the end of a handler's transaction waits: it keeps its connection and its own locks meanwhile."""
 
-_PLANNING = {"names": text_array(PLANNING), "values": text_array(PLANNING.values())}
+_PLAN = session.restore(PLANNING)
 
 
 def finish(
@@ -75,6 +76,7 @@ def fail(jobs: Sequence[tuple[Job, Failed]], *, wait: float | None = None) -> tu
         "now": None,
         "delays": array("NULL" if outcome.delay is None else outcome.delay for _, outcome in jobs),
         "errors": text_array(outcome.error for _, outcome in jobs),
+        "tracebacks": text_array(_traceback(outcome) for _, outcome in jobs),
     }
 
 
@@ -141,8 +143,20 @@ def mark_transaction(job: Job) -> tuple[bytes, dict[str, Any]]:
 
 
 def plan_transaction() -> tuple[bytes, dict[str, Any]]:
-    """Return the statement after which the rest of a transaction is planned as in the engine's own sessions."""
-    return SQL["transaction_plan"], _PLANNING
+    """Return the statement after which a handler's session is, for the rest of its transaction, as the engine needs it.
+
+    The rest is planned as in the engine's own sessions: planned again for each step, the statement that ends it costs
+    Postgres twice as much.
+    """
+    return _PLAN
+
+
+def _traceback(outcome: Failed) -> str | None:
+    """Returns what a dead job keeps of its last attempt: the others are in the log only."""
+    if outcome.delay is not None or outcome.raised is None:
+        return None
+    text = traceback_of(outcome.raised)
+    return text.encode("ascii", "backslashreplace").decode() if outcome.plain else text
 
 
 def _patience(wait: float | None) -> dict[str, Any]:

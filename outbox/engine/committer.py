@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -24,7 +23,8 @@ from . import commit
 from .batch import BATCH, Batch
 from .holders import WAIT, Holders
 from .inflight import InFlight
-from .job import Failed, Finished, Job, Trouble, fail
+from .job import Failed, Finished, Job, Trouble, refused
+from .job_log import tell
 from .release import Releaser
 
 log = logging.getLogger("outbox.worker")
@@ -140,7 +140,7 @@ class Committer:
             # The database refuses something in it. Alone, each is committed or told what is wrong with it.
             if len(batch) > 1:
                 return all([await self._finish(link, [item], wait=wait) for item in batch])
-            await self._fail(link, [(batch[0][0], fail(batch[0][0], error))])
+            await self._fail(link, [(batch[0][0], refused(batch[0][0], error))])
             return True
         killpoints.passing("K5")
         held = {row[0] for row in rows}
@@ -178,9 +178,9 @@ class Committer:
         self._inflight.hold_up(failed=held_up)
         retried = 0
         for job, outcome in batch:
-            where = f"{job.stage.queue} {printable(job.entity_id)}"
             if job.workflow_id in done:
                 self._inflight.counts.done += 1
+                where = f"{job.stage.queue} {printable(job.entity_id)}"
                 log.info("%s: done after all, though its commit was not answered", where)
             elif job.workflow_id in answers:
                 continue  # held up
@@ -188,10 +188,10 @@ class Committer:
                 self._inflight.counts.lost += 1
             elif outcome.delay is None:
                 self._inflight.counts.dead += 1
-                log.warning("%s is dead after %s attempts: %s", where, job.attempt, printable(outcome.error))
+                tell(job, outcome)
             else:
                 retried += 1
-                log.debug("%s: %s", where, printable(outcome.error))
+                tell(job, outcome)
                 self._inflight.due_in(outcome.delay)
         self._inflight.counts.retried += retried
         _log_batch(batch, retried, "to try again", started)
@@ -211,9 +211,8 @@ class Committer:
                 await self._fail(link, [item])
             return
         ((job, outcome),) = batch
-        plain = outcome.error.encode("ascii", "replace").decode()
-        if plain != outcome.error:
-            await self._fail(link, [(job, replace(outcome, error=plain))])
+        if not outcome.plain:
+            await self._fail(link, [(job, outcome.as_plain())])
             return
         log.error("%s %s: can't be put back: %s", job.stage.queue, printable(job.entity_id), printable(str(error)))
         try:

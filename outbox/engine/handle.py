@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from .. import texts
 from ..definition import returned
+from ..definition.reasons import describe
 from ..errors import HandlerError, InvalidInput, TooNewData
 from ..process.forks import leave_if_forked
 from ..service import is_cancelled
@@ -48,14 +49,15 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed | PutBack:
     try:
         return Run(job, job.stage.data.load(job.metadata), connection)
     except ValidationError as error:
-        return Failed(f"the stored metadata doesn't fit the pipeline's data: {texts.explain(error)}", None)
+        told = f"the stored metadata doesn't fit the pipeline's data: {texts.explain(error)}"
+        return Failed(told, None, HandlerError(told))
     except TooNewData as error:  # a newer worker can read it, once there is one
-        longest = NEWER_WORKER_LONGEST
-        return PutBack(
-            Trouble(texts.describe(error), NEWER_WORKER, 2 * NEWER_WORKER, longest, NEWER_WORKER_MOST, avoid=True)
+        trouble = Trouble(
+            describe(error), NEWER_WORKER, 2 * NEWER_WORKER, NEWER_WORKER_LONGEST, NEWER_WORKER_MOST, avoid=True
         )
+        return PutBack(trouble)
     except HandlerError as error:
-        return Failed(texts.describe(error), None)
+        return Failed(describe(error), None, error)
     except BaseException as error:  # validators are the user's code, as handlers are
         return fail(job, error)
 

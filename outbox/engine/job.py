@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from .. import texts
 from ..database.statements import array
 from ..definition.outcome import failure
+from ..definition.reasons import from_handler
 from ..definition.stage import Stage
 from ..definition.waits.wait import WaitJson
 
@@ -98,10 +99,19 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The attempt failed: try again after `delay` seconds, or never (None). `error` is storable text."""
+    """The attempt failed: try again after `delay` seconds, or never (None). `error` is storable text.
+
+    `raised` is the exception, without our own frames: the log tells its traceback, and a dead job keeps it.
+    """
 
     error: str
     delay: float | None
+    raised: BaseException | None = None
+    plain: bool = False
+
+    def as_plain(self) -> Failed:
+        """Returns the same in ASCII, for a database whose encoding doesn't have all characters of its texts."""
+        return replace(self, error=self.error.encode("ascii", "replace").decode(), plain=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +161,12 @@ def fence(jobs: Sequence[Job]) -> dict[str, Any]:
     }
 
 
+def refused(job: Job, error: BaseException) -> Failed:
+    """Returns the outcome of an attempt whose commit the database has refused: no handler is in the traceback."""
+    error.__context__ = None
+    return fail(job, error.with_traceback(None))
+
+
 def fail(job: Job, error: BaseException) -> Failed:
     """Returns the outcome of an attempt that raised `error`: retried as Retry or the back-off says, or dead."""
-    return Failed(*failure(error, job.stage.retry, job.attempt))
+    return Failed(*failure(error, job.stage.retry, job.attempt), from_handler(error))

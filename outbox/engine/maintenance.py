@@ -222,7 +222,8 @@ class Maintenance:
             rows = await self._apart.run(SQL["jobs_sweep"], SQL["jobs_to_sweep"], "job of workflow", _EACH)
             freed, dead = sum(row[0] for row in rows), sum(row[1] for row in rows)
             if freed or dead:
-                log.warning(
+                log.log(
+                    logging.ERROR if dead else logging.WARNING,
                     "freed %s jobs of lost workers; %s more were at their last attempt and are dead",
                     freed,
                     dead,

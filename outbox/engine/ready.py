@@ -10,8 +10,8 @@ import psycopg
 from psycopg.pq import PGconn, Ping
 
 from ..database import migrations
-from ..database.dsn import engine_conninfo
 from ..database.link import Link, temporary
+from ..database.session import connect
 from ..definition import deploy
 from ..definition.pipeline import Pipeline
 from ..service import Service
@@ -48,7 +48,7 @@ class Readiness:
                 await self._link.pause(error)
 
     def _require(self) -> None:
-        with psycopg.connect(engine_conninfo(self._dsn, "check"), autocommit=True) as conn:
+        with connect(self._dsn, "check", pooled=True) as conn:
             self._answered = True
             migrations.require(conn)
             self._retention.require(conn)

@@ -10,8 +10,8 @@ from uuid import UUID
 from .. import documents, texts
 from ..definition.pipeline import Pipeline
 from ..errors import HandlerError, InvalidInput, LeaseLost
-from ..texts import printable
 from .job import Job, Message
+from .job_log import logger_of
 
 Data = TypeVar("Data")
 
@@ -90,15 +90,7 @@ class Run(Generic[Data]):
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """Returns a logger that names pipeline, stage, entity and attempt with each line."""
-        return _JobLogger(
-            logging.getLogger(f"outbox.stage.{self.pipeline}.{self.stage}"),
-            {
-                "pipeline": self.pipeline,
-                "stage": self.stage,
-                "entity": self.entity_id,
-                "attempt": self.attempt,
-            },
-        )
+        return logger_of(self._job)
 
     def publish(
         self, topic: str, payload: Any, *, key: str | None = None, headers: Mapping[str, str] | None = None
@@ -175,11 +167,3 @@ class Run(Generic[Data]):
     def _still_held(self) -> None:
         if self._job.lost is not None or self._job.late:
             raise LeaseLost(f"{self.pipeline}.{self.stage} {self.entity_id}: {self._job.lost or 'timed out'}")
-
-
-class _JobLogger(logging.LoggerAdapter[logging.Logger]):
-    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
-        extra = dict(self.extra or {})
-        kwargs["extra"] = {**extra, **kwargs.get("extra", {})}
-        where = f"{extra['pipeline']}.{extra['stage']} {printable(extra['entity'])} #{extra['attempt']}"
-        return f"{where}: {msg}", kwargs

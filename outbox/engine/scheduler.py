@@ -22,10 +22,11 @@ import psycopg
 
 from .. import texts
 from ..database import statements, user_transaction
-from ..database.dsn import engine_conninfo
 from ..database.link import Link, first_line, idle_ms
+from ..database.session import READING, connect, connect_async, restore
 from ..database.steps import Call, Statement
 from ..database.user_transaction import Begin, Commit, Steps
+from ..definition.reasons import describe, from_handler, log_with
 from ..definition.schedule import Schedule, Tick
 from ..errors import HandlerError
 from ..process.threads import NoThread, Threads
@@ -42,7 +43,7 @@ class Scheduler:
     """A worker's loop over its schedules; each runs beside the others."""
 
     def __init__(self, dsn: str, schedules: Sequence[Schedule], *, pooled: bool = False) -> None:
-        self._dsn = engine_conninfo(dsn, "schedule")
+        self._dsn, self._pooled = dsn, pooled
         self._schedules = {(schedule.pipeline, schedule.name): schedule for schedule in schedules}
         self._link = Link(dsn, "schedules", pooled=pooled)
         self._running: dict[Schedule, asyncio.Task[Any]] = {}
@@ -117,12 +118,14 @@ class Scheduler:
                     self._ran.set()  # it may be due again
                     return True
                 case Failed(due, error):
-                    text = texts.describe(error)
+                    text = describe(error)
                     await self._link.repeat(SQL["schedule_fail"], {**_key(schedule), "due": due, "error": text})
-                    log.warning("%s failed, and will be tried again: %s", schedule.label, texts.printable(text))
+                    told = texts.printable(text)
+                    raised = from_handler(error)
+                    log_with(log, logging.WARNING, raised, "%s failed, and is tried again: %s", schedule.label, told)
                     return True
         except Exception as error:
-            log.error("%s: %s", schedule.label, texts.printable(texts.describe(error)), exc_info=error)
+            log.error("%s: %s", schedule.label, texts.printable(describe(error)), exc_info=from_handler(error))
         finally:
             self._running.pop(schedule, None)
         return False
@@ -138,14 +141,14 @@ class Scheduler:
             return None
 
     async def _in_loop(self, schedule: Schedule) -> Ran | Failed | None:
-        connecting = psycopg.AsyncConnection.connect(self._dsn, autocommit=True, prepare_threshold=None)
+        connecting = connect_async(self._dsn, "schedule", settings=READING, pooled=self._pooled)
         async with await connecting as conn:
             return await user_transaction.run_async(conn, _ticking(conn, schedule))
 
     def _in_thread(self, schedule: Schedule) -> Ran | Failed | None:
         self._in_threads[schedule] = time.monotonic() + schedule.timeout
         try:
-            with psycopg.connect(self._dsn, autocommit=True, prepare_threshold=None) as conn:
+            with connect(self._dsn, "schedule", settings=READING, pooled=self._pooled) as conn:
                 return user_transaction.run(conn, _ticking(conn, schedule))
         finally:
             self._in_threads.pop(schedule, None)
@@ -183,6 +186,7 @@ def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
     try:
         at = schedule.tick(due, now)
         yield Call(partial(schedule.function, Tick(schedule.label, at, conn)), schedule.timeout)
+        yield restore()
         if not (yield _advance(schedule, due, at, now)):
             raise HandlerError(
                 "the function ended the transaction that it was given: use tick.connection.transaction()"

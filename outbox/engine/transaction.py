@@ -17,7 +17,7 @@ from ..database.user_transaction import Begin, Commit, Steps
 from ..errors import HandlerError
 from . import commit
 from .handle import begin, handle_async, handle_sync
-from .job import Failed, Finished, Job, Missed, Outcome, PutBack, fail
+from .job import Failed, Finished, Job, Missed, Outcome, PutBack, fail, refused
 from .run import Run
 
 _ENDED = (
@@ -101,4 +101,4 @@ def _refused(
         return NotHeld()
     if error.sqlstate in commit.LOCKED:
         return HeldUp()
-    return Failures([(job, fail(job, error)) for job in jobs])
+    return Failures([(job, refused(job, error)) for job in jobs])

@@ -13,14 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psycopg
-
 from .. import settings
 from ..checks import check_number
 from ..client.inbox import MEMORY_DAYS, Inbox, forget
 from ..database import killpoints, migrations, statements
-from ..database.dsn import engine_conninfo
 from ..database.link import Link, first_line, temporary
+from ..database.session import connect
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
 from ..process import ending
@@ -214,7 +212,7 @@ class Consumer:
             log.warning("%s; trying again", printable(trouble))
 
     def _require_database(self) -> None:
-        with psycopg.connect(engine_conninfo(self._dsn, "check"), autocommit=True) as conn:
+        with connect(self._dsn, "check", pooled=True) as conn:
             migrations.require(conn)
 
 

@@ -19,6 +19,7 @@ from ..client.inbox import parse_id
 from ..database import statements
 from ..database.dsn import engine_conninfo, place
 from ..database.link import first_line
+from ..database.session import connect_async
 from ..database.statements import array, text_array
 from ..errors import InvalidInput, SettingsError
 from ..service import Delays
@@ -73,7 +74,8 @@ class Handoff(Target):
                 f"the entity id {entity_id!r} is not a template of {{key}}, {{topic}} and {{message_id}}: "
                 f"{type(error).__name__}"
             ) from None
-        self._dsn = engine_conninfo(dsn, "handoff")
+        engine_conninfo(dsn, "handoff")  # a DSN that can't be read is refused now
+        self._dsn = dsn
         self._pipeline = check_name(pipeline, "pipeline")
         self._consumer = f"pipeline {pipeline}"
         self._entity_id, self._part, self._strict = entity_id, part, strict
@@ -155,7 +157,7 @@ class Handoff(Target):
 
     async def _connection(self) -> psycopg.AsyncConnection[Any]:
         if self._conn is None or self._conn.closed:
-            self._conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+            self._conn = await connect_async(self._dsn, "handoff")
         return self._conn
 
     async def _pause(self, error: BaseException) -> None:

@@ -19,6 +19,7 @@ from psycopg import sql
 
 from ..database import statements
 from ..database.dsn import engine_conninfo
+from ..database.session import connect_async
 from ..database.statements import array, text_array
 from ..errors import TakenOver
 from . import ring
@@ -59,7 +60,8 @@ class Log:
     """
 
     def __init__(self, dsn: str, name: str, target: str, lease: Lease, *, from_now: bool = False) -> None:
-        self._dsn = engine_conninfo(dsn, "relay")
+        engine_conninfo(dsn, "relay")  # a DSN that can't be read is refused now
+        self._dsn = dsn
         self._name, self._target, self._lease, self._from_now = name, target, lease, from_now
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._epoch = 0
@@ -68,7 +70,7 @@ class Log:
     async def connect(self) -> psycopg.AsyncConnection[Any]:
         """Returns the open connection, or opens one that listens for new messages."""
         if self._conn is None or self._conn.closed:
-            conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+            conn = await connect_async(self._dsn, "relay")
             try:
                 # What a window's end makes visible must be on disk before anything of it leaves.
                 await conn.execute("SET synchronous_commit = on")
@@ -178,7 +180,7 @@ class Log:
         """Empties what every relay has passed (see ring.py); returns the tables that are in use."""
         # On a connection of its own: on the relay's, what is read and moved meanwhile would be in its transactions, and
         # be rolled back when a table can't be locked.
-        async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as conn:
+        async with await connect_async(self._dsn, "relay") as conn:
             await plan(conn)
             return await ring.rotate(conn)
 

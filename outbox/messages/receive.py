@@ -16,11 +16,12 @@ import psycopg
 from .. import texts
 from ..client.inbox import accepting
 from ..database import statements, user_transaction
-from ..database.dsn import engine_conninfo
-from ..database.link import Link, idle_ms, threshold
+from ..database.link import Link, idle_ms
+from ..database.session import READING, clean, connect, restore
 from ..database.steps import Call
 from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.outcome import failure
+from ..definition.reasons import from_handler, log_with
 from ..errors import HandlerError, TooNew, TooOld, Unreadable
 from ..process.threads import Threads
 from ..service import is_cancelled
@@ -48,7 +49,8 @@ class Receiver:
 
     def __init__(self, dsn: str, handling: Handling, *, pooled: bool = False) -> None:
         self._dsn, self._handling, self._pooled = dsn, handling, pooled
-        self._link = Link(dsn, "consumer", pooled=pooled)
+        self._link = Link(dsn, "consumer", pooled=pooled, session=READING)
+        self._clean = None if pooled else clean()
         self._sync: psycopg.Connection[Any] | None = None
         self._threads: Threads | None = None  # made in the loop
         self.handles: str | None = None  # the message whose handler runs
@@ -101,16 +103,17 @@ class Receiver:
         """Parks a message after its last attempt, or waits for the next one: None."""
         failed = failure(error, self._handling.retry, delivery.attempt)
         if failed.delay is None:
-            return await self._park(arrival, delivery, failed.error)
-        log.warning("message %s: attempt %s of %s failed, retry in %.1f s: %s", delivery.message_id, delivery.attempt,
-                    self._handling.retry.attempts, failed.delay, printable(failed.error))  # fmt: skip
+            return await self._park(arrival, delivery, failed.error, from_handler(error))
+        log_with(log, logging.WARNING, from_handler(error),
+                 "message %s: attempt %s of %s failed, the next one comes in %.1f s: %s", delivery.message_id,
+                 delivery.attempt, self._handling.retry.attempts, failed.delay, printable(failed.error))  # fmt: skip
         return None if await self._handling.service.sleep(failed.delay) else False
 
     async def _handle(self, arrival: Arrival, delivery: Delivery) -> bool:
         """Handles a message in a transaction, unless it was handled before."""
         if self._handling.is_async:
             conn = await self._link.connection()
-            new = await user_transaction.run_async(conn, self._delivering(conn, arrival, delivery))
+            new = await user_transaction.run_async(conn, self._delivering(conn, arrival, delivery), self._clean)
         else:
             self._threads = self._threads or Threads("consumer", held=False)
             new = await self._threads.call(partial(self._in_thread, arrival, delivery))
@@ -123,9 +126,8 @@ class Receiver:
 
     def _in_thread(self, arrival: Arrival, delivery: Delivery) -> bool:
         if self._sync is None or self._sync.closed:
-            conninfo = engine_conninfo(self._dsn, "consumer")
-            self._sync = psycopg.connect(conninfo, autocommit=True, prepare_threshold=threshold(self._pooled))
-        return user_transaction.run(self._sync, self._delivering(self._sync, arrival, delivery))
+            self._sync = connect(self._dsn, "consumer", settings=READING, pooled=self._pooled)
+        return user_transaction.run(self._sync, self._delivering(self._sync, arrival, delivery), self._clean)
 
     def _delivering(self, conn: Any, arrival: Arrival, delivery: Delivery) -> Steps[bool]:
         """Calls the handler, and commits what it wrote with the message's id; returns False for one handled before."""
@@ -142,6 +144,7 @@ class Receiver:
                 self.handles = None
             _require_same(delivery, (yield SQL["delivery_mark_read"], {}))
         if _had_trouble(arrival, delivery):
+            yield restore()
             yield SQL["delivery_settle"], self._known(arrival, delivery)
         yield Commit()
         return new
@@ -155,12 +158,16 @@ class Receiver:
         known = {"consumer": self._handling.inbox.consumer, "message_id": delivery.message_id, "first": first}
         return int((await self._link.repeat(SQL["delivery_begin"], known))[0][0])
 
-    async def _park(self, arrival: Arrival, delivery: Delivery | None, reason: str) -> bool:
+    async def _park(
+        self, arrival: Arrival, delivery: Delivery | None, reason: str, raised: BaseException | None = None
+    ) -> bool:
+        """Keeps a message with the reason. `raised`: what its handler raised at the last attempt."""
+        level = logging.WARNING if raised is None else logging.ERROR
         reason = texts.clean(reason)
         known = {**self._known(arrival, delivery), "reason": reason}
         if arrival.parked is not None:
             await self._link.repeat(SQL["delivery_park_again"], known)
-            log.warning("parked message %s is parked again: %s", arrival.parked, printable(reason))
+            log_with(log, level, raised, "parked message %s is parked again: %s", arrival.parked, printable(reason))
             return True
         parked = {
             **known,
@@ -172,7 +179,7 @@ class Receiver:
         }
         await self._link.repeat(SQL["delivery_park"], parked)
         self._handling.parked += 1
-        log.warning("a message of topic %s is parked: %s", printable(arrival.topic), printable(reason))
+        log_with(log, level, raised, "a message of topic %s is parked: %s", printable(arrival.topic), printable(reason))
         return True
 
     def _known(self, arrival: Arrival, delivery: Delivery | None) -> dict[str, Any]:

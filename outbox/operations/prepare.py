@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from ..database import migrations
-from ..database.dsn import engine_conninfo
+from ..database.session import connect
 from ..definition.deploy import deploy as deploy_one
 from ..definition.deploy import lock_schedules
 from ..definition.pipeline import Pipeline
@@ -31,7 +31,7 @@ def migrate(where: str | Conn) -> list[str]:
     can't be reached or the role may not make the schema.
     """
     if isinstance(where, str):
-        with psycopg.connect(engine_conninfo(where, "migrate"), autocommit=True) as conn:
+        with connect(where, "migrate", pooled=True) as conn:
             return migrations.apply(conn)
     _require_sync(where, "where", "a DSN or a sync psycopg connection")
     return migrations.apply(where)

@@ -1,4 +1,5 @@
--- What column defaults call: ids, and who acts. Who acts also says whose settings are believed. It needs no table, so it is applied before the structure.
+-- What column defaults call: ids, and who acts; and whose settings are believed. It is applied before the structure, so the
+-- functions that are called there need no table.
 
 -- A UUIDv7: 48 bits of Unix milliseconds, 12 of their fraction (RFC 9562, 6.2, method 3), then 62 random bits. In SQL, so
 -- that Postgres 15 has it too. The random bits come from the session's own generator, which starts from a strong seed: a
@@ -41,7 +42,7 @@ AS $$
 BEGIN
     RAISE EXCEPTION 'only the engine acts as "%"', name
         USING ERRCODE = 'insufficient_privilege',
-              HINT = 'Name yourself by outbox.actor (or --by), other than "outbox", "worker-…" or "schedule …".';
+              HINT = 'Name yourself by outbox.actor (or --by), other than "outbox", "worker-..." or "schedule ...".';
 END
 $$;
 COMMENT ON FUNCTION outbox.actor_refused(text) IS 'Internal: refuses a name that is the engine''s.';

@@ -7,7 +7,7 @@
 --
 -- Partitions are served by round-robin with a cursor, `served`: each claim goes on after the partition that was served last.
 --
--- A claim asks four questions: 1 how much quota is left · 2 which partitions are next in turn · 3 which of their jobs · 4 when
+-- A claim asks four questions: 1 how much quota is left, 2 which partitions are next in turn, 3 which of their jobs, 4 when
 -- each may start. jobs_claim_limited puts them together; limit_round repeats 2 and 3.
 
 -- Seconds between two start times. Attempts may start up to `slack` seconds late; the increment is so much larger than

@@ -67,8 +67,8 @@ WHERE (SELECT %(claim)s = '' OR outbox.require_held(%(claim)s, cardinality(%(ids
   AND (SELECT outbox.require_moved((SELECT count(*) FROM held), (SELECT count(*) FROM moved AS m WHERE m.gone)));
 
 -- name: jobs_fail_if_held
--- Puts failed jobs back for later or, where `delays[n]` is null, makes them dead with their error. Returns those that
--- were still held. A job that another session has locked is left out, or with `wait` waited for, as in
+-- Puts failed jobs back for later or, where `delays[n]` is null, makes them dead with their error and traceback. Returns
+-- those that were still held. A job that another session has locked is left out, or with `wait` waited for, as in
 -- jobs_finish_if_held. A job that was made by hand beside a dead one takes its place.
 -- Reads routes, workflow_states. Writes dead_jobs, jobs. Locks jobs only, ids ascending. Uses jobs_pkey,
 -- workflow_states_pkey, dead_jobs_pkey, routes_pkey.
@@ -81,10 +81,11 @@ WITH me AS MATERIALIZED (
     ORDER BY j.workflow_id
     FOR UPDATE OF j
 ), held AS MATERIALIZED (
-    SELECT j.workflow_id, o.delay, o.error
-    FROM (SELECT o.id, o.job, o.attempt, o.delay, o.error
-          FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[])
-              AS o (id, job, attempt, delay, error)
+    SELECT j.workflow_id, o.delay, o.error, o.traceback
+    FROM (SELECT o.id, o.job, o.attempt, o.delay, o.error, o.traceback
+          FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[],
+                      %(tracebacks)s::text[])
+              AS o (id, job, attempt, delay, error, traceback)
           WHERE (SELECT count(*) FROM me) + (SELECT count(*) FROM awaited) > 0
           ORDER BY o.id) AS o
     CROSS JOIN LATERAL (
@@ -107,15 +108,15 @@ WITH me AS MATERIALIZED (
     DELETE FROM outbox.jobs AS j
     USING held
     WHERE j.workflow_id = held.workflow_id AND held.delay IS NULL AND j.workflow_id = ANY (%(ids)s::uuid[])
-    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.entered, j.attempt, held.error
+    RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.entered, j.attempt, held.error, held.traceback
 ), dead AS (
-    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error)
-    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.entered, e.attempt, e.error
+    INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error, traceback)
+    SELECT e.workflow_id, e.pipeline, w.entity_id, e.stage, e.status, e.entered, e.attempt, e.error, e.traceback
     FROM ended AS e
     JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
     ON CONFLICT (workflow_id) DO UPDATE
     SET pipeline = excluded.pipeline, stage = excluded.stage, status = excluded.status, entered = excluded.entered,
-        attempts = excluded.attempts, error = excluded.error, died_at = now()
+        attempts = excluded.attempts, error = excluded.error, traceback = excluded.traceback, died_at = now()
 )
 SELECT held.workflow_id::text FROM held;
 
@@ -228,8 +229,3 @@ SELECT set_config('outbox.claim', %(claim)s, true),
        set_config('outbox.actor', %(actor)s, true),
        set_config('outbox.worker', %(worker)s::integer::text, true),
        set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
-
--- name: transaction_plan
--- Sets the planner as in the engine's own sessions, for the rest of a handler's transaction. Planned again for each
--- step, the statement that ends it costs Postgres twice as much.
-SELECT set_config(name, value, true) FROM unnest(%(names)s::text[], %(values)s::text[]) AS s (name, value);

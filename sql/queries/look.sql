@@ -83,7 +83,7 @@ FROM outbox.jobs AS j WHERE j.workflow_id = %(id)s;
 -- name: dead_job
 -- Returns the dead job of a workflow.
 -- Reads dead_jobs. Uses dead_jobs_pkey.
-SELECT d.stage, d.attempts, d.error, d.died_at FROM outbox.dead_jobs AS d WHERE d.workflow_id = %(id)s;
+SELECT d.stage, d.attempts, d.error, d.died_at, d.traceback FROM outbox.dead_jobs AS d WHERE d.workflow_id = %(id)s;
 
 -- name: messages
 -- Returns the messages of a workflow that are still in the log, the latest first.

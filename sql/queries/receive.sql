@@ -24,7 +24,7 @@ SELECT set_config('outbox.delivery', %(mark)s, true),
 
 -- name: delivery_mark_read
 -- Returns the mark; null or empty if the handler has ended the transaction that it was given.
-SELECT current_setting('outbox.delivery', true);
+SELECT pg_catalog.current_setting('outbox.delivery', true);
 
 -- name: delivery_settle
 -- Deletes the attempts of a message that is handled now, and what was parked of it, in the handler's transaction.

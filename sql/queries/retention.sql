@@ -100,7 +100,7 @@ SELECT count(*) FROM deleted;
 SELECT outbox.reactions_forget(%(days)s, %(limit)s);
 
 -- name: retention_dead_jobs
--- Drops the errors of jobs that died more than `days` ago. The dead job itself stays for as long as the workflow stands
+-- Drops the errors and tracebacks of jobs that died more than `days` ago. The dead job itself stays for as long as the workflow stands
 -- there: without it no list would show a workflow that waits for a person. Returns how many.
 -- Writes dead_jobs. Locks dead jobs, with SKIP LOCKED. Uses dead_jobs_by_time, dead_jobs_pkey.
 WITH old AS MATERIALIZED (
@@ -109,7 +109,7 @@ WITH old AS MATERIALIZED (
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED
 ), dropped AS (
-    UPDATE outbox.dead_jobs AS d SET error = 'dropped by retention'
+    UPDATE outbox.dead_jobs AS d SET error = 'dropped by retention', traceback = NULL
     FROM old WHERE d.workflow_id = old.workflow_id RETURNING 1
 )
 SELECT count(*) FROM dropped;

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from outbox import SettingsError
 from outbox.commands import logs
+from outbox.service import enable_loggers
 
 EVIL = "a\nb\r\x1b[31m\x9b2J\u202e\u2028\ud800"
 
@@ -63,10 +67,13 @@ def test_text_lines_keep_control_characters_out_of_the_terminal(
     log.warning("entity %s", EVIL)
     fail(ValueError(EVIL), log)
     lines = said(capsys)
-    assert len(lines) == 2
     assert all(line.isprintable() for line in lines)
-    assert "ValueError: a" in lines[1]
-    assert "test_logs.py" in lines[1], "an exception is told with its place"
+    first, second, *trace = lines
+    assert "entity a" in first
+    assert second.endswith("ERROR   outbox.test: it broke")
+    assert all(line.startswith("    ") for line in trace), "a line of an exception is never taken for one of the log"
+    assert "test_logs.py" in "".join(trace)
+    assert "ValueError: a" in "".join(trace)
 
 
 def test_json_lines_are_one_object_each_with_what_the_record_carries(
@@ -82,6 +89,8 @@ def test_json_lines_are_one_object_each_with_what_the_record_carries(
     assert (first["pipeline"], first["message_"]) == ("posts", EVIL)
     assert second["level"] == "ERROR"
     assert second["error"].startswith("ValueError: a\nb")
+    assert second["exception"].startswith("Traceback (most recent call last):\n")
+    assert "test_logs.py" in second["exception"]
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
@@ -91,9 +100,9 @@ def test_an_exception_that_cannot_be_told_is_no_reason_to_break(
     logs.set_up(style)
     fail(Unspeakable(), log)
     fail(ValueError("x" * 10_000_000), log)
-    first, second = said(capsys)
-    assert "Unspeakable: (its text can't be had: RuntimeError)" in first
-    assert len(second) < 10_000
+    text = "\n".join(said(capsys))
+    assert "Unspeakable: " in text
+    assert len(text) < 20_000
 
 
 class Odd:
@@ -133,6 +142,104 @@ def test_setting_up_again_doubles_no_line(log: logging.Logger, capsys: pytest.Ca
     logs.set_up(style)
     log.info("once")
     assert len(said(capsys)) == 1
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_traceback_is_logged_whole_and_without_passwords(
+    log: logging.Logger, capsys: pytest.CaptureFixture[str], style: str
+) -> None:
+    logs.set_up(style)
+    dsn = "postgresql://u:canary-5f2a@h/db"
+    try:
+        try:
+            raise ExceptionGroup("several", [KeyError("one"), ValueError(f"can't connect to {dsn}")])
+        except* KeyError as error:
+            raise RuntimeError("outer") from error
+    except BaseException:
+        log.exception("it broke", stack_info=True)
+    text = "\n".join(said(capsys))
+    assert "canary" not in text
+    for part in (
+        "KeyError: 'one'",
+        "postgresql://u:***@h/db",
+        "RuntimeError: outer",
+        "direct cause",
+        "Stack (most recent",
+    ):
+        assert part in text
+
+
+def test_the_level_says_what_is_left_out(log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("text", "debug")
+    log.debug("a detail")
+    logs.set_up("text", "ERROR")
+    log.warning("not this")
+    (line,) = said(capsys)
+    assert "a detail" in line
+
+
+CONFIG = {
+    "version": 1,
+    "formatters": {"ours": {"()": "outbox.commands.logs.JsonFormatter"}},
+    "handlers": {"file": {"class": "logging.FileHandler", "filename": "the.log", "formatter": "ours"}},
+    "root": {"level": "INFO", "handlers": ["file"]},
+}
+TOML = """
+[handlers.file]
+class = "logging.FileHandler"
+filename = "the.log"
+[root]
+level = "INFO"
+handlers = ["file"]
+"""
+
+
+@pytest.mark.parametrize(("name", "text"), [("log.json", json.dumps(CONFIG)), ("log.toml", TOML)])
+def test_a_file_configures_logging_and_disables_nothing(
+    log: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(text)
+    logs.set_up("text", config=tmp_path / name)
+    log.info("hello")
+    assert "hello" in (tmp_path / "the.log").read_text()
+    for handler in logging.getLogger().handlers:
+        handler.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("log.json", "{"),
+        ("log.json", "[]"),
+        ("log.toml", "root ="),
+        ("log.toml", "version = 2"),
+        ("log.json", '{"root": {"handlers": ["nowhere"]}}'),
+        ("log.json", '{"handlers": {"h": {"class": "no.such.Class"}}}'),
+        ("log.json", "\ud800"),
+    ],
+)
+def test_a_file_that_configures_nothing_is_refused_by_its_name(
+    log: logging.Logger, tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(SettingsError, match=f"--log-config .*{name}: "):
+        logs.set_up("text", config=tmp_path / name)
+
+
+def test_an_application_that_configures_logging_silences_nothing(log: logging.Logger) -> None:
+    logs.set_up("text")
+    stage = logging.getLogger("outbox.stage.p.work")
+    foreign = logging.getLogger("outboxes")
+    logging.config.dictConfig({"version": 1, "loggers": {"outbox.stage": {"level": "ERROR"}}})
+    assert log.disabled
+    enable_loggers()
+    assert not log.disabled
+    assert not stage.disabled
+    assert foreign.disabled, "what isn't ours is the application's"
+    assert not stage.isEnabledFor(logging.WARNING), "and so are the levels that it names"
+    logging.getLogger("outbox.stage").setLevel(logging.NOTSET)
+    foreign.disabled = False
 
 
 def test_libraries_that_tell_too_much_are_quiet(log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,11 @@ def test_every_column_of_a_public_table_is_described(conn: Conn) -> None:
             assert not found[table, column].startswith("Internal"), (table, column)
 
 
+def test_the_schema_can_be_made_in_a_database_of_any_encoding() -> None:
+    for migration in schema.all_migrations():
+        assert migration.sql.isascii(), migration.name
+
+
 def test_each_table_and_index_is_written_once() -> None:
     steps = "".join(step.sql for (step,) in schema.transactions()[1:-1])
     made = re.findall(r"^CREATE (?:TABLE|UNIQUE INDEX|INDEX|SEQUENCE) (\S+)", steps, re.MULTILINE)

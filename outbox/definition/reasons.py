@@ -1,0 +1,222 @@
+"""Tells why a user's function has failed: in one line, and as a traceback from that function down.
+
+Both name every leaf of an exception group, causes, contexts and notes. Neither has the values of variables, and both
+are without the passwords of the DSNs and URLs in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import OutboxError
+from ..texts import MAX_ERROR, clean, printable, without_passwords
+
+MAX_TRACEBACK = 16_000
+"""Characters of a traceback that are kept: that of a few leaves with their causes. Of a longer one the middle is left
+out, for its ends say where it began and what came of it."""
+
+_MAX_LINE = 1_000
+"""Characters of a line in a traceback, and of each message where there are several."""
+
+_MAX_LEAVES = 100
+"""Exceptions of a group that are told: what fails in thousands fails for few reasons."""
+
+_MAX_CHAIN = 8
+"""Causes of causes that are told in a line: what lies deeper is in the traceback."""
+
+_PACKAGE = str(Path(__file__).parents[1]) + "/"
+_DEMO = _PACKAGE + "demo/"  # installed beside us, and an application as others are
+_STDLIB = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib")})
+_INSTALLED = ("/site-packages/", "/dist-packages/")
+
+
+def describe(error: BaseException) -> str:
+    """Returns `Type: message (file:line in function)` of any exception, storable, even if its `__str__` raises.
+
+    The place is the last line of the user's own code. Leaves of groups, causes and notes follow.
+    """
+    parts = leaves(error)
+    alone = len(parts) == 1 and _reason_of(parts[0]) is None
+    try:
+        found = _chain(error, MAX_ERROR if alone else _MAX_LINE)
+    except Exception as broken:  # an exception may be of any class, with any attributes
+        found = f"{type(error).__name__}: (it can't be described: {type(broken).__name__})"
+    return clean(without_passwords(found), MAX_ERROR + 500)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """Returns the exceptions of a group, of the groups in it too; any other exception alone."""
+    found: list[BaseException] = []
+    stack = [error]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, BaseExceptionGroup):
+            stack.extend(reversed(item.exceptions))
+        else:
+            found.append(item)
+    return found
+
+
+def from_handler(error: BaseException) -> BaseException:
+    """Returns the exception with our own frames taken out of its tracebacks, and of those that it came from.
+
+    A traceback that has no other frames stays as it is: then the error is ours.
+    """
+    with suppress(Exception):  # such as an attribute that a class of the user's doesn't let us set
+        for each in _all_of(error):
+            each.__traceback__ = _without_ours(each.__traceback__)
+    return error
+
+
+def traceback_of(error: BaseException) -> str:
+    """Returns the traceback of any exception as lines of printable text, without line breaks of the messages' own."""
+    try:
+        told = traceback.TracebackException(
+            type(error), error, error.__traceback__, compact=True, max_group_width=_MAX_LEAVES, max_group_depth=20
+        )
+        lines = "".join(told.format()).rstrip("\n").split("\n")
+    except Exception:  # an exception may be of any class, with any attributes
+        lines = [describe(error)]
+    return bounded(without_passwords("\n".join(printable(clean(line, _MAX_LINE)) for line in lines)))
+
+
+def log_with(
+    log: logging.Logger, level: int, error: BaseException | None, message: str, *args: Any, **extra: Any
+) -> None:
+    """Logs a message with the exception of a user's function, whose traceback begins with that function.
+
+    Other formatters than ours write what `traceback_of` returns, too: no control characters, and no passwords.
+    """
+    if not log.isEnabledFor(level):
+        return
+    file, line, function, _ = log.findCaller(stacklevel=2)
+    info = None if error is None else (type(error), error, error.__traceback__)
+    record = log.makeRecord(log.name, level, file, line, message, args, info, function, extra)
+    record.exc_text = None if error is None else traceback_of(error)
+    log.handle(record)
+
+
+def bounded(text: str, longest: int = MAX_TRACEBACK) -> str:
+    """Returns a traceback cut to this length, by lines in the middle."""
+    if len(text) <= longest:
+        return text
+    first, last = text[: longest // 4], text[-(longest - longest // 4) :]
+    first, last = first.rpartition("\n")[0] or first, last.partition("\n")[2] or last
+    return f"{first}\n… ({len(text) - len(first) - len(last):,} characters left out)\n{last}"
+
+
+def _chain(error: BaseException, longest: int) -> str:
+    """Returns an exception and what it came from, in a line."""
+    told: list[str] = []
+    seen: set[int] = set()
+    link = ""
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen and len(told) < _MAX_CHAIN:
+        seen.add(id(found))
+        told.append(link + _one(found, longest))
+        link = ", caused by " if found.__cause__ is not None else ", while handling "
+        found = _reason_of(found)
+    return "".join(told)
+
+
+def _one(error: BaseException, longest: int) -> str:
+    message = _message(error, longest)
+    notes = [str(note) for note in getattr(error, "__notes__", None) or () if isinstance(note, str)]
+    if not isinstance(error, BaseExceptionGroup):
+        return _headed(type(error).__name__, "; ".join(filter(None, [message, *notes]))) + _place(error)
+    parts = leaves(error)
+    told = [_chain(each, _MAX_LINE) for each in parts[:_MAX_LEAVES]]
+    if len(parts) > _MAX_LEAVES:
+        told.append(f"and {len(parts) - _MAX_LEAVES:,} more")
+    # The group's own words, such as "unhandled errors in a TaskGroup", come last: they are seldom the reason.
+    words = _headed(type(error).__name__, "; ".join(filter(None, [error.message, *notes])))
+    return f"{'; '.join(told)} (in {clean(words, longest)})"
+
+
+def _headed(name: str, text: str) -> str:
+    return f"{name}: {text}" if text else name
+
+
+def _message(error: BaseException, longest: int) -> str:
+    try:
+        return clean(str(error), longest)
+    except BaseException as broken:
+        return f"(its text can't be had: {type(broken).__name__})"
+
+
+def _reason_of(error: BaseException) -> BaseException | None:
+    """Returns what an exception came from, if that says more than itself."""
+    found = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    # A time-out comes from the cancellation that it caused.
+    return None if isinstance(found, asyncio.CancelledError | StopIteration | GeneratorExit) else found
+
+
+def _all_of(error: BaseException) -> Iterator[BaseException]:
+    """Yields an exception, those in it, and all that they came from, each once."""
+    seen: set[int] = set()
+    stack: list[BaseException | None] = [error]
+    while stack:
+        found = stack.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        stack += [found.__cause__, found.__context__]
+        if isinstance(found, BaseExceptionGroup):
+            stack += found.exceptions
+        yield found
+
+
+def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+    frames = [step for step in _steps(trace) if not _is_ours(step)]
+    if not frames:
+        return trace
+    kept: TracebackType | None = None
+    for step in reversed(frames):
+        kept = TracebackType(kept, step.tb_frame, step.tb_lasti, step.tb_lineno)
+    return kept
+
+
+def _place(error: BaseException) -> str:
+    """Returns where in the user's code an exception was raised, or was let through by what a library raised."""
+    steps = list(_steps(error.__traceback__))
+    if isinstance(error, OutboxError) or not all(map(_is_ours, steps)):
+        steps = [step for step in steps if not _is_ours(step)]
+    if not steps:
+        return ""
+    owners = [_library(step.tb_frame.f_code.co_filename) for step in steps]
+    # An application may be installed, as libraries are: then it is what the first frame belongs to.
+    home = None if None in owners else next((owner for owner in owners if owner != _PYTHON), _PYTHON)
+    last = [step for step, owner in zip(steps, owners, strict=True) if owner == home][-1]
+    code = last.tb_frame.f_code
+    return f" ({code.co_filename.rsplit('/', 1)[-1]}:{last.tb_lineno} in {code.co_name})"
+
+
+def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _is_ours(step: TracebackType) -> bool:
+    file = step.tb_frame.f_code.co_filename
+    return file.startswith(_PACKAGE) and not file.startswith(_DEMO)
+
+
+_PYTHON = "python"
+"""What files of Python itself belong to, as other files belong to a library."""
+
+
+def _library(file: str) -> str | None:
+    """Returns which library a file belongs to; None: it is the user's own."""
+    for folder in _INSTALLED:
+        if folder in file:
+            return file.rpartition(folder)[2].partition("/")[0]
+    return _PYTHON if file.startswith(("<frozen ", *_STDLIB)) else None
