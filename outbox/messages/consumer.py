@@ -55,7 +55,7 @@ async def consume(queue: str, handler: Callable[[Delivery], Any], **options: Any
     on_signals(consumer.stop, consumer.grace)
     await consumer.run()
     if consumer.left:
-        ending.exit_soon()  # Python and asyncio would wait for them
+        ending.exit_soon(main_thread_ends=False)  # asyncio and Python would wait for them
         sys.exit(1)
 
 

@@ -48,7 +48,7 @@ def run(main: Coroutine[Any, Any, T]) -> tuple[T, list[str]]:
         result = _insist(loop, loop.create_task(main))
     except BaseException:
         _wind_up(loop)
-        exit_soon(EXIT_WITHIN + WIND_UP)
+        exit_soon()
         raise
     return result, _wind_up(loop)
 
@@ -118,9 +118,12 @@ def leave(why: str) -> None:
     os._exit(1)
 
 
-def exit_soon(seconds: float = EXIT_WITHIN) -> None:
-    """Has this process end soon, though Python would wait for a thread that doesn't end."""
-    _thread.start_new_thread(_exit_soon, (seconds,))
+def exit_soon(*, main_thread_ends: bool = True) -> None:
+    """Has this process end soon after its main thread, though Python would wait for a thread that doesn't end.
+
+    `main_thread_ends`: False if it may wait for ever, too, as asyncio does for tasks that swallow their cancellation.
+    """
+    _thread.start_new_thread(_exit_soon, (main_thread_ends,))
 
 
 def after(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
@@ -143,8 +146,10 @@ def _after(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
             leave("told to stop, and still running: the process ends; its jobs run again")
 
 
-def _exit_soon(seconds: float) -> None:
-    time.sleep(seconds)
+def _exit_soon(main_thread_ends: bool) -> None:
+    if main_thread_ends:
+        threading.main_thread().join()  # a program that calls the command line goes on after it
+    time.sleep(EXIT_WITHIN)
     alive = [
         thread.name for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon
     ]
