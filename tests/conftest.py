@@ -30,8 +30,10 @@ from kit.shop import stock
 
 Conn = psycopg.Connection[Any]
 
-# A shell that starts the suite in the background has it ignore Ctrl-C, and every process that the suite starts as well.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# A suite that is started in the background or by nohup ignores these. What it starts would inherit that, but not a handler.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 @pytest.hookimpl(tryfirst=True)
