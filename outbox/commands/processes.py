@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from types import FrameType
 
 from ..errors import WorkerBroken
+from ..process.service import Delays
 from ..process.signals import on_signals
-from ..service import Delays
 
 log = logging.getLogger("outbox.processes")
 

@@ -16,7 +16,7 @@ from ..engine.retention import MAX_DAYS, Retention
 from ..engine.worker import Worker
 from ..errors import OutboxError, SettingsError, WorkerBroken
 from ..process import ending
-from ..service import enable_loggers
+from ..process.service import enable_loggers
 from . import application, logs, processes
 from .connection import dsn_of
 from .options import LogOptions, Number, app_option, log_options

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from ..service import Delays
+from ..process.service import Delays
 from ..texts import printable
 from .dsn import engine_conninfo
 from .session import WORKING, connect_async

@@ -18,7 +18,7 @@ from ..definition import returned
 from ..definition.reasons import describe
 from ..errors import HandlerError, InvalidInput, TooNewData
 from ..process.forks import leave_if_forked
-from ..service import is_cancelled
+from ..process.service import is_cancelled
 from .job import Failed, Finished, Job, Missed, Outcome, PutBack, Trouble, fail
 from .pacing import is_late
 from .run import Run

@@ -14,7 +14,7 @@ from ..database.link import Link, temporary
 from ..database.session import connect
 from ..definition import deploy
 from ..definition.pipeline import Pipeline
-from ..service import Service
+from ..process.service import Service
 from .lane import Lanes
 from .retention import Retention
 

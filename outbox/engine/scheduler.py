@@ -29,8 +29,8 @@ from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.reasons import describe, from_handler, log_with
 from ..definition.schedule import Schedule, Tick
 from ..errors import HandlerError
+from ..process.service import cancel, is_cancelled
 from ..process.threads import NoThread, Threads
-from ..service import cancel, is_cancelled
 
 SQL = statements.load("scheduler")
 log = logging.getLogger("outbox.schedule")

@@ -22,8 +22,8 @@ from ..database.session import connect
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
 from ..process import ending
+from ..process.service import Service, Trouble, side_by_side
 from ..process.signals import on_signals
-from ..service import Service, Trouble, side_by_side
 from ..texts import printable
 from .delivery import Arrival, Delivery
 from .handling import Handling, Slots

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..client.inbox import Inbox
 from ..definition.outcome import Backoff
-from ..service import Service
+from ..process.service import Service
 from .delivery import Delivery
 
 

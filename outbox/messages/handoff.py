@@ -22,7 +22,7 @@ from ..database.link import first_line
 from ..database.session import connect_async
 from ..database.statements import array, text_array
 from ..errors import InvalidInput, SettingsError
-from ..service import Delays
+from ..process.service import Delays
 from .sharding import shard
 from .target import Outgoing, Parked, Target
 

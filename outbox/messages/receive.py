@@ -23,8 +23,8 @@ from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.outcome import failure
 from ..definition.reasons import from_handler, log_with
 from ..errors import HandlerError, TooNew, TooOld, Unreadable
+from ..process.service import is_cancelled
 from ..process.threads import Threads
-from ..service import is_cancelled
 from ..texts import printable
 from .delivery import Arrival, Delivery, storable
 from .handling import Handling

@@ -17,7 +17,7 @@ from ..checks import check_name
 from ..database import killpoints
 from ..database.link import first_line, temporary
 from ..errors import TakenOver
-from ..service import Delays, Service, Trouble, cancel, side_by_side
+from ..process.service import Delays, Service, Trouble, cancel, side_by_side
 from .log import Log, Window
 from .target import Target
 

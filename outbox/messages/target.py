@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..service import Trouble
+from ..process.service import Trouble
 from ..texts import printable
 
 log = logging.getLogger("outbox.relay")

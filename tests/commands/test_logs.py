@@ -13,7 +13,7 @@ import pytest
 
 from outbox import SettingsError
 from outbox.commands import logs
-from outbox.service import enable_loggers
+from outbox.process.service import enable_loggers
 
 EVIL = "a\nb\r\x1b[31m\x9b2J\u202e\u2028\ud800"
 

@@ -31,7 +31,7 @@ from outbox.errors import SettingsError
 from outbox.messages.rabbitmq import batch, connection
 from outbox.messages.rabbitmq.publisher import Publisher
 from outbox.messages.target import Lease, Outgoing, Parked
-from outbox.service import Trouble
+from outbox.process.service import Trouble
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 Start = Callable[..., "Sender"]

@@ -26,7 +26,7 @@ from outbox.messages.handling import Handling, Slots
 from outbox.messages.log import Log, Window
 from outbox.messages.receive import Receiver
 from outbox.messages.target import Lease
-from outbox.service import Service
+from outbox.process.service import Service
 
 Conn = psycopg.Connection[Any]
 Async = psycopg.AsyncConnection[Any]

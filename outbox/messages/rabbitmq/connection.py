@@ -12,7 +12,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import ChannelClosed, ConnectionClosedByBroker, ConnectionOpenAborted
 
 from ...errors import SettingsError
-from ...service import Delays
+from ...process.service import Delays
 from ...texts import clean
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0

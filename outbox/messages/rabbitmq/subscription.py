@@ -10,7 +10,7 @@ from typing import Any
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import ChannelClosedByBroker
 
-from ...service import Trouble
+from ...process.service import Trouble
 from ..delivery import Arrival
 from . import connection
 

@@ -21,8 +21,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
-from .errors import OutboxError
-from .process import forks
+from ..errors import OutboxError
+from . import forks
 
 log = logging.getLogger("outbox.service")
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from outbox import OutboxError, service
+from outbox.process.service import Delays, Service, Trouble, side_by_side
 from outbox.process.signals import on_signals
-from outbox.service import Delays, Service, Trouble, side_by_side
 
 
 @pytest.mark.parametrize("steps", range(5))
