@@ -11,8 +11,6 @@ import contextvars
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,12 +21,12 @@ from ..database import user_transaction
 from ..database.dsn import engine_conninfo
 from ..database.link import first_line
 from ..database.session import READING, clean, needed, threshold
-from ..errors import HandlerError, WorkerBroken
+from ..errors import HandlerError
 from ..process.threads import NoThread, Threads
-from ..texts import printable
 from . import transaction
 from .checkpoint import Checkpoints
 from .handle import begin, handle_async, handle_sync
+from .handlers import Handlers, lost_after, named, where
 from .inflight import InFlight
 from .job import Failed, Finished, Job, Missed, Outcome, PutBack, Trouble, fail
 from .lane import Lane
@@ -42,13 +40,6 @@ WATCH_EVERY = 0.02
 
 NOTICE = 1.0
 """Seconds from which on the event loop counts as standing still: a busy machine delays a turn by less."""
-
-LOOK_EVERY = 0.2
-"""Seconds between two looks for handlers that go on though their attempt no longer counts."""
-
-LOST_AFTER = 5.0
-"""Seconds after which such a handler's slot is given up, or as long as its stage's timeout if that is longer: most come
-back late."""
 
 LOG_EVERY = 0.1
 """Seconds of commits in handlers' own transactions that share a line in the log."""
@@ -65,20 +56,6 @@ _HELD_UP = Trouble(
 )
 
 
-@dataclass(slots=True)
-class _Handler:
-    """A handler at work. `overdue`: its attempt no longer counts; `lost`: for so long that its slot is given up."""
-
-    lane: Lane
-    jobs: list[Job]
-    overdue: bool = False
-    lost: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.lane.stage.queue} {_named(self.jobs)}"
-
-
 class Attempts:
     """Starts what waits in the lanes while there are free slots, and has each job end."""
 
@@ -92,9 +69,7 @@ class Attempts:
         self._starting = True
         # Each attempt begins with the context variables that were there before any handler had set one.
         self._context = contextvars.copy_context()
-        self._handlers: dict[asyncio.Task[None], _Handler] = {}
-        self._broken: asyncio.Future[None] = self._loop.create_future()
-        self._look_at = 0.0
+        self.handlers = Handlers(inflight.lanes)
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
         self._releasing: asyncio.Task[None] | None = None
         self._committed_alone: Counter[str] = Counter()  # by stage, not logged yet
@@ -141,7 +116,7 @@ class Attempts:
             self._missed(lane, late)
         while self._starting and (jobs := self._inflight.start(lane)):
             task = self._loop.create_task(self._attempt(lane, jobs), context=self._context.copy())
-            self._handlers[task] = _Handler(lane, jobs)
+            self.handlers.begin(task, lane, jobs)
             deadline = time.monotonic() + lane.stage.timeout
             for job in jobs:
                 job.begun, job.late, job.deadline, job.checkpoints = False, False, deadline, self._checkpoints
@@ -167,27 +142,8 @@ class Attempts:
                         job.deadline += stood
             for lane in self._inflight.lanes.values():
                 self._time_out(lane, now)
-            if now >= self._look_at:
-                self._look_at = now + LOOK_EVERY
-                self._look_for_lost(now)
-
-    async def broken(self) -> None:
-        """Waits for what this process can't go on with: a stage has no slot left. Raises WorkerBroken."""
-        await asyncio.shield(self._broken)
-
-    async def ended(self, within: float) -> None:
-        """Waits until the async handlers that were cancelled have ended, at most so many seconds."""
-        if tasks := [task for task, handler in self._handlers.items() if handler.lane.stage.is_async]:
-            await asyncio.wait(tasks, timeout=within)
-
-    def of(self, task: asyncio.Task[Any]) -> tuple[str, list[Job]] | None:
-        """Returns the name and the jobs of the handler that runs in this task; None if there is none."""
-        handler = self._handlers.get(task)
-        return None if handler is None else (handler.name, handler.jobs)
-
-    def left(self) -> list[str]:
-        """Returns the names of the handlers that are still running."""
-        return [handler.name for handler in self._handlers.values()]
+            for lane in self.handlers.look_for_lost(now):
+                self._release_waiting(lane)
 
     def _time_out(self, lane: Lane, now: float) -> None:
         timeout = lane.stage.timeout
@@ -200,46 +156,14 @@ class Attempts:
                 if limits is not None and limits.crowded and not lane.stage.is_async:
                     # No process may begin another one while this thread goes on, unless it doesn't seem to end.
                     job.late = True
-                    if now - job.deadline < max(LOST_AFTER, timeout):
+                    if now - job.deadline < lost_after(lane):
                         continue
                 self._inflight.end(job, _too_slow(job))
                 job.take_away("timed out")
             elif job.lost is None:
-                log.warning("%s: not started within %g s: released", _where(job), timeout)
+                log.warning("%s: not started within %g s: released", where(job), timeout)
                 self._missed(lane, [job])
                 job.take_away("it was not started in time")
-
-    def _look_for_lost(self, now: float) -> None:
-        """Counts the handlers that go on though their attempts no longer count, and says which slots are lost."""
-        lost: Counter[Lane] = Counter()
-        for task, handler in self._handlers.items():
-            if any(job.lost is None for job in handler.jobs):
-                continue
-            lane = handler.lane
-            if not handler.overdue:
-                handler.overdue = True
-                lane.overdue += 1
-            if now - max(job.lost_at for job in handler.jobs) > max(LOST_AFTER, lane.stage.timeout):
-                lost[lane] += 1
-                if not handler.lost:
-                    handler.lost = True
-                    how = "swallows its cancellation" if lane.stage.is_async else "hangs in its thread"
-                    log.error(
-                        "%s %s; its slot is lost (%s of %s)", handler.name, how, lost[lane], lane.concurrency,
-                        extra={"stages": lane.stage.queue, "lost_slots": lost[lane], "slots": lane.concurrency},
-                    )  # fmt: skip
-                    if lane.stage.is_async:
-                        task.cancel()  # once more: `wait_for` of Python 3.11 may lose a cancellation
-        for lane in self._inflight.lanes.values():
-            if lane.blocked and lane.waiting:
-                self._release_waiting(lane)
-            if lost[lane] >= lane.concurrency and not self._broken.done():
-                names = ", ".join(_named(handler.jobs) for handler in self._handlers.values() if handler.lane is lane)
-                told = (
-                    f"stage {lane.stage.queue} has no slot left: its handlers don't end ({names}); start a new process"
-                )
-                self._broken.set_exception(WorkerBroken(told))
-                self._broken.exception()  # it may be that nothing waits for it
 
     def _release_waiting(self, lane: Lane) -> None:
         """Releases what waits behind handlers that don't end; no attempt of it is burnt."""
@@ -270,18 +194,14 @@ class Attempts:
             for job in jobs:
                 self._inflight.end(job, fail(job, error))
         finally:
-            handler = self._handlers.pop(asyncio.current_task(), None)  # type: ignore[arg-type]  # this is a task
-            if handler is not None and handler.overdue:
-                lane.overdue -= 1
-                if handler.lost:
-                    log.warning("%s has ended after all; its slot is free", handler.name)
+            self.handlers.end()
             lane.leave(jobs)
             self.start(lane)
             self._inflight.handler_returned()
 
     async def _not_started(self, lane: Lane, jobs: list[Job], why: str) -> None:
         """Puts jobs back whose handler could not be called: no attempt is burnt."""
-        log.warning("%s: %s; %s not started", lane.stage.queue, why, _named(jobs))
+        log.warning("%s: %s; %s not started", lane.stage.queue, why, named(jobs))
         await asyncio.sleep(RECONNECT_AFTER)
         if held := [job for job in jobs if job.lost is None]:
             await self._releaser.put_back(held, Trouble(why, most=MOST_NOT_STARTED))
@@ -312,7 +232,7 @@ class Attempts:
                 for job, outcome in failed:
                     self._inflight.end(job, outcome)
             case transaction.RolledBackTogether():
-                log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, _named(jobs))
+                log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, named(jobs))
                 lane.again_alone(jobs)
             case transaction.NotHeld() if await self._releaser.is_unchanged(jobs[0]):
                 told = "it changed its own workflow or job through run.connection; return what is to change"
@@ -356,15 +276,6 @@ class Attempts:
 def _too_slow(job: Job) -> Failed:
     why = "" if job.stage.is_async else "; its thread goes on, and keeps its slot"
     return fail(job, TimeoutError(f"no outcome within the stage's timeout of {job.stage.timeout:g} s{why}"))
-
-
-def _where(job: Job) -> str:
-    return f"{job.stage.queue} {printable(job.entity_id)}"
-
-
-def _named(jobs: Sequence[Job]) -> str:
-    others = f" and {len(jobs) - 1} others" if len(jobs) > 1 else ""
-    return printable(jobs[0].entity_id) + others
 
 
 def _transactions(lanes: list[Lane]) -> int:

@@ -105,7 +105,7 @@ class Standstill:
             code = frame.f_code
             where = f"{code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno} in {code.co_name}"
         with suppress(Exception):  # the loop may be going on just now
-            if (task := asyncio.current_task(self._loop)) and (named := self._attempts.of(task)):
+            if (task := asyncio.current_task(self._loop)) and (named := self._attempts.handlers.of(task)):
                 name, jobs = named
                 return f"{name} ({where})", jobs[0]
         return where, None

@@ -60,7 +60,7 @@ class WindingDown:
         if interrupted := self._inflight.interrupt("the worker has stopped"):
             self.interrupted = len(interrupted)
             log.warning("interrupted %s handlers that were still running; their jobs run again", len(interrupted))
-            await self._attempts.ended(CANCEL_WITHIN)
+            await self._attempts.handlers.ended(CANCEL_WITHIN)
             with suppress(Exception):
                 await asyncio.wait_for(self._releaser.release(interrupted), RELEASE_WITHIN)
         with suppress(TimeoutError):
@@ -75,7 +75,7 @@ class WindingDown:
         self._attempts.stop_starting()
         inflight = self._inflight
         held = [*inflight.drop_waiting(), *inflight.interrupt("the worker has ended"), *inflight.drop_held_up()]
-        await self._attempts.ended(CANCEL_WITHIN)
+        await self._attempts.handlers.ended(CANCEL_WITHIN)
         if held:
             await self._releaser.release(held)
             log.warning("released %s jobs, as the worker has ended; they run again", len(held))

@@ -147,12 +147,12 @@ class _Shift:
         if self._service.stopping:
             return
         await self._attempts.open()
-        working = side_by_side(self._work(), self._attempts.broken())
+        working = side_by_side(self._work(), self._attempts.handlers.broken())
         await side_by_side(self.winding_down.after(working), *(loop() for loop in self._beside))
 
     def left(self) -> list[str]:
         """Returns the names of the handlers that are still running."""
-        return [*self._attempts.left(), *self._scheduler.left()]
+        return [*self._attempts.handlers.left(), *self._scheduler.left()]
 
     async def _work(self) -> None:
         inflight, claimer, attempts = self._inflight, self._claimer, self._attempts

@@ -13,9 +13,9 @@ import time
 from typing import Any
 
 from outbox import Backoff, Pipeline, Run, Tick
-from outbox.engine import attempt
+from outbox.engine import handlers
 
-attempt.LOST_AFTER = float(os.environ.get("LOST_AFTER", attempt.LOST_AFTER))
+handlers.LOST_AFTER = float(os.environ.get("LOST_AFTER", handlers.LOST_AFTER))
 TIMEOUT = float(os.environ.get("TIMEOUT", "60"))
 RETRY = Backoff(first=0.05, factor=1, attempts=int(os.environ.get("ATTEMPTS", "2")))
 

@@ -350,7 +350,7 @@ MUTANTS: dict[str, Mutant] = {
         "handlers that hang take one slot of a stage after the other, until it stands still",
         frozenset({"stuck", "lost"}),
         ("hung-threads",),
-        (code("outbox.engine.attempt:Attempts._look_for_lost", ("if lost[lane] >= lane.concurrency", "if False")),),
+        (code("outbox.engine.handlers:Handlers.look_for_lost", ("if number >= lane.concurrency", "if False")),),
         config=Config("mutant", workers=1),
         seconds=60,
     ),

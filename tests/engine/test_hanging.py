@@ -19,7 +19,7 @@ from kit.pipelines import QUICK, Post, deployed, drain, one_stage, run_one, stat
 from kit.pooler import way
 from kit.servers import DEADLINE, wait_for
 from outbox import Backoff, Pipeline, Run, Worker, WorkerBroken
-from outbox.engine import attempt
+from outbox.engine import handlers
 from outbox.operations import doctor
 from outbox.process import threads
 
@@ -37,7 +37,7 @@ def gate() -> Iterator[threading.Event]:
 
 @pytest.fixture(autouse=True)
 def _soon_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt, "LOST_AFTER", 0.2)
+    monkeypatch.setattr(handlers, "LOST_AFTER", 0.2)
 
 
 def test_what_waits_behind_threads_that_hang_burns_no_attempt_and_the_worker_says_why_it_ends(
@@ -96,7 +96,7 @@ def test_a_function_that_goes_on_after_its_timeout_keeps_the_slot_of_its_stage(c
 def test_no_other_worker_begins_what_a_thread_goes_on_with_where_the_stage_has_a_limit(
     conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt, "LOST_AFTER", DEADLINE)
+    monkeypatch.setattr(handlers, "LOST_AFTER", DEADLINE)
     running = peak = 0
     lock = threading.Lock()
 
@@ -129,7 +129,7 @@ def test_no_other_worker_begins_what_a_thread_goes_on_with_where_the_stage_has_a
 def test_a_stage_that_hangs_holds_up_no_other_stage(
     conn: Conn, dsn: str, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt, "LOST_AFTER", 3600)
+    monkeypatch.setattr(handlers, "LOST_AFTER", 3600)
     pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
 
     @pipeline.stage("hang", on="NEW", to="MID", timeout=0.1, retry=LATER)

@@ -37,7 +37,7 @@ from kit import model as spec
 from kit.databases import OWNER, clone
 from kit.model import By, Raises, Returns, Rules, Stage
 from kit.servers import PostgresServer
-from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded, service
+from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded
 from outbox.database import statements, user_transaction
 from outbox.definition import deploy
 from outbox.engine import claim, commit, transaction
@@ -50,6 +50,7 @@ from outbox.engine.lane import Lanes
 from outbox.engine.release import Releaser
 from outbox.errors import HandlerError
 from outbox.operations import change
+from outbox.process import service
 
 Conn = psycopg.Connection[Any]
 T, U = TypeVar("T"), TypeVar("U")

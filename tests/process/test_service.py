@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from outbox import OutboxError, service
+from outbox import OutboxError
+from outbox.process import service
 from outbox.process.service import Delays, Service, Trouble, side_by_side
 from outbox.process.signals import on_signals
 
