@@ -203,7 +203,10 @@ def test_a_pipeline_runs_with_each_part_as_a_role_of_its_own(parcels: Conn, as_:
 
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
-    assert not re.search("ERROR|permission denied", worker.text()), worker.text()
+    assert "permission denied" not in worker.text(), worker.text()
+    deaths = [line for line in worker.text().splitlines() if " ERROR " in line]
+    assert len(deaths) == 1, worker.text()
+    assert "parcels.weigh reject is dead" in deaths[0]
     by = dict(parcels.execute(
         "SELECT w.entity_id, array_agg(c.actor ORDER BY c.version) FROM outbox.state_changes AS c "
         "JOIN outbox.workflow_states AS w ON w.id = c.workflow_id GROUP BY 1").fetchall())  # fmt: skip

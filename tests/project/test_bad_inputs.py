@@ -405,7 +405,9 @@ def test_large_results_are_committed_in_statements_that_postgres_takes(
     sizes: list[int] = []
     finish = commit.finish
     monkeypatch.setattr(
-        commit, "finish", lambda jobs: sizes.append(sum(outcome.size for _, outcome in jobs)) or finish(jobs)
+        commit,
+        "finish",
+        lambda jobs, **how: sizes.append(sum(outcome.size for _, outcome in jobs)) or finish(jobs, **how),
     )
 
     def work(run: Run[Post]) -> Post:
