@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from textwrap import indent
 from types import TracebackType
 from typing import Any
 
@@ -93,14 +94,15 @@ def log_with(
 ) -> None:
     """Logs a message with the exception of a user's function, whose traceback begins with that function.
 
-    Other formatters than ours write what `traceback_of` returns, too: no control characters, and no passwords.
+    Other formatters than ours write what `traceback_of` returns, too: no control characters, and no passwords. They
+    write it indented, so that an error of several lines can't pass for lines of the log.
     """
     if not log.isEnabledFor(level):
         return
     file, line, function, _ = log.findCaller(stacklevel=2)
     info = None if error is None else (type(error), error, error.__traceback__)
     record = log.makeRecord(log.name, level, file, line, message, args, info, function, extra)
-    record.exc_text = None if error is None else traceback_of(error)
+    record.exc_text = None if error is None else indent(traceback_of(error), "    ")
     log.handle(record)
 
 
