@@ -897,7 +897,9 @@ BEGIN
         ORDER BY w.id
         FOR NO KEY UPDATE
     ), dead AS (
-        DELETE FROM outbox.dead_jobs AS d USING workflow WHERE d.workflow_id = workflow.id RETURNING d.workflow_id, d.entered
+        DELETE FROM outbox.dead_jobs AS d USING workflow
+        WHERE d.workflow_id = workflow.id AND d.workflow_id = ANY (ids)
+        RETURNING d.workflow_id, d.entered
     ), made AS (
         -- Not from outbox.routed: it would read the workflow as it was before its lock was had.
         INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
@@ -907,7 +909,8 @@ BEGIN
         CROSS JOIN LATERAL outbox.job_of(workflow.pipeline, workflow.current_status, workflow.metadata) AS j
         LEFT JOIN dead ON dead.workflow_id = workflow.id
         -- A job that is just dying is seen as live here: its dead one, which is not seen yet, must not get one beside it.
-        WHERE j.stage IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id)
+        -- A value, not NOT EXISTS, which is a join, and walks over all of a queue that was analyzed when it was empty.
+        WHERE j.stage IS NOT NULL AND (SELECT j.id FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id) IS NULL
         ORDER BY workflow.id
         ON CONFLICT (workflow_id) DO NOTHING
         RETURNING pipeline, stage

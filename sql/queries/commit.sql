@@ -75,11 +75,12 @@ WHERE (SELECT %(claim)s = '' OR outbox.require_held(%(claim)s, cardinality(%(ids
 WITH me AS MATERIALIZED (
     SELECT set_config('lock_timeout', %(lock_ms)s::integer::text, true)
 ), awaited AS MATERIALIZED (
-    SELECT j.workflow_id
-    FROM me, unnest(CASE WHEN %(wait)s::boolean THEN %(ids)s::uuid[] ELSE '{}' END) AS o (id)
-    JOIN outbox.jobs AS j ON j.workflow_id = o.id
-    ORDER BY j.workflow_id
-    FOR UPDATE OF j
+    SELECT o.id
+    FROM (SELECT o.id FROM unnest(CASE WHEN %(wait)s::boolean THEN %(ids)s::uuid[] ELSE '{}' END) AS o (id)
+          WHERE (SELECT count(*) FROM me) > 0
+          ORDER BY o.id) AS o
+    -- Not a join: see jobs_finish_if_held.
+    CROSS JOIN LATERAL (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = o.id FOR UPDATE) AS j
 ), held AS MATERIALIZED (
     SELECT j.workflow_id, o.delay, o.error, o.traceback
     FROM (SELECT o.id, o.job, o.attempt, o.delay, o.error, o.traceback

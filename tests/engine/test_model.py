@@ -40,12 +40,12 @@ from kit.servers import PostgresServer
 from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded
 from outbox.database import statements, user_transaction
 from outbox.definition import deploy
-from outbox.engine import claim, commit, transaction
+from outbox.engine import claim, commit, release, transaction
 from outbox.engine.apart import ALL
 from outbox.engine.committer import Committer
 from outbox.engine.handle import begin, handle_sync
 from outbox.engine.inflight import Counts, InFlight
-from outbox.engine.job import Failed, Job, fail
+from outbox.engine.job import Failed, Job, Trouble, fail
 from outbox.engine.lane import Lanes
 from outbox.engine.release import Releaser
 from outbox.errors import HandlerError
@@ -228,7 +228,9 @@ class Link:
     def __init__(self, conn: Conn) -> None:
         self.conn = conn
 
-    async def repeat(self, statement: bytes, params: dict[str, Any]) -> list[Any]:
+    async def repeat(
+        self, statement: bytes, params: dict[str, Any], *, answers: frozenset[str] = frozenset()
+    ) -> list[Any]:
         return self.conn.execute(statement, params).fetchall()
 
 
@@ -437,12 +439,6 @@ class Lives(RuleBasedStateMachine):
             self.conn.execute(*claim.release_unknown(process.id, known, 0))
             self.model.give_back_unknown(process.id, {name for name, id_ in self.ids.items() if id_ in known})
             return
-        # A finish can't tell two claims by one worker apart whose attempt and version are the same. It takes a stage
-        # that is deployed away and back while its handler runs; the first of the two is then not asked any more.
-        same = {(job.workflow_id, job.attempt, job.version) for job in jobs}
-        process.held = [
-            pair for pair in process.held if (pair[0].workflow_id, pair[0].attempt, pair[0].version) not in same
-        ]
         for job, attempt in zip(jobs, attempts, strict=True):
             self.start(process, job, attempt)
 
@@ -542,7 +538,7 @@ class Lives(RuleBasedStateMachine):
                     await releaser.not_held([job])
                 case other:
                     raise AssertionError(other)
-        committing = asyncio.create_task(Committer([link], inflight, releaser).run())
+        committing = asyncio.create_task(Committer([link], link, inflight, releaser).run())
         while inflight.uncommitted:
             await asyncio.sleep(0)
         await service.cancel(committing)
@@ -700,7 +696,8 @@ SELECT json_build_object(
     'jobs', coalesce((SELECT json_agg(json_build_object(
             'entity', coalesce(w.entity_id, j.workflow_id::text), 'id', j.id, 'stage', j.stage, 'status', j.status,
             'entered', j.entered, 'run_at', fake.seconds(j.run_at), 'attempt', j.attempt, 'due', j.due,
-            'careful', j.careful, 'owner', j.owner, 'claimed_at', fake.seconds(j.claimed_at), 'error', j.error))
+            'careful', j.careful, 'owner', j.owner, 'claimed_at', fake.seconds(j.claimed_at), 'error', j.error,
+            'released', j.released))
         FROM outbox.jobs AS j LEFT JOIN outbox.workflow_states AS w ON w.id = j.workflow_id), '[]'),
     'deads', coalesce((SELECT json_agg(json_build_object(
             'entity', coalesce(w.entity_id, d.workflow_id::text), 'stage', d.stage, 'status', d.status,
@@ -737,7 +734,14 @@ ALTER SEQUENCE fake.ids RESTART;
 @pytest.fixture(scope="module")
 def world(server: PostgresServer, empty_template: NoopExecutor) -> Iterator[Callable[[], Lives]]:
     """Makes worlds to live in, one after the other, in a database with a fake clock."""
-    with clone(empty_template, "model") as owners, server.admin("model") as admin, asyncio.Runner() as runner:
+    with (
+        clone(empty_template, "model") as owners,
+        server.admin("model") as admin,
+        asyncio.Runner() as runner,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        assert release.CHANGED == Trouble(spec.CHANGED, next=spec.PUT_BACK_NEXT, longest=spec.PUT_BACK_LONGEST)
+        patch.setattr(release, "CHANGED", replace(release.CHANGED, most=spec.PUT_BACKS))
         dsn = fake_time.install(server.dsn("model"), owners)
         admin.execute(PREPARE)
         admin.execute("SET session_replication_role = replica")
@@ -780,6 +784,22 @@ MUTANTS = {
     "a failure that is ready at once": (4, commit, "jobs_fail_if_held", "due = held.delay <= 0", "due = true"),
     "attempts that aren't counted at claim": (6, claim, "jobs_claim", "attempt = j.attempt + 1", "attempt = 1"),
     "a claim of what is held": (3, claim, "jobs_claim", "j.id > q.mark AND j.owner IS NULL AND", "j.id > q.mark AND"),
+    "a put-back that burns the attempt": (
+        1,
+        commit,
+        "jobs_put_back",
+        ", attempt = j.attempt - 1, released",
+        ", released",
+    ),
+    "a put-back that isn't counted": (1, commit, "jobs_put_back", "released = j.released + 1", "released = j.released"),
+    "a put-back that is always free": (1, commit, "jobs_put_back", "due = held.delay <= 0", "due = true"),
+    "a put-back of what the worker has lost": (
+        6,
+        commit,
+        "jobs_put_back",
+        "            AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt\n",
+        "",
+    ),
     "a give-back that burns the attempt": (1, commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
     "a retry with another idempotency key": (
         2,

@@ -17,11 +17,12 @@ from outbox.database.link import PLANNING
 from outbox.definition import deploy
 from outbox.engine import claim, commit
 from outbox.engine.apart import ALL
-from outbox.engine.job import Failed, Finished, Job, Message
+from outbox.engine.job import Failed, Finished, Job, Message, Trouble
 from outbox.engine.lane import Lane
 from outbox.engine.pacing import ServerClock
 from outbox.messages.log import SQL, Log
 from outbox.messages.target import Lease
+from outbox.operations import change
 
 Conn = psycopg.Connection[Any]
 BACKLOG = 30_000
@@ -109,13 +110,20 @@ def test_a_queue_that_was_analyzed_when_it_was_empty_is_not_walked_over(
     assert len(jobs) == 50
     assert entries_read(planned) - before < 50 * 20
     for statement, params in (
-        commit.fail([(job, Failed("no", 0.0)) for job in jobs[:10]]),
+        commit.fail([(job, Failed("no", 0.0)) for job in jobs[:5]]),
+        commit.fail([(job, Failed("no", None)) for job in jobs[5:10]], wait=1.0),
         commit.release(jobs[10:20]),
-        commit.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[20:]]),
+        commit.put_back(jobs[20:30], Trouble("no")),
+        commit.still_held(jobs[30:]),
+        commit.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[30:40]]),
+        commit.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[40:]], wait=1.0),
     ):
         before = entries_read(planned)
-        assert len(planned.execute(statement, params, prepare=True).fetchall()) >= 10
+        assert len(planned.execute(statement, params, prepare=True).fetchall()) >= 5
         assert entries_read(planned) - before < 50 * 20, statement.decode()
+    before = entries_read(planned)
+    assert change.retry_all(planned) == 5
+    assert entries_read(planned) - before < 50 * 20, "retry"
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import psycopg
 from psycopg import sql
@@ -86,6 +87,7 @@ class Scheduler:
         self._dsn = dsn
         self._open: dict[tuple[str, bool], Any] = {}
         self._closing = ExitStack()
+        self._closing.enter_context(_cursors_wait_for_their_turn())
         self._asking = self._closing.enter_context(psycopg.connect(dsn, autocommit=True))
 
     def __enter__(self) -> Scheduler:
@@ -294,26 +296,32 @@ def _patient(query: Any) -> Any:
     return query.replace(b"set_config('lock_timeout', %(lock_ms)s::integer::text, true)", b"%(lock_ms)s::integer")
 
 
-class _SyncCursor(psycopg.Cursor[Any]):
-    def execute(self, query: Any, params: Any = None, **options: Any) -> _SyncCursor:
-        if self.connection.player.step(_text(query)):  # type: ignore[attr-defined]
-            super().execute(_patient(query), params, **options)
-        return self
+@contextmanager
+def _cursors_wait_for_their_turn() -> Iterator[None]:
+    """Have statements of actors be steps, whichever cursors they make: the client's part makes its own."""
+    execute, execute_async = psycopg.Cursor.execute, psycopg.AsyncCursor.execute
 
+    def step(self: psycopg.Cursor[Any], query: Any, *args: Any, **options: Any) -> psycopg.Cursor[Any]:
+        if not isinstance(self.connection, _Sync):
+            return execute(self, query, *args, **options)
+        return execute(self, _patient(query), *args, **options) if self.connection.player.step(_text(query)) else self
 
-class _AsyncCursor(psycopg.AsyncCursor[Any]):
-    async def execute(self, query: Any, params: Any = None, **options: Any) -> _AsyncCursor:
-        if self.connection.player.step(_text(query)):  # type: ignore[attr-defined]
-            await super().execute(_patient(query), params, **options)
-        return self
+    async def step_async(
+        self: psycopg.AsyncCursor[Any], query: Any, *args: Any, **options: Any
+    ) -> psycopg.AsyncCursor[Any]:
+        if not isinstance(self.connection, _Async):
+            return await execute_async(self, query, *args, **options)
+        taken = self.connection.player.step(_text(query))
+        return await execute_async(self, _patient(query), *args, **options) if taken else self
+
+    with patch.object(psycopg.Cursor, "execute", step), patch.object(psycopg.AsyncCursor, "execute", step_async):
+        yield
 
 
 class _Sync(psycopg.Connection[Any]):
     """A connection whose statements wait for their turn. BEGIN does not: nothing is locked or seen by it yet."""
 
     player: _Player
-    # Whatever is set: an engine that takes its connection back from a handler sets psycopg's own.
-    cursor_factory = property(lambda self: _SyncCursor, lambda self, _: None)  # type: ignore[assignment]
 
     def _exec_command(self, command: Any, *args: Any) -> Any:
         _step_of_an_end(self, command)
@@ -322,7 +330,6 @@ class _Sync(psycopg.Connection[Any]):
 
 class _Async(psycopg.AsyncConnection[Any]):
     player: _Player
-    cursor_factory = property(lambda self: _AsyncCursor, lambda self, _: None)  # type: ignore[assignment]
 
     def _exec_command(self, command: Any, *args: Any) -> Any:
         _step_of_an_end(self, command)

@@ -16,6 +16,12 @@ DAY = 86_400
 UNKNOWN, ILLEGAL = "OB003", "OB001"
 WORDS = {UNKNOWN: "unknown status", ILLEGAL: "illegal change"}
 
+CHANGED = "its data was changed meanwhile"
+PUT_BACK_NEXT, PUT_BACK_LONGEST = 0.1, 60.0
+"""Seconds that the second put-back of a job waits, the first being free; and the most that any of them waits."""
+PUT_BACKS = 3
+"""How often a job is put back before its attempt fails: fewer than the engine's own, so that random lives meet it."""
+
 
 class Refused(Exception):
     """The change is not allowed: the database says so with this SQLSTATE, and nothing has changed."""
@@ -115,7 +121,8 @@ class Job:
     """That a stage must run. `entered` is the workflow's version when it came to the stage's status.
 
     `claim` is the fence: no two claims have the same number. `due` is False while the job is scheduled for `run_at`.
-    `careful` has it run beside no other such job: its worker died under it, and one attempt is left.
+    `careful` has it run beside no other such job: its worker died under it, and one attempt is left. `released` is how
+    often it was put back though its handler had been at work.
     """
 
     stage: str
@@ -129,6 +136,7 @@ class Job:
     claim: int | None = None
     claimed_at: float | None = None
     error: str | None = None
+    released: int = 0
     id: int | None = None  # the order of claims; the database gives it, see test_model.py
 
     def free(self, *, burnt: bool) -> None:
@@ -355,7 +363,7 @@ class Model:
             return "lost"
         workflow = self.workflows[attempt.entity]
         if workflow.version != attempt.version:
-            return self.give_back(attempt)  # its data was changed: it runs again on the new data, and burns nothing
+            return self.put_back(attempt)
         try:
             self._require_legal(workflow, to)
         except Refused as refused:  # another version of the pipeline was deployed meanwhile
@@ -385,7 +393,23 @@ class Model:
         job.careful, job.error, job.due, job.run_at = False, error, delay <= 0, self.now + delay
         return "retried"
 
+    def put_back(self, attempt: Attempt) -> str:
+        """Its data was changed: it runs again on the new data, and burns nothing. But each time it waits for longer, and
+        who changes it during each attempt has it fail in the end."""
+        if not self._holds(attempt):
+            return "lost"
+        job = self.workflows[attempt.entity].job
+        assert job is not None
+        if job.released >= PUT_BACKS:
+            return self.fail(attempt, f"{CHANGED}, {PUT_BACKS} times in a row", attempt.stage.delay(attempt.number))
+        delay = 0 if job.released == 0 else min(PUT_BACK_LONGEST, PUT_BACK_NEXT * 2 ** (job.released - 1))
+        job.free(burnt=False)
+        job.released += 1
+        job.error, job.due, job.run_at = CHANGED, delay <= 0, self.now + delay
+        return "again"
+
     def give_back(self, attempt: Attempt) -> str:
+        """It has not begun, so nothing is counted."""
         if not self._holds(attempt):
             return "lost"
         job = self.workflows[attempt.entity].job
