@@ -30,7 +30,7 @@ from .handlers import Handlers, lost_after, named, where
 from .inflight import InFlight
 from .job import Failed, Finished, Job, Missed, Outcome, PutBack, Trouble, fail
 from .lane import Lane
-from .release import Releaser
+from .release import HELD_UP, Releaser
 from .run import Run
 
 log = logging.getLogger("outbox.worker")
@@ -49,11 +49,6 @@ RECONNECT_AFTER = 0.2
 
 MOST_NOT_STARTED = 30
 """How often in a row a job is put back whose handler could not be called: an outage of half an hour."""
-
-_HELD_UP = Trouble(
-    "its transaction could not be committed, as another session holds its workflow in an open transaction",
-    first=0.5,
-)
 
 
 class Attempts:
@@ -240,7 +235,7 @@ class Attempts:
             case transaction.NotHeld():
                 await self._releaser.not_held(jobs)
             case transaction.HeldUp():
-                await self._releaser.put_back(jobs, _HELD_UP)
+                await self._releaser.put_back(jobs, HELD_UP)
             case PutBack(trouble):
                 await self._releaser.put_back(jobs, trouble)
             case Missed():

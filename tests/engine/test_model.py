@@ -740,7 +740,7 @@ def world(server: PostgresServer, empty_template: NoopExecutor) -> Iterator[Call
         asyncio.Runner() as runner,
         pytest.MonkeyPatch.context() as patch,
     ):
-        assert release.CHANGED == Trouble(spec.CHANGED, next=spec.PUT_BACK_NEXT, longest=spec.PUT_BACK_LONGEST)
+        assert Trouble(spec.CHANGED, next=spec.PUT_BACK_NEXT, longest=spec.PUT_BACK_LONGEST) == release.CHANGED
         patch.setattr(release, "CHANGED", replace(release.CHANGED, most=spec.PUT_BACKS))
         dsn = fake_time.install(server.dsn("model"), owners)
         admin.execute(PREPARE)

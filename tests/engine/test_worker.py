@@ -406,21 +406,14 @@ class InProgress:
         self._thread.join(DEADLINE)
 
 
-def submit_locked(conn: Conn, other: Conn, pipeline: Pipeline[Any], entity: str) -> None:
-    """Submit an entity whose job is claimed while `other` keeps its workflow's row."""
+def submit_locked(conn: Conn, other: Conn, pipeline: Pipeline[Any], entity: str, lock: str) -> None:
+    """Submit an entity whose job is claimed while `other` keeps what `lock` locks."""
     with conn.transaction():
         pipeline.submit(conn, entity, Post())
         conn.execute("UPDATE outbox.jobs SET due = false, run_at = now() + interval '1 hour' WHERE owner IS NULL")
     other.execute("BEGIN")
-    other.execute("SELECT FROM outbox.workflow_states WHERE entity_id = %s FOR UPDATE", (entity,))
+    other.execute(lock.encode())
     conn.execute("UPDATE outbox.jobs SET due = true WHERE owner IS NULL")
-    wait_for(lambda: blocked(conn), what="its in-progress status waits for the row")
-
-
-def blocked(conn: Conn) -> Any:
-    return value(
-        conn, "SELECT pid FROM pg_stat_activity WHERE application_name = 'outbox claim' AND wait_event_type = 'Lock'"
-    )
 
 
 def test_no_handler_begins_before_its_in_progress_status_is_stored_though_there_is_room(
@@ -430,7 +423,11 @@ def test_no_handler_begins_before_its_in_progress_status_is_stored_though_there_
     with InProgress(conn, dsn, concurrency=2) as working:
         working.pipeline.submit(conn, "first", Post())
         wait_for(lambda: working.begun, what="the first one runs")
-        submit_locked(conn, other, working.pipeline, "second")
+        submit_locked(
+            conn, other, working.pipeline, "second",
+            "SELECT FROM outbox.workflow_states WHERE entity_id = 'second' FOR UPDATE",
+        )  # fmt: skip
+        wait_for(lambda: value(conn, "SELECT max(released) FROM outbox.jobs") >= 2, what="it is put off")
         working.go_on.set()
         wait_for(lambda: status_of(conn, "first") == "DONE", what="the first one is done, and leaves room")
         assert working.begun == [("first", "WORKING")]
@@ -445,8 +442,12 @@ def test_a_lost_connection_while_the_in_progress_status_is_stored_keeps_no_lane_
     other = connect()
     with InProgress(conn, dsn, concurrency=1) as working:
         working.go_on.set()
-        submit_locked(conn, other, working.pipeline, "only")
-        conn.execute("SELECT pg_terminate_backend(%s)", (blocked(conn),))
+        submit_locked(conn, other, working.pipeline, "only", "LOCK TABLE outbox.state_changes IN SHARE MODE")
+        ended = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'outbox claim' AND wait_event_type = 'Lock'"
+        )
+        wait_for(lambda: value(conn, ended), what="the session that stores its in-progress status is ended")
         other.execute("ROLLBACK")
         wait_for(lambda: status_of(conn, "only") == "DONE", what="it is done all the same")
 
