@@ -147,10 +147,12 @@ async def _within(timeout: float | None, result: Awaitable[Any]) -> Any:
     try:
         async with asyncio.timeout(timeout) as deadline:
             return await result
-    except TimeoutError:
+    except TimeoutError as error:
         if not deadline.expired():
             raise
-        raise TimeoutError(f"not done within {timeout:g} s") from None
+        # Its traceback says where the function was cancelled, which is where it hung.
+        hung = error.__cause__.__traceback__ if error.__cause__ else None
+        raise TimeoutError(f"not done within {timeout:g} s").with_traceback(hung) from None
 
 
 @contextmanager

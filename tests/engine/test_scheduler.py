@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import decimal
+import re
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -142,7 +143,8 @@ def test_a_function_that_takes_too_long_is_ended(conn: Conn, dsn: str) -> None:
     pipeline = deployed(conn, clock(look, timeout=0.2))
     years_due(conn)
     drain(pipeline, dsn)
-    assert value(conn, "SELECT error FROM outbox.schedules").startswith("TimeoutError: not done within 0.2 s")
+    told = value(conn, "SELECT error FROM outbox.schedules")
+    assert re.fullmatch(r"TimeoutError: not done within 0.2 s \(test_scheduler.py:\d+ in \w+\)", told), told
 
 
 @pytest.mark.parametrize("colour", ["async", "sync"])

@@ -109,10 +109,12 @@ def test_sessions_of_others_are_left_as_they_were(conn: Conn, pooled: str, dsn: 
     posts = deployed(conn, make_posts())
     settings = """
         SELECT string_agg(name || ' = ' || setting, ', ' ORDER BY name) FROM pg_settings
-        WHERE source = 'session' AND name <> 'application_name' -- which the pooler itself sets
+        WHERE name IN ('DateStyle', 'IntervalStyle') -- which the pooler itself sets, as it does the application_name
+        OR source = 'session' AND name <> 'application_name'
     """
     with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as client:
         posts.submit_many(client, ((f"p{n}", {"content": "a"}) for n in range(50)))
+        client.execute("SET DateStyle = German")
         before: Any = value(client, settings)
         asyncio.run(asyncio.wait_for(Worker(posts, pooled, listen_dsn=dsn, drain=True).run(), DEADLINE))
         assert {value(client, settings) for _ in range(20)} == {before}
