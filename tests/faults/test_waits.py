@@ -43,8 +43,9 @@ WRONG = {
         SELECT entity_id FROM outbox.signals WHERE taken_at IS NOT NULL GROUP BY 1 HAVING count(*) > 1""",
     "a case that was paid without a signal": """
         SELECT w.entity_id FROM outbox.workflow_states AS w JOIN outbox.state_changes AS c ON c.workflow_id = w.id
+        JOIN outbox.state_changes AS b ON b.workflow_id = w.id AND b.version = c.version - 1
         WHERE c.to_status = 'PAID' AND NOT EXISTS (
-            SELECT FROM outbox.signals AS s WHERE s.workflow_id = w.id AND s.taken_at = c.at)""",
+            SELECT FROM outbox.signals AS s WHERE s.workflow_id = w.id AND s.taken_at BETWEEN b.at AND c.at)""",
     "a parent that went on before its children": """
         SELECT p.entity_id FROM outbox.state_changes AS c JOIN outbox.workflow_states AS p ON p.id = c.workflow_id
         WHERE c.to_status = 'MERGED' AND (
