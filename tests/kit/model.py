@@ -347,6 +347,8 @@ class Model:
     def settle(self, attempt: Attempt, outcome: Outcome) -> str:
         """What an attempt comes to. One that is no longer held changes nothing at all: it is lost."""
         stage = attempt.stage
+        if attempt.status not in (stage.on, stage.running):  # a later version has brought it there: not for this code
+            return self.fail(attempt, "HandlerError", stage.delay(attempt.number))
         if not isinstance(attempt.data.get("n"), int):
             return self.fail(attempt, "doesn't fit", None)  # stored by somebody else; no handler can be given it
         if isinstance(outcome, Raises):
