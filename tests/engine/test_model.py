@@ -45,7 +45,7 @@ from outbox.engine.apart import ALL
 from outbox.engine.committer import Committer
 from outbox.engine.handle import begin, handle_sync
 from outbox.engine.inflight import Counts, InFlight
-from outbox.engine.job import Failed, Job, Trouble, fail
+from outbox.engine.job import Failed, Job, fail
 from outbox.engine.lane import Lanes
 from outbox.engine.release import Releaser
 from outbox.errors import HandlerError
@@ -756,9 +756,8 @@ def world(server: PostgresServer, empty_template: NoopExecutor) -> Iterator[Call
         asyncio.Runner() as runner,
         pytest.MonkeyPatch.context() as patch,
     ):
-        changed = Trouble(spec.CHANGED, 0.0, spec.PUT_BACK_NEXT, spec.PUT_BACK_LONGEST, spec.PUT_BACKS)
-        assert replace(changed, most=release.CHANGED.most) == release.CHANGED
-        patch.setattr(release, "CHANGED", changed)
+        bounds = {"next": spec.PUT_BACK_NEXT, "longest": spec.PUT_BACK_LONGEST, "most": spec.PUT_BACKS}
+        patch.setattr(release, "CHANGED", replace(release.CHANGED, **bounds))
         dsn = fake_time.install(server.dsn("model"), owners)
         admin.execute(PREPARE)
         admin.execute("SET session_replication_role = replica")

@@ -17,10 +17,9 @@ UNKNOWN, ILLEGAL = "OB003", "OB001"
 WORDS = {UNKNOWN: "unknown status", ILLEGAL: "illegal change"}
 
 CHANGED = "its data was changed meanwhile"
-PUT_BACK_NEXT, PUT_BACK_LONGEST = 0.1, 60.0
-"""Seconds that the second put-back of a job waits, the first being free; and the most that any of them waits."""
-PUT_BACKS = 3
-"""How often a job is put back before its attempt fails: fewer than the engine's own, so that random lives meet it."""
+PUT_BACKS, PUT_BACK_NEXT, PUT_BACK_LONGEST = 3, 0.5, 0.75
+"""How often a job is put back before its attempt fails, and the seconds that the second put-back waits, and that any
+waits at most; the first is free. They are not the engine's own, so that random lives meet the bounds."""
 
 
 class Refused(Exception):
