@@ -816,7 +816,7 @@ MUTANTS = {
         "            AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt\n",
         "",
     ),
-    "a give-back that burns the attempt": (7, commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
+    "a give-back that burns the attempt": (2, commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
     "a retry with another idempotency key": (
         6,
         change,
