@@ -33,6 +33,8 @@ GLANCE = 0.0015
 
 # What touches nothing but the actor's own session is no step: its order among others makes no difference.
 _OWN = re.compile(r"\s*(SET|RESET|FETCH|CLOSE|SELECT\s+set_config|SELECT\s+current_setting)\b", re.IGNORECASE)
+_CLEANING = "outbox.session_clean"
+"""Likewise, except in a pipeline, where it is the step of the COMMIT that it is sent with."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,8 @@ class _Player:
         """Wait for the turn of a step; False if the statement is to be left out."""
         if re.match(r"\s*(SET|SELECT set_config)\b.*lock_timeout", text) and not self.actor.hasty:
             return False
-        if not _OWN.match(text) and (self.actor.steps is None or re.search(self.actor.steps, text)):
+        own = _OWN.match(text) or (_CLEANING in text and not self.conn._pipeline)
+        if not own and (self.actor.steps is None or re.search(self.actor.steps, text)):
             with self.changed:
                 self._is("ready")
                 self.changed.wait_for(lambda: self.state != "ready" or self.abandoned)
