@@ -756,13 +756,8 @@ def world(server: PostgresServer, empty_template: NoopExecutor) -> Iterator[Call
         asyncio.Runner() as runner,
         pytest.MonkeyPatch.context() as patch,
     ):
-<<<<<<< HEAD
-        assert Trouble(spec.CHANGED, next=spec.PUT_BACK_NEXT, longest=spec.PUT_BACK_LONGEST) == release.CHANGED
-        patch.setattr(release, "CHANGED", replace(release.CHANGED, most=spec.PUT_BACKS))
-=======
         bounds = {"next": spec.PUT_BACK_NEXT, "longest": spec.PUT_BACK_LONGEST, "most": spec.PUT_BACKS}
         patch.setattr(release, "CHANGED", replace(release.CHANGED, **bounds))
->>>>>>> 17-model
         dsn = fake_time.install(server.dsn("model"), owners)
         admin.execute(PREPARE)
         admin.execute("SET session_replication_role = replica")
