@@ -19,7 +19,7 @@ from .job import fail
 from .lane import Lane
 from .lease import Lease
 from .pacing import ServerClock
-from .release import CHANGED, HELD_UP, Releaser
+from .release import HELD_UP, Releaser
 
 log = logging.getLogger("outbox.worker")
 
@@ -169,9 +169,10 @@ class Claimer:
             if job.workflow_id in versions:
                 job.status, job.version = str(lane.stage.running), versions[job.workflow_id]
             elif lane.remove(job):
-                # Left out, as another session holds the workflow; or changed, or taken away.
-                trouble = HELD_UP if await self._releaser.is_unchanged(job) else CHANGED
-                await self._releaser.put_back([job], trouble)
+                if await self._releaser.is_unchanged(job):
+                    await self._releaser.put_back([job], HELD_UP)
+                else:
+                    await self._releaser.not_held([job])
 
     async def _set_idle(self, idle: bool) -> None:
         with contextlib.suppress(psycopg.Error, OSError):
