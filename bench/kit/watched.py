@@ -32,10 +32,7 @@ class WatchedLink(Link):
 class WatchedWorker(Worker):
     def __init__(self, dsn: str, on_answer: OnAnswer) -> None:
         super().__init__(posts, dsn)
-        self._on_answer = on_answer
-
-    def _link(self, step: str) -> Link:
-        return WatchedLink(self._dsn, step, self._on_answer)
+        self._link = lambda dsn, step, **_: WatchedLink(dsn, step, on_answer)
 
 
 async def work(dsn: str, on_answer: OnAnswer) -> None:

@@ -29,6 +29,9 @@ from .release import Releaser
 
 log = logging.getLogger("outbox.worker")
 
+COMMITS = 3
+"""Batches that are committed at once: with one alone, Postgres idles while Python works, and while the disk does."""
+
 LINGER = 0.002
 """Seconds that an outcome waits for others while handlers run."""
 

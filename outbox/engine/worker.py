@@ -19,7 +19,7 @@ from ..texts import shown
 from .attempt import Attempts
 from .checkpoint import Checkpoints
 from .claimer import Claimer
-from .committer import Committer
+from .committer import COMMITS, Committer
 from .inflight import Counts, InFlight
 from .lane import Lanes
 from .lease import Lease
@@ -32,9 +32,6 @@ from .standstill import Standstill
 from .winding_down import WindingDown
 
 log = logging.getLogger("outbox.worker")
-
-COMMITS = 3
-"""Batches that are committed at once: with one alone, Postgres idles while Python works, and while the disk does."""
 
 
 class Worker:
@@ -50,6 +47,8 @@ class Worker:
     `counts` says what has become of the attempts, `interrupted` how many handlers were still running at the end of the
     grace time, and `left` names those that run on after `run` has returned: they can't be interrupted.
     """
+
+    _link: Callable[..., Link] = Link
 
     def __init__(
         self,
@@ -113,7 +112,7 @@ class _Shift:
     def __init__(self, worker: Worker) -> None:
         self._worker, self._service = worker, worker._service
         dsn, pooled = worker._dsn, worker._pooled
-        link = partial(Link, dsn, pooled=pooled, settings=PLANNING)
+        link = partial(worker._link, dsn, pooled=pooled, settings=PLANNING)
         claims, commits = link("claim"), [link("commit") for _ in range(COMMITS)]
         reconciling = Link(dsn, "reconcile", pooled=pooled)
         self._inflight = inflight = InFlight(worker._lanes, worker.counts, draining=worker._drain)
