@@ -27,8 +27,8 @@ WHEEL_TESTS := $(addprefix tests/,$(addsuffix .py,client/test_inbox commands/tes
 	project/test_structure))
 
 # Every command's definition, and what data, the driver and the clock are read with.
-LOWEST_TESTS := $(addprefix tests/,commands/test_submit.py commands/test_waits.py client/test_submit.py definition/test_waits.py \
-	database/test_session.py)
+LOWEST_TESTS := $(addprefix tests/,commands/test_cli.py::test_every_command_has_help commands/test_submit.py client/test_submit.py definition/test_waits.py \
+	commands/test_waits.py database/test_session.py)
 
 .DEFAULT_GOAL := help
 DURATION ?= 180
