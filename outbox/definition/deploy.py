@@ -139,8 +139,8 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
 def lock_schedules(conn: psycopg.Connection[Any], pipelines: Iterable[Pipeline[Any]]) -> None:
     """Waits for running ticks of the schedules that a deploy of these pipelines changes, and locks the schedules.
 
-    A deploy of several pipelines in one transaction begins with this: a tick may change workflows, so that whoever held
-    their table and then waited for the tick would stop all that change workflows, and the tick itself.
+    A deploy of several pipelines in one transaction begins with this: a tick may change workflows, so that a
+    session that held their table and waited for the tick would stop all that change workflows, and the tick itself.
     """
     for pipeline in pipelines:
         old, new = Definition.read(conn, pipeline.name), Definition.of(pipeline)

@@ -101,7 +101,7 @@ class Lease:
             await self._link.close()
 
     async def _register_whole(self) -> None:
-        """Registers, also when this is cancelled in the middle: else a row would stay that is nobody's."""
+        """Registers, also when this is cancelled in the middle: else a row would stay without a worker."""
         self._registering = asyncio.create_task(self._register())
         await asyncio.shield(self._registering)
 

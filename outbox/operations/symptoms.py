@@ -19,7 +19,7 @@ from .finding import Finding
 SQL = statements.load("symptoms")
 
 HELD_ROWS = 5.0
-"""Seconds for which another session's open transaction may hold rows of ours: in less, nobody notices the wait."""
+"""Seconds for which another session's open transaction may hold rows of ours: a shorter wait is not noticed."""
 
 HELD_TOO_LONG = 60.0
 """Seconds beyond its stage's timeout after which a held job is reported: it should have failed long before."""

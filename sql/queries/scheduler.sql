@@ -10,7 +10,7 @@ ORDER BY 6;
 
 -- name: schedule_take
 -- Locks a schedule if it is due and no other worker runs it, until the end of the transaction in which its function
--- runs. It must be deployed as this worker knows it: whoever takes a tick says when the next one comes.
+-- runs. It must be deployed as this worker knows it: the worker that takes a tick sets the time of the next one.
 -- Reads schedules. Locks the schedule, with SKIP LOCKED. Uses schedules_pkey.
 SELECT s.next_at, now()
 FROM outbox.schedules AS s

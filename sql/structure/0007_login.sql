@@ -5,7 +5,7 @@ ALTER TABLE outbox.signals ADD COLUMN login text;
 ALTER TABLE outbox.signals ALTER COLUMN login SET DEFAULT session_user;
 ALTER TABLE outbox.pauses ADD COLUMN login text;
 ALTER TABLE outbox.pauses ALTER COLUMN login SET DEFAULT session_user;
--- Of a question, it is the login of whoever has ended it.
+-- Of a question, it is the login of the session that has ended it.
 ALTER TABLE outbox.approvals ADD COLUMN login text;
 
 -- A table without a key can't be changed while a publication has it, and FOR ALL TABLES has all.
