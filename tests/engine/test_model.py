@@ -809,13 +809,6 @@ MUTANTS = {
     ),
     "a put-back that isn't counted": (1, commit, "jobs_put_back", "released = j.released + 1", "released = j.released"),
     "a put-back that is always free": (4, commit, "jobs_put_back", "due = held.delay <= 0", "due = true"),
-    "a put-back of what the worker has lost": (
-        7,
-        commit,
-        "jobs_put_back",
-        "            AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt\n",
-        "",
-    ),
     "a give-back that burns the attempt": (2, commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
     "a retry with another idempotency key": (
         6,
