@@ -77,11 +77,8 @@ class Link:
         on_connect: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None = None,
     ) -> None:
         engine_conninfo(dsn, role)  # a DSN that can't be read is refused now
-        self._dsn, self._session = dsn, session
-        self._role = role
-        self._pooled = pooled
-        # With a pooler in between, settings of a session would leak into other clients' sessions.
-        self._settings = {} if pooled else settings or {}
+        self._dsn, self._role, self._pooled = dsn, role, pooled
+        self._session = {**session, **(settings or {})}
         self._on_connect = on_connect
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._delays = Delays(_FIRST_WAIT, _LONGEST_WAIT)
@@ -103,8 +100,6 @@ class Link:
             if self._conn is None or self._conn.closed:
                 conn = await connect_async(self._dsn, self._role, settings=self._session, pooled=self._pooled)
                 try:
-                    for name, value in self._settings.items():
-                        await conn.execute("SELECT set_config(%s, %s, false)", (name, value))
                     if self._on_connect is not None:
                         await self._on_connect(conn)
                 except BaseException:
