@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,8 @@ from typing import Any
 
 import psycopg
 
-from ..database.dsn import engine_conninfo
+from ..database.session import connect
+from ..process.places import place_of
 from . import commit
 from .attempt import NOTICE, Attempts
 from .inflight import InFlight
@@ -43,7 +43,7 @@ class Standstill:
         self, dsn: str, lease: Lease, inflight: InFlight, attempts: Attempts, *, seconds: float,
         timeout: Callable[[], float], give_up: Callable[[str], None] | None,
     ) -> None:  # fmt: skip
-        self._dsn = engine_conninfo(dsn, "beat")
+        self._dsn = dsn
         self._lease, self._inflight, self._attempts = lease, inflight, attempts
         self._seconds, self._timeout, self._give_up = seconds, timeout, give_up
         self._every = min(TURN_EVERY, seconds / 10)
@@ -100,10 +100,7 @@ class Standstill:
 
     def _culprit(self) -> tuple[str, Job | None]:
         """Returns what runs in the loop: the handler's name if it is one, the place, and the job."""
-        frame, where = sys._current_frames().get(self._thread_of_loop), "an unknown place"
-        if frame is not None:
-            code = frame.f_code
-            where = f"{code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno} in {code.co_name}"
+        where = place_of(self._thread_of_loop) or "an unknown place"
         with suppress(Exception):  # the loop may be going on just now
             if (task := asyncio.current_task(self._loop)) and (named := self._attempts.handlers.of(task)):
                 name, jobs = named
@@ -114,7 +111,7 @@ class Standstill:
         sent = time.monotonic()
         try:
             if self._conn is None or self._conn.closed:
-                self._conn = psycopg.connect(self._dsn, autocommit=True)
+                self._conn = connect(self._dsn, "beat", pooled=True)
             if self._conn.execute(SQL["worker_beat_on"], {"worker": self._lease.id}).fetchone():
                 self._lease.beaten = sent
         except psycopg.Error as error:
@@ -134,7 +131,7 @@ class Standstill:
 
     def _give_back(self, culprit: Job | None, stood: float, name: str) -> None:
         held = [job for job in (*self._inflight.lanes.running(), *self._inflight.lanes.waiting()) if job is not culprit]
-        with suppress(psycopg.Error), psycopg.connect(self._dsn, autocommit=True) as conn:
+        with suppress(psycopg.Error), connect(self._dsn, "beat", pooled=True) as conn:
             if culprit is not None:
                 late = TimeoutError(f"the event loop stood still for {stood:.0f} s, in this handler: {name}")
                 conn.execute(*commit.fail([(culprit, fail(culprit, late))]))

@@ -1,6 +1,6 @@
-"""The end of a process of our commands: when it is over, it is over, whatever handlers have left running.
+"""Ends the process of a command, whatever handlers have left running.
 
-Python waits at its end for threads, and asyncio for tasks that swallow their cancellation. Both may take for ever.
+Python waits at its end for threads, and asyncio for tasks that swallow their cancellation. Neither need ever end.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
+
+from .places import place_of
 
 log = logging.getLogger("outbox.process")
 
@@ -140,7 +141,9 @@ def _after(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
     with suppress(RuntimeError):  # closed: it is over, and `exit_soon` sees to the rest
         loop.call_soon_threadsafe(turned.set)
         if not turned.wait(TURN_WITHIN):
-            leave(f"told to stop, and the event loop stands still{_where()}: the process ends; its jobs run again")
+            place = place_of(threading.main_thread().ident)
+            told = "told to stop, and the event loop stands still" + (f" ({place})" if place else "")
+            leave(f"{told}: the process ends; its jobs run again")
         time.sleep(WIND_UP)
         if not loop.is_closed():
             leave("told to stop, and still running: the process ends; its jobs run again")
@@ -154,12 +157,3 @@ def _exit_soon(main_thread_ends: bool) -> None:
         thread.name for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon
     ]
     leave(f"the process ends though threads are still running: {', '.join(alive) or 'none'}")
-
-
-def _where() -> str:
-    """Returns where the main thread is, in words that follow another."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    if frame is None:
-        return ""
-    code = frame.f_code
-    return f" ({code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno} in {code.co_name})"
