@@ -17,9 +17,15 @@ $$;
 
 COMMENT ON FUNCTION outbox.actor_refused(name text) IS 'Internal: refuses a name that is the engine''s.';
 
+CREATE FUNCTION outbox.session_role() RETURNS text
+    LANGUAGE sql STABLE
+    RETURN COALESCE(NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text);
+
+COMMENT ON FUNCTION outbox.session_role() IS 'Internal: returns the role that the session has set, else its login.';
+
 CREATE FUNCTION outbox.is_worker() RETURNS boolean
     LANGUAGE sql STABLE
-    RETURN has_table_privilege((COALESCE(NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text))::name, 'outbox.workers'::text, 'INSERT'::text);
+    RETURN has_table_privilege((outbox.session_role())::name, 'outbox.workers'::text, 'INSERT'::text);
 
 COMMENT ON FUNCTION outbox.is_worker() IS 'Returns whether the role of the session has the rights of a worker.';
 
@@ -31,7 +37,7 @@ COMMENT ON FUNCTION outbox.actor_named(name text) IS 'Internal: returns the name
 
 CREATE FUNCTION outbox.actor() RETURNS text
     LANGUAGE sql STABLE
-    RETURN COALESCE(outbox.actor_named(NULLIF(current_setting('outbox.actor'::text, true), ''::text)), NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text);
+    RETURN COALESCE(outbox.actor_named(NULLIF(current_setting('outbox.actor'::text, true), ''::text)), outbox.session_role());
 
 COMMENT ON FUNCTION outbox.actor() IS 'Returns who acts: the setting outbox.actor of the transaction, else the role that the session has set, else its login.';
 
@@ -284,8 +290,7 @@ BEGIN
         RAISE EXCEPTION 'the inbox remembers 1 to 200 days, not %', days USING ERRCODE = '22023';
     END IF;
     -- The floor is one for all consumers, and can't be set back: one of them must not have it forget what the others need.
-    IF days < 7 AND NOT has_table_privilege(coalesce(nullif(current_setting('role', true), 'none'), session_user::text)::name,
-                                            'outbox.inbox', 'TRUNCATE') THEN
+    IF days < 7 AND NOT has_table_privilege(outbox.session_role()::name, 'outbox.inbox', 'TRUNCATE') THEN
         RAISE EXCEPTION 'only the owner has the inbox forget after less than 7 days, for every consumer'
             USING ERRCODE = 'insufficient_privilege', HINT = 'keep_inbox (--keep-inbox) is 7 or more for other roles.';
     END IF;

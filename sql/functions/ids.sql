@@ -22,13 +22,18 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN to_timestamp((('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint / 1000.0)::float8);
 COMMENT ON FUNCTION outbox.uuid7_time(uuid) IS 'Returns when a UUIDv7 was made.';
 
+-- The role that asks: many functions run as the owner in the session of somebody else.
+CREATE OR REPLACE FUNCTION outbox.session_role() RETURNS text
+LANGUAGE sql STABLE
+RETURN coalesce(nullif(current_setting('role', true), 'none'), session_user::text);
+COMMENT ON FUNCTION outbox.session_role() IS 'Internal: returns the role that the session has set, else its login.';
+
 -- Anybody can set a setting, so a setting gives no rights: the engine's own are believed only from those who may register a
--- worker, which are workers and the owner. What is asked is the role of the session, for many functions run as the owner in
--- the session of somebody else. The body is parsed when it is made: no search_path of the session changes what it means.
+-- worker, which are workers and the owner. The body is parsed when it is made: no search_path of the session changes what it
+-- means.
 CREATE OR REPLACE FUNCTION outbox.is_worker() RETURNS boolean
 LANGUAGE sql STABLE
-RETURN has_table_privilege(coalesce(nullif(current_setting('role', true), 'none'), session_user::text)::name,
-                           'outbox.workers', 'INSERT');
+RETURN has_table_privilege(outbox.session_role()::name, 'outbox.workers', 'INSERT');
 COMMENT ON FUNCTION outbox.is_worker() IS 'Returns whether the role of the session has the rights of a worker.';
 
 CREATE OR REPLACE FUNCTION outbox.told(setting text) RETURNS text
@@ -56,9 +61,6 @@ COMMENT ON FUNCTION outbox.actor_named(text) IS
 
 CREATE OR REPLACE FUNCTION outbox.actor() RETURNS text
 LANGUAGE sql STABLE
-RETURN coalesce(
-    outbox.actor_named(nullif(current_setting('outbox.actor', true), '')),
-    nullif(current_setting('role', true), 'none'),
-    session_user::text);
+RETURN coalesce(outbox.actor_named(nullif(current_setting('outbox.actor', true), '')), outbox.session_role());
 COMMENT ON FUNCTION outbox.actor() IS
     'Returns who acts: the setting outbox.actor of the transaction, else the role that the session has set, else its login.';

@@ -52,8 +52,7 @@ BEGIN
         RAISE EXCEPTION 'the inbox remembers 1 to 200 days, not %', days USING ERRCODE = '22023';
     END IF;
     -- The floor is one for all consumers, and can't be set back: one of them must not have it forget what the others need.
-    IF days < 7 AND NOT has_table_privilege(coalesce(nullif(current_setting('role', true), 'none'), session_user::text)::name,
-                                            'outbox.inbox', 'TRUNCATE') THEN
+    IF days < 7 AND NOT has_table_privilege(outbox.session_role()::name, 'outbox.inbox', 'TRUNCATE') THEN
         RAISE EXCEPTION 'only the owner has the inbox forget after less than 7 days, for every consumer'
             USING ERRCODE = 'insufficient_privilege', HINT = 'keep_inbox (--keep-inbox) is 7 or more for other roles.';
     END IF;

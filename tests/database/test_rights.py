@@ -495,7 +495,7 @@ def test_a_pipeline_with_a_slash_in_its_name_is_not_a_reaction_by_that(conn: Con
 
 BROKEN = {
     "settings are believed from anybody": ("told", "AND outbox.is_worker()", ""),
-    "the role of the function is asked, not that of the session": ("is_worker", "SESSION_USER", "CURRENT_USER"),
+    "the role of the function is asked, not that of the session": ("session_role", "SESSION_USER", "CURRENT_USER"),
 }
 
 
