@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -25,10 +27,8 @@ def take(conn: psycopg.Connection[Any], name: str, *, shared: bool = False, give
     """
     wanted = {"name": f"outbox.{name}", "shared": shared}
     try:
-        with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
-            ((before, _),) = cursor.execute(SQL["turn_patience"], {"wait": f"{PATIENCE:g}s"}).fetchall()
-            cursor.execute(SQL["turn_take"], wanted)
-            cursor.execute(SQL["turn_patience"], {"wait": before})
+        with patience(conn, PATIENCE):
+            conn.execute(SQL["turn_take"], wanted)
     except psycopg.errors.LockNotAvailable:
         log.warning(
             "waiting for the lock outbox.%s, which %s holds; pg_terminate_backend() ends a session",
@@ -38,6 +38,15 @@ def take(conn: psycopg.Connection[Any], name: str, *, shared: bool = False, give
         if give_up:
             raise
         conn.execute(SQL["turn_take"], wanted)
+
+
+@contextmanager
+def patience(conn: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
+    """Limits for how long statements wait for locks. Afterwards the limit is as before, and so is all if one failed."""
+    with conn.transaction(), psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
+        ((before, _),) = cursor.execute(SQL["turn_patience"], {"wait": f"{seconds * 1000:.0f}ms"}).fetchall()
+        yield
+        cursor.execute(SQL["turn_patience"], {"wait": before})
 
 
 def _who(conn: psycopg.Connection[Any], wanted: dict[str, Any]) -> str:

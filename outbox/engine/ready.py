@@ -12,7 +12,7 @@ from psycopg.pq import PGconn, Ping
 from ..database import migrations
 from ..database.link import Link, temporary
 from ..database.session import connect
-from ..definition import deploy
+from ..definition import deployed
 from ..definition.pipeline import Pipeline
 from ..process.service import Service
 from .lane import Lanes
@@ -55,4 +55,4 @@ class Readiness:
             for pipeline in self._pipelines:
                 stages = [name for owner, name in self._lanes if owner == pipeline.name]
                 if stages:
-                    deploy.require(conn, pipeline, stages)
+                    deployed.require(conn, pipeline, stages)

@@ -6,28 +6,6 @@
 -- Locks workflow_states, SHARE ROW EXCLUSIVE.
 LOCK TABLE outbox.workflow_states IN SHARE ROW EXCLUSIVE MODE;
 
--- name: pipeline_read
--- Returns how a pipeline is deployed.
--- Reads pipelines. Uses pipelines_pkey.
-SELECT p.initial_status, p.definition FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s;
-
--- name: routes_read
--- Returns the routes that a pipeline is deployed with.
--- Reads routes. Uses routes_pkey.
-SELECT r.status, r.stage, r.running, r.final, extract(epoch FROM r.deadline)::float8, r.on_deadline,
-       coalesce(r.reactions, '{}'), r.partition, r.priority
-FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
-
--- name: legal_changes_read
--- Returns the legal changes that a pipeline is deployed with.
--- Reads legal_changes. Uses legal_changes_pkey.
-SELECT l.from_status, l.to_status FROM outbox.legal_changes AS l WHERE l.pipeline = %(pipeline)s;
-
--- name: stages_read
--- Returns the stages that a pipeline is deployed with.
--- Reads stages. Uses stages_pkey.
-SELECT s.stage, s.max_attempts FROM outbox.stages AS s WHERE s.pipeline = %(pipeline)s;
-
 -- name: workflows_in_statuses
 -- Returns how many workflows stand in each of these statuses, which would be unknown. They are counted in the table
 -- itself, not by the counters.
@@ -87,12 +65,6 @@ INSERT INTO outbox.stages (pipeline, stage, max_attempts)
 SELECT %(pipeline)s, s.stage, s.max_attempts
 FROM unnest(%(stages)s::text[], %(max_attempts)s::integer[]) AS s (stage, max_attempts);
 
--- name: limits_read
--- Returns the limits that the stages of a pipeline have.
--- Reads limits. Uses limits_pkey.
-SELECT l.stage, l.concurrency, l.rate, l.partition_concurrency, l.partition_rate
-FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s;
-
 -- name: limits_lock
 -- Locks the limits of a pipeline before its jobs, as claims do.
 -- Reads limits. Locks these rows, in order. Uses limits_pkey.
@@ -146,11 +118,6 @@ FROM outbox.routed AS r
 WHERE r.pipeline = %(pipeline)s AND r.status = ANY (%(statuses)s::text[]) AND r.stage IS NOT NULL
   AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = r.workflow_id)
   AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = r.workflow_id);
-
--- name: schedules_read
--- Returns the schedules that a pipeline is deployed with.
--- Reads schedules. Uses schedules_pkey.
-SELECT s.schedule, s.cron, s.timezone, s.catch_up FROM outbox.schedules AS s WHERE s.pipeline = %(pipeline)s;
 
 -- name: schedules_lock
 -- Waits for the ticks of these schedules that are running, and locks the schedules. It comes before the lock of the

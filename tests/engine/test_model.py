@@ -39,7 +39,7 @@ from kit.model import By, Raises, Returns, Rules, Stage
 from kit.servers import PostgresServer
 from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded
 from outbox.database import statements, user_transaction
-from outbox.definition import deploy
+from outbox.definition import deploy, deployed
 from outbox.engine import claim, commit, release, transaction
 from outbox.engine.apart import ALL
 from outbox.engine.committer import Committer
@@ -427,7 +427,7 @@ class Lives(RuleBasedStateMachine):
         """A process starts; one that was there freezes, and may wake up later."""
         if slot in self.processes:
             self.zombies += self.processes.pop(slot).held
-        deploy.require(self.conn, PIPELINES[self.version], list(PIPELINES[self.version].stages))
+        deployed.require(self.conn, PIPELINES[self.version], list(PIPELINES[self.version].stages))
         parameters = {"name": "test", "stages": [], "lease": LEASE}
         worker = self.conn.execute(WORKER["worker_register"], parameters).fetchone()[0]
         self.model.start_worker(worker, LEASE)
