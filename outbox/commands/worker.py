@@ -16,7 +16,6 @@ from ..engine.retention import MAX_DAYS, Retention
 from ..engine.worker import Worker
 from ..errors import OutboxError, SettingsError, WorkerBroken
 from ..process import ending
-from ..process.service import enable_loggers
 from . import application, logs, processes
 from .connection import dsn_of
 from .options import LogOptions, Number, app_option, log_options
@@ -102,7 +101,6 @@ def worker(
     stop_pipe = processes.Supervisor(count).fork() if count > 1 else None
     with processes.last_word(stop_pipe):
         pipelines = application.load(app or found.app)
-        enable_loggers()  # the application may have configured logging
         if found.listen_dsn and not readable(found.listen_dsn):
             raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
         with dsn_of(found) as dsn:

@@ -1,4 +1,4 @@
-"""Changes rows in batches of which one bad row harms no other: together, then each alone; and the bad one is named."""
+"""Changes rows in batches in which one bad row harms no other: together, then each alone. The bad one is logged."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ class Committer:
         return not held_up
 
     async def _fail(self, link: Link, batch: list[tuple[Job, Failed]], *, wait: float | None = None) -> None:
-        """Puts failed jobs of one owner back, or lays them down as dead."""
+        """Puts failed jobs of one owner back, or makes them dead."""
         started = time.monotonic()
         try:
             held = {row[0] for row in await link.repeat(*commit.fail(batch, wait=wait), answers=commit.LOCKED)}

@@ -19,7 +19,7 @@ CHANGED = Trouble("its data was changed meanwhile")
 HELD_UP = Trouble(
     "another session holds its workflow in an open transaction", first=0.5, next=0.5, longest=10.0, most=500
 )
-"""A row that somebody has locked in psql and forgotten is theirs to give up: this ends after more than an hour."""
+"""500 put-backs take more than an hour: time enough to notice a transaction that was left open."""
 
 
 class Releaser:

@@ -154,25 +154,22 @@ def held_rows(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 def hung_threads(cast: Cast, dice: random.Random) -> Iterator[float]:
     """Plain functions hang in their threads, until after their timeout, or until their worker has no slot left."""
-    cast.mischief("hang")
-    try:
-        yield dice.uniform(4.0, 10.0)
-    finally:
-        cast.mischief(None)
+    return _mischief(cast, dice, "hang")
 
 
 def blocked_loop(cast: Cast, dice: random.Random) -> Iterator[float]:
     """Handlers block the event loop of their worker, for shorter or longer than its lease."""
-    cast.mischief("block")
-    try:
-        yield dice.uniform(4.0, 10.0)
-    finally:
-        cast.mischief(None)
+    return _mischief(cast, dice, "block")
 
 
 def reckless_handlers(cast: Cast, dice: random.Random) -> Iterator[float]:
     """Handlers fork children and end them, and start tasks that exit."""
-    cast.mischief("be reckless")
+    return _mischief(cast, dice, "be reckless")
+
+
+def _mischief(cast: Cast, dice: random.Random, what: str) -> Iterator[float]:
+    """Handlers do this for some seconds."""
+    cast.mischief(what)
     try:
         yield dice.uniform(4.0, 10.0)
     finally:
@@ -306,7 +303,7 @@ SAME = [
     {"broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound"},
 ]
 
-# Done by itself: beside others nobody knows what keeps the rest from going on.
+# Runs alone: beside another fault it could not be told which of them stops the others.
 ALONE = {"held-rows"}
 
 

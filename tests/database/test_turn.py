@@ -1,4 +1,4 @@
-"""Turns of migrate, deploy and retry: whoever may connect can hold one, and it is said who does."""
+"""Turns of migrate, deploy and retry: any session can hold one, and the log names the session that does."""
 
 from __future__ import annotations
 
