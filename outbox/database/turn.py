@@ -44,9 +44,10 @@ def take(conn: psycopg.Connection[Any], name: str, *, shared: bool = False, give
 def patience(conn: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
     """Limits for how long statements wait for locks. Afterwards the limit is as before, and so is all if one failed."""
     with conn.transaction(), psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
-        ((before, _),) = cursor.execute(SQL["turn_patience"], {"wait": f"{seconds * 1000:.0f}ms"}).fetchall()
+        ((before,),) = cursor.execute(SQL["patience"]).fetchall()
+        cursor.execute(SQL["patience_set"], {"wait": f"{seconds * 1000:.0f}ms"})
         yield
-        cursor.execute(SQL["turn_patience"], {"wait": before})
+        cursor.execute(SQL["patience_set"], {"wait": before})
 
 
 def _who(conn: psycopg.Connection[Any], wanted: dict[str, Any]) -> str:

@@ -51,9 +51,9 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
     """
     new = Definition.of(pipeline)
     with session.transaction(conn):
-        lock_schedules(conn, [pipeline])
+        changing = lock_schedules(conn, [pipeline])
         lines = _of_reactions(pipeline, lambda reaction: deploy(conn, reaction))
-        if not Definition.read(conn, pipeline.name).changes_to(new):
+        if not changing:
             return lines
         _lock_table(conn)
         old = Definition.read(conn, pipeline.name)
@@ -64,20 +64,25 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
         return [*lines, *old.changes_to(new)]
 
 
-def lock_schedules(conn: psycopg.Connection[Any], pipelines: Iterable[Pipeline[Any]]) -> None:
+def lock_schedules(conn: psycopg.Connection[Any], pipelines: Iterable[Pipeline[Any]]) -> bool:
     """Waits for running ticks of the schedules that a deploy of these pipelines changes, and locks the schedules.
+
+    Returns whether the deploy would change anything.
 
     A deploy of several pipelines in one transaction begins with this: a tick may change workflows, so that a
     session that held their table and waited for the tick would stop all that change workflows, and the tick itself.
     """
+    changing = False
     for pipeline in pipelines:
         old, new = Definition.read(conn, pipeline.name), Definition.of(pipeline)
         if old.changes_to(new):
+            changing = True
             changed = [name for name, how in old.schedules.items() if new.schedules.get(name) != how]
             with _told("another deploy, or a tick of a schedule that changes, is still running"):
                 turn.take(conn, "deploy", give_up=True)
                 with turn.patience(conn, turn.PATIENCE):
                     conn.execute(SQL["schedules_lock"], {"pipeline": pipeline.name, "schedules": changed})
+    return changing
 
 
 def _lock_table(conn: psycopg.Connection[Any]) -> None:

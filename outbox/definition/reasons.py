@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from textwrap import indent
 from types import TracebackType
 from typing import Any
 
 from ..errors import OutboxError
+from ..process.places import is_ours, place_in
 from ..texts import MAX_ERROR, clean, printable, without_passwords
 
 MAX_TRACEBACK = 16_000
@@ -32,11 +31,6 @@ _MAX_LEAVES = 100
 
 _MAX_CHAIN = 8
 """Causes of causes that are told in a line: what lies deeper is in the traceback."""
-
-_PACKAGE = str(Path(__file__).parents[1]) + "/"
-_DEMO = _PACKAGE + "demo/"  # installed beside us, and an application as others are
-_STDLIB = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib")})
-_INSTALLED = ("/site-packages/", "/dist-packages/")
 
 
 def describe(error: BaseException) -> str:
@@ -191,14 +185,7 @@ def _place(error: BaseException) -> str:
     steps = list(_steps(error.__traceback__))
     if isinstance(error, OutboxError) or not all(map(_is_ours, steps)):
         steps = [step for step in steps if not _is_ours(step)]
-    if not steps:
-        return ""
-    owners = [_library(step.tb_frame.f_code.co_filename) for step in steps]
-    # An application may be installed, as libraries are: then it is what the first frame belongs to.
-    home = None if None in owners else next((owner for owner in owners if owner != _PYTHON), _PYTHON)
-    last = [step for step, owner in zip(steps, owners, strict=True) if owner == home][-1]
-    code = last.tb_frame.f_code
-    return f" ({code.co_filename.rsplit('/', 1)[-1]}:{last.tb_lineno} in {code.co_name})"
+    return f" ({place_in([(step.tb_frame, step.tb_lineno) for step in steps])})" if steps else ""
 
 
 def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:
@@ -208,17 +195,4 @@ def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def _is_ours(step: TracebackType) -> bool:
-    file = step.tb_frame.f_code.co_filename
-    return file.startswith(_PACKAGE) and not file.startswith(_DEMO)
-
-
-_PYTHON = "python"
-"""What files of Python itself belong to, as other files belong to a library."""
-
-
-def _library(file: str) -> str | None:
-    """Returns which library a file belongs to; None: it is the user's own."""
-    for folder in _INSTALLED:
-        if folder in file:
-            return file.rpartition(folder)[2].partition("/")[0]
-    return _PYTHON if file.startswith(("<frozen ", *_STDLIB)) else None
+    return is_ours(step.tb_frame.f_code.co_filename)

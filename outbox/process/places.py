@@ -1,14 +1,56 @@
-"""Where a thread is: told of one that stands still."""
+"""Where in the user's code something is: an exception that it raised, or a thread that stands still in it."""
 
 from __future__ import annotations
 
 import sys
+import sysconfig
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+_PACKAGE = str(Path(__file__).parents[1]) + "/"
+_DEMO = _PACKAGE + "demo/"  # installed beside us, and an application as others are
+_CALLERS = tuple(f"{_PACKAGE}{room}/" for room in ("engine", "messages"))  # they call the user's functions
+_STDLIB = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib")})
+_INSTALLED = ("/site-packages/", "/dist-packages/")
+
+_PYTHON = "python"
+"""What files of Python itself belong to, as other files belong to a library."""
+
+Step = tuple[FrameType, int]
+"""A frame and the line at which it is."""
+
+
+def is_ours(file: str) -> bool:
+    """Tells whether a file belongs to this package."""
+    return file.startswith(_PACKAGE) and not file.startswith(_DEMO)
+
+
+def place_in(steps: Sequence[Step]) -> str:
+    """Returns the last line of the user's own code in words, such as "posts.py:31 in enrich". Needs a step or more."""
+    owners = [_library(frame.f_code.co_filename) for frame, _ in steps]
+    # An application may be installed, as libraries are: then it is what the first frame belongs to.
+    home = None if None in owners else next((owner for owner in owners if owner != _PYTHON), _PYTHON)
+    frame, line = [step for step, owner in zip(steps, owners, strict=True) if owner == home][-1]
+    code = frame.f_code
+    return f"{code.co_filename.rsplit('/', 1)[-1]}:{line} in {code.co_name}"
 
 
 def place_of(thread: int | None) -> str | None:
-    """Returns the place of a thread in words, such as "posts.py:31 in enrich"; None if there is no such thread."""
+    """Returns where a thread is in the user's code, or else in ours; None if there is no such thread."""
     frame = sys._current_frames().get(thread or 0)
     if frame is None:
         return None
-    code = frame.f_code
-    return f"{code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno} in {code.co_name}"
+    steps = list(traceback.walk_stack(frame))[::-1]
+    called = [number for number, (each, _) in enumerate(steps) if each.f_code.co_filename.startswith(_CALLERS)]
+    users = [step for step in steps[called[-1] + 1 if called else 0 :] if not is_ours(step[0].f_code.co_filename)]
+    return place_in(users or steps[-1:])
+
+
+def _library(file: str) -> str | None:
+    """Returns which library a file belongs to; None: it is the user's own."""
+    for folder in _INSTALLED:
+        if folder in file:
+            return file.rpartition(folder)[2].partition("/")[0]
+    return _PYTHON if file.startswith(("<frozen ", *_STDLIB)) else None

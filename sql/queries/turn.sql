@@ -1,8 +1,12 @@
 -- Turns that migrate, deploy and retry take, by advisory locks. Anybody who may connect can hold one.
 
--- name: turn_patience
--- Limits how long a statement waits for a lock, until the end of the transaction. Returns the limit before.
-SELECT current_setting('lock_timeout'), set_config('lock_timeout', %(wait)s, true);
+-- name: patience
+-- Returns for how long a statement waits for a lock.
+SELECT current_setting('lock_timeout');
+
+-- name: patience_set
+-- Limits how long a statement waits for a lock, until the end of the transaction.
+SELECT set_config('lock_timeout', %(wait)s, true);
 
 -- name: turn_take
 -- Waits for a turn, alone or, shared, beside others, and has it until the end of the transaction.

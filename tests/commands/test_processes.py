@@ -37,11 +37,14 @@ def family(spawn: Spawn, conn: Conn) -> Callable[..., tuple[Process, list[int]]]
 
 
 def pids(first: Process) -> list[int]:
-    return [child.pid for child in psutil.Process(first.popen.pid).children() if child.status() != "zombie"]
+    return [child.pid for child in psutil.Process(first.popen.pid).children() if not ended(child.pid)]
 
 
 def ended(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
+    try:
+        return psutil.Process(pid).status() == "zombie"
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_several_processes_share_the_work_and_stop_together(conn: Conn, app: Any, family: Any) -> None:

@@ -52,9 +52,9 @@ def end(process: subprocess.Popen[str]) -> None:
 def postmaster(home: Path) -> psutil.Process | None:
     try:
         process = psutil.Process(int((home / "data" / "postmaster.pid").read_text().split()[0]))
+        return process if process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, IndexError, psutil.NoSuchProcess):
-        return None  # the file is not there, or still empty
-    return process if process.status() != psutil.STATUS_ZOMBIE else None
+        return None  # the file is not there or still empty, or the server has ended
 
 
 def test_data_is_kept_between_runs_and_the_server_stops_with_its_last_user(home: Path) -> None:
