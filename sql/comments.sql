@@ -122,7 +122,7 @@ COMMENT ON COLUMN outbox.jobs.deadline IS 'When the workflow moves to on_deadlin
 COMMENT ON COLUMN outbox.jobs.on_deadline IS 'The status that it moves to then.';
 COMMENT ON COLUMN outbox.jobs.progress IS 'What its handler last reported.';
 COMMENT ON COLUMN outbox.jobs.released IS
-    'How often in a row it was put back without an attempt being counted; error says why.';
+    'How often it was put back without an attempt being counted, since one was or its status changed; error says why.';
 COMMENT ON COLUMN outbox.jobs.released_by IS
     'Internal: the worker that could not read its data and leaves it to others for a while; null: none.';
 COMMENT ON COLUMN outbox.jobs.partition IS 'The partition that it belongs to; null: its stage is not limited.';

@@ -64,7 +64,8 @@ GRANT SELECT ON outbox.children, outbox.pauses, outbox.limits TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.jobs_claim_limited(integer, text, text, integer, boolean, float8, float8, float8) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.start_times_return(text, text, uuid[], float8[], float8) TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.partition_rates TO outbox_worker;
-GRANT EXECUTE ON FUNCTION outbox.reactions_forget(float8, integer) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.reactions_forget(float8, integer),
+    outbox.reactions_forget(float8, integer, uuid[], uuid[]) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.parents_join(uuid[], uuid[], integer) TO outbox_worker;
 GRANT SELECT ON outbox.waits TO outbox_worker;
 GRANT INSERT (pipeline, stage, paused_by, reason), DELETE ON outbox.pauses TO outbox_operator;

@@ -285,6 +285,7 @@ DECLARE
     old_only  text := 'SELECT coalesce((SELECT outbox.uuid7_time(i.message_id) < outbox.inbox_oldest() '
                       'FROM outbox.%I AS i ORDER BY i.message_id DESC LIMIT 1), false)';
     is_old    boolean;
+    counted   tid;
 BEGIN
     IF days IS NULL OR NOT days BETWEEN 1 AND 200 THEN
         RAISE EXCEPTION 'the inbox remembers 1 to 200 days, not %', days USING ERRCODE = '22023';
@@ -299,8 +300,19 @@ BEGIN
         RETURN;
     END IF;
     PERFORM setval('outbox.inbox_floor', first_day) FROM outbox.inbox_floor AS s WHERE s.last_value < first_day;
-    DELETE FROM outbox.delivery_attempts AS a WHERE a.ctid = ANY (ARRAY(
-        SELECT o.ctid FROM outbox.delivery_attempts AS o WHERE o.at < outbox.inbox_oldest() FOR UPDATE SKIP LOCKED));
+    BEGIN
+        DELETE FROM outbox.delivery_attempts AS a WHERE a.ctid = ANY (ARRAY(
+            SELECT o.ctid FROM outbox.delivery_attempts AS o WHERE o.at < outbox.inbox_oldest() FOR UPDATE SKIP LOCKED));
+    EXCEPTION WHEN OTHERS THEN
+        -- A trigger of others refuses one of them: then each alone.
+        FOR counted IN SELECT o.ctid FROM outbox.delivery_attempts AS o WHERE o.at < outbox.inbox_oldest() LOOP
+            BEGIN
+                DELETE FROM outbox.delivery_attempts AS a WHERE a.ctid = counted AND a.at < outbox.inbox_oldest();
+            EXCEPTION WHEN OTHERS THEN
+                RAISE WARNING 'a row of outbox.delivery_attempts can''t be deleted: %', SQLERRM;
+            END;
+        END LOOP;
+    END;
     FOR child IN
         SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'outbox.inbox'::regclass ORDER BY c.relname
@@ -314,9 +326,14 @@ BEGIN
                     EXECUTE format('TRUNCATE TABLE outbox.%I', child);
                     RETURN NEXT;
                 END IF;
-            EXCEPTION WHEN lock_not_available THEN
-                emptied := false;
-                RETURN NEXT;
+            EXCEPTION
+                WHEN lock_not_available THEN
+                    emptied := false;
+                    RETURN NEXT;
+                WHEN OTHERS THEN
+                    RAISE WARNING 'outbox.% can''t be emptied: %', child, SQLERRM;
+                    emptied := false;
+                    RETURN NEXT;
             END;
         END IF;
     END LOOP;
@@ -819,7 +836,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.reactions_begin_with_a_change() IS 'Internal: refuses reactions that are not started by a change.';
 
-CREATE FUNCTION outbox.reactions_forget(days double precision, most integer) RETURNS integer
+CREATE FUNCTION outbox.reactions_forget(days double precision, most integer, only_these uuid[], but_these uuid[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -835,6 +852,7 @@ BEGIN
         FROM outbox.pipelines AS p
         JOIN outbox.workflow_states AS w ON w.pipeline = p.pipeline AND w.current_status = 'DONE'
         WHERE p.reaction_of IS NOT NULL AND w.updated_at < now() - make_interval(secs => days * 86400)
+          AND (only_these IS NULL OR w.id = ANY (only_these)) AND w.id <> ALL (but_these)
         LIMIT most
         FOR UPDATE OF w SKIP LOCKED
     ), history AS (
@@ -848,7 +866,13 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION outbox.reactions_forget(days double precision, most integer) IS 'Internal: deletes up to so many reactions, with their history, that are done for more than so many days; returns how many.';
+COMMENT ON FUNCTION outbox.reactions_forget(days double precision, most integer, only_these uuid[], but_these uuid[]) IS 'Internal: deletes up to so many reactions, with their history, that are done for more than so many days; returns how many. Only these of them, unless null, and none of those.';
+
+CREATE FUNCTION outbox.reactions_forget(days double precision, most integer) RETURNS integer
+    LANGUAGE sql
+    RETURN outbox.reactions_forget(days, most, NULL::uuid[], '{}'::uuid[]);
+
+COMMENT ON FUNCTION outbox.reactions_forget(days double precision, most integer) IS 'Internal: deletes reactions, as the function with four arguments does.';
 
 CREATE FUNCTION outbox.require_held(claim text, jobs integer, held bigint) RETURNS boolean
     LANGUAGE plpgsql
@@ -2094,7 +2118,7 @@ COMMENT ON COLUMN outbox.jobs.partition IS 'The partition that it belongs to; nu
 
 COMMENT ON COLUMN outbox.jobs.priority IS 'A higher one goes first within the partition.';
 
-COMMENT ON COLUMN outbox.jobs.released IS 'How often in a row it was put back without an attempt being counted; error says why.';
+COMMENT ON COLUMN outbox.jobs.released IS 'How often it was put back without an attempt being counted, since one was or its status changed; error says why.';
 
 COMMENT ON COLUMN outbox.jobs.released_by IS 'Internal: the worker that could not read its data and leaves it to others for a while; null: none.';
 

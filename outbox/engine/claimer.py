@@ -12,8 +12,10 @@ import psycopg
 
 from ..database import killpoints
 from ..database.link import Link, temporary
+from ..definition.reasons import describe
 from ..texts import printable
 from . import claim
+from .handle import newer_worker
 from .inflight import InFlight
 from .job import fail
 from .lane import Lane
@@ -34,6 +36,9 @@ IDLE_POLL = 5.0
 
 RECONCILE_EVERY = 5.0
 """Seconds between two looks for jobs of a claim whose answer was lost, and the age from which on they are such."""
+
+UNKNOWN_HERE = {"OB001", "OB003"}
+"""SQLSTATEs of a change that the pipeline, as it is deployed, doesn't know: only other code can run the job."""
 
 ROW_COST = 20e-6
 """Seconds of a claim's time that each of its rows accounts for; the rest is the scan's."""
@@ -161,8 +166,10 @@ class Claimer:
             versions = dict(await self._link.repeat(*claim.start(fresh)))
         except psycopg.Error as error:
             # A pipeline that was deployed meanwhile doesn't know this change, for any of them.
-            for job in fresh:
-                if lane.remove(job):
+            for job in [job for job in fresh if lane.remove(job)]:
+                if error.sqlstate in UNKNOWN_HERE:
+                    await self._releaser.put_back([job], newer_worker(describe(error)))
+                else:
                     self._inflight.end(job, fail(job, error))
             return
         for job in fresh:

@@ -75,6 +75,7 @@ def fail(jobs: Sequence[tuple[Job, Failed]], *, wait: float | None = None) -> tu
         **_patience(wait),
         "now": None,
         "delays": array("NULL" if outcome.delay is None else outcome.delay for _, outcome in jobs),
+        "in_row": array(outcome.in_row for _, outcome in jobs),
         "errors": text_array(outcome.error for _, outcome in jobs),
         "tracebacks": text_array(_traceback(outcome) for _, outcome in jobs),
     }
@@ -88,7 +89,8 @@ def release(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
 def put_back(jobs: Sequence[Job], trouble: Trouble) -> tuple[bytes, dict[str, Any]]:
     """Return the statement that puts jobs of one owner back for a trouble; its rows are workflows and their delay (s).
 
-    A delay of None: it was put back too often, and is held as before.
+    A delay of None: it is held as before. It was put back too often, or, as the third column says, no deployed stage
+    takes it.
     """
     return SQL["jobs_put_back"], {
         **fence(jobs),
@@ -98,6 +100,7 @@ def put_back(jobs: Sequence[Job], trouble: Trouble) -> tuple[bytes, dict[str, An
         "longest": trouble.longest,
         "most": trouble.most,
         "avoid": trouble.avoid,
+        "if_routed": trouble.if_routed,
     }
 
 

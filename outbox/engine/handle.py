@@ -24,7 +24,7 @@ from .pacing import is_late
 from .run import Run
 
 NEWER_WORKER = 10.0
-"""Seconds until a job is offered again whose data only newer code can read: a deploy that is under way takes longer."""
+"""Seconds until a job is offered again that only newer code can run: a deploy that is under way takes longer."""
 
 NEWER_WORKER_LONGEST = 600.0
 """Seconds that it waits at most before the next worker tries."""
@@ -36,30 +36,34 @@ NEWER_WORKER_MOST = 20
 def begin(job: Job, connection: Any = None) -> Run[Any] | Failed | PutBack:
     """Returns what the handler is given; Failed if the stored data or the job doesn't fit, for good or not.
 
-    PutBack if only newer code can read the data: that counts no attempt, which the newer worker needs for itself.
+    PutBack if only newer code can read the data, or takes the status: that counts no attempt, which the newer worker
+    needs for itself.
     """
     if not job.status:
         return Failed(
             "the job doesn't belong to its workflow: it is of another pipeline or version. outbox retry", None
         )
     if job.status not in (job.stage.on, job.stage.running):
-        # Made by hand, or a deploy has changed what the stage takes: then a newer worker may have it.
+        # A deploy has changed what the stage takes, and the code here is of before or after it; or it was made by hand.
         takes = f"stage {job.stage.queue} takes {job.stage.on}, and the workflow is in {job.status}: not run"
-        return fail(job, HandlerError(takes))
+        return PutBack(newer_worker(takes, if_routed=True))
     try:
         return Run(job, job.stage.data.load(job.metadata), connection)
     except ValidationError as error:
         told = f"the stored metadata doesn't fit the pipeline's data: {texts.explain(error)}"
         return Failed(told, None, HandlerError(told))
     except TooNewData as error:  # a newer worker can read it, once there is one
-        trouble = Trouble(
-            describe(error), NEWER_WORKER, 2 * NEWER_WORKER, NEWER_WORKER_LONGEST, NEWER_WORKER_MOST, avoid=True
-        )
-        return PutBack(trouble)
+        return PutBack(newer_worker(describe(error)))
     except HandlerError as error:
         return Failed(describe(error), None, error)
     except BaseException as error:  # validators are the user's code, as handlers are
         return fail(job, error)
+
+
+def newer_worker(reason: str, *, if_routed: bool = False) -> Trouble:
+    """Returns why a job is put back that the code of another worker can run."""
+    first = NEWER_WORKER
+    return Trouble(reason, first, 2 * first, NEWER_WORKER_LONGEST, NEWER_WORKER_MOST, avoid=True, if_routed=if_routed)
 
 
 async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:

@@ -101,13 +101,15 @@ class Finished:
 class Failed:
     """The attempt failed: try again after `delay` seconds, or never (None). `error` is storable text.
 
-    `raised` is the exception, without our own frames: the log tells its traceback, and a dead job keeps it.
+    `raised` is the exception, without our own frames: the log tells its traceback, and a dead job keeps it. `in_row`:
+    the job was put back too often, and its put-backs go on being counted.
     """
 
     error: str
     delay: float | None
     raised: BaseException | None = None
     plain: bool = False
+    in_row: bool = False
 
     def as_plain(self) -> Failed:
         """Returns the same in ASCII, for a database whose encoding doesn't have all characters of its texts."""
@@ -120,7 +122,8 @@ class Trouble:
 
     The put-backs of a job are counted instead. The first one waits for `first` seconds, the second for `next`, each
     further one for twice as long as the one before, up to `longest`. After `most` of them the attempt fails with
-    `reason`. With `avoid` other workers have the first try.
+    `reason`. With `avoid` other workers have the first try. With `if_routed` there must be such workers: the pipeline
+    as it is deployed has this stage take the workflow's status. Else the attempt fails at once.
     """
 
     reason: str
@@ -129,6 +132,7 @@ class Trouble:
     longest: float = 60.0
     most: int = 10
     avoid: bool = False
+    if_routed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

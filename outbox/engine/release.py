@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..database.link import Link
 from ..errors import HandlerError
@@ -46,16 +47,20 @@ class Releaser:
 
     async def put_back(self, jobs: Sequence[Job], trouble: Trouble) -> None:
         """Puts jobs back, or fails those that were put back too often. Jobs that are no longer held were taken away."""
-        delays: dict[str, float | None] = {}
+        answers: dict[str, tuple[float | None, bool]] = {}
         for owner in {job.owner for job in jobs}:
             mine = [job for job in jobs if job.owner == owner]
-            delays |= dict(await self._link.repeat(*commit.put_back(mine, trouble)))
+            rows = await self._link.repeat(*commit.put_back(mine, trouble))
+            answers |= {workflow: (delay, unrouted) for workflow, delay, unrouted in rows}
         for job in jobs:
             where = f"{job.stage.queue} {printable(job.entity_id)}"
-            if job.workflow_id not in delays:
+            delay, unrouted = answers.get(job.workflow_id, (None, False))
+            if job.workflow_id not in answers:
                 self._inflight.counts.lost += 1
                 log.warning("%s: LeaseLost, nothing of it was written", where)
-            elif (delay := delays[job.workflow_id]) is None:
+            elif unrouted:
+                self._inflight.end(job, fail(job, HandlerError(trouble.reason)))
+            elif delay is None:
                 self._inflight.end(job, _failed(job, trouble))
             elif delay <= 0:
                 log.info("%s: %s; it runs again", where, printable(trouble.reason))
@@ -81,4 +86,4 @@ class Releaser:
 def _failed(job: Job, trouble: Trouble) -> Failed:
     """Returns the outcome of an attempt that was put back too often: a failed one, for good if no worker can run it."""
     reason = f"{trouble.reason}, {trouble.most} times in a row"
-    return Failed(clean(reason), None) if trouble.avoid else fail(job, HandlerError(reason))
+    return Failed(clean(reason), None) if trouble.avoid else replace(fail(job, HandlerError(reason)), in_row=True)

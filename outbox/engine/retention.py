@@ -25,8 +25,15 @@ log = logging.getLogger("outbox.maintenance")
 BATCH = 1_000
 """Rows that one transaction deletes at most."""
 
-EACH = {"retention_workflows": "workflows_to_delete"}
-"""The statements that delete what other tables may refer to, so that some rows must stay, and what names the rows."""
+EACH = {
+    "retention_workflows": ("workflows_to_delete", "old workflow"),
+    "retention_history": ("history_to_delete", "old state change"),
+    "retention_dead_jobs": ("dead_jobs_to_drop", "old dead job of workflow"),
+    "retention_checkpoints": ("checkpoints_to_delete", "old checkpoint"),
+    "retention_rates": ("rates_to_delete", "old start time"),
+    "retention_reactions": ("reactions_to_delete", "old reaction"),
+}
+"""What names the rows that each statement takes, and what they are in the log: triggers of others may refuse some."""
 
 KEEP_REACTIONS = 7.0
 """Days for which a reaction that is done can still be looked at. The function refuses less."""
@@ -91,27 +98,22 @@ def steps(link: Link, apart: Apart, kept: Retention) -> Iterator[tuple[str, Awai
         ("retention_reactions", KEEP_REACTIONS),
     ):
         if days is not None:
-            yield name.replace("_", " "), _delete(link, apart, name, days)
+            yield name.replace("_", " "), _delete(apart, name, days)
     if kept.inbox is not None:
         yield "retention inbox", _forget_inbox(link, kept.inbox)
     if kept.messages is not None:
         yield "retention messages", _empty_log(link, kept.messages)
 
 
-async def _delete(link: Link, apart: Apart, name: str, days: float) -> None:
+async def _delete(apart: Apart, name: str, days: float) -> None:
     """Deletes what is old of one kind, in batches, each in a transaction of its own."""
-    total, deleted = 0, BATCH
-    while deleted == BATCH:
-        params = {"days": days, "limit": BATCH}
-        if name in EACH:
-            rows = await apart.run(SQL[name], SQL[EACH[name]], "old workflow", params, deletes=True)
-        else:
-            conn = await link.connection()
-            async with conn.transaction():
-                await link.execute(SQL["retention_mark"], {})
-                rows = await link.execute(SQL[name], params)
+    total, more = 0, True
+    ids, what = EACH[name]
+    while more:
+        rows = await apart.run(SQL[name], SQL[ids], what, {"days": days, "limit": BATCH}, deletes=True)
         deleted = sum(row[0] for row in rows)
         total += deleted
+        more = deleted == BATCH or (len(rows) > 1 and deleted > 0)  # in parts: some were left, and are in no one's way
         await asyncio.sleep(0.05)  # others first
     if total:
         log.info("%s: %s were old and are gone", name.replace("_", " "), total)
@@ -122,5 +124,5 @@ async def _forget_inbox(link: Link, days: float) -> None:
 
 
 async def _empty_log(link: Link, days: float) -> None:
-    for child in await ring.rotate(await link.connection(), days):
-        log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)
+    for child, why in (await ring.rotate(await link.connection(), days)).items():
+        log.warning("outbox.%s can't be emptied: %s", child, why)

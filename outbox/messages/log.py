@@ -176,8 +176,8 @@ class Log:
             return True
         return False
 
-    async def rotate(self) -> list[str]:
-        """Empties what every relay has passed (see ring.py); returns the tables that are in use."""
+    async def rotate(self) -> dict[str, str]:
+        """Empties what every relay has passed (see ring.py); returns the tables that can't be emptied, and why."""
         # On a connection of its own: on the relay's, what is read and moved meanwhile would be in its transactions, and
         # be rolled back when a table can't be locked.
         async with await connect_async(self._dsn, "relay") as conn:

@@ -168,14 +168,14 @@ class Relay:
 
     async def _beat(self) -> None:
         rotate_at = 0.0
-        known: list[str] = []
+        known: dict[str, str] = {}
         while True:
             await self._log.beat(self._target.trouble.now, self._idle)
             if time.monotonic() >= rotate_at:
                 rotate_at = time.monotonic() + ROTATE_EVERY
                 stuck = await self._log.rotate()
                 for child in set(stuck) - set(known):
-                    log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)
+                    log.warning("outbox.%s can't be emptied: %s", child, stuck[child])
                 known = stuck
             await asyncio.sleep(HEARTBEAT_EVERY)
 

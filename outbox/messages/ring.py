@@ -8,6 +8,7 @@ import psycopg
 from psycopg import sql
 
 from ..database import statements
+from ..database.link import first_line, temporary
 
 SQL = statements.load("ring")
 
@@ -15,12 +16,16 @@ LOCK_TIMEOUT = "SET LOCAL lock_timeout = '100ms'"
 """Milliseconds to wait for a table: writers queue behind the lock meanwhile, and there will be another rotation."""
 
 
-async def rotate(conn: psycopg.AsyncConnection[Any], days: float | None = None) -> list[str]:
+IN_USE = "a transaction that writes messages is open"
+
+
+async def rotate(conn: psycopg.AsyncConnection[Any], days: float | None = None) -> dict[str, str]:
     """Empties the child tables that every relay has passed; without a relay, those older than `days`.
 
-    Returns those that could not be locked at once because a transaction that writes messages is open.
+    Returns those that could not be emptied, and why: they could not be locked at once, or a trigger or a key of others
+    refuses it.
     """
-    stuck: list[str] = []
+    stuck: dict[str, str] = {}
     for child, current, _ in await _ask(conn, "ring"):
         if current or not all((await _ask(conn, "ring_child", child, days))[0]):
             continue
@@ -32,7 +37,11 @@ async def rotate(conn: psycopg.AsyncConnection[Any], days: float | None = None) 
                 if all((await _ask(conn, "ring_child", child, days))[0]):
                     await _ask(conn, "ring_truncate", child)
         except psycopg.errors.LockNotAvailable:
-            stuck.append(child)
+            stuck[child] = IN_USE
+        except psycopg.Error as error:
+            if temporary(error):
+                raise
+            stuck[child] = first_line(error)
     async with conn.transaction():
         await _ask(conn, "ring_turn_lock")
         children = await _ask(conn, "ring")

@@ -47,6 +47,7 @@ DECLARE
     old_only  text := 'SELECT coalesce((SELECT outbox.uuid7_time(i.message_id) < outbox.inbox_oldest() '
                       'FROM outbox.%I AS i ORDER BY i.message_id DESC LIMIT 1), false)';
     is_old    boolean;
+    counted   tid;
 BEGIN
     IF days IS NULL OR NOT days BETWEEN 1 AND 200 THEN
         RAISE EXCEPTION 'the inbox remembers 1 to 200 days, not %', days USING ERRCODE = '22023';
@@ -61,8 +62,19 @@ BEGIN
         RETURN;
     END IF;
     PERFORM setval('outbox.inbox_floor', first_day) FROM outbox.inbox_floor AS s WHERE s.last_value < first_day;
-    DELETE FROM outbox.delivery_attempts AS a WHERE a.ctid = ANY (ARRAY(
-        SELECT o.ctid FROM outbox.delivery_attempts AS o WHERE o.at < outbox.inbox_oldest() FOR UPDATE SKIP LOCKED));
+    BEGIN
+        DELETE FROM outbox.delivery_attempts AS a WHERE a.ctid = ANY (ARRAY(
+            SELECT o.ctid FROM outbox.delivery_attempts AS o WHERE o.at < outbox.inbox_oldest() FOR UPDATE SKIP LOCKED));
+    EXCEPTION WHEN OTHERS THEN
+        -- A trigger of others refuses one of them: then each alone.
+        FOR counted IN SELECT o.ctid FROM outbox.delivery_attempts AS o WHERE o.at < outbox.inbox_oldest() LOOP
+            BEGIN
+                DELETE FROM outbox.delivery_attempts AS a WHERE a.ctid = counted AND a.at < outbox.inbox_oldest();
+            EXCEPTION WHEN OTHERS THEN
+                RAISE WARNING 'a row of outbox.delivery_attempts can''t be deleted: %', SQLERRM;
+            END;
+        END LOOP;
+    END;
     FOR child IN
         SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'outbox.inbox'::regclass ORDER BY c.relname
@@ -76,9 +88,14 @@ BEGIN
                     EXECUTE format('TRUNCATE TABLE outbox.%I', child);
                     RETURN NEXT;
                 END IF;
-            EXCEPTION WHEN lock_not_available THEN
-                emptied := false;
-                RETURN NEXT;
+            EXCEPTION
+                WHEN lock_not_available THEN
+                    emptied := false;
+                    RETURN NEXT;
+                WHEN OTHERS THEN
+                    RAISE WARNING 'outbox.% can''t be emptied: %', child, SQLERRM;
+                    emptied := false;
+                    RETURN NEXT;
             END;
         END IF;
     END LOOP;

@@ -42,7 +42,8 @@ END
 $$;
 COMMENT ON FUNCTION outbox.reactions_begin_with_a_change() IS 'Internal: refuses reactions that are not started by a change.';
 
-CREATE OR REPLACE FUNCTION outbox.reactions_forget(days float8, most integer) RETURNS integer
+CREATE OR REPLACE FUNCTION outbox.reactions_forget(days float8, most integer, only_these uuid[], but_these uuid[])
+RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -58,6 +59,7 @@ BEGIN
         FROM outbox.pipelines AS p
         JOIN outbox.workflow_states AS w ON w.pipeline = p.pipeline AND w.current_status = 'DONE'
         WHERE p.reaction_of IS NOT NULL AND w.updated_at < now() - make_interval(secs => days * 86400)
+          AND (only_these IS NULL OR w.id = ANY (only_these)) AND w.id <> ALL (but_these)
         LIMIT most
         FOR UPDATE OF w SKIP LOCKED
     ), history AS (
@@ -70,7 +72,15 @@ BEGIN
     RETURN deleted;
 END
 $$;
+COMMENT ON FUNCTION outbox.reactions_forget(float8, integer, uuid[], uuid[]) IS
+    'Internal: deletes up to so many reactions, with their history, that are done for more than so many days; returns how many. '
+    'Only these of them, unless null, and none of those.';
+
+-- Workers of the release before call it.
+CREATE OR REPLACE FUNCTION outbox.reactions_forget(days float8, most integer) RETURNS integer
+LANGUAGE sql
+RETURN outbox.reactions_forget(days, most, NULL, '{}');
 COMMENT ON FUNCTION outbox.reactions_forget(float8, integer) IS
-    'Internal: deletes up to so many reactions, with their history, that are done for more than so many days; returns how many.';
+    'Internal: deletes reactions, as the function with four arguments does.';
 REVOKE EXECUTE ON FUNCTION outbox.react(uuid[], text[], text[], bigint[], text, text),
-    outbox.reactions_forget(float8, integer) FROM PUBLIC;
+    outbox.reactions_forget(float8, integer), outbox.reactions_forget(float8, integer, uuid[], uuid[]) FROM PUBLIC;

@@ -41,6 +41,7 @@ WITH picked AS MATERIALIZED (
         FROM outbox.jobs AS j
         WHERE j.pipeline = q.pipeline AND j.stage = q.stage AND j.careful AND j.owner IS NULL AND j.due
           AND j.partition IS NULL
+          AND (j.released_by IS DISTINCT FROM %(worker)s::integer OR j.run_at < now() - interval '30 seconds')
         ORDER BY j.id
         LIMIT 1
         FOR NO KEY UPDATE SKIP LOCKED

@@ -82,11 +82,11 @@ WITH me AS MATERIALIZED (
     -- Not a join: see jobs_finish_if_held.
     CROSS JOIN LATERAL (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = o.id FOR UPDATE) AS j
 ), held AS MATERIALIZED (
-    SELECT j.workflow_id, o.delay, o.error, o.traceback
-    FROM (SELECT o.id, o.job, o.attempt, o.delay, o.error, o.traceback
-          FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[], %(errors)s::text[],
-                      %(tracebacks)s::text[])
-              AS o (id, job, attempt, delay, error, traceback)
+    SELECT j.workflow_id, o.delay, o.in_row, o.error, o.traceback
+    FROM (SELECT o.id, o.job, o.attempt, o.delay, o.in_row, o.error, o.traceback
+          FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[],
+                      %(in_row)s::boolean[], %(errors)s::text[], %(tracebacks)s::text[])
+              AS o (id, job, attempt, delay, in_row, error, traceback)
           WHERE (SELECT count(*) FROM me) + (SELECT count(*) FROM awaited) > 0
           ORDER BY o.id) AS o
     CROSS JOIN LATERAL (
@@ -99,6 +99,8 @@ WITH me AS MATERIALIZED (
     UPDATE outbox.jobs AS j
     SET owner = NULL, claimed_at = NULL, careful = false, error = held.error, due = held.delay <= 0,
         run_at = coalesce(%(now)s::timestamptz, now()) + make_interval(secs => held.delay),
+        -- An attempt that counts ends a row of put-backs, unless these are why it failed.
+        released = CASE WHEN held.in_row THEN j.released ELSE 0 END,
         -- The data may have changed during the attempt. An unlimited job has neither.
         (partition, priority) = (SELECT r.partition, r.priority FROM outbox.workflow_states AS w
                                  CROSS JOIN LATERAL outbox.job_of(w.pipeline, j.status, w.metadata) AS r
@@ -173,18 +175,23 @@ RETURNING j.workflow_id::text;
 -- Puts back jobs that this worker holds and whose attempt came to nothing through no fault of the handler: no attempt is
 -- counted, but the put-back is, and each one waits twice as long as the one before: after the first, which waits for
 -- `first` seconds, `next` and more, up to `longest`. With `avoid` other workers have the first try. Returns the jobs that
--- were still held with their delay; null: that was `most` times, and the job is held as before.
+-- were still held with their delay; null: that was `most` times, and the job is held as before. So is one that, with
+-- `if_routed`, no deployed stage of its name takes: the third column says so.
 -- Reads routes, workflow_states. Writes jobs. Locks jobs only, with SKIP LOCKED, ids ascending. Uses jobs_pkey,
 -- workflow_states_pkey, routes_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id, CASE WHEN j.released = 0 THEN %(first)s::float8
                                ELSE least(%(next)s::float8 * 2 ^ least(j.released - 1, 30), %(longest)s::float8) END AS delay,
-           j.released >= %(most)s::integer AS often
+           j.released >= %(most)s::integer AS often,
+           %(if_routed)s::boolean AND NOT EXISTS (
+               SELECT FROM outbox.workflow_states AS w
+               JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+               WHERE w.id = j.workflow_id AND r.pipeline = j.pipeline AND r.stage = j.stage) AS unrouted
     FROM (SELECT o.id, o.job, o.attempt
           FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[]) AS o (id, job, attempt)
           ORDER BY o.id) AS o
     CROSS JOIN LATERAL (
-        SELECT j.workflow_id, j.released FROM outbox.jobs AS j
+        SELECT j.workflow_id, j.pipeline, j.stage, j.released FROM outbox.jobs AS j
         WHERE j.workflow_id = o.id
             AND j.id = o.job AND j.owner IS NOT DISTINCT FROM %(worker)s::integer AND j.attempt = o.attempt
         FOR NO KEY UPDATE SKIP LOCKED
@@ -198,9 +205,10 @@ WITH held AS MATERIALIZED (
                                  CROSS JOIN LATERAL outbox.job_of(w.pipeline, j.status, w.metadata) AS r
                                  WHERE w.id = j.workflow_id AND j.partition IS NOT NULL)
     FROM held
-    WHERE j.workflow_id = held.workflow_id AND NOT held.often AND j.workflow_id = ANY (%(ids)s::uuid[])
+    WHERE j.workflow_id = held.workflow_id AND NOT held.often AND NOT held.unrouted
+      AND j.workflow_id = ANY (%(ids)s::uuid[])
 )
-SELECT held.workflow_id::text, CASE WHEN NOT held.often THEN held.delay END FROM held;
+SELECT held.workflow_id::text, CASE WHEN NOT held.often AND NOT held.unrouted THEN held.delay END, held.unrouted FROM held;
 
 -- name: start_times_return
 -- Takes back the start times of jobs of one stage that were released without being started; see the function in

@@ -265,7 +265,7 @@ WITH gone AS MATERIALIZED (
     FOR UPDATE OF j SKIP LOCKED
 ), freed AS (
     UPDATE outbox.jobs AS j
-    SET owner = NULL, claimed_at = NULL, careful = coalesce(stale.attempt >= stale.max_attempts - 1, false),
+    SET owner = NULL, claimed_at = NULL, careful = coalesce(stale.attempt >= stale.max_attempts - 1, false), released = 0,
         error = format('worker %%s was lost during attempt %%s', stale.owner, stale.attempt),
         -- The data may have changed during the attempt. An unlimited job has neither.
         (partition, priority) = (SELECT r.partition, r.priority FROM outbox.workflow_states AS w

@@ -50,6 +50,7 @@ WITH old AS MATERIALIZED (
     SELECT c.workflow_id, c.version
     FROM outbox.state_changes AS c
     WHERE c.at < now() - make_interval(secs => %(days)s::float8 * 86400)
+      AND (%(only)s::bigint[] IS NULL OR c.id = ANY (%(only)s::bigint[])) AND c.id <> ALL (%(but)s::bigint[])
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 ), deleted AS (
@@ -57,6 +58,14 @@ WITH old AS MATERIALIZED (
     WHERE c.workflow_id = old.workflow_id AND c.version = old.version RETURNING 1
 )
 SELECT count(*) FROM deleted;
+
+-- name: history_to_delete
+-- Returns the rows of history that retention_history takes.
+-- Reads state_changes. Uses state_changes_by_time.
+SELECT c.id::text
+FROM outbox.state_changes AS c
+WHERE c.at < now() - make_interval(secs => %(days)s::float8 * 86400) AND c.id <> ALL (%(but)s::bigint[])
+LIMIT %(limit)s;
 
 -- name: retention_checkpoints
 -- Deletes results that no attempt will ask for any more: their work is done, or was given up. Returns how many. Results
@@ -69,6 +78,8 @@ WITH old AS MATERIALIZED (
     WHERE c.made_at < now() - make_interval(secs => 3600 + %(days)s::float8 * 86400)
       AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = c.workflow_id AND j.entered = c.entered)
       AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = c.workflow_id AND d.entered = c.entered)
+      AND (%(only)s::text[] IS NULL OR jsonb_build_array(c.workflow_id, c.entered, c.stage, c.key)::text = ANY (%(only)s::text[]))
+      AND jsonb_build_array(c.workflow_id, c.entered, c.stage, c.key)::text <> ALL (%(but)s::text[])
     LIMIT %(limit)s
     FOR UPDATE OF c SKIP LOCKED
 ), deleted AS (
@@ -78,12 +89,25 @@ WITH old AS MATERIALIZED (
 )
 SELECT count(*) FROM deleted;
 
+-- name: checkpoints_to_delete
+-- Returns the results that retention_checkpoints takes, each as the JSON array of its key.
+-- Reads checkpoints, dead_jobs, jobs. Uses checkpoints_by_time, jobs_pkey, dead_jobs_pkey.
+SELECT jsonb_build_array(c.workflow_id, c.entered, c.stage, c.key)::text
+FROM outbox.checkpoints AS c
+WHERE c.made_at < now() - make_interval(secs => 3600 + %(days)s::float8 * 86400)
+  AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = c.workflow_id AND j.entered = c.entered)
+  AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = c.workflow_id AND d.entered = c.entered)
+  AND jsonb_build_array(c.workflow_id, c.entered, c.stage, c.key)::text <> ALL (%(but)s::text[])
+LIMIT %(limit)s;
+
 -- name: retention_rates
 -- Deletes start times of partitions that have passed. Returns how many.
 -- Writes partition_rates. Locks these rows, with SKIP LOCKED. Uses partition_rates_pkey.
 WITH old AS MATERIALIZED (
     SELECT r.pipeline, r.stage, r.partition FROM outbox.partition_rates AS r
     WHERE r.next_at < now() - make_interval(secs => 60 + %(days)s::float8 * 86400)
+      AND (%(only)s::text[] IS NULL OR jsonb_build_array(r.pipeline, r.stage, r.partition)::text = ANY (%(only)s::text[]))
+      AND jsonb_build_array(r.pipeline, r.stage, r.partition)::text <> ALL (%(but)s::text[])
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 ), deleted AS (
@@ -92,12 +116,31 @@ WITH old AS MATERIALIZED (
 )
 SELECT count(*) FROM deleted;
 
+-- name: rates_to_delete
+-- Returns the start times that retention_rates takes, each as the JSON array of its key.
+-- Reads partition_rates.
+SELECT jsonb_build_array(r.pipeline, r.stage, r.partition)::text
+FROM outbox.partition_rates AS r
+WHERE r.next_at < now() - make_interval(secs => 60 + %(days)s::float8 * 86400)
+  AND jsonb_build_array(r.pipeline, r.stage, r.partition)::text <> ALL (%(but)s::text[])
+LIMIT %(limit)s;
+
 -- name: retention_reactions
 -- Deletes reactions that are done for more than `days`, with their history; see the function in
 -- sql/functions/reactions.sql. Returns how many.
 -- Reads pipelines. Writes workflow_states, state_changes. Locks workflows, with SKIP LOCKED. Uses
 -- workflow_states_entity_key, state_changes_pkey.
-SELECT outbox.reactions_forget(%(days)s, %(limit)s);
+SELECT outbox.reactions_forget(%(days)s, %(limit)s, %(only)s::uuid[], %(but)s::uuid[]);
+
+-- name: reactions_to_delete
+-- Returns the reactions that retention_reactions takes.
+-- Reads pipelines, workflow_states. Uses workflow_states_entity_key.
+SELECT w.id::text
+FROM outbox.pipelines AS p
+JOIN outbox.workflow_states AS w ON w.pipeline = p.pipeline AND w.current_status = 'DONE'
+WHERE p.reaction_of IS NOT NULL AND w.updated_at < now() - make_interval(secs => %(days)s::float8 * 86400)
+  AND w.id <> ALL (%(but)s::uuid[])
+LIMIT %(limit)s;
 
 -- name: retention_dead_jobs
 -- Drops the errors and tracebacks of jobs that died more than `days` ago. The dead job itself stays for as long as the workflow stands
@@ -106,6 +149,7 @@ SELECT outbox.reactions_forget(%(days)s, %(limit)s);
 WITH old AS MATERIALIZED (
     SELECT d.workflow_id FROM outbox.dead_jobs AS d
     WHERE d.died_at < now() - make_interval(secs => %(days)s::float8 * 86400) AND d.error <> 'dropped by retention'
+      AND (%(only)s::uuid[] IS NULL OR d.workflow_id = ANY (%(only)s::uuid[])) AND d.workflow_id <> ALL (%(but)s::uuid[])
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED
 ), dropped AS (
@@ -114,9 +158,14 @@ WITH old AS MATERIALIZED (
 )
 SELECT count(*) FROM dropped;
 
--- name: retention_mark
--- Lets this transaction delete history; see the trigger state_changes_are_append_only.
-SELECT set_config('outbox.retention', 'on', true);
+-- name: dead_jobs_to_drop
+-- Returns the workflows whose dead jobs retention_dead_jobs takes.
+-- Reads dead_jobs. Uses dead_jobs_by_time.
+SELECT d.workflow_id::text
+FROM outbox.dead_jobs AS d
+WHERE d.died_at < now() - make_interval(secs => %(days)s::float8 * 86400) AND d.error <> 'dropped by retention'
+  AND d.workflow_id <> ALL (%(but)s::uuid[])
+LIMIT %(limit)s;
 
 -- name: retention_rights
 -- Returns what of this the role may do: delete workflows, delete history, empty the message log, and the inbox after

@@ -306,11 +306,11 @@ def test_a_relay_publishes_parks_turns_the_ring_and_survives_a_restore(
     write("known")
     run()
 
-    async def rotate() -> list[str]:
+    async def rotate() -> dict[str, str]:
         async with await psycopg.AsyncConnection.connect(dsn_as("login_relay", dsn), autocommit=True) as conn:
             return await ring.rotate(conn, 1e-9)
 
-    assert asyncio.run(rotate()) == []
+    assert asyncio.run(rotate()) == {}
     assert value(parcels, "SELECT count(*) FROM outbox.messages_0") == 0
     assert value(parcels, "SELECT last_value FROM outbox.message_ids") == 2_000_000, "and it was turned"
     write("known")

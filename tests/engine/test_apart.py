@@ -180,6 +180,93 @@ def test_history_that_is_refused_keeps_no_other_kind_from_being_deleted(conn: Co
     assert value(conn, "SELECT count(*) FROM outbox.partition_rates") == 0
 
 
+def refuse_one(conn: Conn, table: str, bad: str) -> None:
+    """Has a trigger of the user's refuse to delete or change one row of a table."""
+    conn.execute(
+        f"""
+        CREATE FUNCTION outbox.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF {bad} THEN RAISE EXCEPTION 'refused by the user''s trigger'; END IF;
+            RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+        END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE OR DELETE ON outbox.{table} FOR EACH ROW EXECUTE FUNCTION outbox.refuse();
+    """.encode()
+    )
+
+
+OLD_ROWS = {
+    "state_changes": (
+        "INSERT INTO outbox.state_changes (workflow_id, to_status, version, actor, at) "
+        "SELECT outbox.uuid7(), 'A', n, 'a', now() - interval '1 year' FROM generate_series(1, 5) AS n",
+        "OLD.version = 3",
+        "SELECT count(*) FROM outbox.state_changes",
+    ),
+    "dead_jobs": (
+        "INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error, died_at) "
+        "SELECT outbox.uuid7(), 'p', n, 's', 'A', n, 1, 'no', now() - interval '1 year' FROM generate_series(1, 5) AS n",
+        "OLD.entered = 3",
+        "SELECT count(*) FROM outbox.dead_jobs WHERE error = 'no'",
+    ),
+    "checkpoints": (
+        "INSERT INTO outbox.checkpoints (workflow_id, stage, entered, key, function, result, attempt, made_at) "
+        "SELECT outbox.uuid7(), 's', n, 'k', 'f', '1', 1, now() - interval '1 year' FROM generate_series(1, 5) AS n",
+        "OLD.entered = 3",
+        "SELECT count(*) FROM outbox.checkpoints",
+    ),
+    "partition_rates": (
+        "INSERT INTO outbox.partition_rates (pipeline, stage, partition, next_at) "
+        "SELECT 'p', 's', n, now() - interval '1 year' FROM generate_series(1, 5) AS n",
+        "OLD.partition = '3'",
+        "SELECT count(*) FROM outbox.partition_rates",
+    ),
+    "workflow_states": (  # reactions
+        "INSERT INTO outbox.pipelines (pipeline, initial_status, reaction_of) VALUES ('p/r', 'DUE', 'p'); "
+        "INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata, updated_at) "
+        "SELECT 'p/r', n, 'DONE', '{}', now() - interval '1 year' FROM generate_series(1, 5) AS n",
+        "OLD.entity_id = '3'",
+        "SELECT count(*) FROM outbox.workflow_states",
+    ),
+}
+
+
+@pytest.mark.parametrize("table", OLD_ROWS)
+def test_an_old_row_that_is_refused_keeps_no_other_from_going(
+    conn: Conn, dsn: str, admin_dsn: str, caplog: pytest.LogCaptureFixture, table: str
+) -> None:
+    made, bad, left = OLD_ROWS[table]
+    with psycopg.connect(admin_dsn) as admin:
+        admin.execute("SET session_replication_role = replica")
+        admin.execute(made.encode())
+    refuse_one(conn, table, bad)
+    caplog.set_level(logging.ERROR, "outbox.maintenance")
+    tick(dsn, times=2, history=1.0, dead_jobs=1.0)
+    assert value(conn, left) == 1
+    assert len([line for line in caplog.messages if "refused by the user" in line]) == 1, "named, and left for a while"
+    conn.execute(f"DROP TRIGGER refuse ON outbox.{table}".encode())
+    tick(dsn, history=1.0, dead_jobs=1.0)
+    assert value(conn, left) == 0
+
+
+def test_a_delivery_that_is_refused_keeps_no_other_from_being_forgotten(conn: Conn, dsn: str) -> None:
+    conn.execute("""
+        INSERT INTO outbox.delivery_attempts (consumer, message_id, attempts, at)
+        SELECT 'c', outbox.uuid7(), n, now() - interval '1 year' FROM generate_series(1, 5) AS n""")
+    refuse_one(conn, "delivery_attempts", "OLD.attempts = 3")
+    tick(dsn, inbox=90.0)
+    assert conn.execute("SELECT attempts FROM outbox.delivery_attempts").fetchall() == [(3,)]
+
+
+def test_one_bad_row_of_many_costs_few_statements(conn: Conn, dsn: str) -> None:
+    """Those that go together are told by their transaction."""
+    pipeline = deployed(conn, one_stage(lambda run: None))
+    pipeline.submit_many(conn, ((name, Post()) for name in ["bad", *(f"e{n}" for n in range(200))]))
+    conn.execute("UPDATE outbox.jobs SET due = false, run_at = now() - interval '1 s'")
+    refuse(conn, "jobs", "UPDATE", "NEW.due")
+    tick(dsn)
+    assert value(conn, "SELECT count(*) FROM outbox.jobs WHERE due") == 200
+    assert value(conn, "SELECT count(DISTINCT xmin::text) FROM outbox.jobs WHERE due") <= 8
+
+
 # A parent's trouble is the parent's.
 
 

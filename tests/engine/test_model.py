@@ -40,12 +40,13 @@ from kit.servers import PostgresServer
 from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, Stranded
 from outbox.database import statements, user_transaction
 from outbox.definition import deploy, deployed
-from outbox.engine import claim, commit, release, transaction
+from outbox.definition.reasons import describe
+from outbox.engine import claim, commit, handle, release, transaction
 from outbox.engine.apart import ALL
 from outbox.engine.committer import Committer
-from outbox.engine.handle import begin, handle_sync
+from outbox.engine.handle import begin, handle_sync, newer_worker
 from outbox.engine.inflight import Counts, InFlight
-from outbox.engine.job import Failed, Job, fail
+from outbox.engine.job import Failed, Job, PutBack, Trouble, fail
 from outbox.engine.lane import Lanes
 from outbox.engine.release import Releaser
 from outbox.errors import HandlerError
@@ -349,7 +350,7 @@ class Lives(RuleBasedStateMachine):
                 self.finish(slot, says)
 
     @precondition(lambda self: self.processes)
-    @rule(slot=processes, times=st.integers(2, spec.PUT_BACKS + 2), says=outcomes)
+    @rule(slot=processes, times=st.integers(2, spec.CHANGED.most + 2), says=outcomes)
     def change_data_during_each_attempt(self, slot: int, times: int, says: spec.Outcome) -> None:
         """Somebody changes what is handled, attempt after attempt."""
         for time in range(times):
@@ -467,9 +468,9 @@ class Lives(RuleBasedStateMachine):
                     lambda: self.model.start(attempt), lambda: dict(self.conn.execute(*claim.start([job])).fetchall())
                 )
             except psycopg.Error as error:
-                counts = self.runner.run(self.commit([(job, fail(job, error))]))
-                told = self.model.refuse(attempt, spec.Refused(error.sqlstate))
-                assert counts == Counts(retried=told == "retried", dead=told == "dead")
+                counts = self.runner.run(self.commit([(job, PutBack(newer_worker(describe(error))))]))
+                told = self.model.put_back(attempt, replace(spec.OTHER_CODE, reason=spec.WORDS[error.sqlstate]))
+                assert counts == Counts(dead=told == "dead")
                 return
             assert (started is None) == (not versions)
             if started is not None:
@@ -528,19 +529,22 @@ class Lives(RuleBasedStateMachine):
         told = Counter(self.model.settle(attempt, outcome) for _, attempt, outcome in ended)
         assert counts == Counts(told["done"], told["retried"], told["dead"], told["lost"])
 
-    async def commit(self, ended: Sequence[tuple[Job, spec.Outcome | Failed]]) -> Counts:
+    async def commit(self, ended: Sequence[tuple[Job, spec.Outcome | PutBack]]) -> Counts:
         """What attempt.py and committer.py do with handlers' outcomes."""
         global said
         link, inflight = Link(self.conn), InFlight(Lanes())
         releaser = Releaser(link, inflight)
         for job, outcome in ended:
-            if isinstance(outcome, Failed):
-                inflight.end(job, outcome)
+            if isinstance(outcome, PutBack):
+                await releaser.put_back([job], outcome.trouble)
                 continue
             said = outcome
             if not job.stage.transaction:
                 run = begin(job)
-                inflight.end(job, run if isinstance(run, Failed) else handle_sync([run])[0])
+                if isinstance(run, PutBack):
+                    await releaser.put_back([job], run.trouble)
+                else:
+                    inflight.end(job, run if isinstance(run, Failed) else handle_sync([run])[0])
                 continue
             match user_transaction.run(self.conn, transaction.attempt(self.conn, [job])):
                 case transaction.Committed(finished):
@@ -552,6 +556,8 @@ class Lives(RuleBasedStateMachine):
                     inflight.end(job, fail(job, HandlerError("it changed its own workflow")))
                 case transaction.NotHeld():
                     await releaser.not_held([job])
+                case PutBack(trouble):
+                    await releaser.put_back([job], trouble)
                 case other:
                     raise AssertionError(other)
         committing = asyncio.create_task(Committer([link], link, inflight, releaser).run())
@@ -612,7 +618,7 @@ class Lives(RuleBasedStateMachine):
 
     def retain(self, what: str, days: float) -> None:
         with self.conn.transaction():
-            self.maintain("retention_mark")
+            self.conn.execute("SELECT set_config('outbox.retention', 'on', true)")
             self.maintain(RETENTION[what], days=days, limit=100)
         self.model.retain(**{what: days})
 
@@ -713,7 +719,7 @@ SELECT json_build_object(
             'entity', coalesce(w.entity_id, j.workflow_id::text), 'id', j.id, 'stage', j.stage, 'status', j.status,
             'entered', j.entered, 'run_at', fake.seconds(j.run_at), 'attempt', j.attempt, 'due', j.due,
             'careful', j.careful, 'owner', j.owner, 'claimed_at', fake.seconds(j.claimed_at), 'error', j.error,
-            'released', j.released))
+            'released', j.released, 'released_by', j.released_by))
         FROM outbox.jobs AS j LEFT JOIN outbox.workflow_states AS w ON w.id = j.workflow_id), '[]'),
     'deads', coalesce((SELECT json_agg(json_build_object(
             'entity', coalesce(w.entity_id, d.workflow_id::text), 'stage', d.stage, 'status', d.status,
@@ -756,8 +762,10 @@ def world(server: PostgresServer, empty_template: NoopExecutor) -> Iterator[Call
         asyncio.Runner() as runner,
         pytest.MonkeyPatch.context() as patch,
     ):
-        bounds = {"next": spec.PUT_BACK_NEXT, "longest": spec.PUT_BACK_LONGEST, "most": spec.PUT_BACKS}
-        patch.setattr(release, "CHANGED", replace(release.CHANGED, **bounds))
+        patch.setattr(release, "CHANGED", Trouble(**asdict(spec.CHANGED)))
+        patch.setattr(handle, "NEWER_WORKER", spec.OTHER_CODE.first)
+        patch.setattr(handle, "NEWER_WORKER_LONGEST", float(spec.OTHER_CODE.longest))
+        patch.setattr(handle, "NEWER_WORKER_MOST", spec.OTHER_CODE.most)
         dsn = fake_time.install(server.dsn("model"), owners)
         admin.execute(PREPARE)
         admin.execute("SET session_replication_role = replica")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 
 from kit.pipelines import deployed, drain, one_stage, value
-from outbox import Backoff, InvalidInput, Pipeline, Retry, Run
+from outbox import Backoff, Go, InvalidInput, Pipeline, Retry, Run
 from outbox.engine import claim, commit, release
 from outbox.engine.inflight import InFlight
 from outbox.engine.job import Trouble
@@ -190,3 +191,112 @@ def test_a_partition_that_changes_during_an_attempt_counts_when_the_job_is_put_b
     else:
         drain(pipeline, dsn)
     assert conn.execute("SELECT owner, partition, priority FROM outbox.jobs").fetchall() == [(None, "b", 7)]
+
+
+# A deploy while a worker runs: its code and what is deployed are of two versions, and the job is for the other workers.
+
+
+def version(
+    on: str, attempts: list[int], *, running: str | None = None, deploys: Callable[[], None] = lambda: None
+) -> Pipeline[Any]:
+    """Returns a pipeline that moves to `on` or B, and whose stage takes `on`. `deploys` is called before it moves."""
+    pipeline: Pipeline[Any] = Pipeline("p", initial="NEW", final={"DONE"})
+
+    @pipeline.stage("move", on="NEW", to={"A", "B"})
+    def move(run: Run[Any]) -> Go[Any]:
+        deploys()
+        return Go("A" if running else "B")
+
+    @pipeline.stage("work", on=on, to="DONE", running=running, retry=Backoff(first=0.01, attempts=2))
+    async def work(run: Run[Any]) -> None:
+        attempts.append(run.attempt)
+
+    for one, other in ("AB", "BA"):
+        pipeline.allow(one, to=other)
+    return pipeline
+
+
+@pytest.mark.parametrize("running", [None, "WORKING"])
+def test_what_only_the_version_takes_that_is_deployed_meanwhile_burns_no_attempt(
+    conn: Conn, dsn: str, running: str | None
+) -> None:
+    """The stage takes another status, or there is no such in-progress status any more."""
+    attempts: list[int] = []
+    new = version("A" if running else "B", attempts)
+    old = version("A", attempts, running=running, deploys=lambda: deployed(conn, new) and None)
+    deployed(conn, old).submit(conn, "a", {})
+    drain(old, dsn)
+    assert conn.execute("SELECT attempt, released, released_by IS NULL, due FROM outbox.jobs").fetchall() == [
+        (0, 1, False, False)
+    ]
+    assert ("WORKING" if running else "takes A, and the workflow is in B") in value(
+        conn, "SELECT error FROM outbox.jobs"
+    )
+    run_to_the_end(conn, dsn, new)
+    assert attempts == [1]
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+def test_a_status_that_no_deployed_version_takes_fails_with_the_reason(conn: Conn, dsn: str, transaction: bool) -> None:
+    """Somebody has made the job by hand."""
+
+    async def work(run: Run[Any]) -> None:
+        raise AssertionError("it was called")
+
+    pipeline: Pipeline[Any] = Pipeline("p", initial="NEW", final={"DONE"})
+    pipeline.stage("work", on="A", to="DONE", transaction=transaction, retry=Backoff(first=0.01, attempts=2))(work)
+    pipeline.allow("NEW", to="A")
+    deployed(conn, pipeline).submit(conn, "a", {})
+    conn.execute("""
+        INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered)
+        SELECT id, 'p', 'work', 'A', version FROM outbox.workflow_states""")
+    run_to_the_end(conn, dsn, pipeline)
+    assert conn.execute("SELECT attempts, error FROM outbox.dead_jobs").fetchall() == [
+        (2, "HandlerError: stage p.work takes A, and the workflow is in NEW: not run")
+    ]
+
+
+# What ends a row of put-backs.
+
+
+@pytest.mark.parametrize("how", ["fails", "is lost with its worker"])
+def test_an_attempt_that_counts_ends_the_row(conn: Conn, dsn: str, how: str) -> None:
+    async def work(run: Run[Any]) -> None:
+        raise Retry(after=3600)
+
+    pipeline = deployed(conn, one_stage(work, data=None))
+    pipeline.submit(conn, "a", {})
+    conn.execute("UPDATE outbox.jobs SET released = 3")
+    if how == "fails":
+        drain(pipeline, dsn)
+    else:
+        conn.execute("UPDATE outbox.jobs SET owner = 999, claimed_at = now(), attempt = 1")
+        tick(dsn)
+    assert conn.execute("SELECT attempt, released FROM outbox.jobs").fetchall() == [(1, 0)]
+
+
+def test_a_person_who_retries_begins_the_count_again(conn: Conn, dsn: str) -> None:
+    old, _, _ = newer(conn)
+    run_to_the_end(conn, dsn, old, times=30)
+    assert value(conn, "SELECT outbox.retry('p', 'a')") is True
+    assert conn.execute("SELECT attempt, released, released_by FROM outbox.jobs").fetchall() == [(0, 0, None)]
+
+
+def test_results_that_are_kept_do_not_make_put_backs_endless(
+    conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler may keep something new each time: the row ends all the same."""
+    monkeypatch.setattr(release, "CHANGED", Trouble(release.CHANGED.reason, most=2))
+    runs: list[int] = []
+
+    async def work(run: Run[Any]) -> None:
+        runs.append(run.attempt)
+        await run.once(f"step {len(runs)}", touch)
+
+    async def touch() -> None:
+        await asyncio.to_thread(conn.execute, TOUCH.encode())
+
+    pipeline = deployed(conn, one_stage(work, data=None, retry=Backoff(first=0.01, attempts=1)))
+    pipeline.submit(conn, "a", {})
+    run_to_the_end(conn, dsn, pipeline)
+    assert runs == [1, 1, 1]

@@ -16,10 +16,28 @@ DAY = 86_400
 UNKNOWN, ILLEGAL = "OB003", "OB001"
 WORDS = {UNKNOWN: "unknown status", ILLEGAL: "illegal change"}
 
-CHANGED = "its data was changed meanwhile"
-PUT_BACKS, PUT_BACK_NEXT, PUT_BACK_LONGEST = 3, 0.5, 0.75
-"""How often a job is put back before its attempt fails, and the seconds that the second put-back waits, and that any
-waits at most; the first is free. They are not the engine's own, so that random lives meet the bounds."""
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why an attempt comes to nothing that is not its own fault: the job is put back, `most` times.
+
+    The first put-back waits for `first` seconds, the second for `next`, each further one for twice as long, up to
+    `longest`. The bounds below are not the engine's own, so that random lives meet them.
+    """
+
+    reason: str
+    first: float
+    next: float
+    longest: float
+    most: int
+
+
+CHANGED = Trouble("its data was changed meanwhile", 0, 0.5, 0.75, 3)
+OTHER_CODE = Trouble("", 1, 2, 3, 2)
+"""Only the code of another version can run the job: who put it back leaves it to others, and nothing else ends it."""
+
+LEFT_FOR = 30
+"""Seconds for which it does, from when the job is due."""
 
 
 class Refused(Exception):
@@ -121,7 +139,7 @@ class Job:
 
     `claim` is the fence: no two claims have the same number. `due` is False while the job is scheduled for `run_at`.
     `careful` has it run beside no other such job: its worker died under it, and one attempt is left. `released` is how
-    often it was put back though its handler had been at work.
+    often it was put back though its handler had been at work, `released_by` is the worker whose code could not run it.
     """
 
     stage: str
@@ -136,6 +154,7 @@ class Job:
     claimed_at: float | None = None
     error: str | None = None
     released: int = 0
+    released_by: int | None = None
     id: int | None = None  # the order of claims; the database gives it, see test_model.py
 
     def free(self, *, burnt: bool) -> None:
@@ -310,6 +329,7 @@ class Model:
                 workflow.job.id: (entity, workflow.job)
                 for entity, workflow in self.workflows.items()
                 if workflow.job and workflow.job.stage == stage and workflow.job.due and workflow.job.owner is None
+                if workflow.job.released_by != worker or workflow.job.run_at < self.now - LEFT_FOR
             }
             queue = [ready[id_] for id_ in sorted(ready)]
             normal += [entity for entity, job in queue if not job.careful][:limit]
@@ -347,7 +367,7 @@ class Model:
         """What an attempt comes to. One that is no longer held changes nothing at all: it is lost."""
         stage = attempt.stage
         if attempt.status not in (stage.on, stage.running):  # a later version has brought it there: not for this code
-            return self.fail(attempt, "HandlerError", stage.delay(attempt.number))
+            return self.not_for_this_code(attempt)
         if not isinstance(attempt.data.get("n"), int):
             return self.fail(attempt, "doesn't fit", None)  # stored by somebody else; no handler can be given it
         if isinstance(outcome, Raises):
@@ -376,12 +396,21 @@ class Model:
             self.effects.append((attempt.entity, attempt.number))
         return "done"
 
+    def not_for_this_code(self, attempt: Attempt) -> str:
+        """Another worker's code takes it, if the pipeline has this stage take the status; else it was made by hand."""
+        takes = f"takes {attempt.stage.on}, and the workflow is in {attempt.status}"
+        deployed = self.rules.routes.get(attempt.status)
+        if deployed is not None and deployed.name == attempt.stage.name:
+            return self.put_back(attempt, replace(OTHER_CODE, reason=takes))
+        return self.fail(attempt, takes, attempt.stage.delay(attempt.number))
+
     def refuse(self, attempt: Attempt, refused: Refused) -> str:
         """What the database doesn't let an attempt do is a failure like others."""
         return self.fail(attempt, WORDS[str(refused)], attempt.stage.delay(attempt.number))
 
-    def fail(self, attempt: Attempt, error: str, delay: float | None) -> str:
-        """Later, after a wait; or never: then a dead job keeps the error and waits for a person."""
+    def fail(self, attempt: Attempt, error: str, delay: float | None, *, in_row: bool = False) -> str:
+        """Later, after a wait; or never: then a dead job keeps the error and waits for a person. The put-backs before it
+        count no more, unless they are why it fails."""
         if not self._holds(attempt):
             return "lost"
         workflow = self.workflows[attempt.entity]
@@ -392,21 +421,23 @@ class Model:
             return "dead"
         job.free(burnt=True)
         job.careful, job.error, job.due, job.run_at = False, error, delay <= 0, self.now + delay
+        job.released = job.released if in_row else 0
         return "retried"
 
-    def put_back(self, attempt: Attempt) -> str:
-        """Its data was changed: it runs again on the new data, and burns nothing. But each time it waits for longer, and
-        who changes it during each attempt has it fail in the end."""
+    def put_back(self, attempt: Attempt, trouble: Trouble = CHANGED) -> str:
+        """Its data was changed, or it needs other code: it runs again, and burns nothing. But each time it waits for
+        longer, and what never ends has it fail in the end."""
         if not self._holds(attempt):
             return "lost"
         job = self.workflows[attempt.entity].job
         assert job is not None
-        if job.released >= PUT_BACKS:
-            return self.fail(attempt, f"{CHANGED}, {PUT_BACKS} times in a row", attempt.stage.delay(attempt.number))
-        delay = 0 if job.released == 0 else min(PUT_BACK_LONGEST, PUT_BACK_NEXT * 2 ** (job.released - 1))
+        if job.released >= trouble.most:
+            delay = attempt.stage.delay(attempt.number) if trouble is CHANGED else None
+            return self.fail(attempt, f"{trouble.reason}, {trouble.most} times in a row", delay, in_row=True)
+        delay = trouble.first if job.released == 0 else min(trouble.longest, trouble.next * 2 ** (job.released - 1))
         job.free(burnt=False)
-        job.released += 1
-        job.error, job.due, job.run_at = CHANGED, delay <= 0, self.now + delay
+        job.released, job.released_by = job.released + 1, None if trouble is CHANGED else attempt.worker
+        job.error, job.due, job.run_at = trouble.reason, delay <= 0, self.now + delay
         return "again"
 
     def give_back(self, attempt: Attempt) -> str:
@@ -460,7 +491,7 @@ class Model:
                 dead += 1
             else:
                 job.free(burnt=True)
-                job.careful, job.error = job.attempt >= attempts[job.stage] - 1, error
+                job.careful, job.error, job.released = job.attempt >= attempts[job.stage] - 1, error, 0
                 freed += 1
         return freed, dead
 

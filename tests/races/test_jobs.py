@@ -301,7 +301,7 @@ def retaining(name: str) -> Act:
 
     def retain(conn: Conn) -> int:
         with conn.transaction():
-            conn.execute(MAINTENANCE["retention_mark"])
+            conn.execute("SELECT set_config('outbox.retention', 'on', true)")
             row = conn.execute(MAINTENANCE[name], {"days": -1, "limit": 10, **ALL}).fetchone()
         return row[0] if row else 0
 
