@@ -116,7 +116,7 @@ async def check(run: Run[Data]) -> Data:
 def decide(run: Run[Data]) -> Go[Data] | WaitForApproval[Data]:
     time.sleep(random.random() * 0.005)
     if does("hang", 0.05):
-        time.sleep(random.choice([3600, random.uniform(4, 25)]))  # for ever, or past its timeout
+        time.sleep(random.choice([3600, random.uniform(4, 12)]))  # for ever, or past its timeout
     trouble()
     run.publish("chaos.decided", {"entity": run.entity_id})
     if random.random() > 0.3:

@@ -210,6 +210,7 @@ class Cast:
         self.calls = self.folder / "calls.jsonl"
         command = ("-m", "chaos.clients", str(self.calls), str(rate))
         self.clients = self._popen(command, self.folder / "clients.log", {})
+        wait_for(lambda: self.calls.exists() and self.calls.stat().st_size, what="the clients begin")
 
     def begin(self, role: Role) -> None:
         env = dict(role.env)

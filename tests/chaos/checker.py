@@ -3,8 +3,8 @@
 Four witnesses that don't know of each other must tell the same story. What nobody can know, because a call was never
 answered, may have happened or not.
 
-lost · phantom · illegal change · resurrection · zombie write · two holders · too many · too early · torn commit · effect twice ·
-marked early · inversion · stuck · held up
+lost · phantom · illegal change · resurrection · zombie write · two holders · free put-back · too many · too early ·
+torn commit · effect twice · marked early · inversion · stuck · held up
 """
 
 from __future__ import annotations

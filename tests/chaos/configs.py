@@ -15,7 +15,7 @@ PROCESSES = (
     "blocked-loop",
     "reckless-handlers",
 )
-POSTGRES = ("postgres-restart", "postgres-kill", "sessions", "notify-lost", "held-rows")
+POSTGRES = ("postgres-restart", "postgres-kill", "sessions", "notify-lost", "held-rows", "touched-data", "refused-rows")
 NETWORK = ("cut-at-commit", "black-hole", "half-open", "broker-lines")
 BROKER = ("broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound")
 

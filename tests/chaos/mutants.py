@@ -44,6 +44,7 @@ class Mutant:
     trouble: float = 0.03
     seconds: float = 20.0
     rate: float = 120.0
+    jobs: int = 0  # that there are at least, however slow the machine is
 
     def patch(self) -> None:
         """Break this process."""
@@ -121,6 +122,37 @@ MUTANTS: dict[str, Mutant] = {
                 ("FOR NO KEY UPDATE OF w SKIP LOCKED", "FOR NO KEY UPDATE OF w"), ("%(lock_ms)s::integer::text", "'0'")),
         ),
     ),
+    "batch-fails-as-a-whole": Mutant(
+        "a row that somebody's trigger refuses takes the batch along that it is in, each time",
+        frozenset({"held up"}),
+        ("refused-rows",),
+        (code("outbox.engine.apart:Apart.run", ("parts = _halves(", "return []\n    parts = _halves(")),),
+        seconds=1,
+    ),
+    "put-back-not-counted": Mutant(
+        "what is put back, as its data was changed meanwhile, is as if it had never run: it never ends",
+        frozenset({"free put-back"}),
+        ("touched-data",),
+        (sql("commit", "jobs_put_back", ("released = j.released + 1", "released = j.released")),),
+        seconds=1,
+        jobs=100,
+    ),
+    "put-back-without-delay": Mutant(
+        "what is put back runs again at once, as fast as it can",
+        frozenset({"too early"}),
+        ("touched-data",),
+        (sql("commit", "jobs_put_back", ("due = held.delay <= 0", "due = true")),),
+        seconds=1,
+        jobs=100,
+    ),
+    "put-back-as-not-begun": Mutant(
+        "an attempt whose commit was refused is released as one that had not begun",
+        frozenset({"free put-back"}),
+        ("touched-data",),
+        (code("outbox.engine.release:Releaser.not_held", ("await self.put_back(jobs, CHANGED)", "await self.release(jobs)\n    self._inflight.wake()")),),
+        seconds=1,
+        jobs=100,
+    ),
     "limits-without-lock": Mutant(
         "two claims count what is at work at the same moment, and each takes the rest",
         frozenset({"too many"}),
@@ -160,8 +192,9 @@ MUTANTS: dict[str, Mutant] = {
     "workers-not-believed": Mutant(
         "what a worker tells the triggers is believed of no one: a handler's waits never begin",
         frozenset({"lost", "stuck", "torn commit"}),
-        (),
+        ("kill-9",),
         database=(("outbox.told", "AND outbox.is_worker()", "AND NOT outbox.is_worker()"),),
+        seconds=8,
     ),
     "attempts-counted-when-caught": Mutant(
         "what kills its worker never counts as an attempt",
@@ -403,7 +436,7 @@ def attempt(
     """Run a mutant; return what came out, and which of its anomalies were found. `jobs`, `faults`: see run.py."""
     mutant = MUTANTS[name]
     config = replace(mutant.config, name=name, mutant=name, faults=mutant.faults, broken=mutant.break_database)
-    seconds, rate = seconds or mutant.seconds, rate or mutant.rate
+    seconds, rate, jobs = seconds or mutant.seconds, rate or mutant.rate, jobs or mutant.jobs
     result = run(
         config, seconds=seconds, seed=seed, rate=rate, trouble=mutant.trouble, drain=20, jobs=jobs, faults=faults
     )

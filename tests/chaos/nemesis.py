@@ -157,6 +157,71 @@ def held_rows(cast: Cast, dice: random.Random) -> Iterator[float]:
         cast.held_up.append("no worker has committed a batch while another session held some rows")
 
 
+TOUCHING = """
+    CREATE OR REPLACE FUNCTION world.touch() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF random() < 0.7 THEN
+            UPDATE outbox.workflow_states SET metadata = metadata || jsonb_build_object('touched', random())
+            WHERE id = NEW.workflow_id;
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER touch AFTER INSERT ON world.outside FOR EACH ROW EXECUTE FUNCTION world.touch()
+"""
+
+
+def touched_data(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Data are changed by somebody else during most attempts, after these have had their effect."""
+    with cast.admin() as admin:
+        admin.execute(TOUCHING.encode())
+    try:
+        yield dice.uniform(4.0, 8.0)
+    finally:
+        with cast.admin() as admin:
+            admin.execute("DROP TRIGGER touch ON world.outside")
+
+
+REFUSING = """
+    CREATE OR REPLACE FUNCTION world.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF OLD.current_status = 'REVIEW' AND world.is_refused(NEW.id) THEN RAISE EXCEPTION 'refused'; END IF;
+        RETURN NEW;
+    END $$;
+    CREATE OR REPLACE FUNCTION world.is_refused(id uuid) RETURNS boolean LANGUAGE sql IMMUTABLE
+    RETURN hashtext(id::text) % 5 = 0;
+    CREATE TRIGGER refuse BEFORE UPDATE ON outbox.workflow_states FOR EACH ROW EXECUTE FUNCTION world.refuse()
+"""
+# Deadlines that have passed: of rows that are refused, or of others.
+OVERDUE = """
+    SELECT count(*) FROM outbox.jobs
+    WHERE stage IS NULL AND deadline < now() - interval '1 second' AND world.is_refused(workflow_id) = %s
+"""
+FIRED = "SELECT count(*) FROM outbox.state_changes WHERE to_status = 'EXPIRED'"
+
+
+def refused_rows(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """A trigger of somebody else's keeps some workflows where they wait. The deadlines of all others fire."""
+
+    def count(query: str, *values: bool) -> int:
+        found = admin.execute(query.encode(), values).fetchone()
+        return int(found[0]) if found else 0
+
+    with cast.admin() as admin:
+        admin.execute(REFUSING.encode())
+        try:
+            while not count(OVERDUE, True):
+                yield 0.5
+            before = count(FIRED)
+            for _ in range(30):
+                yield 1.0
+                if count(FIRED) > before:
+                    return
+            if count(OVERDUE, False):
+                cast.held_up.append("no deadline has fired while a trigger refused those of some workflows")
+        finally:
+            admin.execute("DROP TRIGGER refuse ON outbox.workflow_states")
+
+
 def hung_threads(cast: Cast, dice: random.Random) -> Iterator[float]:
     """Plain functions hang in their threads, until after their timeout, or until their worker has no slot left."""
     return _mischief(cast, dice, "hang")
@@ -296,7 +361,7 @@ FAULTS: dict[str, Fault] = {
     fault.__name__.replace("_", "-"): fault
     for fault in (
         kill_points, kill_9, deploy, freeze, relay_frozen, buried, hung_threads, blocked_loop, reckless_handlers,
-        postgres_restart, postgres_kill, disk_full, sessions, notify_lost, held_rows,
+        postgres_restart, postgres_kill, disk_full, sessions, notify_lost, held_rows, touched_data, refused_rows,
         cut_at_commit, black_hole, half_open,
         broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_unbound, broker_lines,
     )
@@ -304,12 +369,12 @@ FAULTS: dict[str, Fault] = {
 # Two of these at once would undo each other's harm, or fail by themselves.
 SAME = [
     {"hung-threads", "blocked-loop", "reckless-handlers"},
-    {"postgres-restart", "postgres-kill", "disk-full", "sessions", "buried", "notify-lost"},
+    {"postgres-restart", "postgres-kill", "disk-full", "sessions", "buried", "notify-lost", "touched-data"},
     {"broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound"},
 ]
 
 # Runs alone: beside another fault it could not be told which of them stops the others.
-ALONE = {"held-rows"}
+ALONE = {"held-rows", "refused-rows"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,9 @@ class Replay:
         self.alive: set[str] = set()
         self.at_work: dict[tuple[str, str | None], set[str]] = defaultdict(set)  # by stage, and by partition besides
         self._began: dict[tuple[str, str | None], str] = {}
+        self._for_nothing: dict[
+            str, str
+        ] = {}  # by worker, a job whose attempt had begun, and which it gave back uncounted
         self.claims: Counter[tuple[str, str, int]] = Counter()
         self.outside: Counter[tuple[str, str, int]] = Counter()
         self.inside: Counter[tuple[str, str, int]] = Counter()
@@ -220,8 +223,10 @@ class Replay:
             self._claimed(id_, old, row, int(before or 0), int(attempt or 0))
         elif was is None:
             self.find("zombie write", id_, f"its attempt became {attempt} by somebody who did not hold the job")
-        elif int(attempt or 0) != int(before or 0) - 1:  # else it was given back
+        elif int(attempt or 0) != int(before or 0) - 1:
             self._freed(id_, old, row, int(before or 0), int(attempt or 0))
+        else:
+            self._given_back(id_, old, row)
 
     def _works(self, id_: str, old: Row | None, row: Row | None) -> None:
         """Keep the count of what is held, of each stage and of each of its partitions."""
@@ -257,6 +262,8 @@ class Replay:
         self.claims[id_, stage, attempt] += 1
         self.retried += attempt > 1
         who = f"worker {row['owner']}"
+        if given := self._for_nothing.pop(str(row["owner"]), None):
+            self.find("free put-back", given, f"{who} gave back an attempt that had begun, uncounted, and claims again")
         if old["owner"] is not None:
             self.find("two holders", id_, f"{who} claims {stage}, which worker {old['owner']} holds")
         elif attempt != before + 1:
@@ -265,6 +272,16 @@ class Replay:
             self.find("two holders", id_, f"{who} claims attempt {attempt} of {stage}, which has fewer")
         elif old["due"] != "t":
             self.find("too early", id_, f"{who} claims attempt {attempt} of {stage}, which is not due")
+
+    def _given_back(self, id_: str, old: Row, row: Row) -> None:
+        """No attempt is counted. If it had begun, the put-back is, and waits, but for the first; or its worker ends."""
+        attempt = id_, str(old["stage"]), int(old["attempt"] or 0)
+        times = int(row.get("released") or 0)
+        if times > int(old.get("released") or 0):
+            if times > 1 and row["due"] == "t":
+                self.find("too early", id_, f"{old['stage']} is put back for the {times}. time, and is ready at once")
+        elif self.outside[attempt] >= self.claims[attempt] > 0:
+            self._for_nothing[str(old["owner"])] = id_
 
     def _freed(self, id_: str, old: Row, row: Row, before: int, attempt: int) -> None:
         """Failed, to be tried again after a while; or swept, at once, for its worker is gone."""

@@ -166,6 +166,15 @@ class Script:
     def give_back(self, id_: str) -> None:
         self.put(id_, owner=None, claimed_at=None, attempt=self.jobs[id_]["attempt"] - 1)
 
+    def put_back(self, id_: str, released: int, *, waits: bool = True) -> None:
+        """An attempt comes to nothing through no fault of its handler: for the first time at once, and then later."""
+        later = waits and released > 1
+        run_at = moment(BEGAN + len(self.transactions) + 0.5) if later else self.now
+        attempt = self.jobs[id_]["attempt"] - 1
+        self.put(id_, owner=None, claimed_at=None, attempt=attempt, released=released, due=not later, run_at=run_at)
+        if later:
+            self.promote(id_)
+
     def sweep(self, id_: str) -> None:
         self.put(id_, owner=None, claimed_at=None, error="its worker was lost")
 

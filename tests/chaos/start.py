@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 
 from outbox.cli import main
+from outbox.engine import apart
+
+# Seconds that a refused row is left alone: what is due when all is healed must be done soon.
+apart.LEAVE_FOR = 3.0
 
 
 def become() -> None:

@@ -42,8 +42,14 @@ def tour() -> Script:
     run.claim("troubled", 3)
     run.outside("troubled")
     run.finish("troubled", "CHECKED")
-    run.claim("troubled", 2)
+    run.claim("troubled", 3)
     run.hand("troubled", "CANCELLED")
+    run.through("touched", "CHECKED", "APPROVED")
+    for released in (1, 2):
+        run.claim("touched", 3)
+        run.put_back("touched", released)
+    run.claim("touched", 3)
+    run.hand("touched", "CANCELLED")
     run.through("rejected", "CHECKED", "APPROVED", "SHIPPED")
     run.claim("rejected")
     run.die("rejected")
@@ -76,18 +82,18 @@ def test_counts_say_how_much_there_was() -> None:
     history = tour().end()
     history.arrivals.append(history.arrivals[0])
     assert check(history).counts == {
-        "workflows": 6,
-        "jobs": 22,
-        "changes": 31,
+        "workflows": 7,
+        "jobs": 25,
+        "changes": 36,
         "transactions": len(history.transactions),
-        "messages": 24,
-        "arrivals": 25,
-        "effects outside": 9,
+        "messages": 28,
+        "arrivals": 29,
+        "effects outside": 10,
         "effects inside": 3,
-        "effects of consumers": 24,
+        "effects of consumers": 28,
         "dead": 1,
         "parked": 0,
-        "calls ok": 9,
+        "calls ok": 11,
         "calls failed": 0,
         "calls unknown": 0,
         "retried attempts": 3,
@@ -786,6 +792,30 @@ def a_consumer_that_does_not_know_a_duplicate(run: Script) -> None:
     run.through("w", "CHECKED", "REVIEW")
     run.consume("m1")
     run.consume("m1")
+
+
+@broken("free put-back")
+def an_attempt_that_had_begun_is_given_back_and_counts_nowhere(run: Script) -> None:
+    run.submit("w")
+    for _ in range(2):
+        run.claim("w")
+        if run.states["w"]["current_status"] == "NEW":
+            run.start("w")
+        run.outside("w")
+        run.give_back("w")
+    run.claim("w", 2)
+    run.outside("w")
+    run.finish("w", "CHECKED")
+    run.hand("w", "CANCELLED")
+
+
+@broken("too early")
+def a_second_put_back_that_waits_for_nothing(run: Script) -> None:
+    run.through("w", "CHECKED")
+    for released in (1, 2):
+        run.claim("w")
+        run.put_back("w", released, waits=False)
+    run.hand("w", "CANCELLED")
 
 
 @broken("marked early")
