@@ -17,10 +17,10 @@ from typing import Any
 import psycopg
 from psycopg.rows import tuple_row
 
-from . import statements
+from . import primary, statements
 from .dsn import engine_conninfo
 from .statements import text_array
-from .steps import Statement
+from .steps import Statement, perform, perform_async
 
 SQL = statements.load("session")
 
@@ -84,8 +84,10 @@ def connect(
 
     `pooled`: a pooler may be in between, as it always may for what a person runs.
     """
-    conn = psycopg.connect(engine_conninfo(dsn, role), autocommit=True, prepare_threshold=threshold(pooled))
+    conninfo = primary.narrowed(engine_conninfo(dsn, role))
+    conn = psycopg.connect(conninfo, autocommit=True, prepare_threshold=threshold(pooled))
     try:
+        perform(primary.arriving(dsn, conn), lambda step: conn.execute(*step).fetchall())
         conn.execute(*needed(settings, pooled=pooled))
     except BaseException:
         conn.close()
@@ -97,9 +99,14 @@ async def connect_async(
     dsn: str, role: str, *, settings: Mapping[str, str] = WORKING, pooled: bool = False
 ) -> psycopg.AsyncConnection[Any]:
     """Does what `connect` does, async."""
-    conninfo = engine_conninfo(dsn, role)
+    conninfo = primary.narrowed(engine_conninfo(dsn, role))
     conn = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=threshold(pooled))
+
+    async def take(step: Statement) -> list[tuple[Any, ...]]:
+        return await (await conn.execute(*step)).fetchall()
+
     try:
+        await perform_async(primary.arriving(dsn, conn), take)
         await conn.execute(*needed(settings, pooled=pooled))
     except BaseException:
         await conn.close()

@@ -1,17 +1,13 @@
-"""Waits until the database is ready for a worker: the schema is there, and its pipelines as this code has them."""
+"""What a worker requires of its database: the schema is there, and its pipelines as this code has them."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import psycopg
-from psycopg.pq import PGconn, Ping
 
-from ..database import migrations
-from ..database.link import Link, temporary
-from ..database.session import connect
+from ..database import beginning, migrations
 from ..definition import deployed
 from ..definition.pipeline import Pipeline
 from ..process.service import Service
@@ -22,37 +18,24 @@ from .retention import Retention
 class Readiness:
     """What a worker requires of its database before it claims anything."""
 
-    def __init__(
-        self, pipelines: Sequence[Pipeline[Any]], lanes: Lanes, retention: Retention, link: Link, dsn: str
-    ) -> None:
+    def __init__(self, pipelines: Sequence[Pipeline[Any]], lanes: Lanes, retention: Retention, dsn: str) -> None:
         self._pipelines = pipelines
         self._lanes = lanes
         self._retention = retention
-        self._link = link
         self._dsn = dsn
-        self._answered = False
 
-    async def wait(self, service: Service) -> None:
+    async def wait(self, service: Service, *, patient: bool) -> None:
         """Checks schema and pipelines; waits for a server that restarts meanwhile, until a stop.
 
-        SchemaError, NotDeployed or OutboxError if something is missing; psycopg's error if the DSN leads nowhere.
+        `patient`: also for one that is down. SchemaError, NotDeployed or OutboxError if something is missing; psycopg's
+        error if the DSN leads nowhere.
         """
-        while not service.stopping:
-            try:
-                return await asyncio.to_thread(self._require)
-            except psycopg.Error as error:
-                # A DSN that leads nowhere is the user's to correct, now. One that did lead somewhere is not.
-                starting = PGconn.ping(self._dsn.encode()) == Ping.REJECT
-                if not (temporary(error) and (self._answered or starting)):
-                    raise
-                await self._link.pause(error)
+        await beginning.begin(self._dsn, service, self._require, patient=patient)
 
-    def _require(self) -> None:
-        with connect(self._dsn, "check", pooled=True) as conn:
-            self._answered = True
-            migrations.require(conn)
-            self._retention.require(conn)
-            for pipeline in self._pipelines:
-                stages = [name for owner, name in self._lanes if owner == pipeline.name]
-                if stages:
-                    deployed.require(conn, pipeline, stages)
+    def _require(self, conn: psycopg.Connection[Any]) -> None:
+        migrations.require(conn)
+        self._retention.require(conn)
+        for pipeline in self._pipelines:
+            stages = [name for owner, name in self._lanes if owner == pipeline.name]
+            if stages:
+                deployed.require(conn, pipeline, stages)

@@ -86,9 +86,9 @@ class Worker:
     async def run(self) -> None:
         """Works until `stop`, or, with `drain`, until nothing is due.
 
-        SchemaError or NotDeployed at once if the database isn't ready for this code. After that, nothing that data or a
-        restart of Postgres does ends it. WorkerBroken when handlers that don't end have taken all slots of a stage.
-        Cancelled, it cancels its handlers, and releases their jobs.
+        Waits for a primary first. SchemaError or NotDeployed if it isn't ready for this code. After that, nothing that
+        data or a restart of Postgres does ends it. WorkerBroken when handlers that don't end have taken all slots of a
+        stage. Cancelled, it cancels its handlers, and releases their jobs.
         """
         shift = _Shift(self)
         try:
@@ -117,7 +117,7 @@ class _Shift:
         reconciling = Link(dsn, "reconcile", pooled=pooled)
         self._inflight = inflight = InFlight(worker._lanes, worker.counts, draining=worker._drain)
         releaser = Releaser(commits[0], inflight)
-        self._ready = Readiness(worker._pipelines, worker._lanes, worker._retention, claims, dsn)
+        self._ready = Readiness(worker._pipelines, worker._lanes, worker._retention, dsn)
         lease = Lease(worker._listen_dsn, inflight, seconds=worker._lease, listen=worker._notify)
         self._claimer = Claimer(claims, lease, inflight, releaser)
         checkpoints = Checkpoints(link("checkpoint"))
@@ -142,7 +142,7 @@ class _Shift:
         ]  # fmt: skip
 
     async def run(self) -> None:
-        await self._ready.wait(self._service)
+        await self._ready.wait(self._service, patient=not self._worker._drain)
         if self._service.stopping:
             return
         await self._attempts.open()

@@ -16,9 +16,8 @@ from typing import Any
 from .. import settings
 from ..checks import check_number
 from ..client.inbox import MEMORY_DAYS, Inbox, forget
-from ..database import killpoints, migrations, statements
+from ..database import beginning, killpoints, migrations, statements
 from ..database.link import Link, first_line, temporary
-from ..database.session import connect
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
 from ..process import ending
@@ -121,8 +120,8 @@ class Consumer:
     async def run(self) -> None:
         """Handles what comes, until `stop`.
 
-        Raises SchemaError at once if the database isn't ready for this code. After that, nothing that a handler, a
-        message, or a restart of Postgres or RabbitMQ does ends it.
+        Waits for a primary first. Raises SchemaError if it isn't ready for this code. After that, nothing that a
+        handler, a message, or a restart of Postgres or RabbitMQ does ends it.
         """
         receivers = [lane.receiver.close for lane in self._lanes]
         try:
@@ -143,7 +142,9 @@ class Consumer:
         self._service.stop()
 
     async def _serve(self) -> None:
-        await asyncio.to_thread(self._require_database)
+        await beginning.begin(self._dsn, self._service, migrations.require)
+        if self._service.stopping:
+            return
         working = [self._work(lane) for lane in self._lanes]
         await side_by_side(self._until_quiet(), self._subscription.run(), self._keep_house(), *working)
 
@@ -210,10 +211,6 @@ class Consumer:
             log.info("consumer %s takes from queue %s", self._handling.inbox.consumer, printable(self._handling.queue))
         else:
             log.warning("%s; trying again", printable(trouble))
-
-    def _require_database(self) -> None:
-        with connect(self._dsn, "check", pooled=True) as conn:
-            migrations.require(conn)
 
 
 def _connections(dsn: str | None, amqp_url: str | None) -> tuple[str, str, bool]:

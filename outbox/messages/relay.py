@@ -14,7 +14,7 @@ import time
 import psycopg
 
 from ..checks import check_name
-from ..database import killpoints
+from ..database import beginning, killpoints, migrations
 from ..database.link import first_line, temporary
 from ..errors import TakenOver
 from ..process.service import Delays, Service, Trouble, cancel, side_by_side
@@ -66,7 +66,7 @@ class Relay:
         drain: bool = False,
         from_now: bool = False,
     ) -> None:
-        self._target = target
+        self._dsn, self._target = dsn, target
         self._log = Log(dsn, check_name(name, "relay"), target.name, target.lease, from_now=from_now)
         self._strict, self._drain = strict, drain
         self._service = Service("Relay")
@@ -80,7 +80,10 @@ class Relay:
         self._service.stop()
 
     async def run(self) -> None:
-        """Relays until `stop`, or with `drain` until nothing is left."""
+        """Relays until `stop`, or with `drain` until nothing is left.
+
+        Waits for a primary first. Raises SchemaError if it isn't ready for this code.
+        """
         await self._service.run(self._until_stop, self._log.leave, self._log.close, self._target.close)
 
     async def _until_stop(self) -> None:
@@ -88,6 +91,7 @@ class Relay:
 
     async def _lead_when_free(self) -> None:
         """Relays whenever the name is free and the database is there."""
+        await beginning.begin(self._dsn, self._service, migrations.require, patient=not self._drain)
         delays = Delays(RECONNECT_FIRST, RECONNECT_LAST)
         while not self._service.stopping:
             try:
