@@ -44,6 +44,6 @@ def database(found: settings.Settings, *, migrated: bool = True) -> Iterator[psy
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:
     try:
-        return connect(dsn, "cli", pooled=True)
+        return connect(dsn, "cli", pooled=True, read_only=True)
     except psycopg.Error as error:
         raise OutboxError(cannot_connect(dsn, error)) from None

@@ -12,6 +12,7 @@ from psycopg.pq import PGconn, Ping
 from ..database import migrations
 from ..database.link import Link, temporary
 from ..database.session import connect
+from ..database.ties import PATIENCE, Ties
 from ..definition import deployed
 from ..definition.pipeline import Pipeline
 from ..process.service import Service
@@ -23,13 +24,14 @@ class Readiness:
     """What a worker requires of its database before it claims anything."""
 
     def __init__(
-        self, pipelines: Sequence[Pipeline[Any]], lanes: Lanes, retention: Retention, link: Link, dsn: str
-    ) -> None:
+        self, pipelines: Sequence[Pipeline[Any]], lanes: Lanes, retention: Retention, link: Link, dsn: str,
+        ties: Ties,
+    ) -> None:  # fmt: skip
         self._pipelines = pipelines
         self._lanes = lanes
         self._retention = retention
         self._link = link
-        self._dsn = dsn
+        self._dsn, self._ties = dsn, ties
         self._answered = False
 
     async def wait(self, service: Service) -> None:
@@ -39,7 +41,8 @@ class Readiness:
         """
         while not service.stopping:
             try:
-                return await asyncio.to_thread(self._require)
+                with self._ties.within(PATIENCE):
+                    return await asyncio.to_thread(self._require)
             except psycopg.Error as error:
                 # A DSN that leads nowhere is the user's to correct, now. One that did lead somewhere is not.
                 starting = PGconn.ping(self._dsn.encode()) == Ping.REJECT
@@ -48,7 +51,7 @@ class Readiness:
                 await self._link.pause(error)
 
     def _require(self) -> None:
-        with connect(self._dsn, "check", pooled=True) as conn:
+        with connect(self._dsn, "check", pooled=True, read_only=True, ties=self._ties) as conn:
             self._answered = True
             migrations.require(conn)
             self._retention.require(conn)

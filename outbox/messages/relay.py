@@ -16,6 +16,7 @@ import psycopg
 from ..checks import check_name
 from ..database import killpoints
 from ..database.link import first_line, temporary
+from ..database.ties import PATIENCE
 from ..errors import TakenOver
 from ..process.service import Delays, Service, Trouble, cancel, side_by_side
 from .log import Log, Window
@@ -91,12 +92,13 @@ class Relay:
         delays = Delays(RECONNECT_FIRST, RECONNECT_LAST)
         while not self._service.stopping:
             try:
-                await self._log.connect()
-                window = await self._log.take_over()
+                with self._log.within(PATIENCE):
+                    await self._log.connect()
+                    window = await self._log.take_over()
                 log.info("relaying")
                 self._elsewhere.set(None)
                 delays.reset()
-                return await side_by_side(self._work(window), self._beat())
+                return await side_by_side(self._work(window), self._beat(), self._rotate())
             except TakenOver as error:
                 self._elsewhere.set(str(error))
                 await self._target.close()
@@ -167,17 +169,18 @@ class Relay:
         self._retried_at = time.monotonic()
 
     async def _beat(self) -> None:
-        rotate_at = 0.0
-        known: list[str] = []
         while True:
             await self._log.beat(self._target.trouble.now, self._idle)
-            if time.monotonic() >= rotate_at:
-                rotate_at = time.monotonic() + ROTATE_EVERY
-                stuck = await self._log.rotate()
-                for child in set(stuck) - set(known):
-                    log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)
-                known = stuck
             await asyncio.sleep(HEARTBEAT_EVERY)
+
+    async def _rotate(self) -> None:
+        known: list[str] = []
+        while True:
+            stuck = await self._log.rotate()
+            for child in set(stuck) - set(known):
+                log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)
+            known = stuck
+            await asyncio.sleep(ROTATE_EVERY)
 
     async def _set_idle(self, idle: bool) -> None:
         if idle != self._idle:
