@@ -57,4 +57,4 @@ def reaching(dsn: str) -> Iterator[None]:
 def _connect(dsn: str) -> psycopg.Connection[Any]:
     with reaching(dsn):
         asyncio.run(primary.look(dsn))
-        return connect(dsn, "cli", pooled=True)
+        return connect(dsn, "cli", pooled=True, read_only=True)

@@ -17,6 +17,7 @@ from ..process.service import Delays, Service, Trouble
 from . import hosts, primary
 from .link import first_line, temporary
 from .session import connect
+from .ties import PATIENCE, Ties
 
 log = logging.getLogger("outbox.database")
 
@@ -25,8 +26,9 @@ FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
 
 
 async def begin(
-    dsn: str, service: Service, require: Callable[[psycopg.Connection[Any]], object], *, patient: bool = True
-) -> None:
+    dsn: str, service: Service, require: Callable[[psycopg.Connection[Any]], object], *, ties: Ties,
+    patient: bool = True,
+) -> None:  # fmt: skip
     """Calls `require` with a session on the primary, in a thread, as soon as there is one; or returns after a stop.
 
     Raises what `require` raises, and psycopg's error if the DSN leads nowhere. `patient`: also waits for servers that
@@ -37,14 +39,15 @@ async def begin(
 
     def ask() -> None:
         nonlocal answered
-        with connect(dsn, "check", pooled=True) as conn:
+        with connect(dsn, "check", pooled=True, ties=ties) as conn:
             answered = True
             require(conn)
 
     while not service.stopping:
         try:
             await primary.look(dsn)
-            await asyncio.to_thread(ask)
+            with ties.within(PATIENCE):
+                await asyncio.to_thread(ask)
             trouble.set(None)
             return
         except psycopg.Error as error:

@@ -13,6 +13,7 @@ from ..process.service import Delays
 from ..texts import printable
 from .dsn import engine_conninfo
 from .session import WORKING, connect_async
+from .ties import Ties
 
 log = logging.getLogger("outbox.database")
 
@@ -63,7 +64,7 @@ class Link:
 
     Each new session is as the engine needs it, or as `session` says, with `settings` on top, and `on_connect` is called
     with it. `pooled` says that a pooler gives the session to others after each transaction, so that nothing may be
-    prepared in it.
+    prepared in it. The session is cut with the others of `ties`, and these with it when its server is read-only.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Link:
         session: Mapping[str, str] = WORKING,
         settings: dict[str, str] | None = None,
         on_connect: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None = None,
+        ties: Ties | None = None,
     ) -> None:
         engine_conninfo(dsn, role)  # a DSN that can't be read is refused now
         self._dsn, self._role, self._pooled = dsn, role, pooled
         self._session = {**session, **(settings or {})}
         self._on_connect = on_connect
+        self._ties = ties or Ties()
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._delays = Delays(_FIRST_WAIT, _LONGEST_WAIT)
         self._connecting = asyncio.Lock()  # else two tasks could each make one, and one would stay open
@@ -98,7 +101,9 @@ class Link:
         """Returns the open connection, made if there is none."""
         async with self._connecting:
             if self._conn is None or self._conn.closed:
-                conn = await connect_async(self._dsn, self._role, settings=self._session, pooled=self._pooled)
+                conn = await connect_async(
+                    self._dsn, self._role, settings=self._session, pooled=self._pooled, ties=self._ties
+                )
                 try:
                     if self._on_connect is not None:
                         await self._on_connect(conn)
@@ -117,6 +122,11 @@ class Link:
             rows = await cursor.fetchall() if cursor.description else []
         except asyncio.CancelledError:
             await self.close()  # the statement may still be running; its answer must not meet the next question
+            raise
+        except psycopg.errors.ReadOnlySqlTransaction:
+            # It was demoted, or is to be kept from being written to. What only reads there would stay for ever.
+            self._ties.cut("the server is read-only now")
+            await self.close()
             raise
         except Exception as error:
             if temporary(error) and (self._conn is None or self._conn.closed or self._conn.broken):

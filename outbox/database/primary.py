@@ -69,7 +69,7 @@ class Primary:
             if why := self._why_not(each):
                 self.avoid[each.host] = why
                 raise psycopg.OperationalError(why)
-        self.stand = each.host
+            self.stand = each.host
 
     @property
     def knows_system(self) -> bool:

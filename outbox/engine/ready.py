@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
 
-from ..database import beginning, migrations
+from ..database import beginning, migrations, primary
+from ..database.ties import Ties
 from ..definition import deployed
 from ..definition.pipeline import Pipeline
 from ..process.service import Service
@@ -18,11 +19,13 @@ from .retention import Retention
 class Readiness:
     """What a worker requires of its database before it claims anything."""
 
-    def __init__(self, pipelines: Sequence[Pipeline[Any]], lanes: Lanes, retention: Retention, dsn: str) -> None:
+    def __init__(
+        self, pipelines: Sequence[Pipeline[Any]], lanes: Lanes, retention: Retention, dsns: Sequence[str], ties: Ties
+    ) -> None:
         self._pipelines = pipelines
         self._lanes = lanes
         self._retention = retention
-        self._dsn = dsn
+        self._dsns, self._ties = tuple(dict.fromkeys(dsns)), ties
 
     async def wait(self, service: Service, *, patient: bool) -> None:
         """Checks schema and pipelines; waits for a server that restarts meanwhile, until a stop.
@@ -30,7 +33,14 @@ class Readiness:
         `patient`: also for one that is down. SchemaError, NotDeployed or OutboxError if something is missing; psycopg's
         error if the DSN leads nowhere.
         """
-        await beginning.begin(self._dsn, service, self._require, patient=patient)
+        first, *others = self._dsns
+        await beginning.begin(first, service, self._require, ties=self._ties, patient=patient)
+        for dsn in others:
+            await primary.look(dsn)
+
+    async def watch(self, leave: Callable[[str], object]) -> None:
+        """Calls `leave` with the reason, for ever, when the worker's sessions are not on the primary."""
+        await primary.watch(self._dsns, leave)
 
     def _require(self, conn: psycopg.Connection[Any]) -> None:
         migrations.require(conn)

@@ -14,8 +14,9 @@ import time
 import psycopg
 
 from ..checks import check_name
-from ..database import beginning, killpoints, migrations
+from ..database import killpoints
 from ..database.link import first_line, temporary
+from ..database.ties import PATIENCE
 from ..errors import TakenOver
 from ..process.service import Delays, Service, Trouble, cancel, side_by_side
 from .log import Log, Window
@@ -66,7 +67,7 @@ class Relay:
         drain: bool = False,
         from_now: bool = False,
     ) -> None:
-        self._dsn, self._target = dsn, target
+        self._target = target
         self._log = Log(dsn, check_name(name, "relay"), target.name, target.lease, from_now=from_now)
         self._strict, self._drain = strict, drain
         self._service = Service("Relay")
@@ -87,20 +88,22 @@ class Relay:
         await self._service.run(self._until_stop, self._log.leave, self._log.close, self._target.close)
 
     async def _until_stop(self) -> None:
-        await self._service.until_stop(self._lead_when_free(), grace=GRACE)
+        await self._log.begin(self._service, patient=not self._drain)
+        leading = side_by_side(self._lead_when_free(), self._log.watch())
+        await self._service.until_stop(leading, grace=GRACE)
 
     async def _lead_when_free(self) -> None:
         """Relays whenever the name is free and the database is there."""
-        await beginning.begin(self._dsn, self._service, migrations.require, patient=not self._drain)
         delays = Delays(RECONNECT_FIRST, RECONNECT_LAST)
         while not self._service.stopping:
             try:
-                await self._log.connect()
-                window = await self._log.take_over()
+                with self._log.within(PATIENCE):
+                    await self._log.connect()
+                    window = await self._log.take_over()
                 log.info("relaying")
                 self._elsewhere.set(None)
                 delays.reset()
-                return await side_by_side(self._work(window), self._beat())
+                return await side_by_side(self._work(window), self._beat(), self._rotate())
             except TakenOver as error:
                 self._elsewhere.set(str(error))
                 await self._target.close()
@@ -171,17 +174,18 @@ class Relay:
         self._retried_at = time.monotonic()
 
     async def _beat(self) -> None:
-        rotate_at = 0.0
-        known: list[str] = []
         while True:
             await self._log.beat(self._target.trouble.now, self._idle)
-            if time.monotonic() >= rotate_at:
-                rotate_at = time.monotonic() + ROTATE_EVERY
-                stuck = await self._log.rotate()
-                for child in set(stuck) - set(known):
-                    log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)
-                known = stuck
             await asyncio.sleep(HEARTBEAT_EVERY)
+
+    async def _rotate(self) -> None:
+        known: list[str] = []
+        while True:
+            stuck = await self._log.rotate()
+            for child in set(stuck) - set(known):
+                log.warning("outbox.%s can't be emptied: a transaction that writes messages is open", child)
+            known = stuck
+            await asyncio.sleep(ROTATE_EVERY)
 
     async def _set_idle(self, idle: bool) -> None:
         if idle != self._idle:
