@@ -100,7 +100,6 @@ WRONG = {
     "user": "host=127.0.0.1 port={port} user=nope dbname=postgres",
     "database on one host, the other one is down": "host=127.0.0.1,127.0.0.1 port={port},{free} user=postgres dbname=nope",
     "host name": "host=no-such-host.invalid user=postgres",
-    "names of all hosts": "host=no-such-host.invalid,nor-this.invalid user=postgres",
 }
 
 
