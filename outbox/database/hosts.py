@@ -113,12 +113,17 @@ async def _ask(dsn: str, host: Host) -> Standing:
              if key not in ("host", "hostaddr", "port")}  # fmt: skip
     given |= {**host.params, "connect_timeout": f"{ANSWER_WITHIN:.0f}", "target_session_attrs": "any"}
     conninfo = make_conninfo("", **given)
-    try:
-        conn = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
-    except psycopg.errors.ConnectionTimeout:
-        return Standing(host, f"no answer within {ANSWER_WITHIN:g} s")
-    except psycopg.Error as error:
-        return await _refused(host, conninfo, error)
+    for refused_before in (False, True):
+        try:
+            conn = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+            break
+        except psycopg.errors.ConnectionTimeout:
+            return Standing(host, f"no answer within {ANSWER_WITHIN:g} s")
+        except psycopg.Error as error:
+            found = await _no_session(host, conninfo, error)
+            # It may have been starting, and be there by the time that it was asked whether it is.
+            if refused_before or not found.refuses:
+                return found
     # Not by a timeout of asyncio: psycopg would then ask the same host to cancel, and wait for it.
     timer = asyncio.get_running_loop().call_later(ANSWER_WITHIN, _shut, conn)
     try:
@@ -134,7 +139,7 @@ async def _ask(dsn: str, host: Host) -> Standing:
         await conn.close()
 
 
-async def _refused(host: Host, conninfo: str, error: psycopg.Error) -> Standing:
+async def _no_session(host: Host, conninfo: str, error: psycopg.Error) -> Standing:
     if host.address == "" and host.name:
         return Standing(host, _told(error), unknown=await _is_unknown(host.name))
     answer = Ping(await asyncio.to_thread(PGconn.ping, conninfo.encode()))
