@@ -55,6 +55,20 @@ def ways(dsn: str, role: str, *, pooled: bool) -> list[tuple[str, bool]]:
     return [(writable, False), (any_server, True)] if _has_hosts(conninfo_to_dict(dsn)) else [(any_server, True)]
 
 
+def host_last(dsn: str, host: str, port: str) -> str:
+    """Returns a DSN of several hosts with one of them at the end, and any other one as it is."""
+    given = conninfo_to_dict(dsn)
+    lists = {key: str(given[key]).split(",") for key in ("host", "hostaddr", "port") if "," in str(given.get(key, ""))}
+    count = max(map(len, lists.values()), default=1)
+    if any(len(each) != count for each in lists.values()):
+        return dsn  # libpq says what is wrong with it
+    names, ports = lists.get("host") or lists.get("hostaddr"), lists.get("port", [str(given.get("port", ""))] * count)
+    if names is None:
+        return dsn
+    order = sorted(range(count), key=lambda n: names[n] == host and (ports[n] or "5432") == port)
+    return make_conninfo(dsn, **{key: ",".join(each[n] for n in order) for key, each in lists.items()})
+
+
 def _has_hosts(given: Mapping[str, object]) -> bool:
     return any("," in str(given.get(key, "")) for key in ("host", "hostaddr"))
 

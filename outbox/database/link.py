@@ -13,7 +13,7 @@ from ..process.service import Delays
 from ..texts import printable
 from .dsn import engine_conninfo
 from .session import WORKING, connect_async
-from .ties import Ties
+from .ties import READ_ONLY, Ties
 
 log = logging.getLogger("outbox.database")
 
@@ -38,6 +38,9 @@ A process that has frozen while it holds row locks must not block the one that t
 _TEMPORARY_CLASSES = {"08", "40", "53", "57", "58"}
 # A standby that isn't the primary yet, a lock that wasn't had in time, and a state that passes.
 _TEMPORARY_STATES = {"25006", "55P03", "55000"}
+
+_REFUSED = "session is read-only"
+"""What libpq says of a server that can't be written to, where target_session_attrs asks for one."""
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
 """Seconds before a statement is tried again, doubled each time: a restart is over soon, a fail-over takes longer."""
@@ -100,7 +103,8 @@ class Link:
     async def connection(self) -> psycopg.AsyncConnection[Any]:
         """Returns the open connection, made if there is none."""
         async with self._connecting:
-            if self._conn is None or self._conn.closed:
+            if self._conn is None or not self._ties.holds(self._conn):
+                await self.close()
                 conn = await connect_async(
                     self._dsn, self._role, settings=self._session, pooled=self._pooled, ties=self._ties
                 )
@@ -164,5 +168,10 @@ class Link:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of a database error. libpq may name the host and the user in it, but not a password."""
-    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
+    """Returns the first line of a database error. libpq may name the host and the user in it, but not a password.
+
+    Of a connection that no host has taken, it is what each of them has said.
+    """
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    told = "; ".join([line for line in lines if line.startswith("- host: ")] or lines[:1])
+    return printable(f"{told} ({READ_ONLY})" if _REFUSED in told else told)

@@ -81,15 +81,17 @@ class Primary:
         """Whether sessions may be on any host that takes them, as is so unless several take writes."""
         return not self.avoid and not self._twins
 
-    def allowed(self) -> list[Host]:
-        """Returns the hosts where sessions may be. Where two are as good, the one where this process stands is first.
+    def allowed(self, order: Sequence[tuple[str, str]]) -> list[Host]:
+        """Returns the hosts where sessions may be, in the `order` of their names and ports.
 
-        OperationalError if there is none.
+        Where two are as good, the one where this process stands is first. OperationalError if there is none.
         """
         allowed = [host for host in self.hosts if host not in self.avoid]
         if not allowed:
             raise psycopg.OperationalError("; ".join(self.avoid.values()))
-        return sorted(allowed, key=lambda host: host != self.stand) if self._twins else allowed
+        places = {place: number for number, place in enumerate(order)}
+        at_home = self.stand if self._twins else None
+        return sorted(allowed, key=lambda host: (host != at_home, places.get((host.name, host.port), 0)))
 
     def _choose_system(self, standings: Sequence[Standing], writing: Sequence[Standing]) -> None:
         """Keeps to the system of the first primary that was seen, unless all hosts have become those of another one."""
@@ -118,8 +120,8 @@ class Primary:
         self._twins = twins
 
 
-_known: dict[tuple[str, ...], Primary] = {}
-"""What this process knows, by the hosts of a DSN. Of a single host, it knows nothing."""
+_known: dict[frozenset[Host], Primary] = {}
+"""What this process knows, by the hosts of a DSN in any order. Of a single host, it knows nothing."""
 
 
 async def look(dsn: str) -> Primary | None:
@@ -153,7 +155,8 @@ def narrowed(conninfo: str) -> str:
     known = _known.get(_key(conninfo))
     if known is None or known.is_open:
         return conninfo
-    allowed = [host.params for host in known.allowed()]
+    order = [(host.name, host.port) for host in hosts.listed(conninfo_to_dict(conninfo))]
+    allowed = [host.params for host in known.allowed(order)]
     places = {key: ",".join(each.get(key, "") for each in allowed) for key in ("host", "hostaddr", "port")}
     given = {key: value for key, value in conninfo_to_dict(conninfo).items() if key not in places}
     given |= {key: value for key, value in places.items() if value.strip(",")}
@@ -170,5 +173,5 @@ def arriving(conninfo: str, conn: Connection) -> Generator[Statement, Any, None]
         known.arrived(hosts.standing(next(same, host), rows[0]))
 
 
-def _key(dsn: str) -> tuple[str, ...]:
-    return tuple(str(each) for each in hosts.listed(conninfo_to_dict(dsn)))
+def _key(dsn: str) -> frozenset[Host]:
+    return frozenset(hosts.listed(conninfo_to_dict(dsn)))

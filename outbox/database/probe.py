@@ -35,6 +35,7 @@ class Probe:
 
     async def _ask(self) -> None:
         try:
+            await self._link.connection()
             with self._ties.within(self._patience):
                 await self._link.execute(SQL["probe"], {})
         except Exception as error:

@@ -21,7 +21,7 @@ from . import primary, statements
 from .dsn import ways
 from .statements import text_array
 from .steps import Statement, perform, perform_async
-from .ties import Ties
+from .ties import PATIENCE, Ties
 
 SQL = statements.load("session")
 
@@ -89,7 +89,7 @@ def connect(
     """
     ties = ties or Ties()
     ties.require_room()
-    for conninfo, last in ways(dsn, role, pooled=pooled or read_only):
+    for conninfo, last in ways(ties.without(dsn), role, pooled=pooled or read_only):
         try:
             conn = psycopg.connect(primary.narrowed(conninfo), autocommit=True, prepare_threshold=threshold(pooled))
             break
@@ -111,7 +111,7 @@ async def connect_async(
     """Does what `connect` does, async, for what writes."""
     ties = ties or Ties()
     ties.require_room()
-    for conninfo, last in ways(dsn, role, pooled=pooled):
+    for conninfo, last in ways(ties.without(dsn), role, pooled=pooled):
         try:
             conn = await psycopg.AsyncConnection.connect(
                 primary.narrowed(conninfo), autocommit=True, prepare_threshold=threshold(pooled)
@@ -125,7 +125,8 @@ async def connect_async(
         return await (await conn.execute(*step)).fetchall()
 
     try:
-        await perform_async(ties.tie(conn, dsn, _needed(settings, pooled=pooled), read_only=False), take)
+        with ties.within(PATIENCE, only=conn):
+            await perform_async(ties.tie(conn, dsn, _needed(settings, pooled=pooled), read_only=False), take)
     except BaseException:
         await conn.close()
         raise

@@ -6,8 +6,9 @@ job goes back and comes again; there is no waiting in here.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -34,7 +35,7 @@ class Spares:
     @contextmanager
     def sync_connection(self) -> Iterator[psycopg.Connection[Any]]:
         """Is a block with a sync connection."""
-        conn = self._sync.take() or connect(
+        conn = self._sync.take(self._ties) or connect(
             self._dsn, self._role, settings=READING, pooled=self._pooled, ties=self._ties
         )
         try:
@@ -46,7 +47,7 @@ class Spares:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """Is a block with an async connection."""
-        conn = self._async.take() or await connect_async(
+        conn = self._async.take(self._ties) or await connect_async(
             self._dsn, self._role, settings=READING, pooled=self._pooled, ties=self._ties
         )
         try:
@@ -65,27 +66,40 @@ class Spares:
 
 class _Kept(Generic[C]):
     def __init__(self) -> None:
-        self._conns: list[tuple[C, float]] = []
+        self._conns: list[tuple[C, float]] = []  # each with the time of its return
+        self._ended: list[C] = []
         self._open = True
+        self._lock = threading.Lock()
 
-    def take(self) -> C | None:
+    def take(self, ties: Ties) -> C | None:
         """Returns the one that came last, if any can be used."""
-        while self._conns:
-            conn, _ = self._conns.pop()
-            if not conn.closed:
-                return conn
+        with self._lock:
+            while self._conns:
+                conn, _ = self._conns.pop()
+                if ties.holds(conn):
+                    return conn
+                self._ended.append(conn)
         return None
 
     def give(self, conn: C) -> list[C]:
         """Keeps one that can be used again; returns those that are to be closed."""
-        if not self._open or conn.closed or conn.info.transaction_status != TransactionStatus.IDLE:
-            return [conn]
-        self._conns.append((conn, time.monotonic()))
-        old = [each for each, since in self._conns if time.monotonic() - since > IDLE_FOR]
-        self._conns = [(each, since) for each, since in self._conns if each not in old]
-        return old
+        now = time.monotonic()
+        with self._lock:
+            usable = not conn.closed and conn.info.transaction_status == TransactionStatus.IDLE
+            if self._open and usable:
+                self._conns.append((conn, now))
+            else:
+                self._ended.append(conn)
+            return self._end(lambda since: now - since > IDLE_FOR)
 
     def close(self) -> list[C]:
-        self._open = False
-        conns, self._conns = [conn for conn, _ in self._conns], []
-        return conns
+        """Returns all that are here, which are to be closed; from now on, `give` returns each that comes back."""
+        with self._lock:
+            self._open = False
+            return self._end(lambda _: True)
+
+    def _end(self, old: Callable[[float], bool]) -> list[C]:
+        ended = self._ended + [conn for conn, since in self._conns if old(since)]
+        self._conns = [(conn, since) for conn, since in self._conns if not old(since)]
+        self._ended = []
+        return ended

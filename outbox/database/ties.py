@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 import psycopg
 
 from . import primary, statements
+from .dsn import host_last
 from .statements import array
 from .steps import Statement
 
@@ -39,7 +40,7 @@ ASK_EVERY = 1.0
 """Seconds between two questions to a server whether they are gone."""
 
 _SERVERS = 8
-"""How many servers are remembered on which sessions were left."""
+"""How many servers are remembered on which sessions were left, and hosts that were let go of."""
 
 READ_ONLY = (
     "the server is read-only: it is a standby, or default_transaction_read_only is on, for the server, this database "
@@ -56,25 +57,38 @@ class Ties:
         self._lock = threading.RLock()
         self._tied: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()  # with the server that it leads to
         self._left: dict[str, set[int]] = {}  # pids by server
+        self._hosts: list[tuple[str, str]] = []  # the last that were let go of, each with its port
         self._full: str | None = None  # why nothing more is opened
         self._asked = 0.0
 
-    def cut(self, why: str) -> None:
+    def cut(self, why: str, *, only: Connection | None = None) -> None:
         """Shuts the sockets of all sessions: what waits for an answer there fails at once, as if the line was cut."""
         with self._lock:
-            shut = [conn for conn in list(self._tied) if self._shut(conn)]
-            self._tied.clear()
+            chosen = list(self._tied) if only is None else [only]
+            shut = [conn for conn in chosen if self._shut(conn)]
+            for conn in chosen:
+                self._tied.pop(conn, None)
         if shut:
             log.warning("%s: let go of %s sessions", why, len(shut))
 
+    def without(self, dsn: str) -> str:
+        """Returns the DSN with the hosts that were let go of at its end: what hangs keeps each connection waiting."""
+        for host, port in self._hosts:
+            dsn = host_last(dsn, host, port)
+        return dsn
+
+    def holds(self, conn: Connection) -> bool:
+        """Returns whether a session is open and was not cut. One that was cut tells so only when it is used."""
+        return not conn.closed and conn in self._tied
+
     @contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        """Is a block in the event loop: whenever it has taken so many seconds, all sessions are cut."""
+    def within(self, seconds: float, *, only: Connection | None = None) -> Iterator[None]:
+        """Is a block in the event loop: whenever it has taken so many seconds, all sessions are cut, or `only` one."""
         loop = asyncio.get_running_loop()
 
         def cut() -> None:
             timers[0] = loop.call_later(seconds, cut)
-            self.cut(f"the database has not answered for {seconds:g} s")
+            self.cut(f"the database has not answered for {seconds:.3g} s", only=only)
 
         timers = [loop.call_later(seconds, cut)]
         try:
@@ -133,6 +147,8 @@ class Ties:
     def _shut(self, conn: Connection) -> bool:
         with suppress(psycopg.Error, OSError):  # it is closed already
             descriptor = os.dup(conn.pgconn.socket)
+            if (at := (conn.info.host, str(conn.info.port))) not in self._hosts:
+                self._hosts = [*self._hosts, at][-_SERVERS:]
             with socket.socket(fileno=descriptor) as line:
                 line.shutdown(socket.SHUT_RDWR)
             if server := self._tied.get(conn):

@@ -8,8 +8,8 @@ The connection is an autocommit one: transactions are begun as such, or psycopg 
 one is only on its way.
 
 `clean` is a statement that forgets what a function has left in the session. It is sent with the COMMIT, and costs no
-round trip of its own; after a transaction that was rolled back it does. If it
-answers that the server is read-only now, the connection is closed: another server is the primary.
+round trip of its own; after a transaction that was rolled back it does. If it answers that the server is read-only now,
+the connection is closed: another server is the primary.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Lease:
 
     def __init__(self, dsn: str, inflight: InFlight, *, seconds: float, listen: bool, ties: Ties | None = None) -> None:
         self.id = 0
-        self.beaten = self._cut = time.monotonic()
+        self.beaten = time.monotonic()
         self.trusted = seconds * TRUSTED
         self.registered = asyncio.Event()
         self._seconds = seconds
@@ -58,12 +58,14 @@ class Lease:
         """Registers, then beats and listens for ever, through any loss of the connection."""
         while True:
             try:
-                if not self.id:
-                    await self._register_whole()
                 conn = await self._link.connection()
-                if conn is not self._greeted:
-                    await self._greet(conn)
-                await self._beat()
+                with self._ties.within(self.trusted):
+                    if not self.id:
+                        await self._register_whole()
+                    conn = await self._link.connection()
+                    if conn is not self._greeted:
+                        await self._greet(conn)
+                    await self._beat()
                 await self._hear(conn, time.monotonic() + self._seconds / 6)
             except Exception as error:
                 if not temporary(error):
@@ -79,8 +81,7 @@ class Lease:
         """
         while True:
             await asyncio.sleep(min(0.2, self._seconds / 10))
-            if time.monotonic() - max(self.beaten, self._cut) > self.trusted:
-                self._cut = time.monotonic()
+            if self.id and time.monotonic() - self.beaten > self.trusted:
                 self.leave_server(f"no heartbeat was answered for {self.trusted:.3g} s")
 
     def leave_server(self, why: str) -> None:

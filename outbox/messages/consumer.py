@@ -197,6 +197,7 @@ class Consumer:
         try:
             while True:
                 try:
+                    await link.connection()
                     with self._ties.within(PATIENCE):
                         await self._retry_parked(link)
                     if self._keep_inbox is not None and time.monotonic() >= forget_at:

@@ -133,6 +133,7 @@ class Log:
         """Sends a heartbeat, which keeps the name, with what is wrong and whether the relay is idle."""
         asked = time.monotonic()
         told = {"name": self._name, "epoch": self._epoch, "trouble": trouble, "idle": idle}
+        await self._beside.connection()
         with self._ties.within(PATIENCE):
             rows = await self._beside.execute(SQL["relay_beat"], told)
         if not rows:

@@ -97,8 +97,8 @@ class Relay:
         delays = Delays(RECONNECT_FIRST, RECONNECT_LAST)
         while not self._service.stopping:
             try:
+                await self._log.connect()
                 with self._log.within(PATIENCE):
-                    await self._log.connect()
                     window = await self._log.take_over()
                 log.info("relaying")
                 self._elsewhere.set(None)
