@@ -15,6 +15,7 @@ import click
 import psycopg
 
 from . import settings
+from .database.ties import READ_ONLY
 from .errors import OutboxError
 from .texts import printable
 
@@ -111,6 +112,7 @@ def main(ctx: click.Context, dsn: str | None) -> None:
 def explain(error: Exception) -> str:
     """Returns an error in one line, with the database's hint if there is one."""
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
-        hint = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
-        return printable(f"{error.diag.message_primary}{hint}")
+        read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+        hint = error.diag.message_hint or (READ_ONLY if read_only else "")
+        return printable(f"{error.diag.message_primary} ({hint})" if hint else error.diag.message_primary)
     return printable(" ".join(str(error).split()) or type(error).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import click
 import psycopg
 
 from .. import settings
-from ..database import embedded, migrations
+from ..database import embedded, migrations, primary
 from ..database.dsn import cannot_connect
 from ..database.session import connect
 from ..errors import OutboxError
@@ -42,8 +43,18 @@ def database(found: settings.Settings, *, migrated: bool = True) -> Iterator[psy
         yield conn
 
 
-def _connect(dsn: str) -> psycopg.Connection[Any]:
+@contextmanager
+def reaching(dsn: str) -> Iterator[None]:
+    """Is a block in which an error says, without any secret, that no server was reached by this DSN."""
     try:
-        return connect(dsn, "cli", pooled=True)
+        yield
     except psycopg.Error as error:
+        if error.diag.message_primary:  # the answer of a server
+            raise
         raise OutboxError(cannot_connect(dsn, error)) from None
+
+
+def _connect(dsn: str) -> psycopg.Connection[Any]:
+    with reaching(dsn):
+        asyncio.run(primary.look(dsn))
+        return connect(dsn, "cli", pooled=True, read_only=True)

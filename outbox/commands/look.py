@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from contextlib import suppress
 
 import click
 
 from .. import settings
-from ..database import migrations
-from ..operations import doctor, look
+from ..database import hosts, migrations
+from ..operations import cluster, doctor, look
 from . import application, screen
 from .connection import database
 from .options import app_option, json_option, limit_option, of_pipeline_option, pipeline_option
@@ -100,7 +101,8 @@ def doctor_command(found: settings.Settings, app: str | None, as_json: bool) -> 
     """Look for present and coming problems, and say what to do. Exits with 1 if any is bad."""
     pipelines = application.load(app or found.app) if app or found.app else []
     with database(found) as conn:
-        findings = doctor.examine(conn, pipelines)
+        findings = [*cluster.hosts(found.dsn, asyncio.run(hosts.ask(found.dsn)))] if found.dsn else []
+        findings += doctor.examine(conn, pipelines)
     if as_json:
         screen.echo_json([finding.as_row() for finding in findings])
     else:

@@ -19,7 +19,7 @@ from ..process import ending
 from ..process.signals import on_signals
 from ..texts import printable
 from . import logs, screen
-from .connection import database, dsn_of
+from .connection import database, dsn_of, reaching
 from .options import LogOptions, json_option, limit_option, log_options
 
 log = logging.getLogger("outbox.relay")
@@ -98,8 +98,6 @@ def relay(
     if (topics or part) and not to:
         raise click.UsageError("--topic and --shard need --to; with RabbitMQ, queues choose by their bindings")
     with dsn_of(found) as dsn:
-        with database(found) as conn:
-            migrations.require(conn)
         target: Target
         if to and pipeline:
             if not readable(to):
@@ -109,8 +107,10 @@ def relay(
             target = _publisher(
                 found, source=source, exchange=exchange, declare=declare, routing_key=routing_key, strict=strict
             )
-        made = Relay(found.listen_dsn or dsn, target, name=name, strict=strict, drain=drain, from_now=from_now)
-        _, left = ending.run(_run(made))
+        direct = found.listen_dsn or dsn
+        made = Relay(direct, target, name=name, strict=strict, drain=drain, from_now=from_now)
+        with reaching(direct):
+            _, left = ending.run(_run(made))
     ending.finish(left)
 
 

@@ -7,17 +7,16 @@ import logging
 import os
 
 import click
-import psycopg
 
 from .. import settings
 from ..client.inbox import MEMORY_DAYS
-from ..database.dsn import cannot_connect, readable, redact
+from ..database.dsn import readable, redact
 from ..engine.retention import MAX_DAYS, Retention
 from ..engine.worker import Worker
-from ..errors import OutboxError, SettingsError, WorkerBroken
+from ..errors import SettingsError, WorkerBroken
 from ..process import ending
 from . import application, logs, processes
-from .connection import dsn_of
+from .connection import dsn_of, reaching
 from .options import LogOptions, Number, app_option, log_options
 
 log = logging.getLogger("outbox.worker")
@@ -117,12 +116,8 @@ def worker(
                 retention=Retention(keep_workflows, keep_history, keep_dead, keep_messages, keep_inbox),
                 on_standstill=ending.leave,
             )
-            try:
+            with reaching(dsn):
                 _, left = ending.run(_run(made, stop_pipe, grace))
-            except psycopg.Error as error:
-                if error.diag.message_primary:  # the answer of a server; else none was reached
-                    raise
-                raise OutboxError(cannot_connect(dsn, error)) from None
     if made.interrupted:
         logging.shutdown()
         os._exit(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -13,28 +15,62 @@ from ..texts import printable
 _ESCAPED = "write it as key=value pairs, or as a URL with %40 for @, %2F for / and %3A for : in the password"
 
 
-def engine_conninfo(dsn: str, role: str) -> str:
+def engine_conninfo(dsn: str, role: str, *, writable: bool = False) -> str:
     """Returns the DSN with the parameters that sessions of Outbox have unless the DSN says otherwise.
 
     They are an application_name, which pg_stat_activity shows, and timeouts by which a dead peer is noticed within
-    seconds. Raises SettingsError for a DSN that can't be read: libpq's own message may quote the password.
+    seconds. `writable`: of its hosts and their addresses, the first one that can be written to. Raises SettingsError
+    for a DSN that can't be read: libpq's own message may quote the password.
     """
     if not readable(dsn):
         raise SettingsError(f"can't read the DSN {printable(redact(dsn))}: {_how_to_write(dsn)}")
     given = conninfo_to_dict(dsn)
     defaults = {
-        "connect_timeout": "10",
+        # For each address: a host that hangs must not keep us long from the next one.
+        "connect_timeout": "3" if _has_hosts(given) else "10",
         "keepalives_idle": "5",
         "keepalives_interval": "2",
         "keepalives_count": "3",
         "tcp_user_timeout": "10000",
     }
+    if writable and "PGTARGETSESSIONATTRS" not in os.environ:
+        defaults["target_session_attrs"] = "read-write"
     return make_conninfo(
         dsn,
         **{k: v for k, v in defaults.items() if k not in given},
         application_name=f"outbox {role}",
         client_encoding="UTF8",  # what the database or the role says may not have all characters
     )
+
+
+def ways(dsn: str, role: str, *, pooled: bool) -> list[tuple[str, bool]]:
+    """Returns the connection strings to try, one after the other, each with whether it is the last.
+
+    A pooler remembers what the server was, and may say that a new primary is read-only: where it leads must be asked
+    of the server. Only to choose among several hosts its word is taken first.
+    """
+    writable, any_server = engine_conninfo(dsn, role, writable=True), engine_conninfo(dsn, role)
+    if not pooled:
+        return [(writable, True)]
+    return [(writable, False), (any_server, True)] if _has_hosts(conninfo_to_dict(dsn)) else [(any_server, True)]
+
+
+def host_last(dsn: str, host: str, port: str) -> str:
+    """Returns a DSN of several hosts with one of them at the end, and any other one as it is."""
+    given = conninfo_to_dict(dsn)
+    lists = {key: str(given[key]).split(",") for key in ("host", "hostaddr", "port") if "," in str(given.get(key, ""))}
+    count = max(map(len, lists.values()), default=1)
+    if any(len(each) != count for each in lists.values()):
+        return dsn  # libpq says what is wrong with it
+    names, ports = lists.get("host") or lists.get("hostaddr"), lists.get("port", [str(given.get("port", ""))] * count)
+    if names is None:
+        return dsn
+    order = sorted(range(count), key=lambda n: names[n] == host and (ports[n] or "5432") == port)
+    return make_conninfo(dsn, **{key: ",".join(each[n] for n in order) for key, each in lists.items()})
+
+
+def _has_hosts(given: Mapping[str, object]) -> bool:
+    return any("," in str(given.get(key, "")) for key in ("host", "hostaddr"))
 
 
 def cannot_connect(dsn: str, error: psycopg.Error) -> str:

@@ -13,6 +13,7 @@ from ..process.service import Delays
 from ..texts import printable
 from .dsn import engine_conninfo
 from .session import WORKING, connect_async
+from .ties import READ_ONLY, Ties
 
 log = logging.getLogger("outbox.database")
 
@@ -37,6 +38,9 @@ A process that has frozen while it holds row locks must not block the one that t
 _TEMPORARY_CLASSES = {"08", "40", "53", "57", "58"}
 # A standby that isn't the primary yet, a lock that wasn't had in time, and a state that passes.
 _TEMPORARY_STATES = {"25006", "55P03", "55000"}
+
+_REFUSED = "session is read-only"
+"""What libpq says of a server that can't be written to, where target_session_attrs asks for one."""
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
 """Seconds before a statement is tried again, doubled each time: a restart is over soon, a fail-over takes longer."""
@@ -63,7 +67,7 @@ class Link:
 
     Each new session is as the engine needs it, or as `session` says, with `settings` on top, and `on_connect` is called
     with it. `pooled` says that a pooler gives the session to others after each transaction, so that nothing may be
-    prepared in it.
+    prepared in it. The session is cut with the others of `ties`, and these with it when its server is read-only.
     """
 
     def __init__(
@@ -75,11 +79,13 @@ class Link:
         session: Mapping[str, str] = WORKING,
         settings: dict[str, str] | None = None,
         on_connect: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None = None,
+        ties: Ties | None = None,
     ) -> None:
         engine_conninfo(dsn, role)  # a DSN that can't be read is refused now
         self._dsn, self._role, self._pooled = dsn, role, pooled
         self._session = {**session, **(settings or {})}
         self._on_connect = on_connect
+        self._ties = ties or Ties()
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._delays = Delays(_FIRST_WAIT, _LONGEST_WAIT)
         self._connecting = asyncio.Lock()  # else two tasks could each make one, and one would stay open
@@ -97,8 +103,11 @@ class Link:
     async def connection(self) -> psycopg.AsyncConnection[Any]:
         """Returns the open connection, made if there is none."""
         async with self._connecting:
-            if self._conn is None or self._conn.closed:
-                conn = await connect_async(self._dsn, self._role, settings=self._session, pooled=self._pooled)
+            if self._conn is None or not self._ties.holds(self._conn):
+                await self.close()
+                conn = await connect_async(
+                    self._dsn, self._role, settings=self._session, pooled=self._pooled, ties=self._ties
+                )
                 try:
                     if self._on_connect is not None:
                         await self._on_connect(conn)
@@ -117,6 +126,11 @@ class Link:
             rows = await cursor.fetchall() if cursor.description else []
         except asyncio.CancelledError:
             await self.close()  # the statement may still be running; its answer must not meet the next question
+            raise
+        except psycopg.errors.ReadOnlySqlTransaction:
+            # It was demoted, or is to be kept from being written to. What only reads there would stay for ever.
+            self._ties.cut("the server is read-only now")
+            await self.close()
             raise
         except Exception as error:
             if temporary(error) and (self._conn is None or self._conn.closed or self._conn.broken):
@@ -154,5 +168,10 @@ class Link:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of a database error. libpq may name the host and the user in it, but not a password."""
-    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
+    """Returns the first line of a database error. libpq may name the host and the user in it, but not a password.
+
+    Of a connection that no host has taken, it is what each of them has said.
+    """
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    told = "; ".join([line for line in lines if line.startswith("- host: ")] or lines[:1])
+    return printable(f"{told} ({READ_ONLY})" if _REFUSED in told else told)

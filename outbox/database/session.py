@@ -17,10 +17,11 @@ from typing import Any
 import psycopg
 from psycopg.rows import tuple_row
 
-from . import statements
-from .dsn import engine_conninfo
+from . import primary, statements
+from .dsn import ways
 from .statements import text_array
-from .steps import Statement
+from .steps import Statement, perform, perform_async
+from .ties import PATIENCE, Ties
 
 SQL = statements.load("session")
 
@@ -57,7 +58,7 @@ def threshold(pooled: bool) -> int | None:
     return None if pooled else 5
 
 
-def needed(settings: Mapping[str, str], *, pooled: bool) -> Statement:
+def _needed(settings: Mapping[str, str], *, pooled: bool) -> Statement:
     """Returns the statement that sets these in a new session; behind a pooler only what that doesn't give to others."""
     chosen = {name: value for name, value in settings.items() if not pooled or name in _TRACKED}
     return SQL["session_set"], _arrays(chosen)
@@ -78,15 +79,26 @@ def clean() -> Statement:
 
 
 def connect(
-    dsn: str, role: str, *, settings: Mapping[str, str] = WORKING, pooled: bool = False
-) -> psycopg.Connection[Any]:
+    dsn: str, role: str, *, settings: Mapping[str, str] = WORKING, pooled: bool = False, read_only: bool = False,
+    ties: Ties | None = None,
+) -> psycopg.Connection[Any]:  # fmt: skip
     """Returns a connection in autocommit whose session is as the engine needs it. `role` is in its name.
 
-    `pooled`: a pooler may be in between, as it always may for what a person runs.
+    `pooled`: a pooler may be in between, as it always may for what a person runs. `read_only`: a server that can only
+    be read will do, if there is no other; else it is an error. It is cut with the others of `ties`.
     """
-    conn = psycopg.connect(engine_conninfo(dsn, role), autocommit=True, prepare_threshold=threshold(pooled))
+    ties = ties or Ties()
+    ties.require_room()
+    for conninfo, last in ways(ties.without(dsn), role, pooled=pooled or read_only):
+        try:
+            conn = psycopg.connect(primary.narrowed(conninfo), autocommit=True, prepare_threshold=threshold(pooled))
+            break
+        except psycopg.OperationalError:
+            if last:
+                raise
     try:
-        conn.execute(*needed(settings, pooled=pooled))
+        setting = _needed(settings, pooled=pooled)
+        perform(ties.tie(conn, dsn, setting, read_only=read_only), lambda step: conn.execute(*step).fetchall())
     except BaseException:
         conn.close()
         raise
@@ -94,13 +106,27 @@ def connect(
 
 
 async def connect_async(
-    dsn: str, role: str, *, settings: Mapping[str, str] = WORKING, pooled: bool = False
+    dsn: str, role: str, *, settings: Mapping[str, str] = WORKING, pooled: bool = False, ties: Ties | None = None
 ) -> psycopg.AsyncConnection[Any]:
-    """Does what `connect` does, async."""
-    conninfo = engine_conninfo(dsn, role)
-    conn = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=threshold(pooled))
+    """Does what `connect` does, async, for what writes."""
+    ties = ties or Ties()
+    ties.require_room()
+    for conninfo, last in ways(ties.without(dsn), role, pooled=pooled):
+        try:
+            conn = await psycopg.AsyncConnection.connect(
+                primary.narrowed(conninfo), autocommit=True, prepare_threshold=threshold(pooled)
+            )
+            break
+        except psycopg.OperationalError:
+            if last:
+                raise
+
+    async def take(step: Statement) -> list[tuple[Any, ...]]:
+        return await (await conn.execute(*step)).fetchall()
+
     try:
-        await conn.execute(*needed(settings, pooled=pooled))
+        with ties.within(PATIENCE, only=conn):
+            await perform_async(ties.tie(conn, dsn, _needed(settings, pooled=pooled), read_only=False), take)
     except BaseException:
         await conn.close()
         raise

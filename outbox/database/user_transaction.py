@@ -8,7 +8,8 @@ The connection is an autocommit one: transactions are begun as such, or psycopg 
 one is only on its way.
 
 `clean` is a statement that forgets what a function has left in the session. It is sent with the COMMIT, and costs no
-round trip of its own; after a transaction that was rolled back it does.
+round trip of its own; after a transaction that was rolled back it does. If it answers that the server is read-only now,
+the connection is closed: another server is the primary.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import psycopg
 from ..process.forks import leave_if_forked
 from .session import reclaim
 from .steps import Call, Statement, perform, perform_async
+from .ties import READ_ONLY
 
 T = TypeVar("T")
 
@@ -82,15 +84,19 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Statement | None 
 
     try:
         return perform(steps, take)
+    except psycopg.errors.ReadOnlySqlTransaction:
+        dirty = True
+        raise
     finally:
         with suppress(psycopg.Error):
             block.close()
         try:
             conn.rollback()  # a commit that was refused; else there is nothing to do
             if dirty and clean:
-                conn.execute(*clean)
+                _require_writable(conn.execute(*clean).fetchall())
         except psycopg.Error:
-            conn.close()  # the function has left a block open in which psycopg neither commits nor rolls back
+            # Read-only now, or the function has left a block open in which psycopg neither commits nor rolls back.
+            conn.close()
 
 
 async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: Statement | None = None) -> T:
@@ -130,15 +136,19 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
 
     try:
         return await perform_async(steps, take)
+    except psycopg.errors.ReadOnlySqlTransaction:
+        dirty = True
+        raise
     finally:
         with suppress(psycopg.Error):
             await block.aclose()
         try:
             await conn.rollback()  # a commit that was refused or cancelled; else there is nothing to do
             if dirty and clean:
-                await conn.execute(*clean)
+                _require_writable(await (await conn.execute(*clean)).fetchall())
         except psycopg.Error:
-            await conn.close()  # the function has left a block open in which psycopg neither commits nor rolls back
+            # Read-only now, or the function has left a block open in which psycopg neither commits nor rolls back.
+            await conn.close()
 
 
 async def _within(timeout: float | None, result: Awaitable[Any]) -> Any:
@@ -153,6 +163,12 @@ async def _within(timeout: float | None, result: Awaitable[Any]) -> Any:
         # Its traceback says where the function was cancelled, which is where it hung.
         hung = error.__cause__.__traceback__ if error.__cause__ else None
         raise TimeoutError(f"not done within {timeout:g} s").with_traceback(hung) from None
+
+
+def _require_writable(cleaned: list[tuple[Any, ...]]) -> None:
+    ((_, read_only),) = cleaned
+    if read_only:
+        raise psycopg.errors.ReadOnlySqlTransaction(READ_ONLY)
 
 
 @contextmanager

@@ -12,15 +12,14 @@ import logging
 import time
 from collections import Counter
 from functools import partial
-from typing import Any
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from ..database import user_transaction
-from ..database.dsn import engine_conninfo
 from ..database.link import first_line
-from ..database.session import READING, clean, needed, threshold
+from ..database.session import clean
+from ..database.spares import Spares
+from ..database.ties import Ties
 from ..errors import HandlerError
 from ..process.threads import NoThread, Threads
 from . import transaction
@@ -55,7 +54,7 @@ class Attempts:
     """Starts what waits in the lanes while there are free slots, and has each job end."""
 
     def __init__(
-        self, dsn: str, inflight: InFlight, releaser: Releaser, checkpoints: Checkpoints, *, pooled: bool
+        self, dsn: str, inflight: InFlight, releaser: Releaser, checkpoints: Checkpoints, *, ties: Ties, pooled: bool
     ) -> None:
         self._inflight = inflight
         self._releaser = releaser
@@ -69,37 +68,15 @@ class Attempts:
         self._releasing: asyncio.Task[None] | None = None
         self._committed_alone: Counter[str] = Counter()  # by stage, not logged yet
         in_threads = [lane for lane in inflight.lanes.values() if not lane.stage.is_async]
-        in_loop = [lane for lane in inflight.lanes.values() if lane.stage.is_async]
         self._threads = {lane: Threads(lane.stage.queue) for lane in in_threads}
-        conninfo = engine_conninfo(dsn, "handler")
-        # Transactions are begun as such: else psycopg sends a BEGIN of its own where one is only on its way.
-        kwargs = {"prepare_threshold": threshold(pooled), "autocommit": True}
-        self._needed = needed(READING, pooled=pooled)
+        self._spares = Spares(dsn, "handler", ties, pooled=pooled)
         self._clean = None if pooled else clean()  # a pooler's sessions have the settings of whom it chooses
-        self._pool = AsyncConnectionPool(
-            conninfo, kwargs=kwargs, min_size=0, max_size=_transactions(in_loop), open=False, configure=self._set_up
-        )
-        self._sync_pool = ConnectionPool(
-            conninfo, kwargs=kwargs, min_size=0, max_size=_transactions(in_threads), open=False,
-            configure=self._set_up_sync,
-        )  # fmt: skip
-
-    async def _set_up(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        await conn.execute(*self._needed)
-
-    def _set_up_sync(self, conn: psycopg.Connection[Any]) -> None:
-        conn.execute(*self._needed)
-
-    async def open(self) -> None:
-        await self._pool.open()
-        self._sync_pool.open()
 
     async def close(self) -> None:
         self._log_committed_alone()
-        await self._pool.close(timeout=1)
         for threads in self._threads.values():
             threads.close()
-        await asyncio.to_thread(self._sync_pool.close, 1)
+        await self._spares.close()
 
     def stop_starting(self) -> None:
         """Lets what runs run on, and starts nothing more."""
@@ -213,7 +190,7 @@ class Attempts:
     async def _in_transaction(self, lane: Lane, jobs: list[Job]) -> None:
         try:
             if lane.stage.is_async:
-                async with self._pool.connection() as conn:
+                async with self._spares.connection() as conn:
                     ended = await user_transaction.run_async(conn, transaction.attempt(conn, jobs), self._clean)
             else:
                 ended = await self._threads[lane].call(partial(self._in_sync_transaction, jobs))
@@ -242,7 +219,7 @@ class Attempts:
                 self._missed(lane, jobs)
 
     def _in_sync_transaction(self, jobs: list[Job]) -> transaction.Ended:
-        with self._sync_pool.connection() as conn:
+        with self._spares.sync_connection() as conn:
             return user_transaction.run(conn, transaction.attempt(conn, jobs), self._clean)
 
     def _missed(self, lane: Lane, jobs: list[Job]) -> None:
@@ -271,8 +248,3 @@ class Attempts:
 def _too_slow(job: Job) -> Failed:
     why = "" if job.stage.is_async else "; its thread goes on, and keeps its slot"
     return fail(job, TimeoutError(f"no outcome within the stage's timeout of {job.stage.timeout:g} s{why}"))
-
-
-def _transactions(lanes: list[Lane]) -> int:
-    """Returns how many transactions run at once in these lanes: connections of a pool, which has one at least."""
-    return max(1, sum(lane.concurrency for lane in lanes if lane.stage.transaction))

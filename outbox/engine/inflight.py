@@ -36,6 +36,9 @@ ROOM_WAIT = 1.0
 ROOM_LINGER = 0.002
 """Seconds that a claim waits for more room once there is some: so that it is worth its round trip."""
 
+CANCEL_IN = 0.1
+"""Seconds after the lease was lost in which handlers may end by themselves. A server that hangs is let go of then, and
+what waits for it fails. Cancelled before, psycopg would ask the same server to cancel, and wait for ten seconds."""
 
 MOST_HELD_UP = 10_000
 """Outcomes that may wait for other sessions before claims stop: one of these may hold all rows of a pipeline."""
@@ -191,16 +194,16 @@ class InFlight:
         """Takes out all jobs that wait."""
         return [job for lane in self.lanes.values() for job in lane.drop_waiting()]
 
-    def interrupt(self, why: str) -> list[Job]:
+    def interrupt(self, why: str, *, cancel_in: float = 0.0) -> list[Job]:
         """Takes all running jobs away from their handlers; returns them."""
         running = self.lanes.running()
         for job in running:
-            job.take_away(why)
+            job.take_away(why, cancel_in=cancel_in)
         return running
 
     def lose(self, why: str) -> None:
         """Drops and cancels all that was claimed: nothing under the worker's present id counts any more."""
-        running, dropped = self.interrupt(why), self.drop_waiting()
+        running, dropped = self.interrupt(why, cancel_in=CANCEL_IN), self.drop_waiting()
         self.idle = False  # the worker's next row does not say that it is
         if running or dropped:
             self.counts.lost += len(running)

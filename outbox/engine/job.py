@@ -57,10 +57,14 @@ class Job:
         """Starts the time that its stage gives to an attempt: its handler is called now, and not before."""
         self.begun, self.deadline = True, time.monotonic() + self.stage.timeout
 
-    def take_away(self, why: str) -> None:
+    def take_away(self, why: str, *, cancel_in: float = 0.0) -> None:
         """Tells the attempt that nothing it does counts any more, and cancels it where that is possible."""
         self.lost, self.lost_at = why, time.monotonic()
-        if self.task is not None:
+        if self.task is None:
+            return
+        if cancel_in:
+            self.task.get_loop().call_later(cancel_in, self.task.cancel)
+        else:
             self.task.cancel()
 
 

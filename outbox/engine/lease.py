@@ -18,23 +18,30 @@ from psycopg import sql
 
 from ..database import statements
 from ..database.link import Link, temporary
+from ..database.ties import Ties
 from ..texts import printable
 from .inflight import InFlight
 
 SQL = statements.load("lease")
 log = logging.getLogger("outbox.worker")
 
+TRUSTED = 0.45
+"""Part of the lease for which a process trusts its last beat. With the default lease, a server that hangs is left
+within 15 s, after two beats that it did not answer."""
+
 
 class Lease:
     """Keeps one row of outbox.workers alive, for so many `seconds` from each beat.
 
     `id` changes when the lease was lost; what is in flight is dropped before. `beaten` is when, by this process's
-    monotonic clock, the last beat that the database accepted was sent: the process trusts its lease from there on.
+    monotonic clock, the last beat that the database accepted was sent: from there on the process trusts its lease for
+    `trusted` seconds.
     """
 
-    def __init__(self, dsn: str, inflight: InFlight, *, seconds: float, listen: bool) -> None:
+    def __init__(self, dsn: str, inflight: InFlight, *, seconds: float, listen: bool, ties: Ties | None = None) -> None:
         self.id = 0
         self.beaten = time.monotonic()
+        self.trusted = seconds * TRUSTED
         self.registered = asyncio.Event()
         self._seconds = seconds
         self._listen = listen
@@ -44,18 +51,21 @@ class Lease:
         self._registering: asyncio.Task[None] | None = None
         self._watched = False
         self._greeted: psycopg.AsyncConnection[Any] | None = None
-        self._link = Link(dsn, "listen")
+        self._ties = ties or Ties()
+        self._link = Link(dsn, "listen", ties=self._ties)
 
     async def run(self) -> None:
         """Registers, then beats and listens for ever, through any loss of the connection."""
         while True:
             try:
-                if not self.id:
-                    await self._register_whole()
                 conn = await self._link.connection()
-                if conn is not self._greeted:
-                    await self._greet(conn)
-                await self._beat()
+                with self._ties.within(self.trusted):
+                    if not self.id:
+                        await self._register_whole()
+                    conn = await self._link.connection()
+                    if conn is not self._greeted:
+                        await self._greet(conn)
+                    await self._beat()
                 await self._hear(conn, time.monotonic() + self._seconds / 6)
             except Exception as error:
                 if not temporary(error):
@@ -65,11 +75,20 @@ class Lease:
                 await self._link.pause(error)
 
     async def watch(self) -> None:
-        """Gives the lease up by this process's own clock when no beat was accepted for half of it."""
+        """Gives the lease up by this process's own clock when no beat was accepted for as long as it is trusted.
+
+        Whatever waits for an answer of that server fails then, with all that was begun under the lease.
+        """
         while True:
             await asyncio.sleep(min(0.2, self._seconds / 10))
-            if self.id and time.monotonic() - self.beaten > self._seconds / 2:
-                self._lose("no beat for half the lease")
+            if self.id and time.monotonic() - self.beaten > self.trusted:
+                self.leave_server(f"no heartbeat was answered for {self.trusted:.3g} s")
+
+    def leave_server(self, why: str) -> None:
+        """Gives up the lease and all sessions: what was begun on this server counts no more."""
+        if self.id:
+            self._lose(why)
+        self._ties.cut(why)
 
     def _lose(self, why: str) -> None:
         """Gives up the id, which was lost or can no longer be trusted; `run` takes a new one."""

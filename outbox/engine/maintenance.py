@@ -12,6 +12,7 @@ from typing import TypeVar
 from ..database import killpoints, statements
 from ..database.budget import Budget
 from ..database.link import Link, temporary
+from ..database.ties import Ties
 from ..texts import printable
 from . import retention
 from .apart import Apart
@@ -51,9 +52,16 @@ class Maintenance:
     """
 
     def __init__(
-        self, dsn: str, inflight: InFlight, retention: Retention, *, lease: float, pooled: bool = False
+        self,
+        dsn: str,
+        inflight: InFlight,
+        retention: Retention,
+        *,
+        lease: float,
+        ties: Ties | None = None,
+        pooled: bool = False,
     ) -> None:
-        self._link = Link(dsn, "maintenance", pooled=pooled)
+        self._link = Link(dsn, "maintenance", pooled=pooled, ties=ties)
         self._retention = retention
         self._inflight = inflight
         self._patience = lease / 2

@@ -1,17 +1,14 @@
-"""Waits until the database is ready for a worker: the schema is there, and its pipelines as this code has them."""
+"""What a worker requires of its database: the schema is there, and its pipelines as this code has them."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
-from psycopg.pq import PGconn, Ping
 
-from ..database import migrations
-from ..database.link import Link, temporary
-from ..database.session import connect
+from ..database import beginning, migrations, primary
+from ..database.ties import Ties
 from ..definition import deployed
 from ..definition.pipeline import Pipeline
 from ..process.service import Service
@@ -23,36 +20,32 @@ class Readiness:
     """What a worker requires of its database before it claims anything."""
 
     def __init__(
-        self, pipelines: Sequence[Pipeline[Any]], lanes: Lanes, retention: Retention, link: Link, dsn: str
+        self, pipelines: Sequence[Pipeline[Any]], lanes: Lanes, retention: Retention, dsns: Sequence[str], ties: Ties
     ) -> None:
         self._pipelines = pipelines
         self._lanes = lanes
         self._retention = retention
-        self._link = link
-        self._dsn = dsn
-        self._answered = False
+        self._dsns, self._ties = tuple(dict.fromkeys(dsns)), ties
 
-    async def wait(self, service: Service) -> None:
+    async def wait(self, service: Service, *, patient: bool) -> None:
         """Checks schema and pipelines; waits for a server that restarts meanwhile, until a stop.
 
-        SchemaError, NotDeployed or OutboxError if something is missing; psycopg's error if the DSN leads nowhere.
+        `patient`: also for one that is down. SchemaError, NotDeployed or OutboxError if something is missing; psycopg's
+        error if the DSN leads nowhere.
         """
-        while not service.stopping:
-            try:
-                return await asyncio.to_thread(self._require)
-            except psycopg.Error as error:
-                # A DSN that leads nowhere is the user's to correct, now. One that did lead somewhere is not.
-                starting = PGconn.ping(self._dsn.encode()) == Ping.REJECT
-                if not (temporary(error) and (self._answered or starting)):
-                    raise
-                await self._link.pause(error)
+        first, *others = self._dsns
+        await beginning.begin(first, service, self._require, ties=self._ties, patient=patient)
+        for dsn in others:
+            await primary.look(dsn)
 
-    def _require(self) -> None:
-        with connect(self._dsn, "check", pooled=True) as conn:
-            self._answered = True
-            migrations.require(conn)
-            self._retention.require(conn)
-            for pipeline in self._pipelines:
-                stages = [name for owner, name in self._lanes if owner == pipeline.name]
-                if stages:
-                    deployed.require(conn, pipeline, stages)
+    async def watch(self, leave: Callable[[str], object]) -> None:
+        """Calls `leave` with the reason, for ever, when the worker's sessions are not on the primary."""
+        await primary.watch(self._dsns, leave)
+
+    def _require(self, conn: psycopg.Connection[Any]) -> None:
+        migrations.require(conn)
+        self._retention.require(conn)
+        for pipeline in self._pipelines:
+            stages = [name for owner, name in self._lanes if owner == pipeline.name]
+            if stages:
+                deployed.require(conn, pipeline, stages)

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 from ..database.session import connect
+from ..database.ties import Ties
 from ..process.places import place_of
 from . import commit
 from .attempt import NOTICE, Attempts
@@ -40,10 +41,10 @@ class Standstill:
     """
 
     def __init__(
-        self, dsn: str, lease: Lease, inflight: InFlight, attempts: Attempts, *, seconds: float,
-        timeout: Callable[[], float], give_up: Callable[[str], None] | None,
+        self, dsn: str, lease: Lease, inflight: InFlight, attempts: Attempts, *, ties: Ties,
+        seconds: float, timeout: Callable[[], float], give_up: Callable[[str], None] | None,
     ) -> None:  # fmt: skip
-        self._dsn = dsn
+        self._dsn, self._ties = dsn, ties
         self._lease, self._inflight, self._attempts = lease, inflight, attempts
         self._seconds, self._timeout, self._give_up = seconds, timeout, give_up
         self._every = min(TURN_EVERY, seconds / 10)
@@ -92,7 +93,7 @@ class Standstill:
             stood += passed
             if self._found is None:
                 self._found = self._culprit()
-            if self._seconds / 6 < now - self._lease.beaten < self._seconds / 2:
+            if self._seconds / 6 < now - self._lease.beaten < self._lease.trusted:
                 self._beat()
             if stood > self._timeout() + self._seconds:
                 self._end(stood)
@@ -111,7 +112,7 @@ class Standstill:
         sent = time.monotonic()
         try:
             if self._conn is None or self._conn.closed:
-                self._conn = connect(self._dsn, "beat", pooled=True)
+                self._conn = connect(self._dsn, "beat", pooled=True, ties=self._ties)
             if self._conn.execute(SQL["worker_beat_on"], {"worker": self._lease.id}).fetchone():
                 self._lease.beaten = sent
         except psycopg.Error as error:

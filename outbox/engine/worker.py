@@ -12,6 +12,7 @@ import psycopg
 
 from ..checks import check_number
 from ..database.link import PLANNING, Link
+from ..database.ties import Ties
 from ..definition.pipeline import Pipeline
 from ..errors import DefinitionError
 from ..process.service import Service, side_by_side
@@ -86,9 +87,9 @@ class Worker:
     async def run(self) -> None:
         """Works until `stop`, or, with `drain`, until nothing is due.
 
-        SchemaError or NotDeployed at once if the database isn't ready for this code. After that, nothing that data or a
-        restart of Postgres does ends it. WorkerBroken when handlers that don't end have taken all slots of a stage.
-        Cancelled, it cancels its handlers, and releases their jobs.
+        Waits for a primary first. SchemaError or NotDeployed if it isn't ready for this code. After that, nothing that
+        data or a restart of Postgres does ends it. WorkerBroken when handlers that don't end have taken all slots of a
+        stage. Cancelled, it cancels its handlers, and releases their jobs.
         """
         shift = _Shift(self)
         try:
@@ -112,28 +113,29 @@ class _Shift:
     def __init__(self, worker: Worker) -> None:
         self._worker, self._service = worker, worker._service
         dsn, pooled = worker._dsn, worker._pooled
-        link = partial(worker._link, dsn, pooled=pooled, settings=PLANNING)
+        ties = Ties()  # what the lease lets go of
+        link = partial(worker._link, dsn, pooled=pooled, settings=PLANNING, ties=ties)
         claims, commits = link("claim"), [link("commit") for _ in range(COMMITS)]
-        reconciling = Link(dsn, "reconcile", pooled=pooled)
+        reconciling = Link(dsn, "reconcile", pooled=pooled, ties=ties)
         self._inflight = inflight = InFlight(worker._lanes, worker.counts, draining=worker._drain)
         releaser = Releaser(commits[0], inflight)
-        self._ready = Readiness(worker._pipelines, worker._lanes, worker._retention, claims, dsn)
-        lease = Lease(worker._listen_dsn, inflight, seconds=worker._lease, listen=worker._notify)
+        self._ready = Readiness(worker._pipelines, worker._lanes, worker._retention, (dsn, worker._listen_dsn), ties)
+        lease = Lease(worker._listen_dsn, inflight, seconds=worker._lease, listen=worker._notify, ties=ties)
         self._claimer = Claimer(claims, lease, inflight, releaser)
         checkpoints = Checkpoints(link("checkpoint"))
-        self._attempts = Attempts(dsn, inflight, releaser, checkpoints, pooled=pooled)
+        self._attempts = Attempts(dsn, inflight, releaser, checkpoints, ties=ties, pooled=pooled)
         committer = Committer(commits, link("commit"), inflight, releaser)
-        self._maintenance = Maintenance(dsn, inflight, worker._retention, lease=worker._lease, pooled=pooled)
-        self._scheduler = Scheduler(dsn, worker._schedules, pooled=pooled)
+        self._maintenance = Maintenance(dsn, inflight, worker._retention, lease=worker._lease, ties=ties, pooled=pooled)
+        self._scheduler = Scheduler(dsn, worker._schedules, ties=ties, pooled=pooled)
         self.winding_down = WindingDown(worker._service, inflight, self._attempts, releaser, grace=worker._grace)
         standstill = Standstill(
-            dsn, lease, inflight, self._attempts, seconds=worker._lease, give_up=worker._on_standstill,
+            dsn, lease, inflight, self._attempts, ties=ties, seconds=worker._lease, give_up=worker._on_standstill,
             timeout=lambda: max(inflight.lanes.timeout(), self._scheduler.timeout()),
         )  # fmt: skip
         self._beside = [
-            standstill.run, lease.run, lease.watch, self._maintenance.run, committer.run, committer.run_held_up,
-            self._attempts.watch, checkpoints.run, lambda: self._claimer.reconcile(reconciling),
-            *([] if worker._drain else [self._scheduler.run]),
+            standstill.run, lease.run, lease.watch, lambda: self._ready.watch(lease.leave_server), committer.run,
+            committer.run_held_up, self._maintenance.run, self._attempts.watch, checkpoints.run,
+            lambda: self._claimer.reconcile(reconciling), *([] if worker._drain else [self._scheduler.run]),
         ]  # fmt: skip
         self.closing = [
             self.winding_down.release_all, lease.leave, claims.close, *(each.close for each in commits),
@@ -142,10 +144,9 @@ class _Shift:
         ]  # fmt: skip
 
     async def run(self) -> None:
-        await self._ready.wait(self._service)
+        await self._ready.wait(self._service, patient=not self._worker._drain)
         if self._service.stopping:
             return
-        await self._attempts.open()
         working = side_by_side(self._work(), self._attempts.handlers.broken())
         await side_by_side(self.winding_down.after(working), *(loop() for loop in self._beside))
 

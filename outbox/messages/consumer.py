@@ -16,9 +16,10 @@ from typing import Any
 from .. import settings
 from ..checks import check_number
 from ..client.inbox import MEMORY_DAYS, Inbox, forget
-from ..database import killpoints, migrations, statements
+from ..database import beginning, killpoints, migrations, primary, statements
 from ..database.link import Link, first_line, temporary
-from ..database.session import connect
+from ..database.probe import Probe
+from ..database.ties import PATIENCE, Ties
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
 from ..process import ending
@@ -107,7 +108,11 @@ class Consumer:
             Inbox(queue if consumer is None else consumer), queue, handler, retry or RETRY, timeout,
             Slots(concurrency), self._service,
         )  # fmt: skip
-        self._lanes = [_Lane(Receiver(self._dsn, self._handling, pooled=self._pooled)) for _ in range(concurrency)]
+        self._ties = ties = Ties()
+        self._probe = Probe(self._dsn, ties, pooled=self._pooled)
+        self._lanes = [
+            _Lane(Receiver(self._dsn, self._handling, ties=ties, pooled=self._pooled)) for _ in range(concurrency)
+        ]
         self._retried: set[int] = set()
         try:
             from .rabbitmq.subscription import Subscription
@@ -121,10 +126,11 @@ class Consumer:
     async def run(self) -> None:
         """Handles what comes, until `stop`.
 
-        Raises SchemaError at once if the database isn't ready for this code. After that, nothing that a handler, a
-        message, or a restart of Postgres or RabbitMQ does ends it.
+        Waits for a primary first. Raises SchemaError if it isn't ready for this code. After that, nothing that a
+        handler, a message, or a restart of Postgres or RabbitMQ does ends it.
         """
         receivers = [lane.receiver.close for lane in self._lanes]
+        receivers.append(self._probe.close)
         try:
             await self._service.run(self._serve, self._subscription.close, *receivers)
         finally:
@@ -143,9 +149,16 @@ class Consumer:
         self._service.stop()
 
     async def _serve(self) -> None:
-        await asyncio.to_thread(self._require_database)
+        await beginning.begin(self._dsn, self._service, migrations.require, ties=self._ties)
+        if self._service.stopping:
+            return
         working = [self._work(lane) for lane in self._lanes]
-        await side_by_side(self._until_quiet(), self._subscription.run(), self._keep_house(), *working)
+        watching = primary.watch([self._dsn], self._ties.cut)
+        loops = self._subscription.run(), self._keep_house(), self._probe.run(self._is_busy), watching
+        await side_by_side(self._until_quiet(), *loops, *working)
+
+    def _is_busy(self) -> bool:
+        return not all(lane.idle.is_set() for lane in self._lanes)
 
     async def _until_quiet(self) -> None:
         """Waits for a stop, and then until no message is handled."""
@@ -179,12 +192,14 @@ class Consumer:
 
     async def _keep_house(self) -> None:
         """Takes parked messages that a person wants to be tried again, and forgets old ids."""
-        link = Link(self._dsn, "consumer", pooled=self._pooled)
+        link = Link(self._dsn, "consumer", pooled=self._pooled, ties=self._ties)
         forget_at = 0.0
         try:
             while True:
                 try:
-                    await self._retry_parked(link)
+                    await link.connection()
+                    with self._ties.within(PATIENCE):
+                        await self._retry_parked(link)
                     if self._keep_inbox is not None and time.monotonic() >= forget_at:
                         forget_at = time.monotonic() + FORGET_EVERY
                         await forget(await link.connection(), self._keep_inbox)
@@ -210,10 +225,6 @@ class Consumer:
             log.info("consumer %s takes from queue %s", self._handling.inbox.consumer, printable(self._handling.queue))
         else:
             log.warning("%s; trying again", printable(trouble))
-
-    def _require_database(self) -> None:
-        with connect(self._dsn, "check", pooled=True) as conn:
-            migrations.require(conn)
 
 
 def _connections(dsn: str | None, amqp_url: str | None) -> tuple[str, str, bool]:

@@ -16,13 +16,15 @@ import psycopg
 from .. import documents, texts
 from ..checks import check_name
 from ..client.inbox import parse_id
-from ..database import statements
+from ..database import primary, statements
 from ..database.dsn import engine_conninfo, place
 from ..database.link import first_line
+from ..database.probe import Probe
 from ..database.session import connect_async
 from ..database.statements import array, text_array
+from ..database.ties import Ties
 from ..errors import InvalidInput, SettingsError
-from ..process.service import Delays
+from ..process.service import Delays, cancel, side_by_side
 from .sharding import shard
 from .target import Outgoing, Parked, Target
 
@@ -82,9 +84,23 @@ class Handoff(Target):
         self._topics = tuple(topics)
         self._delays = Delays(FIRST_WAIT, LONGEST_WAIT)
         self._conn: psycopg.AsyncConnection[Any] | None = None
+        self._ties, self._delivering = Ties(), False
+        self._probe = Probe(dsn, self._ties)
+        self._probing: asyncio.Task[None] | None = None
 
     async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
         """Writes messages there in their order; returns those that were refused, with the reason."""
+        if self._probing is None:
+            await primary.look(self._dsn)
+            watching = primary.watch([self._dsn], self._ties.cut)
+            self._probing = asyncio.create_task(side_by_side(self._probe.run(lambda: self._delivering), watching))
+        self._delivering = True
+        try:
+            return await self._deliver(messages, stopped_keys)
+        finally:
+            self._delivering = False
+
+    async def _deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
         parked: Parked = {}
         stopped = set(stopped_keys)
         left = [message for message in messages if self._is_meant(message)]
@@ -118,6 +134,13 @@ class Handoff(Target):
         return parked
 
     async def close(self) -> None:
+        probing, self._probing = self._probing, None
+        if probing is not None:
+            await cancel(probing)
+        await self._probe.close()
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         conn, self._conn = self._conn, None
         if conn is not None:
             await conn.close()
@@ -157,13 +180,13 @@ class Handoff(Target):
 
     async def _connection(self) -> psycopg.AsyncConnection[Any]:
         if self._conn is None or self._conn.closed:
-            self._conn = await connect_async(self._dsn, "handoff")
+            self._conn = await connect_async(self._dsn, "handoff", ties=self._ties)
         return self._conn
 
     async def _pause(self, error: BaseException) -> None:
         why = "it does not answer" if isinstance(error, TimeoutError) else first_line(error)
         self.trouble.set(f"the database to hand on to: {why}")
-        await self.close()
+        await self._disconnect()
         await asyncio.sleep(self._delays.next())
 
     def _is_meant(self, message: Outgoing) -> bool:

@@ -10,18 +10,21 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from ..database import statements
+from ..database import beginning, migrations, primary, statements
 from ..database.dsn import engine_conninfo
-from ..database.session import connect_async
+from ..database.link import Link
+from ..database.session import WORKING, connect_async
 from ..database.statements import array, text_array
+from ..database.ties import PATIENCE, Ties
 from ..errors import TakenOver
+from ..process.service import Service
 from . import ring
 from .target import LEASE, Lease, Outgoing, Parked
 
@@ -42,6 +45,9 @@ _FIRST_ROWS = 10
 
 _ROW_BYTES = 200
 """Bytes that a message takes besides its payload, about."""
+
+_PLANNING = {"enable_seqscan": "off", "jit": "off"}
+"""Keeps sessions from plans that scan the log: one that was cached while it was empty would be used when it is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +70,20 @@ class Log:
         self._dsn = dsn
         self._name, self._target, self._lease, self._from_now = name, target, lease, from_now
         self._conn: psycopg.AsyncConnection[Any] | None = None
+        # Heartbeats have a connection of their own: a window may take long, but a beat that is not answered tells that
+        # the server hangs.
+        self._ties = Ties()
+        self._beside = Link(dsn, "relay", settings=_PLANNING, ties=self._ties)
         self._epoch = 0
         self._rows = _FIRST_ROWS
 
     async def connect(self) -> psycopg.AsyncConnection[Any]:
         """Returns the open connection, or opens one that listens for new messages."""
         if self._conn is None or self._conn.closed:
-            conn = await connect_async(self._dsn, "relay")
+            # What a window's end makes visible must be on disk before anything of it leaves.
+            settings = {**WORKING, **_PLANNING, "synchronous_commit": "on"}
+            conn = await connect_async(self._dsn, "relay", settings=settings, ties=self._ties)
             try:
-                # What a window's end makes visible must be on disk before anything of it leaves.
-                await conn.execute("SET synchronous_commit = on")
-                await plan(conn)
                 await conn.execute("LISTEN outbox_relay")
             except BaseException:
                 await conn.close()
@@ -86,6 +95,19 @@ class Log:
         conn, self._conn = self._conn, None
         if conn is not None:
             await conn.close()
+        await self._beside.close()
+
+    async def begin(self, service: Service, *, patient: bool) -> None:
+        """Waits for a primary, and checks its schema: see beginning.py."""
+        await beginning.begin(self._dsn, service, migrations.require, ties=self._ties, patient=patient)
+
+    async def watch(self) -> None:
+        """Lets go, for ever, of a database that is not the primary."""
+        await primary.watch([self._dsn], self._ties.cut)
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        """Is a block in which the database is let go of when it doesn't answer within so many seconds."""
+        return self._ties.within(seconds)
 
     async def take_over(self) -> Window | None:
         """Takes the name and returns the window that is open, if any. Raises TakenOver at once if the name is taken."""
@@ -110,7 +132,11 @@ class Log:
     async def beat(self, trouble: str | None, idle: bool) -> None:
         """Sends a heartbeat, which keeps the name, with what is wrong and whether the relay is idle."""
         asked = time.monotonic()
-        if not await self._ask("relay_beat", epoch=self._epoch, trouble=trouble, idle=idle):
+        told = {"name": self._name, "epoch": self._epoch, "trouble": trouble, "idle": idle}
+        await self._beside.connection()
+        with self._ties.within(PATIENCE):
+            rows = await self._beside.execute(SQL["relay_beat"], told)
+        if not rows:
             raise TakenOver(f"relay {self._name!r} was taken over")
         self._lease.confirm(asked)
 
@@ -178,10 +204,10 @@ class Log:
 
     async def rotate(self) -> dict[str, str]:
         """Empties what every relay has passed (see ring.py); returns the tables that can't be emptied, and why."""
-        # On a connection of its own: on the relay's, what is read and moved meanwhile would be in its transactions, and
-        # be rolled back when a table can't be locked.
-        async with await connect_async(self._dsn, "relay") as conn:
-            await plan(conn)
+        # On a connection of its own: on another one, what is asked there meanwhile would be in its transactions, and be
+        # rolled back when a table can't be locked.
+        settings = {**WORKING, **_PLANNING}
+        async with await connect_async(self._dsn, "relay", settings=settings, ties=self._ties) as conn:
             return await ring.rotate(conn)
 
     async def _restore(self) -> None:
@@ -221,11 +247,3 @@ class Log:
         if self._conn is None:
             raise psycopg.OperationalError("not connected")
         return self._conn
-
-
-async def plan(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Keeps a connection from plans that scan the log: one that was cached while it was empty would be used when it is
-    full.
-    """
-    await conn.execute("SET enable_seqscan = off")
-    await conn.execute("SET jit = off")

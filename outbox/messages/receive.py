@@ -19,6 +19,7 @@ from ..database import statements, user_transaction
 from ..database.link import Link, idle_ms
 from ..database.session import READING, clean, connect, restore
 from ..database.steps import Call
+from ..database.ties import Ties
 from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.outcome import failure
 from ..definition.reasons import from_handler, log_with
@@ -37,8 +38,8 @@ ALONE_FROM = 3
 are not blamed with it.
 """
 
-_OUTAGES = {"25006", "57P01", "57P02", "57P03", "57P05"}
-"""SQLSTATEs of a server that is read-only, starting or gone: they cost a message no attempt."""
+_OUTAGES = {"57P01", "57P02", "57P03", "57P05"}
+"""SQLSTATEs of a server that is starting or gone: they cost a message no attempt."""
 
 _OUTAGE_CLASSES = {"08", "53", "58"}
 """Classes of SQLSTATE of a server that can't be reached, is full, or can't read its disk: likewise."""
@@ -47,9 +48,9 @@ _OUTAGE_CLASSES = {"08", "53", "58"}
 class Receiver:
     """Handles one message after the other, on a connection of its own."""
 
-    def __init__(self, dsn: str, handling: Handling, *, pooled: bool = False) -> None:
-        self._dsn, self._handling, self._pooled = dsn, handling, pooled
-        self._link = Link(dsn, "consumer", pooled=pooled, session=READING)
+    def __init__(self, dsn: str, handling: Handling, *, ties: Ties | None = None, pooled: bool = False) -> None:
+        self._dsn, self._handling, self._pooled, self._ties = dsn, handling, pooled, ties or Ties()
+        self._link = Link(dsn, "consumer", pooled=pooled, session=READING, ties=self._ties)
         self._clean = None if pooled else clean()
         self._sync: psycopg.Connection[Any] | None = None
         self._threads: Threads | None = None  # made in the loop
@@ -126,7 +127,7 @@ class Receiver:
 
     def _in_thread(self, arrival: Arrival, delivery: Delivery) -> bool:
         if self._sync is None or self._sync.closed:
-            self._sync = connect(self._dsn, "consumer", settings=READING, pooled=self._pooled)
+            self._sync = connect(self._dsn, "consumer", settings=READING, pooled=self._pooled, ties=self._ties)
         return user_transaction.run(self._sync, self._delivering(self._sync, arrival, delivery), self._clean)
 
     def _delivering(self, conn: Any, arrival: Arrival, delivery: Delivery) -> Steps[bool]:
@@ -194,10 +195,15 @@ class Receiver:
         """Returns whether an error is about the database, not about the message or its handler."""
         if not isinstance(error, psycopg.Error):
             return False
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            return self._pooled or self._is_closed()  # else the handler's own transaction was read-only
         if error.sqlstate is not None:
             return error.sqlstate in _OUTAGES or error.sqlstate[:2] in _OUTAGE_CLASSES
         if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
             return False  # such as a block of psycopg's that the handler left open, which costs the connection, too
+        return self._is_closed()
+
+    def _is_closed(self) -> bool:
         if self._handling.is_async:
             return not self._link.is_open
         return self._sync is None or self._sync.closed

@@ -16,6 +16,7 @@ import psycopg
 from ..checks import check_name
 from ..database import killpoints
 from ..database.link import first_line, temporary
+from ..database.ties import PATIENCE
 from ..errors import TakenOver
 from ..process.service import Delays, Service, Trouble, cancel, side_by_side
 from .log import Log, Window
@@ -80,11 +81,16 @@ class Relay:
         self._service.stop()
 
     async def run(self) -> None:
-        """Relays until `stop`, or with `drain` until nothing is left."""
+        """Relays until `stop`, or with `drain` until nothing is left.
+
+        Waits for a primary first. Raises SchemaError if it isn't ready for this code.
+        """
         await self._service.run(self._until_stop, self._log.leave, self._log.close, self._target.close)
 
     async def _until_stop(self) -> None:
-        await self._service.until_stop(self._lead_when_free(), grace=GRACE)
+        await self._log.begin(self._service, patient=not self._drain)
+        leading = side_by_side(self._lead_when_free(), self._log.watch())
+        await self._service.until_stop(leading, grace=GRACE)
 
     async def _lead_when_free(self) -> None:
         """Relays whenever the name is free and the database is there."""
@@ -92,11 +98,12 @@ class Relay:
         while not self._service.stopping:
             try:
                 await self._log.connect()
-                window = await self._log.take_over()
+                with self._log.within(PATIENCE):
+                    window = await self._log.take_over()
                 log.info("relaying")
                 self._elsewhere.set(None)
                 delays.reset()
-                return await side_by_side(self._work(window), self._beat())
+                return await side_by_side(self._work(window), self._beat(), self._rotate())
             except TakenOver as error:
                 self._elsewhere.set(str(error))
                 await self._target.close()
@@ -167,17 +174,18 @@ class Relay:
         self._retried_at = time.monotonic()
 
     async def _beat(self) -> None:
-        rotate_at = 0.0
-        known: dict[str, str] = {}
         while True:
             await self._log.beat(self._target.trouble.now, self._idle)
-            if time.monotonic() >= rotate_at:
-                rotate_at = time.monotonic() + ROTATE_EVERY
-                stuck = await self._log.rotate()
-                for child in set(stuck) - set(known):
-                    log.warning("outbox.%s can't be emptied: %s", child, stuck[child])
-                known = stuck
             await asyncio.sleep(HEARTBEAT_EVERY)
+
+    async def _rotate(self) -> None:
+        known: dict[str, str] = {}
+        while True:
+            stuck = await self._log.rotate()
+            for child in set(stuck) - set(known):
+                log.warning("outbox.%s can't be emptied: %s", child, stuck[child])
+            known = stuck
+            await asyncio.sleep(ROTATE_EVERY)
 
     async def _set_idle(self, idle: bool) -> None:
         if idle != self._idle:

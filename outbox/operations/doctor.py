@@ -15,7 +15,7 @@ from ..definition import deploy
 from ..definition.pipeline import Pipeline
 from ..errors import Stranded
 from ..texts import number
-from . import symptoms
+from . import cluster, symptoms
 from .finding import Finding
 
 SQL = statements.load("doctor")
@@ -51,7 +51,7 @@ def examine(
     found = [*_installation(), *_server(conn), *_schema(conn)]
     if migrations.pending(conn):
         return found  # the other statements need the whole schema
-    found += [*_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn), *_waits(conn)]
+    found += [*cluster.look(conn), *_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn), *_waits(conn)]
     found += symptoms.look(conn, pipelines)
     return [*found, *_relays(conn), *_sessions(conn, long_transaction), *_tables(conn)]
 

@@ -1,8 +1,10 @@
 -- What a session of the engine is like: see outbox/database/session.py.
 
 -- name: session_set
--- Sets these in the session, as far as this server knows them.
-SELECT set_config(s.name, s.value, false)
+-- Sets these in the session, as far as this server knows them. Returns which server it is, by when it was started, and
+-- whether it can only be read.
+SELECT extract(epoch FROM pg_postmaster_start_time())::text, current_setting('transaction_read_only')::boolean,
+       count(set_config(s.name, s.value, false))
 FROM unnest(%(names)s::text[], %(values)s::text[]) AS s (name, value)
 WHERE current_setting(s.name, true) IS NOT NULL;
 
@@ -31,5 +33,6 @@ SELECT pg_catalog.set_config('session_replication_role', 'origin', true)
 WHERE pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.<>) 'origin';
 
 -- name: session_clean
--- Forgets all that was set or made in a session, and sets these.
-SELECT outbox.session_clean(%(names)s::text[], %(values)s::text[]);
+-- Forgets all that was set or made in a session, and sets these. Returns whether this server can only be read.
+SELECT outbox.session_clean(%(names)s::text[], %(values)s::text[]),
+       pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('default_transaction_read_only')::boolean;

@@ -21,13 +21,13 @@ import psycopg
 
 from kit.broker import Broker, channel
 from kit.pooler import Pooler
+from kit.proxy import Proxy
 from kit.servers import DEADLINE, PostgresServer, wait_for
 from outbox.database import migrations
 from outbox.definition import deploy
 
 from .app import chaos
 from .consumer import EXCHANGE as BEHIND
-from .proxy import Proxy
 from .volume import Volume
 from .wal import Decoder
 

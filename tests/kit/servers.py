@@ -100,6 +100,7 @@ class PostgresServer:
         fsync: bool = False,
         settings: Mapping[str, object] | None = None,
         volume: Path | None = None,
+        copy_of: PostgresServer | None = None,
     ) -> None:
         self.version = version or os.environ.get("OUTBOX_TEST_PG", "18")
         found = binaries(self.version)
@@ -117,30 +118,33 @@ class PostgresServer:
             os.chown(self._store, self._as.pw_uid, self._as.pw_gid)
         if self.version != "15":
             self.bin = embedded.reachable(found, self.folder, self._as)
-        self._run(
-            "initdb",
-            "-D",
-            str(self.data),
-            "-U",
-            "postgres",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            "-N",
+        if copy_of is None:
+            self._run(
+                "initdb",
+                "-D",
+                str(self.data),
+                "-U",
+                "postgres",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "-N",
+            )
+        else:
+            self.copy(copy_of)
+        self.configure(
+            listen_addresses=self.host,
+            port=self.port,
+            unix_socket_directories=self.folder,
+            **{
+                "max_connections": 200,
+                "fsync": "on" if fsync else "off",
+                "shared_buffers": "64MB",
+                "max_prepared_transactions": 5,
+                "log_min_messages": "warning",
+                **(settings or {}),
+            },
         )
-        configured = {
-            "listen_addresses": self.host,
-            "port": self.port,
-            "unix_socket_directories": self.folder,
-            "max_connections": 200,
-            "fsync": "on" if fsync else "off",
-            "shared_buffers": "64MB",
-            "max_prepared_transactions": 5,
-            "log_min_messages": "warning",
-            **(settings or {}),
-        }
-        with (self.data / "postgresql.conf").open("a") as conf:
-            conf.writelines(f"{name} = '{value}'\n" for name, value in configured.items())
 
     def __enter__(self) -> PostgresServer:
         try:
@@ -156,19 +160,52 @@ class PostgresServer:
         self._run("pg_ctl", "-D", str(self.data), "-l", str(self.folder / "log"), "-w", "-t", "60", "start")
         return self
 
+    def configure(self, **settings: object) -> None:
+        """Write settings, of which the last word counts. A server that runs takes them with SIGHUP, or when it starts."""
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
+    def copy(self, server: PostgresServer) -> None:
+        """Take the data of a server that runs, in place of any that is here."""
+        shutil.rmtree(self.data, ignore_errors=True)
+        source = ("-h", server.host, "-p", str(server.port), "-U", "postgres")
+        self._run(
+            "pg_basebackup", "-D", str(self.data), *source, "-c", "fast", "-X", "stream", "--no-sync", "--no-manifest"
+        )
+
     def stop(self, mode: str = "immediate") -> None:
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "-t", "60", "stop")
 
+    def promote(self) -> None:
+        """Make a primary of a standby."""
+        self._run("pg_ctl", "-D", str(self.data), "-w", "-t", "60", "promote")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the postmaster, and to all of its processes what they can't be told by it: to stop, to go on."""
+        if number not in (signal.SIGSTOP, signal.SIGCONT):
+            os.kill(self.pid, number)
+            return
+        for pid in (self.pid, *self._children()):  # the postmaster first, so that it starts no other ones
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                freeze(pid) if number == signal.SIGSTOP else os.kill(pid, number)
+
+    @property
+    def running(self) -> bool:
+        try:
+            return _alive(self.pid)
+        except OSError:
+            return False
+
     def recover(self) -> None:
         """Have it run again, if it has ended by itself."""
-        wait_for(lambda: not self._runs() or self._answers(), what="the server has ended, or answers")
-        if not self._runs():
+        wait_for(lambda: not self.running or self._answers(), what="the server has ended, or answers")
+        if not self.running:
             self.start()
 
     def kill(self) -> None:
         """Kill the postmaster with SIGKILL and wait until its orphans have seen it and gone, or kill them, too."""
         pid = self.pid
-        children = [int(line) for line in _output("ps", "-o", "pid=", "--ppid", str(pid)).split()]
+        children = self._children()
         os.kill(pid, signal.SIGKILL)
         for child in children:
             try:
@@ -197,11 +234,8 @@ class PostgresServer:
         shutil.rmtree(self._store, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _runs(self) -> bool:
-        try:
-            return _alive(self.pid)
-        except OSError:
-            return False
+    def _children(self) -> list[int]:
+        return [int(line) for line in _output("ps", "-o", "pid=", "--ppid", str(self.pid)).split()]
 
     def _answers(self) -> bool:
         try:

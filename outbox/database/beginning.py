@@ -1,0 +1,72 @@
+"""The beginning of a process: waits for a primary that takes a session, and checks what is required of the database.
+
+A server that is down, starts or is in recovery will be there. A server that answers and refuses, and names that no name
+server knows, are the user's to correct, now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from ..process.service import Delays, Service, Trouble
+from . import hosts, primary
+from .link import first_line, temporary
+from .session import connect
+from .ties import PATIENCE, Ties
+
+log = logging.getLogger("outbox.database")
+
+FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
+"""Seconds before a primary is looked for again, doubled each time."""
+
+
+async def begin(
+    dsn: str, service: Service, require: Callable[[psycopg.Connection[Any]], object], *, ties: Ties,
+    patient: bool = True,
+) -> None:  # fmt: skip
+    """Calls `require` with a session on the primary, in a thread, as soon as there is one; or returns after a stop.
+
+    Raises what `require` raises, and psycopg's error if the DSN leads nowhere. `patient`: also waits for servers that
+    are down. Otherwise only for one that starts, or that was there before.
+    """
+    delays, trouble = Delays(FIRST_WAIT, LONGEST_WAIT), Trouble(_say)
+    answered = False
+
+    def ask() -> None:
+        nonlocal answered
+        with connect(dsn, "check", pooled=True, ties=ties) as conn:
+            answered = True
+            require(conn)
+
+    while not service.stopping:
+        try:
+            await primary.look(dsn)
+            with ties.within(PATIENCE):
+                await asyncio.to_thread(ask)
+            trouble.set(None)
+            return
+        except psycopg.Error as error:
+            if not temporary(error) or not await _may_pass(dsn, patient or answered):
+                raise
+            trouble.set(first_line(error))
+        await service.sleep(delays.next())
+
+
+async def _may_pass(dsn: str, patient: bool) -> bool:
+    """Whether it is only a matter of time until the DSN leads to a primary."""
+    standings = await hosts.ask(dsn)
+    if any(each.refuses for each in standings) or all(each.unknown for each in standings):
+        return False
+    return patient or any(each.starting or each.trouble is None for each in standings)
+
+
+def _say(why: str | None) -> None:
+    if why is None:
+        log.info("the database takes writes")
+    else:
+        log.warning("waiting for the database to take writes: %s", why)

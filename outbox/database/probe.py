@@ -1,0 +1,47 @@
+"""Asks whether a server still commits, where no heartbeat tells: beside a consumer's handlers, and beside a handoff."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ..texts import printable
+from . import statements
+from .link import Link, temporary
+from .ties import PATIENCE, Ties
+
+SQL = statements.load("probe")
+log = logging.getLogger("outbox.database")
+
+EVERY = 2.0
+"""Seconds between two questions. Each is a small record in the server's log."""
+
+
+class Probe:
+    """Cuts `ties` when their server does not answer a commit, on a connection of its own, for so many seconds."""
+
+    def __init__(self, dsn: str, ties: Ties, *, pooled: bool = False, patience: float = PATIENCE) -> None:
+        self._ties, self._patience = ties, patience
+        self._refused = False
+        self._link = Link(dsn, "probe", pooled=pooled, ties=ties)
+
+    async def run(self, waits: Callable[[], bool]) -> None:
+        """Asks for ever, while there is something that waits for an answer."""
+        while True:
+            await asyncio.sleep(min(EVERY, self._patience / 4))
+            if waits():
+                await self._ask()
+
+    async def _ask(self) -> None:
+        try:
+            await self._link.connection()
+            with self._ties.within(self._patience):
+                await self._link.execute(SQL["probe"], {})
+        except Exception as error:
+            if not temporary(error) and not self._refused:
+                self._refused = True  # which is an answer as well
+                log.error("can't ask whether the database commits: %s", printable(error))
+
+    async def close(self) -> None:
+        await self._link.close()

@@ -1,0 +1,214 @@
+"""Two Postgres servers with streaming replication, and what becomes of such a pair.
+
+`Pair.primary` is the server that was promoted last, `Pair.standby` the other one, whatever it does now. The steps of a
+failover are methods, and a test takes those that it needs; `FAILOVERS` has the usual sequences by name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import psycopg
+
+from kit.proxy import Proxy
+from kit.servers import PostgresServer, wait_for
+
+STANDBY = "standby"
+"""The name by which a standby is a synchronous one. With `*`, the tool that copies a server would be one, too."""
+
+SMALL = MappingProxyType({"shared_buffers": "16MB", "max_wal_size": "256MB", "wal_keep_size": "256MB"})
+"""Settings of a pair. What is kept of the log lets a standby come back that was away; more isn't written in a test."""
+
+QUICK = MappingProxyType({"wal_retrieve_retry_interval": "100ms"})
+
+
+class Pair:
+    """A primary, its standby, and a name that moves: a proxy whose new lines lead to the primary.
+
+    `synchronous`: a COMMIT waits until the standby has it. Otherwise the primary goes on without, as after `detach`.
+    """
+
+    def __init__(
+        self, version: str | None = None, *, synchronous: bool = True, settings: Mapping[str, object] | None = None
+    ) -> None:
+        self.synchronous = synchronous
+        self.primary = PostgresServer(version, settings={**SMALL, **QUICK, **(settings or {})})
+        self._settings = settings
+        self._servers = [self.primary]
+        self._frozen: set[PostgresServer] = set()
+        self.name = Proxy(self.primary.port)
+
+    def __enter__(self) -> Pair:
+        try:
+            self.primary.start()
+            self.standby = PostgresServer(self.primary.version, settings=self._settings, copy_of=self.primary)
+            self._servers.append(self.standby)
+            self._follow()
+            return self
+        except BaseException:
+            self.remove()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        self.name.close()
+        for server in self._servers:
+            self._thaw(server)
+            server.remove()
+
+    # How it is reached.
+
+    def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
+        """By the name that moves."""
+        return f"postgresql://{user}@{self.name.host}:{self.name.port}/{database}"
+
+    def hosts(self, database: str = "postgres", user: str = "postgres", options: str = "") -> str:
+        """By both hosts, in the order of their making; `options` such as `?target_session_attrs=read-write`."""
+        places = ",".join(f"{server.host}:{server.port}" for server in self._servers)
+        return f"postgresql://{user}@{places}/{database}{options}"
+
+    # The steps.
+
+    def detach(self) -> None:
+        """Let the standby fall behind: from now on it gets nothing. COMMITs wait for it where it is synchronous."""
+        self._set(self.standby, primary_conninfo="")
+        wait_for(lambda: not self._replicates(), what="the standby has let go of the primary")
+
+    def attach(self) -> None:
+        """Let a detached standby catch up."""
+        self._set(self.standby, primary_conninfo=self._source())
+        wait_for(self._replicates, what="the standby streams again")
+
+    def kill(self) -> None:
+        """End the primary as a crash of its host does."""
+        self.primary.kill()
+
+    def freeze(self) -> None:
+        """Stop the primary, all of its processes, from doing anything. Its kernel still acknowledges what comes."""
+        self._frozen.add(self.primary)
+        self.primary.send(signal.SIGSTOP)
+
+    def promote(self, *, move: bool = True) -> None:
+        """Make the standby the primary, whatever the other one does; `move` the name there, too."""
+        self.primary, self.standby = self.standby, self.primary
+        self.primary.promote()
+        if move:
+            self.move()
+
+    def move(self) -> None:
+        """Let the name lead to the primary. Lines that are open stay where they are, as with most balancers."""
+        self.name.target = self.primary.port
+
+    def switch(self, *, move: bool = True) -> None:
+        """Change the roles in good order, with nothing lost: the old primary is a read-only standby afterwards."""
+        self.primary.stop("fast")
+        self.promote(move=move)
+        self._follow()
+
+    def zombie(self) -> None:
+        """Have the old primary back after a failover: writable, on its old timeline, and waiting for no standby."""
+        self.standby.configure(synchronous_standby_names="")
+        if self.standby in self._frozen:
+            self._thaw(self.standby)
+            self.standby.send(signal.SIGHUP)
+        elif not self.standby.running:
+            self.standby.start()
+
+    def rejoin(self) -> None:
+        """Make the other server a standby again, with a new copy of the primary: what only it had is gone."""
+        self._thaw(self.standby)
+        if self.standby.running:
+            self.standby.stop()
+        settings = (self.standby.data / "postgresql.conf").read_text()
+        self.standby.copy(self.primary)
+        (self.standby.data / "postgresql.conf").write_text(settings)
+        self._follow()
+
+    # What they are made of.
+
+    def _follow(self) -> None:
+        """Start the standby and wait until it streams."""
+        self.standby.configure(primary_conninfo=self._source(), synchronous_standby_names="")
+        signal_file = self.standby.data / "standby.signal"
+        signal_file.touch()
+        owner = self.standby.data.stat()
+        os.chown(signal_file, owner.st_uid, owner.st_gid)
+        self.standby.start()
+        wait_for(self._replicates, what="the standby streams")
+        if self.synchronous:
+            self._set(self.primary, synchronous_standby_names=STANDBY)
+            wait_for(lambda: self._replicates("sync"), what="the standby is a synchronous one")
+
+    def _source(self) -> str:
+        return f"host={self.primary.host} port={self.primary.port} user=postgres application_name={STANDBY}"
+
+    def _replicates(self, state: str = "%") -> bool:
+        look = (
+            "SELECT FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming' AND sync_state LIKE %s"
+        )
+        with self.primary.admin() as admin:
+            return admin.execute(look, (STANDBY, state)).fetchone() is not None
+
+    def _set(self, server: PostgresServer, **settings: object) -> None:
+        server.configure(**settings)
+        server.send(signal.SIGHUP)
+
+    def _thaw(self, server: PostgresServer) -> None:
+        if server in self._frozen:
+            self._frozen.remove(server)
+            server.send(signal.SIGCONT)
+
+
+def is_primary(server: PostgresServer) -> bool:
+    """Whether the server takes commits."""
+    try:
+        with server.admin() as admin:
+            return admin.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+    except psycopg.Error:
+        return False
+
+
+def _kill(pair: Pair) -> None:
+    pair.kill()
+    pair.promote()
+
+
+def _freeze(pair: Pair) -> None:
+    pair.freeze()
+    pair.promote()
+
+
+def _read_only(pair: Pair) -> None:
+    """The name moves last, so what connects meanwhile finds the server that is read-only now."""
+    pair.switch(move=False)
+    pair.move()
+
+
+def _zombie(pair: Pair) -> None:
+    pair.freeze()
+    pair.promote()
+    pair.zombie()
+
+
+def _asynchronous(pair: Pair) -> None:
+    pair.detach()
+    pair.kill()
+    pair.promote()
+
+
+FAILOVERS: Mapping[str, Callable[[Pair], None]] = MappingProxyType(
+    {
+        "kill": _kill,
+        "freeze": _freeze,
+        "promote": Pair.promote,
+        "read-only": _read_only,
+        "zombie": _zombie,
+        "asynchronous": _asynchronous,
+    }
+)
+"""What befalls a pair, by name. Afterwards the primary takes commits, and `rejoin` makes the pair whole again."""
