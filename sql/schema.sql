@@ -2519,7 +2519,8 @@ CREATE TABLE outbox.relays (
     relayed bigint DEFAULT 0 NOT NULL,
     trouble text,
     idle boolean DEFAULT false NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    nonce uuid
 )
 WITH (fillfactor='20', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='100');
 
@@ -2864,7 +2865,7 @@ COMMENT ON COLUMN outbox.waiting.ended_by IS 'What ends the wait, each with the 
 COMMENT ON COLUMN outbox.waiting.details IS 'What else there is to say about a wait of this kind.';
 
 CREATE TABLE outbox.workers (
-    id integer NOT NULL,
+    id integer DEFAULT (((1)::double precision + floor((random() * (2147483647)::double precision))))::integer NOT NULL,
     name text NOT NULL,
     stages text[] NOT NULL,
     lease interval NOT NULL,
@@ -2878,7 +2879,7 @@ WITH (fillfactor='50');
 
 COMMENT ON TABLE outbox.workers IS 'One row for each process that works. For reading.';
 
-COMMENT ON COLUMN outbox.workers.id IS 'Its id; each process has a new one.';
+COMMENT ON COLUMN outbox.workers.id IS 'Its id, drawn at random; each process has a new one.';
 
 COMMENT ON COLUMN outbox.workers.name IS 'Host, process and what else names it.';
 
@@ -2893,15 +2894,6 @@ COMMENT ON COLUMN outbox.workers.watched IS 'Internal: whether it holds the advi
 COMMENT ON COLUMN outbox.workers.started_at IS 'When it started.';
 
 COMMENT ON COLUMN outbox.workers.beat_at IS 'When it was last heard of.';
-
-ALTER TABLE outbox.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
-    SEQUENCE NAME outbox.workers_id_seq
-    START WITH 1
-    INCREMENT BY 1
-    NO MINVALUE
-    NO MAXVALUE
-    CACHE 1
-);
 
 ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_00 FOR VALUES IN ('0');
 

@@ -191,6 +191,16 @@ MUTANTS: dict[str, Mutant] = {
                 ("RETURNING id", "RETURNING id) SELECT id FROM known UNION ALL SELECT id FROM new")),
         ),
     ),
+    "worker-id-given-again": Mutant(
+        "a worker gets an id that another one had before, as sequences give it after an asynchronous failover",
+        frozenset({"stuck", "lost", "two holders", "zombie write"}),
+        ("buried",),
+        (
+            sql("lease", "worker_register",
+                ("(name, stages, lease)\nVALUES (", "(id, name, stages, lease)\nVALUES ((SELECT min(n) FROM generate_series(1, 99) "
+                 "AS n WHERE n NOT IN (SELECT id FROM outbox.workers)), ")),
+        ),
+    ),
     "no-polling": Mutant(
         "NOTIFY is taken for a queue: a worker that was not there to hear it waits for ever",
         frozenset({"stuck", "lost"}),
