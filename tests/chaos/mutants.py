@@ -314,7 +314,7 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"lost", "inversion", "marked early"}),
         ("relay-frozen",),
         (
-            *(sql("log", name, (" AND r.epoch = %(epoch)s", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
+            *(sql("log", name, (" AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
             code("outbox.messages.target:Lease.is_held", ("return ", "return True or ")),
         ),
         seconds=60,
