@@ -143,7 +143,7 @@ COMMENT ON COLUMN outbox.dead_jobs.traceback IS
     'The traceback of the last attempt, from the handler down; null if there is none. Cut in the middle if it is long.';
 
 COMMENT ON TABLE outbox.workers IS 'One row for each process that works. For reading.';
-COMMENT ON COLUMN outbox.workers.id IS 'Its id; each process has a new one.';
+COMMENT ON COLUMN outbox.workers.id IS 'Its id, drawn at random; each process has a new one.';
 COMMENT ON COLUMN outbox.workers.name IS 'Host, process and what else names it.';
 COMMENT ON COLUMN outbox.workers.stages IS 'The stages that it serves.';
 COMMENT ON COLUMN outbox.workers.lease IS 'How long it may be silent before its jobs are others''.';

@@ -874,6 +874,131 @@ CREATE FUNCTION outbox.reactions_forget(days double precision, most integer) RET
 
 COMMENT ON FUNCTION outbox.reactions_forget(days double precision, most integer) IS 'Internal: deletes reactions, as the function with four arguments does.';
 
+CREATE FUNCTION outbox.uuid7() RETURNS uuid
+    LANGUAGE sql PARALLEL RESTRICTED
+    RETURN ((OVERLAY(lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint), 15, '0'::text) PLACING '7'::text FROM 13 FOR 0) || to_hex(((hashint8extended(((random() * ('9007199254740992'::bigint)::double precision))::bigint, (((random() * ('9007199254740992'::bigint)::double precision))::bigint # (pg_backend_pid())::bigint)) & '4611686018427387903'::bigint) | '-9223372036854775808'::bigint))))::uuid;
+
+COMMENT ON FUNCTION outbox.uuid7() IS 'Returns a new UUIDv7, as ids of workflows and messages are.';
+
+CREATE TABLE outbox.messages (
+    id bigint NOT NULL,
+    message_id uuid DEFAULT outbox.uuid7() NOT NULL,
+    topic text NOT NULL COLLATE pg_catalog."C",
+    key text COLLATE pg_catalog."C",
+    payload jsonb,
+    headers jsonb,
+    workflow_id uuid,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
+)
+PARTITION BY LIST ((((id / 1000000) % (4)::bigint)));
+
+COMMENT ON TABLE outbox.messages IS 'The outbox: messages that relays deliver. INSERT (topic, key, payload, headers) in any transaction publishes on commit.';
+
+COMMENT ON COLUMN outbox.messages.id IS 'The order of messages.';
+
+COMMENT ON COLUMN outbox.messages.message_id IS 'The id by which consumers know a duplicate, a UUIDv7.';
+
+COMMENT ON COLUMN outbox.messages.topic IS 'The topic.';
+
+COMMENT ON COLUMN outbox.messages.key IS 'Messages of one key stay in order.';
+
+COMMENT ON COLUMN outbox.messages.payload IS 'What it says.';
+
+COMMENT ON COLUMN outbox.messages.headers IS 'What else it says.';
+
+COMMENT ON COLUMN outbox.messages.workflow_id IS 'The workflow that it is about.';
+
+COMMENT ON COLUMN outbox.messages.created_at IS 'When it was written.';
+
+COMMENT ON COLUMN outbox.messages.xid IS 'Internal: the transaction that wrote it.';
+
+CREATE TABLE outbox.parked_messages (
+    relay text NOT NULL COLLATE pg_catalog."C",
+    id bigint NOT NULL,
+    message_id uuid NOT NULL,
+    topic text NOT NULL COLLATE pg_catalog."C",
+    key text COLLATE pg_catalog."C",
+    payload jsonb,
+    headers jsonb,
+    workflow_id uuid,
+    created_at timestamp with time zone NOT NULL,
+    reason text NOT NULL,
+    retry boolean DEFAULT false NOT NULL,
+    parked_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+COMMENT ON TABLE outbox.parked_messages IS 'Messages that a relay could not send. They wait for a person: outbox parked.';
+
+COMMENT ON COLUMN outbox.parked_messages.relay IS 'The relay.';
+
+COMMENT ON COLUMN outbox.parked_messages.id IS 'The id of the message in the log.';
+
+COMMENT ON COLUMN outbox.parked_messages.message_id IS 'The id by which consumers know it.';
+
+COMMENT ON COLUMN outbox.parked_messages.topic IS 'The topic.';
+
+COMMENT ON COLUMN outbox.parked_messages.key IS 'The key.';
+
+COMMENT ON COLUMN outbox.parked_messages.payload IS 'What it says.';
+
+COMMENT ON COLUMN outbox.parked_messages.headers IS 'What else it says.';
+
+COMMENT ON COLUMN outbox.parked_messages.workflow_id IS 'The workflow that it is about.';
+
+COMMENT ON COLUMN outbox.parked_messages.created_at IS 'When it was written.';
+
+COMMENT ON COLUMN outbox.parked_messages.reason IS 'Why it could not be sent.';
+
+COMMENT ON COLUMN outbox.parked_messages.retry IS 'Set it to have it sent again.';
+
+COMMENT ON COLUMN outbox.parked_messages.parked_at IS 'When it was parked.';
+
+CREATE TABLE outbox.relays (
+    name text NOT NULL COLLATE pg_catalog."C",
+    epoch bigint DEFAULT 0 NOT NULL,
+    owner text,
+    target text,
+    cluster text NOT NULL,
+    window_start pg_snapshot NOT NULL,
+    window_end pg_snapshot,
+    "position" bigint DEFAULT 0 NOT NULL,
+    relayed bigint DEFAULT 0 NOT NULL,
+    trouble text,
+    idle boolean DEFAULT false NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    nonce uuid,
+    settings jsonb,
+    settings_since pg_snapshot
+)
+WITH (fillfactor='20', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='100');
+
+COMMENT ON TABLE outbox.relays IS 'Internal: one row for each relay''s name, with its place in the log. outbox status shows it.';
+
+CREATE FUNCTION outbox.relay_drained(relay text) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN ((NOT (EXISTS (SELECT FROM outbox.parked_messages p WHERE (p.relay = relay_drained.relay)))) AND (EXISTS (SELECT FROM outbox.relays r WHERE ((r.name = relay_drained.relay) AND (r.window_end IS NULL) AND (NOT (EXISTS (SELECT FROM outbox.messages m WHERE ((m.xid >= pg_snapshot_xmin(r.window_start)) AND (NOT pg_visible_in_snapshot(m.xid, r.window_start))))))))));
+
+COMMENT ON FUNCTION outbox.relay_drained(relay text) IS 'Internal: returns whether a relay has delivered all that is there.';
+
+CREATE FUNCTION outbox.relays_sharded_otherwise(relay text, settings jsonb) RETURNS TABLE(name text, sharded boolean, runs boolean, drained boolean)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT r.name, r.settings ? 'shard' AND relays_sharded_otherwise.settings ? 'shard',
+           r.owner IS NOT NULL AND r.updated_at > now() - interval '5 seconds', outbox.relay_drained(r.name)
+    FROM outbox.relays AS r
+    CROSS JOIN LATERAL (
+        SELECT coalesce(split_part(r.settings ->> 'shard', '/', 2), '1')::integer AS theirs,
+               coalesce(split_part(relays_sharded_otherwise.settings ->> 'shard', '/', 2), '1')::integer AS ours
+    ) AS s
+    WHERE r.name <> relays_sharded_otherwise.relay AND s.theirs <> s.ours
+      AND r.settings ->> 'pipeline' = relays_sharded_otherwise.settings ->> 'pipeline'
+      AND r.settings -> 'topics' = relays_sharded_otherwise.settings -> 'topics'
+$$;
+
+COMMENT ON FUNCTION outbox.relays_sharded_otherwise(relay text, settings jsonb) IS 'Internal: returns the relays for which the entities of a pipeline have other homes.';
+
 CREATE FUNCTION outbox.require_held(claim text, jobs integer, held bigint) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1180,12 +1305,6 @@ CREATE FUNCTION outbox.told(setting text) RETURNS text
     RETURN CASE WHEN ((current_setting(setting, true) <> ''::text) AND outbox.is_worker()) THEN current_setting(setting, true) ELSE NULL::text END;
 
 COMMENT ON FUNCTION outbox.told(setting text) IS 'Internal: what a setting of the engine says; null unless a worker has set it.';
-
-CREATE FUNCTION outbox.uuid7() RETURNS uuid
-    LANGUAGE sql PARALLEL RESTRICTED
-    RETURN ((OVERLAY(lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint), 15, '0'::text) PLACING '7'::text FROM 13 FOR 0) || to_hex(((hashint8extended(((random() * ('9007199254740992'::bigint)::double precision))::bigint, (((random() * ('9007199254740992'::bigint)::double precision))::bigint # (pg_backend_pid())::bigint)) & '4611686018427387903'::bigint) | '-9223372036854775808'::bigint))))::uuid;
-
-COMMENT ON FUNCTION outbox.uuid7() IS 'Returns a new UUIDv7, as ids of workflows and messages are.';
 
 CREATE FUNCTION outbox.uuid7_time(id uuid) RETURNS timestamp with time zone
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -2147,40 +2266,6 @@ COMMENT ON COLUMN outbox.legal_changes.from_status IS 'The status before.';
 
 COMMENT ON COLUMN outbox.legal_changes.to_status IS 'The status after.';
 
-CREATE TABLE outbox.messages (
-    id bigint NOT NULL,
-    message_id uuid DEFAULT outbox.uuid7() NOT NULL,
-    topic text NOT NULL COLLATE pg_catalog."C",
-    key text COLLATE pg_catalog."C",
-    payload jsonb,
-    headers jsonb,
-    workflow_id uuid,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    CONSTRAINT messages_topic_not_empty CHECK ((topic <> ''::text))
-)
-PARTITION BY LIST ((((id / 1000000) % (4)::bigint)));
-
-COMMENT ON TABLE outbox.messages IS 'The outbox: messages that relays deliver. INSERT (topic, key, payload, headers) in any transaction publishes on commit.';
-
-COMMENT ON COLUMN outbox.messages.id IS 'The order of messages.';
-
-COMMENT ON COLUMN outbox.messages.message_id IS 'The id by which consumers know a duplicate, a UUIDv7.';
-
-COMMENT ON COLUMN outbox.messages.topic IS 'The topic.';
-
-COMMENT ON COLUMN outbox.messages.key IS 'Messages of one key stay in order.';
-
-COMMENT ON COLUMN outbox.messages.payload IS 'What it says.';
-
-COMMENT ON COLUMN outbox.messages.headers IS 'What else it says.';
-
-COMMENT ON COLUMN outbox.messages.workflow_id IS 'The workflow that it is about.';
-
-COMMENT ON COLUMN outbox.messages.created_at IS 'When it was written.';
-
-COMMENT ON COLUMN outbox.messages.xid IS 'Internal: the transaction that wrote it.';
-
 CREATE SEQUENCE outbox.message_ids
     START WITH 1
     INCREMENT BY 1
@@ -2460,47 +2545,6 @@ ALTER TABLE outbox.parked_deliveries ALTER COLUMN id ADD GENERATED ALWAYS AS IDE
     CACHE 1
 );
 
-CREATE TABLE outbox.parked_messages (
-    relay text NOT NULL COLLATE pg_catalog."C",
-    id bigint NOT NULL,
-    message_id uuid NOT NULL,
-    topic text NOT NULL COLLATE pg_catalog."C",
-    key text COLLATE pg_catalog."C",
-    payload jsonb,
-    headers jsonb,
-    workflow_id uuid,
-    created_at timestamp with time zone NOT NULL,
-    reason text NOT NULL,
-    retry boolean DEFAULT false NOT NULL,
-    parked_at timestamp with time zone DEFAULT now() NOT NULL
-);
-
-COMMENT ON TABLE outbox.parked_messages IS 'Messages that a relay could not send. They wait for a person: outbox parked.';
-
-COMMENT ON COLUMN outbox.parked_messages.relay IS 'The relay.';
-
-COMMENT ON COLUMN outbox.parked_messages.id IS 'The id of the message in the log.';
-
-COMMENT ON COLUMN outbox.parked_messages.message_id IS 'The id by which consumers know it.';
-
-COMMENT ON COLUMN outbox.parked_messages.topic IS 'The topic.';
-
-COMMENT ON COLUMN outbox.parked_messages.key IS 'The key.';
-
-COMMENT ON COLUMN outbox.parked_messages.payload IS 'What it says.';
-
-COMMENT ON COLUMN outbox.parked_messages.headers IS 'What else it says.';
-
-COMMENT ON COLUMN outbox.parked_messages.workflow_id IS 'The workflow that it is about.';
-
-COMMENT ON COLUMN outbox.parked_messages.created_at IS 'When it was written.';
-
-COMMENT ON COLUMN outbox.parked_messages.reason IS 'Why it could not be sent.';
-
-COMMENT ON COLUMN outbox.parked_messages.retry IS 'Set it to have it sent again.';
-
-COMMENT ON COLUMN outbox.parked_messages.parked_at IS 'When it was parked.';
-
 CREATE TABLE outbox.partition_rates (
     pipeline text NOT NULL COLLATE pg_catalog."C",
     stage text NOT NULL COLLATE pg_catalog."C",
@@ -2530,24 +2574,6 @@ COMMENT ON COLUMN outbox.pipelines.definition IS 'Internal: the definition as it
 COMMENT ON COLUMN outbox.pipelines.deployed_at IS 'When it was last deployed.';
 
 COMMENT ON COLUMN outbox.pipelines.reaction_of IS 'The pipeline whose changes it reacts to; null: it is not a reaction.';
-
-CREATE TABLE outbox.relays (
-    name text NOT NULL COLLATE pg_catalog."C",
-    epoch bigint DEFAULT 0 NOT NULL,
-    owner text,
-    target text,
-    cluster text NOT NULL,
-    window_start pg_snapshot NOT NULL,
-    window_end pg_snapshot,
-    "position" bigint DEFAULT 0 NOT NULL,
-    relayed bigint DEFAULT 0 NOT NULL,
-    trouble text,
-    idle boolean DEFAULT false NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL
-)
-WITH (fillfactor='20', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='100');
-
-COMMENT ON TABLE outbox.relays IS 'Internal: one row for each relay''s name, with its place in the log. outbox status shows it.';
 
 CREATE TABLE outbox.workflow_states (
     id uuid DEFAULT outbox.uuid7() NOT NULL,
@@ -2888,7 +2914,7 @@ COMMENT ON COLUMN outbox.waiting.ended_by IS 'What ends the wait, each with the 
 COMMENT ON COLUMN outbox.waiting.details IS 'What else there is to say about a wait of this kind.';
 
 CREATE TABLE outbox.workers (
-    id integer NOT NULL,
+    id integer DEFAULT (((1)::double precision + floor((random() * (2147483647)::double precision))))::integer NOT NULL,
     name text NOT NULL,
     stages text[] NOT NULL,
     lease interval NOT NULL,
@@ -2902,7 +2928,7 @@ WITH (fillfactor='50');
 
 COMMENT ON TABLE outbox.workers IS 'One row for each process that works. For reading.';
 
-COMMENT ON COLUMN outbox.workers.id IS 'Its id; each process has a new one.';
+COMMENT ON COLUMN outbox.workers.id IS 'Its id, drawn at random; each process has a new one.';
 
 COMMENT ON COLUMN outbox.workers.name IS 'Host, process and what else names it.';
 
@@ -2917,15 +2943,6 @@ COMMENT ON COLUMN outbox.workers.watched IS 'Internal: whether it holds the advi
 COMMENT ON COLUMN outbox.workers.started_at IS 'When it started.';
 
 COMMENT ON COLUMN outbox.workers.beat_at IS 'When it was last heard of.';
-
-ALTER TABLE outbox.workers ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
-    SEQUENCE NAME outbox.workers_id_seq
-    START WITH 1
-    INCREMENT BY 1
-    NO MINVALUE
-    NO MAXVALUE
-    CACHE 1
-);
 
 ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_00 FOR VALUES IN ('0');
 

@@ -25,7 +25,7 @@ def sql_alone(postgres: Server, dsn: str, jobs: int) -> float:
     """Return steps/s of pgbench with the engine's own two statements and batches, stage after stage."""
     _, start = submitted(dsn, jobs)
     with psycopg.connect(dsn, autocommit=True) as conn, tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        conn.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('pgbench', '{}', '1 day')")
+        conn.execute("INSERT INTO outbox.workers (id, name, stages, lease) VALUES (1, 'pgbench', '{}', '1 day')")
         (start,) = conn.execute("SELECT clock_timestamp()").fetchone() or (start,)
         for name, _, to in STAGES:
             script = Path(folder, f"{name}.sql")

@@ -66,6 +66,11 @@ class Part(click.ParamType):  # type: ignore[type-arg]  # it takes an argument s
 )
 @click.option("--shard", "part", type=Part(), help="With --to: only the entities that belong to database N of M.")
 @click.option("--from-now", is_flag=True, help="If the name is new: skip the messages that are already in the log.")
+@click.option(
+    "--change-settings",
+    is_flag=True,
+    help="Begin with another target, pipeline, topic, entity id or shard than the name had, though messages are left.",
+)
 @click.option("--strict", is_flag=True, help="Keep the order of each key, with one unconfirmed message per key.")
 @click.option("--drain", is_flag=True, help="Exit when no message is left.")
 @click.option(
@@ -78,12 +83,13 @@ class Part(click.ParamType):  # type: ignore[type-arg]  # it takes an argument s
 def relay(
     found: settings.Settings, name: str, exchange: str, declare: str | None, routing_key: str, source: str,
     to: str | None, pipeline: str | None, topics: tuple[str, ...], entity_id: str, part: tuple[int, int] | None,
-    from_now: bool, strict: bool, drain: bool, forget: str | None, log_to: LogOptions,
+    from_now: bool, change_settings: bool, strict: bool, drain: bool, forget: str | None, log_to: LogOptions,
 ) -> None:  # fmt: skip
     """Deliver messages to RabbitMQ (OUTBOX_AMQP_URL), each at least once. Runs until SIGTERM or Ctrl-C.
 
     The relay moves past a message when the broker has confirmed it. A message that can't be sent is parked with the
     reason (see outbox parked). While the broker is down, messages wait. A second process of the same name stands by.
+    A name that has messages left is refused with another exchange, --to, --pipeline, --topic, --entity-id or --shard.
 
     With --to, messages become workflows in another Postgres, each once, in one transaction with the inbox there.
     """
@@ -108,7 +114,10 @@ def relay(
                 found, source=source, exchange=exchange, declare=declare, routing_key=routing_key, strict=strict
             )
         direct = found.listen_dsn or dsn
-        made = Relay(direct, target, name=name, strict=strict, drain=drain, from_now=from_now)
+        made = Relay(
+            direct, target,
+            name=name, strict=strict, drain=drain, from_now=from_now, change_settings=change_settings,
+        )  # fmt: skip
         with reaching(direct):
             _, left = ending.run(_run(made))
     ending.finish(left)

@@ -107,6 +107,15 @@ def place(dsn: str) -> str:
     return f"{parts.get('dbname', '?')} on {parts.get('host') or parts.get('hostaddr') or 'localhost'}"
 
 
+def address(dsn: str) -> str:
+    """Returns what tells a DSN's database from others: its name, hosts and ports, in whatever order it lists them."""
+    parts = _parts(dsn) or {}
+    hosts = (parts.get("host") or parts.get("hostaddr") or "localhost").split(",")
+    ports = (parts.get("port") or "5432").split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    return f"{parts.get('dbname', '?')} on {', '.join(sorted(map(':'.join, zip(hosts, ports, strict=False))))}"
+
+
 def readable(dsn: str) -> bool:
     """Tells whether libpq reads the DSN as it was meant. If not, libpq's messages may quote the password."""
     return _parts(dsn) is not None

@@ -14,10 +14,10 @@ from ..database import killpoints
 from ..database.link import Link, temporary
 from ..definition.reasons import describe
 from ..texts import printable
-from . import claim
+from . import claim, commit
 from .handle import newer_worker
 from .inflight import InFlight
-from .job import fail
+from .job import Job, fail
 from .lane import Lane
 from .lease import Lease
 from .pacing import ServerClock
@@ -56,6 +56,7 @@ class Claimer:
         self._delay = POLL_FIRST
         self._found, self._full = 0, False
         self._unanswered = False
+        self._connections = 0
 
     async def turn(self, lanes: Sequence[tuple[Lane, int]]) -> bool:
         """Claims up to so many jobs for each of these lanes; returns whether there were any, or may be."""
@@ -64,7 +65,7 @@ class Claimer:
         self._found, self._full = 0, True
         try:
             if self._unanswered:
-                await self._release_unknown(self._link, 0)
+                await self._agree()
             self._unanswered = True
             self._found, self._full = await self._claim(lanes)
             self._unanswered = False
@@ -107,6 +108,21 @@ class Claimer:
             if self._lease.id and self._link.connections > 1:
                 with contextlib.suppress(psycopg.Error, OSError):
                     await self._release_unknown(link, RECONCILE_EVERY)
+
+    async def _agree(self) -> None:
+        """Makes this process and the database agree on what it holds: an answer was lost, or a failover lost claims.
+
+        Such a claim can be made once more, under the same fence, so the attempt of the first one must end before.
+        """
+        missing: list[Job] = []
+        await self._link.connection()
+        if self._link.connections != self._connections and (known := self._inflight.claimed(self._lease.id)):
+            held = {row[0] for row in await self._link.execute(*commit.still_held(known))}
+            missing = [job for job in known if job.workflow_id not in held]
+        await self._release_unknown(self._link, 0)
+        # Not before this answer: what has just committed by itself has ended by now, and is not taken away.
+        self._inflight.lose_some(missing, "the database doesn't know its claim any more")
+        self._connections = self._link.connections
 
     async def _release_unknown(self, link: Link, age: float) -> None:
         rows = await link.execute(*claim.release_unknown(self._lease.id, self._inflight.held(), age))

@@ -211,7 +211,25 @@ class InFlight:
                 "LeaseLost: %s; %s running and %s waiting jobs are left to others", why, len(running), len(dropped)
             )
 
+    def lose_some(self, jobs: Sequence[Job], why: str) -> None:
+        """Drops and cancels those of these jobs that wait or run, with what runs in the same batch."""
+        dropped = [job for lane in self.lanes.values() for job in jobs if lane.remove(job)]
+        running = [job for job in self.lanes.running() if any(job is one for one in jobs)]
+        tasks = [job.task for job in running if job.task is not None]
+        running = [job for job in self.lanes.running() if job.task in tasks or any(job is one for one in running)]
+        for job in running:
+            job.take_away(why)
+        if running or dropped:
+            self.counts.lost += len(running)
+            log.warning(
+                "LeaseLost: %s; %s running and %s waiting jobs are left to others", why, len(running), len(dropped)
+            )
+
     # Questions.
+
+    def claimed(self, owner: int) -> list[Job]:
+        """Returns the jobs that wait or run, claimed under a worker's id."""
+        return [job for job in (*self.lanes.waiting(), *self.lanes.running()) if job.owner == owner]
 
     def held(self) -> list[str]:
         """Returns the workflows whose jobs this process knows to hold."""

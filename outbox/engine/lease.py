@@ -129,9 +129,9 @@ class Lease:
             await self._link.execute(SQL["worker_leave"], {"worker": self._former})
         sent = time.monotonic()
         name = f"{socket.gethostname()}:{os.getpid()}"
-        rows = await self._link.execute(
-            SQL["worker_register"], {"name": name, "stages": self._stages, "lease": self._seconds}
-        )
+        told = {"name": name, "stages": self._stages, "lease": self._seconds}
+        while not (rows := await self._link.execute(SQL["worker_register"], told)):
+            log.debug("the id is another worker's: a second one is drawn")
         self.id, self.beaten, self._greeted = rows[0][0], sent, None
         self.registered.set()
         log.info("worker %s serves %s", self.id, ", ".join(self._stages))

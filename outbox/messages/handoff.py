@@ -17,7 +17,7 @@ from .. import documents, texts
 from ..checks import check_name
 from ..client.inbox import parse_id
 from ..database import primary, statements
-from ..database.dsn import engine_conninfo, place
+from ..database.dsn import address, engine_conninfo, place
 from ..database.link import first_line
 from ..database.probe import Probe
 from ..database.session import connect_async
@@ -68,7 +68,8 @@ class Handoff(Target):
         part: tuple[int, int] | None = None,
         strict: bool = False,
     ) -> None:
-        super().__init__(f"pipeline {pipeline} in {place(dsn)}")
+        shown = f", shard {part[0]}/{part[1]}" if part else ""
+        super().__init__(f"pipeline {pipeline} in {place(dsn)}{shown}")
         try:
             entity_id.format(key="", topic="", message_id="")
         except (ValueError, KeyError, IndexError, AttributeError) as error:
@@ -87,6 +88,17 @@ class Handoff(Target):
         self._ties, self._delivering = Ties(), False
         self._probe = Probe(dsn, self._ties)
         self._probing: asyncio.Task[None] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        shard = {"shard": f"{self._part[0]}/{self._part[1]}"} if self._part else {}
+        return {
+            "target": address(self._dsn),
+            "pipeline": self._pipeline,
+            "topics": sorted(set(self._topics)),
+            "entity_id": self._entity_id,
+            **shard,
+        }
 
     async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
         """Writes messages there in their order; returns those that were refused, with the reason."""

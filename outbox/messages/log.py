@@ -13,9 +13,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from ..database import beginning, migrations, primary, statements
 from ..database.dsn import engine_conninfo
@@ -26,6 +28,7 @@ from ..database.ties import PATIENCE, Ties
 from ..errors import TakenOver
 from ..process.service import Service
 from . import ring
+from .relay_settings import Other, Settings, check
 from .target import LEASE, Lease, Outgoing, Parked
 
 SQL = statements.load("log")
@@ -60,21 +63,33 @@ class Window:
 
 
 class Log:
-    """Reads the log under a relay's name, on a connection of its own. The epoch fences what another has taken over.
+    """Reads the log under a relay's name, on a connection of its own.
 
-    `target` is what `outbox status` shows. Each answer of the database that the name is still ours confirms `lease`.
+    Epoch and nonce fence what another process has taken over. `target` is what `outbox status` shows; `settings` say
+    what is delivered and where to: see relay_settings.py. Each answer that the name is still ours confirms `lease`.
     """
 
-    def __init__(self, dsn: str, name: str, target: str, lease: Lease, *, from_now: bool = False) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        name: str,
+        target: str,
+        lease: Lease,
+        *,
+        from_now: bool = False,
+        settings: Settings | None = None,
+        change_settings: bool = False,
+    ) -> None:
         engine_conninfo(dsn, "relay")  # a DSN that can't be read is refused now
         self._dsn = dsn
+        self._settings, self._change = dict(settings or {"target": target}), change_settings
         self._name, self._target, self._lease, self._from_now = name, target, lease, from_now
         self._conn: psycopg.AsyncConnection[Any] | None = None
         # Heartbeats have a connection of their own: a window may take long, but a beat that is not answered tells that
         # the server hangs.
         self._ties = Ties()
         self._beside = Link(dsn, "relay", settings=_PLANNING, ties=self._ties)
-        self._epoch = 0
+        self._epoch, self._nonce = 0, uuid4()
         self._rows = _FIRST_ROWS
 
     async def connect(self) -> psycopg.AsyncConnection[Any]:
@@ -110,12 +125,18 @@ class Log:
         return self._ties.within(seconds)
 
     async def take_over(self) -> Window | None:
-        """Takes the name and returns the window that is open, if any. Raises TakenOver at once if the name is taken."""
-        await self._ask("relay_register", from_now=self._from_now)
+        """Takes the name and returns the window that is open, if any.
+
+        Raises TakenOver at once if the name is taken, and SettingsError if it has others and has not drained.
+        """
+        told = {"settings": Jsonb(self._settings), "change": self._change}
+        await self._ask("relay_register", from_now=self._from_now, **told)
         asked = time.monotonic()
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        rows = await self._ask("relay_take_over", owner=owner, target=self._target, lease=LEASE)
+        rows = await self._ask("relay_take_over", owner=owner, target=self._target, lease=LEASE, **told)
         if not rows:
+            if not self._change:
+                await self._check_settings(told)
             raise TakenOver(f"relay {self._name!r} runs elsewhere")
         self._epoch, start, end, position, foreign = rows[0]
         self._lease.confirm(asked)
@@ -123,6 +144,12 @@ class Log:
             await self._restore()
             return await self.take_over()
         return None if end is None else Window(start, end, position)
+
+    async def _check_settings(self, told: Mapping[str, Any]) -> None:
+        rows = await self._ask("relay_settings", lease=LEASE, **told)
+        had, known, runs, drained = rows[0][:4]
+        others = [Other(*row[4:]) for row in rows if row[4] is not None]
+        check(self._name, self._settings, had=had, known=known, runs=runs, drained=drained, others=others)
 
     async def leave(self) -> None:
         """Frees the name, so that another process need not wait for the lease to end."""
@@ -234,7 +261,7 @@ class Log:
         return part
 
     async def _ask(self, name: str, **params: Any) -> list[tuple[Any, ...]]:
-        return await self._execute(SQL[name], {"name": self._name, **params})
+        return await self._execute(SQL[name], {"name": self._name, "nonce": self._nonce, **params})
 
     async def _execute(
         self, statement: bytes | sql.Composed, params: Mapping[str, Any] | None = None

@@ -54,7 +54,8 @@ class Relay:
 
     Relays of other names are independent: each gets every message. `strict` keeps the order of each key, behind
     parked messages too. `dsn` must be direct, not a pooler's: it listens. `drain` ends the run when nothing is left.
-    A new name gets all that is in the log; with `from_now`, what is committed from now on.
+    A new name gets all that is in the log; with `from_now`, what is committed from now on. A name that has messages
+    left begins with other settings of its target only with `change_settings`; otherwise it raises SettingsError.
     """
 
     def __init__(
@@ -66,9 +67,13 @@ class Relay:
         strict: bool = False,
         drain: bool = False,
         from_now: bool = False,
+        change_settings: bool = False,
     ) -> None:
         self._target = target
-        self._log = Log(dsn, check_name(name, "relay"), target.name, target.lease, from_now=from_now)
+        self._log = Log(
+            dsn, check_name(name, "relay"), target.name, target.lease,
+            from_now=from_now, settings=target.settings, change_settings=change_settings,
+        )  # fmt: skip
         self._strict, self._drain = strict, drain
         self._service = Service("Relay")
         self._elsewhere = Trouble(_say_elsewhere)

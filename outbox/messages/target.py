@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from ..process.service import Trouble
 from ..texts import printable
@@ -62,6 +63,11 @@ class Target(ABC):
         self.name = name
         self.lease = Lease()
         self.trouble = Trouble(_say)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What stands in the relay's row: a name with messages left does not begin with others."""
+        return {"target": self.name}
 
     @abstractmethod
     async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:

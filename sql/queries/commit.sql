@@ -125,7 +125,8 @@ SELECT held.workflow_id::text FROM held;
 
 -- name: jobs_held
 -- Returns which of these jobs this worker still holds, as far as other sessions have committed, and whether their data
--- is unchanged. It is asked of what a batch has left out: what is held was locked by another session.
+-- is unchanged. It is asked of what a batch has left out: what is held was locked by another session; and after a lost
+-- connection.
 -- Reads jobs, workflow_states. Uses jobs_pkey, workflow_states_pkey.
 SELECT o.id::text, w.version = o.version
 FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(versions)s::bigint[])

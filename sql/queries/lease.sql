@@ -1,10 +1,12 @@
 -- A worker's row, which is its lease.
 
 -- name: worker_register
--- Makes the row of a worker, with an id that no worker had before.
--- Writes workers.
+-- Makes the row of a worker, with an id drawn at random: one of a sequence would be another worker's after a failover to a
+-- server that lacks the last commits. No row: the id is taken, and is to be drawn again.
+-- Writes workers. Uses workers_pkey.
 INSERT INTO outbox.workers (name, stages, lease)
 VALUES (%(name)s, %(stages)s, make_interval(secs => %(lease)s))
+ON CONFLICT (id) DO NOTHING
 RETURNING id;
 
 -- name: worker_beat

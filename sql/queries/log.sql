@@ -4,30 +4,63 @@
 
 -- name: relay_register
 -- Makes the row of a name that relays for the first time. It gets every message that is still in the log, or only those
--- that are committed from now on.
--- Writes relays. Uses relays_pkey.
-INSERT INTO outbox.relays (name, cluster, window_start)
-VALUES (%(name)s, (SELECT c.system_identifier::text FROM pg_control_system() AS c),
-        CASE WHEN %(from_now)s THEN pg_current_snapshot() ELSE '3:3:' END)
+-- that are committed from now on. A further shard gets what the others of its set have got. No row is made where relays
+-- give the entities other homes, unless these have delivered all that there is and this one begins now.
+-- Reads messages, parked_messages. Writes relays. Uses relays_pkey, messages_by_transaction, parked_messages_pkey.
+INSERT INTO outbox.relays (name, cluster, settings, settings_since, window_start)
+SELECT %(name)s, (SELECT c.system_identifier::text FROM pg_control_system() AS c), %(settings)s::jsonb, b.start, b.start
+FROM (
+    SELECT CASE WHEN %(from_now)s THEN pg_current_snapshot() ELSE coalesce((
+        SELECT r.settings_since FROM outbox.relays AS r
+        WHERE r.settings - 'shard' - 'target' = %(settings)s::jsonb - 'shard' - 'target'
+          AND split_part(r.settings ->> 'shard', '/', 2) = split_part(%(settings)s::jsonb ->> 'shard', '/', 2)
+        ORDER BY pg_snapshot_xmin(r.settings_since) LIMIT 1), '3:3:') END AS start
+) AS b
+WHERE NOT EXISTS (SELECT FROM outbox.relays AS r WHERE r.name = %(name)s)
+  AND (%(change)s OR NOT EXISTS (
+      SELECT FROM outbox.relays_sharded_otherwise(%(name)s, %(settings)s::jsonb) AS o
+      WHERE o.runs OR NOT o.drained OR NOT %(from_now)s))
 ON CONFLICT (name) DO NOTHING;
 
 -- name: relay_take_over
--- Takes the name if no process has it or its owner's beat is late, by the database's clock. The new epoch fences off
--- the process that relayed before. `foreign`: the snapshots are from another server, or from this one's future, as
--- after a restore.
--- Writes relays. Uses relays_pkey.
+-- Takes the name if no process has it, its owner's beat is late by the database's clock, or its owner is this process.
+-- The new epoch fences off the process that relayed before, and the nonce one that was given the same epoch by a server
+-- that was failed over from. Other settings are taken if the name has delivered all that there is, and no relay gives the
+-- entities other homes. `foreign`: the snapshots are from another server, or from this one's future, as after a restore.
+-- Reads messages, parked_messages. Writes relays. Uses relays_pkey, messages_by_transaction, parked_messages_pkey.
 UPDATE outbox.relays AS r
-SET epoch = r.epoch + 1, owner = %(owner)s, target = %(target)s, trouble = NULL, idle = false, updated_at = now()
-WHERE r.name = %(name)s AND (r.owner IS NULL OR r.updated_at < now() - make_interval(secs => %(lease)s))
+SET epoch = r.epoch + 1, nonce = %(nonce)s::uuid, owner = %(owner)s, target = %(target)s, trouble = NULL, idle = false,
+    settings_since = CASE WHEN r.settings = %(settings)s::jsonb THEN r.settings_since ELSE r.window_start END,
+    settings = %(settings)s::jsonb, updated_at = now()
+WHERE r.name = %(name)s
+  AND (r.owner IS NULL OR r.nonce = %(nonce)s::uuid OR r.updated_at < now() - make_interval(secs => %(lease)s))
+  AND (%(change)s OR NOT EXISTS (
+      SELECT FROM outbox.relays_sharded_otherwise(%(name)s, %(settings)s::jsonb) AS o WHERE o.sharded AND o.runs))
+  AND (%(change)s OR r.settings IS NULL OR r.settings = %(settings)s::jsonb
+       OR (outbox.relay_drained(%(name)s) AND NOT EXISTS (
+           SELECT FROM outbox.relays_sharded_otherwise(%(name)s, %(settings)s::jsonb) AS o WHERE o.runs OR NOT o.drained)))
 RETURNING r.epoch, r.window_start::text, r.window_end::text, r.position,
     r.cluster <> (SELECT c.system_identifier::text FROM pg_control_system() AS c)
     OR pg_snapshot_xmax(coalesce(r.window_end, r.window_start)) > pg_snapshot_xmax(pg_current_snapshot()) AS foreign;
+
+-- name: relay_settings
+-- Returns what may keep these settings from being taken: those that the name has, whether it has a row, whether a process
+-- holds it, whether it has delivered all that there is; and the relays that give the entities other homes.
+-- Reads messages, parked_messages, relays. Uses relays_pkey, messages_by_transaction, parked_messages_pkey.
+SELECT r.settings, r.name IS NOT NULL,
+       r.owner IS NOT NULL AND r.nonce IS DISTINCT FROM %(nonce)s::uuid
+           AND r.updated_at >= now() - make_interval(secs => %(lease)s),
+       outbox.relay_drained(%(name)s), o.name, o.sharded, o.runs, o.drained
+FROM (SELECT) AS one
+LEFT JOIN outbox.relays AS r ON r.name = %(name)s
+LEFT JOIN outbox.relays_sharded_otherwise(%(name)s, %(settings)s::jsonb) AS o ON true
+ORDER BY o.name;
 
 -- name: relay_leave
 -- Gives the name up, unless another process has taken it over.
 -- Writes relays. Uses relays_pkey.
 UPDATE outbox.relays AS r SET owner = NULL, idle = false, updated_at = now()
-WHERE r.name = %(name)s AND r.epoch = %(epoch)s;
+WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid;
 
 -- name: relay_restore_lock
 -- Keeps others from writing messages, cutting windows and turning the ring while the log is stamped.
@@ -45,7 +78,7 @@ UPDATE outbox.messages SET xid = pg_current_xact_id();
 -- Writes relays.
 UPDATE outbox.relays AS r
 SET cluster = (SELECT c.system_identifier::text FROM pg_control_system() AS c), window_start = '3:3:', window_end = NULL,
-    position = 0, epoch = r.epoch + 1, owner = NULL, updated_at = now();
+    settings_since = '3:3:', position = 0, epoch = r.epoch + 1, owner = NULL, updated_at = now();
 
 -- name: relay_cut
 -- Ends a window now if there is anything new, and returns it. No row: there is nothing, or the name was taken over,
@@ -53,7 +86,7 @@ SET cluster = (SELECT c.system_identifier::text FROM pg_control_system() AS c), 
 -- Reads messages. Writes relays. Uses messages_by_transaction, relays_pkey.
 UPDATE outbox.relays AS r
 SET window_end = pg_current_snapshot(), position = 0, updated_at = now()
-WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.window_end IS NULL
+WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid AND r.window_end IS NULL
   AND (EXISTS (SELECT FROM outbox.messages AS m WHERE m.xid >= pg_snapshot_xmax(r.window_start))
        OR EXISTS (SELECT FROM outbox.messages AS m WHERE m.xid = ANY (ARRAY(SELECT pg_snapshot_xip(r.window_start)))))
 RETURNING r.window_start::text, r.window_end::text;
@@ -95,7 +128,7 @@ WITH moved AS (
         window_end = CASE WHEN %(done)s THEN NULL ELSE r.window_end END,
         position = CASE WHEN %(done)s THEN 0 ELSE %(position)s END,
         relayed = r.relayed + %(count)s, updated_at = now()
-    WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.window_end IS NOT NULL
+    WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid AND r.window_end IS NOT NULL
     RETURNING r.name
 ), parked AS (
     INSERT INTO outbox.parked_messages (relay, id, message_id, topic, key, payload, headers, created_at, reason)
@@ -111,7 +144,7 @@ SELECT moved.name FROM moved;
 -- Notes what is wrong (null: nothing) and whether to wake this relay. No row: the name was taken over.
 -- Writes relays. Uses relays_pkey.
 UPDATE outbox.relays AS r SET trouble = %(trouble)s, idle = %(idle)s, updated_at = now()
-WHERE r.name = %(name)s AND r.epoch = %(epoch)s
+WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid
 RETURNING r.epoch;
 
 -- name: parked_keys

@@ -192,7 +192,7 @@ SELECT (SELECT count(*) FROM outbox.parked_messages AS p
 -- if it has passed all.
 -- Reads messages, parked_messages, relays. Uses messages_by_transaction, parked_messages_pkey.
 SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 seconds' AS running, r.owner, r.target,
-       r.relayed, r.trouble, extract(epoch FROM now() - r.updated_at)::float8 AS beat_seconds_ago,
+       r.settings, r.relayed, r.trouble, extract(epoch FROM now() - r.updated_at)::float8 AS beat_seconds_ago,
        (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name) AS parked,
        (SELECT extract(epoch FROM now() - greatest(least(m.created_at, now()), '0001-01-02'))::float8
         FROM outbox.messages AS m

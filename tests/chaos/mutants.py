@@ -224,6 +224,16 @@ MUTANTS: dict[str, Mutant] = {
                 ("RETURNING id", "RETURNING id) SELECT id FROM known UNION ALL SELECT id FROM new")),
         ),
     ),
+    "worker-id-given-again": Mutant(
+        "a worker gets an id that another one had before, as sequences give it after an asynchronous failover",
+        frozenset({"stuck", "lost", "two holders", "zombie write"}),
+        ("buried",),
+        (
+            sql("lease", "worker_register",
+                ("(name, stages, lease)\nVALUES (", "(id, name, stages, lease)\nVALUES ((SELECT min(n) FROM generate_series(1, 99) "
+                 "AS n WHERE n NOT IN (SELECT id FROM outbox.workers)), ")),
+        ),
+    ),
     "no-polling": Mutant(
         "NOTIFY is taken for a queue: a worker that was not there to hear it waits for ever",
         frozenset({"stuck", "lost"}),
@@ -337,7 +347,7 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"lost", "inversion", "marked early"}),
         ("relay-frozen",),
         (
-            *(sql("log", name, (" AND r.epoch = %(epoch)s", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
+            *(sql("log", name, (" AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid", "")) for name in ("relay_cut", "relay_advance", "relay_beat")),
             code("outbox.messages.target:Lease.is_held", ("return ", "return True or ")),
         ),
         seconds=60,

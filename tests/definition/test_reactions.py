@@ -45,7 +45,8 @@ def test_a_reaction_is_told_of_the_change_and_is_no_step(conn: Conn, dsn: str) -
     first = next(change for change in seen if change.entity_id == "a")
     assert len(seen) == 2
     assert (first.pipeline, first.from_status, first.status, first.version) == ("posts", "RECEIVED", "WAITING", 2)
-    assert (first.actor, first.data["content"]) == ("worker-1", "checked")
+    assert first.actor.startswith("worker-")
+    assert first.data["content"] == "checked"
     made = "SELECT entity_id, current_status FROM outbox.workflow_states WHERE pipeline = 'posts/notify' ORDER BY 1"
     assert conn.execute(made).fetchall() == [
         (f"{entity}@2@{value(conn, 'SELECT id FROM outbox.workflow_states WHERE entity_id = %s', entity)}", "DONE")

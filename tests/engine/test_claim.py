@@ -55,7 +55,7 @@ def test_jobs_that_may_kill_their_worker_are_claimed_one_at_a_time_over_all_stag
     posts.submit_many(conn, [(f"e{n}", Post()) for n in range(4)])
     conn.execute("UPDATE outbox.workflow_states SET current_status = 'ENRICHED' WHERE entity_id IN ('e0', 'e1')")
     conn.execute("UPDATE outbox.jobs SET careful = true, attempt = 3")
-    conn.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
+    conn.execute("INSERT INTO outbox.workers (id, name, stages, lease) VALUES (1, 'test', '{}', '1 hour')")
     lanes = [(Lane(stage, 10), 10) for stage in posts.stages.values()]
     stages = set()
     for _ in range(4):

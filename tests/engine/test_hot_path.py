@@ -60,7 +60,7 @@ def counted(conn: Conn, question: str) -> dict[str, tuple[int, ...]]:
 def claimed(conn: Conn) -> tuple[Pipeline[Post], Lane, bytes, dict[str, Any]]:
     posts = deployed(conn, pipeline())
     posts.submit_many(conn, ((f"e{n}", Post()) for n in range(BATCH)))
-    conn.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
+    conn.execute("INSERT INTO outbox.workers (id, name, stages, lease) VALUES (1, 'test', '{}', '1 hour')")
     lane = Lane(posts.stages["first"], BATCH)
     return posts, lane, *claim.request(1, [(lane, BATCH)], 1e9, careful=False)
 

@@ -77,7 +77,7 @@ def submit_backlog(conn: Conn) -> Lane:
     posts = make_posts()
     deploy.deploy(conn, posts)
     posts.submit_many(conn, ((f"e{n}", Post()) for n in range(BACKLOG)))
-    conn.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
+    conn.execute("INSERT INTO outbox.workers (id, name, stages, lease) VALUES (1, 'test', '{}', '1 hour')")
     return Lane(posts.stages["enrich"], 100)
 
 
@@ -144,7 +144,7 @@ def test_a_claim_within_limits_reads_what_it_takes_whatever_waits(
     posts: Pipeline[Post] = Pipeline("posts", data=Post, initial="NEW", final={"DONE"})
     posts.stage("work", on="NEW", to="DONE", **limits)(lambda run: None)
     deploy.deploy(planned, posts)
-    planned.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
+    planned.execute("INSERT INTO outbox.workers (id, name, stages, lease) VALUES (1, 'test', '{}', '1 hour')")
     statement, params = claim.request_limited(1, [(Lane(posts.stages["work"], 100), 100)], 0.0, careful=True)
     assert planned.execute(statement, params, prepare=True).fetchall() == []
     posts.submit_many(planned, ((f"e{n}", Post(content=str(n % tenants))) for n in range(BACKLOG)))
@@ -176,7 +176,7 @@ def test_returned_start_times_are_sought_one_by_one_whatever_partitions_there_ar
     posts: Pipeline[Post] = Pipeline("posts", data=Post, initial="NEW", final={"DONE"})
     posts.stage("work", on="NEW", to="DONE", partition="content", rate="1/hour")(lambda run: None)
     deploy.deploy(planned, posts)
-    planned.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour')")
+    planned.execute("INSERT INTO outbox.workers (id, name, stages, lease) VALUES (1, 'test', '{}', '1 hour')")
     posts.submit_many(planned, ((f"e{n}", Post(content=str(n))) for n in range(5_000)))
     lane = Lane(posts.stages["work"], 5_000)
     for _ in range(25):
@@ -275,7 +275,7 @@ MILLION = """
     INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered)
     SELECT w.id, 'posts', 'enrich', 'RECEIVED', 1 FROM outbox.workflow_states AS w;
     INSERT INTO outbox.status_counts (pipeline, status, workflows) VALUES ('posts', 'RECEIVED', 1000000);
-    INSERT INTO outbox.workers (name, stages, lease) VALUES ('test', '{}', '1 hour');
+    INSERT INTO outbox.workers (id, name, stages, lease) VALUES (1, 'test', '{}', '1 hour');
 """
 
 

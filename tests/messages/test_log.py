@@ -214,3 +214,49 @@ def test_a_message_of_a_time_that_only_postgres_can_tell_stops_no_other(
     said = [finding["what"] for finding in outbox("doctor", "--json", code=None).json]
     assert not any("inf" in line.replace("Postgres", "") for line in said)
     assert reader.next() == ["before", "odd", "after"]
+
+
+def test_a_relay_whose_session_was_cut_takes_its_own_name_back_at_once(
+    conn: Conn, reader: Reader, another: Callable[..., Reader]
+) -> None:
+    conn.execute(WRITE, ("a", "k"))
+    window = reader.do(reader.log.cut())
+    conn.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE application_name = 'outbox relay' AND datname = current_database()"
+    )
+    reader.do(reader.log.close())
+    assert reader.begin() == window, "it goes on with its window"
+    with pytest.raises(TakenOver):
+        another().begin()
+
+
+def test_what_a_cut_session_of_the_same_relay_still_does_moves_nothing(conn: Conn, dsn: str, reader: Reader) -> None:
+    """Its statement may be on its way when the relay has connected again, and has the name in a new epoch."""
+    conn.execute(WRITE, ("a", "k"))
+    reader.do(reader.log.cut())
+    former = reader.log._epoch
+    reader.begin()
+    assert reader.log._epoch > former
+    reader.log._epoch = former
+    with pytest.raises(TakenOver):
+        reader.do(reader.log.advance(0, 1, {}, done=True))
+
+
+def test_the_same_epoch_of_another_relay_is_not_its_own(
+    conn: Conn, reader: Reader, another: Callable[..., Reader]
+) -> None:
+    """A server that was failed over to lacks the take-over, and gives its epoch to the next one that comes."""
+    conn.execute("UPDATE outbox.relays SET epoch = epoch - 1, owner = NULL, nonce = NULL")
+    heir = another()
+    heir.begin()
+    assert heir.log._epoch == reader.log._epoch
+    conn.execute(WRITE, ("a", "k"))
+    assert reader.do(reader.log.cut()) is None
+    with pytest.raises(TakenOver):
+        reader.do(reader.log.beat(None, False))
+    assert heir.do(heir.log.cut()) is not None
+    with pytest.raises(TakenOver):
+        reader.do(reader.log.advance(0, 1, {}, done=True))
+    reader.do(reader.log.leave())
+    heir.do(heir.log.beat(None, False))
