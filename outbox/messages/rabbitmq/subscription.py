@@ -17,6 +17,13 @@ from . import connection
 _NOT_FOUND = 404
 """AMQP's reply code for an exchange or a queue that isn't there."""
 
+QUEUE = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
+"""How a queue is made that isn't there. A majority of a cluster's nodes has what a quorum queue has confirmed; a classic
+queue goes with its node. From RabbitMQ 4.0 on, 20 deliveries of a message would be its last, and those that a lost
+connection gives back count: without a limit of our own, a message would be dropped that no handler has seen. RabbitMQ 3
+takes no -1 for "none".
+"""
+
 PAUSE_WITHIN = 2.0
 """Seconds in which a broker may answer that it delivers no more. What it delivers later is not handled."""
 
@@ -24,8 +31,9 @@ PAUSE_WITHIN = 2.0
 class Subscription:
     """Calls `take` with each message of a queue. At most `prefetch` of them are unacknowledged.
 
-    With `topics`, the queue and the `exchange` are made if they aren't there, and bound. `trouble` is set to what is
-    wrong, in words without secrets, and to None when messages come again.
+    With `topics`, the queue and the `exchange` are made if they aren't there, and bound. A queue that is there stays as
+    it is, of whatever type. `trouble` is set to what is wrong, in words without secrets, and to None when messages come
+    again.
     """
 
     def __init__(
@@ -86,7 +94,7 @@ class Subscription:
         )
         if self._topics:
             await self._make("exchange_declare", self._exchange, exchange_type="topic")
-            await self._make("queue_declare", self._queue)
+            await self._make("queue_declare", self._queue, arguments=QUEUE)
         self._channel = channel = await connection.open_channel(self._connection, self._closed)
         for topic in self._topics:
             await connection.ask(channel, channel.queue_bind, self._queue, self._exchange, topic)
