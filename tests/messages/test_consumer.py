@@ -308,6 +308,22 @@ def test_a_consumer_that_was_made_before_a_fork_is_refused(dsn: str, amqp: str) 
         asyncio.run(consumer.run())
 
 
+def test_a_broker_that_is_not_there_is_passed_over_for_the_next_one(
+    conn: Conn, amqp: str, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    post(amqp, (uuid7(), {"n": 1}))
+    run(record, lambda: seen(conn), amqp_url=f"amqp://guest:canary-7@127.0.0.1:1/, {amqp}")
+    assert "trying again" not in caplog.text
+    assert "canary" not in caplog.text
+    assert f"connected to 127.0.0.1:{amqp.split(':')[3].partition('/')[0]}" in caplog.text
+
+
+def test_urls_may_be_given_one_by_one(conn: Conn, amqp: str, run: Run) -> None:
+    post(amqp, (uuid7(), {"n": 1}))
+    run(record, lambda: seen(conn), amqp_url=["amqp://127.0.0.1:1/", amqp])
+
+
 def test_a_broker_that_is_not_there_is_waited_for_without_a_word_of_the_password(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -288,6 +288,16 @@ def test_without_a_url_it_says_what_to_set(spawn: Spawn) -> None:
     assert "OUTBOX_AMQP_URL" in relay.text()
 
 
+@pytest.mark.parametrize("between", [",", " "])
+def test_of_several_urls_the_next_one_is_tried(conn: Conn, start: Start, amqp: str, between: str) -> None:
+    bind(amqp)
+    write(conn, 3)
+    relay = start("--drain", url=f"amqp://me:canary-s3cret@127.0.0.1:1/{between}{amqp}")
+    assert relay.wait() == 0
+    assert len(take(amqp)) == 3
+    assert "canary" not in relay.text()
+
+
 def test_no_password_is_shown(conn: Conn, spawn: Spawn) -> None:
     relay = spawn("relay", env={"OUTBOX_AMQP_URL": "amqp://me:canary-s3cret@127.0.0.1:1/"})
     write(conn, 1)

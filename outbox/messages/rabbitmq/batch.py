@@ -59,6 +59,11 @@ class Batch:
         self._behind: defaultdict[str, deque[Outgoing]] = defaultdict(deque)
         self._stopped_keys = set(stopped_keys)
 
+    @property
+    def under_way(self) -> int:
+        """How many messages the broker has and has not answered for."""
+        return len(self._unconfirmed)
+
     def next(self, now: float) -> Outgoing | None:
         """Returns the message to send now; None if none may be sent."""
         while self._refused and self._refused[0][0] <= now:

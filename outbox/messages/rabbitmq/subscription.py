@@ -13,14 +13,15 @@ from pika.exceptions import ChannelClosedByBroker
 from ...process.service import Trouble
 from ..delivery import Arrival
 from . import connection
+from .brokers import Brokers
 
 _NOT_FOUND = 404
 """AMQP's reply code for an exchange or a queue that isn't there."""
 
 QUEUE = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
-"""How a queue is made that isn't there. A majority of a cluster's nodes has what a quorum queue has confirmed; a classic
-queue goes with its node. From RabbitMQ 4.0 on, 20 deliveries of a message would be its last, and those that a lost
-connection gives back count: without a limit of our own, a message would be dropped that no handler has seen. RabbitMQ 3
+"""How a queue is made that isn't there. What a quorum queue has confirmed, a majority of the cluster's nodes has; a
+classic queue goes with its node. From RabbitMQ 4.0 on, a quorum queue drops a message after 20 deliveries, and a lost
+connection counts as one: without a limit of our own, messages would be dropped that no handler has seen. RabbitMQ 3
 takes no -1 for "none".
 """
 
@@ -38,7 +39,7 @@ class Subscription:
 
     def __init__(
         self,
-        url: str,
+        urls: str,
         queue: str,
         *,
         prefetch: int,
@@ -47,7 +48,7 @@ class Subscription:
         exchange: str = "",
         topics: Sequence[str] = (),
     ) -> None:
-        self._parameters = connection.parameters(url)
+        self._brokers = Brokers(urls)
         self._queue, self._prefetch = queue, prefetch
         self._exchange, self._topics = exchange, topics
         self._take, self._trouble = take, trouble
@@ -65,11 +66,14 @@ class Subscription:
             opened = loop.time()
             try:
                 await asyncio.wait_for(self._open(), connection.OPEN_WITHIN)
+                self._brokers.succeeded()
                 self._trouble.set(None)
-                why = await self._lost
+                why: str | None = self._brokers.named(await self._lost)
             except Exception as error:
-                why = connection.reason(error)
+                why = self._brokers.failed(connection.reason(error))
             await self.close()
+            if why is None:
+                continue  # others have not been tried yet
             self._trouble.set(why)
             if loop.time() - opened > connection.LONGEST_WAIT:
                 delays.reset()
@@ -89,9 +93,7 @@ class Subscription:
         await connection.close(last)
 
     async def _open(self) -> None:
-        self._connection = await connection.open_connection(
-            self._parameters, lambda opened: opened.add_on_close_callback(self._closed)
-        )
+        self._connection = await self._brokers.open(lambda opened: opened.add_on_close_callback(self._closed))
         if self._topics:
             await self._make("exchange_declare", self._exchange, exchange_type="topic")
             await self._make("queue_declare", self._queue, arguments=QUEUE)
