@@ -2448,10 +2448,12 @@ CREATE TABLE outbox.parked_messages (
     created_at timestamp with time zone NOT NULL,
     reason text NOT NULL,
     retry boolean DEFAULT false NOT NULL,
-    parked_at timestamp with time zone DEFAULT now() NOT NULL
+    parked_at timestamp with time zone DEFAULT now() NOT NULL,
+    waits_until timestamp with time zone,
+    routing_key text COLLATE pg_catalog."C"
 );
 
-COMMENT ON TABLE outbox.parked_messages IS 'Messages that a relay could not send. They wait for a person: outbox parked.';
+COMMENT ON TABLE outbox.parked_messages IS 'Messages that a relay could not send. They wait for a person: outbox parked. Some wait for a queue first.';
 
 COMMENT ON COLUMN outbox.parked_messages.relay IS 'The relay.';
 
@@ -2476,6 +2478,10 @@ COMMENT ON COLUMN outbox.parked_messages.reason IS 'Why it could not be sent.';
 COMMENT ON COLUMN outbox.parked_messages.retry IS 'Set it to have it sent again.';
 
 COMMENT ON COLUMN outbox.parked_messages.parked_at IS 'When it was parked.';
+
+COMMENT ON COLUMN outbox.parked_messages.waits_until IS 'Until when the relay tries it again by itself; null: no longer.';
+
+COMMENT ON COLUMN outbox.parked_messages.routing_key IS 'The routing key that no queue took.';
 
 CREATE TABLE outbox.partition_rates (
     pipeline text NOT NULL COLLATE pg_catalog."C",
@@ -3215,7 +3221,13 @@ CREATE INDEX messages_3_xid_idx ON outbox.messages_3 USING btree (xid);
 
 CREATE INDEX parked_deliveries_to_retry ON outbox.parked_deliveries USING btree (consumer, id) WHERE retry;
 
-CREATE INDEX parked_messages_by_key ON outbox.parked_messages USING btree (relay, key) WHERE (key IS NOT NULL);
+CREATE INDEX parked_messages_by_end ON outbox.parked_messages USING btree (relay, waits_until) WHERE ((waits_until IS NOT NULL) AND (NOT retry));
+
+CREATE INDEX parked_messages_by_key ON outbox.parked_messages USING btree (relay, key, id) WHERE (key IS NOT NULL);
+
+CREATE INDEX parked_messages_to_retry ON outbox.parked_messages USING btree (relay, id) WHERE retry;
+
+CREATE INDEX parked_messages_waiting ON outbox.parked_messages USING btree (relay, routing_key, id) WHERE ((waits_until IS NOT NULL) AND (NOT retry));
 
 CREATE INDEX relays_idle ON outbox.relays USING btree (name) WHERE idle;
 

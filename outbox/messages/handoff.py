@@ -7,7 +7,7 @@ part again, and the inbox there knows what it has.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..database.statements import array, text_array
 from ..errors import InvalidInput, SettingsError
 from ..process.service import Delays
 from .sharding import shard
-from .target import Outgoing, Parked, Target
+from .target import Outgoing, Parked, Target, Unsent
 
 SQL = statements.load("handoff")
 
@@ -83,7 +83,7 @@ class Handoff(Target):
         self._delays = Delays(FIRST_WAIT, LONGEST_WAIT)
         self._conn: psycopg.AsyncConnection[Any] | None = None
 
-    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
+    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: Mapping[str, bool]) -> Parked:
         """Writes messages there in their order; returns those that were refused, with the reason."""
         parked: Parked = {}
         stopped = set(stopped_keys)
@@ -106,9 +106,10 @@ class Handoff(Target):
             self._delays.reset()
             for message in left[:size]:
                 if message.id in refused:
-                    parked[message.id] = message, texts.clean(refused[message.id])
+                    parked[message.id] = Unsent(message, texts.clean(refused[message.id]))
                 elif self._is_stopped(message, stopped):
-                    parked[message.id] = message, f"behind an earlier parked message of its key {message.key!r}"
+                    why = f"behind an earlier parked message of its key {message.key!r}"
+                    parked[message.id] = Unsent(message, why)
             if refused and self._strict:
                 # Nothing of the batch was written: try it again without these and those behind them.
                 stopped |= {message.key for message in batch if message.id in refused and message.key is not None}

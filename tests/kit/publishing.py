@@ -54,7 +54,7 @@ class Sender:
         self._thread.start()
 
     def deliver(self, messages: Sequence[Outgoing], stopped: Sequence[str] = ()) -> Future[Parked]:
-        coroutine = self.publisher.deliver(messages, set(stopped))
+        coroutine = self.publisher.deliver(messages, dict.fromkeys(stopped, False))
         self._delivering.append(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
         return self._delivering[-1]
 

@@ -100,7 +100,7 @@ def give_time(monkeypatch: pytest.MonkeyPatch, sender: Sender) -> None:
 
 
 def reasons(parked: Parked) -> dict[int, str]:
-    return {number: reason for number, (_, reason) in parked.items()}
+    return {number: unsent.reason for number, unsent in parked.items()}
 
 
 def same_ids(messages: Sequence[Message]) -> bool:
@@ -352,7 +352,7 @@ def test_a_message_that_the_broker_closes_over_is_found_and_parked_alone(
         sender = start(broker, strict=strict)
         parked = sender.deliver([outgoing(number, f"k{number}") for number in range(1, 7)]).result(DEADLINE)
     assert list(parked) == [3]
-    assert told in parked[3][1]
+    assert told in parked[3].reason
     assert len(closed) == 2, "the second time it was alone, and no third is needed"
     assert {1, 2, 4, 5, 6} <= set(numbers(broker.messages))
     assert sender.troubles[-1] is None
@@ -867,8 +867,8 @@ def test_in_strict_mode_a_parked_message_stops_its_key_and_no_other(
     with ScriptedBroker(stop_first) as broker:
         parked = start(broker, strict=True).deliver(messages).result(DEADLINE)
     assert sorted(parked) == [1, 2, 5]
-    assert why in parked[1][1]
-    assert parked[2][1] == parked[5][1] == "behind an earlier parked message of its key 'a'"
+    assert why in parked[1].reason
+    assert parked[2].reason == parked[5].reason == "behind an earlier parked message of its key 'a'"
     assert set(numbers(broker.messages)) == {1, 3, 4, 6}
 
 
@@ -939,7 +939,7 @@ def test_what_amqp_cannot_carry_is_parked_and_says_what_it_is(
         parked = start(broker).deliver([outgoing(1), outgoing(2, **changes), outgoing(3)]).result(DEADLINE)
         assert broker.count(spec.Channel.Open) == 1
     assert list(parked) == [2]
-    reason = parked[2][1]
+    reason = parked[2].reason
     assert words in reason
     assert len(reason) < 700
     assert numbers(broker.messages) == [1, 3]

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from kit.broker import Broker, channel, queue_depth
-from kit.deliveries import bind, check_order, first_of_each, relayed, take, write
+from kit.deliveries import bind, check_order, first_of_each, give_up, relayed, take, write
 from kit.pipelines import value
 from kit.servers import Process, wait_for
 
@@ -84,6 +84,7 @@ def test_what_cannot_go_out_is_parked_with_its_reason_and_goes_when_it_can(
         reasons, ("unroutable: 312 NO_ROUTE", "can't carry it: the header 'ratio': 0.5", "255 bytes"), strict=True
     ):
         assert words in reason
+    give_up(conn)
     bind(amqp, "elsewhere")
     first = value(conn, "SELECT min(id) FROM outbox.parked_messages")
     assert spawn("parked", "--retry", str(first)).wait() == 0
@@ -107,6 +108,7 @@ def test_in_strict_mode_later_messages_of_a_key_wait_parked_behind_it(
     wait_for(lambda: relayed(conn))
     assert [payload["n"] for _, payload in take(amqp)] == [3], "another key goes on"
     assert "behind" in value(conn, "SELECT reason FROM outbox.parked_messages ORDER BY id DESC LIMIT 1")
+    give_up(conn)
     bind(amqp, "elsewhere")
     assert spawn("parked", "--retry").wait() == 0
     wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.parked_messages") == 0)

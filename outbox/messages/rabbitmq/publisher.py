@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -24,6 +24,7 @@ from . import connection
 from .batch import Batch
 from .brokers import Brokers
 from .encoding import ENCODING_ERRORS, Encoder
+from .routes import Routes
 from .silence import Silence
 
 _NOT_THE_MESSAGE = {200, 320, 402, 403, 404, 405, 506, 530, 541}
@@ -65,15 +66,16 @@ class Publisher(Target):
         self._lost: str | None = None
         self._delays = connection.delays()
         self._silence = Silence()
-        self._batch = Batch((), (), strict)
+        self._routes = Routes()
+        self._batch = self._nothing = Batch((), {}, strict, self._routes)
         self._changed = asyncio.Event()
 
-    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
+    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: Mapping[str, bool]) -> Parked:
         """Publishes messages in the order of their ids; returns those that could not go out, with the reason.
 
         Waits for a broker that is away. What it has confirmed is done; what it has not is sent again.
         """
-        batch = self._batch = Batch(messages, stopped_keys, self._strict)
+        batch = self._batch = Batch(messages, stopped_keys, self._strict, self._routes)
         try:
             while batch.left:
                 if self._channel is None:
@@ -90,7 +92,7 @@ class Publisher(Target):
         finally:
             # Cancelled or not, nothing more of it is sent, and a later answer belongs to no message.
             if self._batch is batch:
-                self._batch = Batch((), (), self._strict)
+                self._batch = self._nothing
 
     async def close(self) -> None:
         """Closes the connection, without waiting for a broker that does not answer."""
@@ -123,7 +125,7 @@ class Publisher(Target):
             return
         killpoints.sending("K9")
         self._tag += 1
-        self._batch.sent(message, self._tag, wire_id)
+        self._batch.sent(message, self._tag, wire_id, routing_key)
 
     # What the broker says.
 
