@@ -103,7 +103,7 @@ def queue(broker: Broker) -> str:
     url = broker.new_url()
     with channel(url) as opened:
         opened.exchange_declare("bench", "topic", durable=True)
-        opened.queue_declare("bench", durable=True)
+        opened.queue_declare("bench", durable=True, arguments={"x-queue-type": "quorum"})
         opened.queue_bind("bench", "bench", "#")
     return url
 

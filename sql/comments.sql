@@ -215,7 +215,7 @@ COMMENT ON COLUMN outbox.messages.created_at IS 'When it was written.';
 COMMENT ON COLUMN outbox.messages.xid IS 'Internal: the transaction that wrote it.';
 
 COMMENT ON TABLE outbox.parked_messages IS
-    'Messages that a relay could not send. They wait for a person: outbox parked.';
+    'Messages that a relay could not send. They wait for a person: outbox parked. Some wait for a queue first.';
 COMMENT ON COLUMN outbox.parked_messages.relay IS 'The relay.';
 COMMENT ON COLUMN outbox.parked_messages.id IS 'The id of the message in the log.';
 COMMENT ON COLUMN outbox.parked_messages.message_id IS 'The id by which consumers know it.';
@@ -228,6 +228,8 @@ COMMENT ON COLUMN outbox.parked_messages.created_at IS 'When it was written.';
 COMMENT ON COLUMN outbox.parked_messages.reason IS 'Why it could not be sent.';
 COMMENT ON COLUMN outbox.parked_messages.retry IS 'Set it to have it sent again.';
 COMMENT ON COLUMN outbox.parked_messages.parked_at IS 'When it was parked.';
+COMMENT ON COLUMN outbox.parked_messages.waits_until IS 'Until when the relay tries it again by itself; null: no longer.';
+COMMENT ON COLUMN outbox.parked_messages.routing_key IS 'The routing key that no queue took.';
 
 COMMENT ON TABLE outbox.inbox IS 'The ids of the messages that each consumer has handled.';
 COMMENT ON COLUMN outbox.inbox.consumer IS 'The consumer.';

@@ -2545,6 +2545,53 @@ ALTER TABLE outbox.parked_deliveries ALTER COLUMN id ADD GENERATED ALWAYS AS IDE
     CACHE 1
 );
 
+CREATE TABLE outbox.parked_messages (
+    relay text NOT NULL COLLATE pg_catalog."C",
+    id bigint NOT NULL,
+    message_id uuid NOT NULL,
+    topic text NOT NULL COLLATE pg_catalog."C",
+    key text COLLATE pg_catalog."C",
+    payload jsonb,
+    headers jsonb,
+    workflow_id uuid,
+    created_at timestamp with time zone NOT NULL,
+    reason text NOT NULL,
+    retry boolean DEFAULT false NOT NULL,
+    parked_at timestamp with time zone DEFAULT now() NOT NULL,
+    waits_until timestamp with time zone,
+    routing_key text COLLATE pg_catalog."C"
+);
+
+COMMENT ON TABLE outbox.parked_messages IS 'Messages that a relay could not send. They wait for a person: outbox parked. Some wait for a queue first.';
+
+COMMENT ON COLUMN outbox.parked_messages.relay IS 'The relay.';
+
+COMMENT ON COLUMN outbox.parked_messages.id IS 'The id of the message in the log.';
+
+COMMENT ON COLUMN outbox.parked_messages.message_id IS 'The id by which consumers know it.';
+
+COMMENT ON COLUMN outbox.parked_messages.topic IS 'The topic.';
+
+COMMENT ON COLUMN outbox.parked_messages.key IS 'The key.';
+
+COMMENT ON COLUMN outbox.parked_messages.payload IS 'What it says.';
+
+COMMENT ON COLUMN outbox.parked_messages.headers IS 'What else it says.';
+
+COMMENT ON COLUMN outbox.parked_messages.workflow_id IS 'The workflow that it is about.';
+
+COMMENT ON COLUMN outbox.parked_messages.created_at IS 'When it was written.';
+
+COMMENT ON COLUMN outbox.parked_messages.reason IS 'Why it could not be sent.';
+
+COMMENT ON COLUMN outbox.parked_messages.retry IS 'Set it to have it sent again.';
+
+COMMENT ON COLUMN outbox.parked_messages.parked_at IS 'When it was parked.';
+
+COMMENT ON COLUMN outbox.parked_messages.waits_until IS 'Until when the relay tries it again by itself; null: no longer.';
+
+COMMENT ON COLUMN outbox.parked_messages.routing_key IS 'The routing key that no queue took.';
+
 CREATE TABLE outbox.partition_rates (
     pipeline text NOT NULL COLLATE pg_catalog."C",
     stage text NOT NULL COLLATE pg_catalog."C",
@@ -3256,7 +3303,13 @@ CREATE INDEX messages_3_xid_idx ON outbox.messages_3 USING btree (xid);
 
 CREATE INDEX parked_deliveries_to_retry ON outbox.parked_deliveries USING btree (consumer, id) WHERE retry;
 
-CREATE INDEX parked_messages_by_key ON outbox.parked_messages USING btree (relay, key) WHERE (key IS NOT NULL);
+CREATE INDEX parked_messages_by_end ON outbox.parked_messages USING btree (relay, waits_until) WHERE ((waits_until IS NOT NULL) AND (NOT retry));
+
+CREATE INDEX parked_messages_by_key ON outbox.parked_messages USING btree (relay, key, id) WHERE (key IS NOT NULL);
+
+CREATE INDEX parked_messages_to_retry ON outbox.parked_messages USING btree (relay, id) WHERE retry;
+
+CREATE INDEX parked_messages_waiting ON outbox.parked_messages USING btree (relay, routing_key, id) WHERE ((waits_until IS NOT NULL) AND (NOT retry));
 
 CREATE INDEX relays_idle ON outbox.relays USING btree (name) WHERE idle;
 

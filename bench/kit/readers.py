@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Thread
@@ -65,7 +65,7 @@ class Nowhere(Target):
         self._taken = taken
         self.log = TimedLog(dsn, "default", self.name, self.lease)
 
-    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
+    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: Mapping[str, bool]) -> Parked:
         self._taken.add(len(messages), self.log.asked)
         return {}
 

@@ -262,7 +262,7 @@ def parked(rows: Iterable[Row]) -> Table:
         None, columns,
         [[look.parked_by(row), row["id"], row["topic"], row["key"], row["message_id"],
           age((now - row["parked_at"]).total_seconds()), row["deliveries"], row["reason"],
-          "to be tried again" if row["retry"] else ""] for row in rows],
+          "to be tried again" if row["retry"] else "waits for a queue" if row["waits_until"] else ""] for row in rows],
     )  # fmt: skip
 
 

@@ -69,12 +69,14 @@ class Consumer:
     attempt (see `outbox parked`). A message that can't be read is parked at once.
 
     `consumer` names what has the effect in the inbox (default: the queue's name). `dsn` and `amqp_url` default to the
-    settings OUTBOX_DSN and OUTBOX_AMQP_URL. With `topics`, the queue is bound to `exchange`, and both are made if they
-    aren't there (durable, the exchange of type topic). Start the consumer before the relay then: a message that no
-    queue takes is parked. `concurrency` is how many keys are handled at once; the messages of a key are handled one
-    after the other. `timeout` (seconds) bounds an async handler; a sync one can't be interrupted. `grace` (seconds) is
-    how long running handlers may take after `stop`. Ids are remembered for `keep_inbox` days (None: another process
-    forgets them); older messages are parked. `left` names the messages whose handlers run on after `run` has returned.
+    settings OUTBOX_DSN and OUTBOX_AMQP_URL. Of several URLs, in a list or with commas between them, it takes the next
+    one when a broker is lost. With `topics`, the queue is bound to `exchange`, and both are made if they aren't there:
+    a durable exchange of type topic, a quorum queue. Start the consumer before the relay then: a message that no queue
+    takes within a minute is parked. `concurrency` is how many keys are handled at once; the messages of a key are
+    handled one after the other. `timeout` (seconds) bounds an async handler; a sync one can't be interrupted. `grace`
+    (seconds) is how long running handlers may take after `stop`. Ids are remembered for `keep_inbox` days (None:
+    another process forgets them); older messages are parked. `left` names the messages whose handlers run on after
+    `run` has returned.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Consumer:
         *,
         consumer: str | None = None,
         dsn: str | None = None,
-        amqp_url: str | None = None,
+        amqp_url: str | Sequence[str] | None = None,
         exchange: str = "",
         topics: Sequence[str] = (),
         concurrency: int = 1,
@@ -227,8 +229,10 @@ class Consumer:
             log.warning("%s; trying again", printable(trouble))
 
 
-def _connections(dsn: str | None, amqp_url: str | None) -> tuple[str, str, bool]:
-    """Returns the DSN, the AMQP URL, and whether the DSN leads through a pooler."""
+def _connections(dsn: str | None, amqp_url: str | Sequence[str] | None) -> tuple[str, str, bool]:
+    """Returns the DSN, the AMQP URLs, and whether the DSN leads through a pooler."""
+    if amqp_url is not None and not isinstance(amqp_url, str):
+        amqp_url = ",".join(amqp_url)
     found = settings.load(dsn=dsn, amqp_url=amqp_url)
     if not found.dsn:
         raise SettingsError("which database? Give dsn, or set OUTBOX_DSN")

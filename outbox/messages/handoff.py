@@ -7,7 +7,7 @@ part again, and the inbox there knows what it has.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..database.ties import Ties
 from ..errors import InvalidInput, SettingsError
 from ..process.service import Delays, cancel, side_by_side
 from .sharding import shard
-from .target import Outgoing, Parked, Target
+from .target import Outgoing, Parked, Target, Unsent
 
 SQL = statements.load("handoff")
 
@@ -100,7 +100,7 @@ class Handoff(Target):
             **shard,
         }
 
-    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
+    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: Mapping[str, bool]) -> Parked:
         """Writes messages there in their order; returns those that were refused, with the reason."""
         if self._probing is None:
             await primary.look(self._dsn)
@@ -134,9 +134,10 @@ class Handoff(Target):
             self._delays.reset()
             for message in left[:size]:
                 if message.id in refused:
-                    parked[message.id] = message, texts.clean(refused[message.id])
+                    parked[message.id] = Unsent(message, texts.clean(refused[message.id]))
                 elif self._is_stopped(message, stopped):
-                    parked[message.id] = message, f"behind an earlier parked message of its key {message.key!r}"
+                    why = f"behind an earlier parked message of its key {message.key!r}"
+                    parked[message.id] = Unsent(message, why)
             if refused and self._strict:
                 # Nothing of the batch was written: try it again without these and those behind them.
                 stopped |= {message.key for message in batch if message.id in refused and message.key is not None}

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -189,7 +189,7 @@ class Log:
 
         `done` ends the window.
         """
-        messages = [message for message, _ in parked.values()]
+        messages = [unsent.message for unsent in parked.values()]
         asked = time.monotonic()
         rows = await self._ask(
             "relay_advance",
@@ -204,24 +204,13 @@ class Log:
             payloads=text_array(message.payload for message in messages),
             headers=text_array(message.headers for message in messages),
             created=[message.created_at for message in messages],
-            reasons=text_array(reason for _, reason in parked.values()),
+            reasons=text_array(unsent.reason for unsent in parked.values()),
+            routing_keys=text_array(unsent.routing_key for unsent in parked.values()),
+            waits=[unsent.waits for unsent in parked.values()],
         )
         if not rows:
             raise TakenOver(f"relay {self._name!r} was taken over")
         self._lease.confirm(asked)
-
-    async def blocked_keys(self, messages: Sequence[Outgoing]) -> set[str]:
-        """Returns those keys of the messages that have a parked one."""
-        keys = {message.key for message in messages if message.key is not None}
-        return {row[0] for row in await self._ask("parked_keys", keys=text_array(keys))} if keys else set()
-
-    async def to_retry(self, strict: bool) -> list[Outgoing]:
-        """Returns parked messages that a person wants to have sent again."""
-        return [Outgoing(*row) for row in await self._ask("parked_to_retry", strict=strict)]
-
-    async def settle_retried(self, sent: Sequence[int], parked: Mapping[int, str]) -> None:
-        """Deletes parked messages that were sent now, and gives those that failed again their new reason."""
-        await self._ask("parked_settle", sent=array(sent), ids=array(parked), reasons=text_array(parked.values()))
 
     async def wait(self, seconds: float) -> bool:
         """Waits for a notification, at most so many seconds. It is a hint: what is new is read from the log."""
@@ -260,8 +249,12 @@ class Log:
             self._rows = max(1, min(MOST_ROWS, self._rows * 4, int(FETCH_BYTES / size)))
         return part
 
+    async def ask(self, statement: bytes, **params: Any) -> list[tuple[Any, ...]]:
+        """Executes a statement on the relay's connection; `name` and `nonce` are parameters of it."""
+        return await self._execute(statement, {"name": self._name, "nonce": self._nonce, **params})
+
     async def _ask(self, name: str, **params: Any) -> list[tuple[Any, ...]]:
-        return await self._execute(SQL[name], {"name": self._name, "nonce": self._nonce, **params})
+        return await self.ask(SQL[name], **params)
 
     async def _execute(
         self, statement: bytes | sql.Composed, params: Mapping[str, Any] | None = None

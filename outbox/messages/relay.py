@@ -20,6 +20,7 @@ from ..database.ties import PATIENCE
 from ..errors import TakenOver
 from ..process.service import Delays, Service, Trouble, cancel, side_by_side
 from .log import Log, Window
+from .parking import Parking
 from .target import Target
 
 log = logging.getLogger("outbox.relay")
@@ -29,9 +30,6 @@ HEARTBEAT_EVERY = 1.0
 
 ROTATE_EVERY = 5.0
 """Seconds between two attempts to empty old tables of the log."""
-
-RETRY_EVERY = 1.0
-"""Seconds between two looks at what a person wants to have sent again."""
 
 POLL_FIRST, POLL_LAST = 0.02, 0.5
 """Seconds between two looks at an empty log, doubled each time. Writers notify an idle relay: few looks are enough."""
@@ -74,11 +72,11 @@ class Relay:
             dsn, check_name(name, "relay"), target.name, target.lease,
             from_now=from_now, settings=target.settings, change_settings=change_settings,
         )  # fmt: skip
-        self._strict, self._drain = strict, drain
+        self._parking = Parking(self._log, target, strict)
+        self._drain = drain
         self._service = Service("Relay")
         self._elsewhere = Trouble(_say_elsewhere)
         self._idle = False
-        self._retried_at = 0.0
         self.relayed = self.parked = 0
 
     def stop(self) -> None:
@@ -127,7 +125,7 @@ class Relay:
         quiet_since = time.monotonic()
         while not self._service.stopping:
             if window is None:
-                await self._retry_parked()
+                await self._retry_parked(all_of_it=self._drain)
                 window = await self._log.cut()
             if window is not None:
                 await self._set_idle(False)
@@ -151,7 +149,7 @@ class Relay:
             started = time.monotonic()
             following = asyncio.ensure_future(anext(parts, None))
             try:
-                stopped = await self._log.blocked_keys(part) if self._strict else set()
+                stopped = await self._parking.stopped_keys(part)
                 parked = await self._target.deliver(part, stopped)
                 then = await following
             finally:
@@ -159,24 +157,18 @@ class Relay:
             killpoints.passing("K10")
             await self._log.advance(part[-1].id, len(part) - len(parked), parked, done=then is None)
             self.relayed += len(part) - len(parked)
-            self.parked += len(parked)
+            self.parked += self._parking.note(parked)
             log.info("%s relayed, %s parked in %.1f ms", len(part) - len(parked), len(parked),
                      (time.monotonic() - started) * 1000)  # fmt: skip
             if self._service.stopping:
                 return
+            await self._retry_parked()
             part = then
 
-    async def _retry_parked(self) -> None:
-        """Sends again what a person wants to have sent again, between two windows."""
-        if time.monotonic() - self._retried_at < RETRY_EVERY and not self._drain:
-            return
-        while messages := await self._log.to_retry(self._strict):
-            failed = await self._target.deliver(messages, set())
-            sent = [message.id for message in messages if message.id not in failed]
-            await self._log.settle_retried(sent, {id_: reason for id_, (_, reason) in failed.items()})
-            self.relayed += len(sent)
-            log.info("%s parked messages relayed, %s parked again", len(sent), len(failed))
-        self._retried_at = time.monotonic()
+    async def _retry_parked(self, *, all_of_it: bool = False) -> None:
+        relayed, expired = await self._parking.retry(all_of_it=all_of_it)
+        self.relayed += relayed
+        self.parked += expired
 
     async def _beat(self) -> None:
         while True:

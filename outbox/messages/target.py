@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -33,8 +33,22 @@ class Outgoing:
     created_at: datetime
 
 
-Parked = dict[int, tuple[Outgoing, str]]
-"""By id: messages that can't be sent, each with the reason."""
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """A message that can't be sent, with the reason.
+
+    With `waits` (seconds) it is tried again for so long before it is parked: no queue takes its `routing_key`, or it is
+    behind such a message.
+    """
+
+    message: Outgoing
+    reason: str
+    routing_key: str | None = None
+    waits: float | None = None
+
+
+Parked = dict[int, Unsent]
+"""By id: messages that can't be sent."""
 
 
 class Lease:
@@ -70,11 +84,11 @@ class Target(ABC):
         return {"target": self.name}
 
     @abstractmethod
-    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
+    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: Mapping[str, bool]) -> Parked:
         """Sends messages in the order of their ids; returns those that can't be sent, with the reason.
 
         Returns when each is confirmed or can't be sent, however long that takes. `stopped_keys` are those with a parked
-        message: a target that keeps the order of keys parks their later messages, too.
+        message: a target that keeps the order of keys parks their later messages, too. True: it only waits, so they do.
         """
 
     @abstractmethod

@@ -190,7 +190,7 @@ def _waits(conn: Conn) -> Iterator[Finding]:
 
 def _relays(conn: Conn) -> Iterator[Finding]:
     relays = _rows(conn, "relays")
-    for name, runs, trouble, parked, behind in relays:
+    for name, runs, trouble, parked, waiting, behind in relays:
         if not runs and behind is not None:
             yield Finding(
                 "warn",
@@ -203,6 +203,12 @@ def _relays(conn: Conn) -> Iterator[Finding]:
         elif runs and behind is not None and behind > RELAY_BEHIND:
             yield Finding(
                 "warn", f"relay {name} is {behind / 60:.0f} minutes behind", "check the log of `outbox relay`"
+            )
+        if waiting:
+            yield Finding(
+                "warn",
+                f"relay {name}: {number(waiting, 'message')} wait for a queue that takes them",
+                "start the consumer, or bind its queue; after a minute they are parked",
             )
         if parked:
             yield Finding(

@@ -128,11 +128,12 @@ FROM pg_stat_user_tables AS t WHERE t.schemaname = 'outbox' ORDER BY t.relname;
 SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE');
 
 -- name: relays
--- Returns each relay, whether its beat is recent, what it says is wrong, how much it has parked, and the age of the
--- oldest message that it has not passed.
+-- Returns each relay, whether its beat is recent, what it says is wrong, how much it has parked, how much waits for a
+-- queue, and the age of the oldest message that it has not passed.
 -- Reads messages, parked_messages, relays. Uses messages_by_transaction, parked_messages_pkey.
 SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 seconds' AS runs, r.trouble,
-       (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name),
+       (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name AND p.waits_until IS NULL),
+       (SELECT count(*) FROM outbox.parked_messages AS p WHERE p.relay = r.name AND p.waits_until IS NOT NULL),
        (SELECT extract(epoch FROM now() - greatest(least(m.created_at, now()), '0001-01-02'))::float8
         FROM outbox.messages AS m
         WHERE m.xid >= pg_snapshot_xmin(r.window_start) AND NOT pg_visible_in_snapshot(m.xid, r.window_start)

@@ -131,11 +131,14 @@ WITH moved AS (
     WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid AND r.window_end IS NOT NULL
     RETURNING r.name
 ), parked AS (
-    INSERT INTO outbox.parked_messages (relay, id, message_id, topic, key, payload, headers, created_at, reason)
-    SELECT moved.name, p.id, p.message_id, p.topic, p.key, p.payload::jsonb, p.headers::jsonb, p.created_at, p.reason
+    INSERT INTO outbox.parked_messages
+        (relay, id, message_id, topic, key, payload, headers, created_at, reason, routing_key, waits_until)
+    SELECT moved.name, p.id, p.message_id, p.topic, p.key, p.payload::jsonb, p.headers::jsonb, p.created_at, p.reason,
+           p.routing_key, now() + make_interval(secs => p.waits)
     FROM moved, unnest(%(ids)s::bigint[], %(message_ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(payloads)s::text[],
-                       %(headers)s::text[], %(created)s::timestamptz[], %(reasons)s::text[])
-        AS p (id, message_id, topic, key, payload, headers, created_at, reason)
+                       %(headers)s::text[], %(created)s::timestamptz[], %(reasons)s::text[], %(routing_keys)s::text[],
+                       %(waits)s::float8[])
+        AS p (id, message_id, topic, key, payload, headers, created_at, reason, routing_key, waits)
     ON CONFLICT (relay, id) DO NOTHING
 )
 SELECT moved.name FROM moved;
@@ -146,33 +149,3 @@ SELECT moved.name FROM moved;
 UPDATE outbox.relays AS r SET trouble = %(trouble)s, idle = %(idle)s, updated_at = now()
 WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid
 RETURNING r.epoch;
-
--- name: parked_keys
--- Returns which of these keys have a parked message: in strict mode later messages of the key wait behind it.
--- Reads parked_messages. Uses parked_messages_by_key.
-SELECT DISTINCT p.key FROM outbox.parked_messages AS p WHERE p.relay = %(name)s AND p.key = ANY (%(keys)s::text[]);
-
--- name: parked_to_retry
--- Returns parked messages that a person wants to be sent again, oldest first; in strict mode none before an earlier one
--- of its key.
--- Reads parked_messages. Uses parked_messages_pkey, parked_messages_by_key.
-SELECT p.id, p.message_id::text, p.topic, p.key, p.payload::text, p.headers::text,
-       greatest(least(p.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00')
-FROM outbox.parked_messages AS p
-WHERE p.relay = %(name)s AND p.retry
-  AND NOT (%(strict)s AND EXISTS (
-      SELECT FROM outbox.parked_messages AS e
-      WHERE e.relay = p.relay AND e.key = p.key AND e.id < p.id AND NOT e.retry))
-ORDER BY p.id LIMIT 1000;
-
--- name: parked_settle
--- Removes what was sent; what failed again waits with its new reason.
--- Writes parked_messages. Uses parked_messages_pkey.
-WITH sent AS (
-    DELETE FROM outbox.parked_messages AS p WHERE p.relay = %(name)s AND p.id = ANY (%(sent)s::bigint[]) RETURNING 1
-), failed AS (
-    UPDATE outbox.parked_messages AS p SET retry = false, reason = f.reason, parked_at = now()
-    FROM unnest(%(ids)s::bigint[], %(reasons)s::text[]) AS f (id, reason)
-    WHERE p.relay = %(name)s AND p.id = f.id
-)
-SELECT count(*) FROM sent;

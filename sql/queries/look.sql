@@ -216,13 +216,13 @@ ORDER BY p.consumer;
 -- body is what came; its key is where a relay writes it.
 -- Reads parked_deliveries, parked_messages.
 SELECT p.relay, NULL AS consumer, p.id, p.message_id::text, p.topic, p.key, p.payload, NULL::bytea AS body, p.headers,
-       NULL AS queue, NULL::integer AS deliveries, p.reason, p.retry, p.created_at, p.parked_at
+       NULL AS queue, NULL::integer AS deliveries, p.reason, p.retry, p.created_at, p.parked_at, p.waits_until
 FROM outbox.parked_messages AS p
 WHERE %(consumer)s::text IS NULL AND (%(relay)s::text IS NULL OR p.relay = %(relay)s)
 UNION ALL
 SELECT NULL, d.consumer, d.id, d.message_id, d.topic,
        coalesce(d.headers ->> 'cloudEvents_subject', d.headers ->> 'cloudEvents:subject'), NULL, d.body, d.headers,
-       d.queue, d.deliveries, d.reason, d.retry, NULL, d.parked_at
+       d.queue, d.deliveries, d.reason, d.retry, NULL, d.parked_at, NULL
 FROM outbox.parked_deliveries AS d
 WHERE %(relay)s::text IS NULL AND (%(consumer)s::text IS NULL OR d.consumer = %(consumer)s)
 ORDER BY consumer NULLS FIRST, relay, id

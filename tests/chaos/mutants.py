@@ -369,7 +369,7 @@ MUTANTS: dict[str, Mutant] = {
         "what was refused is sent again behind later messages of its key, in strict mode",
         frozenset({"inversion"}),
         ("broker-refuses",),
-        (code("outbox.messages.rabbitmq.publisher:Publisher.deliver", ("Batch(messages, stopped_keys, self._strict)", "Batch(messages, (), False)")),),
+        (code("outbox.messages.rabbitmq.publisher:Publisher.deliver", ("Batch(messages, stopped_keys, self._strict, self._routes)", "Batch(messages, {}, False, self._routes)")),),
     ),
     "inbox-in-its-own-transaction": Mutant(
         "a message counts as handled before its effect is committed",

@@ -32,6 +32,11 @@ def write(conn: Conn, count: int, keys: int = 10, first: int = 0) -> None:
         )
 
 
+def give_up(conn: Conn) -> None:
+    """Has what waits for a queue have waited long enough."""
+    conn.execute("UPDATE outbox.parked_messages SET waits_until = NULL")
+
+
 def take(url: str) -> list[tuple[Any, dict[str, Any]]]:
     """Take all that is in the queue; return (properties, payload) of each delivery."""
     found = []

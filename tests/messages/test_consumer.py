@@ -34,6 +34,7 @@ from outbox import (
     SettingsError,
     consume,
 )
+from outbox.messages.rabbitmq.subscription import QUEUE
 
 Conn = psycopg.Connection[Any]
 Handler = Callable[[Delivery], Any]
@@ -159,7 +160,12 @@ def test_what_waits_is_not_begun_after_a_stop_though_the_broker_is_silent(dsn: s
     assert len(begun) == 1
 
 
-def test_queue_and_exchange_are_made_bound_and_durable(conn: Conn, amqp: str, run: Run) -> None:
+def queues(url: str, broker: Broker, column: str) -> str:
+    """Return what rabbitmqctl says of the queues of a virtual host."""
+    return broker.ctl("list_queues", "--vhost", url.rpartition("/")[2], "--no-table-headers", column).strip()
+
+
+def test_a_queue_is_made_as_a_quorum_queue_and_bound(conn: Conn, amqp: str, broker: Broker, run: Run) -> None:
     def there() -> bool:
         with channel(amqp) as opened:
             opened.basic_publish("shop", "posts.done", b"{}")
@@ -174,7 +180,43 @@ def test_queue_and_exchange_are_made_bound_and_durable(conn: Conn, amqp: str, ru
     run(record, bound, exchange="shop", topics=["posts.*", "orders.#"])
     with channel(amqp) as opened:
         opened.exchange_declare("shop", "topic", durable=True)
-        opened.queue_declare("q", durable=True)
+        opened.queue_declare("q", durable=True, arguments=QUEUE)
+    assert queues(amqp, broker, "type") == "quorum"
+
+
+def test_a_message_that_was_given_back_many_times_is_delivered_still(
+    conn: Conn, amqp: str, broker: Broker, run: Run
+) -> None:
+    """A lost connection gives back all that was not acknowledged, and each time counts for a quorum queue."""
+    run(record, lambda: queues(amqp, broker, "type"), exchange="x", topics=["#"])
+    with channel(amqp) as opened:
+        opened.confirm_delivery()
+        for n in range(3):
+            properties = pika.BasicProperties(delivery_mode=2, headers={"cloudEvents_id": uuid7()})
+            opened.basic_publish("x", "t", b'{"n": %d}' % n, properties)
+    for _ in range(25):
+        with channel(amqp) as opened:
+            while opened.basic_get("q")[0] is not None:
+                pass
+    run(record, lambda: len(seen(conn)) == 3)
+    assert seen(conn) == [0, 1, 2], "in their order"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"durable": True},
+        {"durable": True, "arguments": {"x-queue-type": "quorum"}},
+        {"durable": True, "arguments": {"x-queue-type": "quorum", "x-delivery-limit": 5}},
+        {"auto_delete": False},
+    ],
+    ids=["classic", "quorum", "limited", "transient"],
+)
+def test_a_queue_of_another_type_is_taken_as_it_is(conn: Conn, amqp: str, run: Run, made: dict[str, Any]) -> None:
+    with channel(amqp) as opened:
+        opened.queue_declare("q", **made)
+        opened.basic_publish("", "q", b'{"n": 1}', pika.BasicProperties(headers={"cloudEvents_id": uuid7()}))
+    run(record, lambda: seen(conn), exchange="shop", topics=["t"])
 
 
 def test_queue_of_other_options_is_taken_as_it_is(conn: Conn, amqp: str, run: Run) -> None:
@@ -264,6 +306,22 @@ def test_a_consumer_that_was_made_before_a_fork_is_refused(dsn: str, amqp: str) 
     consumer._service._pid = os.getpid() + 1
     with pytest.raises(OutboxError, match="before a fork"):
         asyncio.run(consumer.run())
+
+
+def test_a_broker_that_is_not_there_is_passed_over_for_the_next_one(
+    conn: Conn, amqp: str, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    post(amqp, (uuid7(), {"n": 1}))
+    run(record, lambda: seen(conn), amqp_url=f"amqp://guest:canary-7@127.0.0.1:1/, {amqp}")
+    assert "trying again" not in caplog.text
+    assert "canary" not in caplog.text
+    assert f"connected to 127.0.0.1:{amqp.split(':')[3].partition('/')[0]}" in caplog.text
+
+
+def test_urls_may_be_given_one_by_one(conn: Conn, amqp: str, run: Run) -> None:
+    post(amqp, (uuid7(), {"n": 1}))
+    run(record, lambda: seen(conn), amqp_url=["amqp://127.0.0.1:1/", amqp])
 
 
 def test_a_broker_that_is_not_there_is_waited_for_without_a_word_of_the_password(

@@ -14,10 +14,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -25,77 +23,17 @@ from typing import Any
 import pytest
 from pika import frame, spec
 
+from kit.publishing import Sender, numbers, outgoing, some
 from kit.scripted_broker import Line, Message, ScriptedBroker, confirm, hold
 from kit.servers import DEADLINE, wait_for
 from outbox.errors import SettingsError
 from outbox.messages.rabbitmq import batch, connection
 from outbox.messages.rabbitmq.publisher import Publisher
-from outbox.messages.target import Lease, Outgoing, Parked
-from outbox.process.service import Trouble
+from outbox.messages.target import Parked
 
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-Start = Callable[..., "Sender"]
+Start = Callable[..., Sender]
 # A method that ends elsewhere than its frame says.
 NO_FRAME = b"\x01\0\1\0\0\0\0X"
-
-
-def outgoing(number: int, key: str | None = None, **other: Any) -> Outgoing:
-    """Make a message with its number as its body."""
-    message = Outgoing(number, f"m{number}", f"t.{number}", key, str(number), None, NOW)
-    return replace(message, **other)
-
-
-def some(*numbers: int, key: str | None = None) -> list[Outgoing]:
-    return [outgoing(number, key) for number in numbers]
-
-
-class Permission(Lease):
-    """A relay's lease that is held when the test says so."""
-
-    def __init__(self, is_held: Callable[[], bool]) -> None:
-        super().__init__()
-        self._is_held = is_held
-
-    def is_held(self) -> bool:
-        return self._is_held()
-
-
-class Sender:
-    """A publisher on a thread of its own: the test is the broker meanwhile."""
-
-    def __init__(self, url: str, is_held: Callable[[], bool] = lambda: True, **options: Any) -> None:
-        self.troubles: list[str | None] = []
-        self.publisher = Publisher(url, source="/test", **options)
-        self.publisher.lease = Permission(is_held)
-        self.publisher.trouble = Trouble(self.troubles.append)
-        self._delivering: list[Future[Parked]] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-
-    def deliver(self, messages: Sequence[Outgoing], stopped: Sequence[str] = ()) -> Future[Parked]:
-        coroutine = self.publisher.deliver(messages, set(stopped))
-        self._delivering.append(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
-        return self._delivering[-1]
-
-    def idle(self) -> bool:
-        """Whether no delivery runs, nor the end of one."""
-
-        async def alone() -> bool:
-            return len(asyncio.all_tasks()) == 1
-
-        return asyncio.run_coroutine_threadsafe(alone(), self._loop).result(DEADLINE)
-
-    def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.publisher.close(), self._loop).result(DEADLINE)
-
-    def end(self) -> None:
-        for delivering in self._delivering:
-            delivering.cancel()
-        self.close()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(DEADLINE)
-        self._loop.close()
 
 
 @pytest.fixture(autouse=True)
@@ -146,10 +84,6 @@ def arrived(broker: ScriptedBroker, number: int, after: int = 0) -> list[Message
     return broker.messages[after:]
 
 
-def numbers(messages: Sequence[Message]) -> list[int]:
-    return [int(message.body) for message in messages]
-
-
 def round_trip(broker: ScriptedBroker, line: Line) -> None:
     """Make sure that all that was sent has arrived, by a question that ends the channel: its answer comes last."""
     before = broker.count(spec.Channel.CloseOk)
@@ -161,12 +95,12 @@ def give_time(monkeypatch: pytest.MonkeyPatch, sender: Sender) -> None:
     """Has the next attempts wait as long as a busy machine takes, once the broker answers: one before may be unanswered."""
     monkeypatch.setattr(connection, "PATIENCE", DEADLINE)
     monkeypatch.setattr(connection, "OPEN_WITHIN", 3 * DEADLINE)
-    parameters = sender.publisher._parameters
-    parameters.socket_timeout = parameters.stack_timeout = DEADLINE
+    for parameters in sender.publisher._brokers._urls:
+        parameters.socket_timeout = parameters.stack_timeout = DEADLINE
 
 
 def reasons(parked: Parked) -> dict[int, str]:
-    return {number: reason for number, (_, reason) in parked.items()}
+    return {number: unsent.reason for number, unsent in parked.items()}
 
 
 def same_ids(messages: Sequence[Message]) -> bool:
@@ -418,7 +352,7 @@ def test_a_message_that_the_broker_closes_over_is_found_and_parked_alone(
         sender = start(broker, strict=strict)
         parked = sender.deliver([outgoing(number, f"k{number}") for number in range(1, 7)]).result(DEADLINE)
     assert list(parked) == [3]
-    assert told in parked[3][1]
+    assert told in parked[3].reason
     assert len(closed) == 2, "the second time it was alone, and no third is needed"
     assert {1, 2, 4, 5, 6} <= set(numbers(broker.messages))
     assert sender.troubles[-1] is None
@@ -523,7 +457,7 @@ def test_a_broker_that_fails_while_a_channel_is_opened_is_tried_until_it_answers
         assert sender.troubles
         assert None not in sender.troubles
         if end == "silence":
-            assert set(sender.troubles) == {"the broker does not answer"}
+            assert set(sender.troubles) == {f"127.0.0.1:{broker.port}: the broker does not answer"}
         broker.instead.clear()
         give_time(monkeypatch, sender)
         assert delivering.result(DEADLINE) == {}
@@ -618,7 +552,8 @@ def test_a_broker_that_refuses_whatever_is_sent_is_tried_less_and_less_often(
         assert sender.deliver(some(1)).result(DEADLINE) == {}
     waited = [later - earlier for earlier, later in pairwise(came)]
     assert all(wait >= least for wait, least in zip(waited, (0.04, 0.08, 0.1), strict=True)), waited
-    assert sender.troubles == ["403 ACCESS_REFUSED", None], "that a channel opens doesn't mean that it is over"
+    refused = f"127.0.0.1:{broker.port}: 403 ACCESS_REFUSED"
+    assert sender.troubles == [refused, None], "that a channel opens doesn't mean that it is over"
 
 
 # Returns.
@@ -703,7 +638,7 @@ def test_a_blocked_connection_carries_nothing_until_it_is_unblocked(broker: Scri
         wait_for(lambda channels=channels: len(sender.troubles) == 2 * channels - 1, what=str(sender.troubles))
         assert broker.count(spec.Confirm.Select) == channels
     assert len(broker.messages) == 1, "nor does it on another channel of the connection"
-    blocked, closed = "the broker blocks publishers: low on disk", "404 ROUND_TRIP"
+    blocked, closed = "the broker blocks publishers: low on disk", f"127.0.0.1:{broker.port}: 404 ROUND_TRIP"
     assert sender.troubles == [blocked, closed, blocked, closed, blocked]
     message.line.unblock()
     again = arrived(broker, 2, after=1)
@@ -932,8 +867,8 @@ def test_in_strict_mode_a_parked_message_stops_its_key_and_no_other(
     with ScriptedBroker(stop_first) as broker:
         parked = start(broker, strict=True).deliver(messages).result(DEADLINE)
     assert sorted(parked) == [1, 2, 5]
-    assert why in parked[1][1]
-    assert parked[2][1] == parked[5][1] == "behind an earlier parked message of its key 'a'"
+    assert why in parked[1].reason
+    assert parked[2].reason == parked[5].reason == "behind an earlier parked message of its key 'a'"
     assert set(numbers(broker.messages)) == {1, 3, 4, 6}
 
 
@@ -1004,7 +939,7 @@ def test_what_amqp_cannot_carry_is_parked_and_says_what_it_is(
         parked = start(broker).deliver([outgoing(1), outgoing(2, **changes), outgoing(3)]).result(DEADLINE)
         assert broker.count(spec.Channel.Open) == 1
     assert list(parked) == [2]
-    reason = parked[2][1]
+    reason = parked[2].reason
     assert words in reason
     assert len(reason) < 700
     assert numbers(broker.messages) == [1, 3]
@@ -1162,6 +1097,15 @@ def test_a_connection_that_ends_between_two_deliveries_is_opened_again(start: St
         "http://me:canary@host/",
         "postgresql://me:canary@host/",
         "amqp://me:canary@host:port/",
+        "amqp://me:canary@host,amqp.example/",
+        "amqp://me:canary@host/a,b",
+        "amqp://me:canary@host/a b",
+        "amqp://me:canary@host/;amqp://me:canary@other/",
+        "amqp://me:canary@host/,other:5672",
+        "amqp://me:canary@host/,amqp://me:canary@other:port/",
+        "amqp://me:1/canary@host/",
+        "amqp://me:1?canary@host/",
+        "amqp://me:1#canary@host/",
         "amqp://me:canary@host:99999999/",
         "amqp://me:canary@[host/",
         "amqp://me:canary@host/?frame_max=1",

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from kit.broker import Broker, channel, queue_depth
-from kit.deliveries import bind, check_order, first_of_each, relayed, take, write
+from kit.deliveries import bind, check_order, first_of_each, give_up, relayed, take, write
 from kit.pipelines import value
 from kit.servers import Process, wait_for
 
@@ -84,6 +84,7 @@ def test_what_cannot_go_out_is_parked_with_its_reason_and_goes_when_it_can(
         reasons, ("unroutable: 312 NO_ROUTE", "can't carry it: the header 'ratio': 0.5", "255 bytes"), strict=True
     ):
         assert words in reason
+    give_up(conn)
     bind(amqp, "elsewhere")
     first = value(conn, "SELECT min(id) FROM outbox.parked_messages")
     assert spawn("parked", "--retry", str(first)).wait() == 0
@@ -107,6 +108,7 @@ def test_in_strict_mode_later_messages_of_a_key_wait_parked_behind_it(
     wait_for(lambda: relayed(conn))
     assert [payload["n"] for _, payload in take(amqp)] == [3], "another key goes on"
     assert "behind" in value(conn, "SELECT reason FROM outbox.parked_messages ORDER BY id DESC LIMIT 1")
+    give_up(conn)
     bind(amqp, "elsewhere")
     assert spawn("parked", "--retry").wait() == 0
     wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.parked_messages") == 0)
@@ -286,6 +288,16 @@ def test_without_a_url_it_says_what_to_set(spawn: Spawn) -> None:
     relay = spawn("relay", env={"OUTBOX_AMQP_URL": ""})
     assert relay.wait() == 1
     assert "OUTBOX_AMQP_URL" in relay.text()
+
+
+@pytest.mark.parametrize("between", [",", " "])
+def test_of_several_urls_the_next_one_is_tried(conn: Conn, start: Start, amqp: str, between: str) -> None:
+    bind(amqp)
+    write(conn, 3)
+    relay = start("--drain", url=f"amqp://me:canary-s3cret@127.0.0.1:1/{between}{amqp}")
+    assert relay.wait() == 0
+    assert len(take(amqp)) == 3
+    assert "canary" not in relay.text()
 
 
 def test_no_password_is_shown(conn: Conn, spawn: Spawn) -> None:

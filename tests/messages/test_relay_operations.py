@@ -15,7 +15,7 @@ import pytest
 from kit.broker import Broker, queue_depth
 from kit.commands import Outbox
 from kit.databases import OWNER
-from kit.deliveries import bind, check_order, first_of_each, take, write
+from kit.deliveries import bind, check_order, first_of_each, give_up, take, write
 from kit.pipelines import value
 from kit.pooler import direct
 from kit.servers import PostgresServer, Process, wait_for
@@ -266,6 +266,7 @@ def test_a_parked_message_that_fails_again_waits_with_its_new_reason(
     again = start("--drain", "--routing-key", "v2.{topic}")
     assert again.wait() == 0
     assert "0 parked messages relayed, 1 parked again" in again.text()
+    give_up(conn)
     (after,) = outbox("parked", "--json").json
     assert "routing key 'v2.elsewhere'" in after["reason"]
     assert (after["message_id"], after["retry"]) == (before["message_id"], False)
@@ -287,6 +288,7 @@ def test_in_strict_mode_a_retried_message_waits_for_earlier_ones_of_its_key(
         conn.execute(MESSAGE, (topic, n))
     relay = start("--strict")
     wait_for(lambda: passed(conn))
+    give_up(conn)
     first, second, third = [row["id"] for row in outbox("parked", "--json").json]
     outbox("parked", "--retry", str(second))
     conn.execute(MESSAGE, ("t.3", 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -12,7 +12,7 @@ from outbox.messages.target import LEASE, Lease, Outgoing, Parked, Target
 
 
 class Nowhere(Target):
-    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
+    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: Mapping[str, bool]) -> Parked:
         return {}
 
     async def close(self) -> None: ...

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ...definition.outcome import Backoff
-from ...texts import clean, printable
-from ..target import Outgoing, Parked
-
-log = logging.getLogger("outbox.relay")
+from ...texts import clean
+from ..target import Outgoing, Parked, Unsent
+from .routes import WAIT, Routes
 
 UNCONFIRMED = 1_000
 """Messages under way at once: enough for a broker that confirms in batches, few to send again after a crash."""
@@ -34,6 +32,7 @@ class Attempt:
 
     message: Outgoing
     wire_id: str
+    routing_key: str
     returned: str | None = None
 
 
@@ -41,10 +40,13 @@ class Batch:
     """Messages in the order of their ids, until each is confirmed or parked.
 
     `strict`: at most one unconfirmed message of a key, so that order holds through refusals and lost channels; behind
-    a parked one the later ones of its key are parked too, as are those of `stopped_keys`.
+    a parked one the later ones of its key are parked too, as are those of `stopped_keys`; behind one that waits for a
+    queue (true) they wait. `routes` knows which routing keys no queue takes, from one batch to the next.
     """
 
-    def __init__(self, messages: Collection[Outgoing], stopped_keys: Iterable[str], strict: bool) -> None:
+    def __init__(
+        self, messages: Collection[Outgoing], stopped_keys: Mapping[str, bool], strict: bool, routes: Routes
+    ) -> None:
         self.left = len(messages)
         self.parked: Parked = {}
         self._strict = strict
@@ -57,7 +59,13 @@ class Batch:
         # Strict: which message of a key may be under way, and what waits for it.
         self._holders: dict[str, int] = {}
         self._behind: defaultdict[str, deque[Outgoing]] = defaultdict(deque)
-        self._stopped_keys = set(stopped_keys)
+        self._stopped_keys = dict(stopped_keys)
+        self._routes = routes
+
+    @property
+    def under_way(self) -> int:
+        """How many messages the broker has and has not answered for."""
+        return len(self._unconfirmed)
 
     def next(self, now: float) -> Outgoing | None:
         """Returns the message to send now; None if none may be sent."""
@@ -73,9 +81,9 @@ class Batch:
         """Returns when the next refused message may be sent again."""
         return self._refused[0][0] if self._refused else float("inf")
 
-    def sent(self, message: Outgoing, tag: int, wire_id: str) -> None:
+    def sent(self, message: Outgoing, tag: int, wire_id: str, routing_key: str) -> None:
         """Notes that a message is under way, with the channel's delivery tag."""
-        self._unconfirmed[tag] = self._by_wire_id[wire_id] = Attempt(message, wire_id)
+        self._unconfirmed[tag] = self._by_wire_id[wire_id] = Attempt(message, wire_id, routing_key)
 
     def returned(self, wire_id: str, why: str) -> None:
         """Notes that an attempt was not routed. It counts when the broker has confirmed that attempt."""
@@ -95,8 +103,10 @@ class Batch:
             del self._by_wire_id[attempt.wire_id]
             self._sent_alone.discard(message.id)
             if attempt.returned is not None:
-                self.park(message, attempt.returned)
+                waits = self._routes.returned(attempt.routing_key, now)
+                self._park(Unsent(message, clean(attempt.returned), clean(attempt.routing_key), waits))
             elif acked:
+                self._routes.routed(attempt.routing_key)
                 self._end(message)
             else:
                 self._refuse(message, now)
@@ -119,10 +129,13 @@ class Batch:
 
     def park(self, message: Outgoing, reason: str) -> None:
         """Gives a message up, with the reason."""
-        self.parked[message.id] = message, clean(reason)
-        log.warning("message %s (%s) is parked: %s", message.id, printable(message.topic), printable(reason))
+        self._park(Unsent(message, clean(reason)))
+
+    def _park(self, unsent: Unsent) -> None:
+        message = unsent.message
+        self.parked[message.id] = unsent
         if self._strict and message.key is not None:
-            self._stopped_keys.add(message.key)
+            self._stopped_keys[message.key] = unsent.waits is not None
         self._end(message)
 
     def _refuse(self, message: Outgoing, now: float) -> None:
@@ -135,7 +148,8 @@ class Batch:
 
     def _may_go(self, message: Outgoing, key: str) -> bool:
         if key in self._stopped_keys:
-            self.park(message, f"behind an earlier parked message of its key {clean(key, 300)!r}")
+            reason = f"behind an earlier parked message of its key {clean(key, 300)!r}"
+            self._park(Unsent(message, reason, waits=WAIT if self._stopped_keys[key] else None))
             return False
         if self._holders.setdefault(key, message.id) == message.id:
             return True

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -39,13 +41,14 @@ def delays() -> Delays:
 def parameters(url: str) -> pika.URLParameters:
     """Returns pika's parameters for an AMQP URL, with limits by which a dead broker is noticed in seconds."""
     try:
-        if not url.startswith(("amqp://", "amqps://")):
+        if not url.startswith(("amqp://", "amqps://")) or _is_torn(url):
             raise ValueError
         found = pika.URLParameters(url)
     except Exception as error:
         # Without the error's text, which may quote the password.
         problem = (
-            f"the AMQP URL can't be read ({type(error).__name__}): it is like amqp://user:password@host:5672/vhost"
+            f"the AMQP URL can't be read ({type(error).__name__}): it is like amqp://user:password@host:5672/vhost. "
+            "Several are whole URLs with commas between them; a comma in a password or vhost is %2C"
         )
         raise SettingsError(problem) from None
     if "heartbeat=" not in url:
@@ -53,6 +56,14 @@ def parameters(url: str) -> pika.URLParameters:
     found.socket_timeout = found.stack_timeout = PATIENCE
     found.connection_attempts = 1
     return found
+
+
+def _is_torn(url: str) -> bool:
+    """Returns whether a host or vhost looks like several, or like a part of a password: pika takes any text for either,
+    and we show the host.
+    """
+    _, netloc, *rest = urlsplit(url)
+    return bool(re.search(r"[,;\s]|://", netloc.rpartition("@")[2] + rest[0]) or "@" in "".join(rest))
 
 
 class _Connection(AsyncioConnection):  # type: ignore[misc]  # pika has no types

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -22,7 +22,10 @@ from ...texts import clean
 from ..target import Outgoing, Parked, Target
 from . import connection
 from .batch import Batch
+from .brokers import Brokers
 from .encoding import ENCODING_ERRORS, Encoder
+from .routes import Routes
+from .silence import Silence
 
 _NOT_THE_MESSAGE = {200, 320, 402, 403, 404, 405, 506, 530, 541}
 """AMQP reply codes of a closed channel or connection that say nothing of a message: the exchange is missing, access is
@@ -42,7 +45,7 @@ class Publisher(Target):
 
     def __init__(
         self,
-        url: str,
+        urls: str,
         *,
         source: str,
         exchange: str = "",
@@ -51,7 +54,7 @@ class Publisher(Target):
         strict: bool = False,
     ) -> None:
         super().__init__(f"exchange {exchange or '(default)'}")
-        self._parameters = connection.parameters(url)
+        self._brokers = Brokers(urls)
         self._encoder = Encoder(source, routing_key)
         self._exchange, self._declare = exchange, declare
         self._strict = strict
@@ -62,15 +65,17 @@ class Publisher(Target):
         self._blocked: str | None = None
         self._lost: str | None = None
         self._delays = connection.delays()
-        self._batch = Batch((), (), strict)
+        self._silence = Silence()
+        self._routes = Routes()
+        self._batch = self._nothing = Batch((), {}, strict, self._routes)
         self._changed = asyncio.Event()
 
-    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
+    async def deliver(self, messages: Sequence[Outgoing], stopped_keys: Mapping[str, bool]) -> Parked:
         """Publishes messages in the order of their ids; returns those that could not go out, with the reason.
 
         Waits for a broker that is away. What it has confirmed is done; what it has not is sent again.
         """
-        batch = self._batch = Batch(messages, stopped_keys, self._strict)
+        batch = self._batch = Batch(messages, stopped_keys, self._strict, self._routes)
         try:
             while batch.left:
                 if self._channel is None:
@@ -81,12 +86,13 @@ class Publisher(Target):
                     due = batch.due() - asyncio.get_running_loop().time()
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._changed.wait(), max(0.001, min(_LOOK_EVERY, due)))
+                    await self._leave_if_silent()
             self.trouble.set(self._blocked)
             return batch.parked
         finally:
             # Cancelled or not, nothing more of it is sent, and a later answer belongs to no message.
             if self._batch is batch:
-                self._batch = Batch((), (), self._strict)
+                self._batch = self._nothing
 
     async def close(self) -> None:
         """Closes the connection, without waiting for a broker that does not answer."""
@@ -119,7 +125,7 @@ class Publisher(Target):
             return
         killpoints.sending("K9")
         self._tag += 1
-        self._batch.sent(message, self._tag, wire_id)
+        self._batch.sent(message, self._tag, wire_id, routing_key)
 
     # What the broker says.
 
@@ -131,6 +137,7 @@ class Publisher(Target):
         now = asyncio.get_running_loop().time()
         self._batch.confirmed(method.delivery_tag, method.multiple, acked, now)
         self._delays.reset()
+        self._silence.end()
         self.trouble.set(self._blocked)
         self._pump()
         if not acked or not self._batch.left:
@@ -142,6 +149,19 @@ class Publisher(Target):
 
     # The connection.
 
+    async def _leave_if_silent(self) -> None:
+        """Says that the broker confirms nothing, and at last leaves it for the next one."""
+        waiting = self._batch.under_way > 0 and self._channel is not None and not self._blocked
+        said = self._silence.said
+        self._silence.look(asyncio.get_running_loop().time(), waiting)
+        if not waiting:
+            return
+        if self._silence.said > said:
+            self.trouble.set(self._brokers.named(f"no confirm for {self._silence.said:.0f} s"))
+        if self._silence.is_too_long():
+            await self.close()
+            self._lost = self._brokers.named(f"no confirm for {self._silence.seconds:.0f} s, connecting again")
+
     async def _connect(self) -> None:
         """Opens a channel in confirm mode, however long it takes."""
         while self._channel is None:
@@ -152,14 +172,15 @@ class Publisher(Target):
             try:
                 await asyncio.wait_for(self._open(), connection.OPEN_WITHIN)
             except Exception as error:
-                self._lost = self._lost or connection.reason(error)
+                self._lost = self._brokers.failed(self._lost or connection.reason(error))
                 await self.close()
+        self._brokers.succeeded()
         if self._blocked:
             self.trouble.set(self._blocked)
 
     async def _open(self) -> None:
         if self._connection is None:
-            await connection.open_connection(self._parameters, self._connected)
+            await self._brokers.open(self._connected)
         if self._connection is None:
             raise OSError("the connection was lost as it was opened")
         channel = await connection.open_channel(self._connection, self._channel_closed)
@@ -192,7 +213,8 @@ class Publisher(Target):
     def _connection_closed(self, which: Any, error: Any) -> None:
         # Its channel was closed before, which has dealt with what was under way.
         if which is self._connection:
-            self._connection, self._blocked, self._lost = None, None, connection.reason(error)
+            self._connection, self._blocked = None, None
+            self._lost = self._brokers.named(connection.reason(error))
 
     def _channel_closed(self, channel: Any, error: Any) -> None:
         if channel is self._channel:
@@ -201,6 +223,6 @@ class Publisher(Target):
             self._drop_channel(connection.reason(error), connection.reason(error) if blamed else None)
 
     def _drop_channel(self, why: str, blame: str | None = None) -> None:
-        self._channel, self._lost = None, why
+        self._channel, self._lost = None, self._brokers.named(why)
         self._batch.lost(blame)
         self._changed.set()

@@ -13,9 +13,17 @@ from pika.exceptions import ChannelClosedByBroker
 from ...process.service import Trouble
 from ..delivery import Arrival
 from . import connection
+from .brokers import Brokers
 
 _NOT_FOUND = 404
 """AMQP's reply code for an exchange or a queue that isn't there."""
+
+QUEUE = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
+"""How a queue is made that isn't there. What a quorum queue has confirmed, a majority of the cluster's nodes has; a
+classic queue goes with its node. From RabbitMQ 4.0 on, a quorum queue drops a message after 20 deliveries, and a lost
+connection counts as one: without a limit of our own, messages would be dropped that no handler has seen. RabbitMQ 3
+takes no -1 for "none".
+"""
 
 PAUSE_WITHIN = 2.0
 """Seconds in which a broker may answer that it delivers no more. What it delivers later is not handled."""
@@ -24,13 +32,14 @@ PAUSE_WITHIN = 2.0
 class Subscription:
     """Calls `take` with each message of a queue. At most `prefetch` of them are unacknowledged.
 
-    With `topics`, the queue and the `exchange` are made if they aren't there, and bound. `trouble` is set to what is
-    wrong, in words without secrets, and to None when messages come again.
+    With `topics`, the queue and the `exchange` are made if they aren't there, and bound. A queue that is there stays as
+    it is, of whatever type. `trouble` is set to what is wrong, in words without secrets, and to None when messages come
+    again.
     """
 
     def __init__(
         self,
-        url: str,
+        urls: str,
         queue: str,
         *,
         prefetch: int,
@@ -39,7 +48,7 @@ class Subscription:
         exchange: str = "",
         topics: Sequence[str] = (),
     ) -> None:
-        self._parameters = connection.parameters(url)
+        self._brokers = Brokers(urls)
         self._queue, self._prefetch = queue, prefetch
         self._exchange, self._topics = exchange, topics
         self._take, self._trouble = take, trouble
@@ -57,11 +66,14 @@ class Subscription:
             opened = loop.time()
             try:
                 await asyncio.wait_for(self._open(), connection.OPEN_WITHIN)
+                self._brokers.succeeded()
                 self._trouble.set(None)
-                why = await self._lost
+                why: str | None = self._brokers.named(await self._lost)
             except Exception as error:
-                why = connection.reason(error)
+                why = self._brokers.failed(connection.reason(error))
             await self.close()
+            if why is None:
+                continue  # others have not been tried yet
             self._trouble.set(why)
             if loop.time() - opened > connection.LONGEST_WAIT:
                 delays.reset()
@@ -81,12 +93,10 @@ class Subscription:
         await connection.close(last)
 
     async def _open(self) -> None:
-        self._connection = await connection.open_connection(
-            self._parameters, lambda opened: opened.add_on_close_callback(self._closed)
-        )
+        self._connection = await self._brokers.open(lambda opened: opened.add_on_close_callback(self._closed))
         if self._topics:
             await self._make("exchange_declare", self._exchange, exchange_type="topic")
-            await self._make("queue_declare", self._queue)
+            await self._make("queue_declare", self._queue, arguments=QUEUE)
         self._channel = channel = await connection.open_channel(self._connection, self._closed)
         for topic in self._topics:
             await connection.ask(channel, channel.queue_bind, self._queue, self._exchange, topic)
