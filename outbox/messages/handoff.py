@@ -19,7 +19,8 @@ from ..client.inbox import parse_id
 from ..database import statements
 from ..database.dsn import engine_conninfo, place
 from ..database.link import first_line
-from ..database.session import connect_async
+from ..database.patience import answers_within
+from ..database.session import WORKING, connect_async
 from ..database.statements import array, text_array
 from ..errors import InvalidInput, SettingsError
 from ..process.service import Delays
@@ -33,6 +34,10 @@ FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
 
 ANSWER_WITHIN = 30.0
 """Seconds in which a batch must be written there. One that takes longer is halved: the database may be slow."""
+
+_LOCKS_WITHIN = ANSWER_WITHIN * 2 / 3
+"""Seconds for which a statement there waits for a lock. The COMMIT of an attempt that was given up may still have its
+locks: each further attempt ends by itself, and leaves no session behind that waits."""
 
 LEASE_CHECK_EVERY = 0.1
 """Seconds between two looks whether the relay has its name again."""
@@ -92,7 +97,7 @@ class Handoff(Target):
         while left:
             batch = [message for message in left[:size] if not self._is_stopped(message, stopped)]
             try:
-                refused = await asyncio.wait_for(self._write(batch), ANSWER_WITHIN)
+                refused = await self._write(batch)
             except (psycopg.Error, OSError) as error:
                 if not _is_of_a_message(error):
                     size = max(1, size // 2) if isinstance(error, TimeoutError) else size
@@ -128,10 +133,10 @@ class Handoff(Target):
         good = [message for message in batch if message.id not in refused]
         if not good or (refused and self._strict):
             return refused
-        conn = await self._connection()
+        conn = await asyncio.wait_for(self._connection(), ANSWER_WITHIN)
         while not self.lease.is_held():
             await asyncio.sleep(LEASE_CHECK_EVERY)
-        async with conn.transaction() as transaction:
+        async with answers_within(conn, ANSWER_WITHIN), conn.transaction() as transaction:
             ids = [message.message_id for message in good]
             known = {"consumer": self._consumer, "pipeline": self._pipeline}
             deployed = await (await conn.execute(SQL["handoff_pipeline"], known)).fetchone()
@@ -157,7 +162,8 @@ class Handoff(Target):
 
     async def _connection(self) -> psycopg.AsyncConnection[Any]:
         if self._conn is None or self._conn.closed:
-            self._conn = await connect_async(self._dsn, "handoff")
+            settings = {**WORKING, "lock_timeout": f"{_LOCKS_WITHIN * 1000:.0f}ms"}
+            self._conn = await connect_async(self._dsn, "handoff", settings=settings)
         return self._conn
 
     async def _pause(self, error: BaseException) -> None:
