@@ -1168,6 +1168,7 @@ COMMENT ON FUNCTION outbox.told(setting text) IS 'Internal: what a setting of th
 
 CREATE FUNCTION outbox.unchanged() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM changed) THEN

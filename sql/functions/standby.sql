@@ -14,7 +14,7 @@ COMMENT ON FUNCTION outbox.commit_waits() IS
     'Has the COMMIT of this transaction wait for the synchronous standbys, as if it had written something.';
 
 CREATE OR REPLACE FUNCTION outbox.unchanged() RETURNS trigger
-LANGUAGE plpgsql
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM changed) THEN
