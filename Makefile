@@ -36,7 +36,7 @@ N ?= 10
 LOAD ?= 0
 CHAOS := PYTHONPATH=tests $(BIN)/python -W ignore -m
 
-.PHONY: help demo setup check test test-repeat chaos mutants bench schema docs wheel-test lowest-test clean
+.PHONY: help demo setup check test test-repeat chaos failovers mutants bench schema docs wheel-test lowest-test clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -73,6 +73,10 @@ check: $(STAMP) ## format, lint and types
 chaos: $(STAMP) ## torture it: each configuration for DURATION=180 seconds of faults, SEED=… to repeat a run
 	$(PACKAGES)
 	$(CHAOS) chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED)) --migrations 100 $(ARGS)
+
+failovers: $(STAMP) ## fail over N=10 times beside a light load, in all ways; count what is lost, and how soon all works again
+	$(PACKAGES)
+	$(CHAOS) chaos.failovers $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: $(STAMP) ## break the engine in each of the ways that others were broken, and see it caught
 	$(PACKAGES)

@@ -199,6 +199,15 @@ $$;
 
 COMMENT ON FUNCTION outbox.children_spawn(items jsonb, ids uuid[]) IS 'Internal: starts the children that handlers have spawned.';
 
+CREATE FUNCTION outbox.commit_waits() RETURNS void
+    LANGUAGE sql
+    BEGIN ATOMIC
+ SELECT pg_logical_emit_message(true, 'outbox.unchanged'::text, ''::text) AS pg_logical_emit_message
+   WHERE (NOT pg_is_in_recovery());
+END;
+
+COMMENT ON FUNCTION outbox.commit_waits() IS 'Has the COMMIT of this transaction wait for the synchronous standbys, as if it had written something.';
+
 CREATE FUNCTION outbox.deadlines_set(ids uuid[], deadlines timestamp with time zone[], tos text[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -1306,6 +1315,26 @@ CREATE FUNCTION outbox.told(setting text) RETURNS text
 
 COMMENT ON FUNCTION outbox.told(setting text) IS 'Internal: what a setting of the engine says; null unless a worker has set it.';
 
+CREATE FUNCTION outbox.unchanged() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM changed) THEN
+        PERFORM outbox.commit_waits();
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.unchanged() IS 'Internal: has the COMMIT of a statement that changes no row wait as one that does.';
+
+CREATE FUNCTION outbox.uuid7() RETURNS uuid
+    LANGUAGE sql PARALLEL RESTRICTED
+    RETURN ((OVERLAY(lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint), 15, '0'::text) PLACING '7'::text FROM 13 FOR 0) || to_hex(((hashint8extended(((random() * ('9007199254740992'::bigint)::double precision))::bigint, (((random() * ('9007199254740992'::bigint)::double precision))::bigint # (pg_backend_pid())::bigint)) & '4611686018427387903'::bigint) | '-9223372036854775808'::bigint))))::uuid;
+
+COMMENT ON FUNCTION outbox.uuid7() IS 'Returns a new UUIDv7, as ids of workflows and messages are.';
+
 CREATE FUNCTION outbox.uuid7_time(id uuid) RETURNS timestamp with time zone
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN to_timestamp((((((('x'::text || translate("left"((id)::text, 13), '-'::text, ''::text)))::bit(48))::bigint)::numeric / 1000.0))::double precision);
@@ -1728,6 +1757,10 @@ BEGIN
     -- 5. History.
     INSERT INTO outbox.state_changes (workflow_id, to_status, version, actor, reason)
     SELECT s.id, s.current_status, s.version, actor, reason FROM new_rows AS s;
+    IF NOT FOUND THEN
+        PERFORM outbox.commit_waits();  -- all of them were there already
+        RETURN NULL;
+    END IF;
 
     -- 6 and 7. The first job, with its deadline.
     WITH made AS (
@@ -3335,11 +3368,17 @@ ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_3_workf
 
 ALTER INDEX outbox.messages_by_transaction ATTACH PARTITION outbox.messages_3_xid_idx;
 
+CREATE TRIGGER inbox_knew AFTER INSERT ON outbox.inbox REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION outbox.unchanged();
+
 CREATE TRIGGER inbox_refuse BEFORE INSERT ON outbox.inbox FOR EACH ROW EXECUTE FUNCTION outbox.inbox_refuse();
 
 CREATE TRIGGER messages_written AFTER INSERT ON outbox.messages FOR EACH STATEMENT EXECUTE FUNCTION outbox.messages_written();
 
 CREATE TRIGGER pause_begins BEFORE INSERT ON outbox.pauses FOR EACH ROW EXECUTE FUNCTION outbox.pause_begins();
+
+CREATE TRIGGER pause_was_not_there AFTER DELETE ON outbox.pauses REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION outbox.unchanged();
+
+CREATE TRIGGER pause_was_there AFTER INSERT ON outbox.pauses REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION outbox.unchanged();
 
 CREATE TRIGGER reactions_begin_with_a_change BEFORE INSERT ON outbox.workflow_states FOR EACH ROW WHEN ((new.pipeline ~~ '%/%'::text)) EXECUTE FUNCTION outbox.reactions_begin_with_a_change();
 

@@ -56,6 +56,16 @@ CREATE OR REPLACE TRIGGER pause_begins
     BEFORE INSERT ON outbox.pauses
     FOR EACH ROW EXECUTE FUNCTION outbox.pause_begins();
 
+CREATE OR REPLACE TRIGGER pause_was_there
+    AFTER INSERT ON outbox.pauses
+    REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.unchanged();
+
+CREATE OR REPLACE TRIGGER pause_was_not_there
+    AFTER DELETE ON outbox.pauses
+    REFERENCING OLD TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.unchanged();
+
 CREATE OR REPLACE TRIGGER messages_written
     AFTER INSERT ON outbox.messages
     FOR EACH STATEMENT EXECUTE FUNCTION outbox.messages_written();
@@ -63,6 +73,11 @@ CREATE OR REPLACE TRIGGER messages_written
 CREATE OR REPLACE TRIGGER inbox_refuse
     BEFORE INSERT ON outbox.inbox
     FOR EACH ROW EXECUTE FUNCTION outbox.inbox_refuse();
+
+CREATE OR REPLACE TRIGGER inbox_knew
+    AFTER INSERT ON outbox.inbox
+    REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.unchanged();
 
 -- A trigger function that runs as its owner must not be borrowed: as a trigger on a table of somebody's own,
 -- workflows_started() would write any history and any job. EXECUTE is asked for when a trigger is created, never when it fires.

@@ -45,6 +45,8 @@ _RECORD = """
 INSERT INTO outbox.schema_migrations (name, hash) VALUES ({name}, {hash})
 ON CONFLICT (name) DO UPDATE SET hash = excluded.hash, applied_at = now();
 """
+# What is up to date may be so on this server alone: the COMMIT waits for its standbys.
+_UP_TO_DATE = "SELECT outbox.commit_waits()"
 # A script that is run later than it was printed must not replace what was applied in between.
 _UNCHANGED = """
 DO $$ BEGIN
@@ -119,6 +121,8 @@ def apply(where: str | psycopg.Connection[Any]) -> list[str]:
             if together is transactions()[-1]:
                 todo += [each for each in _rights(where) if todo or done or _is_pending(each, recorded)]
             if not todo:
+                if together is transactions()[-1]:
+                    where.execute(_UP_TO_DATE)
                 continue
             where.execute(_PREPARE)
             for migration in todo:

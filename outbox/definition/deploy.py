@@ -54,6 +54,7 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
         changing = lock_schedules(conn, [pipeline])
         lines = _of_reactions(pipeline, lambda reaction: deploy(conn, reaction))
         if not changing:
+            conn.execute(SQL["deploy_unchanged"])
             return lines
         _lock_table(conn)
         old = Definition.read(conn, pipeline.name)

@@ -7,7 +7,9 @@ part again, and the inbox there knows what it has.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,7 +22,7 @@ from ..database import primary, statements
 from ..database.dsn import address, engine_conninfo, place
 from ..database.link import first_line
 from ..database.probe import Probe
-from ..database.session import connect_async
+from ..database.session import WORKING, connect_async
 from ..database.statements import array, text_array
 from ..database.ties import Ties
 from ..errors import InvalidInput, SettingsError
@@ -35,6 +37,10 @@ FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
 
 ANSWER_WITHIN = 30.0
 """Seconds in which a batch must be written there. One that takes longer is halved: the database may be slow."""
+
+_LOCKS_WITHIN = ANSWER_WITHIN * 2 / 3
+"""Seconds for which a statement there waits for a lock. The COMMIT of an attempt that was given up may still have its
+locks: each further attempt ends by itself, and leaves no session behind that waits."""
 
 LEASE_CHECK_EVERY = 0.1
 """Seconds between two looks whether the relay has its name again."""
@@ -112,7 +118,7 @@ class Handoff(Target):
         finally:
             self._delivering = False
 
-    async def _deliver(self, messages: Sequence[Outgoing], stopped_keys: set[str]) -> Parked:
+    async def _deliver(self, messages: Sequence[Outgoing], stopped_keys: Mapping[str, bool]) -> Parked:
         parked: Parked = {}
         stopped = set(stopped_keys)
         left = [message for message in messages if self._is_meant(message)]
@@ -120,7 +126,7 @@ class Handoff(Target):
         while left:
             batch = [message for message in left[:size] if not self._is_stopped(message, stopped)]
             try:
-                refused = await asyncio.wait_for(self._write(batch), ANSWER_WITHIN)
+                refused = await self._write(batch)
             except (psycopg.Error, OSError) as error:
                 if not _is_of_a_message(error):
                     size = max(1, size // 2) if isinstance(error, TimeoutError) else size
@@ -164,10 +170,10 @@ class Handoff(Target):
         good = [message for message in batch if message.id not in refused]
         if not good or (refused and self._strict):
             return refused
-        conn = await self._connection()
+        conn = await asyncio.wait_for(self._connection(), ANSWER_WITHIN)
         while not self.lease.is_held():
             await asyncio.sleep(LEASE_CHECK_EVERY)
-        async with conn.transaction() as transaction:
+        async with self._in_time(conn), conn.transaction() as transaction:
             ids = [message.message_id for message in good]
             known = {"consumer": self._consumer, "pipeline": self._pipeline}
             deployed = await (await conn.execute(SQL["handoff_pipeline"], known)).fetchone()
@@ -191,9 +197,26 @@ class Handoff(Target):
                 await conn.execute(SQL["handoff_unrecord"], {**known, "message_ids": there})
         return refused
 
+    @asynccontextmanager
+    async def _in_time(self, conn: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+        """Cuts the session, and raises TimeoutError, if what the block asks is not answered in time.
+
+        What the database does then is unknown: it may still commit. No cancel is sent, as psycopg does when a task is
+        cancelled: it would wait for the same server, and a COMMIT that waits for its standby would end as if it had it.
+        """
+        began = time.monotonic()
+        try:
+            with self._ties.within(ANSWER_WITHIN, only=conn):
+                yield
+        except psycopg.OperationalError as error:
+            if time.monotonic() - began < ANSWER_WITHIN:
+                raise
+            raise TimeoutError(f"no answer within {ANSWER_WITHIN:g} s") from error
+
     async def _connection(self) -> psycopg.AsyncConnection[Any]:
         if self._conn is None or self._conn.closed:
-            self._conn = await connect_async(self._dsn, "handoff", ties=self._ties)
+            settings = {**WORKING, "lock_timeout": f"{_LOCKS_WITHIN * 1000:.0f}ms"}
+            self._conn = await connect_async(self._dsn, "handoff", settings=settings, ties=self._ties)
         return self._conn
 
     async def _pause(self, error: BaseException) -> None:

@@ -100,6 +100,10 @@ BEGIN
     -- 5. History.
     INSERT INTO outbox.state_changes (workflow_id, to_status, version, actor, reason)
     SELECT s.id, s.current_status, s.version, actor, reason FROM new_rows AS s;
+    IF NOT FOUND THEN
+        PERFORM outbox.commit_waits();  -- all of them were there already
+        RETURN NULL;
+    END IF;
 
     -- 6 and 7. The first job, with its deadline.
     WITH made AS (

@@ -6,6 +6,10 @@
 -- Locks workflow_states, SHARE ROW EXCLUSIVE.
 LOCK TABLE outbox.workflow_states IN SHARE ROW EXCLUSIVE MODE;
 
+-- name: deploy_unchanged
+-- Has the COMMIT wait for standbys, though all is as it should be: it may be so on this server alone.
+SELECT outbox.commit_waits();
+
 -- name: workflows_in_statuses
 -- Returns how many workflows stand in each of these statuses, which would be unknown. They are counted in the table
 -- itself, not by the counters.

@@ -47,8 +47,8 @@ INBOX = "SELECT message_id::text FROM outbox.inbox"
 class Tap:
     """Takes all that arrives at a queue of the harness's own, whatever becomes of the broker meanwhile."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, queue: str = WITNESS) -> None:
+        self._url, self._queue = url, queue
         self._ended = False
         self.arrivals: list[Arrival] = []
         self.seen: set[str] = set()
@@ -71,7 +71,7 @@ class Tap:
         with pika.BlockingConnection(parameters) as connection:
             channel = connection.channel()
             channel.basic_qos(prefetch_count=500)
-            for method, properties, body in channel.consume(WITNESS, inactivity_timeout=0.2):
+            for method, properties, body in channel.consume(self._queue, inactivity_timeout=0.2):
                 if self._ended:
                     return
                 if method is None:

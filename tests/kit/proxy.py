@@ -102,7 +102,8 @@ class Proxy:
             there, back = await asyncio.open_connection("127.0.0.1", self.target)
             self._lines |= {writer, back}
             ways = [asyncio.create_task(self._ask(reader, back)), asyncio.create_task(self._answer(there, writer))]
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(asyncio.CancelledError):  # it closes
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             for way in ways:
                 way.cancel()
             self._lines -= {writer, back}

@@ -110,9 +110,14 @@ class Pair:
         self.promote(move=move)
         self._follow()
 
-    def zombie(self) -> None:
-        """Have the old primary back after a failover: writable, on its old timeline, and waiting for no standby."""
-        self.standby.configure(synchronous_standby_names="")
+    def zombie(self, *, alone: bool = True) -> None:
+        """Have the old primary back after a failover: writable, on its old timeline.
+
+        `alone`: its COMMITs wait for no standby, and acknowledge what will be lost. Otherwise they wait as before, without
+        an end.
+        """
+        if alone:
+            self.standby.configure(synchronous_standby_names="")
         if self.standby in self._frozen:
             self._thaw(self.standby)
             self.standby.send(signal.SIGHUP)
@@ -120,7 +125,9 @@ class Pair:
             self.standby.start()
 
     def rejoin(self) -> None:
-        """Make the other server a standby again, with a new copy of the primary: what only it had is gone."""
+        """Make the other server a standby again, if it is none, with a new copy of the primary: what only it had is gone."""
+        if self._replicates("sync" if self.synchronous else "%"):
+            return
         self._thaw(self.standby)
         if self.standby.running:
             self.standby.stop()
@@ -190,9 +197,10 @@ def _read_only(pair: Pair) -> None:
 
 
 def _zombie(pair: Pair) -> None:
+    """Where COMMITs wait for a standby, the zombie's wait, too: without an end, as its standby is the primary now."""
     pair.freeze()
     pair.promote()
-    pair.zombie()
+    pair.zombie(alone=not pair.synchronous)
 
 
 def _asynchronous(pair: Pair) -> None:

@@ -1,0 +1,34 @@
+"""A short run of the failovers: two of them, as the long run does a hundred."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kit.replication import FAILOVERS
+
+from . import failovers
+
+
+def test_two_failovers_lose_nothing_that_was_acknowledged(amqp: str, tmp_path: Path) -> None:
+    result = failovers.run(2, amqp=amqp, folder=tmp_path, kinds=("kill", "freeze"), seed=1, clients=2)
+    told = failovers.table(result)
+    assert result.ok, told
+    assert {each.kind for each in result.failovers} == {"kill", "freeze"}
+    assert sum(result.acknowledged.values()) > 0
+    assert all(each.back for each in result.failovers), told
+
+
+def test_every_way_to_fail_over_is_in_the_run() -> None:
+    assert {*failovers.KINDS, "asynchronous"} == set(FAILOVERS), "an asynchronous one loses what it had acknowledged"
+
+
+def test_the_table_tells_what_was_lost_and_what_did_not_come_back() -> None:
+    back = dict.fromkeys([*failovers.WORKERS, "consumer"], 1.0)
+    one, other = failovers.Failover("kill", 1.0, back=back, missing=["relay"]), failovers.Failover("freeze", 2.0)
+    result = failovers.Result([one, other], lost={"a": "kill"}, twice={"b": "freeze"})
+    result.acknowledged.update({"kill": 1_000, "before": 5})
+    kill, freeze, everything = failovers.table(result).splitlines()[-3:]
+    assert kill.split(" | ")[:5] == ["| kill", "1", "1,000", "1", "0"]
+    assert freeze.split(" | ")[:5] == ["| freeze", "1", "0", "0", "1"]
+    assert everything.split(" | ")[1:5] == ["2", "1,005", "1", "1"]
+    assert not result.ok
