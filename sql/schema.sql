@@ -935,10 +935,12 @@ CREATE TABLE outbox.parked_messages (
     created_at timestamp with time zone NOT NULL,
     reason text NOT NULL,
     retry boolean DEFAULT false NOT NULL,
-    parked_at timestamp with time zone DEFAULT now() NOT NULL
+    parked_at timestamp with time zone DEFAULT now() NOT NULL,
+    waits_until timestamp with time zone,
+    routing_key text COLLATE pg_catalog."C"
 );
 
-COMMENT ON TABLE outbox.parked_messages IS 'Messages that a relay could not send. They wait for a person: outbox parked.';
+COMMENT ON TABLE outbox.parked_messages IS 'Messages that a relay could not send. They wait for a person: outbox parked. Some wait for a queue first.';
 
 COMMENT ON COLUMN outbox.parked_messages.relay IS 'The relay.';
 
@@ -963,6 +965,10 @@ COMMENT ON COLUMN outbox.parked_messages.reason IS 'Why it could not be sent.';
 COMMENT ON COLUMN outbox.parked_messages.retry IS 'Set it to have it sent again.';
 
 COMMENT ON COLUMN outbox.parked_messages.parked_at IS 'When it was parked.';
+
+COMMENT ON COLUMN outbox.parked_messages.waits_until IS 'Until when the relay tries it again by itself; null: no longer.';
+
+COMMENT ON COLUMN outbox.parked_messages.routing_key IS 'The routing key that no queue took.';
 
 CREATE TABLE outbox.relays (
     name text NOT NULL COLLATE pg_catalog."C",
@@ -1328,12 +1334,6 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.unchanged() IS 'Internal: has the COMMIT of a statement that changes no row wait as one that does.';
-
-CREATE FUNCTION outbox.uuid7() RETURNS uuid
-    LANGUAGE sql PARALLEL RESTRICTED
-    RETURN ((OVERLAY(lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint), 15, '0'::text) PLACING '7'::text FROM 13 FOR 0) || to_hex(((hashint8extended(((random() * ('9007199254740992'::bigint)::double precision))::bigint, (((random() * ('9007199254740992'::bigint)::double precision))::bigint # (pg_backend_pid())::bigint)) & '4611686018427387903'::bigint) | '-9223372036854775808'::bigint))))::uuid;
-
-COMMENT ON FUNCTION outbox.uuid7() IS 'Returns a new UUIDv7, as ids of workflows and messages are.';
 
 CREATE FUNCTION outbox.uuid7_time(id uuid) RETURNS timestamp with time zone
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -2577,53 +2577,6 @@ ALTER TABLE outbox.parked_deliveries ALTER COLUMN id ADD GENERATED ALWAYS AS IDE
     NO MAXVALUE
     CACHE 1
 );
-
-CREATE TABLE outbox.parked_messages (
-    relay text NOT NULL COLLATE pg_catalog."C",
-    id bigint NOT NULL,
-    message_id uuid NOT NULL,
-    topic text NOT NULL COLLATE pg_catalog."C",
-    key text COLLATE pg_catalog."C",
-    payload jsonb,
-    headers jsonb,
-    workflow_id uuid,
-    created_at timestamp with time zone NOT NULL,
-    reason text NOT NULL,
-    retry boolean DEFAULT false NOT NULL,
-    parked_at timestamp with time zone DEFAULT now() NOT NULL,
-    waits_until timestamp with time zone,
-    routing_key text COLLATE pg_catalog."C"
-);
-
-COMMENT ON TABLE outbox.parked_messages IS 'Messages that a relay could not send. They wait for a person: outbox parked. Some wait for a queue first.';
-
-COMMENT ON COLUMN outbox.parked_messages.relay IS 'The relay.';
-
-COMMENT ON COLUMN outbox.parked_messages.id IS 'The id of the message in the log.';
-
-COMMENT ON COLUMN outbox.parked_messages.message_id IS 'The id by which consumers know it.';
-
-COMMENT ON COLUMN outbox.parked_messages.topic IS 'The topic.';
-
-COMMENT ON COLUMN outbox.parked_messages.key IS 'The key.';
-
-COMMENT ON COLUMN outbox.parked_messages.payload IS 'What it says.';
-
-COMMENT ON COLUMN outbox.parked_messages.headers IS 'What else it says.';
-
-COMMENT ON COLUMN outbox.parked_messages.workflow_id IS 'The workflow that it is about.';
-
-COMMENT ON COLUMN outbox.parked_messages.created_at IS 'When it was written.';
-
-COMMENT ON COLUMN outbox.parked_messages.reason IS 'Why it could not be sent.';
-
-COMMENT ON COLUMN outbox.parked_messages.retry IS 'Set it to have it sent again.';
-
-COMMENT ON COLUMN outbox.parked_messages.parked_at IS 'When it was parked.';
-
-COMMENT ON COLUMN outbox.parked_messages.waits_until IS 'Until when the relay tries it again by itself; null: no longer.';
-
-COMMENT ON COLUMN outbox.parked_messages.routing_key IS 'The routing key that no queue took.';
 
 CREATE TABLE outbox.partition_rates (
     pipeline text NOT NULL COLLATE pg_catalog."C",
