@@ -241,6 +241,18 @@ def test_a_further_shard_of_the_same_number_gets_the_whole_log(conn: Conn, homes
     assert value(conn, SET, "to-1") == "1/2"
 
 
+@pytest.mark.parametrize("before", ["of a release before", "at another address"])
+def test_a_row_that_takes_its_settings_late_keeps_its_place(conn: Conn, homes: Homes, relay: Run, before: str) -> None:
+    conn.execute(WRITE, (1, 20))
+    relay(Handoff(homes[0], "posts", part=(0, 2)), "to-0")
+    if before == "of a release before":
+        conn.execute("UPDATE outbox.relays SET settings = NULL, settings_since = NULL, nonce = NULL")
+    else:
+        conn.execute("""UPDATE outbox.relays SET settings = settings || '{"target": "posts on elsewhere:1"}'""")
+    two_of_two(homes, relay)
+    assert entities(homes) == once(20), "the second one, which begins only now, gets the whole log"
+
+
 def test_copies_of_all_messages_in_two_databases_are_no_shards(conn: Conn, homes: Homes, relay: Run) -> None:
     conn.execute(WRITE, (1, 5))
     for n in range(2):
