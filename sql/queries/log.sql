@@ -30,7 +30,9 @@ ON CONFLICT (name) DO NOTHING;
 -- Reads messages, parked_messages. Writes relays. Uses relays_pkey, messages_by_transaction, parked_messages_pkey.
 UPDATE outbox.relays AS r
 SET epoch = r.epoch + 1, nonce = %(nonce)s::uuid, owner = %(owner)s, target = %(target)s, trouble = NULL, idle = false,
-    settings_since = CASE WHEN r.settings = %(settings)s::jsonb THEN r.settings_since ELSE r.window_start END,
+    -- The target's address may change without a message going elsewhere. A row of a release before has no settings.
+    settings_since = CASE WHEN r.settings - 'target' <> %(settings)s::jsonb - 'target' THEN r.window_start
+                          ELSE coalesce(r.settings_since, '3:3:') END,
     settings = %(settings)s::jsonb, updated_at = now()
 WHERE r.name = %(name)s
   AND (r.owner IS NULL OR r.nonce = %(nonce)s::uuid OR r.updated_at < now() - make_interval(secs => %(lease)s))

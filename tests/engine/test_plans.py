@@ -257,7 +257,7 @@ def test_a_relay_looks_for_new_messages_without_reading_the_log(dsn: str, conn: 
         conn.execute("INSERT INTO outbox.messages (topic) SELECT 't' FROM generate_series(1, %s::int)", (BACKLOG,))
         await log.cut()
         await log.advance(0, BACKLOG, {}, done=True)
-        params = {"name": "default", "epoch": 1}
+        params = {"name": "default", "epoch": 1, "nonce": log._nonce}
         cursor = await relay.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + SQL["relay_cut"], params)
         found = (await cursor.fetchall())[0][0][0]
         await log.close()

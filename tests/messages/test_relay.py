@@ -272,6 +272,7 @@ def test_the_database_may_go_away_under_a_relay(conn: Conn, start: Start, amqp: 
     deliveries = take(amqp)
     assert sorted(first_of_each(deliveries)) == list(range(5000))
     check_order(deliveries)
+    assert "standing by" not in relay.text(), "it knows its own name again"
     assert relay.running
 
 

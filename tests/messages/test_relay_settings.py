@@ -29,15 +29,23 @@ WRITE = (
 SET = "SELECT settings ->> 'shard' FROM outbox.relays WHERE name = %s"
 
 
+class Homes(dict[int, str]):
+    """Other databases, each made with the pipeline posts when it is asked for."""
+
+    def __init__(self, template: NoopExecutor, made: contextlib.ExitStack) -> None:
+        self._template, self._made = template, made
+
+    def __missing__(self, number: int) -> str:
+        self[number] = dsn = self._made.enter_context(clone(self._template))
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            deployed(conn)
+        return dsn
+
+
 @pytest.fixture
-def homes(template: NoopExecutor) -> Iterator[list[str]]:
-    """Three other databases, each with the pipeline posts."""
+def homes(template: NoopExecutor) -> Iterator[Homes]:
     with contextlib.ExitStack() as made:
-        dsns = [made.enter_context(clone(template)) for _ in range(3)]
-        for dsn in dsns:
-            with psycopg.connect(dsn, autocommit=True) as conn:
-                deployed(conn)
-        yield dsns
+        yield Homes(template, made)
 
 
 @pytest.fixture
@@ -58,10 +66,10 @@ def relay(dsn: str) -> Callable[..., int]:
 Run = Callable[..., int]
 
 
-def entities(homes: list[str]) -> Counter[str]:
+def entities(homes: Homes) -> Counter[str]:
     """How many workflows each entity has, in all databases."""
     found: Counter[str] = Counter()
-    for dsn in homes:
+    for dsn in homes.values():
         with psycopg.connect(dsn) as conn:
             found.update(row[0] for row in conn.execute("SELECT entity_id FROM outbox.workflow_states"))
     return found
@@ -71,14 +79,14 @@ def once(count: int) -> dict[str, int]:
     return {f"post_{n}": 1 for n in range(1, count + 1)}
 
 
-def two_of_two(homes: list[str], relay: Run) -> None:
+def two_of_two(homes: Homes, relay: Run) -> None:
     for n in range(2):
         relay(Handoff(homes[n], "posts", part=(n, 2)), f"to-{n}")
 
 
 @pytest.mark.parametrize("change", ["target", "pipeline", "topics", "entity_id", "shard"])
 def test_a_name_with_messages_left_does_not_begin_with_other_settings(
-    conn: Conn, homes: list[str], relay: Run, change: str
+    conn: Conn, homes: Homes, relay: Run, change: str
 ) -> None:
     had: dict[str, Any] = {"topics": ["posts.*"], "part": (0, 1)}
     others: dict[str, dict[str, Any]] = {"topics": {"topics": ["*"]}, "entity_id": {"entity_id": "{topic}"},
@@ -97,15 +105,15 @@ def test_a_name_with_messages_left_does_not_begin_with_other_settings(
         assert stands == changed.settings, "it has drained: the others stand now"
 
 
-def test_a_person_may_have_what_is_left_go_by_other_settings(conn: Conn, homes: list[str], relay: Run) -> None:
+def test_a_person_may_have_what_is_left_go_by_other_settings(conn: Conn, homes: Homes, relay: Run) -> None:
     relay(Handoff(homes[0], "posts"))
     conn.execute(WRITE, (1, 3))
     assert relay(Handoff(homes[1], "posts"), change_settings=True) == 3
     assert relay(Handoff(homes[1], "posts")) == 0, "it is said once"
-    assert entities(homes[1:]) == once(3)
+    assert entities(homes) == once(3)
 
 
-def test_what_is_parked_is_left(conn: Conn, homes: list[str], relay: Run) -> None:
+def test_what_is_parked_is_left(conn: Conn, homes: Homes, relay: Run) -> None:
     """Tried again by other settings it may be no one's, and would be gone."""
     with psycopg.connect(homes[0], autocommit=True) as there:
         there.execute("INSERT INTO outbox.workflow_states (pipeline, entity_id) VALUES ('posts', 'post_1')")
@@ -116,7 +124,7 @@ def test_what_is_parked_is_left(conn: Conn, homes: list[str], relay: Run) -> Non
         relay(Handoff(homes[0], "posts", part=(0, 2)))
 
 
-def test_a_process_with_other_settings_does_not_stand_by(conn: Conn, homes: list[str], dsn: str, relay: Run) -> None:
+def test_a_process_with_other_settings_does_not_stand_by(conn: Conn, homes: Homes, dsn: str, relay: Run) -> None:
     """It would take over when the one that runs dies, and deliver the rest elsewhere."""
 
     async def run() -> None:
@@ -154,7 +162,7 @@ def test_a_database_is_the_same_in_whatever_order_its_hosts_are_named() -> None:
 # Another number of databases.
 
 
-def test_growing_by_new_names_loses_nothing_and_doubles_nothing(conn: Conn, homes: list[str], relay: Run) -> None:
+def test_growing_by_new_names_loses_nothing_and_doubles_nothing(conn: Conn, homes: Homes, relay: Run) -> None:
     """The procedure of docs/scaling.md; and each step that is left out is refused, and changes nothing."""
     new = [(Handoff(homes[n], "posts", part=(n, 3)), f"new-{n}") for n in range(3)]
     conn.execute(WRITE, (1, 20))
@@ -176,9 +184,7 @@ def test_growing_by_new_names_loses_nothing_and_doubles_nothing(conn: Conn, home
         assert value(third, "SELECT count(*) FROM outbox.workflow_states") > 0
 
 
-def test_growing_under_the_same_names_loses_nothing_and_doubles_nothing(
-    conn: Conn, homes: list[str], relay: Run
-) -> None:
+def test_growing_under_the_same_names_loses_nothing_and_doubles_nothing(conn: Conn, homes: Homes, relay: Run) -> None:
     """The third one is new, and gets what the others of its set have got since they are three: not the whole log."""
     conn.execute(WRITE, (1, 20))
     two_of_two(homes, relay)
@@ -197,7 +203,7 @@ def test_growing_under_the_same_names_loses_nothing_and_doubles_nothing(
     assert entities(homes) == once(60)
 
 
-def test_from_one_database_to_two_is_growing_too(conn: Conn, homes: list[str], relay: Run) -> None:
+def test_from_one_database_to_two_is_growing_too(conn: Conn, homes: Homes, relay: Run) -> None:
     conn.execute(WRITE, (1, 20))
     relay(Handoff(homes[0], "posts"), "to-all")
     with pytest.raises(SettingsError, match="'to-all'"):
@@ -211,7 +217,7 @@ def test_from_one_database_to_two_is_growing_too(conn: Conn, homes: list[str], r
 
 
 def test_a_relay_of_the_former_number_does_not_begin_beside_the_new_ones(
-    conn: Conn, homes: list[str], dsn: str, relay: Run
+    conn: Conn, homes: Homes, dsn: str, relay: Run
 ) -> None:
     two_of_two(homes, relay)
 
@@ -228,14 +234,26 @@ def test_a_relay_of_the_former_number_does_not_begin_beside_the_new_ones(
     asyncio.run(run())
 
 
-def test_a_further_shard_of_the_same_number_gets_the_whole_log(conn: Conn, homes: list[str], relay: Run) -> None:
+def test_a_further_shard_of_the_same_number_gets_the_whole_log(conn: Conn, homes: Homes, relay: Run) -> None:
     conn.execute(WRITE, (1, 20))
     two_of_two(homes, relay)
     assert entities(homes) == once(20)
     assert value(conn, SET, "to-1") == "1/2"
 
 
-def test_copies_of_all_messages_in_two_databases_are_no_shards(conn: Conn, homes: list[str], relay: Run) -> None:
+@pytest.mark.parametrize("before", ["of a release before", "at another address"])
+def test_a_row_that_takes_its_settings_late_keeps_its_place(conn: Conn, homes: Homes, relay: Run, before: str) -> None:
+    conn.execute(WRITE, (1, 20))
+    relay(Handoff(homes[0], "posts", part=(0, 2)), "to-0")
+    if before == "of a release before":
+        conn.execute("UPDATE outbox.relays SET settings = NULL, settings_since = NULL, nonce = NULL")
+    else:
+        conn.execute("""UPDATE outbox.relays SET settings = settings || '{"target": "posts on elsewhere:1"}'""")
+    two_of_two(homes, relay)
+    assert entities(homes) == once(20), "the second one, which begins only now, gets the whole log"
+
+
+def test_copies_of_all_messages_in_two_databases_are_no_shards(conn: Conn, homes: Homes, relay: Run) -> None:
     conn.execute(WRITE, (1, 5))
     for n in range(2):
         relay(Handoff(homes[n], "posts"), f"copy-{n}")
