@@ -40,8 +40,14 @@ WORKERS = {"worker by name": "name", "worker by hosts": "hosts"}
 BACK_WITHIN = 15.0
 """Seconds in which everything is to be back at work. What is not counts as that, and as not back."""
 
-DRAINED_WITHIN = 60.0
-"""Seconds in which all that is due must be done in the end."""
+STANDSTILL = 60.0
+"""Seconds in which nothing more gets done in the end, after which what isn't done counts as lost."""
+
+PROBES_EVERY = 0.2
+"""Seconds between two probes, in which everything has something to do."""
+
+SHOWN = 20
+"""Entities that are told by name."""
 
 LEASE = 6.0
 SETTINGS = {"track_commit_timestamp": "on"}
@@ -163,7 +169,7 @@ class Stage:
                 arrivals = (each for each in reversed(self.tap.arrivals) if each.at >= since)
                 if ats := [each.at for each in arrivals if each.payload["entity"].removeprefix("m") in probes]:
                     back.setdefault("relay", min(ats) - since)
-                time.sleep(0.05)
+                time.sleep(PROBES_EVERY)
         return back, sorted(missing)
 
     def done(self) -> set[str]:
@@ -224,11 +230,13 @@ def _fail_over(stage: Stage, kind: str) -> Failover:
 def _count(stage: Stage, result: Result) -> None:
     acknowledged = dict(stage.clients.acknowledged)
     assert set(stage.clients.file.read_text().split()) == set(acknowledged)
-    until = time.monotonic() + DRAINED_WITHIN
-    while time.monotonic() < until:
-        done = stage.done()
-        if acknowledged.keys() <= done and done <= stage.sent() and done <= stage.consumed():
+    before, still = (-1, -1, -1), time.monotonic()
+    while time.monotonic() < still + STANDSTILL:
+        done, consumed, sent = stage.done(), stage.consumed(), stage.sent()
+        if acknowledged.keys() <= done and done <= sent and done <= consumed:
             break
+        if before != (before := (len(done), len(consumed), len(sent))):
+            still = time.monotonic()
         time.sleep(0.2)
     done, consumed, sent = stage.done(), stage.consumed(), stage.sent()
 
@@ -307,7 +315,7 @@ def _row(name: str, failovers: list[Failover], result: Result, kinds: list[str])
 @click.argument("count", type=click.IntRange(min=1), default=10)
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only this kind; may be given again.")
 @click.option("--seed", type=int, help="Of the order of the kinds; default: at random, and printed.")
-@click.option("--clients", default=4, show_default=True, help="Clients that submit, each up to ten a second.")
+@click.option("--clients", default=4, show_default=True, help="Clients that submit, each up to five a second.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the logs of the processes in this folder.")
 def main(count: int, kinds: tuple[str, ...], seed: int | None, clients: int, keep: Path | None) -> None:
     """Fail over COUNT times. Exit 1 if anything acknowledged was lost, not sent, or had its effect twice."""
@@ -328,7 +336,7 @@ def main(count: int, kinds: tuple[str, ...], seed: int | None, clients: int, kee
         f"{len(result.ended)} processes ended by themselves"
     )
     for what, found in (("lost", result.lost), ("twice", result.twice)):
-        for entity, kind in found.items():
+        for entity, kind in list(found.items())[:SHOWN]:
             click.echo(f"{what}: {entity}, acknowledged after {kind}")
     for words in result.ended:
         click.echo(words)
