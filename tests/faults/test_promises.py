@@ -153,8 +153,11 @@ CALLS: dict[str, Act] = {
     "pause": paused,
     "resume": lambda conn: change.resume(conn, "posts", "ask"),
     "retry": lambda conn: change.retry(conn, status_of(conn, "told")),
+    "retry --all": lambda conn: change.retry_all(conn),
+    "parked --retry, all": lambda conn: change.retry_parked(conn, consumer="shop"),
     "parked --retry": lambda conn: change.retry_parked(conn, consumer="shop", ids=[1]),
     "deploy": lambda conn: deploy.deploy(conn, later()),
+    "SELECT commit_waits": inserted("SELECT outbox.commit_waits()"),
     "migrate": lambda conn: migrations.apply(conn),
 }
 
