@@ -29,6 +29,7 @@ def retry_parked(
     """
     with conn.transaction():
         found = rows(conn, SQL["parked_retry"], relay=relay, consumer=consumer, ids=list(ids) or None)
+        conn.execute(SQL["answer_waits"])
         for id_ in ids:
             names = [parked_by(row) for row in found if row["id"] == id_]
             if not names:
@@ -98,6 +99,7 @@ def retry_all(conn: psycopg.Connection[Any], pipeline: str | None = None) -> int
             cursor.execute(SQL["retry_candidates"], {"after": after, "pipeline": pipeline, "limit": BATCH})
             ids = [row[0] for row in cursor.fetchall()]
         if not ids:
+            conn.execute(SQL["answer_waits"])
             return made
         made += _make_jobs(conn, ids)
         after = ids[-1]

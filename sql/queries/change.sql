@@ -5,6 +5,10 @@
 SELECT set_config('outbox.actor', %(actor)s, true), set_config('outbox.reason', coalesce(%(reason)s, ''), true),
        outbox.commit_waits();
 
+-- name: answer_waits
+-- Has the COMMIT wait for standbys, though nothing was left to change: it may be so on this server alone.
+SELECT outbox.commit_waits();
+
 -- name: status_set
 -- Changes a workflow's status, and returns its new version; no row if it has that status already. The trigger checks
 -- the change and does the rest.
@@ -63,7 +67,7 @@ SELECT EXISTS (SELECT FROM found) AS found, EXISTS (SELECT FROM gone) AS gone, (
 -- name: parked_retry
 -- Marks what is parked to be tried again by the relay or consumer that parked it: those with these ids, or (null) all.
 -- Returns all of those with the ids, and of all those that were not marked before. A row that is marked already is left
--- alone, since its relay or consumer may be trying it. The COMMIT waits for standbys, also if no row was left to mark.
+-- alone, since its relay or consumer may be trying it.
 -- Writes parked_deliveries, parked_messages. Uses parked_messages_pkey, parked_deliveries_pkey.
 WITH found AS (
     SELECT p.relay, NULL AS consumer, p.id, p.retry
@@ -84,4 +88,4 @@ WITH found AS (
     UPDATE outbox.parked_deliveries AS d SET retry = true
     FROM chosen AS c WHERE d.consumer = c.consumer AND d.id = c.id AND NOT d.retry
 )
-SELECT c.relay, c.consumer, c.id FROM chosen AS c, outbox.commit_waits() ORDER BY c.id, c.consumer NULLS FIRST, c.relay;
+SELECT c.relay, c.consumer, c.id FROM chosen AS c ORDER BY c.id, c.consumer NULLS FIRST, c.relay;

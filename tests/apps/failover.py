@@ -52,4 +52,4 @@ async def record(delivery: Delivery) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("pika").setLevel(logging.CRITICAL)
-    asyncio.run(consume(QUEUE, record, exchange=EXCHANGE, topics=["#"], grace=3))
+    asyncio.run(consume(QUEUE, record, exchange=EXCHANGE, topics=["#"], concurrency=16, grace=3))

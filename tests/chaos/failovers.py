@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from apps.failover import EXCHANGE, QUEUE, WORLD, orders
 from kit.broker import Broker, channel
 from kit.databases import OWNER, make_database
 from kit.replication import FAILOVERS, Pair
-from kit.servers import wait_for
+from kit.servers import DEADLINE, wait_for
 from outbox.database import migrations
 from outbox.definition import deploy
 
@@ -40,8 +40,14 @@ WORKERS = {"worker by name": "name", "worker by hosts": "hosts"}
 BACK_WITHIN = 15.0
 """Seconds in which everything is to be back at work. What is not counts as that, and as not back."""
 
-DRAINED_WITHIN = 60.0
-"""Seconds in which all that is due must be done in the end."""
+STANDSTILL = 60.0
+"""Seconds in which nothing more gets done in the end, after which what isn't done counts as lost."""
+
+PROBES_EVERY = 0.2
+"""Seconds between two probes, in which everything has something to do."""
+
+SHOWN = 20
+"""Entities that are told by name."""
 
 LEASE = 6.0
 SETTINGS = {"track_commit_timestamp": "on"}
@@ -85,11 +91,25 @@ class Result:
     def ok(self) -> bool:
         return not (self.lost or self.twice or self.not_sent)
 
+    @property
+    def anomalies(self) -> Counter[str]:
+        """What was found, by name. That something is not back in time is one here, and no reason to exit with 1."""
+        missing = sum(len(each.missing) for each in self.failovers)
+        found = {
+            "lost": len(self.lost),
+            "effect twice": len(self.twice),
+            "not sent": len(self.not_sent),
+            "not back": missing,
+        }
+        return +Counter(found)
+
 
 class Stage:
     """Everything that failovers need: servers, processes, clients."""
 
-    def __init__(self, folder: Path, amqp: str, stack: ExitStack, clients: int) -> None:
+    def __init__(
+        self, folder: Path, amqp: str, stack: ExitStack, clients: int, mutant: str, broken: Callable[[Any], None]
+    ) -> None:
         self.pair = stack.enter_context(Pair(settings=SETTINGS))
         make_database(self.pair.primary, DATABASE)
         with psycopg.connect(self.pair.primary.dsn(DATABASE), autocommit=True) as admin:
@@ -97,6 +117,7 @@ class Stage:
         migrations.apply(self.dsn)
         with psycopg.connect(self.dsn, autocommit=True) as conn:
             deploy.deploy(conn, orders)
+            broken(conn)
         with channel(amqp) as opened:
             opened.exchange_declare(EXCHANGE, "topic", durable=True)
             opened.queue_declare(WITNESS, durable=True)
@@ -110,14 +131,15 @@ class Stage:
             "hosts": self.pair.hosts(DATABASE, OWNER, "?target_session_attrs=read-write"),
         }
         broker = {"OUTBOX_AMQP_URL": amqp}
-        worker = ("outbox", "worker", "--app", "apps.failover:orders", "--lease", str(LEASE), "--grace", "3")
+        start = ("chaos.start",) if mutant else ("outbox",)
+        worker = (*start, "worker", "--app", "apps.failover:orders", "--lease", str(LEASE), "--grace", "3")
         for name, way in WORKERS.items():
-            self.engine.start(name, *worker, OUTBOX_DSN=ways[way])
+            self.engine.start(name, *worker, OUTBOX_DSN=ways[way], CHAOS_MUTANT=mutant)
         self.engine.start("consumer", "apps.failover", OUTBOX_DSN=ways["name"], **broker)
         wait_for(lambda: _has_queue(amqp), what="the consumer has its queue")
         for number in (1, 2):
-            relay = ("outbox", "relay", "--exchange", EXCHANGE)
-            self.engine.start(f"relay {number}", *relay, OUTBOX_DSN=ways["name"], **broker)
+            relay = (*start, "relay", "--exchange", EXCHANGE)
+            self.engine.start(f"relay {number}", *relay, OUTBOX_DSN=ways["name"], CHAOS_MUTANT=mutant, **broker)
         self.engine.watch()
         self.clients = Clients(self.pair.dsn(DATABASE, OWNER), folder / "acknowledged", clients)
 
@@ -126,13 +148,13 @@ class Stage:
         """The primary, not by its name."""
         return self.pair.primary.dsn(DATABASE, OWNER)
 
-    def back_at_work(self, since: float) -> tuple[dict[str, float], list[str]]:
+    def back_at_work(self, since: float, within: float = BACK_WITHIN) -> tuple[dict[str, float], list[str]]:
         """Waits until everything has worked on the primary since then; returns after how many seconds, and what has not."""
         back: dict[str, float] = {}
         wanted = {*WORKERS, "consumer", "relay"}
         probes: dict[str, float] = {}
         with psycopg.connect(self.dsn, autocommit=True) as conn:
-            while (missing := wanted - set(back)) and time.time() < since + BACK_WITHIN:
+            while (missing := wanted - set(back)) and time.time() < since + within:
                 # Something to do for all of them, which no client has to bring.
                 probe = f"p{time.time():.3f}"
                 orders.submit(conn, probe, {})
@@ -147,7 +169,7 @@ class Stage:
                 arrivals = (each for each in reversed(self.tap.arrivals) if each.at >= since)
                 if ats := [each.at for each in arrivals if each.payload["entity"].removeprefix("m") in probes]:
                     back.setdefault("relay", min(ats) - since)
-                time.sleep(0.05)
+                time.sleep(PROBES_EVERY)
         return back, sorted(missing)
 
     def done(self) -> set[str]:
@@ -171,17 +193,21 @@ def run(
     kinds: Sequence[str] = KINDS,
     seed: int = 0,
     clients: int = 4,
-    say: Any = lambda words: None,
+    say: Callable[[str], None] = lambda words: None,
+    mutant: str = "",
+    broken: Callable[[Any], None] = lambda conn: None,
 ) -> Result:
-    """Does that many failovers, of each kind in turn as far as it goes, in an order by the seed."""
+    """Does that many failovers, of each kind in turn as far as it goes, in an order by the seed.
+
+    `mutant` is what the engine's processes are broken by (see mutants.py), and `broken` breaks the database.
+    """
     order = [kinds[number % len(kinds)] for number in range(count)]
     random.Random(f"failovers/{seed}").shuffle(order)
     result = Result()
     with ExitStack() as stack:
-        stage = Stage(folder, amqp, stack, clients)
-        _, missing = stage.back_at_work(time.time())
-        if missing:
-            raise RuntimeError(f"before any failover: {', '.join(missing)} did not begin to work, see {folder}")
+        stage = Stage(folder, amqp, stack, clients, mutant, broken)
+        _, missing = stage.back_at_work(time.time(), DEADLINE)
+        assert not missing, f"before any failover: {', '.join(missing)} did not begin to work, see {folder}"
         for kind in order:
             result.failovers.append(_fail_over(stage, kind))
             say(_line(result.failovers[-1]))
@@ -204,11 +230,13 @@ def _fail_over(stage: Stage, kind: str) -> Failover:
 def _count(stage: Stage, result: Result) -> None:
     acknowledged = dict(stage.clients.acknowledged)
     assert set(stage.clients.file.read_text().split()) == set(acknowledged)
-    until = time.monotonic() + DRAINED_WITHIN
-    while time.monotonic() < until:
-        done = stage.done()
-        if acknowledged.keys() <= done and done <= stage.sent() and done <= stage.consumed():
+    before, still = (-1, -1, -1), time.monotonic()
+    while time.monotonic() < still + STANDSTILL:
+        done, consumed, sent = stage.done(), stage.consumed(), stage.sent()
+        if acknowledged.keys() <= done and done <= sent and done <= consumed:
             break
+        if before != (before := (len(done), len(consumed), len(sent))):
+            still = time.monotonic()
         time.sleep(0.2)
     done, consumed, sent = stage.done(), stage.consumed(), stage.sent()
 
@@ -287,7 +315,7 @@ def _row(name: str, failovers: list[Failover], result: Result, kinds: list[str])
 @click.argument("count", type=click.IntRange(min=1), default=10)
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only this kind; may be given again.")
 @click.option("--seed", type=int, help="Of the order of the kinds; default: at random, and printed.")
-@click.option("--clients", default=4, show_default=True, help="Clients that submit, each up to ten a second.")
+@click.option("--clients", default=4, show_default=True, help="Clients that submit, each up to five a second.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the logs of the processes in this folder.")
 def main(count: int, kinds: tuple[str, ...], seed: int | None, clients: int, keep: Path | None) -> None:
     """Fail over COUNT times. Exit 1 if anything acknowledged was lost, not sent, or had its effect twice."""
@@ -308,7 +336,7 @@ def main(count: int, kinds: tuple[str, ...], seed: int | None, clients: int, kee
         f"{len(result.ended)} processes ended by themselves"
     )
     for what, found in (("lost", result.lost), ("twice", result.twice)):
-        for entity, kind in found.items():
+        for entity, kind in list(found.items())[:SHOWN]:
             click.echo(f"{what}: {entity}, acknowledged after {kind}")
     for words in result.ended:
         click.echo(words)

@@ -22,7 +22,7 @@ TESTS = Path(__file__).parent.parent
 PATIENCE = 2.0
 """Seconds in which a server must answer a client, which then asks again by the name."""
 
-PAUSE = 0.1
+PAUSE = 0.2
 """Seconds between two submits of a client, and before it asks again."""
 
 

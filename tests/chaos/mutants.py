@@ -10,18 +10,23 @@ import gc
 import importlib
 import inspect
 import sys
+import tempfile
 import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import click
 import psycopg
 
+from kit.broker import Broker
 from outbox.database import statements
 
+from . import failovers
 from .cast import Config
 from .run import Result, run
 
@@ -32,7 +37,7 @@ Patch = Callable[[], None]
 class Mutant:
     """`why`: what is broken, and who was. `faults` bring it out; any of `anomalies` tells.
 
-    Beside those of the checker there is "exit": a process has ended that nothing had ended.
+    Beside those of the checker there is "exit": a process has ended that nothing had ended; and what failovers.py finds.
     """
 
     why: str
@@ -45,6 +50,8 @@ class Mutant:
     seconds: float = 20.0
     rate: float = 120.0
     jobs: int = 0  # that there are at least, however slow the machine is
+    failovers: tuple[str, ...] = ()
+    """The failovers that bring it out, one after the other, if a run of the configurations does not."""
 
     def patch(self) -> None:
         """Break this process."""
@@ -414,6 +421,12 @@ MUTANTS: dict[str, Mutant] = {
         ("reckless-handlers",),
         (code("outbox.process.ending:_insist", ("if task.done() or", "if True or")),),
     ),
+    "duplicate-does-not-wait": Mutant(
+        "the answer to a duplicate is a read: its COMMIT does not wait for the standby (Postgres' default)",
+        frozenset({"lost"}),
+        database=(("outbox.commit_waits", "NOT pg_is_in_recovery()", "false"),),
+        failovers=("behind", "behind", "behind"),
+    ),
     "ack-on-arrival": Mutant(
         "a delivery is acknowledged before it is handled (auto-ack)",
         frozenset({"lost", "marked early"}),
@@ -454,6 +467,21 @@ def attempt(
     return result, found & mutant.anomalies
 
 
+def attempt_failovers(name: str, seed: int) -> tuple[Counter[str], set[str]]:
+    """Run a mutant beside its failovers; return all anomalies, and which of its own were found."""
+    mutant = MUTANTS[name]
+    with ExitStack() as stack:
+        broker = Broker()
+        stack.callback(broker.remove)
+        broker.start()
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        count, kinds = len(mutant.failovers), mutant.failovers
+        found = failovers.run(
+            count, amqp=broker.url, folder=folder, kinds=kinds, seed=seed, mutant=name, broken=mutant.break_database
+        ).anomalies
+    return found, set(found) & mutant.anomalies
+
+
 @click.command()
 @click.option(
     "--only", "names", multiple=True, type=click.Choice(sorted(MUTANTS)), help="Only this one; may be given again."
@@ -466,8 +494,11 @@ def main(names: tuple[str, ...], seed: int, rate: float | None) -> None:
     chosen = names or tuple(MUTANTS)
     for name in chosen:
         began = time.monotonic()
-        result, found = attempt(name, seed, rate)
-        counted = Counter(anomaly.name for anomaly in result.verdict.anomalies)
+        if MUTANTS[name].failovers:
+            counted, found = attempt_failovers(name, seed)
+        else:
+            result, found = attempt(name, seed, rate)
+            counted = Counter(anomaly.name for anomaly in result.verdict.anomalies)
         click.echo(f"{'✔' if found else '✘'} {name}: {MUTANTS[name].why}")
         told = ", ".join(f"{anomaly} {count}" for anomaly, count in counted.items()) or "nothing was found"
         click.echo(f"    {told} ({time.monotonic() - began:.0f} s)")

@@ -1,4 +1,4 @@
-"""A short run of the failovers: two of them, as the long run does a hundred."""
+"""A short run of the failovers: one of them, as the long run does a hundred."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from kit.replication import FAILOVERS
 from . import failovers
 
 
-def test_two_failovers_lose_nothing_that_was_acknowledged(amqp: str, tmp_path: Path) -> None:
-    result = failovers.run(2, amqp=amqp, folder=tmp_path, kinds=("kill", "freeze"), seed=1, clients=2)
-    told = failovers.table(result)
-    assert result.ok, told
-    assert {each.kind for each in result.failovers} == {"kill", "freeze"}
+def test_a_failover_loses_nothing_that_was_acknowledged(amqp: str, tmp_path: Path) -> None:
+    """The one that asks most: what was not confirmed is visible before the primary is lost, and clients ask again."""
+    result = failovers.run(1, amqp=amqp, folder=tmp_path, kinds=("behind",), clients=2)
+    assert result.ok, failovers.table(result)
     assert sum(result.acknowledged.values()) > 0
-    assert all(each.back for each in result.failovers), told
 
 
 def test_every_way_to_fail_over_is_in_the_run() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from kit.databases import OWNER, make_database
 from kit.pipelines import Post, drain, value
-from kit.replication import Pair
+from kit.replication import Pair, waiting
 from kit.servers import DEADLINE, wait_for
 from outbox import Inbox, Pipeline, Run, WaitForApproval, approve, signal
 from outbox.client.submit import submit_text
@@ -77,19 +77,12 @@ def dsn(pair: Pair) -> str:
     return pair.primary.dsn("promises", OWNER)
 
 
-def waiting(pair: Pair) -> list[int]:
-    """Returns the sessions whose COMMIT waits for the standby."""
-    with pair.primary.admin() as admin:
-        found = admin.execute("SELECT array_agg(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").fetchone()
-    return found[0] or [] if found else []
-
-
 def let_go(pair: Pair, *calls: Future[Any]) -> None:
     """Cancels the waits for the standby until the calls have ended: what they wrote is there, on this server alone."""
 
     def over() -> bool:
         with pair.primary.admin() as admin:
-            for pid in waiting(pair):
+            for pid in waiting(pair.primary):
                 admin.execute("SELECT pg_cancel_backend(%s)", [pid])
         return all(call.done() for call in calls)
 
@@ -104,7 +97,7 @@ def call(dsn: str, act: Act, autocommit: bool = False) -> Any:
 def waits(pair: Pair, pool: ThreadPoolExecutor, act: Act, dsn: str, autocommit: bool = False) -> bool:
     """Returns whether a call waits for the standby before it answers."""
     calling = pool.submit(call, dsn, act, autocommit)
-    wait_for(lambda: calling.done() or waiting(pair), what="the answer comes, or waits")
+    wait_for(lambda: calling.done() or waiting(pair.primary), what="the answer comes, or waits")
     answered = calling.done()
     let_go(pair, calling)
     calling.result()
@@ -160,8 +153,11 @@ CALLS: dict[str, Act] = {
     "pause": paused,
     "resume": lambda conn: change.resume(conn, "posts", "ask"),
     "retry": lambda conn: change.retry(conn, status_of(conn, "told")),
+    "retry --all": lambda conn: change.retry_all(conn),
+    "parked --retry, all": lambda conn: change.retry_parked(conn, consumer="shop"),
     "parked --retry": lambda conn: change.retry_parked(conn, consumer="shop", ids=[1]),
     "deploy": lambda conn: deploy.deploy(conn, later()),
+    "SELECT commit_waits": inserted("SELECT outbox.commit_waits()"),
     "migrate": lambda conn: migrations.apply(conn),
 }
 
@@ -219,7 +215,7 @@ def test_a_handoff_that_is_not_answered_cancels_no_commit_and_leaves_one_session
         wait_for(lambda: len(tries) > 2, what="it has tried again")
         assert tries[0] == "the database to hand on to: it does not answer"
         assert not handing.done()
-        assert len(waiting(pair)) == 1, "the COMMIT of the first try, and nothing else, waits for the standby"
+        assert len(waiting(pair.primary)) == 1, "the COMMIT of the first try, and nothing else, waits for the standby"
         with psycopg.connect(dsn) as conn:
             there = "SELECT count(*) FROM outbox.workflow_states WHERE entity_id = 'handed 12'"
             assert value(conn, there) == 0, "it is not there before the standby has it"

@@ -6,6 +6,7 @@ failover are methods, and a test takes those that it needs; `FAILOVERS` has the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -21,6 +22,9 @@ STANDBY = "standby"
 
 SMALL = MappingProxyType({"shared_buffers": "16MB", "max_wal_size": "256MB", "wal_keep_size": "256MB"})
 """Settings of a pair. What is kept of the log lets a standby come back that was away; more isn't written in a test."""
+
+SOON = 3.0
+"""Seconds in which clients have asked again after a restart."""
 
 QUICK = MappingProxyType({"wal_retrieve_retry_interval": "100ms"})
 
@@ -171,6 +175,13 @@ class Pair:
             server.send(signal.SIGCONT)
 
 
+def waiting(server: PostgresServer) -> list[int]:
+    """Returns the sessions whose COMMIT waits for a standby."""
+    with server.admin() as admin:
+        found = admin.execute("SELECT array_agg(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").fetchone()
+    return found[0] or [] if found else []
+
+
 def is_primary(server: PostgresServer) -> bool:
     """Whether the server takes commits."""
     try:
@@ -203,6 +214,18 @@ def _zombie(pair: Pair) -> None:
     pair.zombie(alone=not pair.synchronous)
 
 
+def _behind(pair: Pair) -> None:
+    """A restart makes visible what has not been confirmed, as its standby is away; those who ask again must wait, too."""
+    pair.detach()
+    before = wait_for(lambda: waiting(pair.primary), what="a COMMIT waits for the standby")
+    pair.primary.stop()
+    pair.primary.start()
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: len(waiting(pair.primary)) > len(before), SOON)
+    pair.kill()
+    pair.promote()
+
+
 def _asynchronous(pair: Pair) -> None:
     pair.detach()
     pair.kill()
@@ -216,7 +239,9 @@ FAILOVERS: Mapping[str, Callable[[Pair], None]] = MappingProxyType(
         "promote": Pair.promote,
         "read-only": _read_only,
         "zombie": _zombie,
+        "behind": _behind,
         "asynchronous": _asynchronous,
     }
 )
-"""What befalls a pair, by name. Afterwards the primary takes commits, and `rejoin` makes the pair whole again."""
+"""What befalls a pair, by name. Afterwards the primary takes commits, and `rejoin` makes the pair whole again. `behind` is for
+a synchronous pair beside a load; `asynchronous` is for one that isn't synchronous, and loses what the standby had not."""
