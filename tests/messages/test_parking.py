@@ -285,4 +285,6 @@ def test_a_routing_key_has_one_time_for_all_its_messages(monkeypatch: pytest.Mon
     assert known.returned("a", 100) is None
     known.routed("a")
     assert known.returned("a", 100) == 60
+    assert known.refused("r", 100) == 3600
+    known.routed("r")
     assert [known.returned(each, 130) for each in "bcba"] == [60, 60, 60, 60], "the oldest one was forgotten"
