@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need RabbitMQ or PgBouncer, before pytest chooses by marks."""
     for item in items:
         asked = set(getattr(item, "fixturenames", ()))
-        if {"shared_broker", "make_broker"} & asked:
+        if {"shared_broker", "make_broker", "cluster"} & asked:
             item.add_marker("rabbitmq")
         if "pooler" in asked:
             item.add_marker("pgbouncer")

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pika
@@ -76,6 +76,7 @@ class Broker:
         self._alarmed = False
         self._beam: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
+        self._has_epmd = True
         self.home = self.folder / "home"
         for name in ("data", "log", "conf.d", "home/plugins"):
             (self.folder / name).mkdir(parents=True)
@@ -84,20 +85,40 @@ class Broker:
         # The scripts read it after they have set their own home.
         (self.folder / "env").write_text(f"RABBITMQ_HOME={self.home}\n")
         (self.folder / "plugins").write_text("[].\n")
+        self._configure()
+
+    def _configure(self, *more: str, others: str = "") -> None:
         # No rabbitmq.conf: to translate one costs a second of the start.
-        (self.folder / "advanced.config").write_text(
-            f'[{{rabbit, [{{tcp_listeners, [{{"{LOOPBACK}", {self.port}}}]}}, {{disk_free_limit, 1000}}]}}].\n'
-        )
+        settings = [f'{{tcp_listeners, [{{"{LOOPBACK}", {self.port}}}]}}', "{disk_free_limit, 1000}", *more]
+        (self.folder / "advanced.config").write_text(f"[{{rabbit, [{', '.join(settings)}]}}{others}].\n")
+
+    def cluster_with(self, nodes: Sequence[Broker]) -> None:
+        """Make the node one of a cluster, before its first start. The first of `nodes` must have started before it."""
+        self.epmd_port, self._has_epmd = nodes[0].epmd_port, self is nodes[0]
+        cookie = self.folder / ".erlang.cookie"
+        cookie.write_text(nodes[0].folder.name)
+        cookie.chmod(0o400)
+        names = ", ".join(f"'{node.node}'" for node in nodes)
+        no_delay = "{cluster_formation, [{randomized_startup_delay_range, {0, 0}}]}"
+        # A node that is frozen counts as gone after so many seconds. Until then the others wait for it, even to bind.
+        ticks = ", {kernel, [{net_ticktime, 4}]}"
+        self._configure(f"{{cluster_nodes, {{[{names}], disc}}}}", no_delay, others=ticks)
 
     def start(self) -> Broker:
         """Start the node; return when it answers AMQP."""
-        if self._epmd is None:
+        self.launch()
+        wait_for(self._is_up, what="RabbitMQ answers")
+        return self
+
+    def launch(self) -> None:
+        """Start the node; `start` also waits for it."""
+        if self._beam is not None:
+            return
+        if self._epmd is None and self._has_epmd:
             self._epmd = self._start(self._epmd_program, "-port", str(self.epmd_port), "-address", LOOPBACK)
             # RabbitMQ would start an epmd that outlives it if it found none.
             wait_for(lambda: self._answers(self.epmd_port, b""), what="epmd listens")
         self._beam = self._start(str(self.bin / "rabbitmq-server"))
-        wait_for(self._is_up, what="RabbitMQ answers")
-        return self
 
     def stop(self) -> None:
         """End the node in order."""
@@ -109,6 +130,10 @@ class Broker:
         Mnesia writes those down up to seconds after it has said that they are there.
         """
         self.ctl("eval", "mnesia:sync_log().")
+        self.crash()
+
+    def crash(self) -> None:
+        """End the node with SIGKILL. Another node of its cluster has what it had not written down."""
         self._end(signal.SIGKILL)
 
     def freeze(self) -> None:

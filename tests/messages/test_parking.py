@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -15,6 +18,7 @@ from kit.broker import channel
 from kit.commands import Outbox
 from kit.deliveries import bind, relayed, take
 from kit.pipelines import value
+from kit.scripted_broker import Message, ScriptedBroker
 from kit.servers import Process, wait_for
 from outbox.messages import parking
 from outbox.messages.rabbitmq import batch, routes
@@ -285,4 +289,49 @@ def test_a_routing_key_has_one_time_for_all_its_messages(monkeypatch: pytest.Mon
     assert known.returned("a", 100) is None
     known.routed("a")
     assert known.returned("a", 100) == 60
+    assert known.refused("r", 100) == 3600
+    known.routed("r")
     assert [known.returned(each, 130) for each in "bcba"] == [60, 60, 60, 60], "the oldest one was forgotten"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_a_broker_refuses_for_a_while_goes_when_it_takes_messages_again(
+    conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    """As a cluster does while a majority of its nodes is away."""
+    monkeypatch.setattr(parking, "RETRY_EVERY", 0.02)
+    monkeypatch.setattr(batch, "REFUSED", replace(batch.REFUSED, first=0.001, max=0.001))
+    away, taken = threading.Event(), []
+
+    def answer(message: Message) -> None:
+        if away.is_set():
+            message.nack()
+        else:
+            taken.append(message)
+            message.ack()
+
+    async def main(url: str) -> None:
+        relay = Relay(dsn, Publisher(url, source="/test", strict=strict), strict=strict)
+        running = asyncio.create_task(relay.run())
+        stepping = asyncio.create_task(asyncio.to_thread(step))
+        await asyncio.wait({running, stepping}, return_when="FIRST_COMPLETED")
+        relay.stop()
+        await running
+        await stepping
+
+    def step() -> None:
+        away.set()
+        write(conn, *((f"t.{n}", f"k{n % 5}", n) for n in range(50)))
+        wait_for(lambda: relayed(conn), timeout=20)
+        assert (value(conn, WAITING), value(conn, PARKED), taken) == (50, 0, [])
+        away.clear()
+        wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.parked_messages") == 0, timeout=20)
+
+    with ScriptedBroker(answer) as broker:
+        asyncio.run(main(broker.url))
+    numbers = [json.loads(message.body)["n"] for message in taken]
+    assert sorted(numbers) == list(range(50))
+    if strict:
+        for key in range(5):
+            mine = [n for n in numbers if n % 5 == key]
+            assert mine == sorted(mine)

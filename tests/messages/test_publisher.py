@@ -29,7 +29,7 @@ from kit.servers import DEADLINE, wait_for
 from outbox.errors import SettingsError
 from outbox.messages.rabbitmq import batch, connection
 from outbox.messages.rabbitmq.publisher import Publisher
-from outbox.messages.target import Parked
+from outbox.messages.target import Outgoing, Parked
 
 Start = Callable[..., Sender]
 # A method that ends elsewhere than its frame says.
@@ -557,6 +557,84 @@ def test_a_broker_that_refuses_whatever_is_sent_is_tried_less_and_less_often(
 
 
 # Returns.
+
+
+def missing(message: Message) -> None:
+    """A script: no queue takes the message."""
+    message.return_()
+    message.ack()
+
+
+def ones(*ids: int, **other: Any) -> list[Outgoing]:
+    """Messages of one topic."""
+    return [outgoing(number, topic="t", **other) for number in ids]
+
+
+@pytest.mark.parametrize("options", [{}, {"exchange": "x", "declare": "topic"}, {"strict": True}])
+def test_of_a_routing_key_that_no_queue_took_one_message_is_tried_for_all(start: Start, options: Any) -> None:
+    with ScriptedBroker(missing, missing, confirm) as broker:
+        sender = start(broker, **options)
+        assert list(sender.deliver(ones(1)).result(DEADLINE)) == [1]
+        parked = sender.deliver([*ones(2, 3, 4), outgoing(5)]).result(DEADLINE)
+        assert numbers(broker.messages) == [1, 2, 5]
+        assert len({(unsent.reason, unsent.routing_key, unsent.waits) for unsent in parked.values()}) == 1
+        assert [parked[number].message.id for number in sorted(parked)] == [2, 3, 4]
+        assert sender.deliver(ones(6, 7, 8)).result(DEADLINE) == {}, "it has a queue now, and so have the others"
+    assert numbers(broker.messages) == [1, 2, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("declare", [None, "headers"])
+def test_where_more_than_the_routing_key_matters_each_message_is_tried(start: Start, declare: str | None) -> None:
+    with ScriptedBroker(missing, missing, confirm) as broker:
+        sender = start(broker, exchange="x", declare=declare)
+        sender.deliver(ones(1)).result(DEADLINE)
+        assert list(sender.deliver(ones(2, 3)).result(DEADLINE)) == [2]
+    assert numbers(broker.messages) == [1, 2, 3]
+
+
+def test_a_routing_key_that_is_refused_to_the_last_is_tried_with_one_message_until_it_is_taken(start: Start) -> None:
+    """As by a cluster without its majority: it takes all again when that is back."""
+    with ScriptedBroker(*[Message.nack] * 9, confirm) as broker:
+        sender = start(broker)
+        (first,) = sender.deliver(ones(1)).result(DEADLINE).values()
+        assert (first.reason, first.routing_key) == ("the broker refused it 8 times", "t")
+        parked = sender.deliver(ones(2, 3, 4)).result(DEADLINE)
+        assert sorted(parked) == [2, 3, 4]
+        assert all(unsent.waits and unsent.waits > 3000 for unsent in [first, *parked.values()])
+        assert sender.deliver(ones(2, 3, 4)).result(DEADLINE) == {}
+    assert numbers(broker.messages) == [1] * 8 + [2, 2, 3, 4]
+
+
+def test_what_waits_for_one_that_cannot_be_sent_is_on_its_own(start: Start) -> None:
+    with ScriptedBroker(missing, confirm) as broker:
+        sender = start(broker)
+        sender.deliver(ones(1)).result(DEADLINE)
+        parked = sender.deliver([*ones(2, headers="[]"), *ones(3, 4)]).result(DEADLINE)
+        assert list(parked) == [2]
+    assert numbers(broker.messages) == [1, 3, 4]
+
+
+def test_what_waits_for_one_whose_connection_is_lost_waits_for_its_second_attempt(start: Start) -> None:
+    def cut(message: Message) -> None:
+        message.line.drop()
+
+    with ScriptedBroker(missing, cut, missing, confirm) as broker:
+        sender = start(broker)
+        sender.deliver(ones(1)).result(DEADLINE)
+        assert sorted(sender.deliver(ones(2, 3, 4)).result(DEADLINE)) == [2, 3, 4]
+    assert numbers(broker.messages) == [1, 2, 2]
+
+
+def test_in_strict_mode_what_is_behind_one_that_follows_another_waits_behind_it(start: Start) -> None:
+    with ScriptedBroker(missing, missing, confirm) as broker:
+        sender = start(broker, strict=True)
+        sender.deliver(ones(1)).result(DEADLINE)
+        messages = [*ones(2, key="a"), *ones(3, key="b"), outgoing(4, "b"), outgoing(5, "c")]
+        parked = sender.deliver(messages).result(DEADLINE)
+    assert sorted(parked) == [2, 3, 4]
+    assert (parked[3].routing_key, parked[4].routing_key) == ("t", None)
+    assert all(unsent.waits for unsent in parked.values()), "all of them wait"
+    assert numbers(broker.messages) == [1, 2, 5]
 
 
 def test_a_message_that_is_returned_before_its_confirm_is_parked_as_unroutable(

@@ -10,7 +10,7 @@ import heapq
 import itertools
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...definition.outcome import Backoff
 from ...texts import clean
@@ -60,6 +60,11 @@ class Batch:
         self._holders: dict[str, int] = {}
         self._behind: defaultdict[str, deque[Outgoing]] = defaultdict(deque)
         self._stopped_keys = dict(stopped_keys)
+        # Of routing keys that no queue took before: the message that is tried, those that wait for what becomes of it,
+        # and what became of it.
+        self._probes: dict[int, str] = {}
+        self._followers: dict[str, list[Outgoing]] = {}
+        self._unroutable: dict[str, Unsent] = {}
         self._routes = routes
 
     @property
@@ -76,6 +81,24 @@ class Batch:
             if message.key is None or not self._strict or self._may_go(message, message.key):
                 return message
         return None
+
+    def may_go(self, message: Outgoing, routing_key: str) -> bool:
+        """Returns whether to send a message now, where only its routing key matters.
+
+        If no queue took that before, one message is sent, and all others do what it does.
+        """
+        if (first := self._unroutable.get(routing_key)) is not None:
+            self._park(replace(first, message=message))
+            return False
+        if not self._routes.is_missing(routing_key):
+            return True
+        if self._probes.get(message.id) == routing_key:
+            return True  # again
+        if routing_key in self._followers:
+            self._followers[routing_key].append(message)
+            return False
+        self._probes[message.id], self._followers[routing_key] = routing_key, []
+        return True
 
     def due(self) -> float:
         """Returns when the next refused message may be sent again."""
@@ -104,12 +127,13 @@ class Batch:
             self._sent_alone.discard(message.id)
             if attempt.returned is not None:
                 waits = self._routes.returned(attempt.routing_key, now)
-                self._park(Unsent(message, clean(attempt.returned), clean(attempt.routing_key), waits))
+                self._set_aside(attempt, attempt.returned, waits)
             elif acked:
                 self._routes.routed(attempt.routing_key)
+                self._unroutable.pop(attempt.routing_key, None)
                 self._end(message)
             else:
-                self._refuse(message, now)
+                self._refuse(attempt, now)
 
     def lost(self, blame: str | None) -> None:
         """Has all that was under way sent again: the channel is gone.
@@ -138,11 +162,22 @@ class Batch:
             self._stopped_keys[message.key] = unsent.waits is not None
         self._end(message)
 
-    def _refuse(self, message: Outgoing, now: float) -> None:
+    def _set_aside(self, attempt: Attempt, why: str, waits: float | None) -> None:
+        """Gives a message up for now, with all that follow it."""
+        unsent = Unsent(attempt.message, clean(why), clean(attempt.routing_key), waits)
+        self._unroutable[attempt.routing_key] = unsent
+        for message in (attempt.message, *self._followers.pop(attempt.routing_key, ())):
+            self._park(replace(unsent, message=message))
+
+    def _refuse(self, attempt: Attempt, now: float) -> None:
+        message = attempt.message
         nacks = self._nacks[message.id] = self._nacks.get(message.id, 0) + 1
-        delay = REFUSED.delay(nacks)
+        delay = None if self._routes.is_missing(attempt.routing_key) else REFUSED.delay(nacks)
         if delay is None:
-            self.park(message, f"the broker refused it {nacks} times")
+            waits = self._routes.refused(attempt.routing_key, now)
+            self._set_aside(
+                attempt, f"the broker refused it {nacks} times" if nacks > 1 else "the broker refused it", waits
+            )
         else:
             heapq.heappush(self._refused, (now + delay, message.id, message))
 
@@ -158,6 +193,8 @@ class Batch:
 
     def _end(self, message: Outgoing) -> None:
         self.left -= 1
+        if message.id in self._probes:  # it found a queue, or is parked for another reason: the others are on their own
+            self._waiting.extendleft(reversed(self._followers.pop(self._probes.pop(message.id), ())))
         key = message.key
         if key is not None and self._holders.get(key) == message.id:
             del self._holders[key]

@@ -41,7 +41,7 @@ class Encoder:
 
     def encode(self, message: Outgoing, wire_id: str, frame_max: int) -> tuple[str, bytes, pika.BasicProperties]:
         """Returns a message's routing key, body and properties. `wire_id` names this attempt to send it."""
-        routing_key = self._routing_key(message)
+        routing_key = self.routing_key(message)
         if len(routing_key.encode()) > _LONGEST_ROUTING_KEY:
             raise ValueError(f"the routing key has more than {_LONGEST_ROUTING_KEY} bytes: {routing_key[:50]}…")
         properties = pika.BasicProperties(
@@ -68,7 +68,8 @@ class Encoder:
                 return f"the header {name[:50]!r}: {why}"
         return str(error) or type(error).__name__
 
-    def _routing_key(self, message: Outgoing) -> str:
+    def routing_key(self, message: Outgoing) -> str:
+        """Returns the routing key of a message."""
         if self._template is None:
             return message.topic
         return self._template.format(topic=message.topic, key=message.key or "")

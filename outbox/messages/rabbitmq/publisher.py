@@ -32,6 +32,11 @@ _NOT_THE_MESSAGE = {200, 320, 402, 403, 404, 405, 506, 530, 541}
 refused, a person closed it, the broker lacks something.
 """
 
+_BY_ROUTING_KEY = {"topic", "direct", "fanout"}
+"""Types of exchange that look at nothing but the routing key, as the default exchange does: what they could not route
+once they can't route for the next message either. RabbitMQ refuses to declare an exchange that is of another type.
+"""
+
 _LOOK_EVERY = 0.5
 """Seconds after which `deliver` checks again whether it may send: nothing tells it that the lease is held again."""
 
@@ -58,6 +63,7 @@ class Publisher(Target):
         self._encoder = Encoder(source, routing_key)
         self._exchange, self._declare = exchange, declare
         self._strict = strict
+        self._one_for_all = not exchange or declare in _BY_ROUTING_KEY
         self._connection: AsyncioConnection | None = None
         self._channel: Any = None
         self._session = ""
@@ -117,6 +123,8 @@ class Publisher(Target):
     def _send(self, message: Outgoing) -> None:
         wire_id = f"{message.message_id}/{self._session}.{self._tag + 1}"
         try:
+            if self._one_for_all and not self._batch.may_go(message, self._encoder.routing_key(message)):
+                return
             frame_max = self._channel.connection.params.frame_max
             routing_key, body, properties = self._encoder.encode(message, wire_id, frame_max)
             self._channel.basic_publish(self._exchange, routing_key, body, properties, mandatory=True)
