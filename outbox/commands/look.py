@@ -100,7 +100,10 @@ def schedules(found: settings.Settings, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def doctor_command(found: settings.Settings, app: str | None, as_json: bool) -> None:
-    """Look for present and coming problems, and say what to do. Exits with 1 if any is bad."""
+    """Look for present and coming problems, and say what to do. Exits with 1 if any is bad.
+
+    Each host of the DSN is asked, also when none of them takes writes.
+    """
     pipelines = application.load(app or found.app) if app or found.app else []
     findings: list[Finding] = []
     standings = asyncio.run(hosts.ask(found.dsn)) if found.dsn and readable(found.dsn) else []

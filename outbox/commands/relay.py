@@ -67,7 +67,7 @@ class Part(click.ParamType):  # type: ignore[type-arg]  # it takes an argument s
 @click.option("--shard", "part", type=Part(), help="With --to: only the entities that belong to database N of M.")
 @click.option("--from-now", is_flag=True, help="If the name is new: skip the messages that are already in the log.")
 @click.option("--strict", is_flag=True, help="Keep the order of each key, with one unconfirmed message per key.")
-@click.option("--drain", is_flag=True, help="Exit when no message is left.")
+@click.option("--drain", is_flag=True, help="Exit when no message is left; fail if no server answers.")
 @click.option(
     "--forget",
     metavar="NAME",
@@ -84,6 +84,7 @@ def relay(
 
     The relay moves past a message when the broker has confirmed it. A message that can't be sent is parked with the
     reason (see outbox parked). While the broker is down, messages wait. A second process of the same name stands by.
+    It waits for a database that isn't there yet.
 
     With --to, messages become workflows in another Postgres, each once, in one transaction with the inbox there.
     """
