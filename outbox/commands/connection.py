@@ -17,6 +17,7 @@ from ..database import embedded, migrations, primary
 from ..database.dsn import cannot_connect
 from ..database.session import connect
 from ..errors import OutboxError
+from ..texts import printable
 
 
 @contextmanager
@@ -56,5 +57,9 @@ def reaching(dsn: str) -> Iterator[None]:
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:
     with reaching(dsn):
-        asyncio.run(primary.look(dsn))
-        return connect(dsn, "cli", pooled=True, read_only=True)
+        known = asyncio.run(primary.look(dsn))
+        conn = connect(dsn, "cli", pooled=True, read_only=True)
+    if known is not None and known.stand is None:
+        at = printable(f"{conn.info.host}, port {conn.info.port}")
+        click.echo(f"outbox: none of the hosts takes writes; this is what {at} has", err=True)
+    return conn

@@ -10,7 +10,9 @@ import click
 
 from .. import settings
 from ..database import hosts, migrations
+from ..database.dsn import readable
 from ..operations import cluster, doctor, look
+from ..operations.finding import Finding
 from . import application, screen
 from .connection import database
 from .options import app_option, json_option, limit_option, of_pipeline_option, pipeline_option
@@ -98,11 +100,18 @@ def schedules(found: settings.Settings, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def doctor_command(found: settings.Settings, app: str | None, as_json: bool) -> None:
-    """Look for present and coming problems, and say what to do. Exits with 1 if any is bad."""
+    """Look for present and coming problems, and say what to do. Exits with 1 if any is bad.
+
+    Each host of the DSN is asked, also when none of them takes writes.
+    """
     pipelines = application.load(app or found.app) if app or found.app else []
-    with database(found) as conn:
-        findings = [*cluster.hosts(found.dsn, asyncio.run(hosts.ask(found.dsn)))] if found.dsn else []
-        findings += doctor.examine(conn, pipelines)
+    findings: list[Finding] = []
+    standings = asyncio.run(hosts.ask(found.dsn)) if found.dsn and readable(found.dsn) else []
+    if found.dsn:
+        findings += cluster.hosts(found.dsn, standings)
+    if len(standings) < 2 or not all(each.trouble for each in standings):
+        with database(found) as conn:
+            findings += doctor.examine(conn, pipelines)
     if as_json:
         screen.echo_json([finding.as_row() for finding in findings])
     else:

@@ -72,7 +72,7 @@ class Part(click.ParamType):  # type: ignore[type-arg]  # it takes an argument s
     help="Begin with another target, pipeline, topic, entity id or shard than the name had, though messages are left.",
 )
 @click.option("--strict", is_flag=True, help="Keep the order of each key, with one unconfirmed message per key.")
-@click.option("--drain", is_flag=True, help="Exit when no message is left.")
+@click.option("--drain", is_flag=True, help="Exit when no message is left; fail if no server answers.")
 @click.option(
     "--forget",
     metavar="NAME",
@@ -90,6 +90,7 @@ def relay(
     The relay moves past a message when the broker has confirmed it. A message that can't be sent is parked with the
     reason (see outbox parked). While the broker is down, messages wait. A second process of the same name stands by.
     A name that has messages left is refused with another exchange, --to, --pipeline, --topic, --entity-id or --shard.
+    The relay waits for a database that isn't there yet.
 
     With --to, messages become workflows in another Postgres, each once, in one transaction with the inbox there.
     """

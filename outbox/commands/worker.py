@@ -38,7 +38,7 @@ log = logging.getLogger("outbox.worker")
     show_default=True,
     help="Number of processes, each with the full concurrency. Python uses one core in each.",
 )
-@click.option("--drain", is_flag=True, help="Exit when nothing is due.")
+@click.option("--drain", is_flag=True, help="Exit when nothing is due; fail if no server answers.")
 @click.option(
     "--lease",
     type=Number(0.5, 86_400),
@@ -94,7 +94,7 @@ def worker(
 
     The first signal releases the jobs that have not started and lets running handlers finish within the grace period;
     the second one stops at once. Any number of workers on any number of machines share the work. With --processes, a
-    process that ends unasked is started again, and all stop together.
+    process that ends unasked is started again, and all stop together. It waits for a database that isn't there yet.
     """
     logs.set_up(*log_to)
     stop_pipe = processes.Supervisor(count).fork() if count > 1 else None

@@ -43,14 +43,17 @@ def engine_conninfo(dsn: str, role: str, *, writable: bool = False) -> str:
     )
 
 
-def ways(dsn: str, role: str, *, pooled: bool) -> list[tuple[str, bool]]:
+def ways(dsn: str, role: str, *, pooled: bool, read_only: bool = False) -> list[tuple[str, bool]]:
     """Returns the connection strings to try, one after the other, each with whether it is the last.
 
     A pooler remembers what the server was, and may say that a new primary is read-only: where it leads must be asked
-    of the server. Only to choose among several hosts its word is taken first.
+    of the server. Only to choose among several hosts its word is taken first. `read_only`: in the end any server will
+    do, whatever the DSN says.
     """
     writable, any_server = engine_conninfo(dsn, role, writable=True), engine_conninfo(dsn, role)
-    if not pooled:
+    if read_only:
+        any_server = make_conninfo(any_server, target_session_attrs="any")
+    if not (pooled or read_only):
         return [(writable, True)]
     return [(writable, False), (any_server, True)] if _has_hosts(conninfo_to_dict(dsn)) else [(any_server, True)]
 

@@ -24,8 +24,9 @@ from .dsn import engine_conninfo
 
 SQL = statements.load("hosts")
 
-ANSWER_WITHIN = 3.0
-"""Seconds in which a host must take a connection, and again in which it must answer: a hung one does neither."""
+ANSWER_WITHIN = 2.0
+"""Seconds in which a host must take a connection, and again in which it must answer: a hung one does neither. libpq
+waits no shorter for a connection."""
 
 DEFAULT_PORT = "5432"
 

@@ -67,7 +67,7 @@ class Primary:
             if self._is_ours(each):
                 self._timeline = max(self._timeline, each.timeline)
             if why := self._why_not(each):
-                self.avoid[each.host] = why
+                self.avoid = {**self.avoid, each.host: why}  # other threads may be reading it
                 raise psycopg.OperationalError(why)
             self.stand = each.host
 

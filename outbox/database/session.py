@@ -89,7 +89,7 @@ def connect(
     """
     ties = ties or Ties()
     ties.require_room()
-    for conninfo, last in ways(ties.without(dsn), role, pooled=pooled or read_only):
+    for conninfo, last in ways(ties.without(dsn), role, pooled=pooled, read_only=read_only):
         try:
             conn = psycopg.connect(primary.narrowed(conninfo), autocommit=True, prepare_threshold=threshold(pooled))
             break

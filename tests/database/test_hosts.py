@@ -156,6 +156,19 @@ def test_of_two_primaries_the_one_on_the_higher_timeline_is_taken(split: Pair) -
     assert port(f"{dsn}&load_balance_hosts=random") == split.primary.port
 
 
+def test_a_role_that_may_not_see_the_system_takes_the_higher_timeline_too(split: Pair) -> None:
+    dsn = split.hosts(user=ROLE, options="?target_session_attrs=read-write")
+    with split.primary.admin() as new, split.standby.admin() as old:
+        for admin in (new, old):
+            admin.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+        try:
+            look(dsn)
+            assert port(dsn) == split.primary.port
+        finally:
+            for admin in (new, old):
+                admin.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
+
+
 def test_a_former_primary_is_avoided_while_the_right_one_is_down(split: Pair) -> None:
     dsn = split.hosts(options="?target_session_attrs=read-write")
     look(dsn)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
@@ -15,9 +16,11 @@ import pytest
 
 from kit.broker import queue_depth
 from kit.commands import Outbox
+from kit.databases import OWNER
 from kit.letters import post, uuid7
 from kit.pipelines import QUICK, Post, deployed, make_posts, status_of, value
-from kit.replication import Pair
+from kit.pooler import Pooler
+from kit.replication import Pair, is_primary
 from kit.servers import DEADLINE, wait_for
 from outbox import Delivery, Pipeline, Run, Worker
 from outbox.database import migrations, primary
@@ -67,6 +70,7 @@ pipelines = [posts, in_loops, in_threads]
 def pair() -> Iterator[Pair]:
     with Pair(synchronous=False) as pair:
         with pair.primary.admin() as admin:
+            admin.execute(f"CREATE ROLE {OWNER} LOGIN".encode())  # with which poolers are asked whether they answer
             migrations.apply(admin)
             for pipeline in pipelines:
                 deployed(admin, pipeline)
@@ -86,6 +90,15 @@ def split(pair: Pair) -> None:
         wait_for(lambda: value(new, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", now), what="it has all")
     pair.detach()
     pair.promote(move=False)
+
+
+@pytest.fixture
+def two(pair: Pair) -> Pair:
+    """Two primaries, of which this process knows nothing yet."""
+    if not is_primary(pair.standby):
+        split(pair)
+    primary._known.clear()
+    return pair
 
 
 def submit(conn: Conn, pipeline: Pipeline[Any], entity: str) -> None:
@@ -142,10 +155,24 @@ def test_processes_leave_a_former_primary_with_all_that_they_hold(pair: Pair, am
     asyncio.run(scene())
 
 
-def test_what_is_started_while_there_are_two_goes_to_the_right_one(pair: Pair) -> None:
-    primary._known.clear()  # as in a new process
-    dsn = pair.hosts()
-    with pair.primary.admin() as new:
+@pytest.mark.pgbouncer
+def test_behind_a_pooler_for_each_server_the_right_one_is_taken_too(two: Pair) -> None:
+    with ExitStack() as stack, two.primary.admin() as new:
+        poolers = []
+        for server in two._servers:
+            poolers.append(Pooler(server, "postgres", OWNER))
+            stack.callback(poolers[-1].remove)
+            poolers[-1].start()
+        pooled = f"host=127.0.0.1,127.0.0.1 port={poolers[0].port},{poolers[1].port} user=postgres dbname=postgres"
+        submit(new, posts, "pooled")
+        worker = Worker(posts, pooled, listen_dsn=two.hosts(), drain=True)
+        asyncio.run(asyncio.wait_for(worker.run(), DEADLINE))
+        assert is_done(new, "pooled")
+
+
+def test_what_is_started_while_there_are_two_goes_to_the_right_one(two: Pair) -> None:
+    dsn = two.hosts()
+    with two.primary.admin() as new:
         submit(new, posts, "later")
         asyncio.run(asyncio.wait_for(Worker(posts, dsn, drain=True).run(), DEADLINE))
         assert is_done(new, "later")

@@ -187,6 +187,28 @@ def test_hosts_that_are_down_refuse_or_are_of_another_system_are_told(pair: Pair
     assert several.startswith("bad: the DSN leads to several databases: ")
 
 
+def test_hosts_can_be_asked_while_none_takes_writes(pair: Pair) -> None:
+    outbox, down = Outbox(pair.hosts(options="?target_session_attrs=read-write")), pair.primary.port
+    pair.primary.stop("fast")
+    try:
+        done = outbox("doctor", "--json", code=1)
+        found = [f"{each['level']}: {each['what']}" for each in done.json]
+        assert found[0].startswith(f"warn: 127.0.0.1, port {down}: ")
+        assert found[1:3] == [
+            f"ok: 127.0.0.1, port {pair.standby.port} is a standby",
+            "bad: none of the hosts takes writes: everything waits",
+        ]
+        assert "the schema is up to date" in done.out, "and the standby is looked at"
+        done = outbox("status")
+        assert f"none of the hosts takes writes; this is what 127.0.0.1, port {pair.standby.port} has" in done.err
+        nowhere = Outbox(f"host=127.0.0.1,127.0.0.1 port={down},{free_port()} user=postgres")
+        silent = nowhere("doctor", "--json", code=1).json
+        assert [each["level"] for each in silent] == ["warn", "warn", "bad", "warn"]
+        assert nowhere.fails("status").count("Connection refused") >= 2, "each host's answer is told"
+    finally:
+        pair.primary.start()
+
+
 def test_two_primaries_are_found_and_the_right_one_is_named(pair: Pair) -> None:
     dsn = pair.hosts(options="?target_session_attrs=read-write")
     pair.detach()
