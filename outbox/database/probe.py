@@ -37,7 +37,9 @@ class Probe:
         try:
             await self._link.connection()
             with self._ties.within(self._patience):
-                await self._link.execute(SQL["probe"], {})
+                ((read_only,),) = await self._link.execute(SQL["probe"], {})
+            if read_only:
+                self._ties.cut("the server is read-only now")
         except Exception as error:
             if not temporary(error) and not self._refused:
                 self._refused = True  # which is an answer as well

@@ -65,11 +65,13 @@ class Ties:
         """Shuts the sockets of all sessions: what waits for an answer there fails at once, as if the line was cut."""
         with self._lock:
             chosen = list(self._tied) if only is None else [only]
-            shut = [conn for conn in chosen if self._shut(conn)]
+            places = [place for conn in chosen if (place := self._shut(conn))]
+            for place in set(places):
+                self._hosts = [*(each for each in self._hosts if each != place), place][-_SERVERS:]
             for conn in chosen:
                 self._tied.pop(conn, None)
-        if shut:
-            log.warning("%s: let go of %s sessions", why, len(shut))
+        if places:
+            log.warning("%s: let go of %s sessions", why, len(places))
 
     def without(self, dsn: str) -> str:
         """Returns the DSN with the hosts that were let go of at its end: what hangs keeps each connection waiting."""
@@ -111,16 +113,19 @@ class Ties:
         if is_read_only and not read_only:
             raise psycopg.errors.ReadOnlySqlTransaction(READ_ONLY)
         count, waits_for = 0, None
-        if pids := self._left.get(server):
+        with self._lock:
+            pids = list(self._left.get(server, ()))
+        if pids:
             ((count, waits_for),) = yield SQL["sessions_left"], {"pids": array(pids)}
         self._note_left(server, count, waits_for)
         with self._lock:
             self._tied[conn] = server
-            if any(where not in ("", server) for where in self._tied.values()):
-                old = [each for each, where in self._tied.items() if where not in ("", server) and self._shut(each)]
-                log.warning("another server answers now: let go of %s sessions", len(old))
-                for each in old:
-                    del self._tied[each]
+            former = [each for each, where in list(self._tied.items()) if where not in ("", server)]
+            shut = [each for each in former if self._shut(each)]
+            for each in former:
+                self._tied.pop(each, None)
+        if shut:
+            log.warning("another server answers now: let go of %s sessions", len(shut))
 
     def require_room(self) -> None:
         """Raises OperationalError if a server was found to have too many of our sessions a moment ago."""
@@ -144,16 +149,15 @@ class Ties:
                 )
                 raise psycopg.OperationalError(self._full)
 
-    def _shut(self, conn: Connection) -> bool:
+    def _shut(self, conn: Connection) -> tuple[str, str] | None:
+        """Shuts a session's socket; returns its host and port, or None if it was closed."""
         with suppress(psycopg.Error, OSError):  # it is closed already
             descriptor = os.dup(conn.pgconn.socket)
-            if (at := (conn.info.host, str(conn.info.port))) not in self._hosts:
-                self._hosts = [*self._hosts, at][-_SERVERS:]
             with socket.socket(fileno=descriptor) as line:
                 line.shutdown(socket.SHUT_RDWR)
             if server := self._tied.get(conn):
                 self._left.setdefault(server, set()).add(conn.pgconn.backend_pid)
                 while len(self._left) > _SERVERS:
                     del self._left[next(iter(self._left))]
-            return True
-        return False
+            return conn.info.host, str(conn.info.port)
+        return None

@@ -29,6 +29,9 @@ TRUSTED = 0.45
 """Part of the lease for which a process trusts its last beat. With the default lease, a server that hangs is left
 within 15 s, after two beats that it did not answer."""
 
+LEAVE_WITHIN = 2.0
+"""Seconds in which a process that ends tries to take its row away: else the lease's end does it."""
+
 
 class Lease:
     """Keeps one row of outbox.workers alive, for so many `seconds` from each beat.
@@ -115,7 +118,8 @@ class Lease:
         self.registered.clear()
         try:
             if worker:
-                await self._link.execute(SQL["worker_leave"], {"worker": worker})
+                with self._ties.within(LEAVE_WITHIN):
+                    await self._link.execute(SQL["worker_leave"], {"worker": worker})
         finally:
             await self._link.close()
 

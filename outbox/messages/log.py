@@ -49,6 +49,9 @@ _FIRST_ROWS = 10
 _ROW_BYTES = 200
 """Bytes that a message takes besides its payload, about."""
 
+LEAVE_WITHIN = 2.0
+"""Seconds in which a relay that ends tries to free its name: else its lease's end does it."""
+
 _PLANNING = {"enable_seqscan": "off", "jit": "off"}
 """Keeps sessions from plans that scan the log: one that was cached while it was empty would be used when it is full."""
 
@@ -154,7 +157,8 @@ class Log:
     async def leave(self) -> None:
         """Frees the name, so that another process need not wait for the lease to end."""
         if self._epoch and self._conn is not None:
-            await self._ask("relay_leave", epoch=self._epoch)
+            with self._ties.within(LEAVE_WITHIN):
+                await self._ask("relay_leave", epoch=self._epoch)
 
     async def beat(self, trouble: str | None, idle: bool) -> None:
         """Sends a heartbeat, which keeps the name, with what is wrong and whether the relay is idle."""

@@ -196,7 +196,9 @@ class Receiver:
         if not isinstance(error, psycopg.Error):
             return False
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-            return self._pooled or self._is_closed()  # else the handler's own transaction was read-only
+            if left := self._is_closed():  # else the handler's own transaction was read-only
+                self._ties.cut("the server is read-only now")
+            return left or self._pooled
         if error.sqlstate is not None:
             return error.sqlstate in _OUTAGES or error.sqlstate[:2] in _OUTAGE_CLASSES
         if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):

@@ -116,6 +116,7 @@ class Cast:
         self.postgres = PostgresServer(config.postgres, settings=settings, volume=volume)
         self.broker = Broker()
         self.pooler: Pooler | None = None
+        self._standby: PostgresServer | None = None
         self.roles: list[Role] = []
         self.deaths: list[Death] = []
         self.held_up: list[str] = []  # what rows that somebody held have held up besides themselves
@@ -154,6 +155,19 @@ class Cast:
             self.pooler = Pooler(self.postgres, OWNER, size=20).start()
         self.to_postgres = Proxy(self.pooler.port if self.pooler else self.postgres.port)
         self.to_broker = Proxy(self.broker.port)
+
+    def standby(self) -> PostgresServer:
+        """A server that follows, and can only be read; made when it is first asked for."""
+        if self._standby is None:
+            self._standby = PostgresServer(self.postgres.version, copy_of=self.postgres)
+            source = f"host={self.postgres.host} port={self.postgres.port} user=postgres"
+            self._standby.configure(primary_conninfo=source)
+            owner = self._standby.data.stat()
+            signal_file = self._standby.data / "standby.signal"
+            signal_file.touch()
+            os.chown(signal_file, owner.st_uid, owner.st_gid)
+            self._standby.start()
+        return self._standby
 
     def admin(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.postgres.dsn(DATABASE), autocommit=True, connect_timeout=5)
@@ -293,6 +307,8 @@ class Cast:
         if self.pooler is not None:
             self.pooler.remove()
         self.broker.remove()
+        if self._standby is not None:
+            self._standby.remove()
         self.postgres.remove()
         if self.volume is not None:
             self.volume.remove()

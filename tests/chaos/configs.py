@@ -16,7 +16,7 @@ PROCESSES = (
     "reckless-handlers",
 )
 POSTGRES = ("postgres-restart", "postgres-kill", "sessions", "notify-lost", "held-rows", "touched-data", "refused-rows")
-NETWORK = ("cut-at-commit", "black-hole", "half-open", "broker-lines")
+NETWORK = ("cut-at-commit", "black-hole", "half-open", "read-only", "broker-lines")
 BROKER = ("broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound")
 
 CONFIGS = (

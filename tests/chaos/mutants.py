@@ -404,6 +404,18 @@ MUTANTS: dict[str, Mutant] = {
         config=Config("mutant", workers=1),
         seconds=60,
     ),
+    "stays-on-a-read-only-server": Mutant(
+        "a session goes on asking a server that was demoted, and is told each time that it is read-only",
+        frozenset({"stuck", "lost"}),
+        ("read-only",),
+        (
+            code("outbox.database.dsn:engine_conninfo", ("if writable and", "if False and")),
+            code("outbox.database.ties:Ties.tie", ("if is_read_only and not read_only:", "if False:")),
+            code("outbox.database.link:Link.execute", ("except psycopg.errors.ReadOnlySqlTransaction:", "except ZeroDivisionError:")),
+            code("outbox.database.user_transaction:_require_writable", ("if read_only:", "if False:")),
+            code("outbox.engine.lease:Lease.watch", ("self._ties.cut(why)", "pass")),
+        ),
+    ),
     "children-stop-their-parent": Mutant(
         "a child of multiprocessing has asyncio's signal handlers: its end stops the worker that has forked it",
         frozenset({"exit"}),

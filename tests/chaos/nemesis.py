@@ -299,6 +299,17 @@ def half_open(cast: Cast, dice: random.Random) -> Iterator[float]:
         cast.to_postgres.half_open = False
 
 
+def read_only(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """The name leads to a standby for a while, as after a switchover that a balancer is slow to see; lines stay."""
+    standby, target = cast.standby(), cast.to_postgres.target
+    cast.to_postgres.target = standby.port
+    cast.to_postgres.cut_all()
+    try:
+        yield dice.uniform(1.0, 3.0)
+    finally:
+        cast.to_postgres.target = target
+
+
 def broker_restart(cast: Cast, dice: random.Random) -> Iterator[float]:
     """The broker is killed, and starts again."""
     cast.broker.kill()
@@ -362,7 +373,7 @@ FAULTS: dict[str, Fault] = {
     for fault in (
         kill_points, kill_9, deploy, freeze, relay_frozen, buried, hung_threads, blocked_loop, reckless_handlers,
         postgres_restart, postgres_kill, disk_full, sessions, notify_lost, held_rows, touched_data, refused_rows,
-        cut_at_commit, black_hole, half_open,
+        cut_at_commit, black_hole, half_open, read_only,
         broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_unbound, broker_lines,
     )
 }  # fmt: skip

@@ -19,7 +19,6 @@ from kit.servers import DEADLINE, free_port, wait_for
 from outbox.database import ties as letting_go
 from outbox.database.dsn import engine_conninfo, host_last
 from outbox.database.link import Link, first_line
-from outbox.database.probe import Probe
 from outbox.database.session import connect, connect_async
 from outbox.database.spares import Spares
 from outbox.database.ties import READ_ONLY, Ties
@@ -92,30 +91,6 @@ def test_a_session_that_was_cut_is_not_used_again(dsn: str, conn: Conn) -> None:
 
     asyncio.run(main())
     assert no_session_is_left(conn)
-
-
-def test_a_slow_statement_is_no_server_that_hangs(dsn: str, silent: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe tells them apart: it is answered beside the one, and not on a line that is dead."""
-
-    async def main() -> None:
-        together = Ties()
-        way = through(silent, dsn)
-        probe, link = Probe(way, together, patience=0.4), Link(way, "test", ties=together)
-        probing = asyncio.create_task(probe.run(lambda: True))
-        assert await link.execute(b"SELECT 1 FROM pg_sleep(1.2)", {}) == [(1,)], "three times its patience"
-        waiting = asyncio.create_task(link.execute(SLEEP, {}))
-        await asyncio.sleep(0.2)
-        assert not waiting.done()
-        silent.silent = True
-        with pytest.raises(psycopg.OperationalError):
-            await asyncio.wait_for(waiting, DEADLINE)
-        silent.silent = False
-        probing.cancel()
-        await asyncio.wait([probing])
-        await probe.close()
-        await link.close()
-
-    asyncio.run(main())
 
 
 def test_a_server_that_is_silent_from_the_beginning_is_left_as_well(

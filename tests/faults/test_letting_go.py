@@ -19,12 +19,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from kit.broker import channel
 from kit.databases import OWNER, make_database
+from kit.letters import post, uuid7
 from kit.pipelines import value
 from kit.replication import Pair
 from kit.servers import DEADLINE, PostgresServer, freeze, wait_for
-from outbox import Pipeline, Run, Tick, Worker
+from outbox import Backoff, Consumer, Delivery, Pipeline, Run, Tick, Worker
 from outbox.database import migrations, probe, ties
+from outbox.database.link import Link
 from outbox.database.ties import READ_ONLY
 from outbox.definition import deploy
 from outbox.messages import log as logs
@@ -339,3 +342,72 @@ def test_sessions_that_wait_for_a_lost_standby_are_bounded(
     asyncio.run(main())
     assert 3 <= most <= 12
     check(place, 3)
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_a_consumer_leaves_a_server_that_is_read_only_and_one_that_is_frozen(
+    place: Place, amqp: str, monkeypatch: pytest.MonkeyPatch, colour: str
+) -> None:
+    monkeypatch.setattr(probe, "EVERY", 0.1)
+    at_work, go_on = threading.Event(), threading.Event()
+    insert = "INSERT INTO outbox.effects VALUES (%s, 'consumer')"
+
+    async def in_loop(delivery: Delivery) -> None:
+        await delivery.connection.execute(insert, (delivery.payload["n"],))
+        at_work.set()
+        await asyncio.to_thread(go_on.wait, DEADLINE)
+        await delivery.connection.execute("SELECT 1")
+
+    def in_thread(delivery: Delivery) -> None:
+        delivery.connection.execute(insert, (delivery.payload["n"],))
+        at_work.set()
+        go_on.wait(DEADLINE)
+        delivery.connection.execute("SELECT 1")
+
+    def effects() -> int:
+        return int(place.ask("SELECT count(*) FROM outbox.effects"))
+
+    async def main() -> None:
+        handler = in_loop if colour == "async" else in_thread
+        consumer = Consumer("q", handler, dsn=place.hosts, amqp_url=amqp, retry=Backoff(attempts=1))
+        monkeypatch.setattr(consumer._probe, "_patience", 1.0)
+        go_on.set()
+        async with running(consumer):
+            post(amqp, (uuid7(), {"n": 1}))
+            await until(lambda: effects() == 1, "it is at work")
+            read_only(place, "on")
+            post(amqp, (uuid7(), {"n": 2}))
+            await until(lambda: not place.ask(f"SELECT count(*) {OURS}"), "no session stays")
+            read_only(place, "off")
+            await until(lambda: effects() == 2, "it goes on, and its only attempt is not lost")
+            at_work.clear()
+            go_on.clear()
+            post(amqp, (uuid7(), {"n": 3}))
+            await until(at_work.is_set, "the handler is in the middle of its transaction")
+            place.pair.freeze()
+            go_on.set()
+            place.pair.promote()
+            await until(lambda: effects() == 3, "it is handled on the other server")
+
+    with channel(amqp) as opened:
+        opened.queue_declare("q", durable=True)
+    asyncio.run(main())
+    assert place.ask("SELECT count(DISTINCT entity) FROM outbox.effects") == 3
+    assert place.ask("SELECT count(*) FROM outbox.parked_deliveries") == 0
+
+
+def test_all_sessions_of_a_process_lead_to_one_server(place: Place, dsn: str) -> None:
+    """Where a name leads to another server now, what it has led to before is not believed any more."""
+
+    async def main() -> None:
+        together = ties.Ties()
+        before, after = Link(dsn, "test", ties=together), Link(place.hosts, "test", ties=together)
+        waiting = asyncio.create_task(before.execute(b"SELECT pg_sleep(5)", {}))
+        while not before.is_open:
+            await asyncio.sleep(0.01)
+        await after.execute(b"SELECT 1", {})
+        with pytest.raises(psycopg.OperationalError):
+            await waiting
+        await after.close()
+
+    asyncio.run(main())

@@ -1,0 +1,48 @@
+"""A probe tells a server that hangs from a statement that takes long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from kit.proxy import Proxy
+from kit.servers import DEADLINE
+from outbox.database.link import Link
+from outbox.database.probe import Probe
+from outbox.database.ties import Ties
+
+
+@pytest.fixture
+def silent(dsn: str) -> Iterator[Proxy]:
+    """A way to the database on which nothing gets through, and nobody is told, from when the test says so."""
+    proxy = Proxy(int(conninfo_to_dict(dsn)["port"]))
+    yield proxy
+    proxy.close()
+
+
+def test_a_slow_statement_is_no_server_that_hangs(dsn: str, silent: Proxy) -> None:
+    """A probe tells them apart: it is answered beside the one, and not on a line that is dead."""
+
+    async def main() -> None:
+        together = Ties()
+        way = make_conninfo(dsn, host=silent.host, port=silent.port)
+        probe, link = Probe(way, together, patience=0.4), Link(way, "test", ties=together)
+        probing = asyncio.create_task(probe.run(lambda: True))
+        assert await link.execute(b"SELECT 1 FROM pg_sleep(1.2)", {}) == [(1,)], "three times its patience"
+        waiting = asyncio.create_task(link.execute(b"SELECT pg_sleep(600)", {}))
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        silent.silent = True
+        with pytest.raises(psycopg.OperationalError):
+            await asyncio.wait_for(waiting, DEADLINE)
+        silent.silent = False
+        probing.cancel()
+        await asyncio.wait([probing])
+        await probe.close()
+        await link.close()
+
+    asyncio.run(main())
