@@ -8,7 +8,8 @@ The connection is an autocommit one: transactions are begun as such, or psycopg 
 one is only on its way.
 
 `clean` is a statement that forgets what a function has left in the session. It is sent with the COMMIT, and costs no
-round trip of its own; after a transaction that was rolled back it does.
+round trip of its own; after a transaction that was rolled back it does. Behind a pooler it is `inside` the transaction:
+after it, the session is somebody else's.
 """
 
 from __future__ import annotations
@@ -41,11 +42,18 @@ class Commit(NamedTuple):
     last: tuple[Statement, ...] = ()
 
 
+class Clean(NamedTuple):
+    """Forgets what a function has left in the session: after its transaction, or as its last statement."""
+
+    statement: Statement
+    inside: bool = False
+
+
 Step = Begin | Call | Commit | Statement
 Steps = Generator[Step, Any, T]
 
 
-def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Statement | None = None) -> T:
+def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Clean | None = None) -> T:
     """Takes the steps on a sync connection, in the calling thread; returns what they return."""
     transaction, block = psycopg.Transaction(conn, force_rollback=True), ExitStack()
     threshold, dirty = conn.prepare_threshold, False
@@ -71,10 +79,12 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Statement | None 
                     with conn.pipeline() if last or clean else nullcontext():
                         for statement in last:
                             conn.execute(*statement)
+                        if clean and clean.inside:
+                            conn.execute(*clean.statement)
                         transaction.force_rollback = False
                         block.close()
-                        if clean:
-                            conn.execute(*clean)
+                        if clean and not clean.inside:
+                            conn.execute(*clean.statement)
                     dirty = False
                 case _:
                     cursor = conn.execute(*step)
@@ -87,13 +97,13 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Statement | None 
             block.close()
         try:
             conn.rollback()  # a commit that was refused; else there is nothing to do
-            if dirty and clean:
-                conn.execute(*clean)
+            if dirty and clean and not clean.inside:
+                conn.execute(*clean.statement)
         except psycopg.Error:
             conn.close()  # the function has left a block open in which psycopg neither commits nor rolls back
 
 
-async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: Statement | None = None) -> T:
+async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: Clean | None = None) -> T:
     """Takes the steps on an async connection, in the event loop; returns what they return."""
     transaction, block = psycopg.AsyncTransaction(conn, force_rollback=True), AsyncExitStack()
     threshold, dirty = conn.prepare_threshold, False
@@ -119,10 +129,12 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
                     async with conn.pipeline() if last or clean else nullcontext():
                         for statement in last:
                             await conn.execute(*statement)
+                        if clean and clean.inside:
+                            await conn.execute(*clean.statement)
                         transaction.force_rollback = False
                         await block.aclose()
-                        if clean:
-                            await conn.execute(*clean)
+                        if clean and not clean.inside:
+                            await conn.execute(*clean.statement)
                     dirty = False
                 case _:
                     cursor = await conn.execute(*step)
@@ -135,8 +147,8 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
             await block.aclose()
         try:
             await conn.rollback()  # a commit that was refused or cancelled; else there is nothing to do
-            if dirty and clean:
-                await conn.execute(*clean)
+            if dirty and clean and not clean.inside:
+                await conn.execute(*clean.statement)
         except psycopg.Error:
             await conn.close()  # the function has left a block open in which psycopg neither commits nor rolls back
 

@@ -21,6 +21,7 @@ from ..database import user_transaction
 from ..database.dsn import engine_conninfo
 from ..database.link import first_line
 from ..database.session import READING, clean, needed, threshold
+from ..database.user_transaction import Clean
 from ..errors import HandlerError
 from ..process.threads import NoThread, Threads
 from . import transaction
@@ -75,7 +76,7 @@ class Attempts:
         # Transactions are begun as such: else psycopg sends a BEGIN of its own where one is only on its way.
         kwargs = {"prepare_threshold": threshold(pooled), "autocommit": True}
         self._needed = needed(READING, pooled=pooled)
-        self._clean = None if pooled else clean()  # a pooler's sessions have the settings of whom it chooses
+        self._clean = Clean(clean("handler", pooled=pooled), inside=pooled)
         self._pool = AsyncConnectionPool(
             conninfo, kwargs=kwargs, min_size=0, max_size=_transactions(in_loop), open=False, configure=self._set_up
         )

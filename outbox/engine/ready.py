@@ -11,7 +11,7 @@ from psycopg.pq import PGconn, Ping
 
 from ..database import migrations
 from ..database.link import Link, temporary
-from ..database.session import connect
+from ..database.session import connect, require_pooled
 from ..definition import deployed
 from ..definition.pipeline import Pipeline
 from ..process.service import Service
@@ -23,13 +23,20 @@ class Readiness:
     """What a worker requires of its database before it claims anything."""
 
     def __init__(
-        self, pipelines: Sequence[Pipeline[Any]], lanes: Lanes, retention: Retention, link: Link, dsn: str
+        self,
+        pipelines: Sequence[Pipeline[Any]],
+        lanes: Lanes,
+        retention: Retention,
+        link: Link,
+        dsn: str,
+        *,
+        pooled: bool = False,
     ) -> None:
         self._pipelines = pipelines
         self._lanes = lanes
         self._retention = retention
         self._link = link
-        self._dsn = dsn
+        self._dsn, self._pooled = dsn, pooled
         self._answered = False
 
     async def wait(self, service: Service) -> None:
@@ -50,6 +57,8 @@ class Readiness:
     def _require(self) -> None:
         with connect(self._dsn, "check", pooled=True) as conn:
             self._answered = True
+            if self._pooled:
+                require_pooled(conn)
             migrations.require(conn)
             self._retention.require(conn)
             for pipeline in self._pipelines:

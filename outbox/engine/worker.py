@@ -117,7 +117,7 @@ class _Shift:
         reconciling = Link(dsn, "reconcile", pooled=pooled)
         self._inflight = inflight = InFlight(worker._lanes, worker.counts, draining=worker._drain)
         releaser = Releaser(commits[0], inflight)
-        self._ready = Readiness(worker._pipelines, worker._lanes, worker._retention, claims, dsn)
+        self._ready = Readiness(worker._pipelines, worker._lanes, worker._retention, claims, dsn, pooled=pooled)
         lease = Lease(worker._listen_dsn, inflight, seconds=worker._lease, listen=worker._notify)
         self._claimer = Claimer(claims, lease, inflight, releaser)
         checkpoints = Checkpoints(link("checkpoint"))

@@ -18,7 +18,7 @@ from ..checks import check_number
 from ..client.inbox import MEMORY_DAYS, Inbox, forget
 from ..database import killpoints, migrations, statements
 from ..database.link import Link, first_line, temporary
-from ..database.session import connect
+from ..database.session import connect, require_pooled
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
 from ..process import ending
@@ -213,6 +213,8 @@ class Consumer:
 
     def _require_database(self) -> None:
         with connect(self._dsn, "check", pooled=True) as conn:
+            if self._pooled:
+                require_pooled(conn)
             migrations.require(conn)
 
 
