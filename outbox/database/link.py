@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from ..process.files import no_more_files
 from ..process.service import Delays
 from ..texts import printable
 from .dsn import engine_conninfo
@@ -154,5 +155,10 @@ class Link:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of a database error. libpq may name the host and the user in it, but not a password."""
-    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
+    """Returns the first line of a database error, and that it is for want of files, which libpq doesn't tell.
+
+    libpq may name the host and the user in it, but not a password.
+    """
+    line = printable((str(error).strip() or type(error).__name__).splitlines()[0])
+    unsaid = no_more_files() if getattr(error, "sqlstate", None) is None else None
+    return f"{line}; {unsaid}" if unsaid else line
