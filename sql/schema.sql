@@ -1388,6 +1388,7 @@ COMMENT ON FUNCTION outbox.waits_take(ids uuid[], versions bigint[], over uuid[]
 
 CREATE FUNCTION outbox.wake(pipelines text[], stages text[]) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM outbox.workers WHERE idle) THEN

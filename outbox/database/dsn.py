@@ -10,6 +10,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..errors import SettingsError
+from ..process.files import no_more_files
 from ..texts import printable
 
 _ESCAPED = "write it as key=value pairs, or as a URL with %40 for @, %2F for / and %3A for : in the password"
@@ -78,7 +79,7 @@ def _has_hosts(given: Mapping[str, object]) -> bool:
 
 def cannot_connect(dsn: str, error: psycopg.Error) -> str:
     """Returns in one line, without any secret, why a connection failed."""
-    why = printable(" ".join(str(error).split()))
+    why = no_more_files() or printable(" ".join(str(error).split()))
     if not readable(dsn):
         why = _how_to_write(dsn)
     return f"can't connect to {printable(redact(dsn))}: {why}"

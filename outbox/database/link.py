@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from ..process.files import no_more_files
 from ..process.service import Delays
 from ..texts import printable
 from .dsn import engine_conninfo
@@ -168,10 +169,13 @@ class Link:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of a database error. libpq may name the host and the user in it, but not a password.
+    """Returns the first line of a database error, and that it is for want of files, which libpq doesn't tell.
 
-    Of a connection that no host has taken, it is what each of them has said.
+    libpq may name the host and the user in it, but not a password. Of a connection that no host has taken, it is what
+    each of them has said.
     """
     lines = (str(error).strip() or type(error).__name__).splitlines()
     told = "; ".join([line for line in lines if line.startswith("- host: ")] or lines[:1])
-    return printable(f"{told} ({READ_ONLY})" if _REFUSED in told else told)
+    told = printable(f"{told} ({READ_ONLY})" if _REFUSED in told else told)
+    unsaid = no_more_files() if getattr(error, "sqlstate", None) is None else None
+    return f"{told}; {unsaid}" if unsaid else told

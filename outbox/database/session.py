@@ -3,8 +3,9 @@
 What the engine relies on is set when a connection is made. A handler may set what it likes in its transaction:
 `restore` puts back what the engine's last statement relies on, and `clean` forgets the rest before the next handler.
 
-Not set, because the engine doesn't rely on it and it is the user's choice: TimeZone, search_path, row_security,
-synchronous_commit, and in the sessions of handlers the isolation level and the timeouts. Least of all
+Not set, because the engine doesn't rely on it and it is the user's choice: TimeZone, row_security,
+synchronous_commit, and in the sessions of handlers the isolation level and the timeouts. The search_path stays, but
+what Postgres itself has comes first: the engine calls `now()`, and means Postgres' own. Least of all
 `default_transaction_read_only`: it is how a former primary is kept from being written to.
 """
 
@@ -17,6 +18,8 @@ from typing import Any
 import psycopg
 from psycopg.rows import tuple_row
 
+from ..errors import SettingsError
+from ..texts import printable
 from . import primary, statements
 from .dsn import ways
 from .statements import text_array
@@ -61,7 +64,8 @@ def threshold(pooled: bool) -> int | None:
 def _needed(settings: Mapping[str, str], *, pooled: bool) -> Statement:
     """Returns the statement that sets these in a new session; behind a pooler only what that doesn't give to others."""
     chosen = {name: value for name, value in settings.items() if not pooled or name in _TRACKED}
-    return SQL["session_set"], _arrays(chosen)
+    path = not pooled and "lock_timeout" in settings  # a session for handlers has the user's
+    return SQL["session_set"], {**_arrays(chosen), "local": False, "path": path}
 
 
 def restore(more: Mapping[str, str] | None = None) -> Statement:
@@ -73,9 +77,32 @@ def restore(more: Mapping[str, str] | None = None) -> Statement:
     return SQL["session_restore"], {**_arrays(chosen), "own": text_array(_OWN)}
 
 
-def clean() -> Statement:
-    """Returns the statement after which nothing is left in the session that a handler has set or made."""
-    return SQL["session_clean"], _arrays(READING)
+def clean(role: str, *, pooled: bool = False) -> Statement:
+    """Returns the statement after which nothing is left in the session that a handler has set or made.
+
+    Behind a pooler it is the last one of the transaction. The session has then what the pooler takes for its client's
+    own, and all else as it began.
+    """
+    if not pooled:
+        return SQL["session_clean"], _arrays(READING)
+    its_own = {**_TRACKED, "client_encoding": "UTF8", "application_name": f"outbox {role}"}
+    # RESET ALL passes over what `restore` has put back for this transaction, and its end would bring it again.
+    return SQL["session_clean"], _arrays({**dict.fromkeys(_OWN), **its_own})
+
+
+_BEHIND_POOLER = {"array_nulls": "on", "transform_null_equals": "off"}
+"""What would have wrong values written or read, and can't be set in a session that others are given."""
+
+
+def require_pooled(conn: psycopg.Connection[Any]) -> None:
+    """Raises SettingsError, naming what is to be set, if a pooler's sessions are not as the engine needs them."""
+    cursor = psycopg.Cursor(conn, row_factory=tuple_row)
+    for name, found, wanted in cursor.execute(SQL["session_wrong"], _arrays(_BEHIND_POOLER)).fetchall():
+        how = f"SET {name} = {wanted}" if wanted else f"SET {name} = …, without pg_catalog"
+        raise SettingsError(
+            f"behind the pooler, {name} is {printable(found)}, and can't be set for Outbox alone: "
+            f"ALTER ROLE {printable(conn.info.user)} {how}"
+        )
 
 
 def connect(
@@ -142,13 +169,13 @@ def transaction(conn: psycopg.Connection[Any]) -> Iterator[None]:
     chosen = {"client_encoding": "UTF8", **READING}
     with conn.transaction():
         cursor = psycopg.Cursor(conn, row_factory=tuple_row)
-        found = cursor.execute(SQL["session_read"], {"names": text_array(chosen)}).fetchall()
-        cursor.execute(SQL["session_set_local"], _arrays(chosen))
+        found = cursor.execute(SQL["session_read"], {"names": text_array([*chosen, "search_path"])}).fetchall()
+        cursor.execute(SQL["session_set"], {**_arrays(chosen), "local": True, "path": True})
         yield
-        cursor.execute(SQL["session_set_local"], _arrays(dict(found)))
+        cursor.execute(SQL["session_set"], {**_arrays(dict(found)), "local": True, "path": False})
 
 
-def _arrays(settings: Mapping[str, str]) -> dict[str, str]:
+def _arrays(settings: Mapping[str, str | None]) -> dict[str, str]:
     return {"names": text_array(settings), "values": text_array(settings.values())}
 
 

@@ -8,7 +8,8 @@ The connection is an autocommit one: transactions are begun as such, or psycopg 
 one is only on its way.
 
 `clean` is a statement that forgets what a function has left in the session. It is sent with the COMMIT, and costs no
-round trip of its own; after a transaction that was rolled back it does. If it answers that the server is read-only now,
+round trip of its own; after a transaction that was rolled back it does. Behind a pooler it is `inside` the transaction:
+after it, the session is somebody else's. If it answers that the server is read-only now,
 the connection is closed: another server is the primary.
 """
 
@@ -43,11 +44,18 @@ class Commit(NamedTuple):
     last: tuple[Statement, ...] = ()
 
 
+class Clean(NamedTuple):
+    """Forgets what a function has left in the session: after its transaction, or as its last statement."""
+
+    statement: Statement
+    inside: bool = False
+
+
 Step = Begin | Call | Commit | Statement
 Steps = Generator[Step, Any, T]
 
 
-def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Statement | None = None) -> T:
+def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Clean | None = None) -> T:
     """Takes the steps on a sync connection, in the calling thread; returns what they return."""
     transaction, block = psycopg.Transaction(conn, force_rollback=True), ExitStack()
     threshold, dirty = conn.prepare_threshold, False
@@ -73,10 +81,12 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Statement | None 
                     with conn.pipeline() if last or clean else nullcontext():
                         for statement in last:
                             conn.execute(*statement)
+                        if clean and clean.inside:
+                            conn.execute(*clean.statement)
                         transaction.force_rollback = False
                         block.close()
-                        if clean:
-                            conn.execute(*clean)
+                        if clean and not clean.inside:
+                            conn.execute(*clean.statement)
                     dirty = False
                 case _:
                     cursor = conn.execute(*step)
@@ -92,14 +102,14 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Statement | None 
             block.close()
         try:
             conn.rollback()  # a commit that was refused; else there is nothing to do
-            if dirty and clean:
-                _require_writable(conn.execute(*clean).fetchall())
+            if dirty and clean and not clean.inside:
+                _require_writable(conn.execute(*clean.statement).fetchall())
         except psycopg.Error:
             # Read-only now, or the function has left a block open in which psycopg neither commits nor rolls back.
             conn.close()
 
 
-async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: Statement | None = None) -> T:
+async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: Clean | None = None) -> T:
     """Takes the steps on an async connection, in the event loop; returns what they return."""
     transaction, block = psycopg.AsyncTransaction(conn, force_rollback=True), AsyncExitStack()
     threshold, dirty = conn.prepare_threshold, False
@@ -125,10 +135,12 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
                     async with conn.pipeline() if last or clean else nullcontext():
                         for statement in last:
                             await conn.execute(*statement)
+                        if clean and clean.inside:
+                            await conn.execute(*clean.statement)
                         transaction.force_rollback = False
                         await block.aclose()
-                        if clean:
-                            await conn.execute(*clean)
+                        if clean and not clean.inside:
+                            await conn.execute(*clean.statement)
                     dirty = False
                 case _:
                     cursor = await conn.execute(*step)
@@ -144,8 +156,8 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
             await block.aclose()
         try:
             await conn.rollback()  # a commit that was refused or cancelled; else there is nothing to do
-            if dirty and clean:
-                _require_writable(await (await conn.execute(*clean)).fetchall())
+            if dirty and clean and not clean.inside:
+                _require_writable(await (await conn.execute(*clean.statement)).fetchall())
         except psycopg.Error:
             # Read-only now, or the function has left a block open in which psycopg neither commits nor rolls back.
             await conn.close()

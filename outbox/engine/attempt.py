@@ -20,6 +20,7 @@ from ..database.link import first_line
 from ..database.session import clean
 from ..database.spares import Spares
 from ..database.ties import Ties
+from ..database.user_transaction import Clean
 from ..errors import HandlerError
 from ..process.threads import NoThread, Threads
 from . import transaction
@@ -70,7 +71,7 @@ class Attempts:
         in_threads = [lane for lane in inflight.lanes.values() if not lane.stage.is_async]
         self._threads = {lane: Threads(lane.stage.queue) for lane in in_threads}
         self._spares = Spares(dsn, "handler", ties, pooled=pooled)
-        self._clean = None if pooled else clean()  # a pooler's sessions have the settings of whom it chooses
+        self._clean = Clean(clean("handler", pooled=pooled), inside=pooled)
 
     async def close(self) -> None:
         self._log_committed_alone()

@@ -15,9 +15,8 @@ from ..database.link import Link, temporary
 from ..definition.reasons import describe
 from ..texts import printable
 from . import claim, commit
-from .handle import newer_worker
 from .inflight import InFlight
-from .job import Job, fail
+from .job import Job, fail, newer_worker
 from .lane import Lane
 from .lease import Lease
 from .pacing import ServerClock

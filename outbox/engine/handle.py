@@ -19,18 +19,9 @@ from ..definition.reasons import describe
 from ..errors import HandlerError, InvalidInput, TooNewData
 from ..process.forks import leave_if_forked
 from ..process.service import is_cancelled
-from .job import Failed, Finished, Job, Missed, Outcome, PutBack, Trouble, fail
+from .job import Failed, Finished, Job, Missed, Outcome, PutBack, fail, newer_worker
 from .pacing import is_late
 from .run import Run
-
-NEWER_WORKER = 10.0
-"""Seconds until a job is offered again that only newer code can run: a deploy that is under way takes longer."""
-
-NEWER_WORKER_LONGEST = 600.0
-"""Seconds that it waits at most before the next worker tries."""
-
-NEWER_WORKER_MOST = 20
-"""How often it is offered, over about three hours: after that no newer code is on its way."""
 
 
 def begin(job: Job, connection: Any = None) -> Run[Any] | Failed | PutBack:
@@ -58,12 +49,6 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed | PutBack:
         return Failed(describe(error), None, error)
     except BaseException as error:  # validators are the user's code, as handlers are
         return fail(job, error)
-
-
-def newer_worker(reason: str, *, if_routed: bool = False) -> Trouble:
-    """Returns why a job is put back that the code of another worker can run."""
-    first = NEWER_WORKER
-    return Trouble(reason, first, 2 * first, NEWER_WORKER_LONGEST, NEWER_WORKER_MOST, avoid=True, if_routed=if_routed)
 
 
 async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:

@@ -15,6 +15,15 @@ from ..definition.reasons import from_handler
 from ..definition.stage import Stage
 from ..definition.waits.wait import WaitJson
 
+NEWER_WORKER = 10.0
+"""Seconds until a job is offered again that only newer code can run: a deploy that is under way takes longer."""
+
+NEWER_WORKER_LONGEST = 600.0
+"""Seconds that it waits at most before the next worker tries."""
+
+NEWER_WORKER_MOST = 20
+"""How often it is offered, over about three hours: after that no newer code is on its way."""
+
 
 class Kept(Protocol):
     """What an attempt leaves for the next one: results of calls, and how far it is. See checkpoint.py."""
@@ -137,6 +146,12 @@ class Trouble:
     most: int = 10
     avoid: bool = False
     if_routed: bool = False
+
+
+def newer_worker(reason: str, *, if_routed: bool = False) -> Trouble:
+    """Returns why a job is put back that the code of another worker can run."""
+    first = NEWER_WORKER
+    return Trouble(reason, first, 2 * first, NEWER_WORKER_LONGEST, NEWER_WORKER_MOST, avoid=True, if_routed=if_routed)
 
 
 @dataclass(frozen=True, slots=True)

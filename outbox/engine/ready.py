@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 
 from ..database import beginning, migrations, primary
+from ..database.session import require_pooled
 from ..database.ties import Ties
 from ..definition import deployed
 from ..definition.pipeline import Pipeline
@@ -20,12 +21,19 @@ class Readiness:
     """What a worker requires of its database before it claims anything."""
 
     def __init__(
-        self, pipelines: Sequence[Pipeline[Any]], lanes: Lanes, retention: Retention, dsns: Sequence[str], ties: Ties
+        self,
+        pipelines: Sequence[Pipeline[Any]],
+        lanes: Lanes,
+        retention: Retention,
+        dsns: Sequence[str],
+        ties: Ties,
+        *,
+        pooled: bool = False,
     ) -> None:
         self._pipelines = pipelines
         self._lanes = lanes
         self._retention = retention
-        self._dsns, self._ties = tuple(dict.fromkeys(dsns)), ties
+        self._dsns, self._ties, self._pooled = tuple(dict.fromkeys(dsns)), ties, pooled
 
     async def wait(self, service: Service, *, patient: bool) -> None:
         """Checks schema and pipelines; waits for a server that restarts meanwhile, until a stop.
@@ -43,6 +51,8 @@ class Readiness:
         await primary.watch(self._dsns, leave)
 
     def _require(self, conn: psycopg.Connection[Any]) -> None:
+        if self._pooled:
+            require_pooled(conn)
         migrations.require(conn)
         self._retention.require(conn)
         for pipeline in self._pipelines:

@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import psycopg
+
 from .. import settings
 from ..checks import check_number
 from ..client.inbox import MEMORY_DAYS, Inbox, forget
 from ..database import beginning, killpoints, migrations, primary, statements
 from ..database.link import Link, first_line, temporary
 from ..database.probe import Probe
+from ..database.session import require_pooled
 from ..database.ties import PATIENCE, Ties
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
@@ -151,7 +154,7 @@ class Consumer:
         self._service.stop()
 
     async def _serve(self) -> None:
-        await beginning.begin(self._dsn, self._service, migrations.require, ties=self._ties)
+        await beginning.begin(self._dsn, self._service, self._require, ties=self._ties)
         if self._service.stopping:
             return
         working = [self._work(lane) for lane in self._lanes]
@@ -227,6 +230,11 @@ class Consumer:
             log.info("consumer %s takes from queue %s", self._handling.inbox.consumer, printable(self._handling.queue))
         else:
             log.warning("%s; trying again", printable(trouble))
+
+    def _require(self, conn: psycopg.Connection[Any]) -> None:
+        if self._pooled:
+            require_pooled(conn)
+        migrations.require(conn)
 
 
 def _connections(dsn: str | None, amqp_url: str | Sequence[str] | None) -> tuple[str, str, bool]:

@@ -20,7 +20,7 @@ from ..database.link import Link, idle_ms
 from ..database.session import READING, clean, connect, restore
 from ..database.steps import Call
 from ..database.ties import Ties
-from ..database.user_transaction import Begin, Commit, Steps
+from ..database.user_transaction import Begin, Clean, Commit, Steps
 from ..definition.outcome import failure
 from ..definition.reasons import from_handler, log_with
 from ..errors import HandlerError, TooNew, TooOld, Unreadable
@@ -51,7 +51,7 @@ class Receiver:
     def __init__(self, dsn: str, handling: Handling, *, ties: Ties | None = None, pooled: bool = False) -> None:
         self._dsn, self._handling, self._pooled, self._ties = dsn, handling, pooled, ties or Ties()
         self._link = Link(dsn, "consumer", pooled=pooled, session=READING, ties=self._ties)
-        self._clean = None if pooled else clean()
+        self._clean = Clean(clean("consumer", pooled=pooled), inside=pooled)
         self._sync: psycopg.Connection[Any] | None = None
         self._threads: Threads | None = None  # made in the loop
         self.handles: str | None = None  # the message whose handler runs

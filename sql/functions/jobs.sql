@@ -38,7 +38,7 @@ COMMENT ON FUNCTION outbox.priority_of(jsonb, text[]) IS 'Internal: the priority
 -- Wakes as many idle workers of a stage as it has new jobs, each on its own channel: no herd, and no NOTIFY (which takes a
 -- lock over the whole cluster at commit) while every worker is busy.
 CREATE OR REPLACE FUNCTION outbox.wake(pipelines text[], stages text[]) RETURNS void
-LANGUAGE plpgsql
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM outbox.workers WHERE idle) THEN

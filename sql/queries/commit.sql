@@ -234,8 +234,9 @@ JOIN outbox.state_changes AS c
 SELECT w.version FROM outbox.workflow_states AS w WHERE w.id = %(id)s::uuid AND w.version = %(version)s;
 
 -- name: transaction_mark
--- Marks the transaction that a handler is given as the attempt's own, and limits how long it may be idle.
-SELECT set_config('outbox.claim', %(claim)s, true),
-       set_config('outbox.actor', %(actor)s, true),
-       set_config('outbox.worker', %(worker)s::integer::text, true),
-       set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
+-- Marks the transaction that a handler is given as the attempt's own, and limits how long it may be idle. The
+-- session has the user's search_path.
+SELECT pg_catalog.set_config('outbox.claim', %(claim)s, true),
+       pg_catalog.set_config('outbox.actor', %(actor)s, true),
+       pg_catalog.set_config('outbox.worker', %(worker)s::integer::text, true),
+       pg_catalog.set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);

@@ -19,8 +19,8 @@ RETURNING a.attempts;
 -- name: delivery_mark
 -- Marks the transaction that a handler is given as the delivery's own, and limits how long it may be idle: a process
 -- that froze must not keep others from the message for ever.
-SELECT set_config('outbox.delivery', %(mark)s, true),
-       set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
+SELECT pg_catalog.set_config('outbox.delivery', %(mark)s, true),
+       pg_catalog.set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
 
 -- name: delivery_mark_read
 -- Returns the mark; null or empty if the handler has ended the transaction that it was given.

@@ -12,24 +12,24 @@ ORDER BY 6;
 -- Locks a schedule if it is due and no other worker runs it, until the end of the transaction in which its function
 -- runs. It must be deployed as this worker knows it: the worker that takes a tick sets the time of the next one.
 -- Reads schedules. Locks the schedule, with SKIP LOCKED. Uses schedules_pkey.
-SELECT s.next_at, now()
+SELECT s.next_at, pg_catalog.now()
 FROM outbox.schedules AS s
-WHERE s.pipeline = %(pipeline)s AND s.schedule = %(schedule)s AND greatest(s.next_at, s.retry_at) <= now()
+WHERE s.pipeline = %(pipeline)s AND s.schedule = %(schedule)s AND greatest(s.next_at, s.retry_at) <= pg_catalog.now()
   AND (s.cron, s.timezone, s.catch_up) = (%(cron)s, %(timezone)s, %(catch_up)s)
 FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: schedule_mark
 -- Sets who makes the changes of a tick, and how long its transaction may be idle: a frozen process must not hold the
 -- tick.
-SELECT set_config('outbox.actor', %(actor)s, true),
-       set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
+SELECT pg_catalog.set_config('outbox.actor', %(actor)s, true),
+       pg_catalog.set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
 
 -- name: schedule_advance
 -- Moves a schedule to its next tick, in the transaction of what its function has done. No row: this transaction does
 -- not hold the tick.
 -- Writes schedules. Uses schedules_pkey.
 UPDATE outbox.schedules AS s
-SET next_at = %(next)s, last_at = %(tick)s, ran_at = now(), attempts = 0, retry_at = NULL, error = NULL
+SET next_at = %(next)s, last_at = %(tick)s, ran_at = pg_catalog.now(), attempts = 0, retry_at = NULL, error = NULL
 WHERE s.pipeline = %(pipeline)s AND s.schedule = %(schedule)s AND s.next_at = %(due)s
 RETURNING s.next_at;
 

@@ -511,8 +511,9 @@ def main(names: tuple[str, ...], seed: int, rate: float | None) -> None:
         else:
             result, found = attempt(name, seed, rate)
             counted = Counter(anomaly.name for anomaly in result.verdict.anomalies)
+            counted["exit"] = len(result.exits)
         click.echo(f"{'✔' if found else '✘'} {name}: {MUTANTS[name].why}")
-        told = ", ".join(f"{anomaly} {count}" for anomaly, count in counted.items()) or "nothing was found"
+        told = ", ".join(f"{anomaly} {count}" for anomaly, count in counted.items() if count) or "nothing was found"
         click.echo(f"    {told} ({time.monotonic() - began:.0f} s)")
         if not found:
             missed.append(name)

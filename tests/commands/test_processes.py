@@ -149,8 +149,15 @@ def odd(conn: Conn) -> Callable[[str], None]:
     return submit
 
 
-def test_any_end_that_was_not_asked_for_is_made_good(conn: Conn, odd: Callable[..., None], spawn: Spawn) -> None:
-    first = spawn(*ODD, env={"ATTEMPTS": "1", "TIMEOUT": "0.2", "LOST_AFTER": "0.2"})
+def test_any_end_that_was_not_asked_for_is_made_good(
+    conn: Conn, odd: Callable[..., None], spawn: Spawn, tmp_path: Path
+) -> None:
+    soon = tmp_path / "soon.py"  # each restart would wait for twice as long as the one before
+    soon.write_text(
+        "from outbox import cli\nfrom outbox.commands import processes\n"
+        "processes.FIRST_WAIT = processes.LONGEST_WAIT = 0.05\ncli.main()\n"
+    )
+    first = spawn(*ODD, program=[str(soon)], env={"ATTEMPTS": "1", "TIMEOUT": "0.2", "LOST_AFTER": "0.2"})
     for code in (0, 1, 2, 7):
         odd(f"exit{code}")
     dead = "SELECT count(*) FROM outbox.dead_jobs"

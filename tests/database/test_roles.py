@@ -28,6 +28,7 @@ from outbox import Consumer, Delivery, SchemaError
 from outbox.database import migrations, schema
 from outbox.definition import deploy
 from outbox.engine import maintenance, retention
+from outbox.engine.apart import ALL
 from outbox.messages import ring
 
 Conn = psycopg.Connection[Any]
@@ -232,7 +233,7 @@ def test_workers_sweep_fold_and_forget_without_owning_anything(parcels: Conn, as
     login.execute(maintenance.SQL["counts_fold"])
     assert value(parcels, "SELECT sum(workflows) FROM outbox.status_counts") == before
     assert value(login, "SELECT array_agg(emptied) FROM outbox.inbox_forget(90)") == [True]
-    login.execute(retention.SQL["retention_dead_jobs"], {"days": 1.0, "limit": 10})
+    login.execute(retention.SQL["retention_dead_jobs"], {"days": 1.0, "limit": 10, **ALL})
 
 
 @pytest.mark.parametrize("option", ["--keep-workflows", "--keep-history", "--keep-messages"])

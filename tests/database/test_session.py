@@ -118,6 +118,36 @@ def test_everything_works_whatever_the_database_sets(odd: str, outbox: Outbox) -
         outbox(*command, code=None if command == ["doctor"] else 0)
 
 
+@pytest.mark.parametrize("whose", ["DATABASE", "ROLE"])
+def test_what_postgres_has_comes_first_whatever_the_search_path_says(
+    conn: Conn, dsn: str, admin_dsn: str, whose: str
+) -> None:
+    """Schemas with functions of Postgres' names stand before pg_catalog: the engine means Postgres' own."""
+    path = "public, shadow, pg_catalog"
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute(SHADOWS.encode())
+        where = (
+            f"DATABASE {admin.info.dbname}" if whose == "DATABASE" else f"ROLE {OWNER} IN DATABASE {admin.info.dbname}"
+        )
+        admin.execute(f"ALTER {where} SET search_path = {path}".encode())
+    with psycopg.connect(dsn, autocommit=True) as users:
+        assert value(users, "SELECT now()").year == 2001
+        p = shop()
+        deploy(users, p)
+        p.submit(users, "good", Post(content="plain"))
+        p.submit(users, "bad", Post())
+        assert value(users, "SHOW search_path") == path, "what the user's session has is the user's"
+    conn.execute("UPDATE outbox.schedules SET next_at = now() - interval '1 second'")
+    drain_all(conn, dsn, p)
+    assert status_of(conn, "good") == "LATE"
+    assert value(conn, "SELECT min(at) > '2020-01-01' FROM outbox.state_changes")
+    assert value(conn, "SELECT count(*) FROM outbox.messages WHERE topic = 'tick'") == 1
+    assert value(conn, "SELECT ran_at > '2020-01-01' FROM outbox.schedules")
+    assert value(conn, "SELECT died_at > '2020-01-01' FROM outbox.dead_jobs")
+    with connect(dsn, "test") as ours:
+        assert value(ours, "SELECT current_schemas(false)") == ["public", "shadow"]
+
+
 def test_a_session_of_the_engine_has_what_it_needs_in_both_colours(odd: str) -> None:
     async def asked(**options: Any) -> list[Any]:
         async with await connect_async(odd, "test", **options) as conn:

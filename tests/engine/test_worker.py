@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -552,7 +553,9 @@ async def until(condition: Callable[[], Any], timeout: float = DEADLINE) -> None
         await asyncio.sleep(0.01)
 
 
-def test_an_in_progress_status_that_a_deploy_took_away_fails_its_jobs_and_stops_no_others(conn: Conn, dsn: str) -> None:
+def test_an_in_progress_status_that_a_deploy_took_away_puts_its_jobs_back_and_stops_no_others(
+    conn: Conn, dsn: str
+) -> None:
     def version(**options: Any) -> Pipeline[Any]:
         pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
         pipeline.stage("work", on="NEW", to="DONE", retry=QUICK, **options)(lambda run: None)
@@ -572,13 +575,13 @@ def test_an_in_progress_status_that_a_deploy_took_away_fails_its_jobs_and_stops_
         with conn.transaction():
             old.submit(conn, "b", Post())
             conn.execute("UPDATE outbox.workflow_states SET current_status = 'MOVED' WHERE entity_id = 'b'")
-        while (worker.counts.dead, worker.counts.done) != (1, 1):
+        while (value(conn, "SELECT sum(released) FROM outbox.jobs"), worker.counts.done) != (1, 1):
             await asyncio.sleep(0.01)
         worker.stop()
         await running
 
     asyncio.run(asyncio.wait_for(go(), DEADLINE))
-    assert "WORKING" in dead_error(conn)
+    assert conn.execute("SELECT attempt, error LIKE '%%WORKING%%' FROM outbox.jobs").fetchall() == [(0, True)]
     assert status_of(conn, "b") == "DONE"
 
 
@@ -639,3 +642,47 @@ def test_an_attempt_that_times_out_while_its_end_waits_for_a_lock_leaves_nothing
     drain(make(timeout=DEADLINE, retry=LATER), dsn)
     assert effects.execute("SELECT * FROM outbox.effects").fetchall() == [("a", 2)]
     assert status_of(effects, "a") == "DONE"
+
+
+@pytest.fixture
+def no_files() -> Iterator[Callable[[bool], None]]:
+    """Has this process open no more files, or as many as before. What is open stays so."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit(none: bool) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3 if none else soft, hard))
+
+    yield limit
+    limit(False)
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+def test_a_worker_that_can_open_no_more_files_says_so_and_goes_on_when_it_can(
+    conn: Conn, dsn: str, caplog: pytest.LogCaptureFixture, no_files: Callable[[bool], None], transaction: bool
+) -> None:
+    """All its sessions are ended meanwhile: not one can be made again."""
+    ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'outbox %'"
+    said: list[str] = []
+
+    async def work(run: Run[Post]) -> None:
+        if run.entity_id == "0" and not said:
+            said.append("begun")
+            no_files(True)
+            conn.execute(ended.encode())
+
+    p = one_stage(work, transaction=transaction, retry=Backoff(first=0.01, attempts=3))
+    deployed(conn, p)
+    p.submit_many(conn, ((str(n), Post()) for n in range(10)))
+
+    async def until_it_is_said() -> None:
+        async with asyncio.timeout(DEADLINE):
+            while "too many open files" not in caplog.text:
+                await asyncio.sleep(0.02)
+        no_files(False)
+
+    async def both() -> None:
+        await asyncio.gather(Worker(p, dsn=dsn, drain=True).run(), until_it_is_said())
+
+    asyncio.run(both())
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == 10
+    assert "see ulimit -n" in caplog.text

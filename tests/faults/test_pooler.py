@@ -15,7 +15,8 @@ from kit.faults import WORKER, check_books, drained, prepare, submit
 from kit.pipelines import deployed, make_posts, value
 from kit.pooler import Pooler
 from kit.servers import DEADLINE, Process, wait_for
-from outbox import Worker
+from outbox import Backoff, Pipeline, Run, SettingsError, Worker
+from outbox.database.session import require_pooled
 from outbox.engine.lease import Lease
 
 Conn = psycopg.Connection[Any]
@@ -118,3 +119,74 @@ def test_sessions_of_others_are_left_as_they_were(conn: Conn, pooled: str, dsn: 
         before: Any = value(client, settings)
         asyncio.run(asyncio.wait_for(Worker(posts, pooled, listen_dsn=dsn, drain=True).run(), DEADLINE))
         assert {value(client, settings) for _ in range(20)} == {before}
+
+
+LEFT = (
+    "SET search_path TO nowhere",
+    "SET array_nulls = off",
+    "SET DateStyle = 'German'",
+    "SELECT set_config('app.tenant', 'a', false)",
+    "CREATE TEMP TABLE mine AS SELECT 1 AS n",
+    "SELECT pg_advisory_lock(42)",
+    "PREPARE mine AS SELECT 1",
+)
+SEEN = """
+SELECT current_setting('search_path') = 'nowhere', current_setting('array_nulls') = 'off',
+       current_setting('DateStyle') LIKE 'German%', current_setting('app.tenant', true) = 'a',
+       EXISTS (SELECT FROM pg_class WHERE relname = 'mine'), EXISTS (SELECT FROM pg_locks WHERE objid = 42),
+       EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'mine'),
+       current_setting('client_encoding') <> 'UTF8', current_setting('application_name') NOT LIKE 'outbox%'
+"""
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_a_handler_leaves_nothing_in_a_session_that_the_pooler_gives_to_others(
+    conn: Conn, pooled: str, dsn: str, colour: str
+) -> None:
+    pids: list[int] = []
+    seen: list[tuple[Any, ...]] = []
+
+    def sync_work(run: Run[Any]) -> None:
+        pids.append(value(run.connection, "SELECT pg_backend_pid()"))
+        seen.append(run.connection.execute(SEEN).fetchone())
+        for statement in LEFT if run.entity_id == "1" else ():
+            run.connection.execute(statement)
+
+    async def work(run: Run[Any]) -> None:
+        pids.append((await (await run.connection.execute("SELECT pg_backend_pid()")).fetchone())[0])
+        seen.append(await (await run.connection.execute(SEEN)).fetchone())
+        for statement in LEFT if run.entity_id == "1" else ():
+            await run.connection.execute(statement)
+
+    pipeline: Pipeline[Any] = Pipeline("p", initial="NEW", final={"DONE"})
+    handler: Any = work if colour == "async" else sync_work
+    pipeline.stage("work", on="NEW", to="DONE", transaction=True, concurrency=1, retry=Backoff(attempts=1))(handler)
+    deployed(conn, pipeline)
+    for number in range(1, 6):
+        pipeline.submit(conn, str(number), {})
+    asyncio.run(Worker(pipeline, dsn=pooled, listen_dsn=dsn, drain=True).run())
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == 5
+    assert pids[0] in pids[1:], "or the test shows nothing"
+    assert {any(row) for row in seen} == {False}, seen
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("array_nulls = off", "array_nulls is off, .*SET array_nulls = on"),
+        ("transform_null_equals = on", "transform_null_equals"),
+        ("search_path = public, pg_catalog", "search_path is public, pg_catalog.*without pg_catalog"),
+    ],
+)
+def test_a_session_that_cannot_be_made_right_behind_a_pooler_is_refused_by_name(
+    conn: Conn, dsn: str, admin_dsn: str, setting: str, told: str, env: dict[str, str]
+) -> None:
+    """The pooler's own sessions are older than that: a direct one stands for a new one of its."""
+    pipeline = make_posts()
+    deployed(conn, pipeline)
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET {setting}".encode())
+    with pytest.raises(SettingsError, match=f"behind the pooler, .*{told}"):
+        asyncio.run(Worker(pipeline, dsn=dsn, listen_dsn=f"{dsn}?application_name=direct", drain=True).run())
+    with psycopg.connect(env["OUTBOX_LISTEN_DSN"], autocommit=True) as odd, pytest.raises(SettingsError, match=told):
+        require_pooled(odd)

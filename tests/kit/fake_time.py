@@ -8,7 +8,10 @@ have it in front, too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -36,11 +39,19 @@ def install(admin_dsn: str, dsn: str) -> str:
     with psycopg.connect(admin_dsn, autocommit=True) as admin:
         admin.execute(_SCHEMA)
     faked = make_conninfo(dsn, options="-c search_path=fake,pg_catalog")
-    migrations.apply(faked)
+    with patch.object(migrations, "transaction", plain_transaction):
+        migrations.apply(faked)
     with psycopg.connect(admin_dsn, autocommit=True) as admin:
         for (statement,) in admin.execute(_FIXED).fetchall():
             admin.execute(statement.encode())
     return faked
+
+
+@contextmanager
+def plain_transaction(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    """Is a transaction whose search_path stays: the engine's own has what Postgres has before all else."""
+    with conn.transaction():
+        yield
 
 
 def stop(admin_dsn: str) -> None:
