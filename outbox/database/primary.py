@@ -16,6 +16,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from . import hosts
+from .dsn import readable
 from .hosts import Host, Standing
 from .steps import Statement
 
@@ -126,6 +127,8 @@ _known: dict[frozenset[Host], Primary] = {}
 
 async def look(dsn: str) -> Primary | None:
     """Asks all hosts of a DSN and returns what is known now; None, without asking, if there is only one."""
+    if not readable(dsn):
+        return None  # the attempt to connect says so; a part of a password must not be looked up as a host
     key = _key(dsn)
     if len(await hosts.resolved(dsn)) < 2:
         _known.pop(key, None)

@@ -118,7 +118,7 @@ COMMANDS = [
     ["doctor", "--json"],
     ["worker", "--app", APP, "--drain", "--no-notify"],
     ["worker", "--app", APP, "--drain", "--log", "json"],
-    ["worker", "--app", APP, "--stage", "nowhere"],
+    ["worker", "--app", APP, "--stage", "nowhere", "--drain"],
 ]
 
 
