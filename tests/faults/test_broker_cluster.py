@@ -17,7 +17,7 @@ from kit.deliveries import relayed, write
 from kit.pipelines import value
 from kit.servers import wait_for
 from outbox import Consumer
-from outbox.messages.rabbitmq import batch, silence
+from outbox.messages.rabbitmq import batch, publisher, silence
 from outbox.messages.rabbitmq.publisher import Publisher
 from outbox.messages.relay import Relay
 
@@ -67,13 +67,11 @@ def during(dsn: str, conn: Conn, cluster: BrokerCluster) -> During:
         urls = cluster.urls(cluster.new_vhost(), first=at)
         writer = Writer(conn)
         consumer = Consumer("q", record, dsn=dsn, amqp_url=urls, exchange="x", topics=["#"], concurrency=4)
-        publisher = Publisher(urls, source="/test", exchange="x", strict=True)
-        relay = Relay(dsn, publisher, strict=True)
+        sends = Publisher(urls, source="/test", exchange="x", strict=True)
+        relay = Relay(dsn, sends, strict=True)
 
         def relays_to() -> Broker:
-            return next(
-                node for node in cluster.nodes if publisher._brokers.named("").startswith(f"127.0.0.1:{node.port}")
-            )
+            return next(node for node in cluster.nodes if sends._brokers.named("").startswith(f"127.0.0.1:{node.port}"))
 
         async def main() -> None:
             running = [asyncio.create_task(consumer.run())]
@@ -99,6 +97,7 @@ def test_nodes_are_killed_and_frozen_and_each_message_has_one_effect(
 ) -> None:
     """One story, as a cluster takes long to start: a node is killed, then the majority, then one is frozen."""
     monkeypatch.setattr(silence, "SAID_AFTER", 1.0)
+    monkeypatch.setattr(publisher, "_LEAVE_EVERY", 1.0)
     monkeypatch.setattr(batch, "REFUSED", replace(batch.REFUSED, first=0.01, max=0.05))
     monkeypatch.setattr(silence, "LEFT_AFTER", 5.0)
     _, first, second = cluster.nodes

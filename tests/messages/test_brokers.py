@@ -8,15 +8,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pika import spec
 
 from kit.publishing import Sender, numbers, some
-from kit.scripted_broker import ScriptedBroker, confirm, hold
+from kit.scripted_broker import Message, ScriptedBroker, confirm, hold
 from kit.servers import DEADLINE, free_port, wait_for
-from outbox.messages.rabbitmq import connection, silence
+from outbox.messages.rabbitmq import batch, connection, silence
 from outbox.messages.rabbitmq.brokers import Brokers
 
 Start = Callable[..., Sender]
@@ -167,6 +168,15 @@ def test_a_broker_that_confirms_nothing_is_left_and_all_is_sent_again_in_order(
     assert numbers(first.messages) == ([1] if strict else [1, 2, 3])
     assert "no confirm for" in str(sender.troubles)
     assert sender.troubles[-1] is None
+
+
+def test_a_broker_that_refuses_all_is_left_for_the_next_one(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "REFUSED", replace(batch.REFUSED, first=0.001, max=0.001))
+    with ScriptedBroker(Message.nack) as first, ScriptedBroker(confirm) as second:
+        sender = start(first.url, second.url)
+        assert list(sender.deliver(some(1)).result(DEADLINE)) == [1]
+        assert sender.deliver(some(1, 2)).result(DEADLINE) == {}
+    assert (len(first.lines), numbers(second.messages)) == (1, [1, 2])
 
 
 def test_a_broker_that_is_slow_is_not_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ class Batch:
     ) -> None:
         self.left = len(messages)
         self.parked: Parked = {}
+        self.taken = self.refused = False  # whether the broker has taken a message, or refused one to the last
         self._strict = strict
         self._waiting = deque(messages)
         self._refused: list[tuple[float, int, Outgoing]] = []  # a heap: when it may go again
@@ -129,6 +130,7 @@ class Batch:
                 waits = self._routes.returned(attempt.routing_key, now)
                 self._set_aside(attempt, attempt.returned, waits)
             elif acked:
+                self.taken = True
                 self._routes.routed(attempt.routing_key)
                 self._unroutable.pop(attempt.routing_key, None)
                 self._end(message)
@@ -174,6 +176,7 @@ class Batch:
         nacks = self._nacks[message.id] = self._nacks.get(message.id, 0) + 1
         delay = None if self._routes.is_missing(attempt.routing_key) else REFUSED.delay(nacks)
         if delay is None:
+            self.refused = True
             waits = self._routes.refused(attempt.routing_key, now)
             self._set_aside(
                 attempt, f"the broker refused it {nacks} times" if nacks > 1 else "the broker refused it", waits

@@ -37,6 +37,11 @@ _BY_ROUTING_KEY = {"topic", "direct", "fanout"}
 once they can't route for the next message either. RabbitMQ refuses to declare an exchange that is of another type.
 """
 
+_LEAVE_EVERY = 10.0
+"""Seconds between two connections that are left because they refuse all: a channel of RabbitMQ 3.10 may go on doing so
+when its quorum queue has a new leader, and a full queue is no reason to connect more often.
+"""
+
 _LOOK_EVERY = 0.5
 """Seconds after which `deliver` checks again whether it may send: nothing tells it that the lease is held again."""
 
@@ -72,6 +77,7 @@ class Publisher(Target):
         self._lost: str | None = None
         self._delays = connection.delays()
         self._silence = Silence()
+        self._leave_at = 0.0
         self._routes = Routes()
         self._batch = self._nothing = Batch((), {}, strict, self._routes)
         self._changed = asyncio.Event()
@@ -94,6 +100,8 @@ class Publisher(Target):
                         await asyncio.wait_for(self._changed.wait(), max(0.001, min(_LOOK_EVERY, due)))
                     await self._leave_if_silent()
             self.trouble.set(self._blocked)
+            if batch.refused and not batch.taken:
+                await self._leave_refusing()
             return batch.parked
         finally:
             # Cancelled or not, nothing more of it is sent, and a later answer belongs to no message.
@@ -169,6 +177,13 @@ class Publisher(Target):
         if self._silence.is_too_long():
             await self.close()
             self._lost = self._brokers.named(f"no confirm for {self._silence.seconds:.0f} s, connecting again")
+
+    async def _leave_refusing(self) -> None:
+        """Has the next messages go over a new connection, to the next broker."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._leave_at:
+            self._leave_at = now + _LEAVE_EVERY
+            await self.close()
 
     async def _connect(self) -> None:
         """Opens a channel in confirm mode, however long it takes."""
