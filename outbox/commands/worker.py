@@ -1,4 +1,4 @@
-"""`outbox worker` runs stages until it is told to stop."""
+"""Defines `outbox worker`, which runs stages until it is told to stop."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def worker(
             try:
                 _, left = ending.run(_run(made, stop_pipe, grace))
             except psycopg.Error as error:
-                if error.diag.message_primary:  # the answer of a server; else none was reached
+                if error.diag.message_primary:  # a server's answer; otherwise no server was reached
                     raise
                 raise OutboxError(cannot_connect(dsn, error)) from None
     if made.interrupted:
