@@ -43,12 +43,12 @@ class Limits:
 
     @property
     def paced(self) -> bool:
-        """Whether attempts have start times."""
+        """Tells whether attempts have start times."""
         return self.rate is not None or self.partition_rate is not None
 
     @property
     def crowded(self) -> bool:
-        """Whether the end of one attempt may let another one start."""
+        """Tells whether the end of one attempt may let another one start."""
         return self.concurrency is not None or self.partition_concurrency is not None
 
     def __str__(self) -> str:
