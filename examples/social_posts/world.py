@@ -1,4 +1,4 @@
-"""Simulates the outside world: a small HTTP service that sometimes answers late, wrongly or not at all, as real ones do.
+"""Simulates the outside world: a small HTTP service that, as real ones do, may answer late, wrongly or not at all.
 
     python -m outbox.demo.world --port 0 --seed 7 --outage-after 60
 
@@ -118,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
             self.work(body, mood)
 
     def work(self, body: bytes, mood: str) -> None:
-        """Does what was asked, then answers. If the answer is slow or malformed, callers can't tell that it was done."""
+        """Does what was asked, then answers. From a slow or malformed answer, callers can't tell that it was done."""
         time.sleep(self.world.work_seconds)
         key = self.headers.get("Idempotency-Key", "")
         try:

@@ -50,7 +50,7 @@ def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None
 
 
 def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> Row:
-    """Returns the only workflow of an entity. Raises NotFound if there are none or several; it names the pipelines."""
+    """Returns the only workflow of an entity. Raises NotFound if there is none or, with the pipelines, several."""
     found = find(conn, entity, pipeline)
     if len(found) > 1:
         names = ", ".join(row["pipeline"] for row in found)

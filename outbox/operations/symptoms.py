@@ -25,8 +25,8 @@ HELD_TOO_LONG = 60.0
 """Seconds after its stage's timeout from which a held job is reported: it should have failed long before."""
 
 MANY_UNFOLDED = 50_000
-"""How many unfolded rows of counts are reported: a busy worker writes a few thousand in the ten seconds between two
-folds."""
+"""More unfolded rows of counts than this are reported. A busy worker writes a few thousand in the ten seconds between
+two folds."""
 
 Conn = psycopg.Connection[Any]
 
