@@ -1,4 +1,4 @@
-"""Measures the engine; see README.md. The RabbitMQ that it measures on is the tests' own (tests/kit/broker.py)."""
+"""Measures the engine; see README.md. It measures on the RabbitMQ of the tests (tests/kit/broker.py)."""
 
 import sys
 from pathlib import Path

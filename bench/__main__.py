@@ -1,4 +1,4 @@
-"""Runs the benches one after the other; each leaves its figures and a picture of them in a folder.
+"""Runs the benches one after the other. Each writes its figures and a picture of them into a folder.
 
 `python -m bench [NAME ...] [--out FOLDER] [--quick]`
 """
@@ -23,8 +23,8 @@ from .kit import picture, report
 class Bench:
     """A module of this package that writes its figures with --json.
 
-    `quick` are its options for a look that takes seconds; `headline` tells (a regular expression) which of its
-    figures are in the table at the end. All are in the files.
+    `quick` has its options for a run of some seconds. `headline` is a regular expression: the figures that match it are
+    in the table at the end. The files have all figures.
     """
 
     quick: str
@@ -50,7 +50,7 @@ BENCHES = {
         "--size 1000 --size 100000 --many 1 --many 100 --cycles 10 --rounds 2", headline="claim and commit|status"
     ),
 }
-"""A new bench is a line here."""
+"""The benches in the order in which they run. A new bench adds a line here."""
 
 
 @click.command()
@@ -80,17 +80,17 @@ def main(names: Sequence[str], out: Path, quick: bool) -> None:
 
 
 def run(name: str, out: Path, quick: bool) -> dict[str, Any] | str:
-    """Run one and draw its picture; return its document, or what went wrong ("": it says that it can't run here)."""
+    """Runs a bench and draws its picture. Returns its document, or what went wrong ("" if it can't run here)."""
     json_file, svg_file = out / f"{name}.json", out / f"{name}.svg"
     for file in (json_file, svg_file):
-        file.unlink(missing_ok=True)  # an older run's must not be taken for this one's
+        file.unlink(missing_ok=True)  # an older run's files must not be mistaken for this one's
     options = BENCHES[name].quick.split() if quick else []
     command = [sys.executable, "-m", f"bench.{name}", "--json", str(json_file), *options]
     process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        process.wait()  # it was told so, too, and takes down its servers
+        process.wait()  # it got SIGINT, too, and stops its servers
         raise
     if code:
         return f"exit code {code}"
@@ -99,13 +99,13 @@ def run(name: str, out: Path, quick: bool) -> dict[str, Any] | str:
     document: dict[str, Any] = json.loads(json_file.read_text(encoding="utf-8"))
     try:
         picture.draw(document, svg_file)
-    except Exception as error:  # the figures of hours are there: they are shown, and the other benches run
+    except Exception as error:  # hours of figures must not be lost: they are shown, and the other benches run
         return f"no picture, {type(error).__name__}: {error}"
     return document
 
 
 def headline(name: str, document: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the figures of a bench that come first."""
+    """Returns the figures of a bench for the table at the end."""
     wanted = re.compile(BENCHES[name].headline)
     return {title: values for title, values in document["figures"].items() if wanted.search(title)}
 

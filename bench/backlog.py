@@ -1,4 +1,4 @@
-"""A backlog of a million: how fast `outbox submit FILE` makes it, what a worker does on it, and what memory both take.
+"""Measures a backlog of a million: how fast `outbox submit FILE` makes it, a worker works on it, and both use memory.
 
 `python -m bench.backlog --help`
 """
@@ -63,7 +63,7 @@ def main(jobs: int, seconds: float, json_file: Path | None) -> None:
 
 
 def peak_megabytes(process: subprocess.Popen[bytes], seconds: float = float("inf")) -> float:
-    """Return the most memory (resident, MB) that a process takes until it ends or the time is over."""
+    """Returns the peak resident memory (MB) of a process until it ends or the time is over."""
     until, peak = time.monotonic() + seconds, 0
     watched = psutil.Process(process.pid)
     while process.poll() is None and time.monotonic() < until:

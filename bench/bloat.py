@@ -1,4 +1,4 @@
-"""What a transaction that stays open does to an outbox: to the message log, and to a table read with SKIP LOCKED.
+"""Measures what a long-open transaction does to an outbox: the message log, and a table read with SKIP LOCKED.
 
 `python -m bench.bloat --help`
 """
@@ -27,7 +27,7 @@ from .kit.readers import PLAIN_TABLE, Taken, relay, skip_locked
 
 CLIENTS = 2
 AT_ONCE = 10
-"""Messages of one transaction of the writer."""
+"""Messages in one transaction of the writer."""
 
 NOT_REMOVABLE = re.compile(r"(\d+) are dead but not yet removable")
 INSERT_MS = re.compile(r"lat ([\d.]+) ms")
@@ -35,7 +35,7 @@ INSERT_MS = re.compile(r"lat ([\d.]+) ms")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An outbox: its table, what else is updated as it is read (and by what name that is shown), and how it is read."""
+    """An outbox: its table, how it is read, and the table that holds the reader's cursor, if any."""
 
     table: str
     reader: Callable[[str, Taken], AbstractContextManager[None]]
@@ -72,7 +72,7 @@ def main(seconds: int, slice_: int, rate: int, json_file: Path | None) -> None:
 
 
 def run(postgres: Server, dsn: str, subject: Subject, seconds: int, slice_: int, rate: int) -> list[dict[str, Any]]:
-    """Write and read for some seconds; return a line for each slice. An error unless each message was read once."""
+    """Writes and reads for some seconds. Returns a line for each slice. Raises unless each message was read once."""
     taken = Taken()
     transactions = rate * seconds // AT_ONCE // CLIENTS
     with psycopg.connect(dsn, autocommit=True) as conn, horizon(dsn) as old:
@@ -84,7 +84,7 @@ def run(postgres: Server, dsn: str, subject: Subject, seconds: int, slice_: int,
                 old.hold(held)
                 begun, messages, fetches = time.monotonic(), taken.messages, len(taken.fetches)
                 time.sleep(max(0.0, started + end - time.monotonic()))
-                # A slice shows nothing before something was read in it: a second fetch tells that the first is deleted.
+                # A slice needs a finished read to show anything. The second fetch proves that the first was deleted.
                 while len(taken.fetches) < fetches + 2 and pgbench.poll() is None:
                     time.sleep(0.05)
                 took = time.monotonic() - begun
@@ -107,7 +107,7 @@ def run(postgres: Server, dsn: str, subject: Subject, seconds: int, slice_: int,
 
 
 def compared(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return what a series comes to: at the end of the open transaction, beside before. What was not read is absent."""
+    """Returns a series in short: before the open transaction, and at its end. Figures without reads are absent."""
     before, held = around(lines)
     if not held:
         return {}
@@ -122,7 +122,7 @@ def compared(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def until_read(taken: Taken, messages: int) -> None:
-    """Return when the reader has all messages; an error if it has more, or not all of them in a minute."""
+    """Returns when the reader has all messages. Raises if it has more, or doesn't have all within a minute."""
     deadline = time.monotonic() + 60
     while taken.messages < messages and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -134,7 +134,7 @@ def until_read(taken: Taken, messages: int) -> None:
 def writer(
     postgres: Server, dsn: str, table: str, rate: int, transactions: int, slice_: int
 ) -> Iterator[subprocess.Popen[str]]:
-    """Write messages at a fixed rate, a few in a transaction: pgbench, which tells each slice how long one takes."""
+    """Writes messages at a fixed rate, a few in a transaction. pgbench reports for each slice how long one takes."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         script = Path(folder, "write.sql")
         script.write_text(
@@ -154,7 +154,7 @@ def writer(
 
 
 def dead_rows(conn: psycopg.Connection, table: str) -> int:
-    """Vacuum a table; return how many dead rows VACUUM had to leave, by its own word."""
+    """Vacuums a table. Returns how many dead rows VACUUM reports that it had to leave."""
     said: list[str] = []
 
     def listen(notice: psycopg.errors.Diagnostic) -> None:

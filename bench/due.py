@@ -1,4 +1,4 @@
-"""What do a hundred thousand deadlines or jobs that are due in the same second do to everything else?
+"""Measures how a hundred thousand deadlines or jobs due in the same second affect everything else.
 
 `python -m bench.due --help`
 """
@@ -26,7 +26,7 @@ late.stage("go", on="SCHEDULED", to="DONE")(lambda run: None)
 late.allow("WAITING", to="SCHEDULED")
 
 AFTER = 3
-"""Seconds from the beginning of the load until they are due."""
+"""Seconds from the start of the load until the deadlines or jobs are due."""
 
 DUE = {
     "none": "SELECT",
@@ -37,7 +37,7 @@ READY = (
     "SELECT coalesce(bool_and(idle), false) AND NOT EXISTS (SELECT FROM outbox.jobs WHERE pipeline = 'posts')"
     " FROM outbox.workers"
 )
-"""Whether the worker rests: what is due later is there already."""
+"""Tells whether the worker is idle. What is due later is already in the database."""
 LEFT = "SELECT NOT EXISTS (SELECT FROM outbox.jobs WHERE pipeline = 'late' AND (deadline IS NOT NULL OR NOT due))"
 
 
@@ -71,7 +71,7 @@ def main(many: int, rate: float, seconds: float, rounds: int, json_file: Path | 
 def measured(
     postgres: Server, dsn: str, kind: str, many: int, rate: float, seconds: float
 ) -> tuple[list[float], float]:
-    """Return what each of the others waited, in ms, and the seconds from when they were due to the last of them."""
+    """Returns how long each other workflow waited, in ms, and the seconds from the due time until the last was gone."""
     gone: list[float] = []
     workflows = whole(rate * seconds)
     with psycopg.connect(dsn, autocommit=True) as conn:

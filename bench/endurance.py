@@ -1,6 +1,6 @@
-"""What a transaction that stays open for minutes does to a queue: the engine's, and a plain one with SKIP LOCKED.
+"""Measures what a transaction that stays open for minutes does to the engine's queue, and to one with SKIP LOCKED.
 
-Load comes at a fixed rate meanwhile. `python -m bench.endurance --help`
+Load arrives at a fixed rate all the time. `python -m bench.endurance --help`
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .kit.steps import check_books, wait_until
 from .kit.waited import IDLE, capacity, whole
 
 CAPACITY = 20_000
-"""Workflows of the run that finds what one worker can do."""
+"""Workflows in the run that measures the capacity of one worker."""
 
 LEFT = 1_800
-"""Seconds in which what was not kept up with must be made good, after the load has ended."""
+"""Seconds after the end of the load within which the worker must have caught up."""
 
 PLAIN_SCRIPT = load.SCRIPT.replace(
     "INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)\nSELECT 'posts',",
@@ -43,7 +43,7 @@ DEAD = "SELECT n_dead_tup FROM pg_stat_all_tables WHERE relid = %s::regclass"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A queue: its table, the module of its worker, how load comes, and how the database says that all is done."""
+    """A queue: its table, the module of its worker, the script of its load, and a query for whether all is done."""
 
     table: str
     worker: str
@@ -61,7 +61,7 @@ SUBJECTS = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long it lasts, how long a line of the table is, and how much comes meanwhile."""
+    """How long a run and a slice last, in seconds, and how much load arrives, in workflows/s."""
 
     seconds: int
     slice: int
@@ -72,7 +72,7 @@ class Plan:
         return range(self.slice, self.seconds + 1, self.slice)
 
     def held(self, end: int) -> bool:
-        """Whether the horizon is held in the slice that ends then: in the two middle quarters."""
+        """Tells whether the horizon is held in the slice that ends then: in the two middle quarters it is."""
         return self.seconds / 4 < end <= self.seconds * 3 / 4
 
 
@@ -113,7 +113,7 @@ def main(
 
 
 def run(postgres: Server, dsn: str, subject: Subject, plan: Plan) -> list[dict[str, Any]]:
-    """Let load come for some seconds; return a line for each slice. An error unless each step was made once."""
+    """Loads a queue for some seconds. Returns a line for each slice. Raises unless each step was made once."""
     workflows = whole(plan.rate * plan.seconds)
     samples: list[dict[str, Any]] = []
     with psycopg.connect(dsn, autocommit=True) as conn, horizon(dsn) as transaction:
@@ -142,13 +142,13 @@ def run(postgres: Server, dsn: str, subject: Subject, plan: Plan) -> list[dict[s
 
 
 def noted(notes: Notes, submits: Sequence[float], started: float, end: int, plan: Plan) -> dict[str, float]:
-    """Return what the worker has noted in a slice, and how many steps are left at its end."""
+    """Returns what the worker noted in a slice, and how many steps are left at its end."""
     first, last = started + end - plan.slice, started + end
     claims = [took for at, took, _ in notes.claims if first <= at < last]
     submitted = sum(at < last for at in submits) * load.AT_ONCE * len(STAGES)
     return {
         "steps/s": sum(jobs for at, jobs in notes.steps if first <= at < last) / plan.slice,
-        # Of no claim there is no time, and not one of 0 ms.
+        # Without a claim there is no time, rather than a time of 0 ms.
         **({"claim ms": statistics.median(claims), "claim p99 ms": report.percentile(claims, 0.99)} if claims else {}),
         "claims/s": len(claims) / plan.slice,
         "steps left": submitted - sum(jobs for at, jobs in notes.steps if at < last),
@@ -156,7 +156,7 @@ def noted(notes: Notes, submits: Sequence[float], started: float, end: int, plan
 
 
 def compared(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return what the series comes to: while the horizon was held, beside before. A figure of nothing is left out."""
+    """Returns a series in short: before the horizon was held, and while it was. Leaves out figures without values."""
     before, during = around(lines)
     last = during[-1]
 
@@ -179,7 +179,7 @@ def compared(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 @contextmanager
 def noting(dsn: str, subject: Subject) -> Iterator[Notes]:
-    """Run the worker of a queue; its notes are there when this has ended."""
+    """Runs the worker of a queue. Its notes are complete when the block has ended."""
     notes = Notes()
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         file = Path(folder, "notes.json")
@@ -199,7 +199,7 @@ def noting(dsn: str, subject: Subject) -> Iterator[Notes]:
 
 
 def check(conn: psycopg.Connection, dsn: str, subject: Subject, notes: Notes, workflows: int) -> None:
-    """An error unless every step was made once, and noted."""
+    """Raises unless every step was made once, and noted."""
     if subject.table == "outbox.jobs":
         (now,) = conn.execute("SELECT clock_timestamp() - interval '1 day'").fetchone() or (None,)
         check_books(dsn, workflows, now)

@@ -1,4 +1,4 @@
-"""What a worker costs that has nothing to do: statements, CPU and memory, its own and that of its sessions in Postgres.
+"""Measures what an idle worker costs: statements, CPU and memory, its own and those of its sessions in Postgres.
 
 `python -m bench.idle --help`
 """
@@ -42,7 +42,7 @@ def main(seconds: float, settle: float, rounds: int, json_file: Path | None) -> 
 
 
 def watched(admin_dsn: str, dsn: str, seconds: float, settle: float) -> dict[str, float]:
-    """Return the figures of one worker. It is asked of from another database, so that its own one counts only it."""
+    """Returns the figures of one worker. It queries from another database, so only the worker counts in its own."""
     database = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
     with worker(dsn) as process, psycopg.connect(admin_dsn, autocommit=True) as conn:
         wait_until(dsn, IDLE, 60)
@@ -53,7 +53,7 @@ def watched(admin_dsn: str, dsn: str, seconds: float, settle: float) -> dict[str
         started = time.monotonic()
         statements, own, theirs = counted(conn, database), busy_seconds(process.pid), sum(map(busy_seconds, sessions))
         time.sleep(seconds)
-        while counted(conn, database) == statements:  # Postgres counts late, and a rate of nothing is none
+        while counted(conn, database) == statements:  # Postgres counts late, and nothing counted gives no rate
             time.sleep(0.1)
         took = time.monotonic() - started
         statements = counted(conn, database) - statements
@@ -72,7 +72,7 @@ def watched(admin_dsn: str, dsn: str, seconds: float, settle: float) -> dict[str
 
 
 def counted(conn: psycopg.Connection, database: object) -> int:
-    """Return the transactions of a database since it was made: each statement of an idle worker is one."""
+    """Returns the transactions of a database since it was made. Each statement of an idle worker is one."""
     (count,) = conn.execute(TRANSACTIONS, (database,)).fetchone() or (0,)
     return int(count)
 

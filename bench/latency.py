@@ -1,4 +1,4 @@
-"""How long after COMMIT a workflow's handler begins, and its pipeline of three stages has ended; idle and under load.
+"""Measures the time from COMMIT to a workflow's handler and to the end of its three stages, idle and under load.
 
 `python -m bench.latency --help`
 """
@@ -21,7 +21,7 @@ from .kit.steps import wait_until
 from .kit.waited import IDLE, PARTS, Run, capacity, check, timed_worker, waits, whole
 
 LOADS = (10, 50, 80)
-"""Percent of capacity."""
+"""The loads, in percent of capacity."""
 
 
 @click.command()
@@ -65,7 +65,7 @@ def main(seconds: float, single: int, saturated: int, rounds: int, json_file: Pa
 
 
 def loaded(postgres: Server, dsn: str, workflows: int, rate: float) -> Run:
-    """Return what workflows wait that come at a rate, whatever the engine does."""
+    """Returns how long workflows wait that arrive at a rate, no matter how the engine keeps up."""
     with timed_worker(dsn) as notes:
         sent = load.submit(postgres, dsn, workflows, rate)
         wait_until(dsn, IDLE, 600)
@@ -75,7 +75,7 @@ def loaded(postgres: Server, dsn: str, workflows: int, rate: float) -> Run:
 
 
 def one_at_a_time(dsn: str, workflows: int) -> Run:
-    """Return what workflows wait each of which finds the worker idle."""
+    """Returns how long workflows wait that each find the worker idle."""
     committed: dict[str, float] = {}
     with timed_worker(dsn) as notes, psycopg.connect(dsn, autocommit=True) as conn:
         for number in range(workflows):

@@ -1,4 +1,4 @@
-"""What do limits cost a stage: how many jobs a second does one process make with each kind, beside none?
+"""Measures what limits cost a stage: the jobs/s of one process with each kind of limit, and without.
 
 `python -m bench.limits --help`
 """
@@ -23,7 +23,7 @@ from .kit.database import machine, server, worker
 from .kit.steps import check_books, wait_until
 
 TEN = 10
-"""Jobs of the small tenant."""
+"""How many jobs the small tenant has."""
 
 
 @click.command()
@@ -64,7 +64,7 @@ def main(jobs: int, rounds: int, json_file: Path | None) -> None:
 
 
 def jobs_per_second(dsn: str, pipeline: Pipeline[Any], jobs: int, many: int) -> float:
-    """Return what one worker makes of a backlog of `many` tenants, whose jobs come in any order."""
+    """Returns the jobs/s of one worker on a backlog of `many` tenants, whose jobs are in random order."""
     of = [number % many for number in range(jobs)]
     random.shuffle(of)
     with worked(dsn, pipeline):
@@ -74,7 +74,7 @@ def jobs_per_second(dsn: str, pipeline: Pipeline[Any], jobs: int, many: int) -> 
 
 
 def last_of_few(dsn: str, jobs: int) -> float:
-    """Return the seconds after which a tenant's ten jobs are done that came behind all those of another one."""
+    """Returns the seconds until the ten jobs of a tenant are done that came after all jobs of another tenant."""
     with worked(dsn, tenants.fair):
         start = submitted(dsn, tenants.fair, [0] * jobs + [1] * TEN)
         small = (
@@ -88,14 +88,14 @@ def last_of_few(dsn: str, jobs: int) -> float:
 
 
 def worked(dsn: str, pipeline: Pipeline[Any]) -> Any:
-    """Deploy, and have a worker that is idle."""
+    """Deploys the pipeline, and returns a context with a worker of it."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         deploy.deploy(conn, pipeline)
     return worker(dsn, f"bench.kit.tenants:{pipeline.name}")
 
 
 def submitted(dsn: str, pipeline: Pipeline[Any], of: list[int]) -> Any:
-    """Submit a job of each of these tenants at once, when a worker is idle; return the clock after COMMIT."""
+    """Submits a job for each tenant in `of`, once a worker is idle. Returns the database's clock after COMMIT."""
     wait_until(dsn, "SELECT count(*) = 1 FROM outbox.workers WHERE idle", 60)
     with psycopg.connect(dsn) as conn:
         items = ((f"job_{n}", tenants.Task(tenant=tenant, urgency=n % 7)) for n, tenant in enumerate(of))

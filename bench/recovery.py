@@ -1,4 +1,4 @@
-"""How long after the kill -9 of a worker another one begins the next attempts at its jobs, at default settings.
+"""Measures how long after `kill -9` of a worker another one starts the next attempts at its jobs, with defaults.
 
 `python -m bench.recovery --help`
 """
@@ -27,7 +27,7 @@ from .kit.steps import wait_until
 from .peers.recovery import recoveries as recoveries_of_peers
 
 JOBS = 10
-"""What a worker holds when it is killed."""
+"""How many jobs a worker holds when it is killed."""
 
 READY = "SELECT count(*) = {} FROM outbox.workers WHERE idle AND watched"
 DONE = "SELECT NOT EXISTS (SELECT FROM outbox.jobs)"
@@ -61,7 +61,7 @@ def main(kills: int, at_once: int, peer_kills: int, patience: float, json_file: 
 
 
 def recoveries(postgres: Server, kills: int) -> list[list[float]]:
-    """Return for each kill the seconds to the next attempt at each of the worker's jobs."""
+    """Returns for each kill the seconds to the next attempt at each of the worker's jobs."""
     found: list[list[float]] = []
     with (
         postgres.database() as dsn,
@@ -84,7 +84,7 @@ def recoveries(postgres: Server, kills: int) -> list[list[float]]:
             until_noted(notes, kill, attempt=1)
             other = start()
             wait_until(dsn, READY.format(2), 60)
-            time.sleep(random.uniform(0, 2))  # at any moment between the looks that the other one takes
+            time.sleep(random.uniform(0, 2))  # at any moment between two looks of the other worker
             at = time.monotonic()
             holder.kill()
             found.append([begun - at for begun in until_noted(notes, kill, attempt=2)])
@@ -95,7 +95,7 @@ def recoveries(postgres: Server, kills: int) -> list[list[float]]:
 
 
 def until_noted(notes: Path, kill: int, attempt: int) -> list[float]:
-    """Return when these attempts at the jobs of one kill began."""
+    """Waits for these attempts at the jobs of one kill, and returns when each began."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         lines = [line.split() for line in notes.read_text().splitlines()]
@@ -107,7 +107,7 @@ def until_noted(notes: Path, kill: int, attempt: int) -> list[float]:
 
 
 def check_books(conn: psycopg.Connection, notes: Path, jobs: int) -> None:
-    """An error unless each job was begun twice, and its second attempt made its one change."""
+    """Raises unless each job was begun twice, and its second attempt made its one change."""
     counts = conn.execute(
         "SELECT count(*) FILTER (WHERE from_status IS NULL), count(*) FILTER (WHERE attempt = 2), count(*),"
         " (SELECT count(*) FROM outbox.dead_jobs) FROM outbox.state_changes"

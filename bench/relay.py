@@ -1,4 +1,4 @@
-"""How many messages a second a relay hands to RabbitMQ, beside pika alone; how late one is; what memory it takes.
+"""Measures a relay to RabbitMQ: messages/s beside pika alone, the delay of a message, and the relay's memory.
 
 `python -m bench.relay --help`
 """
@@ -37,7 +37,7 @@ DONE = "SELECT window_end IS NULL AND relayed >= %s FROM outbox.relays"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Messages/s; µs of a core that the publishing process took for one; its peak memory (resident, MB)."""
+    """Messages/s; CPU µs of the publishing process per message; its peak memory (resident, MB)."""
 
     rate: float
     cpu: float
@@ -90,7 +90,7 @@ def main(messages: int, rounds: int, single: int, backlog: int, json_file: Path 
 
 @contextmanager
 def rabbitmq() -> Iterator[Broker]:
-    """Start a node in a temporary folder; it is gone with its data at the end."""
+    """Starts a node in a temporary folder. Removes it and its data at the end."""
     broker = Broker()
     try:
         yield broker.start()
@@ -99,7 +99,7 @@ def rabbitmq() -> Iterator[Broker]:
 
 
 def queue(broker: Broker) -> str:
-    """Return the URL of a new virtual host, in which the durable queue `bench` takes all of the exchange `bench`."""
+    """Returns the URL of a new virtual host, in which the durable queue `bench` gets all of the exchange `bench`."""
     url = broker.new_url()
     with channel(url) as opened:
         opened.exchange_declare("bench", "topic", durable=True)
@@ -109,7 +109,7 @@ def queue(broker: Broker) -> str:
 
 
 def pika_alone(url: str, messages: int) -> Run:
-    """Measure the client without a relay and a database."""
+    """Measures the client without a relay or a database."""
     command = [sys.executable, "-m", "bench.kit.publisher", url, str(messages)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
     if done.returncode:
@@ -120,7 +120,7 @@ def pika_alone(url: str, messages: int) -> Run:
 
 
 def relayed(dsn: str, url: str, messages: int, *options: str) -> Run:
-    """Measure `outbox relay` from the commit that made all messages to the last confirm."""
+    """Measures `outbox relay` from the commit that made all messages to the last confirm."""
     with engine(dsn, "relay", "--exchange", "bench", *options, OUTBOX_AMQP_URL=url) as relay:
         wait_until(dsn, IDLE, 60)
         before = busy_seconds(relay.pid)
@@ -132,7 +132,7 @@ def relayed(dsn: str, url: str, messages: int, *options: str) -> Run:
 
 
 def until_relayed(dsn: str, relay: subprocess.Popen[bytes], messages: int) -> float:
-    """Return the relay's peak memory (resident, MB) when it has no more to do."""
+    """Waits until the relay has nothing left to do, and returns its peak memory (resident, MB)."""
     watched, peak = psutil.Process(relay.pid), 0
     with psycopg.connect(dsn, autocommit=True) as conn:
         while conn.execute(DONE, (messages,)).fetchone() != (True,):
@@ -144,7 +144,7 @@ def until_relayed(dsn: str, relay: subprocess.Popen[bytes], messages: int) -> fl
 
 
 def write(dsn: str, messages: int) -> float:
-    """Write messages in one transaction; return when it was committed."""
+    """Writes messages in one transaction. Returns when it was committed, by the monotonic clock."""
     with psycopg.connect(dsn) as conn:
         conn.execute(WRITE, (TOPIC, KEYS, BODY.decode(), messages))
         conn.commit()
@@ -152,7 +152,7 @@ def write(dsn: str, messages: int) -> float:
 
 
 def latencies(dsn: str, url: str, messages: int) -> list[float]:
-    """Return for each message the ms from its COMMIT to its arrival at a consumer; the relay is idle before each."""
+    """Returns for each message the ms from its COMMIT to its arrival at a consumer. The relay is idle before each."""
     delays: list[float] = []
     arrived: list[float] = []
     with (
@@ -173,10 +173,10 @@ def latencies(dsn: str, url: str, messages: int) -> list[float]:
 
 
 def check_books(url: str, messages: int) -> None:
-    """An error unless the broker has every message, each once: by what it counts, and by what it hands out."""
+    """Raises unless the broker has every message exactly once, by its own count and by what it delivers."""
     depth = queue_depth(url, "bench")
     with channel(url) as opened:
-        # A deep queue lies on disk, and a broker may need seconds before it goes on handing it out.
+        # A deep queue is on disk, and the broker may pause for seconds before it delivers more.
         deliveries = islice(opened.consume("bench", auto_ack=True, inactivity_timeout=60), depth)
         ids = {properties.headers["cloudEvents_id"] for _, properties, _ in deliveries if properties is not None}
     if not depth == len(ids) == messages or queue_depth(url, "bench"):

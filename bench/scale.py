@@ -1,4 +1,4 @@
-"""What claim, commit, submit and status cost when there are 10 million workflows, or 1,000 stages or pipelines.
+"""Measures what claim, commit, submit and status cost with 10 million workflows, or 1,000 stages or pipelines.
 
 `python -m bench.scale --help`
 """
@@ -37,13 +37,13 @@ SIZES = (10_000, 1_000_000, 10_000_000)
 MANY = (1, 10, 1_000)
 METADATA = {"content": "The new release made our nightly report three times faster, thank you! #postgres"}
 STAGES = 3
-"""Of the pipeline whose tables are filled; and how many batches a cycle works off there."""
+"""Stages of the pipeline whose tables are filled, and how many batches a cycle finishes there."""
 
 BACKLOG = 10_000
-"""Jobs that wait all the time where the tables are filled."""
+"""Jobs that always wait where the tables are filled."""
 
 WARM_UP = 5
-"""Cycles that are not counted; within them everything is prepared."""
+"""Cycles that are not counted. During them, all statements are prepared."""
 
 LOOK = statements.load("maintenance")["maintenance_look"]
 WORKER = "INSERT INTO outbox.workers (name, stages, lease) VALUES ('bench', '{}', '1 day') RETURNING id"
@@ -67,11 +67,11 @@ BOOKS = """
 """
 
 Samples = dict[str, list[float]]
-"""For each operation the ms that each of its turns took."""
+"""For each operation, the ms that each run of it took."""
 
 
 class Client(ABC):
-    """Does what a submitter, a worker and a person who looks do, by the engine's own statements, and takes the time."""
+    """Does what a submitter, a worker and a viewer do, with the engine's own statements, and measures the time."""
 
     def __init__(self, dsn: str, pipelines: Sequence[Pipeline[Any]], leaving: ExitStack) -> None:
         self._conn, self._engine = (leaving.enter_context(psycopg.connect(dsn, autocommit=True)) for _ in range(2))
@@ -85,7 +85,7 @@ class Client(ABC):
 
     @abstractmethod
     def cycle(self) -> None:
-        """Do each operation once or a few times."""
+        """Does each operation once or a few times."""
 
     @contextmanager
     def _timed(self, operation: str) -> Iterator[None]:
@@ -97,7 +97,7 @@ class Client(ABC):
         return f"post_{next(self._numbers)}"
 
     def _submit(self) -> Pipeline[Any]:
-        """Submit a batch to one pipeline: one workflow, then the others, each time with a COMMIT."""
+        """Submits a batch to one pipeline: one workflow, then the others, each time with a COMMIT."""
         pipeline = random.choice(self._pipelines)
         entity, others = self._entity(), [(self._entity(), METADATA) for _ in range(BATCH - 1)]
         with self._timed("submit 1"):
@@ -107,7 +107,7 @@ class Client(ABC):
         return pipeline
 
     def _spread(self, workflows: int) -> None:
-        """Start workflows in all stages that there are, by plain INSERT."""
+        """Starts workflows in random stages of all pipelines, by plain INSERT."""
         stages = random.choices([lane.stage for lane in self._lanes.values()], k=workflows)
         columns = {
             "pipelines": [stage.pipeline for stage in stages],
@@ -117,7 +117,7 @@ class Client(ABC):
         self._conn.execute(SPREAD, {**columns, "metadata": json.dumps(METADATA)})
 
     def _claim(self, operation: str, asked: Sequence[tuple[Lane, int]]) -> list[Job]:
-        """Claim as a worker does, low-water marks and all. An error unless a batch came."""
+        """Claims as a worker does, with low-water marks. Raises unless it gets a whole batch."""
         now = time.monotonic()
         claim = request(self._worker, asked, now, careful=True)
         with self._timed(operation):
@@ -131,7 +131,7 @@ class Client(ABC):
         return jobs
 
     def _commit(self, operation: str, jobs: Sequence[Job], to: Callable[[Job], str]) -> None:
-        """Finish a batch with a message for each. An error unless all were held."""
+        """Finishes a batch with a message for each job. Raises unless all jobs were held."""
         finish = commit.finish([(job, Finished(to(job), None, [message(job)])) for job in jobs])
         with self._timed(operation):
             rows = self._ask(*finish)
@@ -139,7 +139,7 @@ class Client(ABC):
             raise click.ClickException(f"of {len(jobs)} jobs {len(rows)} were held")
 
     def _look(self) -> None:
-        """Ask what `outbox status` asks, and what an idle worker asks every second."""
+        """Runs the queries of `outbox status`, and the one that an idle worker runs every second."""
         with self._timed("status"):
             look.status(self._conn)
         stages = [lane.stage for lane in self._lanes.values()]
@@ -154,14 +154,14 @@ class Client(ABC):
         chains.fold(self._conn)
 
     def check_books(self) -> None:
-        """An error unless history, jobs and counts fit the workflows."""
+        """Raises unless history, jobs and counts match the workflows."""
         (right,) = self._conn.execute(BOOKS).fetchone() or (False,)
         if right is not True:
             raise click.ClickException("the books are wrong: history, jobs or counts don't fit the workflows")
 
 
 class Filled(Client):
-    """A client of a pipeline that many workflows have been through. A cycle leaves the backlog as it is."""
+    """A client of a pipeline that many workflows have passed through. A cycle leaves the backlog unchanged."""
 
     def __init__(self, dsn: str, resting: int, leaving: ExitStack) -> None:
         pipeline = chains.chain("scale", STAGES)
@@ -174,7 +174,7 @@ class Filled(Client):
 
     def cycle(self) -> None:
         self._submit()
-        # As many for each stage, so that as many come to each as leave it.
+        # The same number for each stage, so that as many jobs reach it as leave it.
         sizes = [BATCH // STAGES + (number < BATCH % STAGES) for number in range(STAGES)]
         (pipeline,) = self._pipelines
         for _ in range(STAGES):
@@ -183,7 +183,7 @@ class Filled(Client):
         waiting = f"rest_{random.randrange(chains.WAITING_SHARE, self._resting + 1, chains.WAITING_SHARE)}"
         with self._timed("change 1 that has rested, by hand"):
             self._conn.execute(CHANGE, (chains.status(0), waiting))
-        self._conn.execute(CHANGE, (chains.WAITING, waiting))  # back: it may be chosen again
+        self._conn.execute(CHANGE, (chains.WAITING, waiting))  # moved back, because it may be chosen again
         self._look()
 
 
@@ -242,7 +242,7 @@ def main(
 
 
 def measured(postgres: Server, clients: Mapping[str, Client], cycles: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Let all clients do their cycles in turn; return the ms of each operation, and how it compares."""
+    """Runs the cycles of all clients in turn. Returns the ms of each operation, and how they compare."""
     for client in clients.values():
         for _ in range(WARM_UP):
             client.cycle()
@@ -270,7 +270,7 @@ def measured(postgres: Server, clients: Mapping[str, Client], cycles: int, round
 
 
 def compared(found: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
-    """Return how many times as long claim and commit take, together, as beside the first client in the same round."""
+    """Returns the time of claim plus commit as a multiple of the first client's in the same round."""
     figures = {}
     for claim, claims in found.items():
         if claim.startswith("claim"):

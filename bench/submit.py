@@ -1,4 +1,4 @@
-"""How many workflows a second are submitted: one a transaction, ten, all at once, from a file; small and large ones.
+"""Measures submitted workflows/s: one per transaction, ten, all at once, and from a file; small and large ones.
 
 `python -m bench.submit --help`
 """
@@ -24,10 +24,10 @@ from .kit.database import machine, server
 from .kit.steps import made
 
 PAYLOADS = {"100 B": 100, "2 kB": 2_000, "50 kB": 50_000}
-"""Characters of a workflow's metadata, as JSON."""
+"""Characters of a workflow's metadata as JSON."""
 
 MOST_SINGLE, MOST_BULK = 20_000_000, 100_000_000
-"""Characters of a run, which bound how many workflows it has."""
+"""The most characters in a run, which bound its number of workflows."""
 
 AT_ONCE = 10
 
@@ -63,7 +63,7 @@ def main(single: int, bulk: int, rounds: int, json_file: Path | None) -> None:
 
 
 def in_transactions(dsn: str, items: list[Post], at_once: int) -> float:
-    """Return the seconds that it takes to submit and commit a few at a time on one connection."""
+    """Returns the seconds that it takes to submit and commit `at_once` workflows at a time on one connection."""
     with psycopg.connect(dsn) as conn:
         started = time.monotonic()
         for number, item in enumerate(items, 1):
@@ -75,7 +75,7 @@ def in_transactions(dsn: str, items: list[Post], at_once: int) -> float:
 
 
 async def in_async(dsn: str, items: list[Post]) -> float:
-    """Return the same for one at a time on an async connection, each awaited before the next."""
+    """Returns the same for one at a time on an async connection, each awaited before the next."""
     async with await psycopg.AsyncConnection.connect(dsn) as conn:
         started = time.monotonic()
         for number, item in enumerate(items, 1):
@@ -85,7 +85,7 @@ async def in_async(dsn: str, items: list[Post]) -> float:
 
 
 def in_bulk(dsn: str, items: list[Post]) -> float:
-    """Return the seconds of `submit_many` in one transaction."""
+    """Returns the seconds that `submit_many` takes in one transaction."""
     with psycopg.connect(dsn) as conn:
         started = time.monotonic()
         posts.submit_many(conn, ((f"post_{number}", item) for number, item in enumerate(items, 1)))
@@ -94,7 +94,7 @@ def in_bulk(dsn: str, items: list[Post]) -> float:
 
 
 def from_file(dsn: str, items: list[Post]) -> float:
-    """Return the seconds of the command, its start included."""
+    """Returns the seconds that `outbox submit` takes, its start-up included."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         file = Path(folder, "posts.jsonl")
         with file.open("w") as lines:
@@ -112,7 +112,7 @@ def from_file(dsn: str, items: list[Post]) -> float:
 
 
 def check_books(dsn: str, items: list[Post]) -> None:
-    """An error unless each workflow is there with its data, one row of history and its job."""
+    """Raises unless each workflow is there with its data, one row of history and its job."""
     with psycopg.connect(dsn) as conn:
         counts = conn.execute(
             "SELECT count(*), sum(length(metadata ->> 'content')), (SELECT count(*) FROM outbox.state_changes),"

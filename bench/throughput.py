@@ -1,4 +1,4 @@
-"""How many steps a second do worker processes make, of several kinds and sizes, beside the same SQL alone?
+"""Measures the steps/s of worker processes, for several kinds and sizes of steps, beside the same SQL alone.
 
 A step is: claim, handler, status change, history, message, next job. `python -m bench.throughput --help`
 """
@@ -18,7 +18,7 @@ from .kit.database import machine, server
 from .kit.steps import SIZE, steps, submitted
 
 MOST = 40_000_000
-"""Characters of data in a run, which bound how many workflows it has."""
+"""The most characters of data in a run, which bound its number of workflows."""
 
 Measure = Callable[[str], float]
 

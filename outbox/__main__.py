@@ -1,4 +1,4 @@
-"""`python -m outbox` is the command `outbox`."""
+"""Runs the command `outbox` for `python -m outbox`."""
 
 from .cli import main
 

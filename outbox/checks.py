@@ -1,4 +1,4 @@
-"""Checks of the values that callers give. Each error names the value."""
+"""Checks the values that callers pass in. Each error names the value."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .errors import DefinitionError
 from .texts import shown
 
 MAX_NAME = 255
-"""The longest name that is data, such as that of a signal or of a person, in characters: people write and read it."""
+"""The longest name of a signal, a person or the like, in characters. People write and read these names."""
 
 MAX_QUESTION = 10_000
-"""The longest question or reason, in characters: a few pages, which is as much as a person reads before a decision."""
+"""The longest question or reason, in characters: a few pages, as much as a person reads before a decision."""
 
 MAX_DELAY = 1e9
-"""The longest delay before a retry, in seconds: 31 years, so that a date computed from it is one in Python."""
+"""The longest delay before a retry, in seconds: 31 years. A date computed from it still fits Python's datetime."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,62}(?<! )")
-"""A name in a definition: at most 63 characters, as in Postgres, and none with a meaning to SQL or a terminal."""
+"""A name in a definition: at most 63 characters, as in Postgres, and none that SQL or a terminal interprets."""
 
 
 def check_name(name: object, what: str) -> str:
@@ -45,9 +45,9 @@ def check_number(value: Any, what: str, low: float, high: float) -> None:
 
 
 def check_seconds(value: float | timedelta, what: str, low: float, high: float) -> float:
-    """Returns a time in seconds that was given as seconds or as a timedelta.
+    """Returns the seconds of a time given as seconds or as a timedelta.
 
-    Raises DefinitionError, which begins with `what`, unless it is from `low` to `high` seconds.
+    Raises DefinitionError, which begins with `what`, unless the time is from `low` to `high` seconds.
     """
     seconds = _seconds(value)
     if seconds is None or not low <= seconds <= high:
@@ -56,7 +56,7 @@ def check_seconds(value: float | timedelta, what: str, low: float, high: float) 
 
 
 def as_delay(value: object) -> float | None:
-    """Returns the seconds of a delay that was given as seconds or as a timedelta. None if a job can't be delayed so."""
+    """Returns the seconds of a delay given as seconds or as a timedelta. None if it isn't from 0 to MAX_DELAY."""
     seconds = _seconds(value)
     return float(seconds) if seconds is not None and 0 <= seconds <= MAX_DELAY else None
 

@@ -1,6 +1,6 @@
-"""The command line. Results go to standard output, logs and errors to standard error.
+"""Defines the command line. Results go to standard output, logs and errors to standard error.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ COMMANDS = {
     "doctor": "outbox.commands.look:doctor_command",
     "demo": "outbox.demo.command:demo",
 }
-"""Where each command is. Its module is imported when it is used, so that a worker, say, starts without rich.
+"""The module and function of each command. A module is imported on use; a worker, for example, starts without rich.
 
-`outbox.demo` lies in examples/, which only the installed package has as a module.
+The source of `outbox.demo` is in examples/. Only the installed package has it as a module.
 """
 
 
 class Group(click.Group):
-    """Shows errors of Outbox and of Postgres in one line, and exits with a code."""
+    """Prints an error of Outbox or of Postgres in one line, and exits with a code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         if sys.platform == "win32":
@@ -66,9 +66,9 @@ class Group(click.Group):
             click.echo("outbox: interrupted", err=True)
             ctx.exit(130)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains at exit
             ctx.exit(1)
-        except OSError as error:  # a file that can't be read, a disk that is full
+        except OSError as error:  # an unreadable file, a full disk
             click.echo(f"outbox: {explain(error)}", err=True)
             ctx.exit(1)
 
@@ -105,7 +105,7 @@ def main(ctx: click.Context, dsn: str | None) -> None:
     [tool.outbox] in pyproject.toml.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may be unable to show ✔, or the data
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show ✔, or the data
     ctx.obj = settings.load(dsn=dsn)
 
 

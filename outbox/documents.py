@@ -1,7 +1,7 @@
-"""JSON documents: what may enter the database, checked before any SQL.
+"""Checks the JSON documents that go into the database, before any SQL.
 
-pydantic's serialiser writes values as text, which is fast. The text is searched only for what Postgres or a later
-reader would refuse: NUL, NaN, depth, size. Texts that arise inside the engine, such as errors, are cleaned instead.
+pydantic's serialiser writes values as text, which is fast. The text is then checked only for what Postgres or a later
+reader would refuse: NUL, NaN, depth, size. Texts that the engine itself makes, such as errors, are cleaned instead.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from .errors import InvalidInput
 from .texts import clean, explain, shown
 
 MAX_BYTES = 32 * 2**20
-"""The largest document, in bytes of JSON. jsonb ends at 255 MB; a workflow's data should end far earlier."""
+"""The largest document, in bytes of JSON. jsonb's limit is 255 MB; a workflow's data should be far smaller."""
 
 MAX_DEPTH = 150
-"""The deepest nesting. The JSON parser of pydantic reads 200 levels; what is stored must be readable."""
+"""The deepest nesting, in levels. pydantic's JSON parser reads 200 levels; stored data must be readable."""
 
 MAX_ENTITY_ID = 512
-"""The longest id of an entity, in characters: it stands in an index. The table has the same bound."""
+"""The longest entity id, in characters: it is in an index. The table has the same bound."""
 
 
 def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
-    """Returns `value` as JSON text that Postgres stores and from which `adapter` reads the same value.
+    """Returns `value` as JSON text that Postgres can store and from which `adapter` reads the same value.
 
-    Raises InvalidInput, which names `field`, if there is none.
+    Raises InvalidInput, which names `field`, if there is no such text.
     """
     try:
         value = adapter.validate_python(value)
-        # So that it can be read back: without computed fields, and Json[…] as the JSON text that it was.
+        # round_trip makes it readable again: it leaves out computed fields, and writes Json[…] as the original text.
         written = adapter.dump_json(value, warnings="error", round_trip=True)
     except ValidationError as error:
         raise InvalidInput(field, explain(error)) from None
@@ -45,12 +45,12 @@ def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
         raise InvalidInput(field, f"can't be written as JSON: {clean(str(error), 300)}") from None
     _check_size(len(written), field)
     text = written.decode()
-    # NaN and Infinity are written as null, so the values are searched only if the text has a null.
+    # pydantic writes NaN and Infinity as null, so the values are searched only if the text has a null.
     if "null" in text and _has_nonfinite(adapter.dump_python(value)):
         raise InvalidInput(field, "NaN and Infinity are not JSON")
     check(text, field)
     try:
-        # By both: we write the fields by their names, and others may write them by their aliases.
+        # By alias and name: Outbox writes the fields by their names, and others may write them by their aliases.
         read = adapter.validate_json(written, by_alias=True, by_name=True)
     except ValidationError as error:
         raise InvalidInput(field, f"its type can't read back what it writes: {explain(error)}") from None
@@ -61,10 +61,10 @@ def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
 
 
 def dump_any(value: Any, field: str) -> str:
-    """Returns a value without a declared type, such as a message's payload, as JSON text that Postgres stores.
+    """Returns a value without a declared type, such as a message's payload, as JSON text that Postgres can store.
 
-    It is made of plain JSON types, or is a pydantic model. Raises InvalidInput, which names `field`, for everything
-    else: what dates, bytes, sets and keys that aren't strings become as JSON is the caller's choice.
+    The value consists of plain JSON types, or is a pydantic model. Raises InvalidInput, which names `field`, for
+    everything else: the caller chooses how to write dates, bytes, sets and keys that aren't strings as JSON.
     """
     if isinstance(value, BaseModel):
         return dump(TypeAdapter(type(value)), value, field)
@@ -82,7 +82,7 @@ def dump_any(value: Any, field: str) -> str:
 
 
 def check(text: str, field: str) -> str:
-    """Returns JSON text as it is. Raises InvalidInput if Postgres or a later reader would refuse it."""
+    """Returns JSON text unchanged. Raises InvalidInput if Postgres or a later reader would refuse it."""
     if len(text) > MAX_BYTES // 4:
         _check_size(len(text) if len(text) > MAX_BYTES else len(text.encode()), field)
     if "\\u0000" in text and "\0" in _strings(text, field):
@@ -102,10 +102,11 @@ def _check_size(size: int, field: str) -> None:
 
 
 def decoder(field: str) -> Callable[[str], Any]:
-    """Returns a function that reads JSON text that a person has written, and refuses what would not be kept as it is.
+    """Returns a function that reads JSON text written by a person, and refuses whatever would not be kept unchanged.
 
-    That is NaN, the same key twice in one object, and a number with more digits than a float has. It raises
-    InvalidInput, which names `field`; JSONDecodeError for what isn't JSON, RecursionError for what is too deep.
+    It refuses NaN, the same key twice in one object, and a number with more digits than a float has. It raises
+    InvalidInput, which names `field`, JSONDecodeError for text that isn't JSON, and RecursionError for nesting that is
+    too deep.
     """
 
     def refuse_constant(name: str) -> None:
@@ -126,11 +127,11 @@ def decoder(field: str) -> Callable[[str], Any]:
 
 
 _SURE_DIGITS = 15
-"""Digits that every float keeps."""
+"""How many digits every float keeps."""
 
 
 def _is_exact(text: str) -> bool:
-    """Tells whether a float is the number that the text says, or what the text is a rounding of."""
+    """Tells whether a float is exactly the number in the text, or rounds to it."""
     number, value = Decimal(text), float(text)
     try:
         return number == Decimal(repr(value)) or number == Decimal(value).quantize(number, context=Context(prec=1_000))
@@ -142,7 +143,7 @@ _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",",
 
 
 def _strings(text: str, field: str) -> str:
-    """Returns all strings of a document, joined, with their escapes resolved. Refuses NaN."""
+    """Returns all strings of a document, joined, with their escapes resolved. Raises InvalidInput for NaN."""
 
     def refuse(constant: str) -> None:
         raise InvalidInput(field, f"{constant} is not JSON")
@@ -165,7 +166,7 @@ _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
 
 
 def _depth(text: str) -> int:
-    """Returns how deep JSON text is nested. Brackets inside strings don't count."""
+    """Returns how many levels deep JSON text is nested. Brackets inside strings don't count."""
     depth = deepest = 0
     for match in _BRACKETS.finditer(text):
         char = match.group()
@@ -178,7 +179,7 @@ def _depth(text: str) -> int:
 
 
 def _no_text(value: Any) -> object | None:
-    """Returns a key of a document that isn't a string, None if all are."""
+    """Returns the first key found in a document that isn't a string, or None if all are."""
     stack = [value]
     while stack:
         item = stack.pop()
@@ -211,14 +212,15 @@ def _has_nonfinite(value: Any) -> bool:
 
 
 def _difference(given: Any, read: Any, where: str = "") -> str | None:
-    """Returns where two values differ, such as "customer.token"; "" is the value itself. None: they are the same.
+    """Returns the path at which two values differ, such as "customer.token", or "" for the value itself.
 
-    Lists and tuples are the same where no type tells them apart, for JSON has one of them. What can't be compared, such
-    as a lock in a private attribute, is taken for the same. Raises nothing.
+    Returns None if they are the same. A list and a tuple are the same where no type distinguishes them, because JSON
+    has only one of them. Values that can't be compared, such as a lock in a private attribute, count as the same. Never
+    raises.
     """
     try:
         return None if given is read or _equal(given, read) else _within(given, read, where)
-    except Exception:  # such as `==` of a class of the user's; deeper than Python goes is refused before
+    except Exception:  # `==` of a user's class may raise; nesting too deep for Python was refused before
         return where
 
 
@@ -227,13 +229,13 @@ def _equal(given: Any, read: Any) -> bool:
 
 
 def _is_like(given: Any, read: Any) -> bool:
-    """Whether values that are equal are so in all that matters: a model in the place of its subclass may be equal."""
+    """Tells whether two equal values are also alike in type: a model may be equal to an instance of its subclass."""
     return type(given) is type(read) or not isinstance(given, BaseModel)
 
 
 def _within(given: Any, read: Any, where: str) -> str | None:
     if isinstance(given, datetime) and isinstance(read, datetime) and given.tzinfo and read.tzinfo:
-        # At the hour that a clock shows twice, times of two zones are never equal.
+        # In the hour that a clock shows twice, times of two zones never compare equal.
         return None if given.astimezone(UTC) == read.astimezone(UTC) else where
     if isinstance(given, list | tuple) and isinstance(read, list | tuple):
         return _first(enumerate(given), dict(enumerate(read)), where) if len(given) == len(read) else where
@@ -252,7 +254,7 @@ def _within(given: Any, read: Any, where: str) -> str | None:
         return _first(given.items(), read, where) if len(given) == len(read) else where
     if isinstance(given, Set) or getattr(type(given), "__eq__") is not getattr(object, "__eq__"):  # noqa: B009 - for mypy
         return where
-    # A class of the user's without `==`.
+    # A user's class without `==`.
     return _first(vars(given).items(), vars(read), where) if hasattr(given, "__dict__") else None
 
 

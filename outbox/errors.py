@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree. A class says when it is raised and what to do; its data are attributes.
+"""Defines the errors, as a tree. Each class says when it is raised and what to do; its data are attributes.
 
 OutboxError
 ├── DefinitionError         a pipeline, stage or back-off is defined wrongly; raised at import, before any database
@@ -9,23 +9,23 @@ OutboxError
 ├── NotDeployed             the database doesn't have the pipeline as this code has it
 ├── Stranded                a deploy would leave workflows in a status that the new version doesn't know
 ├── NotFound                there is no such workflow, dead job, stage, relay or pipeline
-├── HandlerError            a handler returned what can't be an outcome, or ended the transaction that it was given
-│   └── TooNewData          a workflow's data was stored by later code than this
+├── HandlerError            a handler returned a value that is not an outcome, or ended the engine's transaction
+│   └── TooNewData          a workflow's data was stored by newer code than this
 ├── LeaseLost               the job was taken away; nothing that this attempt does counts any more
-├── WorkerBroken            a worker can't go on in this process, as handlers have taken all slots of a stage, say
+├── WorkerBroken            a worker can't go on in this process, because handlers hold all slots of a stage, say
 ├── BrokenLine              a line of a file can't be submitted
 ├── TakenOver               another process has the relay's name
-├── Unreadable              a delivery can't be what a relay sends
+├── Unreadable              a delivery doesn't have the form that a relay sends
 └── Refused                 a trigger or function of the schema refused a statement; also a psycopg.DatabaseError
     ├── IllegalChange       OB001: the pipeline doesn't allow this change of a status
     ├── UnknownPipeline     OB002: a workflow was started in a pipeline that isn't deployed; also a NotDeployed
     ├── UnknownStatus       OB003: the pipeline doesn't know the status
     ├── IdentityFixed       OB004: a workflow's id, pipeline or entity_id was changed
-    ├── AppendOnly          OB005: history was changed, or workflows were truncated
+    ├── AppendOnly          OB005: history was changed or deleted, or workflows were truncated
     ├── NotAnId             OB006: the inbox was given an id that isn't a UUIDv7
     ├── TooOld              OB007: a message's id is older than what the inbox remembers; it may be a duplicate
-    ├── TooNew              OB008: a message's id was made in the future; a clock is wrong
-    ├── AnotherTransaction  OB009: a handler ended the transaction that it was given
+    ├── TooNew              OB008: a message's id is from the future; a clock is wrong
+    ├── AnotherTransaction  OB009: a handler ended the transaction that the engine had opened for it
     ├── NotHeld             OB010: jobs were taken away before the handler's transaction was committed
     ├── NoWorkflow          OB011: a decision or a signal is for a workflow that doesn't exist; also a NotFound
     ├── NothingAsked        OB012: a decision is for a workflow that has asked no question
@@ -45,7 +45,7 @@ from psycopg.pq import DiagnosticField
 
 
 class OutboxError(Exception):
-    """Any error of Outbox itself."""
+    """The base class of all errors that Outbox raises."""
 
 
 class DefinitionError(OutboxError, ValueError):
@@ -53,7 +53,7 @@ class DefinitionError(OutboxError, ValueError):
 
 
 class InvalidInput(OutboxError, ValueError):
-    """A value can't be stored. `field` names it; nothing was sent to the database."""
+    """A value can't be stored. `field` names it. Nothing was sent to the database."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -91,7 +91,7 @@ class Stranded(OutboxError):
 
 
 class NotFound(OutboxError, LookupError):
-    """The database has no such thing. Correct the name."""
+    """The database has nothing of that name. Correct the name."""
 
 
 class HandlerError(OutboxError):
@@ -99,23 +99,23 @@ class HandlerError(OutboxError):
 
 
 class TooNewData(HandlerError):
-    """The stored data was written by later code than this. A newer worker can read it."""
+    """The stored data was written by newer code than this. A newer worker can read it."""
 
 
 class LeaseLost(OutboxError):
-    """The job was taken away (timeout, lost lease, changed by hand). Nothing of this attempt is written."""
+    """The job was taken away (timeout, lost lease, change by hand). Nothing of this attempt is written."""
 
 
 class WorkerBroken(OutboxError):
-    """The worker can't go on in this process: handlers that don't end have all slots of a stage, or have broken it.
+    """The worker can't go on in this process: handlers that don't end hold all slots of a stage, or broke the process.
 
-    What runs in other stages has ended within the grace time, and jobs were released. Start a new process, as a
+    Handlers of other stages have ended within the grace time, and jobs were released. Start a new process, as a
     supervisor does.
     """
 
 
 class BrokenLine(OutboxError):
-    """A line can't be submitted. The message has its number; nothing of the file was submitted."""
+    """A line can't be submitted. The message gives its number. Nothing of the file was submitted."""
 
 
 class TakenOver(OutboxError):
@@ -123,16 +123,16 @@ class TakenOver(OutboxError):
 
 
 class Unreadable(OutboxError):
-    """A delivery can't be what a relay sends. The message says what is wrong with it."""
+    """A delivery doesn't have the form that a relay sends. The message says what is wrong with it."""
 
 
 class Refused(OutboxError, psycopg.DatabaseError):
-    """A trigger or a function of the schema `outbox` refused a statement, as docs/errors.md lists.
+    """A trigger or a function of the schema `outbox` refused a statement. docs/errors.md lists the cases.
 
-    Each subclass has a `sqlstate`, and attributes for what the database says about the case; an attribute is None if
-    the database doesn't say it. `hint` says what to do. A class that this release doesn't know yet is a plain Refused.
+    Each subclass has a `sqlstate`, and attributes for the data that the database gives; an attribute is None if the
+    database doesn't give it. `hint` says what to do. A SQLSTATE that this release doesn't know is a plain Refused.
 
-    The calls of this package raise these classes. For a statement of your own, the driver raises its own error;
+    The functions of this package raise these classes. For a statement of your own, the driver raises its own error;
     `outbox.error_of` finds the Refused behind it.
     """
 
@@ -151,9 +151,9 @@ class Refused(OutboxError, psycopg.DatabaseError):
 
 
 class IllegalChange(Refused):
-    """The pipeline doesn't allow this change of a status. `outbox.legal_changes` lists those that it allows.
+    """The pipeline doesn't allow this change of a status. `outbox.legal_changes` lists the allowed ones.
 
-    Change to one of these. Or allow the change with `Pipeline.allow()`, and deploy.
+    Change to one of those, or allow the change with `Pipeline.allow()` and deploy.
     """
 
     sqlstate = "OB001"
@@ -176,7 +176,7 @@ class UnknownPipeline(Refused, NotDeployed):
 class UnknownStatus(Refused):
     """The pipeline doesn't know `to_status`. Use one that `outbox.routes` lists, or deploy the version that knows it.
 
-    `from_status` is None where the workflow was to start in it.
+    `from_status` is None if the workflow was to start in `to_status`.
     """
 
     sqlstate = "OB003"
@@ -187,7 +187,7 @@ class UnknownStatus(Refused):
 
 
 class IdentityFixed(Refused):
-    """A workflow's id, pipeline or entity_id was changed. Start a new workflow instead, and end this one."""
+    """A workflow's id, pipeline or entity_id was changed. End this workflow, and start a new one instead."""
 
     sqlstate = "OB004"
     pipeline: str | None = None
@@ -195,7 +195,7 @@ class IdentityFixed(Refused):
 
 
 class AppendOnly(Refused):
-    """History was changed or deleted, or workflows were truncated. Retention deletes: `outbox worker --keep-history`.
+    """History was changed or deleted, or workflows were truncated. Use retention: `outbox worker --keep-history`.
 
     `operation` is UPDATE, DELETE or TRUNCATE.
     """
@@ -206,7 +206,7 @@ class AppendOnly(Refused):
 
 
 class NotAnId(Refused):
-    """The inbox was given an id that isn't a UUIDv7. Take the message's own id: the header `cloudEvents_id`."""
+    """The inbox was given an id that isn't a UUIDv7. Use the message's own id: the header `cloudEvents_id`."""
 
     sqlstate = "OB006"
     consumer: str | None = None
@@ -216,7 +216,7 @@ class NotAnId(Refused):
 class TooOld(Refused):
     """A message was refused because the inbox may have forgotten its id. A person must find out if it had its effect.
 
-    It was made at `sent_at`; the inbox refuses what was made before `oldest`. `Inbox.accept` writes nothing then, and
+    The id was made at `sent_at`; the inbox refuses ids made before `oldest`. `Inbox.accept` then writes nothing, and
     the transaction stays usable.
     """
 
@@ -230,8 +230,8 @@ class TooOld(Refused):
 class TooNew(Refused):
     """A message was refused because its id is from the future. Correct the clock of its sender, or of the database.
 
-    It was made at `sent_at`; the inbox refuses what is made after `newest`. `Inbox.accept` writes nothing then, and
-    the transaction stays usable. A time beyond the year 9999 is None where the database tells it.
+    The id says that it was made at `sent_at`; the inbox refuses ids made after `newest`. `Inbox.accept` then writes
+    nothing, and the transaction stays usable. If the database raised the error, a time after the year 9999 is None.
     """
 
     sqlstate = "OB008"
@@ -242,7 +242,7 @@ class TooNew(Refused):
 
 
 class AnotherTransaction(Refused):
-    """A handler ended the transaction that it was given. The engine catches this, and the attempt fails."""
+    """A handler ended the transaction that the engine had opened for it. The engine catches this; the attempt fails."""
 
     sqlstate = "OB009"
     claim: str | None = None
@@ -268,7 +268,7 @@ class NoWorkflow(Refused, NotFound):
 
 
 class NothingAsked(Refused):
-    """A decision is for a workflow in `status` that has asked no question. `outbox approvals` lists what is asked."""
+    """A decision is for a workflow in `status` that has asked no question. `outbox approvals` lists the questions."""
 
     sqlstate = "OB012"
     pipeline: str | None = None
@@ -294,7 +294,7 @@ class TooLate(Refused):
 
 
 class NoSuchOption(Refused):
-    """A decision isn't one of the question's `options`. Choose one of these."""
+    """A decision isn't one of the question's `options`. Choose one of them."""
 
     sqlstate = "OB014"
     pipeline: str | None = None
@@ -304,7 +304,7 @@ class NoSuchOption(Refused):
 
 
 class DataChanged(Refused):
-    """The data has changed since it was shown. Look at it again, and decide with this `shown`."""
+    """The data has changed since it was shown. Look at it again, and pass this `shown` with the decision."""
 
     sqlstate = "OB015"
     pipeline: str | None = None

@@ -1,4 +1,4 @@
-"""Reads settings: from the command line, else OUTBOX_* in the environment, else [tool.outbox] in pyproject.toml."""
+"""Reads settings from the command line, then OUTBOX_* in the environment, then [tool.outbox] in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEYS = {"dsn": "OUTBOX_DSN", "listen_dsn": "OUTBOX_LISTEN_DSN", "amqp_url": "OU
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the database is, and which application to run. What may contain a password is not in the repr."""
+    """Where the database is, and which application to run. The repr leaves out settings that may contain a password."""
 
     dsn: str | None = field(default=None, repr=False)
     listen_dsn: str | None = field(default=None, repr=False)
@@ -26,15 +26,15 @@ class Settings:
 
 
 def load(start: Path | None = None, **overrides: str | None) -> Settings:
-    """Returns the settings that hold in the folder `start` (default: the current one).
+    """Returns the settings that apply in the folder `start` (default: the current one).
 
     `overrides` are options of the command line; None means not given. Raises SettingsError for an option that is given
-    and empty, and for an unknown key or a wrong type in pyproject.toml, with the file and the key.
+    but empty. For an unknown key or a wrong type in pyproject.toml, the error names the file and the key.
     """
     found: dict[str, Any] = _from_pyproject(start or Path.cwd())
     found |= {key: value for key, name in _KEYS.items() if (value := os.environ.get(name))}
     for key, value in overrides.items():
-        if value == "":  # such as --dsn "$UNSET", which must not lead to the bundled Postgres
+        if value == "":  # --dsn "$UNSET" must not fall back to the bundled Postgres
             raise SettingsError(f"{key.replace('_', '-')} is given but empty")
     found |= {key: value for key, value in overrides.items() if value is not None}
     home = found.pop("home", None)
@@ -42,9 +42,9 @@ def load(start: Path | None = None, **overrides: str | None) -> Settings:
 
 
 def default_home() -> Path:
-    """Returns where the bundled Postgres keeps its data: in the user's data folder, or in /var/lib/outbox for root.
+    """Returns the data folder of the bundled Postgres: in the user's data folder, or /var/lib/outbox for root.
 
-    Raises SettingsError if there is neither HOME nor an entry of the user in the system's list, as in some containers.
+    Raises SettingsError if HOME isn't set and the system doesn't list the user, as in some containers.
     """
     if os.geteuid() == 0:
         return Path("/var/lib/outbox")
@@ -61,10 +61,10 @@ def _expanded(path: str) -> Path:
 
 
 def _is_trusted(file: Path, start: Path) -> bool:
-    """Tells whether a file's settings may be used: they say which code runs, and where passwords go.
+    """Tells whether a file's settings may be used. They decide which code runs, and where passwords go.
 
-    A file in the folder where one works is as its code is. One in a folder above, which may be /tmp, must belong to the
-    same owner, to us or to root.
+    A file in the folder `start` is trusted as the code in that folder is. A file in a folder above, which may be /tmp,
+    must belong to the owner of `start`, to the user of this process, or to root.
     """
     return file.parent == start or file.stat().st_uid in (os.geteuid(), 0, start.stat().st_uid)
 

@@ -1,4 +1,4 @@
-"""For tests of applications: run what is due, here and now."""
+"""Runs due jobs in the calling process, for tests of applications."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .engine.worker import Worker
 
 
 def drain(pipelines: Pipeline[Any] | Iterable[Pipeline[Any]], dsn: str, **options: Any) -> Worker:
-    """Run everything that is due in this process, and return the worker, whose `counts` say what became of it.
+    """Runs everything that is due in this process, and returns the worker, whose `counts` say how the jobs ended.
 
-    Jobs that are scheduled for later (back-off, Retry) are left. `options` are those of Worker.
+    Leaves jobs that are scheduled for later (back-off, Retry). `options` are those of Worker.
     """
     return asyncio.run(drain_async(pipelines, dsn, **options))
 
 
 async def drain_async(pipelines: Pipeline[Any] | Iterable[Pipeline[Any]], dsn: str, **options: Any) -> Worker:
-    """The same from a running event loop."""
+    """Does what `drain` does, in a running event loop."""
     worker = Worker(pipelines, dsn, drain=True, **options)
     await worker.run()
     return worker

@@ -1,4 +1,4 @@
-"""Text that may be shown or stored: cleaned, cut, in one line. It may come from anywhere."""
+"""Makes text from any source safe to show or to store: cleaned, cut, in one line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from .errors import InvalidInput
 
 MAX_ERROR = 8_000
-"""How many characters of an error's text are kept: a traceback's worth, which a row of dead_jobs holds easily."""
+"""How many characters of an error's text are kept: about a traceback, which a row of dead_jobs easily holds."""
 
 
 def text_problem(text: object, longest: int) -> str | None:
-    """Returns what is wrong with a text that is to be stored as it is. None if nothing is."""
+    """Returns what keeps a text from being stored unchanged. None if nothing does."""
     if not isinstance(text, str):
         return f"must be a string, not {type(text).__name__}"
     if not text:
@@ -30,7 +30,7 @@ def text_problem(text: object, longest: int) -> str | None:
 
 
 def check_text(text: object, field: str, longest: int) -> str:
-    """Returns `text` if Postgres stores it as it is. Raises InvalidInput, which names `field`, if not."""
+    """Returns `text` if Postgres can store it unchanged. Otherwise raises InvalidInput, which names `field`."""
     problem = text_problem(text, longest)
     if problem is not None:
         raise InvalidInput(field, problem)
@@ -39,7 +39,7 @@ def check_text(text: object, field: str, longest: int) -> str:
 
 
 def clean(text: str, longest: int = MAX_ERROR) -> str:
-    """Returns any text so that it can be stored: cut, without NUL, lone surrogates replaced. Never raises."""
+    """Returns any text in a form that can be stored: cut, with NUL and lone surrogates replaced. Never raises."""
     if len(text) > longest:
         text = text[:longest] + f"… ({len(text) - longest:,} characters more)"
     return text.replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
@@ -52,14 +52,14 @@ _IN_KEYS = re.compile(
 
 
 def without_passwords(text: str) -> str:
-    """Returns text with `***` for the passwords of URLs and DSNs, which errors quote and lines of code have."""
+    """Returns text with `***` for the passwords of URLs and DSNs. Errors quote them, and lines of code contain them."""
     if "://" in text:
         text = _IN_URL.sub(r"\1:***@", text)
     return _IN_KEYS.sub(r"\1***", text)
 
 
 def printable(value: object) -> str:
-    """Returns text without control characters, for log lines and terminals."""
+    """Returns text with control characters escaped, for log lines and terminals."""
     text = str(value)
     if text.isprintable():
         return text
@@ -67,25 +67,25 @@ def printable(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """Returns any value as an error names it: short and storable, even if its `__repr__` raises."""
+    """Returns any value as error messages show it: short and storable, even if its `__repr__` raises."""
     try:
         return clean(repr(value), 80)
-    except Exception:  # such as an integer that is too long for Python to write
+    except Exception:  # for example, an integer with too many digits for Python to write
         return f"a value of type {type(value).__name__}"
 
 
 def size(*several: str | None) -> int:
-    """Returns how many bytes these texts have in UTF-8."""
+    """Returns the total size of these texts in bytes of UTF-8."""
     return sum(len(text) if text.isascii() else len(text.encode()) for text in several if text)
 
 
 def number(count: int, noun: str) -> str:
-    """Returns a number of things in words: "1 job", "2,000 jobs"."""
+    """Returns a count with its noun: "1 job", "2,000 jobs"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def explain(error: ValidationError) -> str:
-    """Returns a validation error in one line, without the values, which may be large or secret."""
+    """Returns a validation error in one line. It leaves out the values, which may be large or secret."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in found[:5]]
     if len(found) > 5:

@@ -1,1 +1,1 @@
-"""What the benches share: a database, load, workers that take notes, reports and pictures."""
+"""What the benches share: a database, load, workers that keep notes, reports and pictures."""

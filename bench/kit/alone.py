@@ -1,4 +1,4 @@
-"""The engine's own statements without any Python: pgbench claims and finishes in the same batches."""
+"""Measures the engine's own statements without any Python: pgbench claims and finishes in the same batches."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .database import Server
 from .steps import check_books, submitted
 
 BATCH = 200
-"""What a worker claims and commits at a time, and so what pgbench does."""
+"""How many jobs pgbench claims and commits at a time, as a worker does."""
 
 CLIENTS = 2
 
 
 def sql_alone(postgres: Server, dsn: str, jobs: int) -> float:
-    """Return steps/s of pgbench with the engine's own two statements and batches, stage after stage."""
+    """Returns the steps/s of pgbench with the engine's own two statements and batches, stage after stage."""
     _, start = submitted(dsn, jobs)
     with psycopg.connect(dsn, autocommit=True) as conn, tempfile.TemporaryDirectory(dir="/tmp") as folder:
         conn.execute("INSERT INTO outbox.workers (id, name, stages, lease) VALUES (1, 'pgbench', '{}', '1 day')")
@@ -40,8 +40,8 @@ def sql_alone(postgres: Server, dsn: str, jobs: int) -> float:
 
 
 def pgbench_script(stage: str, to: str) -> str:
-    """Return a script that claims a batch and finishes it: the worker's statements with pgbench's variables."""
-    # The claim's last SELECT becomes one row of arrays, which is what pgbench can hand to the next statement.
+    """Returns a script that claims a batch and finishes it: the worker's statements with pgbench's variables."""
+    # The claim's last SELECT becomes one row of arrays, because pgbench can pass only that to the next statement.
     claim, select, rows = statements.load("claim")["jobs_claim"].decode().rpartition("\nSELECT ")
     finish = statements.load("commit")["jobs_finish_if_held"].decode()
     claims = {"worker": "1", "pipelines": "'{posts}'", "stages": f"'{{{stage}}}'", "careful": "false", "now": "NULL",

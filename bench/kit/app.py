@@ -1,4 +1,4 @@
-"""The pipelines that are measured, and of each what its books must say in the end."""
+"""Defines the pipelines that are measured, and for each what the database must contain in the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Post(BaseModel):
     sentiment: float | None = None
 
 
-# Three stages, a pydantic model, new data in one of them, a message in each.
+# Three stages with a pydantic model: new data in one of them, a message in each.
 posts = Pipeline("posts", data=Post, initial="RECEIVED", final={"COMPLETED"})
 
 
@@ -38,7 +38,7 @@ async def act(run: Run[Post]) -> None:
     run.publish("posts.completed", {"entity_id": run.entity_id})
 
 
-# One stage that changes nothing but the status.
+# One stage that changes only the status.
 noop = Pipeline("noop", data=Post, initial="RECEIVED", final={"COMPLETED"})
 
 
@@ -47,7 +47,7 @@ async def pass_on(run: Run[Post]) -> None:
     pass
 
 
-# Two stages, each with a row of the application's own in the transaction of its step; one at a time, and in batches.
+# Two stages that each write a row of the application in the step's transaction: one at a time, and in batches.
 BOOK = "INSERT INTO booked (entity, stage) VALUES (%s, %s)"
 BOOK_MANY = "INSERT INTO booked (entity, stage) SELECT entity, %s FROM unnest(%s::text[]) AS e (entity)"
 
@@ -70,7 +70,7 @@ for name, on, to in (("first", "RECEIVED", "BOOKED"), ("second", "BOOKED", "COMP
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A pipeline with the steps, messages and rows of its own that each workflow makes."""
+    """A pipeline, with the steps, messages and application rows that each of its workflows makes."""
 
     pipeline: Pipeline[Any]
     steps: int

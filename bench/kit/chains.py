@@ -1,7 +1,7 @@
-"""Pipelines of any length, and workflows at rest in them: rows as the engine leaves them, made faster than it does.
+"""Makes pipelines of any length, and workflows at rest in them: the rows that the engine would leave, but faster.
 
-The statements run without the triggers (session_replication_role), so they write what the triggers would have: the
-workflow as it stands at the end, a row of history a change, the counts. At rest means that there is no job.
+The statements run without the triggers (session_replication_role), so they write what the triggers would have written:
+the workflow in its last status, a row of history per change, the counts. At rest means that there is no job.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from outbox.database import statements
 WAITING = "WAITING_FOR_REVIEW"
 END = "COMPLETED"
 WAITING_SHARE = 10
-"""One of so many workflows at rest waits for a person; the others have ended."""
+"""One of so many workflows at rest waits for a person. The others have ended."""
 
 ACTOR = "worker-1"
 AT_ONCE = 100_000
@@ -51,7 +51,7 @@ SELECT %(pipeline)s, current_status, count(*) FROM workflows GROUP BY current_st
 
 
 def chain(name: str, stages: int) -> Pipeline[dict[str, Any]]:
-    """Return a pipeline of stages one after the other, each of which may end it, or have it wait for a person."""
+    """Returns a pipeline of consecutive stages. Each stage may also end the workflow, or make it wait for a person."""
     made = Pipeline(name, initial=status(0), final={END})
     for number in range(stages):
         targets = {status(number + 1) if number + 1 < stages else END, END, WAITING}
@@ -61,22 +61,22 @@ def chain(name: str, stages: int) -> Pipeline[dict[str, Any]]:
 
 
 async def _handle(run: Run[dict[str, Any]]) -> None:
-    """Nothing calls it: what is measured is the database."""
+    """Does nothing and is never called: only the database is measured."""
 
 
 def status(number: int) -> str:
-    """The status that the stage of this number takes."""
+    """Returns the status that the stage of this number takes."""
     return f"STATUS_{number}"
 
 
 def next_status(pipeline: Pipeline[Any], now: str) -> str:
-    """Return where the chain goes on from a status."""
+    """Returns the status to which the chain leads from a status."""
     number = int(now.removeprefix(status(0)[:-1])) + 1
     return status(number) if number < len(pipeline.stages) else END
 
 
 def fill(conn: psycopg.Connection, pipeline: Pipeline[Any], workflows: int, metadata: str) -> None:
-    """Add workflows that have been through the pipeline; one of ten has stopped before its last stage, to wait."""
+    """Adds workflows that have passed through the pipeline. One in ten waits for a person instead of having ended."""
     numbers = range(len(pipeline.stages))
     ended = [(False, status(n), n) for n in numbers] + [(False, END, len(numbers))]
     waits = [(True, status(n), n) for n in numbers] + [(True, WAITING, len(numbers))]
@@ -93,5 +93,5 @@ def fill(conn: psycopg.Connection, pipeline: Pipeline[Any], workflows: int, meta
 
 
 def fold(conn: psycopg.Connection) -> None:
-    """Do what a worker does every ten seconds: add up the log of counts."""
+    """Folds the log of counts, as a worker does every ten seconds."""
     conn.execute(statements.load("maintenance")["counts_fold"])

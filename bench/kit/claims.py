@@ -1,6 +1,6 @@
-"""A worker that notes how long each of its claims takes, and how many steps each commit makes.
+"""Runs a worker that notes how long each of its claims takes, and how many steps each commit makes.
 
-`python -m bench.kit.claims DSN FILE` works until SIGTERM, and writes the notes (notes.py) into the file.
+`python -m bench.kit.claims DSN FILE` runs until SIGTERM, and writes the notes (notes.py) into the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def note(notes: Notes, statement: bytes, rows: list[tuple[Any, ...]], seconds: f
 
 
 if __name__ == "__main__":
-    logs.set_up("text")  # as `outbox worker` does: its lines are a part of what it costs
+    logs.set_up("text")  # as `outbox worker` does, because logging is part of its cost
     notes = Notes()
     asyncio.run(work(sys.argv[1], lambda *answer: note(notes, *answer)))
     notes.write(Path(sys.argv[2]))

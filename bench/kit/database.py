@@ -1,4 +1,4 @@
-"""A Postgres of the bench's own: the bundled one with its default settings, fsync on; a fresh database for each run."""
+"""Starts the bench's own Postgres: the bundled one, with default settings and fsync. Each run gets a new database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .app import SHAPES
 
 LIBRARIES = ("outbox-engine", "psycopg", "pydantic", "pika")
 ENGINE = {"claim": MAX_CLAIM, "concurrency": ASYNC_CONCURRENCY, "commit": BATCH, "commit lingers ms": LINGER * 1000}
-"""How many jobs a worker claims at most, works on at once in a stage, and commits, unless a bench says otherwise."""
+"""The most jobs that a worker claims, runs at once in a stage, and commits together, unless a bench says otherwise."""
 
 PAYLOAD = "about 100 bytes of JSON, unless a setting or the name of a figure says otherwise"
 
@@ -40,7 +40,7 @@ MEGABYTES = """
 """
 
 TEMPLATE = "bench_template"
-"""The database of which each run has a copy."""
+"""The database that each run gets a copy of."""
 
 _numbers = itertools.count(1)
 
@@ -54,7 +54,7 @@ class Server:
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """Yield the DSN of a fresh database with all pipelines deployed; what earlier runs wrote is flushed."""
+        """Yields the DSN of a fresh database with all pipelines deployed, after flushing what earlier runs wrote."""
         name = f"bench_{next(_numbers)}"
         with psycopg.connect(self.dsn, autocommit=True) as admin:
             admin.execute(
@@ -67,14 +67,14 @@ class Server:
                 admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def checkpoint(self) -> None:
-        """Flush what was written so far."""
+        """Flushes what was written so far to disk."""
         with psycopg.connect(self.dsn, autocommit=True) as admin:
             admin.execute("CHECKPOINT")
 
 
 @contextmanager
 def server() -> Iterator[Server]:
-    """Start a server in a temporary folder; it is gone with its data at the end."""
+    """Starts a server in a temporary folder. Removes it and its data at the end."""
     with tempfile.TemporaryDirectory(prefix="outbox-bench-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         with embedded.server(Path(folder)) as dsn, psycopg.connect(dsn) as conn:
@@ -97,14 +97,14 @@ def _make_template(dsn: str) -> None:
 
 @contextmanager
 def worker(dsn: str, app: str = "bench.kit.app:posts") -> Iterator[subprocess.Popen[bytes]]:
-    """Run `outbox worker` as a process of its own."""
+    """Runs `outbox worker` as a process of its own."""
     with engine(dsn, "worker", "--app", app) as process:
         yield process
 
 
 @contextmanager
 def engine(dsn: str, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command of `outbox` as a process of its own; `settings` are more of its environment."""
+    """Runs a command of `outbox` as a process of its own. `settings` are added to its environment."""
     root = Path(__file__).parents[2]
     env = {**os.environ, "OUTBOX_DSN": dsn, "PYTHONPATH": str(root), **settings}
     process = subprocess.Popen([sys.executable, "-m", "outbox", *arguments], env=env, stderr=subprocess.DEVNULL)
@@ -116,19 +116,19 @@ def engine(dsn: str, *arguments: str, **settings: str) -> Iterator[subprocess.Po
 
 
 def megabytes(conn: psycopg.Connection, table: str) -> float:
-    """Return the size of a table with its parts, indexes and all."""
+    """Returns the size of a table in MB, with its partitions and indexes."""
     (found,) = conn.execute(MEGABYTES, {"table": table}).fetchone() or (0.0,)
     return float(found)
 
 
 def busy_seconds(pid: int) -> float:
-    """Return how long a process has kept a core busy."""
+    """Returns the CPU seconds that a process has used."""
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
 
 
 def machine(dsn: str) -> Mapping[str, Any]:
-    """Return what a figure means nothing without."""
+    """Returns the machine, versions and settings, without which a figure means nothing."""
     settings = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_wal_size")
     with psycopg.connect(dsn) as conn:
         rows = [conn.execute("SELECT current_setting(%s)", (name,)).fetchone() for name in settings]

@@ -1,4 +1,4 @@
-"""How a figure and what it was measured on are written, in tables and in pictures."""
+"""Formats figures, and what they were measured on, for tables and pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def number(value: float) -> str:
 
 
 def measured_on(where: Mapping[str, Any]) -> str:
-    """Return in a line what the figures mean nothing without."""
+    """Returns the machine and the settings in one line, without which the figures mean nothing."""
     postgres = where["postgres"]
     settings = ", ".join(f"{name} {postgres[name]}" for name in ("fsync", "shared_buffers"))
     return (

@@ -1,4 +1,4 @@
-"""A transaction that holds the xmin horizon of a database: nothing that dies meanwhile can be removed."""
+"""Holds the xmin horizon of a database with an open transaction: VACUUM can't remove rows that die during it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import psycopg
 
 
 class Horizon:
-    """A session whose transaction is open, or not."""
+    """A session that can keep a transaction open, which holds the horizon."""
 
     def __init__(self, conn: psycopg.Connection) -> None:
         self._conn = conn
 
     def hold(self, held: bool) -> None:
-        """Have it held from now on, or not; what is so already stays as it is."""
+        """Holds the horizon from now on, or releases it. Does nothing if it is already so."""
         if not held:
             self._conn.rollback()
         elif self._conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
@@ -26,12 +26,12 @@ class Horizon:
 
 @contextmanager
 def horizon(dsn: str) -> Iterator[Horizon]:
-    """Yield the horizon of one database, not held."""
+    """Yields the horizon of one database, not held."""
     with psycopg.connect(dsn) as conn:
         yield Horizon(conn)
 
 
 def around(lines: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
-    """Return the lines of a series from before it was held, and those from while it was."""
+    """Returns the lines of a series from before the horizon was held, and those from while it was held."""
     held = [line for line in lines if line["horizon"]]
     return lines[: lines.index(held[0])] if held else lines, held

@@ -1,4 +1,4 @@
-"""Load that comes when it comes: pgbench submits on a schedule that no answer of the engine can slow down."""
+"""Makes open-loop load: pgbench submits on a schedule that no slow answer of the engine can delay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 from .database import Server
 
 AT_ONCE = 10
-"""Workflows of one transaction."""
+"""Workflows in one transaction."""
 
 CLIENTS = 4
 
@@ -29,19 +29,19 @@ FROM generate_series(1, {AT_ONCE}) AS i;
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A transaction: when its COMMIT was answered, by the machine's clock, and by how much it was sent too late (s)."""
+    """A transaction: when its COMMIT was answered, by the machine's clock, and how many seconds late it was sent."""
 
     committed: float
     late: float
 
     @property
     def should_have(self) -> float:
-        """When it would have been committed, had it been sent in time."""
+        """The time at which it would have been committed if it had been sent on time."""
         return self.committed - self.late
 
 
 def submit(postgres: Server, dsn: str, workflows: int, rate: float | None = None) -> Mapping[str, Submitted]:
-    """Submit workflows from a process of its own; return the transaction of each entity. See `sending`."""
+    """Submits workflows from a separate process. Returns the transaction of each entity. See `sending`."""
     with sending(postgres, dsn, workflows, rate) as sent:
         return {
             f"post_{client}_{number}_{i}": transaction
@@ -54,9 +54,10 @@ def submit(postgres: Server, dsn: str, workflows: int, rate: float | None = None
 def sending(
     postgres: Server, dsn: str, workflows: int, rate: float | None = None, script: str = SCRIPT
 ) -> Iterator[Callable[[], list[tuple[str, str, Submitted]]]]:
-    """Submit from a process of its own; yield what waits for its end, and returns client, number and transaction.
+    """Submits from a separate process. Yields a function that waits for its end and returns the transactions.
 
-    `rate` in workflows/s: transactions are due at random times (Poisson) of this mean. None: as fast as it goes.
+    Each of them is (client, number, transaction). `rate` is in workflows/s: transactions are due at random times
+    (Poisson) with this mean rate. None means as fast as possible.
     """
     transactions = workflows // AT_ONCE // CLIENTS
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
@@ -85,6 +86,6 @@ def sending(
 
 
 def _read(line: str) -> tuple[str, str, Submitted]:
-    """Read a line of pgbench's log: client, number, µs taken, script, second and µs of the end, and µs late if any."""
+    """Reads a line of pgbench's log: client, number, µs taken, script, second and µs of the end, and µs late if any."""
     client, number, _, _, seconds, micros, *late = line.split()
     return client, number, Submitted(int(seconds) + int(micros) / 1e6, int(late[0]) / 1e6 if late else 0.0)

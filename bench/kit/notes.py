@@ -1,4 +1,4 @@
-"""What a worker notes of itself while it works: in memory, and in a file when it has been stopped."""
+"""Holds what a worker notes about itself: in memory while it runs, and in a file when it has stopped."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class Notes:
-    """Claims and commits as they were answered. Times are of the machine's clock, in seconds."""
+    """Claims and commits, noted when they were answered. Times are by the machine's clock, in seconds."""
 
     claims: list[tuple[float, float, int]] = field(default_factory=list)
-    """When it was answered, how many ms it took, how many jobs came."""
+    """For each claim: when it was answered, how many ms it took, and how many jobs it returned."""
 
     steps: list[tuple[float, int]] = field(default_factory=list)
-    """When a COMMIT was answered, and of how many steps."""
+    """For each COMMIT: when it was answered, and how many steps it made."""
 
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(asdict(self)))

@@ -1,7 +1,7 @@
-"""Draws what a bench has measured: lines where it has series over time, else bars from the lowest to the highest value.
+"""Draws the figures of a bench: lines for series over time, otherwise bars with whiskers from lowest to highest value.
 
-`python -m bench.kit.picture FIGURES.json PICTURE.svg`: all that is drawn is in the JSON document that every bench
-writes. The same document gives the same picture, byte for byte.
+`python -m bench.kit.picture FIGURES.json PICTURE.svg` draws only what is in the JSON document that every bench writes.
+The same document gives the same picture, byte for byte.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import click
 from .figures import measured_on, number
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Told apart by nearly everybody (Okabe and Ito)."""
+"""Colours that nearly everyone can distinguish (Okabe and Ito)."""
 
 STYLE = {
     "svg.hashsalt": "outbox",  # ids in the file are random without it
-    "svg.fonttype": "none",  # text as text: small files, which can be searched
-    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # named with each text: the list by default is a fifth of a file
+    "svg.fonttype": "none",  # text stays text: small, searchable files
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # repeated with each text: the default list is a fifth of a file
     "font.size": 9,
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -33,25 +33,25 @@ STYLE = {
     "grid.color": "#e4e4e4",
 }
 WIDTH = 9.0
-"""Inches."""
+"""The width of a picture, in inches."""
 
 LINE = 150
-"""Letters of a line of the footer."""
+"""Characters in a line of the footer."""
 
 OF = re.compile(r"(?<! ): ")
-"""What stands before is what a figure is of; in a ratio a space stands before the colon."""
+"""Separates the subject of a figure from its name. The colon of a ratio has a space before it, and doesn't match."""
 
 QUALIFIER = re.compile(r"^(p[\d.]+|peak|CPU) ")
 
 
 def require() -> None:
-    """Say what to install if no picture can be drawn: before something is measured for minutes."""
+    """Raises, with what to install, if no picture can be drawn. Called before minutes are spent on measuring."""
     if find_spec("matplotlib") is None:
         raise click.ClickException("a picture needs matplotlib. Run: pip install 'outbox-engine[bench]'")
 
 
 def draw(document: Mapping[str, Any], file: Path) -> None:
-    """Draw a bench's document as SVG."""
+    """Draws a bench's document as SVG."""
     require()
     from matplotlib import rc_context
 
@@ -65,7 +65,7 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
 
 
 def _lines(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """Return a panel for each column, with a line for each subject that has it."""
+    """Returns a figure with a panel for each column, with a line for each subject that has the column."""
     from matplotlib.figure import Figure
 
     every = [line for lines in series.values() for line in lines]
@@ -97,14 +97,14 @@ def _tick(value: float, _: int) -> str:
 
 
 def _held(lines: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Return from when to when the horizon was held: a line tells of the time since the one before."""
+    """Returns the spans in which the horizon was held. A line covers the time since the line before it."""
     seconds = [0, *(line["second"] for line in lines)]
     held = [number for number, line in enumerate(lines) if line.get("horizon")]
     return [(seconds[held[0]], seconds[held[-1] + 1])] if held else []
 
 
 def _bars(figures: Mapping[str, Mapping[str, float]]) -> Any:
-    """Return a panel for each subject and unit, with a bar for each of its figures."""
+    """Returns a figure with a panel for each subject and unit, with a bar for each of its figures."""
     from matplotlib.figure import Figure
 
     groups: dict[tuple[str, str], dict[str, Mapping[str, float]]] = {}
@@ -133,7 +133,7 @@ def _bars(figures: Mapping[str, Mapping[str, float]]) -> Any:
 
 
 def _parts(name: str) -> tuple[str, str, str]:
-    """Return what a figure is of, what it is called beside others of the same, and its unit."""
+    """Returns the subject of a figure, its name among the figures of that subject, and its unit."""
     *of_what, rest = OF.split(name, maxsplit=1)
     of = "".join(of_what)
     if " : " in rest:

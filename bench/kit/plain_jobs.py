@@ -1,4 +1,4 @@
-"""What most job tables are: a row a job, claimed with SKIP LOCKED, deleted when done, inserted for the next stage.
+"""Runs a typical job table: a row per job, claimed with SKIP LOCKED, deleted when done, inserted for the next stage.
 
 `python -m bench.kit.plain_jobs DSN FILE` works on it until SIGTERM, and writes its notes (notes.py) into the file.
 """
@@ -30,7 +30,7 @@ TABLE = """
     );
     CREATE INDEX plain_jobs_ready ON plain_jobs (id) WHERE NOT running;
 """
-# MATERIALIZED for the same reason as in the engine's claim: it must not take more than its limit.
+# MATERIALIZED for the same reason as in the engine's claim: otherwise it could take more than its limit.
 CLAIM = f"""
     WITH picked AS MATERIALIZED (
         SELECT id FROM plain_jobs WHERE NOT running ORDER BY id LIMIT {BATCH} FOR UPDATE SKIP LOCKED
@@ -49,7 +49,7 @@ LAST = STAGES[-1][2]
 
 
 def step(conn: psycopg.Connection, notes: Notes) -> bool:
-    """Claim a batch and finish it, each in a transaction of its own. False if there was none."""
+    """Claims a batch and finishes it, each in a transaction of its own. Returns False if there was no job."""
     asked = time.monotonic()
     jobs = conn.execute(CLAIM).fetchall()
     notes.claims.append((time.time(), (time.monotonic() - asked) * 1000, len(jobs)))

@@ -1,7 +1,7 @@
-"""The client's own ceiling: pika alone publishes what a relay would, with the same confirms, and no database.
+"""Measures the client's own ceiling: pika alone publishes what a relay would, with the same confirms and no database.
 
-`python -m bench.kit.publisher URL MESSAGES` prints the seconds from its first message to the last confirm, and how
-many of them it was on a core.
+`python -m bench.kit.publisher URL MESSAGES` prints the seconds from its first message to the last confirm, and its CPU
+seconds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEADERS = {
 
 
 class Publisher:
-    """As many unconfirmed messages as the relay has, all the time; nothing else."""
+    """Publishes messages, always with as many unconfirmed ones as the relay has, and does nothing else."""
 
     def __init__(self, url: str, messages: int) -> None:
         self._left = self._unsent = messages

@@ -1,4 +1,4 @@
-"""Reads an outbox in a thread and drops the messages, in two ways: the relay's, and SELECT … SKIP LOCKED."""
+"""Reads an outbox in a thread and drops the messages, in two ways: as the relay does, and by SELECT … SKIP LOCKED."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DELETE = "DELETE FROM plain_outbox WHERE id = ANY (%s)"
 
 @dataclass
 class Taken:
-    """What a reader has taken: how many messages, and the ms that each batch took to be found and fetched."""
+    """What a reader has taken: how many messages, and how many ms it took to find and fetch each batch."""
 
     messages: int = 0
     fetches: list[float] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Taken:
 
 
 class TimedLog(Log):
-    """The relay's log, which remembers when a window was asked for."""
+    """The relay's log, which also records when a window was requested."""
 
     asked = 0.0
 
@@ -58,7 +58,7 @@ class TimedLog(Log):
 
 
 class Nowhere(Target):
-    """A target that takes everything at once."""
+    """A target that accepts everything at once."""
 
     def __init__(self, dsn: str, taken: Taken) -> None:
         super().__init__("nowhere")
@@ -73,7 +73,7 @@ class Nowhere(Target):
 
 
 class TimedRelay(Relay):
-    """The relay as it is, with a log that is timed."""
+    """The unchanged relay, with a timed log."""
 
     def __init__(self, dsn: str, target: Nowhere) -> None:
         super().__init__(dsn, target)
@@ -82,7 +82,7 @@ class TimedRelay(Relay):
 
 @contextmanager
 def relay(dsn: str, taken: Taken) -> Iterator[None]:
-    """Read outbox.messages by windows."""
+    """Reads outbox.messages in windows."""
     made = TimedRelay(dsn, Nowhere(dsn, taken))
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_until_complete, args=(made.run(),))
@@ -97,7 +97,7 @@ def relay(dsn: str, taken: Taken) -> Iterator[None]:
 
 @contextmanager
 def skip_locked(dsn: str, taken: Taken) -> Iterator[None]:
-    """Read plain_outbox: lock the first rows that no other session has, delete them, commit."""
+    """Reads plain_outbox: locks the first rows that no other session has locked, deletes them, commits."""
     over = Event()
 
     def take(conn: psycopg.Connection) -> None:

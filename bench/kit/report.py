@@ -1,4 +1,4 @@
-"""How figures are shown: a table for people, a JSON document for programs."""
+"""Reports figures: as a table for people, and as a JSON document for programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 def svg_option(command: Decorated) -> Decorated:
-    """Add --svg, which is refused before anything is measured if no picture can be drawn."""
+    """Adds --svg, which is refused before anything is measured if no picture can be drawn."""
 
     def check(_: click.Context, __: click.Parameter, file: Path | None) -> Path | None:
         if file:
@@ -36,7 +36,7 @@ def progress(text: str) -> None:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median, lowest and highest."""
+    """Returns the median, the lowest and the highest value."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
@@ -52,7 +52,7 @@ def show(
     json_file: Path | None,
     svg_file: Path | None = None,
 ) -> None:
-    """Print the figures with what they were measured on, and write and draw them where a file is named."""
+    """Prints the figures with what they were measured on, and writes and draws them if files are given."""
     table = _table(title, settings)
     table.add_column("")
     for part in PARTS:
@@ -72,9 +72,9 @@ def show_series(
     svg_file: Path | None = None,
     figures: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Print what each subject showed over time: a line for each slice of it. Not every subject has every column.
+    """Prints the series of each subject: a line for each slice of time. Not every subject has every column.
 
-    `figures` is what the series come to.
+    `figures` summarises the series.
     """
     table = _table(title, settings)
     columns = list(dict.fromkeys(column for lines in series.values() for line in lines for column in line))
@@ -94,7 +94,7 @@ def show_series(
 
 
 def summary(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Print the figures of several benches in one table."""
+    """Prints the figures of several benches in one table."""
     table = Table(title="all benches")
     table.add_column("bench")
     table.add_column("")

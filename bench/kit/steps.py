@@ -1,4 +1,4 @@
-"""Runs workflows through a pipeline with real worker processes, and checks the books."""
+"""Runs workflows through a pipeline with real worker processes, and checks the database afterwards."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .app import POSTS, Post, Shape
 from .database import worker
 
 SIZE = 100
-"""Characters of a workflow's data where nothing else is said."""
+"""The default size of a workflow's data, in characters."""
 
 
 EMPTY = len(Post(content="").model_dump_json())
 
 
 def made(workflows: int, size: int) -> list[Post]:
-    """Return data of so many characters each, as JSON. Random letters: nothing of it can be compressed away."""
+    """Returns data of `size` characters as JSON for each workflow. The letters are random, so they don't compress."""
     text = "".join(random.choices(string.ascii_letters, k=size + workflows))
     return [Post(content=text[n : n + size - EMPTY]) for n in range(workflows)]
 
 
 def submitted(dsn: str, jobs: int, shape: Shape = POSTS, size: int = SIZE) -> tuple[float, Any]:
-    """Submit all jobs in one transaction; return workflows/s, and the database's clock right after COMMIT."""
+    """Submits all jobs in one transaction. Returns workflows/s, and the database's clock right after COMMIT."""
     items = made(jobs, size)
     started = time.monotonic()
     with psycopg.connect(dsn) as conn:
@@ -40,7 +40,7 @@ def submitted(dsn: str, jobs: int, shape: Shape = POSTS, size: int = SIZE) -> tu
 
 
 def steps(dsn: str, jobs: int, workers: int = 1, shape: Shape = POSTS, size: int = SIZE) -> float:
-    """Return steps/s of worker processes, from the commit that made all jobs to the last step."""
+    """Returns the steps/s of worker processes, from the commit that made all jobs to the last step."""
     with ExitStack() as running:
         for _ in range(workers):
             running.enter_context(worker(dsn, f"bench.kit.app:{shape.pipeline.name}"))
@@ -51,7 +51,7 @@ def steps(dsn: str, jobs: int, workers: int = 1, shape: Shape = POSTS, size: int
 
 
 def check_books(dsn: str, jobs: int, start: Any, shape: Shape = POSTS) -> float:
-    """Return steps/s since `start`; an error unless every step was made once, with all that belongs to it."""
+    """Returns the steps/s since `start`. Raises unless every step was made once, with all that belongs to it."""
     with psycopg.connect(dsn) as conn:
         counts = conn.execute(
             "SELECT (SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'COMPLETED'),"
@@ -72,7 +72,7 @@ def check_books(dsn: str, jobs: int, start: Any, shape: Shape = POSTS) -> float:
 
 
 def wait_until(dsn: str, question: str, timeout: float) -> None:
-    """Return when the database answers true."""
+    """Returns when the database answers true. Raises after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     with psycopg.connect(dsn, autocommit=True) as conn:
         while (conn.execute(question.encode()).fetchone() or [False])[0] is not True:

@@ -1,4 +1,4 @@
-"""The same stage with limits of every kind, for bench.limits: nothing but the status, of tenants' jobs."""
+"""Defines one stage with each kind of limit, for bench.limits. It changes only the status of tenants' jobs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A worker that notes when handlers begin and commits are answered: in memory, and in a file when it is stopped.
+"""Runs a worker that notes when handlers begin and commits are answered: in memory, and in a file when it stops.
 
-`python -m bench.kit.timed DSN FILE` writes a JSON object: for each workflow when its first handler began and when
+`python -m bench.kit.timed DSN FILE` writes a JSON object: for each workflow, when its first handler began and when the
 COMMIT of its last step was answered, in seconds of the machine's clock.
 """
 
@@ -28,11 +28,11 @@ def note_end(ended: dict[str, float], statement: bytes, rows: list[tuple[Any, ..
     if statement is FINISH:
         now = time.time()
         for (workflow,) in rows:
-            ended[workflow] = now  # each step's overwrites the one before
+            ended[workflow] = now  # each step overwrites the one before
 
 
 def note_starts() -> dict[str, float]:
-    """Have the first stage's handler note when it begins; return the notes."""
+    """Makes the first stage's handler note when it begins. Returns the notes."""
     started: dict[str, float] = {}
     stage = posts.stages["enrich"]
 
@@ -45,7 +45,7 @@ def note_starts() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    logs.set_up("text")  # as `outbox worker` does: its lines are a part of what it costs
+    logs.set_up("text")  # as `outbox worker` does, because logging is part of its cost
     started, ended = note_starts(), dict[str, float]()
     asyncio.run(work(sys.argv[1], lambda statement, rows, _: note_end(ended, statement, rows)))
     Path(sys.argv[2]).write_text(json.dumps({workflow: (started[workflow], ended[workflow]) for workflow in ended}))

@@ -1,4 +1,4 @@
-"""Runs the worker of timed.py, which notes when handlers begin and end, and says how long workflows waited for them."""
+"""Runs the worker of timed.py, which notes when handlers begin and end, and computes how long workflows waited."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from .steps import check_books, submitted, wait_until
 PARTS = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
 WARM_UP = 200
-"""Workflows that a worker handles before anything counts: its connections are open, and its plans are made."""
+"""Workflows that a worker handles before anything counts. They open its connections and prepare its plans."""
 
 CLOCK_MS = 1.0
-"""By how much the machine's clock may be put right during a run."""
+"""By how many ms the machine's clock may be corrected during a run."""
 
 IDLE = "SELECT coalesce(bool_and(idle), false) AND NOT EXISTS (SELECT FROM outbox.jobs) FROM outbox.workers"
 
 Notes = dict[str, tuple[float, float]]
-"""For each entity when its first handler began, and when the COMMIT of its last step was answered."""
+"""For each entity: when its first handler began, and when the COMMIT of its last step was answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Of each workflow the ms to its first handler and to its final status, and by how many ms it was sent too late."""
+    """For each workflow: the ms to its first handler, the ms to its final status, and how many ms late it was sent."""
 
     handler: list[float]
     final: list[float]
@@ -45,13 +45,16 @@ class Run:
 
 
 def whole(workflows: float) -> int:
-    """Return so many workflows that each client of the load has as many full transactions, and at least one."""
+    """Returns a number of workflows, rounded so that all clients of the load have equally many full transactions.
+
+    Each client has at least one transaction.
+    """
     share = load.AT_ONCE * load.CLIENTS
     return max(1, round(workflows / share)) * share
 
 
 def capacity(postgres: Server, dsn: str, workflows: int) -> float:
-    """Return workflows/s from the first one sent to the last final status, when all are sent as fast as it goes."""
+    """Returns the workflows/s from the first one sent to the last final status, with all sent as fast as possible."""
     with timed_worker(dsn) as notes:
         begun = time.time()
         load.submit(postgres, dsn, workflows)
@@ -61,13 +64,13 @@ def capacity(postgres: Server, dsn: str, workflows: int) -> float:
 
 
 def waits(notes: Notes, committed: Mapping[str, float]) -> Run:
-    """Return what each workflow waited since its COMMIT."""
+    """Returns how long each workflow waited after its COMMIT."""
     pairs = [(at, *notes[entity]) for entity, at in committed.items()]
     return Run([(began - at) * 1000 for at, began, _ in pairs], [(ended - at) * 1000 for at, _, ended in pairs])
 
 
 def check(dsn: str, notes: Notes, workflows: int) -> None:
-    """An error unless the books are right and the worker has noted every workflow, and no answer was lost."""
+    """Raises unless the database is right and the worker has noted every workflow, so that no answer was lost."""
     with psycopg.connect(dsn) as conn:
         (now,) = conn.execute("SELECT clock_timestamp() - interval '1 day'").fetchone() or (None,)
     check_books(dsn, workflows + WARM_UP, now)
@@ -76,9 +79,9 @@ def check(dsn: str, notes: Notes, workflows: int) -> None:
 
 
 def clock() -> float:
-    """Returns how far the machine's clock is ahead of the monotonic one (s): by the quickest of some looks at both.
+    """Returns how many seconds the machine's clock is ahead of the monotonic one, by the quickest of many readings.
 
-    Between the two halves of a look this process may have to wait for its turn.
+    A slow reading is inaccurate, because the process may have been descheduled between the two halves.
     """
     looks = []
     for _ in range(1_000):
@@ -89,7 +92,7 @@ def clock() -> float:
 
 @contextmanager
 def timed_worker(dsn: str, idle: str = IDLE) -> Iterator[Notes]:
-    """Run a worker that is warm, and idle when this begins; its notes are there when this has ended."""
+    """Runs a worker that is warm and idle when the block begins. Its notes are complete when the block has ended."""
     notes: Notes = {}
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         file = Path(folder, "notes.json")

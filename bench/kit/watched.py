@@ -1,4 +1,4 @@
-"""The engine's own worker, which tells what it is answered: no SQL more than usual."""
+"""Runs the engine's own worker, and reports the answers to its statements. It adds no SQL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from outbox.database.link import PLANNING, Link
 from .app import posts
 
 OnAnswer = Callable[[bytes, list[tuple[Any, ...]], float], None]
-"""Is told the statement, its rows, and the seconds that they took."""
+"""Called with a statement, its rows, and the seconds that it took."""
 
 
 class WatchedLink(Link):
@@ -36,7 +36,7 @@ class WatchedWorker(Worker):
 
 
 async def work(dsn: str, on_answer: OnAnswer) -> None:
-    """Run it until SIGTERM."""
+    """Runs the worker until SIGTERM."""
     worker = WatchedWorker(dsn, on_answer)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
     await worker.run()

@@ -1,1 +1,1 @@
-"""Measures Outbox beside its peers: one short file a peer, run in an environment of its own; see bench/README.md."""
+"""Measures Outbox beside its peers. Each peer is a short file that runs in its own environment; see bench/README.md."""

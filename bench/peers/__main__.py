@@ -1,4 +1,4 @@
-"""How many pipeline steps a second Outbox makes beside its peers: the same job, the same Postgres, the same run.
+"""Measures the pipeline steps/s of Outbox beside its peers: the same job, the same Postgres, the same run.
 
 `python -m bench.peers --help`
 """
@@ -20,7 +20,7 @@ from .job import KINDS
 from .theirs import PEERS, Peer
 
 Rates = dict[str, list[float]]
-"""By subject: a rate for each round."""
+"""For each subject, a rate for each round."""
 
 
 @click.command()
@@ -59,7 +59,7 @@ def main(jobs: int, rounds: int, names: tuple[str, ...], json_file: Path | None)
 def measured(
     postgres: Server, broker: Broker | None, kind: str, jobs: int, peers: list[Peer], turn: str
 ) -> Iterator[tuple[str, float]]:
-    """Yield the jobs/s of each subject that does jobs of this kind."""
+    """Yields the jobs/s of each subject that does jobs of this kind."""
     for title, pipeline in ours.SUBJECTS.get(kind, {}).items():
         report.progress(f"{turn}, {kind}: {title}")
         with postgres.database() as dsn:
@@ -74,7 +74,7 @@ def measured(
 def ratios(
     kind: str, title: str, rates: Rates, peers: list[Peer], most: int | None = None
 ) -> dict[str, dict[str, float]]:
-    """Return Outbox : peer within the rounds, for the best peers by their medians; the first one is named so."""
+    """Returns the ratio Outbox : peer in each round, for the best peers by their medians. The best one is marked."""
     order = sorted((peer.title for peer in peers), key=lambda peer: -statistics.median(rates[peer]))
     return {
         f"{kind}: {title} : {peer}{', the best' if peer == order[0] else ''}": report.spread(

@@ -1,6 +1,6 @@
-"""A channel of RabbitMQ for asyncio: pika's own connection, confirms that can be awaited, deliveries in a queue.
+"""Wraps pika for asyncio: pika's own connection, confirms that can be awaited, deliveries in a queue.
 
-pika, since its asynchronous connection costs a fraction of what aio-pika does for each message
+It uses pika because pika's asynchronous connection costs a fraction per message of what aio-pika costs
 (bench/kit/publisher.py).
 """
 
@@ -44,20 +44,20 @@ class Channel:
         channel.basic_qos(prefetch_count=prefetch)
 
     async def declare(self, queue: str) -> None:
-        # Awaited: pika holds it back until the calls before it are answered, but no publish that comes after it.
+        # Awaited, because pika delays it until earlier calls are answered, but doesn't delay later publishes.
         declared: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._channel.queue_declare(queue, durable=True, callback=declared.set_result)
         await declared
 
     def consume(self, queue: str) -> None:
-        """Have what comes on a queue in `arrived`: delivery tag, queue, body."""
+        """Puts the deliveries of a queue into `arrived`, as delivery tag, queue and body."""
         self._channel.basic_consume(
             queue,
             lambda _, method, __, body: self.arrived.put_nowait((method.delivery_tag, method.routing_key, body)),
         )
 
     def publish(self, queue: str, body: bytes) -> asyncio.Future[None]:
-        """Publish a persistent message; the future ends when the broker has confirmed it."""
+        """Publishes a persistent message. The future is done when the broker has confirmed it."""
         self._tag += 1
         self._channel.basic_publish("", queue, body, PERSISTENT)
         self._unconfirmed[self._tag] = confirmed = asyncio.get_running_loop().create_future()

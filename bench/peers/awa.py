@@ -1,6 +1,6 @@
-"""awa-pg: the status change and the next job commit together in its own transaction; a Rust core claims and completes.
+"""Runs the job on awa-pg: status change and next job commit in its own transaction; a Rust core claims and completes.
 
-Settings: COPY into its queue storage (README), more workers a queue than by default, a pool of connections for the
+Settings: COPY into its queue storage (README), more workers per queue than the default, a pool of connections for the
 handlers' transactions. More claimers and other claim batches (`AsyncClient.start`) were slower here.
 """
 

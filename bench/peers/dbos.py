@@ -1,8 +1,8 @@
-"""DBOS: one workflow of two transactional steps; a step's checkpoint commits with its status change.
+"""Runs the job on DBOS: a workflow of two transactional steps. A step's checkpoint commits with its status change.
 
-So the next job is the next step of the workflow: no second queue. Settings: workflows in threads (here faster than
-asynchronous ones) on a queue with a worker concurrency, a short polling interval, a datasource whose transactions are
-READ COMMITTED as all others here, larger pools, logs of warnings only.
+So the next job is the next step of the workflow, without a second queue. Settings: workflows in threads (faster here
+than async ones) on a queue with a worker concurrency, a short polling interval, a datasource whose transactions are
+READ COMMITTED as in all other peers here, larger pools, logs of warnings only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def main(work: Work) -> None:
             "sys_db_pool_size": CONNECTIONS,
             "log_level": "WARNING",
             "run_admin_server": False,
-            "executor_id": f"worker-{os.getpid()}",  # two of one name would run each other's workflows
+            "executor_id": f"worker-{os.getpid()}",  # two workers of the same name would run each other's workflows
         }
     )
     datasource = SQLAlchemyDatasource.create(url, engine_kwargs=pool)

@@ -1,7 +1,8 @@
-"""faststream-outbox: the status change and the next row commit together; a row's end is a DELETE of a batch, later.
+"""Runs the job on faststream-outbox: status change and next row commit together. Rows end in a batched DELETE, later.
 
-Settings: docs/concepts/performance (a batched terminal flush, as the handlers may run again; its autovacuum settings),
-docs/usage/subscriber (workers, batch and intervals of its example for a busy queue, pool for its connection budget).
+Settings: docs/concepts/performance (a batched terminal flush, because the handlers may run again; its autovacuum
+settings), docs/usage/subscriber (workers, batch and intervals of its example for a busy queue, a pool for its
+connection budget).
 """
 
 from __future__ import annotations

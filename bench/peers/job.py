@@ -1,8 +1,8 @@
-"""The job that every peer is given, and how its time is taken. Of the standard library, as each peer imports it.
+"""Defines the job of every peer, and measures its time. Uses only the standard library, because each peer imports it.
 
-A workflow is a row of the application's table `workflows`. A step of it is, as transactionally as the peer can: the
-handler, the change of the row's status, and the next stage's job. `python -m bench.peers.NAME KIND DSN WORKFLOWS`
-does all steps and prints one line of JSON.
+A workflow is a row of the application's table `workflows`. A step consists of the handler, the change of the row's
+status, and the next stage's job, in as few transactions as the peer can. `python -m bench.peers.NAME KIND DSN
+WORKFLOWS` does all steps and prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from importlib.metadata import version
 from typing import Any
 
 KINDS = ("no-op", "steps", "writes")
-"""No-op: one job whose handler does nothing, for twice as many workflows. Writes: steps that insert a row too."""
+"""No-op: one job whose handler does nothing, for twice as many workflows. Writes: steps that also insert a row."""
 
 HOLD = "hold"
-"""A no-op whose handler says when it begins and never ends: for the death of its worker. Without workflows: an heir."""
+"""A no-op whose handler prints when it begins and never ends, because its worker will be killed. Without workflows, it
+takes over the job of a killed worker."""
 
 STATUS_AFTER = {"enrich": "ENRICHED", "act": "COMPLETED"}
 NEXT = {"enrich": "act"}
@@ -35,7 +36,7 @@ SCHEMA = """
 
 @dataclass(slots=True)
 class Work:
-    """What one run has to do, and what is done of it."""
+    """The work of one run, and its progress."""
 
     kind: str
     dsn: str
@@ -63,15 +64,15 @@ class Work:
 
     @property
     def seconds(self) -> float:
-        """Return the time from the beginning of the first handler to the end of the last one, its commit included.
+        """The time from the start of the first handler to the end of the last one, including its commit.
 
-        So neither a peer's start-up is in it, nor what it writes down of the last handlers' ends.
+        It includes neither a peer's start-up, nor its final writes about the ends of the last handlers.
         """
         return self._ended - self._began
 
     @contextmanager
     def call(self, jobs: int = 1) -> Iterator[None]:
-        """Count what is inside as handlers that were called, unless it raises."""
+        """Counts the block as `jobs` handler calls, unless it raises."""
         self._began = self._began or time.monotonic()
         if self.kind == HOLD:
             print(self._began, flush=True)
@@ -86,7 +87,7 @@ class Work:
             await asyncio.sleep(0.01)
 
     async def until_done_by(self, worker: Awaitable[Any]) -> None:
-        """Run a worker until all is done; an error if it ends by itself."""
+        """Runs a worker until all is done. Raises if the worker ends by itself."""
         working, watching = asyncio.ensure_future(worker), asyncio.ensure_future(self.until_done())
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -101,7 +102,7 @@ def run(
     main: Callable[[Work], Coroutine[Any, Any, None]],
     run_async: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
 ) -> None:
-    """Run a peer's `main` as the command line says; print what it did."""
+    """Runs a peer's `main` with the arguments of the command line, and prints what it did."""
     kind, dsn, workflows = sys.argv[1:]
     work = Work(kind, dsn, int(workflows))
     run_async(main(work))

@@ -1,4 +1,4 @@
-"""Outbox's turn: one `outbox worker` process, which is idle when a transaction submits all workflows."""
+"""Runs Outbox's turn: one `outbox worker` process, which is idle when a transaction submits all workflows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBJECTS = {"steps": {STEPS: app.steps}, "writes": {WRITES: app.writes, BATCHES:
 
 
 def rate(dsn: str, pipeline: app.Steps, jobs: int) -> float:
-    """Return steps/s, from the commit that made all workflows to the last step; an error if the books are wrong."""
+    """Returns the steps/s from the commit that made all workflows to the last step. Raises if the database is wrong."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(SCHEMA.encode())
         deploy.deploy(conn, pipeline)

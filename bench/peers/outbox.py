@@ -1,6 +1,6 @@
-"""Outbox's own side of the same job: two stages that do nothing, and two that write in the step's transaction.
+"""Defines the same job for Outbox: two stages that do nothing, and two that write in the step's transaction.
 
-`effects` is the application's table: one row a step. In batches it is one statement for up to a hundred of them.
+`effects` is the application's table, with one row per step. In batches, one statement writes up to a hundred rows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""PgQueuer: a job and the status change commit together; its end is written in batches, later (at least once).
+"""Runs the job on PgQueuer: status change and next job commit together. Ends are written in batches, later.
 
-Settings: docs/guides/performance-tuning (autovacuum, a large batch, a connection of its own for the manager, a pool for
-the rest), uvloop as in its own benchmark and command line.
+So jobs run at least once. Settings: docs/guides/performance-tuning (autovacuum, a large batch, a separate connection
+for the manager, a pool for the rest), uvloop as in its own benchmark and command line.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def main(work: Work) -> None:
         with work.call():
             await step(job, "act")
 
-    # Without max_concurrent_tasks, as by default: with it the dequeue counts this worker's jobs, and is slower.
+    # Without max_concurrent_tasks, as by default, because with it the dequeue counts this worker's jobs and is slower.
     await work.until_done_by(manager.run(batch_size=BATCH))
 
 

@@ -1,7 +1,7 @@
-"""procrastinate: the status change and the next job commit together (`connection=`); a job's end is a statement later.
+"""Runs the job on procrastinate: status change and next job commit together (`connection=`). Jobs end separately.
 
-Settings: asynchronous tasks with a concurrency, its pool as large; jobs deferred in one batch; finished jobs deleted
-(`delete_jobs`), which is its own remedy for a table that grows.
+A job's end is a later statement. Settings: async tasks with a concurrency, and a pool of the same size; jobs deferred
+in one batch; finished jobs deleted (`delete_jobs`), which is procrastinate's own remedy for a growing table.
 """
 
 from __future__ import annotations

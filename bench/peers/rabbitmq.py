@@ -1,8 +1,8 @@
-"""RabbitMQ and Postgres by hand: the status change is committed, then the next message published, then this one acked.
+"""Runs the job on RabbitMQ and Postgres by hand: commits the status change, publishes the next message, acks this one.
 
-Two systems, so nothing makes these three one: a crash in between repeats the handler. Settings: a durable queue a
-stage, persistent messages, publisher confirms, a prefetch (RabbitMQ's guides to confirms and reliability), messages
-handled concurrently, a transaction each.
+These are two systems, so the three steps are not atomic: a crash between them repeats the handler. Settings: a durable
+queue per stage, persistent messages, publisher confirms, a prefetch (RabbitMQ's guides to confirms and reliability),
+messages handled concurrently, each in its own transaction.
 """
 
 from __future__ import annotations

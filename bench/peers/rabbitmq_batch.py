@@ -1,6 +1,7 @@
-"""RabbitMQ and Postgres by hand, in batches: a transaction for up to a hundred messages; else as rabbitmq.py.
+"""Runs rabbitmq.py's job in batches: one transaction for up to a hundred messages.
 
-One message that fails takes its batch with it: a real consumer would have to try each alone then, which isn't here.
+One message that fails makes its whole batch fail. A real consumer would then have to try each message alone, which this
+one doesn't.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ async def main(work: Work) -> None:
     await asyncio.gather(*(first.publish(stages[0], str(number).encode()) for number in range(work.workflows)))
 
     async def consume(stage: str, channel: amqp.Channel) -> None:
-        """Take what has arrived, a batch at most; commit it, publish the next messages, acknowledge these."""
+        """Takes what has arrived, at most a batch. Commits it, publishes the next messages, acknowledges these."""
         channel.consume(stage)
         while True:
             messages = [await channel.arrived.get()]

@@ -1,4 +1,4 @@
-"""How long each peer leaves the job of a worker that was killed, with the settings of the other benches."""
+"""Measures how long each peer leaves the job of a killed worker, with the settings of the other benches."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from .theirs import PEERS
 
 
 def recoveries(kills: int, patience: float) -> dict[str, list[float]]:
-    """Return for each peer the seconds from each kill to the next attempt; none of those that had none by then.
+    """Returns for each peer the seconds from each kill to the next attempt, without kills that had none in time.
 
-    One peer beside the other, for they wait; each on a server of its own, as together they want more connections.
+    Peers run at the same time, because they mostly wait. Each has its own server, because together they would need too
+    many connections.
     """
     peers = [peer for peer in PEERS.values() if not peer.batches and (programs() or not peer.needs_broker)]
     for peer in peers:

@@ -1,4 +1,4 @@
-"""A peer's turn: a process in an environment of its own, and what it has left in the application's tables."""
+"""Runs a peer's turn: a process in its own environment. Then checks what it left in the application's tables."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ROOT = HERE.parent.parent
 ENVIRONMENTS = ROOT / "build" / "peers"
 TIMEOUT = 300
 SETTLE = 5.0
-"""Seconds that a second worker of a peer has to begin its work: they have no common way to say that they have."""
+"""Seconds that a second worker of a peer has to start up: the peers have no common way to report that they did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A module of this folder. `batches`: it has many jobs in a transaction.
+    """A module of this folder. `batches` means that it handles many jobs in a transaction.
 
-    `part` is its part of the workflows: a run of the slow ones would last minutes.
+    `part` is its share of the workflows: with all of them, a run of a slow peer would take minutes.
     """
 
     title: str
@@ -59,7 +59,7 @@ PEERS = {
 
 
 def environment(peer: Peer) -> dict[str, str]:
-    """Make the peer's environment, unless it is there with these versions; return the versions that are pinned."""
+    """Makes the peer's environment, unless it exists with these versions. Returns the pinned versions."""
     folder, wanted = ENVIRONMENTS / peer.requirements, (HERE / f"{peer.requirements}.txt").read_text()
     made = folder / "requirements.txt"
     if not made.exists() or made.read_text() != wanted:
@@ -72,7 +72,7 @@ def environment(peer: Peer) -> dict[str, str]:
 
 @contextmanager
 def rabbitmq(needed: bool) -> Iterator[Broker | None]:
-    """Start a node in a temporary folder, if it is needed; it is gone with its data at the end."""
+    """Starts a node in a temporary folder, if it is needed. Removes it and its data at the end."""
     if not needed:
         yield None
         return
@@ -84,10 +84,10 @@ def rabbitmq(needed: bool) -> Iterator[Broker | None]:
 
 
 def rate(dsn: str, peer: Peer, kind: str, workflows: int, url: str | None) -> float:
-    """Return the jobs/s of one process; an error unless every workflow ended and each of its steps was made once."""
+    """Returns the jobs/s of one process. Raises unless every workflow ended and each of its steps was made once."""
     jobs = workflows * len(STATUS_AFTER)
     if kind == "no-op":
-        workflows = jobs  # of one job each
+        workflows = jobs  # with one job each
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(SCHEMA.encode())
         conn.execute("INSERT INTO workflows SELECT n, 'RECEIVED', 0 FROM generate_series(0, %s - 1) AS n", (workflows,))
@@ -106,7 +106,7 @@ def rate(dsn: str, peer: Peer, kind: str, workflows: int, url: str | None) -> fl
 
 
 def recovery(dsn: str, peer: Peer, url: str | None, patience: float) -> float | None:
-    """Return the seconds from the kill -9 of a worker to the next attempt at its job; None: there was none by then."""
+    """Returns the seconds from `kill -9` of a worker to the next attempt at its job, or None if none came in time."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(SCHEMA.encode())
     env = {"OUTBOX_AMQP_URL": url or ""}
@@ -140,7 +140,7 @@ def _started(command: list[str], settings: dict[str, str]) -> Iterator[subproces
 
 
 def _line(process: subprocess.Popen[str], timeout: float) -> str | None:
-    """Return the next line that a process writes, None if there is none in time; an error if it ends instead."""
+    """Returns the next line that a process writes, or None if none comes in time. Raises if it ends instead."""
     assert process.stdout is not None
     if not select.select([process.stdout], [], [], timeout)[0]:
         return None
@@ -151,14 +151,14 @@ def _line(process: subprocess.Popen[str], timeout: float) -> str | None:
 
 
 def address(dsn: str) -> str:
-    """Return the DSN in the one form that libpq, asyncpg, SQLAlchemy and sqlx all understand, sockets included."""
+    """Returns the DSN in the one form that libpq, asyncpg, SQLAlchemy and sqlx all understand, sockets included."""
     parts = conninfo_to_dict(dsn)
     query = "&".join(f"{name}={parts[name]}" for name in ("host", "port", "user", "password") if parts.get(name))
     return f"postgresql:///{parts['dbname']}?{query}"
 
 
 def _environ() -> dict[str, str]:
-    # What this process has on its path must not be on the peer's.
+    # The path of this process must not be on the peer's path.
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 

@@ -1,4 +1,4 @@
-"""The actors of the demo beside the workers: a monitor, a reviewer, and a killer of one worker."""
+"""Defines the demo's actors besides the workers: a monitor, a reviewer, and a killer of one worker."""
 
 import signal
 import socket
@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 
 class Actor(Protocol):
-    """Does one small thing in each step, about once every `every` seconds."""
+    """Does one small thing in each step. A step comes about every `every` seconds."""
 
     every: float
 
@@ -31,7 +31,7 @@ class Actor(Protocol):
 
 
 class Monitor:
-    """Finds posts twice a second and submits them. All have come after about six seconds."""
+    """Finds posts twice a second and submits them. After about six seconds it has submitted all."""
 
     every = 0.5
 
@@ -78,9 +78,9 @@ class Reviewer:
 
 @dataclass
 class Killer:
-    """Kills one worker in the middle of its work, starts another, and watches what happens to its jobs.
+    """Kills one worker while it works, starts another, and watches what happens to the killed worker's jobs.
 
-    `enough` returns how many jobs a worker must hold to be killed, or 0 while it is too early for that.
+    `enough` returns how many jobs a worker must hold to be killed, or 0 while it is too early to kill one.
     """
 
     conn: Connection[Any]

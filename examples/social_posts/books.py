@@ -1,4 +1,4 @@
-"""The books of a run: what must be true at the end, whatever happened during the run."""
+"""Checks the books of a run: what must be true at the end, no matter what happened during the run."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -6,12 +6,12 @@ from typing import Any
 
 from psycopg import Connection
 
-SHOWN = 3  # broken entries that a check names; it counts the others
+SHOWN = 3  # how many broken entries a check names; it only counts the others
 
 
 @dataclass(frozen=True)
 class Check:
-    """A promise, and what breaks it."""
+    """A promise, and the entries that break it."""
 
     promise: str
     broken: list[str]

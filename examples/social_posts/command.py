@@ -1,4 +1,4 @@
-"""`outbox demo`: the options of the demo."""
+"""Defines the command `outbox demo` and its options."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def demo(
     if relay and not found.amqp_url:
         raise SettingsError("--relay needs OUTBOX_AMQP_URL; in a clone, make demo RELAY=1 starts a RabbitMQ of its own")
     source = choose(posts, feed, column, id_column, limit)
-    # A signal ends the demo's processes first, as Ctrl-C does.
+    # A signal must end the demo's processes first, as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
             signal.signal(number, leave)
     with dsn_of(found) as dsn:
         code = run_demo(dsn, source, workers, amqp_url=found.amqp_url if relay else None)

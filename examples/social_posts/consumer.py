@@ -1,4 +1,4 @@
-"""The consumer of the demo, to copy for your own: one row for each message, however often it is delivered.
+"""Runs the demo's consumer, to copy for your own: one row for each message, even if it is delivered several times.
 
 OUTBOX_DSN=… OUTBOX_AMQP_URL=… python -m outbox.demo.consumer
 """
@@ -12,7 +12,7 @@ QUEUE = EXCHANGE = "outbox_demo"
 
 
 async def record(delivery: Delivery) -> None:
-    """Writes a row that commits with the record that the message was handled, or not at all."""
+    """Writes a row. It commits together with the record that the message was handled, or not at all."""
     await delivery.connection.execute(
         "INSERT INTO demo_crm.enriched (entity_id, sentiment) VALUES (%s, %s)",
         (delivery.payload["entity_id"], delivery.payload["sentiment"]),

@@ -1,4 +1,4 @@
-"""The director: starts the world and the workers, lets things go wrong, and checks the books at the end."""
+"""Directs the demo: starts the world and the workers, lets things go wrong, and checks the books at the end."""
 
 import time
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .shipping import Shipping
 from .sources import Source, SourceError
 
 STALL = 30.0  # seconds without any change of a status, after which the demo gives up
-# What the demo must not disturb or be disturbed by, and what it says if it finds it.
+# Queries for what the demo must not disturb or be disturbed by, and what it says if one finds something.
 OBJECTIONS = {
     """
     SELECT entity_id FROM outbox.workflow_states
@@ -50,7 +50,7 @@ DEAD = """
 def run_demo(
     dsn: str, posts: Source, workers: int = 2, console: Console | None = None, amqp_url: str | None = None
 ) -> int:
-    """Runs the demo on that database; with `amqp_url`, also through RabbitMQ.
+    """Runs the demo on a database; with `amqp_url`, also through RabbitMQ.
 
     Returns 0 if the books are right, and 1 if they are not or the demo had to stop.
     """
@@ -72,7 +72,7 @@ def run_demo(
 
 
 def connected(dsn: str) -> Connection[Any]:
-    """Opens a connection that Postgres shows as the demo's."""
+    """Opens a connection that names itself to Postgres as the demo's."""
     try:
         return connect(dsn, autocommit=True, application_name="outbox demo")
     except Error as error:
@@ -80,7 +80,7 @@ def connected(dsn: str) -> Connection[Any]:
 
 
 def conclude(console: Console, checks: list[Check]) -> int:
-    """Prints every check. Returns 0 if all are right, else 1."""
+    """Prints every check. Returns 0 if all are right, otherwise 1."""
     for check in checks:
         style = "green" if check.right else "red"
         console.print(str(check), style=style, markup=False, highlight=False, soft_wrap=True)
@@ -197,7 +197,7 @@ class Director:
             self.screen.say(f"the service is up again; it dropped {stats['outage']:g} requests")
 
     def has_ended(self) -> bool:
-        """Whether every post is in a final status or its job is dead, and every message has arrived."""
+        """Tells whether every post is in a final status or its job is dead, and every message has arrived."""
         ended = sum(number for status, number in self.counts.items() if status in pipeline.final)
         arrived = self.shipping is None or self.shipping.done
         return self.monitor.done and ended + self.dead >= self.monitor.submitted and arrived
@@ -223,7 +223,7 @@ class Director:
         ]
 
     def check_run(self, stats: dict[str, float], codes: list[int]) -> list[Check]:
-        """Checks that everything that the demo is meant to show has happened."""
+        """Checks that everything happened that the demo is meant to show."""
         completed = self.counts.get("COMPLETED", 0)
         told = stats["notifications"]
         held, again = len(self.killer.held), len(self.killer.again)

@@ -1,4 +1,4 @@
-"""The pipeline of the demo, to copy for your own.
+"""Defines the demo's pipeline, to copy for your own.
 
 RECEIVED -> enrich -> ENRICHED -> decide -> APPROVED -----------------> act -> COMPLETED
                                          -> WAITING_FOR_REVIEW -> (a person) -> APPROVED or REJECTED
@@ -30,7 +30,7 @@ class Post(BaseModel):
 
 posts = Pipeline("posts", data=Post, initial="RECEIVED", final={"COMPLETED", "REJECTED"})
 
-# A person decides about angry posts: `outbox approve ENTITY`, or in any tool that speaks SQL,
+# A person decides about angry posts: with `outbox approve ENTITY`, or in any tool that speaks SQL:
 #   UPDATE outbox.workflow_states SET current_status = 'APPROVED' WHERE entity_id = '...'
 posts.allow("WAITING_FOR_REVIEW", to={"APPROVED", "REJECTED"})
 
@@ -67,8 +67,8 @@ async def decide(run: Run[Post]) -> Go[Post] | WaitForApproval[Post]:
 @posts.stage("act", on="APPROVED", to="COMPLETED", retry=patient, timeout=10, transaction=True)
 async def act(run: Run[Post]) -> None:
     """Notifies the service, then writes to the CRM."""
-    # A call is not part of a transaction, so it may be made twice. The key is the same in every attempt, which
-    # lets the service recognize a repeated call.
+    # A call is not part of a transaction, so it may be made twice. The key is the same in every attempt, so the
+    # service recognizes a repeated call.
     await call("/notify", {"entity_id": run.entity_id}, {"Idempotency-Key": run.idempotency_key})
     # This row commits with COMPLETED, or not at all, so it needs no key.
     await run.connection.execute(
@@ -78,7 +78,7 @@ async def act(run: Run[Post]) -> None:
 
 
 async def call(path: str, body: dict[str, str], headers: dict[str, str] | None = None) -> httpx.Response:
-    """Posts to the service. After a 429, the job is tried again when the service says so."""
+    """Posts to the service. After a 429, the job is tried again at the time that the service names."""
     answer = await world.post(path, json=body, headers=headers)
     if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
         raise Retry(after=float(answer.headers["Retry-After"]))

@@ -1,4 +1,4 @@
-"""The processes of the demo: the world and the workers. Every process that is started here is also ended here."""
+"""Starts the demo's processes: the world and the workers. Every process that is started here is also ended here."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ class Processes:
     """Starts processes that log to a temporary folder, and ends them all on exit."""
 
     def __init__(self, dsn: str, amqp_url: str | None = None) -> None:
-        # The world is on this machine, where a proxy from the environment doesn't lead.
+        # The world runs on this machine, so a proxy from the environment must not be used.
         self.environment = os.environ | {"OUTBOX_DSN": dsn, "no_proxy": "127.0.0.1"}
         if amqp_url:
             self.environment["OUTBOX_AMQP_URL"] = amqp_url
@@ -49,7 +49,7 @@ class Processes:
             raise DemoError(f"outbox {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
 
     def start_world(self, outage_after: int) -> str:
-        """Starts the world and returns its URL, which workers started from now on get in their environment."""
+        """Starts the world and returns its URL. Workers that start later get the URL in their environment."""
         options = ["--outage-after", str(outage_after)]
         process = self.start("-m", "outbox.demo.world", *options, stdout=subprocess.PIPE)
         assert process.stdout is not None
@@ -80,7 +80,7 @@ class Processes:
         return process
 
     def stop(self, processes: list[subprocess.Popen[str]]) -> list[int]:
-        """Sends SIGTERM to all and returns their exit codes. A process that doesn't end within GRACE is killed."""
+        """Sends SIGTERM to all and returns their exit codes. Kills a process that doesn't end within GRACE seconds."""
         for process in processes:
             process.send_signal(signal.SIGTERM)
         codes = []

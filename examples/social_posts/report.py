@@ -1,4 +1,4 @@
-"""Shows what happened in a run, as tables."""
+"""Prints tables of what happened in a run."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +18,7 @@ STATUSES = """
     ) AS ended
     GROUP BY current_status ORDER BY current_status
 """
-# Stages are listed in the order in which posts come to them.
+# Stages are in the order in which posts reach them.
 STAGES = """
     SELECT s.stage, count(*), sum(s.attempt), sum(s.attempt - 1), max(s.attempt)
     FROM outbox.workflow_states AS w

@@ -1,4 +1,4 @@
-"""Shows a run while it goes on: as moving bars on a terminal, otherwise as a line now and then."""
+"""Shows the progress of a run: as moving bars on a terminal, otherwise as a line every two seconds."""
 
 import time
 from typing import Self

@@ -1,4 +1,4 @@
-"""The messages of the demo: a relay to RabbitMQ, and a consumer that is killed at the worst time."""
+"""Ships the demo's messages: runs a relay to RabbitMQ, and a consumer that is killed at the worst time."""
 
 import re
 import signal
@@ -15,7 +15,7 @@ from .processes import DemoError, Processes
 from .report import Rows
 
 RELAY = "demo"
-START = 30.0  # seconds within which the consumer must have its queue, and the relay its name
+START = 30.0  # seconds in which the consumer must get its queue, and the relay its name
 
 ENRICHED = """
     SELECT count(*) FROM outbox.workflow_states AS w
@@ -30,14 +30,14 @@ MESSAGES = """
 
 
 class Shipping:
-    """Starts a relay and a consumer, and another consumer when the first one has died. Counts what has arrived."""
+    """Starts a relay and a consumer, and another consumer when the first one has died. Counts what arrives."""
 
     every = 0.1
 
     def __init__(self, conn: Connection[Any], processes: Processes, run: str, total: int, say: Say) -> None:
         self.conn, self.processes, self.run, self.say = conn, processes, run, say
         self.killed = False
-        # The queue must exist before the first message: one that no queue takes would be parked.
+        # The queue must exist before the first message, because a message that no queue takes would be parked.
         self.consumers = [self.start_consumer({"OUTBOX_KILL_AT": f"K13:{max(1, total // 4)}"})]
         self.wait_for(self.consumers[0], "takes from queue")
         self.relay = processes.start("-m", "outbox", "relay", "--name", RELAY, "--exchange", EXCHANGE, "--from-now")
@@ -55,7 +55,7 @@ class Shipping:
         return self.processes.start("-m", "outbox.demo.consumer", environment=environment)
 
     def step(self) -> None:
-        """Watches both. The consumer is meant to die once; any other death is an error."""
+        """Watches relay and consumer. The consumer is meant to die once; any other death is an error."""
         if self.relay.poll() is not None:
             raise DemoError(f"the relay has ended: {self.processes.last_words(self.relay)}")
         if self.consumers[-1].poll() is None:
@@ -68,11 +68,11 @@ class Shipping:
 
     @property
     def done(self) -> bool:
-        """Whether every message has had its effect."""
+        """Tells whether every message has had its effect."""
         return self.count(EFFECTS) >= self.count(ENRICHED)
 
     def stop(self) -> list[int]:
-        """Ends both and returns their exit codes. Forgets the relay, since the log would be kept for it."""
+        """Ends both and returns their exit codes. Forgets the relay, because the log would be kept for it."""
         codes = self.processes.stop([self.relay, self.consumers[-1]])
         self.processes.run("relay", "--forget", RELAY)
         return codes

@@ -23,14 +23,14 @@ class SourceError(Exception):
 
 
 class Source(Protocol):
-    """Posts with an id each. Can be iterated more than once."""
+    """Posts, each with an id. Can be iterated more than once."""
 
     def __iter__(self) -> Iterator[tuple[str, Post]]: ...
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Reads posts line by line, so a file of any size fits. Skips records without text."""
+    """Reads posts line by line, so a file may have any size. Skips records without text."""
 
     path: Path
     column: str = "content"
@@ -137,9 +137,9 @@ def json_lines(file: IO[str], _: str) -> Iterator[tuple[int, dict[str, object]]]
 
 
 def rows(file: IO[str], delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yields the records of CSV or TSV. The first line names the columns. In TSV a quote is a plain character."""
+    """Yields the records of CSV or TSV. The first line names the columns. In TSV, a quote is a plain character."""
     csv.field_size_limit(FIELD_LIMIT)
-    # Without strict, one quote that is never closed swallows the rest of the file.
+    # Without strict, a quote that is never closed swallows the rest of the file.
     if delimiter == "\t":
         reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     else:
@@ -163,7 +163,7 @@ def rows(file: IO[str], delimiter: str) -> Iterator[tuple[int, dict[str, object]
 
 
 def checked(place: str, entity: str, author: str, content: str) -> tuple[str, Post]:
-    """Returns the post. Raises SourceError, which names the place, if a database can't store it as it is."""
+    """Returns the id and the post. Raises SourceError, which names the place, if the database can't store them."""
     if len(entity) > LONGEST_ID:
         raise SourceError(f"{place}: an id of {len(entity)} characters; {LONGEST_ID} is the limit")
     for text in (entity, author, content):

@@ -1,4 +1,4 @@
-"""The outside world: a small HTTP service that answers as real ones do, sometimes late, wrong or not at all.
+"""Simulates the outside world: a small HTTP service that, as real ones do, may answer late, wrongly or not at all.
 
     python -m outbox.demo.world --port 0 --seed 7 --outage-after 60
 
@@ -22,15 +22,15 @@ from urllib.parse import parse_qs, urlsplit
 import click
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-# What the world does with a request, in per cent. It answers all others properly.
+# How often the world misbehaves in each way, in percent of requests. It answers all others properly.
 MOODS = {"429": 6, "503": 5, "slow": 3, "malformed": 4}
-# The scorer's time grows with the square of the length, and a very long post must not stop the world.
+# The scorer's time grows with the square of the length, so a very long post could block the world.
 SCORED_CHARACTERS = 5_000
 
 
 @dataclass
 class World:
-    """Decides how each request is answered, and counts. With the same seed, the n-th request has the same answer."""
+    """Decides how each request is answered, and counts. With the same seed, the n-th request gets the same answer."""
 
     seed: int = 7
     outage_after: int | None = None  # requests; None: no outage
@@ -53,7 +53,7 @@ class World:
             return mood
 
     def is_out(self) -> bool:
-        """Whether the outage is now. It begins with the first request after `outage_after` requests."""
+        """Tells whether the outage is on. It begins with the first request after `outage_after` requests."""
         if self.outage_after is None or self.counts["requests"] <= self.outage_after:
             return False
         if self.outage_began is None:
@@ -70,7 +70,7 @@ class World:
         return {"sentiment": scores["compound"], "hashtags": re.findall(r"#(\w+)", content)}
 
     def notify(self, key: str, entity: str) -> dict[str, object]:
-        """Takes a notification. One whose key was seen before is recognized and has no effect."""
+        """Takes a notification. A notification whose key was seen before has no effect."""
         with self.lock:
             duplicate = key in self.told
             self.told.setdefault(key, entity)
@@ -78,7 +78,7 @@ class World:
         return {"received": True, "duplicate": duplicate}
 
     def stats(self, about: str = "") -> dict[str, float]:
-        """Returns the counts, how long the outage has lasted, and whether it is now."""
+        """Returns the counts, how long the outage has lasted, and whether it is still on."""
         names = ["requests", "fine", *MOODS, "outage", "duplicates"]
         with self.lock:
             since = 0.0 if self.outage_began is None else self.clock() - self.outage_began
@@ -118,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
             self.work(body, mood)
 
     def work(self, body: bytes, mood: str) -> None:
-        """Does what was asked. A slow or malformed answer comes after that, so callers can't tell that it was done."""
+        """Does what was asked, then answers. From a slow or malformed answer, callers can't tell that it was done."""
         time.sleep(self.world.work_seconds)
         key = self.headers.get("Idempotency-Key", "")
         try:

@@ -1,1 +1,1 @@
-"""What anyone does in a transaction of their own: submit, decide, signal, accept; sync and async."""
+"""The calls that an application makes in its own transaction, sync or async: submit, decide, signal, accept."""

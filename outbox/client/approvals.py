@@ -1,7 +1,8 @@
-"""Decides what people are asked, in the caller's own transaction, on a sync or an async connection.
+"""Answers the questions of workflows, in the caller's own transaction, on a sync or an async connection.
 
-The decision, the history, the status and the next job are one commit. Exactly one decision wins: the workflow's row is
-locked before anything is looked at. The function `decide` in the database does it, for clients that speak SQL, too.
+The decision, the history, the status and the next job are one commit. Exactly one decision wins, because the workflow's
+row is locked before anything is read. All of this happens in the database function `decide`, which SQL clients can
+call, too.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ def decide(
     conn: Any, pipeline: PipelineLike | str, entity_id: str, decision: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
 ) -> Any:  # fmt: skip
-    """Answers the open question of a workflow in the caller's transaction, and returns the status that it then has.
+    """Answers the open question of a workflow in the caller's transaction, and returns the workflow's new status.
 
-    Awaited on an async connection. `decision` is one of the question's options. `by` (default: the database's role) and
-    `reason` are kept in the history. `edit` becomes the workflow's data; the pipeline validates it, so give the
-    Pipeline and not its name. `shown` is the hash of the data that the person looked at, as `outbox approvals` lists
-    it, if the data has changed since the question was asked.
+    Await it on an async connection. `decision` is one of the question's options. `by` (default: the database role) and
+    `reason` are kept in the history. `edit` becomes the workflow's data; the pipeline validates it, so pass the
+    Pipeline, not its name. `shown` is needed if the data has changed since the question was asked: the hash of the data
+    that the person looked at, as `outbox approvals` lists it.
 
-    The same decision by the same person again is not an error, and changes nothing.
+    Repeating a decision as the same person is not an error, and changes nothing.
 
-    Raises InvalidInput before any SQL if a value can't be stored. NoWorkflow, NothingAsked, TooLate, NoSuchOption and
-    DataChanged come from the database and end the transaction, as any error in it does.
+    Raises InvalidInput before any SQL if a value can't be stored. The database raises NoWorkflow, NothingAsked,
+    TooLate, NoSuchOption and DataChanged; like any error in a transaction, they end it.
     """
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
     for what, text, longest in (

@@ -1,8 +1,8 @@
 """Runs steps on the caller's own connection, sync or async.
 
-What users call in their own transaction (submit, inbox) is written once: a generator that yields statements and is sent
-their rows (see database/steps.py). Here nothing is begun, ended or reset: connection and transaction are the caller's.
-What the database refuses is raised as the error of ours that it is.
+Each call that users make in their own transaction (submit, inbox) is written once: as a generator that yields
+statements and receives their rows (see database/steps.py). This module begins, ends and resets nothing: connection and
+transaction are the caller's. If the database refuses a statement, the matching error of Outbox is raised.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Steps = Generator[Statement, list[Any], T]
 
 
 def execute(conn: Any, steps: Steps[T]) -> T | Coroutine[Any, Any, T]:
-    """Returns what the steps return, or on an async connection a coroutine that does."""
+    """Runs the steps and returns their result; on an async connection, returns a coroutine that does so."""
     if isinstance(conn, psycopg.AsyncConnection):
         return perform_async(steps, partial(_rows_async, conn))
     if isinstance(conn, psycopg.Connection):
@@ -34,7 +34,7 @@ def execute(conn: Any, steps: Steps[T]) -> T | Coroutine[Any, Any, T]:
 
 
 def drive(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
-    """Returns what the steps return on a connection that is known to be a sync one."""
+    """Runs the steps on a sync connection, and returns their result."""
     return perform(steps, partial(_rows, conn))
 
 
@@ -52,7 +52,7 @@ async def _rows_async(conn: psycopg.AsyncConnection[Any], statement: Statement) 
 
 @contextmanager
 def _encodable(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> Iterator[None]:
-    """Refuses texts that the encoding of the caller's session doesn't have, before any SQL."""
+    """Raises InvalidInput, before any SQL, for text that the encoding of the caller's session can't represent."""
     try:
         yield
     except UnicodeEncodeError as error:

@@ -1,7 +1,7 @@
-"""Step 6: tells the first delivery of a message from duplicates, in the caller's own transaction, sync or async.
+"""Step 6: distinguishes the first delivery of a message from duplicates, in the caller's transaction, sync or async.
 
-A message's id and its effect are committed together or not at all. How far back the inbox remembers is kept in the
-database: an id that it may have forgotten is refused for every client.
+A message's id and its effect are committed together or not at all. The database stores how far back the inbox
+remembers, so it refuses an id that the inbox may have forgotten for every client.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ SQL = statements.load("inbox")
 log = logging.getLogger("outbox.inbox")
 
 MEMORY_DAYS = (1, 200)
-"""For how many days, at least and at most, ids can be remembered: its child tables hold no more."""
+"""The fewest and the most days for which ids can be remembered: the inbox's child tables hold no more."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Inbox:
-    """Tells the first delivery of a message from all later ones, for one consumer.
+    """Distinguishes the first delivery of a message from all later ones, for one consumer.
 
-    `consumer` names what has the effect. Consumers of different names each accept every message once.
+    `consumer` names the program that has the effect. Consumers with different names each accept every message once.
     """
 
     consumer: str
@@ -51,21 +51,22 @@ class Inbox:
     ) -> bool | Awaitable[bool]:
         """Returns True the first time and False for a duplicate, in the caller's transaction.
 
-        Awaited on an async connection. Call it before the effect, in the transaction that writes the effect. If that
-        is rolled back, the id is forgotten. While another transaction has recorded the same id, this waits for its end.
-        At isolation levels above READ COMMITTED, a duplicate that was committed meanwhile is Postgres' serialization
-        failure: try the transaction again.
+        Await it on an async connection. Call it before the effect, in the transaction that writes the effect. If that
+        transaction rolls back, the id is forgotten. If another open transaction has recorded the same id, this call
+        waits until it ends. At isolation levels above READ COMMITTED, a duplicate that was committed concurrently is a
+        serialization failure of Postgres: try the transaction again.
 
-        Raises InvalidInput for an id that isn't a UUIDv7, before any SQL; TooOld for one that the inbox may have
-        forgotten, by the day (UTC) that it was made on; TooNew for one that was made more than a day ahead. Each leaves
-        the transaction usable, unless the id is forgotten while this runs: then Postgres raises TooOld and ends it.
+        Raises InvalidInput, before any SQL, for an id that isn't a UUIDv7; TooOld for an id that the inbox may have
+        forgotten, by the day (UTC) on which it was made; TooNew for an id that was made more than a day ahead. Each
+        leaves the transaction usable, unless the id is forgotten during this call: then Postgres raises TooOld and ends
+        the transaction.
         """
         accepted: bool | Awaitable[bool] = execute(conn, accepting(self.consumer, parse_id(message_id)))
         return accepted
 
 
 def accepting(consumer: str, message_id: UUID) -> Steps[bool]:
-    """Does what `Inbox.accept` does, as steps of the transaction that they are taken in."""
+    """Does what `Inbox.accept` does, as steps that run in the current transaction."""
     rows = yield SQL["inbox_accept"], {"consumer": consumer, "message_id": message_id}
     new, too_old, too_new, oldest, newest = rows[0]
     if too_old:
@@ -94,7 +95,7 @@ def _too_new(consumer: str, message_id: UUID, newest: datetime) -> TooNew:
 
 
 async def forget(conn: psycopg.AsyncConnection[Any], days: float) -> None:
-    """Forgets ids that were made more than `days` ago, and has the inbox refuse them from then on."""
+    """Forgets ids that were made more than `days` ago. From then on, the inbox refuses them."""
     for child, emptied in await (await conn.execute(SQL["inbox_forget"], {"days": days})).fetchall():
         if emptied:
             log.info("emptied outbox.%s, which was old", child)
@@ -103,7 +104,7 @@ async def forget(conn: psycopg.AsyncConnection[Any], days: float) -> None:
 
 
 def parse_id(value: object) -> UUID:
-    """Returns a message's id, given as a UUID or its text. Raises InvalidInput if it isn't a UUIDv7."""
+    """Returns the UUID of a message's id, given as a UUID or as text. Raises InvalidInput if it isn't a UUIDv7."""
     try:
         found = value if isinstance(value, UUID) else UUID(value)  # type: ignore[arg-type]
     except (ValueError, TypeError, AttributeError):
@@ -116,7 +117,7 @@ def parse_id(value: object) -> UUID:
 
 
 def made_at(message_id: UUID) -> datetime:
-    """Returns when a UUIDv7 was made; Python's last datetime for those that say a later time."""
+    """Returns when a UUIDv7 was made. A time later than Python's last datetime is returned as that datetime."""
     try:
         return _EPOCH + timedelta(milliseconds=message_id.int >> 80)
     except OverflowError:

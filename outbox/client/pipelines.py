@@ -1,4 +1,4 @@
-"""A pipeline as the calls of this room take it: the Pipeline itself, which lies in a room above, or its name."""
+"""Describes a pipeline as the client calls accept it: a Pipeline, which this package can't import, or its name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class PipelineLike(Protocol):
-    """The part of a Pipeline that the calls use."""
+    """The part of a Pipeline that the client calls use."""
 
     @property
     def name(self) -> str: ...
@@ -16,5 +16,5 @@ class PipelineLike(Protocol):
 
 
 def name_of(pipeline: PipelineLike | str) -> str:
-    """Returns the name of a pipeline, or the name itself."""
+    """Returns the name of a pipeline that is given as a Pipeline or by its name."""
     return pipeline if isinstance(pipeline, str) else pipeline.name

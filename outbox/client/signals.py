@@ -1,4 +1,4 @@
-"""Tells a workflow what has happened elsewhere, in the caller's own transaction, on a sync or an async connection.
+"""Sends signals to workflows, in the caller's own transaction, on a sync or an async connection.
 
 A plain `INSERT INTO outbox.signals (pipeline, entity_id, name, payload)` does the same.
 """
@@ -24,7 +24,7 @@ SQL = statements.load("signals")
 class Signalled:
     """A sent signal. `status` is the workflow's status afterwards.
 
-    `created` is False if this id was sent before; `taken` is True if a wait has taken the signal.
+    `created` is False if a signal with this id was sent before; `taken` is True if a wait has taken the signal.
     """
 
     status: str
@@ -47,11 +47,12 @@ def signal(
 ) -> Any:
     """Sends the signal `name` to a workflow in the caller's transaction.
 
-    Awaited on an async connection. A workflow that waits for the signal moves in this transaction; otherwise the signal
-    is kept until one of its waits takes it. Each signal is taken once. `payload` is plain JSON or a pydantic model.
-    `id` is the sender's own id, such as the number of a payment: a second signal with the same one has no effect.
+    Await it on an async connection. A workflow that waits for the signal moves in this transaction; otherwise the
+    signal is kept until a wait of the workflow takes it. Each signal is taken once. `payload` is plain JSON or a
+    pydantic model. `id` is the sender's own id, such as the number of a payment: a second signal with the same id has
+    no effect.
 
-    Raises InvalidInput before any SQL if a value can't be stored. NoWorkflow comes from the database and ends the
+    Raises InvalidInput before any SQL if a value can't be stored. The database raises NoWorkflow, which ends the
     transaction.
     """
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)

@@ -1,6 +1,6 @@
 """Step 1: starts workflows in the caller's own transaction, on a sync or an async connection.
 
-Each call is a generator that yields statements and is sent their rows; see execute.py.
+Each call is a generator that yields statements and receives their rows; see execute.py.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .pipelines import PipelineLike
 SQL = statements.load("submit")
 
 BATCH = 2_000
-"""Workflows per statement of submit_many. A round trip for so many doesn't count; a batch is held in memory."""
+"""Workflows per statement of submit_many. So many make a round trip negligible; a batch is held in memory."""
 
 BATCH_SIZE = 8 * 2**20
-"""Characters of data per statement, after which no further workflow is added: a statement is limited to 1 GB."""
+"""Characters of data after which no further workflow is added to a statement. Postgres limits a statement to 1 GB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A submitted workflow. `created` is False if the entity had one already; `status` is the one that it has now."""
+    """A submitted workflow. `created` is False if the entity had one already; `status` is its current status."""
 
     id: UUID
     entity_id: str
@@ -51,7 +51,7 @@ def submit_many(pipeline: PipelineLike, conn: Any, items: Iterable[tuple[str, An
 
 
 def submit_text(pipeline: str, conn: psycopg.Connection[Any], items: Iterable[tuple[str, str]]) -> int:
-    """Starts many workflows, given as (entity_id, JSON text) that has been checked, and returns how many are new."""
+    """Starts many workflows from pairs (entity_id, checked JSON text), and returns how many are new."""
     return drive(conn, _submit_all(pipeline, items))
 
 
@@ -68,7 +68,7 @@ def _checked(pipeline: PipelineLike, entity_id: Any, data: Any) -> tuple[str, st
 
 
 def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted]:
-    # Three tries: the workflow that is in the way may be deleted between the INSERT and the look.
+    # Three tries: an existing workflow may be deleted between the INSERT and the SELECT.
     for _ in range(3):
         started = yield (
             SQL["workflows_submit"],

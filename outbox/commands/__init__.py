@@ -1,1 +1,1 @@
-"""The commands of `outbox`, each with its help: what it does, in the words that a user reads."""
+"""The commands of `outbox`, each with the help text that users read."""

@@ -1,4 +1,4 @@
-"""Finds the user's pipelines by the name `module:object`."""
+"""Finds the user's pipelines by a name such as `module:object`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from ..errors import SettingsError
 
 
 def load(app: str | None) -> list[Pipeline[Any]]:
-    """Returns the pipelines that `module:object` names: a Pipeline, several in an iterable, or all of a module.
+    """Returns the pipelines that `module:object` names: a Pipeline, an iterable of Pipelines, or all of a module.
 
-    The current folder is importable, as with `python -m`. Raises SettingsError, which says what was found instead.
+    The current folder is importable, as with `python -m`. Raises SettingsError, which says what was found, if there is
+    no pipeline.
     """
     if not app:
         raise SettingsError("no application is given: give --app module:object, or set OUTBOX_APP")
@@ -46,7 +47,7 @@ def load(app: str | None) -> list[Pipeline[Any]]:
 
 
 def find(app: str, name: str) -> Pipeline[Any]:
-    """Returns the pipeline of this name that `module:object` has. Raises SettingsError if there is none."""
+    """Returns the pipeline of this name in `module:object`. Raises SettingsError if there is none."""
     for pipeline in load(app):
         if pipeline.name == name:
             return pipeline

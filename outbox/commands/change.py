@@ -1,4 +1,4 @@
-"""Changes by hand: sets a status, runs a dead job again, pauses a stage."""
+"""Defines the commands that change workflows and stages by hand: set-status, retry, pause and resume."""
 
 from __future__ import annotations
 

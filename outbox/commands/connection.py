@@ -1,4 +1,4 @@
-"""The way to the database: the DSN of the settings, or the bundled Postgres, started for the command."""
+"""Connects commands to the database: by the DSN of the settings, or to the bundled Postgres, which it starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def dsn_of(found: settings.Settings, *, migrated: bool = True) -> Iterator[str]:
     if found.dsn:
         yield found.dsn
         return
-    # A command that is ended by a signal still leaves the server: the last one to leave stops it.
+    # A command that a signal ends must still leave the server, because the last command to leave stops it.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     home = found.home or settings.default_home()
     with embedded.server(home) as dsn:
@@ -39,7 +39,7 @@ def dsn_of(found: settings.Settings, *, migrated: bool = True) -> Iterator[str]:
 @contextmanager
 def database(found: settings.Settings, *, migrated: bool = True) -> Iterator[psycopg.Connection[Any]]:
     """Yields an open connection, in autocommit."""
-    # Only closed: psycopg's own block also rolls back, and warns on the screen if Ctrl-C came in the middle of a query.
+    # Only closed: psycopg's own `with` also rolls back, and prints a warning if Ctrl-C interrupted a query.
     with dsn_of(found, migrated=migrated) as dsn, closing(_connect(dsn)) as conn:
         yield conn
 

@@ -1,4 +1,4 @@
-"""Prepares the database: the schema and the pipelines."""
+"""Defines the commands that prepare the database: migrate and deploy."""
 
 from __future__ import annotations
 

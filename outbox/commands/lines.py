@@ -1,4 +1,4 @@
-"""Reads workflows from JSON lines, `{"entity_id": …, "metadata": {…}}`, as a stream."""
+"""Reads workflows from a stream of JSON lines, `{"entity_id": …, "metadata": {…}}`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..definition.pipeline import Pipeline
 from ..errors import BrokenLine, InvalidInput
 
 KEYS = {"entity_id", "metadata"}
-"""What a line may have."""
+"""The keys that a line may have."""
 
 REPORTED = 20
-"""How many broken lines are reported with their reasons; further ones are only counted."""
+"""How many broken lines are reported with their reasons. The rest is only counted."""
 
 
 def bounded(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yields the lines of a stream, and of a line that is too long only as much as shows that it is."""
+    """Yields the lines of a stream. A line that is too long is cut a byte above the limit, and its rest is skipped."""
     enough = documents.MAX_BYTES + 1
     while line := stream.readline(enough):
         yield line
@@ -32,10 +32,10 @@ def bounded(stream: IO[bytes]) -> Iterator[bytes]:
 
 @dataclass(slots=True)
 class Lines:
-    """Turns lines into (entity_id, JSON text), validated by the pipeline's model if there is one.
+    """Converts lines to (entity_id, JSON text), validated by the pipeline's model if there is one.
 
-    A broken line raises BrokenLine; with `skip_bad` it is counted instead, and `reasons` has those of the first.
-    `on_bytes` is called with the number of bytes that were read.
+    A broken line raises BrokenLine. With `skip_bad`, it is counted instead, and `reasons` has the reasons of the first
+    ones. `on_bytes` is called with the number of bytes read since its last call.
     """
 
     pipeline: Pipeline[Any] | None
@@ -50,7 +50,7 @@ class Lines:
         for number, line in enumerate(lines, 1):
             unreported += len(line)
             if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)  # which some editors and spreadsheets write
+                line = line.removeprefix(codecs.BOM_UTF8)  # some editors and spreadsheets write one
             if number % 1_000 == 0:
                 self.on_bytes(unreported)
                 unreported = 0

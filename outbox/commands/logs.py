@@ -1,4 +1,4 @@
-"""Writes the log lines of the command line to standard error, as text for people or as a JSON object per line."""
+"""Writes the logs of the command line to standard error, as text for people or as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskN
 
 
 class TextFormatter(logging.Formatter):
-    """Formats a record as one line, with control characters escaped. The lines of a traceback follow, indented."""
+    """Formats a record as one line, with control characters escaped, followed by the indented lines of a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname:<7} {record.name}: {printable(_message(record))}"
@@ -27,7 +27,7 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """Formats a record as one JSON object: ts, level, logger, message, and the record's extra attributes.
 
-    `error` is an exception in one line, `exception` its traceback.
+    `error` is the exception in one line, `exception` its traceback.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -39,14 +39,14 @@ class JsonFormatter(logging.Formatter):
             found["exception"] = "\n".join(lines)
         try:
             return json.dumps({**extra, **found}, default=str, allow_nan=False)
-        except Exception:  # an application may add values that are not JSON, and whose text raises
+        except Exception:  # an application may add values that are not JSON, and whose str() raises
             return json.dumps({**{key: _told(value) for key, value in extra.items()}, **found})
 
 
 def set_up(style: str, level: str = "INFO", config: Path | None = None) -> None:
-    """Sends log lines to standard error, as `text` or `json`; with `config`, wherever that file says.
+    """Sends logs to standard error, as `text` or `json`; with `config`, wherever that file says.
 
-    An application that configures logging when it is imported replaces this.
+    An application that configures logging when it is imported overrides this.
     """
     if config is not None:
         _configure(config)
@@ -56,22 +56,22 @@ def set_up(style: str, level: str = "INFO", config: Path | None = None) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("psycopg.pool", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # the relay reports what matters of it
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # the relay itself reports what matters
 
 
 def _configure(file: Path) -> None:
-    """Configures logging by a file that has what `logging.config.dictConfig` takes. SettingsError if it hasn't."""
+    """Configures logging by a file for `logging.config.dictConfig`. Raises SettingsError if the file is invalid."""
     try:
         text = file.read_text(encoding="utf-8")
         found = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
         logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, **found})
-    except Exception as error:  # what a file names is imported and called, and may raise anything
+    except Exception as error:  # the file names classes that are imported and called, and may raise anything
         reason = error.__cause__ or error
         raise SettingsError(f"--log-config {file}: {printable(reason) or type(reason).__name__}") from None
 
 
 def _traceback(record: logging.LogRecord) -> list[str]:
-    # Not `exc_text`: another handler's formatter may have left its own there.
+    # Not `exc_text`, because another handler's formatter may have cached its own text there.
     lines = traceback_of(record.exc_info[1]).split("\n") if record.exc_info and record.exc_info[1] else []
     if record.stack_info:
         lines += [printable(line) for line in record.stack_info.split("\n")]
@@ -81,7 +81,7 @@ def _traceback(record: logging.LogRecord) -> list[str]:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # the text doesn't fit its values: a line with both is better than a traceback
+    except Exception:  # the format doesn't fit the arguments: a line with both is better than a traceback
         return f"{_told(record.msg)} % {_told(record.args)}"
 
 

@@ -1,4 +1,4 @@
-"""Shows where everything is, what has become of a workflow, and what is wrong."""
+"""Defines the commands that show the state of things: status, show, dead, schedules and doctor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def status(found: settings.Settings, as_json: bool, watch: bool) -> None:
     """Show the workflows per status, the jobs that wait, run or are dead, and the workers."""
     if watch and as_json:
         raise click.UsageError("--watch and --json exclude each other")
-    # Ctrl-C may interrupt a query. It passes through the connection, which is closed for it.
+    # Ctrl-C may interrupt a query. The exception passes through `database`, which closes the connection.
     with suppress(*[KeyboardInterrupt] * watch), database(found) as conn:
         migrations.require(conn)
         if as_json:

@@ -1,4 +1,4 @@
-"""Options that several commands have, and the values that they take."""
+"""Defines the options that several commands have, and the values that they take."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 LogOptions = tuple[str, str, Path | None]
-"""Where log lines go and how: the arguments of `logs.set_up`."""
+"""Where logs go and in which format: the arguments of `logs.set_up`."""
 
 
 class Number(click.FloatRange):
-    """A number in a range. click's own lets NaN through, which is neither below nor above."""
+    """A number in a range. click's own FloatRange accepts NaN, which is neither below nor above any bound."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         found: float = super().convert(value, param, ctx)
@@ -43,7 +43,7 @@ def app_option(command: Command) -> Command:
 def _user_name() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # in a container, say, whose user has a number only
+    except (KeyError, OSError):  # for example, in a container whose user has no name
         return f"uid {os.getuid()}"
 
 
@@ -60,7 +60,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def log_options(command: Command) -> Command:
-    """Adds --log, --log-level and --log-config, as the parameter `log_to`: what `logs.set_up` takes."""
+    """Adds --log, --log-level and --log-config, as the parameter `log_to` with the arguments of `logs.set_up`."""
 
     @functools.wraps(command)
     def with_log(*args: Any, log_style: str, log_level: str | None, log_config: Path | None, **kwargs: Any) -> Any:
@@ -95,7 +95,9 @@ def log_options(command: Command) -> Command:
 
 
 def from_json(text: str | None, what: str) -> Any:
-    """Returns what an argument says in JSON, None if it wasn't given; a usage error that names it if it isn't JSON."""
+    """Returns the value of a JSON argument, or None if it wasn't given. If it isn't JSON, raises a usage error that
+    names the argument.
+    """
     try:
         return None if text is None else documents.decoder(what)(text)
     except InvalidInput as error:

@@ -1,7 +1,7 @@
-"""Runs one command in several processes, which start together, stop together, and are restarted when one breaks.
+"""Runs a command in several processes that start and stop together, and restarts each one that breaks.
 
-A child says in its last word how it ends: its work is done, or it can't run, as nothing is deployed, say. One that ends
-without a word was not asked to, whatever its exit code: a handler may have ended it.
+A child reports how it ends in a last word: its work is done, or it can't run, because nothing is deployed, say. A child
+that ends without a last word ended unasked, whatever its exit code: a handler may have ended it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from ..process.signals import on_signals
 log = logging.getLogger("outbox.processes")
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before a killed process is restarted, doubled each time, until one has lived for the longest of them."""
+"""Seconds before a broken process is restarted. The wait doubles each time, up to the second number. It starts over
+after a process that lived for longer than that."""
 
 _LOOK_EVERY = 0.05
-"""Seconds between two looks whether to stop, while a restart is waited for."""
+"""Seconds between checks for a request to stop, while the parent waits to restart a child."""
 
 _DONE, _REFUSED = b"d", b"r"
-"""Last words of a child: it has ended in order, or would end in the same way if it was started again."""
+"""The last words of a child: it has ended in order, or it would fail in the same way if it was restarted."""
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
-"""Signals that the parent passes on."""
+"""The signals that the parent passes on to its children."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Child:
-    """A process that was started: our end of the stop pipe between us, and when by `time.monotonic()`."""
+    """A child process: the parent's end of its stop pipe, and when it was started by `time.monotonic()`."""
 
     pipe: int
     started: float
@@ -48,11 +49,11 @@ class _Child:
 
 @contextmanager
 def last_word(pipe: int | None) -> Iterator[None]:
-    """Tells the first process how this one ends, through its stop pipe if it has one."""
+    """Reports to the parent how this process ends, through its stop pipe if it has one."""
     try:
         yield
     except WorkerBroken:
-        raise  # another one may go on
+        raise  # without a last word: a restarted process may be able to go on
     except BaseException:
         _tell(pipe, _REFUSED)
         raise
@@ -61,7 +62,7 @@ def last_word(pipe: int | None) -> Iterator[None]:
 
 def _tell(pipe: int | None, word: bytes) -> None:
     if pipe is not None:
-        with suppress(OSError):  # the first process has ended
+        with suppress(OSError):  # the parent has ended
             os.write(pipe, word)
 
 
@@ -70,19 +71,19 @@ class Supervisor:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._children: dict[int, _Child] = {}  # by pid
+        self._children: dict[int, _Child] = {}  # key: pid
         self._stops = 0
         self._delays = Delays(FIRST_WAIT, LONGEST_WAIT)
         self._code = 0
 
     def fork(self) -> int:
-        """Returns in each of the child processes, never in the parent. What it returns is the child's stop pipe.
+        """Starts the children. Returns in each child, never in the parent, with the child's stop pipe.
 
-        A byte in the pipe tells the child to stop; the pipe ends when the parent does, however that happens. The parent
-        passes SIGTERM and SIGINT on in this way, restarts children that end without a last word, and exits when all
-        have ended, with the first exit code that isn't 0. If a child says that it can't run, the others are stopped.
-        What else ends below this process, such as orphans of handlers in a container, is none of its business. Call
-        this before there are connections, threads or an event loop.
+        A byte in the pipe tells the child to stop. The pipe closes when the parent ends, however that happens. The
+        parent passes SIGTERM and SIGINT on in this way, restarts children that end without a last word, and exits when
+        all have ended, with the first exit code that isn't 0. If a child reports that it can't run, the parent stops
+        the others. It ignores other processes that end below it, such as orphans of handlers in a container. Call this
+        before there are connections, threads or an event loop.
         """
         pipe = self._supervise()
         if pipe is None:
@@ -90,10 +91,10 @@ class Supervisor:
         return pipe
 
     def _supervise(self) -> int | None:
-        """Returns None in the parent when all children have ended, and the stop pipe in each child as it begins."""
+        """Returns None in the parent when all children have ended. Returns the stop pipe in each child at its start."""
         for number in _STOP:
             signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it may be ignored by inheritance: then no end would be told
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it was inherited as ignored, os.wait would report no child
         for _ in range(self._count):
             if (pipe := self._start()) is not None:
                 return pipe
@@ -101,7 +102,7 @@ class Supervisor:
             pid, status = os.wait()
             child = self._children.pop(pid, None)
             if child is None:
-                continue  # an orphan that has come to us, or was there before
+                continue  # an orphan that this process adopted, or a child that was there before
             code, word = os.waitstatus_to_exitcode(status), _heard(child.pipe)
             os.close(child.pipe)
             if word is None and not self._stops:
@@ -114,7 +115,7 @@ class Supervisor:
         return None
 
     def _start(self) -> int | None:
-        # Signals are blocked until the parent knows the child, and until the child has dropped the parent's handlers.
+        # Signals are blocked until the parent has recorded the child, and the child has dropped the parent's handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
         try:
             if self._stops:
@@ -125,7 +126,7 @@ class Supervisor:
                 os.close(theirs)
                 self._children[pid] = _Child(ours, time.monotonic())
                 return None
-            # Only the parent may hold its own ends, or the pipes don't end with it.
+            # Only the parent may hold its ends of the pipes. Otherwise the pipes don't close when it ends.
             for pipe in (ours, *(child.pipe for child in self._children.values())):
                 os.close(pipe)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -150,13 +151,13 @@ class Supervisor:
     def _stop_children(self) -> None:
         self._stops += 1
         for child in list(self._children.values()):
-            with suppress(ConnectionError):  # it is just ending
+            with suppress(ConnectionError):  # the child is just ending
                 os.write(child.pipe, b".")
 
 
 def _heard(pipe: int) -> bytes | None:
-    """Returns the last word of a child that has ended; None if there is none."""
-    os.set_blocking(pipe, False)  # a process that it has forked may hold its end
+    """Returns the last word of a child that has ended, or None if there is none."""
+    os.set_blocking(pipe, False)  # a process that the child has forked may still hold its end
     with suppress(BlockingIOError, ConnectionError):
         return os.read(pipe, 1) or None
     return None
@@ -165,8 +166,8 @@ def _heard(pipe: int) -> bytes | None:
 class StopRequests:
     """Calls `stop` once for each request to stop, whether it comes by a signal, by the stop pipe, or by both.
 
-    A service manager may signal every process of a service: then a child is told by its own signal, and again by its
-    parent. A second request is one that the same source has made twice.
+    A service manager may signal every process of a service. Then a child gets its own signal, and the same request
+    again from its parent. Only when one source repeats a request does it count as a second one.
     """
 
     def __init__(self, stop: Callable[[], object], log: logging.Logger) -> None:
@@ -174,7 +175,7 @@ class StopRequests:
         self._requests: Counter[str] = Counter()
 
     def listen(self, pipe: int | None, grace: float | None = None) -> None:
-        """Listens for signals, and to a stop pipe if there is one, in the running loop. `grace`: see on_signals."""
+        """Listens for signals, and to a stop pipe if there is one, in the running loop. For `grace`, see on_signals."""
         on_signals(lambda: self._request("a signal"), grace)
         if pipe is not None:
             asyncio.get_running_loop().add_reader(pipe, self._read, pipe)
@@ -185,7 +186,7 @@ class StopRequests:
                 self._request("the first process")
                 return
         asyncio.get_running_loop().remove_reader(pipe)
-        if not self._requests["the first process"]:  # it has ended, and could not say so
+        if not self._requests["the first process"]:  # the parent has ended without a request
             self._request("the first process")
 
     def _request(self, source: str) -> None:

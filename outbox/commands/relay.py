@@ -1,4 +1,4 @@
-"""`outbox relay` delivers messages; `outbox parked` lists those that could not be sent or handled."""
+"""Defines `outbox relay`, which delivers messages, and `outbox parked`, for those that could not be sent or handled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prints tables for people, with control characters and markup in the data made harmless."""
+"""Prints tables for people. Control characters and markup in the data are made harmless."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ Row = dict[str, Any]
 
 _WORKFLOW = ("id", "version", "created_at", "updated_at", "metadata")
 MOST_COUNTED = 1_000
-"""Where counting jobs ends, in the view too: more are shown as "1000+"."""
+"""Where the count of jobs stops, as in the view: more are shown as "1000+"."""
 
 _ENGINE = re.compile(r"worker-\d+$|outbox$|schedule ")
-"""How workers, deadlines and schedules are named: their login says nothing."""
+"""The actor names of workers, deadlines and schedules, whose login adds nothing."""
 
 _CHANGE = ("at", "from_status", "to_status", "version", "actor", "stage", "attempt", "reason")
 
 
 def console() -> Console:
-    """Returns a console on standard output. In a file or a pipe, tables are not cut."""
+    """Returns a console on standard output. In a file or a pipe, it is 200 columns wide, so tables are not cut."""
     made = Console(highlight=False)
     return made if made.is_terminal else Console(highlight=False, width=200)
 
 
 def echo_json(value: Any) -> None:
-    """Prints one JSON document, in ASCII, which every terminal can show and none acts on."""
+    """Prints one JSON document in ASCII. Every terminal can show it, and none interprets it."""
     click.echo(json.dumps(value, default=_as_json, indent=2))
 
 
 def echo_more(rows: look.Listed, as_json: bool) -> None:
-    """Says how many rows a list leaves out; beside a JSON document on standard error."""
+    """Prints how many rows a list leaves out; with a JSON document, on standard error."""
     if rows.more:
         click.echo(_more(rows.more), err=as_json)
 
@@ -65,7 +65,7 @@ def cell(value: Any) -> Text:
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Returns a table, with numbers aligned to the right."""
+    """Returns a table with numeric columns aligned to the right."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     filled = [list(row) for row in rows]
     for index, column in enumerate(columns):
@@ -164,14 +164,14 @@ def status(found: dict[str, list[Row]]) -> Group:
 
 
 def _note(row: Row) -> str:
-    """Returns why no job of a row of the overview runs, or an empty text."""
+    """Returns why no job of a row of the overview runs, or an empty string."""
     if row["paused"]:
         return "paused"
     return "no worker" if not row["served"] and row["ready"] + row["scheduled"] else ""
 
 
 def workflow(found: Row, *, traceback: bool = False) -> Group:
-    """Returns what `outbox show` prints about a workflow, with the traceback of a dead job if that is asked for."""
+    """Returns what `outbox show` prints about a workflow, on request with the traceback of its dead job."""
 
     def more(name: str) -> list[Text]:
         return [Text(_more(found["more"][name]), style="dim")] if name in found["more"] else []
@@ -212,7 +212,7 @@ def workflow(found: Row, *, traceback: bool = False) -> Group:
 
 
 def by(row: Row, name: str) -> Any:
-    """Returns a field of a row; who acted, with the login where a person has another name than it."""
+    """Returns a field of a row. To the name of a person who acted, it adds the login if the two differ."""
     said, login = row[name], row.get("login")
     if name not in ("actor", "decided_by", "sent_by") or not said or login in (None, said) or _ENGINE.match(said):
         return said
@@ -255,7 +255,7 @@ def approvals(rows: Iterable[Row]) -> Table:
 
 
 def parked(rows: Iterable[Row]) -> Table:
-    """Returns the table of `outbox parked`. `times`: how often a consumer was given the message and parked it."""
+    """Returns the table of `outbox parked`. `times` is how often a consumer got the message and parked it."""
     now = datetime.now(UTC)
     columns = ["parked by", "id", "topic", "key", "message", "age", "times", "reason", ""]
     return table(
@@ -279,7 +279,7 @@ def findings(found: Iterable[Finding]) -> Table:
 
 
 def watch(draw: Callable[[], RenderableType]) -> None:
-    """Draws again every second until Ctrl-C, which raises KeyboardInterrupt."""
+    """Redraws every second until Ctrl-C, which raises KeyboardInterrupt."""
     with Live(draw(), console=console(), refresh_per_second=4) as live:
         while True:
             time.sleep(1)

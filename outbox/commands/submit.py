@@ -1,4 +1,4 @@
-"""`outbox submit`: starts workflows from a file of any length."""
+"""Defines `outbox submit`, which starts workflows from a file of any length."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None,
 
 @contextmanager
 def _progress(file: Path) -> Iterator[tuple[IO[bytes], Callable[[int], None]]]:
-    """Yields the file's stream, and a function to call with the bytes read: on a terminal it moves a progress bar."""
+    """Yields the file's stream, and a function that takes the number of bytes read. On a terminal it shows progress."""
     piped = str(file) == "-"
     if piped and sys.stdin is None:
         raise OutboxError("standard input is closed: give a FILE, or pipe lines into the command")

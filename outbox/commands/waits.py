@@ -1,4 +1,4 @@
-"""What workflows wait for: lists the open questions, decides them, sends signals."""
+"""Defines the commands for waits: they list open questions, decide them, and send signals."""
 
 from __future__ import annotations
 

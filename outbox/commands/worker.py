@@ -1,4 +1,4 @@
-"""`outbox worker` runs stages until it is told to stop."""
+"""Defines `outbox worker`, which runs stages until it is told to stop."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What an application declares: pipelines, stages, waits, limits, schedules; and writing it into the database."""
+"""What an application declares (pipelines, stages, waits, limits, schedules), and the deploy that writes it."""

@@ -1,4 +1,4 @@
-"""A pipeline's data: validated on its way in and out, and upgraded on its way out when it was stored by older code."""
+"""Validates a pipeline's data on its way in and out, and upgrades data that older code stored when it is read."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..checks import check_whole
 from ..errors import DefinitionError, HandlerError, InvalidInput, TooNewData
 
 VERSION = "$version"
-"""The key under which a document has the version of its type. A document without it has version 1."""
+"""The key that holds the version of a document's type. A document without it has version 1."""
 
 MAX_VERSION = 10_000
-"""The highest version of a type. Each version is an upgrade written by hand, so only a mistake exceeds it."""
+"""The highest version of a type. Each version needs an upgrade written by hand, so only a mistake exceeds it."""
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def version_problem(version: Any) -> str | None:
-    """Returns what is wrong with the version of a document. None if there is, or will be, code that can read it."""
+    """Returns what is wrong with the version of a document. None if present or future code can read it."""
     if isinstance(version, bool) or not isinstance(version, int):
         return f"is {texts.shown(version)}, which is no integer"
     if not 1 <= version <= MAX_VERSION:
@@ -33,7 +33,7 @@ def version_problem(version: Any) -> str | None:
 class DataType:
     """The type of a pipeline's data: one that pydantic validates, or any plain JSON object.
 
-    `version` is the version of the type. Data of an older one is read through the upgrades, one version at a time.
+    `version` is the version of the type. Data of an older version is read through the upgrades, one version at a time.
     """
 
     def __init__(self, pipeline: str, data: Any, version: int) -> None:
@@ -51,7 +51,7 @@ class DataType:
             ) from None
 
     def upgrade(self, version: int, function: Upgrade) -> None:
-        """Adds an upgrade: a function that is given data of `version` and returns it as data of the next version."""
+        """Adds an upgrade: a function that takes data of `version` and returns it as data of the next version."""
         if not isinstance(version, int) or not 1 <= version < self._version or version in self._upgrades:
             raise DefinitionError(
                 f"pipeline {self._pipeline}: migrate_data({texts.shown(version)}, …) is not for a version before "
@@ -60,7 +60,7 @@ class DataType:
         self._upgrades[version] = function
 
     def require_field(self, path: Sequence[str], what: str) -> None:
-        """Raises DefinitionError if the type is a model and a path leads to a field that it doesn't have."""
+        """Raises DefinitionError if the type is a model that doesn't have the field to which the path leads."""
         if isinstance(self._type, type) and issubclass(self._type, BaseModel) and path:
             known = self._type.model_fields
             if path[0] not in known and self._type.model_config.get("extra") != "allow":
@@ -80,9 +80,9 @@ class DataType:
         return self._marked(documents.dump(self._adapter, data, "data"))
 
     def dump_readable(self, data: Any) -> str:
-        """Returns submitted data as JSON text. Raises InvalidInput also if it can't be read back as what it says it is.
+        """Returns submitted data as JSON text. Raises InvalidInput also if it can't be read back as its stated version.
 
-        Such a workflow would be dead at its first stage.
+        The job of such a workflow would be dead at its first stage.
         """
         text = self.dump(data)
         if not self._plain and VERSION in text:
@@ -96,12 +96,12 @@ class DataType:
     def load(self, text: str) -> Any:
         """Returns data from stored JSON text.
 
-        Raises pydantic's ValidationError if it doesn't fit the type, TooNewData if later code wrote it, HandlerError if
+        Raises pydantic's ValidationError if it doesn't fit the type, TooNewData if newer code wrote it, HandlerError if
         there is no upgrade from its version, and any error that an upgrade raises.
         """
         if self._version > 1 or VERSION in text:
             text = self._upgraded(text)
-        # By both: we write the fields by their names, and others may write them by their aliases.
+        # By alias and name: Outbox writes the fields by their names, and others may write them by their aliases.
         return self._adapter.validate_json(text, by_alias=True, by_name=True)
 
     def _marked(self, text: str) -> str:

@@ -1,7 +1,7 @@
-"""Writes a pipeline's definition into the database, where the triggers enforce it, and says what changes.
+"""Writes a pipeline's definition into the database, where the triggers enforce it, and describes what changes.
 
-A deploy is one transaction: statuses, legal changes, routes, and the jobs of workflows in a status that another stage
-takes now.
+A deploy is one transaction: statuses, legal changes, routes, and the jobs of workflows whose status is now taken by
+another stage.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from .pipeline import Pipeline
 SQL = statements.load("deploy")
 
 TABLE_PATIENCE = (0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds to wait for the table, one try after the other. All that change workflows wait meanwhile, so between two
-tries they go on for as long as they have waited."""
+"""Seconds that each try waits for the lock on the table of workflows. During a try, all sessions that change workflows
+wait, too. So the deploy pauses between tries for as long as the try lasted, and lets those sessions go on."""
 
 
 def check(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
-    """Returns what `deploy` would change, in words. Raises Stranded if it would be refused."""
+    """Returns what `deploy` would change, in words. Raises Stranded if `deploy` would be refused."""
     old, new = Definition.read(conn, pipeline.name), Definition.of(pipeline)
     _refuse_stranding(conn, pipeline.name, old, new)
     return [*_of_reactions(pipeline, lambda reaction: check(conn, reaction)), *old.changes_to(new)]
 
 
 def _of_reactions(pipeline: Pipeline[Any], do: Callable[[Pipeline[Any]], list[str]]) -> list[str]:
-    """Applies `do` to the pipelines of its reactions. Returns the lines, each with the reaction's name."""
+    """Applies `do` to the pipelines of the reactions. Returns the lines, each with the reaction's name."""
     return [f"{reaction.name}: {line}" for reaction in pipeline.reactions.values() for line in do(reaction)]
 
 
 def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
     """Writes the pipeline, and returns in words what has changed.
 
-    Raises Stranded, and changes nothing, if workflows stand in a status that the new version no longer knows. Waits
-    some five seconds for open transactions that have changed workflows, and as long for a tick of a schedule that
+    Raises Stranded, and changes nothing, if workflows are in a status that the new version no longer knows. Waits about
+    five seconds for open transactions that have changed workflows, and as long for a running tick of a schedule that
     changes, and then raises psycopg's LockNotAvailable.
     """
     new = Definition.of(pipeline)
@@ -70,8 +70,9 @@ def lock_schedules(conn: psycopg.Connection[Any], pipelines: Iterable[Pipeline[A
 
     Returns whether the deploy would change anything.
 
-    A deploy of several pipelines in one transaction begins with this: a tick may change workflows, so that a
-    session that held their table and waited for the tick would stop all that change workflows, and the tick itself.
+    A deploy of several pipelines in one transaction begins with this, because a tick may change workflows: a deploy
+    that held the lock on their table while it waited for the tick would block every session that changes workflows, and
+    the tick itself.
     """
     changing = False
     for pipeline in pipelines:
@@ -101,7 +102,7 @@ def _lock_table(conn: psycopg.Connection[Any]) -> None:
 
 @contextmanager
 def _told(why: str) -> Iterator[None]:
-    """Raises psycopg's LockNotAvailable with the reason for which nothing is deployed."""
+    """Adds to psycopg's LockNotAvailable the reason why nothing was deployed."""
     try:
         yield
     except psycopg.errors.LockNotAvailable as error:
@@ -178,7 +179,7 @@ def _as_json(path: Path | None) -> str | None:
 
 def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], old: Definition) -> None:
     """Writes the schedules that differ. A new one starts with its next tick by the database's clock."""
-    # As a number: in a caller's session a time may be written in any style.
+    # As a number, because the caller's session may have any DateStyle.
     ((seconds,),) = _rows(conn, "SELECT extract(epoch FROM clock_timestamp())::float8")
     now = datetime.fromtimestamp(seconds, UTC)
     conn.execute(SQL["schedules_clear"], {"pipeline": pipeline.name, "schedules": list(pipeline.schedules)})

@@ -1,4 +1,4 @@
-"""What is deployed of a pipeline, how it differs from what the code declares, and whether that code may run on it."""
+"""Reads a pipeline's deployed definition, compares it with the code's, and checks whether that code may run on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SQL = statements.load("deployed")
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A pipeline as the database keeps it."""
+    """A pipeline's definition as the database stores it."""
 
     initial: str | None
     routes: dict[str, Route]
@@ -56,7 +56,7 @@ class Definition:
             )
 
     def changes_to(self, new: Definition) -> list[str]:
-        """Returns in words what a deploy of `new` would change. Empty if it would change nothing."""
+        """Returns in words what a deploy of `new` would change. Empty if nothing."""
         lines = []
         if self.initial != new.initial:
             lines.append(f"initial status: {self.initial or '(none)'} -> {new.initial}")
@@ -88,13 +88,13 @@ class Definition:
 
 
 def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list[str]) -> None:
-    """Raises NotDeployed unless the database routes and allows all that these stages do. It may know more than that."""
+    """Raises NotDeployed unless the database routes and allows all that these stages do. It may have more than that."""
     there, code = Definition.read(conn, pipeline.name), Definition.of(pipeline)
     if there.initial is None:
         raise NotDeployed(
             f'pipeline "{pipeline.name}" is not deployed in this database. Run: outbox deploy --app module:object'
         )
-    # It can't be told which of the two is newer, and a deploy of the older one would undo the newer.
+    # Nothing says which of the two is newer, and a deploy of the older one would undo the newer one.
     how = (
         "If this code is the newer one, deploy it: outbox deploy --app module:object. "
         "If it is the older one, start the newer code instead"

@@ -1,6 +1,7 @@
-"""Flow control: how many attempts of a stage run at once and start a second, over all workers, and which go first.
+"""Defines flow control: how many attempts of a stage run at once or start per second, and which of them go first.
 
-A definition says it, `outbox deploy` writes it, and the claim in sql/functions/limits.sql keeps to it.
+Limits hold across all workers. A definition declares them, `outbox deploy` writes them, and the claim in
+sql/functions/limits.sql enforces them.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from ..errors import DefinitionError
 from ..texts import shown
 
 _MAX_RATE = 1e6
-"""The highest rate, in starts a second: far above what Postgres claims, so that it limits nothing."""
+"""The highest rate, in starts per second: far above what Postgres can claim. A higher rate would limit nothing."""
 
 _MIN_RATE = 1e-7
-"""The lowest rate, in starts a second: one in 115 days. A start time further ahead is likely a mistake."""
+"""The lowest rate, in starts per second: one in 115 days. A start time further ahead is likely a mistake."""
 
 _MAX_CONCURRENCY = 10_000
-"""The highest number of attempts at once: more than all connections of a Postgres server."""
+"""The most attempts at once: more than a Postgres server has connections."""
 
 _SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}
 _RATE = re.compile(r"(\d+(?:\.\d+)?) ?/ ?(second|minute|hour|day)")
@@ -31,7 +32,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a stage is limited to, and where in the data its partition and its priority are. Rates are per second."""
+    """The limits of a stage, and where in the data its partition and its priority are. Rates are per second."""
 
     concurrency: int | None = None
     rate: float | None = None
@@ -42,12 +43,12 @@ class Limits:
 
     @property
     def paced(self) -> bool:
-        """Whether attempts have start times."""
+        """Tells whether attempts have start times."""
         return self.rate is not None or self.partition_rate is not None
 
     @property
     def crowded(self) -> bool:
-        """Whether the end of one attempt may let another one start."""
+        """Tells whether the end of one attempt may let another one start."""
         return self.concurrency is not None or self.partition_concurrency is not None
 
     def __str__(self) -> str:
@@ -109,7 +110,7 @@ def _per_second(stage: str, what: str, rate: object) -> float | None:
 
 
 def _path(stage: str, what: str, where: Callable[[Any], Any] | str | None) -> Path:
-    """Returns the path into the data that a name ("customer", "customer.id") or a function of the data takes."""
+    """Returns the path into the data that a name ("customer", "customer.id") or a function of the data describes."""
     if where is None:
         return ()
     if isinstance(where, str):
@@ -128,7 +129,7 @@ def _path(stage: str, what: str, where: Callable[[Any], Any] | str | None) -> Pa
 
 
 class _Step:
-    """Stands for the data, and remembers the path that a function takes into it."""
+    """A stand-in for the data that records the path which a function takes into it."""
 
     __slots__ = ("_taken",)
 

@@ -1,4 +1,4 @@
-"""What a handler may say of an attempt: go there, try again later, give up. And how long a stage waits by itself."""
+"""Defines the outcomes of an attempt (go on, try again later, give up) and a stage's own back-off."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _MAX_WAIT = 1e8
 """The longest wait of a back-off, in seconds: three years."""
 
 _MAX_FACTOR = 1e3
-"""The largest factor of a back-off. With it the second wait is already `max` in any use that makes sense."""
+"""The largest factor of a back-off. With it, the second wait already reaches any sensible `max`."""
 
 _MAX_ATTEMPTS = 10_000
-"""The most attempts of a back-off: more than any error that passes takes, and still an end."""
+"""The most attempts of a back-off: more than any transient error needs, and still an end."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Backoff:
     """How long to wait between attempts, and how many there are.
 
-    Attempt n+2 comes `first * factor**n` after the end of the one before it, and never later than `max`. `first` and
-    `max` are seconds or timedeltas, and are kept as seconds. `attempts` counts all, the first one included. Up to
-    `jitter` of each wait, a fraction from 0 to 1, is taken off at random, so that jobs which failed together don't
-    come back together.
+    Attempt n+2 comes `first * factor**n` after the end of attempt n+1, and never later than `max`. `first` and `max`
+    are seconds or timedeltas, and are kept as seconds. `attempts` counts all attempts, including the first. A random
+    share of each wait, up to the fraction `jitter` (0 to 1), is taken off, so that jobs that failed together don't come
+    back together.
 
     Raises DefinitionError if a value is out of range.
     """
@@ -67,7 +67,7 @@ class Backoff:
         """Returns the seconds to wait after `attempt` has failed; 1 is the first. None if it was the last."""
         if attempt >= self.attempts:
             return None
-        # In logarithms: factor**10_000 overflows a float.
+        # In logarithms, because factor**10_000 overflows a float.
         grown = math.log(self.first) + (attempt - 1) * math.log(self.factor) if self.first else -math.inf
         wait = self.max if grown > math.log(1e9) else min(self.max, math.exp(grown))
         return wait * (1 - self.jitter * random.random())
@@ -77,8 +77,8 @@ class Backoff:
 class Go(Wait, Generic[Data]):
     """Returned by a handler: names the next status, and optionally new data.
 
-    `after`, a timedelta, or `at`, a datetime with a time zone, puts off the job of the stage that takes the next
-    status. Both count by the database's clock.
+    `after`, a timedelta, or `at`, a datetime with a time zone, delays the job of the stage that takes the next status.
+    Both count by the database's clock.
 
     Raises InvalidInput if both are given, or if `after` is negative or longer than a hundred years.
     """
@@ -100,11 +100,11 @@ class Go(Wait, Generic[Data]):
 
     @property
     def leads_to(self) -> tuple[str, ...]:
-        """Nothing: when the time has come, the stage's job is due."""
+        """No status: when the time comes, the stage's job is due."""
         return ()
 
     def as_wait(self) -> WaitJson | None:
-        """Returns what the database is told. None if nothing puts the job off."""
+        """Returns the wait as JSON for the database. None if the job isn't delayed."""
         if self.after is None and self.at is None:
             return None
         return {"after": seconds(self.after), "at": None if self.at is None else self.at.isoformat()}
@@ -113,13 +113,13 @@ class Go(Wait, Generic[Data]):
 class Retry(Exception):
     """Raised by a handler: the attempt has failed; try again `after` a time, given in seconds or as a timedelta.
 
-    Without `after` the stage's back-off decides. It counts as an attempt: after the last one the job is dead.
+    Without `after`, the stage's back-off sets the delay. The attempt counts: after the last one the job is dead.
     `message`, if given, is kept as the job's error.
 
     Raises InvalidInput if `after` is negative or longer than 1e9 seconds.
     """
 
-    after: float | timedelta | None = None  # of the class, too: a subclass may leave out our __init__
+    after: float | timedelta | None = None  # also on the class, because a subclass may not call our __init__
 
     def __init__(self, after: float | timedelta | None = None, message: str = "") -> None:
         seconds = as_delay(after)
@@ -137,9 +137,9 @@ class Reject(Exception):
 
 
 class Failure(NamedTuple):
-    """What an exception of a user's function means: `error` is text that Postgres stores, `delay` seconds or None.
+    """What an exception of a user's function means. `error` is text that Postgres can store, `delay` is in seconds.
 
-    None: the function is not called again.
+    A `delay` of None means that the function is not called again.
     """
 
     error: str
@@ -147,22 +147,22 @@ class Failure(NamedTuple):
 
 
 def failure(error: BaseException, retry: Backoff, attempt: int) -> Failure:
-    """Returns what follows from the exception that `attempt` (1 is the first) has raised: for jobs and deliveries."""
-    parts = leaves(error)  # of a group: what one task of a TaskGroup raises counts as if the handler had
+    """Returns what follows from the exception that `attempt` (1 is the first) of a job or a delivery has raised."""
+    parts = leaves(error)  # an exception from a task of a TaskGroup counts as if the handler had raised it
     rejected = [each for each in parts if isinstance(each, Reject)]
     put_off = [each for each in parts if isinstance(each, Retry)]
     delay = retry.delay(attempt)
     if rejected:
         delay = None
     elif put_off and delay is not None:
-        # Checked again: it may have been changed after the exception was made.
+        # Checked again, because `after` may have been changed since the exception was made.
         said = [after for each in put_off if (after := as_delay(each.after)) is not None]
         delay = max(said, default=delay)
     return Failure(_words(error, [*rejected, *put_off]), delay)
 
 
 def _words(error: BaseException, meant: Sequence[BaseException]) -> str:
-    """Returns the messages of what was meant for people, Reject or Retry, and what else there is in a group."""
+    """Returns the messages of the Reject or Retry exceptions `meant`, then a description of any others in a group."""
     words: list[str] = []
     for each in meant:
         with suppress(BaseException):

@@ -1,7 +1,7 @@
-"""A pipeline: its statuses, the legal changes between them, and the stages that take them.
+"""Defines a pipeline: its statuses, the legal changes between them, and the stages that take them.
 
-It is a definition, checked when it is made. `outbox deploy` writes it into the database (deploy.py), where the triggers
-enforce it for everyone.
+A definition is checked when it is made. `outbox deploy` writes it into the database (deploy.py), where the triggers
+enforce it for every client.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 class Pipeline(Generic[Data]):
     """Named statuses, legal changes and stages.
 
-    `data` is the model that a workflow's metadata must fit: a pydantic model or any type that pydantic validates, by
-    default a plain JSON object. `version` is that of the data's type; see `migrate_data`. A workflow starts in
-    `initial`. In a status of `final` it has ended. All other statuses come from stages and `allow`.
+    `data` is the type that a workflow's metadata must fit: a pydantic model or any type that pydantic validates, by
+    default a plain JSON object. `version` is the version of that type; see `migrate_data`. A workflow starts in
+    `initial`. In one of the `final` statuses it has ended. All other statuses come from stages and `allow`.
 
-    Raises DefinitionError for names that can't be used and a type that pydantic doesn't validate.
+    Raises DefinitionError for an invalid name, and for a type that pydantic doesn't validate.
     """
 
-    # data=Post makes a Pipeline[Post]; a type that is not a class, such as a union, is Any to a type checker.
+    # data=Post makes a Pipeline[Post]. To a type checker, a type that is not a class, such as a union, is Any.
     @overload
     def __init__(
         self, name: str, *, data: type[Data], initial: str, final: Iterable[str] = (), version: int = 1
@@ -87,22 +87,22 @@ class Pipeline(Generic[Data]):
         """Makes the decorated function the handler of workflows in status `on`.
 
         The handler gets a `Run`. It returns new data, `Go(status, data)`, something to wait for, or None for unchanged
-        data. `to` names the statuses that it may lead to. `timeout`, in seconds or as a timedelta, bounds one attempt;
-        `retry` says when the next one comes. `running` names an in-progress status that is stored while the handler
-        runs.
+        data. `to` names the statuses that the stage may lead to. `timeout`, in seconds or as a timedelta, bounds one
+        attempt; `retry` sets when the next one comes. `running` names an in-progress status that is stored while the
+        handler runs.
 
-        With `transaction=True` the handler gets `run.connection`, whose writes commit with the change of the status.
-        With `batch=100` besides, it gets a list of up to 100 runs that share one transaction, and returns None or a
-        list with what each run's handler would return. If it raises, all is rolled back, and each workflow is tried
+        With `transaction=True`, the handler gets `run.connection`, whose writes commit with the status change. If you
+        add `batch=100`, it gets a list of up to 100 runs that share one transaction, and returns None or a list of what
+        the handler would return for each run. If it raises, the transaction rolls back, and each workflow is tried
         again in a transaction, and a list, of its own.
 
-        `concurrency` bounds the attempts that run at once, `rate` ("14/second", "100/minute") those that start, in
-        every window of a second or more; both hold over all workers together. With `partition=lambda d: d.customer`
+        `concurrency` bounds the attempts that run at once. `rate` ("14/second", "100/minute") bounds the attempts that
+        start in any window of a second or more. Both hold across all workers. With `partition=lambda d: d.customer`,
         both are for each customer, `total_concurrency` and `total_rate` are for all, and customers are served in turn.
-        With `priority=lambda d: d.urgency` the highest goes first within its partition. Both name a field of the data.
-        See docs/limits.md.
+        With `priority=lambda d: d.urgency`, the highest goes first within its partition. Partition and priority each
+        name a field of the data. See docs/limits.md.
 
-        Raises DefinitionError if the stage makes no sense.
+        Raises DefinitionError if a value is invalid or the values contradict each other.
         """
         made = Stage(
             pipeline=self.name,
@@ -130,18 +130,17 @@ class Pipeline(Generic[Data]):
         return register
 
     def allow(self, status: str, *, to: str | Iterable[str]) -> None:
-        """Makes changes legal that people or other systems make: from `status` to each of `to`."""
+        """Makes the changes from `status` to each of `to` legal, for people and other systems."""
         self._routes.allow(status, targets(to, "allow: to="))
 
     def deadline(
         self, status: str, *, to: str, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
     ) -> None:
-        """Moves a workflow from `status` to `to` when it has been there for that long, even while its stage works on
-        it.
+        """Moves a workflow from `status` to `to` after the given time in `status`, even while its stage is running.
 
-        The time is the sum of `days`, `hours`, `minutes` and `seconds`. It counts from the change to that status, for
-        workflows that come there after the next deploy. A deadline that a handler sets for its own wait takes
-        precedence. A job that is dead has no deadline: a person has it then.
+        The time is the sum of `days`, `hours`, `minutes` and `seconds`. It counts from the change to `status`, for
+        workflows that reach it after the next deploy. A deadline that a handler sets for its own wait takes precedence.
+        A dead job has no deadline, because it waits for a person.
         """
         check_name(status, "deadline: status")
         check_name(to, "deadline: to=")
@@ -160,13 +159,13 @@ class Pipeline(Generic[Data]):
         missed: str = "skip",
         timeout: float | timedelta = 60.0,
     ) -> Callable[[Handler], Handler]:
-        """Runs the decorated function on a cron schedule. Each tick runs once, on whichever worker takes it first.
+        """Runs the decorated function on a cron schedule. Each tick runs once, on the first worker to take it.
 
         The function gets a `Tick`. What it writes through `tick.connection`, such as workflows that it submits,
         commits with the tick. `cron` has minute, hour, day, month and day of the week, in `timezone`. `timeout`, in
         seconds or as a timedelta, bounds one attempt. If the function raises, the tick is tried again. Of the ticks
-        that were `missed` while no worker ran, "skip" runs only the last, "catch up" runs each, in order. It runs on
-        workers that aren't limited to some stages.
+        that were `missed` while no worker ran, "skip" runs only the last one, and "catch up" runs each, in order. Only
+        workers that serve all stages run schedules.
         """
 
         def register(function: Handler) -> Handler:
@@ -188,12 +187,12 @@ class Pipeline(Generic[Data]):
         concurrency: int | None = None,
         rate: str | None = None,
     ) -> Callable[[Handler], Handler]:
-        """Runs the decorated function after each change to one of `statuses`, at least once, by whomever it was made.
+        """Runs the decorated function at least once after each change to one of `statuses`, no matter who made it.
 
         The function gets a `Run` whose data is the `Change`, and returns nothing. It is not a step of the workflow,
-        which goes on in any case; each reaction to a change has its own attempts and dead jobs. A reaction is a
-        pipeline, `PIPELINE/NAME`, with a workflow for each change, which is kept for a week after it has ended.
-        `timeout` is in seconds or a timedelta.
+        which goes on in any case. Each reaction to a change has its own attempts and dead jobs. A reaction is a
+        pipeline of its own, `PIPELINE/NAME`. It has a workflow for each change, which is kept for a week after it has
+        ended. `timeout` is in seconds or a timedelta.
         """
         if not statuses:
             raise DefinitionError("on_change: name at least one status")
@@ -216,14 +215,14 @@ class Pipeline(Generic[Data]):
 
         return register
 
-    # Which status leads where: see routes.py.
+    # Routes and legal changes: see routes.py.
 
     def routes(self) -> dict[str, Route]:
-        """Returns what becomes of each status that the pipeline knows."""
+        """Returns the route of each status that the pipeline knows."""
         return self._routes.by_status()
 
     def legal_changes(self) -> set[tuple[str, str]]:
-        """Returns every legal (from, to)."""
+        """Returns every legal change as (from, to)."""
         return self._routes.legal_changes()
 
     # Data, validated on its way in and out.
@@ -242,10 +241,10 @@ class Pipeline(Generic[Data]):
         return data
 
     def migrate_data(self, from_version: int, upgrade: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Upgrades data that was stored by version `from_version` of the pipeline's type, whenever it is read.
+        """Upgrades data of version `from_version` of the pipeline's type, whenever it is read.
 
-        `upgrade` is given the document and returns it as that of the next version. What a handler returns is stored
-        with the pipeline's own `version`. Data that is only read stays as it is.
+        `upgrade` takes the document and returns it in the form of the next version. What a handler returns is stored
+        with the pipeline's own `version`. Data that is only read stays unchanged in the database.
         """
         self._data.upgrade(from_version, upgrade)
 
@@ -260,9 +259,9 @@ class Pipeline(Generic[Data]):
     def submit(
         self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], entity_id: str, data: Any
     ) -> Submitted | Awaitable[Submitted]:
-        """Starts a workflow in the caller's transaction. Awaited on an async connection.
+        """Starts a workflow in the caller's transaction. Await it on an async connection.
 
-        Returns the workflow. Its `created` is False if the entity has one already; that is not an error and changes
+        Returns the workflow. `created` is False if the entity has one already; that is not an error and changes
         nothing. Raises InvalidInput, before any SQL, if the id or the data can't be stored, and NotDeployed if the
         database doesn't know the pipeline.
         """
@@ -280,8 +279,8 @@ class Pipeline(Generic[Data]):
     ) -> int | Awaitable[int]:
         """Starts many workflows, given as (entity_id, data), in the caller's transaction and in bounded memory.
 
-        Returns how many are new. Entities that have a workflow are left alone. On an error the caller's transaction
-        decides what becomes of those before it.
+        Returns how many are new. Entities that already have a workflow stay unchanged. After an error, the caller's
+        transaction decides whether the workflows started before it are kept.
         """
         started: int | Awaitable[int] = submit_many(self, conn, items)
         return started

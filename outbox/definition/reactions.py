@@ -1,4 +1,4 @@
-"""What a reaction is given. A reaction runs after a change of a status and is not a step of the workflow."""
+"""Defines the data of a reaction, which runs after a change of a status and is not a step of the workflow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 
 class Change(BaseModel):
-    """A change of a workflow's status, as a reaction is given it. `data` is the workflow's data at the change."""
+    """A change of a workflow's status, as a reaction gets it. `data` is the workflow's data at the change."""
 
     pipeline: str
     entity_id: str

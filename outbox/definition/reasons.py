@@ -1,7 +1,7 @@
-"""Tells why a user's function has failed: in one line, and as a traceback from that function down.
+"""Describes why a user's function failed: in one line, and as a traceback from that function down.
 
-Both name every leaf of an exception group, causes, contexts and notes. Neither has the values of variables, and both
-are without the passwords of the DSNs and URLs in them.
+Both include every leaf of an exception group, causes, contexts and notes. Neither has the values of variables, and both
+leave out the passwords of DSNs and URLs.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from ..process.places import is_ours, place_in
 from ..texts import MAX_ERROR, clean, printable, without_passwords
 
 MAX_TRACEBACK = 16_000
-"""Characters of a traceback that are kept: that of a few leaves with their causes. Of a longer one the middle is left
-out, for its ends say where it began and what came of it."""
+"""How many characters of a traceback are kept: enough for a few leaves with their causes. A longer one is cut in the
+middle, because its ends say where it began and how it ended."""
 
 _MAX_LINE = 1_000
-"""Characters of a line in a traceback, and of each message where there are several."""
+"""The most characters of a line in a traceback, and of each message where there are several."""
 
 _MAX_LEAVES = 100
-"""Exceptions of a group that are told: what fails in thousands fails for few reasons."""
+"""How many exceptions of a group are reported: thousands of failures have few reasons."""
 
 _MAX_CHAIN = 8
-"""Causes of causes that are told in a line: what lies deeper is in the traceback."""
+"""How many links of a chain of causes are reported in a line. The traceback has the deeper ones."""
 
 
 def describe(error: BaseException) -> str:
-    """Returns `Type: message (file:line in function)` of any exception, storable, even if its `__str__` raises.
+    """Returns `Type: message (file:line in function)` for any exception, storable, even if its `__str__` raises.
 
     The place is the last line of the user's own code. Leaves of groups, causes and notes follow.
     """
@@ -48,7 +48,7 @@ def describe(error: BaseException) -> str:
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """Returns the exceptions of a group, of the groups in it too; any other exception alone."""
+    """Returns the exceptions of a group and of the groups in it; any other exception as the only item."""
     found: list[BaseException] = []
     stack = [error]
     while stack:
@@ -61,18 +61,18 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 
 def from_handler(error: BaseException) -> BaseException:
-    """Returns the exception with our own frames taken out of its tracebacks, and of those that it came from.
+    """Returns the exception without Outbox's own frames in its traceback, and in those of its causes and contexts.
 
-    A traceback that has no other frames stays as it is: then the error is ours.
+    A traceback that has only Outbox's frames stays unchanged, because then the error is Outbox's own.
     """
-    with suppress(Exception):  # such as an attribute that a class of the user's doesn't let us set
+    with suppress(Exception):  # for example, a user's class may not let us set the attribute
         for each in _all_of(error):
             each.__traceback__ = _without_ours(each.__traceback__)
     return error
 
 
 def traceback_of(error: BaseException) -> str:
-    """Returns the traceback of any exception as lines of printable text, without line breaks of the messages' own."""
+    """Returns the traceback of any exception as lines of printable text. Messages have no line breaks in it."""
     try:
         told = traceback.TracebackException(
             type(error), error, error.__traceback__, compact=True, max_group_width=_MAX_LEAVES, max_group_depth=20
@@ -88,8 +88,8 @@ def log_with(
 ) -> None:
     """Logs a message with the exception of a user's function, whose traceback begins with that function.
 
-    Other formatters than ours write what `traceback_of` returns, too: no control characters, and no passwords. They
-    write it indented, so that an error of several lines can't pass for lines of the log.
+    Other formatters than Outbox's also write what `traceback_of` returns: no control characters, and no passwords. They
+    write it indented, so that no line of an error looks like a line of the log.
     """
     if not log.isEnabledFor(level):
         return
@@ -101,7 +101,7 @@ def log_with(
 
 
 def bounded(text: str, longest: int = MAX_TRACEBACK) -> str:
-    """Returns a traceback cut to this length, by lines in the middle."""
+    """Returns a traceback with lines in the middle cut out, so that about `longest` characters remain."""
     if len(text) <= longest:
         return text
     first, last = text[: longest // 4], text[-(longest - longest // 4) :]
@@ -110,7 +110,7 @@ def bounded(text: str, longest: int = MAX_TRACEBACK) -> str:
 
 
 def _chain(error: BaseException, longest: int) -> str:
-    """Returns an exception and what it came from, in a line."""
+    """Returns an exception with its causes and contexts, in one line."""
     told: list[str] = []
     seen: set[int] = set()
     link = ""
@@ -132,7 +132,7 @@ def _one(error: BaseException, longest: int) -> str:
     told = [_chain(each, _MAX_LINE) for each in parts[:_MAX_LEAVES]]
     if len(parts) > _MAX_LEAVES:
         told.append(f"and {len(parts) - _MAX_LEAVES:,} more")
-    # The group's own words, such as "unhandled errors in a TaskGroup", come last: they are seldom the reason.
+    # The group's own message, such as "unhandled errors in a TaskGroup", comes last: it is seldom the reason.
     words = _headed(type(error).__name__, "; ".join(filter(None, [error.message, *notes])))
     return f"{'; '.join(told)} (in {clean(words, longest)})"
 
@@ -149,14 +149,14 @@ def _message(error: BaseException, longest: int) -> str:
 
 
 def _reason_of(error: BaseException) -> BaseException | None:
-    """Returns what an exception came from, if that says more than itself."""
+    """Returns the cause or context of an exception, if it says more than the exception itself."""
     found = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    # A time-out comes from the cancellation that it caused.
+    # A TimeoutError's context is the cancellation that the timeout itself caused.
     return None if isinstance(found, asyncio.CancelledError | StopIteration | GeneratorExit) else found
 
 
 def _all_of(error: BaseException) -> Iterator[BaseException]:
-    """Yields an exception, those in it, and all that they came from, each once."""
+    """Yields an exception, the exceptions in its groups, and all their causes and contexts, each once."""
     seen: set[int] = set()
     stack: list[BaseException | None] = [error]
     while stack:
@@ -181,7 +181,7 @@ def _without_ours(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _place(error: BaseException) -> str:
-    """Returns where in the user's code an exception was raised, or was let through by what a library raised."""
+    """Returns where the user's code raised an exception, or called the library that raised it."""
     steps = list(_steps(error.__traceback__))
     if isinstance(error, OutboxError) or not all(map(_is_ours, steps)):
         steps = [step for step in steps if not _is_ours(step)]

@@ -12,7 +12,7 @@ from .waits.wait import Wait, WaitJson
 
 
 class Returned(NamedTuple):
-    """What becomes of a workflow. `data` is JSON text, None if it stays as it is."""
+    """The outcome for a workflow. `data` is JSON text, or None if it stays unchanged."""
 
     status: str
     data: str | None
@@ -22,8 +22,8 @@ class Returned(NamedTuple):
 def read(stage: Stage, result: Any) -> Returned:
     """Returns what a handler's result means.
 
-    Raises HandlerError if the stage may not go there or nothing could end the wait, InvalidInput if the data can't be
-    stored.
+    Raises HandlerError if the stage may not lead to the status or nothing could end the wait, and InvalidInput if the
+    data can't be stored.
     """
     status: str | None = None
     data, wait = result, None
@@ -52,7 +52,7 @@ def read(stage: Stage, result: Any) -> Returned:
 
 
 def _check(stage: Stage, status: str, wait: Wait) -> None:
-    """Raises HandlerError if a workflow can't wait in `status`, or if what ends the wait can't move it on."""
+    """Raises HandlerError if a workflow can't wait in `status`, or if the end of the wait can't move it on."""
     taken = stage.routes.taken_by(status)
     if wait.delays_a_stage:
         if taken is None:

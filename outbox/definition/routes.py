@@ -1,6 +1,6 @@
-"""What becomes of workflows in each status: the stage that takes them, the legal changes, deadlines and reactions.
+"""Defines what happens to workflows in each status: the stage that takes them, legal changes, deadlines, reactions.
 
-`outbox deploy` writes it into the database (deploy.py), where the triggers read it.
+`outbox deploy` writes this into the database (deploy.py), where the triggers read it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .waits.times import LONGEST
 
 
 class Taker(Protocol):
-    """What the routes know of a stage."""
+    """The part of a stage that the routes use."""
 
     @property
     def name(self) -> str: ...
@@ -32,10 +32,10 @@ class Taker(Protocol):
 
 
 class Route(NamedTuple):
-    """What becomes of workflows in a status.
+    """What the database does with workflows in a status.
 
     `stage` takes them, if it isn't None; `running` marks the in-progress status of that stage. After `deadline` seconds
-    they move to `on_deadline`. `reactions` are the names of what runs after a change to this status. `partition` and
+    they move to `on_deadline`. `reactions` names the reactions that run after a change to this status. `partition` and
     `priority` are paths into the data; both are None if the stage is not limited.
     """
 
@@ -50,7 +50,7 @@ class Route(NamedTuple):
 
 
 class Routes:
-    """The statuses of a pipeline and the ways between them, as stages, people and deadlines use them."""
+    """The statuses of a pipeline and the changes between them that stages, people and deadlines make."""
 
     def __init__(self, pipeline: str, initial: str, final: frozenset[str]) -> None:
         self.final = final
@@ -62,7 +62,7 @@ class Routes:
         self._reactions: dict[str, list[str]] = {}
 
     def check(self, stage: Taker) -> None:
-        """Raises DefinitionError if another stage has the name or a status of this one, or if nothing can follow."""
+        """Raises DefinitionError if another stage has the same name or status, or if the stage takes a final status."""
         if stage.name in self._takers:
             raise DefinitionError(f"pipeline {self._pipeline} has two stages named {stage.name!r}")
         for other in self._takers.values():
@@ -74,11 +74,11 @@ class Routes:
                 raise DefinitionError(f"stage {stage.name} takes {status}, which is final: nothing can follow it")
 
     def add(self, stage: Taker) -> None:
-        """Has a stage take the workflows in its status."""
+        """Adds a stage, which from now on takes the workflows in its status."""
         self._takers[stage.name] = stage
 
     def allow(self, status: str, targets: frozenset[str]) -> None:
-        """Makes changes legal that people or other systems make."""
+        """Makes the changes from a status to each of `targets` legal, for people and other systems."""
         check_name(status, "allow: status")
         if status in targets:
             raise DefinitionError(f"allow: from {status} to itself is not a change")
@@ -87,7 +87,7 @@ class Routes:
         self._allowed[status] = self._allowed.get(status, frozenset()) | targets
 
     def move_after(self, status: str, within: timedelta, to: str) -> None:
-        """Moves workflows on that have stood in a status for so long."""
+        """Moves workflows that have been in a status for the time `within` to the status `to`."""
         if not timedelta(0) < within <= LONGEST:
             raise DefinitionError(f"deadline of {status}: {within} is not a time of up to a hundred years")
         for wrong, why in (
@@ -104,11 +104,11 @@ class Routes:
         self._reactions.setdefault(status, []).append(reaction)
 
     def taken_by(self, status: str) -> str | None:
-        """Returns the name of the stage that takes workflows in a status or is at work on them. None if none does."""
+        """Returns the name of the stage whose `on` or `running` is this status. None if there is none."""
         return next((stage.name for stage in self._takers.values() if status in (stage.on, stage.running)), None)
 
     def legal_changes(self) -> set[tuple[str, str]]:
-        """Returns every legal (from, to)."""
+        """Returns every legal change as (from, to)."""
         changes = {(source, target) for source, targets in self._allowed.items() for target in targets}
         for stage in self._takers.values():
             changes |= {(stage.on, target) for target in stage.to}
@@ -116,14 +116,14 @@ class Routes:
                 changes |= {(stage.running, target) for target in stage.to} | {(stage.on, stage.running)}
         for status, (_, target) in self._deadlines.items():
             changes |= {(status, target)}
-            # The job of a stage keeps its deadline while a handler is at work.
+            # The job of a stage keeps its deadline while its handler runs.
             changes |= {
                 (stage.running, target) for stage in self._takers.values() if stage.on == status and stage.running
             }
         return changes
 
     def by_status(self) -> dict[str, Route]:
-        """Returns what becomes of each status that the pipeline knows."""
+        """Returns the route of each status that the pipeline knows."""
         known = {self._initial: Route(None, final=self._initial in self.final)}
         for source, target in sorted(self.legal_changes()):
             for status in (source, target):
@@ -147,7 +147,7 @@ class Routes:
 
 
 def statuses(names: Iterable[str], what: str) -> frozenset[str]:
-    """Returns statuses as a set. Raises DefinitionError, which begins with `what`, for a string and for other names."""
+    """Returns statuses as a set. Raises DefinitionError, which begins with `what`, for a string or an invalid name."""
     if isinstance(names, str):
         raise DefinitionError(f"{what} must be a set of statuses, not the string {shown(names)}")
     if not isinstance(names, Iterable):
@@ -156,5 +156,5 @@ def statuses(names: Iterable[str], what: str) -> frozenset[str]:
 
 
 def targets(to: str | Iterable[str], what: str) -> frozenset[str]:
-    """Returns the statuses that a change may lead to, given as one or as several."""
+    """Returns the statuses that a change may lead to as a set. `to` is one status or several."""
     return statuses([to] if isinstance(to, str) else to, what)

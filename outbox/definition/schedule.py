@@ -1,8 +1,8 @@
-"""Cron schedules. Each tick runs once, on whichever worker takes it first.
+"""Defines cron schedules. Each tick runs once, on the first worker to take it.
 
 The schedule's row is locked while its function runs, and moves on in the function's own transaction. So a tick that
-was rolled back is due again, one that was committed is over, and no tick runs twice at once. cronsim reads the
-expressions; at a change to daylight saving time it does what Debian's cron does.
+was rolled back is due again, a tick that was committed is over, and no tick runs twice at the same time. cronsim reads
+the expressions; at a change to or from daylight saving time it does what Debian's cron does.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..checks import check_name, check_seconds
 from ..errors import DefinitionError
 
 _MIN_TIMEOUT, _MAX_TIMEOUT = 0.001, 86_400
-"""The range of a tick's timeout, in seconds: it holds a transaction open, which should never last a day."""
+"""The range of a tick's timeout, in seconds. A tick holds a transaction open, which should never last a day."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A function, and when it runs. Made by `Pipeline.every`. `timeout` is in seconds."""
+    """A function and the times at which it runs. `Pipeline.every` makes it. `timeout` is in seconds."""
 
     pipeline: str
     name: str
@@ -37,12 +37,12 @@ class Schedule:
 
     @property
     def label(self) -> str:
-        """The schedule as logs name it: `shop.nightly`."""
+        """The schedule's name in logs: `shop.nightly`."""
         return f"{self.pipeline}.{self.name}"
 
     @property
     def how(self) -> tuple[str, str, bool]:
-        """What the database knows of it: by which expression and time zone it ticks, and whether it catches up."""
+        """What the database stores of it: the cron expression, the time zone, and whether it catches up."""
         return self.cron, self.timezone, self.catch_up
 
     def after(self, moment: datetime) -> datetime:
@@ -50,7 +50,10 @@ class Schedule:
         return next(CronSim(self.cron, moment.astimezone(ZoneInfo(self.timezone))))
 
     def tick(self, due: datetime, now: datetime) -> datetime:
-        """Returns the tick that is to run: the one that is due or, if later ones were missed too, the last of them."""
+        """Returns the tick to run: the one that is due or, if later ones were missed too, the last of them.
+
+        A schedule that catches up always runs the one that is due.
+        """
         zone = ZoneInfo(self.timezone)
         if self.catch_up or self.after(due) > now:
             return due.astimezone(zone)
@@ -59,11 +62,11 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What a scheduled function is given. `at` is when it should run, in the schedule's time zone.
+    """What a scheduled function gets. `at` is the time for which it was scheduled, in the schedule's time zone.
 
-    `connection` is a psycopg connection, async or sync as the function is. What is written through it commits with the
-    tick, or not at all. `idempotency_key` is the same in every attempt at this tick: give it to every system that the
-    function calls.
+    `connection` is a psycopg connection, async if the function is async, otherwise sync. What is written through it
+    commits with the tick, or not at all. `idempotency_key` is the same in every attempt at this tick: pass it to every
+    system that the function calls.
     """
 
     schedule: str
@@ -84,10 +87,10 @@ def check(
     timeout: float | timedelta,
     function: Callable[..., Any],
 ) -> Schedule:
-    """Returns a schedule.
+    """Returns a checked schedule.
 
-    Raises DefinitionError for an expression that can't be read or never fires, an unknown time zone, and other values
-    that make no sense.
+    Raises DefinitionError for an expression that can't be read or never fires, an unknown time zone, and other invalid
+    values.
     """
     check_name(name, "schedule")
     what = f"schedule {pipeline}.{name}"

@@ -1,4 +1,4 @@
-"""A stage: which workflows it takes, with which handler, and how its attempts are made."""
+"""Defines a stage: the workflows that it takes, its handler, and how its attempts run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .outcome import Backoff
 from .routes import Routes
 
 MIN_TIMEOUT, MAX_TIMEOUT = 0.001, 1e8
-"""The range of an attempt's timeout, in seconds: a clock can't measure less, and three years are as good as none."""
+"""The range of an attempt's timeout, in seconds: a clock can't measure less, and three years amount to no timeout."""
 
 _MAX_BATCH = 1_000
-"""The most runs that a handler is given at once: they share one transaction, and one failure rolls back all of them."""
+"""The most runs that a handler gets at once. They share one transaction, and one failure rolls back all of them."""
 
 
 def _no_handler(*_: Any) -> Any:
@@ -28,10 +28,10 @@ def _no_handler(*_: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A named handler that takes the workflows of one status. Made by `Pipeline.stage`.
+    """A named handler that takes the workflows of one status. `Pipeline.stage` makes it.
 
-    It checks itself when it is made, and raises DefinitionError if a value makes no sense. `timeout` is in seconds.
-    `running` is the in-progress status, if it has one. `data` and `routes` are those of its pipeline.
+    A stage checks its values when it is made, and raises DefinitionError if one is invalid. `timeout` is in seconds.
+    `running` is its in-progress status, or None. `data` and `routes` belong to its pipeline.
     """
 
     pipeline: str
@@ -71,12 +71,12 @@ class Stage:
         object.__setattr__(self, "is_async", _is_async(self.handler))
 
     def handled_by(self, handler: Callable[..., Any]) -> Stage:
-        """Returns this stage with its handler. DefinitionError unless that is a function that returns."""
+        """Returns this stage with its handler. Raises DefinitionError if that is not callable or is a generator."""
         return replace(self, handler=handler)
 
     @property
     def queue(self) -> str:
-        """The stage as a worker's row names it: `posts.enrich`."""
+        """The stage's name in a worker's row: `posts.enrich`."""
         return f"{self.pipeline}.{self.name}"
 
 

@@ -1,6 +1,7 @@
 """Finds the workflows that a deploy would strand.
 
-They stand in a status that the new code doesn't know, wait for what can't come, or have data that it can't read.
+They are in a status that the new code doesn't know, wait for a change that would not be legal, or have data that the
+code can't read.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from .reasons import describe
 SQL = statements.load("stranded")
 
 SAMPLE = 2_000
-"""How many workflows a sample has, about: enough to find what one in a hundred has, in less than a second."""
+"""The approximate size of a sample: enough to find what affects one workflow in a hundred, in less than a second."""
 
 REPORTED = 5
-"""How many kinds of unreadable data are listed. The rest is a count: more lines say the same again."""
+"""How many kinds of unreadable data are listed. The rest is only counted, because more lines add little."""
 
 BATCH = 1_000
-"""How many workflows a fetch brings, which bounds the memory."""
+"""How many workflows a fetch returns, which bounds the memory."""
 
 
 def report(
@@ -39,8 +40,8 @@ def report(
 ) -> list[str]:
     """Returns in words which workflows this definition would strand. Empty if none. Changes nothing.
 
-    Validates the data of a sample of the workflows that have not ended or, with `every`, that of all of them, in
-    bounded memory. Calls `on_checked` after each thousand with how many there were so far.
+    Validates the data of a sample of the workflows that have not ended or, with `every`, the data of all of them, in
+    bounded memory. Calls `on_checked` after each thousand workflows with the number checked so far.
     """
     return [*_statuses(conn, pipeline), *_waits(conn, pipeline), *_data(conn, pipeline, every, on_checked)]
 

@@ -1,1 +1,1 @@
-"""What a person asks about workflows, and does to them."""
+"""What a person looks up about workflows, and does to them."""

@@ -1,4 +1,4 @@
-"""What a person changes: set a status, retry, pause, resume, forget a relay. Each is a few statements."""
+"""Makes the changes that a person asks for: set a status, retry, pause, resume, forget a relay."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from .look import parked_by, rows
 SQL = statements.load("change")
 
 BATCH = 1_000
-"""How many dead jobs one transaction retries: it locks that many workflows, for well below a second."""
+"""How many dead jobs one transaction retries. It locks as many workflows, for well below a second."""
 
 
 def retry_parked(
     conn: psycopg.Connection[Any], *, relay: str | None = None, consumer: str | None = None, ids: Sequence[int] = ()
 ) -> int:
-    """Marks parked messages, all or those with these ids, so that their relay or consumer tries them again.
+    """Marks parked messages, all or those with these ids. Their relay or consumer then tries them again.
 
-    Returns how many. Raises NotFound, and marks none, if an id isn't parked or is parked by several, which it names.
+    Returns how many it marked. Raises NotFound, and marks none, if an id isn't parked, or if several relays or
+    consumers have parked it; the error names them.
     """
     with conn.transaction():
         found = rows(conn, SQL["parked_retry"], relay=relay, consumer=consumer, ids=list(ids) or None)
@@ -41,9 +42,9 @@ def retry_parked(
 
 
 def forget_relay(conn: psycopg.Connection[Any], name: str) -> int:
-    """Forgets a relay that will never run again, with the messages that it has parked. Returns how many they were.
+    """Forgets a relay that will never run again, and deletes its parked messages. Returns how many it deleted.
 
-    Raises NotFound if there is none of this name, OutboxError if it is running.
+    Raises NotFound if there is no relay of this name, and OutboxError if it is running.
     """
     (row,) = rows(conn, SQL["relay_forget"], relay=name)
     if not row["found"]:
@@ -56,7 +57,7 @@ def forget_relay(conn: psycopg.Connection[Any], name: str) -> int:
 def set_status(
     conn: psycopg.Connection[Any], workflow: UUID, status: str, *, actor: str, reason: str | None = None
 ) -> bool:
-    """Moves a workflow to a status in the name of `actor`. Returns False if it has that status already.
+    """Moves a workflow to a status in the name of `actor`. Returns False if it already has that status.
 
     Raises IllegalChange or UnknownStatus if the pipeline doesn't allow the change.
     """
@@ -66,7 +67,10 @@ def set_status(
 
 
 def find_stage(conn: psycopg.Connection[Any], name: str, pipeline: str | None = None) -> tuple[str, str]:
-    """Returns pipeline and stage of a name, "enrich" or "posts.enrich". Raises NotFound unless it means exactly one."""
+    """Returns the pipeline and the stage that a name means, "enrich" or "posts.enrich".
+
+    Raises NotFound unless the name means exactly one stage.
+    """
     found = rows(conn, SQL["stages_named"], stage=name, pipeline=pipeline)
     if not found:
         raise NotFound(f'no pipeline that is deployed here has a stage "{name}"')
@@ -77,7 +81,7 @@ def find_stage(conn: psycopg.Connection[Any], name: str, pipeline: str | None = 
 
 
 def pause(conn: psycopg.Connection[Any], pipeline: str, stage: str, *, by: str, reason: str | None = None) -> bool:
-    """Pauses a stage: no worker claims for it, and jobs that run go on. Returns False if it is paused already."""
+    """Pauses a stage: no worker claims for it, and running jobs go on. Returns False if it was already paused."""
     return bool(rows(conn, SQL["stage_pause"], pipeline=pipeline, stage=stage, by=by, reason=reason))
 
 
@@ -87,12 +91,12 @@ def resume(conn: psycopg.Connection[Any], pipeline: str, stage: str) -> bool:
 
 
 def retry(conn: psycopg.Connection[Any], workflow: UUID) -> bool:
-    """Makes a new job for a workflow. Returns False if it has a live job, or if no stage takes its status."""
+    """Makes a new job for a workflow. Returns False if the workflow has a live job, or if no stage takes its status."""
     return _make_jobs(conn, [workflow]) > 0
 
 
 def retry_all(conn: psycopg.Connection[Any], pipeline: str | None = None) -> int:
-    """Makes new jobs for all dead ones, in batches. Returns how many."""
+    """Makes new jobs for all dead jobs, in batches. Returns how many."""
     made, after = 0, UUID(int=0)
     while True:
         with conn.cursor(row_factory=tuple_row) as cursor:

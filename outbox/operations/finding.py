@@ -1,4 +1,4 @@
-"""What `outbox doctor` finds."""
+"""Defines a finding of `outbox doctor`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found, how bad it is, and what to do about it."""
+    """One finding: what was found, how bad it is, and what to do about it."""
 
     level: Literal["ok", "warn", "bad"]
     what: str

@@ -1,6 +1,6 @@
-"""What a person asks: where workflows are, what has become of one, what is dead, parked or waits for an answer.
+"""Looks up what a person asks: where workflows are, the history of one, what is dead, parked or waits for an answer.
 
-Each question is a few statements, and changes nothing.
+Each lookup is a few statements, and changes nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ SQL = statements.load("look")
 Row = dict[str, Any]
 
 MOST = 100
-"""Rows of a list unless more are asked for: a table of a hundred thousand takes minutes and gigabytes to print."""
+"""The default limit of a list, in rows: a table of a hundred thousand rows takes minutes and gigabytes to print."""
 
 
 class Listed(list[Row]):
-    """The first rows of a list. `more` says how many others there are."""
+    """The first rows of a list. `more` is how many others there are."""
 
     more: int = 0
 
@@ -50,7 +50,7 @@ def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None
 
 
 def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> Row:
-    """Returns the only workflow of an entity. Raises NotFound, which names the pipelines, if there are several."""
+    """Returns the only workflow of an entity. Raises NotFound if there is none or, with the pipelines, several."""
     found = find(conn, entity, pipeline)
     if len(found) > 1:
         names = ", ".join(row["pipeline"] for row in found)
@@ -61,7 +61,7 @@ def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = 
 def show(conn: psycopg.Connection[Any], workflow: Row, limit: int = MOST) -> Row:
     """Returns a workflow with its history, its job, its dead job, what it waits for, and its messages.
 
-    Of what can be many, it returns the latest `limit` rows in their order, and in `more` how many others there are.
+    Of each list it returns the latest `limit` rows in their order; `more` has how many others there are.
     """
     key = {"id": workflow["id"]}
     latest = {**key, "limit": limit}
@@ -97,8 +97,9 @@ def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int 
 
 
 def schedules(conn: psycopg.Connection[Any]) -> list[Row]:
-    """Returns the schedules: their next tick and how the last one went. `late_seconds` is negative until a tick is
-    due.
+    """Returns the schedules, with their next tick and how the last one went.
+
+    `late_seconds` is negative until the tick is due.
     """
     return rows(conn, SQL["schedules"])
 
@@ -108,7 +109,7 @@ def approvals(
 ) -> Listed:
     """Returns the open questions, the oldest first, with the data that they are about.
 
-    `changed` says whether the data was changed since the question was asked. Then a decision must name `shown`.
+    `changed` says whether the data has changed since the question was asked. If so, a decision must pass `shown`.
     """
     return _listed(conn, "approvals_open", "approvals_open_count", limit, pipeline=pipeline, assignee=assignee)
 
@@ -118,7 +119,7 @@ def parked(
 ) -> Listed:
     """Returns the messages that relays could not send and consumers could not handle, the first of each first.
 
-    With `relay` or `consumer`, only those of one. A row has the name as `relay` or as `consumer`.
+    With `relay` or `consumer`, returns only the messages of that one. A row has its name as `relay` or as `consumer`.
     """
     found = _listed(conn, "parked", "parked_count", limit, relay=relay, consumer=consumer)
     for row in found:
@@ -136,12 +137,12 @@ def _listed(conn: psycopg.Connection[Any], name: str, count: str, limit: int, **
 
 
 def parked_by(row: Row) -> str:
-    """Returns what has parked a row of `parked`, in words."""
+    """Returns in words which relay or consumer has parked a row of `parked`."""
     return f"consumer {row['consumer']}" if row["relay"] is None else f"relay {row['relay']}"
 
 
 class _Time(TimestamptzLoader):
-    """Loads a time, or its text if Python has no date for it: before year 1, after 9999."""
+    """Loads a time, or its text if it is before the year 1 or after 9999, which Python's datetime can't hold."""
 
     def load(self, data: Buffer) -> Any:
         try:
@@ -151,7 +152,7 @@ class _Time(TimestamptzLoader):
 
 
 def _json(data: str | bytes) -> Any:
-    """Loads a document, or its text if Python can't read or write it."""
+    """Loads a JSON document, or its text if Python can't read or write the document."""
     text = data if isinstance(data, str) else data.decode()
     try:
         return json.loads(documents.check(text, "document"))

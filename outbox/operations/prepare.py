@@ -1,4 +1,4 @@
-"""Prepares a database for workflows: the schema, and what an application says of its pipelines."""
+"""Prepares a database for workflows: migrates the schema, and deploys an application's pipelines."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Conn = psycopg.Connection[Any]
 
 
 def migrate(where: str | Conn) -> list[str]:
-    """Makes or updates the schema `outbox`, as `outbox migrate` does, and returns the names of what was applied.
+    """Creates or updates the schema `outbox`, as `outbox migrate` does, and returns the names of what was applied.
 
-    `where` is a DSN or an open connection; a connection stays open. Any number of processes may migrate at once. The
-    steps are transactions of their own, unless the connection is in a transaction: then all of them are part of it.
+    `where` is a DSN or an open connection; a connection stays open. Any number of processes may migrate at once. Each
+    step is a transaction of its own. If the connection is already in a transaction, all steps are part of that one.
 
     Works on sync connections only. In async code, call `await asyncio.to_thread(outbox.migrate, dsn)`.
 
     Raises SchemaError if the server is older than Postgres 15 or a later release has migrated the database,
-    SettingsError if the DSN can't be read, InvalidInput if `where` is neither, and psycopg's errors if the database
-    can't be reached or the role may not make the schema.
+    SettingsError if the DSN can't be read, InvalidInput if `where` is neither a DSN nor a connection, and psycopg's
+    errors if the database can't be reached or the role may not create the schema.
     """
     if isinstance(where, str):
         with connect(where, "migrate", pooled=True) as conn:
@@ -40,15 +40,15 @@ def migrate(where: str | Conn) -> list[str]:
 def deploy(conn: Conn, pipelines: Pipeline[Any] | Iterable[Pipeline[Any]]) -> dict[str, list[str]]:
     """Writes pipelines into the database, as `outbox deploy` does: statuses, legal changes, routes and schedules.
 
-    Returns for each pipeline, by name, in words what has changed; an empty list if nothing has. All pipelines are
-    deployed in one transaction, or in the caller's if the connection is in one.
+    Returns what has changed, in words, as a list for each pipeline name; the list is empty if nothing has. All
+    pipelines are deployed in one transaction, or in the caller's if the connection is in one.
 
     Works on sync connections only. In async code, call it in a thread with a connection of its own.
 
     Raises SchemaError if the schema is missing or older than this code, Stranded if workflows are in a status that the
-    new version no longer knows, InvalidInput if an argument is of another kind, and psycopg's LockNotAvailable if other
-    transactions that have changed workflows, or ticks of a schedule that changes, stay open for more than some five
-    seconds. Nothing is changed then.
+    new version no longer knows, InvalidInput if an argument has the wrong type, and psycopg's LockNotAvailable if other
+    transactions that have changed workflows, or ticks of a schedule that changes, stay open for more than about five
+    seconds. After any of these errors, nothing is changed.
     """
     _require_sync(conn, "conn", "a sync psycopg connection")
     several = list(pipelines) if isinstance(pipelines, Iterable) else [pipelines]

@@ -1,6 +1,6 @@
-"""Looks for what goes on without end or stands still although workers run: each is a sign of a fault elsewhere.
+"""Looks for things that loop or make no progress although workers run. Each is a sign of a fault elsewhere.
 
-Nothing here reads a whole table: each question has an index that holds only what is wrong, or a limit.
+Nothing here reads a whole table: each query has a limit, or an index that holds only what is wrong.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from .finding import Finding
 SQL = statements.load("symptoms")
 
 HELD_ROWS = 5.0
-"""Seconds for which another session's open transaction may hold rows of ours: a shorter wait is not noticed."""
+"""Seconds for which another session's open transaction may hold Outbox's rows: nobody notices a shorter wait."""
 
 HELD_TOO_LONG = 60.0
-"""Seconds beyond its stage's timeout after which a held job is reported: it should have failed long before."""
+"""Seconds after its stage's timeout from which a held job is reported: it should have failed long before."""
 
 MANY_UNFOLDED = 50_000
-"""Rows of counts that are not folded yet from which on they are reported: in the ten seconds between two folds a busy
-worker writes a few thousand."""
+"""More unfolded rows of counts than this are reported. A busy worker writes a few thousand in the ten seconds between
+two folds."""
 
 Conn = psycopg.Connection[Any]
 
 
 def look(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Finding]:
-    """Yields what is found; nothing if all is well."""
+    """Yields the findings; none if all is well."""
     yield from _jobs(conn, pipelines)
     yield from _others(conn)
     if _rows(conn, "counts_unfolded", most=MANY_UNFOLDED)[0][0]:

@@ -1,1 +1,1 @@
-"""What a handler may wait for besides a worker: one module for each kind, behind the protocol in wait.py."""
+"""The kinds of waits that a handler may return: one module for each, all with the protocol in wait.py."""

@@ -1,4 +1,4 @@
-"""Waiting for a person's answer to a question."""
+"""Defines the wait for a person's answer to a question."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Data = TypeVar("Data")
 class WaitForApproval(Wait, Generic[Data]):
     """Returned by a handler: asks a person, and waits in `status` for the answer.
 
-    `options` maps each answer to the status that it leads to. Each must be a legal change from `status`, which is by
-    default the only next status of the stage. The question is about the workflow's data; `data`, if given, becomes
-    that. A decision is refused if the data has changed since the question was asked.
+    `options` maps each answer to the status that it leads to. Each must be a legal change from `status`, which by
+    default is the only next status of the stage. The question is about the workflow's data, which `data` replaces if it
+    is given. A decision is refused if the data has changed since the question was asked.
 
-    `deadline` and `remind_every` are timedeltas. After `deadline` without an answer the workflow moves to
-    `on_deadline`. Until then a message with the topic `PIPELINE.approval.reminder` goes out each `remind_every`, at
-    least a second.
+    `deadline` and `remind_every` are timedeltas. After `deadline` without an answer, the workflow moves to
+    `on_deadline`. Until then, a message with the topic `PIPELINE.approval.reminder` is published every `remind_every`,
+    which is at least a second.
 
     Raises InvalidInput if a value can't be stored.
     """
@@ -58,11 +58,11 @@ class WaitForApproval(Wait, Generic[Data]):
 
     @property
     def leads_to(self) -> list[str]:
-        """The statuses that the answers and the deadline lead to."""
+        """The statuses to which the answers and the deadline lead."""
         return [*self.options.values(), *([self.on_deadline] if self.on_deadline else [])]
 
     def as_wait(self) -> WaitJson:
-        """Returns what the database is told."""
+        """Returns the wait as JSON for the database."""
         return {
             "question": self.question,
             "options": dict(self.options),

@@ -1,4 +1,4 @@
-"""Waiting for the end of the workflows that a workflow has spawned."""
+"""Defines the wait for the end of the workflows that a workflow has spawned."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class WaitForChildren(Wait, Generic[Data]):
     """Returned by a handler: waits in `status` until all children have ended.
 
     Children are the workflows that `run.spawn` has started, in this stage or before. The commit that ends the last
-    child moves the workflow to `to`, or to `on_failure` if a child has ended in one of the statuses `failed`. A child
-    whose job is dead has not ended; it waits for a person. `status` is by default the only next status of the stage;
+    child moves the workflow to `to`, or to `on_failure` if a child has ended in one of the `failed` statuses. A child
+    whose job is dead has not ended; it waits for a person. By default, `status` is the only next status of the stage.
     `data`, if given, becomes the workflow's data.
 
-    `timeout` is a timedelta. After it the workflow moves to `on_timeout` instead.
+    `timeout` is a timedelta. After it, the workflow moves to `on_timeout` instead.
 
     Raises InvalidInput if a value can't be stored.
     """
@@ -49,11 +49,11 @@ class WaitForChildren(Wait, Generic[Data]):
 
     @property
     def leads_to(self) -> list[str]:
-        """The statuses that the end of the children, a failure among them, and the timeout lead to."""
+        """The statuses to which the end of the children, a failure among them, and the timeout lead."""
         return [self.to, *(status for status in (self.on_failure, self.on_timeout) if status)]
 
     def as_wait(self) -> WaitJson:
-        """Returns what the database is told."""
+        """Returns the wait as JSON for the database."""
         return {
             "join": True,
             "to_status": self.to,

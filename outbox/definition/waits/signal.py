@@ -1,4 +1,4 @@
-"""Waiting for a signal from another system."""
+"""Defines the wait for a signal from another system."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Data = TypeVar("Data")
 class WaitForSignal(Wait, Generic[Data]):
     """Returned by a handler: waits in `status` for the signal `name`.
 
-    The signal moves the workflow to `to`. One that was sent before is taken at once. The signal's payload is kept in
-    the field `into` of the workflow's data, if that is given. `status` is by default the only next status of the
-    stage; `data`, if given, becomes the workflow's data.
+    The signal moves the workflow to `to`. A signal that was sent before is taken at once. If `into` is given, the
+    signal's payload is stored in that field of the workflow's data. By default, `status` is the only next status of the
+    stage. `data`, if given, becomes the workflow's data.
 
-    `timeout` is a timedelta. After it the workflow moves to `on_timeout` instead.
+    `timeout` is a timedelta. After it, the workflow moves to `on_timeout` instead.
 
     Raises InvalidInput if a value can't be stored.
     """
@@ -43,11 +43,11 @@ class WaitForSignal(Wait, Generic[Data]):
 
     @property
     def leads_to(self) -> list[str]:
-        """The statuses that the signal and the timeout lead to."""
+        """The statuses to which the signal and the timeout lead."""
         return [self.to, *([self.on_timeout] if self.on_timeout else [])]
 
     def as_wait(self) -> WaitJson:
-        """Returns what the database is told."""
+        """Returns the wait as JSON for the database."""
         return {
             "signal": self.name,
             "to_status": self.to,

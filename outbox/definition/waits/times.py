@@ -1,4 +1,4 @@
-"""The times of waits: each is a timedelta, counted by the database's clock."""
+"""Checks the times of waits. Each is a timedelta, counted by the database's clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...errors import InvalidInput
 from ...texts import shown
 
 LONGEST = timedelta(days=36_500)
-"""The longest time that may be waited for: a hundred years, so that a sum with today is still a date in Python."""
+"""The longest wait: a hundred years. Added to today, it is still a date in Python."""
 
 
 def check_time(what: str, value: object, least: timedelta) -> None:
@@ -20,7 +20,7 @@ def check_time(what: str, value: object, least: timedelta) -> None:
 
 
 def check_timeout(what: str, value: object, where: str, status: str | None) -> None:
-    """Raises InvalidInput unless a time and the status that it leads to are both given, or neither is.
+    """Raises InvalidInput unless a time and the status to which it leads are both given, or neither is.
 
     `what` and `where` are the names of the two parameters.
     """
@@ -32,5 +32,5 @@ def check_timeout(what: str, value: object, where: str, status: str | None) -> N
 
 
 def seconds(value: timedelta | None) -> float | None:
-    """Returns a time in seconds, as the database is told it."""
+    """Returns a time in seconds, as the database takes it."""
     return None if value is None else value.total_seconds()

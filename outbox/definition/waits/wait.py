@@ -1,7 +1,7 @@
-"""The protocol of waits: what a handler returns so that its workflow waits for something else than a worker.
+"""Defines the protocol of waits. A handler returns a wait when its workflow waits for something other than a worker.
 
-A wait is a status that no stage takes. Whatever ends it changes the status: a decision, a signal, a deadline, or a
-person who sets the status by hand. The change and the end of the wait are one transaction.
+A wait is a status that no stage takes. A decision, a signal, a deadline, or a person who sets the status by hand ends
+the wait by changing the status. The change and the end of the wait are one transaction.
 
 Each kind is one class in one module of this package, and one section of sql/functions/waits.sql. The rest of the engine
 knows only this protocol.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 WaitJson = dict[str, Any]
-"""What the database is told of a wait. `waits_begin` in sql/functions/waits.sql reads it."""
+"""A wait as JSON for the database. `waits_begin` in sql/functions/waits.sql reads it."""
 
 
 class Wait(ABC):
@@ -27,7 +27,7 @@ class Wait(ABC):
     __slots__ = ()
 
     delays_a_stage: ClassVar[bool] = False
-    """Whether a stage takes the status that the workflow waits in. Such a wait only puts off the job of that stage."""
+    """Whether a stage takes the status in which the workflow waits. Such a wait only delays the job of that stage."""
 
     @property
     @abstractmethod
@@ -46,4 +46,4 @@ class Wait(ABC):
 
     @abstractmethod
     def as_wait(self) -> WaitJson | None:
-        """Returns what the database is told. None means that there is nothing to wait for."""
+        """Returns the wait as JSON for the database. None means that there is nothing to wait for."""
