@@ -1,4 +1,4 @@
-"""Waits until the database is ready for a worker: the schema is there, and its pipelines as this code has them."""
+"""Waits until the database is ready for a worker: it has the schema, and the pipelines as this code defines them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .retention import Retention
 
 
 class Readiness:
-    """What a worker requires of its database before it claims anything."""
+    """Checks what a worker requires of its database before it claims anything."""
 
     def __init__(
         self, pipelines: Sequence[Pipeline[Any]], lanes: Lanes, retention: Retention, link: Link, dsn: str
@@ -33,15 +33,15 @@ class Readiness:
         self._answered = False
 
     async def wait(self, service: Service) -> None:
-        """Checks schema and pipelines; waits for a server that restarts meanwhile, until a stop.
+        """Checks the schema and the pipelines; waits, until a stop, for a server that is restarting.
 
-        SchemaError, NotDeployed or OutboxError if something is missing; psycopg's error if the DSN leads nowhere.
+        Raises SchemaError, NotDeployed or OutboxError if something is missing; psycopg's error if the DSN is wrong.
         """
         while not service.stopping:
             try:
                 return await asyncio.to_thread(self._require)
             except psycopg.Error as error:
-                # A DSN that leads nowhere is the user's to correct, now. One that did lead somewhere is not.
+                # A DSN that has never worked is the user's to correct, now. One that has answered is worth waiting for.
                 starting = PGconn.ping(self._dsn.encode()) == Ping.REJECT
                 if not (temporary(error) and (self._answered or starting)):
                     raise
