@@ -1,11 +1,11 @@
-"""A session as the engine needs it, whatever the server, the database and the role say.
+"""Sets up sessions as the engine needs them, whatever the settings of the server, the database and the role.
 
-What the engine relies on is set when a connection is made. A handler may set what it likes in its transaction:
+Settings that the engine relies on are set when a connection is made. A handler may set anything in its transaction:
 `restore` puts back what the engine's last statement relies on, and `clean` forgets the rest before the next handler.
 
-Not set, because the engine doesn't rely on it and it is the user's choice: TimeZone, search_path, row_security,
-synchronous_commit, and in the sessions of handlers the isolation level and the timeouts. Least of all
-`default_transaction_read_only`: it is how a former primary is kept from being written to.
+Some settings are left to the user, because the engine doesn't rely on them: TimeZone, search_path, row_security,
+synchronous_commit, and in handlers' sessions the isolation level and the timeouts. Above all
+`default_transaction_read_only` is left alone: it keeps a former primary from being written to.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .steps import Statement
 
 SQL = statements.load("session")
 
-# With client_encoding UTF8, which every connection string has. What a pooler does not give to others with the session:
+# Poolers track these settings for each client, as they do client_encoding, which every connection string sets.
 _TRACKED = {"DateStyle": "ISO", "IntervalStyle": "postgres"}
 
 READING = {
@@ -36,7 +36,7 @@ READING = {
     "transform_null_equals": "off",
     "idle_session_timeout": "0",
 }
-"""How values are written and read. A session that handlers are given has these."""
+"""How values are written and read. The sessions that handlers get have these settings."""
 
 WORKING = {
     **READING,
@@ -46,19 +46,19 @@ WORKING = {
     "lock_timeout": "0",
     "transaction_timeout": "0",
 }
-"""The same, and when statements wait, see and end. The engine's own sessions have these."""
+"""The same, and isolation and timeouts. The engine's own sessions have these settings."""
 
 _OWN = ("search_path", "row_security", "statement_timeout", "lock_timeout")
-"""What is put back to the session's own value before the engine's last statement in a handler's transaction."""
+"""Settings put back to the session's own values before the engine's last statement in a handler's transaction."""
 
 
 def threshold(pooled: bool) -> int | None:
-    """Returns after how many uses psycopg prepares a statement; None, for never, if a pooler shares the sessions."""
+    """Returns after how many uses psycopg prepares a statement; None (never) if a pooler shares the sessions."""
     return None if pooled else 5
 
 
 def needed(settings: Mapping[str, str], *, pooled: bool) -> Statement:
-    """Returns the statement that sets these in a new session; behind a pooler only what that doesn't give to others."""
+    """Returns the statement that sets these in a new session; behind a pooler, only those that the pooler tracks."""
     chosen = {name: value for name, value in settings.items() if not pooled or name in _TRACKED}
     return SQL["session_set"], _arrays(chosen)
 
@@ -73,16 +73,16 @@ def restore(more: Mapping[str, str] | None = None) -> Statement:
 
 
 def clean() -> Statement:
-    """Returns the statement after which nothing is left in the session that a handler has set or made."""
+    """Returns the statement that removes everything a handler has set or made in the session."""
     return SQL["session_clean"], _arrays(READING)
 
 
 def connect(
     dsn: str, role: str, *, settings: Mapping[str, str] = WORKING, pooled: bool = False
 ) -> psycopg.Connection[Any]:
-    """Returns a connection in autocommit whose session is as the engine needs it. `role` is in its name.
+    """Returns an autocommit connection whose session is set up for the engine. `role` is part of its name.
 
-    `pooled`: a pooler may be in between, as it always may for what a person runs.
+    `pooled`: there may be a pooler in between. For commands that a person runs, assume that there always may be.
     """
     conn = psycopg.connect(engine_conninfo(dsn, role), autocommit=True, prepare_threshold=threshold(pooled))
     try:
@@ -96,7 +96,7 @@ def connect(
 async def connect_async(
     dsn: str, role: str, *, settings: Mapping[str, str] = WORKING, pooled: bool = False
 ) -> psycopg.AsyncConnection[Any]:
-    """Does what `connect` does, async."""
+    """Does what `connect` does, but async."""
     conninfo = engine_conninfo(dsn, role)
     conn = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=threshold(pooled))
     try:
@@ -109,7 +109,7 @@ async def connect_async(
 
 @contextmanager
 def transaction(conn: psycopg.Connection[Any]) -> Iterator[None]:
-    """Is a transaction, or a part of the caller's, in which values are written and read as the engine needs it.
+    """Opens a transaction, or a savepoint in the caller's, in which values are written and read as the engine needs it.
 
     Afterwards the caller's settings are as before.
     """
@@ -127,10 +127,10 @@ def _arrays(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def reclaim(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], prepare_threshold: int | None) -> None:
-    """Resets what a handler may have set on a connection object: factories, adapters, threshold, who hears notices."""
+    """Resets what a handler may have set on a connection: factories, adapters, threshold, notice handlers."""
     conn.row_factory = tuple_row
     conn.prepare_threshold = prepare_threshold
-    conn._adapters = None  # made again from psycopg's own when it is next asked for
+    conn._adapters = None  # made again from psycopg's own when it is next needed
     conn._notice_handlers.clear()
     conn._notify_handlers.clear()
     if isinstance(conn, psycopg.AsyncConnection):

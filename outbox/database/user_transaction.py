@@ -1,14 +1,14 @@
-"""Calls a user's function in a transaction of ours: a stage's handler, a schedule's function, a consumer's handler.
+"""Calls a user's function in a transaction: a stage's handler, a schedule's function, a consumer's handler.
 
-What is to happen is a generator of steps (see steps.py): Begin, statements, Call, Commit. `run` and `run_async` take
-them on a connection and differ only by `await`. A generator that ends without Commit, or with an error, has its
-transaction rolled back.
+The caller passes a generator of steps (see steps.py): Begin, statements, Call, Commit. `run` and `run_async` take them
+on a connection and differ only by `await`. If the generator ends without Commit, or with an error, its transaction is
+rolled back.
 
-The connection is an autocommit one: transactions are begun as such, or psycopg would send a BEGIN of its own where
-one is only on its way.
+The connection must be in autocommit mode. Otherwise psycopg would send a BEGIN of its own while ours is still on its
+way.
 
-`clean` is a statement that forgets what a function has left in the session. It is sent with the COMMIT, and costs no
-round trip of its own; after a transaction that was rolled back it does.
+`clean` is a statement that forgets what a function has left in the session. It is sent with the COMMIT at no extra
+round trip; after a rollback it takes one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Begin(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """Runs the last statements and commits, in one round trip. An error of one of them turns COMMIT into nothing."""
+    """Runs the last statements and commits, in one round trip. If one of them fails, the COMMIT has no effect."""
 
     last: tuple[Statement, ...] = ()
 
@@ -46,7 +46,7 @@ Steps = Generator[Step, Any, T]
 
 
 def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Statement | None = None) -> T:
-    """Takes the steps on a sync connection, in the calling thread; returns what they return."""
+    """Takes the steps on a sync connection, in the calling thread; returns the generator's result."""
     transaction, block = psycopg.Transaction(conn, force_rollback=True), ExitStack()
     threshold, dirty = conn.prepare_threshold, False
 
@@ -66,7 +66,7 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Statement | None 
                         leave_if_forked()
                         reclaim(conn, threshold)
                 case Commit(last):
-                    if conn.info.encoding != _ENCODING:  # set by the function: not what our texts can be written in
+                    if conn.info.encoding != _ENCODING:  # the function has set one in which our texts can't be written
                         conn.execute(_PUT_BACK)
                     with conn.pipeline() if last or clean else nullcontext():
                         for statement in last:
@@ -86,15 +86,15 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Statement | None 
         with suppress(psycopg.Error):
             block.close()
         try:
-            conn.rollback()  # a commit that was refused; else there is nothing to do
+            conn.rollback()  # after a refused commit; otherwise it does nothing
             if dirty and clean:
                 conn.execute(*clean)
         except psycopg.Error:
-            conn.close()  # the function has left a block open in which psycopg neither commits nor rolls back
+            conn.close()  # the function left a block open, in which psycopg can't commit or roll back
 
 
 async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: Statement | None = None) -> T:
-    """Takes the steps on an async connection, in the event loop; returns what they return."""
+    """Takes the steps on an async connection, in the event loop; returns the generator's result."""
     transaction, block = psycopg.AsyncTransaction(conn, force_rollback=True), AsyncExitStack()
     threshold, dirty = conn.prepare_threshold, False
 
@@ -114,7 +114,7 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
                         leave_if_forked()
                         reclaim(conn, threshold)
                 case Commit(last):
-                    if conn.info.encoding != _ENCODING:  # set by the function: not what our texts can be written in
+                    if conn.info.encoding != _ENCODING:  # the function has set one in which our texts can't be written
                         await conn.execute(_PUT_BACK)
                     async with conn.pipeline() if last or clean else nullcontext():
                         for statement in last:
@@ -134,11 +134,11 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
         with suppress(psycopg.Error):
             await block.aclose()
         try:
-            await conn.rollback()  # a commit that was refused or cancelled; else there is nothing to do
+            await conn.rollback()  # after a refused or cancelled commit; otherwise it does nothing
             if dirty and clean:
                 await conn.execute(*clean)
         except psycopg.Error:
-            await conn.close()  # the function has left a block open in which psycopg neither commits nor rolls back
+            await conn.close()  # the function left a block open, in which psycopg can't commit or roll back
 
 
 async def _within(timeout: float | None, result: Awaitable[Any]) -> Any:
@@ -150,14 +150,14 @@ async def _within(timeout: float | None, result: Awaitable[Any]) -> Any:
     except TimeoutError as error:
         if not deadline.expired():
             raise
-        # Its traceback says where the function was cancelled, which is where it hung.
+        # The traceback shows where the function was cancelled, which is where it hung.
         hung = error.__cause__.__traceback__ if error.__cause__ else None
         raise TimeoutError(f"not done within {timeout:g} s").with_traceback(hung) from None
 
 
 @contextmanager
 def _first_error() -> Iterator[None]:
-    """Raises the error that aborted a pipeline; psycopg's last word at times is that what followed it was not run."""
+    """Raises the error that aborted a pipeline. psycopg may instead raise that a later statement was not run."""
     try:
         yield
     except psycopg.errors.PipelineAborted as aborted:
