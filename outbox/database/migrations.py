@@ -86,7 +86,7 @@ def applied(conn: psycopg.Connection[Any]) -> dict[str, str | None]:
 
 
 def pending(conn: psycopg.Connection[Any]) -> list[Migration]:
-    """Returns what is still to be applied, in order: missing files, and files that the database has in an older text."""
+    """Returns what is still to be applied, in order: missing files, and files whose text in the database is older."""
     recorded = applied(conn)
     found = [migration for migration in all_migrations() if _is_pending(migration, recorded)]
     return [*found, *(each for each in _rights(conn) if _is_pending(each, recorded))]
