@@ -1,6 +1,6 @@
-"""The message log as a relay reads it: windows between two snapshots, and a cursor that moves when a part is sent.
+"""Reads the message log for a relay: windows between two snapshots, and a cursor that moves after each part is sent.
 
-Nothing here knows where messages go. sql/queries/log.sql explains the method and names its source (PgQ).
+Nothing here depends on where messages go. sql/queries/log.sql explains the method and names its source (PgQ).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ SQL = statements.load("log")
 log = logging.getLogger("outbox.relay")
 
 READ_AT_ONCE = 100_000
-"""Messages of one cursor: the server sorts them and keeps the rest in a temporary file until it is read."""
+"""Most messages of one cursor. The server sorts them and keeps those not yet read in a temporary file."""
 
 FETCH_BYTES = 4 * 2**20
-"""Bytes of payloads in a part, about: what a relay holds in memory, and sends again after a crash."""
+"""Approximate bytes of payloads in a part: a relay holds them in memory, and sends them again after a crash."""
 
 MOST_ROWS = 5_000
-"""Messages in a part, however small they are."""
+"""Most messages in a part, however small they are."""
 
 _FIRST_ROWS = 10
 """Messages in the first part, before their size is known."""
 
 _ROW_BYTES = 200
-"""Bytes that a message takes besides its payload, about."""
+"""Approximate bytes of a message besides its payload."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Messages that were committed between two snapshots. Those up to the id `position` are done."""
+    """Messages that were committed between two snapshots. Those with ids up to `position` are done."""
 
     start: str
     end: str
@@ -54,13 +54,13 @@ class Window:
 
 
 class Log:
-    """Reads the log under a relay's name, on a connection of its own. The epoch fences what another has taken over.
+    """Reads the log under a relay's name, on a connection of its own. The epoch is its fence after a takeover.
 
-    `target` is what `outbox status` shows. Each answer of the database that the name is still ours confirms `lease`.
+    `target` is what `outbox status` shows. Each answer that the name is still ours confirms `lease`.
     """
 
     def __init__(self, dsn: str, name: str, target: str, lease: Lease, *, from_now: bool = False) -> None:
-        engine_conninfo(dsn, "relay")  # a DSN that can't be read is refused now
+        engine_conninfo(dsn, "relay")  # refuses an invalid DSN now
         self._dsn = dsn
         self._name, self._target, self._lease, self._from_now = name, target, lease, from_now
         self._conn: psycopg.AsyncConnection[Any] | None = None
@@ -72,7 +72,7 @@ class Log:
         if self._conn is None or self._conn.closed:
             conn = await connect_async(self._dsn, "relay")
             try:
-                # What a window's end makes visible must be on disk before anything of it leaves.
+                # What a window's end makes visible must be on disk before any of its messages is sent.
                 await conn.execute("SET synchronous_commit = on")
                 await plan(conn)
                 await conn.execute("LISTEN outbox_relay")
@@ -88,7 +88,7 @@ class Log:
             await conn.close()
 
     async def take_over(self) -> Window | None:
-        """Takes the name and returns the window that is open, if any. Raises TakenOver at once if the name is taken."""
+        """Takes the name and returns the open window, if any. Raises TakenOver at once if the name is taken."""
         await self._ask("relay_register", from_now=self._from_now)
         asked = time.monotonic()
         owner = f"{socket.gethostname()}:{os.getpid()}"
@@ -103,12 +103,12 @@ class Log:
         return None if end is None else Window(start, end, position)
 
     async def leave(self) -> None:
-        """Frees the name, so that another process need not wait for the lease to end."""
+        """Frees the name, so that another process doesn't have to wait for the end of the lease."""
         if self._epoch and self._conn is not None:
             await self._ask("relay_leave", epoch=self._epoch)
 
     async def beat(self, trouble: str | None, idle: bool) -> None:
-        """Sends a heartbeat, which keeps the name, with what is wrong and whether the relay is idle."""
+        """Sends a heartbeat that keeps the name, with the current problem and whether the relay is idle."""
         asked = time.monotonic()
         if not await self._ask("relay_beat", epoch=self._epoch, trouble=trouble, idle=idle):
             raise TakenOver(f"relay {self._name!r} was taken over")
@@ -120,7 +120,7 @@ class Log:
         return Window(*rows[0]) if rows else None
 
     async def read(self, window: Window) -> AsyncIterator[list[Outgoing]]:
-        """Yields the rest of a window in parts of bounded size, in the order of ids."""
+        """Yields the rest of a window in order of ids, in parts of bounded size."""
         position, full = window.position, True
         while full:
             count = 0
@@ -158,28 +158,28 @@ class Log:
         self._lease.confirm(asked)
 
     async def blocked_keys(self, messages: Sequence[Outgoing]) -> set[str]:
-        """Returns those keys of the messages that have a parked one."""
+        """Returns the keys of these messages that have a parked message."""
         keys = {message.key for message in messages if message.key is not None}
         return {row[0] for row in await self._ask("parked_keys", keys=text_array(keys))} if keys else set()
 
     async def to_retry(self, strict: bool) -> list[Outgoing]:
-        """Returns parked messages that a person wants to have sent again."""
+        """Returns the parked messages that a person wants to send again."""
         return [Outgoing(*row) for row in await self._ask("parked_to_retry", strict=strict)]
 
     async def settle_retried(self, sent: Sequence[int], parked: Mapping[int, str]) -> None:
-        """Deletes parked messages that were sent now, and gives those that failed again their new reason."""
+        """Deletes parked messages that were now sent, and updates the reason of those that failed again."""
         await self._ask("parked_settle", sent=array(sent), ids=array(parked), reasons=text_array(parked.values()))
 
     async def wait(self, seconds: float) -> bool:
-        """Waits for a notification, at most so many seconds. It is a hint: what is new is read from the log."""
+        """Waits up to `seconds` for a notification. It is only a hint: new messages are read from the log."""
         async for _ in self._connected().notifies(timeout=seconds, stop_after=1):
             return True
         return False
 
     async def rotate(self) -> list[str]:
-        """Empties what every relay has passed (see ring.py); returns the tables that are in use."""
-        # On a connection of its own: on the relay's, what is read and moved meanwhile would be in its transactions, and
-        # be rolled back when a table can't be locked.
+        """Empties tables that every relay has passed (see ring.py); returns those that are in use."""
+        # On a connection of its own. On the relay's, reads and cursor moves in the meantime would be part of this
+        # transaction, and would be rolled back when a table can't be locked.
         async with await connect_async(self._dsn, "relay") as conn:
             await plan(conn)
             return await ring.rotate(conn)
@@ -192,7 +192,7 @@ class Log:
         log.warning("the database was restored: every message in the log is relayed, some of them again")
 
     async def _declare(self, window: Window, position: int) -> None:
-        # DECLARE takes no parameters on the server's side: they are bound here, as literals.
+        # DECLARE takes no server-side parameters, so they are bound here as literals.
         with suppress(psycopg.errors.InvalidCursorName):
             await self._execute(SQL["window_close"])
         values = {"start": window.start, "end": window.end, "position": position, "limit": READ_AT_ONCE}
@@ -217,15 +217,16 @@ class Log:
         return await cursor.fetchall() if cursor.description else []
 
     def _connected(self) -> psycopg.AsyncConnection[Any]:
-        # Never a new one: a window's cursor is lost with its connection, and `take_over` must come first.
+        # Never opens a new connection: a window's cursor is lost with its connection, and `take_over` must come first.
         if self._conn is None:
             raise psycopg.OperationalError("not connected")
         return self._conn
 
 
 async def plan(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Keeps a connection from plans that scan the log: one that was cached while it was empty would be used when it is
-    full.
+    """Keeps a connection from plans that scan the log.
+
+    A plan cached while the log was empty would still be used when it is full.
     """
     await conn.execute("SET enable_seqscan = off")
     await conn.execute("SET jit = off")

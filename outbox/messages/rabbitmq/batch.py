@@ -1,7 +1,7 @@
-"""Keeps track of each message of a batch: waiting, under way, refused for now, confirmed or parked. Sends nothing.
+"""Tracks each message of a batch: waiting, in flight, refused for now, confirmed or parked. Sends nothing.
 
-It maps delivery tags to messages, for one channel at a time. What was under way when a channel was lost may or may not
-have arrived: it waits again, before all others.
+It maps delivery tags to messages, for one channel at a time. Messages in flight when a channel was lost may or may not
+have arrived. They wait again, before all others.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from ..target import Outgoing, Parked
 log = logging.getLogger("outbox.relay")
 
 UNCONFIRMED = 1_000
-"""Messages under way at once: enough for a broker that confirms in batches, few to send again after a crash."""
+"""Most messages in flight: enough for a broker that confirms in batches, few to send again after a crash."""
 
 REFUSED = Backoff(first=0.1, factor=2, max=5.0, attempts=8, jitter=0)
-"""When (s) and how often a message is sent again that the broker refuses (nacks): a full queue may have room soon.
-No jitter: what was refused together keeps its order.
+"""Back-off (s) for messages that the broker refuses (nacks): a full queue may soon have room.
+
+No jitter, so that messages refused together keep their order.
 """
 
 
 @dataclass(slots=True)
 class Attempt:
-    """A message under way. `wire_id` names this attempt only; `returned` is why the broker could not route it."""
+    """A message in flight. `wire_id` names this attempt only; `returned` is why the broker could not route it."""
 
     message: Outgoing
     wire_id: str
@@ -40,8 +41,8 @@ class Attempt:
 class Batch:
     """Messages in the order of their ids, until each is confirmed or parked.
 
-    `strict`: at most one unconfirmed message of a key, so that order holds through refusals and lost channels; behind
-    a parked one the later ones of its key are parked too, as are those of `stopped_keys`.
+    `strict`: each key has at most one unconfirmed message, so that order holds through refusals and lost channels.
+    Later messages of a key are parked behind a parked one, as are those of `stopped_keys`.
     """
 
     def __init__(self, messages: Collection[Outgoing], stopped_keys: Iterable[str], strict: bool) -> None:
@@ -49,12 +50,12 @@ class Batch:
         self.parked: Parked = {}
         self._strict = strict
         self._waiting = deque(messages)
-        self._refused: list[tuple[float, int, Outgoing]] = []  # a heap: when it may go again
+        self._refused: list[tuple[float, int, Outgoing]] = []  # a heap, by when each may be sent again
         self._nacks: dict[int, int] = {}
         self._unconfirmed: dict[int, Attempt] = {}  # by tag, ascending
         self._by_wire_id: dict[str, Attempt] = {}
-        self._sent_alone: set[int] = set()  # ids: over one of these the broker has closed the channel
-        # Strict: which message of a key may be under way, and what waits for it.
+        self._sent_alone: set[int] = set()  # ids: the broker closed the channel over one of these
+        # If strict: which message of a key may be in flight, and what waits for it.
         self._holders: dict[str, int] = {}
         self._behind: defaultdict[str, deque[Outgoing]] = defaultdict(deque)
         self._stopped_keys = set(stopped_keys)
@@ -74,16 +75,16 @@ class Batch:
         return self._refused[0][0] if self._refused else float("inf")
 
     def sent(self, message: Outgoing, tag: int, wire_id: str) -> None:
-        """Notes that a message is under way, with the channel's delivery tag."""
+        """Records that a message is in flight, with the channel's delivery tag."""
         self._unconfirmed[tag] = self._by_wire_id[wire_id] = Attempt(message, wire_id)
 
     def returned(self, wire_id: str, why: str) -> None:
-        """Notes that an attempt was not routed. It counts when the broker has confirmed that attempt."""
+        """Records that an attempt was not routed. It counts when the broker has confirmed that attempt."""
         if wire_id in self._by_wire_id:
             self._by_wire_id[wire_id].returned = why
 
     def confirmed(self, tag: int, multiple: bool, acked: bool, now: float) -> None:
-        """Handles an answer for one message, or for all up to its tag. Answers for others change nothing."""
+        """Handles the broker's answer for one message, or for all up to its tag. Unknown tags are ignored."""
         tags = [tag]
         if multiple:
             tags = list(itertools.takewhile(lambda earlier: earlier <= tag, self._unconfirmed))
@@ -102,10 +103,10 @@ class Batch:
                 self._refuse(message, now)
 
     def lost(self, blame: str | None) -> None:
-        """Has all that was under way sent again: the channel is gone.
+        """Queues all messages in flight again, because the channel is gone.
 
-        `blame` is why, if the broker closed it over a message. If only one was under way, that one is parked; of
-        several, each is sent alone from now on, until the broker has answered for it.
+        `blame` is the reason, if the broker closed the channel over a message. If only one was in flight, it is parked.
+        If there were several, each is sent alone from now on, until the broker has answered for it.
         """
         unknown = [attempt.message for attempt in self._unconfirmed.values()]
         self._unconfirmed.clear()
@@ -118,7 +119,7 @@ class Batch:
         self._waiting.extendleft(sorted(unknown, key=lambda message: message.id, reverse=True))
 
     def park(self, message: Outgoing, reason: str) -> None:
-        """Gives a message up, with the reason."""
+        """Parks a message with the reason."""
         self.parked[message.id] = message, clean(reason)
         log.warning("message %s (%s) is parked: %s", message.id, printable(message.topic), printable(reason))
         if self._strict and message.key is not None:
