@@ -72,8 +72,7 @@ class Attempts:
         in_loop = [lane for lane in inflight.lanes.values() if lane.stage.is_async]
         self._threads = {lane: Threads(lane.stage.queue) for lane in in_threads}
         conninfo = engine_conninfo(dsn, "handler")
-        # The engine begins transactions itself. Without autocommit, psycopg would send a second BEGIN before ours
-        # arrives.
+        # The engine begins transactions itself. Otherwise psycopg sends one more BEGIN while ours is still on its way.
         kwargs = {"prepare_threshold": threshold(pooled), "autocommit": True}
         self._needed = needed(READING, pooled=pooled)
         self._clean = None if pooled else clean()  # behind a pooler the session's settings aren't ours to clean
@@ -150,8 +149,7 @@ class Attempts:
             elif job.lost is None and job.begun:
                 limits = lane.stage.limits
                 if limits is not None and limits.crowded and not lane.stage.is_async:
-                    # The limit counts what still runs in this thread. Keep the job until it ends or its slot is given
-                    # up.
+                    # The limit counts what still runs in this thread. Keep the job until it ends or loses its slot.
                     job.late = True
                     if now - job.deadline < lost_after(lane):
                         continue

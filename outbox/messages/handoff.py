@@ -124,7 +124,7 @@ class Handoff(Target):
             await conn.close()
 
     async def _write(self, batch: Sequence[Outgoing]) -> dict[int, str]:
-        """Writes a batch in one transaction; returns what was refused and why. If `strict`, it writes all or nothing."""
+        """Writes a batch in one transaction; returns what was refused and why. If `strict`, all of it or nothing."""
         refused = {message.id: why for message in batch if (why := self._problem(message))}
         good = [message for message in batch if message.id not in refused]
         if not good or (refused and self._strict):

@@ -23,7 +23,7 @@ _RESERVED = re.compile(r"cloudEvents[_:]", re.IGNORECASE)
 """Headers that only the relay sets: a message's own headers must not forge its id."""
 
 _LONGEST_ROUTING_KEY = 255
-"""Most bytes of a routing key: AMQP's short strings hold no more, and pika's error doesn't tell which one was too long."""
+"""Most bytes of a routing key: AMQP's short strings hold no more, and pika's error doesn't name the string."""
 
 
 class Encoder:
