@@ -1,4 +1,4 @@
-"""A TCP proxy between the engine and a server, which does to its lines what networks do."""
+"""Runs a TCP proxy between the engine and a server, which does to connections what networks do."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 
 class Proxy:
-    """Forwards to a port on loopback, in a thread of its own. Faults are switched from any thread.
+    """Forwards to a port on loopback, in a thread of its own. Any thread may switch faults.
 
-    `silent`: nothing gets through either way, and nobody is told. `half_open`: the client's words arrive, the answers
-    don't. `cutting`: each COMMIT is forwarded and its line cut before the answer.
+    `silent`: nothing gets through either way, without notice. `half_open`: requests arrive, answers don't. `cutting`:
+    each COMMIT is forwarded, and its connection is cut before the answer.
     """
 
     def __init__(self, target: int) -> None:
@@ -27,7 +27,7 @@ class Proxy:
         self._started.wait(10)
 
     def cut_all(self) -> None:
-        """Reset every line."""
+        """Resets every connection."""
         self._loop.call_soon_threadsafe(lambda: [line.transport.abort() for line in list(self._lines)])
 
     def _run(self) -> None:
@@ -59,7 +59,7 @@ class Proxy:
                 await back.drain()
                 if b"COMMIT" in data and self.cutting():
                     self.cuts += 1
-                    await asyncio.sleep(0.01)  # that it arrives
+                    await asyncio.sleep(0.01)  # let it arrive
                     return
 
     async def _answer(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -53,7 +53,7 @@ def held(conn: Conn, entity: str = "%") -> int:
 
 
 def check_books(conn: Conn, count: int, dead: int = 0) -> None:
-    """Checks that each workflow ended with one ledger row, a history without gap or repeat, and one message a change."""
+    """Checks that each workflow ended with a ledger row, a history without gap or repeat, and one message a change."""
     assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == count - dead
     assert value(conn, "SELECT count(*) FROM outbox.dead_jobs") == dead
     assert value(conn, "SELECT count(*) FROM outbox.jobs") == 0

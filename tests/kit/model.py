@@ -56,7 +56,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rules:
-    """A version of the pipeline. All changes but the stages' are by hand. Statuses that aren't mentioned are unknown."""
+    """A version of the pipeline. Changes that no stage makes are by hand. Statuses not mentioned are unknown."""
 
     initial: str
     final: frozenset[str]

@@ -1,4 +1,4 @@
-"""Provides what tests of looking and changing find: an application's name, and rows of relays and consumers in trouble."""
+"""Provides what tests of looking and changing find: an application's name, rows of relays and consumers in trouble."""
 
 from __future__ import annotations
 
