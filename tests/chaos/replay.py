@@ -364,7 +364,7 @@ class Replay:
         self._settle_job(id_, flow, part)
 
     def _settle_questions(self, id_: str, part: Part) -> None:
-        """Checks that a question is asked with the change to its status, and ends with the change that its answer makes."""
+        """Checks that a question is asked with the change to its status, and ends with the change its answer makes."""
         for row in part.asked:
             if row["status"] not in {after for _, after, _ in part.moves}:
                 self.find("torn commit", id_, f"a question is asked in {row['status']}, to which nothing moved it")

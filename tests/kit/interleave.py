@@ -105,7 +105,7 @@ class Scheduler:
         self._closing.close()
 
     def explore(self, make: Callable[[], Scene]) -> list[Played]:
-        """Runs and returns every interleaving, each on a scene of its own. Raises ScheduleFailed at the first bad one."""
+        """Runs and returns every interleaving, each on its own scene. Raises ScheduleFailed at the first bad one."""
         if given := os.environ.get(REPLAY):
             return [self._run(make(), given.split())[0]]
         all_played: list[Played] = []

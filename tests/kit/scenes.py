@@ -95,7 +95,7 @@ class Table:
         return ["deleted"] * conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = 'e'").rowcount
 
     def check(self, outcomes: dict[str, Any]) -> None:
-        """Checks that the database agrees with what the acts returned, and that no two exclusive acts have succeeded."""
+        """Checks that the database agrees with what the acts returned, and that no two exclusive acts succeeded."""
         won = Counter(what for each in outcomes.values() if isinstance(each, list) for what in each)
         books_are_right(self.conn)
         assert won["moved"] <= 1
