@@ -1,13 +1,13 @@
--- What a session of the engine is like: see outbox/database/session.py.
+-- Sets up the engine's sessions: see outbox/database/session.py.
 
 -- name: session_set
--- Sets these in the session, as far as this server knows them.
+-- Sets these in the session, if this server knows them.
 SELECT set_config(s.name, s.value, false)
 FROM unnest(%(names)s::text[], %(values)s::text[]) AS s (name, value)
 WHERE current_setting(s.name, true) IS NOT NULL;
 
 -- name: session_read
--- Returns what these are set to.
+-- Returns the values of these settings.
 SELECT n, current_setting(n) FROM unnest(%(names)s::text[]) AS n WHERE current_setting(n, true) IS NOT NULL;
 
 -- name: session_set_local
@@ -17,9 +17,10 @@ FROM unnest(%(names)s::text[], %(values)s::text[]) AS s (name, value)
 WHERE current_setting(s.name, true) IS NOT NULL;
 
 -- name: session_restore
--- Sets these for the rest of a handler's transaction, and gives others the value that the session began with. The role is
--- put back for the session, not for the transaction: the statement after COMMIT needs its rights. Triggers fire again if a
--- superuser has put them off. Names are qualified, for the handler may have set a search_path of its own.
+-- Sets these for the rest of a handler's transaction, and resets others to the value that the session began with. The
+-- role is reset for the session, not for the transaction, because the statement after COMMIT needs its rights. Triggers
+-- fire again if a superuser has disabled them. Names are qualified, because the handler may have set a search_path of
+-- its own.
 SELECT pg_catalog.set_config('role', NULL, false)
 UNION ALL
 SELECT pg_catalog.set_config(s.name, s.value, true)
@@ -31,5 +32,5 @@ SELECT pg_catalog.set_config('session_replication_role', 'origin', true)
 WHERE pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.<>) 'origin';
 
 -- name: session_clean
--- Forgets all that was set or made in a session, and sets these.
+-- Forgets everything that was set or made in a session, and sets these.
 SELECT outbox.session_clean(%(names)s::text[], %(values)s::text[]);
