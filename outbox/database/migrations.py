@@ -1,13 +1,13 @@
 """Brings the schema up to date. Any number of processes may migrate at once, under an advisory lock.
 
-The SQL is of two kinds. `sql/structure/` holds tables and indexes in numbered steps: each is applied once, in a
-transaction of its own. What can be replaced (`sql/functions/`, `sql/views/`, triggers, comments) is applied after them,
-all that has changed in one transaction. Only `functions/ids` comes first, since column defaults call it. What CREATE OR
-REPLACE refuses, such as another signature, a numbered step drops and creates again.
+The SQL is of two kinds. `sql/structure/` holds tables and indexes in numbered steps, each applied once, in a
+transaction of its own. Replaceable SQL (`sql/functions/`, `sql/views/`, triggers, comments) is applied after them, all
+changed files in one transaction. Only `functions/ids` comes first, because column defaults call it. For changes that
+CREATE OR REPLACE refuses, such as another signature, a numbered step drops and creates the object.
 
-Each name is recorded with the hash of its text. A hash that an earlier release has shipped is replaced. One that is not
-known is of a later release, and an older release never replaces it. A crash between two transactions leaves a schema
-that the next run carries on from.
+Each name is recorded with the hash of its text. A text whose hash an earlier release has shipped is replaced. An
+unknown hash belongs to a later release, and an older release never replaces it. After a crash between two transactions,
+the next run carries on from there.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from . import killpoints, turn
 from .schema import Migration, all_migrations, grants, history, text_of, transactions
 from .session import connect, transaction
 
-# The schema itself may have been made by an administrator for a role that can't make one. Functions may call each other
-# in any order: their bodies are not checked before all are there.
+# An administrator may have made the schema for a role that can't make one. Functions may call each other in any order,
+# because their bodies are not checked before all exist.
 _PREPARE = """
 DO $$ BEGIN
     IF to_regnamespace('outbox') IS NULL THEN CREATE SCHEMA outbox; END IF;
@@ -39,7 +39,7 @@ END $$;
 SET LOCAL check_function_bodies = off;
 """
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('outbox.migrate'))"
-# As JSON, since a database from before the first release has other columns.
+# As JSON, because a database from before the first release has other columns.
 _RECORDED = "SELECT to_jsonb(m) ->> 'name', to_jsonb(m) ->> 'hash' FROM outbox.schema_migrations AS m"
 _RECORD = """
 INSERT INTO outbox.schema_migrations (name, hash) VALUES ({name}, {hash})
@@ -56,23 +56,23 @@ DO $$ BEGIN
     END IF;
 END $$;
 """
-# A database that has given the groups their rights once keeps them up to date.
+# Once a database has given the groups their rights, migrations keep them up to date.
 _HAS_ROLES = """
 SELECT CASE WHEN to_regrole('outbox_viewer') IS NOT NULL AND to_regnamespace('outbox') IS NOT NULL
             THEN has_schema_privilege(to_regrole('outbox_viewer')::oid, 'outbox', 'USAGE') ELSE false END
 """
 
 _OLDEST = 15
-"""The oldest Postgres, by its major version."""
+"""Oldest supported major version of Postgres."""
 
 _UNRELEASED = "0001_pipelines"
-"""The first step of databases that were made before the first release. No step leads on from there."""
+"""The first step of databases made before the first release. They can't be migrated."""
 
 
 def applied(conn: psycopg.Connection[Any]) -> dict[str, str | None]:
-    """Return the names that the database has, with their hashes; none where there is no schema.
+    """Returns the names that the database has recorded, with their hashes; none if there is no schema.
 
-    SchemaError if they can't be read, or if the database was made before the first release.
+    Raises SchemaError if they can't be read, or if the database was made before the first release.
     """
     if not _row(conn, "SELECT to_regclass('outbox.schema_migrations') IS NOT NULL")[0]:
         return {}
@@ -88,14 +88,14 @@ def applied(conn: psycopg.Connection[Any]) -> dict[str, str | None]:
 
 
 def pending(conn: psycopg.Connection[Any]) -> list[Migration]:
-    """Return what is still to be applied, in order: what is missing, and what the database has in an older text."""
+    """Returns what is still to be applied, in order: missing files, and files whose text in the database is older."""
     recorded = applied(conn)
     found = [migration for migration in all_migrations() if _is_pending(migration, recorded)]
     return [*found, *(each for each in _rights(conn) if _is_pending(each, recorded))]
 
 
 def newer(conn: psycopg.Connection[Any]) -> list[str]:
-    """Return what the database has and this Outbox doesn't know: it was migrated by a later release."""
+    """Returns the names in the database that this Outbox doesn't know: a later release has migrated it."""
     recorded = applied(conn)
     steps = {migration.name for migration in all_migrations() if migration.hash is None}
     unknown = {name for name, text_hash in recorded.items() if text_hash is None} - steps
@@ -103,9 +103,9 @@ def newer(conn: psycopg.Connection[Any]) -> list[str]:
 
 
 def apply(where: str | psycopg.Connection[Any]) -> list[str]:
-    """Bring the schema up to date and return the names that were applied now. Takes a DSN or a connection.
+    """Brings the schema up to date and returns the names that were applied now. Takes a DSN or a connection.
 
-    SchemaError if a later release has replaced functions: this one never puts its own over them.
+    Raises SchemaError if a later release has replaced functions: this release never overwrites them.
     """
     if isinstance(where, str):
         with connect(where, "migrate", pooled=True) as conn:
@@ -134,9 +134,10 @@ def apply(where: str | psycopg.Connection[Any]) -> list[str]:
 
 
 def make_roles(conn: psycopg.Connection[Any]) -> None:
-    """Make the groups of docs/roles.md that the cluster lacks, and give each its rights in this database, no more.
+    """Makes those groups of docs/roles.md that the cluster lacks, and gives each its rights in this database.
 
-    Safe to run any number of times and in several databases at once. SchemaError if this role may not do it.
+    It touches nothing else, and may run any number of times and in several databases at once. Raises SchemaError if
+    this role may not do it.
     """
     with conn.transaction():
         turn.take(conn, "migrate")
@@ -158,9 +159,10 @@ def make_roles(conn: psycopg.Connection[Any]) -> None:
 
 
 def script(conn: psycopg.Connection[Any], *, roles: bool = False) -> str:
-    """Return what is pending as one script that psql takes, for those who apply SQL by other means.
+    """Returns the pending SQL as one script that psql takes, for those who apply SQL by other means.
 
-    It refuses a database that has changed since, unless it is about roles only. SchemaError as `apply` raises it.
+    The script refuses a database that has changed since, unless it is about roles only. Raises SchemaError as `apply`
+    does.
     """
     recorded, todo = applied(conn), pending(conn)
     _refuse_older(recorded)
@@ -178,9 +180,9 @@ def script(conn: psycopg.Connection[Any], *, roles: bool = False) -> str:
 
 
 def require(conn: psycopg.Connection[Any]) -> None:
-    """Raise SchemaError if the server is too old, or the schema lacks what this code needs.
+    """Raises SchemaError if the server is too old, or the schema lacks what this code needs.
 
-    A newer schema is fine: it only adds.
+    A newer schema is fine, because it only adds.
     """
     _require_version(conn)
     recorded = applied(conn)
@@ -202,7 +204,7 @@ def _is_pending(migration: Migration, recorded: Mapping[str, str | None]) -> boo
 
 
 def _replaced_later(recorded: Mapping[str, str | None]) -> set[str]:
-    """Return the names whose recorded text is of a later release: this one has never heard of it."""
+    """Returns the names whose recorded text belongs to a later release: its hash is unknown to this one."""
     shipped = {(each.name, each.hash) for each in [*all_migrations(), grants()]}
     return {
         name
@@ -220,12 +222,12 @@ def _refuse_older(recorded: Mapping[str, str | None]) -> None:
 
 
 def _rights(conn: psycopg.Connection[Any]) -> list[Migration]:
-    """Return the rights of the groups, where this database has given them."""
+    """Returns the migration with the groups' rights if this database has given them."""
     return [grants()] if _row(conn, _HAS_ROLES)[0] else []
 
 
 def _state(recorded: Mapping[str, str | None]) -> str:
-    """Return the text that `_UNCHANGED` compares, in an order of its own."""
+    """Returns the text that `_UNCHANGED` compares, sorted."""
     return ",".join(f"{name}:{text_hash or ''}" for name, text_hash in sorted(recorded.items())).replace("'", "''")
 
 

@@ -1,4 +1,4 @@
-"""Finds the error of ours behind what a driver raises: by its SQLSTATE, with its data from the JSON in its DETAIL."""
+"""Finds the Outbox error behind a driver's error, by its SQLSTATE, with its data from the JSON in its DETAIL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import OutboxError, Refused
 _CLASSES = {refusal.sqlstate: refusal for refusal in Refused.__subclasses__()}
 _OURS = re.compile(r"OB\d{3}")
 
-# Data that is not what JSON says it is; all else is a text or a number.
+# Fields that JSON can't express; all others are texts or numbers.
 _READ: dict[str, Callable[[Any], Any]] = {
     "message_id": UUID,
     "options": tuple,
@@ -27,19 +27,19 @@ _READ: dict[str, Callable[[Any], Any]] = {
 
 
 def error_of(error: BaseException) -> OutboxError | None:
-    """Return the error of Outbox that is behind the error of any driver, or None if there is none.
+    """Returns the Outbox error behind the error of any driver, or None if there is none.
 
-    A driver raises its own class for a statement of yours that Outbox's triggers refuse. This finds the `Refused` in
-    it, with its data: behind errors of psycopg, psycopg2, asyncpg and pg8000, also where SQLAlchemy or Django has
+    When Outbox's triggers refuse a statement of yours, the driver raises a class of its own. This finds the `Refused`
+    in it, with its data, behind errors of psycopg, psycopg2, asyncpg and pg8000, even if SQLAlchemy or Django has
     wrapped them. It looks through the error's causes, and through its context up to the first error of a database. An
-    error of Outbox is returned as it is.
+    Outbox error is returned as it is.
     """
     found: _Answer | None = None
     for each in _chain(error):
         if isinstance(each, OutboxError):
             return each
         answer = _answer(each)
-        # What wraps the driver's error may repeat a part of the answer. The whole of it is in the last one.
+        # A wrapper of the driver's error may repeat a part of the answer. The last error in the chain has all of it.
         if answer and _OURS.fullmatch(answer.sqlstate) and (found is None or found.sqlstate == answer.sqlstate):
             found = answer
     return _refusal(found) if found else None
@@ -47,7 +47,7 @@ def error_of(error: BaseException) -> OutboxError | None:
 
 @contextmanager
 def raised_as_ours() -> Iterator[None]:
-    """Raises an error of psycopg in the block as the error of ours that it is, if it is one."""
+    """Raises a psycopg error from the block as the Outbox error behind it, if there is one."""
     try:
         yield
     except psycopg.DatabaseError as error:
@@ -58,7 +58,7 @@ def raised_as_ours() -> Iterator[None]:
 
 
 class _Answer(NamedTuple):
-    """What the server said, as any driver passes it on."""
+    """The server's answer, as any driver passes it on."""
 
     sqlstate: str
     message: str
@@ -67,7 +67,7 @@ class _Answer(NamedTuple):
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and what it was raised from, the nearest first."""
+    """Yields an error and what it was raised from, nearest first."""
     seen: set[int] = set()
     left: list[object] = [error]
     while left:
@@ -77,14 +77,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(each))
         yield each
         left += [getattr(each, "orig", None), each.__cause__]
-        # What was being handled when a database answered with an error has nothing to do with this answer.
+        # A database error that was raised while another was being handled has nothing to do with that one.
         if not each.__suppress_context__ and _answer(each) is None:
             left.append(each.__context__)
 
 
 def _answer(error: BaseException) -> _Answer | None:
-    """Return the server's answer that a driver's error carries, or None if it carries none."""
-    # psycopg and psycopg2 have `diag`, asyncpg has attributes, and pg8000 has the protocol's fields in a dict.
+    """Returns the server's answer that a driver's error carries, or None if it carries none."""
+    # psycopg and psycopg2 have `diag`, asyncpg has attributes, and pg8000 has a dict of the protocol's fields.
     diag = getattr(error, "diag", None)
     fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
     sqlstate = _text(getattr(error, "sqlstate", None), getattr(error, "pgcode", None), fields.get("C"))
@@ -109,7 +109,7 @@ def _refusal(answer: _Answer) -> Refused:
 
 
 def _data(refusal: type[Refused], detail: str | None) -> dict[str, Any]:
-    """Return the data of an error by the attributes of its class; nothing if an older database doesn't tell any."""
+    """Returns an error's data by the attributes of its class; nothing if an older database sends none."""
     try:
         told = json.loads(detail or "{}")
     except ValueError:

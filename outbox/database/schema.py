@@ -1,8 +1,8 @@
-"""What the schema consists of: the files of `sql/`, in the order in which they are applied, with their hashes.
+"""Lists what the schema consists of: the files of `sql/`, in the order in which they are applied, with their hashes.
 
-`sql/history.txt` lists the hash of each text of a replaceable file that this release and those before it have shipped.
-`make schema` appends to it; a line is never changed or removed. A text must not come back once it was replaced, or an
-older release would take it for its own: a test says so.
+`sql/history.txt` lists the hash of each text of a replaceable file that this release and earlier ones have shipped.
+`make schema` appends to it; no line is ever changed or removed. A text that was replaced must not come back, because an
+older release would take it for its own. A test checks this.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hashlib import sha256
 from importlib.resources import files
 
 _FIRST = "functions/ids"
-"""What column defaults call: it must be there before any table."""
+"""Functions that column defaults call: they must exist before any table."""
 
 _GRANTS = "grants"
 """The rights of the groups: applied again when their text has changed, and after each step of the structure."""
@@ -22,7 +22,7 @@ _GRANTS = "grants"
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """A file of SQL. A numbered step has no `hash`; what can be replaced has that of its text."""
+    """A SQL file. A numbered step has no `hash`; a replaceable file has the hash of its text."""
 
     name: str
     sql: str
@@ -31,7 +31,7 @@ class Migration:
 
 @cache
 def transactions() -> tuple[tuple[Migration, ...], ...]:
-    """Return what this Outbox ships, in order: each step of the structure alone, what can be replaced together."""
+    """Returns what this Outbox ships, in order: each step of the structure alone, all replaceable files together."""
     steps = [Migration(name, text_of(f"structure/{name}")) for name in _names("structure")]
     names = [*(f"functions/{name}" for name in _names("functions")), *(f"views/{name}" for name in _names("views"))]
     replaced = [_replaceable(name) for name in [*names, "triggers", "comments"] if name != _FIRST]
@@ -39,19 +39,19 @@ def transactions() -> tuple[tuple[Migration, ...], ...]:
 
 
 def all_migrations() -> list[Migration]:
-    """Return what this Outbox ships, in the order in which it is applied."""
+    """Returns what this Outbox ships, in the order in which it is applied."""
     return [migration for together in transactions() for migration in together]
 
 
 @cache
 def grants() -> Migration:
-    """Return the rights of the groups. The steps are part of their hash: a new table needs rights."""
+    """Returns the rights of the groups. The steps are part of their hash, because a new table needs rights."""
     return _replaceable(_GRANTS, *_names("structure"))
 
 
 @cache
 def history() -> Mapping[str, Sequence[str]]:
-    """Return the hashes that this release and those before it have shipped, by name, the newest last."""
+    """Returns the hashes that this release and earlier ones have shipped, by name, newest last."""
     shipped: dict[str, list[str]] = {}
     for line in files("outbox.sql").joinpath("history.txt").read_text(encoding="utf-8").splitlines():
         name, text_hash = line.split()
@@ -60,7 +60,7 @@ def history() -> Mapping[str, Sequence[str]]:
 
 
 def text_of(name: str) -> str:
-    """Return the text of a file of SQL, by its path without the ending."""
+    """Returns the text of a SQL file, by its path without the extension."""
     return files("outbox.sql").joinpath(f"{name}.sql").read_text(encoding="utf-8")
 
 

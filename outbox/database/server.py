@@ -1,4 +1,4 @@
-"""Starts, asks and stops one bundled Postgres, given its programs and its data folder."""
+"""Starts, queries and stops one bundled Postgres, given its programs and its data folder."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from psycopg import pq
 from ..errors import EmbeddedUnavailable
 
 DATABASE = "outbox"
-"""The database that a new server gets."""
+"""The database created in a new server."""
 
 START_SECONDS = 120
-"""Seconds that a server has to start: a recovery after a crash may take as long."""
+"""Seconds that a server may take to start: a recovery after a crash may take that long."""
 
 _PORT = 5432
-"""A part of the socket's name only: the server doesn't listen on any network."""
+"""Only a part of the socket's name: the server listens on no network."""
 
 _SOCKET_FOLDER_LIMIT = 85
-"""Bytes of a socket folder's path. The whole path may have 107 on Linux and 103 on macOS."""
+"""Most bytes of a socket folder's path. The whole path may have 107 on Linux and 103 on macOS."""
 
 _ATTEMPTS = 8
 """How often a start may fail: backends of a killed server hold its memory until they notice, within seconds."""
@@ -43,14 +43,14 @@ class Postgres:
     user: pwd.struct_passwd | None
 
     def start(self) -> None:
-        """Returns when the server takes connections, whether or not it ran before."""
+        """Starts the server if it isn't running, and returns when it accepts connections."""
         if not (self.data / "PG_VERSION").exists():
             self._make_data()
         deadline = time.monotonic() + START_SECONDS
         failures = 0
         while (answer := self._ping()) != pq.Ping.OK:
             if answer == pq.Ping.REJECT and time.monotonic() < deadline:
-                time.sleep(0.1)  # starting or stopping, for a process that was killed meanwhile
+                time.sleep(0.1)  # it is starting or stopping, for a process that was killed
                 continue
             if failures == _ATTEMPTS or answer == pq.Ping.REJECT:
                 raise EmbeddedUnavailable(f"the bundled Postgres did not start. {self._log()}")
@@ -59,7 +59,7 @@ class Postgres:
                 time.sleep(0.5)
 
     def stop(self) -> None:
-        """Returns when the server has ended. Connections of other programs are cut."""
+        """Stops the server and returns when it has ended. Connections of other programs are cut."""
         folder = self._socket_folder()
         if self._pg_ctl("-m", "fast", "-t", "60", "stop").returncode and self._ping() != pq.Ping.NO_RESPONSE:
             self._pg_ctl("-m", "immediate", "-t", "60", "stop")
@@ -67,14 +67,14 @@ class Postgres:
             shutil.rmtree(folder, ignore_errors=True)
 
     def dsn_with_database(self) -> str:
-        """Returns the DSN of the database `outbox`, made if it doesn't exist."""
+        """Returns the DSN of the database `outbox`, which is created if it doesn't exist."""
         with psycopg.connect(self._dsn("postgres"), autocommit=True) as conn:
             if conn.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
                 conn.execute(f"CREATE DATABASE {DATABASE}".encode())
         return self._dsn(DATABASE)
 
     def _make_data(self) -> None:
-        # Made elsewhere and then moved, so that the leftovers of a killed initdb are never taken for data.
+        # Made elsewhere and then moved, so that the leftovers of a killed initdb never pass as data.
         unfinished = self.data.with_suffix(".new")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
@@ -87,7 +87,7 @@ class Postgres:
         unfinished.rename(self.data)
 
     def _forget_stale_pid(self) -> None:
-        # After a crash, the pid in the file may be that of another program, or of a zombie that no parent reaps.
+        # After a crash, the pid in the file may belong to another program, or to a zombie that no parent reaps.
         import psutil
 
         try:
@@ -95,18 +95,18 @@ class Postgres:
             if "postgres" in process.name() and process.status() != psutil.STATUS_ZOMBIE:
                 return
         except (OSError, ValueError, IndexError, psutil.Error):
-            return  # no file, or no such process: Postgres sees that itself
+            return  # there is no file or no such process: Postgres handles that
         for stale in (self.data / "postmaster.pid", *self.data.glob(".s.PGSQL.*.lock")):
             stale.unlink(missing_ok=True)
 
     def _start_once(self) -> bool:
         self._forget_stale_pid()
-        # Any user who can reach the socket is a superuser. In the data folder, only the server's own user can.
+        # Any user who can reach the socket is a superuser. Only the server's own user can enter the data folder.
         folder = self.data
         if len(os.fsencode(folder)) > _SOCKET_FOLDER_LIMIT or set(str(folder)) & {
             ",",
             '"',
-        }:  # the setting is a list, with quotes
+        }:  # the setting is a quoted list
             folder = Path(tempfile.mkdtemp(prefix="outbox-", dir="/tmp"))
             if self.user is not None:
                 os.chown(folder, self.user.pw_uid, self.user.pw_gid)
@@ -141,12 +141,12 @@ class Postgres:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=answer,
-                cwd="/",  # the current folder may be one that the server's user can't enter
+                cwd="/",  # the server's user may not be able to enter the current folder
                 env={name: text for name, text in os.environ.items() if not name.startswith("PG")},
                 user=self.user.pw_uid if self.user else None,
                 group=self.user.pw_gid if self.user else None,
                 extra_groups=[] if self.user else None,
-                start_new_session=True,  # a Ctrl-C at the terminal is for the command, not for its server
+                start_new_session=True,  # a Ctrl-C at the terminal is meant for the command, not for its server
                 check=False,
             )
             answer.seek(0)

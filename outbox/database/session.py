@@ -1,6 +1,6 @@
-"""A session as the engine needs it, whatever the server, the database and the role say.
+"""Sets up sessions as the engine needs them, whatever the settings of the server, the database and the role.
 
-What the engine relies on is set when a connection is made. A handler may set what it likes in its transaction:
+Settings that the engine relies on are set when a connection is made. A handler may set anything in its transaction:
 `restore` puts back what the engine's last statement relies on, and `clean` forgets the rest before the next handler.
 
 Not set, because the engine doesn't rely on it and it is the user's choice: TimeZone, row_security,
@@ -28,7 +28,7 @@ from .ties import PATIENCE, Ties
 
 SQL = statements.load("session")
 
-# With client_encoding UTF8, which every connection string has. What a pooler does not give to others with the session:
+# Poolers track these settings for each client, as they do client_encoding, which every connection string sets.
 _TRACKED = {"DateStyle": "ISO", "IntervalStyle": "postgres"}
 
 READING = {
@@ -40,7 +40,7 @@ READING = {
     "transform_null_equals": "off",
     "idle_session_timeout": "0",
 }
-"""How values are written and read. A session that handlers are given has these."""
+"""How values are written and read. The sessions that handlers get have these settings."""
 
 WORKING = {
     **READING,
@@ -50,14 +50,14 @@ WORKING = {
     "lock_timeout": "0",
     "transaction_timeout": "0",
 }
-"""The same, and when statements wait, see and end. The engine's own sessions have these."""
+"""The same, and isolation and timeouts. The engine's own sessions have these settings."""
 
 _OWN = ("search_path", "row_security", "statement_timeout", "lock_timeout")
-"""What is put back to the session's own value before the engine's last statement in a handler's transaction."""
+"""Settings put back to the session's own values before the engine's last statement in a handler's transaction."""
 
 
 def threshold(pooled: bool) -> int | None:
-    """Returns after how many uses psycopg prepares a statement; None, for never, if a pooler shares the sessions."""
+    """Returns after how many uses psycopg prepares a statement; None (never) if a pooler shares the sessions."""
     return None if pooled else 5
 
 
@@ -162,7 +162,7 @@ async def connect_async(
 
 @contextmanager
 def transaction(conn: psycopg.Connection[Any]) -> Iterator[None]:
-    """Is a transaction, or a part of the caller's, in which values are written and read as the engine needs it.
+    """Opens a transaction, or a savepoint in the caller's, in which values are written and read as the engine needs it.
 
     Afterwards the caller's settings are as before.
     """
@@ -180,10 +180,10 @@ def _arrays(settings: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def reclaim(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], prepare_threshold: int | None) -> None:
-    """Resets what a handler may have set on a connection object: factories, adapters, threshold, who hears notices."""
+    """Resets what a handler may have set on a connection: factories, adapters, threshold, notice handlers."""
     conn.row_factory = tuple_row
     conn.prepare_threshold = prepare_threshold
-    conn._adapters = None  # made again from psycopg's own when it is next asked for
+    conn._adapters = None  # made again from psycopg's own when it is next needed
     conn._notice_handlers.clear()
     conn._notify_handlers.clear()
     if isinstance(conn, psycopg.AsyncConnection):

@@ -14,7 +14,7 @@ _COMMENT = re.compile(r"^\s*--.*\n?", re.MULTILINE)
 
 @cache
 def load(step: str) -> Mapping[str, bytes]:
-    """Return the statements of one step by name, without comments, as bytes that psycopg takes as they are."""
+    """Returns the statements of one step by name, without comments, as bytes that psycopg takes unchanged."""
     text = files("outbox.sql").joinpath("queries", f"{step}.sql").read_text(encoding="utf-8")
     _, *parts = _NAME.split(text)
     return MappingProxyType(
@@ -26,14 +26,14 @@ def load(step: str) -> Mapping[str, bytes]:
 
 
 def array(values: Iterable[float | str]) -> str:
-    """Return the text form of a Postgres array of values that need no quotes: ids, numbers, names without spaces."""
+    """Returns the text form of a Postgres array of values that need no quotes: ids, numbers, names without spaces."""
     return "{" + ",".join(map(str, values)) + "}"
 
 
 def text_array(values: Iterable[str | None]) -> str:
-    """Return the text form of a Postgres array of any texts.
+    """Returns the text form of a Postgres array of any texts.
 
-    psycopg dumps a list element by element, each through several calls; in a batch of 200 that was a fifth of a
+    psycopg dumps a list element by element, each through several calls. In a batch of 200, that was a fifth of a
     worker's time.
     """
     return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"

@@ -1,8 +1,8 @@
-"""Runs a generator of steps, sync or async: what has both colours is written once.
+"""Runs a generator of steps, sync or async, so that code with both forms is written once.
 
-The generator yields steps, such as statements and calls of a user's function. It is sent the answer of each, and what a
-step raises is raised at its `yield`: it reads as a plain function does. The two loops below differ only by `await`.
-How a step is taken is the caller's: see user_transaction, client/execute and engine/checkpoint.
+The generator yields steps, such as statements and calls of a user's function. It is sent each step's answer, and an
+error of a step is raised at its `yield`, so it reads like a plain function. The two loops below differ only by `await`.
+The caller decides how a step is taken: see user_transaction, client/execute and engine/checkpoint.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 Statement = tuple[bytes, dict[str, Any]]
-"""A step that is answered with the statement's rows."""
+"""A step whose answer is the statement's rows."""
 
 
 class Call(NamedTuple):
-    """A step that calls a user's function and is answered with what it returns.
+    """A step that calls a user's function. Its answer is what the function returns.
 
-    An async function that takes longer than `timeout` seconds is cancelled; a sync one can't be.
+    An async function that takes longer than `timeout` seconds is cancelled. A sync one can't be.
     """
 
     function: Callable[[], Any]

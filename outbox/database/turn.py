@@ -1,4 +1,4 @@
-"""Takes the turns of migrate, deploy and retry, and says who has one that doesn't come."""
+"""Takes turns for migrate, deploy and retry, and logs who holds a turn that doesn't come."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ SQL = statements.load("turn")
 log = logging.getLogger("outbox.database")
 
 PATIENCE = 5.0
-"""Seconds until it is said who has the turn: a deploy or a migration is seldom longer."""
+"""Seconds until the holder of the turn is logged: a deploy or a migration seldom takes longer."""
 
 
 def take(conn: psycopg.Connection[Any], name: str, *, shared: bool = False, give_up: bool = False) -> None:
-    """Waits for a turn, and has it until the end of the connection's transaction, in which it must be.
+    """Waits for a turn and holds it until the end of the transaction in which the connection must be.
 
-    After five seconds it logs which sessions have it, and waits on. With `give_up` it raises LockNotAvailable then.
+    After five seconds it logs which sessions hold the turn, and keeps waiting. With `give_up` it raises
+    LockNotAvailable then.
     """
     wanted = {"name": f"outbox.{name}", "shared": shared}
     try:
@@ -42,7 +43,7 @@ def take(conn: psycopg.Connection[Any], name: str, *, shared: bool = False, give
 
 @contextmanager
 def patience(conn: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
-    """Limits for how long statements wait for locks. Afterwards the limit is as before, and so is all if one failed."""
+    """Limits how long statements wait for locks. Afterwards the old limit returns; an error rolls the block back."""
     with conn.transaction(), psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
         ((before,),) = cursor.execute(SQL["patience"]).fetchall()
         cursor.execute(SQL["patience_set"], {"wait": f"{seconds * 1000:.0f}ms"})

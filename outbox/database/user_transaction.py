@@ -1,11 +1,11 @@
-"""Calls a user's function in a transaction of ours: a stage's handler, a schedule's function, a consumer's handler.
+"""Calls a user's function in a transaction: a stage's handler, a schedule's function, a consumer's handler.
 
-What is to happen is a generator of steps (see steps.py): Begin, statements, Call, Commit. `run` and `run_async` take
-them on a connection and differ only by `await`. A generator that ends without Commit, or with an error, has its
-transaction rolled back.
+The caller passes a generator of steps (see steps.py): Begin, statements, Call, Commit. `run` and `run_async` take them
+on a connection and differ only by `await`. If the generator ends without Commit, or with an error, its transaction is
+rolled back.
 
-The connection is an autocommit one: transactions are begun as such, or psycopg would send a BEGIN of its own where
-one is only on its way.
+The connection must be in autocommit mode. Otherwise psycopg would send a BEGIN of its own while ours is still on its
+way.
 
 `clean` is a statement that forgets what a function has left in the session. It is sent with the COMMIT, and costs no
 round trip of its own; after a transaction that was rolled back it does. Behind a pooler it is `inside` the transaction:
@@ -39,7 +39,7 @@ class Begin(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """Runs the last statements and commits, in one round trip. An error of one of them turns COMMIT into nothing."""
+    """Runs the last statements and commits, in one round trip. If one of them fails, the COMMIT has no effect."""
 
     last: tuple[Statement, ...] = ()
 
@@ -76,7 +76,7 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Clean | None = No
                         leave_if_forked()
                         reclaim(conn, threshold)
                 case Commit(last):
-                    if conn.info.encoding != _ENCODING:  # set by the function: not what our texts can be written in
+                    if conn.info.encoding != _ENCODING:  # the function has set one in which our texts can't be written
                         conn.execute(_PUT_BACK)
                     with conn.pipeline() if last or clean else nullcontext():
                         for statement in last:
@@ -130,7 +130,7 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
                         leave_if_forked()
                         reclaim(conn, threshold)
                 case Commit(last):
-                    if conn.info.encoding != _ENCODING:  # set by the function: not what our texts can be written in
+                    if conn.info.encoding != _ENCODING:  # the function has set one in which our texts can't be written
                         await conn.execute(_PUT_BACK)
                     async with conn.pipeline() if last or clean else nullcontext():
                         for statement in last:
@@ -172,7 +172,7 @@ async def _within(timeout: float | None, result: Awaitable[Any]) -> Any:
     except TimeoutError as error:
         if not deadline.expired():
             raise
-        # Its traceback says where the function was cancelled, which is where it hung.
+        # The traceback shows where the function was cancelled, which is where it hung.
         hung = error.__cause__.__traceback__ if error.__cause__ else None
         raise TimeoutError(f"not done within {timeout:g} s").with_traceback(hung) from None
 
@@ -185,7 +185,7 @@ def _require_writable(cleaned: list[tuple[Any, ...]]) -> None:
 
 @contextmanager
 def _first_error() -> Iterator[None]:
-    """Raises the error that aborted a pipeline; psycopg's last word at times is that what followed it was not run."""
+    """Raises the error that aborted a pipeline. psycopg may instead raise that a later statement was not run."""
     try:
         yield
     except psycopg.errors.PipelineAborted as aborted:

@@ -12,22 +12,22 @@ from ..texts import printable
 log = logging.getLogger("outbox.maintenance")
 
 ALL: dict[str, Any] = {"only": None, "but": []}
-"""The parameters of a statement that takes whatever there is."""
+"""Parameters for a statement that takes all rows."""
 
 LEAVE_FOR, LEAVE_LOCKED_FOR = 60.0, 5.0
-"""Seconds for which a row is left that the database refuses to change, or that waits for another session's lock."""
+"""Seconds for which a row is skipped that the database refuses to change, and one that another session has locked."""
 
 MOST_LEFT = 10_000
-"""Rows that are left at once, of each statement: their ids go along with it."""
+"""Most rows that each statement skips at a time: their ids are sent with it."""
 
 LOCK_WAIT = "1s"
-"""How long a statement waits for a lock. What it takes itself, it takes without waiting; triggers may need more."""
+"""How long a statement waits for a lock. It takes its own row locks without waiting, but triggers may need more."""
 
 LOCKED = "55P03"
 
 
 class Apart:
-    """Runs statements that take a batch, on one link.
+    """Runs batch statements on one link.
 
     A statement has the parameters `only` (ids; null: any) and `but` (ids that it leaves). If it fails, another one
     names the ids that it would take, and it runs again for each half of them, and so on: one bad row of a thousand
@@ -41,9 +41,9 @@ class Apart:
     async def run(
         self, statement: bytes, ids: bytes, what: str, params: dict[str, Any], *, deletes: bool = False
     ) -> list[tuple[Any, ...]]:
-        """Runs a statement; returns its rows, of all the times that it ran. `what` names a row in the log.
+        """Runs a statement and returns the rows of all its runs. `what` names a row in the log.
 
-        `deletes` lets it delete history. Raises what concerns no row: a lost connection, a full disk.
+        `deletes` lets it delete history. Raises errors that concern no single row: a lost connection, a full disk.
         """
         left = self._still_left(what)
         try:
@@ -72,7 +72,7 @@ class Apart:
     async def _execute(self, statement: bytes, params: dict[str, Any], deletes: bool) -> list[tuple[Any, ...]]:
         conn = await self._link.connection()
         async with conn.transaction():
-            # For this transaction only: a pooler gives the session to others.
+            # For this transaction only, because a pooler gives the session to other clients.
             await conn.execute(
                 "SELECT set_config('lock_timeout', %s, true), set_config('outbox.retention', %s, true)",
                 (LOCK_WAIT, "on" if deletes else ""),
@@ -80,7 +80,7 @@ class Apart:
             return await self._link.execute(statement, params)
 
     def _still_left(self, what: str) -> dict[str, float]:
-        """Returns the rows that are left, without those whose time is over."""
+        """Returns the rows to skip, without those whose time is over."""
         now = time.monotonic()
         self._left[what] = {row: until for row, until in self._left.get(what, {}).items() if until > now}
         return self._left[what]

@@ -1,7 +1,7 @@
-"""Runs attempts where they belong: in the event loop, in a thread, or in a transaction of their own; in time or not.
+"""Runs attempts in the event loop, in a thread or in a transaction of their own, and ends those that time out.
 
-A handler that goes on after its timeout, as it hangs in its thread or swallows its cancellation, keeps its slot: else
-more would run at once than the stage allows. A stage whose slots are all lost in this way ends the worker.
+A handler that hangs in its thread or swallows its cancellation keeps its slot after the timeout. Otherwise more
+handlers would run at once than the stage allows. When a stage has lost all its slots in this way, the worker ends.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from .run import Run
 log = logging.getLogger("outbox.worker")
 
 WATCH_EVERY = 0.02
-"""Seconds between two looks for attempts that have outlived their stage's timeout."""
+"""Seconds between two checks for attempts that have exceeded their stage's timeout."""
 
 NOTICE = 1.0
-"""Seconds from which on the event loop counts as standing still: a busy machine delays a turn by less."""
+"""Seconds after which the event loop counts as blocked. A busy machine delays a turn of the loop by less."""
 
 LOG_EVERY = 0.1
-"""Seconds of commits in handlers' own transactions that share a line in the log."""
+"""Seconds of commits in handlers' own transactions that share one log line."""
 
 RECONNECT_AFTER = 0.2
-"""Seconds before jobs are released whose transactions the database did not take: it may be back by then."""
+"""Seconds before jobs are released whose transactions could not begin: the database may be back by then."""
 
 MOST_NOT_STARTED = 30
-"""How often in a row a job is put back whose handler could not be called: an outage of half an hour."""
+"""How often in a row a job is put back whose handler could not be called: enough for an outage of half an hour."""
 
 
 class Attempts:
-    """Starts what waits in the lanes while there are free slots, and has each job end."""
+    """Starts the jobs that wait in the lanes while there are free slots, and ends each attempt."""
 
     def __init__(
         self, dsn: str, inflight: InFlight, releaser: Releaser, checkpoints: Checkpoints, *, ties: Ties, pooled: bool
@@ -62,7 +62,7 @@ class Attempts:
         self._checkpoints = checkpoints
         self._loop = asyncio.get_running_loop()
         self._starting = True
-        # Each attempt begins with the context variables that were there before any handler had set one.
+        # Each attempt starts with the context variables as they were before any handler had set one.
         self._context = contextvars.copy_context()
         self.handlers = Handlers(inflight.lanes)
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
@@ -80,11 +80,11 @@ class Attempts:
         await self._spares.close()
 
     def stop_starting(self) -> None:
-        """Lets what runs run on, and starts nothing more."""
+        """Starts no more handlers; those that run go on."""
         self._starting = False
 
     def start(self, lane: Lane) -> None:
-        """Starts what waits in a lane, as far as there are free slots and its start time has come."""
+        """Starts the jobs that wait in a lane, if there are free slots and their start times have come."""
         if lane.paced and (late := lane.take_late()):
             self._missed(lane, late)
         while self._starting and (jobs := self._inflight.start(lane)):
@@ -93,14 +93,14 @@ class Attempts:
             deadline = time.monotonic() + lane.stage.timeout
             for job in jobs:
                 job.begun, job.late, job.deadline, job.checkpoints = False, False, deadline, self._checkpoints
-                job.task = task if lane.stage.is_async else None  # a thread can't be cancelled: its slot is taken
+                job.task = task if lane.stage.is_async else None  # a thread can't be cancelled: it keeps its slot
         if lane.paced and lane.waiting and (rest := lane.waiting[0].starts - time.monotonic()) > 0:
             if timer := self._timers.get(lane):
                 timer.cancel()
             self._timers[lane] = self._loop.call_later(rest, self.start, lane)
 
     async def watch(self) -> None:
-        """Takes overdue attempts away from their handlers, for ever."""
+        """Takes overdue jobs away from their handlers until it is cancelled."""
         while True:
             if not self._inflight.handlers_run():
                 self._inflight.something_started.clear()
@@ -109,7 +109,7 @@ class Attempts:
             await asyncio.sleep(WATCH_EVERY)
             now = time.monotonic()
             if (stood := now - before - WATCH_EVERY) > NOTICE:
-                # A handler has blocked the loop, and the others had no part of this time.
+                # A handler has blocked the event loop; that time doesn't count against the other handlers.
                 for job in self._inflight.lanes.running():
                     if job.stage.is_async:
                         job.deadline += stood
@@ -123,11 +123,11 @@ class Attempts:
         for job in list(lane.running.values()):
             if job.deadline > now:
                 if lane.stage.is_async and not lane.stage.transaction:
-                    break  # they began in this order, with the same timeout
+                    break  # jobs are in the order in which they began, and have the same timeout
             elif job.lost is None and job.begun:
                 limits = lane.stage.limits
                 if limits is not None and limits.crowded and not lane.stage.is_async:
-                    # No process may begin another one while this thread goes on, unless it doesn't seem to end.
+                    # The limit counts what still runs in this thread. Keep the job until it ends or loses its slot.
                     job.late = True
                     if now - job.deadline < lost_after(lane):
                         continue
@@ -139,7 +139,7 @@ class Attempts:
                 job.take_away("it was not started in time")
 
     def _release_waiting(self, lane: Lane) -> None:
-        """Releases what waits behind handlers that don't end; no attempt of it is burnt."""
+        """Releases the jobs that wait behind handlers that don't end. Their attempts aren't counted."""
         log.info("%s: released %s jobs that waited for a slot", lane.stage.queue, len(lane.waiting))
         self._inflight.not_begun(lane)
         self._release_late()
@@ -163,7 +163,7 @@ class Attempts:
         except NoThread as error:
             await self._not_started(lane, jobs, f"there is no thread for its handler: {error}")
         except Exception as error:
-            # The engine's own trouble costs an attempt, not the worker.
+            # An error of the engine itself costs an attempt, not the worker.
             for job in jobs:
                 self._inflight.end(job, fail(job, error))
         finally:
@@ -173,7 +173,7 @@ class Attempts:
             self._inflight.handler_returned()
 
     async def _not_started(self, lane: Lane, jobs: list[Job], why: str) -> None:
-        """Puts jobs back whose handler could not be called: no attempt is burnt."""
+        """Puts back jobs whose handler could not be called. Their attempts aren't counted."""
         log.warning("%s: %s; %s not started", lane.stage.queue, why, named(jobs))
         await asyncio.sleep(RECONNECT_AFTER)
         if held := [job for job in jobs if job.lost is None]:
@@ -224,7 +224,7 @@ class Attempts:
             return user_transaction.run(conn, transaction.attempt(conn, jobs), self._clean)
 
     def _missed(self, lane: Lane, jobs: list[Job]) -> None:
-        """Has other workers start what has missed its start time here: all that has, in one go."""
+        """Hands jobs that have missed their start time here to other workers, all in one go."""
         if held := [job for job in jobs if job.lost is None]:
             self._inflight.missed(lane, held)
             self._release_late()

@@ -1,4 +1,4 @@
-"""Outcomes that are committed together: as many as one statement takes, and of a workflow one."""
+"""Holds outcomes that are committed together: as many as one statement takes, and one for each workflow."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import TypeVar
 from .job import Failed, Finished, Job
 
 BATCH = 200
-"""Outcomes that one statement commits. Larger batches hold their locks for longer and gain nothing."""
+"""Most outcomes that one statement commits. A larger batch holds its locks for longer and gains nothing."""
 
 BATCH_SIZE = 64 * 2**20
-"""Characters of JSON in a batch, except its first outcome's: Postgres closes the connection at 1 GB a statement."""
+"""Characters of JSON in a batch, not counting its first outcome: Postgres closes the connection at 1 GB a statement."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """Outcomes that wait for their commit, or are committed together."""
+    """Outcomes that wait for their commit or are committed together."""
 
     finished: list[tuple[Job, Finished]] = field(default_factory=list)
     failed: list[tuple[Job, Failed]] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Batch:
         return [*(job for job, _ in self.finished), *(job for job, _ in self.failed)]
 
     def take(self) -> Batch:
-        """Takes out what one statement commits of the finished, and one of the failed."""
+        """Takes out as many finished and as many failed outcomes as one statement commits."""
         finished, self.finished = _one_a_workflow(self.finished, _fitting(self.finished))
         failed, self.failed = _one_a_workflow(self.failed, BATCH)
         return Batch(finished, failed)
@@ -42,8 +42,8 @@ Queued = TypeVar("Queued", tuple[Job, Finished], tuple[Job, Failed])
 def _one_a_workflow(queue: list[Queued], count: int) -> tuple[list[Queued], list[Queued]]:
     """Returns the next batch, of at most `count`, and the rest.
 
-    Of a workflow a batch has one attempt: answer and messages go by workflow. There are two where a status was changed
-    under a handler, which then ends together with that of the next stage.
+    A batch holds one attempt of each workflow, because answers and messages are matched by workflow. There are two
+    attempts when someone changed the status while a handler ran, and it ends together with the next stage's handler.
     """
     batch, rest = queue[:count], queue[count:]
     first = {item[0].workflow_id: item for item in reversed(batch)}
@@ -54,7 +54,7 @@ def _one_a_workflow(queue: list[Queued], count: int) -> tuple[list[Queued], list
 
 
 def _fitting(finished: Sequence[tuple[Job, Finished]]) -> int:
-    """Returns how many of these one statement takes."""
+    """Returns how many of these outcomes one statement takes."""
     size = 0
     for count, (_, outcome) in enumerate(finished[:BATCH]):
         size += outcome.size

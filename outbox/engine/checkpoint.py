@@ -1,6 +1,6 @@
-"""What an attempt leaves for the next one: results of calls that should not be made again, and how far it is.
+"""Stores what an attempt leaves for the next one: results of calls that should not be repeated, and its progress.
 
-A result is written under the fence, in a transaction of its own: it outlives the attempt, whatever becomes of that.
+A result is written under the fence, in a transaction of its own, so it stays even if the attempt fails.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ SQL = statements.load("checkpoint")
 log = logging.getLogger("outbox.worker")
 
 MAX_RESULT = 2**20
-"""How many characters of JSON a result may have: it is a checkpoint, no store."""
+"""Most characters of JSON in a result: it is a checkpoint, not a store."""
 
 PROGRESS_EVERY = 0.5
-"""Seconds between two writes of how far handlers are."""
+"""Seconds between two writes of the handlers' progress."""
 
 T = TypeVar("T")
 
 
 class Checkpoints:
-    """A worker's connection for what its attempts leave."""
+    """Reads and writes checkpoints and progress on a connection of the worker."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -46,20 +46,20 @@ class Checkpoints:
         self._noted = asyncio.Event()
 
     def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Returns the result that is kept by this key, or calls the function and keeps what it returns.
+        """Returns the result kept under this key, or calls the function and keeps what it returns.
 
-        Awaited in an async handler. Of a sync one the function is called in its thread.
+        Async handlers await it. For a sync handler, the function is called in the handler's thread.
         """
         steps = _once(job, key, function, partial(function, *args, **kwargs))
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
     def note(self, job: Job, text: str) -> None:
-        """Have it written soon how far a job is; from any thread."""
+        """Has a job's progress written soon. It may be called from any thread."""
         self._progress[job.workflow_id] = job, text
         self._loop.call_soon_threadsafe(self._noted.set)
 
     async def run(self) -> None:
-        """Write how far jobs are, for ever; what can't be written is forgotten, as later words will come."""
+        """Writes the jobs' progress until it is cancelled. What can't be written is dropped: newer text will come."""
         while True:
             await self._noted.wait()
             self._noted.clear()
@@ -118,7 +118,7 @@ def _keep(job: Job, key: str, function: Callable[..., Any], result: Any) -> Step
     ((held, made),) = yield SQL["checkpoint_write"], {**_work(job, key), **params, "result": text}
     if not held:
         raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
-    # Another attempt may have kept its own meanwhile: all are given the same.
+    # Another attempt may have kept its result first. All attempts get the same one.
     kept = None if made else (yield from _find(job, key, function))
     return text if kept is None else kept
 
@@ -128,16 +128,16 @@ def _work(job: Job, key: str) -> dict[str, Any]:
 
 
 def _name(function: Callable[..., Any]) -> str:
-    function = getattr(function, "func", function)  # of a partial
+    function = getattr(function, "func", function)  # of a functools.partial
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 
 
 def _type(function: Callable[..., Any]) -> Any:
-    """What the function says that it returns, to read it back as that; None if it doesn't say."""
+    """Returns the function's return annotation, as which a result is read back; None if there is none."""
     try:
         return typing.get_type_hints(getattr(function, "func", function)).get("return")
-    except Exception:  # no annotations, or such as can't be resolved here
+    except Exception:  # there are no annotations, or they can't be resolved here
         return None
 
 

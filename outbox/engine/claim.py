@@ -1,6 +1,6 @@
-"""How jobs are claimed in the database: the statements of a claim, and the jobs that their rows become.
+"""Builds the statements of a claim, and turns the rows that they return into jobs.
 
-A stage with limits has a statement of its own. See sql/queries/claim.sql.
+Stages with limits have a statement of their own. See sql/queries/claim.sql.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ SQL = statements.load("claim")
 
 
 class LimitedRow(NamedTuple):
-    """A row that the claim of limited stages returns: a job, or, with `id` None, the end of a stage's jobs.
+    """A row of a claim for limited stages: a job, or, with `id` None, the end of a stage's jobs.
 
-    `start` is a job's start time by the server's clock (None: its stage has no rate), and of an end the seconds until
-    the stage may have more (None: no job is left). The server began the claim at `asked` and ended it at `answered`.
+    In a job's row, `start` is its start time by the server's clock (None: its stage has no rate). In an end row, it is
+    the seconds until the stage may have more jobs (None: there are none). By the server's clock, the claim began at
+    `asked` and ended at `answered`.
     """
 
     pipeline: str
@@ -46,7 +47,7 @@ class LimitedRow(NamedTuple):
 def request(
     worker: int, lanes: Sequence[tuple[Lane, int]], now: float, *, careful: bool
 ) -> tuple[bytes, dict[str, Any]]:
-    """Returns the statement that claims so many jobs for each lane, and with `careful` one such job in all."""
+    """Returns the statement that claims a number of jobs for each lane, and with `careful` one careful job in all."""
     return SQL["jobs_claim"], {
         "now": None,
         "worker": worker,
@@ -61,7 +62,7 @@ def request(
 def receive(
     worker: int, lanes: Mapping[tuple[str, str], Lane], rows: Sequence[tuple[Any, ...]]
 ) -> dict[Lane, list[int]]:
-    """Puts claimed rows into their lanes; returns the ids that each lane got."""
+    """Puts claimed rows into their lanes and returns the ids that each lane got."""
     got: dict[Lane, list[int]] = {}
     for pipeline, stage, *fields in rows:
         lane = lanes[pipeline, stage]
@@ -75,7 +76,7 @@ def receive(
 def request_limited(
     worker: int, lanes: Sequence[tuple[Lane, int]], lead: float, *, careful: bool
 ) -> tuple[bytes, dict[str, Any]]:
-    """Returns the statement that claims for limited stages. `lead`: seconds that start times take to arrive here."""
+    """Returns the statement that claims for limited stages. `lead`: seconds until the start times arrive here."""
     chosen = random.randrange(len(lanes)) if careful else None
     return SQL["jobs_claim_limited"], {
         "worker": worker,
@@ -96,7 +97,7 @@ def receive_limited(
     clock: ServerClock,
     sent: float,
 ) -> dict[Lane, tuple[int, float | None]]:
-    """Puts claimed rows into their lanes; returns how many each lane got, and in how many seconds it may have more."""
+    """Puts claimed rows into their lanes; returns how many each lane got, and the seconds until it may have more."""
     received = time.monotonic()
     claimed = [LimitedRow._make(row) for row in rows]
     if ends := [row for row in claimed if row.id is None]:
@@ -110,7 +111,7 @@ def receive_limited(
         if row.id is None:
             got[lane] = count, row.start
             continue
-        fields: Any = row[2:11]  # from id to metadata, in the order of Job's own
+        fields: Any = row[2:11]  # from id to metadata, in the order of Job's fields
         job = Job(lane.stage, worker, *fields)
         if row.start is not None:
             job.start_time, job.starts = row.start, clock.here(row.start)
@@ -131,5 +132,5 @@ def start(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
 
 
 def release_unknown(worker: int, known: Sequence[str], age: float) -> tuple[bytes, dict[str, Any]]:
-    """Returns the statement that releases what was claimed `age` seconds ago and never reached this process."""
+    """Returns the statement that releases jobs claimed `age` seconds ago that never reached this process."""
     return SQL["jobs_give_back_unknown"], {"worker": worker, "known": array(known), "age": age}

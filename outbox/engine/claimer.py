@@ -1,4 +1,4 @@
-"""Claims jobs for the lanes that have room, and says when to come again."""
+"""Claims jobs for the lanes that have room, and decides when to claim again."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from .release import HELD_UP, Releaser
 log = logging.getLogger("outbox.worker")
 
 POLL_FIRST = 0.02
-"""Seconds until the next claim after one that has found nothing; doubled each time until the worker is idle."""
+"""Seconds to wait after a claim that found nothing; doubled each time until the worker is idle."""
 
 IDLE_AFTER = 0.1
-"""Seconds of poll delay from which on the worker asks to be notified."""
+"""Seconds: once the poll delay is longer, the worker asks to be notified."""
 
 IDLE_POLL = 5.0
-"""Seconds between polls of an idle worker, which maintenance wakes within a second if there is work."""
+"""Seconds between polls of an idle worker. Maintenance wakes it within a second if there is work."""
 
 RECONCILE_EVERY = 5.0
-"""Seconds between two looks for jobs of a claim whose answer was lost, and the age from which on they are such."""
+"""Seconds between two checks for claimed jobs whose answer was lost, and the age from which a job counts as lost."""
 
 UNKNOWN_HERE = {"OB001", "OB003"}
 """SQLSTATEs of a change that the pipeline, as it is deployed, doesn't know: only other code can run the job."""
 
 ROW_COST = 20e-6
-"""Seconds of a claim's time that each of its rows accounts for; the rest is the scan's."""
+"""Seconds of a claim's duration that each row accounts for. The rest is the cost of the scan."""
 
 
 class Claimer:
-    """Claims on one connection of its own, as much as the lanes have room for, in one round trip."""
+    """Claims on a connection of its own, in one round trip, as many jobs as the lanes have room for."""
 
     def __init__(self, link: Link, lease: Lease, inflight: InFlight, releaser: Releaser) -> None:
         self._link = link
@@ -58,7 +58,7 @@ class Claimer:
         self._connections = 0
 
     async def turn(self, lanes: Sequence[tuple[Lane, int]]) -> bool:
-        """Claims up to so many jobs for each of these lanes; returns whether there were any, or may be."""
+        """Claims up to the given number of jobs for each lane; returns whether there were any, or may be more."""
         await self._lease.registered.wait()
         self._inflight.claiming()
         self._found, self._full = 0, True
@@ -76,14 +76,14 @@ class Claimer:
         return bool(self._found) or self._full
 
     async def store_in_progress(self, lanes: Sequence[tuple[Lane, int]]) -> list[Lane]:
-        """Stores the in-progress status of the jobs that have just come; returns the lanes that now may start more."""
+        """Stores the in-progress status of newly claimed jobs; returns the lanes that may now start more."""
         fresh = [lane for lane, _ in lanes if lane.stage.running and lane.waiting]
         for lane in fresh:
             await self._store_in_progress(lane)
         return fresh
 
     async def rest(self) -> None:
-        """Waits until another claim is worth its round trip: woken, room, or the poll delay is over."""
+        """Waits until another claim is worth its round trip: after a wake-up, when there is room, or after a delay."""
         if self._found:
             self._delay = POLL_FIRST
             if self._inflight.idle:
@@ -94,14 +94,14 @@ class Claimer:
             return
         if not self._inflight.idle and self._delay > IDLE_AFTER:
             await self._set_idle(True)
-            return  # one more look: what came before the flag was seen has notified no worker
+            return  # look once more: work that came before the flag was visible has notified no worker
         if await self._inflight.woken(self._delay):
             self._delay = POLL_FIRST
         else:
             self._delay = IDLE_POLL if self._inflight.idle else self._delay * 2
 
     async def reconcile(self, link: Link) -> None:
-        """Releases, now and then, what a claim took after its connection was given up: it may have run on."""
+        """Periodically releases jobs taken by a claim that went on after its connection was given up."""
         while True:
             await asyncio.sleep(RECONCILE_EVERY)
             if self._lease.id and self._link.connections > 1:
@@ -177,7 +177,7 @@ class Claimer:
         if not fresh:
             return
         try:
-            # Until it is answered: a lane that is full of what has not started has no room, and is not claimed for.
+            # Repeats until answered: a lane full of jobs that can't start has no room, so no claim would retry this.
             versions = dict(await self._link.repeat(*claim.start(fresh)))
         except psycopg.Error as error:
             # A pipeline that was deployed meanwhile doesn't know this change, for any of them.

@@ -1,6 +1,6 @@
-"""How attempts end in the database: the statements that commit, put back and give back, and that mark a transaction.
+"""Builds the statements that end attempts: commit, put back, release, and mark a handler's transaction.
 
-A job that is no longer held contributes nothing. See sql/queries/commit.sql.
+They change nothing for a job that is no longer held. See sql/queries/commit.sql.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from .pacing import SLACK
 SQL = statements.load("commit")
 
 ANOTHER_TRANSACTION, NOT_HELD = "OB009", "OB010"
-"""SQLSTATEs of a handler's transaction that is refused: it ended the one that it was given, or lost its job."""
+"""SQLSTATEs that refuse a handler's transaction: it ended the one that it was given, or its job is no longer held."""
 
 LOCKED = frozenset({"55P03"})
-"""SQLSTATE of a statement that has waited for a lock for longer than it may."""
+"""SQLSTATE of a statement that has exceeded its lock timeout."""
 
 LOCK_WAIT = 0.5
-"""Seconds that a batch waits for what other sessions hold, apart from workflows, which it leaves out."""
+"""Seconds that a batch waits for other sessions' locks. It doesn't wait for locked workflows: it leaves them out."""
 
 LOCK_WAIT_ALONE = 0.1
-"""Seconds that an outcome waits which goes alone, and is tried again and again."""
+"""Seconds that an outcome waits when it is committed alone. It is tried again and again."""
 
 LOCK_WAIT_IN_TRANSACTION = 2.0
-"""Seconds that the end of a handler's transaction waits: it keeps its connection and its own locks meanwhile."""
+"""Seconds that the end of a handler's transaction waits. It keeps its connection and its own locks for that time."""
 
 _PLAN = session.restore(PLANNING)
 
@@ -39,11 +39,11 @@ _PLAN = session.restore(PLANNING)
 def finish(
     jobs: Sequence[tuple[Job, Finished]], *, marked: bool = False, wait: float | None = None
 ) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that commits finished jobs of one owner; its rows are the workflows still held.
+    """Returns the statement that commits finished jobs of one owner; its rows are the workflows still held.
 
-    Workflows that another session has locked are left out; `wait` waits for them, for so many seconds. `marked`: it is
-    an error (ANOTHER_TRANSACTION, NOT_HELD) unless this is still the transaction that was marked for the first of these
-    jobs, and all of them are held.
+    Workflows that another session has locked are left out, unless `wait` (seconds) waits for them. With `marked` the
+    statement fails (ANOTHER_TRANSACTION, NOT_HELD) unless this is still the transaction that was marked for the first
+    job, and all the jobs are held.
     """
     sent = [(job.workflow_id, message) for job, outcome in jobs for message in outcome.messages]
     waits = [
@@ -69,7 +69,7 @@ def finish(
 
 
 def fail(jobs: Sequence[tuple[Job, Failed]], *, wait: float | None = None) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that puts failed jobs of one owner back or lays them down as dead; `wait` as in `finish`."""
+    """Returns the statement that puts back failed jobs of one owner or marks them dead; `wait` as in `finish`."""
     return SQL["jobs_fail_if_held"], {
         **fence([job for job, _ in jobs]),
         **_patience(wait),
@@ -82,12 +82,12 @@ def fail(jobs: Sequence[tuple[Job, Failed]], *, wait: float | None = None) -> tu
 
 
 def release(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that frees jobs of one owner which have not run; no attempt is burnt."""
+    """Returns the statement that releases jobs of one owner that have not run. Their attempts aren't counted."""
     return SQL["jobs_give_back"], fence(jobs)
 
 
 def put_back(jobs: Sequence[Job], trouble: Trouble) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that puts jobs of one owner back for a trouble; its rows are workflows and their delay (s).
+    """Returns the statement that puts jobs of one owner back for `trouble`; its rows are workflows and their delay (s).
 
     A delay of None: it is held as before. It was put back too often, or, as the third column says, no deployed stage
     takes it.
@@ -105,17 +105,17 @@ def put_back(jobs: Sequence[Job], trouble: Trouble) -> tuple[bytes, dict[str, An
 
 
 def still_held(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
-    """Return the question which jobs of one owner it still holds, and whether their data is unchanged."""
+    """Returns the query that tells which jobs their owner still holds, and whether their data is unchanged."""
     return SQL["jobs_held"], {**fence(jobs), "versions": array(job.version for job in jobs)}
 
 
 def sessions_blocking(pid: int) -> tuple[bytes, dict[str, Any]]:
-    """Return the question which sessions hold what another one waits for."""
+    """Returns the query that finds the sessions that block another one."""
     return SQL["sessions_blocking"], {"pid": pid}
 
 
 def return_start_times(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that takes back the start times of jobs of one stage that were not started."""
+    """Returns the statement that gives back the start times of jobs of one stage that were not started."""
     return SQL["start_times_return"], {
         "pipeline": jobs[0].stage.pipeline,
         "stage": jobs[0].stage.name,
@@ -126,7 +126,7 @@ def return_start_times(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
 
 
 def finished_by(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
-    """Return the question which of these are in the history, asked when the answer to a commit was lost."""
+    """Returns the query that finds which of these jobs are in the history, for when the answer to a commit was lost."""
     return SQL["jobs_finished_by"], {
         "actor": actor(jobs[0].owner),
         "ids": array(job.workflow_id for job in jobs),
@@ -136,7 +136,7 @@ def finished_by(jobs: Sequence[Job]) -> tuple[bytes, dict[str, Any]]:
 
 
 def mark_transaction(job: Job) -> tuple[bytes, dict[str, Any]]:
-    """Return the statement that makes a handler's transaction known as this attempt's own."""
+    """Returns the statement that marks a handler's transaction as this attempt's own."""
     return SQL["transaction_mark"], {
         "claim": _claim(job),
         "actor": actor(job.owner),
@@ -146,16 +146,15 @@ def mark_transaction(job: Job) -> tuple[bytes, dict[str, Any]]:
 
 
 def plan_transaction() -> tuple[bytes, dict[str, Any]]:
-    """Return the statement after which a handler's session is, for the rest of its transaction, as the engine needs it.
+    """Returns the statement that sets the engine's planner settings for the rest of a handler's transaction.
 
-    The rest is planned as in the engine's own sessions: planned again for each step, the statement that ends it costs
-    Postgres twice as much.
+    The statement that ends the transaction costs Postgres twice as much if each of its steps is planned again.
     """
     return _PLAN
 
 
 def _traceback(outcome: Failed) -> str | None:
-    """Returns what a dead job keeps of its last attempt: the others are in the log only."""
+    """Returns the traceback of a dead job's last attempt. Those of earlier attempts are only in the log."""
     if outcome.delay is not None or outcome.raised is None:
         return None
     text = traceback_of(outcome.raised)

@@ -1,9 +1,9 @@
-"""Commits outcomes in batches: one statement for each, to which a job that is no longer held contributes nothing.
+"""Commits outcomes in batches, with one statement that changes nothing for a job that is no longer held.
 
-Statements can be repeated: what they did the first time is no longer held the second time.
+A statement can be repeated: the jobs that its first run ended are no longer held in the second.
 
-What another session holds in an open transaction is left out of its batch and held up alone. It is tried again every
-now and then, on a link of its own, so that all that can be committed is committed meanwhile.
+An outcome whose rows another session holds in an open transaction is left out of its batch: it is held up. It is
+retried periodically on a separate link, so that it doesn't delay the others.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from .release import Releaser
 log = logging.getLogger("outbox.worker")
 
 COMMITS = 3
-"""Batches that are committed at once: with one alone, Postgres idles while Python works, and while the disk does."""
+"""Batches committed at once. With only one, Postgres would idle while Python works and while the disk writes."""
 
 LINGER = 0.002
-"""Seconds that an outcome waits for others while handlers run."""
+"""Seconds that an outcome waits for others to join its batch while handlers run."""
 
 HELD_UP_FIRST, HELD_UP_LONGEST = 0.05, 1.0
-"""Seconds until what is held up is tried again; doubled each time that nothing of it could be committed."""
+"""Seconds until held-up outcomes are retried. The delay doubles each time that none of them could be committed."""
 
 UNSTORABLE = Trouble("its failure can't be stored", first=1.0, next=2.0, most=2**31 - 1)
-"""Why a job is put back whose failure the database refuses, whatever its text: a trigger or a constraint of others."""
+"""Why a job is put back if the database refuses to store its failure with any text: a user's trigger or constraint."""
 
 
 class Committer:
-    """The committing loops: take what has ended, and repeat each batch until the database has answered it.
+    """Runs the commit loops: takes outcomes, and repeats each batch until the database has answered.
 
-    A batch takes a link. While it is on its way another one leaves on the next link, if it is full. What is held up
-    takes `patient`, a link that is opened only then.
+    Each batch takes a link. While it is on its way, a full batch may leave on the next link. Held-up outcomes use
+    `patient`, a link that is opened only when it is needed.
     """
 
     def __init__(self, links: Sequence[Link], patient: Link, inflight: InFlight, releaser: Releaser) -> None:
@@ -58,7 +58,7 @@ class Committer:
         self._releaser = releaser
 
     async def run(self) -> None:
-        """Commits for ever."""
+        """Commits outcomes until it is cancelled."""
         inflight = self._inflight
         async with asyncio.TaskGroup() as batches:
             while True:
@@ -66,18 +66,18 @@ class Committer:
                 inflight.something_ended.clear()
                 if not inflight.committing and inflight.ended < BATCH and inflight.handlers_run():
                     await asyncio.sleep(LINGER)
-                # What fills no batch waits for those that are under way: more of it costs little more.
+                # A batch that isn't full waits for those on their way: it grows, and more outcomes cost little more.
                 while self._free and inflight.ended >= (BATCH if inflight.committing else 1):
                     batches.create_task(self._commit(self._free.pop(), inflight.take_batch()))
 
     async def run_held_up(self) -> None:
-        """Tries again, for ever, to commit what other sessions have held up."""
+        """Retries held-up outcomes until it is cancelled."""
         inflight, delay = self._inflight, HELD_UP_FIRST
         while True:
             await inflight.something_held_up.wait()
             await asyncio.sleep(delay)
             before = inflight.held_up
-            # A round takes each of them once: what is still held up comes behind what was not tried.
+            # A round takes each outcome once: those that are still held up queue behind those that were not tried.
             for _ in range(-(-before // BATCH)):
                 batch = inflight.take_held_up()
                 await self._commit_held_up(batch)
@@ -98,7 +98,7 @@ class Committer:
         self._inflight.committed(batch)
 
     async def _commit_held_up(self, batch: Batch) -> None:
-        """Tries a batch of what is held up: together without waiting for locks, and what must wait alone."""
+        """Tries a held-up batch: together without waiting for locks, and one by one those that have to wait."""
         link, inflight = self._patient, self._inflight
         together = [item for item in batch.finished if not item[0].alone]
         for owner in {job.owner for job, _ in together}:
@@ -107,19 +107,19 @@ class Committer:
         while alone:
             item, *alone = alone
             if not await self._finish(link, [item], wait=commit.LOCK_WAIT_ALONE):
-                break  # the others have the next turns: each that must wait takes its time
+                break  # the others are tried in the next rounds, because each may wait for the whole timeout
         inflight.not_tried(alone)
         for owner in {job.owner for job, _ in batch.failed}:
             await self._fail(link, [item for item in batch.failed if item[0].owner == owner])
 
     async def _say_who_holds(self) -> None:
-        """Waits for one that is held up, so that Postgres can tell who holds it."""
+        """Lets one held-up outcome wait for its lock, so that Postgres can tell who holds it."""
         batch = self._inflight.take_first_held_up()
         await self._holders.name(self._patient, batch.jobs[0], self._wait_for(batch), self._inflight.held_up)
         self._inflight.committed_again(batch)
 
     async def _wait_for(self, batch: Batch) -> None:
-        """Tries one that is held up once more, and waits for the lock long enough for a question."""
+        """Retries one held-up outcome, and waits for the lock long enough to ask who holds it."""
         if batch.finished:
             await self._finish(self._patient, batch.finished, wait=WAIT)
         else:
@@ -134,13 +134,13 @@ class Committer:
         try:
             rows = await link.repeat(*commit.finish(batch, wait=wait), answers=commit.LOCKED)
         except psycopg.errors.LockNotAvailable:
-            # Something else than the workflow is locked, such as its parent: which one's is found out alone.
+            # A row other than the workflow is locked, such as its parent. Trying the jobs one by one shows which one's.
             for job, _ in batch:
                 job.alone = job.alone or wait is None
             self._inflight.hold_up(batch)
             return False
         except Exception as error:
-            # The database refuses something in it. Alone, each is committed or told what is wrong with it.
+            # The database refuses something in the batch. Alone, each job is committed or fails with its own error.
             if len(batch) > 1:
                 return all([await self._finish(link, [item], wait=wait) for item in batch])
             await self._fail(link, [(batch[0][0], refused(batch[0][0], error))])
@@ -148,7 +148,7 @@ class Committer:
         killpoints.passing("K5")
         held = {row[0] for row in rows}
         if len(held) < len(batch) and link.connections != connections:
-            # An answer was lost on the way: what the first try had committed is done, not lost.
+            # An answer was lost: what the first try has committed is done, not lost.
             held |= await self._committed([job for job, _ in batch if job.workflow_id not in held])
         missing = [item for item in batch if item[0].workflow_id not in held]
         self._inflight.done(batch, len(held))
@@ -163,7 +163,7 @@ class Committer:
         return not held_up
 
     async def _fail(self, link: Link, batch: list[tuple[Job, Failed]], *, wait: float | None = None) -> None:
-        """Puts failed jobs of one owner back, or makes them dead."""
+        """Puts failed jobs of one owner back, or marks them dead."""
         started = time.monotonic()
         try:
             held = {row[0] for row in await link.repeat(*commit.fail(batch, wait=wait), answers=commit.LOCKED)}
@@ -174,7 +174,7 @@ class Committer:
             await self._fail_refused(link, batch, error)
             return
         missing = [job for job, _ in batch if job.workflow_id not in held]
-        # The answer to a handler's own COMMIT may have been lost: what looked like a failure is done.
+        # The answer to a handler's own COMMIT may have been lost: then the attempt looked failed, but is done.
         done = await self._committed(missing) if missing else set()
         answers = dict(await link.repeat(*commit.still_held(missing))) if missing else {}
         held_up = [item for item in batch if item[0].workflow_id in answers and item[0].workflow_id not in done]
@@ -200,7 +200,7 @@ class Committer:
         _log_batch(batch, retried, "to try again", started)
 
     async def _fail_alone(self, link: Link, batch: list[tuple[Job, Failed]]) -> None:
-        """Puts jobs back one by one, after something that one of them needs was locked for too long."""
+        """Puts jobs back one by one, because a row that one of them needs was locked for too long."""
         if len(batch) == 1:
             self._inflight.hold_up(failed=batch)
             return
@@ -208,7 +208,7 @@ class Committer:
             await self._fail(link, [item])
 
     async def _fail_refused(self, link: Link, batch: list[tuple[Job, Failed]], error: Exception) -> None:
-        """Puts jobs back one by one, after the database has refused something in them: alone with a plain text."""
+        """Puts jobs back one by one, because the database refused one of them. A job refused alone gets plain ASCII."""
         if len(batch) > 1:
             for item in batch:
                 await self._fail(link, [item])
@@ -224,7 +224,7 @@ class Committer:
             self._inflight.hold_up(failed=batch)
 
     async def _committed(self, jobs: Sequence[Job]) -> set[str]:
-        """Returns which of these jobs of one owner are in the history as its own changes."""
+        """Returns which of these jobs of one owner have committed, according to the history."""
         return {row[0] for row in await self._link.repeat(*commit.finished_by(jobs))}
 
 

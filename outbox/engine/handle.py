@@ -1,7 +1,7 @@
-"""Step 3: run one handler. Validated data in, an outcome out; no database, unless the handler asked for it.
+"""Runs one handler (step 3): validated data in, an outcome out. It uses no database unless the handler asks for one.
 
-Whatever a handler does (raises SystemExit, returns nonsense, raises an exception that can't be printed), what
-comes out is an outcome, so that no worker ends because of a handler or of data.
+Whatever a handler does (raise SystemExit, return nonsense, raise an exception that can't be printed), the result is an
+outcome. No handler and no data can end a worker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .run import Run
 
 
 def begin(job: Job, connection: Any = None) -> Run[Any] | Failed | PutBack:
-    """Returns what the handler is given; Failed if the stored data or the job doesn't fit, for good or not.
+    """Returns the handler's run; Failed, for good or with a retry, if the stored data or the job doesn't fit.
 
     PutBack if only newer code can read the data, or takes the status: that counts no attempt, which the newer worker
     needs for itself.
@@ -47,14 +47,14 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed | PutBack:
         return PutBack(newer_worker(describe(error)))
     except HandlerError as error:
         return Failed(describe(error), None, error)
-    except BaseException as error:  # validators are the user's code, as handlers are
+    except BaseException as error:  # validators are user code, as handlers are
         return fail(job, error)
 
 
 async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:
-    """Calls an async handler in the event loop, with one run or, in a stage with `batch`, with all of them.
+    """Calls an async handler in the event loop, with one run, or with all runs of a `batch`.
 
-    Not a generator of steps with its sync twin: that would cost each job without a transaction 3 µs.
+    It doesn't share a generator of steps with its sync twin: that would add 3 µs to each job without a transaction.
     """
     if _too_late(runs):
         return [Missed() for _ in runs]
@@ -83,7 +83,7 @@ def handle_sync(runs: Sequence[Run[Any]]) -> list[Outcome]:
 
 
 def _too_late(runs: Sequence[Run[Any]]) -> bool:
-    """Whether a start time has passed, or a job was taken away. Waiting for a connection or a thread takes time."""
+    """Returns whether a start time has passed or a job was taken away: getting a connection or a thread takes time."""
     return any(run._job.lost is not None or is_late(run._job.starts, time.monotonic()) for run in runs)
 
 
@@ -95,7 +95,7 @@ def _call(runs: Sequence[Run[Any]]) -> Any:
 
 
 def finish(runs: Sequence[Run[Any]], result: Any) -> list[Outcome]:
-    """Returns the outcomes of what a handler returned."""
+    """Turns what a handler returned into outcomes."""
     stage = runs[0]._job.stage
     if stage.batch is None:
         results = [result]

@@ -1,4 +1,4 @@
-"""The handlers at work in this process, and the slots that are lost to those that don't end."""
+"""Keeps the handlers that run in this process, and counts the slots lost to those that don't end."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from .lane import Lane, Lanes
 log = logging.getLogger("outbox.worker")
 
 LOOK_EVERY = 0.2
-"""Seconds between two looks for handlers that go on though their attempt no longer counts."""
+"""Seconds between two checks for handlers that go on although their attempt no longer counts."""
 
 LOST_AFTER = 5.0
-"""Seconds after which such a handler's slot is given up, or as long as its stage's timeout if that is longer: most come
-back late."""
+"""Seconds after which such a handler's slot is given up, or its stage's timeout if that is longer. Most end, late."""
 
 
 @dataclass(slots=True)
 class _Handler:
-    """A handler at work. `overdue`: its attempt no longer counts; `lost`: for so long that its slot is given up."""
+    """A running handler. `overdue`: its attempt no longer counts. `lost`: it is so late that its slot is given up."""
 
     lane: Lane
     jobs: list[Job]
@@ -39,7 +38,7 @@ class _Handler:
 
 
 class Handlers:
-    """Each handler that was called and has not returned, by its task."""
+    """The handlers that were called and have not returned, by task."""
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
@@ -70,18 +69,18 @@ class Handlers:
         return [handler.name for handler in self._at_work.values()]
 
     async def ended(self, within: float) -> None:
-        """Waits until the async handlers that were cancelled have ended, at most so many seconds."""
+        """Waits until the cancelled async handlers have ended, for at most `within` seconds."""
         if tasks := [task for task, handler in self._at_work.items() if handler.lane.stage.is_async]:
             await asyncio.wait(tasks, timeout=within)
 
     async def broken(self) -> None:
-        """Waits for what this process can't go on with: a stage has no slot left. Raises WorkerBroken."""
+        """Waits until a stage has no slot left, and raises WorkerBroken: this process can't go on."""
         await asyncio.shield(self._broken)
 
     def look_for_lost(self, now: float) -> list[Lane]:
-        """Counts the handlers that go on though their attempts no longer count, and logs which slots are lost.
+        """Counts the handlers that go on although their attempts no longer count, and logs lost slots.
 
-        Returns the lanes in which jobs wait behind such handlers only.
+        Returns the lanes whose jobs wait behind such handlers only.
         """
         if now < self._look_at:
             return []
@@ -93,11 +92,11 @@ class Handlers:
         for lane, number in lost.items():
             if number >= lane.concurrency and not self._broken.done():
                 self._broken.set_exception(self._no_slot_left(lane))
-                self._broken.exception()  # it may be that nothing waits for it
+                self._broken.exception()  # marks it as retrieved, in case nothing awaits it
         return [lane for lane in self._lanes.values() if lane.blocked and lane.waiting]
 
     def _is_lost(self, task: asyncio.Task[Any], handler: _Handler, number: int, now: float) -> bool:
-        """Whether the slot of a handler that goes on is given up; logs it the first time, as the lane's `number`th."""
+        """Returns whether a late handler's slot is given up; logs it the first time, as the lane's `number`th."""
         lane = handler.lane
         if not handler.overdue:
             handler.overdue = True
@@ -112,7 +111,7 @@ class Handlers:
                 extra={"stages": lane.stage.queue, "lost_slots": number, "slots": lane.concurrency},
             )  # fmt: skip
             if lane.stage.is_async:
-                task.cancel()  # once more: `wait_for` of Python 3.11 may lose a cancellation
+                task.cancel()  # once more, because `wait_for` of Python 3.11 may lose a cancellation
         return True
 
     def _no_slot_left(self, lane: Lane) -> WorkerBroken:
@@ -123,7 +122,7 @@ class Handlers:
 
 
 def lost_after(lane: Lane) -> float:
-    """Returns the seconds after which the slot of a handler of this lane is given up that goes on."""
+    """Returns the seconds after which a late handler of this lane loses its slot."""
     return max(LOST_AFTER, lane.stage.timeout)
 
 

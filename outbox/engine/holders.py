@@ -1,4 +1,4 @@
-"""Names the session that holds what a commit needs, once in a while: it is not ours, and a person must end it."""
+"""Logs at intervals which session holds the rows that a commit needs. It isn't ours, so a person must end it."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from .job import Job
 log = logging.getLogger("outbox.worker")
 
 WAIT = 1.0
-"""Seconds that an outcome waits for a lock so that Postgres can tell who holds it."""
+"""Seconds that an outcome waits for a lock, so that Postgres can tell who holds it."""
 
 ASK_AFTER = 0.3
-"""Seconds of this after which it is asked."""
+"""Seconds into this wait after which the holder is looked up."""
 
 SAY_EVERY, LOOK_EVERY = 60.0, 2.0
-"""Seconds between two lines in the log, and between two looks of which the last has named no session."""
+"""Seconds until the next look after one that has logged a session, and after one that has not."""
 
 LONG = 1.0
-"""Seconds for which a transaction must have been open to be named: shorter ones are no news."""
+"""Seconds that a transaction must have been open to be named. Shorter ones are normal."""
 
 
 class Holders:
-    """Says in the log who holds up outcomes. `link` is where the question is asked."""
+    """Logs who holds up outcomes. It asks Postgres on `link`."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._next = 0.0
 
     def due(self) -> bool:
-        """Whether it is time to look again."""
+        """Returns whether it is time to look again."""
         return time.monotonic() >= self._next
 
     async def name(self, waiting: Link, job: Job, attempt: Awaitable[Any], held_up: int) -> None:
-        """Makes an attempt that waits for a lock on the link `waiting`, and logs meanwhile who holds it."""
+        """Runs an attempt that waits for a lock on the link `waiting`, and logs who holds that lock."""
         task = asyncio.ensure_future(attempt)
         try:
             await asyncio.wait([task], timeout=ASK_AFTER)

@@ -1,4 +1,4 @@
-"""The jobs that a process has in flight: where each of them is, its moves, and the questions that the steps ask.
+"""Holds the jobs that a process has in flight: where each one is, its moves, and the questions that the steps ask.
 
     claimed -> waiting -> running -> ended -> committing -> gone
                   |          |-> waiting, alone      (rolled back together with others)
@@ -8,7 +8,7 @@
 
     committing -> held up -> committing again        (another session holds what its commit needs)
 
-A handler that outlives its job's timeout keeps its slot in the lane; its job has ended without it.
+A handler that exceeds its job's timeout keeps its slot in the lane; the job has ended without it.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from .lane import Lane, Lanes
 log = logging.getLogger("outbox.worker")
 
 MOST_UNCOMMITTED = 2_000
-"""Outcomes that may wait for their commit before claims stop: a slow disk must not fill this process's memory."""
+"""Most outcomes that may wait for their commit before claims stop: a slow disk must not fill this process's memory."""
 
 ROOM_WAIT = 1.0
-"""Seconds after which a claim is tried though most slots are taken: jobs of another lane may wait."""
+"""Seconds after which a claim is made even if most slots are taken, because another lane may have jobs."""
 
 ROOM_LINGER = 0.002
-"""Seconds that a claim waits for more room once there is some: so that it is worth its round trip."""
+"""Seconds that a claim waits for more room once there is some, so that it is worth its round trip."""
 
 CANCEL_IN = 0.1
 """Seconds after the lease was lost in which handlers may end by themselves. A server that hangs is let go of then, and
 what waits for it fails. Cancelled before, psycopg would ask the same server to cancel, and wait for ten seconds."""
 
 MOST_HELD_UP = 10_000
-"""Outcomes that may wait for other sessions before claims stop: one of these may hold all rows of a pipeline."""
+"""Most outcomes that may be held up before claims stop: one session can lock all rows of a pipeline."""
 
 QUIET_POLL = 0.05
-"""Seconds between two looks whether all is quiet: a handler that is cancelled too late tells nothing."""
+"""Seconds between two checks whether nothing is in flight: a handler that is cancelled too late sends no signal."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """What has become of a worker's attempts."""
+    """Counts how a worker's attempts have ended."""
 
     done: int = 0
     retried: int = 0
@@ -61,7 +61,7 @@ class InFlight:
     """Owns the jobs of a process, and wakes the steps that wait for them.
 
     `idle`: the claimer rests and has asked the database to notify it. `draining`: the worker ends when nothing is due.
-    `something_ended` and `something_started` wake the committer and the watch over timeouts.
+    `something_ended` wakes the committer, and `something_started` the loop that watches timeouts.
     """
 
     def __init__(self, lanes: Lanes, counts: Counts | None = None, *, draining: bool = False) -> None:
@@ -83,7 +83,7 @@ class InFlight:
     # Moves.
 
     def start(self, lane: Lane) -> list[Job]:
-        """Moves what the next handler gets from waiting to running; nothing if none may start."""
+        """Moves the next handler's jobs from waiting to running and returns them; returns none if none may start."""
         if jobs := lane.next():
             lane.attempts += 1
             for job in jobs:
@@ -92,7 +92,7 @@ class InFlight:
         return jobs
 
     def end(self, job: Job, outcome: Finished | Failed) -> None:
-        """Moves a job to where the committer finds it with its outcome, unless its attempt no longer counts."""
+        """Hands a job and its outcome to the committer, unless the attempt no longer counts."""
         if job.lost is not None:
             log.info("%s %s: LeaseLost, %s", job.stage.queue, printable(job.entity_id), job.lost)
         elif isinstance(outcome, Finished):
@@ -103,7 +103,7 @@ class InFlight:
             self.something_ended.set()
 
     def handler_returned(self) -> None:
-        """Tells the claimer of room, once a slot was freed and nothing that waits here has taken it."""
+        """Tells the claimer that there is room, after a slot was freed and no waiting job has taken it."""
         self._has_room()
 
     def take_batch(self) -> Batch:
@@ -113,13 +113,13 @@ class InFlight:
         return batch
 
     def hold_up(self, finished: Sequence[tuple[Job, Finished]] = (), failed: Sequence[tuple[Job, Failed]] = ()) -> None:
-        """Moves outcomes to where they wait for what other sessions hold."""
+        """Moves outcomes to the held-up ones: another session holds rows that they need."""
         self._held_up.finished += finished
         self._held_up.failed += failed
         self.something_held_up.set()
 
     def take_held_up(self) -> Batch:
-        """Moves what is held up to committing: as much of it as a batch takes."""
+        """Moves a batch of held-up outcomes to committing."""
         batch = self._held_up.take()
         self._committing_again.append(batch)
         if not self._held_up:
@@ -127,7 +127,7 @@ class InFlight:
         return batch
 
     def take_first_held_up(self) -> Batch:
-        """Moves the first of what is held up to committing."""
+        """Moves the first held-up outcome to committing."""
         held_up = self._held_up
         batch = Batch(held_up.finished[:1]) if held_up.finished else Batch([], held_up.failed[:1])
         self._held_up = Batch(held_up.finished[len(batch.finished) :], held_up.failed[len(batch.failed) :])
@@ -135,7 +135,7 @@ class InFlight:
         return batch
 
     def not_tried(self, finished: Sequence[tuple[Job, Finished]]) -> None:
-        """Moves outcomes back to where they are held up, before those that were tried."""
+        """Moves outcomes that were not tried back to the held-up ones, before those that were."""
         self._held_up.finished[:0] = finished
 
     def drop_held_up(self) -> list[Job]:
@@ -144,18 +144,18 @@ class InFlight:
         return jobs
 
     def committed_again(self, batch: Batch) -> None:
-        """Forgets a batch of what was held up; what still is has moved there."""
+        """Forgets a batch of held-up outcomes. Those that are still held up have already been moved back."""
         self._committing_again = [other for other in self._committing_again if other is not batch]
         self._released_limits()
 
     def committed(self, batch: Batch) -> None:
-        """Forgets a batch whose commits were answered, whatever the answers."""
+        """Forgets a batch whose commits were answered, whatever the answers were."""
         self._committing = [other for other in self._committing if other is not batch]
         self.something_ended.set()
         self._released_limits()
 
     def done(self, finished: Sequence[tuple[Job, Finished]], count: int) -> None:
-        """Counts outcomes that are in the database, and has it looked after what follows from them."""
+        """Counts committed outcomes, and triggers the claims and the maintenance that they call for."""
         self.counts.done += count
         for pipeline, status in {(job.stage.pipeline, outcome.status) for job, outcome in finished}:
             if self.lanes.takes(pipeline, status):
@@ -167,31 +167,31 @@ class InFlight:
                         self.due_in(seconds)
 
     def committed_alone(self, finished: Sequence[tuple[Job, Finished]]) -> None:
-        """Counts jobs that a transaction of their own has committed."""
+        """Counts jobs that were committed in transactions of their own."""
         self.done(finished, len(finished))
         self._released_limits()
 
     def missed(self, lane: Lane, jobs: Sequence[Job]) -> None:
-        """Moves jobs that have missed their start time to where they are released, all together."""
+        """Moves jobs that have missed their start time to the late ones, which are released together."""
         if not self._late:
             lane.missed()
         self._late += jobs
 
     def not_begun(self, lane: Lane) -> None:
-        """Moves what waits in a lane to where it is released: no handler there will soon let go of its slot."""
+        """Moves a lane's waiting jobs to the late ones, because no handler there will free its slot soon."""
         self._late += lane.drop_waiting()
 
     def late(self) -> list[Job]:
-        """Returns the late jobs of one stage, which are to be released."""
+        """Returns the late jobs of one stage, to be released."""
         return [job for job in self._late if job.stage is self._late[0].stage]
 
     def released(self, jobs: Sequence[Job]) -> None:
-        """Forgets late jobs that were released."""
+        """Forgets late jobs that have been released."""
         self._late = [job for job in self._late if job not in jobs]
         self._has_room()
 
     def drop_waiting(self) -> list[Job]:
-        """Takes out all jobs that wait."""
+        """Takes out all waiting jobs."""
         return [job for lane in self.lanes.values() for job in lane.drop_waiting()]
 
     def interrupt(self, why: str, *, cancel_in: float = 0.0) -> list[Job]:
@@ -232,21 +232,21 @@ class InFlight:
         return [job for job in (*self.lanes.waiting(), *self.lanes.running()) if job.owner == owner]
 
     def held(self) -> list[str]:
-        """Returns the workflows whose jobs this process knows to hold."""
+        """Returns the workflows whose jobs this process knows that it holds."""
         counted = (*self.lanes.waiting(), *self.lanes.running(), *self._late, *self._uncommitted())
         return [job.workflow_id for job in counted]
 
     def busy(self) -> bool:
-        """Whether an attempt is running, or waits to be committed or released."""
+        """Returns whether an attempt is running, or waits to be committed or released."""
         return bool(self.uncommitted or self.held_up or self._late or self.lanes.running())
 
     def drained(self) -> bool:
-        """Whether nothing is in flight, and the last scans have found nothing and no job has come since."""
+        """Returns whether nothing is in flight, the last scans have found nothing, and no job has come since."""
         complete = all(lane.scan.complete and not lane.waiting for lane in self.lanes.values())
         return complete and not self.busy() and not self._woken.is_set()
 
     def handlers_run(self) -> bool:
-        """Whether a handler is at work, be it one whose attempt no longer counts."""
+        """Returns whether a handler is running, including one whose attempt no longer counts."""
         return any(lane.running for lane in self.lanes.values())
 
     @property
@@ -256,12 +256,12 @@ class InFlight:
 
     @property
     def held_up(self) -> int:
-        """How many outcomes wait for what other sessions hold."""
+        """How many outcomes are held up by other sessions."""
         return len(self._held_up) + sum(map(len, self._committing_again))
 
     @property
     def ended(self) -> int:
-        """How many outcomes wait for a batch."""
+        """How many outcomes wait to join a batch."""
         return len(self._ended)
 
     @property
@@ -270,7 +270,7 @@ class InFlight:
         return bool(self._committing)
 
     def may_take_careful(self) -> bool:
-        """Whether no job that may kill this process is in flight, nor waits for its commit: it may take one."""
+        """Returns whether a job that may kill this process may be claimed: none is in flight or uncommitted."""
         running = any(lane.careful for lane in self.lanes.values())
         return not running and not any(job.careful for job in self._uncommitted())
 
@@ -284,7 +284,7 @@ class InFlight:
     # Waiting and waking.
 
     async def room(self) -> list[tuple[Lane, int]]:
-        """Waits until lanes may have more jobs; returns them, and how many each may have."""
+        """Waits until lanes may have more jobs; returns these lanes, and how many jobs each may have."""
         while not (lanes := self.lanes.with_room()) or self._full():
             self._roomy.clear()
             await _until(self._roomy, self.lanes.held_for())
@@ -299,7 +299,7 @@ class InFlight:
         await asyncio.sleep(ROOM_LINGER)
 
     async def woken(self, seconds: float) -> bool:
-        """Waits for a sign that there may be work, or until limits let more start; returns whether a sign came."""
+        """Waits for a sign of work, or until the limits let more jobs start; returns whether a sign came."""
         return await _until(self._woken, min(seconds, self.lanes.held_for() or seconds))
 
     async def quiet(self) -> None:
@@ -309,11 +309,11 @@ class InFlight:
             await _until(self._quiet, QUIET_POLL)
 
     def claiming(self) -> None:
-        """Forgets the signs that came until now: the claim that follows sees what they tell of."""
+        """Forgets the signs so far, because the claim that follows sees the work that they announced."""
         self._woken.clear()
 
     def wake(self, *, returned: bool = True) -> None:
-        """Has the claimer look for work now. `returned`: a job may have come back, with an old id."""
+        """Makes the claimer look for work now. `returned`: a job may have come back, with an old id."""
         if returned:
             for lane in self.lanes.values():
                 lane.scan.reset()
@@ -321,14 +321,14 @@ class InFlight:
         self._woken.set()
 
     def due_in(self, seconds: float) -> None:
-        """Has maintenance tick when a job of this process is due, if that is before its next tick."""
+        """Makes maintenance tick when a job of this process is due, if that is before its next tick."""
         at = time.monotonic() + seconds
         if at < self.next_due:
             self.next_due = at
             self.due_sooner.set()
 
     def _released_limits(self) -> None:
-        """Lets claims go on where a stage had all the jobs that it may have: some are no longer held."""
+        """Lets claims go on for stages that were at their limit, because some of their jobs are no longer held."""
         self._lift_limits([lane for lane in self.lanes.values() if lane.stage.limits and lane.stage.limits.crowded])
         self._has_room()
 
@@ -343,13 +343,13 @@ class InFlight:
     def _has_room(self) -> None:
         self._roomy.set()
         self._quiet.set()
-        # What has just ended may be due again at once, unseen by a claim that is under way: a drain asks once more.
+        # A job that has just ended may be due again at once, unseen by a claim in progress. A drain claims once more.
         if self._draining and not self.busy():
             self.wake()
 
 
 async def _until(event: asyncio.Event, seconds: float | None) -> bool:
-    """Waits for an event, at most so long (None: without end); returns whether it came."""
+    """Waits for an event for at most `seconds` (None: no limit); returns whether it came."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), seconds)
         return True

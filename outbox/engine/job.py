@@ -1,4 +1,4 @@
-"""What the steps hand on: a claimed job, and the outcome of an attempt at it."""
+"""Defines what the steps pass on: a claimed job, and the outcome of an attempt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEWER_WORKER_MOST = 20
 
 
 class Kept(Protocol):
-    """What an attempt leaves for the next one: results of calls, and how far it is. See checkpoint.py."""
+    """What an attempt leaves for the next one: results of calls, and its progress. See checkpoint.py."""
 
     def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any: ...
 
@@ -35,9 +35,9 @@ class Kept(Protocol):
 
 @dataclass(slots=True)
 class Job:
-    """A claimed job: what to do, the data to do it on, and the fence (id, owner, attempt, version).
+    """A claimed job: the stage, the data, and the fence (id, owner, attempt, version).
 
-    `status` is that of the workflow; empty: the job is of another pipeline, or of a version that is still to come.
+    `status` is the workflow's status. It is empty if the job belongs to another pipeline or to a version yet to come.
     """
 
     stage: Stage
@@ -52,18 +52,18 @@ class Job:
     version: int
     metadata: str
     lost: str | None = None  # why this attempt's writes no longer count
-    alone: bool = False  # it was in a batch that failed: its next transaction is its own
+    alone: bool = False  # its batch failed: its next transaction is its own
     task: asyncio.Future[Any] | None = None
     begun: bool = False  # its handler was called
     deadline: float = 0.0  # of the attempt, by this process's monotonic clock
-    late: bool = False  # it is past that, and held on, as its stage's limits count what runs in a thread
-    lost_at: float = 0.0  # likewise
+    late: bool = False  # it is past the deadline, and kept because the stage's limits count a thread that still runs
+    lost_at: float = 0.0  # by the same clock
     start_time: float = 0.0  # where the stage has a rate, by the server's clock,
     starts: float = 0.0  # and by this process's monotonic clock
     checkpoints: Kept | None = None
 
     def begin(self) -> None:
-        """Starts the time that its stage gives to an attempt: its handler is called now, and not before."""
+        """Starts the attempt's timeout: its handler is called now, and no earlier."""
         self.begun, self.deadline = True, time.monotonic() + self.stage.timeout
 
     def take_away(self, why: str, *, cancel_in: float = 0.0) -> None:
@@ -79,7 +79,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message that is written with the status change. `payload` and `headers` are JSON text."""
+    """A message that is written with the status change. `payload` and `headers` are JSON texts."""
 
     topic: str
     key: str | None
@@ -88,7 +88,7 @@ class Message:
 
     @property
     def size(self) -> int:
-        """How many bytes it has."""
+        """Its size in bytes."""
         return texts.size(self.topic, self.key, self.payload, self.headers)
 
 
@@ -103,7 +103,7 @@ class Finished:
 
     @property
     def size(self) -> int:
-        """How many bytes its commit writes, near enough."""
+        """Roughly how many bytes its commit writes."""
         size = len(self.data or "") + (len(str(self.wait)) if self.wait else 0)
         for message in self.messages:
             size += message.size
@@ -112,7 +112,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The attempt failed: try again after `delay` seconds, or never (None). `error` is storable text.
+    """The attempt failed: it is retried after `delay` seconds, or never (None). `error` is storable text.
 
     `raised` is the exception, without our own frames: the log tells its traceback, and a dead job keeps it. `in_row`:
     the job was put back too often, and its put-backs go on being counted.
@@ -125,13 +125,13 @@ class Failed:
     in_row: bool = False
 
     def as_plain(self) -> Failed:
-        """Returns the same in ASCII, for a database whose encoding doesn't have all characters of its texts."""
+        """Returns this failure in ASCII, for a database whose encoding lacks some characters of its texts."""
         return replace(self, error=self.error.encode("ascii", "replace").decode(), plain=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why an attempt came to nothing through no fault of its handler, so that it is put back without being counted.
+    """Why an attempt failed through no fault of its handler, so that its job is put back and the attempt isn't counted.
 
     The put-backs of a job are counted instead. The first one waits for `first` seconds, the second for `next`, each
     further one for twice as long as the one before, up to `longest`. After `most` of them the attempt fails with
@@ -156,26 +156,26 @@ def newer_worker(reason: str, *, if_routed: bool = False) -> Trouble:
 
 @dataclass(frozen=True, slots=True)
 class PutBack:
-    """The handler was not called, for a trouble that is not its own."""
+    """The handler was not called, for a reason that is not its fault."""
 
     trouble: Trouble
 
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """The handler was not called: the start time that its stage's rate gave it has passed."""
+    """The handler was not called, because the start time that its stage's rate assigned has passed."""
 
 
 Outcome = Finished | Failed | PutBack | Missed
 
 
 def actor(worker: int) -> str:
-    """Returns how the history names a worker."""
+    """Returns the worker's name in the history."""
     return f"worker-{worker}"
 
 
 def fence(jobs: Sequence[Job]) -> dict[str, Any]:
-    """Returns the parameters by which a statement tells which attempts of one owner still count."""
+    """Returns the parameters by which a statement checks which attempts of one owner still count."""
     return {
         "worker": jobs[0].owner,
         "ids": array(job.workflow_id for job in jobs),
@@ -185,11 +185,11 @@ def fence(jobs: Sequence[Job]) -> dict[str, Any]:
 
 
 def refused(job: Job, error: BaseException) -> Failed:
-    """Returns the outcome of an attempt whose commit the database has refused: no handler is in the traceback."""
+    """Returns the outcome of an attempt whose commit the database refused. The traceback has no frames of a handler."""
     error.__context__ = None
     return fail(job, error.with_traceback(None))
 
 
 def fail(job: Job, error: BaseException) -> Failed:
-    """Returns the outcome of an attempt that raised `error`: retried as Retry or the back-off says, or dead."""
+    """Returns the outcome of an attempt that raised `error`: retried by Retry or the back-off, or dead."""
     return Failed(*failure(error, job.stage.retry, job.attempt), from_handler(error))

@@ -1,4 +1,4 @@
-"""The log of one job: what its handler says, and why an attempt at it has failed."""
+"""Writes the log of one job: its handler's lines, and why an attempt has failed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .job import Failed, Job
 
 
 def logger_of(job: Job) -> logging.LoggerAdapter[logging.Logger]:
-    """Returns the logger of a job's stage. It names pipeline, stage, entity and attempt with each line."""
+    """Returns the logger of a job's stage. Each line names the pipeline, the stage, the entity and the attempt."""
     return _JobLogger(_logger(job), _named(job))
 
 
 def tell(job: Job, outcome: Failed) -> None:
-    """Logs a failed attempt with its traceback: a warning if there is another one, an error at death."""
+    """Logs a failed attempt with its traceback: as a warning if it is retried, as an error if the job is dead."""
     where, why = f"{job.stage.queue} {printable(job.entity_id)}", printable(outcome.error)
     log, named = _logger(job), {**_named(job), "retry_in": outcome.delay}
     if outcome.delay is None:

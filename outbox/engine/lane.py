@@ -1,4 +1,4 @@
-"""One stage in one process: the jobs that wait and run, the slots for them, and how many more to claim."""
+"""Keeps one stage's share of one process: the waiting and running jobs, their slots, and how many more to claim."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from .pacing import LATE, is_late
 from .scan_mark import ScanMark
 
 PREFETCH = 0.05
-"""Seconds of work that may wait claimed in this process, by the rate at which the stage has ended jobs."""
+"""Seconds of work that a process claims ahead, measured by the rate at which the stage has ended jobs."""
 
 MAX_CLAIM = 200
-"""Jobs of a stage that one claim takes. Of larger ones, Postgres and Python wait for each other."""
+"""Most jobs of a stage in one claim. With larger claims, Postgres and Python wait for each other."""
 
 RATE_EVERY = 0.1
-"""Seconds over which the rate of ended jobs is averaged: shorter, and one slow job would stop the prefetch."""
+"""Seconds over which the rate of ended jobs is averaged. In less time, one slow job would stop the prefetch."""
 
 ASYNC_CONCURRENCY, SYNC_CONCURRENCY, TRANSACTION_CONCURRENCY, BATCH_CONCURRENCY = 100, 16, 10, 2
-"""Concurrent attempts if neither stage nor worker says how many: coroutines are cheap, threads and connections not."""
+"""Default number of concurrent attempts. Coroutines are cheap; threads and connections are not."""
 
 
 class Lane:
     """A stage's share of a process.
 
-    `waiting`: claimed and not started. `running`: with a handler, by identity: what runs on after its timeout may meet
-    the next attempt at the same job. `attempts`: handlers at work, each with one job or a batch of them. `overdue`:
-    those of them whose attempt no longer counts. `careful`: jobs here that may kill the process; it has one at a time.
+    `waiting`: claimed and not started. `running`: with a handler, keyed by identity, because a handler that goes on
+    after its timeout may run beside the next attempt at the same job. `attempts`: running handlers, each with one job
+    or a batch. `overdue`: those whose attempt no longer counts. `careful`: jobs here that may kill the process; it has
+    one at a time.
     """
 
     def __init__(self, stage: Stage, concurrency: int) -> None:
@@ -44,8 +45,8 @@ class Lane:
         self.attempts = self.overdue = 0
         self.careful = 0
         self.scan = ScanMark()
-        self.held_until = 0.0  # the stage's limits let nothing start before, unless something happens
-        self._eager = 1.0  # the part of a paced stage's room that is claimed for
+        self.held_until = 0.0  # the stage's limits let nothing start before this, unless something changes
+        self._eager = 1.0  # the part of a paced stage's room that is claimed
         self._rate = 0.0
         self._ended = 0
         self._since = time.monotonic()
@@ -57,11 +58,11 @@ class Lane:
 
     @property
     def blocked(self) -> bool:
-        """Whether each slot has a handler that goes on though its attempt no longer counts."""
+        """Whether every slot has a handler that goes on although its attempt no longer counts."""
         return self.overdue >= self.concurrency
 
     def room(self) -> int:
-        """Returns how many more jobs to claim: free slots and a little ahead, so that slow handlers hoard nothing."""
+        """Returns how many more jobs to claim: the free slots and a few ahead, so that slow stages hoard no jobs."""
         if self.blocked:
             return 0
         ahead = min(MAX_CLAIM, int(self._rate * (LATE if self.paced else PREFETCH)))
@@ -69,12 +70,12 @@ class Lane:
         return min(MAX_CLAIM, most - len(self.running) - len(self.waiting))
 
     def add(self, job: Job) -> None:
-        """Takes in a job that was claimed."""
+        """Adds a claimed job."""
         self.waiting.append(job)
         self.careful += job.careful
 
     def next(self) -> list[Job]:
-        """Takes out what the next handler gets; nothing if there is no free slot, or no job that may start."""
+        """Takes out the jobs for the next handler; none if no slot is free, or no job may start."""
         if self.attempts >= self.concurrency:
             return []
         taken: list[Job] = []
@@ -87,7 +88,7 @@ class Lane:
         return taken
 
     def _may_start(self, job: Job) -> bool:
-        """Whether its start time has come, and its in-progress status is stored, where it has one."""
+        """Returns whether the start time has come, and the in-progress status, if there is one, is stored."""
         if job.starts and job.starts > time.monotonic():
             return False
         return not self.stage.running or job.status != self.stage.on
@@ -105,14 +106,14 @@ class Lane:
             self._ended, self._since = 0, now
 
     def again_alone(self, jobs: Sequence[Job]) -> None:
-        """Puts back what was rolled back together, to start before anything else, each without the others."""
+        """Puts jobs that were rolled back together first in the queue, each to run alone."""
         for job in reversed(jobs):
             if not job.lost:
-                job.alone, job.starts = True, 0.0  # it has started once
+                job.alone, job.starts = True, 0.0  # it has started on time once
                 self.waiting.appendleft(job)
 
     def remove(self, job: Job) -> bool:
-        """Takes out a job that waits. False: it does not wait any more, as the lease was lost meanwhile."""
+        """Takes out a waiting job. Returns False if it no longer waits, because the lease was lost."""
         if job not in self.waiting:
             return False
         self.waiting.remove(job)
@@ -120,7 +121,7 @@ class Lane:
         return True
 
     def take_late(self) -> list[Job]:
-        """Takes out what waits and has missed its start time."""
+        """Takes out the waiting jobs that have missed their start times."""
         late: list[Job] = []
         now = time.monotonic()
         while self.waiting and is_late(self.waiting[0].starts, now):
@@ -129,18 +130,18 @@ class Lane:
         return late
 
     def drop_waiting(self) -> list[Job]:
-        """Takes out all jobs that wait."""
+        """Takes out all waiting jobs."""
         dropped = list(self.waiting)
         self.careful -= sum(job.careful for job in dropped)
         self.waiting.clear()
         return dropped
 
     def missed(self) -> None:
-        """Claims for less of a paced stage: the process has taken more jobs than it can start in time."""
+        """Claims less for a paced stage: the process has taken more jobs than it can start in time."""
         self._eager = max(0.02, self._eager / 2)
 
     def held_for(self, seconds: float | None) -> None:
-        """Records in how many seconds a limited stage may have more for this process (None: no job is left)."""
+        """Records in how many seconds a limited stage may have more jobs for this process (None: there are none)."""
         self._eager = min(1.0, self._eager * 1.1)
         self.scan.complete = seconds is None
         self.held_until = 0.0 if seconds is None else time.monotonic() + seconds
@@ -165,7 +166,7 @@ class Lanes(dict[tuple[str, str], Lane]):
         return [job for lane in self.values() for job in lane.running.values() if not job.lost]
 
     def timeout(self) -> float:
-        """Returns the longest timeout, in seconds, of what runs now."""
+        """Returns the longest timeout, in seconds, of the stages with running jobs."""
         return max((lane.stage.timeout for lane in self.values() if lane.running), default=0.0)
 
     def waiting(self) -> list[Job]:
@@ -173,16 +174,16 @@ class Lanes(dict[tuple[str, str], Lane]):
         return [job for lane in self.values() for job in lane.waiting]
 
     def takes(self, pipeline: str, status: str) -> bool:
-        """Whether a workflow that comes to this status is work for this worker."""
+        """Returns whether this worker has a stage that acts on this status."""
         return any(lane.stage.on == status and lane.stage.pipeline == pipeline for lane in self.values())
 
     def with_room(self) -> list[tuple[Lane, int]]:
-        """Returns the lanes that may have more jobs, and how many, except those that their limits hold up."""
+        """Returns the lanes that may have more jobs, and how many. It leaves out lanes that their limits hold back."""
         now = time.monotonic()
         return [(lane, room) for lane in self.values() if lane.held_until <= now and (room := lane.room()) > 0]
 
     def held_for(self) -> float | None:
-        """Returns the seconds until the limits let the first stage go on that they hold up; None: they hold up none."""
+        """Returns the seconds until the limits let the first lane go on; None if they hold back no lane."""
         now = time.monotonic()
         return min((lane.held_until - now for lane in self.values() if lane.held_until > now), default=None)
 
@@ -200,7 +201,7 @@ def _choose(pipelines: Iterable[Pipeline[object]], names: Sequence[str] | None) 
 
 
 def _concurrency(stage: Stage, chosen: int | None) -> int:
-    """Returns how many attempts run at once in this process: no more than the stage may have in all."""
+    """Returns how many attempts run at once in this process: at most the stage's limit across all workers."""
     total = stage.limits.concurrency if stage.limits else None
     here = chosen or (total if not stage.batch else None) or _default(stage)
     return here if total is None else min(here, total)

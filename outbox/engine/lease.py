@@ -1,6 +1,6 @@
-"""A worker's life sign and its ear: one connection that listens, beats, and holds the lock that says "alive".
+"""Keeps a worker's lease on one connection, which sends heartbeats, listens, and holds the lock that proves it alive.
 
-Polling is the truth and NOTIFY a hint: whatever arrives on the channel causes a poll and no more.
+Claims rely on polling; NOTIFY is only a hint. Any notification causes a poll and nothing more.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEAVE_WITHIN = 2.0
 
 
 class Lease:
-    """Keeps one row of outbox.workers alive, for so many `seconds` from each beat.
+    """Keeps one row of outbox.workers alive, for `seconds` from each heartbeat.
 
     `id` changes when the lease was lost; what is in flight is dropped before. `beaten` is when, by this process's
     monotonic clock, the last beat that the database accepted was sent: from there on the process trusts its lease for
@@ -58,7 +58,7 @@ class Lease:
         self._link = Link(dsn, "listen", ties=self._ties)
 
     async def run(self) -> None:
-        """Registers, then beats and listens for ever, through any loss of the connection."""
+        """Registers, then sends heartbeats and listens until it is cancelled. It reconnects whenever needed."""
         while True:
             try:
                 conn = await self._link.connection()
@@ -94,26 +94,26 @@ class Lease:
         self._ties.cut(why)
 
     def _lose(self, why: str) -> None:
-        """Gives up the id, which was lost or can no longer be trusted; `run` takes a new one."""
+        """Gives up the id, which was lost or can't be trusted any more; `run` registers a new one."""
         self._inflight.lose(why)
         self._former, self.id = self.id, 0
         self.registered.clear()
 
     async def set_idle(self, link: Link, idle: bool) -> bool:
-        """Says on a claimer's connection whether this worker rests; False if its row is gone.
+        """Stores, on a claimer's connection, whether this worker rests; returns False if its row is gone.
 
-        One that doesn't listen says nothing: waking it would be a NOTIFY for no one, with which no other session could
-        PREPARE TRANSACTION.
+        A worker that doesn't listen stores nothing. A NOTIFY to it would reach no one, and sessions that had sent it
+        could not PREPARE TRANSACTION.
         """
         if not self._listen:
             return True
         return bool(await link.execute(SQL["worker_set_idle"], {"worker": self.id, "idle": idle}))
 
     async def leave(self) -> None:
-        """Takes the row away: what is still held under its id is free at once."""
+        """Deletes the worker's row, which frees at once what is still held under its id."""
         if self._registering is not None:
             with suppress(Exception):
-                await self._registering  # it may just be making a row
+                await self._registering  # it may be inserting a row right now
         worker, self.id = self.id, 0
         self.registered.clear()
         try:
@@ -124,7 +124,7 @@ class Lease:
             await self._link.close()
 
     async def _register_whole(self) -> None:
-        """Registers, also when this is cancelled in the middle: else a row would stay without a worker."""
+        """Registers, even if it is cancelled halfway. Otherwise a row would stay without a worker."""
         self._registering = asyncio.create_task(self._register())
         await asyncio.shield(self._registering)
 
@@ -146,7 +146,7 @@ class Lease:
         if self._listen:
             await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(f"outbox_{self.id}")))
         self._greeted = conn
-        self._inflight.wake()  # there may have been a notification before this connection listened
+        self._inflight.wake()  # a notification may have come before this connection listened
 
     async def _beat(self) -> None:
         sent = time.monotonic()
@@ -163,7 +163,7 @@ class Lease:
             if not self._listen:
                 await asyncio.sleep(min(rest, 0.5))
                 continue
-            # A short timeout, so that a lease that was given up meanwhile is soon replaced.
+            # The timeout is short, so that a lease given up in the meantime is soon replaced.
             async for _ in conn.notifies(timeout=min(rest, 0.5), stop_after=1):
                 self._notified()
 

@@ -1,4 +1,4 @@
-"""Keeps the queue in order beside the work: promotes due jobs, frees those of lost workers, folds counts, deletes."""
+"""Does the queue's upkeep: promotes due jobs, frees the jobs of lost workers, folds counts, deletes old rows."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ log = logging.getLogger("outbox.maintenance")
 Result = TypeVar("Result")
 
 TICK = 1.0
-"""Seconds between two looks while nothing is due sooner: a killed worker's jobs wait for so long."""
+"""Seconds between two ticks while nothing is due sooner. A killed worker's jobs wait for this long."""
 
 GONE_AFTER = 0.5
-"""Seconds for which a worker's lock must be missing: it may just be reconnecting."""
+"""Seconds for which a worker's lock must be missing: it may only be reconnecting."""
 
 BATCH = 1_000
-"""Rows that one statement changes at most: its locks are held for some ten milliseconds."""
+"""Most rows that one statement changes: it holds its locks for about ten milliseconds."""
 
 FOLD_EVERY = 10.0
-"""Seconds between two folds of the counts by status: reading them sums over what is not folded yet."""
+"""Seconds between two folds of the counts by status: a reader has to sum what is not folded yet."""
 
 SAY_EVERY = 60.0
-"""Seconds between two lines on a part of the tick that fails each time."""
+"""Seconds between two log lines about a part of the tick that keeps failing."""
 
 _EACH = {"limit": BATCH, "now": None}
 
 RETAIN_EVERY = 60.0
-"""Seconds between two looks for what retention deletes."""
+"""Seconds between two retention runs."""
 
 
 class Maintenance:
-    """The side loop of one worker, which wakes the claimer when there may be work.
+    """The maintenance loop of one worker. It wakes the claimer when there may be work.
 
-    `suspects` are workers that seem to have died, and since when; a tick soon after decides.
+    `suspects` maps each worker that seems to have died to the time since when; a tick soon after decides.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class Maintenance:
         self._trust_from = 0.0
         self._fold_at = time.monotonic() + FOLD_EVERY * random.random()
         self._retain_at = time.monotonic() + RETAIN_EVERY * random.random()
-        self._turn = asyncio.Lock()  # a worker that drains ticks too, on the same connection
+        self._turn = asyncio.Lock()  # a draining worker also ticks on the same connection
         self._looks = Budget()
         self._apart = Apart(self._link)
         self._say_at: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Ticks for ever, about once a second, sooner when a job is due sooner."""
+        """Ticks until it is cancelled: about once a second, or sooner when a job is due."""
         while True:
             try:
                 wait = await self.tick()
@@ -94,9 +94,9 @@ class Maintenance:
             await asyncio.sleep(max(0.0, self._inflight.next_due - time.monotonic()))
 
     async def tick(self, *, everything: bool = False) -> float:
-        """Does what is due; returns the seconds until the next tick. `everything`: even where a look takes long."""
+        """Does what is due; returns the seconds until the next tick. `everything`: includes looks that take long."""
         async with self._turn:
-            # The claimer rests, and a look here wakes it when its stages have work.
+            # The claimer of an idle worker rests. If its stages have work, this look wakes it.
             idle = list(self._inflight.lanes) if self._inflight.idle else []
             started = time.monotonic()
             everything = everything or self._looks.allows(started)
@@ -114,7 +114,7 @@ class Maintenance:
             if everything:
                 self._looks.begin(started)
                 self._looks.spent(time.monotonic() - started)
-            # Dead workers first: of all parts this one must not come late.
+            # Dead workers come first: this is the one part that must not be late.
             if await self._part("burying dead workers", self._bury(missing, late)) or lost:
                 await self._part("freeing jobs of dead workers", self._sweep())
             if due_in is not None and due_in <= 0:
@@ -138,12 +138,12 @@ class Maintenance:
                 for name, step in retention.steps(self._link, self._apart, self._retention):
                     await self._part(name, step)
             wait = GONE_AFTER if self.suspects else TICK * random.uniform(0.8, 1.2)
-            # What is overdue and still there could not be done: it waits for the next tick.
+            # What is overdue and still there could not be done. It waits for the next tick.
             later = [seconds for seconds in (due_in, deadline_in, remind_in) if seconds is not None and seconds > 0]
             return min([wait, *(max(0.005, float(seconds)) for seconds in later)])
 
     async def _part(self, what: str, work: Awaitable[Result]) -> Result | None:
-        """Does one part of a tick. What is wrong with it is logged once in a while, and the others go on."""
+        """Does one part of a tick. If it fails, that is logged once in a while, and the other parts go on."""
         try:
             return await work
         except Exception as error:
@@ -167,7 +167,7 @@ class Maintenance:
                 return None if next_due is None else float(next_due)
 
     async def _fire(self) -> None:
-        """Moves workflows whose deadline has passed."""
+        """Moves workflows whose deadlines have passed."""
         total = 0
         while True:
             rows = await self._apart.run(SQL["deadlines_fire"], SQL["deadlines_to_fire"], "deadline of workflow", _EACH)
@@ -180,7 +180,7 @@ class Maintenance:
             self._inflight.wake()
 
     async def _cancel_orphans(self) -> None:
-        """Cancels the children of parents that have ended; those that are locked at the next tick."""
+        """Cancels the children of parents that have ended. Locked children are left for the next tick."""
         total, moved = 0, BATCH
         while moved == BATCH:
             rows = await self._apart.run(SQL["orphans_cancel"], SQL["orphans_to_cancel"], "child", _EACH)
@@ -201,10 +201,10 @@ class Maintenance:
         await self._apart.run(SQL["approvals_remind"], SQL["approvals_to_remind"], "approval", _EACH)
 
     async def _bury(self, missing: Sequence[int], late: bool) -> bool:
-        """Takes the lease from workers that are gone: by the database's clock, or by a lock that is not held.
+        """Takes the lease from workers that are gone: by the database's clock, or because their lock is not held.
 
-        Returns whether there were any. When this connection is itself new, the whole database may have been away and
-        the beats of all are late: wait first.
+        Returns whether there were any. After this connection itself was renewed it waits first: the whole database may
+        have been away, so that all heartbeats are late.
         """
         now = time.monotonic()
         if self._link.connections != self._connections:

@@ -18,7 +18,7 @@ from .retention import Retention
 
 
 class Readiness:
-    """What a worker requires of its database before it claims anything."""
+    """Checks what a worker requires of its database before it claims anything."""
 
     def __init__(
         self,

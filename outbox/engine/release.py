@@ -1,4 +1,4 @@
-"""Gives jobs back that this process can't or must not run on; no attempt is burnt by it."""
+"""Releases or puts back jobs that this process can't or must not go on with. Their attempts aren't counted."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ CHANGED = Trouble("its data was changed meanwhile")
 HELD_UP = Trouble(
     "another session holds its workflow in an open transaction", first=0.5, next=0.5, longest=10.0, most=500
 )
-"""500 put-backs take more than an hour: time enough to notice a transaction that was left open."""
+"""500 put-backs take more than an hour: enough time to notice a transaction that was left open."""
 
 
 class Releaser:
-    """Releases jobs, each statement repeated until the database has answered it."""
+    """Releases jobs, and repeats each statement until the database has answered."""
 
     def __init__(self, link: Link, inflight: InFlight) -> None:
         self._link = link
@@ -42,7 +42,7 @@ class Releaser:
         return released
 
     async def not_held(self, jobs: Sequence[Job]) -> None:
-        """Ends jobs whose commit was refused: their data was changed (they run again), or they were taken away."""
+        """Ends jobs whose commit was refused. Their data was changed (they run again), or they were taken away."""
         await self.put_back(jobs, CHANGED)
 
     async def put_back(self, jobs: Sequence[Job], trouble: Trouble) -> None:
@@ -70,7 +70,7 @@ class Releaser:
                 self._inflight.due_in(delay)
 
     async def late(self) -> None:
-        """Releases all jobs that have missed their start times here; they get new ones, and any worker starts them."""
+        """Releases all jobs that have missed their start times here. They get new ones, and any worker starts them."""
         while late := self._inflight.late():
             await self.release(late, started=False)
             log.debug("%s: released %s jobs that have missed their start times", late[0].stage.queue, len(late))
@@ -78,12 +78,12 @@ class Releaser:
             self._inflight.wake()
 
     async def is_unchanged(self, job: Job) -> bool:
-        """Whether the workflow is still as it was claimed."""
+        """Returns whether the workflow is still as it was when it was claimed."""
         question = commit.SQL["workflow_unchanged"], {"id": job.workflow_id, "version": job.version}
         return bool(await self._link.repeat(*question))
 
 
 def _failed(job: Job, trouble: Trouble) -> Failed:
-    """Returns the outcome of an attempt that was put back too often: a failed one, for good if no worker can run it."""
+    """Returns the failure of an attempt that was put back too often. It is final if no worker can run the job."""
     reason = f"{trouble.reason}, {trouble.most} times in a row"
     return Failed(clean(reason), None) if trouble.avoid else replace(fail(job, HandlerError(reason)), in_row=True)

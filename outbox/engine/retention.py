@@ -1,4 +1,4 @@
-"""Says how long what has ended is kept, and deletes what is older."""
+"""Sets how long finished data is kept, and deletes what is older."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SQL = statements.load("retention")
 log = logging.getLogger("outbox.maintenance")
 
 BATCH = 1_000
-"""Rows that one transaction deletes at most."""
+"""Most rows that one transaction deletes."""
 
 EACH = {
     "retention_workflows": ("workflows_to_delete", "old workflow"),
@@ -36,23 +36,23 @@ EACH = {
 """What names the rows that each statement takes, and what they are in the log: triggers of others may refuse some."""
 
 KEEP_REACTIONS = 7.0
-"""Days for which a reaction that is done can still be looked at. The function refuses less."""
+"""Days for which a finished reaction can still be looked at. The function refuses fewer."""
 
 LEAST_INBOX = 7
-"""Days that the inbox remembers ids at least, unless the owner says less: it forgets them for every consumer."""
+"""Least days that the inbox remembers ids unless the owner sets fewer, because it forgets them for every consumer."""
 
 
 MAX_DAYS = 100_000
-"""Days that may be asked for: more would leave Postgres' calendar when subtracted from now."""
+"""Most days that can be set: subtracting more from now would leave Postgres' calendar."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Says for how many days a worker keeps finished workflows, history, errors of dead jobs, messages and the inbox.
+    """The days for which a worker keeps finished workflows, history, errors of dead jobs, messages and the inbox.
 
-    None keeps them for ever. A dead job itself is kept until its workflow goes on, is retried or deleted. `messages` is
-    for databases without a relay; where there is one, messages are deleted once all relays have passed them, and never
-    before. The inbox refuses what is older than it remembers (TooOld), so that no duplicate is taken for new.
+    None keeps them without limit. A dead job itself is kept until its workflow moves on, or it is retried or deleted.
+    `messages` is for databases without a relay. With a relay, messages are deleted once all relays have passed them,
+    and never before. The inbox refuses messages older than its memory (TooOld), so that no duplicate passes as new.
     """
 
     workflows: float | None = None
@@ -63,7 +63,7 @@ class Retention:
 
     def __post_init__(self) -> None:
         for name, days in asdict(self).items():
-            # A negative age would delete what is new, and an infinite one fail each time.
+            # A negative age would delete new rows, and an infinite one would fail each time.
             if days is not None and not (isinstance(days, int | float) and 0 <= days <= MAX_DAYS):
                 raise DefinitionError(f"Retention {name}: {shown(days)} is not a number of days from 0 to {MAX_DAYS:,}")
         least, most = inbox.MEMORY_DAYS
@@ -73,7 +73,7 @@ class Retention:
             )
 
     def require(self, conn: psycopg.Connection[Any]) -> None:
-        """Raises OutboxError if this role may not delete what this retention is to delete."""
+        """Raises OutboxError if this role may not delete what this retention requires."""
         with conn.cursor(row_factory=tuple_row) as cursor:
             (may,) = cursor.execute(SQL["retention_rights"]).fetchall()
         wanted = {"workflows": self.workflows, "history": self.history, "messages": self.messages, "inbox": None}
@@ -88,7 +88,7 @@ class Retention:
 
 
 def steps(link: Link, apart: Apart, kept: Retention) -> Iterator[tuple[str, Awaitable[None]]]:
-    """Yields what deletes what is older than `kept` says, each kind by itself, with its name."""
+    """Yields, for each kind of data, a name and the step that deletes what is older than `kept` allows."""
     for name, days in (
         ("retention_workflows", kept.workflows),
         ("retention_history", kept.history),

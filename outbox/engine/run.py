@@ -1,4 +1,4 @@
-"""What a handler is given: one attempt at one job, its data, and what it may ask for."""
+"""Defines `Run`, what a handler gets: one attempt at one job, its data, and what it may ask for."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Data = TypeVar("Data")
 
 
 MAX_TOPIC = 255
-"""Characters of a topic at most: an AMQP routing key has up to 255 bytes."""
+"""Most characters of a topic: an AMQP routing key has up to 255 bytes."""
 
 MAX_KEY = 1_000
-"""Characters of a key at most: it is indexed with parked messages, and an index row ends at 2,700 bytes."""
+"""Most characters of a key: it is indexed with parked messages, and an index row holds up to 2,700 bytes."""
 
 MAX_PROGRESS = 500
-"""Characters of a progress text at most: `outbox status` shows it in a table."""
+"""Most characters of a progress text: `outbox status` shows it in a table."""
 
 MAX_PUBLISHED = 64 * 2**20
-"""Bytes of messages and children that one attempt writes at most: they are one statement, which ends at 1 GB."""
+"""Most bytes of messages and children that one attempt writes: they go in one statement, whose limit is 1 GB."""
 
 
 class Run(Generic[Data]):
     """Gives a handler one attempt at one job: its data, and what it may ask for.
 
     `data` is the workflow's metadata as the pipeline's model. `attempt` counts from 1. `idempotency_key` is the same in
-    every attempt at this work, and another one when the workflow comes to the stage again: pass it to the services that
-    you call. `connection` is there in stages with `transaction=True`.
+    every attempt at this work, and a new one when the workflow comes to the stage again. Pass it to the services that
+    you call. `connection` exists in stages with `transaction=True`.
     """
 
     __slots__ = ("_connection", "_job", "_messages", "_published", "_spawned", "data")
@@ -65,7 +65,7 @@ class Run(Generic[Data]):
 
     @property
     def status(self) -> str:
-        """Returns the status that the workflow had when the job was claimed."""
+        """The status that the workflow had when the job was claimed."""
         return self._job.status
 
     @property
@@ -78,9 +78,9 @@ class Run(Generic[Data]):
 
     @property
     def connection(self) -> Any:
-        """Returns the psycopg connection, async or sync, whose transaction commits with the status change.
+        """The psycopg connection, async or sync, whose transaction commits with the status change.
 
-        HandlerError if the stage has none, LeaseLost if the job was taken away.
+        Raises HandlerError if the stage has none, LeaseLost if the job was taken away.
         """
         self._still_held()
         if self._connection is None:
@@ -89,7 +89,7 @@ class Run(Generic[Data]):
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """Returns a logger that names pipeline, stage, entity and attempt with each line."""
+        """A logger that names the pipeline, the stage, the entity and the attempt with each line."""
         return logger_of(self._job)
 
     def publish(
@@ -97,8 +97,8 @@ class Run(Generic[Data]):
     ) -> None:
         """Writes a message that is published if, and only if, this attempt commits.
 
-        `payload` is any plain JSON value or a pydantic model; `key` orders messages (default: the entity's id).
-        InvalidInput if it can't be stored, LeaseLost if the job was taken away.
+        `payload` is any plain JSON value or a pydantic model. `key` orders messages (default: the entity's id). Raises
+        InvalidInput if the message can't be stored, LeaseLost if the job was taken away.
         """
         self._still_held()
         if not isinstance(headers, Mapping | None):
@@ -119,9 +119,9 @@ class Run(Generic[Data]):
     def spawn(self, pipeline: Pipeline[Any], entity_id: str, data: Any, *, cancel: str | None = None) -> None:
         """Starts a workflow as a child of this one if, and only if, this attempt commits.
 
-        An entity that exists already is left alone, and does not become a child. When this workflow ends before the
-        child, the child moves to `cancel`, where that is a legal change; without `cancel` it goes on alone.
-        InvalidInput if it can't be stored, LeaseLost if the job was taken away.
+        An entity that already exists is left alone and doesn't become a child. When this workflow ends before the
+        child, the child moves to `cancel` if that is a legal change; without `cancel` it goes on by itself. Raises
+        InvalidInput if the child can't be stored, LeaseLost if the job was taken away.
         """
         self._still_held()
         if pipeline.reaction_of is not None:
@@ -144,11 +144,11 @@ class Run(Generic[Data]):
     def once(self, key: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls a function and keeps its result: the next attempt at this work gets the result without a call.
 
-        Await it in an async handler, for sync functions too; in a sync handler it returns the result. The result is
+        In an async handler, await it, also for sync functions; in a sync handler it returns the result. The result is
         kept as JSON of up to a megabyte, in a transaction of its own, and stays when this attempt fails. It comes back
-        as the type that the function's annotation says, such as a pydantic model. The function may be called twice, if
-        the process dies before the result is kept. HandlerError if the key belongs to another function, InvalidInput if
-        the result can't be kept, LeaseLost if the job was taken away.
+        as the type of the function's return annotation, such as a pydantic model. The function may be called twice if
+        the process dies before the result is kept. Raises HandlerError if the key belongs to another function,
+        InvalidInput if the result can't be kept, LeaseLost if the job was taken away.
         """
         self._still_held()
         texts.check_text(key, "key", MAX_TOPIC)
@@ -158,7 +158,7 @@ class Run(Generic[Data]):
         return checkpoints.once(self._job, key, function, args, kwargs)
 
     def progress(self, text: str) -> None:
-        """Tells how far this attempt is, for `outbox show` and `outbox status`. Written about twice a second."""
+        """Reports this attempt's progress, for `outbox show` and `outbox status`. Written about twice a second."""
         self._still_held()
         texts.check_text(text, "progress", MAX_PROGRESS)
         if self._job.checkpoints is not None:

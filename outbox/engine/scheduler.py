@@ -1,7 +1,7 @@
-"""Runs schedules: each tick once, on whichever worker takes it first.
+"""Runs schedules: each tick once, on the worker that takes it first.
 
-The schedule's row is locked while its function runs, and moves on in the function's own transaction: a tick that was
-rolled back is due again, one that was committed is over, and two at once can't be.
+The schedule's row is locked while its function runs, and moves on in the function's own transaction. A tick that was
+rolled back is due again, a tick that was committed is over, and no tick runs twice at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOOK_EVERY = 10.0
 
 
 class Scheduler:
-    """A worker's loop over its schedules; each runs beside the others."""
+    """A worker's loop over its schedules, which run side by side."""
 
     def __init__(
         self, dsn: str, schedules: Sequence[Schedule], *, ties: Ties | None = None, pooled: bool = False
@@ -50,14 +50,14 @@ class Scheduler:
         self._schedules = {(schedule.pipeline, schedule.name): schedule for schedule in schedules}
         self._link = Link(dsn, "schedules", pooled=pooled, ties=ties)
         self._running: dict[Schedule, asyncio.Task[Any]] = {}
-        self._in_threads: dict[Schedule, float] = {}  # with the time by which it should have ended
+        self._in_threads: dict[Schedule, float] = {}  # each with the time by which it should have ended
         self._foreign: set[Schedule] = set()
         self._context = contextvars.copy_context()
         self._threads = Threads("schedule")
         self._ran = asyncio.Event()
 
     async def run(self) -> None:
-        """Runs what is due, until it is cancelled."""
+        """Runs due schedules until it is cancelled."""
         try:
             while True:
                 wait = LOOK_EVERY
@@ -65,17 +65,17 @@ class Scheduler:
                 for schedule, due_in in await self._look():
                     if due_in <= 0 and schedule not in self._running:
                         self._start(schedule)
-                    # What is overdue is looked at again soon: another worker may be running it.
+                    # An overdue schedule is looked at again soon, because another worker may be running it.
                     wait = min(wait, due_in if due_in > 0 else random.uniform(0.5, 1))
                 self._ran.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ran.wait(), wait)
         finally:
-            self._threads.close()  # before: else a tick waits for its thread
+            self._threads.close()  # first, because a cancelled tick would wait for its thread
             await cancel(*self._running.values())
 
     async def run_due(self) -> bool:
-        """Runs all that is due and that no other worker runs, one after the other; returns whether there was any."""
+        """Runs, one after the other, all due schedules that no other worker runs; returns whether there were any."""
         due = [schedule for schedule, due_in in await self._look() if due_in <= 0]
         return any([await self._start(schedule) for schedule in due])
 
@@ -84,7 +84,7 @@ class Scheduler:
         await self._link.close()
 
     def timeout(self) -> float:
-        """Returns the longest timeout, in seconds, of the functions that run now."""
+        """Returns the longest timeout, in seconds, of the functions that are running."""
         return max((schedule.timeout for schedule in self._running), default=0.0)
 
     def left(self) -> list[str]:
@@ -92,7 +92,7 @@ class Scheduler:
         return [f"schedule {schedule.label}" for schedule in {**self._running, **self._in_threads}]
 
     async def _look(self) -> list[tuple[Schedule, float]]:
-        """Returns the schedules that are deployed as this worker knows them, each with the seconds until it is due."""
+        """Returns the schedules deployed as this worker defines them, each with the seconds until it is due."""
         mine = {"pipelines": [name for name, _ in self._schedules], "schedules": [name for _, name in self._schedules]}
         rows = await self._link.repeat(SQL["schedules_look"], mine) if self._schedules else []
         found = [(self._schedules[pipeline, name], tuple(how), due_in) for pipeline, name, *how, due_in in rows]
@@ -110,9 +110,9 @@ class Scheduler:
         return task
 
     async def _run(self, schedule: Schedule) -> bool:
-        """Runs a schedule's tick, if it is due and no other worker runs it; returns whether it was.
+        """Runs a schedule's tick if it is due and no other worker runs it; returns whether it did.
 
-        Nothing that comes out of a tick ends the worker, nor the other schedules.
+        No error in a tick ends the worker or affects other schedules.
         """
         try:
             match await self._tick(schedule):
@@ -134,7 +134,7 @@ class Scheduler:
         return False
 
     async def _tick(self, schedule: Schedule) -> Ran | Failed | None:
-        """Runs a tick, in the event loop or in a thread; returns None if it isn't due or the database is away."""
+        """Runs a tick in the event loop or in a thread. Returns None if it isn't due or the database is unreachable."""
         try:
             if inspect.iscoroutinefunction(schedule.function):
                 return await self._in_loop(schedule)
@@ -157,7 +157,7 @@ class Scheduler:
             self._in_threads.pop(schedule, None)
 
     def _say_late(self) -> None:
-        """Says once which plain functions go on after their timeout: this worker runs them no more until they end."""
+        """Logs once which plain functions exceed their timeout. This worker doesn't run them again until they end."""
         for schedule, until in list(self._in_threads.items()):
             if time.monotonic() > until:
                 self._in_threads[schedule] = float("inf")
@@ -165,21 +165,21 @@ class Scheduler:
 
 
 class Ran(NamedTuple):
-    """The tick of the time `at` is committed."""
+    """The tick for the time `at` was committed."""
 
     at: datetime
 
 
 class Failed(NamedTuple):
-    """The tick that was `due` has raised `error`, and nothing of it is committed."""
+    """The tick due at `due` raised `error`, and nothing of it was committed."""
 
     due: datetime
     error: BaseException
 
 
 def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
-    """Calls a schedule's function and moves the schedule on; does nothing if it isn't due or another worker runs it."""
-    yield Begin(_mark(schedule))  # before anything is locked: from here on a frozen process is cut off
+    """Calls a schedule's function and moves the schedule on, unless it isn't due or another worker runs it."""
+    yield Begin(_mark(schedule))  # before anything is locked, so that Postgres can cut off a process that freezes
     cron, timezone, catch_up = schedule.how
     as_known = {"cron": cron, "timezone": timezone, "catch_up": catch_up}
     taken = yield SQL["schedule_take"], {**_key(schedule), **as_known}
@@ -195,7 +195,7 @@ def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
                 "the function ended the transaction that it was given: use tick.connection.transaction()"
             )
         yield Commit()
-    except BaseException as error:  # whatever a handler may raise
+    except BaseException as error:  # a handler may raise anything
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise  # the worker's own cancellation, not the function's
         return Failed(due, error)

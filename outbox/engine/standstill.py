@@ -1,7 +1,7 @@
-"""What a worker does while its event loop stands still: a handler computes or sleeps in it without an await.
+"""Keeps a worker alive while a handler blocks its event loop, by computing or sleeping without an await.
 
-A thread beside the loop names the handler, and goes on beating, so that the jobs of innocents are not taken for lost.
-It does so for the longest timeout of what runs, plus a lease: then the loop is taken for lost.
+A thread beside the loop logs the handler's name and keeps up the heartbeats, so that other handlers don't lose their
+jobs. It does so for the longest timeout among the running jobs, plus a lease. After that it gives up the loop.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from .lease import SQL, Lease
 log = logging.getLogger("outbox.worker")
 
 TURN_EVERY = 0.25
-"""Seconds between two turns of the loop that are noted, and between two looks at them."""
+"""Seconds between two recorded turns of the loop, and between two checks of them."""
 
 GIVE_BACK_WITHIN = 5.0
 """Seconds that the last statements may take before the process ends."""
 
 
 class Standstill:
-    """Watches the loop of one worker. `timeout` returns the longest timeout (s) of what runs in it.
+    """Watches the event loop of one worker. `timeout` returns the longest timeout (s) of what runs in it.
 
-    `give_up` is called in the thread, with the reason, when the loop has stood still for too long.
+    `give_up` is called in the thread, with the reason, when the loop has been blocked for too long.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Standstill:
         self._conn: psycopg.Connection[Any] | None = None
 
     async def run(self) -> None:
-        """Notes the loop's turns, and says for how long it stood still, for ever."""
+        """Records the loop's turns and logs how long it was blocked, until it is cancelled."""
         self._turned = time.monotonic()
         threading.Thread(target=self._watch, name="outbox watch", daemon=True).start()
         try:
@@ -89,7 +89,7 @@ class Standstill:
                 stood = 0.0
                 continue
             if passed > self._seconds / 2:
-                continue  # the whole process was stopped, or had no processor: the loop may be about to go on
+                continue  # the whole process was stopped or had no CPU: the loop may be about to go on
             stood += passed
             if self._found is None:
                 self._found = self._culprit()
@@ -100,9 +100,9 @@ class Standstill:
                 return
 
     def _culprit(self) -> tuple[str, Job | None]:
-        """Returns what runs in the loop: the handler's name if it is one, the place, and the job."""
+        """Returns what runs in the loop: the handler's name and place, or the place alone, and the job."""
         where = place_of(self._thread_of_loop) or "an unknown place"
-        with suppress(Exception):  # the loop may be going on just now
+        with suppress(Exception):  # the loop may go on at this moment
             if (task := asyncio.current_task(self._loop)) and (named := self._attempts.handlers.of(task)):
                 name, jobs = named
                 return f"{name} ({where})", jobs[0]
@@ -119,7 +119,7 @@ class Standstill:
             log.debug("no beat: %s", error)
 
     def _end(self, stood: float) -> None:
-        """Gives up the loop: the job that blocks it has failed, and all others are released."""
+        """Gives up the loop: the job that blocks it fails, and all others are released."""
         name, culprit = self._found or ("an unknown place", None)
         why = f"the event loop has stood still for {stood:.0f} s, in {name}: the worker ends, and its jobs are released"
         giving = threading.Thread(target=self._give_back, args=(culprit, stood, name), daemon=True)

@@ -1,4 +1,4 @@
-"""Step 3 and 4 in one: a handler in a transaction of its own, which ends with the status change or not at all.
+"""Runs a handler in a transaction of its own (steps 3 and 4), which commits with the status change or not at all.
 
 A stage with `batch` has several jobs in one transaction.
 """
@@ -39,27 +39,27 @@ class Failures(NamedTuple):
 
 
 class RolledBackTogether(NamedTuple):
-    """Nothing of several jobs was committed, for a reason that may lie in any of them: each is to be tried alone."""
+    """Nothing was committed, and any of several jobs may be the reason: each is to be tried alone."""
 
 
 class NotHeld(NamedTuple):
-    """Nothing was committed, since the job is no longer held, or its workflow was changed."""
+    """Nothing was committed, because the job is no longer held, or its workflow was changed."""
 
 
 class HeldUp(NamedTuple):
-    """Nothing was committed, since another session holds what the commit needs."""
+    """Nothing was committed, because another session holds a row that the commit needs."""
 
 
 Ended = Committed | Failures | RolledBackTogether | NotHeld | HeldUp | PutBack | Missed
 
 
 def attempt(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], jobs: Sequence[Job]) -> Steps[Ended]:
-    """Calls the handler with these jobs and commits what it returns. All are committed or none.
+    """Calls the handler with these jobs and commits what it returns: all of them or none.
 
-    Raises psycopg.Error if the handler was not called. A commit whose answer is lost counts as failed: putting the
-    jobs back is refused if it was committed after all.
+    Raises psycopg.Error if the handler was not called. A commit whose answer is lost counts as failed; if it did
+    commit, the database refuses to put the jobs back.
 
-    Two round trips beside the handler's own: what begins the transaction is one, and what ends it.
+    It takes two round trips besides the handler's own: one to begin the transaction, and one to end it.
     """
     stage = jobs[0].stage
     yield Begin(commit.mark_transaction(jobs[0]))
@@ -67,7 +67,7 @@ def attempt(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], jobs: 
     runs = [run for run in begun if isinstance(run, Run)]
     outcomes: list[Outcome]
     if len(runs) < len(jobs):
-        outcomes = [run for run in begun if not isinstance(run, Run)]  # of data that don't fit the model
+        outcomes = [run for run in begun if not isinstance(run, Run)]  # for data that doesn't fit the model
     else:
         outcomes = yield Call(partial(handle_async if stage.is_async else handle_sync, runs))
     if Missed() in outcomes:
@@ -91,7 +91,7 @@ def attempt(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], jobs: 
 def _refused(
     conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], jobs: Sequence[Job], error: psycopg.Error
 ) -> Ended:
-    """Returns what it means that the transaction could not be committed."""
+    """Returns what the failed commit of a transaction means for its jobs."""
     if error.sqlstate == commit.ANOTHER_TRANSACTION:
         told = HandlerError(f"stage {jobs[0].stage.queue} {_ENDED}")
         return Failures([(job, fail(job, told)) for job in jobs])

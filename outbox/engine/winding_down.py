@@ -1,4 +1,4 @@
-"""Ends the work of a worker: what has not started goes back, what runs has the grace time, and the rest is released."""
+"""Ends a worker's run: releases waiting jobs, gives running ones the grace time, then releases the rest."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .release import Releaser
 log = logging.getLogger("outbox.worker")
 
 RELEASE_WITHIN = 10.0
-"""Seconds in which a worker that stops tries to release what it has not finished: else its lease's end does it."""
+"""Seconds in which a stopping worker tries to release unfinished jobs. After that, the end of its lease frees them."""
 
 CANCEL_WITHIN = 1.0
-"""Seconds that handlers may take to end after they were cancelled: then their jobs are released."""
+"""Seconds that cancelled handlers may take to end before their jobs are released."""
 
 COMMIT_WITHIN = 1.0
-"""Seconds that the last outcomes may take to be committed after the grace time."""
+"""Seconds that the last outcomes may take to commit after the grace time."""
 
 
 class WindingDown:
-    """The end of a worker's run."""
+    """Runs the end of a worker's run."""
 
     def __init__(
         self, service: Service, inflight: InFlight, attempts: Attempts, releaser: Releaser, *, grace: float
@@ -38,7 +38,7 @@ class WindingDown:
         """How many handlers were still running at the end of the grace time."""
 
     async def after(self, work: Coroutine[Any, Any, None]) -> None:
-        """Awaits the work until it has ended or the worker is told to stop, and winds down. Raises WorkerBroken."""
+        """Awaits the work until it ends or the worker is told to stop, and winds down. Raises WorkerBroken."""
         try:
             await self._service.until_stop(work)
         except WorkerBroken as error:
@@ -48,7 +48,7 @@ class WindingDown:
         await self._run()
 
     async def _run(self, within: float | None = None) -> None:
-        """Ends what is at work within the grace time after a stop, or `within` so many seconds."""
+        """Ends the running jobs within the grace time after a stop, or within `within` seconds."""
         self._attempts.stop_starting()
         if waiting := self._inflight.drop_waiting():
             with suppress(TimeoutError):
@@ -71,7 +71,7 @@ class WindingDown:
                 await asyncio.wait_for(self._releaser.release(held_up), RELEASE_WITHIN)
 
     async def release_all(self) -> None:
-        """Cancels what runs and releases what is held; there is none unless the run has failed or was cancelled."""
+        """Cancels what runs and releases what is held. That is nothing unless the run has failed or was cancelled."""
         self._attempts.stop_starting()
         inflight = self._inflight
         held = [*inflight.drop_waiting(), *inflight.interrupt("the worker has ended"), *inflight.drop_held_up()]

@@ -1,4 +1,4 @@
-"""The worker: claims jobs of its stages, has handlers run them and commits what comes out, until it is told to stop."""
+"""Runs a worker: claims jobs of its stages, calls their handlers and commits the outcomes, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Worker:
 
     `stages` limits it to some ("enrich" or "posts.enrich"; default: all). `concurrency` is how many attempts run at
     once for each stage in this process; a stage's own `concurrency` holds across all workers. `lease` (seconds) is how
-    long a frozen or cut-off process keeps its jobs; a killed one loses them in about a second. `grace` (seconds) is how
-    long running handlers may take after `stop`. `listen_dsn` is a direct DSN when `dsn` goes through a pooler. `drain`
-    ends the run when nothing is due. `notify=False` polls only. `on_standstill`, if given, is called in a thread with
-    the reason when a handler has blocked the event loop for too long; see docs/handlers.md.
+    long a frozen or cut-off process keeps its jobs; a killed process loses them in about a second. `grace` (seconds) is
+    how long running handlers may take after `stop`. `listen_dsn` is a direct DSN when `dsn` goes through a pooler.
+    `drain` ends the run when nothing is due. `notify=False` polls only. `on_standstill`, if given, is called in a
+    thread with the reason when a handler has blocked the event loop for too long; see docs/handlers.md.
 
-    `counts` says what has become of the attempts, `interrupted` how many handlers were still running at the end of the
-    grace time, and `left` names those that run on after `run` has returned: they can't be interrupted.
+    `counts` tells how the attempts have ended, and `interrupted` how many handlers were still running at the end of the
+    grace time. `left` names handlers that go on after `run` has returned, because they can't be interrupted.
     """
 
     _link: Callable[..., Link] = Link
@@ -75,7 +75,7 @@ class Worker:
                 raise DefinitionError(f"pipelines: {shown(pipeline)} is not a Pipeline")
         self._pipelines += [reaction for pipeline in self._pipelines for reaction in pipeline.reactions.values()]
         self._lanes = Lanes.of(self._pipelines, stages, concurrency)
-        # A worker of some stages leaves schedules to those that run all of them.
+        # A worker for some stages leaves the schedules to workers that run all stages.
         self._schedules = [each for p in self._pipelines for each in p.schedules.values() if stages is None]
         self._dsn, self._listen_dsn, self._pooled = dsn, listen_dsn or dsn, listen_dsn not in (None, "", dsn)
         self._lease, self._grace, self._drain, self._notify = lease, grace, drain, notify
@@ -100,15 +100,15 @@ class Worker:
                 log.error("still running, though the worker has stopped: %s", ", ".join(self.left))
 
     def stop(self) -> None:
-        """Stops: jobs that are claimed but not started go back at once, running ones get `grace` seconds.
+        """Stops the worker: jobs that haven't started are released at once, running ones get `grace` seconds.
 
-        Called a second time, it stops at once. From another thread: `loop.call_soon_threadsafe(worker.stop)`.
+        A second call stops it at once. From another thread, use `loop.call_soon_threadsafe(worker.stop)`.
         """
         self._service.stop()
 
 
 class _Shift:
-    """One run of a worker: its steps, each given the jobs in flight and a connection of its own."""
+    """One run of a worker: its steps, which share the jobs in flight and have connections of their own."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker, self._service = worker, worker._service
@@ -158,9 +158,9 @@ class _Shift:
     async def _work(self) -> None:
         inflight, claimer, attempts = self._inflight, self._claimer, self._attempts
         while True:
-            lanes = await inflight.room()  # 1 where there is room
+            lanes = await inflight.room()  # 1 wait for room
             more = await claimer.turn(lanes)  # 2 claim
-            for lane, _ in lanes:  # 3 start; what ends goes to the committer by itself
+            for lane, _ in lanes:  # 3 start; each attempt hands its outcome to the committer
                 attempts.start(lane)
             for lane in await claimer.store_in_progress(lanes):
                 attempts.start(lane)
@@ -169,7 +169,7 @@ class _Shift:
             await claimer.rest()  # 4 until woken, there is room, or the poll delay is over
 
     async def _drained(self) -> bool:
-        """Whether nothing is due: not here, not scheduled, and not held by a worker that has died."""
+        """Returns whether nothing is due: not here, not scheduled, and not held by a worker that has died."""
         if not self._inflight.drained():
             return False
         with suppress(psycopg.Error, OSError):

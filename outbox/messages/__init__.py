@@ -1,1 +1,1 @@
-"""Messages on their way out (relay, log, targets) and in (consumer)."""
+"""Carries messages out (relay, log, targets) and in (consumer)."""

@@ -1,7 +1,7 @@
-"""The consumer: composes a queue's subscription, lanes that keep each key's order, and the receivers in them.
+"""Runs a consumer: takes messages from a queue into lanes that keep each key's order, and handles them.
 
-A message is acknowledged when its transaction has committed or it is parked. If anything dies before that, the message
-comes again, and the inbox tells whether it was handled.
+A message is acknowledged when its transaction has committed or it is parked. If a process or the broker dies before
+that, the message is delivered again, and the inbox tells whether it was handled.
 """
 
 from __future__ import annotations
@@ -37,39 +37,39 @@ SQL = statements.load("consumer")
 log = logging.getLogger("outbox.consumer")
 
 PREFETCH = 20
-"""Unacknowledged messages for each that is handled at once: the next ones are here when one ends."""
+"""Unacknowledged messages for each one handled at a time, so that the next ones are here when one ends."""
 
 RETRY_EVERY = 2.0
-"""Seconds between two looks at parked messages that a person wants to be tried again."""
+"""Seconds between two checks for parked messages that a person wants to retry."""
 
 FORGET_EVERY = 3600.0
 """Seconds between two attempts to forget old ids: the inbox forgets them by the week."""
 
 RETRY = Backoff(first=1, factor=2, max=60)
-"""When a message is tried again if `retry` doesn't say otherwise. Messages of its key wait behind it meanwhile."""
+"""Default back-off for retries. Later messages of the same key wait behind the retried one."""
 
 
 async def consume(queue: str, handler: Callable[[Delivery], Any], **options: Any) -> None:
     """Handles the messages of a RabbitMQ queue, each with one effect, until SIGTERM or Ctrl-C.
 
-    The options are those of Consumer, which is for programs that have other reasons to stop. The process ends soon
-    after the grace time, with exit code 1, whatever handlers still run.
+    The options are those of Consumer, which is for programs that stop for other reasons. The process ends soon after
+    the grace time; if handlers are still running, it ends anyway, with exit code 1.
     """
     consumer = Consumer(queue, handler, **options)
     on_signals(consumer.stop, consumer.grace)
     await consumer.run()
     if consumer.left:
-        ending.exit_soon(main_thread_ends=False)  # asyncio and Python would wait for them
+        ending.exit_soon(main_thread_ends=False)  # asyncio and Python would wait for the handlers
         sys.exit(1)
 
 
 class Consumer:
     """Handles the messages of a queue until `stop`. Any number of processes share a queue.
 
-    `handler` is given a Delivery, in a transaction on `delivery.connection` that also records the message's id: both
-    are committed, or neither. A sync handler runs in a thread, on a sync connection. It may raise Retry(after=seconds)
-    or Reject(reason). After any other exception the message is tried again by `retry`, and parked after the last
-    attempt (see `outbox parked`). A message that can't be read is parked at once.
+    `handler` gets a Delivery, in a transaction on `delivery.connection` that also records the message's id: both are
+    committed, or neither. A sync handler runs in a thread, on a sync connection. It may raise Retry(after=seconds) or
+    Reject(reason). After any other exception the message is retried by `retry`, and parked after the last attempt (see
+    `outbox parked`). A message that can't be read is parked at once.
 
     `consumer` names what has the effect in the inbox (default: the queue's name). `dsn` and `amqp_url` default to the
     settings OUTBOX_DSN and OUTBOX_AMQP_URL. Of several URLs, in a list or with commas between them, it takes the next
@@ -129,7 +129,7 @@ class Consumer:
         )  # fmt: skip
 
     async def run(self) -> None:
-        """Handles what comes, until `stop`.
+        """Handles messages until `stop`.
 
         Waits for a primary first. Raises SchemaError if it isn't ready for this code. After that, nothing that a
         handler, a message, or a restart of Postgres or RabbitMQ does ends it.
@@ -147,7 +147,7 @@ class Consumer:
         log.info("stopped: %s handled, %s duplicates, %s parked", counts.handled, counts.duplicates, counts.parked)
 
     def stop(self) -> None:
-        """Takes nothing more and lets running handlers finish within `grace`; called again, it ends at once.
+        """Takes no more messages and lets running handlers finish within `grace`. A second call ends it at once.
 
         Messages that have not been started are left to other consumers.
         """
@@ -166,7 +166,7 @@ class Consumer:
         return not all(lane.idle.is_set() for lane in self._lanes)
 
     async def _until_quiet(self) -> None:
-        """Waits for a stop, and then until no message is handled."""
+        """Waits for a stop, and then until no message is being handled."""
         await self._service.stopped()
         for lane in self._lanes:
             lane.drop_waiting()
@@ -179,7 +179,7 @@ class Consumer:
 
     def _take(self, arrival: Arrival) -> None:
         if self._service.stopping:
-            return  # others get it when the connection closes
+            return  # other consumers get it when the connection closes
         if arrival.key is None:
             min(self._lanes, key=lambda lane: lane.load).put(arrival)
         else:
@@ -188,7 +188,7 @@ class Consumer:
     async def _work(self, lane: _Lane) -> None:
         while True:
             arrival = await lane.next()
-            # If its channel is gone, it is delivered again, after those before it.
+            # If its channel is gone, the message is delivered again, after those before it.
             if arrival.can_be_acknowledged and await lane.receiver.receive(arrival):
                 killpoints.passing("K13")
                 arrival.acknowledge()
@@ -246,12 +246,12 @@ def _connections(dsn: str | None, amqp_url: str | Sequence[str] | None) -> tuple
         raise SettingsError("which database? Give dsn, or set OUTBOX_DSN")
     if not found.amqp_url:
         raise SettingsError("which broker? Give amqp_url, or set OUTBOX_AMQP_URL, such as amqp://localhost/")
-    # A consumer doesn't listen. But where a worker needs another DSN to listen, this one leads through a pooler.
+    # A consumer doesn't listen, but if workers need a separate DSN to listen, this DSN leads through a pooler.
     return found.dsn, found.amqp_url, found.listen_dsn not in (None, found.dsn)
 
 
 class _Lane:
-    """Messages that are handled one after the other."""
+    """A queue of messages that are handled one after the other."""
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
@@ -260,20 +260,20 @@ class _Lane:
 
     @property
     def load(self) -> int:
-        """How many messages wait or are handled."""
+        """How many messages wait or are being handled."""
         return self._waiting.qsize() + (not self.idle.is_set())
 
     def put(self, arrival: Arrival) -> None:
-        """Adds a message behind those that wait."""
+        """Adds a message at the end of the queue."""
         self._waiting.put_nowait(arrival)
 
     def drop_waiting(self) -> None:
-        """Drops all messages that wait. The broker has them still."""
+        """Drops all waiting messages. The broker still has them."""
         while not self._waiting.empty():
             self._waiting.get_nowait()
 
     async def next(self) -> Arrival:
-        """Returns the next message. The one before has been handled."""
+        """Returns the next message, after the previous one has been handled."""
         self.idle.set()
         arrival = await self._waiting.get()
         self.idle.clear()

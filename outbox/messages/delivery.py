@@ -1,4 +1,4 @@
-"""A delivery as it came from a queue, and as a handler is given it. Needs neither AMQP nor a database."""
+"""Defines a message as it arrives from a queue, and as a handler gets it. Needs neither AMQP nor a database."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..client.inbox import parse_id
 from ..errors import InvalidInput, Unreadable
 
 _DEEPEST = 20
-"""Levels of nested headers that are kept as JSON; what is deeper is kept as text. Postgres has a limit, too."""
+"""Levels of nested headers kept as JSON. Deeper ones are kept as text, because Postgres has a limit, too."""
 
 
 @dataclass(slots=True, eq=False)
 class Arrival:
-    """A message as it came from a queue, or from the row `parked` when a person wants it to be tried again.
+    """A message from a queue, or from the row `parked` when a person wants to retry it.
 
-    `headers` are AMQP's; `wire_id` is AMQP's message_id; `channel` and `tag` are those to acknowledge it by.
+    `headers` are AMQP's, and `wire_id` is AMQP's message_id. It is acknowledged by `channel` and `tag`.
     """
 
     topic: str
@@ -37,17 +37,17 @@ class Arrival:
 
     @property
     def can_be_acknowledged(self) -> bool:
-        """Whether the channel that it came on is open. If not, the broker delivers it again."""
+        """Whether the channel on which it came is open. If it isn't, the broker delivers the message again."""
         return self.parked is not None or bool(self.channel.is_open)
 
     @property
     def comes_again(self) -> bool:
-        """Whether this need not be its first delivery."""
+        """Whether the message may have been delivered before."""
         return self.redelivered or self.parked is not None
 
     @property
     def stated_id(self) -> object:
-        """The id in the headers, which is the same in every delivery: AMQP's message_id need not be."""
+        """The id in the headers, which is the same in every delivery. AMQP's message_id may differ."""
         return self._header("id") or self.wire_id
 
     @property
@@ -57,7 +57,7 @@ class Arrival:
 
     @property
     def digest(self) -> bytes:
-        """Bytes that tell this message from others: its id, or a hash of all that it has."""
+        """Bytes that identify this message: its id, or a hash of its whole content."""
         try:
             return parse_id(self.stated_id).bytes
         except InvalidInput:
@@ -70,7 +70,7 @@ class Arrival:
             self.channel.basic_ack(self.tag)
 
     def read(self) -> Delivery:
-        """Returns what a handler is given, or raises Unreadable."""
+        """Returns the Delivery for the handler, or raises Unreadable."""
         try:
             message_id = parse_id(self.stated_id)
         except InvalidInput as error:
@@ -82,7 +82,7 @@ class Arrival:
         return Delivery(message_id, self.topic, self.key, payload, dict(self.headers))
 
     def _header(self, name: str) -> Any:
-        # CloudEvents has two spellings. The one with `_` can be filtered by in all brokers and clients of AMQP 0-9-1.
+        # CloudEvents has two spellings. All AMQP 0-9-1 brokers and clients can filter by the one with `_`.
         return self.headers.get(f"cloudEvents_{name}") or self.headers.get(f"cloudEvents:{name}")
 
 
@@ -91,8 +91,8 @@ class Delivery:
     """Carries one message to a handler of `consume`.
 
     `message_id` is the same in every delivery. `key` is what the sender orders by, such as an entity's id. `payload` is
-    the JSON value, `headers` are all headers of the message, `attempt` counts from 1. `connection` is a psycopg
-    connection, sync or async like the handler: what is written through it commits with the record that the message was
+    the JSON value, and `headers` are all headers of the message. `attempt` counts from 1. `connection` is a psycopg
+    connection, sync or async like the handler. What is written through it commits with the record that the message was
     handled, or not at all.
     """
 
@@ -106,7 +106,7 @@ class Delivery:
 
 
 def storable(headers: Mapping[str, Any]) -> str:
-    """Returns AMQP's headers, whatever they hold, as JSON text that Postgres stores. Never raises."""
+    """Returns AMQP headers, whatever they contain, as JSON text that Postgres can store. Never raises."""
     return json.dumps(_plain(headers, 0), allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""How a consumer's messages are handled: what all its lanes share."""
+"""Defines what all lanes of a consumer share."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Slots:
 
     @contextlib.asynccontextmanager
     async def taken(self, *, alone: bool) -> AsyncIterator[None]:
-        """Waits for a slot; `alone`, for all of them, so that no other message is handled meanwhile."""
+        """Waits for a slot; with `alone` for all slots, so that no other message is handled at the same time."""
         slots = self._count if alone else 1
-        async with self._turn:  # or two that want all would wait for each other
+        async with self._turn:  # otherwise two that want all slots would wait for each other
             for _ in range(slots):
                 await self._free.acquire()
         try:
@@ -39,9 +39,9 @@ class Slots:
 
 @dataclass
 class Handling:
-    """What a consumer's receivers are given: the handler with its options, and the counts of what became of messages.
+    """What a consumer's receivers share: the handler with its options, and counts of messages by outcome.
 
-    `timeout` in seconds bounds an async handler.
+    `timeout`, in seconds, bounds an async handler.
     """
 
     inbox: Inbox

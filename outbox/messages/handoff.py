@@ -1,7 +1,7 @@
-"""Turns messages into workflows of a pipeline in another Postgres, each once, without a broker.
+"""Turns messages into workflows of a pipeline in another Postgres, each message once, without a broker.
 
-A message's id and its workflow are written there in one transaction. Whatever dies on either side, the relay sends the
-part again, and the inbox there knows what it has.
+A message's id and its workflow are written there in one transaction. If either side dies, the relay sends the part
+again, and the inbox there knows which messages it already has.
 """
 
 from __future__ import annotations
@@ -33,35 +33,36 @@ from .target import Outgoing, Parked, Target, Unsent
 SQL = statements.load("handoff")
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
-"""Seconds before a database that is away is tried again, doubled each time: soon after a restart, then less often."""
+"""Seconds before an unreachable database is tried again, doubled each time: soon after a restart, then less often."""
 
 ANSWER_WITHIN = 30.0
-"""Seconds in which a batch must be written there. One that takes longer is halved: the database may be slow."""
+"""Seconds in which a batch must be written there. A batch that takes longer is halved: the database may be slow."""
 
 _LOCKS_WITHIN = ANSWER_WITHIN * 2 / 3
 """Seconds for which a statement there waits for a lock. The COMMIT of an attempt that was given up may still have its
 locks: each further attempt ends by itself, and leaves no session behind that waits."""
 
 LEASE_CHECK_EVERY = 0.1
-"""Seconds between two looks whether the relay has its name again."""
+"""Seconds between two checks whether the relay holds its name again."""
 
 _OF_THE_MESSAGE = {"22", "23", "54", "OB"}
-"""Classes of SQLSTATE that are about a value, not the database: bad data, constraints, limits, our own triggers."""
+"""Classes of SQLSTATE that concern a value, not the database: bad data, constraints, limits, our own triggers."""
 
 _WHY = {
     "old": "it is older than what the inbox there remembers, which can't tell whether it was delivered before",
     "new": "its id is in the future: the clock of its writer, or of the database there, is wrong",
     "there": "its entity already has a workflow there, of another message",
 }
-"""Reasons with which messages are parked, by what `handoff` in handoff.sql answers."""
+"""The reasons for parking messages, by the answer of `handoff` in handoff.sql."""
 
 
 class Handoff(Target):
     """Delivers messages to a pipeline in the database `dsn`: each becomes a workflow with its payload as metadata.
 
-    `entity_id` is a template of {key}, {topic} and {message_id}; for a message without a key, it is the message's id.
-    Only messages whose topic fits one of `topics` (with * and ?) are delivered, and with `part` (2, 4) only those whose
-    entity lives in database 2 of 4 (see outbox.shard). `strict`: messages of a key are parked behind a parked one.
+    `entity_id` is a template of {key}, {topic} and {message_id}. If it has {key}, a message without a key gets its
+    message id. Only messages whose topic matches one of `topics` (with * and ?) are delivered, and with `part` (2, 4)
+    only those whose entity lives in database 2 of 4 (see outbox.shard). With `strict`, later messages of a key are
+    parked behind a parked one.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Handoff(Target):
                 f"the entity id {entity_id!r} is not a template of {{key}}, {{topic}} and {{message_id}}: "
                 f"{type(error).__name__}"
             ) from None
-        engine_conninfo(dsn, "handoff")  # a DSN that can't be read is refused now
+        engine_conninfo(dsn, "handoff")  # refuses an invalid DSN now
         self._dsn = dsn
         self._pipeline = check_name(pipeline, "pipeline")
         self._consumer = f"pipeline {pipeline}"
@@ -133,7 +134,7 @@ class Handoff(Target):
                     await self._pause(error)
                     continue
                 if len(batch) > 1:
-                    size = len(batch) // 2  # to find the one
+                    size = len(batch) // 2  # to find the bad message
                     continue
                 refused = {batch[0].id: first_line(error)}
             self.trouble.set(None)
@@ -145,7 +146,7 @@ class Handoff(Target):
                     why = f"behind an earlier parked message of its key {message.key!r}"
                     parked[message.id] = Unsent(message, why)
             if refused and self._strict:
-                # Nothing of the batch was written: try it again without these and those behind them.
+                # Nothing of the batch was written. Try again without the refused messages and those behind them.
                 stopped |= {message.key for message in batch if message.id in refused and message.key is not None}
                 left = [message for message in left if message.id not in parked]
             else:
@@ -165,7 +166,7 @@ class Handoff(Target):
             await conn.close()
 
     async def _write(self, batch: Sequence[Outgoing]) -> dict[int, str]:
-        """Writes a batch in one transaction; returns what was refused and why. If `strict`, it is all or nothing."""
+        """Writes a batch in one transaction; returns what was refused and why. If `strict`, all of it or nothing."""
         refused = {message.id: why for message in batch if (why := self._problem(message))}
         good = [message for message in batch if message.id not in refused]
         if not good or (refused and self._strict):
@@ -247,10 +248,10 @@ class Handoff(Target):
 
 
 class _NotThere(psycopg.OperationalError):
-    """Something must be set up in the other database first."""
+    """The other database lacks something that a person must set up first."""
 
 
 def _is_of_a_message(error: BaseException) -> bool:
-    """Returns whether an error is about what was written, not about the database."""
+    """Returns whether an error concerns what was written, not the database."""
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     return state is not None and state[:2] in _OF_THE_MESSAGE

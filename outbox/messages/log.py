@@ -1,6 +1,6 @@
-"""The message log as a relay reads it: windows between two snapshots, and a cursor that moves when a part is sent.
+"""Reads the message log for a relay: windows between two snapshots, and a cursor that moves after each part is sent.
 
-Nothing here knows where messages go. sql/queries/log.sql explains the method and names its source (PgQ).
+Nothing here depends on where messages go. sql/queries/log.sql explains the method and names its source (PgQ).
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ SQL = statements.load("log")
 log = logging.getLogger("outbox.relay")
 
 READ_AT_ONCE = 100_000
-"""Messages of one cursor: the server sorts them and keeps the rest in a temporary file until it is read."""
+"""Most messages of one cursor. The server sorts them and keeps those not yet read in a temporary file."""
 
 FETCH_BYTES = 4 * 2**20
-"""Bytes of payloads in a part, about: what a relay holds in memory, and sends again after a crash."""
+"""Approximate bytes of payloads in a part: a relay holds them in memory, and sends them again after a crash."""
 
 MOST_ROWS = 5_000
-"""Messages in a part, however small they are."""
+"""Most messages in a part, however small they are."""
 
 _FIRST_ROWS = 10
 """Messages in the first part, before their size is known."""
 
 _ROW_BYTES = 200
-"""Bytes that a message takes besides its payload, about."""
+"""Approximate bytes of a message besides its payload."""
 
 LEAVE_WITHIN = 2.0
 """Seconds in which a relay that ends tries to free its name: else its lease's end does it."""
@@ -58,7 +58,7 @@ _PLANNING = {"enable_seqscan": "off", "jit": "off"}
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Messages that were committed between two snapshots. Those up to the id `position` are done."""
+    """Messages that were committed between two snapshots. Those with ids up to `position` are done."""
 
     start: str
     end: str
@@ -155,13 +155,13 @@ class Log:
         check(self._name, self._settings, had=had, known=known, runs=runs, drained=drained, others=others)
 
     async def leave(self) -> None:
-        """Frees the name, so that another process need not wait for the lease to end."""
+        """Frees the name, so that another process doesn't have to wait for the end of the lease."""
         if self._epoch and self._conn is not None:
             with self._ties.within(LEAVE_WITHIN):
                 await self._ask("relay_leave", epoch=self._epoch)
 
     async def beat(self, trouble: str | None, idle: bool) -> None:
-        """Sends a heartbeat, which keeps the name, with what is wrong and whether the relay is idle."""
+        """Sends a heartbeat that keeps the name, with the current problem and whether the relay is idle."""
         asked = time.monotonic()
         told = {"name": self._name, "epoch": self._epoch, "trouble": trouble, "idle": idle}
         await self._beside.connection()
@@ -177,7 +177,7 @@ class Log:
         return Window(*rows[0]) if rows else None
 
     async def read(self, window: Window) -> AsyncIterator[list[Outgoing]]:
-        """Yields the rest of a window in parts of bounded size, in the order of ids."""
+        """Yields the rest of a window in order of ids, in parts of bounded size."""
         position, full = window.position, True
         while full:
             count = 0
@@ -217,7 +217,7 @@ class Log:
         self._lease.confirm(asked)
 
     async def wait(self, seconds: float) -> bool:
-        """Waits for a notification, at most so many seconds. It is a hint: what is new is read from the log."""
+        """Waits up to `seconds` for a notification. It is only a hint: new messages are read from the log."""
         async for _ in self._connected().notifies(timeout=seconds, stop_after=1):
             return True
         return False
@@ -238,7 +238,7 @@ class Log:
         log.warning("the database was restored: every message in the log is relayed, some of them again")
 
     async def _declare(self, window: Window, position: int) -> None:
-        # DECLARE takes no parameters on the server's side: they are bound here, as literals.
+        # DECLARE takes no server-side parameters, so they are bound here as literals.
         with suppress(psycopg.errors.InvalidCursorName):
             await self._execute(SQL["window_close"])
         values = {"start": window.start, "end": window.end, "position": position, "limit": READ_AT_ONCE}
@@ -267,7 +267,7 @@ class Log:
         return await cursor.fetchall() if cursor.description else []
 
     def _connected(self) -> psycopg.AsyncConnection[Any]:
-        # Never a new one: a window's cursor is lost with its connection, and `take_over` must come first.
+        # Never opens a new connection: a window's cursor is lost with its connection, and `take_over` must come first.
         if self._conn is None:
             raise psycopg.OperationalError("not connected")
         return self._conn

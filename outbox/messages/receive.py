@@ -1,7 +1,7 @@
-"""Step 6: one delivery, through the inbox, to the handler: handled once, or parked with the reason.
+"""Handles one delivery (step 6): checks the inbox, calls the handler, or parks the message with the reason.
 
-The record of the id and what the handler writes are one transaction. If the answer to its COMMIT is lost, the next
-attempt asks the inbox, which knows.
+The record of the id and the handler's writes are one transaction. If the answer to its COMMIT is lost, the next attempt
+asks the inbox, which knows the outcome.
 """
 
 from __future__ import annotations
@@ -34,15 +34,13 @@ SQL = statements.load("receive")
 log = logging.getLogger("outbox.consumer")
 
 ALONE_FROM = 3
-"""The attempt from which on a message is handled while no other is, as in its last one: if it kills the process, others
-are not blamed with it.
-"""
+"""From this attempt on, and in its last one, a message is handled alone: if it kills the process, only it is blamed."""
 
 _OUTAGES = {"57P01", "57P02", "57P03", "57P05"}
 """SQLSTATEs of a server that is starting or gone: they cost a message no attempt."""
 
 _OUTAGE_CLASSES = {"08", "53", "58"}
-"""Classes of SQLSTATE of a server that can't be reached, is full, or can't read its disk: likewise."""
+"""Classes of SQLSTATE of a server that is unreachable or full, or can't read its disk. They cost no attempt either."""
 
 
 class Receiver:
@@ -53,16 +51,16 @@ class Receiver:
         self._link = Link(dsn, "consumer", pooled=pooled, session=READING, ties=self._ties)
         self._clean = Clean(clean("consumer", pooled=pooled), inside=pooled)
         self._sync: psycopg.Connection[Any] | None = None
-        self._threads: Threads | None = None  # made in the loop
+        self._threads: Threads | None = None  # made in the event loop
         self.handles: str | None = None  # the message whose handler runs
 
     async def receive(self, arrival: Arrival) -> bool:
-        """Handles a message or parks it, however long the database is away. Returns False if a stop came before."""
+        """Handles a message or parks it, however long the database is unreachable. Returns False if stopped before."""
         try:
             delivery = arrival.read()
         except Unreadable as error:
             return await self._park(arrival, None, str(error))
-        # A message that comes again may have killed the process that handled it, or died with it. From here on, each of
+        # A redelivered message may have killed the process that handled it, or only died with it. From here on, each of
         # its attempts is counted in the database before it begins.
         retry = self._handling.retry
         counted = may_kill = arrival.comes_again
@@ -76,14 +74,14 @@ class Receiver:
             alone = may_kill and delivery.attempt >= min(ALONE_FROM, retry.attempts)
             try:
                 async with self._handling.slots.taken(alone=alone):
-                    if counted:  # only now: while it waits for its slot, others may kill the process
+                    if counted:  # not earlier: other messages may kill the process while this one waits for its slot
                         delivery.attempt = await self._count(delivery, first)
                     return await self._handle(arrival, delivery)
             except (TooOld, TooNew, HandlerError) as error:
                 return await self._park(arrival, delivery, str(error))
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError) and is_cancelled():
-                    raise  # by us, not by the handler
+                    raise  # cancelled by us, not by the handler
                 counted = not self._is_outage(error)
                 if not counted:
                     await self._link.pause(error)
@@ -96,12 +94,12 @@ class Receiver:
         await self._link.close()
         if self._threads is not None:
             self._threads.close()
-            self._threads = None  # of this loop: the consumer may run again in another one
+            self._threads = None  # it belongs to this loop, and the consumer may run again in another one
         if self._sync is not None:
             self._sync.close()
 
     async def _failed(self, arrival: Arrival, delivery: Delivery, error: BaseException) -> bool | None:
-        """Parks a message after its last attempt, or waits for the next one: None."""
+        """Parks a message after its last attempt; otherwise waits for the next one and returns None."""
         failed = failure(error, self._handling.retry, delivery.attempt)
         if failed.delay is None:
             return await self._park(arrival, delivery, failed.error, from_handler(error))
@@ -131,7 +129,7 @@ class Receiver:
         return user_transaction.run(self._sync, self._delivering(self._sync, arrival, delivery), self._clean)
 
     def _delivering(self, conn: Any, arrival: Arrival, delivery: Delivery) -> Steps[bool]:
-        """Calls the handler, and commits what it wrote with the message's id; returns False for one handled before."""
+        """Calls the handler, and commits its writes with the message's id; returns False if it was handled before."""
         yield Begin((SQL["delivery_mark"], self._mark(delivery)))
         new = yield from accepting(self._handling.inbox.consumer, delivery.message_id)
         if new:
@@ -139,7 +137,7 @@ class Receiver:
             self.handles = str(delivery.message_id)
             try:
                 yield Call(partial(self._handling.handler, delivery), self._handling.timeout)
-            except (StopIteration, GeneratorExit) as error:  # which neither a future nor a coroutine can hold
+            except (StopIteration, GeneratorExit) as error:  # neither a future nor a coroutine can hold these
                 raise RuntimeError(f"the handler raised {type(error).__name__}") from error
             finally:
                 self.handles = None
@@ -162,7 +160,7 @@ class Receiver:
     async def _park(
         self, arrival: Arrival, delivery: Delivery | None, reason: str, raised: BaseException | None = None
     ) -> bool:
-        """Keeps a message with the reason. `raised`: what its handler raised at the last attempt."""
+        """Parks a message with the reason. `raised` is what its handler raised at the last attempt."""
         level = logging.WARNING if raised is None else logging.ERROR
         reason = texts.clean(reason)
         known = {**self._known(arrival, delivery), "reason": reason}
@@ -192,7 +190,7 @@ class Receiver:
         return {"mark": str(delivery.message_id), "idle_ms": idle_ms(self._handling.timeout)}
 
     def _is_outage(self, error: BaseException) -> bool:
-        """Returns whether an error is about the database, not about the message or its handler."""
+        """Returns whether an error concerns the database, not the message or its handler."""
         if not isinstance(error, psycopg.Error):
             return False
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):

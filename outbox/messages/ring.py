@@ -1,4 +1,4 @@
-"""Empties the tables of the message log that every relay has passed, and turns the ring before one is full."""
+"""Empties the tables of the message log that every relay has passed, and turns the ring before a table is full."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..database.link import first_line, temporary
 SQL = statements.load("ring")
 
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = '100ms'"
-"""Milliseconds to wait for a table: writers queue behind the lock meanwhile, and there will be another rotation."""
+"""Milliseconds to wait for a table: writers queue behind the lock in the meantime, and another rotation follows."""
 
 
 IN_USE = "a transaction that writes messages is open"
@@ -33,7 +33,7 @@ async def rotate(conn: psycopg.AsyncConnection[Any], days: float | None = None) 
             async with conn.transaction():
                 await conn.execute(LOCK_TIMEOUT)
                 await _ask(conn, "ring_lock", child)
-                # Asked again: a writer that was waited for may have written messages.
+                # Asked again, because a writer may have written messages while the lock was waited for.
                 if all((await _ask(conn, "ring_child", child, days))[0]):
                     await _ask(conn, "ring_truncate", child)
         except psycopg.errors.LockNotAvailable:

@@ -1,4 +1,4 @@
-"""Tells in which of several databases a workflow lives, for those who outgrow one."""
+"""Maps entities to databases, for applications that outgrow one database."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..texts import shown
 def shard(entity_id: str, of: int) -> int:
     """Returns the number, from 0 to `of` - 1, of the database that an entity belongs to.
 
-    It is CRC-32 of the id's UTF-8, modulo `of`, on every machine and in every release. `outbox relay --to … --shard
-    2/4` delivers the messages of those with number 2.
+    It is the CRC-32 of the id in UTF-8, modulo `of`, on every machine and in every release. `outbox relay --to …
+    --shard 2/4` delivers the messages of entities with number 2.
     """
     if isinstance(of, bool) or not isinstance(of, int) or of < 1:
         raise InvalidInput("of", f"{shown(of)} is not a number of databases")

@@ -1,4 +1,4 @@
-"""What a relay sends, and what it sends through. A target knows nothing of the relay: see rabbitmq/ and handoff.py."""
+"""Defines what a relay sends, and the target, which knows nothing of the relay. See rabbitmq/ and handoff.py."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..texts import printable
 log = logging.getLogger("outbox.relay")
 
 LEASE = 5.0
-"""Seconds without a heartbeat after which another process takes a relay's name over: a few missed beats."""
+"""Seconds without a heartbeat after which another process takes over a relay's name: a few missed heartbeats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message on its way out. `payload` and `headers` are JSON text; `id` is its place in the log."""
+    """An outgoing message. `payload` and `headers` are JSON texts; `id` is its place in the log."""
 
     id: int
     message_id: str
@@ -52,25 +52,25 @@ Parked = dict[int, Unsent]
 
 
 class Lease:
-    """Says whether this process surely has its relay's name. A process that was frozen must not go on where it was."""
+    """Tells whether this process certainly holds its relay's name. A process that was frozen must not simply go on."""
 
     def __init__(self) -> None:
         self._confirmed_at = -math.inf
 
     def confirm(self, asked: float) -> None:
-        """Notes that the name was this process's when the database was asked, at `asked` by `time.monotonic()`."""
+        """Records that the database confirmed the name. The question was sent at `asked`, by `time.monotonic()`."""
         self._confirmed_at = asked
 
     def is_held(self) -> bool:
-        """Returns whether the name was confirmed within half of the time after which it may be another's."""
+        """Returns whether the name was confirmed within half of the time after which another process may take it."""
         return time.monotonic() - self._confirmed_at < LEASE / 2
 
 
 class Target(ABC):
-    """Where messages go.
+    """Delivers messages to their destination.
 
-    `name` is what `outbox status` calls it. Before it sends anything, it asks `lease.is_held()`, and waits while it
-    isn't. It sets `trouble` to what keeps messages from going out, in words without secrets, and to None afterwards.
+    `name` is shown in `outbox status`. Before it sends anything, a target asks `lease.is_held()`, and waits while it
+    isn't. It sets `trouble` to what keeps messages from being sent, in words without secrets, and to None afterwards.
     """
 
     def __init__(self, name: str) -> None:
@@ -93,7 +93,7 @@ class Target(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Closes the connection. The next `deliver` opens another one."""
+        """Closes the connection. The next `deliver` opens a new one."""
 
 
 def _say(trouble: str | None) -> None:

@@ -1,1 +1,1 @@
-"""The process that a service runs in: its signals, its threads, the children that are forked from it, its end."""
+"""Manages the process that a service runs in: its signals, its threads, its forked children and its end."""

@@ -1,6 +1,6 @@
 """Ends the process of a command, whatever handlers have left running.
 
-Python waits at its end for threads, and asyncio for tasks that swallow their cancellation. Neither need ever end.
+At its end, Python waits for threads, and asyncio for tasks that swallow their cancellation. Either wait may never end.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ TURN_WITHIN = 1.0
 """Seconds in which an event loop takes its next turn, unless something blocks it."""
 
 WIND_UP = 15.0
-"""Seconds after the grace time in which a loop that turns gives its jobs back and closes its connections."""
+"""Seconds after the grace time in which a running loop releases its jobs and closes its connections."""
 
 CANCEL_WITHIN = 1.0
-"""Seconds that cancelled tasks have to end."""
+"""Seconds that cancelled tasks may take to end."""
 
 EXIT_WITHIN = 5.0
 """Seconds that Python may wait for threads at its end."""
 
 SAY_WITHIN = 1.0
-"""Seconds that the last line may take: a thread that hangs may hold the lock of the log."""
+"""Seconds that writing the last log line may take: a thread that hangs may hold the logging lock."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> tuple[T, list[str]]:
-    """Runs a coroutine in a loop of its own; returns its result and what is still running then.
+    """Runs a coroutine in an event loop of its own; returns its result and the names of what is still running.
 
-    As asyncio.run, but it waits for nothing that doesn't end, and a handler ends neither the loop nor the process.
+    Like asyncio.run, but it doesn't wait for what never ends, and no handler can end the loop or the process.
     """
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -55,14 +55,14 @@ def run(main: Coroutine[Any, Any, T]) -> tuple[T, list[str]]:
 
 
 def finish(left: list[str]) -> None:
-    """Ends a command whose work is done: at once, with exit code 1, if something is still running."""
+    """Ends a command whose work is done. If something is still running, it exits at once with exit code 1."""
     if left:
         leave(f"the process ends, though still running: {', '.join(left)}")
     exit_soon()
 
 
 def _insist(loop: asyncio.AbstractEventLoop, task: asyncio.Task[T]) -> T:
-    """Runs the loop until a task has ended, though something else in it exits or stops it."""
+    """Runs the loop until a task has ended, even if something else in the loop exits or stops it."""
     while True:
         try:
             return loop.run_until_complete(task)
@@ -77,7 +77,7 @@ def _insist(loop: asyncio.AbstractEventLoop, task: asyncio.Task[T]) -> T:
 
 
 def _wind_up(loop: asyncio.AbstractEventLoop) -> list[str]:
-    """Cancels what is left in a loop and closes it; returns what didn't end."""
+    """Cancels the remaining tasks of a loop and closes it; returns the names of those that didn't end."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
@@ -106,7 +106,7 @@ def _name(task: asyncio.Task[Any]) -> str:
 
 
 def leave(why: str) -> None:
-    """Ends this process with exit code 1, now, after a last line in the log."""
+    """Ends this process at once with exit code 1, after a last log line."""
     said = threading.Event()
 
     def say() -> None:
@@ -120,17 +120,18 @@ def leave(why: str) -> None:
 
 
 def exit_soon(*, main_thread_ends: bool = True) -> None:
-    """Has this process end soon after its main thread, though Python would wait for a thread that doesn't end.
+    """Ends this process soon after its main thread, even if a thread that doesn't end would keep Python waiting.
 
-    `main_thread_ends`: False if it may wait for ever, too, as asyncio does for tasks that swallow their cancellation.
+    `main_thread_ends`: False if the main thread may never end either, such as when asyncio waits for a task that
+    swallows its cancellation.
     """
     _thread.start_new_thread(_exit_soon, (main_thread_ends,))
 
 
 def after(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    """Has this process end after so many seconds if its loop stands still then, and soon afterwards in any case.
+    """Ends this process after `seconds` if its event loop is blocked then, and soon afterwards in any case.
 
-    Called in a signal handler: a thread that is started in this way needs no lock, which the main thread may hold.
+    It is called in a signal handler: starting a thread in this way needs no lock that the main thread may hold.
     """
     _thread.start_new_thread(_after, (loop, seconds))
 
@@ -138,7 +139,7 @@ def after(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
 def _after(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
     time.sleep(seconds)
     turned = threading.Event()
-    with suppress(RuntimeError):  # closed: it is over, and `exit_soon` sees to the rest
+    with suppress(RuntimeError):  # the loop is closed: the run is over, and `exit_soon` does the rest
         loop.call_soon_threadsafe(turned.set)
         if not turned.wait(TURN_WITHIN):
             place = place_of(threading.main_thread().ident)
@@ -151,7 +152,7 @@ def _after(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
 
 def _exit_soon(main_thread_ends: bool) -> None:
     if main_thread_ends:
-        threading.main_thread().join()  # a program that calls the command line goes on after it
+        threading.main_thread().join()  # if a program called the command line, its main thread goes on afterwards
     time.sleep(EXIT_WITHIN)
     alive = [
         thread.name for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon

@@ -1,7 +1,8 @@
-"""What becomes of children that a handler forks, such as those of multiprocessing.
+"""Handles the child processes that a handler forks, such as those of multiprocessing.
 
-A child has its parent's signal handlers, event loop and connections. It must not use them: its own signals end it, and
-one that returns from the handler as its parent does ends at once, before it writes on the parent's sockets.
+A child inherits its parent's signal handlers, event loop and connections, and must not use them. Signals end the child
+itself. A child that returns from the handler, as its parent does, ends at once, before it writes to the parent's
+sockets.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _forked = False
 
 
 def serve(loop: asyncio.AbstractEventLoop) -> None:
-    """Guards this loop, which runs a service: children that are forked from now on leave it alone."""
+    """Guards this loop, which runs a service: children forked from now on leave it alone."""
     global _forked
     _forked = False
     _serving.add(loop)
@@ -38,18 +39,18 @@ def end_serving(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def hear(number: int) -> None:
-    """Has a signal that this process handles end its children, as by default."""
+    """Makes a signal that this process handles end its children, as it would by default."""
     _heard.add(number)
 
 
 def leave_if_forked() -> None:
-    """Ends this process if it is the child of a handler that has forked, and has returned from it."""
+    """Ends this process if it is a child that a handler has forked, and has returned from the handler."""
     if _forked:
         _leave()
 
 
 def _before() -> None:
-    """Holds signals up until the child has dropped our handlers: Python forgets those that come before."""
+    """Blocks signals until the child has dropped our handlers: Python forgets signals that arrive earlier."""
     if _heard:
         _masks[threading.get_ident()] = set(signal.pthread_sigmask(signal.SIG_BLOCK, _heard))
 
@@ -67,7 +68,7 @@ def _in_child() -> None:
 
 
 def _drop() -> None:
-    """Drops in a child what it has of its parent: signal handlers, and the loop, if it comes back to it."""
+    """Drops in a child what it inherited: the signal handlers, and the loop, in case it returns to it."""
     global _forked
     for number in _heard:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -76,9 +77,9 @@ def _drop() -> None:
         return
     _forked = True
     with suppress(ValueError):
-        signal.set_wakeup_fd(-1)  # or a signal to the child would wake the parent's loop as if it were its own
+        signal.set_wakeup_fd(-1)  # otherwise a signal to the child would wake the parent's loop as if it were its own
     for loop in _serving:
-        # The first thing that the loop does when the handler lets go of it, before any I/O.
+        # This is the first thing that the loop does after the handler, before any I/O.
         first = asyncio.Handle(_leave, (), loop)
         ready = getattr(loop, "_ready", None)
         if isinstance(ready, deque):

@@ -1,4 +1,4 @@
-"""Where in the user's code something is: an exception that it raised, or a thread that stands still in it."""
+"""Finds the line of the user's code where an exception was raised, or where a thread is blocked."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 from types import FrameType
 
 _PACKAGE = str(Path(__file__).parents[1]) + "/"
-_DEMO = _PACKAGE + "demo/"  # installed beside us, and an application as others are
+_DEMO = _PACKAGE + "demo/"  # installed with this package, and an application like any other
 _CALLERS = tuple(f"{_PACKAGE}{room}/" for room in ("engine", "messages"))  # they call the user's functions
 _STDLIB = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib")})
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 
 _PYTHON = "python"
-"""What files of Python itself belong to, as other files belong to a library."""
+"""Stands for Python's own files, where other files have the name of their library."""
 
 Step = tuple[FrameType, int]
-"""A frame and the line at which it is."""
+"""A frame and its line number."""
 
 
 def is_ours(file: str) -> bool:
-    """Tells whether a file belongs to this package."""
+    """Returns whether a file belongs to this package."""
     return file.startswith(_PACKAGE) and not file.startswith(_DEMO)
 
 
 def place_in(steps: Sequence[Step]) -> str:
-    """Returns the last line of the user's own code in words, such as "posts.py:31 in enrich". Needs a step or more."""
+    """Returns the last line of the user's own code, such as "posts.py:31 in enrich". Needs at least one step."""
     owners = [_library(frame.f_code.co_filename) for frame, _ in steps]
-    # An application may be installed, as libraries are: then it is what the first frame belongs to.
+    # An application may be installed like a library: then it is the library that the first frame belongs to.
     home = None if None in owners else next((owner for owner in owners if owner != _PYTHON), _PYTHON)
     frame, line = [step for step, owner in zip(steps, owners, strict=True) if owner == home][-1]
     code = frame.f_code
@@ -38,7 +38,7 @@ def place_in(steps: Sequence[Step]) -> str:
 
 
 def place_of(thread: int | None) -> str | None:
-    """Returns where a thread is in the user's code, or else in ours; None if there is no such thread."""
+    """Returns where a thread is, preferably in the user's code; None if there is no such thread."""
     frame = sys._current_frames().get(thread or 0)
     if frame is None:
         return None
@@ -49,7 +49,7 @@ def place_of(thread: int | None) -> str | None:
 
 
 def _library(file: str) -> str | None:
-    """Returns which library a file belongs to; None: it is the user's own."""
+    """Returns the library that a file belongs to; None if it is the user's own file."""
     for folder in _INSTALLED:
         if folder in file:
             return file.rpartition(folder)[2].partition("/")[0]

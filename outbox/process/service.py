@@ -1,7 +1,7 @@
-"""The frame of what runs until it is told to stop: worker, relay and consumer.
+"""Runs services until they are told to stop: worker, relay and consumer.
 
-`Service.run` checks for a fork, awaits the main coroutine, and closes what is to be closed. Inside, `side_by_side`
-keeps loops running beside another, and `until_stop` bounds what may go on after a stop:
+`Service.run` checks for a fork, awaits the main coroutine, and closes what has to be closed. Inside it, `side_by_side`
+keeps loops running beside another, and `until_stop` limits what may go on after a stop:
 
     await side_by_side(self._work(), self._heartbeat(), self._housekeeping())
 
@@ -30,16 +30,16 @@ CANCEL_AGAIN = 1.0
 """Seconds after which a task that goes on is cancelled again: `wait_for` of Python 3.11 may lose a cancellation."""
 
 CANCELLATIONS = 5
-"""How often a task is cancelled: what swallows so many goes on without us."""
+"""How often a task is cancelled. One that swallows this many cancellations is left running."""
 
 CLOSE_WITHIN = 5.0
-"""Seconds that each thing may take to close: a server that does not answer must not keep a process from ending."""
+"""Seconds that each resource may take to close: a server that doesn't answer must not keep a process from ending."""
 
 
 class Service:
-    """Tells a worker, relay or consumer when to stop, and frames its run. `name` is what an error calls it.
+    """Runs a worker, relay or consumer, and tells it when to stop. `name` is its name in errors.
 
-    The first `stop` asks: what is under way may end within its grace time. The second one ends it at once.
+    The first `stop` lets running work end within its grace time. The second one ends it at once.
     """
 
     def __init__(self, name: str) -> None:
@@ -60,23 +60,23 @@ class Service:
         return self._stops > 1
 
     def stop(self) -> None:
-        """Asks to stop; called again, at once. From another thread: `loop.call_soon_threadsafe(service.stop)`."""
+        """Asks to stop; a second call stops at once. From another thread: `loop.call_soon_threadsafe(service.stop)`."""
         self._stopped_at = self._stopped_at or time.monotonic()
         self._stops += 1
-        # Wakes all who wait, and leaves the event to be waited for again: there may be a second stop.
+        # Wakes all waiters, and leaves the event unset so that they can wait for a second stop.
         self._told.set()
         self._told.clear()
 
     async def run(self, main: Callable[[], Awaitable[Any]], *closing: Callable[[], Awaitable[Any]]) -> None:
         """Awaits `main()`, then each of `closing` in turn, whatever else fails.
 
-        OutboxError in a process that was forked after the service was made: connections, locks and random numbers
-        would be those of the parent.
+        Raises OutboxError in a process forked after the service was made, which would share its parent's connections,
+        locks and random numbers.
         """
         if os.getpid() != self._pid:
             raise OutboxError(f"this {self._name} was made before a fork; make it in the process that runs it")
         enable_loggers()
-        self._told = asyncio.Event()  # an event belongs to one loop, and a service may run in a second one afterwards
+        self._told = asyncio.Event()  # an event belongs to one loop, and a service may run again in another
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             stack.callback(forks.end_serving, loop)
@@ -86,7 +86,7 @@ class Service:
             await main()
 
     async def until_stop(self, work: Coroutine[Any, Any, Any], *, grace: float = 0.0) -> bool:
-        """Awaits `work`, at most until `grace` seconds after a stop; then cancels it. Returns whether it ended."""
+        """Awaits `work`, at most until `grace` seconds after a stop, then cancels it. Returns whether it ended."""
         working, over = asyncio.create_task(work), asyncio.create_task(self._over(grace))
         try:
             await asyncio.wait((working, over), return_when=asyncio.FIRST_COMPLETED)
@@ -98,13 +98,13 @@ class Service:
             await cancel(working, over)
 
     async def sleep(self, seconds: float) -> bool:
-        """Sleeps so many seconds, or until a stop. Returns whether to go on."""
+        """Sleeps for `seconds`, or until a stop. Returns whether to go on."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.stopped(), seconds)
         return not self.stopping
 
     async def stopped(self, times: int = 1) -> None:
-        """Waits until `stop` was called so often."""
+        """Waits until `stop` was called this many times."""
         while self._stops < times:
             await self._told.wait()
 
@@ -115,9 +115,9 @@ class Service:
 
 
 def enable_loggers() -> None:
-    """Enables our loggers again, which `logging.config` disables, unless told not to, when an application calls it.
+    """Enables our loggers again. By default, `logging.config` disables them when an application calls it.
 
-    Their levels and handlers stay as the application has chosen.
+    Their levels and handlers stay as the application has set them.
     """
     for name, logger in list(logging.root.manager.loggerDict.items()):
         if isinstance(logger, logging.Logger) and (name == "outbox" or name.startswith("outbox.")):
@@ -125,13 +125,13 @@ def enable_loggers() -> None:
 
 
 async def side_by_side(main: Coroutine[Any, Any, Any], *loops: Coroutine[Any, Any, Any]) -> None:
-    """Awaits `main`, with loops beside it that are cancelled when it has ended. The first failure ends all."""
+    """Awaits `main` while loops run beside it, and then cancels them. The first failure ends all."""
     tasks = [asyncio.create_task(each) for each in (main, *loops)]
     try:
         while not tasks[0].done():
             running = [task for task in tasks if not task.done()]
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in reversed(tasks):  # a heartbeat's failure is the cause of what fails with it
+            for task in reversed(tasks):  # the last task first: a heartbeat's failure causes other failures
                 if task.done():
                     task.result()
     finally:
@@ -139,7 +139,7 @@ async def side_by_side(main: Coroutine[Any, Any, Any], *loops: Coroutine[Any, An
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancels tasks and waits until each has ended, unless it swallows its cancellation again and again."""
+    """Cancels tasks and waits until each has ended, unless it keeps swallowing its cancellation."""
     for _ in range(CANCELLATIONS):
         if not (running := [task for task in tasks if not task.done()]):
             break
@@ -150,22 +150,22 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
         if not task.done():
             log.error("%s goes on though it was cancelled", getattr(task.get_coro(), "__qualname__", task.get_name()))
         elif not task.cancelled():
-            task.exception()  # asyncio logs an exception that was never looked at
+            task.exception()  # otherwise asyncio logs an exception that was never retrieved
 
 
 def is_cancelled() -> bool:
-    """Whether the current task is being cancelled, so that a CancelledError is not one that user code has raised."""
+    """Returns whether the current task is being cancelled: otherwise user code has raised the CancelledError."""
     try:
         task = asyncio.current_task()
-    except RuntimeError:  # in a thread of its own
+    except RuntimeError:  # in a thread without an event loop
         return False
     return task is not None and task.cancelling() > 0
 
 
 class Delays:
-    """Yields seconds to wait: `first`, then twice as long each time up to `longest`, until `reset`.
+    """Computes back-off delays in seconds: `first`, then doubled each time up to `longest`, until `reset`.
 
-    Up to half of each is taken off at random, so that processes which failed together do not come back together.
+    Up to half of each delay is taken off at random, so that processes that failed together don't retry together.
     """
 
     def __init__(self, first: float, longest: float) -> None:
@@ -183,19 +183,19 @@ class Delays:
         return delay * random.uniform(0.5, 1)
 
     def reset(self) -> None:
-        """Starts again with the first delay."""
+        """Starts over with the first delay."""
         self._next = self._first
 
 
 class Trouble:
-    """What is wrong at present, or None. `say` is called with it only when it changes."""
+    """Holds what is wrong at present, or None. It calls `say` only when this changes."""
 
     def __init__(self, say: Callable[[str | None], object], now: str | None = None) -> None:
         self._say = say
         self.now = now
 
     def set(self, what: str | None) -> None:
-        """Notes what is wrong now; None: nothing any more."""
+        """Sets what is wrong now; None if nothing is."""
         if what != self.now:
             self.now = what
             self._say(what)

@@ -1,4 +1,4 @@
-"""How a process is told to stop: SIGTERM and SIGINT, heard also while the event loop stands still."""
+"""Stops a process on SIGTERM and SIGINT, even while its event loop is blocked."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ log = logging.getLogger("outbox.process")
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 KEEP_EVERY = 1.0
-"""Seconds between two looks whether a handler has replaced what these signals do."""
+"""Seconds between two checks whether a handler has replaced these signal handlers."""
 
 
 def on_signals(stop: Callable[[], object], grace: float | None = None) -> None:
     """Calls `stop` in the running loop for each SIGTERM and SIGINT. Does nothing outside the main thread.
 
-    `grace`: seconds after the first signal in which the process is to end by itself; after the second one it is to end
-    at once. Soon afterwards it is ended with exit code 1, whatever is still alive in it. None: it is not.
+    `grace`: seconds after the first signal by which the process should end; after a second signal it should end at
+    once. Soon after that time the process is ended with exit code 1, whatever is still running. With None it isn't.
     """
     if threading.current_thread() is threading.main_thread():
         _Hearing(asyncio.get_running_loop(), stop, grace).begin()
 
 
 class _Hearing:
-    """Not asyncio's own signal handlers: those are of no use while the loop stands still, and children inherit them."""
+    """Replaces asyncio's signal handlers, which don't work while the loop is blocked and are inherited by children."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], object], grace: float | None) -> None:
         self._loop, self._stop, self._grace = loop, stop, grace
@@ -57,7 +57,7 @@ class _Hearing:
         self._loop.call_soon_threadsafe(self._stop)
 
     def _keep(self) -> None:
-        """Takes the signals back from a handler that has taken them: or this process could not be stopped."""
+        """Takes the signals back if a handler has replaced them. Otherwise this process could not be stopped."""
         for number in STOPPING:
             now = signal.getsignal(number)
             if now != self._heard and not isinstance(getattr(now, "__self__", None), _Hearing):

@@ -1,7 +1,7 @@
-"""Threads for plain functions, such as the handlers of one stage: as many as are called at once.
+"""Runs plain functions, such as the handlers of one stage, in as many threads as there are concurrent calls.
 
-A thread can't be interrupted. A function that hangs keeps its thread and its slot, and the process ends without it:
-the threads are daemons. A function sees the context variables of the one that calls it here.
+A thread can't be interrupted. A function that hangs keeps its thread and its slot; the process can still end, because
+the threads are daemons. A function sees the context variables of its caller here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .forks import leave_if_forked
 
 
 class NoThread(Exception):
-    """The system has no thread to spare: nothing was called."""
+    """The system can't start another thread: the function was not called."""
 
 
 class _Call(NamedTuple):
@@ -30,7 +30,7 @@ class _Call(NamedTuple):
 class Threads:
     """Calls functions in threads named after `name`, each in an idle thread or in a new one.
 
-    `held`: a caller that is cancelled waits on until its function has returned, or the threads are closed.
+    `held`: a cancelled caller keeps waiting until its function has returned, or the threads are closed.
     """
 
     def __init__(self, name: str, *, held: bool = True) -> None:
@@ -42,7 +42,7 @@ class Threads:
     async def call(self, function: Callable[[], Any]) -> Any:
         """Calls a function and waits until it has returned.
 
-        NoThread if the function was not called.
+        Raises NoThread if the function was not called.
         """
         answer = self._loop.create_future()
         call = _Call(contextvars.copy_context(), function, answer)
@@ -64,7 +64,7 @@ class Threads:
         return answer.result()
 
     def close(self) -> None:
-        """Ends the idle threads; the others end with what they do."""
+        """Ends the idle threads. The others end when their functions return."""
         self._closed = True
         while self._idle:
             self._idle.pop().put(None)
@@ -75,15 +75,15 @@ class Threads:
             error: BaseException | None = None
             try:
                 result = call.context.run(call.function)
-            except StopIteration as raised:  # which a future can't hold
+            except StopIteration as raised:  # a future can't hold StopIteration
                 error = RuntimeError(f"{call.function!r} raised StopIteration")
                 error.__cause__ = raised
             except BaseException as raised:
                 error = raised
             leave_if_forked()
-            with suppress(RuntimeError):  # the loop is closed, and nothing waits for the answer
+            with suppress(RuntimeError):  # the loop is closed, and nothing awaits the answer
                 self._loop.call_soon_threadsafe(self._answer, calls, call.answer, result, error)
-            del call, result, error  # what a function was given is not kept until the next call
+            del call, result, error  # don't keep a function's arguments alive until the next call
 
     def _answer(
         self, calls: SimpleQueue[_Call | None], answer: asyncio.Future[Any], result: Any, error: BaseException | None

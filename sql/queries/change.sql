@@ -10,7 +10,7 @@ SELECT set_config('outbox.actor', %(actor)s, true), set_config('outbox.reason', 
 SELECT outbox.commit_waits();
 
 -- name: status_set
--- Changes a workflow's status, and returns its new version; no row if it has that status already. The trigger checks
+-- Changes a workflow's status, and returns its new version; no row if it already has that status. The trigger checks
 -- the change and does the rest.
 -- Writes workflow_states. Locks the workflow. Uses workflow_states_pkey.
 UPDATE outbox.workflow_states AS w SET current_status = %(status)s
@@ -18,7 +18,7 @@ WHERE w.id = %(id)s AND w.current_status <> %(status)s
 RETURNING w.version;
 
 -- name: stages_named
--- Returns the stages of this name, "enrich" or "posts.enrich", that any pipeline is deployed with.
+-- Returns the deployed stages of any pipeline with this name, "enrich" or "posts.enrich".
 -- Reads stages.
 SELECT s.pipeline, s.stage FROM outbox.stages AS s
 WHERE (s.stage = %(stage)s OR s.pipeline || '.' || s.stage = %(stage)s)
@@ -26,7 +26,7 @@ WHERE (s.stage = %(stage)s OR s.pipeline || '.' || s.stage = %(stage)s)
 ORDER BY s.pipeline;
 
 -- name: stage_pause
--- Pauses a stage; no row if it is paused already.
+-- Pauses a stage; no row if it is already paused.
 -- Writes pauses. Uses pauses_pkey.
 INSERT INTO outbox.pauses (pipeline, stage, paused_by, reason) VALUES (%(pipeline)s, %(stage)s, %(by)s, %(reason)s)
 ON CONFLICT (pipeline, stage) DO NOTHING RETURNING stage;
@@ -37,21 +37,21 @@ ON CONFLICT (pipeline, stage) DO NOTHING RETURNING stage;
 DELETE FROM outbox.pauses AS p WHERE p.pipeline = %(pipeline)s AND p.stage = %(stage)s RETURNING p.stage;
 
 -- name: retry_candidates
--- Returns workflows with dead jobs, in the order of ids, from a point on: outbox retry takes them in batches.
+-- Returns workflows with dead jobs in the order of ids, starting after a given id: outbox retry takes them in batches.
 -- Reads dead_jobs. Uses dead_jobs_pkey.
 SELECT d.workflow_id FROM outbox.dead_jobs AS d
 WHERE d.workflow_id > %(after)s AND (%(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s)
 ORDER BY d.workflow_id LIMIT %(limit)s;
 
 -- name: jobs_retry
--- Makes new jobs for workflows that have none; see the function in sql/functions/jobs.sql. Returns how many.
+-- Makes new jobs for workflows that have none, and returns how many. See the function in sql/functions/jobs.sql.
 -- Reads workflow_states. Writes dead_jobs, jobs. Locks workflows, ids ascending, and an advisory lock, shared. Uses
 -- workflow_states_pkey, dead_jobs_pkey, jobs_pkey.
 SELECT outbox.retry(%(ids)s::uuid[]);
 
 -- name: relay_forget
--- Removes a relay's name with what it has parked, so nothing is kept for it any more; but not one that runs. Returns
--- whether it was there, whether it was removed, and how many messages were parked.
+-- Removes a relay's name and what it has parked, so that nothing is kept for it any more; a running relay stays.
+-- Returns whether it existed, whether it was removed, and how many messages were parked.
 -- Writes parked_messages, relays. Uses relays_pkey, parked_messages_pkey.
 WITH found AS (
     SELECT r.name FROM outbox.relays AS r WHERE r.name = %(relay)s
@@ -65,9 +65,9 @@ WITH found AS (
 SELECT EXISTS (SELECT FROM found) AS found, EXISTS (SELECT FROM gone) AS gone, (SELECT count(*) FROM parked) AS parked;
 
 -- name: parked_retry
--- Marks what is parked to be tried again by the relay or consumer that parked it: those with these ids, or (null) all.
--- Returns all of those with the ids, and of all those that were not marked before. A row that is marked already is left
--- alone, since its relay or consumer may be trying it.
+-- Marks parked messages and deliveries for a retry by the relay or consumer that parked them: those with these ids, or
+-- (null) all. Returns all those with the ids; for all, only those not marked before. A row that is already marked is
+-- left alone, because its relay or consumer may be retrying it.
 -- Writes parked_deliveries, parked_messages. Uses parked_messages_pkey, parked_deliveries_pkey.
 WITH found AS (
     SELECT p.relay, NULL AS consumer, p.id, p.retry

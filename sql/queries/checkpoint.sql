@@ -1,14 +1,14 @@
--- What an attempt leaves for the next one: results of calls, and how far it is.
+-- What an attempt leaves for the next one: results of calls, and its progress.
 
 -- name: checkpoint_read
--- Returns the result that is kept by this key of this work.
+-- Returns the result kept under this key of this work.
 -- Reads checkpoints. Uses checkpoints_pkey.
 SELECT c.function, c.result::text
 FROM outbox.checkpoints AS c
 WHERE c.workflow_id = %(id)s::uuid AND c.entered = %(entered)s AND c.stage = %(stage)s AND c.key = %(key)s;
 
 -- name: checkpoint_write
--- Keeps a result, if this attempt still holds its job and no result is kept by this key. Returns whether the job is
+-- Keeps a result, if this attempt still holds its job and no result is kept under this key. Returns whether the job is
 -- held, and whether this result was kept. It can be repeated.
 -- Reads jobs. Writes checkpoints. Locks the job, shared. Uses jobs_pkey, checkpoints_pkey.
 WITH held AS MATERIALIZED (
@@ -24,7 +24,7 @@ WITH held AS MATERIALIZED (
 SELECT EXISTS (SELECT FROM held), EXISTS (SELECT FROM made);
 
 -- name: progress_write
--- Notes how far those jobs are that this worker still holds.
+-- Writes the progress of those jobs that this worker still holds.
 -- Writes jobs. Uses jobs_pkey.
 UPDATE outbox.jobs AS j
 SET progress = o.progress

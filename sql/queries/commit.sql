@@ -1,19 +1,21 @@
--- Step 4: one statement for a batch, in which a job that is no longer held contributes nothing.
+-- Step 4: one statement for a batch. It changes nothing for a job that is no longer held.
 --
--- The fence is (job, owner, attempt). The job's own id is in it because the same worker may hold another job of the
--- workflow by now, in an attempt of the same number. IS NOT DISTINCT FROM keeps the planner from the index on owner: where
--- most jobs wait, that index promises a row or two, and each job of a batch would be sought among all of the worker's.
+-- The fence is (job, owner, attempt). It includes the job's id because the same worker may now hold another job of the
+-- workflow, in an attempt of the same number. IS NOT DISTINCT FROM keeps the planner from the index on owner. If most
+-- jobs wait, the planner expects a row or two from that index, and would search for each job of a batch among all of
+-- the worker's.
 
 -- name: jobs_finish_if_held
 -- Writes the new status, data and messages of jobs that this worker still holds on unchanged data; the trigger adds
--- history, the end of the job and the next one. Returns the workflows that were still held. With a claim, the mark of a
--- handler's transaction, it is all of them or an error. A workflow that another session has locked is left out, so that
--- it holds up no other; with `wait` it is waited for. Nothing is waited for longer than `lock_ms`.
+-- history, ends the job and makes the next one. Returns the workflows that were still held. With a claim (the mark of a
+-- handler's transaction), it commits all of them or raises an error. A workflow that another session has locked is left
+-- out, so that it holds up no other; with `wait` the statement waits for it. No wait for a lock is longer than
+-- `lock_ms`.
 -- Reads jobs. Writes messages, workflow_states. Locks the workflow, then the job, ids ascending. Uses
 -- workflow_states_pkey, jobs_pkey.
 WITH me AS MATERIALIZED (
-    -- For the trigger, and for this transaction only: a pooler hands the session to others. A handler that has ended the
-    -- transaction that it was given has lost its mark, and nothing is held.
+    -- For the trigger, and for this transaction only, because a pooler gives the session to other clients. A handler
+    -- that has ended its transaction has lost the mark, so nothing is held.
     SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true),
            set_config('outbox.waits', %(waits)s, true), set_config('lock_timeout', %(lock_ms)s::integer::text, true)
     WHERE coalesce(current_setting('outbox.claim', true), '') = %(claim)s
@@ -24,19 +26,19 @@ WITH me AS MATERIALIZED (
     ORDER BY w.id
     FOR NO KEY UPDATE OF w
 ), workflow AS MATERIALIZED (
-    -- The workflow first: that is the order of a change by hand. Its version tells whether there was one.
+    -- First lock the workflow, in the same order as a change by hand. Its version shows whether there was one.
     SELECT w.id, o.job, o.attempt, o.status, o.data, w.current_status AS was
     FROM me, unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(versions)s::bigint[],
                     %(statuses)s::text[], %(data)s::text[]) AS o (id, job, attempt, version, status, data)
     JOIN outbox.workflow_states AS w ON w.id = o.id AND w.version = o.version
-    WHERE (SELECT count(*) FROM awaited) >= 0  -- these are locked first
+    WHERE (SELECT count(*) FROM awaited) >= 0  -- locks those first
     ORDER BY w.id
     FOR NO KEY UPDATE OF w SKIP LOCKED
 ), held AS MATERIALIZED (
-    -- Then the job, locked too: after a wait Postgres reads again only the row that it locks, so a condition on a job that
-    -- is merely joined would be checked against the past. One after the other, in the order of the workflows, and not as
-    -- a join: a queue that was empty when it was analyzed is taken for empty, and a join would walk over all of its index,
-    -- dead entries included, to find these few.
+    -- Then lock the job, too: after a wait, Postgres reads again only the row that it locks, and would check a
+    -- condition on a joined job against the past. Jobs are taken one by one in the order of the workflows, not by a
+    -- join: if a queue was empty when it was analyzed, the planner takes it for empty, and a join would walk over its
+    -- whole index, including dead entries, to find these few.
     SELECT workflow.id, workflow.status, workflow.data, workflow.was
     FROM workflow
     CROSS JOIN LATERAL (
@@ -57,19 +59,19 @@ WITH me AS MATERIALIZED (
     SELECT m.topic, m.key, m.payload::jsonb, m.headers::jsonb, m.workflow_id
     FROM unnest(%(senders)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(payloads)s::text[], %(headers)s::text[])
         WITH ORDINALITY AS m (workflow_id, topic, key, payload, headers, n)
-    -- IS TRUE keeps this a hashed sub-plan, which no setting of the session turns into a quadratic join.
+    -- IS TRUE makes this a hashed sub-plan whatever the session's settings. As a join it could become quadratic.
     WHERE (m.workflow_id IN (SELECT held.id FROM held)) IS TRUE
     ORDER BY m.n
 )
--- A condition without a column is asked once, and also where nothing has moved.
+-- A condition without a column is evaluated once, even if nothing has moved.
 SELECT moved.id::text FROM moved
 WHERE (SELECT %(claim)s = '' OR outbox.require_held(%(claim)s, cardinality(%(ids)s::uuid[]), count(*)) FROM held)
   AND (SELECT outbox.require_moved((SELECT count(*) FROM held), (SELECT count(*) FROM moved AS m WHERE m.gone)));
 
 -- name: jobs_fail_if_held
--- Puts failed jobs back for later or, where `delays[n]` is null, makes them dead with their error and traceback. Returns
--- those that were still held. A job that another session has locked is left out, or with `wait` waited for, as in
--- jobs_finish_if_held. A job that was made by hand beside a dead one takes its place.
+-- Puts failed jobs back for later or, where `delays[n]` is null, makes them dead with their error and traceback.
+-- Returns those that were still held. A job that another session has locked is left out; with `wait` the statement
+-- waits for it, as in jobs_finish_if_held. If a job was made by hand beside a dead one, it replaces the dead one.
 -- Reads routes, workflow_states. Writes dead_jobs, jobs. Locks jobs only, ids ascending. Uses jobs_pkey,
 -- workflow_states_pkey, dead_jobs_pkey, routes_pkey.
 WITH me AS MATERIALIZED (
@@ -140,7 +142,7 @@ CROSS JOIN LATERAL (
 JOIN outbox.workflow_states AS w ON w.id = o.id;
 
 -- name: sessions_blocking
--- Returns which sessions hold what this one waits for, and since when their transactions are open.
+-- Returns the sessions that hold what this one waits for, and since when their transactions are open.
 SELECT b.pid, coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.state, 'state unknown'),
        extract(epoch FROM clock_timestamp() - a.xact_start)::float8
 FROM unnest(pg_blocking_pids(%(pid)s)) AS b (pid)
@@ -148,8 +150,8 @@ LEFT JOIN pg_stat_activity AS a ON a.pid = b.pid
 ORDER BY b.pid;
 
 -- name: jobs_give_back
--- Releases jobs that this worker holds and did not run: no attempt is counted. A job that another session has locked is
--- left out.
+-- Releases jobs that this worker holds and did not run. Their attempts aren't counted. A job that another session has
+-- locked is left out.
 -- Reads routes, workflow_states. Writes jobs. Locks jobs only, with SKIP LOCKED, ids ascending. Uses jobs_pkey,
 -- workflow_states_pkey, routes_pkey.
 WITH held AS MATERIALIZED (
@@ -212,15 +214,15 @@ WITH held AS MATERIALIZED (
 SELECT held.workflow_id::text, CASE WHEN NOT held.often AND NOT held.unrouted THEN held.delay END, held.unrouted FROM held;
 
 -- name: start_times_return
--- Takes back the start times of jobs of one stage that were released without being started; see the function in
+-- Gives back the start times of jobs of one stage that were released without being started. See the function in
 -- sql/functions/limits.sql.
 -- Reads jobs. Writes limits, partition_rates. Locks the stage's row in limits. Uses limits_pkey, jobs_pkey,
 -- partition_rates_pkey.
 SELECT outbox.start_times_return(%(pipeline)s, %(stage)s, %(ids)s::uuid[], %(start_times)s::float8[], %(slack)s::float8);
 
 -- name: jobs_finished_by
--- Returns which of these (workflow, version, attempt) are in the history as this worker's change. It is asked when the
--- answer to a commit was lost.
+-- Returns which of these (workflow, version, attempt) are in the history as this worker's change, for when the answer
+-- to a commit was lost.
 -- Reads state_changes. Uses state_changes_pkey.
 SELECT c.workflow_id::text
 FROM unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(versions)s::bigint[]) AS o (id, attempt, version)
@@ -228,7 +230,7 @@ JOIN outbox.state_changes AS c
     ON c.workflow_id = o.id AND c.version = o.version + 1 AND c.attempt = o.attempt AND c.actor = %(actor)s;
 
 -- name: workflow_unchanged
--- Returns the version if it is still this one. It is asked when a handler's transaction was refused: if the workflow is
+-- Returns the version if it is still the same. It is asked when a handler's transaction was refused: if the workflow is
 -- unchanged, the handler itself was the cause.
 -- Reads workflow_states. Uses workflow_states_pkey.
 SELECT w.version FROM outbox.workflow_states AS w WHERE w.id = %(id)s::uuid AND w.version = %(version)s;

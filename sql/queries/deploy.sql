@@ -1,8 +1,8 @@
--- What `outbox deploy` writes of a pipeline, in one transaction.
+-- What `outbox deploy` writes for a pipeline, in one transaction.
 
 -- name: deploy_lock
--- Waits for the transactions that have changed workflows by the old routes, and keeps new ones out until commit.
--- Readers and claims go on.
+-- Waits for transactions that have changed workflows by the old routes, and keeps new ones out until commit. Readers
+-- and claims go on.
 -- Locks workflow_states, SHARE ROW EXCLUSIVE.
 LOCK TABLE outbox.workflow_states IN SHARE ROW EXCLUSIVE MODE;
 
@@ -11,8 +11,8 @@ LOCK TABLE outbox.workflow_states IN SHARE ROW EXCLUSIVE MODE;
 SELECT outbox.commit_waits();
 
 -- name: workflows_in_statuses
--- Returns how many workflows stand in each of these statuses, which would be unknown. They are counted in the table
--- itself, not by the counters.
+-- Returns how many workflows are in each of these statuses, which would be unknown. It counts the table itself, not the
+-- counters.
 -- Reads workflow_states. Uses workflow_states_entity_key.
 SELECT w.current_status, count(*)
 FROM outbox.workflow_states AS w
@@ -20,7 +20,7 @@ WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[]
 GROUP BY w.current_status;
 
 -- name: pipeline_write
--- Writes a pipeline, in place of what is deployed.
+-- Writes a pipeline, in place of the deployed one.
 -- Writes pipelines. Uses pipelines_pkey.
 INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of)
 VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s)
@@ -80,8 +80,8 @@ SELECT FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s ORDER BY l.stage 
 DELETE FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s AND l.stage <> ALL (%(stages)s::text[]);
 
 -- name: limits_write
--- Writes the limits of a stage. The start time and the cursor of the last claims stay: a deploy lets nothing start
--- sooner.
+-- Writes the limits of a stage. It keeps the start time and the cursor of the last claims, so that a deploy lets
+-- nothing start sooner.
 -- Writes limits. Uses limits_pkey.
 INSERT INTO outbox.limits AS l (pipeline, stage, concurrency, rate, partition_concurrency, partition_rate, partitioned)
 VALUES (%(pipeline)s, %(stage)s, %(concurrency)s, %(rate)s, %(partition_concurrency)s, %(partition_rate)s, %(partitioned)s)
@@ -90,7 +90,7 @@ SET concurrency = excluded.concurrency, rate = excluded.rate, partition_concurre
     partition_rate = excluded.partition_rate, partitioned = excluded.partitioned;
 
 -- name: jobs_reorder
--- Gives jobs their partition and priority by the new routes: those of stages whose limits are new or gone, or depend on
+-- Sets the partition and priority of jobs by the new routes, for stages whose limits are new or gone, or depend on
 -- other fields of the data.
 -- Reads routed. Writes jobs. Uses jobs_ready_for_claim, workflow_states_pkey, routes_pkey.
 UPDATE outbox.jobs AS j SET partition = r.partition, priority = r.priority
@@ -98,7 +98,7 @@ FROM outbox.routed AS r
 WHERE j.pipeline = %(pipeline)s AND j.stage = ANY (%(stages)s::text[]) AND r.workflow_id = j.workflow_id AND r.status = j.status;
 
 -- name: jobs_end_rerouted
--- Ends the jobs of statuses that another stage takes from now on; jobs_make_rerouted makes those of the new stage.
+-- Ends the jobs in statuses that another stage takes from now on; jobs_make_rerouted makes the new stage's jobs.
 -- Reads routes. Writes jobs. Uses routes_pkey.
 DELETE FROM outbox.jobs AS j
 USING outbox.routes AS r
@@ -106,7 +106,7 @@ WHERE j.pipeline = %(pipeline)s AND j.status = ANY (%(statuses)s::text[])
   AND r.pipeline = j.pipeline AND r.status = j.status AND r.stage IS DISTINCT FROM j.stage;
 
 -- name: dead_jobs_end_rerouted
--- Ends the dead jobs of statuses that another stage takes from now on.
+-- Ends the dead jobs in statuses that another stage takes from now on.
 -- Reads routes. Writes dead_jobs. Uses routes_pkey.
 DELETE FROM outbox.dead_jobs AS d
 USING outbox.routes AS r
@@ -114,7 +114,7 @@ WHERE d.pipeline = %(pipeline)s AND d.status = ANY (%(statuses)s::text[])
   AND r.pipeline = d.pipeline AND r.status = d.status AND r.stage IS DISTINCT FROM d.stage;
 
 -- name: jobs_make_rerouted
--- Makes jobs for workflows in these statuses that have none, by the new routes.
+-- Makes jobs by the new routes for workflows in these statuses that have none.
 -- Reads dead_jobs, routed. Writes jobs. Uses workflow_states_entity_key, routes_pkey, jobs_pkey, dead_jobs_pkey.
 INSERT INTO outbox.jobs (workflow_id, pipeline, stage, status, entered, deadline, on_deadline, partition, priority)
 SELECT r.workflow_id, r.pipeline, r.stage, r.status, r.entered, r.deadline, r.on_deadline, r.partition, r.priority
@@ -124,15 +124,15 @@ WHERE r.pipeline = %(pipeline)s AND r.status = ANY (%(statuses)s::text[]) AND r.
   AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = r.workflow_id);
 
 -- name: schedules_lock
--- Waits for the ticks of these schedules that are running, and locks the schedules. It comes before the lock of the
--- table, as a tick may change workflows.
+-- Waits for the running ticks of these schedules, and locks the schedules. This comes before the lock of the table,
+-- because a tick may change workflows.
 -- Reads schedules. Locks these rows, in order. Uses schedules_pkey.
 SELECT FROM outbox.schedules AS s
 WHERE s.pipeline = %(pipeline)s AND s.schedule = ANY (%(schedules)s::text[])
 ORDER BY s.schedule FOR UPDATE;
 
 -- name: schedules_write
--- Writes schedules of a pipeline that are new or have changed. One that has another time starts from its next tick.
+-- Writes those schedules of a pipeline that are new or have changed. One with a changed time starts from its next tick.
 -- Writes schedules. Uses schedules_pkey.
 INSERT INTO outbox.schedules (pipeline, schedule, cron, timezone, catch_up, next_at)
 SELECT %(pipeline)s, n.schedule, n.cron, n.timezone, n.catch_up, n.next_at
@@ -145,6 +145,6 @@ SET cron = excluded.cron, timezone = excluded.timezone, catch_up = excluded.catc
                    THEN schedules.next_at ELSE excluded.next_at END;
 
 -- name: schedules_clear
--- Deletes the schedules of a pipeline but these.
+-- Deletes the schedules of a pipeline except these.
 -- Writes schedules. Uses schedules_pkey.
 DELETE FROM outbox.schedules AS s WHERE s.pipeline = %(pipeline)s AND s.schedule <> ALL (%(schedules)s::text[]);

@@ -1,7 +1,7 @@
--- What `outbox doctor` looks at. It is cheap enough for a busy server, and needs no superuser.
+-- What `outbox doctor` checks. It is cheap enough for a busy server, and needs no superuser.
 
 -- name: server
--- Returns the version of the server, its settings that matter, and how many connections are used.
+-- Returns the server's version, its relevant settings, and how many connections are used.
 SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
        current_setting('max_connections')::integer, pg_is_in_recovery(),
        current_setting('default_transaction_read_only')::boolean,
@@ -10,24 +10,24 @@ SELECT current_setting('server_version_num')::integer, current_setting('server_v
        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::integer;
 
 -- name: pipelines
--- Returns the pipelines that are deployed.
+-- Returns the deployed pipelines.
 -- Reads pipelines.
 SELECT p.pipeline, p.deployed_at FROM outbox.pipelines AS p ORDER BY p.pipeline;
 
 -- name: jobs_without_worker
--- Counts claimed jobs whose worker has no row. The sweep of any worker frees them within seconds, if there is a worker.
+-- Counts claimed jobs whose worker has no row. Any worker's sweep frees them within seconds, if there is a worker.
 -- Reads jobs, workers. Uses jobs_running, workers_pkey.
 SELECT count(*) FROM outbox.jobs AS j
 WHERE j.owner IS NOT NULL AND j.claimed_at < now() - interval '1 minute'
   AND NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = j.owner);
 
 -- name: workers_late
--- Returns the workers whose lease has ended.
+-- Returns the workers whose lease has run out.
 -- Reads workers. Uses workers_pkey.
 SELECT w.id, w.name FROM outbox.workers AS w WHERE w.beat_at + w.lease < now() ORDER BY w.id;
 
 -- name: stages_unserved
--- Returns stages with jobs that no live worker serves.
+-- Returns stages that have jobs and that no live worker serves.
 -- Reads overview, workers.
 SELECT o.pipeline, o.stage, sum(o.ready + o.scheduled)::bigint AS jobs
 FROM outbox.overview AS o
@@ -51,7 +51,7 @@ FROM outbox.jobs AS j WHERE j.owner IS NOT NULL AND j.claimed_at < now() - inter
 GROUP BY j.pipeline, j.stage ORDER BY j.pipeline, j.stage;
 
 -- name: workflows_without_job
--- Counts workflows in the status of a stage that have neither a live job nor a dead one: it was deleted by hand.
+-- Counts workflows in a stage's status that have neither a live nor a dead job, because it was deleted by hand.
 -- Reads dead_jobs, jobs, routes, workflow_states. Uses workflow_states_entity_key, jobs_pkey, dead_jobs_pkey.
 SELECT w.pipeline, w.current_status, count(*), min(w.entity_id)
 FROM outbox.routes AS r
@@ -62,7 +62,7 @@ WHERE r.stage IS NOT NULL
 GROUP BY w.pipeline, w.current_status ORDER BY w.pipeline, w.current_status;
 
 -- name: handlers_hanging
--- Counts the jobs of each stage whose last attempt ran out of time in a thread, which may hang there still.
+-- Counts the jobs of each stage whose last attempt timed out in a thread, where it may still hang.
 -- Reads dead_jobs, jobs.
 SELECT h.pipeline, h.stage, count(*), count(*) FILTER (WHERE h.dead)
 FROM (SELECT j.pipeline, j.stage, j.error, false AS dead FROM outbox.jobs AS j WHERE j.error IS NOT NULL
@@ -96,7 +96,7 @@ SELECT s.pipeline, s.schedule, extract(epoch FROM now() - s.next_at)::float8, s.
 FROM outbox.schedules AS s WHERE s.next_at < now() - interval '1 minute' ORDER BY s.pipeline, s.schedule;
 
 -- name: pauses
--- Returns the stages that are paused.
+-- Returns the paused stages.
 -- Reads pauses.
 SELECT p.pipeline, p.stage, p.paused_by, p.reason, extract(epoch FROM now() - p.paused_at)::float8
 FROM outbox.pauses AS p ORDER BY p.pipeline, p.stage;
@@ -124,7 +124,7 @@ SELECT t.relname, t.n_live_tup, t.n_dead_tup, pg_total_relation_size(t.relid), t
 FROM pg_stat_user_tables AS t WHERE t.schemaname = 'outbox' ORDER BY t.relname;
 
 -- name: sees_all_sessions
--- Returns whether this role sees what other roles' sessions do.
+-- Returns whether this role can see other roles' sessions.
 SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE');
 
 -- name: relays
@@ -141,14 +141,14 @@ SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 secon
 FROM outbox.relays AS r ORDER BY r.name;
 
 -- name: parked_deliveries
--- Returns how much each consumer has parked, and how much of it a person wants to be tried again: a running consumer
--- takes that within seconds.
+-- Returns how much each consumer has parked, and how much of it a person wants to retry: a running consumer takes that
+-- within seconds.
 -- Reads parked_deliveries.
 SELECT p.consumer, count(*), count(*) FILTER (WHERE p.retry)
 FROM outbox.parked_deliveries AS p GROUP BY p.consumer ORDER BY p.consumer;
 
 -- name: messages_kept
--- Returns about how many messages are in the log (as of the last analyze), and how old the first one is.
+-- Returns approximately how many messages are in the log (as of the last analyze), and how old the first one is.
 -- Reads messages. Uses messages_by_transaction.
 SELECT (SELECT sum(greatest(c.reltuples, 0)) FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'outbox.messages'::regclass)::bigint,

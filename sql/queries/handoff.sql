@@ -1,4 +1,4 @@
--- How messages become workflows in another database: its inbox and its workflows, in one transaction.
+-- Turns messages into workflows in another database: its inbox and its workflows, in one transaction.
 
 -- name: handoff_pipeline
 -- Returns whether the pipeline is deployed there.
@@ -6,9 +6,9 @@
 SELECT EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s);
 
 -- name: handoff
--- Records the ids that are new, and starts a workflow for each of them. Returns the numbers of those that could not be
--- started, with why: refused by the inbox ('old', 'new'), or their entity has a workflow already ('there'). Ids are
--- recorded in their order: two processes that hand over the same ones don't lock each other out.
+-- Records the new ids, and starts a workflow for each. Returns the numbers of those that could not be started, with the
+-- reason: refused by the inbox ('old', 'new'), or the entity already has a workflow ('there'). It records ids in order,
+-- so that two processes that hand over the same ids don't deadlock.
 -- Reads inbox_floor, pipelines. Writes inbox, workflow_states. Uses pipelines_pkey, workflow_states_entity_key.
 WITH given AS MATERIALIZED (
     SELECT g.n, g.message_id, g.entity_id, g.metadata,
@@ -41,7 +41,7 @@ SELECT f.n, 'there' FROM fresh AS f
 WHERE f.turn > 1 OR NOT EXISTS (SELECT FROM started AS s WHERE s.entity_id = f.entity_id);
 
 -- name: handoff_unrecord
--- Forgets the ids of messages that had no effect after all, in the transaction that recorded them: a person may have
--- them handed over again.
+-- Forgets the ids of messages that had no effect after all, in the transaction that recorded them, because a person may
+-- have them handed over again.
 -- Writes inbox.
 DELETE FROM outbox.inbox AS i WHERE i.consumer = %(consumer)s AND i.message_id = ANY (%(message_ids)s::uuid[]);

@@ -10,17 +10,17 @@ ON CONFLICT (id) DO NOTHING
 RETURNING id;
 
 -- name: worker_beat
--- Renews the lease. No row: it was taken away, and everything held under this id with it.
+-- Renews the lease. No row: it was taken away, with everything held under this id.
 -- Writes workers. Uses workers_pkey.
 UPDATE outbox.workers SET beat_at = now(), watched = %(watched)s WHERE id = %(worker)s RETURNING id;
 
 -- name: worker_beat_on
--- Renews the lease while the worker's event loop stands still. No row: it was taken away.
+-- Renews the lease while the worker's event loop is blocked. No row: it was taken away.
 -- Writes workers. Uses workers_pkey.
 UPDATE outbox.workers SET beat_at = now() WHERE id = %(worker)s RETURNING id;
 
 -- name: worker_set_idle
--- Notes whether to wake this worker when there is work. No row: its lease was taken away.
+-- Stores whether to wake this worker when there is work. No row: its lease was taken away.
 -- Writes workers. Uses workers_pkey.
 UPDATE outbox.workers SET idle = %(idle)s WHERE id = %(worker)s RETURNING id;
 
@@ -30,7 +30,7 @@ UPDATE outbox.workers SET idle = %(idle)s WHERE id = %(worker)s RETURNING id;
 DELETE FROM outbox.workers WHERE id = %(worker)s;
 
 -- name: worker_watch
--- Takes the advisory lock of a worker's id. The session holds it for as long as the process lives, so its absence tells
--- of the death within a second.
+-- Takes the advisory lock of a worker's id. The session holds it as long as the process lives, so its absence shows the
+-- death within a second.
 -- Locks an advisory lock of the session.
 SELECT pg_try_advisory_lock(hashtext('outbox.worker'), %(worker)s);

@@ -1,6 +1,6 @@
--- Step 5: cut the log into windows by two snapshots, read a window in the order of ids, move the cursor. It is the method
--- of PgQ: what commits late is in a later window; a window is frozen, and reads the same again after a crash; and since a
--- writer holds its workflow's row, the order of ids within a window is the order of commits of each key.
+-- Step 5: cuts the log into windows by two snapshots, reads a window in the order of ids, moves the cursor. The method
+-- is PgQ's. What commits late is in a later window. A window is frozen, and reads the same again after a crash. Because
+-- a writer holds its workflow's row, the order of ids within a window is the commit order of each key.
 
 -- name: relay_register
 -- Makes the row of a name that relays for the first time. It gets every message that is still in the log, or only those
@@ -59,7 +59,7 @@ LEFT JOIN outbox.relays_sharded_otherwise(%(name)s, %(settings)s::jsonb) AS o ON
 ORDER BY o.name;
 
 -- name: relay_leave
--- Gives the name up, unless another process has taken it over.
+-- Gives up the name, unless another process has taken it over.
 -- Writes relays. Uses relays_pkey.
 UPDATE outbox.relays AS r SET owner = NULL, idle = false, updated_at = now()
 WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid;
@@ -70,21 +70,22 @@ WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid;
 LOCK TABLE outbox.messages, outbox.relays IN SHARE ROW EXCLUSIVE MODE;
 
 -- name: relay_restore_messages
--- Stamps every message with this transaction. After a restore all messages count as new: some are perhaps repeated,
--- none is lost.
+-- Stamps every message with this transaction. After a restore all messages count as new: some may be repeated, none is
+-- lost.
 -- Writes messages.
 UPDATE outbox.messages SET xid = pg_current_xact_id();
 
 -- name: relay_restore_cursors
--- Puts every relay back to the beginning of the log.
+-- Resets every relay to the beginning of the log.
 -- Writes relays.
 UPDATE outbox.relays AS r
 SET cluster = (SELECT c.system_identifier::text FROM pg_control_system() AS c), window_start = '3:3:', window_end = NULL,
     settings_since = '3:3:', position = 0, epoch = r.epoch + 1, owner = NULL, updated_at = now();
 
 -- name: relay_cut
--- Ends a window now if there is anything new, and returns it. No row: there is nothing, or the name was taken over,
--- which relay_beat tells. What it looks for are new messages, and those whose transactions were under way at the last cut.
+-- Ends a window now if there is anything new, and returns it. No row: there is nothing new, or the name was taken over,
+-- which relay_beat detects. It looks for new messages, and for those whose transactions were in progress at the last
+-- cut.
 -- Reads messages. Writes relays. Uses messages_by_transaction, relays_pkey.
 UPDATE outbox.relays AS r
 SET window_end = pg_current_snapshot(), position = 0, updated_at = now()
@@ -94,12 +95,12 @@ WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid AN
 RETURNING r.window_start::text, r.window_end::text;
 
 -- name: window_read
--- Opens a cursor on the next messages of a window. It outlives its transaction: sorted once, fetched in parts, while no
--- transaction is open.
+-- Opens a cursor on the next messages of a window. The cursor outlives its transaction: messages are sorted once and
+-- fetched in parts, while no transaction is open.
 -- Reads messages. Uses messages_by_transaction.
 DECLARE outbox_window NO SCROLL CURSOR WITH HOLD FOR
 SELECT m.id, m.message_id::text, m.topic, m.key, m.payload::text, m.headers::text,
-       -- The nearest time that there is outside of Postgres: what was written by hand must not stop the log.
+       -- The nearest time that exists outside Postgres: a value written by hand must not stop the log.
        greatest(least(m.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00')
 FROM (
     SELECT n.id, n.message_id, n.topic, n.key, n.payload, n.headers, n.created_at, n.xid FROM outbox.messages AS n
@@ -146,7 +147,7 @@ WITH moved AS (
 SELECT moved.name FROM moved;
 
 -- name: relay_beat
--- Notes what is wrong (null: nothing) and whether to wake this relay. No row: the name was taken over.
+-- Stores the current problem (null: none) and whether to wake this relay. No row: the name was taken over.
 -- Writes relays. Uses relays_pkey.
 UPDATE outbox.relays AS r SET trouble = %(trouble)s, idle = %(idle)s, updated_at = now()
 WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid

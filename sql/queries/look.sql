@@ -1,7 +1,7 @@
 -- What status, show, dead, approvals, parked and schedules read.
 
 -- name: overview
--- Returns the overview, with whether a live worker serves each stage.
+-- Returns the overview, and whether a live worker serves each stage.
 -- Reads overview, workers.
 SELECT o.pipeline, o.status, o.stage, o.workflows, o.ready, o.scheduled, o.running, o.dead,
        extract(epoch FROM o.oldest_waiting)::float8 AS oldest_waiting_seconds, o.paused,
@@ -19,8 +19,8 @@ FROM outbox.workers AS w
 ORDER BY w.id;
 
 -- name: limits
--- Returns what each limited stage is limited to (rates are per second), and how many of its jobs run and how many are
--- ready, counted up to a thousand.
+-- Returns the limits of each limited stage (rates are per second), and how many of its jobs are running and ready,
+-- counted up to a thousand.
 -- Reads jobs, limits, routes. Uses jobs_running_by_partition, jobs_ready_by_partition.
 SELECT l.pipeline, l.stage, l.concurrency, l.rate, l.partition_concurrency, l.partition_rate,
        (SELECT array_to_string(r.partition, '.') FROM outbox.routes AS r
@@ -43,7 +43,7 @@ FROM (SELECT w.pipeline, w.status, w.kind, w.until FROM outbox.waiting AS w
 GROUP BY o.pipeline, o.status, o.kind ORDER BY o.pipeline, o.status, o.kind;
 
 -- name: progress
--- Returns how far handlers say that they are: of running jobs, the longest first.
+-- Returns the progress that handlers have reported for running jobs, longest running first.
 -- Reads jobs, workflow_states. Uses jobs_running, workflow_states_pkey.
 SELECT j.pipeline, j.stage, w.entity_id, j.attempt, j.progress, extract(epoch FROM now() - j.claimed_at)::float8 AS seconds
 FROM outbox.jobs AS j
@@ -52,7 +52,7 @@ WHERE j.owner IS NOT NULL AND j.progress IS NOT NULL
 ORDER BY j.claimed_at LIMIT 50;
 
 -- name: checkpoints_of_workflow
--- Returns the results that are kept for a workflow, the latest first.
+-- Returns the results kept for a workflow, latest first.
 -- Reads checkpoints. Uses checkpoints_pkey.
 SELECT c.stage, c.key, c.function, c.result, c.attempt, c.made_at
 FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s ORDER BY c.made_at DESC, c.key DESC LIMIT %(limit)s;
@@ -68,13 +68,13 @@ WHERE w.entity_id = %(entity)s AND w.pipeline = ANY (
 ORDER BY w.pipeline;
 
 -- name: history
--- Returns the history of a workflow, the latest change first.
+-- Returns the history of a workflow, latest change first.
 -- Reads state_changes. Uses state_changes_pkey.
 SELECT c.from_status, c.to_status, c.version, c.actor, c.login, c.reason, c.stage, c.attempt, c.at
 FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s ORDER BY c.version DESC LIMIT %(limit)s;
 
 -- name: job
--- Returns the live job of a workflow, and the state that it is in.
+-- Returns the live job of a workflow, and its state.
 -- Reads jobs. Uses jobs_pkey.
 SELECT j.stage, j.attempt, j.owner, j.run_at, j.claimed_at, j.error, j.deadline, j.on_deadline, j.progress,
        CASE WHEN j.stage IS NULL THEN 'waiting' WHEN j.owner IS NOT NULL THEN 'running' WHEN j.due OR j.run_at <= now() THEN 'ready' ELSE 'scheduled' END AS state
@@ -86,15 +86,15 @@ FROM outbox.jobs AS j WHERE j.workflow_id = %(id)s;
 SELECT d.stage, d.attempts, d.error, d.died_at, d.traceback FROM outbox.dead_jobs AS d WHERE d.workflow_id = %(id)s;
 
 -- name: messages
--- Returns the messages of a workflow that are still in the log, the latest first.
+-- Returns the messages of a workflow that are still in the log, latest first.
 -- Reads messages. Uses messages_by_workflow.
 SELECT m.id, m.message_id, m.topic, m.key, m.payload, m.headers,
        greatest(least(m.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00') AS created_at
 FROM outbox.messages AS m WHERE m.workflow_id = %(id)s ORDER BY m.id DESC LIMIT %(limit)s;
 
 -- name: approvals_open
--- Returns the open questions, the oldest first, each with the data that it is about and whether that has changed since
--- it was asked.
+-- Returns the open questions, oldest first, each with its data and whether that has changed since the question was
+-- asked.
 -- Reads approvals, workflow_states. Uses approvals_open, workflow_states_pkey.
 SELECT a.id, a.pipeline, a.entity_id, a.status, a.question, a.options, a.assignee, a.asked_at, a.deadline, a.reminders,
        w.metadata AS data, outbox.shown(w.metadata) AS shown, outbox.shown(w.metadata) <> a.shown AS changed
@@ -107,26 +107,26 @@ ORDER BY a.asked_at, a.id
 LIMIT %(limit)s;
 
 -- name: approvals_of_workflow
--- Returns the questions that a workflow has asked, the latest first.
+-- Returns the questions that a workflow has asked, latest first.
 -- Reads approvals. Uses approvals_by_workflow.
 SELECT a.id, a.status, a.version, a.question, a.shown, a.options, a.assignee, a.asked_at, a.deadline, a.reminders, a.ended,
        a.decision, a.to_status, a.decided_by, a.login, a.reason, a.edited, a.ended_at
 FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version DESC LIMIT %(limit)s;
 
 -- name: signals_of_workflow
--- Returns the signals that a workflow was sent, the latest first.
+-- Returns the signals sent to a workflow, latest first.
 -- Reads signals. Uses signals_are_one_by_id.
 SELECT s.id, s.name, s.payload, s.signal_id, s.sent_by, s.login, s.sent_at, s.taken_at
 FROM outbox.signals AS s WHERE s.workflow_id = %(id)s ORDER BY s.id DESC LIMIT %(limit)s;
 
 -- name: waiting_of_workflow
--- Returns what a workflow waits for, first the wait of a handler.
+-- Returns what a workflow waits for, the wait of a handler first.
 -- Reads waiting. Uses approvals_open, jobs_pkey, waits_pkey, workflow_states_pkey.
 SELECT w.kind, w.waits_for, w.since, w.until, w.ended_by, w.details
 FROM outbox.waiting AS w WHERE w.workflow_id = %(id)s ORDER BY w.kind IN ('deadline', 'timer'), w.kind LIMIT 1;
 
 -- name: children_of_workflow
--- Returns the children of a workflow, and whether each has ended: first those that have not.
+-- Returns the children of a workflow, and whether each has ended; those that haven't come first.
 -- Reads children, routes, workflow_states. Uses children_by_parent, workflow_states_pkey.
 SELECT w.pipeline, w.entity_id, w.current_status AS status, r.final AS ended
 FROM outbox.children AS c
@@ -141,7 +141,7 @@ SELECT EXISTS (SELECT FROM outbox.routes AS r
                WHERE r.pipeline = %(pipeline)s AND r.status = %(status)s AND r.final) AS final;
 
 -- name: sizes_of_workflow
--- Returns how many rows of each kind there are of a workflow.
+-- Returns how many rows of each kind a workflow has.
 -- Reads approvals, checkpoints, children, messages, signals, state_changes. Uses approvals_by_workflow,
 -- checkpoints_pkey, children_by_parent, messages_by_workflow, signals_are_one_by_id, state_changes_pkey.
 SELECT (SELECT count(*) FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s) AS history,
@@ -158,7 +158,7 @@ SELECT w.pipeline, w.entity_id, w.current_status AS status
 FROM outbox.children AS c JOIN outbox.workflow_states AS w ON w.id = c.parent_id WHERE c.child_id = %(id)s;
 
 -- name: dead_jobs
--- Returns dead jobs, the latest first.
+-- Returns dead jobs, latest first.
 -- Reads dead_jobs. Uses dead_jobs_by_time.
 SELECT d.pipeline, d.entity_id, d.stage, d.status, d.attempts, d.error, d.died_at
 FROM outbox.dead_jobs AS d
@@ -188,8 +188,8 @@ SELECT (SELECT count(*) FROM outbox.parked_messages AS p
         WHERE %(relay)s::text IS NULL AND (%(consumer)s::text IS NULL OR d.consumer = %(consumer)s)) AS count;
 
 -- name: relays
--- Returns each relay with how far it is: `behind_seconds` is the age of the oldest message that it has not passed, null
--- if it has passed all.
+-- Returns each relay and how far it has got: `behind_seconds` is the age of the oldest message that it has not passed,
+-- null if it has passed all.
 -- Reads messages, parked_messages, relays. Uses messages_by_transaction, parked_messages_pkey.
 SELECT r.name, r.owner IS NOT NULL AND r.updated_at > now() - interval '15 seconds' AS running, r.owner, r.target,
        r.settings, r.relayed, r.trouble, extract(epoch FROM now() - r.updated_at)::float8 AS beat_seconds_ago,
@@ -203,7 +203,8 @@ FROM outbox.relays AS r
 ORDER BY r.name;
 
 -- name: parked_deliveries
--- Returns what each consumer has parked. A consumer that has parked nothing has no row: consumers leave no other trace.
+-- Returns what each consumer has parked. A consumer that has parked nothing has no row, because consumers leave no
+-- other trace.
 -- Reads parked_deliveries.
 SELECT p.consumer, count(*) AS parked, count(*) FILTER (WHERE p.retry) AS to_retry,
        extract(epoch FROM now() - min(p.parked_at))::float8 AS oldest_seconds
@@ -212,8 +213,8 @@ GROUP BY p.consumer
 ORDER BY p.consumer;
 
 -- name: parked
--- Returns what relays could not send, then what consumers could not handle, the first one of each first. A delivery's
--- body is what came; its key is where a relay writes it.
+-- Returns what relays could not send, then what consumers could not handle, the oldest of each first. A delivery's body
+-- is what arrived; its key is where a relay writes it.
 -- Reads parked_deliveries, parked_messages.
 SELECT p.relay, NULL AS consumer, p.id, p.message_id::text, p.topic, p.key, p.payload, NULL::bytea AS body, p.headers,
        NULL AS queue, NULL::integer AS deliveries, p.reason, p.retry, p.created_at, p.parked_at, p.waits_until

@@ -1,13 +1,14 @@
--- What every worker does besides. All of it may run anywhere, any number of times at once.
+-- What every worker does besides running jobs. All of it may run anywhere, any number of times at once.
 
 -- name: maintenance_look
--- Returns what there is to do, in one question: a worker that has nothing to do asks nothing else. In how many seconds
--- the next scheduled job is due, the next deadline passes and the next reminder goes out (null: there is none); whether
--- parents have ended before their children, or have not moved after them; watched workers whose session lock is not held: their process has died, or
--- is reconnecting; whether a lease has ended. If `everything` is asked, which walks over dead rows, also whether jobs
--- are held in the name of workers without a row, and whether jobs of these stages are ready.
--- Reads approvals, jobs, orphans, pauses, waits, workers. Uses jobs_scheduled, waits_to_join, jobs_with_deadline, approvals_to_remind,
--- jobs_running, jobs_ready_for_claim.
+-- Returns what there is to do, in one query: a worker that has nothing to do asks nothing else. It returns the seconds
+-- until the next scheduled job is due, the next deadline passes and the next reminder goes out (null: there is none).
+-- It also returns whether parents have ended before their children, or have not moved after them; the watched workers
+-- whose session lock is not held, because their process has died or is reconnecting; and whether a lease has run out.
+-- With `everything`, which walks over dead rows, it returns whether jobs are held by workers without a row, and whether
+-- jobs of these stages are ready.
+-- Reads approvals, jobs, orphans, pauses, waits, workers. Uses jobs_scheduled, waits_to_join, jobs_with_deadline,
+-- approvals_to_remind, jobs_running, jobs_ready_for_claim.
 SELECT
     (SELECT extract(epoch FROM min(j.run_at) - coalesce(%(now)s::timestamptz, now()))::float8
      FROM outbox.jobs AS j WHERE j.owner IS NULL AND NOT j.due AND j.stage IS NOT NULL) AS due_in,
@@ -42,8 +43,8 @@ SELECT
     ) ELSE false END AS ready;
 
 -- name: jobs_promote_due
--- Makes scheduled jobs ready whose time has come, oldest first, and wakes workers for them. Returns how many, and in
--- how many seconds the next one is due (null: none is scheduled).
+-- Makes due scheduled jobs ready, oldest first, and wakes workers for them. Returns how many, and the seconds until the
+-- next one is due (null: none is scheduled).
 -- Writes jobs. Locks jobs only, with SKIP LOCKED. Uses jobs_scheduled, jobs_pkey.
 WITH due AS MATERIALIZED (
     SELECT j.workflow_id
@@ -77,9 +78,9 @@ ORDER BY j.run_at
 LIMIT %(limit)s;
 
 -- name: deadlines_fire
--- Moves workflows whose deadline has passed, the oldest first: what their stage does meanwhile no longer counts.
--- Returns how many it looked at, and how many it moved. Where a deadline leads must be a legal change, which a later
--- deploy may have taken away; and a transaction that holds the workflow comes first.
+-- Moves workflows whose deadline has passed, oldest first: what their stage does in the meantime no longer counts.
+-- Returns how many it looked at, and how many it moved. A deadline must lead to a legal change, which a later deploy
+-- may have removed. A transaction that holds the workflow comes first.
 -- Reads jobs, legal_changes. Writes workflow_states. Locks the workflow, then the job, with SKIP LOCKED, ids ascending.
 -- Uses jobs_with_deadline, legal_changes_pkey, workflow_states_pkey, jobs_pkey.
 WITH due AS MATERIALIZED (
@@ -101,7 +102,7 @@ WITH due AS MATERIALIZED (
     SELECT workflow.id AS workflow_id, j.on_deadline
     FROM workflow
     CROSS JOIN LATERAL (
-        -- Written so that the index on deadlines can't serve it: each job would be sought among all that are due.
+        -- Written so that the index on deadlines can't serve it: otherwise each job would be sought among all due ones.
         SELECT j.on_deadline FROM outbox.jobs AS j
         WHERE j.workflow_id = workflow.id AND j.id = workflow.job
             AND j.deadline - coalesce(%(now)s::timestamptz, now()) <= interval '0'
@@ -132,8 +133,8 @@ ORDER BY j.deadline
 LIMIT %(limit)s;
 
 -- name: parents_join
--- Moves parents whose children have all ended, and that could not be moved then; see the function in
--- sql/functions/children.sql. Returns how many.
+-- Moves parents whose children have all ended and that could not be moved at that time. Returns how many. See the
+-- function in sql/functions/children.sql.
 -- Reads waits. Writes workflow_states. Locks workflows, with SKIP LOCKED. Uses waits_to_join, workflow_states_pkey.
 SELECT outbox.parents_join(%(only)s::uuid[], %(but)s::uuid[], %(limit)s);
 
@@ -146,8 +147,8 @@ ORDER BY w.workflow_id
 LIMIT %(limit)s;
 
 -- name: orphans_cancel
--- Moves children whose parent has ended before them to the status that they were to be cancelled to, as far as that is
--- a legal change. Returns how many.
+-- Moves children whose parent has ended before them to the status chosen for their cancellation, if that is a legal
+-- change. Returns how many.
 -- Reads children, legal_changes, orphans. Writes workflow_states. Locks orphans and workflows, with SKIP LOCKED, ids
 -- ascending. Uses children_by_parent, workflow_states_pkey, legal_changes_pkey.
 WITH parent AS MATERIALIZED (
@@ -201,8 +202,8 @@ WHERE NOT EXISTS (
     WHERE c.parent_id = o.parent_id);
 
 -- name: approvals_remind
--- Writes a message for each open question whose reminder is due. Reminders that were missed while no worker ran are
--- one. Returns how many.
+-- Writes a message for each open question whose reminder is due. Reminders missed while no worker ran become one.
+-- Returns how many.
 -- Writes approvals, messages. Locks approvals only, with SKIP LOCKED. Uses approvals_to_remind, approvals_pkey.
 WITH due AS MATERIALIZED (
     SELECT a.id
@@ -238,8 +239,8 @@ ORDER BY a.remind_at
 LIMIT %(limit)s;
 
 -- name: workers_bury
--- Takes the row, and with it the lease, from workers that missed their beat by the database's clock, and from the
--- `dead` ones. A worker that was only slow learns it at its next beat.
+-- Deletes the rows, and so the leases, of workers whose heartbeat is too late by the database's clock, and of the
+-- `dead` ones. A worker that was only slow learns it at its next heartbeat.
 -- Writes workers. Uses workers_pkey.
 DELETE FROM outbox.workers AS w
 WHERE w.id = ANY (%(dead)s::integer[])
@@ -248,7 +249,7 @@ RETURNING w.id, w.name;
 
 -- name: jobs_sweep
 -- Frees jobs whose worker has no row. The attempt stays counted; if it was the last one, the job is dead. A job with
--- one attempt left becomes careful: if it is what kills its worker, it kills no other job with it.
+-- one attempt left becomes careful, so that if it kills its worker, it takes no other careful job with it.
 -- Reads routes, stages, workers, workflow_states. Writes dead_jobs, jobs. Locks jobs only, with SKIP LOCKED. Uses
 -- jobs_running, workers_pkey, stages_pkey, jobs_pkey, routes_pkey.
 WITH gone AS MATERIALIZED (
@@ -267,7 +268,7 @@ WITH gone AS MATERIALIZED (
     UPDATE outbox.jobs AS j
     SET owner = NULL, claimed_at = NULL, careful = coalesce(stale.attempt >= stale.max_attempts - 1, false), released = 0,
         error = format('worker %%s was lost during attempt %%s', stale.owner, stale.attempt),
-        -- The data may have changed during the attempt. An unlimited job has neither.
+        -- The data may have changed during the attempt. Jobs of unlimited stages have neither.
         (partition, priority) = (SELECT r.partition, r.priority FROM outbox.workflow_states AS w
                                  CROSS JOIN LATERAL outbox.job_of(w.pipeline, j.status, w.metadata) AS r
                                  WHERE w.id = j.workflow_id AND j.partition IS NOT NULL)
@@ -287,7 +288,7 @@ WITH gone AS MATERIALIZED (
            format('worker %%s was lost during attempt %%s, the last one', e.owner, e.attempt)
     FROM ended AS e
     JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
-    -- A job that was made by hand beside a dead one takes its place.
+    -- A job that was made by hand beside a dead one replaces it.
     ON CONFLICT (workflow_id) DO UPDATE
     SET pipeline = excluded.pipeline, stage = excluded.stage, status = excluded.status, entered = excluded.entered,
         attempts = excluded.attempts, error = excluded.error, died_at = now()

@@ -1,15 +1,15 @@
--- Step 6: what a delivery needs besides the inbox and its handler: its attempts are counted, and what can't be handled is
--- parked.
+-- Step 6: what a delivery needs besides the inbox and its handler: counting its attempts, and parking what can't be
+-- handled.
 
 -- name: delivery_begun
--- Returns how many attempts a message has had, as far as they were counted.
+-- Returns how many counted attempts a message has had.
 -- Reads delivery_attempts. Uses delivery_attempts_pkey.
 SELECT a.attempts FROM outbox.delivery_attempts AS a
 WHERE a.consumer = %(consumer)s AND a.message_id = %(message_id)s::uuid;
 
 -- name: delivery_begin
--- Counts an attempt at a message before it starts, so that one which kills its process is counted too. `first` is the
--- number of the first that is counted.
+-- Counts an attempt at a message before it starts, so that an attempt that kills its process is counted, too. `first`
+-- is the number of the first counted attempt.
 -- Writes delivery_attempts. Uses delivery_attempts_pkey.
 INSERT INTO outbox.delivery_attempts AS a (consumer, message_id, attempts)
 VALUES (%(consumer)s, %(message_id)s::uuid, %(first)s)
@@ -23,11 +23,11 @@ SELECT pg_catalog.set_config('outbox.delivery', %(mark)s, true),
        pg_catalog.set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
 
 -- name: delivery_mark_read
--- Returns the mark; null or empty if the handler has ended the transaction that it was given.
+-- Returns the mark; null or empty if the handler has ended its transaction.
 SELECT pg_catalog.current_setting('outbox.delivery', true);
 
 -- name: delivery_settle
--- Deletes the attempts of a message that is handled now, and what was parked of it, in the handler's transaction.
+-- Deletes the attempts of a message that is now handled, and its parked copy, in the handler's transaction.
 -- Writes delivery_attempts, parked_deliveries. Uses delivery_attempts_pkey, parked_deliveries_content_key,
 -- parked_deliveries_pkey.
 WITH counted AS (
@@ -37,8 +37,8 @@ DELETE FROM outbox.parked_deliveries AS p
 WHERE p.consumer = %(consumer)s AND (p.digest = %(digest)s OR p.id = %(parked)s::bigint);
 
 -- name: delivery_park
--- Keeps a delivery that can't be handled, with the reason; its attempts are counted from the beginning if a person
--- wants it tried again. That wish stays if it is delivered once more meanwhile.
+-- Parks a delivery that can't be handled, with the reason. If a person retries it, its attempts are counted from the
+-- start. The retry mark stays if the message is delivered again in the meantime.
 -- Writes delivery_attempts, parked_deliveries. Uses delivery_attempts_pkey, parked_deliveries_content_key.
 WITH counted AS (
     DELETE FROM outbox.delivery_attempts AS a WHERE a.consumer = %(consumer)s AND a.message_id = %(message_id)s::uuid
@@ -49,8 +49,8 @@ ON CONFLICT (consumer, digest) DO UPDATE
 SET reason = excluded.reason, deliveries = p.deliveries + 1, parked_at = now();
 
 -- name: delivery_park_again
--- Gives a parked delivery its new reason when another attempt has failed. By its id: what is stored was cleaned, and
--- does not have the digest of what came.
+-- Stores a parked delivery's new reason after another attempt has failed. It finds the delivery by its id: the stored
+-- text was cleaned, so its digest differs from that of what arrived.
 -- Writes delivery_attempts, parked_deliveries. Uses delivery_attempts_pkey, parked_deliveries_pkey.
 WITH counted AS (
     DELETE FROM outbox.delivery_attempts AS a WHERE a.consumer = %(consumer)s AND a.message_id = %(message_id)s::uuid

@@ -1,9 +1,9 @@
 -- Deletes what has ended and is old, where that is wanted.
 
 -- name: retention_workflows
--- Deletes workflows that ended more than `days` ago, with their history. Returns how many. A child stays until its parent
--- has ended: the parent's wait ends by what became of its children, and then the parent reads their results. A parent
--- stays until the children that its end cancels are cancelled: they are found by it.
+-- Deletes workflows that ended more than `days` ago, with their history. Returns how many. A child stays until its
+-- parent has ended: the parent's wait ends by how its children ended, and then the parent reads their results. A parent
+-- stays until the children that its end cancels are cancelled, because they are found by it.
 -- Reads children, orphans, routes. Writes state_changes, workflow_states. Locks workflows, with SKIP LOCKED. Uses
 -- workflow_states_pkey, state_changes_pkey, children_pkey, orphans_pkey, routes_pkey.
 WITH old AS MATERIALIZED (
@@ -44,7 +44,7 @@ WHERE w.updated_at < now() - make_interval(secs => %(days)s::float8 * 86400)
 LIMIT %(limit)s;
 
 -- name: retention_history
--- Deletes history that is older than `days`, of open workflows too. Returns how many rows.
+-- Deletes history older than `days`, also that of open workflows. Returns how many rows.
 -- Writes state_changes. Locks history, with SKIP LOCKED. Uses state_changes_by_time, state_changes_pkey.
 WITH old AS MATERIALIZED (
     SELECT c.workflow_id, c.version
@@ -68,8 +68,8 @@ WHERE c.at < now() - make_interval(secs => %(days)s::float8 * 86400) AND c.id <>
 LIMIT %(limit)s;
 
 -- name: retention_checkpoints
--- Deletes results that no attempt will ask for any more: their work is done, or was given up. Returns how many. Results
--- of the last hour stay, so that each is looked at only a few times.
+-- Deletes results that no attempt will ask for any more, because their work is done or was given up. Returns how many.
+-- Results of the last hour stay, so that each is looked at only a few times.
 -- Reads dead_jobs, jobs. Writes checkpoints. Locks checkpoints, with SKIP LOCKED. Uses checkpoints_by_time,
 -- checkpoints_pkey, jobs_pkey, dead_jobs_pkey.
 WITH old AS MATERIALIZED (
@@ -101,7 +101,7 @@ WHERE c.made_at < now() - make_interval(secs => 3600 + %(days)s::float8 * 86400)
 LIMIT %(limit)s;
 
 -- name: retention_rates
--- Deletes start times of partitions that have passed. Returns how many.
+-- Deletes the start times of partitions that have passed. Returns how many.
 -- Writes partition_rates. Locks these rows, with SKIP LOCKED. Uses partition_rates_pkey.
 WITH old AS MATERIALIZED (
     SELECT r.pipeline, r.stage, r.partition FROM outbox.partition_rates AS r
@@ -126,8 +126,8 @@ WHERE r.next_at < now() - make_interval(secs => 60 + %(days)s::float8 * 86400)
 LIMIT %(limit)s;
 
 -- name: retention_reactions
--- Deletes reactions that are done for more than `days`, with their history; see the function in
--- sql/functions/reactions.sql. Returns how many.
+-- Deletes reactions that have been done for more than `days`, with their history. Returns how many. See the function in
+-- sql/functions/reactions.sql.
 -- Reads pipelines. Writes workflow_states, state_changes. Locks workflows, with SKIP LOCKED. Uses
 -- workflow_states_entity_key, state_changes_pkey.
 SELECT outbox.reactions_forget(%(days)s, %(limit)s, %(only)s::uuid[], %(but)s::uuid[]);
@@ -143,8 +143,8 @@ WHERE p.reaction_of IS NOT NULL AND w.updated_at < now() - make_interval(secs =>
 LIMIT %(limit)s;
 
 -- name: retention_dead_jobs
--- Drops the errors and tracebacks of jobs that died more than `days` ago. The dead job itself stays for as long as the workflow stands
--- there: without it no list would show a workflow that waits for a person. Returns how many.
+-- Drops the errors and tracebacks of jobs that died more than `days` ago. Returns how many. The dead job itself stays
+-- as long as its workflow stays there: without it, no list would show that the workflow waits for a person.
 -- Writes dead_jobs. Locks dead jobs, with SKIP LOCKED. Uses dead_jobs_by_time, dead_jobs_pkey.
 WITH old AS MATERIALIZED (
     SELECT d.workflow_id FROM outbox.dead_jobs AS d
@@ -168,7 +168,7 @@ WHERE d.died_at < now() - make_interval(secs => %(days)s::float8 * 86400) AND d.
 LIMIT %(limit)s;
 
 -- name: retention_rights
--- Returns what of this the role may do: delete workflows, delete history, empty the message log, and the inbox after
--- less than a week.
+-- Returns which of these this role may do: delete workflows, delete history, empty the message log, and empty the inbox
+-- after less than a week.
 SELECT has_table_privilege('outbox.workflow_states', 'DELETE'), has_table_privilege('outbox.state_changes', 'DELETE'),
        has_table_privilege('outbox.messages', 'TRUNCATE'), has_table_privilege('outbox.inbox', 'TRUNCATE');

@@ -1,7 +1,7 @@
--- The ring of the message log: its children are emptied whole, by TRUNCATE, so the log never has a dead row.
+-- The ring of the message log: its children are emptied whole, by TRUNCATE, so the log never has dead rows.
 
 -- name: ring
--- Returns the children of the message ring, and which one is written to now.
+-- Returns the children of the message ring, and which one is being written to.
 -- Reads message_ids.
 SELECT c.relname, (s.last_value / 1000000) % 4 = substring(c.relname FROM '[0-9]+$')::integer AS current,
        s.last_value % 1000000 AS filled
@@ -12,8 +12,9 @@ WHERE i.inhparent = 'outbox.messages'::regclass
 ORDER BY c.relname;
 
 -- name: ring_child
--- Returns whether a child holds anything, and whether every relay has passed all of it. Where there is no relay, it has
--- been passed when its newest message is older than `days` (null: never). It uses the child's index by transaction.
+-- Returns whether a child holds anything, and whether every relay has passed all of it. Without a relay, it counts as
+-- passed when its newest message is older than `days` (null: never). The statement uses the child's index by
+-- transaction.
 -- Reads relays.
 SELECT EXISTS (SELECT FROM {child}) AS filled,
        CASE WHEN EXISTS (SELECT FROM outbox.relays) THEN NOT EXISTS (
@@ -24,8 +25,8 @@ SELECT EXISTS (SELECT FROM {child}) AS filled,
                      < now() - make_interval(secs => %(days)s::float8 * 86400), false) END AS passed;
 
 -- name: ring_lock
--- Locks a child before it is emptied. A transaction that writes to the child may still be open: it is waited for only
--- shortly, since others queue behind this.
+-- Locks a child before it is emptied. A transaction that writes to the child may still be open. The wait for it is
+-- short, because other writers queue behind this lock.
 -- Locks the child, ACCESS EXCLUSIVE.
 LOCK TABLE {child} IN ACCESS EXCLUSIVE MODE;
 
@@ -35,15 +36,15 @@ LOCK TABLE {child} IN ACCESS EXCLUSIVE MODE;
 TRUNCATE TABLE {child};
 
 -- name: ring_turn_lock
--- Lets one process turn the ring at a time: the second one of two that saw the same would set the sequence back, and
--- ids would come twice.
+-- Lets one process turn the ring at a time. If two saw the same state, the second would set the sequence back, and ids
+-- would come twice.
 -- Locks an advisory lock.
 SELECT pg_advisory_xact_lock(hashtext('outbox.ring'));
 
 -- name: ring_turn
--- Lets the next message open the next child, long before a million are in this one: when a tenth of it is filled, or
--- its first message is older than `days`, since only a child that is not written to can be emptied. It does not turn
--- near the end of the child: the sequence would get there by itself in between, and must never go back.
+-- Lets the next message open the next child, long before this one has a million: when a tenth of it is filled, or its
+-- first message is older than `days`. Only a child that is not written to can be emptied. It doesn't turn near the end
+-- of the child: the sequence might get there by itself in between, and must never go back.
 -- Writes message_ids.
 SELECT setval('outbox.message_ids', (s.last_value / 1000000 + 1) * 1000000, false)
 FROM outbox.message_ids AS s

@@ -1,7 +1,7 @@
 -- Cron schedules, and their ticks.
 
 -- name: schedules_look
--- Returns in how many seconds each of these schedules is due, and by which times it is deployed.
+-- Returns the seconds until each of these schedules is due, and the times with which it is deployed.
 -- Reads schedules. Uses schedules_pkey.
 SELECT s.pipeline, s.schedule, s.cron, s.timezone, s.catch_up, extract(epoch FROM greatest(s.next_at, s.retry_at) - now())::float8
 FROM outbox.schedules AS s
@@ -9,8 +9,8 @@ JOIN unnest(%(pipelines)s::text[], %(schedules)s::text[]) AS mine (pipeline, sch
 ORDER BY 6;
 
 -- name: schedule_take
--- Locks a schedule if it is due and no other worker runs it, until the end of the transaction in which its function
--- runs. It must be deployed as this worker knows it: the worker that takes a tick sets the time of the next one.
+-- Locks a due schedule that no other worker runs, until the end of the transaction in which its function runs. It must
+-- be deployed as this worker defines it, because the worker that takes a tick sets the time of the next one.
 -- Reads schedules. Locks the schedule, with SKIP LOCKED. Uses schedules_pkey.
 SELECT s.next_at, pg_catalog.now()
 FROM outbox.schedules AS s
@@ -25,8 +25,8 @@ SELECT pg_catalog.set_config('outbox.actor', %(actor)s, true),
        pg_catalog.set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
 
 -- name: schedule_advance
--- Moves a schedule to its next tick, in the transaction of what its function has done. No row: this transaction does
--- not hold the tick.
+-- Moves a schedule to its next tick, in the transaction of its function. No row: this transaction doesn't hold the
+-- tick.
 -- Writes schedules. Uses schedules_pkey.
 UPDATE outbox.schedules AS s
 SET next_at = %(next)s, last_at = %(tick)s, ran_at = pg_catalog.now(), attempts = 0, retry_at = NULL, error = NULL
@@ -34,8 +34,8 @@ WHERE s.pipeline = %(pipeline)s AND s.schedule = %(schedule)s AND s.next_at = %(
 RETURNING s.next_at;
 
 -- name: schedule_fail
--- Notes why a tick failed and when it is tried again, unless another worker has run it meanwhile: after a second, then
--- after twice as long each time, up to five minutes.
+-- Stores why a tick failed and when it is retried, unless another worker has run it in the meantime. The delay is a
+-- second, then doubles each time, up to five minutes.
 -- Writes schedules. Uses schedules_pkey.
 UPDATE outbox.schedules AS s
 SET attempts = s.attempts + 1, error = %(error)s,

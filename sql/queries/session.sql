@@ -36,9 +36,10 @@ SELECT 'search_path', pg_catalog.current_setting('search_path'), NULL
 WHERE pg_catalog.array_position(pg_catalog.current_schemas(false), 'pg_catalog'::pg_catalog.name) OPERATOR(pg_catalog.>) 1;
 
 -- name: session_restore
--- Sets these for the rest of a handler's transaction, and gives others the value that the session began with. The role is
--- put back for the session, not for the transaction: the statement after COMMIT needs its rights. Triggers fire again if a
--- superuser has put them off. Names are qualified, for the handler may have set a search_path of its own.
+-- Sets these for the rest of a handler's transaction, and resets others to the value that the session began with. The
+-- role is reset for the session, not for the transaction, because the statement after COMMIT needs its rights. Triggers
+-- fire again if a superuser has disabled them. Names are qualified, because the handler may have set a search_path of
+-- its own.
 SELECT pg_catalog.set_config('role', NULL, false)
 UNION ALL
 SELECT pg_catalog.set_config(s.name, s.value, true)

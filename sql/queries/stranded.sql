@@ -1,7 +1,7 @@
--- What `outbox deploy --check` looks at: workflows that the new code would strand. Reads only.
+-- What `outbox deploy --check` looks at: workflows that the new code would strand. It only reads.
 
 -- name: stranded_statuses
--- Returns the statuses that would be unknown and have workflows: how many, how many of them wait for what, and for how long
+-- Returns the statuses that would be unknown and have workflows: how many, how many of them wait for what, and how long
 -- the oldest has been there.
 -- Reads waiting, workflow_states. Uses workflow_states_entity_key, approvals_open, waits_pkey.
 WITH standing AS (
@@ -19,7 +19,7 @@ SELECT s.current_status, count(*),
 FROM standing AS s GROUP BY s.current_status ORDER BY s.current_status;
 
 -- name: stranded_waits
--- Returns the waits that would lead to a status which is not a legal change from where the workflow stands.
+-- Returns the waits that would lead to a status that is not a legal change from where the workflow is.
 -- Reads waiting. Uses workflow_states_pkey.
 SELECT w.status, e.key, e.value, count(*), extract(epoch FROM now() - min(w.since))::float8
 FROM outbox.waiting AS w
@@ -30,11 +30,11 @@ WHERE w.pipeline = %(pipeline)s AND NOT EXISTS (
 GROUP BY w.status, e.key, e.value ORDER BY w.status, e.key, e.value;
 
 -- name: table_size
--- Returns about how many workflows there are, as of the last analyze.
+-- Returns approximately how many workflows there are, as of the last analyze.
 SELECT reltuples::float8 FROM pg_class WHERE oid = 'outbox.workflow_states'::regclass;
 
 -- name: data_of_some
--- Returns the data of workflows that have not ended, on some pages of the table chosen at random.
+-- Returns the data of workflows that have not ended, from some randomly chosen pages of the table.
 -- Reads workflow_states.
 SELECT w.entity_id, w.current_status, w.metadata::text
 FROM outbox.workflow_states AS w TABLESAMPLE SYSTEM (%(percent)s)

@@ -1,4 +1,4 @@
--- Step 1: workflows start in the caller's own transaction.
+-- Step 1: starts workflows in the caller's own transaction.
 
 -- name: workflows_submit
 -- Starts the workflows that are new, and returns them; the trigger adds history and the first job.
@@ -26,8 +26,8 @@ WITH started AS (
 SELECT count(*) FROM started;
 
 -- name: workflows_find
--- Returns the workflows that are there already. It is a statement of its own because it must see what the one before
--- ran into.
+-- Returns the workflows that already exist. It is a separate statement because it must see what the one before has run
+-- into.
 -- Reads workflow_states. Uses workflow_states_entity_key.
 SELECT w.id, w.entity_id, w.current_status
 FROM outbox.workflow_states AS w

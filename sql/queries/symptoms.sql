@@ -1,9 +1,9 @@
--- What `outbox doctor` takes for signs of a fault elsewhere. Each statement reads an index that has only what is wrong, or
--- stops at a limit: it costs the same with ten million rows.
+-- What `outbox doctor` takes for symptoms of a fault elsewhere. Each statement reads an index that has only what is
+-- wrong, or stops at a limit, so it costs the same with ten million rows.
 
 -- name: jobs_put_back_often
--- Returns the stages with jobs that were put back more than twice in a row without an attempt being counted, how often at
--- most, and why.
+-- Returns the stages with jobs that were put back more than twice in a row without a counted attempt, the highest
+-- count, and why.
 -- Reads jobs. Uses jobs_released_often.
 SELECT j.pipeline, j.stage, count(*), max(j.released), (array_agg(j.error ORDER BY j.released DESC))[1]
 FROM (SELECT j.pipeline, j.stage, j.released, j.error FROM outbox.jobs AS j WHERE j.released > 2 LIMIT 10000) AS j
@@ -18,7 +18,7 @@ JOIN outbox.workflow_states AS w ON w.id = j.workflow_id
 ORDER BY j.entered DESC;
 
 -- name: jobs_held_too_long
--- Counts the jobs of these stages that are held for longer than so many seconds.
+-- Counts the jobs of these stages that have been held for longer than the given seconds.
 -- Reads jobs. Uses jobs_running.
 SELECT j.pipeline, j.stage, count(*), extract(epoch FROM max(now() - j.claimed_at))::float8
 FROM outbox.jobs AS j
@@ -28,7 +28,7 @@ WHERE j.owner IS NOT NULL AND j.claimed_at < now() - make_interval(secs => s.sec
 GROUP BY j.pipeline, j.stage ORDER BY j.pipeline, j.stage;
 
 -- name: parents_stuck
--- Returns workflows whose children have all ended, and that have not moved for some seconds; and whether they could.
+-- Returns workflows whose children have all ended and that have not moved for some seconds, and whether they could.
 -- Reads legal_changes, waits, workflow_states. Uses waits_to_join, workflow_states_pkey, legal_changes_pkey.
 SELECT s.pipeline, s.current_status, s.entity_id, w.to_status, EXISTS (
            SELECT FROM outbox.legal_changes AS l
@@ -38,7 +38,7 @@ JOIN outbox.workflow_states AS s ON s.id = w.workflow_id
 ORDER BY s.pipeline, s.entity_id;
 
 -- name: sessions_holding_rows
--- Returns sessions of others with a transaction that has been open for `long` seconds and has locked or written rows of
+-- Returns other sessions with a transaction that has been open for `long` seconds and has locked or written rows of
 -- workflows or jobs.
 SELECT a.pid, coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.state, 'state unknown'), min(c.relname::text),
        extract(epoch FROM clock_timestamp() - a.xact_start)::float8
@@ -54,13 +54,13 @@ GROUP BY a.pid, a.application_name, a.state, a.xact_start
 ORDER BY a.xact_start LIMIT 5;
 
 -- name: counts_unfolded
--- Returns whether there are more than `most` rows of counts.
+-- Returns whether there are more than `most` unfolded rows of counts.
 -- Reads status_counts.
 SELECT count(*) > %(most)s FROM (SELECT FROM outbox.status_counts LIMIT %(most)s + 1) AS c;
 
 -- name: tables_without_identity
--- Returns tables of ours that a publication has with its updates or deletes and whose rows it can't name. The log's tables
--- are only written and emptied.
+-- Returns our tables that a publication includes with updates or deletes, and whose rows it can't identify. The log's
+-- tables are only written and emptied.
 SELECT p.pubname::text, c.relname::text
 FROM pg_publication AS p
 JOIN pg_publication_tables AS t ON t.pubname = p.pubname AND t.schemaname = 'outbox' AND t.tablename NOT LIKE 'messages%'
@@ -71,6 +71,6 @@ WHERE (p.pubupdate OR p.pubdelete)
 ORDER BY p.pubname, c.relname;
 
 -- name: tables_with_row_security
--- Returns tables of ours that hide rows from some roles.
+-- Returns our tables that hide rows from some roles.
 SELECT c.relname::text FROM pg_class AS c
 WHERE c.relnamespace = 'outbox'::regnamespace AND c.relrowsecurity ORDER BY c.relname;

@@ -1,7 +1,7 @@
--- Turns that migrate, deploy and retry take, by advisory locks. Anybody who may connect can hold one.
+-- Turns for migrate, deploy and retry, by advisory locks. Anyone who may connect can hold one.
 
 -- name: patience
--- Returns for how long a statement waits for a lock.
+-- Returns how long a statement waits for a lock.
 SELECT current_setting('lock_timeout');
 
 -- name: patience_set
@@ -9,13 +9,13 @@ SELECT current_setting('lock_timeout');
 SELECT set_config('lock_timeout', %(wait)s, true);
 
 -- name: turn_take
--- Waits for a turn, alone or, shared, beside others, and has it until the end of the transaction.
+-- Waits for a turn, alone or, if shared, beside others, and holds it until the end of the transaction.
 -- Locks an advisory lock.
 SELECT CASE WHEN %(shared)s THEN pg_advisory_xact_lock_shared(hashtext(%(name)s))::text
             ELSE pg_advisory_xact_lock(hashtext(%(name)s))::text END;
 
 -- name: turn_holders
--- Returns the sessions that have a turn: process, login and application.
+-- Returns the sessions that hold a turn: process, login and application.
 -- Reads no table of ours.
 SELECT l.pid, a.usename, a.application_name
 FROM pg_locks AS l

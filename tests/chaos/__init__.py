@@ -1,1 +1,1 @@
-"""The proof: a workload over real servers, faults, four witnesses, and a checker that names what went wrong."""
+"""Tests the engine under faults: a workload on real servers, faults, four witnesses, and a checker of what they saw."""

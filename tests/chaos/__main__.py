@@ -1,4 +1,4 @@
-"""`python -m chaos`: run configurations, print what came out, exit 1 if anything was wrong."""
+"""Runs configurations, prints the results, and exits with 1 if anything was wrong: `python -m chaos`."""
 
 from __future__ import annotations
 

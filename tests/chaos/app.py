@@ -1,7 +1,7 @@
-"""The workload: a pipeline whose handlers have effects, fail at random, and publish one message for each change.
+"""Defines the workload: handlers that have effects, fail at random, and publish one message for each change.
 
-Run as real worker processes. What the world sees goes into tables without any unique constraint: outside the engine's
-transaction by a connection of its own, straight to Postgres, inside by the handler's.
+It runs as real worker processes. Effects go into tables without any unique constraint. Those "outside" the engine's
+transaction are written by a connection straight to Postgres, those "inside" by the handler's connection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .history import Rules, Stage
 
 WORLD = os.environ.get("CHAOS_WORLD", "")
 TROUBLE = float(os.environ.get("CHAOS_TROUBLE", "0.03"))
-"""How often, of 1, a handler fails at each of the places where it may."""
+"""The probability that a handler fails at each place where it may fail."""
 
 
 class Data(BaseModel):
@@ -48,11 +48,11 @@ def trouble(failing: Callable[[str], Exception] = RuntimeError) -> None:
 
 
 MISCHIEF = Path(os.environ.get("CHAOS_MISCHIEF", "mischief"))
-"""A file that has the name of what handlers do wrong at present, beside failing; there is none most of the time."""
+"""A file that names what handlers do wrong at present, besides failing. Most of the time it doesn't exist."""
 
 
 def does(wrong: str, often: float) -> bool:
-    """Whether a handler is to do this wrong thing now, of those that may: so `often`, of 1."""
+    """Returns whether a handler does this wrong thing now, if it is active, with the probability `often`."""
     try:
         return MISCHIEF.read_text() == wrong and random.random() < often
     except FileNotFoundError:
@@ -64,7 +64,7 @@ async def exits() -> None:
 
 
 def reckless() -> None:
-    """What concerns the process more than the handler."""
+    """Does what harms the process more than the handler."""
     if random.random() < 0.5:
         asyncio.create_task(exits())  # noqa: RUF006
     else:
@@ -75,7 +75,7 @@ def reckless() -> None:
 
 
 class World:
-    """The outside world: one connection that is opened again when it breaks."""
+    """Writes to the outside world on one connection, which is reopened when it breaks."""
 
     def __init__(self) -> None:
         self._conn: psycopg.AsyncConnection[Any] | None = None
@@ -167,13 +167,13 @@ chaos.allow("REVIEW", to="EXPIRED")
 
 
 def least_waits(backoff: Backoff) -> tuple[float, ...]:
-    """What is promised of a back-off, reckoned without the engine's code."""
+    """Returns the least delays that a back-off promises, computed without the engine's code."""
     grown = [backoff.first * backoff.factor**n for n in range(backoff.attempts - 1)]
     return tuple(min(backoff.max, wait) * (1 - backoff.jitter) for wait in grown)
 
 
 def rules() -> Rules:
-    """What the checker holds to be legal."""
+    """Returns what the checker accepts as legal."""
     twelve, three = least_waits(retry(12)), least_waits(retry(3))
     stages = (
         Stage("check", "NEW", frozenset({"CHECKED"}), 12, "outside", "CHECKING", twelve),

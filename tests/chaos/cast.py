@@ -1,4 +1,4 @@
-"""The servers and processes of a run: started, restarted when they die, and ended, whatever happens."""
+"""Manages the servers and processes of a run: starts them, restarts those that die, and ends them, whatever happens."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ TESTS = Path(__file__).parent.parent
 DATABASE, OWNER = "chaos", "outbox_owner"
 WITNESS = "chaos_witness"
 EXCHANGE = "chaos"
-"""Where relays publish. What consumers and the witness bind to is behind it, by one binding that a fault may cut."""
+"""The exchange to which relays publish. One binding, which a fault may cut, leads to that of consumers and witness."""
 LEASE = 4.0
 KILL_POINTS = {"worker": ("K1", "K2", "K3", "K4", "K5", "K7", "K8"), "relay": ("K9", "K10"), "consumer": ("K13",)}
-"""Of each kind of process, where it may be told to kill itself."""
+"""Where each kind of process may be told to kill itself."""
 
 WORLD = """
     CREATE SCHEMA world AUTHORIZATION outbox_owner;
@@ -52,7 +52,7 @@ WORLD = """
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One configuration of a run. `faults`: which of the nemesis' (see nemesis.FAULTS); empty: all."""
+    """A configuration of a run. `faults` chooses the nemesis' faults (see nemesis.FAULTS); empty: all."""
 
     name: str
     postgres: str = "18"
@@ -63,9 +63,9 @@ class Config:
     server: dict[str, str] = field(default_factory=dict)
     pooler: bool = False
     disk: int | None = None
-    """Megabytes of the file system that Postgres is on, if it is to be one of its own."""
+    """Megabytes of a file system of its own for Postgres; None: it shares the machine's."""
     other: str | None = None
-    """A folder with another release of Outbox, which every second worker is run from."""
+    """A folder with another release of Outbox, which every second worker runs."""
     mutant: str | None = None
     broken: Callable[[psycopg.Connection[Any]], None] = lambda conn: None
     """What a mutant does to the database."""
@@ -73,14 +73,14 @@ class Config:
 
 @dataclass(slots=True)
 class Role:
-    """A process that is always there: when it has died, it is started again."""
+    """A process that always runs: when it dies, it is restarted."""
 
     kind: str
     arguments: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     popen: subprocess.Popen[bytes] | None = None
     log: Path | None = None
-    # Why its death would be no surprise: the point at which it is to kill itself; SIGKILL; SIGTERM.
+    # Why its death is expected: the point at which it is to kill itself; SIGKILL; SIGTERM.
     point: str | None = None
     killed: bool = False
     stopped: bool = False
@@ -94,7 +94,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A process that was killed: where, when, and as which worker the engine knew it."""
+    """A process that was killed: at which point, when, and its worker's name in the engine."""
 
     kind: str
     point: str
@@ -104,7 +104,7 @@ class Death:
 
 
 class Cast:
-    """Everything that a run needs; `start` and `end` it."""
+    """Everything that a run needs. Call `start` and `end`."""
 
     def __init__(self, config: Config, folder: Path, seed: int, trouble: float) -> None:
         self.config, self.folder, self.trouble = config, folder, trouble
@@ -119,10 +119,10 @@ class Cast:
         self._standby: PostgresServer | None = None
         self.roles: list[Role] = []
         self.deaths: list[Death] = []
-        self.held_up: list[str] = []  # what rows that somebody held have held up besides themselves
-        self.exits: list[str] = []  # of processes that nobody had killed
-        self.not_started = 0  # found no server when they began: they say so, and what started them tries again
-        self.deadly = 0.0  # how many of the processes that are started are told to kill themselves
+        self.held_up: list[str] = []  # what else was held up by rows that another session held
+        self.exits: list[str] = []  # of processes that nothing had killed
+        self.not_started = 0  # processes that found no server, reported it, and are started again
+        self.deadly = 0.0  # the share of started processes that are told to kill themselves
         self.clients: subprocess.Popen[bytes] | None = None
         self._watching = True
         self._turn = threading.RLock()
@@ -148,7 +148,7 @@ class Cast:
             for exchange in (EXCHANGE, BEHIND):
                 opened.exchange_declare(exchange, "topic", durable=True)
             opened.exchange_bind(BEHIND, EXCHANGE, "#")
-            # When a policy brings both, the length comes first, and what is in the queue is dropped.
+            # A policy that brings both would set the length first and drop what is in the queue.
             opened.queue_declare(WITNESS, durable=True, arguments={"x-overflow": "reject-publish"})
             opened.queue_bind(WITNESS, BEHIND, "#")
         if self.config.pooler:
@@ -174,7 +174,7 @@ class Cast:
 
     @property
     def direct(self) -> str:
-        """The database as the engine's owner, not through the proxy."""
+        """The DSN of the engine's owner, not through the proxy."""
         return self.postgres.dsn(DATABASE, OWNER)
 
     @property
@@ -188,12 +188,12 @@ class Cast:
 
     @contextlib.contextmanager
     def exchange(self) -> Iterator[Any]:
-        """What binds the exchange behind to the one that relays publish to: a channel, and the two names."""
+        """Yields what is needed to bind the exchange behind to that of the relays: a channel and both names."""
         with channel(self.broker.url) as opened:
             yield opened, BEHIND, EXCHANGE
 
     def mischief(self, wrong: str | None) -> None:
-        """Has handlers do something wrong now and then, until it is None."""
+        """Makes handlers do something wrong now and again, until it is set to None."""
         file = self.folder / "mischief"
         if wrong is None:
             file.unlink(missing_ok=True)
@@ -204,7 +204,7 @@ class Cast:
     # The processes.
 
     def play(self, rate: float) -> None:
-        """Start all processes, and the watch over them."""
+        """Starts all processes, and a thread that watches them."""
         start = ("-m", "chaos.start")
         worker = (*start, "worker", "--app", "chaos.app:chaos", "--lease", str(LEASE), "--grace", "3")
         quiet = () if self.config.notify else ("--no-notify",)
@@ -230,7 +230,7 @@ class Cast:
         env = dict(role.env)
         role.point = None
         if self.random.random() < self.deadly:
-            # The point at which fewest have died yet: some are passed far more often than others.
+            # Choose the point with the fewest deaths, because some points are passed far more often than others.
             kills = self.kills
             role.point = min(KILL_POINTS[role.kind], key=lambda point: (kills[point], self.random.random()))
             # A consumer passes its point with each message.
@@ -242,14 +242,14 @@ class Cast:
         role.begun, role.frozen = time.time(), False
 
     def kill(self, role: Role) -> None:
-        """SIGKILL, at whatever it is doing."""
+        """Sends SIGKILL, whatever the process is doing."""
         with self._turn:
             if role.popen is not None and role.popen.poll() is None:
                 role.killed = True
                 role.popen.kill()
 
     def terminate(self, role: Role) -> None:
-        """What a deploy does."""
+        """Sends SIGTERM, as a deploy does."""
         with self._turn:
             if role.popen is not None and role.popen.poll() is None:
                 role.stopped = True
@@ -268,7 +268,7 @@ class Cast:
                 self.exits.append("the clients did not end")
 
     def calm(self) -> None:
-        """From here on nothing kills itself: a process that would is replaced."""
+        """Ends the deaths: processes that would kill themselves are replaced."""
         with self._turn:
             self.deadly = 0.0
             for role in self.roles:
@@ -277,7 +277,7 @@ class Cast:
                     role.popen.kill()
 
     def end(self) -> None:
-        """End everything, in order where that works."""
+        """Ends everything, in an orderly way where that works."""
         self._watching = False
         with self._turn:
             running = [role for role in self.roles if role.popen is not None and role.popen.poll() is None]
@@ -297,7 +297,7 @@ class Cast:
                     self.exits.append(f"{role.kind} did not end on SIGTERM: {self._words(role)[-800:]}")
 
     def remove(self) -> None:
-        """Take the servers away, too."""
+        """Removes the servers, too."""
         self._watching = False
         for role in self.roles:
             if role.popen is not None and role.popen.poll() is None:
@@ -330,7 +330,7 @@ class Cast:
     def _died(self, role: Role, code: int) -> None:
         said = self._words(role)
         served = re.findall(r"worker (\d+) serves|relaying|standing by|takes from queue", said)
-        # Several of them may have been on their way to it: how it ended tells which one came first.
+        # Several causes may have been on their way. How the process ended tells which one came first.
         reason = {
             -signal.SIGKILL: "anywhere" if role.killed else role.point,
             -signal.SIGTERM: "SIGTERM" if role.stopped and (not served or "stopped: " in said) else None,  # not at work
@@ -342,7 +342,7 @@ class Cast:
             time.sleep(0.1)
             return
         if code == 1 and "has no slot left" in said:
-            return  # as it should, where threads hang: another one is started
+            return  # as expected when threads hang: another one is started
         if reason is None:
             self.exits.append(f"{role.kind} ended by itself with {code}: {said[-800:]}")
             return
@@ -384,5 +384,5 @@ class Cast:
 
 
 def _cut_off(said: str) -> bool:
-    """Whether a process that was told to stop has said that it left something running, as a handler hangs or blocks."""
+    """Returns whether a stopped process has logged that it left something running, when a handler hangs or blocks."""
     return "though still running: " in said or "the event loop stands still" in said

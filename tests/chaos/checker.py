@@ -1,7 +1,6 @@
-"""What was wrong with a run, by name: a pure function of what the witnesses saw.
+"""Names what was wrong with a run: a pure function of what the witnesses saw.
 
-Four witnesses that don't know of each other must tell the same story. What nobody can know, because a call was never
-answered, may have happened or not.
+Four independent witnesses must tell the same story. A call that was never answered may have happened or not.
 
 lost · phantom · illegal change · resurrection · zombie write · two holders · free put-back · too many · too early ·
 torn commit · effect twice · marked early · inversion · stuck · held up
@@ -22,7 +21,7 @@ __all__ = ["Anomaly", "Verdict", "check", "recoveries", "story"]
 
 @dataclass(frozen=True, slots=True)
 class Anomaly:
-    """Something that must not be. `subject` is a workflow, else a message or the entity of a call."""
+    """Something that must not happen. `subject` is a workflow, a message or the entity of a call."""
 
     name: str
     subject: str
@@ -31,7 +30,7 @@ class Anomaly:
 
 @dataclass(slots=True)
 class Verdict:
-    """Everything that was wrong, the same of the same subject once; and how much there was to be wrong."""
+    """All anomalies, each name once for a subject, and counts of what was checked."""
 
     anomalies: list[Anomaly] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -42,7 +41,7 @@ class Verdict:
 
 
 def check(history: History) -> Verdict:
-    """Return what was wrong."""
+    """Returns the verdict on a run."""
     return _Checker(history).verdict()
 
 
@@ -69,7 +68,7 @@ class _Checker:
             self._order()
         return Verdict(list(self.found.values()), self._counts())
 
-    # What the tables hold in the end is what committed transactions wrote, all of it.
+    # The tables contain in the end what committed transactions wrote, and all of it.
 
     def _tables(self) -> None:
         left = {workflow.id: workflow for workflow in self.history.workflows}
@@ -104,7 +103,7 @@ class _Checker:
         for id_, version in committed:
             self.find("lost", id_, f"version {version} of its history is gone")
 
-    # What clients were told is so.
+    # What clients were told is true.
 
     def _answers(self) -> None:
         entities = {flow.entity: id_ for id_, flow in self.replay.flows.items()}
@@ -128,7 +127,7 @@ class _Checker:
             elif flow.made_again > told["ok"] + told["unknown"]:
                 self.find("phantom", id_, f"its job was made again {flow.made_again} times, and no call asked for that")
 
-    # What is due is done.
+    # All that is due has been done.
 
     def _ends(self) -> None:
         for why in self.history.not_drained:
@@ -144,12 +143,12 @@ class _Checker:
                 self.find("lost", id_, f"in {flow.without_job} it has no job, so nobody will go on with it")
 
     def _may_wait(self, id_: str) -> bool:
-        """Whether its job is a wait whose time has not come yet."""
+        """Returns whether its job is a wait whose time has not come."""
         flow = self.replay.flows.get(id_)
         job = flow.job if flow is not None else None
         return job is not None and job["stage"] is None and seconds(job["deadline"]) > self.history.ended
 
-    # What the world saw is what was committed.
+    # The world saw what was committed.
 
     def _world(self) -> None:
         seen: dict[str, Counter[tuple[str, str, int]]] = {"outside": Counter(), "inside": Counter()}
@@ -169,7 +168,7 @@ class _Checker:
         if seen != written:
             self.find("lost" if seen < written else "phantom", subject, f"{written} {what} committed, and {seen} seen")
 
-    # Every message went out, as it was written.
+    # Every message was delivered, as it was written.
 
     def _messages(self) -> None:
         parked = {found for found, _ in self.history.parked}
@@ -198,7 +197,7 @@ class _Checker:
             elif not self.history.not_drained:
                 self.find("lost", found, f"{what} was committed, and never arrived")
 
-    # A consumer has an effect for each, once.
+    # A consumer has one effect for each message.
 
     def _consumer(self) -> None:
         consumed, recorded = self.replay.consumed, self.replay.recorded
@@ -218,8 +217,8 @@ class _Checker:
             if found not in consumed and found not in parked and found not in recorded:
                 self.find("marked early", found, "its queue is empty, and it had no effect")
 
-    # In strict mode, messages of a key arrive in the order of their commits. Without, nothing can be told: order is
-    # promised as long as nothing is refused and no line lost, and who would know?
+    # In strict mode, messages of a key arrive in the order of their commits. Without it nothing can be checked: order
+    # is promised unless a message is refused or a connection lost, which nobody can know here.
 
     def _order(self) -> None:
         place = {found: n for n, found in enumerate(self.replay.messages)}
@@ -284,7 +283,7 @@ class _Cursor:
 
 
 class _Snapshot:
-    """Postgres' own: xmin:xmax:the transactions between them that were under way."""
+    """A Postgres snapshot: xmin:xmax:the transactions between them that were in progress."""
 
     def __init__(self, text: str) -> None:
         first, last, between = text.split(":")

@@ -1,6 +1,6 @@
-"""Fifty clients, a key each: they submit, decide reviews, cancel, and retry what is dead; and note what they were told.
+"""Runs fifty clients with a key each: they submit, decide reviews, cancel, retry dead jobs, and log the answers.
 
-A call whose COMMIT was sent and not answered is unknown; one that failed before that is proven to have failed.
+A call whose COMMIT was sent and not answered is unknown. A call that failed before that has provably failed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .app import OPTIONS, Data, chaos
 KEYS = 50
 MESSAGE = "INSERT INTO outbox.messages (topic, key, payload, workflow_id) VALUES (%s, %s, %s, %s)"
 REFUSED = {"DONE": "SHIPPED", "REJECTED": "APPROVED", "CANCELLED": "NEW", "REVIEW": "SHIPPED", "CHECKED": "DONE"}
-"""What nobody may do; clients try it all the same."""
+"""Illegal changes, which clients try all the same."""
 
 MINE = """
     SELECT w.id, w.entity_id, w.current_status FROM outbox.workflow_states AS w
@@ -38,11 +38,11 @@ DEAD = "SELECT d.workflow_id, d.entity_id FROM outbox.dead_jobs AS d WHERE d.ent
 
 
 class Failed(Exception):
-    """The call had no effect, for sure."""
+    """The call certainly had no effect."""
 
 
 class Client:
-    """One after the other, what the client of a key does."""
+    """Does what the client of a key does, one call after the other."""
 
     def __init__(self, key: int, dsn: str, pause: float, log: TextIO) -> None:
         self.key, self.dsn, self.pause, self.log = key, dsn, pause, log
@@ -66,7 +66,7 @@ class Client:
         if dice < 0.5 or not self.open:
             await self.submit(f"k{self.key}-{self.calls}")
         elif dice < 0.55:
-            await self.submit(self.random.choice(self.open))  # the network says it twice
+            await self.submit(self.random.choice(self.open))  # as if the network delivered it twice
         elif dice < 0.95:
             await self.change()
         else:
@@ -85,7 +85,7 @@ class Client:
         self.open = self.open[-40:]
 
     async def change(self) -> None:
-        """Decide a review, or cancel what a worker may be working on."""
+        """Decides a review, or cancels what a worker may be working on."""
         conn = await self.connection()
         rows = await (await conn.execute(MINE, (self.open,))).fetchall()
         self.random.shuffle(rows)
@@ -138,7 +138,7 @@ class Client:
             await self.call("retry", entity, None, do)
 
     async def call(self, kind: str, entity: str, to: str | None, do: Any) -> None:
-        """Do it in a transaction, and note what became of it. `client` is this call's own name, and its actor."""
+        """Makes a call in a transaction and logs its outcome. `client` is the call's own name, and its actor."""
         self.calls += 1
         name = f"k{self.key}/{self.calls}"
         told = {"client": name, "kind": kind, "entity": entity, "to_status": to, "began": time.time()}
@@ -159,7 +159,7 @@ class Client:
             assert conn is not None
             await conn.execute("ROLLBACK")
         except psycopg.Error as error:
-            # At COMMIT, only the server's own word that it has aborted is a proof.
+            # At COMMIT, only the server's own answer that it has aborted is proof.
             aborted = error.sqlstate is not None and error.sqlstate[:2] in ("40", "23", "OB")
             outcome = "failed" if aborted or not committing else "unknown"
             said = f"{type(error).__name__} {error.sqlstate}: {error}"[:200]
@@ -191,7 +191,7 @@ class Client:
 
 
 async def main(log: TextIO, rate: float) -> None:
-    """`rate` is calls a second of all clients together."""
+    """Runs all clients. `rate` is their calls a second, in all."""
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

@@ -1,4 +1,4 @@
-"""The configurations that a long run goes through: versions, modes, and which faults."""
+"""Lists the configurations of a long run: versions, modes, and which faults."""
 
 from __future__ import annotations
 

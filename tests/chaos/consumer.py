@@ -1,4 +1,4 @@
-"""The consumer: one row of the world for each message, in the transaction of the inbox."""
+"""Runs the consumer: it writes one row of the world for each message, in the transaction of the inbox."""
 
 from __future__ import annotations
 

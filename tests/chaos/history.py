@@ -1,8 +1,8 @@
-"""What the witnesses saw of a run, as plain data: all that the checker is given.
+"""Holds what the witnesses saw of a run, as plain data: all that the checker gets.
 
-Four witnesses that don't know of each other: what clients were told (`calls`), the audit trail (`changes`) with what the
-tables hold in the end, the write-ahead log by logical decoding (`transactions`), and what the world saw (`effects` in
-tables without any unique constraint, `arrivals` at a queue of the harness's own). Times are seconds since 1970.
+There are four independent witnesses: what clients were told (`calls`), the history (`changes`) with the tables' final
+contents, the write-ahead log by logical decoding (`transactions`), and what the world saw (`effects` in tables without
+any unique constraint, `arrivals` at a queue of the harness). Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a stage may do. `effect`: "outside", a row of a connection of its own, written before the handler returns;
-    "inside", a row in the transaction of the status change. `running` is its in-progress status. `backoff[n]` is how
-    many seconds at least attempt n+2 waits for. `rejects`: its handler may give up before its attempts are used up. `most` of
-    its jobs are held at once, and `most_each` of each partition."""
+    """What a stage may do.
+
+    `effect`: "outside" is a row of another connection, written before the handler returns; "inside" is a row in the
+    transaction of the status change. `running` is its in-progress status. `backoff[n]` is the least delay (s) of
+    attempt n+2. `rejects`: its handler may give up before its attempts are used up. At most `most` of its jobs are held
+    at once, and `most_each` of each partition.
+    """
 
     name: str
     on: str
@@ -37,14 +40,14 @@ class Rules:
     initial: str
     final: frozenset[str]
     stages: tuple[Stage, ...]
-    by_hand: frozenset[tuple[str, str]]  # (from, to) of changes that people make
+    by_hand: frozenset[tuple[str, str]]  # (from, to) of changes by hand
     waiting: frozenset[str]  # statuses that no stage takes, and that aren't final
-    timed: frozenset[tuple[str, str]] = frozenset()  # (from, to) of waits that end by themselves in time
+    timed: frozenset[tuple[str, str]] = frozenset()  # (from, to) of waits that end at their deadline
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a client asked for, and what it was told. Whatever is not proven to have failed is unknown."""
+    """A client's call and its answer. Whatever has not provably failed is unknown."""
 
     client: str
     kind: Literal["submit", "change", "retry"]
@@ -52,13 +55,13 @@ class Call:
     outcome: Literal["ok", "failed", "unknown"]
     began: float
     ended: float
-    to_status: str | None = None  # of a change
-    said: str = ""  # the answer or the error; of a submit, "created" or "exists"
+    to_status: str | None = None  # for a change
+    said: str = ""  # the answer or the error; for a submit, "created" or "exists"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A row of the audit trail. `stage` and `attempt` are of the worker's job, None for changes by hand."""
+    """A row of the history. `stage` and `attempt` are of the worker's job, None for changes by hand."""
 
     id: int
     workflow_id: str
@@ -73,7 +76,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A row of workflow_states, in the end."""
+    """A row of workflow_states, at the end."""
 
     id: str
     entity: str
@@ -83,7 +86,7 @@ class Workflow:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A row of jobs in the end."""
+    """A row of jobs, at the end."""
 
     id: int
     workflow_id: str
@@ -105,9 +108,11 @@ class DeadJob:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One row that a committed transaction wrote. `table` is without its schema and is the root of its partitions;
-    `row` has the new values as Postgres prints them (of a delete: the key's), None for null. What an update left
-    alone and did not fit into the row is missing."""
+    """One row that a committed transaction wrote.
+
+    `table` has no schema, and is the root of its partitions. `row` has the new values as Postgres prints them (of a
+    delete, the key's), None for null. Large values that an update left unchanged are missing.
+    """
 
     table: str
     kind: Literal["insert", "update", "delete"]
@@ -116,7 +121,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """A committed transaction, from the write-ahead log. They come in the order of their commits."""
+    """A committed transaction, from the write-ahead log. They come in commit order."""
 
     xid: int
     lsn: int
@@ -126,14 +131,14 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """A row of the world. "outside" and "inside" are a handler's; "consumer" is of a consumer with the inbox."""
+    """A row of the world. "outside" and "inside" are a handler's; "consumer" belongs to a consumer with the inbox."""
 
     kind: Literal["outside", "inside", "consumer"]
     workflow_id: str | None
     stage: str | None
     attempt: int | None
-    key: str | None  # outside: the idempotency key
-    message_id: str | None  # consumer
+    key: str | None  # of outside: the idempotency key
+    message_id: str | None  # of consumer
     at: float
 
 
@@ -141,7 +146,7 @@ class Effect:
 class Arrival:
     """A delivery as the harness's own queue saw it, in its order. `at` is when it was seen, for the story."""
 
-    message_id: str  # the stable one, of the headers
+    message_id: str  # the stable one, from the headers
     wire_id: str
     topic: str
     key: str | None
@@ -151,7 +156,7 @@ class Arrival:
 
 @dataclass(slots=True)
 class History:
-    """All of a run. `strict` is whether the relay kept order per key; `drained` is why it was not drained in time."""
+    """All about a run. `strict`: the relay kept order per key. `not_drained`: why the run was not drained in time."""
 
     rules: Rules
     strict: bool
@@ -166,5 +171,5 @@ class History:
     parked: list[tuple[str, str]] = field(default_factory=list)  # (message id, reason): by relays and by consumers
     inbox: list[str] = field(default_factory=list)  # message ids that the consumer has recorded
     not_drained: list[str] = field(default_factory=list)
-    held_up: list[str] = field(default_factory=list)  # what rows that somebody held have held up besides themselves
+    held_up: list[str] = field(default_factory=list)  # what else was held up by rows that another session held
     ended: float = 0.0

@@ -1,4 +1,4 @@
-"""Kill point K12: `outbox migrate` is killed between two transactions, and run again, until the schema is whole."""
+"""Tests kill point K12: kills `outbox migrate` between two transactions and reruns it until the schema is complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TABLES = """
 
 
 def kill(times: int, seed: int) -> int:
-    """Kill that many migrations, each of a database of its own; return how many. Raises where one can't go on."""
+    """Kills that many migrations, each of a database of its own; returns how many. Raises if one can't go on."""
     dice = random.Random(f"migrating/{seed}")
     server = PostgresServer()
     server.start()

@@ -1,7 +1,8 @@
-"""Mutants: the engine broken as real engines were broken. Each must be caught, or the check is no proof.
+"""Breaks the engine as real engines were broken: mutants. Each must be caught; otherwise the check proves nothing.
 
-Patched into the processes of a run by start.py, or into its database; nothing of this is in the package. A patch names
-the text that it replaces and fails if it isn't there: a mutant that no longer applies is an error, not a pass.
+A mutant is patched into the processes of a run by start.py, or into its database; the package contains nothing of it. A
+patch names the text that it replaces and fails if that isn't there: a mutant that no longer applies is an error, not a
+pass.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Patch = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """`why`: what is broken, and who was. `faults` bring it out; any of `anomalies` tells.
+    """A mutant. `why`: what is broken, and who once was. `faults` expose it; any of `anomalies` proves it.
 
     Beside those of the checker there is "exit": a process has ended that nothing had ended; and what failovers.py finds.
     """
@@ -44,7 +45,7 @@ class Mutant:
     anomalies: frozenset[str]
     faults: tuple[str, ...] = ()
     patches: tuple[Patch, ...] = ()
-    database: tuple[tuple[str, str, str], ...] = ()  # a function there, and what is replaced in it by what
+    database: tuple[tuple[str, str, str], ...] = ()  # a function there, the text to replace in it, and the new text
     config: Config = field(default_factory=lambda: Config("mutant"))
     trouble: float = 0.03
     seconds: float = 20.0
@@ -54,7 +55,7 @@ class Mutant:
     """The failovers that bring it out, one after the other, if a run of the configurations does not."""
 
     def patch(self) -> None:
-        """Break this process."""
+        """Breaks this process."""
         for patch in self.patches:
             patch()
 
@@ -66,7 +67,7 @@ class Mutant:
 
 
 def sql(step: str, statement: str, *replacements: tuple[str, str]) -> Patch:
-    """Replace text in a statement of the engine's."""
+    """Replaces text in a statement of the engine."""
 
     def patch() -> None:
         # The one dict behind the read-only view that all modules share.
@@ -77,7 +78,7 @@ def sql(step: str, statement: str, *replacements: tuple[str, str]) -> Patch:
 
 
 def code(where: str, *replacements: tuple[str, str]) -> Patch:
-    """Replace text in the source of a function, "module:Class.function"; modules that have imported it get the new one."""
+    """Replaces text in a function's source ("module:Class.function"), also for modules that have imported it."""
 
     def patch() -> None:
         module, _, path = where.partition(":")
@@ -100,7 +101,7 @@ def _replaced(text: str, replacements: tuple[tuple[str, str], ...], where: str) 
     return text
 
 
-# A worker that does not know that it was taken for dead: what is left is the database's fence.
+# A worker that doesn't know that it was declared dead: only the database's fence is left.
 UNAWARE = code("outbox.engine.inflight:InFlight.lose", ("running, dropped =", "return\n    running, dropped ="))
 OWN_TRANSACTION = 'yield b"COMMIT", {}; yield b"BEGIN", {}'
 
@@ -358,7 +359,7 @@ MUTANTS: dict[str, Mutant] = {
             code("outbox.messages.target:Lease.is_held", ("return ", "return True or ")),
         ),
         seconds=60,
-        rate=400,  # two relays hurt each other where both have something to do
+        rate=400,  # two relays harm each other only if both have work
     ),
     "no-mandatory": Mutant(
         "the broker confirms what it can't route, and drops it",
@@ -452,7 +453,7 @@ MUTANTS: dict[str, Mutant] = {
 
 
 async def publish(link: Any, batch: Any, held: set[str] | None) -> None:
-    """Write the messages of a batch, of those workflows or of all, in a transaction of their own."""
+    """Writes a batch's messages, of those workflows or of all, in a transaction of their own."""
     for job, outcome in batch:
         if held is None or job.workflow_id in held:
             for message in outcome.messages:
@@ -468,7 +469,7 @@ PUBLISH = (
 def attempt(
     name: str, seed: int, rate: float | None = None, seconds: float | None = None, jobs: int = 0, faults: int = 0
 ) -> tuple[Result, set[str]]:
-    """Run a mutant; return what came out, and which of its anomalies were found. `jobs`, `faults`: see run.py."""
+    """Runs a mutant; returns the result, and which of its anomalies were found. `jobs`, `faults`: see run.py."""
     mutant = MUTANTS[name]
     config = replace(mutant.config, name=name, mutant=name, faults=mutant.faults, broken=mutant.break_database)
     seconds, rate, jobs = seconds or mutant.seconds, rate or mutant.rate, jobs or mutant.jobs

@@ -1,6 +1,6 @@
-"""The nemesis: what is done to a run, and how it is undone. A new fault is a generator and a line in FAULTS.
+"""Injects faults into a run and undoes them. A new fault is a generator and a line in FAULTS.
 
-Each fault does its harm, yields how many seconds it is to last, and heals what it did. They come alone or in pairs.
+Each fault does its harm, yields how many seconds to wait, and heals what it did. Faults come alone or in pairs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Fault = Callable[[Cast, random.Random], Iterator[float]]
 
 
 def kill_points(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """Every process that is started is told to kill itself at a point of its own."""
+    """Tells every started process to kill itself at a point of its own."""
     cast.deadly = 1.0
     for role in cast.roles:
         if not role.doomed:
@@ -33,21 +33,21 @@ def kill_points(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def kill_9(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """SIGKILL for some process, every now and then."""
+    """Sends SIGKILL to some process, several times."""
     for _ in range(dice.randint(3, 6)):
         cast.kill(dice.choice(cast.roles))
         yield dice.uniform(0.2, 1.0)
 
 
 def deploy(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """SIGTERM for all, one after the other."""
+    """Sends SIGTERM to all processes, one after the other."""
     for role in cast.roles:
         cast.terminate(role)
         yield 0.3
 
 
 def freeze(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """SIGSTOP for one or two processes, for shorter or longer than a lease; then SIGCONT."""
+    """Sends SIGSTOP to one or two processes, for less or more than a lease, then SIGCONT."""
     frozen: list[Role] = dice.sample(cast.roles, dice.randint(1, 2))
     pids = [(role.popen, role.popen.pid) for role in frozen if role.popen is not None]
     for popen, _ in pids:
@@ -60,7 +60,7 @@ def freeze(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def relay_frozen(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """SIGSTOP for the relay that has the name, for so long that the other one takes it over; then SIGCONT for it."""
+    """Stops the relay that holds the name (SIGSTOP) until the other one takes it over, then sends SIGCONT."""
     with cast.admin() as conn:
         (owner,) = conn.execute("SELECT max(owner) FROM outbox.relays").fetchone() or (None,)
     leader = [role.popen for role in cast.roles if role.popen and owner and owner.endswith(f":{role.popen.pid}")]
@@ -74,7 +74,7 @@ def relay_frozen(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def postgres_restart(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """The server is stopped as by a crash, or its postmaster is killed; and starts again."""
+    """Stops the server as by a crash, or kills its postmaster, and starts it again."""
     for _ in range(dice.randint(1, 2)):
         if dice.random() < 0.5:
             cast.postgres.stop("immediate")
@@ -88,7 +88,7 @@ def postgres_restart(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def postgres_kill(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """The postmaster is killed, and all its processes with it, in the middle of what they do."""
+    """Kills the postmaster, and all its processes with it, in the middle of their work."""
     yield dice.uniform(2.0, 4.0)
     cast.postgres.kill()
     yield 0.2
@@ -96,7 +96,7 @@ def postgres_kill(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def disk_full(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """Postgres finds no room for its data and its log: it refuses, or panics and can't start again."""
+    """Fills the disk with Postgres' data and log: Postgres refuses, or panics and can't start again."""
     assert cast.volume is not None, "this fault needs a configuration with a disk"
     cast.volume.fill()
     try:
@@ -108,7 +108,7 @@ def disk_full(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def sessions(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """Random sessions of ours are terminated, or their statement is cancelled, five a second."""
+    """Terminates random engine sessions, or cancels their statements, five a second."""
     for _ in range(20):
         do = dice.choice(["pg_terminate_backend", "pg_cancel_backend"])
         victim = (
@@ -121,7 +121,7 @@ def sessions(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def buried(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """Workers are taken for dead while their handlers live: their beat is set back, or their row deleted by hand."""
+    """Has workers declared dead while their handlers run: sets back their heartbeat, or deletes their row."""
     chosen = "(SELECT id FROM outbox.workers ORDER BY random() LIMIT 1)"
     for _ in range(5):
         back = f"UPDATE outbox.workers SET beat_at = beat_at - interval '1 hour' WHERE id = {chosen}"
@@ -135,7 +135,7 @@ HOLD = """
     SELECT w.id FROM outbox.workflow_states AS w JOIN outbox.jobs AS j ON j.workflow_id = w.id
     WHERE j.stage IS NOT NULL ORDER BY random() LIMIT 30 FOR UPDATE OF w SKIP LOCKED
 """
-# What workers commit in batches; a handler's own transaction, or an in-progress status, goes another way.
+# Changes that workers commit in batches. A handler's own transaction and an in-progress status are committed elsewhere.
 DONE = """
     SELECT count(*) FROM outbox.state_changes
     WHERE actor LIKE 'worker-%' AND to_status IN ('CHECKED', 'REVIEW', 'APPROVED', 'DONE')
@@ -143,12 +143,12 @@ DONE = """
 
 
 def held_rows(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """Another session holds rows of workflows in an open transaction, again and again. All others go on."""
+    """Holds rows of workflows in an open transaction of another session, again and again. All other work must go on."""
     with cast.admin() as holder, holder.transaction():
         for _ in range(8):
             holder.execute(HOLD.encode())
             yield 0.5
-        yield 3.0  # a batch that is stuck is not the only one: the others must have met these rows, too
+        yield 3.0  # not only one batch must be stuck: the others must have met these rows, too
         before = holder.execute(DONE.encode()).fetchone()
         for _ in range(20):
             yield 1.0
@@ -223,22 +223,22 @@ def refused_rows(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def hung_threads(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """Plain functions hang in their threads, until after their timeout, or until their worker has no slot left."""
+    """Makes plain functions hang in their threads until after their timeout, or until their worker has no slot left."""
     return _mischief(cast, dice, "hang")
 
 
 def blocked_loop(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """Handlers block the event loop of their worker, for shorter or longer than its lease."""
+    """Makes handlers block the event loop of their worker, for less or more than its lease."""
     return _mischief(cast, dice, "block")
 
 
 def reckless_handlers(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """Handlers fork children and end them, and start tasks that exit."""
+    """Makes handlers fork children and end them, and start tasks that exit."""
     return _mischief(cast, dice, "be reckless")
 
 
 def _mischief(cast: Cast, dice: random.Random, what: str) -> Iterator[float]:
-    """Handlers do this for some seconds."""
+    """Makes handlers do this for some seconds."""
     cast.mischief(what)
     try:
         yield dice.uniform(4.0, 10.0)
@@ -253,7 +253,7 @@ NOTIFYING = """
 
 
 def notify_lost(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """Nobody is notified of anything."""
+    """Suppresses all notifications."""
     with cast.admin() as admin:
         notifying = [row[0] for row in admin.execute(NOTIFYING.encode())]
         assert notifying, "nothing notifies: this fault does nothing"
@@ -268,7 +268,7 @@ def notify_lost(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def cut_at_commit(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """COMMIT arrives, and its line is cut before the answer; and lines are reset at any point."""
+    """Lets COMMIT arrive and cuts the connection before the answer; resets connections at any point."""
     cast.to_postgres.cutting = lambda: dice.random() < 0.2
     try:
         for _ in range(4):
@@ -279,7 +279,7 @@ def cut_at_commit(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def black_hole(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """Nothing gets through to Postgres, and nobody is told. Afterwards lines go on, or are reset."""
+    """Lets nothing through to Postgres, without notice. Afterwards connections go on, or are reset."""
     cast.to_postgres.silent = True
     try:
         yield dice.choice([1.0, 3.0, 8.0])
@@ -290,7 +290,7 @@ def black_hole(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def half_open(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """What is said arrives at Postgres, the answers don't come back; then lines are reset."""
+    """Lets requests through to Postgres but no answers, then resets the connections."""
     cast.to_postgres.half_open = True
     try:
         yield dice.choice([1.0, 3.0, 8.0])
@@ -311,7 +311,7 @@ def read_only(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def broker_restart(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """The broker is killed, and starts again."""
+    """Kills the broker and starts it again."""
     cast.broker.kill()
     try:
         yield dice.uniform(0.0, 3.0)
@@ -320,7 +320,7 @@ def broker_restart(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def broker_frozen(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """The broker says nothing."""
+    """Silences the broker."""
     cast.broker.freeze()
     try:
         yield dice.choice([1.0, 4.0, 10.0])
@@ -329,7 +329,7 @@ def broker_frozen(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def broker_alarm(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """The broker blocks all publishers."""
+    """Makes the broker block all publishers."""
     cast.broker.alarm(True)
     try:
         yield dice.uniform(2.0, 6.0)
@@ -338,7 +338,7 @@ def broker_alarm(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def broker_refuses(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """A queue is full: what is published is refused, and parked after a while."""
+    """Makes a queue full: messages are refused, and parked after a while."""
     full = '{"max-length": 0}'
     cast.broker.ctl("set_policy", "full", f"^{WITNESS}$", full, "--apply-to", "queues")
     try:
@@ -348,7 +348,7 @@ def broker_refuses(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def broker_unbound(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """No queue is bound: what is published goes nowhere."""
+    """Removes all bindings: messages are routed nowhere."""
     with cast.exchange() as (channel, behind, exchange):
         channel.exchange_unbind(behind, exchange, "#")
     try:
@@ -359,7 +359,7 @@ def broker_unbound(cast: Cast, dice: random.Random) -> Iterator[float]:
 
 
 def broker_lines(cast: Cast, dice: random.Random) -> Iterator[float]:
-    """Lines to the broker are reset, or silent."""
+    """Resets or silences connections to the broker."""
     for _ in range(3):
         cast.to_broker.silent = dice.random() < 0.5
         yield dice.uniform(0.5, 2.0)
@@ -377,7 +377,7 @@ FAULTS: dict[str, Fault] = {
         broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_unbound, broker_lines,
     )
 }  # fmt: skip
-# Two of these at once would undo each other's harm, or fail by themselves.
+# Two of these at the same time would undo each other's harm, or fail by themselves.
 SAME = [
     {"hung-threads", "blocked-loop", "reckless-handlers"},
     {"postgres-restart", "postgres-kill", "disk-full", "sessions", "buried", "notify-lost", "touched-data"},
@@ -390,7 +390,7 @@ ALONE = {"held-rows", "refused-rows"}
 
 @dataclass(frozen=True, slots=True)
 class Injected:
-    """A fault that was done: when it began and was healed, and how long what was due then took to be done."""
+    """A fault that was injected, and when it began and was healed."""
 
     names: tuple[str, ...]
     began: float
@@ -398,11 +398,11 @@ class Injected:
 
 
 LONGEST = 600.0
-"""Seconds that a run may take longer until enough has happened in it."""
+"""Most seconds by which a run is extended until enough has happened in it."""
 
 
 class Nemesis:
-    """Does faults, one or two at a time, until the time is over. All is healed when `run` returns."""
+    """Injects faults, one or two at a time, until the time is over. All is healed when `run` returns."""
 
     def __init__(self, cast: Cast, seed: int, names: tuple[str, ...], say: Callable[[str], None]) -> None:
         self.cast, self.say = cast, say
@@ -412,7 +412,7 @@ class Nemesis:
         self.failed: list[str] = []
 
     def run(self, until: float, enough: Callable[[], bool] = lambda: True) -> None:
-        """Do faults until the time is over, and longer where this machine is too busy for that to be enough."""
+        """Injects faults until the time is over, and longer if this machine is too busy for that to be enough."""
         while time.time() < until or (not enough() and time.time() < until + LONGEST):
             names = self._choose()
             self.say(f"fault: {' and '.join(names)}")

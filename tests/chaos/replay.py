@@ -1,7 +1,7 @@
-"""The write-ahead log, done once more: what each committed transaction did to workflows and jobs, and whether it may.
+"""Replays the write-ahead log: what each committed transaction did to workflows and jobs, and whether that is legal.
 
-Transactions come in the order of their commits, which for each row is the order of its locks. So nothing here reads a
-clock, but for the two cases in which it can only acquit.
+Transactions come in commit order, which for each row is the order of its locks. So nothing here reads a clock, except
+in the two cases in which the clock can only acquit.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Row = dict[str, str | None]
 Find = Callable[[str, str, str], None]
 WORKER = "worker-"
 CLOCK = "outbox"
-"""Who moves on what has waited too long."""
+"""The actor that moves on what has waited too long."""
 
 SLACK = 0.001  # seconds: Postgres rounds
 
 
 @dataclass(slots=True)
 class Flow:
-    """A workflow as the transactions so far have left it. `job` and `dead` are the rows, if there are any."""
+    """A workflow as the transactions so far have left it. `job` and `dead` are its rows, if there are any."""
 
     entity: str | None = None
     status: str | None = None
@@ -32,12 +32,12 @@ class Flow:
     job: Row | None = None
     dead: Row | None = None
     made_again: int = 0
-    without_job: str | None = None  # the status that it came to without the job of the stage that takes it
+    without_job: str | None = None  # the status that it came to without the job of its stage
 
 
 @dataclass(slots=True)
 class Part:
-    """What one transaction did to one workflow. `job` is the one that was there before it."""
+    """What one transaction did to one workflow. `job` is the one that existed before it."""
 
     job: Row | None
     moves: list[tuple[str | None, str, int]] = field(default_factory=list)  # from, to, version
@@ -48,17 +48,17 @@ class Part:
     undied: bool = False
     messages: list[str] = field(default_factory=list)
     inside: list[Row] = field(default_factory=list)
-    asked: list[Row] = field(default_factory=list)  # questions to people, and those that have ended
+    asked: list[Row] = field(default_factory=list)  # questions to people; `answered` are those that have ended
     answered: list[Row] = field(default_factory=list)
 
 
 class Replay:
-    """Runs through the log; `find` is told of each anomaly: its name, the workflow or message, and why."""
+    """Runs through the log, and reports each anomaly to `find`: its name, the workflow or message, and why."""
 
     def __init__(self, rules: Rules, calls: dict[str, Call], find: Find) -> None:
         self.rules, self.calls, self.find = rules, calls, find
         self.stages: dict[str, Stage] = {stage.name: stage for stage in rules.stages}
-        self.takes: dict[str, Stage] = {}  # by status, in-progress ones too
+        self.takes: dict[str, Stage] = {}  # by status, including in-progress ones
         for stage in rules.stages:
             self.takes[stage.on] = stage
             if stage.running:
@@ -67,11 +67,11 @@ class Replay:
         self.timed = {status for status, _ in rules.timed}
         self.flows: dict[str, Flow] = {}
         self.changes: dict[tuple[str, int], Row] = {}  # history, by workflow and version
-        self.told_by: Counter[str] = Counter()  # rows of history by actor
-        self.messages: dict[str, Row] = {}  # in the order of commits
+        self.told_by: Counter[str] = Counter()  # rows of the history by actor
+        self.messages: dict[str, Row] = {}  # in commit order
         self.relays: dict[str, Row] = {}
         self.alive: set[str] = set()
-        self.at_work: dict[tuple[str, str | None], set[str]] = defaultdict(set)  # by stage, and by partition besides
+        self.at_work: dict[tuple[str, str | None], set[str]] = defaultdict(set)  # by stage, and by stage and partition
         self._began: dict[tuple[str, str | None], str] = {}
         self._for_nothing: dict[
             str, str
@@ -82,9 +82,9 @@ class Replay:
         self.keys: dict[tuple[str, str], set[str]] = defaultdict(set)
         self.visits: dict[tuple[str, str], set[str]] = defaultdict(set)
         self.consumed: Counter[str] = Counter()
-        self.recorded: set[str] = set()  # message ids of the inbox
+        self.recorded: set[str] = set()  # message ids in the inbox
         self.jobs = self.retried = self.redelivered = 0
-        # What one transaction lacked and what another had too much, by workflow: paired in the end.
+        # What one transaction lacked and another had too much of, by workflow: paired at the end.
         self._lacks_message: dict[str, list[str]] = defaultdict(list)
         self._extra_message: dict[str, list[str]] = defaultdict(list)
         self._lacks_inside: dict[str, list[str]] = defaultdict(list)
@@ -137,7 +137,7 @@ class Replay:
                 self._count_at_work()
         self._pair()
 
-    # One write each.
+    # Single writes.
 
     def _flow(self, id_: str) -> Flow:
         flow = self.flows.get(id_)
@@ -167,7 +167,7 @@ class Replay:
         if before != flow.status:
             part.moves.append((before, flow.status, flow.version))
         elif flow.version == expected - 1:
-            return  # nothing, or what has no version
+            return  # nothing, or something without a version
         if flow.version != expected and before is not None:
             self.find("illegal change", id_, f"from version {expected - 1} to {flow.version}")
 
@@ -208,7 +208,7 @@ class Replay:
         part.undied, self.flows[id_].dead = True, None
 
     def _job_written(self, row: Row) -> None:
-        """Claimed, freed, promoted, or kept for an in-progress status."""
+        """Handles a job that is claimed, freed, promoted, or kept for an in-progress status."""
         id_ = str(row["workflow_id"])
         flow = self._flow(id_)
         old, flow.job = flow.job, row
@@ -229,7 +229,7 @@ class Replay:
             self._given_back(id_, old, row)
 
     def _works(self, id_: str, old: Row | None, row: Row | None) -> None:
-        """Keep the count of what is held, of each stage and of each of its partitions."""
+        """Counts the held jobs of each stage and of each of its partitions."""
         for was in (old, row):
             for partition in (None, was.get("partition")) if was is not None else ():
                 key = str(was["stage"]), partition  # type: ignore[index]
@@ -251,7 +251,7 @@ class Replay:
         if old["status"] != row["status"]:
             self._part(id_)  # kept for an in-progress status
         elif old["due"] == "f" and row["due"] == "t":
-            # The commit came after the moment by which it was judged: what is early by this is early.
+            # The commit came after the moment by which it is judged here. What is too early even by this is too early.
             if self._at < seconds(row["run_at"]) - SLACK:
                 self.find("too early", id_, f"attempt {int(row['attempt'] or 0) + 1} is made ready before its time")
         elif row["owner"] is None and old["run_at"] != row["run_at"]:
@@ -284,14 +284,14 @@ class Replay:
             self._for_nothing[str(old["owner"])] = id_
 
     def _freed(self, id_: str, old: Row, row: Row, before: int, attempt: int) -> None:
-        """Failed, to be tried again after a while; or swept, at once, for its worker is gone."""
+        """Handles a job that failed and is retried after a delay, or that was swept because its worker is gone."""
         stage = str(old["stage"])
         if attempt != before:
             self.find("two holders", id_, f"attempt {before} of {stage} is put back as attempt {attempt}")
         elif old["run_at"] != row["run_at"]:
             backoff = self.stages[stage].backoff if stage in self.stages else ()
             wait = backoff[attempt - 1] if attempt <= len(backoff) else 0.0
-            # It failed after it was claimed: what is early by this is early.
+            # It failed after it was claimed. What is too early even by this is too early.
             waits = seconds(row["run_at"]) - seconds(old["claimed_at"])
             if wait and (row["due"] == "t" or waits < wait - SLACK):
                 self.find(
@@ -314,7 +314,7 @@ class Replay:
         id_, stage, attempt = str(row["workflow_id"]), str(row["stage"]), int(row["attempt"] or 0)
         self.outside[id_, stage, attempt] += 1
         done, claimed = self.outside[id_, stage, attempt], self.claims[id_, stage, attempt]
-        # An attempt that was given back, because its worker was told to end, comes again under the same number.
+        # An attempt that was released because its worker was told to end comes again under the same number.
         if done > claimed:
             why = f"attempt {attempt} of {stage} was claimed {claimed} times and had {done} effects outside"
             self.find("effect twice" if claimed else "phantom", id_, why)
@@ -348,7 +348,7 @@ class Replay:
     # One transaction.
 
     def _settle(self, id_: str, flow: Flow, part: Part) -> None:
-        """What belongs together must be in this transaction together."""
+        """Checks that what belongs together is in this transaction together."""
         told = {int(row["version"] or 0): row for row in part.told}
         lack, inside = -len(part.messages), list(part.inside)
         for before, after, version in part.moves:
@@ -381,7 +381,7 @@ class Replay:
         self._settle_job(id_, flow, part)
 
     def _settle_questions(self, id_: str, part: Part) -> None:
-        """A question is asked with the change to its status, and ends with the change from it, to where its answer leads."""
+        """Checks that a question is asked with the change to its status, and ends with the change its answer makes."""
         for row in part.asked:
             if row["status"] not in {after for _, after, _ in part.moves}:
                 self.find("torn commit", id_, f"a question is asked in {row['status']}, to which nothing moved it")
@@ -397,7 +397,7 @@ class Replay:
             self._part(str(row["workflow_id"])).answered.append(row)
 
     def _by_the_clock(self, id_: str, part: Part, before: str | None, after: str) -> None:
-        """A wait ends where its deadline leads, when that has passed, and not before."""
+        """Checks that a wait ends where its deadline leads, and only after the deadline."""
         deadline = part.job.get("deadline") if part.job is not None else None
         if (before, after) not in self.rules.timed:
             self.find("illegal change", id_, f"the clock moved it from {before} to {after}")
@@ -416,7 +416,7 @@ class Replay:
             self.find("illegal change", id_, f"from {before} to {after}")
 
     def _by_worker(self, id_: str, part: Part, before: str | None, after: str, row: Row, inside: list[Row]) -> None:
-        """A worker may change what its claimed job says, for as long as it holds it; with its effect."""
+        """Checks that a worker makes only changes of the job that it holds, while it holds it, with its effect."""
         job, who = part.job, str(row["actor"]).removeprefix(WORKER)
         stage = self.takes.get(before or "")
         if stage is None or not _may(stage, before, after):
@@ -429,7 +429,7 @@ class Replay:
             held = f"{job['stage']}, attempt {job['attempt']}"
             self.find("zombie write", id_, f"a change by {row['stage']}, attempt {row['attempt']}; held is {held}")
         elif stage.effect == "outside" and after != stage.running and not self._had_effect(id_, row):
-            # What is committed is of another attempt, or of none.
+            # What is committed belongs to another attempt, or to none.
             name = "zombie write" if self.keys.get((id_, stage.name)) else "lost"
             self.find(name, id_, f"{stage.name} finished, and attempt {row['attempt']} had no effect outside")
         if stage.effect == "inside" and after != stage.running:
@@ -444,7 +444,7 @@ class Replay:
         return (id_, str(row["stage"]), int(row["attempt"] or 0)) in self.outside
 
     def _by_hand(self, id_: str, flow: Flow, before: str | None, after: str, row: Row) -> None:
-        """What is changed by hand, somebody has asked for, and was not told that it failed."""
+        """Checks that a change by hand was asked for by someone who was not told that it failed."""
         actor = str(row["actor"])
         legal = after == self.rules.initial if before is None else (before, after) in self.rules.by_hand
         if not legal or row["stage"] is not None:
@@ -461,7 +461,7 @@ class Replay:
             self.find("phantom", id_, f"{actor} asked for one change, and this is another one")
 
     def _settle_job(self, id_: str, flow: Flow, part: Part) -> None:
-        """The open job ends with the change, and the next one begins; none comes or goes without a reason."""
+        """Checks that the open job ends with the change and the next one begins; none comes or goes without reason."""
         stage, job = self.takes.get(flow.status or ""), flow.job
         if job is None and part.moves and flow.status in self.timed:
             self.find("lost", id_, f"in {flow.status} it waits without a deadline: nobody ends that")
@@ -513,10 +513,10 @@ class Replay:
             self.find("torn commit", found, "a consumer's effect without the record in its inbox")
         self._now_recorded, self._now_consumed = set(), set()
 
-    # All of it.
+    # The whole log.
 
     def _pair(self) -> None:
-        """What one transaction lacked and another had too much was torn; what nobody had is lost."""
+        """Pairs what one transaction lacked with what another had too much of: it was torn. What nobody had is lost."""
         for id_ in {*self._lacks_message, *self._extra_message}:
             lacking, extra = self._lacks_message[id_], self._extra_message[id_]
             for change, message in zip(lacking, extra, strict=False):
@@ -537,12 +537,12 @@ class Replay:
 
 
 def _may(stage: Stage, before: str | None, after: str) -> bool:
-    """Whether a stage may make this change."""
+    """Returns whether a stage may make this change."""
     if stage.running is None:
         return before == stage.on and after in stage.to
     return (before, after) == (stage.on, stage.running) or (before == stage.running and after in stage.to)
 
 
 def seconds(text: str | None) -> float:
-    """Return the seconds since 1970 of a time as Postgres prints it."""
+    """Converts a time as Postgres prints it to seconds since 1970."""
     return datetime.fromisoformat(str(text)).timestamp()

@@ -1,7 +1,7 @@
-"""A run: servers, processes and clients start; the nemesis has its time; all is healed; what is due is done; the check.
+"""Runs one test: starts servers, processes and clients, injects faults, heals all, waits until it is drained, checks.
 
-`make chaos DURATION=180 SEED=7` runs every configuration. What a run prints, its seed above all, repeats it, as far
-as processes, networks and two cores ever do the same twice.
+`make chaos DURATION=180 SEED=7` runs every configuration. What a run prints, above all its seed, repeats it, within the
+limits of processes, networks and two cores, which never do the same twice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PROGRESS = """
 
 @dataclass(slots=True)
 class Result:
-    """What came out of a run."""
+    """The result of a run."""
 
     config: str
     seed: int
@@ -61,7 +61,7 @@ class Result:
         return self.verdict.ok and not self.exits
 
     def document(self) -> dict[str, Any]:
-        """The result as JSON takes it."""
+        """The result as JSON data."""
         found = sorted(self.recoveries)
         return {
             "config": self.config,
@@ -91,9 +91,9 @@ def run(
     jobs: int = 0,
     faults: int = 0,
 ) -> Result:
-    """Run one configuration and check it. With `keep`, logs of a run that isn't clean are moved there.
+    """Runs one configuration and checks it. With `keep`, logs of a run that isn't clean are moved there.
 
-    However long it takes, it has had so many `jobs` and `faults`: see LONGEST in nemesis.py.
+    It runs on until it has had this many `jobs` and `faults`: see LONGEST in nemesis.py.
     """
     folder = Path(tempfile.mkdtemp(prefix="chaos", dir="/tmp"))
     began = time.time()
@@ -140,7 +140,7 @@ def run(
 
 
 def _jobs(cast: Cast) -> int:
-    """Return how many jobs there were so far; none if nobody can be asked just now."""
+    """Returns how many jobs there were so far; 0 if the database can't be asked just now."""
     try:
         with psycopg.connect(cast.direct, autocommit=True, connect_timeout=5) as conn:
             (made,) = conn.execute(JOBS).fetchone() or (0,)
@@ -160,7 +160,7 @@ def _drain(cast: Cast, tap: Tap, seconds: float) -> list[str]:
         time.sleep(0.3)
         try:
             with psycopg.connect(cast.direct, autocommit=True, connect_timeout=5) as conn:
-                # A person's part: what was refused for a while is sent again.
+                # A person's part: messages that were refused for a while are sent again.
                 conn.execute("UPDATE outbox.parked_messages SET retry = true WHERE NOT retry")
                 left = remaining(conn, cast, tap)
                 (now_done,) = conn.execute(PROGRESS).fetchone() or (0,)
@@ -172,9 +172,9 @@ def _drain(cast: Cast, tap: Tap, seconds: float) -> list[str]:
 
 
 def _with_an_heir(cast: Cast) -> list[tuple[str, float]]:
-    """Return workers that were killed, and when, beside another one that had begun and lived on.
+    """Returns workers that were killed, and when, while another one was running and lived on.
 
-    Where all are killed, it is the start of new processes that takes long, on two cores that they share with the rest.
+    Where all are killed, the start of new processes takes long, on two cores that they share with everything else.
     """
     workers = [death for death in cast.deaths if death.kind == "worker"]
     lives = [(death.begun, death.at) for death in workers] + [(role.begun, math.inf) for role in cast.of("worker")]
@@ -191,7 +191,7 @@ def _faults(injected: list[Injected]) -> Counter[str]:
 
 
 def report(result: Result) -> str:
-    """A run in a few lines."""
+    """Returns a run in a few lines."""
     found = result.document()
     kills = ", ".join(f"{point} {count}" for point, count in sorted(result.kills.items()))
     lines = [

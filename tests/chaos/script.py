@@ -1,6 +1,6 @@
-"""Histories written by hand: a good engine in a page, which writes what the real one would, and then told to do wrong.
+"""Builds histories by hand: a good engine in a page writes what the real one would, and is then told to do wrong.
 
-Each method is a committed transaction, or several. `end` derives from them what all other witnesses would have seen.
+Each method is one or several committed transactions. `end` derives from them what all other witnesses would have seen.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Script:
         return moment(BEGAN + len(self.transactions))
 
     def call(self, kind: Any, entity: str, to: str | None, outcome: Any, said: str) -> str:
-        """Note a call; its name is its actor."""
+        """Records a call; its name is its actor."""
         name, at = f"k1/{len(self.calls) + 1}", BEGAN + len(self.transactions)
         self.calls.append(Call(name, kind, entity, outcome, at, at + 0.5, to, said))
         return name
@@ -90,7 +90,7 @@ class Script:
         self.put(id_, owner=worker, attempt=job["attempt"] + 1, claimed_at=self.now)
 
     def start(self, id_: str) -> None:
-        """To the in-progress status of the stage whose job is held."""
+        """Moves a workflow to the in-progress status of the stage whose job is held."""
         job = self.jobs[id_]
         stage = TAKES[job["status"]]
         assert stage.running
@@ -121,7 +121,7 @@ class Script:
         self.change(id_, to, actor, None, [])
 
     def change(self, id_: str, to: str, actor: str, job: dict[str, Any] | None, writes: list[Write]) -> None:
-        """What an UPDATE of a status does, and its trigger."""
+        """Does what an UPDATE of a status and its trigger do."""
         before, version = self.move(id_, to)
         writes += [write("workflow_states", "update", **self.states[id_]), self.message(id_)]
         if self.jobs.pop(id_, None):
@@ -141,7 +141,7 @@ class Script:
         self.commit(*writes)
 
     def timeout(self, id_: str, status: str, version: int) -> Write:
-        """The job of a wait: of no stage, due later than any script ends."""
+        """Returns the job of a wait: it has no stage, and is due later than any script ends."""
         deadline = moment(BEGAN + len(self.transactions) + 1_000)
         self.jobs[id_] = {
             "workflow_id": id_, "stage": None, "status": status, "entered": version, "run_at": deadline, "claimed_at": None,
@@ -150,13 +150,13 @@ class Script:
         return write("jobs", "insert", **self.jobs[id_])
 
     def expire(self, id_: str) -> None:
-        """Nobody has answered, and its deadline passes."""
+        """Lets the deadline pass without an answer."""
         self.put(id_, deadline=self.now)
         self.change(id_, "EXPIRED", "outbox", None, [])
         self.drop("messages")
 
     def fail(self, id_: str) -> None:
-        """An attempt fails, waits, and is made ready again."""
+        """Lets an attempt fail, wait, and be made ready again."""
         self.put(id_, owner=None, claimed_at=None, due=False, run_at=moment(BEGAN + len(self.transactions) + 0.5))
         self.promote(id_)
 
@@ -192,12 +192,12 @@ class Script:
         self.commit(write("dead_jobs", "delete", workflow_id=id_), self.job(id_, dead["status"], dead["entered"]))
 
     def put(self, id_: str, **columns: Any) -> None:
-        """Write to a job."""
+        """Writes to a job."""
         self.jobs[id_].update(columns)
         self.commit(write("jobs", "update", **self.jobs[id_]))
 
     def through(self, id_: str, *path: str) -> None:
-        """Submit, and go through these statuses by workers, each in one attempt."""
+        """Submits a workflow, and moves it through these statuses by workers, each in one attempt."""
         self.submit(id_)
         for to in path:
             self.claim(id_)
@@ -242,7 +242,7 @@ class Script:
     # What goes wrong.
 
     def rewrite(self, table: str, kind: str = "insert", **columns: Any) -> None:
-        """Have the last transaction write something else into a table."""
+        """Makes the last transaction write something else into a table."""
         writes = [
             Write(each.table, each.kind, {**each.row, **texts(columns)})
             if (each.table, each.kind) == (table, kind)
@@ -252,13 +252,13 @@ class Script:
         self._replace(-1, writes)
 
     def drop(self, table: str, kind: str = "insert", number: int = -1) -> list[Write]:
-        """Have a transaction not write to a table; return what it would have written."""
+        """Makes a transaction not write to a table; returns what it would have written."""
         writes = self.transactions[number].writes
         self._replace(number, [each for each in writes if (each.table, each.kind) != (table, kind)])
         return [each for each in writes if (each.table, each.kind) == (table, kind)]
 
     def tear(self, table: str, kind: str = "insert") -> None:
-        """Have the last transaction write to a table in another transaction, after it."""
+        """Makes the last transaction write to a table in another transaction, after it."""
         self.commit(*self.drop(table, kind))
 
     def _replace(self, number: int, writes: list[Write]) -> None:
@@ -268,7 +268,7 @@ class Script:
     # What the other witnesses see of it.
 
     def end(self) -> History:
-        """Relay and consume what was written, and tell what is there in the end."""
+        """Relays and consumes what was written, and returns the history with the tables' final contents."""
         written = [each.row for each in self._writes("messages")]
         consumed = {each.row["message_id"] for each in self._writes("consumed")} | self.not_consumed
         for row in written:
@@ -349,7 +349,7 @@ class Script:
 
 
 def told(id_: str, before: str | None, to: str, version: int, actor: str, job: dict[str, Any] | None = None) -> Write:
-    """A row of history."""
+    """Returns a row of the history."""
     stage, attempt = (job["stage"], job["attempt"]) if job else (None, None)
     return write(
         "state_changes", "insert", workflow_id=id_, from_status=before, to_status=to, version=version, actor=actor,
@@ -362,7 +362,7 @@ def write(table: str, kind: Literal["insert", "update", "delete"], **row: Any) -
 
 
 def texts(row: dict[str, Any]) -> dict[str, str | None]:
-    """Values as Postgres prints them."""
+    """Returns values as Postgres prints them."""
     return {
         name: None if value is None else {True: "t", False: "f"}[value] if isinstance(value, bool) else str(value)
         for name, value in row.items()

@@ -1,4 +1,4 @@
-"""The command line of the engine, as chaos starts it: with the mutant that CHAOS_MUTANT names, if it names one."""
+"""Starts the engine's command line with the mutant that CHAOS_MUTANT names, if any."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ apart.LEAVE_FOR = 3.0
 
 
 def become() -> None:
-    """Break this process as it is told to."""
+    """Breaks this process with the named mutant."""
     if name := os.environ.get("CHAOS_MUTANT"):
         from .mutants import MUTANTS
 

@@ -1,4 +1,4 @@
-"""What happened to one workflow, as all witnesses saw it, in order of time; and how long it took to recover."""
+"""Tells what happened to one workflow, in order of time, as all witnesses saw it, and how long recovery took."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SHOWN = {
     "outside": ("stage", "attempt", "key"),
     "inside": ("stage", "attempt"),
 }
-"""Which columns of a row say something, by table."""
+"""The informative columns, by table."""
 
 
 def story(history: History, subject: str) -> str:
-    """Return everything that was seen of a workflow, or of a message's, in order of time, for a person to read."""
+    """Returns everything that was seen of a workflow, or of a message's, in order of time, for a person to read."""
     id_, entity, messages = _about(history, subject)
     events = sorted(_events(history, id_, entity, messages), key=lambda event: event[0])
     title = f"The story of {subject}" + (f" ({entity})" if entity else "")
@@ -37,7 +37,7 @@ def story(history: History, subject: str) -> str:
 
 
 def _about(history: History, subject: str) -> tuple[str, str | None, set[str]]:
-    """Return the workflow that an anomaly is about, its entity, and the ids of its messages."""
+    """Returns the workflow that an anomaly is about, its entity, and the ids of its messages."""
     id_ = subject
     for transaction in history.transactions:
         for write in transaction.writes:
@@ -116,7 +116,7 @@ def _told(write: Write) -> str:
 
 @dataclass(slots=True)
 class _Hold:
-    """One attempt in one worker's hands, and when the next one began."""
+    """An attempt held by a worker, and when the next attempt began."""
 
     claimed: float
     ended: float = float("inf")
@@ -124,7 +124,7 @@ class _Hold:
 
 
 def recoveries(history: History, kills: list[tuple[str, float]]) -> list[float]:
-    """Return, for each job that a worker held when it was killed, the seconds until its next attempt was claimed."""
+    """Returns, for each job that a worker held when it was killed, the seconds until its next attempt was claimed."""
     holds = _holds(history.transactions)
     found = []
     for worker, at in kills:
@@ -135,7 +135,7 @@ def recoveries(history: History, kills: list[tuple[str, float]]) -> list[float]:
 
 
 def _holds(transactions: list[Transaction]) -> dict[str, list[_Hold]]:
-    """Return what each worker held."""
+    """Returns what each worker held."""
     holds: dict[str, list[_Hold]] = defaultdict(list)
     last: dict[str, tuple[str | None, _Hold]] = {}  # by workflow: who held its job last, if it is the same job
     for transaction in transactions:

@@ -1,4 +1,4 @@
-"""The quick part of the chaos runs, with fixed seeds: a clean engine, and a broken one that is caught. See `make chaos`."""
+"""Runs the quick part of the chaos tests with fixed seeds: a clean engine, and a broken one that is caught."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ for name, mutant in MUTANTS.items():
 
 
 def test_every_mutant_still_breaks_something() -> None:
-    """A patch names what it replaces: where the engine has changed, it fails, and the mutant is to be changed, too."""
+    """A patch names what it replaces. If the engine has changed, it fails, and the mutant must be changed, too."""
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-W", "ignore", "-c", APPLY]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The checker of the chaos harness: silent about a good run, and for each anomaly a history in which it is the only one."""
+"""Tests the checker: it is silent about a good run, and for each anomaly there is a history with that one only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def names(history: History) -> set[str]:
 
 
 def tour() -> Script:
-    """A run in which everything happens that may happen."""
+    """Returns a run in which everything happens that may happen."""
     run = Script()
     run.through("reviewed", "CHECKED", "REVIEW")
     run.hand("reviewed", "APPROVED")
@@ -33,7 +33,7 @@ def tour() -> Script:
     run.fail("troubled")
     run.claim("troubled", 2)
     run.outside("troubled")
-    run.give_back("troubled")  # its worker was told to end
+    run.give_back("troubled")  # because its worker was told to end
     run.claim("troubled", 1)
     run.outside("troubled")
     run.commit(write("workers", "delete", id=1))
@@ -59,7 +59,7 @@ def tour() -> Script:
     run.through("dead", "CHECKED", "APPROVED", "SHIPPED")
     run.claim("dead")
     run.die("dead")
-    run.commit(write("workflow_states", "update", **{**run.states["dead"], "version": 6}))  # data, by somebody else
+    run.commit(write("workflow_states", "update", **{**run.states["dead"], "version": 6}))  # data, by someone else
     run.through("waiting", "CHECKED", "REVIEW")
     run.through("expired", "CHECKED", "REVIEW")
     run.expire("expired")
@@ -72,7 +72,7 @@ def test_a_good_run_has_no_anomaly() -> None:
     history.calls.append(dataclasses.replace(call, client="k1/again", said="exists"))
     history.calls.append(Call("k1/none", "submit", "nobody", "failed", BEGAN, BEGAN + 1, None, "refused"))
     again = history.arrivals[3]
-    history.arrivals.append(dataclasses.replace(again, wire_id="m4/2"))  # what is sent again comes late
+    history.arrivals.append(dataclasses.replace(again, wire_id="m4/2"))  # a message that is sent again comes late
     verdict = check(history)
     assert verdict.anomalies == []
     assert verdict.ok
@@ -107,7 +107,7 @@ def test_an_empty_run_has_no_anomaly() -> None:
     assert check(Script().end()).ok
 
 
-# What was never answered may have happened, or not.
+# What was never answered may have happened or not.
 
 
 def test_an_unknown_call_may_have_happened() -> None:
@@ -146,7 +146,7 @@ BROKEN: list[tuple[str, Broken]] = []
 
 
 def broken(name: str) -> Callable[[Broken], Broken]:
-    """An engine that did something else than the good one, which makes the anomaly of this name, and no other."""
+    """Registers an engine that did something wrong, which makes the anomaly of this name, and no other."""
 
     def note(do: Broken) -> Broken:
         BROKEN.append((name, do))
@@ -421,7 +421,7 @@ def a_finish_by_a_worker_while_another_one_holds_the_job(run: Script) -> None:
     run.claim("w", 2)
     run.jobs["w"]["owner"] = 1
     run.finish("w", "REVIEW")
-    run.rewrite("state_changes", stage=None, attempt=None)  # as the trigger would tell it
+    run.rewrite("state_changes", stage=None, attempt=None)  # as the trigger would record it
 
 
 @broken("zombie write")
@@ -432,7 +432,7 @@ def a_finish_by_the_same_worker_in_an_attempt_that_is_over(run: Script) -> None:
     run.outside("w")
     run.fail("w")
     run.claim("w")
-    run.finish("w", "CHECKED")  # the second attempt has not done anything yet
+    run.finish("w", "CHECKED")  # the second attempt has done nothing yet
     run.hand("w", "CANCELLED")
 
 
@@ -836,7 +836,7 @@ def test_what_an_engine_does_wrong_is_named(name: str, do: Broken) -> None:
     assert all(anomaly.subject in {"w", "gone", *(f"m{n}" for n in range(99))} for anomaly in found)
 
 
-# ... or a witness saw something else than what was committed.
+# ... or a witness saw something other than what was committed.
 
 Seen = Callable[[History], None]
 SEEN: list[tuple[str, str, Seen]] = []
@@ -1016,7 +1016,7 @@ def test_without_strict_order_is_not_asked_for() -> None:
     assert names(history) == set()
 
 
-# The story, and the clock.
+# The story, and the time to recover.
 
 
 def test_the_story_has_what_every_witness_saw_in_order_of_time() -> None:
@@ -1073,7 +1073,7 @@ def test_a_recovery_is_counted_from_the_kill_to_the_next_claim() -> None:
     run.sweep("b")
     run.claim("b", 2)
     claimed = BEGAN + len(run.transactions) - 1
-    run.hand("a", "CANCELLED")  # which nobody has to claim again
+    run.hand("a", "CANCELLED")  # nobody has to claim it again
     run.finish("b", "REVIEW")
     history = run.end()
     assert recoveries(history, [("worker-1", killed)]) == [claimed - killed]

@@ -1,4 +1,4 @@
-"""A small file system in a file, which can be filled: for a full disk."""
+"""Makes a small file system in a file, which can be filled: for a full disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Volume:
-    """Mounted at `path`, of so many megabytes. Needs root and a free loop device."""
+    """A file system of `megabytes`, mounted at `path`. Needs root and a free loop device."""
 
     def __init__(self, folder: Path, megabytes: int) -> None:
         self._image, self.path = folder / "image", folder / "volume"
@@ -22,7 +22,7 @@ class Volume:
         folder.chmod(0o755)
 
     def fill(self) -> None:
-        """Leave nothing free."""
+        """Fills it until no space is left."""
         with (self.path / "ballast").open("wb") as ballast:
             size = 0
             for step in (2**24, 2**20, 2**16, 2**12):

@@ -1,4 +1,4 @@
-"""The write-ahead log as a witness: Postgres' own logical decoding (pgoutput, protocol 1), read as bytes.
+"""Reads the write-ahead log as a witness, by Postgres' own logical decoding (pgoutput, protocol 1), as bytes.
 
 https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
 """
@@ -17,7 +17,7 @@ SINCE_1970 = 946_684_800  # Postgres counts from 2000
 
 
 class Decoder:
-    """Collects committed transactions. After a crash the server tells some of them again: each counts once."""
+    """Collects committed transactions. After a crash, the server repeats some of them: each counts once."""
 
     def __init__(self, admin_dsn: str) -> None:
         self._dsn = admin_dsn
@@ -28,18 +28,18 @@ class Decoder:
         self.transactions: list[Transaction] = []
 
     def make_slot(self) -> None:
-        """From here on, everything is seen."""
+        """Starts the record: from here on, everything is seen."""
         with psycopg.connect(self._dsn, autocommit=True) as conn:
             publish = f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES WITH (publish_via_partition_root = true)"
             conn.execute(publish.encode())
-            # Published deletes need a key, and this table has none: nobody could fold it.
+            # Published deletes need a key, and this table has none: without this, counts could not be folded.
             conn.execute("ALTER TABLE outbox.status_counts REPLICA IDENTITY FULL")
             conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (SLOT,))
 
     def read(self, conn: psycopg.Connection[Any]) -> int:
-        """Take what was committed since; return how many transactions."""
+        """Reads the transactions committed since; returns how many."""
         before = len(self.transactions)
-        # Looked at, and moved on when it is here: what is taken in one step is lost if the server dies while it answers.
+        # Peeks first and advances later: what is taken in one step is lost if the server dies while it answers.
         rows = conn.execute(
             "SELECT lsn::text, data FROM pg_logical_slot_peek_binary_changes(%s, NULL, 20000, "
             "'proto_version', '1', 'publication_names', %s)",

@@ -1,4 +1,4 @@
-"""The witnesses that look on while a run goes on, and what they make of it in the end: a History."""
+"""Runs the witnesses that watch a run, and gathers what they saw: a History."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ INBOX = "SELECT message_id::text FROM outbox.inbox"
 
 
 class Tap:
-    """Takes all that arrives at a queue of the harness's own, whatever becomes of the broker meanwhile."""
+    """Takes everything that arrives at a queue of the harness's own, whatever happens to the broker."""
 
     def __init__(self, url: str, queue: str = WITNESS) -> None:
         self._url, self._queue = url, queue
@@ -83,7 +83,7 @@ class Tap:
                     Arrival(found, str(properties.message_id), method.routing_key, key, json.loads(body), time.time())
                 )
                 self.seen.add(found)
-                # After it is noted: what the broker gives twice is twice here.
+                # After it is recorded, so that what the broker delivers twice is recorded twice.
                 channel.basic_ack(method.delivery_tag)
 
 
@@ -97,7 +97,7 @@ class LogReader:
         self._thread.start()
 
     def end(self) -> None:
-        """Read the rest."""
+        """Reads the rest."""
         self._ended = True
         self._thread.join(30)
         with self._cast.admin() as admin:
@@ -116,7 +116,7 @@ class LogReader:
 
 
 def calls(path: Path) -> list[Call]:
-    """Return what clients were told; of a call whose end was not noted, nothing is known."""
+    """Returns what clients were told. A call whose end was not recorded is unknown."""
     told: dict[str, Call] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         noted = json.loads(line)
@@ -126,7 +126,7 @@ def calls(path: Path) -> list[Call]:
 
 
 def remaining(conn: psycopg.Connection[Any], cast: Cast, tap: Tap) -> list[str]:
-    """Return what is still to be done, in words; nothing when the run is drained."""
+    """Returns what is still to be done, in words; nothing when the run is drained."""
     found = []
     jobs = conn.execute("SELECT count(*) FROM outbox.jobs").fetchone()
     if jobs and jobs[0]:
@@ -149,7 +149,7 @@ def remaining(conn: psycopg.Connection[Any], cast: Cast, tap: Tap) -> list[str]:
 
 
 def gather(cast: Cast, tap: Tap, not_drained: list[str]) -> History:
-    """Return all that the witnesses saw."""
+    """Returns all that the witnesses saw."""
     history = History(rules(), cast.config.strict, not_drained=not_drained, held_up=cast.held_up, ended=time.time())
     history.calls = calls(cast.calls)
     history.transactions = cast.decoder.transactions

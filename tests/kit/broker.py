@@ -1,7 +1,7 @@
-"""Real RabbitMQ nodes for the tests, each in a folder of its own, on loopback and ports of its own.
+"""Runs real RabbitMQ nodes for the tests, each in a folder of its own, on loopback and ports of its own.
 
-A node never meets the machine's own broker: it has its own name, cookie, data, settings and epmd (Erlang's port
-mapper, without which RabbitMQ doesn't start), and it sees nothing of the environment but PATH.
+A node never meets the machine's own broker. It has its own name, cookie, data, settings and epmd (Erlang's port mapper,
+without which RabbitMQ doesn't start), and of the environment it sees only PATH.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from kit.servers import DEADLINE, free_port, freeze, wait_for
 
 DEBIAN = Path("/usr/lib/rabbitmq/bin")
 LOOPBACK = "127.0.0.1"
-# So many virtual hosts are made at once: one more costs milliseconds, the call half a second.
+# Virtual hosts made in one call: the call takes half a second, and each more costs milliseconds.
 BATCH = 20
 
 
 def programs() -> Path | None:
-    """Return the folder of RabbitMQ's own scripts; None if this machine doesn't have it."""
+    """Returns the folder of RabbitMQ's own scripts; None if this machine doesn't have it."""
     # Debian's program on PATH is a wrapper that insists on the user rabbitmq and the machine's own settings.
     if (DEBIAN / "rabbitmq-server").exists():
         return DEBIAN
@@ -41,13 +41,13 @@ def programs() -> Path | None:
 
 
 def needed_libraries(folder: Path) -> list[Path]:
-    """Return the libraries in RabbitMQ's `plugins` that a node without plugins uses.
+    """Returns the libraries in RabbitMQ's `plugins` that a node without plugins uses.
 
-    Erlang looks for each module in one library after the other, so a start among all 70 takes twice the time.
+    Erlang looks for each module in one library after the other. With all 70 of them, a start takes twice as long.
     """
     libraries = {path.name.rsplit("-", 1)[0]: path for path in folder.iterdir() if (path / "ebin").is_dir()}
     if "rabbit" not in libraries:
-        return list(folder.iterdir())  # a release that ships archives, which don't say what they use
+        return list(folder.iterdir())  # a release that ships archives, which don't list what they use
     needed, names = set(), ["rabbit"]
     while names:
         name = names.pop()
@@ -61,7 +61,7 @@ def needed_libraries(folder: Path) -> list[Path]:
 
 
 class Broker:
-    """A node that a test may stop, kill, freeze and start again. User `guest`; durable data stay until `remove`."""
+    """A node that a test may stop, kill, freeze and start again. User `guest`; durable data stays until `remove`."""
 
     def __init__(self) -> None:
         found, epmd = programs(), shutil.which("epmd")
@@ -82,7 +82,7 @@ class Broker:
             (self.folder / name).mkdir(parents=True)
         for library in needed_libraries((found / "rabbitmq-server").resolve().parents[1] / "plugins"):
             (self.home / "plugins" / library.name).symlink_to(library)
-        # The scripts read it after they have set their own home.
+        # The scripts read this file after they have set their own home.
         (self.folder / "env").write_text(f"RABBITMQ_HOME={self.home}\n")
         (self.folder / "plugins").write_text("[].\n")
         self._configure()
@@ -116,18 +116,18 @@ class Broker:
             return
         if self._epmd is None and self._has_epmd:
             self._epmd = self._start(self._epmd_program, "-port", str(self.epmd_port), "-address", LOOPBACK)
-            # RabbitMQ would start an epmd that outlives it if it found none.
+            # If RabbitMQ found no epmd, it would start one that outlives it.
             wait_for(lambda: self._answers(self.epmd_port, b""), what="epmd listens")
         self._beam = self._start(str(self.bin / "rabbitmq-server"))
 
     def stop(self) -> None:
-        """End the node in order."""
+        """Ends the node in an orderly way."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the node with SIGKILL. What it had not made durable is lost, but for queues and bindings that are there.
+        """Ends the node with SIGKILL. What it had not made durable is lost, except for existing queues and bindings.
 
-        Mnesia writes those down up to seconds after it has said that they are there.
+        Mnesia writes those to disk up to seconds after it has reported them as created.
         """
         self.ctl("eval", "mnesia:sync_log().")
         self.crash()
@@ -137,19 +137,19 @@ class Broker:
         self._end(signal.SIGKILL)
 
     def freeze(self) -> None:
-        """Stop the node from doing anything; its connections stay open, and silent."""
+        """Freezes the node; its connections stay open and silent."""
         freeze(self.pid)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
     def alarm(self, on: bool) -> None:
-        """Raise or end the memory alarm: while it is on, publishers are blocked."""
+        """Raises or clears the memory alarm. While it is on, publishers are blocked."""
         self.ctl("set_vm_memory_high_watermark", "0.0" if on else "0.6")
         self._alarmed = on
 
     def recover(self) -> None:
-        """Undo what a test did: the node runs, isn't frozen and has no alarm."""
+        """Undoes what a test did: the node runs, isn't frozen and has no alarm."""
         if self._beam is None:
             self.start()
         self.thaw()
@@ -157,7 +157,7 @@ class Broker:
             self.alarm(False)
 
     def ctl(self, *arguments: str) -> str:
-        """Return what rabbitmqctl says to these arguments."""
+        """Returns the output of rabbitmqctl with these arguments."""
         done = subprocess.run(
             [str(self.bin / "rabbitmqctl"), "--quiet", *arguments],
             env=self._environment(),
@@ -186,7 +186,7 @@ class Broker:
         return f"amqp://guest:guest@{LOOPBACK}:{self.port}/{vhost}"
 
     def new_url(self) -> str:
-        """Return the URL of a virtual host that no other test uses."""
+        """Returns the URL of a virtual host that no other test uses."""
         if not self._spare:
             self._spare = [f"test{self._vhosts + number}" for number in range(BATCH)]
             self._vhosts += BATCH
@@ -220,7 +220,7 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # Ctrl-C is for the tests, which then end the node.
+                # Ctrl-C is meant for the tests, which then end the node.
                 start_new_session=True,
             )
 
@@ -229,7 +229,7 @@ class Broker:
         if beam is None:
             raise RuntimeError("the broker is not running")
         beam.send_signal(number)
-        # A frozen node has the signal, but acts on it only when it goes on.
+        # A frozen node acts on the signal only when it goes on.
         beam.send_signal(signal.SIGCONT)
         beam.wait(DEADLINE)
         self._alarmed = False
@@ -268,7 +268,7 @@ class Broker:
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{at}/plugins",
             "RABBITMQ_MNESIA_BASE": f"{at}/data",
             "RABBITMQ_LOG_BASE": f"{at}/log",
-            # With these two the script becomes the node, instead of a parent that would survive the node's SIGKILL.
+            # With these two, the script becomes the node, not a parent that would survive the node's SIGKILL.
             "RABBITMQ_ALLOW_INPUT": "1",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-noinput {loopback}",
             "RABBITMQ_CTL_ERL_ARGS": loopback,
@@ -277,7 +277,7 @@ class Broker:
 
 @contextlib.contextmanager
 def channel(url: str) -> Iterator[BlockingChannel]:
-    """Open a channel of a connection of its own."""
+    """Opens a channel on a connection of its own."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     try:
         yield connection.channel()
@@ -287,13 +287,13 @@ def channel(url: str) -> Iterator[BlockingChannel]:
 
 
 def queue_depth(url: str, queue: str) -> int:
-    """Return how many messages a queue has ready."""
+    """Returns how many messages are ready in a queue."""
     with channel(url) as opened:
         return int(opened.queue_declare(queue, passive=True).method.message_count)
 
 
 def main() -> int:
-    """Run a command with OUTBOX_AMQP_URL naming a node that is there as long as the command runs."""
+    """Runs a command with OUTBOX_AMQP_URL set to a node that exists as long as the command runs."""
     broker = Broker()
     try:
         broker.start()

@@ -1,4 +1,4 @@
-"""Runs the command line: in the test's own process, or in a real one where signals or pipes are the point."""
+"""Runs the command line: in the test's own process, or as a real process for tests about signals or pipes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from outbox.cli import main
 
 SETTINGS = ("OUTBOX_DSN", "OUTBOX_LISTEN_DSN", "OUTBOX_AMQP_URL", "OUTBOX_APP", "OUTBOX_HOME")
 
-# Before click 8.2, it must be asked to keep standard error apart.
+# Before click 8.2, it keeps standard error apart only if asked to.
 _APART: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a command has left behind."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -36,7 +36,7 @@ class Done:
 
     @property
     def json(self) -> Any:
-        """Standard output as one JSON document."""
+        """Standard output, parsed as one JSON document."""
         return json.loads(self.out)
 
 
@@ -63,7 +63,7 @@ class Outbox:
         return done
 
     def fails(self, *arguments: str, code: int = 1, **options: Any) -> str:
-        """Run a command that must fail with nothing on standard output; return its one line of error."""
+        """Runs a command that must fail with nothing on standard output; returns its one line of error."""
         done = self(*arguments, code=code, **options)
         assert done.out == ""
         (line,) = done.err.splitlines()
@@ -77,7 +77,7 @@ class Outbox:
         program: Sequence[str] = ("-m", "outbox"),
         **pipes: Any,
     ) -> Iterator[Process]:
-        """Start it as a real process, with pipes for all three streams unless said otherwise."""
+        """Starts the command as a real process, with pipes for all three streams unless told otherwise."""
         with Process([*program, *arguments], self.dsn, env or {}, pipes) as process:
             yield process
 
@@ -96,7 +96,7 @@ class Process(subprocess.Popen[bytes]):
         super().__init__([sys.executable, *arguments], env={**settings, **env}, **{**streams, **pipes})
 
     def done(self, input: bytes | None = None, timeout: float = DEADLINE) -> Done:
-        """Give it its input, wait for its end, and return what it said."""
+        """Writes its input, waits for its end, and returns its output."""
         out, err = self.communicate(input, timeout)
         return Done(self.returncode, (out or b"").decode(), (err or b"").decode())
 

@@ -1,4 +1,4 @@
-"""Handlers of deliveries that leave a row for each, and what a consumer has handled and parked."""
+"""Provides handlers that leave a row for each delivery, and reads what a consumer has handled and parked."""
 
 from __future__ import annotations
 

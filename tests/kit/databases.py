@@ -1,9 +1,10 @@
-"""Databases of the tests: clones of templates that pytest-postgresql keeps on a server that the kit starts.
+"""Makes the tests' databases: clones of templates that pytest-postgresql keeps on a server that the kit starts.
 
-The package has the templates, the clones and their end. The servers stay ours (servers.py): the package's own starter
-can't run as root, and tests kill, stop and restart their servers, which have several versions and settings. So does the
-DSN of a clone: the package's client is a superuser's connection to a database whose name comes again, while the tests
-work as the owner of the schema, and a process that outlives its test must not find the next one's database.
+The package manages the templates, the clones and their removal. The servers stay ours (servers.py), because the
+package's own starter can't run as root, and tests kill, stop and restart their servers, which have several versions and
+settings. The DSN of a clone is ours, too. The package's client is a superuser's connection to a database whose name is
+used again. The tests work as the owner of the schema, and a process that outlives its test must not find the next
+test's database.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _numbers = itertools.count(1)
 
 
 def templates() -> tuple[Any, Any]:
-    """Returns the fixtures `empty_template` and `template`, for the fixture `server` of the place that defines them."""
+    """Returns the fixtures `empty_template` and `template`, for the fixture `server` where they are defined."""
     return (
         factories.postgresql_noproc(depends_on="server", dbname="empty", load=[give_schema]),
         factories.postgresql_noproc(depends_on="empty_template", dbname="migrated", load=[migrate]),
@@ -50,12 +51,12 @@ def migrate(*, host: str, port: int, dbname: str, **_: object) -> None:
 
 class _Janitor(DatabaseJanitor):
     def _build_create_database_sql(self) -> sql.Composed:
-        # Copies the files, and the catalogs' cache among them: half the work of Postgres' default, which logs each page.
+        # Copies the files, with the catalogs' cache: half the work of Postgres' default, which logs each page.
         return super()._build_create_database_sql() + sql.SQL(" STRATEGY file_copy")
 
 
 def janitor(server: PostgresServer | NoopExecutor, name: str, template: str | None = None) -> DatabaseJanitor:
-    """Returns what makes a database of this name on the server, and drops it, though sessions may still be connected."""
+    """Returns what makes a database of this name on the server, and drops it even if sessions are still connected."""
     return _Janitor(host=server.host, port=server.port, user=server.user, dbname=name, template_dbname=template)
 
 
@@ -68,7 +69,7 @@ def clone(template: NoopExecutor, name: str | None = None) -> Iterator[str]:
 
 
 def make_database(server: PostgresServer, name: str) -> str:
-    """Makes a database with an empty schema, which ends with its server; returns the owner's DSN."""
+    """Makes a database with an empty schema, which lasts as long as its server; returns the owner's DSN."""
     made = janitor(server, name)
     made.init()
     made.load(give_schema)

@@ -1,4 +1,4 @@
-"""Messages through a real relay to a real RabbitMQ: what is written, and what has arrived in which order."""
+"""Sends messages through a real relay to a real RabbitMQ, and checks what has arrived, and in which order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Conn = psycopg.Connection[Any]
 
 
 def bind(url: str, key: str = "#") -> None:
-    """Make the exchange `x` and the queue `q` that takes what `key` matches."""
+    """Makes the exchange `x`, and the queue `q` bound to it with `key`."""
     with channel(url) as opened:
         opened.exchange_declare("x", "topic", durable=True)
         opened.queue_declare("q", durable=True)
@@ -23,7 +23,7 @@ def bind(url: str, key: str = "#") -> None:
 
 
 def write(conn: Conn, count: int, keys: int = 10, first: int = 0) -> None:
-    """Write messages t.<n> with payload {"n": n}, in transactions of a few."""
+    """Writes messages t.<n> with payload {"n": n}, in several transactions."""
     for start in range(first, first + count, 50):
         conn.execute(
             "INSERT INTO outbox.messages (topic, key, payload) "
@@ -38,19 +38,19 @@ def give_up(conn: Conn) -> None:
 
 
 def take(url: str) -> list[tuple[Any, dict[str, Any]]]:
-    """Take all that is in the queue; return (properties, payload) of each delivery."""
+    """Takes all messages from the queue; returns (properties, payload) of each delivery."""
     found = []
     with channel(url) as opened:
         while left := opened.queue_declare("q", passive=True).method.message_count:
             got = list(islice(opened.consume("q"), left))
             found += [(properties, json.loads(body)) for _, properties, body in got]
             opened.basic_ack(got[-1][0].delivery_tag, multiple=True)
-            opened.cancel()  # what came meanwhile goes back
+            opened.cancel()  # messages that have come in the meantime go back
     return found
 
 
 def relayed(conn: Conn) -> bool:
-    """Whether every message that is written has been passed by the relay."""
+    """Returns whether the relay has passed every message that was written."""
     return bool(
         value(conn, "SELECT window_end IS NULL AND NOT EXISTS (SELECT FROM outbox.messages m "
                     "WHERE NOT pg_visible_in_snapshot(m.xid, r.window_start)) FROM outbox.relays r")
@@ -62,7 +62,7 @@ def first_of_each(deliveries: list[tuple[Any, dict[str, Any]]]) -> list[int]:
 
 
 def check_order(deliveries: list[tuple[Any, dict[str, Any]]], keys: int = 10) -> None:
-    """The first delivery of each message is in the order of its key."""
+    """Checks that the first deliveries of each key's messages are in order."""
     for key in range(keys):
         mine = [n for n in first_of_each(deliveries) if n % keys == key]
         assert mine == sorted(mine), f"key k{key}"

@@ -1,9 +1,9 @@
-"""A database in which time stands still until the test moves it; the engine's SQL is as it is.
+"""Makes a database whose time stands still until the test moves it, while the engine's SQL is unchanged.
 
-The engine reads the time by functions such as `now()`, which Postgres looks up like any other: where a schema with a
-`now()` of its own stands before pg_catalog in the search path, that one is meant. So the schema is made with such a schema in
-front (column defaults and views then keep it), functions that fix their search path get it there, and sessions that use it
-have it in front, too.
+The engine reads the time by functions such as `now()`, which Postgres looks up like any other: if a schema with its own
+`now()` comes before pg_catalog in the search path, Postgres calls that one. Therefore the outbox schema is made with
+such a schema in front, and column defaults and views keep it. Functions that fix their search path, and sessions that
+use the clock, also get it in front.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WHERE p.pronamespace = 'outbox'::regnamespace AND 'search_path=pg_catalog, pg_te
 
 
 def install(admin_dsn: str, dsn: str) -> str:
-    """Migrate an empty database to a fake clock; return the DSN by which sessions have it."""
+    """Migrates an empty database to a fake clock; returns the DSN for sessions that use it."""
     with psycopg.connect(admin_dsn, autocommit=True) as admin:
         admin.execute(_SCHEMA)
     faked = make_conninfo(dsn, options="-c search_path=fake,pg_catalog")
@@ -55,7 +55,7 @@ def plain_transaction(conn: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 def stop(admin_dsn: str) -> None:
-    """Stop the clock for the engine's functions in a database that is migrated already. All else has the real one."""
+    """Stops the clock for the engine's functions in a migrated database. Everything else has the real time."""
     with psycopg.connect(admin_dsn, autocommit=True) as admin:
         admin.execute(_SCHEMA)
         for (statement,) in admin.execute(_FIXED).fetchall():
@@ -63,5 +63,5 @@ def stop(admin_dsn: str) -> None:
 
 
 def move(conn: psycopg.Connection[Any], seconds: float) -> None:
-    """It is so many seconds after the beginning now, for this session."""
+    """Sets the time, for this session, to so many seconds after the start."""
     conn.execute("SELECT set_config('fake.seconds', %s, false)", [str(seconds)])

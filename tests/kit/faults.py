@@ -1,4 +1,4 @@
-"""The application of the fault tests (apps/fault.py): its tables, its work, and its books, which must be right in the end."""
+"""Prepares the application of the fault tests (apps/fault.py): its tables, its work, and the checks at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORKER = ["worker", "--app", "apps.fault:app"]
 
 
 def prepare(conn: Conn, dsn: str) -> Any:
-    """Deploy the application and make the tables that witness its effects: no constraint hides a second one."""
+    """Deploys the application and makes the tables that witness its effects. No constraint hides a second effect."""
     os.environ["OUTBOX_DSN"] = dsn
     sys.modules.pop("apps.fault", None)
     from apps.fault import app
@@ -41,7 +41,7 @@ def drained(conn: Conn) -> bool:
 
 
 def held(conn: Conn, entity: str = "%") -> int:
-    """How many jobs of such entities are claimed."""
+    """Returns how many jobs of these entities are claimed."""
     return int(
         value(
             conn,
@@ -53,7 +53,7 @@ def held(conn: Conn, entity: str = "%") -> int:
 
 
 def check_books(conn: Conn, count: int, dead: int = 0) -> None:
-    """Every workflow ended, one ledger row each, history without gap or repeat, one message a change that sent one."""
+    """Checks that each workflow ended with a ledger row, a history without gap or repeat, and one message a change."""
     assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == count - dead
     assert value(conn, "SELECT count(*) FROM outbox.dead_jobs") == dead
     assert value(conn, "SELECT count(*) FROM outbox.jobs") == 0

@@ -1,4 +1,4 @@
-"""Ids of messages of any age, and what the inbox forgets."""
+"""Makes message ids of any age, and makes the inbox forget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Conn = psycopg.Connection[Any]
 
 
 def made(days_ago: float = 0, *, at: datetime | None = None) -> UUID:
-    """A UUIDv7 that was made some days ago."""
+    """Returns a UUIDv7 made that many days ago."""
     at = at or datetime.now(UTC) - timedelta(days=days_ago)
     number = int(at.timestamp() * 1000) << 80 | uuid4().int & ((1 << 80) - 1)
     return UUID(int=number & ~(0xF << 76) | 7 << 76)

@@ -1,9 +1,9 @@
-"""Tries every interleaving of what two or three actors do, on real connections, as Postgres' isolation tester does.
+"""Tries every interleaving of what two or three actors do, on real connections, like Postgres' isolation tester.
 
-An actor is a function of a connection: the engine's own code, not a copy of it. Each statement that it sends, and each
-end of a transaction, is a step; before each it waits for its turn. The search goes through all orders of steps that there are: a step
-that waits for a lock is parked while others go on, and is over when it is free. Whether it waits is asked of Postgres
-(`pg_blocking_pids`), never guessed from time. Nothing here knows the engine.
+An actor is a function of a connection: it is the engine's own code, not a copy. Each statement that it sends, and each
+end of a transaction, is a step, and it waits for its turn before each step. The search goes through all possible orders
+of steps. A step that waits for a lock is parked while others go on, and ends when the lock is free. Whether it waits is
+asked of Postgres (`pg_blocking_pids`), never guessed from time. Nothing here depends on the engine.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ import psycopg
 from psycopg import sql
 
 REPLAY = "OUTBOX_SCHEDULE"
-"""The environment variable by which a failure's report has its schedule run again, and only that one."""
+"""The environment variable that makes a test run one schedule again, as a failure's report says, and only that one."""
 
 DEADLINE = 600.0
-"""Seconds after which nobody moves any more, and the scheduler gives up: only against hanging."""
+"""Seconds without progress after which the scheduler gives up: only against hanging."""
 GLANCE = 0.0015
 """Seconds that a step may take before Postgres is asked whether it waits."""
 
-# What touches nothing but the actor's own session is no step: its order among others makes no difference.
+# A statement that touches only the actor's own session is no step, because its order among others doesn't matter.
 _OWN = re.compile(r"\s*(SET|RESET|FETCH|CLOSE|SELECT\s+set_config|SELECT\s+current_setting)\b", re.IGNORECASE)
 _CLEANING = "outbox.session_clean"
-"""Likewise, except in a pipeline, where it is the step of the COMMIT that it is sent with."""
+"""Likewise, except in a pipeline, where it belongs to the step of the COMMIT that it is sent with."""
 
 
 @dataclass(frozen=True)
 class Actor:
-    """`act(connection)`, sync or async. Only statements that `steps` finds are steps, if it is given.
+    """`act(connection)`, sync or async. With `steps`, only statements that match it are steps.
 
-    Time stands still: statements that set `lock_timeout` are left out, and a wait is as long as it takes. Unless the
-    actor is `hasty`: its waits run out by themselves, and no other actor goes on meanwhile.
+    Time stands still: statements that set `lock_timeout` are left out, and a wait lasts as long as it takes. A `hasty`
+    actor's waits do time out, and no other actor goes on in the meantime.
     """
 
     act: Callable[[Any], Any]
@@ -52,9 +52,10 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """Fresh rows, who acts on them, and what must be true in the end of what each returned or raised.
+    """Fresh rows, the actors, and a check of what each of them returned or raised.
 
-    An actor's exception that is not one of `may_raise` fails the schedule: a deadlock is no outcome unless it is said.
+    An actor's exception that is not one of `may_raise` fails the schedule. A deadlock is an outcome only if it is
+    listed.
     """
 
     actors: Mapping[str, Actor | Callable[[Any], Any]]
@@ -64,7 +65,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Played:
-    """One interleaving: the actors in the order of their steps, who had to wait, and what came of each."""
+    """One interleaving: the actors in the order of their steps, who had to wait, and the outcome of each."""
 
     schedule: str
     waited: frozenset[str]
@@ -75,7 +76,7 @@ Explore = Callable[[Callable[[], Scene]], list[Played]]
 
 
 class ScheduleFailed(AssertionError):
-    """An interleaving after which something isn't true. The message has the line that repeats it."""
+    """An interleaving has failed its check. The message has the line that repeats it."""
 
 
 class _Abandoned(BaseException):
@@ -83,7 +84,7 @@ class _Abandoned(BaseException):
 
 
 class Scheduler:
-    """The connections of a database's actors, kept from one interleaving to the next."""
+    """Runs interleavings on connections of one database's actors, which it keeps from one interleaving to the next."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -104,7 +105,7 @@ class Scheduler:
         self._closing.close()
 
     def explore(self, make: Callable[[], Scene]) -> list[Played]:
-        """Run every interleaving, each on a scene of its own, and return them. ScheduleFailed at the first bad one."""
+        """Runs and returns every interleaving, each on its own scene. Raises ScheduleFailed at the first bad one."""
         if given := os.environ.get(REPLAY):
             return [self._run(make(), given.split())[0]]
         all_played: list[Played] = []
@@ -112,7 +113,7 @@ class Scheduler:
         while True:
             played, turns = self._run(make(), schedule)
             all_played.append(played)
-            # Back to the last turn at which another actor could have gone, and from there again.
+            # Goes back to the last turn at which another actor could have gone, and on from there.
             while turns and turns[-1].last:
                 turns.pop()
             if not turns:
@@ -158,9 +159,9 @@ class Scheduler:
     def _settle(
         self, changed: threading.Condition, players: Mapping[str, _Player], parked: frozenset[str] = frozenset()
     ) -> frozenset[str]:
-        """Return the actors that wait for one at rest, as soon as all others have come to rest or to an end.
+        """Returns the actors that wait for one at rest, as soon as all others are at rest or have ended.
 
-        Those who wait in a circle are not at rest: Postgres ends one of them.
+        Actors that wait in a circle are not at rest: Postgres ends one of them.
         """
         deadline = time.monotonic() + DEADLINE
         while True:
@@ -177,7 +178,7 @@ class Scheduler:
             rows = self._asking.execute(
                 "SELECT pid, pg_blocking_pids(pid) FROM unnest(%s::integer[]) AS pid", [list(moving)]
             ).fetchall()
-            # An actor that was at rest before the question still is: only the next turn changes that.
+            # An actor that was at rest before the query still is, because only the next turn changes that.
             holding = {p.pid for p in players.values()} - moving.keys()
             waiting: set[int] = set()
             while found := {pid for pid, blockers in rows if pid not in waiting and holding & {*blockers}}:
@@ -198,7 +199,7 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class _Turn:
-    """Who went, of those who could."""
+    """The actor that took a turn, and those that could have."""
 
     taken: str
     of: list[str]
@@ -214,7 +215,7 @@ class _Turn:
 
 @dataclass
 class _Player:
-    """An actor at work in a thread of its own: ready for its next step, under way in it, or ended."""
+    """An actor in a thread of its own: ready for its next step, executing it, or ended."""
 
     name: str
     actor: Actor
@@ -234,11 +235,11 @@ class _Player:
         self.thread.start()
 
     def go(self) -> None:
-        """Let it take its next step."""
+        """Lets it take its next step."""
         self._is("under way")
 
     def step(self, text: str) -> bool:
-        """Wait for the turn of a step; False if the statement is to be left out."""
+        """Waits for the turn of a step; returns False if the statement is to be left out."""
         if re.match(r"\s*(SET|SELECT set_config)\b.*lock_timeout", text) and not self.actor.hasty:
             return False
         own = _OWN.match(text) or (_CLEANING in text and not self.conn._pipeline)
@@ -251,7 +252,7 @@ class _Player:
         return True
 
     def end(self) -> None:
-        """Have it end, wherever it is."""
+        """Ends it, wherever it is."""
         with self.changed:
             self.abandoned = True
             self.changed.notify_all()
@@ -293,7 +294,7 @@ def _text(query: Any) -> str:
 
 
 def _patient(query: Any) -> Any:
-    """Return a statement without the time for which it waits for locks: an actor waits until it is its turn."""
+    """Returns a statement without its lock timeout, because an actor waits until it is its turn."""
     if not isinstance(query, bytes):
         return query
     return query.replace(b"set_config('lock_timeout', %(lock_ms)s::integer::text, true)", b"%(lock_ms)s::integer")
@@ -301,7 +302,7 @@ def _patient(query: Any) -> Any:
 
 @contextmanager
 def _cursors_wait_for_their_turn() -> Iterator[None]:
-    """Have statements of actors be steps, whichever cursors they make: the client's part makes its own."""
+    """Makes the statements of actors steps, whichever cursors they use: client/ makes its own."""
     execute, execute_async = psycopg.Cursor.execute, psycopg.AsyncCursor.execute
 
     def step(self: psycopg.Cursor[Any], query: Any, *args: Any, **options: Any) -> psycopg.Cursor[Any]:
@@ -322,7 +323,7 @@ def _cursors_wait_for_their_turn() -> Iterator[None]:
 
 
 class _Sync(psycopg.Connection[Any]):
-    """A connection whose statements wait for their turn. BEGIN does not: nothing is locked or seen by it yet."""
+    """A connection whose statements wait for their turn. BEGIN doesn't, because it locks and sees nothing yet."""
 
     player: _Player
 
@@ -340,6 +341,6 @@ class _Async(psycopg.AsyncConnection[Any]):
 
 
 def _step_of_an_end(conn: Any, command: Any) -> None:
-    """Have the end of a transaction wait for its turn. In a pipeline it belongs to the statements before it."""
+    """Makes the end of a transaction wait for its turn. In a pipeline it belongs to the statements before it."""
     if command in (b"COMMIT", b"ROLLBACK") and not conn._pipeline and not conn.player.abandoned:
         conn.player.step("COMMIT")  # or the rollback

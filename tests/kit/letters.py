@@ -1,4 +1,4 @@
-"""Messages as a relay sends them, put into a queue directly: for tests of those who take them."""
+"""Puts messages into a queue as a relay would send them, for tests of consumers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kit.broker import channel
 
 
 def uuid7(age_days: float = 0.0) -> str:
-    """Return an id as the engine makes them, of so many days ago."""
+    """Returns an id as the engine makes them, from so many days ago."""
     made = int((time.time() - age_days * 86_400) * 1000)
     number = (made << 80) | int.from_bytes(os.urandom(10))
     number = number & ~(0xF << 76) | (7 << 76)
@@ -31,7 +31,7 @@ def post(
     key: str | None = None,
     headers: Mapping[str, Any] | None = None,
 ) -> None:
-    """Put (id, payload) into a durable queue, each as a persistent message of its own. Bytes go as they are.
+    """Puts each (id, payload) into a durable queue as a persistent message. A payload of bytes is sent as it is.
 
     With `topic` they go to the exchange x, with the queue bound to it.
     """

@@ -1,4 +1,4 @@
-"""A relay's log, driven by a test step by step, and the children of its ring."""
+"""Drives a relay's log step by step, and writes into the children of its ring."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRITE = "INSERT INTO outbox.messages (topic, key, payload) VALUES (%s, %s, '{}')
 
 
 class Reader:
-    """One relay's log, driven step by step from a test without an event loop of its own."""
+    """One relay's log, driven step by step by a test that has no event loop of its own."""
 
     def __init__(self, dsn: str, name: str = "default") -> None:
         self.runner = asyncio.Runner()
@@ -37,7 +37,7 @@ class Reader:
         return self.do(all_of_it())  # type: ignore[no-any-return]
 
     def next(self) -> list[str]:
-        """Cut a window, read it, and move the cursor behind it; return its topics."""
+        """Cuts a window, reads it, and moves the cursor past it; returns its topics."""
         window = self.do(self.log.cut())
         if window is None:
             return []
@@ -51,7 +51,7 @@ class Reader:
 
 
 def fill(conn: Conn, start: int, count: int = 3) -> None:
-    """Write messages from an id on, and so into its child of the ring."""
+    """Writes messages from a given id on, which chooses their child of the ring."""
     conn.execute("SELECT setval('outbox.message_ids', %s, false)", (start,))
     for n in range(count):
         conn.execute(WRITE, (f"t{start + n}", "a"))

@@ -1,8 +1,8 @@
-"""The engine's promises as plain Python: what the tables say after each step of any actor.
+"""Specifies the engine in plain Python: what the tables contain after each step of any actor.
 
-To be read as the engine's specification. It knows nothing of SQL: test_model.py does the same things to this and to
-the engine, and compares. One thing happens at a time here; what may meet at a row is races/test_jobs.py's. Time is a
-number of seconds and stands still until it is told to pass.
+Read it as the engine's specification. It knows nothing of SQL: test_model.py does the same things to the model and to
+the engine, and compares them. One thing happens at a time here; races/test_jobs.py tests what may meet at a row. Time
+is a number of seconds, and stands still until it is advanced.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ LEFT_FOR = 30
 
 
 class Refused(Exception):
-    """The change is not allowed: the database says so with this SQLSTATE, and nothing has changed."""
+    """The change is not allowed. The database raises this SQLSTATE, and nothing has changed."""
 
 
 class Stranded(Exception):
-    """A deploy would leave workflows in statuses that nobody knows: nothing has changed."""
+    """A deploy would leave workflows in unknown statuses. Nothing has changed."""
 
 
-# A pipeline as it is written down.
+# A pipeline's definition.
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Stage:
     longest: float = 5
 
     def delay(self, attempt: int) -> float | None:
-        """How long to wait after this attempt has failed; None if it was the last."""
+        """Returns how long to wait after this attempt has failed; None if it was the last."""
         return None if attempt >= self.attempts else min(self.longest, self.first * self.factor ** (attempt - 1))
 
 
 @dataclass(frozen=True)
 class Rules:
-    """A version of the pipeline. What isn't a stage's change is one by hand; who isn't mentioned isn't known."""
+    """A version of the pipeline. Changes that no stage makes are by hand. Statuses not mentioned are unknown."""
 
     initial: str
     final: frozenset[str]
@@ -90,7 +90,7 @@ class Rules:
 
     @property
     def routes(self) -> dict[str, Stage | None]:
-        """Which stage takes each status; None where a workflow waits for somebody or has ended."""
+        """The stage that takes each status; None where a workflow waits or has ended."""
         known: dict[str, Stage | None] = dict.fromkeys({self.initial, *self.final, *itertools.chain(*self.legal)})
         for stage in self.stages:
             known[stage.on] = stage
@@ -107,12 +107,12 @@ class By:
     reason: str | None = None
 
 
-# What a handler says of an attempt.
+# What a handler does in an attempt.
 
 
 @dataclass(frozen=True)
 class Returns:
-    """It returns: `data` is the new data (None: unchanged), `to` is the status it names, topics it has published to."""
+    """It returns: `data` is the new data (None: unchanged), `to` the status it names, `topics` what it published to."""
 
     to: str | None = None
     data: int | None = None
@@ -121,7 +121,7 @@ class Returns:
 
 @dataclass(frozen=True)
 class Raises:
-    """It raises: `kind` is Retry (`after` seconds, or as the stage says), Reject, or any error."""
+    """It raises: `kind` is Retry (`after` seconds, or by the stage's back-off), Reject, or any error."""
 
     kind: str
     after: float | None = None
@@ -130,12 +130,12 @@ class Raises:
 Outcome = Returns | Raises
 
 
-# What the tables hold.
+# What the tables contain.
 
 
 @dataclass
 class Job:
-    """That a stage must run. `entered` is the workflow's version when it came to the stage's status.
+    """A stage must run. `entered` is the workflow's version when it came to the stage's status.
 
     `claim` is the fence: no two claims have the same number. `due` is False while the job is scheduled for `run_at`.
     `careful` has it run beside no other such job: its worker died under it, and one attempt is left. `released` is how
@@ -158,7 +158,7 @@ class Job:
     id: int | None = None  # the order of claims; the database gives it, see test_model.py
 
     def free(self, *, burnt: bool) -> None:
-        """Take it from its owner; an attempt that isn't burnt was none."""
+        """Takes the job from its owner. An attempt that isn't burnt doesn't count."""
         self.owner = self.claim = self.claimed_at = None
         self.attempt -= not burnt
 
@@ -175,7 +175,7 @@ class Dead:
 
 @dataclass(frozen=True)
 class Change:
-    """A row of the audit trail."""
+    """A row of the history."""
 
     source: str | None
     target: str
@@ -195,7 +195,7 @@ class Workflow:
     updated: float
     version: int = 1
     job: Job | None = None
-    dead: Dead | None = None  # never beside a job
+    dead: Dead | None = None  # never together with a job
     history: list[Change] = field(default_factory=list)
 
 
@@ -207,7 +207,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a worker knows of a job that it has claimed, by its own code's stage."""
+    """What a worker knows of a job that it has claimed, with the stage as its own code defines it."""
 
     worker: int
     claim: int
@@ -227,15 +227,15 @@ class Model:
         self.now = 0.0
         self.workflows: dict[str, Workflow] = {}
         self.workers: dict[int, Worker] = {}
-        self.messages: list[tuple[str, str | None]] = []  # topic and key, in order
+        self.messages: list[tuple[str, str | None]] = []  # topic and key, in order of writing
         self.effects: list[tuple[str, int]] = []  # what handlers wrote through run.connection: entity, attempt
         self.histories_of_deleted: list[list[Change]] = []
         self._claims = itertools.count(1)
 
-    # Starting and changing, by whomever.
+    # Starting and changing workflows, by anyone.
 
     def submit(self, entity: str, data: dict[str, Any], by: By) -> bool:
-        """A new entity starts in the initial status. One that is there stays as it is, whatever the data."""
+        """Starts a new entity in the initial status. An existing one stays as it is, whatever the data."""
         if entity in self.workflows:
             return False
         workflow = Workflow(self.rules.initial, data, self.now, self.now)
@@ -247,7 +247,7 @@ class Model:
     def change(
         self, entities: Iterable[str], by: By, *, to: str | None = None, data: dict[str, Any] | None = None
     ) -> int:
-        """One statement by hand over any of the entities: all of it is legal, or nothing happens. Returns how many."""
+        """Runs one statement by hand on several entities: all of it is legal, or nothing happens. Returns the count."""
         found = [self.workflows[entity] for entity in entities if entity in self.workflows]
         for workflow in found:
             self._require_legal(workflow, to or workflow.status)
@@ -262,15 +262,15 @@ class Model:
             raise Refused(ILLEGAL)
 
     def _move(self, workflow: Workflow, to: str, data: dict[str, Any] | None, by: By, worker: int = 0) -> None:
-        """A change of status is told once, ends the open job or the dead one, and makes the next."""
+        """Moves a workflow: the change is recorded once, ends the open or dead job, and makes the next job."""
         source, job = workflow.status, workflow.job
         if to == source and data in (None, workflow.data):
-            return  # no change at all
+            return  # no change
         workflow.version += 1
         workflow.updated = self.now
         workflow.data = workflow.data if data is None else data
         if to == source:
-            return  # what works on the old data is refused, but the job is the same
+            return  # an attempt on the old data is refused, but the job stays the same
         mine = job if job is not None and job.owner == worker else None
         workflow.history.append(
             Change(
@@ -297,7 +297,7 @@ class Model:
         workflow.job = stage and Job(stage.name, workflow.status, entered or workflow.version, self.now)
 
     def delete(self, entity: str) -> None:
-        """By hand. Its history stays."""
+        """Deletes a workflow by hand. Its history stays."""
         workflow = self.workflows.pop(entity, None)
         if workflow is not None and workflow.history:
             self.histories_of_deleted.append(workflow.history)
@@ -311,7 +311,7 @@ class Model:
         self.workers[worker] = Worker(lease, self.now)
 
     def beat(self, worker: int) -> bool:
-        """False: the lease was taken away."""
+        """Sends a heartbeat; returns False if the lease was taken away."""
         if worker in self.workers:
             self.workers[worker].beat = self.now
         return worker in self.workers
@@ -320,7 +320,7 @@ class Model:
         self.workers.pop(worker, None)
 
     def claimable(self, worker: int, stages: Sequence[str], limit: int) -> tuple[list[str], list[str]]:
-        """What a claim takes: up to `limit` jobs of each stage, the oldest first; and one of the careful ones."""
+        """Returns what a claim takes: up to `limit` jobs of each stage, oldest first; and one careful job."""
         if worker not in self.workers:
             return [], []
         normal, careful = [], []
@@ -337,7 +337,7 @@ class Model:
         return normal, careful
 
     def claim(self, worker: int, entity: str, stage: Stage) -> Attempt:
-        """An attempt is counted when it is claimed, so a job that kills its worker dies too."""
+        """Claims a job. The claim counts the attempt, so a job that kills its worker dies in the end, too."""
         workflow = self.workflows[entity]
         job = workflow.job
         assert job is not None
@@ -348,7 +348,7 @@ class Model:
         )  # fmt: skip
 
     def start(self, attempt: Attempt) -> Attempt | None:
-        """Store the stage's in-progress status. None if the attempt doesn't count any more."""
+        """Stores the stage's in-progress status. Returns None if the attempt no longer counts."""
         if not self._holds(attempt) or self.workflows[attempt.entity].version != attempt.version:
             return None
         workflow = self.workflows[attempt.entity]
@@ -359,17 +359,17 @@ class Model:
         return replace(attempt, status=running, version=workflow.version)
 
     def _holds(self, attempt: Attempt) -> bool:
-        """The fence: the job is still held by this very claim."""
+        """Checks the fence: the job is still held by this very claim."""
         workflow = self.workflows.get(attempt.entity)
         return workflow is not None and workflow.job is not None and workflow.job.claim == attempt.claim
 
     def settle(self, attempt: Attempt, outcome: Outcome) -> str:
-        """What an attempt comes to. One that is no longer held changes nothing at all: it is lost."""
+        """Returns how an attempt ends. If its job is no longer held, the attempt is lost and changes nothing."""
         stage = attempt.stage
         if attempt.status not in (stage.on, stage.running):  # a later version has brought it there: not for this code
             return self.not_for_this_code(attempt)
         if not isinstance(attempt.data.get("n"), int):
-            return self.fail(attempt, "doesn't fit", None)  # stored by somebody else; no handler can be given it
+            return self.fail(attempt, "doesn't fit", None)  # stored by someone else: no handler can take it
         if isinstance(outcome, Raises):
             delay = stage.delay(attempt.number)
             if outcome.kind == "Reject":
@@ -387,7 +387,7 @@ class Model:
             return self.put_back(attempt)
         try:
             self._require_legal(workflow, to)
-        except Refused as refused:  # another version of the pipeline was deployed meanwhile
+        except Refused as refused:  # another version of the pipeline was deployed in the meantime
             return self.refuse(attempt, refused)
         data = None if outcome.data is None else {"n": outcome.data}
         self._move(workflow, to, data, By(f"worker-{attempt.worker}"), attempt.worker)
@@ -405,7 +405,7 @@ class Model:
         return self.fail(attempt, takes, attempt.stage.delay(attempt.number))
 
     def refuse(self, attempt: Attempt, refused: Refused) -> str:
-        """What the database doesn't let an attempt do is a failure like others."""
+        """Fails an attempt whose change the database refuses, like any other failure."""
         return self.fail(attempt, WORDS[str(refused)], attempt.stage.delay(attempt.number))
 
     def fail(self, attempt: Attempt, error: str, delay: float | None, *, in_row: bool = False) -> str:
@@ -441,7 +441,7 @@ class Model:
         return "again"
 
     def give_back(self, attempt: Attempt) -> str:
-        """It has not begun, so nothing is counted."""
+        """Releases a job that has not begun, so nothing is counted."""
         if not self._holds(attempt):
             return "lost"
         job = self.workflows[attempt.entity].job
@@ -450,7 +450,7 @@ class Model:
         return "again"
 
     def give_back_unknown(self, worker: int, known: Collection[str]) -> None:
-        """A claim's answer was lost: what is held in the worker's name and unknown to it is free again."""
+        """Frees the jobs held under the worker's id that it doesn't know of, because a claim's answer was lost."""
         for entity, workflow in self.workflows.items():
             if workflow.job and workflow.job.owner == worker and entity not in known:
                 workflow.job.free(burnt=False)
@@ -461,24 +461,24 @@ class Model:
         workflow.dead = Dead(job.stage, job.status, job.entered, job.attempt, error, self.now)
         workflow.job = None
 
-    # What every worker does on the side.
+    # The maintenance that every worker does.
 
     def promote(self) -> int:
-        """Jobs whose time has come are ready."""
+        """Makes scheduled jobs ready whose time has come."""
         promoted = [job for job in self._jobs() if job.owner is None and not job.due and job.run_at <= self.now]
         for job in promoted:
             job.due = True
         return len(promoted)
 
     def bury(self) -> set[int]:
-        """Removes workers that have missed their lease."""
+        """Removes workers whose lease has run out."""
         gone = {worker for worker, row in self.workers.items() if row.beat + row.lease < self.now}
         for worker in gone:
             del self.workers[worker]
         return gone
 
     def sweep(self) -> tuple[int, int]:
-        """Jobs whose owner is gone run again, or are dead if it was their last attempt. Returns both numbers."""
+        """Frees the jobs of lost workers; those at their last attempt die. Returns both counts."""
         attempts = {stage.name: stage.attempts for stage in self.rules.stages}
         freed = dead = 0
         for workflow in self.workflows.values():
@@ -498,12 +498,12 @@ class Model:
     def retain(
         self, *, workflows: float | None = None, history: float | None = None, dead: float | None = None
     ) -> None:
-        """Forget what has ended, was told, or has died so many days ago."""
+        """Deletes ended workflows, history and dead jobs' errors that are older than so many days."""
         for entity, workflow in list(self.workflows.items()):
             if workflows is not None and workflow.status in self.rules.final and self._old(workflow.updated, workflows):
                 del self.workflows[entity]
             if dead is not None and workflow.dead is not None and self._old(workflow.dead.died_at, dead):
-                workflow.dead.error = "dropped by retention"  # that it is dead is still to be seen
+                workflow.dead.error = "dropped by retention"  # the job still counts as dead
         if history is not None:
             for told in (*(workflow.history for workflow in self.workflows.values()), *self.histories_of_deleted):
                 told[:] = [change for change in told if not self._old(change.at, history)]
@@ -515,10 +515,10 @@ class Model:
     def _jobs(self) -> list[Job]:
         return [workflow.job for workflow in self.workflows.values() if workflow.job]
 
-    # People who look after it.
+    # People who operate it.
 
     def retry(self, entities: Iterable[str]) -> int:
-        """Makes the job of a workflow that has none: all its attempts, and the same idempotency key."""
+        """Makes a job for each workflow that has none, with all attempts and the same idempotency key."""
         made = 0
         for entity in entities:
             workflow = self.workflows[entity]
@@ -529,7 +529,7 @@ class Model:
         return made
 
     def deploy(self, new: Rules) -> None:
-        """Another version of the pipeline. Where another stage takes a status, its jobs change hands."""
+        """Deploys another version of the pipeline. Where a different stage takes a status, its jobs are replaced."""
         old, now = self.rules.routes, new.routes
         if any(workflow.status not in now for workflow in self.workflows.values()):
             raise Stranded
@@ -541,7 +541,7 @@ class Model:
                 self._make_job(workflow)
 
     def overview(self) -> dict[str, tuple[str | None, int, int, int, int, int]]:
-        """Per status: its stage, and how many workflows there are in all, ready, scheduled, running and dead."""
+        """Returns, by status, its stage, and how many workflows there are: all, ready, scheduled, running and dead."""
         rows = {}
         for status, stage in self.rules.routes.items():
             here = [workflow for workflow in self.workflows.values() if workflow.status == status]

@@ -1,4 +1,4 @@
-"""The pipeline that most tests use, and what they ask of the database."""
+"""Defines the pipeline that most tests use, and queries of the database."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUICK = Backoff(first=0.01, factor=1, max=0.05, attempts=4)
 
 
 def make_posts(**stages: Callable[..., Any]) -> Pipeline[Post]:
-    """Return the social media pipeline; `enrich`, `decide` and `act` may be given as functions."""
+    """Returns the social media pipeline; `enrich`, `decide` and `act` may be given as functions."""
     posts = Pipeline("posts", data=Post, initial="RECEIVED", final={"COMPLETED", "REJECTED"})
 
     async def enrich(run: Run[Post]) -> Post:
@@ -53,7 +53,7 @@ def deployed(conn: psycopg.Connection[Any], pipeline: Pipeline[Any] | None = Non
 
 
 def drain(pipeline: Pipeline[Any] | list[Pipeline[Any]], dsn: str, **options: Any) -> Worker:
-    """Run all that is due in this process."""
+    """Runs all that is due in this process."""
     import asyncio
 
     worker = Worker(pipeline, **way(dsn), drain=True, **options)
@@ -76,7 +76,7 @@ Conn = psycopg.Connection[Any]
 
 
 def one_stage(handler: Callable[..., Any], *, data: Any = Post, **options: Any) -> Pipeline[Any]:
-    """Return a pipeline NEW -> DONE whose only stage is `handler`."""
+    """Returns a pipeline NEW -> DONE whose only stage is `handler`."""
     pipeline: Pipeline[Any] = Pipeline("p", data=data, initial="NEW", final={"DONE"})
     pipeline.stage("work", on="NEW", to="DONE", **{"retry": QUICK, **options})(handler)
     pipeline.allow("NEW", to="MOVED")
@@ -84,7 +84,7 @@ def one_stage(handler: Callable[..., Any], *, data: Any = Post, **options: Any) 
 
 
 def run_one(conn: Conn, dsn: str, handler: Callable[..., Any], **options: Any) -> Worker:
-    """Deploy, submit entity "a", and run until nothing is due, retries included."""
+    """Deploys, submits entity "a", and runs until nothing is due, retries included."""
     pipeline = deployed(conn, one_stage(handler, **options))
     pipeline.submit(conn, "a", Post())
     return drain_all(conn, dsn, pipeline)
@@ -104,7 +104,7 @@ LATER = Backoff(first=3600, max=3600, attempts=4)
 def first_out_of_time(
     conn: Conn, dsn: str, make: Callable[..., Pipeline[Any]], entities: dict[str, Post], timeout: float = 0.1
 ) -> Worker:
-    """Deploy, submit and run: first attempts have a moment, second ones as long as they take."""
+    """Deploys, submits and runs: first attempts get a short timeout, second ones as long as they need."""
     pipeline = deployed(conn, make(timeout=timeout, retry=LATER))
     pipeline.submit_many(conn, entities.items())
     drain(pipeline, dsn)

@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode for tests: on loopback, in a temporary folder, in front of one Postgres."""
+"""Runs a real PgBouncer in transaction mode: on loopback, in a temporary folder, in front of one Postgres."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ server_login_retry = 1
 
 
 between: Pooler | None = None
-"""With OUTBOX_TEST_POOLER=1, what stands between the engine and the test process's Postgres, in all tests."""
+"""With OUTBOX_TEST_POOLER=1, the pooler between the engine and the test process's Postgres in all tests."""
 
 
 def way(dsn: str) -> dict[str, str]:
-    """Return the options by which a worker or a consumer reaches this database."""
+    """Returns the options by which a worker or a consumer reaches this database."""
     if between is None or not between.serves(dsn):
         return {"dsn": dsn}
     return {"dsn": between.dsn(dsn), "listen_dsn": dsn}
 
 
 def way_env(dsn: str) -> dict[str, str]:
-    """Return the same as environment variables."""
+    """Returns the same options as environment variables."""
     return {f"OUTBOX_{name.upper()}": value for name, value in way(dsn).items()}
 
 
 def direct(dsn: str) -> dict[str, str]:
-    """Return the environment of an engine on a server of the test's own, which no pooler stands before."""
+    """Returns the environment of an engine on a server of the test's own, which has no pooler."""
     return {"OUTBOX_DSN": dsn, "OUTBOX_LISTEN_DSN": dsn}
 
 
 def program() -> Path | None:
-    """Return where PgBouncer is; None if this machine doesn't have it."""
+    """Returns where PgBouncer is; None if this machine doesn't have it."""
     found = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
     return Path(found) if found else None
 
 
 class Pooler:
-    """PgBouncer: each transaction may run in another session, and what a session was told is met by others."""
+    """PgBouncer: each transaction may run in another session, and finds what other clients have set there."""
 
     def __init__(self, server: PostgresServer, *users: str, size: int = 5) -> None:
         found = program()
@@ -90,11 +90,11 @@ class Pooler:
         return self
 
     def dsn(self, dsn: str) -> str:
-        """Return the DSN of a database of the server, through the pooler."""
+        """Returns the DSN of a database of the server, through the pooler."""
         return psycopg.conninfo.make_conninfo(dsn, host="127.0.0.1", port=self.port)
 
     def serves(self, dsn: str) -> bool:
-        """Whether this is a DSN of the server behind it, for a user that it lets in."""
+        """Returns whether this DSN leads to the server behind it, as a user that it lets in."""
         return any(f"//{user}@127.0.0.1:{self._postgres}/" in dsn for user in self._users)
 
     def remove(self) -> None:

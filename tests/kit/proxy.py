@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 
 class LossyProxy:
-    """Forwards to a Postgres on loopback. The answer to the first message with `marker` in it is thrown away.
+    """Forwards to a Postgres on loopback. It drops the answer to the first message that contains `marker`.
 
-    With `prepared` it is the answer to the message after it: psycopg sends a statement's text to have it prepared,
-    and executes it with the next message.
+    With `prepared`, it drops the answer to the message after that: psycopg sends a statement's text to prepare it, and
+    executes it with the next message.
     """
 
     def __init__(self, port: int, marker: bytes, *, prepared: bool) -> None:

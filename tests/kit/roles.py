@@ -1,4 +1,4 @@
-"""The groups of docs/roles.md, and logins in them."""
+"""Makes the groups of docs/roles.md, and logins in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def dsn_as(name: str, dsn: str) -> str:
 
 
 def forget_groups(admin: Conn) -> None:
-    """Take groups and logins out of the cluster; what they have in this database goes along."""
+    """Removes groups and logins from the cluster, with all that they own in this database."""
     found = admin.execute(
         "SELECT rolname FROM pg_roles WHERE rolname ~ '^(outbox|login)_' AND rolname <> %s", [OWNER]
     ).fetchall()

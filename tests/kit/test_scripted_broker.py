@@ -1,4 +1,4 @@
-"""The scripted broker answers a real client as its script says, and knows what it was sent."""
+"""Tests that the scripted broker answers a real client as its script says, and records what it was sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kit.servers import DEADLINE, wait_for
 
 
 class Publisher:
-    """A client that doesn't wait for confirms, on a thread of its own. `events` is what it was told, in order."""
+    """A client that doesn't wait for confirms, in a thread of its own. `events` is what it has received, in order."""
 
     def __init__(self, url: str) -> None:
         self.events: list[Any] = []
@@ -46,7 +46,7 @@ class Publisher:
         self._do(self._open)
 
     def wait_for(self, *events: Any) -> None:
-        """Wait until it was told this, and nothing else since the last call."""
+        """Waits until it has received these events, and no others since the last call."""
         wait_for(lambda: len(self.events) >= len(events), what=f"{events}; there is {self.events}")
         assert self.events == list(events)
         self.events.clear()
@@ -86,7 +86,7 @@ class Publisher:
 
 @pytest.fixture
 def broker() -> Iterator[ScriptedBroker]:
-    """A broker that leaves every answer to the test."""
+    """Yields a broker that leaves every answer to the test."""
     with ScriptedBroker(hold) as broker:
         yield broker
 

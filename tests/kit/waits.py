@@ -1,4 +1,4 @@
-"""Pipelines that wait: for a decision, a signal, a time or their children."""
+"""Defines pipelines that wait: for a decision, a signal, a time or their children."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Order(BaseModel):
 
 
 def orders(outcome: Any, **options: Any) -> Pipeline[Order]:
-    """NEW -> WAITING, which the stage returns `outcome` for; from there to PAID, REFUSED or LATE; PAID -> SENT."""
+    """Returns NEW -> WAITING, for which the stage returns `outcome`; then PAID, REFUSED or LATE; PAID -> SENT."""
     pipeline: Pipeline[Order] = Pipeline("orders", data=Order, initial="NEW", final={"SENT", "REFUSED", "LATE"})
 
     @pipeline.stage("ask", on="NEW", to="WAITING", retry=QUICK, **options)
@@ -38,7 +38,7 @@ def orders(outcome: Any, **options: Any) -> Pipeline[Order]:
 
 
 def waiting(conn: Conn, dsn: str, outcome: Any, **options: Any) -> Pipeline[Order]:
-    """Deploy, submit "a", and run it until it waits."""
+    """Deploys, submits "a", and runs it until it waits."""
     pipeline = deployed(conn, orders(outcome, **options))
     pipeline.submit(conn, "a", Order(total=5))
     drain(pipeline, dsn)
@@ -55,7 +55,7 @@ def trail(conn: Conn, entity: str = "a") -> list[tuple[Any, ...]]:
 
 
 def put_off(conn: Conn, seconds: float) -> None:
-    """Let so much time pass for what waits."""
+    """Moves waiting workflows so many seconds nearer to their deadlines and reminders."""
     conn.execute(
         "UPDATE outbox.jobs SET run_at = run_at - make_interval(secs => %(s)s), "
         "deadline = deadline - make_interval(secs => %(s)s)",
@@ -80,7 +80,7 @@ class Task(BaseModel):
 def families(
     spawn: Callable[[Run[Task]], Any], wait: Any, work: Callable[[Run[Task]], Any] = lambda run: None, **options: Any
 ) -> tuple[Pipeline[Task], Pipeline[Task]]:
-    """`parents` NEW -> WAITING (-> MERGED, FAILED, CANCELLED), and `tasks` NEW -> DONE, BAD, CANCELLED."""
+    """Returns `parents` NEW -> WAITING (-> MERGED, FAILED, CANCELLED), and `tasks` NEW -> DONE, BAD, CANCELLED."""
     tasks: Pipeline[Task] = Pipeline("tasks", data=Task, initial="NEW", final={"DONE", "BAD", "CANCELLED"})
     tasks.stage("work", on="NEW", to={"DONE", "BAD"}, retry=QUICK)(lambda run: work(run) or Go("DONE"))
     tasks.allow("NEW", to="CANCELLED")

@@ -1,1 +1,1 @@
-"""RabbitMQ: the only package that knows AMQP, and pika. Its extra: pip install "outbox-engine[rabbitmq]"."""
+"""Speaks AMQP with RabbitMQ. Only this package imports pika. Its extra: pip install "outbox-engine[rabbitmq]"."""

@@ -1,7 +1,7 @@
-"""Keeps track of each message of a batch: waiting, under way, refused for now, confirmed or parked. Sends nothing.
+"""Tracks each message of a batch: waiting, in flight, refused for now, confirmed or parked. Sends nothing.
 
-It maps delivery tags to messages, for one channel at a time. What was under way when a channel was lost may or may not
-have arrived: it waits again, before all others.
+It maps delivery tags to messages, for one channel at a time. Messages in flight when a channel was lost may or may not
+have arrived. They wait again, before all others.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from ..target import Outgoing, Parked, Unsent
 from .routes import WAIT, Routes
 
 UNCONFIRMED = 1_000
-"""Messages under way at once: enough for a broker that confirms in batches, few to send again after a crash."""
+"""Most messages in flight: enough for a broker that confirms in batches, few to send again after a crash."""
 
 REFUSED = Backoff(first=0.1, factor=2, max=5.0, attempts=8, jitter=0)
-"""When (s) and how often a message is sent again that the broker refuses (nacks): a full queue may have room soon.
-No jitter: what was refused together keeps its order.
+"""Back-off (s) for messages that the broker refuses (nacks): a full queue may soon have room.
+
+No jitter, so that messages refused together keep their order.
 """
 
 
 @dataclass(slots=True)
 class Attempt:
-    """A message under way. `wire_id` names this attempt only; `returned` is why the broker could not route it."""
+    """A message in flight. `wire_id` names this attempt only; `returned` is why the broker could not route it."""
 
     message: Outgoing
     wire_id: str
@@ -52,12 +53,12 @@ class Batch:
         self.taken = self.refused = False  # whether the broker has taken a message, or refused one to the last
         self._strict = strict
         self._waiting = deque(messages)
-        self._refused: list[tuple[float, int, Outgoing]] = []  # a heap: when it may go again
+        self._refused: list[tuple[float, int, Outgoing]] = []  # a heap, by when each may be sent again
         self._nacks: dict[int, int] = {}
         self._unconfirmed: dict[int, Attempt] = {}  # by tag, ascending
         self._by_wire_id: dict[str, Attempt] = {}
-        self._sent_alone: set[int] = set()  # ids: over one of these the broker has closed the channel
-        # Strict: which message of a key may be under way, and what waits for it.
+        self._sent_alone: set[int] = set()  # ids: the broker closed the channel over one of these
+        # If strict: which message of a key may be in flight, and what waits for it.
         self._holders: dict[str, int] = {}
         self._behind: defaultdict[str, deque[Outgoing]] = defaultdict(deque)
         self._stopped_keys = dict(stopped_keys)
@@ -110,12 +111,12 @@ class Batch:
         self._unconfirmed[tag] = self._by_wire_id[wire_id] = Attempt(message, wire_id, routing_key)
 
     def returned(self, wire_id: str, why: str) -> None:
-        """Notes that an attempt was not routed. It counts when the broker has confirmed that attempt."""
+        """Records that an attempt was not routed. It counts when the broker has confirmed that attempt."""
         if wire_id in self._by_wire_id:
             self._by_wire_id[wire_id].returned = why
 
     def confirmed(self, tag: int, multiple: bool, acked: bool, now: float) -> None:
-        """Handles an answer for one message, or for all up to its tag. Answers for others change nothing."""
+        """Handles the broker's answer for one message, or for all up to its tag. Unknown tags are ignored."""
         tags = [tag]
         if multiple:
             tags = list(itertools.takewhile(lambda earlier: earlier <= tag, self._unconfirmed))
@@ -138,10 +139,10 @@ class Batch:
                 self._refuse(attempt, now)
 
     def lost(self, blame: str | None) -> None:
-        """Has all that was under way sent again: the channel is gone.
+        """Queues all messages in flight again, because the channel is gone.
 
-        `blame` is why, if the broker closed it over a message. If only one was under way, that one is parked; of
-        several, each is sent alone from now on, until the broker has answered for it.
+        `blame` is the reason, if the broker closed the channel over a message. If only one was in flight, it is parked.
+        If there were several, each is sent alone from now on, until the broker has answered for it.
         """
         unknown = [attempt.message for attempt in self._unconfirmed.values()]
         self._unconfirmed.clear()

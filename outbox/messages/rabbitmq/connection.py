@@ -1,4 +1,4 @@
-"""pika's connections, channels and calls as coroutines: pika itself answers by callbacks."""
+"""Wraps pika's connections, channels and calls as coroutines, because pika itself uses callbacks."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from ...process.service import Delays
 from ...texts import clean
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
-"""Seconds before a broker that is away is tried again, doubled each time: soon after a restart, then less often."""
+"""Seconds before an unreachable broker is tried again, doubled each time: soon after a restart, then less often."""
 
 PATIENCE = 5.0
-"""Seconds in which a broker must answer each of: connection, channel. One that doesn't counts as away."""
+"""Seconds in which a broker must open a connection, and a channel. One that takes longer counts as unreachable."""
 
 OPEN_WITHIN = 3 * PATIENCE
-"""Seconds for a connection, a channel on it, and what is declared there."""
+"""Seconds for opening a connection and a channel, and declaring queues and exchanges."""
 
 CLOSE_WITHIN = 1.0
-"""Seconds in which a broker may answer that it closes: there is nothing to lose by then."""
+"""Seconds in which a broker may confirm that it closes. Nothing can be lost by then."""
 
 HEARTBEAT = 10
-"""Seconds between AMQP's heartbeats, unless the URL says otherwise: a dead broker is noticed after two of them."""
+"""Seconds between AMQP heartbeats, unless the URL sets them. A dead broker is noticed after two."""
 
 
 def delays() -> Delays:
-    """Returns the delays before a broker that is away is tried again."""
+    """Returns the delays before an unreachable broker is tried again."""
     return Delays(FIRST_WAIT, LONGEST_WAIT)
 
 
 def parameters(url: str) -> pika.URLParameters:
-    """Returns pika's parameters for an AMQP URL, with limits by which a dead broker is noticed in seconds."""
+    """Returns pika's parameters for an AMQP URL, with limits that detect a dead broker within seconds."""
     try:
         if not url.startswith(("amqp://", "amqps://")) or _is_torn(url):
             raise ValueError
         found = pika.URLParameters(url)
     except Exception as error:
-        # Without the error's text, which may quote the password.
+        # The error's text is left out, because it may quote the password.
         problem = (
             f"the AMQP URL can't be read ({type(error).__name__}): it is like amqp://user:password@host:5672/vhost. "
             "Several are whole URLs with commas between them; a comma in a password or vhost is %2C"
@@ -67,7 +67,7 @@ def _is_torn(url: str) -> bool:
 
 
 class _Connection(AsyncioConnection):  # type: ignore[misc]  # pika has no types
-    """Ends quietly when closed during the handshake, where pika 1.4 passes on a class and then expects an error."""
+    """Ends quietly when closed during the handshake: pika 1.4 then passes a class where it expects an error."""
 
     def _on_connection_workflow_done(self, outcome: Any) -> None:
         super()._on_connection_workflow_done(outcome() if isinstance(outcome, type) else outcome)
@@ -78,7 +78,7 @@ async def open_connection(
 ) -> AsyncioConnection:
     """Opens a connection, or raises pika's error.
 
-    `ready` is called with it before the broker's next frame is read: it adds callbacks.
+    `ready` is called with the connection before the broker's next frame is read, to add callbacks.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[BaseException | None] = loop.create_future()
@@ -91,7 +91,7 @@ async def open_connection(
     try:
         await asyncio.wait({ended})
     except asyncio.CancelledError:
-        # The loop may end soon: a handshake that went on would leave its socket open.
+        # The loop may end soon, and an unfinished handshake would leave its socket open.
         if ended.done():
             await close(connection)
         else:
@@ -106,7 +106,7 @@ async def open_connection(
 
 
 async def open_channel(connection: AsyncioConnection, on_closed: Callable[[Any, BaseException], None]) -> Any:
-    """Opens a channel, or raises why it was closed instead."""
+    """Opens a channel, or raises the reason why it was closed."""
     opened = asyncio.get_running_loop().create_future()
     channel: Any = connection.channel(on_open_callback=lambda it: None if opened.done() else opened.set_result(it))
     channel.add_on_close_callback(lambda _, error: None if opened.done() else opened.set_exception(error))
@@ -115,7 +115,7 @@ async def open_channel(connection: AsyncioConnection, on_closed: Callable[[Any, 
 
 
 async def ask(channel: Any, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Calls a method of a channel and returns the broker's answer, or raises why the channel was closed instead."""
+    """Calls a method of a channel and returns the broker's answer, or raises the reason why the channel was closed."""
     answered = asyncio.get_running_loop().create_future()
     channel.add_on_close_callback(lambda _, error: None if answered.done() else answered.set_exception(error))
     method(*arguments, callback=lambda frame: None if answered.done() else answered.set_result(frame), **options)
@@ -123,7 +123,7 @@ async def ask(channel: Any, method: Callable[..., Any], *arguments: Any, **optio
 
 
 async def close(connection: AsyncioConnection | None) -> None:
-    """Closes a connection in order, or abruptly if the broker does not answer in time: pika alone waits for ever."""
+    """Closes a connection, abruptly if the broker doesn't answer in time: pika alone would wait without limit."""
     if connection is None or connection.is_closed:
         return
     closed = asyncio.Event()
@@ -133,7 +133,7 @@ async def close(connection: AsyncioConnection | None) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(closed.wait(), CLOSE_WITHIN)
     finally:
-        # Also when cancelled: nothing else knows the connection any more.
+        # Also after a cancellation, because nothing else holds the connection any more.
         if not connection.is_closed:
             connection._adapter_disconnect_stream()
             with contextlib.suppress(TimeoutError):
@@ -141,10 +141,10 @@ async def close(connection: AsyncioConnection | None) -> None:
 
 
 def reason(error: Any) -> str:
-    """Returns in one line why the broker is not there. It has no password: pika's errors hold no URL."""
+    """Returns in one line why the broker is unreachable. It contains no password: pika's errors hold no URL."""
     if isinstance(error, ChannelClosed | ConnectionClosedByBroker):
         return f"{error.reply_code} {clean(error.reply_text, 300)}"
-    # An attempt to open is only aborted by us, or by pika when its time is over.
+    # Opening is aborted only by us, or by pika at its timeout.
     if isinstance(error, ConnectionOpenAborted) or type(error).__name__.endswith(("Timeout", "TimeoutError")):
         return "the broker does not answer"
     # Some of pika's errors only wrap others: a list of attempts, or an attempt's cause.

@@ -1,4 +1,4 @@
-"""Writes a message in AMQP: routing key, body, and CloudEvents headers. What AMQP can't carry is an error."""
+"""Writes messages in AMQP: routing key, body, and CloudEvents headers. Raises an error for what AMQP can't carry."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ ENCODING_ERRORS = (
     ValueError, TypeError, OverflowError, AssertionError, RecursionError, struct.error,
     UnsupportedAMQPFieldException, ShortStringTooLong,
 )  # fmt: skip
-"""What `encode` raises, and pika itself when it publishes, for a message that AMQP can't carry."""
+"""Errors that `encode`, or pika when it publishes, raises for a message that AMQP can't carry."""
 
 _RESERVED = re.compile(r"cloudEvents[_:]", re.IGNORECASE)
-"""Headers that only the relay sets: a message's own must not forge its id."""
+"""Headers that only the relay sets: a message's own headers must not forge its id."""
 
 _LONGEST_ROUTING_KEY = 255
-"""Bytes of a routing key: AMQP's short strings take no more, and pika's error does not say which string it was."""
+"""Most bytes of a routing key: AMQP's short strings hold no more, and pika's error doesn't name the string."""
 
 
 class Encoder:
-    """Encodes messages. `source` is the one in their headers, `routing_key` a template of {topic} and {key}."""
+    """Encodes messages. `source` is their CloudEvents source; `routing_key` is a template of {topic} and {key}."""
 
     def __init__(self, source: str, routing_key: str) -> None:
         try:
@@ -48,14 +48,14 @@ class Encoder:
             content_type="application/json", delivery_mode=2, message_id=wire_id, headers=self._headers(message)
         )
         body = (message.payload or "null").encode()
-        # No character takes more than four bytes: only what is long is measured.
+        # A character takes at most four bytes, so only long headers have to be measured.
         long = len(message.headers or "") + len(message.key or "") + len(message.topic)
         if 5 * long > frame_max and len(pika.frame.Header(1, len(body), properties).marshal()) > frame_max:
             raise ValueError(f"its headers are larger than the {frame_max} bytes that a frame takes")
         return routing_key, body, properties
 
     def problem(self, message: Outgoing, error: Exception) -> str:
-        """Returns why a message could not be encoded or published, and names the header that AMQP has no form for."""
+        """Returns why a message could not be encoded or published, and names the header that AMQP can't represent."""
         try:
             headers = self._headers(message)
         except ENCODING_ERRORS:

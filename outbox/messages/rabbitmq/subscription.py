@@ -1,4 +1,4 @@
-"""Takes the messages of a queue, each to be acknowledged, through any loss of the broker."""
+"""Takes the messages of a queue, each to be acknowledged, and reconnects when the broker is lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import connection
 from .brokers import Brokers
 
 _NOT_FOUND = 404
-"""AMQP's reply code for an exchange or a queue that isn't there."""
+"""AMQP's reply code for an exchange or a queue that doesn't exist."""
 
 QUEUE = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
 """How a queue is made that isn't there. What a quorum queue has confirmed, a majority of the cluster's nodes has; a
@@ -26,7 +26,7 @@ takes no -1 for "none".
 """
 
 PAUSE_WITHIN = 2.0
-"""Seconds in which a broker may answer that it delivers no more. What it delivers later is not handled."""
+"""Seconds in which a broker may confirm that it delivers no more. Later deliveries are not handled."""
 
 
 class Subscription:
@@ -58,7 +58,7 @@ class Subscription:
         self._lost: asyncio.Future[str] | None = None
 
     async def run(self) -> None:
-        """Takes what there is, until cancelled."""
+        """Takes messages until it is cancelled."""
         loop = asyncio.get_running_loop()
         delays = connection.delays()
         while True:
@@ -80,7 +80,7 @@ class Subscription:
             await asyncio.sleep(delays.next())
 
     async def pause(self) -> None:
-        """Takes nothing more; what was taken can still be acknowledged."""
+        """Takes no more messages. Those already taken can still be acknowledged."""
         if self._channel is not None and self._channel.is_open:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(
@@ -88,7 +88,7 @@ class Subscription:
                 )
 
     async def close(self) -> None:
-        """Closes the connection. What was not acknowledged is delivered again, here or elsewhere."""
+        """Closes the connection. Unacknowledged messages are delivered again, here or elsewhere."""
         last, self._connection, self._channel = self._connection, None, None
         await connection.close(last)
 
@@ -105,7 +105,7 @@ class Subscription:
         self._tag = channel.basic_consume(self._queue, self._arrived)
 
     async def _make(self, method: str, name: str, **options: Any) -> None:
-        """Makes a durable exchange or queue if it isn't there. To declare one with other options would be an error."""
+        """Creates a durable exchange or queue unless it exists. Declaring one with other options would be an error."""
         assert self._connection is not None
         channel = await connection.open_channel(self._connection, lambda *_: None)
         try:
