@@ -818,7 +818,6 @@ MUTANTS = {
     ),
     "a put-back that isn't counted": (1, commit, "jobs_put_back", "released = j.released + 1", "released = j.released"),
     "a put-back that is always free": (4, commit, "jobs_put_back", "due = held.delay <= 0", "due = true"),
-    "a give-back that burns the attempt": (1, commit, "jobs_give_back", ", attempt = j.attempt - 1", ""),
     "a retry with another idempotency key": (
         6,
         change,
