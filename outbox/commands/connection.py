@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import psycopg
@@ -18,6 +19,8 @@ from ..database.dsn import cannot_connect
 from ..database.session import connect
 from ..errors import OutboxError
 from ..texts import printable
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -49,15 +52,21 @@ def reaching(dsn: str) -> Iterator[None]:
     """Is a block in which an error says, without any secret, that no server was reached by this DSN."""
     try:
         yield
-    except psycopg.Error as error:
+    except psycopg.OperationalError as error:
         if error.diag.message_primary:  # the answer of a server
             raise
         raise OutboxError(cannot_connect(dsn, error)) from None
 
 
+def asked(ask: Callable[[str], Coroutine[Any, Any, T]], dsn: str) -> T:
+    """Returns what `ask` finds out about a DSN. Runs it in a thread: the caller's may have an event loop already."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(ask(dsn))).result()
+
+
 def _connect(dsn: str) -> psycopg.Connection[Any]:
     with reaching(dsn):
-        known = asyncio.run(primary.look(dsn))
+        known = asked(primary.look, dsn)
         conn = connect(dsn, "cli", pooled=True, read_only=True)
     if known is not None and known.stand is None:
         at = printable(f"{conn.info.host}, port {conn.info.port}")

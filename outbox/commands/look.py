@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from contextlib import suppress
 
@@ -14,7 +13,7 @@ from ..database.dsn import readable
 from ..operations import cluster, doctor, look
 from ..operations.finding import Finding
 from . import application, screen
-from .connection import database
+from .connection import asked, database
 from .options import app_option, json_option, limit_option, of_pipeline_option, pipeline_option
 
 
@@ -106,7 +105,7 @@ def doctor_command(found: settings.Settings, app: str | None, as_json: bool) -> 
     """
     pipelines = application.load(app or found.app) if app or found.app else []
     findings: list[Finding] = []
-    standings = asyncio.run(hosts.ask(found.dsn)) if found.dsn and readable(found.dsn) else []
+    standings = asked(hosts.ask, found.dsn) if found.dsn and readable(found.dsn) else []
     if found.dsn:
         findings += cluster.hosts(found.dsn, standings)
     if len(standings) < 2 or not all(each.trouble for each in standings):

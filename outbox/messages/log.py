@@ -163,7 +163,7 @@ class Log:
     async def beat(self, trouble: str | None, idle: bool) -> None:
         """Sends a heartbeat that keeps the name, with the current problem and whether the relay is idle."""
         asked = time.monotonic()
-        told = {"name": self._name, "epoch": self._epoch, "trouble": trouble, "idle": idle}
+        told = {"name": self._name, "epoch": self._epoch, "nonce": self._nonce, "trouble": trouble, "idle": idle}
         await self._beside.connection()
         with self._ties.within(PATIENCE):
             rows = await self._beside.execute(SQL["relay_beat"], told)

@@ -414,7 +414,7 @@ MUTANTS: dict[str, Mutant] = {
             code("outbox.database.ties:Ties.tie", ("if is_read_only and not read_only:", "if False:")),
             code("outbox.database.link:Link.execute", ("except psycopg.errors.ReadOnlySqlTransaction:", "except ZeroDivisionError:")),
             code("outbox.database.user_transaction:_require_writable", ("if read_only:", "if False:")),
-            code("outbox.engine.lease:Lease.watch", ("self._ties.cut(why)", "pass")),
+            code("outbox.engine.lease:Lease.leave_server", ("self._ties.cut(why)", "pass")),
         ),
     ),
     "children-stop-their-parent": Mutant(

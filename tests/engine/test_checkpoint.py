@@ -15,6 +15,7 @@ from kit.pipelines import Post, deployed, drain, drain_all, one_stage, run_one, 
 from kit.servers import DEADLINE, Process, wait_for
 from outbox import Backoff, Run
 from outbox.definition import deploy
+from outbox.engine.apart import ALL
 from outbox.engine.retention import SQL
 
 Conn = psycopg.Connection[Any]
@@ -145,7 +146,7 @@ def test_what_is_no_longer_asked_for_goes(conn: Conn, dsn: str) -> None:
     pipeline.submit_many(conn, [("goes", Post()), ("stays", Post())])
     drain_all(conn, dsn, pipeline)
     conn.execute("UPDATE outbox.checkpoints SET made_at = made_at - interval '2 hours'")
-    assert conn.execute(SQL["retention_checkpoints"], {"days": 0.0, "limit": 10}).fetchone() == (1,)
+    assert conn.execute(SQL["retention_checkpoints"], {"days": 0.0, "limit": 10, **ALL}).fetchone() == (1,)
     left = "SELECT entity_id FROM outbox.checkpoints AS c JOIN outbox.workflow_states AS w ON w.id = c.workflow_id"
     assert value(conn, left) == "stays"
 

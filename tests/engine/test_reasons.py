@@ -17,6 +17,7 @@ from kit.commands import Outbox
 from kit.pipelines import Post, deployed, drain, one_stage, value
 from kit.servers import Process
 from outbox import Backoff, Pipeline, Reject, Retry, Run
+from outbox.engine.apart import ALL
 from outbox.engine.retention import SQL
 
 Conn = psycopg.Connection[Any]
@@ -173,7 +174,7 @@ def test_formatters_of_others_are_given_no_password_and_no_control_character(
 def test_retention_drops_the_traceback_with_the_error(conn: Conn, dsn: str) -> None:
     drain(failing(conn, in_a_group), dsn)
     conn.execute("UPDATE outbox.dead_jobs SET died_at = died_at - interval '2 days'")
-    conn.execute(SQL["retention_dead_jobs"], {"days": 1, "limit": 10})
+    conn.execute(SQL["retention_dead_jobs"], {"days": 1, "limit": 10, **ALL})
     assert conn.execute("SELECT error, traceback FROM outbox.dead_jobs").fetchall() == [("dropped by retention", None)]
 
 
