@@ -184,8 +184,8 @@ def turn(conn: Conn, child: int) -> None:
     conn.execute("SELECT setval('outbox.message_ids', %s::bigint * 1000000, false)", [child])
 
 
-def rotate(dsn: str) -> list[str]:
-    async def once() -> list[str]:
+def rotate(dsn: str) -> dict[str, str]:
+    async def once() -> dict[str, str]:
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
             return await ring.rotate(conn)
 
@@ -209,7 +209,7 @@ def test_relays_of_two_names_each_get_every_message_and_the_log_waits_for_the_sl
     wait_for(lambda: passed(conn, "a"), what="one doesn't wait for the other")
     assert not passed(conn, "b")
     assert ns(take(amqp)) == list(range(150))
-    assert rotate(dsn) == []
+    assert rotate(dsn) == {}
     assert sizes(conn) == [100, 50, 0, 0], "the slower one has not passed it"
     slow.send(signal.SIGCONT)
     wait_for(lambda: passed(conn, "b"), what="the slower one catches up")

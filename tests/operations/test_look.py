@@ -64,6 +64,7 @@ def test_status_shows_each_relay_with_its_lag_its_trouble_and_whether_it_runs(ou
         "running",
         "owner",
         "target",
+        "settings",
         "relayed",
         "trouble",
         "beat_seconds_ago",
