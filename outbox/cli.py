@@ -15,7 +15,7 @@ import click
 import psycopg
 
 from . import settings
-from .database.ties import READ_ONLY
+from .database.connection_group import READ_ONLY
 from .errors import OutboxError
 from .texts import printable
 

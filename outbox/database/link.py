@@ -12,9 +12,9 @@ import psycopg
 from ..process.files import no_more_files
 from ..process.service import Delays
 from ..texts import printable
+from .connection_group import READ_ONLY, ConnectionGroup
 from .dsn import engine_conninfo
 from .session import WORKING, connect_async
-from .ties import READ_ONLY, Ties
 
 log = logging.getLogger("outbox.database")
 
@@ -68,7 +68,7 @@ class Link:
 
     Each new session is as the engine needs it, or as `session` says, with `settings` on top, and `on_connect` is called
     with it. `pooled` says that a pooler gives the session to others after each transaction, so that nothing may be
-    prepared in it. The session is cut with the others of `ties`, and these with it when its server is read-only.
+    prepared in it. The session is cut with the others of `group`, and these with it when its server is read-only.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class Link:
         session: Mapping[str, str] = WORKING,
         settings: dict[str, str] | None = None,
         on_connect: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None = None,
-        ties: Ties | None = None,
+        group: ConnectionGroup | None = None,
     ) -> None:
         engine_conninfo(dsn, role)  # a DSN that can't be read is refused now
         self._dsn, self._role, self._pooled = dsn, role, pooled
         self._session = {**session, **(settings or {})}
         self._on_connect = on_connect
-        self._ties = ties or Ties()
+        self._group = group or ConnectionGroup()
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._delays = Delays(_FIRST_WAIT, _LONGEST_WAIT)
         self._connecting = asyncio.Lock()  # else two tasks could each make one, and one would stay open
@@ -104,10 +104,10 @@ class Link:
     async def connection(self) -> psycopg.AsyncConnection[Any]:
         """Returns the open connection, made if there is none."""
         async with self._connecting:
-            if self._conn is None or not self._ties.holds(self._conn):
+            if self._conn is None or not self._group.holds(self._conn):
                 await self.close()
                 conn = await connect_async(
-                    self._dsn, self._role, settings=self._session, pooled=self._pooled, ties=self._ties
+                    self._dsn, self._role, settings=self._session, pooled=self._pooled, group=self._group
                 )
                 try:
                     if self._on_connect is not None:
@@ -130,7 +130,7 @@ class Link:
             raise
         except psycopg.errors.ReadOnlySqlTransaction:
             # It was demoted, or is to be kept from being written to. What only reads there would stay for ever.
-            self._ties.cut("the server is read-only now")
+            self._group.cut("the server is read-only now")
             await self.close()
             raise
         except Exception as error:

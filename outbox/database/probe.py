@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from ..texts import printable
 from . import statements
+from .connection_group import PATIENCE, ConnectionGroup
 from .link import Link, temporary
-from .ties import PATIENCE, Ties
 
 SQL = statements.load("probe")
 log = logging.getLogger("outbox.database")
@@ -19,12 +19,12 @@ EVERY = 2.0
 
 
 class Probe:
-    """Cuts `ties` when their server does not answer a commit, on a connection of its own, for so many seconds."""
+    """Cuts `group` when their server does not answer a commit, on a connection of its own, for so many seconds."""
 
-    def __init__(self, dsn: str, ties: Ties, *, pooled: bool = False, patience: float = PATIENCE) -> None:
-        self._ties, self._patience = ties, patience
+    def __init__(self, dsn: str, group: ConnectionGroup, *, pooled: bool = False, patience: float = PATIENCE) -> None:
+        self._group, self._patience = group, patience
         self._refused = False
-        self._link = Link(dsn, "probe", pooled=pooled, ties=ties)
+        self._link = Link(dsn, "probe", pooled=pooled, group=group)
 
     async def run(self, waits: Callable[[], bool]) -> None:
         """Asks for ever, while there is something that waits for an answer."""
@@ -36,10 +36,10 @@ class Probe:
     async def _ask(self) -> None:
         try:
             await self._link.connection()
-            with self._ties.within(self._patience):
+            with self._group.within(self._patience):
                 ((read_only,),) = await self._link.execute(SQL["probe"], {})
             if read_only:
-                self._ties.cut("the server is read-only now")
+                self._group.cut("the server is read-only now")
         except Exception as error:
             if not temporary(error) and not self._refused:
                 self._refused = True  # which is an answer as well

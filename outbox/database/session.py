@@ -21,10 +21,10 @@ from psycopg.rows import tuple_row
 from ..errors import SettingsError
 from ..texts import printable
 from . import primary, statements
+from .connection_group import PATIENCE, ConnectionGroup
 from .dsn import ways
 from .statements import text_array
 from .steps import Statement, perform, perform_async
-from .ties import PATIENCE, Ties
 
 SQL = statements.load("session")
 
@@ -107,16 +107,16 @@ def require_pooled(conn: psycopg.Connection[Any]) -> None:
 
 def connect(
     dsn: str, role: str, *, settings: Mapping[str, str] = WORKING, pooled: bool = False, read_only: bool = False,
-    ties: Ties | None = None,
+    group: ConnectionGroup | None = None,
 ) -> psycopg.Connection[Any]:  # fmt: skip
     """Returns a connection in autocommit whose session is as the engine needs it. `role` is in its name.
 
     `pooled`: a pooler may be in between, as it always may for what a person runs. `read_only`: a server that can only
-    be read will do, if there is no other; else it is an error. It is cut with the others of `ties`.
+    be read will do, if there is no other; else it is an error. It is cut with the others of `group`.
     """
-    ties = ties or Ties()
-    ties.require_room()
-    for conninfo, last in ways(ties.without(dsn), role, pooled=pooled, read_only=read_only):
+    group = group or ConnectionGroup()
+    group.require_room()
+    for conninfo, last in ways(group.without(dsn), role, pooled=pooled, read_only=read_only):
         try:
             conn = psycopg.connect(primary.narrowed(conninfo), autocommit=True, prepare_threshold=threshold(pooled))
             break
@@ -125,7 +125,7 @@ def connect(
                 raise
     try:
         setting = _needed(settings, pooled=pooled)
-        perform(ties.tie(conn, dsn, setting, read_only=read_only), lambda step: conn.execute(*step).fetchall())
+        perform(group.add(conn, dsn, setting, read_only=read_only), lambda step: conn.execute(*step).fetchall())
     except BaseException:
         conn.close()
         raise
@@ -133,12 +133,17 @@ def connect(
 
 
 async def connect_async(
-    dsn: str, role: str, *, settings: Mapping[str, str] = WORKING, pooled: bool = False, ties: Ties | None = None
+    dsn: str,
+    role: str,
+    *,
+    settings: Mapping[str, str] = WORKING,
+    pooled: bool = False,
+    group: ConnectionGroup | None = None,
 ) -> psycopg.AsyncConnection[Any]:
     """Does what `connect` does, async, for what writes."""
-    ties = ties or Ties()
-    ties.require_room()
-    for conninfo, last in ways(ties.without(dsn), role, pooled=pooled):
+    group = group or ConnectionGroup()
+    group.require_room()
+    for conninfo, last in ways(group.without(dsn), role, pooled=pooled):
         try:
             conn = await psycopg.AsyncConnection.connect(
                 primary.narrowed(conninfo), autocommit=True, prepare_threshold=threshold(pooled)
@@ -152,8 +157,8 @@ async def connect_async(
         return await (await conn.execute(*step)).fetchall()
 
     try:
-        with ties.within(PATIENCE, only=conn):
-            await perform_async(ties.tie(conn, dsn, _needed(settings, pooled=pooled), read_only=False), take)
+        with group.within(PATIENCE, only=conn):
+            await perform_async(group.add(conn, dsn, _needed(settings, pooled=pooled), read_only=False), take)
     except BaseException:
         await conn.close()
         raise

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple, TypeVar
 import psycopg
 
 from ..process.forks import leave_if_forked
+from .connection_group import READ_ONLY
 from .session import reclaim
 from .steps import Call, Statement, perform, perform_async
-from .ties import READ_ONLY
 
 T = TypeVar("T")
 

@@ -16,10 +16,10 @@ from functools import partial
 import psycopg
 
 from ..database import user_transaction
+from ..database.connection_group import ConnectionGroup
 from ..database.link import first_line
+from ..database.pool import Pool
 from ..database.session import clean
-from ..database.spares import Spares
-from ..database.ties import Ties
 from ..database.user_transaction import Clean
 from ..errors import HandlerError
 from ..process.threads import NoThread, Threads
@@ -55,7 +55,14 @@ class Attempts:
     """Starts the jobs that wait in the lanes while there are free slots, and ends each attempt."""
 
     def __init__(
-        self, dsn: str, inflight: InFlight, releaser: Releaser, checkpoints: Checkpoints, *, ties: Ties, pooled: bool
+        self,
+        dsn: str,
+        inflight: InFlight,
+        releaser: Releaser,
+        checkpoints: Checkpoints,
+        *,
+        group: ConnectionGroup,
+        pooled: bool,
     ) -> None:
         self._inflight = inflight
         self._releaser = releaser
@@ -70,14 +77,14 @@ class Attempts:
         self._committed_alone: Counter[str] = Counter()  # by stage, not logged yet
         in_threads = [lane for lane in inflight.lanes.values() if not lane.stage.is_async]
         self._threads = {lane: Threads(lane.stage.queue) for lane in in_threads}
-        self._spares = Spares(dsn, "handler", ties, pooled=pooled)
+        self._pool = Pool(dsn, "handler", group, pooled=pooled)
         self._clean = Clean(clean("handler", pooled=pooled), inside=pooled)
 
     async def close(self) -> None:
         self._log_committed_alone()
         for threads in self._threads.values():
             threads.close()
-        await self._spares.close()
+        await self._pool.close()
 
     def stop_starting(self) -> None:
         """Starts no more handlers; those that run go on."""
@@ -191,7 +198,7 @@ class Attempts:
     async def _in_transaction(self, lane: Lane, jobs: list[Job]) -> None:
         try:
             if lane.stage.is_async:
-                async with self._spares.connection() as conn:
+                async with self._pool.connection() as conn:
                     ended = await user_transaction.run_async(conn, transaction.attempt(conn, jobs), self._clean)
             else:
                 ended = await self._threads[lane].call(partial(self._in_sync_transaction, jobs))
@@ -220,7 +227,7 @@ class Attempts:
                 self._missed(lane, jobs)
 
     def _in_sync_transaction(self, jobs: list[Job]) -> transaction.Ended:
-        with self._spares.sync_connection() as conn:
+        with self._pool.sync_connection() as conn:
             return user_transaction.run(conn, transaction.attempt(conn, jobs), self._clean)
 
     def _missed(self, lane: Lane, jobs: list[Job]) -> None:

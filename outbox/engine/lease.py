@@ -17,8 +17,8 @@ import psycopg
 from psycopg import sql
 
 from ..database import statements
+from ..database.connection_group import ConnectionGroup
 from ..database.link import Link, temporary
-from ..database.ties import Ties
 from ..texts import printable
 from .inflight import InFlight
 
@@ -41,7 +41,9 @@ class Lease:
     `trusted` seconds.
     """
 
-    def __init__(self, dsn: str, inflight: InFlight, *, seconds: float, listen: bool, ties: Ties | None = None) -> None:
+    def __init__(
+        self, dsn: str, inflight: InFlight, *, seconds: float, listen: bool, group: ConnectionGroup | None = None
+    ) -> None:
         self.id = 0
         self.beaten = time.monotonic()
         self.trusted = seconds * TRUSTED
@@ -54,15 +56,15 @@ class Lease:
         self._registering: asyncio.Task[None] | None = None
         self._watched = False
         self._greeted: psycopg.AsyncConnection[Any] | None = None
-        self._ties = ties or Ties()
-        self._link = Link(dsn, "listen", ties=self._ties)
+        self._group = group or ConnectionGroup()
+        self._link = Link(dsn, "listen", group=self._group)
 
     async def run(self) -> None:
         """Registers, then sends heartbeats and listens until it is cancelled. It reconnects whenever needed."""
         while True:
             try:
                 conn = await self._link.connection()
-                with self._ties.within(self.trusted):
+                with self._group.within(self.trusted):
                     if not self.id:
                         await self._register_whole()
                     conn = await self._link.connection()
@@ -91,7 +93,7 @@ class Lease:
         """Gives up the lease and all sessions: what was begun on this server counts no more."""
         if self.id:
             self._lose(why)
-        self._ties.cut(why)
+        self._group.cut(why)
 
     def _lose(self, why: str) -> None:
         """Gives up the id, which was lost or can't be trusted any more; `run` registers a new one."""
@@ -118,7 +120,7 @@ class Lease:
         self.registered.clear()
         try:
             if worker:
-                with self._ties.within(LEAVE_WITHIN):
+                with self._group.within(LEAVE_WITHIN):
                     await self._link.execute(SQL["worker_leave"], {"worker": worker})
         finally:
             await self._link.close()

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from ..database import killpoints, statements
 from ..database.budget import Budget
+from ..database.connection_group import ConnectionGroup
 from ..database.link import Link, temporary
-from ..database.ties import Ties
 from ..texts import printable
 from . import retention
 from .apart import Apart
@@ -58,10 +58,10 @@ class Maintenance:
         retention: Retention,
         *,
         lease: float,
-        ties: Ties | None = None,
+        group: ConnectionGroup | None = None,
         pooled: bool = False,
     ) -> None:
-        self._link = Link(dsn, "maintenance", pooled=pooled, ties=ties)
+        self._link = Link(dsn, "maintenance", pooled=pooled, group=group)
         self._retention = retention
         self._inflight = inflight
         self._patience = lease / 2

@@ -7,9 +7,9 @@ from typing import Any
 
 import psycopg
 
-from ..database import beginning, migrations, primary
+from ..database import migrations, primary, startup
+from ..database.connection_group import ConnectionGroup
 from ..database.session import require_pooled
-from ..database.ties import Ties
 from ..definition import deployed
 from ..definition.pipeline import Pipeline
 from ..process.service import Service
@@ -26,14 +26,14 @@ class Readiness:
         lanes: Lanes,
         retention: Retention,
         dsns: Sequence[str],
-        ties: Ties,
+        group: ConnectionGroup,
         *,
         pooled: bool = False,
     ) -> None:
         self._pipelines = pipelines
         self._lanes = lanes
         self._retention = retention
-        self._dsns, self._ties, self._pooled = tuple(dict.fromkeys(dsns)), ties, pooled
+        self._dsns, self._group, self._pooled = tuple(dict.fromkeys(dsns)), group, pooled
 
     async def wait(self, service: Service, *, patient: bool) -> None:
         """Checks schema and pipelines; waits for a server that restarts meanwhile, until a stop.
@@ -42,7 +42,7 @@ class Readiness:
         error if the DSN leads nowhere.
         """
         first, *others = self._dsns
-        await beginning.begin(first, service, self._require, ties=self._ties, patient=patient)
+        await startup.begin(first, service, self._require, group=self._group, patient=patient)
         for dsn in others:
             await primary.look(dsn)
 

@@ -22,10 +22,10 @@ import psycopg
 
 from .. import texts
 from ..database import statements, user_transaction
+from ..database.connection_group import ConnectionGroup
 from ..database.link import Link, first_line, idle_ms
 from ..database.session import READING, connect, connect_async, restore
 from ..database.steps import Call, Statement
-from ..database.ties import Ties
 from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.reasons import describe, from_handler, log_with
 from ..definition.schedule import Schedule, Tick
@@ -44,11 +44,11 @@ class Scheduler:
     """A worker's loop over its schedules, which run side by side."""
 
     def __init__(
-        self, dsn: str, schedules: Sequence[Schedule], *, ties: Ties | None = None, pooled: bool = False
+        self, dsn: str, schedules: Sequence[Schedule], *, group: ConnectionGroup | None = None, pooled: bool = False
     ) -> None:
-        self._dsn, self._pooled, self._ties = dsn, pooled, ties
+        self._dsn, self._pooled, self._group = dsn, pooled, group
         self._schedules = {(schedule.pipeline, schedule.name): schedule for schedule in schedules}
-        self._link = Link(dsn, "schedules", pooled=pooled, ties=ties)
+        self._link = Link(dsn, "schedules", pooled=pooled, group=group)
         self._running: dict[Schedule, asyncio.Task[Any]] = {}
         self._in_threads: dict[Schedule, float] = {}  # each with the time by which it should have ended
         self._foreign: set[Schedule] = set()
@@ -144,14 +144,14 @@ class Scheduler:
             return None
 
     async def _in_loop(self, schedule: Schedule) -> Ran | Failed | None:
-        connecting = connect_async(self._dsn, "schedule", settings=READING, pooled=self._pooled, ties=self._ties)
+        connecting = connect_async(self._dsn, "schedule", settings=READING, pooled=self._pooled, group=self._group)
         async with await connecting as conn:
             return await user_transaction.run_async(conn, _ticking(conn, schedule))
 
     def _in_thread(self, schedule: Schedule) -> Ran | Failed | None:
         self._in_threads[schedule] = time.monotonic() + schedule.timeout
         try:
-            with connect(self._dsn, "schedule", settings=READING, pooled=self._pooled, ties=self._ties) as conn:
+            with connect(self._dsn, "schedule", settings=READING, pooled=self._pooled, group=self._group) as conn:
                 return user_transaction.run(conn, _ticking(conn, schedule))
         finally:
             self._in_threads.pop(schedule, None)

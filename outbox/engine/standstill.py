@@ -16,8 +16,8 @@ from typing import Any
 
 import psycopg
 
+from ..database.connection_group import ConnectionGroup
 from ..database.session import connect
-from ..database.ties import Ties
 from ..process.places import place_of
 from . import commit
 from .attempt import NOTICE, Attempts
@@ -41,10 +41,10 @@ class Standstill:
     """
 
     def __init__(
-        self, dsn: str, lease: Lease, inflight: InFlight, attempts: Attempts, *, ties: Ties,
+        self, dsn: str, lease: Lease, inflight: InFlight, attempts: Attempts, *, group: ConnectionGroup,
         seconds: float, timeout: Callable[[], float], give_up: Callable[[str], None] | None,
     ) -> None:  # fmt: skip
-        self._dsn, self._ties = dsn, ties
+        self._dsn, self._group = dsn, group
         self._lease, self._inflight, self._attempts = lease, inflight, attempts
         self._seconds, self._timeout, self._give_up = seconds, timeout, give_up
         self._every = min(TURN_EVERY, seconds / 10)
@@ -112,7 +112,7 @@ class Standstill:
         sent = time.monotonic()
         try:
             if self._conn is None or self._conn.closed:
-                self._conn = connect(self._dsn, "beat", pooled=True, ties=self._ties)
+                self._conn = connect(self._dsn, "beat", pooled=True, group=self._group)
             if self._conn.execute(SQL["worker_beat_on"], {"worker": self._lease.id}).fetchone():
                 self._lease.beaten = sent
         except psycopg.Error as error:

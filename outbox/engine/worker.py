@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 
 from ..checks import check_number
+from ..database.connection_group import ConnectionGroup
 from ..database.link import PLANNING, Link
-from ..database.ties import Ties
 from ..definition.pipeline import Pipeline
 from ..errors import DefinitionError
 from ..process.service import Service, side_by_side
@@ -112,25 +112,24 @@ class _Shift:
 
     def __init__(self, worker: Worker) -> None:
         self._worker, self._service = worker, worker._service
-        dsn, pooled = worker._dsn, worker._pooled
-        ties = Ties()  # what the lease lets go of
-        link = partial(worker._link, dsn, pooled=pooled, settings=PLANNING, ties=ties)
+        dsn, direct, pooled, retention = worker._dsn, worker._listen_dsn, worker._pooled, worker._retention
+        group = ConnectionGroup()  # the lease cuts it
+        link = partial(worker._link, dsn, pooled=pooled, settings=PLANNING, group=group)
         claims, commits = link("claim"), [link("commit") for _ in range(COMMITS)]
-        reconciling = Link(dsn, "reconcile", pooled=pooled, ties=ties)
+        reconciling = Link(dsn, "reconcile", pooled=pooled, group=group)
         self._inflight = inflight = InFlight(worker._lanes, worker.counts, draining=worker._drain)
         releaser = Releaser(commits[0], inflight)
-        dsns = (dsn, worker._listen_dsn)
-        self._ready = Readiness(worker._pipelines, worker._lanes, worker._retention, dsns, ties, pooled=pooled)
-        lease = Lease(worker._listen_dsn, inflight, seconds=worker._lease, listen=worker._notify, ties=ties)
+        self._ready = Readiness(worker._pipelines, worker._lanes, retention, (dsn, direct), group, pooled=pooled)
+        lease = Lease(direct, inflight, seconds=worker._lease, listen=worker._notify, group=group)
         self._claimer = Claimer(claims, lease, inflight, releaser)
         checkpoints = Checkpoints(link("checkpoint"))
-        self._attempts = Attempts(dsn, inflight, releaser, checkpoints, ties=ties, pooled=pooled)
+        self._attempts = Attempts(dsn, inflight, releaser, checkpoints, group=group, pooled=pooled)
         committer = Committer(commits, link("commit"), inflight, releaser)
-        self._maintenance = Maintenance(dsn, inflight, worker._retention, lease=worker._lease, ties=ties, pooled=pooled)
-        self._scheduler = Scheduler(dsn, worker._schedules, ties=ties, pooled=pooled)
+        self._maintenance = Maintenance(dsn, inflight, retention, lease=worker._lease, group=group, pooled=pooled)
+        self._scheduler = Scheduler(dsn, worker._schedules, group=group, pooled=pooled)
         self.winding_down = WindingDown(worker._service, inflight, self._attempts, releaser, grace=worker._grace)
         standstill = Standstill(
-            dsn, lease, inflight, self._attempts, ties=ties, seconds=worker._lease, give_up=worker._on_standstill,
+            dsn, lease, inflight, self._attempts, group=group, seconds=worker._lease, give_up=worker._on_standstill,
             timeout=lambda: max(inflight.lanes.timeout(), self._scheduler.timeout()),
         )  # fmt: skip
         self._beside = [

@@ -18,11 +18,11 @@ import psycopg
 from .. import settings
 from ..checks import check_number
 from ..client.inbox import MEMORY_DAYS, Inbox, forget
-from ..database import beginning, killpoints, migrations, primary, statements
+from ..database import killpoints, migrations, primary, startup, statements
+from ..database.connection_group import PATIENCE, ConnectionGroup
 from ..database.link import Link, first_line, temporary
 from ..database.probe import Probe
 from ..database.session import require_pooled
-from ..database.ties import PATIENCE, Ties
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
 from ..process import ending
@@ -113,10 +113,10 @@ class Consumer:
             Inbox(queue if consumer is None else consumer), queue, handler, retry or RETRY, timeout,
             Slots(concurrency), self._service,
         )  # fmt: skip
-        self._ties = ties = Ties()
-        self._probe = Probe(self._dsn, ties, pooled=self._pooled)
+        self._group = group = ConnectionGroup()
+        self._probe = Probe(self._dsn, group, pooled=self._pooled)
         self._lanes = [
-            _Lane(Receiver(self._dsn, self._handling, ties=ties, pooled=self._pooled)) for _ in range(concurrency)
+            _Lane(Receiver(self._dsn, self._handling, group=group, pooled=self._pooled)) for _ in range(concurrency)
         ]
         self._retried: set[int] = set()
         try:
@@ -154,11 +154,11 @@ class Consumer:
         self._service.stop()
 
     async def _serve(self) -> None:
-        await beginning.begin(self._dsn, self._service, self._require, ties=self._ties)
+        await startup.begin(self._dsn, self._service, self._require, group=self._group)
         if self._service.stopping:
             return
         working = [self._work(lane) for lane in self._lanes]
-        watching = primary.watch([self._dsn], self._ties.cut)
+        watching = primary.watch([self._dsn], self._group.cut)
         loops = self._subscription.run(), self._keep_house(), self._probe.run(self._is_busy), watching
         await side_by_side(self._until_quiet(), *loops, *working)
 
@@ -197,13 +197,13 @@ class Consumer:
 
     async def _keep_house(self) -> None:
         """Takes parked messages that a person wants to be tried again, and forgets old ids."""
-        link = Link(self._dsn, "consumer", pooled=self._pooled, ties=self._ties)
+        link = Link(self._dsn, "consumer", pooled=self._pooled, group=self._group)
         forget_at = 0.0
         try:
             while True:
                 try:
                     await link.connection()
-                    with self._ties.within(PATIENCE):
+                    with self._group.within(PATIENCE):
                         await self._retry_parked(link)
                     if self._keep_inbox is not None and time.monotonic() >= forget_at:
                         forget_at = time.monotonic() + FORGET_EVERY

@@ -19,12 +19,12 @@ from .. import documents, texts
 from ..checks import check_name
 from ..client.inbox import parse_id
 from ..database import primary, statements
+from ..database.connection_group import ConnectionGroup
 from ..database.dsn import address, engine_conninfo, place
 from ..database.link import first_line
 from ..database.probe import Probe
 from ..database.session import WORKING, connect_async
 from ..database.statements import array, text_array
-from ..database.ties import Ties
 from ..errors import InvalidInput, SettingsError
 from ..process.service import Delays, cancel, side_by_side
 from .sharding import shard
@@ -92,8 +92,8 @@ class Handoff(Target):
         self._topics = tuple(topics)
         self._delays = Delays(FIRST_WAIT, LONGEST_WAIT)
         self._conn: psycopg.AsyncConnection[Any] | None = None
-        self._ties, self._delivering = Ties(), False
-        self._probe = Probe(dsn, self._ties)
+        self._group, self._delivering = ConnectionGroup(), False
+        self._probe = Probe(dsn, self._group)
         self._probing: asyncio.Task[None] | None = None
 
     @property
@@ -111,7 +111,7 @@ class Handoff(Target):
         """Writes messages there in their order; returns those that were refused, with the reason."""
         if self._probing is None:
             await primary.look(self._dsn)
-            watching = primary.watch([self._dsn], self._ties.cut)
+            watching = primary.watch([self._dsn], self._group.cut)
             self._probing = asyncio.create_task(side_by_side(self._probe.run(lambda: self._delivering), watching))
         self._delivering = True
         try:
@@ -207,7 +207,7 @@ class Handoff(Target):
         """
         began = time.monotonic()
         try:
-            with self._ties.within(ANSWER_WITHIN, only=conn):
+            with self._group.within(ANSWER_WITHIN, only=conn):
                 yield
         except psycopg.OperationalError as error:
             if time.monotonic() - began < ANSWER_WITHIN:
@@ -217,7 +217,7 @@ class Handoff(Target):
     async def _connection(self) -> psycopg.AsyncConnection[Any]:
         if self._conn is None or self._conn.closed:
             settings = {**WORKING, "lock_timeout": f"{_LOCKS_WITHIN * 1000:.0f}ms"}
-            self._conn = await connect_async(self._dsn, "handoff", settings=settings, ties=self._ties)
+            self._conn = await connect_async(self._dsn, "handoff", settings=settings, group=self._group)
         return self._conn
 
     async def _pause(self, error: BaseException) -> None:

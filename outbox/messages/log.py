@@ -19,12 +19,12 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from ..database import beginning, migrations, primary, statements
+from ..database import migrations, primary, startup, statements
+from ..database.connection_group import PATIENCE, ConnectionGroup
 from ..database.dsn import engine_conninfo
 from ..database.link import Link
 from ..database.session import WORKING, connect_async
 from ..database.statements import array, text_array
-from ..database.ties import PATIENCE, Ties
 from ..errors import TakenOver
 from ..process.service import Service
 from . import ring
@@ -90,8 +90,8 @@ class Log:
         self._conn: psycopg.AsyncConnection[Any] | None = None
         # Heartbeats have a connection of their own: a window may take long, but a beat that is not answered tells that
         # the server hangs.
-        self._ties = Ties()
-        self._beside = Link(dsn, "relay", settings=_PLANNING, ties=self._ties)
+        self._group = ConnectionGroup()
+        self._beside = Link(dsn, "relay", settings=_PLANNING, group=self._group)
         self._epoch, self._nonce = 0, uuid4()
         self._rows = _FIRST_ROWS
 
@@ -100,7 +100,7 @@ class Log:
         if self._conn is None or self._conn.closed:
             # What a window's end makes visible must be on disk before anything of it leaves.
             settings = {**WORKING, **_PLANNING, "synchronous_commit": "on"}
-            conn = await connect_async(self._dsn, "relay", settings=settings, ties=self._ties)
+            conn = await connect_async(self._dsn, "relay", settings=settings, group=self._group)
             try:
                 await conn.execute("LISTEN outbox_relay")
             except BaseException:
@@ -116,16 +116,16 @@ class Log:
         await self._beside.close()
 
     async def begin(self, service: Service, *, patient: bool) -> None:
-        """Waits for a primary, and checks its schema: see beginning.py."""
-        await beginning.begin(self._dsn, service, migrations.require, ties=self._ties, patient=patient)
+        """Waits for a primary, and checks its schema: see startup.py."""
+        await startup.begin(self._dsn, service, migrations.require, group=self._group, patient=patient)
 
     async def watch(self) -> None:
         """Lets go, for ever, of a database that is not the primary."""
-        await primary.watch([self._dsn], self._ties.cut)
+        await primary.watch([self._dsn], self._group.cut)
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
         """Is a block in which the database is let go of when it doesn't answer within so many seconds."""
-        return self._ties.within(seconds)
+        return self._group.within(seconds)
 
     async def take_over(self) -> Window | None:
         """Takes the name and returns the window that is open, if any.
@@ -157,7 +157,7 @@ class Log:
     async def leave(self) -> None:
         """Frees the name, so that another process doesn't have to wait for the end of the lease."""
         if self._epoch and self._conn is not None:
-            with self._ties.within(LEAVE_WITHIN):
+            with self._group.within(LEAVE_WITHIN):
                 await self._ask("relay_leave", epoch=self._epoch)
 
     async def beat(self, trouble: str | None, idle: bool) -> None:
@@ -165,7 +165,7 @@ class Log:
         asked = time.monotonic()
         told = {"name": self._name, "epoch": self._epoch, "nonce": self._nonce, "trouble": trouble, "idle": idle}
         await self._beside.connection()
-        with self._ties.within(PATIENCE):
+        with self._group.within(PATIENCE):
             rows = await self._beside.execute(SQL["relay_beat"], told)
         if not rows:
             raise TakenOver(f"relay {self._name!r} was taken over")
@@ -227,7 +227,7 @@ class Log:
         # On a connection of its own: on another one, what is asked there meanwhile would be in its transactions, and be
         # rolled back when a table can't be locked.
         settings = {**WORKING, **_PLANNING}
-        async with await connect_async(self._dsn, "relay", settings=settings, ties=self._ties) as conn:
+        async with await connect_async(self._dsn, "relay", settings=settings, group=self._group) as conn:
             return await ring.rotate(conn)
 
     async def _restore(self) -> None:

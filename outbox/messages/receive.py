@@ -16,10 +16,10 @@ import psycopg
 from .. import texts
 from ..client.inbox import accepting
 from ..database import statements, user_transaction
+from ..database.connection_group import ConnectionGroup
 from ..database.link import Link, idle_ms
 from ..database.session import READING, clean, connect, restore
 from ..database.steps import Call
-from ..database.ties import Ties
 from ..database.user_transaction import Begin, Clean, Commit, Steps
 from ..definition.outcome import failure
 from ..definition.reasons import from_handler, log_with
@@ -46,9 +46,11 @@ _OUTAGE_CLASSES = {"08", "53", "58"}
 class Receiver:
     """Handles one message after the other, on a connection of its own."""
 
-    def __init__(self, dsn: str, handling: Handling, *, ties: Ties | None = None, pooled: bool = False) -> None:
-        self._dsn, self._handling, self._pooled, self._ties = dsn, handling, pooled, ties or Ties()
-        self._link = Link(dsn, "consumer", pooled=pooled, session=READING, ties=self._ties)
+    def __init__(
+        self, dsn: str, handling: Handling, *, group: ConnectionGroup | None = None, pooled: bool = False
+    ) -> None:
+        self._dsn, self._handling, self._pooled, self._group = dsn, handling, pooled, group or ConnectionGroup()
+        self._link = Link(dsn, "consumer", pooled=pooled, session=READING, group=self._group)
         self._clean = Clean(clean("consumer", pooled=pooled), inside=pooled)
         self._sync: psycopg.Connection[Any] | None = None
         self._threads: Threads | None = None  # made in the event loop
@@ -125,7 +127,7 @@ class Receiver:
 
     def _in_thread(self, arrival: Arrival, delivery: Delivery) -> bool:
         if self._sync is None or self._sync.closed:
-            self._sync = connect(self._dsn, "consumer", settings=READING, pooled=self._pooled, ties=self._ties)
+            self._sync = connect(self._dsn, "consumer", settings=READING, pooled=self._pooled, group=self._group)
         return user_transaction.run(self._sync, self._delivering(self._sync, arrival, delivery), self._clean)
 
     def _delivering(self, conn: Any, arrival: Arrival, delivery: Delivery) -> Steps[bool]:
@@ -195,7 +197,7 @@ class Receiver:
             return False
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
             if left := self._is_closed():  # else the handler's own transaction was read-only
-                self._ties.cut("the server is read-only now")
+                self._group.cut("the server is read-only now")
             return left or self._pooled
         if error.sqlstate is not None:
             return error.sqlstate in _OUTAGES or error.sqlstate[:2] in _OUTAGE_CLASSES

@@ -15,8 +15,8 @@ import psycopg
 
 from ..checks import check_name
 from ..database import killpoints
+from ..database.connection_group import PATIENCE
 from ..database.link import first_line, temporary
-from ..database.ties import PATIENCE
 from ..errors import TakenOver
 from ..process.service import Delays, Service, Trouble, cancel, side_by_side
 from .log import Log, Window

@@ -16,7 +16,7 @@ import psycopg
 
 from apps.failover import Data, orders
 from kit.servers import DEADLINE
-from outbox.database.ties import Ties
+from outbox.database.connection_group import ConnectionGroup
 
 TESTS = Path(__file__).parent.parent
 PATIENCE = 2.0
@@ -34,7 +34,7 @@ class Clients:
         self.acknowledged: dict[str, float] = {}  # when, by entity
         self.again = 0  # acknowledged by the answer to a duplicate
         self._until: float | None = None
-        self._ties = Ties()
+        self._group = ConnectionGroup()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(count)), daemon=True)
         self._thread.start()
 
@@ -57,7 +57,7 @@ class Clients:
                     if conn is None:
                         connecting = psycopg.AsyncConnection.connect(self.dsn, autocommit=True)
                         conn = await asyncio.wait_for(connecting, PATIENCE)
-                    with self._ties.within(PATIENCE, only=conn):
+                    with self._group.within(PATIENCE, only=conn):
                         async with conn.transaction():
                             submitted = await orders.submit(conn, entity, Data())
                 except (psycopg.Error, OSError):

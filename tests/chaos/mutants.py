@@ -411,10 +411,10 @@ MUTANTS: dict[str, Mutant] = {
         ("read-only",),
         (
             code("outbox.database.dsn:engine_conninfo", ("if writable and", "if False and")),
-            code("outbox.database.ties:Ties.tie", ("if is_read_only and not read_only:", "if False:")),
+            code("outbox.database.connection_group:ConnectionGroup.add", ("if is_read_only and not read_only:", "if False:")),
             code("outbox.database.link:Link.execute", ("except psycopg.errors.ReadOnlySqlTransaction:", "except ZeroDivisionError:")),
             code("outbox.database.user_transaction:_require_writable", ("if read_only:", "if False:")),
-            code("outbox.engine.lease:Lease.leave_server", ("self._ties.cut(why)", "pass")),
+            code("outbox.engine.lease:Lease.leave_server", ("self._group.cut(why)", "pass")),
         ),
     ),
     "children-stop-their-parent": Mutant(

@@ -11,9 +11,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kit.proxy import Proxy
 from kit.servers import DEADLINE
+from outbox.database.connection_group import ConnectionGroup
 from outbox.database.link import Link
 from outbox.database.probe import Probe
-from outbox.database.ties import Ties
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def test_a_slow_statement_is_no_server_that_hangs(dsn: str, silent: Proxy) -> No
     """A probe tells them apart: it is answered beside the one, and not on a line that is dead."""
 
     async def main() -> None:
-        together = Ties()
+        together = ConnectionGroup()
         way = make_conninfo(dsn, host=silent.host, port=silent.port)
-        probe, link = Probe(way, together, patience=0.4), Link(way, "test", ties=together)
+        probe, link = Probe(way, together, patience=0.4), Link(way, "test", group=together)
         probing = asyncio.create_task(probe.run(lambda: True))
         assert await link.execute(b"SELECT 1 FROM pg_sleep(1.2)", {}) == [(1,)], "three times its patience"
         waiting = asyncio.create_task(link.execute(b"SELECT pg_sleep(600)", {}))

@@ -16,12 +16,12 @@ from kit.databases import OWNER
 from kit.pipelines import no_session_is_left, value
 from kit.proxy import Proxy
 from kit.servers import DEADLINE, free_port, wait_for
-from outbox.database import ties as letting_go
+from outbox.database import group as letting_go
+from outbox.database.connection_group import READ_ONLY, ConnectionGroup
 from outbox.database.dsn import engine_conninfo, host_last
 from outbox.database.link import Link, first_line
+from outbox.database.pool import Pool
 from outbox.database.session import connect, connect_async
-from outbox.database.spares import Spares
-from outbox.database.ties import READ_ONLY, Ties
 
 Conn = psycopg.Connection[Any]
 SLEEP = b"SELECT pg_sleep(600)"
@@ -40,17 +40,17 @@ def through(proxy: Proxy, dsn: str) -> str:
 
 
 def test_statements_of_all_colours_fail_when_their_sessions_are_cut(dsn: str, conn: Conn) -> None:
-    together, failed = Ties(), []
+    together, failed = ConnectionGroup(), []
 
     def in_a_thread() -> None:
-        with connect(dsn, "test", ties=together) as mine:
+        with connect(dsn, "test", group=together) as mine:
             try:
                 mine.execute(SLEEP)
             except psycopg.OperationalError as error:
                 failed.append(error)
 
     async def in_the_loop() -> None:
-        link = Link(dsn, "test", ties=together)
+        link = Link(dsn, "test", group=together)
         try:
             await link.execute(SLEEP, {})
         except psycopg.OperationalError as error:
@@ -76,18 +76,18 @@ def test_statements_of_all_colours_fail_when_their_sessions_are_cut(dsn: str, co
 
 def test_a_session_that_was_cut_is_not_used_again(dsn: str, conn: Conn) -> None:
     async def main() -> None:
-        together = Ties()
-        link, spares = Link(dsn, "test", ties=together), Spares(dsn, "test", together)
+        together = ConnectionGroup()
+        link, pool = Link(dsn, "test", group=together), Pool(dsn, "test", together)
         await link.connection()
-        async with spares.connection() as first:
+        async with pool.connection() as first:
             pass
         together.cut("a test")
         assert await link.execute(b"SELECT 1", {}) == [(1,)]
-        async with spares.connection() as second:
+        async with pool.connection() as second:
             assert second is not first
         assert first.closed
         await link.close()
-        await spares.close()
+        await pool.close()
 
     asyncio.run(main())
     assert no_session_is_left(conn)
@@ -98,13 +98,13 @@ def test_a_server_that_is_silent_from_the_beginning_is_left_as_well(
 ) -> None:
     """It lets us in, and then answers nothing: no heartbeat has begun that could tell."""
     monkeypatch.setattr("outbox.database.session.PATIENCE", 0.3)
-    tie = Ties.tie
+    tie = ConnectionGroup.add
 
-    def silently(self: Ties, conn: Any, *arguments: Any, **options: Any) -> Any:
+    def silently(self: ConnectionGroup, conn: Any, *arguments: Any, **options: Any) -> Any:
         silent.silent = True
         return tie(self, conn, *arguments, **options)
 
-    monkeypatch.setattr(Ties, "tie", silently)
+    monkeypatch.setattr(ConnectionGroup, "tie", silently)
 
     async def main() -> None:
         with pytest.raises(psycopg.OperationalError):
@@ -118,8 +118,8 @@ def test_sessions_that_were_left_are_counted_until_they_have_ended(
 ) -> None:
     monkeypatch.setattr(letting_go, "MOST_LEFT", 2)
     monkeypatch.setattr(letting_go, "ASK_EVERY", 0.0)
-    together = Ties()
-    left = [connect(dsn, "test", ties=together) for _ in range(2)]
+    together = ConnectionGroup()
+    left = [connect(dsn, "test", group=together) for _ in range(2)]
     for each in left:
         each.pgconn.send_query(SLEEP)
     asleep = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
@@ -127,11 +127,11 @@ def test_sessions_that_were_left_are_counted_until_they_have_ended(
     together.cut("a test")
     for _ in range(5):
         with pytest.raises(psycopg.OperationalError, match=r"2 sessions that were let go of .*waits for PgSleep"):
-            connect(dsn, "test", ties=together)
+            connect(dsn, "test", group=together)
     connect(dsn, "test").close()  # another process has left none
     conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' LIMIT 1")
     wait_for(lambda: value(conn, asleep) == 1)
-    connect(dsn, "test", ties=together).close()
+    connect(dsn, "test", group=together).close()
     for each in left:
         each.close()
     conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
@@ -139,14 +139,14 @@ def test_sessions_that_were_left_are_counted_until_they_have_ended(
 
 
 def test_a_process_asks_once_in_a_while_whether_they_have_ended(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    together = Ties()
+    together = ConnectionGroup()
     monkeypatch.setattr(letting_go, "ASK_EVERY", 600.0)
     together._full, together._asked = "2 sessions", time.monotonic()
     with pytest.raises(psycopg.OperationalError, match="2 sessions"):
-        connect("host=127.0.0.1 port=1", "test", ties=together)  # without a connection, which would be refused
+        connect("host=127.0.0.1 port=1", "test", group=together)  # without a connection, which would be refused
     together._asked -= 601
-    connect(dsn, "test", ties=together).close()
-    connect(dsn, "test", ties=together).close()  # none is left there
+    connect(dsn, "test", group=together).close()
+    connect(dsn, "test", group=together).close()  # none is left there
 
 
 @pytest.fixture
@@ -179,8 +179,8 @@ def test_a_link_says_why_a_server_will_not_do(
 
 def test_a_link_closes_at_the_first_word_that_a_server_is_read_only(dsn: str, conn: Conn) -> None:
     async def main() -> None:
-        together = Ties()
-        writes, reads = Link(dsn, "test", ties=together), Link(dsn, "test", ties=together)
+        together = ConnectionGroup()
+        writes, reads = Link(dsn, "test", group=together), Link(dsn, "test", group=together)
         await reads.execute(b"SELECT 1", {})
         await writes.execute(b"SET default_transaction_read_only = on", {})
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):

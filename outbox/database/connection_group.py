@@ -1,10 +1,11 @@
-"""Lets go of a server: shuts the sockets of all sessions that a process has there, and comes back only if it may.
+"""Closes all connections that a process has to a server, when that server hangs or is not the primary any more.
 
-A server that hangs, or whose commits wait for a standby that is lost, answers no statement, and no cancellation either.
-A statement is slow for many reasons; that the server hangs is decided by one that can't be slow, such as a heartbeat.
+A server that hangs, or whose commits wait for a lost standby, answers no statement and no cancellation, so the sockets
+are shut. A statement may be slow for many reasons. Whether the server hangs is decided by one that can't be slow, such
+as a heartbeat.
 
-A session that is let go of may stay on the server, as one does that waits for a standby. Those of ours are counted: if
-too many are left, a process asks every now and then, and opens nothing else there.
+A session may remain on the server after its socket was shut, for example while it waits for a standby. The group counts
+its own. When too many remain, it opens no further connection to that server, and checks again once a second.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from .dsn import host_last
 from .statements import array
 from .steps import Statement
 
-SQL = statements.load("ties")
+SQL = statements.load("connection_group")
 log = logging.getLogger("outbox.database")
 
 PATIENCE = 10.0
-"""Seconds that a server may take to answer what can't be slow. Its disk may stand still for some of them."""
+"""Seconds that a server has to answer a statement that can't be slow. A stalled disk may recover within this time."""
 
 MOST_LEFT = 8
-"""How many sessions may be left on a server when a process comes back to it: about as many as one has at once."""
+"""How many sessions may remain on a server to which a process reconnects: about as many as it uses at once."""
 
 ASK_EVERY = 1.0
-"""Seconds between two questions to a server whether they are gone."""
+"""Seconds between two checks whether they are gone."""
 
 _SERVERS = 8
-"""How many servers are remembered on which sessions were left, and hosts that were let go of."""
+"""How many servers with remaining sessions are remembered, and how many hosts that were left."""
 
 READ_ONLY = (
     "the server is read-only: it is a standby, or default_transaction_read_only is on, for the server, this database "
@@ -50,42 +51,42 @@ READ_ONLY = (
 Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
-class Ties:
-    """The sessions that one worker, relay or consumer has on its server. Any thread may use it."""
+class ConnectionGroup:
+    """The connections of one worker, relay or consumer. Any thread may call it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._tied: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()  # with the server that it leads to
+        self._members: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()  # with the server that it leads to
         self._left: dict[str, set[int]] = {}  # pids by server
         self._hosts: list[tuple[str, str]] = []  # the last that were let go of, each with its port
         self._full: str | None = None  # why nothing more is opened
         self._asked = 0.0
 
     def cut(self, why: str, *, only: Connection | None = None) -> None:
-        """Shuts the sockets of all sessions: what waits for an answer there fails at once, as if the line was cut."""
+        """Shuts the sockets of all connections, or of `only` one. Whatever waits for an answer fails at once."""
         with self._lock:
-            chosen = list(self._tied) if only is None else [only]
+            chosen = list(self._members) if only is None else [only]
             places = [place for conn in chosen if (place := self._shut(conn))]
             for place in set(places):
                 self._hosts = [*(each for each in self._hosts if each != place), place][-_SERVERS:]
             for conn in chosen:
-                self._tied.pop(conn, None)
+                self._members.pop(conn, None)
         if places:
             log.warning("%s: let go of %s sessions", why, len(places))
 
     def without(self, dsn: str) -> str:
-        """Returns the DSN with the hosts that were let go of at its end: what hangs keeps each connection waiting."""
+        """Returns the DSN with the hosts that were left at its end, because trying one may take seconds."""
         for host, port in self._hosts:
             dsn = host_last(dsn, host, port)
         return dsn
 
     def holds(self, conn: Connection) -> bool:
-        """Returns whether a session is open and was not cut. One that was cut tells so only when it is used."""
-        return not conn.closed and conn in self._tied
+        """Returns whether a connection is open and was not cut, which psycopg notices only when it is used."""
+        return not conn.closed and conn in self._members
 
     @contextmanager
     def within(self, seconds: float, *, only: Connection | None = None) -> Iterator[None]:
-        """Is a block in the event loop: whenever it has taken so many seconds, all sessions are cut, or `only` one."""
+        """Cuts all connections, or `only` one, each time that the block has taken so many seconds. For coroutines."""
         loop = asyncio.get_running_loop()
 
         def cut() -> None:
@@ -98,16 +99,16 @@ class Ties:
         finally:
             timers[0].cancel()
 
-    def tie(
+    def add(
         self, conn: Connection, dsn: str, setting: Statement, *, read_only: bool
     ) -> Generator[Statement, Any, None]:
-        """Sets up a new session, and has it cut with the others. Its errors mean that this server won't do.
+        """Sets up a new session, and adds its connection to those that are cut together.
 
-        They are ReadOnlySqlTransaction, unless `read_only` sessions will do, and OperationalError where too many
-        sessions were left, or on a host of the DSN that is not the primary (see primary.py).
+        Raises ReadOnlySqlTransaction if the server is read-only, unless `read_only` allows that. Raises
+        OperationalError if too many sessions remain on the server, or if the host is not the primary (primary.py).
         """
         with self._lock:
-            self._tied[conn] = ""
+            self._members[conn] = ""
         yield from primary.arriving(dsn, conn)
         ((server, is_read_only, _),) = yield setting
         if is_read_only and not read_only:
@@ -119,16 +120,16 @@ class Ties:
             ((count, waits_for),) = yield SQL["sessions_left"], {"pids": array(pids)}
         self._note_left(server, count, waits_for)
         with self._lock:
-            self._tied[conn] = server
-            former = [each for each, where in list(self._tied.items()) if where not in ("", server)]
+            self._members[conn] = server
+            former = [each for each, where in list(self._members.items()) if where not in ("", server)]
             shut = [each for each in former if self._shut(each)]
             for each in former:
-                self._tied.pop(each, None)
+                self._members.pop(each, None)
         if shut:
             log.warning("another server answers now: let go of %s sessions", len(shut))
 
     def require_room(self) -> None:
-        """Raises OperationalError if a server was found to have too many of our sessions a moment ago."""
+        """Raises OperationalError if the last check found too many remaining sessions on the server."""
         with self._lock:
             if self._full is None:
                 return
@@ -155,7 +156,7 @@ class Ties:
             descriptor = os.dup(conn.pgconn.socket)
             with socket.socket(fileno=descriptor) as line:
                 line.shutdown(socket.SHUT_RDWR)
-            if server := self._tied.get(conn):
+            if server := self._members.get(conn):
                 self._left.setdefault(server, set()).add(conn.pgconn.backend_pid)
                 while len(self._left) > _SERVERS:
                     del self._left[next(iter(self._left))]

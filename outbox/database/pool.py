@@ -1,7 +1,7 @@
-"""Open connections that wait for the next transaction of a handler, so that not each of them must connect.
+"""Keeps open connections for the transactions of handlers.
 
-There are as many as there were transactions at once: slots bound them. A database that is away is told at once, for the
-job goes back and comes again; there is no waiting in here.
+It has as many as there were transactions at once, which the slots limit. It never waits: if the database is away, the
+caller gets the error at once and puts the job back. psycopg_pool would wait longer and longer before it reconnects.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from .connection_group import ConnectionGroup
 from .session import READING, connect, connect_async
-from .ties import Ties
 
 C = TypeVar("C", psycopg.Connection[Any], psycopg.AsyncConnection[Any])
 
@@ -24,19 +24,19 @@ IDLE_FOR = 600.0
 """Seconds after which a connection that was not needed is closed."""
 
 
-class Spares:
-    """Lends connections to one task or thread each, with sessions that handlers may be given. Any thread may use it."""
+class Pool:
+    """Lends each connection to one task or thread, with its session set up for handlers. Any thread may call it."""
 
-    def __init__(self, dsn: str, role: str, ties: Ties, *, pooled: bool = False) -> None:
-        self._dsn, self._role, self._ties, self._pooled = dsn, role, ties, pooled
+    def __init__(self, dsn: str, role: str, group: ConnectionGroup, *, pooled: bool = False) -> None:
+        self._dsn, self._role, self._group, self._pooled = dsn, role, group, pooled
         self._sync: _Kept[psycopg.Connection[Any]] = _Kept()
         self._async: _Kept[psycopg.AsyncConnection[Any]] = _Kept()
 
     @contextmanager
     def sync_connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """Is a block with a sync connection."""
-        conn = self._sync.take(self._ties) or connect(
-            self._dsn, self._role, settings=READING, pooled=self._pooled, ties=self._ties
+        """Lends a sync connection for a block."""
+        conn = self._sync.take(self._group) or connect(
+            self._dsn, self._role, settings=READING, pooled=self._pooled, group=self._group
         )
         try:
             yield conn
@@ -46,9 +46,9 @@ class Spares:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        """Is a block with an async connection."""
-        conn = self._async.take(self._ties) or await connect_async(
-            self._dsn, self._role, settings=READING, pooled=self._pooled, ties=self._ties
+        """Lends an async connection for a block."""
+        conn = self._async.take(self._group) or await connect_async(
+            self._dsn, self._role, settings=READING, pooled=self._pooled, group=self._group
         )
         try:
             yield conn
@@ -57,7 +57,7 @@ class Spares:
                 await each.close()
 
     async def close(self) -> None:
-        """Closes those that are not lent, and from now on each that comes back."""
+        """Closes the connections that are not lent, and from now on each one that is returned."""
         for conn in self._sync.close():
             conn.close()
         for each in self._async.close():
@@ -71,18 +71,18 @@ class _Kept(Generic[C]):
         self._open = True
         self._lock = threading.Lock()
 
-    def take(self, ties: Ties) -> C | None:
-        """Returns the one that came last, if any can be used."""
+    def take(self, group: ConnectionGroup) -> C | None:
+        """Returns the connection that was returned last, if any is usable."""
         with self._lock:
             while self._conns:
                 conn, _ = self._conns.pop()
-                if ties.holds(conn):
+                if group.holds(conn):
                     return conn
                 self._ended.append(conn)
         return None
 
     def give(self, conn: C) -> list[C]:
-        """Keeps one that can be used again; returns those that are to be closed."""
+        """Keeps a connection that can be used again; returns those to close."""
         now = time.monotonic()
         with self._lock:
             usable = not conn.closed and conn.info.transaction_status == TransactionStatus.IDLE
@@ -93,7 +93,7 @@ class _Kept(Generic[C]):
             return self._end(lambda since: now - since > IDLE_FOR)
 
     def close(self) -> list[C]:
-        """Returns all that are here, which are to be closed; from now on, `give` returns each that comes back."""
+        """Returns all connections, which are to be closed. From now on, `give` returns each one that it gets."""
         with self._lock:
             self._open = False
             return self._end(lambda _: True)

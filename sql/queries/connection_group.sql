@@ -1,4 +1,4 @@
--- Sessions on a server that were let go of: see outbox/database/ties.py.
+-- Sessions on a server that were let go of: see outbox/database/connection_group.py.
 
 -- name: sessions_left
 -- Counts which of these sessions are still there, with those of any process of ours whose commits have waited for a standby

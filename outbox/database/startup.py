@@ -1,7 +1,7 @@
-"""The beginning of a process: waits for a primary that takes a session, and checks what is required of the database.
+"""Starts a process: waits for a primary that takes a session, and checks what the process requires of the database.
 
-A server that is down, starts or is in recovery will be there. A server that answers and refuses, and names that no name
-server knows, are the user's to correct, now.
+It waits for a server that is down, is starting or is in recovery. If a server answers and refuses, or if no host of the
+DSN exists, it raises the error at once, because only the user can correct that.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import psycopg
 
 from ..process.service import Delays, Service, Trouble
 from . import hosts, primary
+from .connection_group import PATIENCE, ConnectionGroup
 from .link import first_line, temporary
 from .session import connect
-from .ties import PATIENCE, Ties
 
 log = logging.getLogger("outbox.database")
 
@@ -26,7 +26,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
 
 
 async def begin(
-    dsn: str, service: Service, require: Callable[[psycopg.Connection[Any]], object], *, ties: Ties,
+    dsn: str, service: Service, require: Callable[[psycopg.Connection[Any]], object], *, group: ConnectionGroup,
     patient: bool = True,
 ) -> None:  # fmt: skip
     """Calls `require` with a session on the primary, in a thread, as soon as there is one; or returns after a stop.
@@ -39,14 +39,14 @@ async def begin(
 
     def ask() -> None:
         nonlocal answered
-        with connect(dsn, "check", pooled=True, ties=ties) as conn:
+        with connect(dsn, "check", pooled=True, group=group) as conn:
             answered = True
             require(conn)
 
     while not service.stopping:
         try:
             await primary.look(dsn)
-            with ties.within(PATIENCE):
+            with group.within(PATIENCE):
                 await asyncio.to_thread(ask)
             trouble.set(None)
             return
@@ -58,7 +58,7 @@ async def begin(
 
 
 async def _may_pass(dsn: str, patient: bool) -> bool:
-    """Whether it is only a matter of time until the DSN leads to a primary."""
+    """Returns whether waiting may help."""
     standings = await hosts.ask(dsn)
     if any(each.refuses for each in standings) or all(each.unknown for each in standings):
         return False
