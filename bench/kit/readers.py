@@ -12,6 +12,7 @@ from threading import Event, Thread
 import psycopg
 
 from outbox.messages.log import Log, Window
+from outbox.messages.parking import Parking
 from outbox.messages.relay import Relay
 from outbox.messages.target import Outgoing, Parked, Target
 
@@ -77,7 +78,7 @@ class TimedRelay(Relay):
 
     def __init__(self, dsn: str, target: Nowhere) -> None:
         super().__init__(dsn, target)
-        self._log = target.log
+        self._log, self._parking = target.log, Parking(target.log, target, False)
 
 
 @contextmanager

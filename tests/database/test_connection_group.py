@@ -16,7 +16,7 @@ from kit.databases import OWNER
 from kit.pipelines import no_session_is_left, value
 from kit.proxy import Proxy
 from kit.servers import DEADLINE, free_port, wait_for
-from outbox.database import group as letting_go
+from outbox.database import connection_group as letting_go
 from outbox.database.connection_group import READ_ONLY, ConnectionGroup
 from outbox.database.dsn import engine_conninfo, host_last
 from outbox.database.link import Link, first_line
@@ -104,7 +104,7 @@ def test_a_server_that_is_silent_from_the_beginning_is_left_as_well(
         silent.silent = True
         return tie(self, conn, *arguments, **options)
 
-    monkeypatch.setattr(ConnectionGroup, "tie", silently)
+    monkeypatch.setattr(ConnectionGroup, "add", silently)
 
     async def main() -> None:
         with pytest.raises(psycopg.OperationalError):

@@ -122,6 +122,8 @@ def test_two_consumers_that_get_the_same_messages_at_once_have_one_effect(
 
 @pytest.mark.usefixtures("tables")
 def test_sigterm_lets_what_runs_finish_and_leaves_the_rest(conn: Conn, consume: Consume, amqp: str) -> None:
+    with channel(amqp) as opened:  # a quorum queue counts a cancelled consumer until its messages are acknowledged
+        opened.queue_declare("q", durable=True)
     consumer = consume()
     post(amqp, *((uuid7(), {"n": n, "do": "wait"}) for n in range(5)))
     wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.begun") == 1)

@@ -26,7 +26,7 @@ from kit.pipelines import value
 from kit.replication import Pair
 from kit.servers import DEADLINE, PostgresServer, freeze, wait_for
 from outbox import Backoff, Consumer, Delivery, Pipeline, Run, Tick, Worker
-from outbox.database import group, migrations, probe
+from outbox.database import connection_group, migrations, probe
 from outbox.database.connection_group import READ_ONLY
 from outbox.database.link import Link
 from outbox.definition import deploy
@@ -322,8 +322,8 @@ def test_sessions_that_wait_for_a_lost_standby_are_bounded(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each that is let go of stays on the server until the standby is back. Then all goes on by itself."""
-    monkeypatch.setattr(group, "MOST_LEFT", 3)
-    monkeypatch.setattr(group, "ASK_EVERY", 0.1)
+    monkeypatch.setattr(connection_group, "MOST_LEFT", 3)
+    monkeypatch.setattr(connection_group, "ASK_EVERY", 0.1)
     work = Work("in_loop").deploy(place)
     work.submit(place, "e1", "e2", "e3")
     most, gave_up = 0, "more are opened until they have ended"
@@ -400,7 +400,7 @@ def test_all_sessions_of_a_process_lead_to_one_server(place: Place, dsn: str) ->
     """Where a name leads to another server now, what it has led to before is not believed any more."""
 
     async def main() -> None:
-        together = group.ConnectionGroup()
+        together = connection_group.ConnectionGroup()
         before, after = Link(dsn, "test", group=together), Link(place.hosts, "test", group=together)
         waiting = asyncio.create_task(before.execute(b"SELECT pg_sleep(5)", {}))
         while not before.is_open:

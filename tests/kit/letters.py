@@ -11,6 +11,7 @@ from typing import Any
 import pika
 
 from kit.broker import channel
+from outbox.messages.rabbitmq.subscription import QUEUE
 
 
 def uuid7(age_days: float = 0.0) -> str:
@@ -31,13 +32,13 @@ def post(
     key: str | None = None,
     headers: Mapping[str, Any] | None = None,
 ) -> None:
-    """Puts each (id, payload) into a durable queue as a persistent message. A payload of bytes is sent as it is.
+    """Puts each (id, payload) into the queue that a consumer makes, as a persistent message. A payload of bytes is sent as it is.
 
     With `topic` they go to the exchange x, with the queue bound to it.
     """
+    _make(url, queue)
     with channel(url) as opened:
         opened.confirm_delivery()
-        opened.queue_declare(queue, durable=True)
         if topic is not None:
             opened.exchange_declare("x", "topic", durable=True)
             opened.queue_bind(queue, "x", "#")
@@ -50,3 +51,13 @@ def post(
             body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
             properties = pika.BasicProperties(delivery_mode=2, headers=told)
             opened.basic_publish("" if topic is None else "x", topic or queue, body, properties)
+
+
+def _make(url: str, queue: str) -> None:
+    """Makes a queue as a consumer does. One that is there stays, whatever its type."""
+    try:
+        with channel(url) as opened:
+            opened.queue_declare(queue, passive=True)
+    except pika.exceptions.ChannelClosedByBroker:
+        with channel(url) as opened:
+            opened.queue_declare(queue, durable=True, arguments=QUEUE)

@@ -111,7 +111,7 @@ def test_what_the_endurance_bench_saw_nothing_of_has_no_figure() -> None:
 
 
 ROWS_OF = """
-    SELECT w.entity_id, w.current_status, w.metadata, w.version, c.from_status, c.to_status, c.version, c.actor, c.reason,
+    SELECT w.entity_id, w.current_status, w.metadata, w.version, c.from_status, c.to_status, c.version, split_part(c.actor, '-', 1), c.reason,
            c.stage, c.attempt, (SELECT sum(s.workflows) FROM outbox.status_counts AS s
                                 WHERE s.pipeline = w.pipeline AND s.status = w.current_status),
            (SELECT count(*) FROM outbox.jobs AS j WHERE j.workflow_id = w.id)
