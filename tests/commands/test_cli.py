@@ -426,7 +426,7 @@ def test_a_server_that_is_not_there_is_one_line_that_says_where(outbox: Outbox) 
             assert CANARY not in line
             assert str(port) in line
             assert "refused" in line
-        line = refused(Outbox(dsn), "--app", APP)
+        line = refused(Outbox(dsn), "--app", APP, "--drain")
         assert CANARY not in line
         assert str(port) in line
 
