@@ -3,7 +3,7 @@
 -- name: replication
 -- Returns which standbys are to be synchronous, what this session's commits wait for, how many standbys stream, and
 -- whether this role sees more of them. Backups and logical subscribers are no standbys.
--- Reads pg_stat_replication, pg_replication_slots.
+-- Reads no table of ours.
 SELECT current_setting('synchronous_standby_names'), current_setting('synchronous_commit'),
        (SELECT count(*) FROM pg_stat_replication AS r
         WHERE r.state IS DISTINCT FROM 'backup' AND NOT EXISTS (
@@ -14,7 +14,7 @@ WHERE NOT pg_is_in_recovery();
 -- name: standbys
 -- Returns the standbys that stream, and whether commits wait for them (async: they don't). A role that doesn't see them
 -- is given their pids.
--- Reads pg_stat_replication, pg_replication_slots.
+-- Reads no table of ours.
 SELECT coalesce(nullif(r.application_name, ''), 'pid ' || r.pid)
        || coalesce(' (' || host(r.client_addr) || ')', ''), r.sync_state
 FROM pg_stat_replication AS r
@@ -25,7 +25,7 @@ ORDER BY 1;
 
 -- name: waiting_for_standby
 -- Counts the sessions whose commit has waited for a standby for so many seconds, and returns the longest wait.
--- Reads pg_stat_activity.
+-- Reads no table of ours.
 SELECT count(*), extract(epoch FROM max(now() - a.query_start))::float8
 FROM pg_stat_activity AS a
 WHERE a.wait_event = 'SyncRep' AND a.query_start < now() - make_interval(secs => %(long)s);
@@ -33,7 +33,7 @@ WHERE a.wait_event = 'SyncRep' AND a.query_start < now() - make_interval(secs =>
 -- name: weaker_commits
 -- Returns for which roles and databases synchronous_commit is set to less than `on`: those that may use the schema, in
 -- this database. What holds for this session is told elsewhere.
--- Reads pg_db_role_setting, pg_roles.
+-- Reads no table of ours.
 SELECT concat_ws(' in ', 'role ' || r.rolname, CASE WHEN s.setdatabase <> 0 THEN 'database ' || current_database() END),
        split_part(c.setting, '=', 2)
 FROM pg_db_role_setting AS s

@@ -88,7 +88,8 @@ def test_the_schema_can_be_made_in_a_database_of_any_encoding() -> None:
 def test_each_table_and_index_is_written_once() -> None:
     steps = "".join(step.sql for (step,) in schema.transactions()[1:-1])
     made = re.findall(r"^CREATE (?:TABLE|UNIQUE INDEX|INDEX|SEQUENCE) (\S+)", steps, re.MULTILINE)
-    assert len(made) == len(set(made)) > 50
+    replaced = re.findall(r"^DROP INDEX outbox\.(\S+);", steps, re.MULTILINE)
+    assert len(made) - len(replaced) == len(set(made)) > 50
     first = "".join(step.sql for (step,) in schema.transactions()[1:7])
     assert not re.search(r"\b(ALTER (TABLE|INDEX)|DROP)\b", first), "until a release has shipped them"
 

@@ -14,7 +14,7 @@ from kit.pipelines import Post, deployed, value
 from outbox.errors import TakenOver
 from outbox.messages import log
 from outbox.messages.log import Log, Window
-from outbox.messages.target import Lease
+from outbox.messages.target import Lease, Unsent
 
 Conn = psycopg.Connection[Any]
 Connect = Callable[..., Conn]
@@ -148,10 +148,10 @@ def test_what_is_parked_moves_with_the_cursor_or_not_at_all(conn: Conn, reader: 
     (message,) = reader.read(window)
     conn.execute("UPDATE outbox.relays SET epoch = epoch + 1")
     with pytest.raises(TakenOver):
-        reader.do(reader.log.advance(0, 0, {message.id: (message, "unroutable")}, done=True))
+        reader.do(reader.log.advance(0, 0, {message.id: Unsent(message, "unroutable")}, done=True))
     assert value(conn, "SELECT count(*) FROM outbox.parked_messages") == 0
     conn.execute("UPDATE outbox.relays SET epoch = epoch - 1")
-    reader.do(reader.log.advance(0, 0, {message.id: (message, "unroutable")}, done=True))
+    reader.do(reader.log.advance(0, 0, {message.id: Unsent(message, "unroutable")}, done=True))
     assert conn.execute("SELECT relay, topic, key, payload, reason FROM outbox.parked_messages").fetchall() == [
         ("default", "bad", "k", {}, "unroutable")
     ]

@@ -685,6 +685,7 @@ class Consumer:
             receiver = Receiver(self.dsn, self.handling)
             place, name = (receiver._link, "_conn") if self.handling.is_async else (receiver, "_sync")
             setattr(place, name, conn)
+            receiver._group._members[conn] = ""
             try:
                 return await receiver.receive(arrival)
             finally:
