@@ -457,7 +457,7 @@ def test_a_dsn_that_cannot_be_read_is_one_line_without_the_password(dsn: str) ->
 def test_a_host_that_never_answers_is_given_up_on(outbox: Outbox) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         dsn = dsns_of(deaf.getsockname()[1], extra="connect_timeout=1")[0]
-        for arguments in (["status"], ["worker", "--app", APP]):
+        for arguments in (["status"], ["worker", "--app", APP, "--drain"]):
             with Outbox(dsn).process(*arguments) as process:
                 done = process.done()
             assert (done.code, done.out) == (1, "")

@@ -213,7 +213,7 @@ def test_f21_a_worker_that_is_just_starting_goes_on(
     starting = "SELECT pid FROM pg_stat_activity WHERE application_name = 'outbox check' AND wait_event_type = 'Lock'"
     victim = wait_for(lambda: value(conn, starting), what="the worker checks whether its pipeline is deployed")
     conn.execute(f"SELECT {function}(%s)".encode(), [victim])
-    wait_for(lambda: "trying again" in worker.text(), what="the worker has noticed it")
+    wait_for(lambda: "waiting for the database" in worker.text(), what="the worker has noticed it")
     holder.rollback()
     wait_for(lambda: drained(conn), what="the worker works")
     assert worker.running
