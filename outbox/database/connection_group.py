@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -25,6 +23,7 @@ import psycopg
 
 from . import primary, statements
 from .dsn import host_last
+from .sockets import shut
 from .statements import array
 from .steps import Statement
 
@@ -153,9 +152,7 @@ class ConnectionGroup:
     def _shut(self, conn: Connection) -> tuple[str, str] | None:
         """Shuts a session's socket; returns its host and port, or None if it was closed."""
         with suppress(psycopg.Error, OSError):  # it is closed already
-            descriptor = os.dup(conn.pgconn.socket)
-            with socket.socket(fileno=descriptor) as line:
-                line.shutdown(socket.SHUT_RDWR)
+            shut(conn)
             if server := self._members.get(conn):
                 self._left.setdefault(server, set()).add(conn.pgconn.backend_pid)
                 while len(self._left) > _SERVERS:

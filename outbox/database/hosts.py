@@ -21,6 +21,7 @@ from psycopg.pq import PGconn, Ping
 from ..texts import printable
 from . import statements
 from .dsn import engine_conninfo
+from .sockets import shut
 
 SQL = statements.load("hosts")
 
@@ -149,8 +150,7 @@ async def _no_session(host: Host, conninfo: str, error: psycopg.Error) -> Standi
 
 def _shut(conn: psycopg.AsyncConnection[Any]) -> None:
     if not conn.closed:
-        with socket.socket(fileno=os.dup(conn.pgconn.socket)) as line:
-            line.shutdown(socket.SHUT_RDWR)
+        shut(conn)
 
 
 async def _addresses(host: Host) -> list[Host]:

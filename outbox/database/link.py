@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
@@ -66,9 +66,9 @@ def idle_ms(timeout: float) -> int:
 class Link:
     """A connection for one loop of a worker. `execute` tries once; `repeat` tries until the database answers.
 
-    Each new session is as the engine needs it, or as `session` says, with `settings` on top, and `on_connect` is called
-    with it. `pooled` says that a pooler gives the session to others after each transaction, so that nothing may be
-    prepared in it. The session is cut with the others of `group`, and these with it when its server is read-only.
+    Each new session is as the engine needs it, or as `session` says, with `settings` on top. `pooled` says that a
+    pooler gives the session to others after each transaction, so that nothing may be prepared in it. The connection
+    belongs to `group`: it is cut with the others, and a server that is read-only cuts all of them.
     """
 
     def __init__(
@@ -79,13 +79,11 @@ class Link:
         pooled: bool = False,
         session: Mapping[str, str] = WORKING,
         settings: dict[str, str] | None = None,
-        on_connect: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None = None,
         group: ConnectionGroup | None = None,
     ) -> None:
         engine_conninfo(dsn, role)  # a DSN that can't be read is refused now
         self._dsn, self._role, self._pooled = dsn, role, pooled
         self._session = {**session, **(settings or {})}
-        self._on_connect = on_connect
         self._group = group or ConnectionGroup()
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._delays = Delays(_FIRST_WAIT, _LONGEST_WAIT)
@@ -106,16 +104,9 @@ class Link:
         async with self._connecting:
             if self._conn is None or not self._group.holds(self._conn):
                 await self.close()
-                conn = await connect_async(
+                self._conn = await connect_async(
                     self._dsn, self._role, settings=self._session, pooled=self._pooled, group=self._group
                 )
-                try:
-                    if self._on_connect is not None:
-                        await self._on_connect(conn)
-                except BaseException:
-                    await conn.close()
-                    raise
-                self._conn = conn
                 self.connections += 1
             return self._conn
 

@@ -19,7 +19,7 @@ from .finding import Finding
 SQL = statements.load("symptoms")
 
 HELD_ROWS = 5.0
-"""Seconds for which another session's open transaction may hold Outbox's rows: nobody notices a shorter wait."""
+"""Seconds for which another session's open transaction may hold Outbox's rows. A shorter wait harms no one."""
 
 HELD_TOO_LONG = 60.0
 """Seconds after its stage's timeout from which a held job is reported: it should have failed long before."""

@@ -218,7 +218,7 @@ class _Checker:
                 self.find("marked early", found, "its queue is empty, and it had no effect")
 
     # In strict mode, messages of a key arrive in the order of their commits. Without it nothing can be checked: order
-    # is promised unless a message is refused or a connection lost, which nobody can know here.
+    # is promised unless a message is refused or a connection lost, which the records here don't tell.
 
     def _order(self) -> None:
         place = {found: n for n, found in enumerate(self.replay.messages)}

@@ -516,7 +516,7 @@ class Replay:
     # The whole log.
 
     def _pair(self) -> None:
-        """Pairs what one transaction lacked with what another had too much of: it was torn. What nobody had is lost."""
+        """Pairs what one transaction lacked with what another had too much of: it was torn. What no transaction had is lost."""
         for id_ in {*self._lacks_message, *self._extra_message}:
             lacking, extra = self._lacks_message[id_], self._extra_message[id_]
             for change, message in zip(lacking, extra, strict=False):

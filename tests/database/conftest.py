@@ -7,7 +7,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
+from kit.proxy import Proxy
 from kit.roles import GROUPS, As, dsn_as, forget_groups
 from outbox.database import migrations
 
@@ -42,3 +44,11 @@ def as_(groups: None, dsn: str) -> Iterator[As]:
     yield connect
     for conn in opened:
         conn.close()
+
+
+@pytest.fixture
+def silent(dsn: str) -> Iterator[Proxy]:
+    """A way to the database that, once a test sets `silent`, lets nothing through and reports no error."""
+    proxy = Proxy(int(conninfo_to_dict(dsn)["port"]))
+    yield proxy
+    proxy.close()

@@ -27,14 +27,6 @@ Conn = psycopg.Connection[Any]
 SLEEP = b"SELECT pg_sleep(600)"
 
 
-@pytest.fixture
-def silent(dsn: str) -> Any:
-    """A way to the database on which nothing gets through, and nobody is told, from when the test says so."""
-    proxy = Proxy(int(conninfo_to_dict(dsn)["port"]))
-    yield proxy
-    proxy.close()
-
-
 def through(proxy: Proxy, dsn: str) -> str:
     return psycopg.conninfo.make_conninfo(dsn, host=proxy.host, port=proxy.port)
 

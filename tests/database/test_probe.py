@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from kit.proxy import Proxy
 from kit.servers import DEADLINE
 from outbox.database.connection_group import ConnectionGroup
 from outbox.database.link import Link
 from outbox.database.probe import Probe
-
-
-@pytest.fixture
-def silent(dsn: str) -> Iterator[Proxy]:
-    """A way to the database on which nothing gets through, and nobody is told, from when the test says so."""
-    proxy = Proxy(int(conninfo_to_dict(dsn)["port"]))
-    yield proxy
-    proxy.close()
 
 
 def test_a_slow_statement_is_no_server_that_hangs(dsn: str, silent: Proxy) -> None:
