@@ -21,10 +21,12 @@ MARKED := $(if $(strip $(SKIPPED)),-m "not ($(subst rabbitmq pgbouncer,rabbitmq 
 CACHE := $(if $(filter 0,$(shell id -u)),/var/cache,$${XDG_CACHE_HOME:-$$HOME/.cache})
 DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$(CACHE)/outbox-demo}
 
-# What runs a command, reads a file of the package, or starts a process of it.
-WHEEL_TESTS := $(addprefix tests/,$(addsuffix .py,client/test_inbox commands/test_cli database/test_embedded \
-	database/test_migrations database/test_roles examples/test_demo_run operations/test_change operations/test_look \
-	project/test_structure))
+# What may differ in the wheel: its modules, SQL and entry point, the bundled server that it starts, the demo in it.
+WHEEL_TESTS := $(addprefix tests/,project/test_structure.py database/test_migrations.py operations/test_look.py \
+	commands/test_cli.py::test_every_command_has_help commands/test_cli.py::test_the_version_is_told \
+	commands/test_cli.py::test_worker_drain_runs_what_is_due_and_exits_0_with_one_info_line_a_batch \
+	database/test_embedded.py::test_commands_without_a_dsn_share_the_bundled_server_and_say_so_in_one_line \
+	examples/test_demo_run.py::test_the_demo_survives_outage_and_kill_and_its_books_are_right)
 
 # Every command's definition, and what data, the driver and the clock are read with.
 LOWEST_TESTS := $(addprefix tests/,commands/test_cli.py::test_every_command_has_help commands/test_submit.py client/test_submit.py definition/test_waits.py \

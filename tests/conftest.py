@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from kit.databases import OWNER, clone, templates
 from kit.faults import prepare
 from kit.interleave import Explore, Scheduler
 from kit.pooler import Pooler, way_env
-from kit.servers import PostgresServer, Process
+from kit.servers import PostgresServer, Process, store
 from kit.shop import stock
 
 Conn = psycopg.Connection[Any]
@@ -34,6 +35,10 @@ Conn = psycopg.Connection[Any]
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
+
+
+# The folders of tests, of what they start and of the benches: most of them hold the data of a server.
+os.environ["TMPDIR"] = tempfile.tempdir = str(store())
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -74,8 +74,8 @@ class Server:
 
 @contextmanager
 def server() -> Iterator[Server]:
-    """Starts a server in a temporary folder. Removes it and its data at the end."""
-    with tempfile.TemporaryDirectory(prefix="outbox-bench-", dir="/tmp") as folder:
+    """Starts a server in a temporary folder, below OUTBOX_BENCH_DIR or /tmp. Removes it and its data at the end."""
+    with tempfile.TemporaryDirectory(prefix="outbox-bench-", dir=os.environ.get("OUTBOX_BENCH_DIR", "/tmp")) as folder:
         Path(folder).chmod(0o755)
         with embedded.server(Path(folder)) as dsn, psycopg.connect(dsn) as conn:
             programs = conn.execute("SELECT setting FROM pg_config() WHERE name = 'BINDIR'").fetchone()

@@ -23,7 +23,7 @@ import pika
 import pika.exceptions
 from pika.adapters.blocking_connection import BlockingChannel
 
-from kit.servers import DEADLINE, free_port, freeze, wait_for
+from kit.servers import DEADLINE, free_port, freeze, store, wait_for
 
 DEBIAN = Path("/usr/lib/rabbitmq/bin")
 LOOPBACK = "127.0.0.1"
@@ -68,7 +68,7 @@ class Broker:
         if found is None or epmd is None:
             raise RuntimeError("RabbitMQ or its Erlang is not on this machine; say make test RABBITMQ=skip")
         self.bin, self._epmd_program = found, epmd
-        self.folder = Path(tempfile.mkdtemp(prefix="obmq", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="obmq", dir=store()))
         self.port, self.dist_port, self.epmd_port = free_port(), free_port(), free_port()
         self.node = f"{self.folder.name.replace('_', '-')}@localhost"
         self._spare: list[str] = []

@@ -114,7 +114,7 @@ class PostgresServer:
         self.bin = found
         # The path is short because the socket's name must fit into 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="obpg", dir=volume or "/tmp"))
-        self._store = self.folder if volume else Path(tempfile.mkdtemp(prefix="obpg", dir=_store()))
+        self._store = self.folder if volume else Path(tempfile.mkdtemp(prefix="obpg", dir=store()))
         self.data = self._store / "data"
         self.port = free_port()
         self._as = self._user()
@@ -324,8 +324,8 @@ class Process:
             self.popen.stdout.close()
 
 
-def _store() -> Path:
-    """Returns where a server's data goes: into memory if there is plenty, otherwise to disk."""
+def store() -> Path:
+    """Returns where data goes: into memory if there is plenty, otherwise to disk."""
     free = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) if MEMORY.is_dir() else 0
     return MEMORY if free > PLENTY else Path("/tmp")
 

@@ -15,7 +15,7 @@ import pytest
 
 from bench import endurance
 from bench.kit import chains, picture
-from kit.servers import DEADLINE
+from kit.servers import DEADLINE, store
 from outbox import Go, Run, testing
 from outbox.definition import deploy
 
@@ -24,8 +24,9 @@ ROOT = Path(__file__).parents[2]
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
+    env = {**os.environ, "OUTBOX_BENCH_DIR": str(store())}
     return subprocess.run(
-        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=10 * DEADLINE, check=False
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=10 * DEADLINE, check=False
     )
 
 
