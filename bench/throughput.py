@@ -13,7 +13,7 @@ import click
 
 from .kit import report
 from .kit.alone import BATCH, CLIENTS, sql_alone
-from .kit.app import BATCHED, BOOKED, NOOP
+from .kit.app import BATCHED, BOOKED, NOOP, PLAIN
 from .kit.database import machine, server
 from .kit.steps import SIZE, steps, submitted
 
@@ -41,6 +41,7 @@ def main(jobs: int, rounds: int, json_file: Path | None) -> None:
             f"SQL alone ({CLIENTS} clients of pgbench), steps/s": partial(sql_alone, postgres, jobs=jobs),
             "two processes, steps/s": partial(steps, jobs=jobs, workers=2),
             "four processes, steps/s": partial(steps, jobs=jobs, workers=4),
+            "one process, plain functions, steps/s": partial(steps, jobs=jobs, shape=PLAIN),
             "one process, 2 kB, steps/s": sized(2_000),
             "one process, 50 kB, steps/s": sized(50_000),
             "one process, nothing but the status, jobs/s": partial(steps, jobs=jobs * 2, shape=NOOP),
@@ -54,8 +55,13 @@ def main(jobs: int, rounds: int, json_file: Path | None) -> None:
                 with postgres.database() as dsn:
                     found.setdefault(name, []).append(measure(dsn))
         where = machine(postgres.dsn)
-    one, alone = (found[name] for name in subjects if name.startswith(("one process, steps", "SQL alone")))
+    one, alone, plain = (
+        found[name]
+        for name in subjects
+        if name.startswith(("one process, steps", "SQL alone", "one process, plain functions"))
+    )
     found["one process : SQL alone"] = [mine / theirs for mine, theirs in zip(one, alone, strict=True)]
+    found["plain functions : async ones"] = [mine / theirs for mine, theirs in zip(plain, one, strict=True)]
     figures = {name: report.spread(values) for name, values in found.items()}
     settings = {"jobs": jobs, "payload, bytes": SIZE, "batch": BATCH, "rounds": rounds}
     report.show("throughput", settings, figures, where, json_file)

@@ -38,6 +38,27 @@ async def act(run: Run[Post]) -> None:
     run.publish("posts.completed", {"entity_id": run.entity_id})
 
 
+# The same with plain functions, which run in threads.
+plain = Pipeline("plain", data=Post, initial="RECEIVED", final={"COMPLETED"})
+
+
+@plain.stage("enrich", on="RECEIVED", to="ENRICHED")
+def enrich_plainly(run: Run[Post]) -> Post:
+    run.publish("posts.enriched", {"entity_id": run.entity_id})
+    return run.data.model_copy(update={"sentiment": 0.5})
+
+
+@plain.stage("decide", on="ENRICHED", to="APPROVED")
+def decide_plainly(run: Run[Post]) -> Go[Post]:
+    run.publish("posts.decided", {"entity_id": run.entity_id})
+    return Go("APPROVED")
+
+
+@plain.stage("act", on="APPROVED", to="COMPLETED")
+def act_plainly(run: Run[Post]) -> None:
+    run.publish("posts.completed", {"entity_id": run.entity_id})
+
+
 # One stage that changes only the status.
 noop = Pipeline("noop", data=Post, initial="RECEIVED", final={"COMPLETED"})
 
@@ -78,6 +99,6 @@ class Shape:
     rows: int = 0
 
 
-POSTS, NOOP = Shape(posts, 3, messages=3), Shape(noop, 1)
+POSTS, PLAIN, NOOP = Shape(posts, 3, messages=3), Shape(plain, 3, messages=3), Shape(noop, 1)
 BOOKED, BATCHED = Shape(booked, 2, rows=2), Shape(batched, 2, rows=2)
-SHAPES = (POSTS, NOOP, BOOKED, BATCHED)
+SHAPES = (POSTS, PLAIN, NOOP, BOOKED, BATCHED)

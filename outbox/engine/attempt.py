@@ -11,7 +11,9 @@ import contextvars
 import logging
 import time
 from collections import Counter
+from collections.abc import Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 import psycopg
 
@@ -22,11 +24,12 @@ from ..database.pool import Pool
 from ..database.session import clean
 from ..database.user_transaction import Clean
 from ..errors import HandlerError
+from ..process.pulling import Pulling
 from ..process.threads import NoThread, Threads
 from . import transaction
 from .checkpoint import Checkpoints
-from .handle import begin, handle_async, handle_sync
-from .handlers import Handlers, lost_after, named, where
+from .handle import begin, handle_async, handle_job
+from .handlers import Handler, Handlers, lost_after, named, where
 from .inflight import InFlight
 from .job import Failed, Finished, Job, Missed, Outcome, PutBack, Trouble, fail
 from .lane import Lane
@@ -76,7 +79,12 @@ class Attempts:
         self._releasing: asyncio.Task[None] | None = None
         self._committed_alone: Counter[str] = Counter()  # by stage, not logged yet
         in_threads = [lane for lane in inflight.lanes.values() if not lane.stage.is_async]
-        self._threads = {lane: Threads(lane.stage.queue) for lane in in_threads}
+        self._threads = {lane: Threads(lane.stage.queue) for lane in in_threads if lane.stage.transaction}
+        self._pulling = {
+            lane: Pulling(lane.stage.queue, self._handle_in_thread, self._collect)
+            for lane in in_threads
+            if not lane.stage.transaction
+        }
         self._pool = Pool(dsn, "handler", group, pooled=pooled)
         self._clean = Clean(clean("handler", pooled=pooled), inside=pooled)
 
@@ -84,6 +92,8 @@ class Attempts:
         self._log_committed_alone()
         for threads in self._threads.values():
             threads.close()
+        for pulling in self._pulling.values():
+            pulling.close()
         await self._pool.close()
 
     def stop_starting(self) -> None:
@@ -95,11 +105,16 @@ class Attempts:
         if lane.paced and (late := lane.take_late()):
             self._missed(lane, late)
         while self._starting and (jobs := self._inflight.start(lane)):
-            task = self._loop.create_task(self._attempt(lane, jobs), context=self._context.copy())
-            self.handlers.begin(task, lane, jobs)
             deadline = time.monotonic() + lane.stage.timeout
             for job in jobs:
                 job.begun, job.late, job.deadline, job.checkpoints = False, False, deadline, self._checkpoints
+            handler = self.handlers.begin(lane, jobs)
+            if lane in self._pulling:
+                self._pull(handler)
+                continue
+            attempt = self._in_transaction(lane, jobs) if lane.stage.transaction else self._handle(handler)
+            task = self._run(handler, attempt)
+            for job in jobs:
                 job.task = task if lane.stage.is_async else None  # a thread can't be cancelled: it keeps its slot
         if lane.paced and lane.waiting and (rest := lane.waiting[0].starts - time.monotonic()) > 0:
             if timer := self._timers.get(lane):
@@ -151,33 +166,76 @@ class Attempts:
         self._inflight.not_begun(lane)
         self._release_late()
 
-    async def _attempt(self, lane: Lane, jobs: list[Job]) -> None:
+    def _run(self, handler: Handler, attempt: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs an attempt, or its end, in a task."""
+        handler.task = self._loop.create_task(self._attempt(handler, attempt), context=self._context.copy())
+        return handler.task
+
+    async def _attempt(self, handler: Handler, attempt: Coroutine[Any, Any, None]) -> None:
+        """Awaits an attempt, and frees its slot, whatever happens in it."""
+        lane, jobs = handler.lane, handler.jobs
         try:
-            if lane.stage.transaction:
-                await self._in_transaction(lane, jobs)
-            else:
-                outcome = await self._handle(lane, jobs[0])
-                if isinstance(outcome, Missed):
-                    self._missed(lane, jobs)
-                elif isinstance(outcome, PutBack):
-                    await self._releaser.put_back(jobs, outcome.trouble)
-                else:
-                    self._inflight.end(jobs[0], _too_slow(jobs[0]) if jobs[0].late else outcome)
+            await attempt
         except asyncio.CancelledError:
             for job in jobs:
                 if not job.lost:
                     self._inflight.end(job, fail(job, RuntimeError("the handler was cancelled")))
         except NoThread as error:
-            await self._not_started(lane, jobs, f"there is no thread for its handler: {error}")
+            await self._no_thread(lane, jobs, error)
         except Exception as error:
             # An error of the engine itself costs an attempt, not the worker.
             for job in jobs:
                 self._inflight.end(job, fail(job, error))
         finally:
-            self.handlers.end()
-            lane.leave(jobs)
+            self._leave(handler)
             self.start(lane)
             self._inflight.handler_returned()
+
+    async def _handle(self, handler: Handler) -> None:
+        run = begin(handler.jobs[0])
+        outcome: Outcome = (await handle_async([run]))[0] if isinstance(run, Run) else run
+        if isinstance(outcome, PutBack):
+            await self._releaser.put_back(handler.jobs, outcome.trouble)
+        else:
+            self._end(handler, outcome)
+
+    def _end(self, handler: Handler, outcome: Finished | Failed | Missed) -> None:
+        """Passes on the outcome of one job."""
+        (job,) = handler.jobs
+        if isinstance(outcome, Missed):
+            self._missed(handler.lane, handler.jobs)
+        else:
+            self._inflight.end(job, _too_slow(job) if job.late else outcome)
+
+    def _leave(self, handler: Handler) -> None:
+        """Frees the slot of a handler that has returned."""
+        self.handlers.end(handler)
+        handler.lane.leave(handler.jobs)
+
+    def _pull(self, handler: Handler) -> None:
+        """Has a thread run a plain handler: each takes one job after the other."""
+        try:
+            self._pulling[handler.lane].put(handler)
+        except NoThread as error:
+            self._run(handler, self._no_thread(handler.lane, handler.jobs, error))
+
+    def _handle_in_thread(self, handler: Handler) -> Outcome:
+        return self._context.copy().run(handle_job, handler.jobs[0])
+
+    def _collect(self, ended: Sequence[tuple[Handler, Outcome]]) -> None:
+        """Passes on the outcomes of handlers that have returned in threads."""
+        for handler, outcome in ended:
+            if isinstance(outcome, PutBack):
+                self._run(handler, self._releaser.put_back(handler.jobs, outcome.trouble))
+            else:
+                self._end(handler, outcome)
+                self._leave(handler)
+        for lane in {handler.lane: None for handler, _ in ended}:
+            self.start(lane)
+        self._inflight.handler_returned()
+
+    async def _no_thread(self, lane: Lane, jobs: list[Job], error: NoThread) -> None:
+        await self._not_started(lane, jobs, f"there is no thread for its handler: {error}")
 
     async def _not_started(self, lane: Lane, jobs: list[Job], why: str) -> None:
         """Puts back jobs whose handler could not be called. Their attempts aren't counted."""
@@ -185,15 +243,6 @@ class Attempts:
         await asyncio.sleep(RECONNECT_AFTER)
         if held := [job for job in jobs if job.lost is None]:
             await self._releaser.put_back(held, Trouble(why, most=MOST_NOT_STARTED))
-
-    async def _handle(self, lane: Lane, job: Job) -> Outcome:
-        run = begin(job)
-        if not isinstance(run, Run):
-            return run
-        if job.stage.is_async:
-            return (await handle_async([run]))[0]
-        outcomes: list[Outcome] = await self._threads[lane].call(partial(handle_sync, [run]))
-        return outcomes[0]
 
     async def _in_transaction(self, lane: Lane, jobs: list[Job]) -> None:
         try:

@@ -82,6 +82,15 @@ def handle_sync(runs: Sequence[Run[Any]]) -> list[Outcome]:
         return [fail(run._job, error) for run in runs]
 
 
+def handle_job(job: Job) -> Outcome:
+    """Runs a sync handler with one job in the calling thread, its data's validators included."""
+    if is_late(job.starts, time.monotonic()):
+        return Missed()
+    job.begin()  # validators are user code: they have the attempt's time, too
+    run = begin(job)
+    return handle_sync([run])[0] if isinstance(run, Run) else run
+
+
 def _too_late(runs: Sequence[Run[Any]]) -> bool:
     """Returns whether a start time has passed or a job was taken away: getting a connection or a thread takes time."""
     return any(run._job.lost is not None or is_late(run._job.starts, time.monotonic()) for run in runs)

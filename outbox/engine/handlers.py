@@ -23,12 +23,16 @@ LOST_AFTER = 5.0
 """Seconds after which such a handler's slot is given up, or its stage's timeout if that is longer. Most end, late."""
 
 
-@dataclass(slots=True)
-class _Handler:
-    """A running handler. `overdue`: its attempt no longer counts. `lost`: it is so late that its slot is given up."""
+@dataclass(slots=True, eq=False)
+class Handler:
+    """A running handler, and the task in which it runs, if it does.
+
+    `overdue`: its attempt no longer counts. `lost`: it is so late that its slot is given up.
+    """
 
     lane: Lane
     jobs: list[Job]
+    task: asyncio.Task[Any] | None = None
     overdue: bool = False
     lost: bool = False
 
@@ -38,39 +42,39 @@ class _Handler:
 
 
 class Handlers:
-    """The handlers that were called and have not returned, by task."""
+    """The handlers that were called and have not returned."""
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
-        self._at_work: dict[asyncio.Task[Any], _Handler] = {}
+        self._at_work: dict[Handler, None] = {}  # in the order of their calls
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._look_at = 0.0
 
-    def begin(self, task: asyncio.Task[Any], lane: Lane, jobs: list[Job]) -> None:
-        """Records that a task runs the handler of these jobs."""
-        self._at_work[task] = _Handler(lane, jobs)
+    def begin(self, lane: Lane, jobs: list[Job]) -> Handler:
+        """Records that the handler of these jobs is called."""
+        handler = Handler(lane, jobs)
+        self._at_work[handler] = None
+        return handler
 
-    def end(self) -> None:
-        """Records that the handler of the running task has returned."""
-        task = asyncio.current_task()
-        handler = self._at_work.pop(task, None) if task is not None else None
-        if handler is not None and handler.overdue:
+    def end(self, handler: Handler) -> None:
+        """Records that a handler has returned."""
+        del self._at_work[handler]
+        if handler.overdue:
             handler.lane.overdue -= 1
             if handler.lost:
                 log.warning("%s has ended after all; its slot is free", handler.name)
 
     def of(self, task: asyncio.Task[Any]) -> tuple[str, list[Job]] | None:
         """Returns the name and the jobs of the handler that runs in this task; None if there is none."""
-        handler = self._at_work.get(task)
-        return None if handler is None else (handler.name, handler.jobs)
+        return next(((each.name, each.jobs) for each in self._at_work if each.task is task), None)
 
     def left(self) -> list[str]:
         """Returns the names of the handlers that are still running."""
-        return [handler.name for handler in self._at_work.values()]
+        return [handler.name for handler in self._at_work]
 
     async def ended(self, within: float) -> None:
         """Waits until the cancelled async handlers have ended, for at most `within` seconds."""
-        if tasks := [task for task, handler in self._at_work.items() if handler.lane.stage.is_async]:
+        if tasks := [each.task for each in self._at_work if each.task is not None and each.lane.stage.is_async]:
             await asyncio.wait(tasks, timeout=within)
 
     async def broken(self) -> None:
@@ -86,16 +90,16 @@ class Handlers:
             return []
         self._look_at = now + LOOK_EVERY
         lost: Counter[Lane] = Counter()
-        for task, handler in self._at_work.items():
+        for handler in self._at_work:
             if all(job.lost is not None for job in handler.jobs):
-                lost[handler.lane] += self._is_lost(task, handler, lost[handler.lane] + 1, now)
+                lost[handler.lane] += self._is_lost(handler, lost[handler.lane] + 1, now)
         for lane, number in lost.items():
             if number >= lane.concurrency and not self._broken.done():
                 self._broken.set_exception(self._no_slot_left(lane))
                 self._broken.exception()  # marks it as retrieved, in case nothing awaits it
         return [lane for lane in self._lanes.values() if lane.blocked and lane.waiting]
 
-    def _is_lost(self, task: asyncio.Task[Any], handler: _Handler, number: int, now: float) -> bool:
+    def _is_lost(self, handler: Handler, number: int, now: float) -> bool:
         """Returns whether a late handler's slot is given up; logs it the first time, as the lane's `number`th."""
         lane = handler.lane
         if not handler.overdue:
@@ -110,12 +114,12 @@ class Handlers:
                 "%s %s; its slot is lost (%s of %s)", handler.name, how, number, lane.concurrency,
                 extra={"stages": lane.stage.queue, "lost_slots": number, "slots": lane.concurrency},
             )  # fmt: skip
-            if lane.stage.is_async:
-                task.cancel()  # once more, because `wait_for` of Python 3.11 may lose a cancellation
+            if lane.stage.is_async and handler.task is not None:
+                handler.task.cancel()  # once more, because `wait_for` of Python 3.11 may lose a cancellation
         return True
 
     def _no_slot_left(self, lane: Lane) -> WorkerBroken:
-        names = ", ".join(named(handler.jobs) for handler in self._at_work.values() if handler.lane is lane)
+        names = ", ".join(named(handler.jobs) for handler in self._at_work if handler.lane is lane)
         return WorkerBroken(
             f"stage {lane.stage.queue} has no slot left: its handlers don't end ({names}); start a new process"
         )

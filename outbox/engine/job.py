@@ -71,10 +71,8 @@ class Job:
         self.lost, self.lost_at = why, time.monotonic()
         if self.task is None:
             return
-        if cancel_in:
-            self.task.get_loop().call_later(cancel_in, self.task.cancel)
-        else:
-            self.task.cancel()
+        # Not at once: a task that is cancelled before its first step never runs the code that frees its slot.
+        self.task.get_loop().call_later(cancel_in, self.task.cancel)
 
 
 @dataclass(frozen=True, slots=True)

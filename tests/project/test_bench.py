@@ -39,7 +39,7 @@ def run(bench: str, file: Path, *options: str) -> tuple[str, dict[str, Any]]:
 
 def test_the_throughput_bench_measures_all_its_subjects_and_writes_json(tmp_path: Path) -> None:
     out, document = run("throughput", tmp_path / "figures.json", "--jobs", "800", "--rounds", "1")
-    assert len(document["figures"]) == 11
+    assert len(document["figures"]) == 13
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert document["machine"]["postgres"]["fsync"] == "on"
     assert "one process" in out
