@@ -174,6 +174,58 @@ $$;
 COMMENT ON FUNCTION outbox.answered_so(outbox.approvals, text, text, text, jsonb) IS
     'Internal: tells whether somebody has given this answer before.';
 
+-- Refuses an answer that comes too late, or that the question doesn't take. Returns the hash of the data as it is now.
+CREATE OR REPLACE FUNCTION outbox.answer_checked(
+    asked outbox.approvals, metadata jsonb, decision text, edit jsonb, about jsonb, shown text
+) RETURNS text
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    seen    text;
+    options text[];
+    told    jsonb := jsonb_build_object('pipeline', asked.pipeline, 'entity_id', asked.entity_id);
+BEGIN
+    IF asked.ended IS NOT NULL THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": too late, % by % at %', asked.pipeline, asked.entity_id,
+            CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || coalesce(asked.decision, 'moved to ' || asked.to_status)
+                             WHEN 'deadline' THEN 'the deadline has passed: moved to ' || asked.to_status
+                             ELSE 'the question was withdrawn: moved to ' || asked.to_status END,
+            asked.decided_by, to_char(asked.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
+            USING ERRCODE = 'OB013',
+                  DETAIL = (told || jsonb_build_object('by', asked.decided_by, 'at', asked.ended_at, 'ended', asked.ended,
+                                                       'decision', asked.decision, 'to_status', asked.to_status))::text;
+    END IF;
+    seen := outbox.shown(CASE WHEN asked.own_data THEN coalesce(asked.edited, asked.data) ELSE metadata END);
+    IF NOT coalesce(asked.options ? answer_checked.decision, false) THEN
+        options := ARRAY(SELECT o.key FROM jsonb_object_keys(asked.options) AS o (key) ORDER BY o.key);
+        RAISE EXCEPTION 'pipeline "%", entity "%": "%" is not an option of "%"', asked.pipeline, asked.entity_id,
+            answer_checked.decision, asked.question
+            USING ERRCODE = 'OB014',
+                  DETAIL = (told || jsonb_build_object('decision', answer_checked.decision, 'options', options))::text,
+                  HINT = 'Its options: ' || array_to_string(options, ', ');
+    ELSIF seen <> coalesce(answer_checked.shown, asked.shown) THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": the data has changed since it was shown', asked.pipeline,
+            asked.entity_id
+            USING ERRCODE = 'OB015', DETAIL = (told || jsonb_build_object('shown', seen))::text,
+                  HINT = 'Look at it again and decide with shown = ' || seen;
+    ELSIF coalesce(answer_checked.edit, answer_checked.about) IS NOT NULL AND NOT asked.edits_allowed
+        OR (CASE WHEN asked.own_data THEN answer_checked.edit ELSE answer_checked.about END) IS NOT NULL
+    THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": "%" %', asked.pipeline, asked.entity_id, asked.question,
+            CASE WHEN NOT asked.edits_allowed THEN 'is to be answered as it is, without an edit'
+                 WHEN asked.own_data THEN 'is about data of its own, and an edit is of the workflow''s'
+                 ELSE 'is about the workflow''s data, and has none of its own' END
+            USING ERRCODE = 'OB023', DETAIL = (told || jsonb_build_object('question', asked.id))::text,
+                  HINT = CASE WHEN NOT asked.edits_allowed THEN 'Decide without edit and about (--edit, --about).'
+                              WHEN asked.own_data THEN 'Give about (--about) instead of edit (--edit).'
+                              ELSE 'Give edit (--edit) instead of about (--about).' END;
+    END IF;
+    RETURN seen;
+END
+$$;
+COMMENT ON FUNCTION outbox.answer_checked(outbox.approvals, jsonb, text, jsonb, jsonb, text) IS
+    'Internal: refuses an answer that the question doesn''t take.';
+
 -- Exactly one answer to a question wins. Later ones are told who has decided, and when. The same answer by the same person is
 -- not an error: a network may repeat it. Where a question has approvers, an answer is a vote, and the last one needed decides.
 -- The last question that is decided moves the workflow, or the first one with an answer that ends the wait.
@@ -189,18 +241,17 @@ DECLARE
     workflow outbox.workflow_states;
     asked    outbox.approvals;
     target   text;
-    options  text[];
     seen     text;     -- the hash of the data as it is now
     edited   jsonb;    -- what the answer makes of the data that the question is about: its own, or the workflow's
     actor    text := coalesce(outbox.actor_named(decide.decided_by), outbox.actor());
-    told     jsonb := jsonb_build_object('pipeline', decide.pipeline, 'entity_id', decide.entity_id);
 BEGIN
     -- The workflow first, as everywhere: then no other decision and no deadline is under way.
     SELECT * INTO workflow FROM outbox.workflow_states AS w
     WHERE w.pipeline = decide.pipeline AND w.entity_id = decide.entity_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', decide.entity_id, decide.pipeline
-            USING ERRCODE = 'OB011', DETAIL = told::text;
+            USING ERRCODE = 'OB011',
+                  DETAIL = jsonb_build_object('pipeline', decide.pipeline, 'entity_id', decide.entity_id)::text;
     END IF;
     asked := outbox.question_meant(workflow, decide.question, decide.decision, actor);
     edited := CASE WHEN asked.own_data THEN decide.about ELSE decide.edit END;
@@ -209,42 +260,9 @@ BEGIN
     END IF;
     IF outbox.answered_so(asked, decide.decision, actor, decide.shown, edited) THEN
         RETURN coalesce(asked.to_status, workflow.current_status);
-    ELSIF asked.ended IS NOT NULL THEN
-        RAISE EXCEPTION 'pipeline "%", entity "%": too late, % by % at %', workflow.pipeline, workflow.entity_id,
-            CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || coalesce(asked.decision, 'moved to ' || asked.to_status)
-                             WHEN 'deadline' THEN 'the deadline has passed: moved to ' || asked.to_status
-                             ELSE 'the question was withdrawn: moved to ' || asked.to_status END,
-            asked.decided_by, to_char(asked.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
-            USING ERRCODE = 'OB013',
-                  DETAIL = (told || jsonb_build_object('by', asked.decided_by, 'at', asked.ended_at, 'ended', asked.ended,
-                                                       'decision', asked.decision, 'to_status', asked.to_status))::text;
     END IF;
+    seen := outbox.answer_checked(asked, workflow.metadata, decide.decision, decide.edit, decide.about, decide.shown);
     target := asked.options ->> decide.decision;
-    seen := outbox.shown(CASE WHEN asked.own_data THEN coalesce(asked.edited, asked.data) ELSE workflow.metadata END);
-    IF target IS NULL THEN
-        options := ARRAY(SELECT o.key FROM jsonb_object_keys(asked.options) AS o (key) ORDER BY o.key);
-        RAISE EXCEPTION 'pipeline "%", entity "%": "%" is not an option of "%"', workflow.pipeline, workflow.entity_id,
-            decide.decision, asked.question
-            USING ERRCODE = 'OB014',
-                  DETAIL = (told || jsonb_build_object('decision', decide.decision, 'options', options))::text,
-                  HINT = 'Its options: ' || array_to_string(options, ', ');
-    ELSIF seen <> coalesce(decide.shown, asked.shown) THEN
-        RAISE EXCEPTION 'pipeline "%", entity "%": the data has changed since it was shown', workflow.pipeline,
-            workflow.entity_id
-            USING ERRCODE = 'OB015', DETAIL = (told || jsonb_build_object('shown', seen))::text,
-                  HINT = 'Look at it again and decide with shown = ' || seen;
-    ELSIF coalesce(decide.edit, decide.about) IS NOT NULL AND NOT asked.edits_allowed
-        OR (CASE WHEN asked.own_data THEN decide.edit ELSE decide.about END) IS NOT NULL
-    THEN
-        RAISE EXCEPTION 'pipeline "%", entity "%": "%" %', workflow.pipeline, workflow.entity_id, asked.question,
-            CASE WHEN NOT asked.edits_allowed THEN 'is to be answered as it is, without an edit'
-                 WHEN asked.own_data THEN 'is about data of its own, and an edit is of the workflow''s'
-                 ELSE 'is about the workflow''s data, and has none of its own' END
-            USING ERRCODE = 'OB023', DETAIL = (told || jsonb_build_object('question', asked.id))::text,
-                  HINT = CASE WHEN NOT asked.edits_allowed THEN 'Decide without edit and about (--edit, --about).'
-                              WHEN asked.own_data THEN 'Give about (--about) instead of edit (--edit).'
-                              ELSE 'Give edit (--edit) instead of about (--about).' END;
-    END IF;
     IF edited IS NOT NULL THEN
         UPDATE outbox.approvals AS a SET edited = coalesce(decide.about, decide.edit) WHERE a.id = asked.id;
     END IF;
@@ -279,4 +297,5 @@ REVOKE EXECUTE ON FUNCTION outbox.approvals_begin(jsonb, uuid[]), outbox.approva
     outbox.quorum_bypassed(outbox.approvals, text), outbox.approvals_forget(uuid[]),
     outbox.question_meant(outbox.workflow_states, uuid, text, text),
     outbox.answered_so(outbox.approvals, text, text, text, jsonb),
+    outbox.answer_checked(outbox.approvals, jsonb, text, jsonb, jsonb, text),
     outbox.decide(text, text, text, text, text, jsonb, text, uuid, text[], jsonb) FROM PUBLIC;
