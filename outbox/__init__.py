@@ -1,7 +1,9 @@
 """Outbox: long-lived, stateful pipelines on the Postgres that you already run."""
 
 from .client.approvals import approve, decide, reject
+from .client.delegations import delegate, end_delegation
 from .client.inbox import Inbox
+from .client.links import ApprovalLink, approval_link, open_link, use_link
 from .client.signals import Signalled, signal
 from .client.submit import Submitted
 from .database.refusals import error_of
@@ -11,6 +13,7 @@ from .definition.reactions import Change
 from .definition.schedule import Tick
 from .definition.waits.approval import WaitForApproval
 from .definition.waits.children import WaitForChildren
+from .definition.waits.question import Question
 from .definition.waits.signal import WaitForSignal
 from .engine.retention import Retention
 from .engine.run import Run
@@ -19,12 +22,14 @@ from .errors import (
     AppendOnly,
     DataChanged,
     DefinitionError,
+    EditRefused,
     EmbeddedUnavailable,
     HandlerError,
     IdentityFixed,
     IllegalChange,
     InvalidInput,
     LeaseLost,
+    LinkRefused,
     NoSuchOption,
     NotAnId,
     NotDeployed,
@@ -32,15 +37,18 @@ from .errors import (
     NothingAsked,
     NoWorkflow,
     OutboxError,
+    QuorumNeeded,
     Refused,
     SchemaError,
     SettingsError,
+    SeveralAsked,
     Stranded,
     TooLate,
     TooNew,
     TooOld,
     UnknownPipeline,
     UnknownStatus,
+    VoteRefused,
     WorkerBroken,
 )
 from .messages.consumer import Consumer, consume
@@ -50,12 +58,14 @@ from .operations.prepare import deploy, migrate
 
 __all__ = [
     "AppendOnly",
+    "ApprovalLink",
     "Backoff",
     "Change",
     "Consumer",
     "DataChanged",
     "DefinitionError",
     "Delivery",
+    "EditRefused",
     "EmbeddedUnavailable",
     "Go",
     "HandlerError",
@@ -64,6 +74,7 @@ __all__ = [
     "Inbox",
     "InvalidInput",
     "LeaseLost",
+    "LinkRefused",
     "NoSuchOption",
     "NoWorkflow",
     "NotAnId",
@@ -72,6 +83,8 @@ __all__ = [
     "NothingAsked",
     "OutboxError",
     "Pipeline",
+    "Question",
+    "QuorumNeeded",
     "Refused",
     "Reject",
     "Retention",
@@ -79,6 +92,7 @@ __all__ = [
     "Run",
     "SchemaError",
     "SettingsError",
+    "SeveralAsked",
     "Signalled",
     "Stranded",
     "Submitted",
@@ -88,18 +102,24 @@ __all__ = [
     "TooOld",
     "UnknownPipeline",
     "UnknownStatus",
+    "VoteRefused",
     "WaitForApproval",
     "WaitForChildren",
     "WaitForSignal",
     "Worker",
     "WorkerBroken",
+    "approval_link",
     "approve",
     "consume",
     "decide",
+    "delegate",
     "deploy",
+    "end_delegation",
     "error_of",
     "migrate",
+    "open_link",
     "reject",
     "shard",
     "signal",
+    "use_link",
 ]

@@ -31,7 +31,12 @@ OutboxError
     ├── NothingAsked        OB012: a decision is for a workflow that has asked no question
     ├── TooLate             OB013: a decision came after the question had ended
     ├── NoSuchOption        OB014: a decision isn't one of the question's options
-    └── DataChanged         OB015: the data has changed since it was shown to the person who decides
+    ├── DataChanged         OB015: the data has changed since it was shown to the person who decides
+    ├── QuorumNeeded        OB020: a status was changed to one that only the votes of approvers lead to
+    ├── SeveralAsked        OB021: several questions are open, and a decision doesn't say which one it answers
+    ├── VoteRefused         OB022: somebody who is not an approver, or who has asked, has answered
+    ├── EditRefused         OB023: a decision changes data that it may not change
+    └── LinkRefused         OB024: a link was used for another answer, is too old, or is not one of ours
 """
 
 from __future__ import annotations
@@ -310,3 +315,64 @@ class DataChanged(Refused):
     pipeline: str | None = None
     entity_id: str | None = None
     shown: str | None = None
+
+
+class QuorumNeeded(Refused):
+    """A status was changed to `to_status`, to which only the votes of the question's approvers lead. Vote instead.
+
+    A change to a status that is not an option of the question withdraws it, and is allowed.
+    """
+
+    sqlstate = "OB020"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    question: UUID | None = None
+    approvers: dict[str, int] | None = None
+    to_status: str | None = None
+
+
+class SeveralAsked(Refused):
+    """Several `questions` are open. Pass the id of one of them with the decision."""
+
+    sqlstate = "OB021"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    questions: tuple[UUID, ...] | None = None
+
+
+class VoteRefused(Refused):
+    """The `person` may not answer the question. The message says why, and `approvers` says who may.
+
+    They are in none of its groups, or have asked it. Or the session's role names another person than its login, and may
+    not speak for others.
+    """
+
+    sqlstate = "OB022"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    question: UUID | None = None
+    person: str | None = None
+    approvers: dict[str, int] | None = None
+
+
+class EditRefused(Refused):
+    """A decision changes data that it may not change. The message says what to leave out, or to give instead."""
+
+    sqlstate = "OB023"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    question: UUID | None = None
+
+
+class LinkRefused(Refused):
+    """A link can't be used. `why` is "used" (for another answer), "expired", "unknown" or "forged". Make a new one.
+
+    A link is forged if none of the keys has signed it, and unknown if its workflow was deleted.
+    """
+
+    sqlstate = "OB024"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    question: UUID | None = None
+    person: str | None = None
+    why: str | None = None

@@ -11,18 +11,19 @@ from typing import Any
 from .errors import SettingsError
 
 _KEYS = {"dsn": "OUTBOX_DSN", "listen_dsn": "OUTBOX_LISTEN_DSN", "amqp_url": "OUTBOX_AMQP_URL", "app": "OUTBOX_APP",
-         "home": "OUTBOX_HOME"}  # fmt: skip
+         "home": "OUTBOX_HOME", "link_keys": "OUTBOX_LINK_KEYS"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the database is, and which application to run. The repr leaves out settings that may contain a password."""
+    """Where the database is, and which application to run. The repr leaves out settings that may contain a secret."""
 
     dsn: str | None = field(default=None, repr=False)
     listen_dsn: str | None = field(default=None, repr=False)
     amqp_url: str | None = field(default=None, repr=False)
     app: str | None = None
     home: Path | None = None
+    link_keys: str | None = field(default=None, repr=False)
 
 
 def load(start: Path | None = None, **overrides: str | None) -> Settings:

@@ -171,7 +171,22 @@ COMMENT ON COLUMN outbox.approvals.entity_id IS 'What it is about.';
 COMMENT ON COLUMN outbox.approvals.status IS 'The status in which it waits.';
 COMMENT ON COLUMN outbox.approvals.version IS 'The workflow''s version when it was asked.';
 COMMENT ON COLUMN outbox.approvals.question IS 'The question.';
+COMMENT ON COLUMN outbox.approvals.name IS 'What its handler calls it; null: it has no name.';
+COMMENT ON COLUMN outbox.approvals.data IS 'The data that was shown when it was asked; null: before it was kept.';
+COMMENT ON COLUMN outbox.approvals.own_data IS 'Whether that is data of its own; otherwise it is the workflow''s.';
 COMMENT ON COLUMN outbox.approvals.shown IS 'The hash of the data that it is about; see outbox.shown().';
+COMMENT ON COLUMN outbox.approvals.edits_allowed IS 'Whether an answer may change the data.';
+COMMENT ON COLUMN outbox.approvals.ends_wait IS 'The answers that move the workflow though other questions are open.';
+COMMENT ON COLUMN outbox.approvals.stage IS 'The stage that asked.';
+COMMENT ON COLUMN outbox.approvals.worker IS 'The worker that asked.';
+COMMENT ON COLUMN outbox.approvals.asked_by IS 'The person who asks, and whose vote never counts: who started the workflow, unless the handler says otherwise.';
+COMMENT ON COLUMN outbox.approvals.asked_login IS 'The login role that started the workflow; null: the handler says who asks.';
+COMMENT ON COLUMN outbox.approvals.approvers IS 'The groups that must agree, each with the number of its members; null: one answer is enough.';
+COMMENT ON COLUMN outbox.approvals.alone IS 'The answers for which one approver is enough.';
+COMMENT ON COLUMN outbox.approvals.votes IS 'How many have voted.';
+COMMENT ON COLUMN outbox.approvals.escalate_at IS 'When it is passed on to another assignee; null: it is not, or was.';
+COMMENT ON COLUMN outbox.approvals.escalate_to IS 'To whom.';
+COMMENT ON COLUMN outbox.approvals.escalated_at IS 'When it was passed on.';
 COMMENT ON COLUMN outbox.approvals.options IS 'The possible answers, each with the status that it leads to.';
 COMMENT ON COLUMN outbox.approvals.assignee IS 'Who is asked; null: anybody.';
 COMMENT ON COLUMN outbox.approvals.asked_at IS 'When.';
@@ -181,12 +196,32 @@ COMMENT ON COLUMN outbox.approvals.remind_at IS 'When the next reminder is due.'
 COMMENT ON COLUMN outbox.approvals.reminders IS 'How many there were.';
 COMMENT ON COLUMN outbox.approvals.ended IS 'How it ended: decided, deadline or withdrawn; null: it is open.';
 COMMENT ON COLUMN outbox.approvals.decision IS 'The answer; null if a change by hand fits several options.';
-COMMENT ON COLUMN outbox.approvals.to_status IS 'Where the workflow went.';
+COMMENT ON COLUMN outbox.approvals.to_status IS 'Where the workflow went; null: other questions were open still.';
 COMMENT ON COLUMN outbox.approvals.decided_by IS 'Who ended it.';
 COMMENT ON COLUMN outbox.approvals.login IS 'The login role that ended it; null: it is open, or before it was kept.';
 COMMENT ON COLUMN outbox.approvals.reason IS 'Why.';
-COMMENT ON COLUMN outbox.approvals.edited IS 'The data that the answer changed.';
+COMMENT ON COLUMN outbox.approvals.edited IS 'The data as an answer or a vote has changed it.';
 COMMENT ON COLUMN outbox.approvals.ended_at IS 'When it ended.';
+
+COMMENT ON TABLE outbox.approval_votes IS 'The votes on questions that have approvers, one for each person.';
+COMMENT ON COLUMN outbox.approval_votes.approval_id IS 'The question''s id.';
+COMMENT ON COLUMN outbox.approval_votes.person IS 'The person who counts.';
+COMMENT ON COLUMN outbox.approval_votes.cast_by IS 'Who has voted: that person, or one to whom they have delegated.';
+COMMENT ON COLUMN outbox.approval_votes.login IS 'The login role that has voted, which may speak for others.';
+COMMENT ON COLUMN outbox.approval_votes.option IS 'The answer.';
+COMMENT ON COLUMN outbox.approval_votes.groups IS 'Those of the question''s approvers that the person is in. They count for one of them.';
+COMMENT ON COLUMN outbox.approval_votes.shown IS 'The hash of the data that the vote is about. It counts while the data is this.';
+COMMENT ON COLUMN outbox.approval_votes.reason IS 'Why.';
+COMMENT ON COLUMN outbox.approval_votes.voted_at IS 'When.';
+
+COMMENT ON TABLE outbox.delegations IS 'Who may vote in whose place, and until when. Written by outbox.delegate().';
+COMMENT ON COLUMN outbox.delegations.from_person IS 'The person who has delegated, and who counts.';
+COMMENT ON COLUMN outbox.delegations.to_person IS 'The person who votes in their place.';
+COMMENT ON COLUMN outbox.delegations.until IS 'When it ends.';
+COMMENT ON COLUMN outbox.delegations.groups IS 'The groups of the person who has delegated; null: those of the database role of that name.';
+COMMENT ON COLUMN outbox.delegations.reason IS 'Why.';
+COMMENT ON COLUMN outbox.delegations.since IS 'When it was made.';
+COMMENT ON COLUMN outbox.delegations.login IS 'The login role that has made it.';
 
 COMMENT ON TABLE outbox.signals IS
     'What other systems tell workflows. INSERT (pipeline, entity_id, name, payload, signal_id) sends one.';
@@ -292,6 +327,7 @@ COMMENT ON COLUMN outbox.waiting.details IS 'What else there is to say about a w
 COMMENT ON TABLE outbox.status_counts IS 'Internal: how many workflows stand in each status, as a log of differences.';
 COMMENT ON TABLE outbox.orphans IS 'Internal: parents that have ended before all of their children.';
 COMMENT ON TABLE outbox.partition_rates IS 'Internal: the next start time of each partition of a limited stage.';
+COMMENT ON TABLE outbox.approval_links IS 'Internal: links by which one person answers one question, once.';
 COMMENT ON TABLE outbox.waits IS 'Internal: workflows that wait for a signal or for their children.';
 COMMENT ON TABLE outbox.relays IS 'Internal: one row for each relay''s name, with its place in the log. outbox status shows it.';
 COMMENT ON SEQUENCE outbox.job_ids IS 'Internal: the order of claims.';

@@ -57,7 +57,8 @@ GRANT EXECUTE ON FUNCTION outbox.inbox_forget(double precision) TO outbox_worker
 -- Waits. A submitter also sends signals; a person sends them too, and decides. A worker reminds.
 GRANT INSERT (pipeline, entity_id, name, payload, signal_id), SELECT (id, workflow_id, name, signal_id, taken_at)
     ON outbox.signals TO outbox_submitter, outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.decide(text, text, text, text, text, jsonb, text) TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.decide(text, text, text, text, text, jsonb, text, uuid, text[], jsonb),
+    outbox.delegate(text, timestamptz, text, text[], text), outbox.delegation_end(text, text) TO outbox_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.checkpoints TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.orphans TO outbox_worker;
 GRANT SELECT ON outbox.children, outbox.pauses, outbox.limits TO outbox_worker;
@@ -70,5 +71,19 @@ GRANT EXECUTE ON FUNCTION outbox.parents_join(uuid[], uuid[], integer) TO outbox
 GRANT SELECT ON outbox.waits TO outbox_worker;
 GRANT INSERT (pipeline, stage, paused_by, reason), DELETE ON outbox.pauses TO outbox_operator;
 GRANT UPDATE (concurrency, rate, partition_concurrency, partition_rate) ON outbox.limits TO outbox_operator;
-GRANT SELECT, UPDATE (reminders, remind_at) ON outbox.approvals TO outbox_worker;
+GRANT SELECT, UPDATE (reminders, remind_at, assignee, escalate_at, escalated_at) ON outbox.approvals TO outbox_worker;
 GRANT SELECT, UPDATE (next_at, last_at, ran_at, attempts, retry_at, error) ON outbox.schedules TO outbox_worker;
+
+-- Spokesman: names other people when it decides, and makes links for them. A cluster whose groups are older than this one has it
+-- after the next `outbox migrate --roles`.
+DO $$
+BEGIN
+    IF to_regrole('outbox_spokesman') IS NOT NULL THEN
+        REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM outbox_spokesman;
+        REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM outbox_spokesman;
+        GRANT USAGE ON SCHEMA outbox TO outbox_spokesman;
+        GRANT SELECT ON outbox.schema_migrations TO outbox_spokesman;
+        GRANT EXECUTE ON FUNCTION outbox.approval_link(text, text, text, timestamptz, uuid, text[]),
+            outbox.link_use(uuid, text, text, jsonb, text, jsonb) TO outbox_spokesman;
+    END IF;
+END $$;

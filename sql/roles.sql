@@ -5,7 +5,7 @@ DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY['outbox_submitter', 'outbox_worker', 'outbox_viewer', 'outbox_operator', 'outbox_relay',
-                                'outbox_consumer']
+                                'outbox_consumer', 'outbox_spokesman']
     LOOP
         IF NOT EXISTS (SELECT FROM pg_roles AS r WHERE r.rolname = name) THEN
             BEGIN

@@ -41,23 +41,261 @@ CREATE FUNCTION outbox.actor() RETURNS text
 
 COMMENT ON FUNCTION outbox.actor() IS 'Returns who acts: the setting outbox.actor of the transaction, else the role that the session has set, else its login.';
 
+CREATE FUNCTION outbox.uuid7() RETURNS uuid
+    LANGUAGE sql PARALLEL RESTRICTED
+    RETURN ((OVERLAY(lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint), 15, '0'::text) PLACING '7'::text FROM 13 FOR 0) || to_hex(((hashint8extended(((random() * ('9007199254740992'::bigint)::double precision))::bigint, (((random() * ('9007199254740992'::bigint)::double precision))::bigint # (pg_backend_pid())::bigint)) & '4611686018427387903'::bigint) | '-9223372036854775808'::bigint))))::uuid;
+
+COMMENT ON FUNCTION outbox.uuid7() IS 'Returns a new UUIDv7, as ids of workflows and messages are.';
+
+CREATE TABLE outbox.approvals (
+    id uuid DEFAULT outbox.uuid7() NOT NULL,
+    workflow_id uuid NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    entity_id text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    version bigint NOT NULL,
+    question text NOT NULL,
+    shown text NOT NULL,
+    options jsonb NOT NULL,
+    assignee text,
+    asked_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    deadline timestamp with time zone,
+    remind_every interval,
+    remind_at timestamp with time zone,
+    reminders integer DEFAULT 0 NOT NULL,
+    ended text,
+    decision text,
+    to_status text COLLATE pg_catalog."C",
+    decided_by text,
+    reason text,
+    edited jsonb,
+    ended_at timestamp with time zone,
+    login text,
+    name text COLLATE pg_catalog."C",
+    data jsonb,
+    own_data boolean DEFAULT false NOT NULL,
+    edits_allowed boolean DEFAULT true NOT NULL,
+    ends_wait text[],
+    stage text COLLATE pg_catalog."C",
+    worker text,
+    asked_by text,
+    asked_login text,
+    approvers jsonb,
+    alone text[],
+    votes integer DEFAULT 0 NOT NULL,
+    escalate_at timestamp with time zone,
+    escalate_to text,
+    escalated_at timestamp with time zone,
+    CONSTRAINT approvals_end_at_once CHECK (((ended IS NULL) = (ended_at IS NULL))),
+    CONSTRAINT approvals_ended_how CHECK ((ended = ANY (ARRAY['decided'::text, 'deadline'::text, 'withdrawn'::text])))
+);
+
+COMMENT ON TABLE outbox.approvals IS 'Questions to people, and their answers. Open until ended_at.';
+
+COMMENT ON COLUMN outbox.approvals.id IS 'The question''s id.';
+
+COMMENT ON COLUMN outbox.approvals.workflow_id IS 'The workflow that waits for it.';
+
+COMMENT ON COLUMN outbox.approvals.pipeline IS 'Its pipeline.';
+
+COMMENT ON COLUMN outbox.approvals.entity_id IS 'What it is about.';
+
+COMMENT ON COLUMN outbox.approvals.status IS 'The status in which it waits.';
+
+COMMENT ON COLUMN outbox.approvals.version IS 'The workflow''s version when it was asked.';
+
+COMMENT ON COLUMN outbox.approvals.question IS 'The question.';
+
+COMMENT ON COLUMN outbox.approvals.shown IS 'The hash of the data that it is about; see outbox.shown().';
+
+COMMENT ON COLUMN outbox.approvals.options IS 'The possible answers, each with the status that it leads to.';
+
+COMMENT ON COLUMN outbox.approvals.assignee IS 'Who is asked; null: anybody.';
+
+COMMENT ON COLUMN outbox.approvals.asked_at IS 'When.';
+
+COMMENT ON COLUMN outbox.approvals.deadline IS 'When it is too late to answer.';
+
+COMMENT ON COLUMN outbox.approvals.remind_every IS 'How often it is reminded of.';
+
+COMMENT ON COLUMN outbox.approvals.remind_at IS 'When the next reminder is due.';
+
+COMMENT ON COLUMN outbox.approvals.reminders IS 'How many there were.';
+
+COMMENT ON COLUMN outbox.approvals.ended IS 'How it ended: decided, deadline or withdrawn; null: it is open.';
+
+COMMENT ON COLUMN outbox.approvals.decision IS 'The answer; null if a change by hand fits several options.';
+
+COMMENT ON COLUMN outbox.approvals.to_status IS 'Where the workflow went; null: other questions were open still.';
+
+COMMENT ON COLUMN outbox.approvals.decided_by IS 'Who ended it.';
+
+COMMENT ON COLUMN outbox.approvals.reason IS 'Why.';
+
+COMMENT ON COLUMN outbox.approvals.edited IS 'The data as an answer or a vote has changed it.';
+
+COMMENT ON COLUMN outbox.approvals.ended_at IS 'When it ended.';
+
+COMMENT ON COLUMN outbox.approvals.login IS 'The login role that ended it; null: it is open, or before it was kept.';
+
+COMMENT ON COLUMN outbox.approvals.name IS 'What its handler calls it; null: it has no name.';
+
+COMMENT ON COLUMN outbox.approvals.data IS 'The data that was shown when it was asked; null: before it was kept.';
+
+COMMENT ON COLUMN outbox.approvals.own_data IS 'Whether that is data of its own; otherwise it is the workflow''s.';
+
+COMMENT ON COLUMN outbox.approvals.edits_allowed IS 'Whether an answer may change the data.';
+
+COMMENT ON COLUMN outbox.approvals.ends_wait IS 'The answers that move the workflow though other questions are open.';
+
+COMMENT ON COLUMN outbox.approvals.stage IS 'The stage that asked.';
+
+COMMENT ON COLUMN outbox.approvals.worker IS 'The worker that asked.';
+
+COMMENT ON COLUMN outbox.approvals.asked_by IS 'The person who asks, and whose vote never counts: who started the workflow, unless the handler says otherwise.';
+
+COMMENT ON COLUMN outbox.approvals.asked_login IS 'The login role that started the workflow; null: the handler says who asks.';
+
+COMMENT ON COLUMN outbox.approvals.approvers IS 'The groups that must agree, each with the number of its members; null: one answer is enough.';
+
+COMMENT ON COLUMN outbox.approvals.alone IS 'The answers for which one approver is enough.';
+
+COMMENT ON COLUMN outbox.approvals.votes IS 'How many have voted.';
+
+COMMENT ON COLUMN outbox.approvals.escalate_at IS 'When it is passed on to another assignee; null: it is not, or was.';
+
+COMMENT ON COLUMN outbox.approvals.escalate_to IS 'To whom.';
+
+COMMENT ON COLUMN outbox.approvals.escalated_at IS 'When it was passed on.';
+
+CREATE FUNCTION outbox.answer_checked(asked outbox.approvals, metadata jsonb, decision text, edit jsonb, about jsonb, shown text) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    seen    text;
+    options text[];
+    told    jsonb := jsonb_build_object('pipeline', asked.pipeline, 'entity_id', asked.entity_id);
+BEGIN
+    IF asked.ended IS NOT NULL THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": too late, % by % at %', asked.pipeline, asked.entity_id,
+            CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || coalesce(asked.decision, 'moved to ' || asked.to_status)
+                             WHEN 'deadline' THEN 'the deadline has passed: moved to ' || asked.to_status
+                             ELSE 'the question was withdrawn: moved to ' || asked.to_status END,
+            asked.decided_by, to_char(asked.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
+            USING ERRCODE = 'OB013',
+                  DETAIL = (told || jsonb_build_object('by', asked.decided_by, 'at', asked.ended_at, 'ended', asked.ended,
+                                                       'decision', asked.decision, 'to_status', asked.to_status))::text;
+    END IF;
+    seen := outbox.shown(CASE WHEN asked.own_data THEN coalesce(asked.edited, asked.data) ELSE metadata END);
+    IF NOT coalesce(asked.options ? answer_checked.decision, false) THEN
+        options := ARRAY(SELECT o.key FROM jsonb_object_keys(asked.options) AS o (key) ORDER BY o.key);
+        RAISE EXCEPTION 'pipeline "%", entity "%": "%" is not an option of "%"', asked.pipeline, asked.entity_id,
+            answer_checked.decision, asked.question
+            USING ERRCODE = 'OB014',
+                  DETAIL = (told || jsonb_build_object('decision', answer_checked.decision, 'options', options))::text,
+                  HINT = 'Its options: ' || array_to_string(options, ', ');
+    ELSIF seen <> coalesce(answer_checked.shown, asked.shown) THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": the data has changed since it was shown', asked.pipeline,
+            asked.entity_id
+            USING ERRCODE = 'OB015', DETAIL = (told || jsonb_build_object('shown', seen))::text,
+                  HINT = 'Look at it again and decide with shown = ' || seen;
+    ELSIF coalesce(answer_checked.edit, answer_checked.about) IS NOT NULL AND NOT asked.edits_allowed
+        OR (CASE WHEN asked.own_data THEN answer_checked.edit ELSE answer_checked.about END) IS NOT NULL
+    THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": "%" %', asked.pipeline, asked.entity_id, asked.question,
+            CASE WHEN NOT asked.edits_allowed THEN 'is to be answered as it is, without an edit'
+                 WHEN asked.own_data THEN 'is about data of its own, and an edit is of the workflow''s'
+                 ELSE 'is about the workflow''s data, and has none of its own' END
+            USING ERRCODE = 'OB023', DETAIL = (told || jsonb_build_object('question', asked.id))::text,
+                  HINT = CASE WHEN NOT asked.edits_allowed THEN 'Decide without edit and about (--edit, --about).'
+                              WHEN asked.own_data THEN 'Give about (--about) instead of edit (--edit).'
+                              ELSE 'Give edit (--edit) instead of about (--about).' END;
+    END IF;
+    RETURN seen;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.answer_checked(asked outbox.approvals, metadata jsonb, decision text, edit jsonb, about jsonb, shown text) IS 'Internal: refuses an answer that the question doesn''t take.';
+
+CREATE FUNCTION outbox.answered_so(asked outbox.approvals, decision text, actor text, shown text, edited jsonb) RETURNS boolean
+    LANGUAGE sql
+    AS $$
+    SELECT coalesce(asked.ended = 'decided' AND (asked.decision, asked.decided_by) = (answered_so.decision, actor), false)
+        OR EXISTS (SELECT FROM outbox.approval_votes AS v
+                   WHERE v.approval_id = asked.id AND v.cast_by = actor AND v.option = answered_so.decision
+                     AND (asked.ended IS NOT NULL OR v.shown IN (coalesce(answered_so.shown, v.shown), outbox.shown(edited))));
+$$;
+
+COMMENT ON FUNCTION outbox.answered_so(asked outbox.approvals, decision text, actor text, shown text, edited jsonb) IS 'Internal: tells whether somebody has given this answer before.';
+
+CREATE FUNCTION outbox.approval_link(pipeline text, entity_id text, person text, until timestamp with time zone, question uuid DEFAULT NULL::uuid, groups text[] DEFAULT NULL::text[]) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    workflow outbox.workflow_states;
+    asked    outbox.approvals;
+    made     uuid;
+BEGIN
+    IF coalesce(outbox.actor_named(approval_link.person), '') = '' THEN
+        RAISE EXCEPTION 'a link is for a person' USING ERRCODE = '22023';
+    ELSIF approval_link.until IS NULL OR approval_link.until <= clock_timestamp() OR approval_link.until = 'infinity' THEN
+        RAISE EXCEPTION 'a link has an end, which is later than now' USING ERRCODE = '22023';
+    END IF;
+    SELECT * INTO workflow FROM outbox.workflow_states AS w
+    WHERE w.pipeline = approval_link.pipeline AND w.entity_id = approval_link.entity_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', approval_link.entity_id, approval_link.pipeline
+            USING ERRCODE = 'OB011',
+                  DETAIL = jsonb_build_object('pipeline', approval_link.pipeline, 'entity_id', approval_link.entity_id)::text;
+    END IF;
+    asked := outbox.question_meant(workflow, approval_link.question, NULL, NULL);
+    IF asked.ended IS NOT NULL THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": "%" is not open any more, it is in %', workflow.pipeline, workflow.entity_id,
+            asked.question, workflow.current_status
+            USING ERRCODE = 'OB012',
+                  DETAIL = jsonb_build_object('pipeline', workflow.pipeline, 'entity_id', workflow.entity_id,
+                                              'status', workflow.current_status)::text;
+    END IF;
+    INSERT INTO outbox.approval_links AS l (approval_id, person, groups, until)
+    VALUES (asked.id, approval_link.person, approval_link.groups, approval_link.until) RETURNING l.id INTO made;
+    RETURN made;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.approval_link(pipeline text, entity_id text, person text, until timestamp with time zone, question uuid, groups text[]) IS 'Internal: makes a link for one person to one question, and returns its id, which the client signs.';
+
 CREATE FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    -- The deadline is that of its job, and counts from when it is asked.
-    INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, question, shown, options, assignee,
-                                  asked_at, deadline, remind_every, remind_at)
-    SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, i.question, outbox.shown(w.metadata), i.options,
-           i.assignee, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
-           CASE WHEN i.within IS NOT NULL THEN j.deadline END, i.remind_every, clock_timestamp() + i.remind_every
-    FROM (SELECT i.*, make_interval(secs => i.remind) AS remind_every
-          FROM jsonb_to_recordset(items) AS i (id uuid, question text, options jsonb, assignee text, within float8,
-                                               remind float8)) AS i
+    -- The deadline is that of its job, and counts from when it is asked. Who asks is the person who has started the workflow,
+    -- unless the question says otherwise.
+    INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, name, question, data, own_data, shown,
+                                  options, ends_wait, edits_allowed, assignee, stage, worker, asked_by, asked_login, approvers,
+                                  alone, asked_at, deadline, remind_every, remind_at, escalate_at, escalate_to)
+    SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, q.name, q.question, coalesce(q.about, w.metadata),
+           q.about IS NOT NULL, outbox.shown(coalesce(q.about, w.metadata)), q.options, q.ends_wait, coalesce(q.edits, true),
+           q.assignee, c.stage, c.actor, coalesce(q.asked_by, s.actor), CASE WHEN q.asked_by IS NULL THEN s.login END,
+           q.approvers, q.alone, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
+           CASE WHEN i.within IS NOT NULL THEN j.deadline END, q.remind_every, clock_timestamp() + q.remind_every,
+           clock_timestamp() + make_interval(secs => q.escalate_after), q.escalate_to
+    FROM (SELECT (e.item ->> 'id')::uuid AS id, (e.item ->> 'within')::float8 AS within,
+                 CASE WHEN e.item ? 'questions' THEN e.item -> 'questions'
+                      WHEN e.item ->> 'question' IS NOT NULL THEN jsonb_build_array(e.item) ELSE '[]' END AS questions
+          FROM jsonb_array_elements(items) AS e (item)) AS i
+    CROSS JOIN LATERAL (
+        SELECT q.*, make_interval(secs => q.remind) AS remind_every
+        FROM ROWS FROM (jsonb_to_recordset(i.questions) AS (
+            name text, question text, about jsonb, options jsonb, ends_wait text[], edits boolean, assignee text, asked_by text,
+            approvers jsonb, alone text[], remind float8, escalate_after float8, escalate_to text)) WITH ORDINALITY
+            AS q (name, question, about, options, ends_wait, edits, assignee, asked_by, approvers, alone, remind,
+                  escalate_after, escalate_to, n)) AS q
     JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
     LEFT JOIN outbox.jobs AS j ON j.workflow_id = i.id
-    WHERE i.question IS NOT NULL
-    ORDER BY w.id;
+    LEFT JOIN outbox.state_changes AS c ON c.workflow_id = w.id AND c.version = w.version
+    LEFT JOIN outbox.state_changes AS s ON s.workflow_id = w.id AND s.version = 1
+    ORDER BY w.id, q.n;
 END
 $$;
 
@@ -67,26 +305,59 @@ CREATE FUNCTION outbox.approvals_end(ids uuid[], tos text[], actor text, reason 
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    overdue boolean := coalesce(outbox.told('outbox.decision') = '(deadline)', false);
+    engine   text := outbox.told('outbox.decision');  -- "(deadline)", or "(cancelled)": no person has moved these
+    bypassed outbox.approvals;
 BEGIN
+    IF engine IS NULL THEN
+        SELECT a.* INTO bypassed
+        FROM unnest(ids, tos) AS c (id, to_status)
+        JOIN outbox.approvals AS a ON a.workflow_id = c.id AND a.ended_at IS NULL AND a.approvers IS NOT NULL
+        WHERE EXISTS (SELECT FROM jsonb_each_text(a.options) AS o WHERE o.value = c.to_status)
+          AND NOT EXISTS (SELECT FROM outbox.approvals AS d
+                          WHERE d.workflow_id = c.id AND d.ended_at IS NULL AND d.options ->> d.decision = c.to_status)
+        LIMIT 1;
+        IF FOUND THEN
+            PERFORM outbox.quorum_bypassed(bypassed, tos[array_position(ids, bypassed.workflow_id)]);
+        END IF;
+    END IF;
     UPDATE outbox.approvals AS a
-    SET ended = CASE WHEN overdue THEN 'deadline'
-                     WHEN d.said IS NOT NULL OR cardinality(d.leading) > 0 THEN 'decided' ELSE 'withdrawn' END,
-        decision = CASE WHEN overdue THEN NULL WHEN d.said IS NOT NULL THEN d.said
-                        WHEN cardinality(d.leading) = 1 THEN d.leading[1] END,
+    SET ended = CASE WHEN engine = '(deadline)' THEN 'deadline' WHEN d.answer IS NOT NULL THEN 'decided'
+                     WHEN engine IS NULL AND NOT d.another AND cardinality(d.leading) > 0 THEN 'decided' ELSE 'withdrawn' END,
+        decision = CASE WHEN engine IS NOT NULL THEN NULL WHEN d.answer IS NOT NULL THEN d.answer
+                        WHEN NOT d.another AND cardinality(d.leading) = 1 THEN d.leading[1] END,
         to_status = d.to_status, decided_by = actor, login = session_user, reason = approvals_end.reason,
         ended_at = clock_timestamp()
     FROM (
-        SELECT o.workflow_id, c.to_status, CASE WHEN o.options ->> o.decision = c.to_status THEN o.decision END AS said,
-               ARRAY(SELECT e.key FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status) AS leading
-        FROM unnest(ids, tos) AS c (id, to_status)
-        JOIN outbox.approvals AS o ON o.workflow_id = c.id AND o.ended_at IS NULL
+        SELECT o.id, o.to_status, o.answer, o.leading, bool_or(o.answer IS NOT NULL) OVER (PARTITION BY o.workflow_id) AS another
+        FROM (
+            SELECT o.id, o.workflow_id, c.to_status, CASE WHEN o.options ->> o.decision = c.to_status THEN o.decision END AS answer,
+                   ARRAY(SELECT e.key FROM jsonb_each_text(o.options) AS e (key, value) WHERE e.value = c.to_status) AS leading
+            FROM unnest(ids, tos) AS c (id, to_status)
+            JOIN outbox.approvals AS o ON o.workflow_id = c.id AND o.ended_at IS NULL
+        ) AS o
     ) AS d
-    WHERE a.workflow_id = d.workflow_id AND a.ended_at IS NULL;
+    WHERE a.id = d.id;
 END
 $$;
 
 COMMENT ON FUNCTION outbox.approvals_end(ids uuid[], tos text[], actor text, reason text) IS 'Internal: ends the questions of workflows that have moved on.';
+
+CREATE FUNCTION outbox.approvals_forget(ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    gone uuid[];
+BEGIN
+    WITH deleted AS (DELETE FROM outbox.approvals AS a WHERE a.workflow_id = ANY (ids) RETURNING a.id)
+    SELECT array_agg(deleted.id) INTO gone FROM deleted;
+    IF gone IS NOT NULL THEN
+        DELETE FROM outbox.approval_votes AS v WHERE v.approval_id = ANY (gone);
+        DELETE FROM outbox.approval_links AS l WHERE l.approval_id = ANY (gone);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.approvals_forget(ids uuid[]) IS 'Internal: deletes the questions of workflows, with votes and links.';
 
 CREATE FUNCTION outbox.children_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
@@ -224,7 +495,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.deadlines_set(ids uuid[], deadlines timestamp with time zone[], tos text[]) IS 'Internal: gives workflows their deadlines.';
 
-CREATE FUNCTION outbox.decide(pipeline text, entity_id text, decision text, decided_by text DEFAULT NULL::text, reason text DEFAULT NULL::text, edit jsonb DEFAULT NULL::jsonb, shown text DEFAULT NULL::text) RETURNS text
+CREATE FUNCTION outbox.decide(pipeline text, entity_id text, decision text, decided_by text DEFAULT NULL::text, reason text DEFAULT NULL::text, edit jsonb DEFAULT NULL::jsonb, shown text DEFAULT NULL::text, question uuid DEFAULT NULL::uuid, groups text[] DEFAULT NULL::text[], about jsonb DEFAULT NULL::jsonb) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -232,57 +503,119 @@ DECLARE
     workflow outbox.workflow_states;
     asked    outbox.approvals;
     target   text;
-    options  text[];
+    seen     text;     -- the hash of the data as it is now
+    edited   jsonb;    -- what the answer makes of the data that the question is about: its own, or the workflow's
     actor    text := coalesce(outbox.actor_named(decide.decided_by), outbox.actor());
-    told     jsonb := jsonb_build_object('pipeline', decide.pipeline, 'entity_id', decide.entity_id);
 BEGIN
     -- The workflow first, as everywhere: then no other decision and no deadline is under way.
     SELECT * INTO workflow FROM outbox.workflow_states AS w
     WHERE w.pipeline = decide.pipeline AND w.entity_id = decide.entity_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', decide.entity_id, decide.pipeline
-            USING ERRCODE = 'OB011', DETAIL = told::text;
+            USING ERRCODE = 'OB011',
+                  DETAIL = jsonb_build_object('pipeline', decide.pipeline, 'entity_id', decide.entity_id)::text;
     END IF;
-    SELECT * INTO asked FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id ORDER BY a.version DESC LIMIT 1;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'pipeline "%", entity "%": nothing is asked, it is in %', workflow.pipeline, workflow.entity_id,
-            workflow.current_status
-            USING ERRCODE = 'OB012', DETAIL = (told || jsonb_build_object('status', workflow.current_status))::text,
-                  HINT = 'outbox approvals lists the open questions.';
-    ELSIF asked.ended = 'decided' AND (asked.decision, asked.decided_by) = (decide.decision, actor) THEN
-        RETURN asked.to_status;
-    ELSIF asked.ended IS NOT NULL THEN
-        RAISE EXCEPTION 'pipeline "%", entity "%": too late, % by % at %', workflow.pipeline, workflow.entity_id,
-            CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || coalesce(asked.decision, 'moved to ' || asked.to_status)
-                             WHEN 'deadline' THEN 'the deadline has passed: moved to ' || asked.to_status
-                             ELSE 'the question was withdrawn: moved to ' || asked.to_status END,
-            asked.decided_by, to_char(asked.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
-            USING ERRCODE = 'OB013',
-                  DETAIL = (told || jsonb_build_object('by', asked.decided_by, 'at', asked.ended_at, 'ended', asked.ended,
-                                                       'decision', asked.decision, 'to_status', asked.to_status))::text;
+    asked := outbox.question_meant(workflow, decide.question, decide.decision, actor);
+    edited := CASE WHEN asked.own_data THEN decide.about ELSE decide.edit END;
+    IF asked.approvers IS NOT NULL THEN
+        actor := outbox.voter(asked, decide.decided_by, decide.groups);
     END IF;
+    IF outbox.answered_so(asked, decide.decision, actor, decide.shown, edited) THEN
+        RETURN coalesce(asked.to_status, workflow.current_status);
+    END IF;
+    seen := outbox.answer_checked(asked, workflow.metadata, decide.decision, decide.edit, decide.about, decide.shown);
     target := asked.options ->> decide.decision;
-    IF target IS NULL THEN
-        options := ARRAY(SELECT o.key FROM jsonb_object_keys(asked.options) AS o (key) ORDER BY o.key);
-        RAISE EXCEPTION 'pipeline "%", entity "%": "%" is not an option of "%"', workflow.pipeline, workflow.entity_id,
-            decide.decision, asked.question
-            USING ERRCODE = 'OB014',
-                  DETAIL = (told || jsonb_build_object('decision', decide.decision, 'options', options))::text,
-                  HINT = 'Its options: ' || array_to_string(options, ', ');
-    ELSIF outbox.shown(workflow.metadata) <> coalesce(decide.shown, asked.shown) THEN
-        RAISE EXCEPTION 'pipeline "%", entity "%": the data has changed since it was shown', workflow.pipeline,
-            workflow.entity_id
-            USING ERRCODE = 'OB015',
-                  DETAIL = (told || jsonb_build_object('shown', outbox.shown(workflow.metadata)))::text,
-                  HINT = 'Look at it again and decide with shown = ' || outbox.shown(workflow.metadata);
+    IF edited IS NOT NULL THEN
+        UPDATE outbox.approvals AS a SET edited = coalesce(decide.about, decide.edit) WHERE a.id = asked.id;
     END IF;
-    PERFORM outbox.workflow_move(workflow.id, target, decide.reason, actor, decide.decision, decide.edit);
-    UPDATE outbox.approvals AS a SET edited = decide.edit WHERE a.id = asked.id AND decide.edit IS NOT NULL;
-    RETURN target;
+    IF asked.approvers IS NOT NULL AND NOT outbox.vote_counts(
+        asked, decide.decision, actor, decide.groups, decide.reason, coalesce(outbox.shown(edited), seen))
+    THEN
+        NULL;  -- more votes are needed
+    ELSIF decide.decision = ANY (asked.ends_wait) OR NOT EXISTS (
+        SELECT FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id AND a.ended_at IS NULL AND a.id <> asked.id)
+    THEN
+        -- It says so in the row, where a session can't write.
+        UPDATE outbox.approvals AS a SET decision = decide.decision WHERE a.id = asked.id;
+        PERFORM outbox.workflow_move(workflow.id, target, decide.reason, actor, decide.edit);
+        RETURN target;
+    ELSE
+        UPDATE outbox.approvals AS a
+        SET ended = 'decided', decision = decide.decision, decided_by = actor, login = session_user, reason = decide.reason,
+            ended_at = clock_timestamp()
+        WHERE a.id = asked.id;
+    END IF;
+    -- The workflow stays. It is written nevertheless: another answer that is under way at a higher isolation level would not
+    -- see this one, and must fail.
+    UPDATE outbox.workflow_states AS w SET metadata = coalesce(decide.edit, w.metadata) WHERE w.id = workflow.id;
+    RETURN workflow.current_status;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.decide(pipeline text, entity_id text, decision text, decided_by text, reason text, edit jsonb, shown text) IS 'Answers the open question of a workflow with one of its options, and returns the status that the workflow then has. `edit` becomes its data. `shown` is the hash of the data that the answer is about, if not that of the question.';
+COMMENT ON FUNCTION outbox.decide(pipeline text, entity_id text, decision text, decided_by text, reason text, edit jsonb, shown text, question uuid, groups text[], about jsonb) IS 'Answers the open question of a workflow, or the one with the id `question`, with one of its options, and returns the status that the workflow then has. `edit` becomes its data; `about` replaces that of a question with data of its own. `shown` is the hash of the data that the answer is about, if not that of the question. `groups` are those of the person spoken for.';
+
+CREATE FUNCTION outbox.delegate(to_person text, until timestamp with time zone, from_person text DEFAULT NULL::text, groups text[] DEFAULT NULL::text[], reason text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    person text := outbox.delegator(delegate.from_person, delegate.groups);
+BEGIN
+    IF coalesce(delegate.to_person, '') IN ('', person) OR outbox.actor_named(delegate.to_person) IS NULL THEN
+        RAISE EXCEPTION 'a delegation is to another person' USING ERRCODE = '22023';
+    ELSIF delegate.until IS NULL OR delegate.until <= clock_timestamp() OR delegate.until = 'infinity' THEN
+        RAISE EXCEPTION 'a delegation has an end, which is later than now' USING ERRCODE = '22023';
+    END IF;
+    INSERT INTO outbox.delegations AS d (from_person, to_person, until, groups, reason)
+    VALUES (person, delegate.to_person, delegate.until, delegate.groups, delegate.reason)
+    ON CONFLICT ON CONSTRAINT delegations_pkey DO UPDATE
+    SET until = excluded.until, groups = excluded.groups, reason = excluded.reason, since = excluded.since, login = excluded.login;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.delegate(to_person text, until timestamp with time zone, from_person text, groups text[], reason text) IS 'Lets another person vote in your place until an end. A role that may speak for others names the person who delegates.';
+
+CREATE FUNCTION outbox.delegation_end(to_person text, from_person text DEFAULT NULL::text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    DELETE FROM outbox.delegations AS d
+    WHERE d.to_person = delegation_end.to_person AND d.from_person = outbox.delegator(delegation_end.from_person, NULL);
+    IF NOT FOUND THEN
+        PERFORM outbox.commit_waits();
+        RETURN false;
+    END IF;
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.delegation_end(to_person text, from_person text) IS 'Ends a delegation before its time; returns whether there was one.';
+
+CREATE FUNCTION outbox.delegator(named text, groups text[]) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    person text := outbox.spoken_for(named);
+BEGIN
+    IF person IS NULL OR groups IS NOT NULL AND NOT outbox.may_speak() THEN
+        RAISE EXCEPTION '% may not speak for others', session_user
+            USING ERRCODE = 'insufficient_privilege', HINT = 'The group outbox_spokesman may.';
+    END IF;
+    RETURN person;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.delegator(named text, groups text[]) IS 'Internal: returns the person whose delegation it is.';
+
+CREATE FUNCTION outbox.groups_of(person text, named text[], approvers jsonb) RETURNS text[]
+    LANGUAGE sql
+    AS $$
+    SELECT coalesce(array_agg(g.name ORDER BY g.name), '{}') FROM jsonb_object_keys(approvers) AS g (name)
+    WHERE g.name = ANY (coalesce(named, outbox.roles_of(person)));
+$$;
+
+COMMENT ON FUNCTION outbox.groups_of(person text, named text[], approvers jsonb) IS 'Internal: returns the approvers that a person counts for.';
 
 CREATE FUNCTION outbox.inbox_forget(days double precision) RETURNS TABLE(child text, emptied boolean)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -738,6 +1071,52 @@ $$;
 
 COMMENT ON FUNCTION outbox.limit_take(worker integer, of_pipeline text, of_stage text, partitions text[], quotas integer[], quota integer, careful uuid) IS 'Internal: takes ready jobs of these partitions for a worker.';
 
+CREATE FUNCTION outbox.link_use(link uuid, decision text, reason text DEFAULT NULL::text, edit jsonb DEFAULT NULL::jsonb, shown text DEFAULT NULL::text, about jsonb DEFAULT NULL::jsonb) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    asked  outbox.approvals;
+    used   outbox.approval_links;
+    status text;
+    why    text;
+BEGIN
+    SELECT a.* INTO asked FROM outbox.approval_links AS l JOIN outbox.approvals AS a ON a.id = l.approval_id WHERE l.id = link;
+    -- The workflow first, as everywhere.
+    SELECT w.current_status INTO status FROM outbox.workflow_states AS w WHERE w.id = asked.workflow_id FOR NO KEY UPDATE;
+    SELECT * INTO used FROM outbox.approval_links AS l WHERE l.id = link FOR UPDATE;
+    why := CASE WHEN used.id IS NULL THEN 'unknown' WHEN used.decision <> link_use.decision THEN 'used'
+                WHEN used.decision IS NULL AND used.until <= clock_timestamp() THEN 'expired' END;
+    IF why IS NOT NULL THEN
+        RAISE EXCEPTION 'this link can''t be used: %', CASE why
+            WHEN 'unknown' THEN 'what it was for is gone' WHEN 'used' THEN format('it was used to answer %s', used.decision)
+            ELSE 'its time is over' END
+            USING ERRCODE = 'OB024',
+                  DETAIL = jsonb_build_object('pipeline', asked.pipeline, 'entity_id', asked.entity_id, 'question', asked.id,
+                                              'person', used.person, 'why', why)::text;
+    ELSIF used.decision IS NOT NULL THEN
+        RETURN status;
+    END IF;
+    UPDATE outbox.approval_links AS l SET decision = link_use.decision, used_at = clock_timestamp() WHERE l.id = link;
+    RETURN outbox.decide(asked.pipeline, asked.entity_id, link_use.decision, used.person, link_use.reason, link_use.edit,
+                         link_use.shown, asked.id, used.groups, link_use.about);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.link_use(link uuid, decision text, reason text, edit jsonb, shown text, about jsonb) IS 'Internal: answers the question of a link in the name of its person. The client has checked the signature.';
+
+CREATE FUNCTION outbox.may_speak() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    RETURN has_function_privilege(
+        outbox.session_role()::name, 'outbox.approval_link(text, text, text, timestamptz, uuid, text[])', 'EXECUTE');
+END
+$$;
+
+COMMENT ON FUNCTION outbox.may_speak() IS 'Returns whether the role of the session may speak for other people.';
+
 CREATE FUNCTION outbox.messages_written() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -807,6 +1186,110 @@ CREATE FUNCTION outbox.priority_of(metadata jsonb, path text[]) RETURNS integer
     RETURN CASE jsonb_typeof((metadata #> path)) WHEN 'number'::text THEN (GREATEST(LEAST(((metadata #>> path))::numeric, (2147483647)::numeric), ('-2147483648'::integer)::numeric))::integer WHEN 'boolean'::text THEN (((metadata #>> path))::boolean)::integer ELSE 0 END;
 
 COMMENT ON FUNCTION outbox.priority_of(metadata jsonb, path text[]) IS 'Internal: the priority within a partition that data has.';
+
+CREATE TABLE outbox.workflow_states (
+    id uuid DEFAULT outbox.uuid7() NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    entity_id text NOT NULL COLLATE pg_catalog."C",
+    current_status text NOT NULL COLLATE pg_catalog."C",
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    version bigint DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    updated_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
+)
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
+
+COMMENT ON TABLE outbox.workflow_states IS 'One row for each workflow: an entity on its way through a pipeline. INSERT starts it, UPDATE of current_status moves it.';
+
+COMMENT ON COLUMN outbox.workflow_states.id IS 'Its id, a UUIDv7.';
+
+COMMENT ON COLUMN outbox.workflow_states.pipeline IS 'Its pipeline.';
+
+COMMENT ON COLUMN outbox.workflow_states.entity_id IS 'What it is about; unique within the pipeline.';
+
+COMMENT ON COLUMN outbox.workflow_states.current_status IS 'Where it stands. If an INSERT leaves it out, the pipeline''s initial status.';
+
+COMMENT ON COLUMN outbox.workflow_states.metadata IS 'Its data.';
+
+COMMENT ON COLUMN outbox.workflow_states.version IS 'Moves by one with each change of status or data.';
+
+COMMENT ON COLUMN outbox.workflow_states.created_at IS 'When it started.';
+
+COMMENT ON COLUMN outbox.workflow_states.updated_at IS 'When its status or data last changed.';
+
+CREATE FUNCTION outbox.question_meant(workflow outbox.workflow_states, question uuid, decision text, label text) RETURNS outbox.approvals
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    asked outbox.approvals;
+    ids   uuid[];  -- those that are open
+    told  jsonb := jsonb_build_object('pipeline', workflow.pipeline, 'entity_id', workflow.entity_id);
+BEGIN
+    IF question_meant.question IS NOT NULL THEN
+        SELECT * INTO asked FROM outbox.approvals AS a WHERE a.id = question_meant.question AND a.workflow_id = workflow.id;
+    ELSE
+        ids := ARRAY(SELECT a.id FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id AND a.ended_at IS NULL
+                     ORDER BY a.asked_at, a.id);
+        IF cardinality(ids) > 1 THEN
+            RAISE EXCEPTION 'pipeline "%", entity "%": several questions are open, and it is not said which one is answered',
+                workflow.pipeline, workflow.entity_id
+                USING ERRCODE = 'OB021', DETAIL = (told || jsonb_build_object('questions', ids))::text,
+                      HINT = 'Say which one with question = (--question). Open are: ' || (
+                          SELECT string_agg(format('%s (%s)', a.id, a.question), ', ' ORDER BY a.asked_at, a.id)
+                          FROM outbox.approvals AS a WHERE a.id = ANY (ids));
+        END IF;
+        SELECT * INTO asked FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id
+        ORDER BY a.version DESC, a.ended_at IS NULL DESC, (a.decision, a.decided_by) IS NOT DISTINCT FROM (question_meant.decision, label) DESC,
+                 a.ended_at DESC
+        LIMIT 1;
+    END IF;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": %, it is in %', workflow.pipeline, workflow.entity_id,
+            CASE WHEN question IS NULL THEN 'nothing is asked' ELSE format('it has no question %s', question) END,
+            workflow.current_status
+            USING ERRCODE = 'OB012', DETAIL = (told || jsonb_build_object('status', workflow.current_status))::text,
+                  HINT = 'outbox approvals lists the open questions.';
+    END IF;
+    RETURN asked;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.question_meant(workflow outbox.workflow_states, question uuid, decision text, label text) IS 'Internal: finds the question that an answer is meant for.';
+
+CREATE FUNCTION outbox.quorum_bypassed(asked outbox.approvals, to_status text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'pipeline "%", entity "%": "%" has approvers, whose votes lead to %; a change of the status is none',
+        asked.pipeline, asked.entity_id, asked.question, to_status
+        USING ERRCODE = 'OB020',
+              DETAIL = jsonb_build_object('pipeline', asked.pipeline, 'entity_id', asked.entity_id, 'question', asked.id,
+                                          'approvers', asked.approvers, 'to_status', to_status)::text,
+              HINT = 'Vote with outbox.decide(), or with outbox approve ENTITY. A change to any other status withdraws the question.';
+END
+$$;
+
+COMMENT ON FUNCTION outbox.quorum_bypassed(asked outbox.approvals, to_status text) IS 'Internal: refuses a change of a status that only votes may make.';
+
+CREATE FUNCTION outbox.quorum_reached(question uuid, approvers jsonb, decision text, seen text) RETURNS boolean
+    LANGUAGE sql
+    AS $$
+    WITH needed AS (
+        SELECT g.key AS name, g.value::bigint AS least, 1 << (row_number() OVER (ORDER BY g.key) - 1)::integer AS bit
+        FROM jsonb_each_text(approvers) AS g
+    ), voters AS (
+        SELECT (SELECT bit_or(n.bit) FROM needed AS n WHERE n.name = ANY (v.groups)) AS bits
+        FROM outbox.approval_votes AS v
+        WHERE v.approval_id = question AND v.option = decision AND v.shown = seen
+    )
+    SELECT NOT EXISTS (
+        SELECT FROM generate_series(1, (1 << (SELECT count(*) FROM needed)::integer) - 1) AS s (bits)
+        WHERE (SELECT count(*) FROM voters AS v WHERE v.bits & s.bits <> 0)
+            < (SELECT sum(n.least) FROM needed AS n WHERE n.bit & s.bits <> 0));
+$$;
+
+COMMENT ON FUNCTION outbox.quorum_reached(question uuid, approvers jsonb, decision text, seen text) IS 'Internal: tells whether the votes for an option are enough.';
 
 CREATE FUNCTION outbox.react(ids uuid[], froms text[], tos text[], versions bigint[], actor text, reason text) RETURNS void
     LANGUAGE plpgsql
@@ -882,12 +1365,6 @@ CREATE FUNCTION outbox.reactions_forget(days double precision, most integer) RET
     RETURN outbox.reactions_forget(days, most, NULL::uuid[], '{}'::uuid[]);
 
 COMMENT ON FUNCTION outbox.reactions_forget(days double precision, most integer) IS 'Internal: deletes reactions, as the function with four arguments does.';
-
-CREATE FUNCTION outbox.uuid7() RETURNS uuid
-    LANGUAGE sql PARALLEL RESTRICTED
-    RETURN ((OVERLAY(lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint), 15, '0'::text) PLACING '7'::text FROM 13 FOR 0) || to_hex(((hashint8extended(((random() * ('9007199254740992'::bigint)::double precision))::bigint, (((random() * ('9007199254740992'::bigint)::double precision))::bigint # (pg_backend_pid())::bigint)) & '4611686018427387903'::bigint) | '-9223372036854775808'::bigint))))::uuid;
-
-COMMENT ON FUNCTION outbox.uuid7() IS 'Returns a new UUIDv7, as ids of workflows and messages are.';
 
 CREATE TABLE outbox.messages (
     id bigint NOT NULL,
@@ -1111,6 +1588,21 @@ $$;
 
 COMMENT ON FUNCTION outbox.retry(pipeline text, entity_id text) IS 'Makes a new job for a workflow. Returns false if it has a live job, or if no stage takes its status.';
 
+CREATE FUNCTION outbox.roles_of(login text) RETURNS text[]
+    LANGUAGE sql
+    AS $$
+    WITH RECURSIVE known AS (
+        SELECT r.oid FROM pg_roles AS r WHERE r.rolname = login AND r.rolcanlogin
+        UNION
+        SELECT m.roleid FROM known JOIN pg_auth_members AS m ON m.member = known.oid
+        CROSS JOIN LATERAL (SELECT to_jsonb(m) AS options) AS o  -- Postgres 15 has none of these columns
+        WHERE coalesce((o.options ->> 'inherit_option')::boolean, true) OR coalesce((o.options ->> 'set_option')::boolean, true)
+    )
+    SELECT coalesce(array_agg(r.rolname::text), '{}') FROM known JOIN pg_roles AS r ON r.oid = known.oid;
+$$;
+
+COMMENT ON FUNCTION outbox.roles_of(login text) IS 'Internal: returns a login and the roles that it is in.';
+
 CREATE FUNCTION outbox.session_clean(names text[], vals text[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -1230,6 +1722,15 @@ $$;
 
 COMMENT ON FUNCTION outbox.signals_take(ids uuid[]) IS 'Internal: moves workflows whose signal is there.';
 
+CREATE FUNCTION outbox.spoken_for(named text) RETURNS text
+    LANGUAGE sql
+    AS $$
+    SELECT CASE WHEN outbox.may_speak() THEN coalesce(outbox.actor_named(named), outbox.actor())
+                WHEN coalesce(named, session_user) = session_user THEN session_user END;
+$$;
+
+COMMENT ON FUNCTION outbox.spoken_for(named text) IS 'Internal: returns the person that a session acts as; null: it may not.';
+
 CREATE FUNCTION outbox.start_times_return(of_pipeline text, of_stage text, ids uuid[], start_times double precision[], slack double precision) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1341,6 +1842,82 @@ CREATE FUNCTION outbox.uuid7_time(id uuid) RETURNS timestamp with time zone
 
 COMMENT ON FUNCTION outbox.uuid7_time(id uuid) IS 'Returns when a UUIDv7 was made.';
 
+CREATE FUNCTION outbox.vote_counts(asked outbox.approvals, decision text, person text, groups text[], reason text, seen text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    askers text[] := array_remove(ARRAY[asked.asked_by, asked.asked_login], NULL);
+    short  text[];   -- the groups that need more votes for this option
+    voter  record;   -- the person who counts
+BEGIN
+    IF person = ANY (askers) THEN
+        PERFORM outbox.vote_refused(asked, person, 'who asks doesn''t answer');
+    END IF;
+    DELETE FROM outbox.approval_votes AS v
+    WHERE v.approval_id = asked.id AND (v.cast_by = vote_counts.person OR v.person = vote_counts.person);
+    SELECT array_agg(g.key) INTO short FROM jsonb_each_text(asked.approvers) AS g
+    WHERE g.value::bigint > (SELECT count(*) FROM outbox.approval_votes AS v
+                             WHERE v.approval_id = asked.id AND v.option = decision AND v.shown = seen AND g.key = ANY (v.groups));
+    -- The person, or else one who has delegated to them, rather where a vote is needed.
+    SELECT c.person, c.groups INTO voter
+    FROM (
+        SELECT vote_counts.person, outbox.groups_of(vote_counts.person, vote_counts.groups, asked.approvers) AS groups, 1 AS n
+        UNION ALL
+        SELECT d.from_person, outbox.groups_of(d.from_person, d.groups, asked.approvers), 2
+        FROM outbox.delegations AS d
+        WHERE d.to_person = vote_counts.person AND d.until > clock_timestamp() AND d.from_person <> ALL (askers)
+    ) AS c
+    WHERE c.groups <> '{}'
+      AND NOT EXISTS (SELECT FROM outbox.approval_votes AS v WHERE v.approval_id = asked.id AND v.person = c.person)
+    ORDER BY coalesce(c.groups && short, false) DESC, c.n, c.person
+    LIMIT 1;
+    IF NOT FOUND THEN
+        PERFORM outbox.vote_refused(asked, person, 'neither they nor any who has delegated to them and has not voted is an approver');
+    END IF;
+    INSERT INTO outbox.approval_votes (approval_id, person, cast_by, login, option, groups, shown, reason)
+    VALUES (asked.id, voter.person, vote_counts.person, session_user, decision, voter.groups, seen, vote_counts.reason);
+    UPDATE outbox.approvals AS a
+    SET votes = (SELECT count(*) FROM outbox.approval_votes AS v WHERE v.approval_id = asked.id)
+    WHERE a.id = asked.id;
+    RETURN coalesce(decision = ANY (asked.alone), false)
+        OR outbox.quorum_reached(asked.id, asked.approvers, decision, seen);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.vote_counts(asked outbox.approvals, decision text, person text, groups text[], reason text, seen text) IS 'Internal: counts a vote, and returns whether it decides the question.';
+
+CREATE FUNCTION outbox.vote_refused(asked outbox.approvals, person text, why text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'pipeline "%", entity "%": % may not answer "%": %', asked.pipeline, asked.entity_id, person, asked.question, why
+        USING ERRCODE = 'OB022',
+              DETAIL = jsonb_build_object('pipeline', asked.pipeline, 'entity_id', asked.entity_id, 'question', asked.id,
+                                          'person', person, 'approvers', asked.approvers)::text,
+              HINT = 'Its approvers: ' || (SELECT string_agg(format('%s of %s', g.value, g.key), ', ' ORDER BY g.key)
+                                           FROM jsonb_each_text(asked.approvers) AS g);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.vote_refused(asked outbox.approvals, person text, why text) IS 'Internal: refuses a vote.';
+
+CREATE FUNCTION outbox.voter(asked outbox.approvals, named text, groups text[]) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    person text := outbox.spoken_for(named);
+BEGIN
+    IF person IS NULL THEN
+        PERFORM outbox.vote_refused(asked, named, format('%s may not speak for others (group outbox_spokesman)', session_user));
+    ELSIF groups IS NOT NULL AND NOT outbox.may_speak() THEN
+        PERFORM outbox.vote_refused(asked, person, 'only who may speak for others says which groups somebody is in');
+    END IF;
+    RETURN person;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.voter(asked outbox.approvals, named text, groups text[]) IS 'Internal: returns the person who votes.';
+
 CREATE FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -1436,7 +2013,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.workflow_fill_initial() IS 'Internal: fills in the initial status.';
 
-CREATE FUNCTION outbox.workflow_move(workflow uuid, to_status text, reason text, actor text DEFAULT NULL::text, decision text DEFAULT NULL::text, data jsonb DEFAULT NULL::jsonb) RETURNS void
+CREATE FUNCTION outbox.workflow_move(workflow uuid, to_status text, reason text, actor text DEFAULT NULL::text, data jsonb DEFAULT NULL::jsonb) RETURNS void
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -1446,10 +2023,6 @@ DECLARE
 BEGIN
     PERFORM set_config('outbox.actor', coalesce(actor, actor_before), true),
             set_config('outbox.reason', coalesce(reason, ''), true), set_config('outbox.decision', '', true);
-    IF decision IS NOT NULL THEN
-        UPDATE outbox.approvals AS a SET decision = workflow_move.decision
-        WHERE a.workflow_id = workflow AND a.ended_at IS NULL;
-    END IF;
     UPDATE outbox.workflow_states AS w
     SET current_status = workflow_move.to_status, metadata = coalesce(data, w.metadata)
     WHERE w.id = workflow;
@@ -1458,7 +2031,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION outbox.workflow_move(workflow uuid, to_status text, reason text, actor text, decision text, data jsonb) IS 'Internal: changes a status in the name of an actor and for a reason, for this change only.';
+COMMENT ON FUNCTION outbox.workflow_move(workflow uuid, to_status text, reason text, actor text, data jsonb) IS 'Internal: changes a status in the name of an actor and for a reason, for this change only.';
 
 CREATE FUNCTION outbox.workflow_move_version() RETURNS trigger
     LANGUAGE plpgsql
@@ -1710,7 +2283,7 @@ BEGIN
     DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
     DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
     DELETE FROM outbox.signals AS s WHERE s.workflow_id = ANY (ids);
-    DELETE FROM outbox.approvals AS a WHERE a.workflow_id = ANY (ids);
+    PERFORM outbox.approvals_forget(ids);
     INSERT INTO outbox.status_counts (pipeline, status, workflows)
     SELECT o.pipeline, o.current_status, -count(*) FROM old_rows AS o GROUP BY o.pipeline, o.current_status;
     RETURN NULL;
@@ -1795,81 +2368,52 @@ $$;
 
 COMMENT ON FUNCTION outbox.workflows_started() IS 'Internal: what the start of a workflow does.';
 
-CREATE TABLE outbox.approvals (
+CREATE TABLE outbox.approval_links (
     id uuid DEFAULT outbox.uuid7() NOT NULL,
-    workflow_id uuid NOT NULL,
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    entity_id text NOT NULL COLLATE pg_catalog."C",
-    status text NOT NULL COLLATE pg_catalog."C",
-    version bigint NOT NULL,
-    question text NOT NULL,
-    shown text NOT NULL,
-    options jsonb NOT NULL,
-    assignee text,
-    asked_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    deadline timestamp with time zone,
-    remind_every interval,
-    remind_at timestamp with time zone,
-    reminders integer DEFAULT 0 NOT NULL,
-    ended text,
+    approval_id uuid NOT NULL,
+    person text NOT NULL,
+    groups text[],
+    until timestamp with time zone NOT NULL,
+    made_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    login text DEFAULT SESSION_USER NOT NULL,
     decision text,
-    to_status text COLLATE pg_catalog."C",
-    decided_by text,
-    reason text,
-    edited jsonb,
-    ended_at timestamp with time zone,
-    login text,
-    CONSTRAINT approvals_end_at_once CHECK (((ended IS NULL) = (ended_at IS NULL))),
-    CONSTRAINT approvals_ended_how CHECK ((ended = ANY (ARRAY['decided'::text, 'deadline'::text, 'withdrawn'::text])))
+    used_at timestamp with time zone,
+    CONSTRAINT approval_links_are_used_at_once CHECK (((decision IS NULL) = (used_at IS NULL)))
 );
 
-COMMENT ON TABLE outbox.approvals IS 'Questions to people, and their answers. Open until ended_at.';
+COMMENT ON TABLE outbox.approval_links IS 'Internal: links by which one person answers one question, once.';
 
-COMMENT ON COLUMN outbox.approvals.id IS 'The question''s id.';
+CREATE TABLE outbox.approval_votes (
+    approval_id uuid NOT NULL,
+    person text NOT NULL,
+    cast_by text NOT NULL,
+    login text DEFAULT SESSION_USER NOT NULL,
+    option text NOT NULL,
+    groups text[] NOT NULL,
+    shown text NOT NULL,
+    reason text,
+    voted_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
 
-COMMENT ON COLUMN outbox.approvals.workflow_id IS 'The workflow that waits for it.';
+COMMENT ON TABLE outbox.approval_votes IS 'The votes on questions that have approvers, one for each person.';
 
-COMMENT ON COLUMN outbox.approvals.pipeline IS 'Its pipeline.';
+COMMENT ON COLUMN outbox.approval_votes.approval_id IS 'The question''s id.';
 
-COMMENT ON COLUMN outbox.approvals.entity_id IS 'What it is about.';
+COMMENT ON COLUMN outbox.approval_votes.person IS 'The person who counts.';
 
-COMMENT ON COLUMN outbox.approvals.status IS 'The status in which it waits.';
+COMMENT ON COLUMN outbox.approval_votes.cast_by IS 'Who has voted: that person, or one to whom they have delegated.';
 
-COMMENT ON COLUMN outbox.approvals.version IS 'The workflow''s version when it was asked.';
+COMMENT ON COLUMN outbox.approval_votes.login IS 'The login role that has voted, which may speak for others.';
 
-COMMENT ON COLUMN outbox.approvals.question IS 'The question.';
+COMMENT ON COLUMN outbox.approval_votes.option IS 'The answer.';
 
-COMMENT ON COLUMN outbox.approvals.shown IS 'The hash of the data that it is about; see outbox.shown().';
+COMMENT ON COLUMN outbox.approval_votes.groups IS 'Those of the question''s approvers that the person is in. They count for one of them.';
 
-COMMENT ON COLUMN outbox.approvals.options IS 'The possible answers, each with the status that it leads to.';
+COMMENT ON COLUMN outbox.approval_votes.shown IS 'The hash of the data that the vote is about. It counts while the data is this.';
 
-COMMENT ON COLUMN outbox.approvals.assignee IS 'Who is asked; null: anybody.';
+COMMENT ON COLUMN outbox.approval_votes.reason IS 'Why.';
 
-COMMENT ON COLUMN outbox.approvals.asked_at IS 'When.';
-
-COMMENT ON COLUMN outbox.approvals.deadline IS 'When it is too late to answer.';
-
-COMMENT ON COLUMN outbox.approvals.remind_every IS 'How often it is reminded of.';
-
-COMMENT ON COLUMN outbox.approvals.remind_at IS 'When the next reminder is due.';
-
-COMMENT ON COLUMN outbox.approvals.reminders IS 'How many there were.';
-
-COMMENT ON COLUMN outbox.approvals.ended IS 'How it ended: decided, deadline or withdrawn; null: it is open.';
-
-COMMENT ON COLUMN outbox.approvals.decision IS 'The answer; null if a change by hand fits several options.';
-
-COMMENT ON COLUMN outbox.approvals.to_status IS 'Where the workflow went.';
-
-COMMENT ON COLUMN outbox.approvals.decided_by IS 'Who ended it.';
-
-COMMENT ON COLUMN outbox.approvals.reason IS 'Why.';
-
-COMMENT ON COLUMN outbox.approvals.edited IS 'The data that the answer changed.';
-
-COMMENT ON COLUMN outbox.approvals.ended_at IS 'When it ended.';
-
-COMMENT ON COLUMN outbox.approvals.login IS 'The login role that ended it; null: it is open, or before it was kept.';
+COMMENT ON COLUMN outbox.approval_votes.voted_at IS 'When.';
 
 CREATE TABLE outbox.checkpoints (
     workflow_id uuid NOT NULL,
@@ -1948,6 +2492,33 @@ COMMENT ON COLUMN outbox.dead_jobs.error IS 'Why the last one failed.';
 COMMENT ON COLUMN outbox.dead_jobs.died_at IS 'When.';
 
 COMMENT ON COLUMN outbox.dead_jobs.traceback IS 'The traceback of the last attempt, from the handler down; null if there is none. Cut in the middle if it is long.';
+
+CREATE TABLE outbox.delegations (
+    from_person text NOT NULL,
+    to_person text NOT NULL,
+    until timestamp with time zone NOT NULL,
+    groups text[],
+    reason text,
+    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    login text DEFAULT SESSION_USER NOT NULL,
+    CONSTRAINT delegations_are_to_another CHECK ((from_person <> to_person))
+);
+
+COMMENT ON TABLE outbox.delegations IS 'Who may vote in whose place, and until when. Written by outbox.delegate().';
+
+COMMENT ON COLUMN outbox.delegations.from_person IS 'The person who has delegated, and who counts.';
+
+COMMENT ON COLUMN outbox.delegations.to_person IS 'The person who votes in their place.';
+
+COMMENT ON COLUMN outbox.delegations.until IS 'When it ends.';
+
+COMMENT ON COLUMN outbox.delegations.groups IS 'The groups of the person who has delegated; null: those of the database role of that name.';
+
+COMMENT ON COLUMN outbox.delegations.reason IS 'Why.';
+
+COMMENT ON COLUMN outbox.delegations.since IS 'When it was made.';
+
+COMMENT ON COLUMN outbox.delegations.login IS 'The login role that has made it.';
 
 CREATE TABLE outbox.delivery_attempts (
     consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
@@ -2609,37 +3180,6 @@ COMMENT ON COLUMN outbox.pipelines.deployed_at IS 'When it was last deployed.';
 
 COMMENT ON COLUMN outbox.pipelines.reaction_of IS 'The pipeline whose changes it reacts to; null: it is not a reaction.';
 
-CREATE TABLE outbox.workflow_states (
-    id uuid DEFAULT outbox.uuid7() NOT NULL,
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    entity_id text NOT NULL COLLATE pg_catalog."C",
-    current_status text NOT NULL COLLATE pg_catalog."C",
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    version bigint DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
-    updated_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
-    CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
-)
-WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
-
-COMMENT ON TABLE outbox.workflow_states IS 'One row for each workflow: an entity on its way through a pipeline. INSERT starts it, UPDATE of current_status moves it.';
-
-COMMENT ON COLUMN outbox.workflow_states.id IS 'Its id, a UUIDv7.';
-
-COMMENT ON COLUMN outbox.workflow_states.pipeline IS 'Its pipeline.';
-
-COMMENT ON COLUMN outbox.workflow_states.entity_id IS 'What it is about; unique within the pipeline.';
-
-COMMENT ON COLUMN outbox.workflow_states.current_status IS 'Where it stands. If an INSERT leaves it out, the pipeline''s initial status.';
-
-COMMENT ON COLUMN outbox.workflow_states.metadata IS 'Its data.';
-
-COMMENT ON COLUMN outbox.workflow_states.version IS 'Moves by one with each change of status or data.';
-
-COMMENT ON COLUMN outbox.workflow_states.created_at IS 'When it started.';
-
-COMMENT ON COLUMN outbox.workflow_states.updated_at IS 'When its status or data last changed.';
-
 CREATE VIEW outbox.routed AS
  SELECT w.id AS workflow_id,
     w.pipeline,
@@ -2844,7 +3384,7 @@ CREATE VIEW outbox.waiting AS
     j.deadline AS until,
     (( SELECT jsonb_object_agg(('the answer '::text || o.key), o.value) AS jsonb_object_agg
            FROM jsonb_each_text(a.options) o(key, value)) || jsonb_strip_nulls(jsonb_build_object('its deadline', j.on_deadline))) AS ended_by,
-    jsonb_build_object('assignee', a.assignee, 'reminders', a.reminders) AS details
+    jsonb_build_object('id', a.id, 'name', a.name, 'assignee', a.assignee, 'reminders', a.reminders, 'approvers', a.approvers, 'votes', a.votes) AS details
    FROM (outbox.approvals a
      LEFT JOIN outbox.jobs j ON ((j.workflow_id = a.workflow_id)))
   WHERE (a.ended_at IS NULL)
@@ -3054,6 +3594,15 @@ ALTER TABLE ONLY outbox.jobs ALTER COLUMN id SET DEFAULT nextval('outbox.job_ids
 
 ALTER TABLE ONLY outbox.messages ALTER COLUMN id SET DEFAULT nextval('outbox.message_ids'::regclass);
 
+ALTER TABLE ONLY outbox.approval_links
+    ADD CONSTRAINT approval_links_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.approval_votes
+    ADD CONSTRAINT approval_votes_are_cast_once UNIQUE (approval_id, cast_by);
+
+ALTER TABLE ONLY outbox.approval_votes
+    ADD CONSTRAINT approval_votes_pkey PRIMARY KEY (approval_id, person);
+
 ALTER TABLE ONLY outbox.approvals
     ADD CONSTRAINT approvals_pkey PRIMARY KEY (id);
 
@@ -3065,6 +3614,9 @@ ALTER TABLE ONLY outbox.children
 
 ALTER TABLE ONLY outbox.dead_jobs
     ADD CONSTRAINT dead_jobs_pkey PRIMARY KEY (workflow_id);
+
+ALTER TABLE ONLY outbox.delegations
+    ADD CONSTRAINT delegations_pkey PRIMARY KEY (to_person, from_person);
 
 ALTER TABLE ONLY outbox.delivery_attempts
     ADD CONSTRAINT delivery_attempts_pkey PRIMARY KEY (consumer, message_id);
@@ -3234,9 +3786,15 @@ ALTER TABLE ONLY outbox.workflow_states
 ALTER TABLE ONLY outbox.workflow_states
     ADD CONSTRAINT workflow_states_pkey PRIMARY KEY (id);
 
+CREATE INDEX approval_links_by_question ON outbox.approval_links USING btree (approval_id);
+
 CREATE INDEX approvals_by_workflow ON outbox.approvals USING btree (workflow_id, version);
 
-CREATE UNIQUE INDEX approvals_open ON outbox.approvals USING btree (workflow_id) WHERE (ended_at IS NULL);
+CREATE INDEX approvals_open ON outbox.approvals USING btree (workflow_id) WHERE (ended_at IS NULL);
+
+CREATE UNIQUE INDEX approvals_open_by_name ON outbox.approvals USING btree (workflow_id, name) WHERE ((ended_at IS NULL) AND (name IS NOT NULL));
+
+CREATE INDEX approvals_to_escalate ON outbox.approvals USING btree (escalate_at) WHERE ((ended_at IS NULL) AND (escalate_at IS NOT NULL));
 
 CREATE INDEX approvals_to_remind ON outbox.approvals USING btree (remind_at) WHERE ((ended_at IS NULL) AND (remind_at IS NOT NULL));
 

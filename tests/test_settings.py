@@ -104,7 +104,7 @@ def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("nameless")
 def test_a_user_without_a_name_and_a_home_needs_neither(tmp_path: Path) -> None:
     assert settings.load(tmp_path, dsn="postgresql:///x").dsn == "postgresql:///x"
-    assert options._user_name() == "uid 4242"
+    assert options.user_name() == "uid 4242"
 
 
 @pytest.mark.usefixtures("nameless")

@@ -7,8 +7,9 @@ call, too.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any, overload
+from collections.abc import Collection, Coroutine
+from typing import Any, TypedDict, Unpack, overload
+from uuid import UUID
 
 import psycopg
 
@@ -16,39 +17,97 @@ from .. import documents, texts
 from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
 from ..errors import InvalidInput
+from ..texts import shown as as_shown
 from .execute import Steps, execute
 from .pipelines import PipelineLike, name_of
 
 SQL = statements.load("approvals")
 
 
+class Answer(TypedDict, total=False):
+    """What else there is to say about an answer. Each may be left out, or be None."""
+
+    by: str | None
+    reason: str | None
+    edit: Any
+    about: Any
+    shown: str | None
+    question: UUID | str | None
+    groups: Collection[str] | None
+
+
 @overload
 def decide(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str, *,
-    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
+    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str,
+    **answer: Unpack[Answer],
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def decide(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str, *,
-    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
+    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str,
+    **answer: Unpack[Answer],
 ) -> str: ...  # fmt: skip
 def decide(
-    conn: Any, pipeline: PipelineLike | str, entity_id: str, decision: str, *,
-    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
+    conn: Any, pipeline: PipelineLike | str, entity_id: str, decision: str, **answer: Unpack[Answer]
 ) -> Any:  # fmt: skip
-    """Answers the open question of a workflow in the caller's transaction, and returns the workflow's new status.
+    """Answers a question of a workflow in the caller's transaction, and returns the status that the workflow then has.
 
-    Await it on an async connection. `decision` is one of the question's options. `by` (default: the database role) and
-    `reason` are kept in the history. `edit` becomes the workflow's data; the pipeline validates it, so pass the
-    Pipeline, not its name. `shown` is needed if the data has changed since the question was asked: the hash of the data
-    that the person looked at, as `outbox approvals` lists it.
+    Await it on an async connection. `decision` is one of the question's options. `question` is the id of the question,
+    which is needed if several are open, and is what makes it safe to repeat the call. `by` (default: the session's
+    actor) and `reason` are kept.
 
-    Repeating a decision as the same person is not an error, and changes nothing.
+    `edit` becomes the workflow's data; the pipeline validates it, so pass the Pipeline, not its name. `about` replaces
+    what a question is about that has data of its own. `shown` is needed if the data has changed since the question was
+    asked: the hash of the data that the person looked at, as `outbox approvals` lists it.
+
+    If the question has approvers, the answer is a vote. The status is as before until the last vote that is needed. The
+    person is the login, unless the session's role may speak for others: then it is `by`, and `groups` are the groups
+    that the application knows the person to be in (default: those of the database role of that name).
+
+    Repeating an answer as the same person is not an error, and changes nothing.
 
     Raises InvalidInput before any SQL if a value can't be stored. The database raises NoWorkflow, NothingAsked,
-    TooLate, NoSuchOption and DataChanged; like any error in a transaction, they end it.
+    SeveralAsked, TooLate, NoSuchOption, DataChanged, EditRefused and VoteRefused; like any error in a transaction, they
+    end it.
     """
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    params = {"pipeline": name_of(pipeline), "entity": entity_id, **checked(pipeline, decision, answer)}
+    return execute(conn, _decide(params))
+
+
+@overload
+def approve(
+    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]
+) -> Coroutine[Any, Any, str]: ...
+@overload
+def approve(
+    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]
+) -> str: ...
+def approve(conn: Any, pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]) -> Any:
+    """Answers a question of a workflow with "approve". Parameters, result and errors are those of `decide`."""
+    return decide(conn, pipeline, entity_id, "approve", **answer)
+
+
+@overload
+def reject(
+    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]
+) -> Coroutine[Any, Any, str]: ...
+@overload
+def reject(
+    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]
+) -> str: ...
+def reject(conn: Any, pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]) -> Any:
+    """Answers a question of a workflow with "reject". Parameters, result and errors are those of `decide`."""
+    return decide(conn, pipeline, entity_id, "reject", **answer)
+
+
+def act_as(conn: psycopg.Connection[Any], name: str) -> None:
+    """Names the actor of this transaction: whose an answer without `by` is, if it may be another than the login."""
+    execute(conn, _act_as(name))
+
+
+def checked(pipeline: PipelineLike | str, decision: str, answer: Answer) -> dict[str, Any]:
+    """Returns an answer as parameters of a statement. Raises InvalidInput if a value can't be stored."""
+    by, reason, edit, about = answer.get("by"), answer.get("reason"), answer.get("edit"), answer.get("about")
     for what, text, longest in (
         ("decision", decision, MAX_NAME),
         ("by", by, MAX_NAME),
@@ -56,51 +115,45 @@ def decide(
     ):
         if text is not None:
             texts.check_text(text, what, longest)
-    edited = None
     if edit is not None:
         if isinstance(pipeline, str):
             raise InvalidInput("edit", "is validated by the pipeline: give the Pipeline, not its name")
-        edited = pipeline.dump_readable(edit)
-    params = {"pipeline": name_of(pipeline), "entity": entity_id, "decision": decision, "by": by, "reason": reason}
-    return execute(conn, _decide({**params, "edit": edited, "shown": shown}))
+        edit = pipeline.dump_readable(edit)
+    return {
+        "decision": decision,
+        "by": by,
+        "reason": reason,
+        "edit": edit,
+        "about": None if about is None else documents.dump_any(about, "about"),
+        "shown": answer.get("shown"),
+        "question": question_id(answer.get("question")),
+        "groups": checked_groups(answer.get("groups")),
+    }
 
 
-@overload
-def approve(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, *,
-    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
-) -> Coroutine[Any, Any, str]: ...  # fmt: skip
-@overload
-def approve(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, *,
-    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
-) -> str: ...  # fmt: skip
-def approve(
-    conn: Any, pipeline: PipelineLike | str, entity_id: str, *,
-    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
-) -> Any:  # fmt: skip
-    """Answers the open question of a workflow with "approve". Parameters, result and errors are those of `decide`."""
-    return decide(conn, pipeline, entity_id, "approve", by=by, reason=reason, edit=edit, shown=shown)
+def question_id(question: UUID | str | None) -> UUID | None:
+    """Returns the id of a question. Raises InvalidInput if it isn't one."""
+    if question is None or isinstance(question, UUID):
+        return question
+    try:
+        return UUID(question)
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidInput("question", f"is an id, as outbox approvals lists it, not {as_shown(question)}") from None
 
 
-@overload
-def reject(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, *,
-    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
-) -> Coroutine[Any, Any, str]: ...  # fmt: skip
-@overload
-def reject(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, *,
-    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
-) -> str: ...  # fmt: skip
-def reject(
-    conn: Any, pipeline: PipelineLike | str, entity_id: str, *,
-    by: str | None = None, reason: str | None = None, edit: Any = None, shown: str | None = None,
-) -> Any:  # fmt: skip
-    """Answers the open question of a workflow with "reject". Parameters, result and errors are those of `decide`."""
-    return decide(conn, pipeline, entity_id, "reject", by=by, reason=reason, edit=edit, shown=shown)
+def checked_groups(groups: Collection[str] | None) -> list[str] | None:
+    """Returns the groups of a person. Raises InvalidInput if they can't be stored."""
+    if groups is None:
+        return None
+    if isinstance(groups, str) or not isinstance(groups, Collection):
+        raise InvalidInput("groups", f"must be names, not {as_shown(groups)}")
+    return sorted({texts.check_text(group, "groups", MAX_NAME) for group in groups})
 
 
 def _decide(decision: dict[str, Any]) -> Steps[str]:
     ((status,),) = yield SQL["decide"], decision
     return str(status)
+
+
+def _act_as(name: str) -> Steps[None]:
+    yield SQL["act_as"], {"name": name}

@@ -29,9 +29,10 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
     """Create the schema `outbox`, or update it. Safe to run from anywhere, any number of times.
 
     The role that migrates owns the schema. With --roles, all other roles need less: the groups outbox_submitter,
-    outbox_worker, outbox_viewer, outbox_operator, outbox_relay and outbox_consumer belong to the whole cluster and get
-    their rights in this database. Put login roles into them: GRANT outbox_worker TO shop_worker. Later migrations keep
-    the rights up to date. Creating roles takes CREATEROLE; --roles --sql prints the script for someone who has it.
+    outbox_worker, outbox_viewer, outbox_operator, outbox_relay, outbox_consumer and outbox_spokesman belong to the
+    whole cluster and get their rights in this database. Put login roles into them: GRANT outbox_worker TO shop_worker.
+    Later migrations keep the rights up to date. Creating roles takes CREATEROLE; --roles --sql prints the script for
+    someone who has it.
     """
     if check and roles:
         raise click.UsageError("--check and --roles exclude each other")

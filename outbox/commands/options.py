@@ -40,7 +40,8 @@ def app_option(command: Command) -> Command:
     )(command)
 
 
-def _user_name() -> str:
+def user_name() -> str:
+    """Returns the name of this process's user."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # for example, in a container whose user has no name
@@ -48,7 +49,7 @@ def _user_name() -> str:
 
 
 by_option = click.option(
-    "--by", metavar="NAME", default=_user_name, help="Who makes the change; kept with it. Default: your user name."
+    "--by", metavar="NAME", default=user_name, help="Who makes the change; kept with it. Default: your user name."
 )
 pipeline_option = click.option("--pipeline", metavar="NAME", help="The pipeline, if the entity is in several.")
 of_pipeline_option = click.option("--pipeline", metavar="NAME", help="Only this pipeline.")

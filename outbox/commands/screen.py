@@ -241,17 +241,35 @@ def schedules(rows: Iterable[Row]) -> Table:
     )  # fmt: skip
 
 
-def approvals(rows: Iterable[Row]) -> Table:
-    """Returns the table of `outbox approvals`."""
+def _votes(row: Row) -> str:
+    """Returns which votes an open question has, and which it needs."""
+    if row["approvers"] is None:
+        return ""
+    needed = ", ".join(f"{number} of {group}" for group, number in sorted(row["approvers"].items()))
+    votes = [f"{vote['option']} by {vote['person']}" for vote in row["votes"] if vote["counts"]]
+    return f"{', '.join(votes) or 'none'}; needs {needed}"
+
+
+def approvals(rows: Sequence[Row]) -> Table:
+    """Returns the table of `outbox approvals`: with ids where a workflow has several, and votes if any count."""
     now = datetime.now(UTC)
-    columns = ["pipeline", "entity", "question", "options", "assignee", "asked", "deadline in", "data"]
-    return table(
-        None, columns,
-        [[row["pipeline"], row["entity_id"], row["question"], ", ".join(sorted(row["options"])), row["assignee"],
-          age((now - row["asked_at"]).total_seconds()),
-          age((row["deadline"] - now).total_seconds()) if row["deadline"] else "",
-          f"changed since, now {row['shown']}" if row["changed"] else row["data"]] for row in rows],
-    )  # fmt: skip
+    columns: dict[str, Callable[[Row], Any]] = {
+        "pipeline": lambda row: row["pipeline"],
+        "entity": lambda row: row["entity_id"],
+        "id": lambda row: str(row["id"]),
+        "question": lambda row: row["question"],
+        "options": lambda row: ", ".join(sorted(row["options"])),
+        "assignee": lambda row: row["assignee"],
+        "votes": _votes,
+        "asked": lambda row: age((now - row["asked_at"]).total_seconds()),
+        "deadline in": lambda row: age((row["deadline"] - now).total_seconds()) if row["deadline"] else "",
+        "data": lambda row: f"changed since, now {row['shown']}" if row["changed"] else row["data"],
+    }
+    if len({(row["pipeline"], row["entity_id"]) for row in rows}) == len(rows):
+        del columns["id"]
+    if not any(row["approvers"] for row in rows):
+        del columns["votes"]
+    return table(None, list(columns), [[value(row) for value in columns.values()] for row in rows])
 
 
 def parked(rows: Iterable[Row]) -> Table:

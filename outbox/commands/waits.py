@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -16,7 +16,15 @@ from ..operations import look
 from ..texts import printable
 from . import application, screen
 from .connection import database
-from .options import app_option, by_option, from_json, json_option, limit_option, of_pipeline_option, pipeline_option
+from .options import (
+    app_option,
+    from_json,
+    json_option,
+    limit_option,
+    of_pipeline_option,
+    pipeline_option,
+    user_name,
+)
 
 
 @click.command("approvals")
@@ -45,9 +53,16 @@ def approvals_command(
 def _decision(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options that all decisions have."""
     for option in reversed((
-        by_option,
+        click.option("--question", metavar="ID", type=click.UUID,
+                     help="The question that is answered, as `outbox approvals` lists it, if several are open."),
+        click.option("--by", metavar="NAME",
+                     help="Who decides. Default: your user name; if votes are counted, your login in the database."),
         click.option("--reason", help="The reason, kept in the history."),
         click.option("--edit", metavar="JSON", help="The workflow's new data. Needs --app, whose model validates it."),
+        click.option("--about", metavar="JSON",
+                     help="What replaces the data of a question that has data of its own."),
+        click.option("--group", "groups", metavar="NAME", multiple=True,
+                     help="A group of the person, if you may speak for others. May be repeated."),
         click.option("--shown", metavar="HASH",
                      help="The hash of the data that you looked at, if it has changed since the question was asked."),
         pipeline_option,
@@ -63,7 +78,10 @@ def _decision(command: Callable[..., None]) -> Callable[..., None]:
 @_decision
 @click.pass_obj
 def decide(found: settings.Settings, /, entity: str, option: str, **how: Any) -> None:
-    """Answer the open question of ENTITY with one of its options. The first decision wins."""
+    """Answer an open question of ENTITY with one of its options. The first decision wins.
+
+    If the question has approvers, the answer is a vote. The last one that is needed decides.
+    """
     _decide(found, entity, option, **how)
 
 
@@ -72,7 +90,7 @@ def decide(found: settings.Settings, /, entity: str, option: str, **how: Any) ->
 @_decision
 @click.pass_obj
 def approve(found: settings.Settings, /, entity: str, **how: Any) -> None:
-    """Answer the open question of ENTITY with "approve". The first decision wins."""
+    """Answer an open question of ENTITY with "approve". The first decision wins."""
     _decide(found, entity, "approve", **how)
 
 
@@ -81,7 +99,7 @@ def approve(found: settings.Settings, /, entity: str, **how: Any) -> None:
 @_decision
 @click.pass_obj
 def reject(found: settings.Settings, /, entity: str, **how: Any) -> None:
-    """Answer the open question of ENTITY with "reject". The first decision wins."""
+    """Answer an open question of ENTITY with "reject". The first decision wins."""
     _decide(found, entity, "reject", **how)
 
 
@@ -89,20 +107,25 @@ def _decide(
     found: settings.Settings,
     entity: str,
     option: str,
-    by: str,
-    reason: str | None,
+    by: str | None,
     edit: str | None,
-    shown: str | None,
+    about: str | None,
+    groups: Sequence[str],
     pipeline: str | None,
     app: str | None,
+    **answer: Any,
 ) -> None:
-    edited = from_json(edit, "--edit")
+    edited, replaced = from_json(edit, "--edit"), from_json(about, "--about")
     with database(found) as conn:
         migrations.require(conn)
         name = look.find_one(conn, entity, pipeline)["pipeline"]
         known: Pipeline[Any] | str = name if edit is None else _pipeline(app or found.app, name)
-        status = approvals.decide(conn, known, entity, option, by=by, reason=reason, edit=edited, shown=shown)
-    click.echo(printable(f"{entity}: {option} by {by} -> {status}"))
+        with conn.transaction():
+            approvals.act_as(conn, user_name())
+            status = approvals.decide(
+                conn, known, entity, option, by=by, edit=edited, about=replaced, groups=groups or None, **answer
+            )
+    click.echo(printable(f"{entity}: {option} by {by or user_name()} -> {status}"))
 
 
 def _pipeline(app: str | None, name: str) -> Pipeline[Any]:

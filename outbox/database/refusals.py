@@ -20,7 +20,8 @@ _OURS = re.compile(r"OB\d{3}")
 
 # Fields that JSON can't express; all others are texts or numbers.
 _READ: dict[str, Callable[[Any], Any]] = {
-    "message_id": UUID,
+    **dict.fromkeys(("message_id", "question"), UUID),
+    "questions": lambda ids: tuple(UUID(id) for id in ids),
     "options": tuple,
     **dict.fromkeys(("at", "sent_at", "oldest", "newest"), datetime.fromisoformat),
 }

@@ -198,6 +198,8 @@ class Maintenance:
             self._inflight.wake()
 
     async def _remind(self) -> None:
+        """Passes questions on to their next assignee, and reminds the present ones."""
+        await self._apart.run(SQL["approvals_escalate"], SQL["approvals_to_escalate"], "approval", _EACH)
         await self._apart.run(SQL["approvals_remind"], SQL["approvals_to_remind"], "approval", _EACH)
 
     async def _bury(self, missing: Sequence[int], late: bool) -> bool:

@@ -361,7 +361,7 @@ BEGIN
     DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
     DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
     DELETE FROM outbox.signals AS s WHERE s.workflow_id = ANY (ids);
-    DELETE FROM outbox.approvals AS a WHERE a.workflow_id = ANY (ids);
+    PERFORM outbox.approvals_forget(ids);
     INSERT INTO outbox.status_counts (pipeline, status, workflows)
     SELECT o.pipeline, o.current_status, -count(*) FROM old_rows AS o GROUP BY o.pipeline, o.current_status;
     RETURN NULL;

@@ -3,10 +3,9 @@
 -- and outbox.decide; only those call them.
 
 -- Changes a workflow's status and, unless null, its data. The history tells it by `actor` (null: the actor of this
--- transaction) and `reason`; `decision` is the answer that a person gave to the open question, which has it in its row:
--- sessions could set a setting themselves. What else the caller's transaction changes is told as before.
+-- transaction) and `reason`. What else the caller's transaction changes is told as before.
 CREATE OR REPLACE FUNCTION outbox.workflow_move(
-    workflow uuid, to_status text, reason text, actor text DEFAULT NULL, decision text DEFAULT NULL, data jsonb DEFAULT NULL
+    workflow uuid, to_status text, reason text, actor text DEFAULT NULL, data jsonb DEFAULT NULL
 ) RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -17,10 +16,6 @@ DECLARE
 BEGIN
     PERFORM set_config('outbox.actor', coalesce(actor, actor_before), true),
             set_config('outbox.reason', coalesce(reason, ''), true), set_config('outbox.decision', '', true);
-    IF decision IS NOT NULL THEN
-        UPDATE outbox.approvals AS a SET decision = workflow_move.decision
-        WHERE a.workflow_id = workflow AND a.ended_at IS NULL;
-    END IF;
     UPDATE outbox.workflow_states AS w
     SET current_status = workflow_move.to_status, metadata = coalesce(data, w.metadata)
     WHERE w.id = workflow;
@@ -28,7 +23,7 @@ BEGIN
             set_config('outbox.decision', decision_before, true);
 END
 $$;
-COMMENT ON FUNCTION outbox.workflow_move(uuid, text, text, text, text, jsonb) IS
+COMMENT ON FUNCTION outbox.workflow_move(uuid, text, text, text, jsonb) IS
     'Internal: changes a status in the name of an actor and for a reason, for this change only.';
 
 -- Gives workflows their deadline: position n of each array is one workflow. A workflow whose stage has a job gets it beside
@@ -122,7 +117,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.waits_end(uuid[], text[], text, text) IS 'Internal: ends the waits of workflows that have moved on.';
-REVOKE EXECUTE ON FUNCTION outbox.workflow_move(uuid, text, text, text, text, jsonb),
+REVOKE EXECUTE ON FUNCTION outbox.workflow_move(uuid, text, text, text, jsonb),
     outbox.deadlines_set(uuid[], timestamptz[], text[]), outbox.timers_begin(jsonb, uuid[]),
     outbox.timeouts_begin(jsonb, uuid[]), outbox.waits_take(uuid[], bigint[], uuid[]), outbox.waits_begin(jsonb, uuid[]),
     outbox.waits_end(uuid[], text[], text, text) FROM PUBLIC;

@@ -1,7 +1,13 @@
 -- Questions to people, and their answers.
 
 -- name: decide
--- Answers the open question of a workflow, and returns the workflow's new status. See the function in
+-- Answers a question of a workflow, and returns the status that the workflow then has. See the function in
 -- sql/functions/approvals.sql.
--- Writes workflow_states, approvals. Locks the workflow. Uses workflow_states_entity_key, approvals_by_workflow.
-SELECT outbox.decide(%(pipeline)s, %(entity)s, %(decision)s, %(by)s, %(reason)s, %(edit)s::text::jsonb, %(shown)s);
+-- Writes workflow_states, approvals, approval_votes. Locks the workflow. Uses workflow_states_entity_key, approvals_open,
+-- approvals_by_workflow, approvals_pkey.
+SELECT outbox.decide(%(pipeline)s, %(entity)s, %(decision)s, %(by)s, %(reason)s, %(edit)s::text::jsonb, %(shown)s, %(question)s,
+                     %(groups)s::text[], %(about)s::text::jsonb);
+
+-- name: act_as
+-- Names the actor of this transaction.
+SELECT set_config('outbox.actor', %(name)s, true);

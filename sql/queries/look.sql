@@ -37,8 +37,8 @@ ORDER BY l.pipeline, l.stage;
 -- name: overdue
 -- Counts workflows whose deadline passed more than a minute ago, a thousand at most.
 -- Reads waiting. Uses approvals_open, jobs_with_deadline, waits_pkey, workflow_states_pkey.
-SELECT o.pipeline, o.status, o.kind, count(*) AS workflows, extract(epoch FROM now() - min(o.until))::float8 AS overdue_seconds
-FROM (SELECT w.pipeline, w.status, w.kind, w.until FROM outbox.waiting AS w
+SELECT o.pipeline, o.status, o.kind, count(DISTINCT o.workflow_id) AS workflows, extract(epoch FROM now() - min(o.until))::float8 AS overdue_seconds
+FROM (SELECT w.workflow_id, w.pipeline, w.status, w.kind, w.until FROM outbox.waiting AS w
       WHERE w.until < now() - interval '1 minute' LIMIT 1000) AS o
 GROUP BY o.pipeline, o.status, o.kind ORDER BY o.pipeline, o.status, o.kind;
 
@@ -93,13 +93,18 @@ SELECT m.id, m.message_id, m.topic, m.key, m.payload, m.headers,
 FROM outbox.messages AS m WHERE m.workflow_id = %(id)s ORDER BY m.id DESC LIMIT %(limit)s;
 
 -- name: approvals_open
--- Returns the open questions, oldest first, each with its data and whether that has changed since the question was
--- asked.
--- Reads approvals, workflow_states. Uses approvals_open, workflow_states_pkey.
-SELECT a.id, a.pipeline, a.entity_id, a.status, a.question, a.options, a.assignee, a.asked_at, a.deadline, a.reminders,
-       w.metadata AS data, outbox.shown(w.metadata) AS shown, outbox.shown(w.metadata) <> a.shown AS changed
+-- Returns the open questions, oldest first, each with its votes, its data and whether that has changed since the question
+-- was asked.
+-- Reads approval_votes, approvals, workflow_states. Uses approval_votes_pkey, approvals_open, workflow_states_pkey.
+SELECT a.id, a.pipeline, a.entity_id, a.status, a.name, a.question, a.options, a.edits_allowed, a.assignee, a.asked_by, a.asked_at,
+       a.deadline, a.reminders, a.approvers,
+       ARRAY(SELECT jsonb_build_object('person', v.person, 'cast_by', v.cast_by, 'option', v.option, 'groups', v.groups,
+                                       'counts', v.shown = outbox.shown(d.data))
+             FROM outbox.approval_votes AS v WHERE v.approval_id = a.id ORDER BY v.voted_at) AS votes,
+       d.data, outbox.shown(d.data) AS shown, outbox.shown(d.data) <> a.shown AS changed
 FROM outbox.approvals AS a
 JOIN outbox.workflow_states AS w ON w.id = a.workflow_id
+CROSS JOIN LATERAL (SELECT CASE WHEN a.own_data THEN coalesce(a.edited, a.data) ELSE w.metadata END AS data) AS d
 WHERE a.ended_at IS NULL
   AND (%(pipeline)s::text IS NULL OR a.pipeline = %(pipeline)s)
   AND (%(assignee)s::text IS NULL OR a.assignee = %(assignee)s)
@@ -109,9 +114,9 @@ LIMIT %(limit)s;
 -- name: approvals_of_workflow
 -- Returns the questions that a workflow has asked, latest first.
 -- Reads approvals. Uses approvals_by_workflow.
-SELECT a.id, a.status, a.version, a.question, a.shown, a.options, a.assignee, a.asked_at, a.deadline, a.reminders, a.ended,
-       a.decision, a.to_status, a.decided_by, a.login, a.reason, a.edited, a.ended_at
-FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version DESC LIMIT %(limit)s;
+SELECT a.id, a.status, a.version, a.name, a.question, a.shown, a.options, a.assignee, a.asked_by, a.stage, a.asked_at, a.deadline,
+       a.reminders, a.approvers, a.votes, a.ended, a.decision, a.to_status, a.decided_by, a.login, a.reason, a.edited, a.ended_at
+FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version DESC, a.id DESC LIMIT %(limit)s;
 
 -- name: signals_of_workflow
 -- Returns the signals sent to a workflow, latest first.

@@ -2,20 +2,23 @@
 
 -- name: maintenance_look
 -- Returns what there is to do, in one query: a worker that has nothing to do asks nothing else. It returns the seconds
--- until the next scheduled job is due, the next deadline passes and the next reminder goes out (null: there is none).
+-- until the next scheduled job is due, the next deadline passes and the next reminder goes out or question is passed on (null:
+-- there is none).
 -- It also returns whether parents have ended before their children, or have not moved after them; the watched workers
 -- whose session lock is not held, because their process has died or is reconnecting; and whether a lease has run out.
 -- With `everything`, which walks over dead rows, it returns whether jobs are held by workers without a row, and whether
 -- jobs of these stages are ready.
 -- Reads approvals, jobs, orphans, pauses, waits, workers. Uses jobs_scheduled, waits_to_join, jobs_with_deadline,
--- approvals_to_remind, jobs_running, jobs_ready_for_claim.
+-- approvals_to_escalate, approvals_to_remind, jobs_running, jobs_ready_for_claim.
 SELECT
     (SELECT extract(epoch FROM min(j.run_at) - coalesce(%(now)s::timestamptz, now()))::float8
      FROM outbox.jobs AS j WHERE j.owner IS NULL AND NOT j.due AND j.stage IS NOT NULL) AS due_in,
     (SELECT extract(epoch FROM min(j.deadline) - coalesce(%(now)s::timestamptz, now()))::float8
      FROM outbox.jobs AS j WHERE j.deadline IS NOT NULL) AS deadline_in,
-    (SELECT extract(epoch FROM min(a.remind_at) - coalesce(%(now)s::timestamptz, now()))::float8
-     FROM outbox.approvals AS a WHERE a.ended_at IS NULL AND a.remind_at IS NOT NULL) AS remind_in,
+    extract(epoch FROM least(
+        (SELECT min(a.remind_at) FROM outbox.approvals AS a WHERE a.ended_at IS NULL AND a.remind_at IS NOT NULL),
+        (SELECT min(a.escalate_at) FROM outbox.approvals AS a WHERE a.ended_at IS NULL AND a.escalate_at IS NOT NULL)
+    ) - coalesce(%(now)s::timestamptz, now()))::float8 AS remind_in,
     EXISTS (SELECT FROM outbox.orphans) AS orphans,
     EXISTS (SELECT FROM outbox.waits AS w WHERE w.children <= 0) AS parents,
     ARRAY(
@@ -165,7 +168,8 @@ WITH parent AS MATERIALIZED (
     LIMIT %(limit)s
     FOR NO KEY UPDATE OF w SKIP LOCKED
 ), me AS MATERIALIZED (
-    SELECT set_config('outbox.actor', 'outbox', true), set_config('outbox.reason', 'its parent has ended', true)
+    SELECT set_config('outbox.actor', 'outbox', true), set_config('outbox.reason', 'its parent has ended', true),
+           set_config('outbox.decision', '(cancelled)', true)
 ), moved AS (
     UPDATE outbox.workflow_states AS w
     SET current_status = child.cancel_to, version = w.version + 1, updated_at = clock_timestamp()
@@ -221,7 +225,7 @@ WITH due AS MATERIALIZED (
 ), sent AS (
     INSERT INTO outbox.messages (topic, key, payload, workflow_id)
     SELECT r.pipeline || '.approval.reminder', r.entity_id,
-           jsonb_build_object('pipeline', r.pipeline, 'entity_id', r.entity_id, 'status', r.status, 'question', r.question,
+           jsonb_build_object('pipeline', r.pipeline, 'entity_id', r.entity_id, 'status', r.status, 'id', r.id, 'question', r.question,
                               'options', (SELECT jsonb_agg(o.key ORDER BY o.key) FROM jsonb_object_keys(r.options) AS o (key)),
                               'assignee', r.assignee, 'asked_at', r.asked_at, 'deadline', r.deadline, 'reminder', r.reminders),
            r.workflow_id
@@ -236,6 +240,42 @@ SELECT a.id::text
 FROM outbox.approvals AS a
 WHERE a.ended_at IS NULL AND a.remind_at <= coalesce(%(now)s::timestamptz, now()) AND a.id <> ALL (%(but)s::uuid[])
 ORDER BY a.remind_at
+LIMIT %(limit)s;
+
+-- name: approvals_escalate
+-- Passes open questions on to another assignee when their time has come, and writes a message for each. Returns how many.
+-- Writes approvals, messages. Locks approvals only, with SKIP LOCKED. Uses approvals_to_escalate, approvals_pkey.
+WITH due AS MATERIALIZED (
+    SELECT a.id, a.assignee
+    FROM outbox.approvals AS a
+    WHERE a.ended_at IS NULL AND a.escalate_at <= coalesce(%(now)s::timestamptz, now())
+      AND (%(only)s::uuid[] IS NULL OR a.id = ANY (%(only)s::uuid[])) AND a.id <> ALL (%(but)s::uuid[])
+    ORDER BY a.escalate_at
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE SKIP LOCKED
+), escalated AS (
+    UPDATE outbox.approvals AS a
+    SET assignee = a.escalate_to, escalate_at = NULL, escalated_at = coalesce(%(now)s::timestamptz, now())
+    FROM due WHERE a.id = due.id
+    RETURNING a.*, due.assignee AS before
+), sent AS (
+    INSERT INTO outbox.messages (topic, key, payload, workflow_id)
+    SELECT e.pipeline || '.approval.escalated', e.entity_id,
+           jsonb_build_object('pipeline', e.pipeline, 'entity_id', e.entity_id, 'status', e.status, 'id', e.id, 'question', e.question,
+                              'options', (SELECT jsonb_agg(o.key ORDER BY o.key) FROM jsonb_object_keys(e.options) AS o (key)),
+                              'assignee', e.assignee, 'before', e.before, 'asked_at', e.asked_at, 'deadline', e.deadline),
+           e.workflow_id
+    FROM escalated AS e
+)
+SELECT count(*) FROM escalated;
+
+-- name: approvals_to_escalate
+-- Returns the questions that approvals_escalate takes.
+-- Reads approvals. Uses approvals_to_escalate.
+SELECT a.id::text
+FROM outbox.approvals AS a
+WHERE a.ended_at IS NULL AND a.escalate_at <= coalesce(%(now)s::timestamptz, now()) AND a.id <> ALL (%(but)s::uuid[])
+ORDER BY a.escalate_at
 LIMIT %(limit)s;
 
 -- name: workers_bury

@@ -9,7 +9,7 @@ WITH standing AS (
     FROM outbox.workflow_states AS w
     WHERE w.pipeline = %(pipeline)s AND w.current_status <> ALL (%(known)s::text[])
 ), waits AS (
-    SELECT s.current_status, w.kind, count(*) AS workflows
+    SELECT s.current_status, w.kind, count(DISTINCT s.id) AS workflows
     FROM standing AS s JOIN outbox.waiting AS w ON w.workflow_id = s.id
     GROUP BY s.current_status, w.kind
 )
@@ -21,7 +21,7 @@ FROM standing AS s GROUP BY s.current_status ORDER BY s.current_status;
 -- name: stranded_waits
 -- Returns the waits that would lead to a status that is not a legal change from where the workflow is.
 -- Reads waiting. Uses workflow_states_pkey.
-SELECT w.status, e.key, e.value, count(*), extract(epoch FROM now() - min(w.since))::float8
+SELECT w.status, e.key, e.value, count(DISTINCT w.workflow_id), extract(epoch FROM now() - min(w.since))::float8
 FROM outbox.waiting AS w
 CROSS JOIN LATERAL jsonb_each_text(w.ended_by) AS e (key, value)
 WHERE w.pipeline = %(pipeline)s AND NOT EXISTS (

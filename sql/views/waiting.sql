@@ -1,6 +1,6 @@
 -- What workflows wait for besides a worker: one row for each open wait, with a section for each kind.
 --
--- A workflow has at most one row of the kinds that handlers return. Its deadline is that of its job, which may come from the
+-- A workflow has one row of the kinds that handlers return, or one for each of its questions. Its deadline is that of its job, which may come from the
 -- handler or from the pipeline. Each section starts from the table of its kind, by an index where it asks for one workflow
 -- (the key) or for deadlines that have passed (jobs_with_deadline); `since` of the last two is read only if it is asked for.
 CREATE OR REPLACE VIEW outbox.waiting AS
@@ -9,7 +9,8 @@ SELECT a.workflow_id, a.pipeline, a.entity_id, a.status, 'approval' AS kind, a.q
        j.deadline AS until,
        (SELECT jsonb_object_agg('the answer ' || o.key, o.value) FROM jsonb_each_text(a.options) AS o (key, value))
            || jsonb_strip_nulls(jsonb_build_object('its deadline', j.on_deadline)) AS ended_by,
-       jsonb_build_object('assignee', a.assignee, 'reminders', a.reminders) AS details
+       jsonb_build_object('id', a.id, 'name', a.name, 'assignee', a.assignee, 'reminders', a.reminders,
+                          'approvers', a.approvers, 'votes', a.votes) AS details
 FROM outbox.approvals AS a
 LEFT JOIN outbox.jobs AS j ON j.workflow_id = a.workflow_id
 WHERE a.ended_at IS NULL

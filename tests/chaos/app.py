@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 from pydantic import BaseModel
 
-from outbox import Backoff, Go, Pipeline, Reject, Retry, Run, WaitForApproval
+from outbox import Backoff, Go, Pipeline, Question, Reject, Retry, Run, WaitForApproval
 from outbox.database import killpoints
 
 from .history import Rules, Stage
@@ -109,6 +109,12 @@ async def check(run: Run[Data]) -> Data:
     return Data(seen=run.data.seen + 1, customer=random.randrange(4))
 
 
+OPTIONS = {"approve": "APPROVED", "reject": "REJECTED"}
+GROUP = "clients"
+ONE = Question("Is it fine?", options=OPTIONS)
+VOTED = Question("Do two say so?", options=OPTIONS, approvers={GROUP: 2})
+
+
 @chaos.stage(
     "decide", on="CHECKED", to={"REVIEW", "APPROVED"}, retry=retry(12), timeout=5, concurrency=1,
     partition=lambda d: d.customer, total_concurrency=3, priority="seen",
@@ -122,7 +128,8 @@ def decide(run: Run[Data]) -> Go[Data] | WaitForApproval[Data]:
     if random.random() > 0.3:
         return Go("APPROVED")
     within = timedelta(seconds=random.uniform(0.3, 4))
-    return WaitForApproval("Is it fine?", deadline=within, on_deadline="EXPIRED", status="REVIEW", options=OPTIONS)
+    asked = random.choice([[ONE], [VOTED], [ONE, VOTED], [ONE, ONE]])
+    return WaitForApproval(questions=asked, first={"reject"}, deadline=within, on_deadline="EXPIRED", status="REVIEW")
 
 
 async def act(run: Run[Data]) -> None:
@@ -154,7 +161,6 @@ async def notify(run: Run[Data]) -> None:
     run.publish("chaos.done", {"entity": run.entity_id})
 
 
-OPTIONS = {"approve": "APPROVED", "reject": "REJECTED"}
 BY_HAND = {
     "REVIEW": {"APPROVED", "REJECTED"},
     "CHECKED": {"CANCELLED"},

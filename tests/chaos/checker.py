@@ -3,7 +3,7 @@
 Four independent witnesses must tell the same story. A call that was never answered may have happened or not.
 
 lost · phantom · illegal change · resurrection · zombie write · two holders · free put-back · too many · too early ·
-torn commit · effect twice · marked early · inversion · stuck · held up
+torn commit · effect twice · marked early · inversion · stuck · held up · miscounted
 """
 
 from __future__ import annotations
@@ -112,12 +112,14 @@ class _Checker:
             id_ = entities.get(call.entity)
             if call.kind == "retry":
                 again[call.entity][call.outcome] += 1
-            elif call.outcome != "ok" or call.client in self.replay.told_by:
+            elif call.outcome != "ok" or call.client in (
+                self.replay.voices if call.kind == "voice" else self.replay.told_by
+            ):
                 pass
             elif id_ is None:
                 self.find("lost", call.entity, f"{call.client} was told {call.said!r}, and there is no workflow")
-            elif call.kind == "change" or call.said != "exists":
-                self.find("lost", id_, f"{call.client} was told {call.said!r}, and there is no such change")
+            elif call.kind != "submit" or call.said != "exists":
+                self.find("lost", id_, f"{call.client} was told {call.said!r}, and there is no such {call.kind}")
         for id_, flow in self.replay.flows.items():
             told = again.get(str(flow.entity), Counter())
             if flow.made_again < told["ok"]:

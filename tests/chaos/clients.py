@@ -18,12 +18,15 @@ import psycopg
 
 from outbox.operations import change
 
-from .app import OPTIONS, Data, chaos
+from .app import GROUP, OPTIONS, Data, chaos
 
 KEYS = 50
 MESSAGE = "INSERT INTO outbox.messages (topic, key, payload, workflow_id) VALUES (%s, %s, %s, %s)"
 REFUSED = {"DONE": "SHIPPED", "REJECTED": "APPROVED", "CANCELLED": "NEW", "REVIEW": "SHIPPED", "CHECKED": "DONE"}
 """Illegal changes, which clients try all the same."""
+
+VOICE = "counted"
+"""What a client notes of an answer that does not move its workflow: a vote, or an answer to one of several questions."""
 
 MINE = """
     SELECT w.id, w.entity_id, w.current_status FROM outbox.workflow_states AS w
@@ -33,7 +36,11 @@ CHANGE = """
     UPDATE outbox.workflow_states SET current_status = %s
     WHERE id = %s AND current_status = %s
 """
-DECIDE = "SELECT outbox.decide('chaos', %s, %s)"
+ASKED = """
+    SELECT a.id, a.asked_by, a.approvers IS NOT NULL FROM outbox.approvals AS a
+    WHERE a.workflow_id = %s AND a.ended_at IS NULL ORDER BY random() LIMIT 1
+"""
+DECIDE = "SELECT outbox.decide('chaos', %s, %s, %s, question => %s, groups => %s)"
 DEAD = "SELECT d.workflow_id, d.entity_id FROM outbox.dead_jobs AS d WHERE d.entity_id = ANY (%s)"
 
 
@@ -112,12 +119,19 @@ class Client:
 
     def deciding(self, id_: Any, entity: str, option: str) -> Any:
         async def do(conn: psycopg.AsyncConnection[Any]) -> str:
+            asked = await (await conn.execute(ASKED, (id_,))).fetchone()
+            if asked is None:
+                raise Failed("nothing is asked any more")
+            question, asker, voted = asked
+            by = asker if voted and self.random.random() < 0.1 else None  # who asks tries it, too
             try:
-                row = await (await conn.execute(DECIDE, (entity, option))).fetchone()
+                row = await (await conn.execute(DECIDE, (entity, option, by, question, [GROUP]))).fetchone()
             except psycopg.DatabaseError as error:
                 if not (error.sqlstate or "").startswith("OB"):
                     raise
                 raise Failed(str(error)) from None
+            if row and row[0] == "REVIEW":
+                return VOICE  # counted, and others are needed
             await conn.execute(MESSAGE, ("chaos.decided", entity, json.dumps({"entity": entity}), id_))
             return f"{option}: {row[0] if row else None}"
 
@@ -168,6 +182,7 @@ class Client:
             said = repr(error)[:200]
             raise
         finally:
+            told["kind"] = "voice" if said == VOICE else kind
             self.note({**told, "outcome": outcome, "ended": time.time(), "said": said})
 
     def note(self, told: dict[str, Any]) -> None:

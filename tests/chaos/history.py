@@ -50,7 +50,7 @@ class Call:
     """A client's call and its answer. Whatever has not provably failed is unknown."""
 
     client: str
-    kind: Literal["submit", "change", "retry"]
+    kind: Literal["submit", "change", "voice", "retry"]  # a voice is an answer that moved nothing
     entity: str
     outcome: Literal["ok", "failed", "unknown"]
     began: float

@@ -191,6 +191,20 @@ MUTANTS: dict[str, Mutant] = {
         (),
         database=(("outbox.workflows_changed", "IF waited IS NOT NULL THEN", "IF false THEN"),),
     ),
+    "vote-counts-twice": Mutant(
+        "a quorum counts each vote twice",
+        frozenset({"miscounted"}),
+        (),
+        database=(("outbox.quorum_reached", "(SELECT count(*) FROM voters", "(SELECT 2 * count(*) FROM voters"),),
+        seconds=8,
+    ),
+    "askers-vote-counts": Mutant(
+        "who asks is one of those who answer",
+        frozenset({"miscounted"}),
+        (),
+        database=(("outbox.vote_counts", "IF person = ANY (askers) THEN", "IF false THEN"),),
+        seconds=8,
+    ),
     "wait-without-a-timeout": Mutant(
         "a wait begins, and its timeout is lost",
         frozenset({"lost", "stuck"}),

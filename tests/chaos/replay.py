@@ -6,6 +6,7 @@ in the two cases in which the clock can only acquit.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -68,6 +69,8 @@ class Replay:
         self.flows: dict[str, Flow] = {}
         self.changes: dict[tuple[str, int], Row] = {}  # history, by workflow and version
         self.told_by: Counter[str] = Counter()  # rows of the history by actor
+        self.votes: dict[str | None, dict[str | None, Row]] = defaultdict(dict)  # by question and person
+        self.voices: set[str] = set()  # whose answer was counted
         self.messages: dict[str, Row] = {}  # in commit order
         self.relays: dict[str, Row] = {}
         self.alive: set[str] = set()
@@ -107,6 +110,8 @@ class Replay:
             ("messages", "insert"): self._message,
             ("approvals", "insert"): lambda row: self._part(str(row["workflow_id"])).asked.append(row),
             ("approvals", "update"): self._answered,
+            ("approval_votes", "insert"): self._voted,
+            ("approval_votes", "delete"): lambda row: self.votes[row["approval_id"]].pop(row["person"], None),
             ("outside", "insert"): self._outside,
             ("inside", "insert"): self._inside,
             ("inbox", "insert"): self._recorded,
@@ -385,7 +390,7 @@ class Replay:
         for row in part.asked:
             if row["status"] not in {after for _, after, _ in part.moves}:
                 self.find("torn commit", id_, f"a question is asked in {row['status']}, to which nothing moved it")
-        ended = {(row["status"], row["to_status"]) for row in part.answered}
+        ended = {(row["status"], row["to_status"]) for row in part.answered if row["to_status"] is not None}
         left = {(before, after) for before, after, _ in part.moves if before in self.timed}
         for status, to in ended - left:
             self.find("torn commit", id_, f"its question in {status} ended with {to}, to which nothing moved it")
@@ -395,6 +400,26 @@ class Replay:
     def _answered(self, row: Row) -> None:
         if row["ended"] is not None and row["edited"] is None:
             self._part(str(row["workflow_id"])).answered.append(row)
+            if row["ended"] == "decided":
+                self._count_votes(row)
+
+    def _voted(self, row: Row) -> None:
+        self.votes[row["approval_id"]][row["person"]] = row
+        self.voices.add(str(row["cast_by"]))
+
+    def _count_votes(self, row: Row) -> None:
+        """Checks that a question with approvers is decided by as many people as it asks for, and not by who asks."""
+        self.voices.add(str(row.get("decided_by")))
+        approvers = json.loads(row.get("approvers") or "null")
+        if approvers is None:
+            return
+        people = {person for person, vote in self.votes[row["id"]].items() if vote["option"] == row["decision"]}
+        if len(people) < sum(approvers.values()) or people & {row["asked_by"], row["asked_login"]}:
+            self.find(
+                "miscounted",
+                str(row["workflow_id"]),
+                f"{sorted(people)} decided what {row['asked_by']} asked of {approvers}",
+            )
 
     def _by_the_clock(self, id_: str, part: Part, before: str | None, after: str) -> None:
         """Checks that a wait ends where its deadline leads, and only after the deadline."""

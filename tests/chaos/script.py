@@ -120,6 +120,25 @@ class Script:
         actor = self.call("change", self.states[id_]["entity_id"], to, outcome, f"to {to}")
         self.change(id_, to, actor, None, [])
 
+    def vote(self, id_: str, *, outcome: str = "ok") -> str:
+        """Votes for "reject", which two people must; the vote moves nothing."""
+        person = self.call("voice", self.states[id_]["entity_id"], "REJECTED", outcome, "counted")
+        self.commit(self.voted(id_, person))
+        return person
+
+    def voted(self, id_: str, person: str) -> Write:
+        return write("approval_votes", "insert", approval_id=id_, person=person, cast_by=person, option="reject")
+
+    def quorum(self, id_: str, *, asked_by: str = "somebody") -> None:
+        """Rejects with the last vote."""
+        self.hand(id_, "REJECTED")
+        person = self.calls[-1].client
+        self.rewrite(
+            "approvals", "update", id=id_, decision="reject", decided_by=person, asked_by=asked_by, asked_login=None,
+            approvers='{"clients": 2}',
+        )  # fmt: skip
+        self._replace(-1, [self.voted(id_, person), *self.transactions[-1].writes])
+
     def change(self, id_: str, to: str, actor: str, job: dict[str, Any] | None, writes: list[Write]) -> None:
         """Does what an UPDATE of a status and its trigger do."""
         before, version = self.move(id_, to)

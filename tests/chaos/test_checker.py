@@ -103,6 +103,14 @@ def test_counts_say_how_much_there_was() -> None:
     }
 
 
+def test_a_quorum_of_as_many_as_are_asked_for_has_no_anomaly() -> None:
+    run = Script()
+    run.through("w", "CHECKED", "REVIEW")
+    run.vote("w")
+    run.quorum("w")
+    assert check(run.end()).anomalies == []
+
+
 def test_an_empty_run_has_no_anomaly() -> None:
     assert check(Script().end()).ok
 
@@ -595,6 +603,25 @@ def a_decision_that_leads_elsewhere(run: Script) -> None:
     run.through("w", "CHECKED", "REVIEW")
     run.hand("w", "REJECTED")
     run.rewrite("approvals", "update", to_status="APPROVED")
+
+
+@broken("miscounted")
+def a_quorum_of_one(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.quorum("w")
+
+
+@broken("miscounted")
+def an_askers_vote(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.quorum("w", asked_by=run.vote("w"))
+
+
+@broken("lost")
+def an_answered_vote_that_was_not_committed(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.vote("w")
+    run.drop("approval_votes")
 
 
 @broken("too early")

@@ -24,12 +24,17 @@ ASKED = """
     FROM outbox.workflow_states
 """
 OPEN = ASKED.format(shown="outbox.shown(metadata)", more="", values="")
+COUNTED = ASKED.format(shown="outbox.shown(metadata)", more=", approvers", values=""", '{"law": 1}'""")
 ENDED = ASKED.format(
     shown="''",
     more=", ended, ended_at, decision, to_status, decided_by",
     values=", 'decided', '2026-01-02 03:04:05+00', 'yes', 'ENRICHED', 'ann'",
 )
+LINKED = """
+    INSERT INTO outbox.approval_links (approval_id, person, until) SELECT id, 'bob', now() FROM outbox.approvals
+"""
 A = {"pipeline": "posts", "entity_id": "a"}
+Q = {**A, "question": ...}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +66,20 @@ A = {"pipeline": "posts", "entity_id": "a"}
         ),
         ("OB014", [OPEN, "SELECT outbox.decide('posts', 'a', 'maybe')"], {**A, "decision": "maybe", "options": ["yes"]}),
         ("OB015", [OPEN, "SELECT outbox.decide('posts', 'a', 'yes', shown => 'x')"], {**A, "shown": ...}),
+        ("OB020", [COUNTED, "DELETE FROM outbox.jobs", f"{MOVE} current_status = 'ENRICHED'"], {**Q, "approvers": {"law": 1}, "to_status": "ENRICHED"}),
+        ("OB021", [OPEN, OPEN, "SELECT outbox.decide('posts', 'a', 'yes')"], {**A, "questions": ...}),
+        ("OB022", [COUNTED, "SELECT outbox.decide('posts', 'a', 'yes', 'bob')"], {**Q, "person": "bob", "approvers": {"law": 1}}),
+        ("OB023", [OPEN, "SELECT outbox.decide('posts', 'a', 'yes', about => '1')"], Q),
+        (
+            "OB024",
+            ["SELECT outbox.link_use(outbox.uuid7(), 'yes')"],
+            {"pipeline": None, "entity_id": None, "question": None, "person": None, "why": "unknown"},
+        ),
+        (
+            "OB024",
+            [OPEN, LINKED, "SELECT outbox.link_use(id, 'yes') FROM outbox.approval_links"],
+            {**Q, "person": "bob", "why": "expired"},
+        ),
     ],
 )  # fmt: skip
 def test_an_error_carries_its_data(conn: Conn, code: str, statements: list[str], data: dict[str, Any]) -> None:

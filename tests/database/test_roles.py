@@ -119,8 +119,8 @@ def allowed(conn: Conn, table: str, letter: str, names: list[str]) -> bool:
 
 def printed() -> dict[str, list[str]]:
     """The table of the page: for each of ours the cells of the groups."""
-    found = re.findall(r"^\| `(\w+)` \|((?: [SsIiUuDT]* \|){6})$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    return {name: [cell.strip() for cell in cells.split("|")[:6]] for name, cells in found}
+    found = re.findall(r"^\| `(\w+)` \|((?: [SsIiUuDT]* \|){7})$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name: [cell.strip() for cell in cells.split("|")[: len(GROUPS)]] for name, cells in found}
 
 
 def test_the_page_prints_what_each_group_may_do(groups: None, conn: Conn) -> None:
@@ -523,7 +523,9 @@ def test_two_databases_make_the_groups_at_once_and_any_number_of_times(
             for thread in threads:
                 thread.join(DEADLINE)
             assert failed == []
-            assert value(admin, "SELECT count(*) FROM pg_roles WHERE rolname ~ '^outbox_' AND NOT rolcanlogin") == 6
+            assert value(admin, "SELECT count(*) FROM pg_roles WHERE rolname ~ '^outbox_' AND NOT rolcanlogin") == len(
+                GROUPS
+            )
             for name in names:
                 with psycopg.connect(server.dsn(name), autocommit=True) as conn:
                     forget_groups_here(conn)

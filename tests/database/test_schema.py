@@ -18,10 +18,10 @@ Conn = psycopg.Connection[Any]
 
 # What design.md, README and docs name for users to read, write or call.
 PUBLIC = {
-    "approvals", "checkpoints", "children", "dead_jobs", "delivery_attempts", "inbox", "jobs", "legal_changes", "limits",
+    "approval_votes", "approvals", "checkpoints", "children", "dead_jobs", "delegations", "delivery_attempts", "inbox", "jobs", "legal_changes", "limits",
     "messages", "overview", "parked_deliveries", "parked_messages", "pauses", "pipelines", "routes", "schedules",
     "schema_migrations", "signals", "stages", "state_changes", "waiting", "workers", "workflow_states",
-    "actor", "commit_waits", "decide", "inbox_forget", "inbox_oldest", "is_worker", "retry", "shown", "uuid7", "uuid7_time",
+    "actor", "commit_waits", "decide", "delegate", "delegation_end", "inbox_forget", "inbox_oldest", "is_worker", "may_speak", "retry", "shown", "uuid7", "uuid7_time",
 }  # fmt: skip
 # By the contract, these columns are public.
 COLUMNS = {

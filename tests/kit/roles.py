@@ -13,7 +13,7 @@ from kit.databases import OWNER
 Conn = psycopg.Connection[Any]
 As = Callable[..., Conn]
 
-GROUPS = ("submitter", "worker", "viewer", "operator", "relay", "consumer")
+GROUPS = ("submitter", "worker", "viewer", "operator", "relay", "consumer", "spokesman")
 
 
 def dsn_as(name: str, dsn: str) -> str:
