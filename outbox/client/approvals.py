@@ -8,7 +8,7 @@ call, too.
 from __future__ import annotations
 
 from collections.abc import Collection, Coroutine
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, TypedDict, overload
 from uuid import UUID
 
 import psycopg
@@ -38,16 +38,20 @@ class Answer(TypedDict, total=False):
 
 @overload
 def decide(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str,
-    **answer: Unpack[Answer],
+    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
+    question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def decide(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str,
-    **answer: Unpack[Answer],
+    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
+    question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> str: ...  # fmt: skip
 def decide(
-    conn: Any, pipeline: PipelineLike | str, entity_id: str, decision: str, **answer: Unpack[Answer]
+    conn: Any, pipeline: PipelineLike | str, entity_id: str, decision: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
+    question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> Any:  # fmt: skip
     """Answers a question of a workflow in the caller's transaction, and returns the status that the workflow then has.
 
@@ -70,34 +74,60 @@ def decide(
     end it.
     """
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    answer: Answer = {
+        "by": by, "reason": reason, "edit": edit, "about": about, "shown": shown,
+        "question": question, "groups": groups,
+    }  # fmt: skip
     params = {"pipeline": name_of(pipeline), "entity": entity_id, **checked(pipeline, decision, answer)}
     return execute(conn, _decide(params))
 
 
 @overload
 def approve(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]
-) -> Coroutine[Any, Any, str]: ...
+    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
+    question: UUID | str | None = None, groups: Collection[str] | None = None,
+) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def approve(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]
-) -> str: ...
-def approve(conn: Any, pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]) -> Any:
+    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
+    question: UUID | str | None = None, groups: Collection[str] | None = None,
+) -> str: ...  # fmt: skip
+def approve(
+    conn: Any, pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
+    question: UUID | str | None = None, groups: Collection[str] | None = None,
+) -> Any:  # fmt: skip
     """Answers a question of a workflow with "approve". Parameters, result and errors are those of `decide`."""
-    return decide(conn, pipeline, entity_id, "approve", **answer)
+    return decide(
+        conn, pipeline, entity_id, "approve", by=by, reason=reason, edit=edit, about=about, shown=shown,
+        question=question, groups=groups,
+    )  # fmt: skip
 
 
 @overload
 def reject(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]
-) -> Coroutine[Any, Any, str]: ...
+    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
+    question: UUID | str | None = None, groups: Collection[str] | None = None,
+) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def reject(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]
-) -> str: ...
-def reject(conn: Any, pipeline: PipelineLike | str, entity_id: str, **answer: Unpack[Answer]) -> Any:
+    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
+    question: UUID | str | None = None, groups: Collection[str] | None = None,
+) -> str: ...  # fmt: skip
+def reject(
+    conn: Any, pipeline: PipelineLike | str, entity_id: str, *,
+    by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
+    question: UUID | str | None = None, groups: Collection[str] | None = None,
+) -> Any:  # fmt: skip
     """Answers a question of a workflow with "reject". Parameters, result and errors are those of `decide`."""
-    return decide(conn, pipeline, entity_id, "reject", **answer)
+    return decide(
+        conn, pipeline, entity_id, "reject", by=by, reason=reason, edit=edit, about=about, shown=shown,
+        question=question, groups=groups,
+    )  # fmt: skip
 
 
 def act_as(conn: psycopg.Connection[Any], name: str) -> None:
