@@ -7,7 +7,7 @@ OutboxError
 ├── EmbeddedUnavailable     no DSN was given, and the bundled Postgres can't be started
 ├── SchemaError             the database's schema is missing, or is older or newer than this code
 ├── NotDeployed             the database doesn't have the pipeline as this code has it
-├── Stranded                a deploy would leave workflows in a status that the new version doesn't know
+├── Stranded                a deploy would leave workflows without a way on, or end what they wait for
 ├── NotFound                there is no such workflow, dead job, stage, relay or pipeline
 ├── HandlerError            a handler returned a value that is not an outcome, or ended the engine's transaction
 │   └── TooNewData          a workflow's data was stored by newer code than this
@@ -36,6 +36,7 @@ OutboxError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -78,16 +79,17 @@ class NotDeployed(OutboxError):
 
 
 class Stranded(OutboxError):
-    """A deploy was refused. `workflows` maps each status that would be unknown to the number of workflows in it."""
+    """A deploy was refused, because it would leave workflows without a way on, or end what they wait for.
 
-    def __init__(self, pipeline: str, workflows: dict[str, int]) -> None:
-        listed = ", ".join(f"{status}: {count}" for status, count in sorted(workflows.items()))
-        super().__init__(
-            f'pipeline "{pipeline}": workflows stand in statuses that this version no longer knows ({listed}). '
-            "Keep these statuses, or move the workflows on first; nothing was changed."
-        )
+    `problems` says in words which workflows, and what to do. `workflows` maps the statuses in which they are to their
+    number.
+    """
+
+    def __init__(self, pipeline: str, workflows: dict[str, int], problems: Sequence[str]) -> None:
+        super().__init__(f'pipeline "{pipeline}": {"; ".join(problems)}. Nothing was changed.')
         self.pipeline = pipeline
         self.workflows = workflows
+        self.problems = tuple(problems)
 
 
 class NotFound(OutboxError, LookupError):

@@ -2594,7 +2594,11 @@ CREATE TABLE outbox.pipelines (
     initial_status text NOT NULL COLLATE pg_catalog."C",
     definition jsonb DEFAULT '{}'::jsonb NOT NULL,
     deployed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    reaction_of text COLLATE pg_catalog."C"
+    reaction_of text COLLATE pg_catalog."C",
+    cancelled text COLLATE pg_catalog."C",
+    plain integer,
+    renaming jsonb,
+    CONSTRAINT pipelines_plain_is_a_version CHECK (((plain >= 1) AND (plain <= 10000)))
 );
 
 COMMENT ON TABLE outbox.pipelines IS 'The pipelines that are deployed.';
@@ -2608,6 +2612,12 @@ COMMENT ON COLUMN outbox.pipelines.definition IS 'Internal: the definition as it
 COMMENT ON COLUMN outbox.pipelines.deployed_at IS 'When it was last deployed.';
 
 COMMENT ON COLUMN outbox.pipelines.reaction_of IS 'The pipeline whose changes it reacts to; null: it is not a reaction.';
+
+COMMENT ON COLUMN outbox.pipelines.cancelled IS 'The status to which a workflow may be cancelled from any that is not final; null: it can''t be cancelled.';
+
+COMMENT ON COLUMN outbox.pipelines.plain IS 'The version of the data that is written without $version, by programs other than Outbox; null: 1, or no version is told.';
+
+COMMENT ON COLUMN outbox.pipelines.renaming IS 'Internal: the statuses that the deploy of this transaction renames.';
 
 CREATE TABLE outbox.workflow_states (
     id uuid DEFAULT outbox.uuid7() NOT NULL,

@@ -67,12 +67,14 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
     "--check", is_flag=True, help="Say what would change; exit 1 if workflows would be stranded. Changes nothing."
 )
 @click.option("--all", "every", is_flag=True, help="With --check: validate the data of all workflows, not of a sample.")
+@click.option("--end-waits", is_flag=True, help="End waits in statuses that a stage takes from now on.")
 @click.pass_obj
-def deploy_command(found: settings.Settings, app: str | None, check: bool, every: bool) -> None:
+def deploy_command(found: settings.Settings, app: str | None, check: bool, every: bool, end_waits: bool) -> None:
     """Write a pipeline's statuses, legal changes, routes and schedules into the database.
 
-    Refused, with a list, if workflows are in a status that the new version no longer knows. --check also lists the
-    workflows that wait for what could no longer happen, and those whose stored data the new code can't read.
+    Refused, with a list, if workflows are in a status that the new version no longer knows, wait for a change that it
+    no longer allows, or wait in a status that a stage would take. --check also lists the workflows whose stored data
+    the new code can't read.
     """
     if every and not check:
         raise click.UsageError("--all needs --check")
@@ -85,7 +87,7 @@ def deploy_command(found: settings.Settings, app: str | None, check: bool, every
                 for line in _stranded(conn, pipeline, every):
                     click.echo(f"{pipeline.name}: {printable(line)}")
                     stranded = True
-            lines = deploy.check(conn, pipeline) if check else deploy.deploy(conn, pipeline)
+            lines = (deploy.check if check else deploy.deploy)(conn, pipeline, end_waits=end_waits)
             for line in lines:
                 click.echo(f"{pipeline.name}: {printable(line)}")
             if not lines:

@@ -60,6 +60,7 @@ class Pipeline(Generic[Data]):
         self.schedules: dict[str, schedule.Schedule] = {}
         self.reactions: dict[str, Pipeline[Change]] = {}
         self.reaction_of: str | None = None
+        self.taken_over: set[str] = set()
         self._routes = Routes(self.name, self.initial, self.final)
         self._data = DataType(name, data, version)
 
@@ -132,6 +133,14 @@ class Pipeline(Generic[Data]):
     def allow(self, status: str, *, to: str | Iterable[str]) -> None:
         """Makes the changes from `status` to each of `to` legal, for people and other systems."""
         self._routes.allow(status, targets(to, "allow: to="))
+
+    def take_over(self, *statuses: str) -> None:
+        """Lets stages of this version end the waits of workflows that wait in these statuses when it is deployed.
+
+        Questions are withdrawn, and signals and children no longer awaited. Deadlines stay. Without this, such a deploy
+        is refused.
+        """
+        self.taken_over |= {check_name(status, "take_over: status") for status in statuses}
 
     def deadline(
         self, status: str, *, to: str, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
