@@ -18,7 +18,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from ..database import session, statements, turn
-from . import stranded, transition
+from . import rename, stranded, transition
 from .deployed import Definition
 from .limits import Limits, Path
 from .pipeline import Pipeline
@@ -34,7 +34,7 @@ def check(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], *, end_waits: 
     """Returns what `deploy` would change, in words. Raises Stranded if `deploy` would be refused."""
     lines = _of_reactions(pipeline, lambda reaction: check(conn, reaction))
     step = _step(conn, pipeline)
-    return [*lines, *step.old.changes_to(step.new), *stranded.refuse(conn, pipeline, step, end_waits=end_waits)]
+    return [*lines, *step.changes(), *stranded.refuse(conn, pipeline, step, end_waits=end_waits)]
 
 
 def _step(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> transition.Transition:
@@ -43,7 +43,9 @@ def _step(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> transition.
     Raises DefinitionError for what only the whole definition shows to be wrong.
     """
     transition.check(pipeline)
-    return transition.Transition(Definition.read(conn, pipeline.name), Definition.of(pipeline), {})
+    return transition.Transition(
+        Definition.read(conn, pipeline.name), Definition.of(pipeline), rename.resolve(pipeline)
+    )
 
 
 def _of_reactions(pipeline: Pipeline[Any], do: Callable[[Pipeline[Any]], list[str]]) -> list[str]:
@@ -69,7 +71,7 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], *, end_waits:
             return lines
         _lock_table(conn)
         step = _step(conn, pipeline)
-        lines += [*step.old.changes_to(step.new), *stranded.refuse(conn, pipeline, step, end_waits=end_waits)]
+        lines += [*step.changes(), *stranded.refuse(conn, pipeline, step, end_waits=end_waits)]
         for statement, params in (*_writes(pipeline, step.old, step.new), *_moves(pipeline, step)):
             conn.execute(statement, params)
         _write_schedules(conn, pipeline, step.old)
@@ -163,6 +165,8 @@ def _moves(of: Pipeline[Any], step: transition.Transition) -> Iterator[tuple[byt
     for status, stage in step.taken_over.items():
         yield SQL["questions_end"], {**pipeline, "status": status, "reason": f"stage {stage} takes {status}"}
         yield SQL["waits_end"], {**pipeline, "status": status}
+    if step.renamed:
+        yield from rename.rename(of.name, step.renamed)
     if step.rerouted:
         for name in ("jobs_reroute", "jobs_end_rerouted", "dead_jobs_end_rerouted", "jobs_make_rerouted"):
             yield SQL[name], {**pipeline, "statuses": step.rerouted}

@@ -61,6 +61,7 @@ class Pipeline(Generic[Data]):
         self.reactions: dict[str, Pipeline[Change]] = {}
         self.reaction_of: str | None = None
         self.taken_over: set[str] = set()
+        self.renames: dict[str, str] = {}
         self._routes = Routes(self.name, self.initial, self.final)
         self._data = DataType(name, data, version)
 
@@ -133,6 +134,18 @@ class Pipeline(Generic[Data]):
     def allow(self, status: str, *, to: str | Iterable[str]) -> None:
         """Makes the changes from `status` to each of `to` legal, for people and other systems."""
         self._routes.allow(status, targets(to, "allow: to="))
+
+    def rename(self, old: str, new: str) -> None:
+        """Renames a status of earlier versions when this version is deployed: `new` is what it is called here.
+
+        The workflows in it keep their jobs, questions, waits and deadlines. Their history gets a row with the reason
+        `renamed`. Keep the call for as long as a database may have the old name: a second deploy renames nothing.
+        """
+        check_name(old, "rename: old status")
+        check_name(new, "rename: new status")
+        if self.renames.get(old, new) != new or old == new:
+            raise DefinitionError(f'rename("{old}", "{new}"): it is renamed already, or to itself')
+        self.renames[old] = new
 
     def take_over(self, *statuses: str) -> None:
         """Lets stages of this version end the waits of workflows that wait in these statuses when it is deployed.

@@ -31,6 +31,13 @@ class Transition:
     new: Definition
     renames: Mapping[str, str]
 
+    def changes(self) -> list[str]:
+        """Returns in words what a deploy would change. Empty if nothing."""
+        renamed = self.renamed
+        lines = [f"status {old} is renamed to {now}" for old, now in renamed.items()]
+        gone = {f"status {old} is removed" for old in renamed}
+        return [*lines, *(line for line in self.old.changes_to(self.new) if line not in gone)]
+
     def now(self, status: str) -> str:
         """Returns what a status is called after the deploy."""
         return self.renames.get(status, status)

@@ -231,8 +231,11 @@ BEGIN
         RETURN NULL;
     END IF;
 
-    -- 2. Refuse what is unknown or illegal.
+    -- 2. Refuse what is unknown or illegal. The renames of a deploy look like it.
     IF unknown IS NOT NULL OR illegal IS NOT NULL THEN
+        IF outbox.workflows_renamed(ids, pipelines, froms, tos, versions, actor) THEN
+            RETURN NULL;
+        END IF;
         n := array_position(ids, coalesce(unknown, illegal));
         RAISE EXCEPTION '%: pipeline "%", entity "%", from "%" to "%"',
             CASE WHEN unknown IS NULL THEN 'illegal change' ELSE 'unknown status' END, pipelines[n],
