@@ -31,7 +31,10 @@ OutboxError
     ├── NothingAsked        OB012: a decision is for a workflow that has asked no question
     ├── TooLate             OB013: a decision came after the question had ended
     ├── NoSuchOption        OB014: a decision isn't one of the question's options
-    └── DataChanged         OB015: the data has changed since it was shown to the person who decides
+    ├── DataChanged         OB015: the data has changed since it was shown to the person who decides
+    ├── OlderVersion        OB030: an UPDATE names a version of the workflow that is older than the table's
+    ├── PipelineInUse       OB031: a pipeline was deleted that has workflows
+    └── NotCancellable      OB032: a workflow was to be cancelled whose pipeline has no status for that
 """
 
 from __future__ import annotations
@@ -312,3 +315,35 @@ class DataChanged(Refused):
     pipeline: str | None = None
     entity_id: str | None = None
     shown: str | None = None
+
+
+class OlderVersion(Refused):
+    """An UPDATE names an older `version` of a workflow than the table has: its row was read before another change.
+
+    Read the row again, and repeat the change. `version` is the table's, `older` the one that the UPDATE names.
+    """
+
+    sqlstate = "OB030"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    version: int | None = None
+    older: int | None = None
+
+
+class PipelineInUse(Refused):
+    """A pipeline was deleted that has workflows. Drop it with them: `outbox drop PIPELINE --with-workflows`."""
+
+    sqlstate = "OB031"
+    pipeline: str | None = None
+
+
+class NotCancellable(Refused):
+    """A workflow in `status` was to be cancelled, and its pipeline has no status for that.
+
+    Name one with `Pipeline(…, cancelled="CANCELLED")` and deploy.
+    """
+
+    sqlstate = "OB032"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    status: str | None = None

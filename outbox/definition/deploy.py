@@ -32,17 +32,14 @@ wait, too. So the deploy pauses between tries for as long as the try lasted, and
 
 def check(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], *, end_waits: bool = False) -> list[str]:
     """Returns what `deploy` would change, in words. Raises Stranded if `deploy` would be refused."""
+    transition.check(pipeline)
     lines = _of_reactions(pipeline, lambda reaction: check(conn, reaction))
     step = _step(conn, pipeline)
     return [*lines, *step.changes(), *stranded.refuse(conn, pipeline, step, end_waits=end_waits)]
 
 
 def _step(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> transition.Transition:
-    """Returns the step from the deployed definition to the one in the code.
-
-    Raises DefinitionError for what only the whole definition shows to be wrong.
-    """
-    transition.check(pipeline)
+    """Returns the step from the deployed definition to the one in the code."""
     return transition.Transition(
         Definition.read(conn, pipeline.name), Definition.of(pipeline), rename.resolve(pipeline)
     )
@@ -58,11 +55,13 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], *, end_waits:
 
     A stage that takes a status in which workflows wait ends their waits if the pipeline says so with `take_over`, or
     with `end_waits`. Otherwise that raises Stranded, and changes nothing. So does a definition that no longer knows a
-    status in which workflows are, or no longer allows a change that a wait leads to.
+    status in which workflows are, or no longer allows a change that a wait leads to. Raises DefinitionError for what
+    only the whole definition shows to be wrong.
 
     Waits about five seconds for open transactions that have changed workflows, and as long for a running tick of a
     schedule that changes, and then raises psycopg's LockNotAvailable.
     """
+    transition.check(pipeline)
     with session.transaction(conn):
         changing = lock_schedules(conn, [pipeline])
         lines = _of_reactions(pipeline, lambda reaction: deploy(conn, reaction))
@@ -93,11 +92,25 @@ def lock_schedules(conn: psycopg.Connection[Any], pipelines: Iterable[Pipeline[A
         if old.changes_to(new):
             changing = True
             changed = [name for name, how in old.schedules.items() if new.schedules.get(name) != how]
-            with _told("another deploy, or a tick of a schedule that changes, is still running"):
-                turn.take(conn, "deploy", give_up=True)
-                with turn.patience(conn, turn.PATIENCE):
-                    conn.execute(SQL["schedules_lock"], {"pipeline": pipeline.name, "schedules": changed})
+            _lock_schedules(conn, pipeline.name, changed)
     return changing
+
+
+def lock_to_write(conn: psycopg.Connection[Any], pipelines: Iterable[str]) -> None:
+    """Takes all locks with which a pipeline can be written or deleted: on its schedules, and on the table of workflows.
+
+    Waits as long as a deploy does, and then raises psycopg's LockNotAvailable.
+    """
+    for pipeline in pipelines:
+        _lock_schedules(conn, pipeline, None)
+    _lock_table(conn)
+
+
+def _lock_schedules(conn: psycopg.Connection[Any], pipeline: str, schedules: list[str] | None) -> None:
+    with _told("another deploy, or a tick of a schedule that changes, is still running"):
+        turn.take(conn, "deploy", give_up=True)
+        with turn.patience(conn, turn.PATIENCE):
+            conn.execute(SQL["schedules_lock"], {"pipeline": pipeline, "schedules": schedules})
 
 
 def _lock_table(conn: psycopg.Connection[Any]) -> None:
@@ -119,7 +132,7 @@ def _told(why: str) -> Iterator[None]:
     try:
         yield
     except psycopg.errors.LockNotAvailable as error:
-        raise psycopg.errors.LockNotAvailable(f"nothing was deployed: {why}. Deploy again when it has ended") from error
+        raise psycopg.errors.LockNotAvailable(f"nothing was written: {why}. Try again when it has ended") from error
 
 
 def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -127,7 +140,14 @@ def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tup
     definition = json.dumps({"statuses": sorted(new.routes), "stages": sorted(new.attempts)})
     yield (
         SQL["pipeline_write"],
-        {**pipeline, "initial": new.initial, "definition": definition, "reaction_of": of.reaction_of},
+        {
+            **pipeline,
+            "initial": new.initial,
+            "definition": definition,
+            "reaction_of": of.reaction_of,
+            "cancelled": new.cancelled,
+            "plain": new.plain,
+        },
     )
     yield SQL["routes_clear"], pipeline
     stages, running, final, deadlines, on_deadline, reactions, partitions, priorities = zip(

@@ -37,5 +37,14 @@ def resolve(pipeline: Pipeline[Any]) -> dict[str, str]:
 def rename(pipeline: str, renamed: Mapping[str, str]) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yields the statements that rename statuses of a pipeline whose new routes have been written."""
     params = {"pipeline": pipeline, "names": json.dumps(renamed), "olds": list(renamed)}
-    for name in SQL:
+    for name in (
+        "renaming_begins",
+        "questions_rename",
+        "deadlines_rename",
+        "waits_rename",
+        "failures_rename",
+        "cancellations_rename",
+        "workflows_rename",
+        "renaming_ends",
+    ):
         yield SQL[name], params

@@ -17,6 +17,7 @@ from .routes import Route
 
 def check(pipeline: Pipeline[Any]) -> None:
     """Raises DefinitionError if what the pipeline says of its deploy doesn't fit the rest of its definition."""
+    pipeline.check_plain()
     routes = pipeline.routes()
     for status in sorted(pipeline.taken_over):
         if (route := routes.get(status)) is None or route.stage is None:

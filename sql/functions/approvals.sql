@@ -112,6 +112,7 @@ BEGIN
                   DETAIL = (told || jsonb_build_object('shown', outbox.shown(workflow.metadata)))::text,
                   HINT = 'Look at it again and decide with shown = ' || outbox.shown(workflow.metadata);
     END IF;
+    decide.edit := outbox.data_stamped(decide.edit, outbox.plain_of(decide.pipeline));
     PERFORM outbox.workflow_move(workflow.id, target, decide.reason, actor, decide.decision, decide.edit);
     UPDATE outbox.approvals AS a SET edited = decide.edit WHERE a.id = asked.id AND decide.edit IS NOT NULL;
     RETURN target;

@@ -13,11 +13,11 @@ SELECT outbox.commit_waits();
 -- name: pipeline_write
 -- Writes a pipeline, in place of the deployed one.
 -- Writes pipelines. Uses pipelines_pkey.
-INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of)
-VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s)
+INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of, cancelled, plain)
+VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s, %(cancelled)s, %(plain)s)
 ON CONFLICT (pipeline) DO UPDATE
 SET initial_status = excluded.initial_status, definition = excluded.definition, reaction_of = excluded.reaction_of,
-    deployed_at = clock_timestamp();
+    cancelled = excluded.cancelled, plain = excluded.plain, deployed_at = clock_timestamp();
 
 -- name: routes_clear
 -- Deletes the routes of a pipeline.
@@ -152,11 +152,12 @@ WHERE r.pipeline = %(pipeline)s AND r.status = ANY (%(statuses)s::text[]) AND r.
   AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = r.workflow_id);
 
 -- name: schedules_lock
--- Waits for the running ticks of these schedules, and locks the schedules. This comes before the lock of the table,
+-- Waits for the running ticks of these schedules (null: all), and locks the schedules. This comes before the lock of the table,
 -- because a tick may change workflows.
 -- Reads schedules. Locks these rows, in order. Uses schedules_pkey.
 SELECT FROM outbox.schedules AS s
-WHERE s.pipeline = %(pipeline)s AND s.schedule = ANY (%(schedules)s::text[])
+WHERE s.pipeline = %(pipeline)s
+  AND (%(schedules)s::text[] IS NULL OR s.schedule = ANY (%(schedules)s::text[]))
 ORDER BY s.schedule FOR UPDATE;
 
 -- name: schedules_write

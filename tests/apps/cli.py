@@ -59,3 +59,7 @@ automated.stage("ask", on="NEW", to="WAITING")(lambda run: None)
 automated.stage("judge", on="WAITING", to={"PAID", "REFUSED"})(lambda run: Go("REFUSED"))
 automated.stage("send", on="PAID", to="SENT")(lambda run: None)
 automated.allow("WAITING", to="LATE")
+
+sloppy: Pipeline[Any] = Pipeline("sloppy", initial="NEW", final={"DONE"})
+sloppy.stage("work", on="NEW", to="DONE")(lambda run: None)
+sloppy.stage("lost", on="NOWHERE", to="DONE")(lambda run: None)

@@ -61,6 +61,9 @@ A = {"pipeline": "posts", "entity_id": "a"}
         ),
         ("OB014", [OPEN, "SELECT outbox.decide('posts', 'a', 'maybe')"], {**A, "decision": "maybe", "options": ["yes"]}),
         ("OB015", [OPEN, "SELECT outbox.decide('posts', 'a', 'yes', shown => 'x')"], {**A, "shown": ...}),
+        ("OB030", [f"{MOVE} current_status = 'ENRICHED', version = 0"], {**A, "version": 1, "older": 0}),
+        ("OB031", ["DELETE FROM outbox.pipelines"], {"pipeline": "posts"}),
+        ("OB032", ["SELECT outbox.cancel('posts', 'a')"], {**A, "status": "RECEIVED"}),
     ],
 )  # fmt: skip
 def test_an_error_carries_its_data(conn: Conn, code: str, statements: list[str], data: dict[str, Any]) -> None:
