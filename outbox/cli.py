@@ -22,11 +22,13 @@ from .texts import printable
 COMMANDS = {
     "migrate": "outbox.commands.deploy:migrate",
     "deploy": "outbox.commands.deploy:deploy_command",
+    "drop": "outbox.commands.deploy:drop_command",
     "worker": "outbox.commands.worker:worker",
     "submit": "outbox.commands.submit:submit",
     "status": "outbox.commands.look:status",
     "show": "outbox.commands.look:show",
     "set-status": "outbox.commands.change:set_status",
+    "cancel": "outbox.commands.change:cancel",
     "dead": "outbox.commands.look:dead",
     "retry": "outbox.commands.change:retry",
     "pause": "outbox.commands.change:pause",

@@ -7,7 +7,7 @@ OutboxError
 ├── EmbeddedUnavailable     no DSN was given, and the bundled Postgres can't be started
 ├── SchemaError             the database's schema is missing, or is older or newer than this code
 ├── NotDeployed             the database doesn't have the pipeline as this code has it
-├── Stranded                a deploy would leave workflows in a status that the new version doesn't know
+├── Stranded                a deploy would leave workflows without a way on, or end what they wait for
 ├── NotFound                there is no such workflow, dead job, stage, relay or pipeline
 ├── HandlerError            a handler returned a value that is not an outcome, or ended the engine's transaction
 │   └── TooNewData          a workflow's data was stored by newer code than this
@@ -36,11 +36,15 @@ OutboxError
     ├── SeveralAsked        OB021: several questions are open, and a decision doesn't say which one it answers
     ├── VoteRefused         OB022: somebody who is not an approver, or who has asked, has answered
     ├── EditRefused         OB023: a decision changes data that it may not change
-    └── LinkRefused         OB024: a link was used for another answer, is too old, or is not one of ours
+    ├── LinkRefused         OB024: a link was used for another answer, is too old, or is not one of ours
+    ├── OlderVersion        OB030: an UPDATE names a version of the workflow that is older than the table's
+    ├── PipelineInUse       OB031: a pipeline was deleted that has workflows
+    └── NotCancellable      OB032: a workflow was to be cancelled whose pipeline has no status for that
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -83,16 +87,17 @@ class NotDeployed(OutboxError):
 
 
 class Stranded(OutboxError):
-    """A deploy was refused. `workflows` maps each status that would be unknown to the number of workflows in it."""
+    """A deploy was refused, because it would leave workflows without a way on, or end what they wait for.
 
-    def __init__(self, pipeline: str, workflows: dict[str, int]) -> None:
-        listed = ", ".join(f"{status}: {count}" for status, count in sorted(workflows.items()))
-        super().__init__(
-            f'pipeline "{pipeline}": workflows stand in statuses that this version no longer knows ({listed}). '
-            "Keep these statuses, or move the workflows on first; nothing was changed."
-        )
+    `problems` says in words which workflows, and what to do. `workflows` maps the statuses in which they are to their
+    number.
+    """
+
+    def __init__(self, pipeline: str, workflows: dict[str, int], problems: Sequence[str]) -> None:
+        super().__init__(f'pipeline "{pipeline}": {"; ".join(problems)}. Nothing was changed.')
         self.pipeline = pipeline
         self.workflows = workflows
+        self.problems = tuple(problems)
 
 
 class NotFound(OutboxError, LookupError):
@@ -376,3 +381,35 @@ class LinkRefused(Refused):
     question: UUID | None = None
     person: str | None = None
     why: str | None = None
+
+
+class OlderVersion(Refused):
+    """An UPDATE names an older `version` of a workflow than the table has: its row was read before another change.
+
+    Read the row again, and repeat the change. `version` is the table's, `older` the one that the UPDATE names.
+    """
+
+    sqlstate = "OB030"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    version: int | None = None
+    older: int | None = None
+
+
+class PipelineInUse(Refused):
+    """A pipeline was deleted that has workflows. Drop it with them: `outbox drop PIPELINE --with-workflows`."""
+
+    sqlstate = "OB031"
+    pipeline: str | None = None
+
+
+class NotCancellable(Refused):
+    """A workflow in `status` was to be cancelled, and its pipeline has no status for that.
+
+    Name one with `Pipeline(…, cancelled="CANCELLED")` and deploy.
+    """
+
+    sqlstate = "OB032"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    status: str | None = None

@@ -9,6 +9,11 @@ COMMENT ON COLUMN outbox.pipelines.definition IS 'Internal: the definition as it
 COMMENT ON COLUMN outbox.pipelines.deployed_at IS 'When it was last deployed.';
 COMMENT ON COLUMN outbox.pipelines.reaction_of IS
     'The pipeline whose changes it reacts to; null: it is not a reaction.';
+COMMENT ON COLUMN outbox.pipelines.cancelled IS
+    'The status to which a workflow may be cancelled from any that is not final; null: it can''t be cancelled.';
+COMMENT ON COLUMN outbox.pipelines.plain IS
+    'The version of the data that is written without $version, by programs other than Outbox; null: 1, or no version is told.';
+COMMENT ON COLUMN outbox.pipelines.renaming IS 'Internal: the statuses that the deploy of this transaction renames.';
 
 COMMENT ON TABLE outbox.stages IS 'The stages of each pipeline.';
 COMMENT ON COLUMN outbox.stages.pipeline IS 'The pipeline.';

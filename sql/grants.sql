@@ -14,7 +14,7 @@ GRANT SELECT ON outbox.schema_migrations
     TO outbox_submitter, outbox_worker, outbox_viewer, outbox_operator, outbox_relay, outbox_consumer;
 
 -- Submitter: starts workflows, sees where they stand, and writes messages.
-GRANT SELECT (pipeline, initial_status, reaction_of) ON outbox.pipelines TO outbox_submitter;
+GRANT SELECT (pipeline, initial_status, reaction_of, plain) ON outbox.pipelines TO outbox_submitter;
 GRANT INSERT (pipeline, entity_id, current_status, metadata),
       SELECT (id, pipeline, entity_id, current_status, version, created_at, updated_at)
     ON outbox.workflow_states TO outbox_submitter;
@@ -59,6 +59,7 @@ GRANT INSERT (pipeline, entity_id, name, payload, signal_id), SELECT (id, workfl
     ON outbox.signals TO outbox_submitter, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.decide(text, text, text, text, text, jsonb, text, uuid, text[], jsonb),
     outbox.delegate(text, timestamptz, text, text[], text), outbox.delegation_end(text, text) TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.cancel(text, text, text, text) TO outbox_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.checkpoints TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.orphans TO outbox_worker;
 GRANT SELECT ON outbox.children, outbox.pauses, outbox.limits TO outbox_worker;

@@ -359,6 +359,45 @@ $$;
 
 COMMENT ON FUNCTION outbox.approvals_forget(ids uuid[]) IS 'Internal: deletes the questions of workflows, with votes and links.';
 
+CREATE FUNCTION outbox.cancel(pipeline text, entity_id text, cancelled_by text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    workflow outbox.workflow_states;
+    target   text;
+    told     jsonb := jsonb_build_object('pipeline', cancel.pipeline, 'entity_id', cancel.entity_id);
+BEGIN
+    SELECT * INTO workflow FROM outbox.workflow_states AS w
+    WHERE w.pipeline = cancel.pipeline AND w.entity_id = cancel.entity_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', cancel.entity_id, cancel.pipeline
+            USING ERRCODE = 'OB011', DETAIL = told::text;
+    END IF;
+    SELECT p.cancelled INTO target FROM outbox.pipelines AS p WHERE p.pipeline = workflow.pipeline;
+    IF target IS NULL THEN
+        RAISE EXCEPTION 'pipeline "%" has no status for cancelled workflows: entity "%" stays in %', workflow.pipeline,
+            workflow.entity_id, workflow.current_status
+            USING ERRCODE = 'OB032', DETAIL = (told || jsonb_build_object('status', workflow.current_status))::text,
+                  HINT = 'Name one, Pipeline(..., cancelled="CANCELLED"), and deploy; or change the status to a legal one.';
+    ELSIF workflow.current_status <> target AND EXISTS (
+        SELECT FROM outbox.routes AS r
+        WHERE r.pipeline = workflow.pipeline AND r.status = workflow.current_status AND r.final) THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": too late to cancel it, it has ended in %', workflow.pipeline,
+            workflow.entity_id, workflow.current_status
+            USING ERRCODE = 'OB001',
+                  DETAIL = (told || jsonb_build_object('from_status', workflow.current_status, 'to_status', target))::text,
+                  HINT = 'A workflow in a final status has ended.';
+    ELSIF workflow.current_status <> target THEN
+        PERFORM outbox.workflow_move(workflow.id, target, coalesce(cancel.reason, 'cancelled'),
+                                     coalesce(outbox.actor_named(cancel.cancelled_by), outbox.actor()));
+    END IF;
+    RETURN target;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.cancel(pipeline text, entity_id text, cancelled_by text, reason text) IS 'Moves a workflow that has not ended to the status that its pipeline has for cancelled ones, and returns that status. Its job, questions and waits end; so do the children that it waits for, if their pipelines have such a status.';
+
 CREATE FUNCTION outbox.children_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -385,6 +424,21 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.children_begin(items jsonb, ids uuid[]) IS 'Internal: begins the waits for children that handlers have returned.';
+
+CREATE FUNCTION outbox.children_cancel(ids uuid[], tos text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE outbox.children AS c SET cancel_to = theirs.cancelled
+    FROM unnest(ids, tos) AS parent (id, to_status), outbox.workflow_states AS w, outbox.pipelines AS ours,
+         outbox.workflow_states AS child, outbox.pipelines AS theirs
+    WHERE w.id = parent.id AND ours.pipeline = w.pipeline AND ours.cancelled = parent.to_status
+      AND c.parent_id = parent.id AND c.cancel_to IS NULL
+      AND child.id = c.child_id AND theirs.pipeline = child.pipeline AND theirs.cancelled IS NOT NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.children_cancel(ids uuid[], tos text[]) IS 'Internal: has the children that cancelled workflows wait for be cancelled, too.';
 
 CREATE FUNCTION outbox.children_end(ids uuid[]) RETURNS void
     LANGUAGE plpgsql
@@ -458,7 +512,9 @@ BEGIN
         ORDER BY c.pipeline, c.entity, i.id
     ), made AS (
         INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)
-        SELECT w.pipeline, w.entity, w.data FROM wanted AS w ORDER BY w.parent_id, w.n
+        SELECT w.pipeline, w.entity, outbox.data_of_code(w.data, p.plain)
+        FROM wanted AS w LEFT JOIN outbox.pipelines AS p ON p.pipeline = w.pipeline
+        ORDER BY w.parent_id, w.n
         ON CONFLICT (pipeline, entity_id) DO NOTHING
         RETURNING id, pipeline, entity_id
     )
@@ -478,6 +534,18 @@ CREATE FUNCTION outbox.commit_waits() RETURNS void
 END;
 
 COMMENT ON FUNCTION outbox.commit_waits() IS 'Has the COMMIT of this transaction wait for the synchronous standbys, as if it had written something.';
+
+CREATE FUNCTION outbox.data_of_code(data jsonb, plain integer) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+    RETURN CASE WHEN ((plain > 1) AND (jsonb_typeof(data) = 'object'::text) AND (NOT (data ? '$version'::text))) THEN (data || '{"$version": 1}'::jsonb) ELSE data END;
+
+COMMENT ON FUNCTION outbox.data_of_code(data jsonb, plain integer) IS 'Internal: data of Outbox''s own code, marked as version 1 where data without a mark is of another.';
+
+CREATE FUNCTION outbox.data_stamped(data jsonb, plain integer) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+    RETURN CASE WHEN ((plain > 1) AND (jsonb_typeof(data) = 'object'::text) AND (NOT (data ? '$version'::text))) THEN (data || jsonb_build_object('$version', plain)) ELSE data END;
+
+COMMENT ON FUNCTION outbox.data_stamped(data jsonb, plain integer) IS 'Internal: data of a writer that states no version, with the version that the pipeline says it has.';
 
 CREATE FUNCTION outbox.deadlines_set(ids uuid[], deadlines timestamp with time zone[], tos text[]) RETURNS void
     LANGUAGE plpgsql
@@ -516,6 +584,7 @@ BEGIN
                   DETAIL = jsonb_build_object('pipeline', decide.pipeline, 'entity_id', decide.entity_id)::text;
     END IF;
     asked := outbox.question_meant(workflow, decide.question, decide.decision, actor);
+    decide.edit := outbox.data_stamped(decide.edit, outbox.plain_of(decide.pipeline));
     edited := CASE WHEN asked.own_data THEN decide.about ELSE decide.edit END;
     IF asked.approvers IS NOT NULL THEN
         actor := outbox.voter(asked, decide.decided_by, decide.groups);
@@ -1180,6 +1249,41 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.pause_begins() IS 'Internal: notes who has paused a stage.';
+
+CREATE FUNCTION outbox.pipeline_deleted() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    entity text;
+BEGIN
+    DELETE FROM outbox.schedules AS s WHERE s.pipeline = OLD.pipeline;
+    LOCK TABLE outbox.workflow_states IN SHARE ROW EXCLUSIVE MODE;
+    SELECT w.entity_id INTO entity FROM outbox.workflow_states AS w WHERE w.pipeline = OLD.pipeline LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'pipeline "%" has workflows, such as entity "%": it can''t be deleted', OLD.pipeline, entity
+            USING ERRCODE = 'OB031', DETAIL = jsonb_build_object('pipeline', OLD.pipeline)::text,
+                  HINT = format('Drop it with them: outbox drop %s --with-workflows', quote_ident(OLD.pipeline));
+    END IF;
+    DELETE FROM outbox.routes AS r WHERE r.pipeline = OLD.pipeline;
+    DELETE FROM outbox.legal_changes AS l WHERE l.pipeline = OLD.pipeline;
+    DELETE FROM outbox.stages AS s WHERE s.pipeline = OLD.pipeline;
+    DELETE FROM outbox.limits AS l WHERE l.pipeline = OLD.pipeline;
+    DELETE FROM outbox.partition_rates AS r WHERE r.pipeline = OLD.pipeline;
+    DELETE FROM outbox.pauses AS p WHERE p.pipeline = OLD.pipeline;
+    DELETE FROM outbox.status_counts AS c WHERE c.pipeline = OLD.pipeline;
+    RETURN OLD;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.pipeline_deleted() IS 'Internal: refuses the end of a pipeline that has workflows, and deletes what belongs to one that has none.';
+
+CREATE FUNCTION outbox.plain_of(pipeline text) RETURNS integer
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ SELECT p.plain FROM outbox.pipelines AS p WHERE p.pipeline = plain_of.pipeline $$;
+
+COMMENT ON FUNCTION outbox.plain_of(pipeline text) IS 'Internal: returns which version the data of a pipeline has that is written without $version.';
 
 CREATE FUNCTION outbox.priority_of(metadata jsonb, path text[]) RETURNS integer
     LANGUAGE sql IMMUTABLE
@@ -1936,8 +2040,17 @@ COMMENT ON FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) IS 'Internal: be
 CREATE FUNCTION outbox.waits_end(ids uuid[], tos text[], actor text, reason text) RETURNS void
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    parents uuid[];
 BEGIN
-    DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
+    WITH ended AS (
+        DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids) RETURNING w.workflow_id, w.children
+    )
+    SELECT array_agg(e.workflow_id) INTO parents FROM ended AS e WHERE e.children > 0;
+    IF parents IS NOT NULL THEN
+        PERFORM outbox.children_cancel(array_agg(c.id), array_agg(c.to_status))
+        FROM unnest(ids, tos) AS c (id, to_status) WHERE c.id = ANY (parents);
+    END IF;
     PERFORM outbox.approvals_end(ids, tos, actor, reason);
 END
 $$;
@@ -1993,10 +2106,15 @@ CREATE FUNCTION outbox.workflow_fill_initial() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+DECLARE
+    initial text;
+    plain   integer;
 BEGIN
+    SELECT p.initial_status, p.plain INTO initial, plain FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline;
+    NEW.metadata := outbox.data_stamped(NEW.metadata, plain);
     IF NEW.current_status IS NULL THEN
-        SELECT p.initial_status INTO NEW.current_status FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline;
-        IF NOT FOUND THEN
+        NEW.current_status := initial;
+        IF initial IS NULL THEN
             RAISE EXCEPTION 'unknown pipeline "%": entity "%" can''t start (from status null to its initial status)',
                 NEW.pipeline, NEW.entity_id
                 USING ERRCODE = 'OB002',
@@ -2036,7 +2154,7 @@ COMMENT ON FUNCTION outbox.workflow_move(workflow uuid, to_status text, reason t
 CREATE FUNCTION outbox.workflow_move_version() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
+    AS $_$
 BEGIN
     IF (NEW.id, NEW.pipeline, NEW.entity_id) IS DISTINCT FROM (OLD.id, OLD.pipeline, OLD.entity_id) THEN
         RAISE EXCEPTION 'pipeline "%", entity "%": id, pipeline and entity_id of a workflow can''t be changed',
@@ -2044,6 +2162,19 @@ BEGIN
             USING ERRCODE = 'OB004',
                   DETAIL = jsonb_build_object('pipeline', OLD.pipeline, 'entity_id', OLD.entity_id)::text,
                   HINT = 'Start a new workflow, and end this one.';
+    END IF;
+    -- A row that was read earlier, and is written back whole, as an ORM does, would undo what others have changed meanwhile.
+    IF NEW.version < OLD.version THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": this UPDATE names version %, which is older than the table''s, version %',
+            OLD.pipeline, OLD.entity_id, NEW.version, OLD.version
+            USING ERRCODE = 'OB030',
+                  DETAIL = jsonb_build_object('pipeline', OLD.pipeline, 'entity_id', OLD.entity_id, 'version', OLD.version,
+                                              'older', NEW.version)::text,
+                  HINT = 'Read the row again, and repeat the change; or leave version out of the UPDATE.';
+    END IF;
+    -- A writer that states no version has replaced data that had one. Where there was none, it says nothing of the shape.
+    IF OLD.metadata ? '$version' AND NOT NEW.metadata ? '$version' THEN
+        NEW.metadata := outbox.data_stamped(NEW.metadata, outbox.plain_of(NEW.pipeline));
     END IF;
     IF NEW.current_status = OLD.current_status AND NEW.metadata = OLD.metadata THEN
         NEW.version := OLD.version;
@@ -2054,7 +2185,7 @@ BEGIN
     END IF;
     RETURN NEW;
 END
-$$;
+$_$;
 
 COMMENT ON FUNCTION outbox.workflow_move_version() IS 'Internal: moves the version, and keeps the identity fixed.';
 
@@ -2153,8 +2284,11 @@ BEGIN
         RETURN NULL;
     END IF;
 
-    -- 2. Refuse what is unknown or illegal.
+    -- 2. Refuse what is unknown or illegal. The renames of a deploy look like it.
     IF unknown IS NOT NULL OR illegal IS NOT NULL THEN
+        IF outbox.workflows_renamed(ids, pipelines, froms, tos, versions, actor) THEN
+            RETURN NULL;
+        END IF;
         n := array_position(ids, coalesce(unknown, illegal));
         RAISE EXCEPTION '%: pipeline "%", entity "%", from "%" to "%"',
             CASE WHEN unknown IS NULL THEN 'illegal change' ELSE 'unknown status' END, pipelines[n],
@@ -2291,6 +2425,36 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.workflows_deleted() IS 'Internal: what the end of a workflow''s row does.';
+
+CREATE FUNCTION outbox.workflows_renamed(ids uuid[], pipelines text[], froms text[], tos text[], versions bigint[], actor text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM unnest(pipelines, froms, tos) AS c (pipeline, from_status, to_status)
+               WHERE NOT EXISTS (SELECT FROM outbox.pipelines AS p
+                                 WHERE p.pipeline = c.pipeline AND p.renaming ->> c.from_status = c.to_status)) THEN
+        RETURN false;
+    END IF;
+    UPDATE outbox.jobs AS j SET status = c.to_status
+    FROM unnest(ids, tos) AS c (id, to_status) WHERE j.workflow_id = c.id AND j.workflow_id = ANY (ids);
+    UPDATE outbox.dead_jobs AS d SET status = c.to_status
+    FROM unnest(ids, tos) AS c (id, to_status) WHERE d.workflow_id = c.id AND d.workflow_id = ANY (ids);
+    UPDATE outbox.approvals AS a SET status = c.to_status
+    FROM unnest(ids, tos) AS c (id, to_status)
+    WHERE a.workflow_id = c.id AND a.workflow_id = ANY (ids) AND a.ended_at IS NULL;
+    INSERT INTO outbox.state_changes (workflow_id, from_status, to_status, version, actor, reason)
+    SELECT c.id, c.from_status, c.to_status, c.version, actor, 'renamed'
+    FROM unnest(ids, froms, tos, versions) AS c (id, from_status, to_status, version);
+    INSERT INTO outbox.status_counts (pipeline, status, workflows)
+    SELECT c.pipeline, s.status, sum(s.workflows)
+    FROM unnest(pipelines, froms, tos) AS c (pipeline, from_status, to_status)
+    CROSS JOIN LATERAL (VALUES (c.from_status, -1), (c.to_status, 1)) AS s (status, workflows)
+    GROUP BY c.pipeline, s.status;
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.workflows_renamed(ids uuid[], pipelines text[], froms text[], tos text[], versions bigint[], actor text) IS 'Internal: renames a status in what belongs to these workflows, if a deploy of this transaction renames it.';
 
 CREATE FUNCTION outbox.workflows_started() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3165,7 +3329,11 @@ CREATE TABLE outbox.pipelines (
     initial_status text NOT NULL COLLATE pg_catalog."C",
     definition jsonb DEFAULT '{}'::jsonb NOT NULL,
     deployed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    reaction_of text COLLATE pg_catalog."C"
+    reaction_of text COLLATE pg_catalog."C",
+    cancelled text COLLATE pg_catalog."C",
+    plain integer,
+    renaming jsonb,
+    CONSTRAINT pipelines_plain_is_a_version CHECK (((plain >= 1) AND (plain <= 10000)))
 );
 
 COMMENT ON TABLE outbox.pipelines IS 'The pipelines that are deployed.';
@@ -3179,6 +3347,12 @@ COMMENT ON COLUMN outbox.pipelines.definition IS 'Internal: the definition as it
 COMMENT ON COLUMN outbox.pipelines.deployed_at IS 'When it was last deployed.';
 
 COMMENT ON COLUMN outbox.pipelines.reaction_of IS 'The pipeline whose changes it reacts to; null: it is not a reaction.';
+
+COMMENT ON COLUMN outbox.pipelines.cancelled IS 'The status to which a workflow may be cancelled from any that is not final; null: it can''t be cancelled.';
+
+COMMENT ON COLUMN outbox.pipelines.plain IS 'The version of the data that is written without $version, by programs other than Outbox; null: 1, or no version is told.';
+
+COMMENT ON COLUMN outbox.pipelines.renaming IS 'Internal: the statuses that the deploy of this transaction renames.';
 
 CREATE VIEW outbox.routed AS
  SELECT w.id AS workflow_id,
@@ -3892,6 +4066,8 @@ CREATE TRIGGER pause_was_not_there AFTER DELETE ON outbox.pauses REFERENCING OLD
 
 CREATE TRIGGER pause_was_there AFTER INSERT ON outbox.pauses REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION outbox.unchanged();
 
+CREATE TRIGGER pipeline_deleted BEFORE DELETE ON outbox.pipelines FOR EACH ROW EXECUTE FUNCTION outbox.pipeline_deleted();
+
 CREATE TRIGGER reactions_begin_with_a_change BEFORE INSERT ON outbox.workflow_states FOR EACH ROW WHEN ((new.pipeline ~~ '%/%'::text)) EXECUTE FUNCTION outbox.reactions_begin_with_a_change();
 
 CREATE TRIGGER signal_receive BEFORE INSERT ON outbox.signals FOR EACH ROW EXECUTE FUNCTION outbox.signal_receive();
@@ -3900,7 +4076,7 @@ CREATE TRIGGER signal_take AFTER INSERT ON outbox.signals FOR EACH ROW EXECUTE F
 
 CREATE TRIGGER state_changes_are_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON outbox.state_changes FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
 
-CREATE TRIGGER workflow_fill_initial BEFORE INSERT ON outbox.workflow_states FOR EACH ROW WHEN (((new.current_status IS NULL) OR (new.version <> 1))) EXECUTE FUNCTION outbox.workflow_fill_initial();
+CREATE TRIGGER workflow_fill_initial BEFORE INSERT ON outbox.workflow_states FOR EACH ROW WHEN (((new.current_status IS NULL) OR (new.version <> 1) OR ((NOT (new.metadata ? '$version'::text)) AND (current_setting('outbox.of_code'::text, true) IS DISTINCT FROM (statement_timestamp())::text)))) EXECUTE FUNCTION outbox.workflow_fill_initial();
 
 CREATE TRIGGER workflow_move_version BEFORE UPDATE ON outbox.workflow_states FOR EACH ROW WHEN (((new.version <> (old.version + 1)) OR (new.current_status = old.current_status) OR ((new.updated_at < statement_timestamp()) OR (new.updated_at > clock_timestamp())) OR (new.id <> old.id) OR (new.pipeline <> old.pipeline) OR (new.entity_id <> old.entity_id))) EXECUTE FUNCTION outbox.workflow_move_version();
 

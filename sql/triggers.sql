@@ -1,9 +1,12 @@
 -- Which function runs when. A file of its own because it locks: CREATE OR REPLACE TRIGGER waits for the writers of its table
 -- and holds up later ones, and replacing a function does not.
 
+-- The engine's own statements say so for themselves (outbox.of_code), and have filled in everything: that spares them a call
+-- for each row.
 CREATE OR REPLACE TRIGGER workflow_fill_initial
     BEFORE INSERT ON outbox.workflow_states
-    FOR EACH ROW WHEN (NEW.current_status IS NULL OR NEW.version <> 1)
+    FOR EACH ROW WHEN (NEW.current_status IS NULL OR NEW.version <> 1 OR NOT NEW.metadata ? '$version'
+                       AND current_setting('outbox.of_code', true) IS DISTINCT FROM statement_timestamp()::text)
     EXECUTE FUNCTION outbox.workflow_fill_initial();
 
 -- Names of reactions have a slash. Asked here, it spares most rows a call.
@@ -39,6 +42,10 @@ CREATE OR REPLACE TRIGGER workflows_deleted
 CREATE OR REPLACE TRIGGER workflow_states_are_not_truncated
     BEFORE TRUNCATE ON outbox.workflow_states
     FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
+
+CREATE OR REPLACE TRIGGER pipeline_deleted
+    BEFORE DELETE ON outbox.pipelines
+    FOR EACH ROW EXECUTE FUNCTION outbox.pipeline_deleted();
 
 CREATE OR REPLACE TRIGGER state_changes_are_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON outbox.state_changes

@@ -137,7 +137,8 @@ def use_link(
     """
     id_ = _read(token, _keys(keys))
     answer: Answer = {"reason": reason, "edit": edit, "about": about, "shown": shown}
-    return execute(conn, _use({"link": id_, **checked(pipeline or "", decision, answer)}))
+    name = "" if pipeline is None else name_of(pipeline)
+    return execute(conn, _use({"link": id_, "pipeline": name, **checked(pipeline or "", decision, answer)}))
 
 
 def _keys(keys: Sequence[str] | None) -> Sequence[bytes]:

@@ -50,9 +50,15 @@ def submit_many(pipeline: PipelineLike, conn: Any, items: Iterable[tuple[str, An
     return execute(conn, _submit_all(pipeline.name, (_checked(pipeline, *_pair(item)) for item in items)))
 
 
-def submit_text(pipeline: str, conn: psycopg.Connection[Any], items: Iterable[tuple[str, str]]) -> int:
-    """Starts many workflows from pairs (entity_id, checked JSON text), and returns how many are new."""
-    return drive(conn, _submit_all(pipeline, items))
+def submit_text(
+    pipeline: str, conn: psycopg.Connection[Any], items: Iterable[tuple[str, str]], *, of_code: bool = True
+) -> int:
+    """Starts many workflows from pairs (entity_id, checked JSON text), and returns how many are new.
+
+    `of_code`: the pipeline's own code has made the text, so that it states its version. Else it is the text of another
+    writer, and has the version that the pipeline says of these.
+    """
+    return drive(conn, _submit_all(pipeline, items, of_code))
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -82,7 +88,7 @@ def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted
     raise _not_deployed(pipeline)
 
 
-def _submit_all(pipeline: str, items: Iterable[tuple[str, str]]) -> Steps[int]:
+def _submit_all(pipeline: str, items: Iterable[tuple[str, str]], of_code: bool = True) -> Steps[int]:
     rows = yield SQL["pipeline_is_deployed"], {"pipeline": pipeline}
     if not rows[0][0]:
         raise _not_deployed(pipeline)
@@ -90,7 +96,12 @@ def _submit_all(pipeline: str, items: Iterable[tuple[str, str]]) -> Steps[int]:
     for entities, metadata in _batches(items):
         rows = yield (
             SQL["workflows_submit_count"],
-            {"pipeline": pipeline, "entities": text_array(entities), "metadata": text_array(metadata)},
+            {
+                "pipeline": pipeline,
+                "entities": text_array(entities),
+                "metadata": text_array(metadata),
+                "of_code": of_code,
+            },
         )
         started += rows[0][0]
     return started

@@ -1,4 +1,4 @@
-"""Defines the commands that change workflows and stages by hand: set-status, retry, pause and resume."""
+"""Defines the commands that change workflows and stages by hand: set-status, cancel, retry, pause and resume."""
 
 from __future__ import annotations
 
@@ -30,6 +30,26 @@ def set_status(
         moved = change.set_status(conn, workflow["id"], to_status, actor=by, reason=reason)
     before = workflow["current_status"]
     click.echo(printable(f"{entity}: {before} -> {to_status}" if moved else f"{entity} is already in {to_status}"))
+
+
+@click.command()
+@click.argument("entity")
+@click.option("--reason", help="The reason, kept in the history.")
+@by_option
+@pipeline_option
+@click.pass_obj
+def cancel(found: settings.Settings, entity: str, reason: str | None, by: str, pipeline: str | None) -> None:
+    """Cancel the workflow of ENTITY: its job, its questions and its waits end, and so do the children it waits for.
+
+    It moves to the status that its pipeline has for this, Pipeline(..., cancelled="CANCELLED"), from any that is not
+    final. What a running handler returns changes nothing.
+    """
+    with database(found) as conn:
+        migrations.require(conn)
+        workflow = look.find_one(conn, entity, pipeline)
+        status = change.cancel(conn, workflow["pipeline"], entity, by=by, reason=reason)
+    before = workflow["current_status"]
+    click.echo(printable(f"{entity} is already in {status}" if before == status else f"{entity}: {before} -> {status}"))
 
 
 @click.command()

@@ -1,18 +1,20 @@
-"""Defines the commands that prepare the database: migrate and deploy."""
+"""Defines the commands that prepare the database: migrate, deploy and drop."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from .. import settings
 from ..database import migrations
-from ..definition import deploy
+from ..definition import dead_ends, deploy
 from ..definition.pipeline import Pipeline
 from ..definition.stranded import report
-from ..texts import printable
+from ..operations import drop
+from ..texts import number, printable
 from . import application
 from .connection import database
 from .options import app_option
@@ -68,12 +70,18 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
     "--check", is_flag=True, help="Say what would change; exit 1 if workflows would be stranded. Changes nothing."
 )
 @click.option("--all", "every", is_flag=True, help="With --check: validate the data of all workflows, not of a sample.")
+@click.option("--end-waits", is_flag=True, help="End waits in statuses that a stage takes from now on.")
+@click.option("--strict", is_flag=True, help="Refuse dead ends, and stages and statuses that nothing leads to.")
 @click.pass_obj
-def deploy_command(found: settings.Settings, app: str | None, check: bool, every: bool) -> None:
+def deploy_command(
+    found: settings.Settings, app: str | None, check: bool, every: bool, end_waits: bool, strict: bool
+) -> None:
     """Write a pipeline's statuses, legal changes, routes and schedules into the database.
 
-    Refused, with a list, if workflows are in a status that the new version no longer knows. --check also lists the
-    workflows that wait for what could no longer happen, and those whose stored data the new code can't read.
+    Refused, with a list, if workflows are in a status that the new version no longer knows, wait for a change that it
+    no longer allows, or wait in a status that a stage would take. --check also lists the workflows whose stored data
+    the new code can't read. Warns of dead ends, of stages and statuses that nothing leads to, and of workflows for
+    which nobody is asked.
     """
     if every and not check:
         raise click.UsageError("--all needs --check")
@@ -82,22 +90,59 @@ def deploy_command(found: settings.Settings, app: str | None, check: bool, every
     with database(found) as conn:
         migrations.require(conn)
         for pipeline in pipelines:
+            if strict:
+                dead_ends.refuse(pipeline)
             if check:
                 for line in _stranded(conn, pipeline, every):
                     click.echo(f"{pipeline.name}: {printable(line)}")
                     stranded = True
-            lines = deploy.check(conn, pipeline) if check else deploy.deploy(conn, pipeline)
+            lines = (deploy.check if check else deploy.deploy)(conn, pipeline, end_waits=end_waits)
             for line in lines:
                 click.echo(f"{pipeline.name}: {printable(line)}")
             if not lines:
                 click.echo(f"{pipeline.name}: nothing to change")
+            for warning in (*dead_ends.look(pipeline), *dead_ends.unattended(conn, pipeline.name)):
+                click.echo(f"warning: {pipeline.name}: {printable(warning)}", err=True)
     if stranded:
         sys.exit(1)
 
 
-def _stranded(conn: Any, pipeline: Pipeline[Any], every: bool) -> list[str]:
+@click.command("drop")
+@click.argument("pipeline")
+@click.option("--with-workflows", is_flag=True, help="Delete its workflows, too, whatever they are at.")
+@click.option("--with-history", is_flag=True, help="With --with-workflows: delete their history, too.")
+@click.option("--yes", is_flag=True, help="Do it. Without it, the command says what it would delete.")
+@click.pass_obj
+def drop_command(found: settings.Settings, pipeline: str, with_workflows: bool, with_history: bool, yes: bool) -> None:
+    """Delete PIPELINE from the database: its statuses, routes, schedules, pauses and reactions.
+
+    Refused if it has workflows, unless --with-workflows deletes them. Their history stays until retention deletes it,
+    unless --with-history does. Stop the programs that start workflows in it first.
+    """
+    if with_history and not with_workflows:
+        raise click.UsageError("--with-history needs --with-workflows")
+    with database(found) as conn:
+        migrations.require(conn)
+        names = drop.belongings(conn, pipeline)
+        if not yes:
+            for name, count in names.items():
+                click.echo(printable(f"{name}: {number(count, 'workflow')}"))
+            raise click.UsageError("nothing was deleted: to delete all of this, repeat the command with --yes")
+        deleted = drop.drop(
+            conn, pipeline, with_workflows=with_workflows, with_history=with_history, on_deleted=_progress("deleted")
+        )
+    click.echo(printable(f"{pipeline} is dropped, with {number(deleted, 'workflow')}"))
+
+
+def _progress(what: str) -> Callable[[int], None]:
+    """Returns a function that shows a count on a terminal."""
+
     def progress(count: int) -> None:
         if sys.stderr.isatty():
-            click.echo(f"\r{count:,} checked", nl=False, err=True)
+            click.echo(f"\r{count:,} {what}", nl=False, err=True)
 
-    return report(conn, pipeline, every=every, on_checked=progress)
+    return progress
+
+
+def _stranded(conn: Any, pipeline: Pipeline[Any], every: bool) -> list[str]:
+    return report(conn, pipeline, every=every, on_checked=_progress("checked"))

@@ -45,7 +45,7 @@ def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None,
         migrations.require(conn)
         read = lines.Lines(model, skip_bad, on_bytes)
         with conn.transaction():
-            started = submit_text(pipeline, conn, read.items(lines.bounded(stream)))
+            started = submit_text(pipeline, conn, read.items(lines.bounded(stream)), of_code=model is not None)
     for reason in read.reasons:
         click.echo(f"skipped {printable(reason)}", err=True)
     if read.skipped > len(read.reasons):

@@ -34,10 +34,14 @@ class DataType:
     """The type of a pipeline's data: one that pydantic validates, or any plain JSON object.
 
     `version` is the version of the type. Data of an older version is read through the upgrades, one version at a time.
+    `plain` is the version of data that writers without `$version` send, or None if nobody has said it.
     """
 
-    def __init__(self, pipeline: str, data: Any, version: int) -> None:
+    def __init__(self, pipeline: str, data: Any, version: int, plain: int | None = None) -> None:
         check_whole(version, f"pipeline {pipeline}: version=", MAX_VERSION)
+        if plain is not None:
+            check_whole(plain, f"pipeline {pipeline}: plain=", version)
+        self._stated = plain
         self._pipeline = pipeline
         self._plain = data is None
         self._type = data
@@ -49,6 +53,30 @@ class DataType:
             raise DefinitionError(
                 f"pipeline {pipeline}: data={texts.shown(data)} is not a type that pydantic validates: {error}"
             ) from None
+
+    @property
+    def plain(self) -> int | None:
+        """The version of data that writers without `$version` send. None if there is only one version."""
+        if self._version == 1:
+            return None
+        return self._stated or (1 if self._upgrades else self._version)
+
+    def check_plain(self) -> None:
+        """Raises DefinitionError if data may be of several versions, and nobody has said which one data without has.
+
+        Also raises it if there is no upgrade from that one.
+        """
+        if self._stated is None and self._upgrades:
+            raise DefinitionError(
+                f"pipeline {self._pipeline}: which version has data that programs write without {VERSION}, as by plain "
+                f"SQL? Say it: Pipeline(…, version={self._version}, plain={self._version}) if they know this version, "
+                f"plain={self._version - 1} as long as they write the one before"
+            )
+        for step in range(self.plain or self._version, self._version):
+            if step not in self._upgrades:
+                raise DefinitionError(
+                    f"pipeline {self._pipeline}: plain={self.plain}, and there is no migrate_data({step}, …)"
+                )
 
     def upgrade(self, version: int, function: Upgrade) -> None:
         """Adds an upgrade: a function that takes data of `version` and returns it as data of the next version."""

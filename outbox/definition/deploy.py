@@ -18,7 +18,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from ..database import session, statements, turn
-from ..errors import Stranded
+from . import rename, stranded, transition
 from .deployed import Definition
 from .limits import Limits, Path
 from .pipeline import Pipeline
@@ -30,11 +30,19 @@ TABLE_PATIENCE = (0.1, 0.2, 0.5, 1.0, 2.0)
 wait, too. So the deploy pauses between tries for as long as the try lasted, and lets those sessions go on."""
 
 
-def check(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
+def check(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], *, end_waits: bool = False) -> list[str]:
     """Returns what `deploy` would change, in words. Raises Stranded if `deploy` would be refused."""
-    old, new = Definition.read(conn, pipeline.name), Definition.of(pipeline)
-    _refuse_stranding(conn, pipeline.name, old, new)
-    return [*_of_reactions(pipeline, lambda reaction: check(conn, reaction)), *old.changes_to(new)]
+    transition.check(pipeline)
+    lines = _of_reactions(pipeline, lambda reaction: check(conn, reaction))
+    step = _step(conn, pipeline)
+    return [*lines, *step.changes(), *stranded.refuse(conn, pipeline, step, end_waits=end_waits)]
+
+
+def _step(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> transition.Transition:
+    """Returns the step from the deployed definition to the one in the code."""
+    return transition.Transition(
+        Definition.read(conn, pipeline.name), Definition.of(pipeline), rename.resolve(pipeline)
+    )
 
 
 def _of_reactions(pipeline: Pipeline[Any], do: Callable[[Pipeline[Any]], list[str]]) -> list[str]:
@@ -42,14 +50,18 @@ def _of_reactions(pipeline: Pipeline[Any], do: Callable[[Pipeline[Any]], list[st
     return [f"{reaction.name}: {line}" for reaction in pipeline.reactions.values() for line in do(reaction)]
 
 
-def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
+def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], *, end_waits: bool = False) -> list[str]:
     """Writes the pipeline, and returns in words what has changed.
 
-    Raises Stranded, and changes nothing, if workflows are in a status that the new version no longer knows. Waits about
-    five seconds for open transactions that have changed workflows, and as long for a running tick of a schedule that
-    changes, and then raises psycopg's LockNotAvailable.
+    A stage that takes a status in which workflows wait ends their waits if the pipeline says so with `take_over`, or
+    with `end_waits`. Otherwise that raises Stranded, and changes nothing. So does a definition that no longer knows a
+    status in which workflows are, or no longer allows a change that a wait leads to. Raises DefinitionError for what
+    only the whole definition shows to be wrong.
+
+    Waits about five seconds for open transactions that have changed workflows, and as long for a running tick of a
+    schedule that changes, and then raises psycopg's LockNotAvailable.
     """
-    new = Definition.of(pipeline)
+    transition.check(pipeline)
     with session.transaction(conn):
         changing = lock_schedules(conn, [pipeline])
         lines = _of_reactions(pipeline, lambda reaction: deploy(conn, reaction))
@@ -57,12 +69,12 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> list[str]:
             conn.execute(SQL["deploy_unchanged"])
             return lines
         _lock_table(conn)
-        old = Definition.read(conn, pipeline.name)
-        _refuse_stranding(conn, pipeline.name, old, new)
-        for statement, params in _writes(pipeline, old, new):
+        step = _step(conn, pipeline)
+        lines += [*step.changes(), *stranded.refuse(conn, pipeline, step, end_waits=end_waits)]
+        for statement, params in (*_writes(pipeline, step.old, step.new), *_moves(pipeline, step)):
             conn.execute(statement, params)
-        _write_schedules(conn, pipeline, old)
-        return [*lines, *old.changes_to(new)]
+        _write_schedules(conn, pipeline, step.old)
+        return lines
 
 
 def lock_schedules(conn: psycopg.Connection[Any], pipelines: Iterable[Pipeline[Any]]) -> bool:
@@ -80,11 +92,25 @@ def lock_schedules(conn: psycopg.Connection[Any], pipelines: Iterable[Pipeline[A
         if old.changes_to(new):
             changing = True
             changed = [name for name, how in old.schedules.items() if new.schedules.get(name) != how]
-            with _told("another deploy, or a tick of a schedule that changes, is still running"):
-                turn.take(conn, "deploy", give_up=True)
-                with turn.patience(conn, turn.PATIENCE):
-                    conn.execute(SQL["schedules_lock"], {"pipeline": pipeline.name, "schedules": changed})
+            _lock_schedules(conn, pipeline.name, changed)
     return changing
+
+
+def lock_to_write(conn: psycopg.Connection[Any], pipelines: Iterable[str]) -> None:
+    """Takes all locks with which a pipeline can be written or deleted: on its schedules, and on the table of workflows.
+
+    Waits as long as a deploy does, and then raises psycopg's LockNotAvailable.
+    """
+    for pipeline in pipelines:
+        _lock_schedules(conn, pipeline, None)
+    _lock_table(conn)
+
+
+def _lock_schedules(conn: psycopg.Connection[Any], pipeline: str, schedules: list[str] | None) -> None:
+    with _told("another deploy, or a tick of a schedule that changes, is still running"):
+        turn.take(conn, "deploy", give_up=True)
+        with turn.patience(conn, turn.PATIENCE):
+            conn.execute(SQL["schedules_lock"], {"pipeline": pipeline, "schedules": schedules})
 
 
 def _lock_table(conn: psycopg.Connection[Any]) -> None:
@@ -106,7 +132,7 @@ def _told(why: str) -> Iterator[None]:
     try:
         yield
     except psycopg.errors.LockNotAvailable as error:
-        raise psycopg.errors.LockNotAvailable(f"nothing was deployed: {why}. Deploy again when it has ended") from error
+        raise psycopg.errors.LockNotAvailable(f"nothing was written: {why}. Try again when it has ended") from error
 
 
 def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -114,7 +140,14 @@ def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tup
     definition = json.dumps({"statuses": sorted(new.routes), "stages": sorted(new.attempts)})
     yield (
         SQL["pipeline_write"],
-        {**pipeline, "initial": new.initial, "definition": definition, "reaction_of": of.reaction_of},
+        {
+            **pipeline,
+            "initial": new.initial,
+            "definition": definition,
+            "reaction_of": of.reaction_of,
+            "cancelled": new.cancelled,
+            "plain": new.plain,
+        },
     )
     yield SQL["routes_clear"], pipeline
     stages, running, final, deadlines, on_deadline, reactions, partitions, priorities = zip(
@@ -144,14 +177,21 @@ def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tup
         {**pipeline, "stages": list(new.attempts), "max_attempts": list(new.attempts.values())},
     )
     yield from _limits(pipeline, old, new)
-    rerouted = [
-        status
-        for status, route in new.routes.items()
-        if status in old.routes and old.routes[status].stage != route.stage
-    ]
-    if rerouted:
-        for step in ("jobs_end_rerouted", "dead_jobs_end_rerouted", "jobs_make_rerouted"):
-            yield SQL[step], {**pipeline, "statuses": rerouted}
+
+
+def _moves(of: Pipeline[Any], step: transition.Transition) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yields what a deploy does to the workflows that are there. The new routes have been written."""
+    pipeline = {"pipeline": of.name}
+    for status, stage in step.taken_over.items():
+        yield SQL["questions_end"], {**pipeline, "status": status, "reason": f"stage {stage} takes {status}"}
+        yield SQL["waits_end"], {**pipeline, "status": status}
+    if step.renamed:
+        yield from rename.rename(of.name, step.renamed)
+    if step.rerouted:
+        for name in ("jobs_reroute", "jobs_end_rerouted", "dead_jobs_end_rerouted", "jobs_make_rerouted"):
+            yield SQL[name], {**pipeline, "statuses": step.rerouted}
+    for status, (before, now) in step.redirected.items():
+        yield SQL["deadlines_redirect"], {**pipeline, "status": status, "before": before, "now": now}
 
 
 def _limits(pipeline: dict[str, Any], old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -196,15 +236,6 @@ def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], old
             "next": [each.after(now) for each in chosen],
         },
     )
-
-
-def _refuse_stranding(conn: psycopg.Connection[Any], name: str, old: Definition, new: Definition) -> None:
-    gone = [status for status in old.routes if status not in new.routes]
-    if not gone:
-        return
-    standing = _rows(conn, SQL["workflows_in_statuses"], {"pipeline": name, "statuses": gone})
-    if standing:
-        raise Stranded(name, dict(standing))
 
 
 def _rows(

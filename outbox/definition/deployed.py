@@ -28,13 +28,24 @@ class Definition:
     attempts: dict[str, int]
     schedules: dict[str, tuple[str, str, bool]]
     limits: dict[str, Limits]
+    cancelled: str | None
+    plain: int | None
 
     @classmethod
     def of(cls, pipeline: Pipeline[Any]) -> Definition:
         attempts = {stage.name: stage.retry.attempts for stage in pipeline.stages.values()}
         schedules = {name: each.how for name, each in pipeline.schedules.items()}
         limits = {stage.name: stage.limits for stage in pipeline.stages.values() if stage.limits}
-        return cls(pipeline.initial, pipeline.routes(), pipeline.legal_changes(), attempts, schedules, limits)
+        return cls(
+            pipeline.initial,
+            pipeline.routes(),
+            pipeline.legal_changes(),
+            attempts,
+            schedules,
+            limits,
+            pipeline.cancelled,
+            pipeline.plain,
+        )
 
     @classmethod
     def read(cls, conn: psycopg.Connection[Any], pipeline: str) -> Definition:
@@ -53,6 +64,7 @@ class Definition:
                     stage: Limits(total, rate, of_each, rate_of_each, *ways[stage])
                     for stage, total, rate, of_each, rate_of_each in cursor.execute(SQL["limits_read"], name)
                 },
+                *(row[1:] if row else (None, None)),
             )
 
     def changes_to(self, new: Definition) -> list[str]:
@@ -60,6 +72,10 @@ class Definition:
         lines = []
         if self.initial != new.initial:
             lines.append(f"initial status: {self.initial or '(none)'} -> {new.initial}")
+        if self.cancelled != new.cancelled:
+            lines.append(f"cancelled workflows go to: {self.cancelled or '(none)'} -> {new.cancelled or '(none)'}")
+        if (self.plain or 1) != (new.plain or 1):
+            lines.append(f"data without $version has version {self.plain or 1} -> {new.plain or 1}")
         for status in sorted(self.routes.keys() | new.routes.keys()):
             old, now = self.routes.get(status), new.routes.get(status)
             if old is None and now is not None:

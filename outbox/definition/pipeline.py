@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, overload
 import psycopg
 
 from ..checks import check_name, check_seconds
+from ..client.cancel import cancel
 from ..client.submit import Submitted, submit, submit_many
 from ..errors import DefinitionError
 from . import limits, schedule
@@ -30,8 +31,10 @@ class Pipeline(Generic[Data]):
     """Named statuses, legal changes and stages.
 
     `data` is the type that a workflow's metadata must fit: a pydantic model or any type that pydantic validates, by
-    default a plain JSON object. `version` is the version of that type; see `migrate_data`. A workflow starts in
-    `initial`. In one of the `final` statuses it has ended. All other statuses come from stages and `allow`.
+    default a plain JSON object. `version` is the version of that type; see `migrate_data`. `plain` is the version of
+    data that is written without `$version`, by plain SQL for example. A workflow starts in
+    `initial`. In one of the `final` statuses it has ended. All other statuses come from stages and `allow`. `cancelled`
+    is a final status to which a workflow can be cancelled from any status that isn't final.
 
     Raises DefinitionError for an invalid name, and for a type that pydantic doesn't validate.
     """
@@ -39,29 +42,35 @@ class Pipeline(Generic[Data]):
     # data=Post makes a Pipeline[Post]. To a type checker, a type that is not a class, such as a union, is Any.
     @overload
     def __init__(
-        self, name: str, *, data: type[Data], initial: str, final: Iterable[str] = (), version: int = 1
-    ) -> None: ...
-    @overload
-    def __init__(
-        self: Pipeline[dict[str, Any]], name: str, *, data: None = None, initial: str, final: Iterable[str] = (),
-        version: int = 1,
+        self, name: str, *, data: type[Data], initial: str, final: Iterable[str] = (), cancelled: str | None = None,
+        version: int = 1, plain: int | None = None,
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
-        self: Pipeline[Any], name: str, *, data: Any, initial: str, final: Iterable[str] = (), version: int = 1
-    ) -> None: ...
+        self: Pipeline[dict[str, Any]], name: str, *, data: None = None, initial: str, final: Iterable[str] = (),
+        cancelled: str | None = None, version: int = 1, plain: int | None = None,
+    ) -> None: ...  # fmt: skip
+    @overload
     def __init__(
-        self, name: str, *, data: Any = None, initial: str, final: Iterable[str] = (), version: int = 1
-    ) -> None:
+        self: Pipeline[Any], name: str, *, data: Any, initial: str, final: Iterable[str] = (),
+        cancelled: str | None = None, version: int = 1, plain: int | None = None,
+    ) -> None: ...  # fmt: skip
+    def __init__(
+        self, name: str, *, data: Any = None, initial: str, final: Iterable[str] = (), cancelled: str | None = None,
+        version: int = 1, plain: int | None = None,
+    ) -> None:  # fmt: skip
         self.name = check_name(name, "pipeline")
         self.initial = check_name(initial, "initial status")
-        self.final = statuses(final, "final")
+        self.cancelled = None if cancelled is None else check_name(cancelled, "cancelled")
+        self.final = statuses(final, "final") | ({cancelled} if cancelled is not None else frozenset())
         self.stages: dict[str, Stage] = {}
         self.schedules: dict[str, schedule.Schedule] = {}
         self.reactions: dict[str, Pipeline[Change]] = {}
         self.reaction_of: str | None = None
-        self._routes = Routes(self.name, self.initial, self.final)
-        self._data = DataType(name, data, version)
+        self.taken_over: set[str] = set()
+        self.renames: dict[str, str] = {}
+        self._routes = Routes(self.name, self.initial, self.final, self.cancelled)
+        self._data = DataType(name, data, version, plain)
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, stages={list(self.stages)})"
@@ -132,6 +141,26 @@ class Pipeline(Generic[Data]):
     def allow(self, status: str, *, to: str | Iterable[str]) -> None:
         """Makes the changes from `status` to each of `to` legal, for people and other systems."""
         self._routes.allow(status, targets(to, "allow: to="))
+
+    def rename(self, old: str, new: str) -> None:
+        """Renames a status of earlier versions when this version is deployed: `new` is what it is called here.
+
+        The workflows in it keep their jobs, questions, waits and deadlines. Their history gets a row with the reason
+        `renamed`. Keep the call for as long as a database may have the old name: a second deploy renames nothing.
+        """
+        check_name(old, "rename: old status")
+        check_name(new, "rename: new status")
+        if self.renames.get(old, new) != new or old == new:
+            raise DefinitionError(f'rename("{old}", "{new}"): it is renamed already, or to itself')
+        self.renames[old] = new
+
+    def take_over(self, *statuses: str) -> None:
+        """Lets stages of this version end the waits of workflows that wait in these statuses when it is deployed.
+
+        Questions are withdrawn, and signals and children no longer awaited. Deadlines stay. Without this, such a deploy
+        is refused.
+        """
+        self.taken_over |= {check_name(status, "take_over: status") for status in statuses}
 
     def deadline(
         self, status: str, *, to: str, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0
@@ -225,6 +254,10 @@ class Pipeline(Generic[Data]):
         """Returns every legal change as (from, to)."""
         return self._routes.legal_changes()
 
+    def changes(self) -> set[tuple[str, str]]:
+        """Returns the legal changes as (from, to), without those by which any workflow can be cancelled."""
+        return self._routes.changes()
+
     # Data, validated on its way in and out.
 
     def dump(self, data: Any) -> str:
@@ -239,6 +272,15 @@ class Pipeline(Generic[Data]):
         """Returns data from stored JSON text. Raises pydantic's ValidationError if it doesn't fit the type."""
         data: Data = self._data.load(text)
         return data
+
+    @property
+    def plain(self) -> int | None:
+        """The version of data that is written without `$version`. None if the type has only one version."""
+        return self._data.plain
+
+    def check_plain(self) -> None:
+        """Raises DefinitionError if nobody has said which of several versions data without `$version` has."""
+        self._data.check_plain()
 
     def migrate_data(self, from_version: int, upgrade: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Upgrades data of version `from_version` of the pipeline's type, whenever it is read.
@@ -284,3 +326,35 @@ class Pipeline(Generic[Data]):
         """
         started: int | Awaitable[int] = submit_many(self, conn, items)
         return started
+
+    # Cancelling: see client/cancel.py.
+
+    @overload
+    def cancel(
+        self, conn: psycopg.AsyncConnection[Any], entity_id: str, *, by: str | None = None, reason: str | None = None
+    ) -> Coroutine[Any, Any, str]: ...
+    @overload
+    def cancel(
+        self, conn: psycopg.Connection[Any], entity_id: str, *, by: str | None = None, reason: str | None = None
+    ) -> str: ...
+    def cancel(
+        self,
+        conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any],
+        entity_id: str,
+        *,
+        by: str | None = None,
+        reason: str | None = None,
+    ) -> str | Awaitable[str]:
+        """Cancels a workflow in the caller's transaction, and returns its status. Await it on an async connection.
+
+        It moves to the pipeline's `cancelled` status. Its job ends, and what a running attempt returns changes nothing;
+        its questions and waits end. Children that were spawned with `cancel=` are cancelled, and those that it waits
+        for, if their pipelines have a `cancelled` status. `by` (default: the database role) and `reason` are kept in
+        the history. A workflow that is cancelled already stays as it is.
+
+        Raises InvalidInput before any SQL if a value can't be stored. The database raises NoWorkflow, NotCancellable
+        if the deployed pipeline has no such status, and IllegalChange if the workflow has ended otherwise; like any
+        error in a transaction, they end it.
+        """
+        cancelled: str | Awaitable[str] = cancel(self.name, conn, entity_id, by, reason)
+        return cancelled

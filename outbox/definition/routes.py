@@ -52,8 +52,9 @@ class Route(NamedTuple):
 class Routes:
     """The statuses of a pipeline and the changes between them that stages, people and deadlines make."""
 
-    def __init__(self, pipeline: str, initial: str, final: frozenset[str]) -> None:
+    def __init__(self, pipeline: str, initial: str, final: frozenset[str], cancelled: str | None = None) -> None:
         self.final = final
+        self.cancelled = cancelled
         self._pipeline = pipeline
         self._initial = initial
         self._takers: dict[str, Taker] = {}
@@ -109,6 +110,14 @@ class Routes:
 
     def legal_changes(self) -> set[tuple[str, str]]:
         """Returns every legal change as (from, to)."""
+        changes = self.changes()
+        if self.cancelled is None:
+            return changes
+        known = {self._initial, *(status for change in changes for status in change)}
+        return changes | {(status, self.cancelled) for status in known - self.final}
+
+    def changes(self) -> set[tuple[str, str]]:
+        """Returns the legal changes without those by which any workflow can be cancelled."""
         changes = {(source, target) for source, targets in self._allowed.items() for target in targets}
         for stage in self._takers.values():
             changes |= {(stage.on, target) for target in stage.to}

@@ -1,7 +1,7 @@
-"""Finds the workflows that a deploy would strand.
+"""Finds the workflows that a deploy would strand, and refuses it.
 
-They are in a status that the new code doesn't know, wait for a change that would not be legal, or have data that the
-code can't read.
+They are in a status that the new code doesn't know, wait for a change that would not be legal, wait in a status that a
+stage would take, or have data that the code can't read.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pydantic import ValidationError
 
 from .. import texts
 from ..database import statements
+from ..errors import Stranded
 from ..texts import number
 from .pipeline import Pipeline
 from .reasons import describe
+from .transition import Transition
 
 SQL = statements.load("stranded")
 
@@ -27,8 +29,59 @@ SAMPLE = 2_000
 REPORTED = 5
 """How many kinds of unreadable data are listed. The rest is only counted, because more lines add little."""
 
+NAMED = 5
+"""How many entities are named of those that a deploy would affect. `outbox approvals` lists the rest."""
+
 BATCH = 1_000
 """How many workflows a fetch returns, which bounds the memory."""
+
+
+def refuse(
+    conn: psycopg.Connection[Any], pipeline: Pipeline[Any], step: Transition, *, end_waits: bool = False
+) -> list[str]:
+    """Raises Stranded if the step would leave workflows without a way on, or end waits that nobody said it may.
+
+    Returns in words which waits it ends, because `end_waits` or the pipeline's `take_over` says so.
+    """
+    problems, workflows, ends = list[str](), dict[str, int](), list[str]()
+
+    def affected(status: str, count: int, problem: str) -> None:
+        workflows[status] = max(workflows.get(status, 0), count)
+        problems.append(problem)
+
+    for status, count in _of_statuses(conn, pipeline, "workflows_in_statuses", step.gone):
+        affected(
+            status, count, f"this version no longer knows status {status}: {number(count, 'workflow')} "
+            f'in it. Keep it, rename it with {pipeline.name}.rename("{status}", …), or move them on first',
+        )  # fmt: skip
+    taken = dict[str, list[tuple[str, int, list[str]]]]()
+    for status, *wait in _of_statuses(conn, pipeline, "waits_in_statuses", sorted(step.taken_over)):
+        taken.setdefault(status, []).append(tuple(wait))
+    for status, waits in taken.items():
+        count, stage = sum(n for _, n, _ in waits), step.taken_over[status]
+        listed = "; ".join(f"{n} for {kind}: {_named(n, entities)}" for kind, n, entities in waits)
+        if end_waits or step.now(status) in pipeline.taken_over:
+            ends.append(
+                f"{status}: stage {stage} takes over, and {number(count, 'wait')} end{'s' * (count == 1)} ({listed})"
+            )
+        else:
+            affected(
+                status, count, f"stage {stage} takes {step.now(status)}, in which {_wait(count)} ({listed}). "
+                f'To end their waits: {pipeline.name}.take_over("{step.now(status)}"), or outbox deploy --end-waits',
+            )  # fmt: skip
+    for status, what, target, count, entities in _for_changes(conn, pipeline, step):
+        before, now = step.now(status), step.now(target)
+        if not (what == "its deadline" and step.redirected.get(before, ("",))[0] == now) and (
+            what == "its deadline" or status not in taken
+        ):
+            affected(
+                status, count, f"{_wait(count, f'in {status} ')} for {what}, which leads "
+                f"to {target} ({_named(count, entities)}), and the change is legal no longer. "
+                f'Keep it with {pipeline.name}.allow("{before}", to="{now}"), or move them on first',
+            )  # fmt: skip
+    if problems:
+        raise Stranded(pipeline.name, workflows, problems)
+    return ends
 
 
 def report(
@@ -44,6 +97,28 @@ def report(
     bounded memory. Calls `on_checked` after each thousand workflows with the number checked so far.
     """
     return [*_statuses(conn, pipeline), *_waits(conn, pipeline), *_data(conn, pipeline, every, on_checked)]
+
+
+def _of_statuses(
+    conn: psycopg.Connection[Any], pipeline: Pipeline[Any], name: str, statuses: list[str]
+) -> list[tuple[Any, ...]]:
+    return _rows(conn, name, {"pipeline": pipeline.name, "statuses": statuses, "most": NAMED}) if statuses else []
+
+
+def _for_changes(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], step: Transition) -> list[tuple[Any, ...]]:
+    if not step.illegal:
+        return []
+    froms, tos = zip(*step.illegal, strict=True)
+    params = {"pipeline": pipeline.name, "froms": list(froms), "tos": list(tos), "most": NAMED}
+    return _rows(conn, "waits_for_changes", params)
+
+
+def _wait(count: int, where: str = "") -> str:
+    return f"{number(count, 'workflow')} {where}wait{'s' if count == 1 else ''}"
+
+
+def _named(count: int, entities: list[str]) -> str:
+    return ", ".join([*map(texts.printable, entities), *(["…"] if count > len(entities) else [])])
 
 
 def _statuses(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:

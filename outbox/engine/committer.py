@@ -23,7 +23,7 @@ from . import commit
 from .batch import BATCH, Batch
 from .holders import WAIT, Holders
 from .inflight import InFlight
-from .job import Failed, Finished, Job, Trouble, refused
+from .job import Failed, Finished, Job, PutBack, Trouble, refused
 from .job_log import tell
 from .release import Releaser
 
@@ -143,7 +143,12 @@ class Committer:
             # The database refuses something in the batch. Alone, each job is committed or fails with its own error.
             if len(batch) > 1:
                 return all([await self._finish(link, [item], wait=wait) for item in batch])
-            await self._fail(link, [(batch[0][0], refused(batch[0][0], error))])
+            ((job, _),) = batch
+            match refused(job, error):
+                case PutBack(trouble):
+                    await self._releaser.put_back([job], trouble)
+                case Failed() as failure:
+                    await self._fail(link, [(job, failure)])
             return True
         killpoints.passing("K5")
         held = {row[0] for row in rows}

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from .. import texts
+from ..database.refusals import error_of
 from ..database.statements import array
 from ..definition.outcome import failure
 from ..definition.reasons import from_handler
 from ..definition.stage import Stage
 from ..definition.waits.wait import WaitJson
+from ..errors import IllegalChange, UnknownStatus
 
 NEWER_WORKER = 10.0
 """Seconds until a job is offered again that only newer code can run: a deploy that is under way takes longer."""
@@ -182,8 +184,16 @@ def fence(jobs: Sequence[Job]) -> dict[str, Any]:
     }
 
 
-def refused(job: Job, error: BaseException) -> Failed:
-    """Returns the outcome of an attempt whose commit the database refused. The traceback has no frames of a handler."""
+def refused(job: Job, error: BaseException) -> Failed | PutBack:
+    """Returns the outcome of an attempt whose commit the database refused. The traceback has no frames of a handler.
+
+    PutBack if the change is not legal in the pipeline as it is deployed. The code has checked it, so a deploy has come
+    since this worker started.
+    """
+    known = error_of(error)
+    if isinstance(known, IllegalChange | UnknownStatus) and known.entity_id == job.entity_id:
+        told = f"{known.diag.message_primary}: the pipeline was deployed after this worker had started"
+        return PutBack(newer_worker(told, if_routed=True))
     error.__context__ = None
     return fail(job, error.with_traceback(None))
 

@@ -101,4 +101,7 @@ def _refused(
         return NotHeld()
     if error.sqlstate in commit.LOCKED:
         return HeldUp()
-    return Failures([(job, refused(job, error)) for job in jobs])
+    outcomes = [refused(job, error) for job in jobs]
+    if isinstance(outcomes[0], PutBack):
+        return outcomes[0]
+    return Failures([(job, it) for job, it in zip(jobs, outcomes, strict=True) if isinstance(it, Failed)])

@@ -1,4 +1,4 @@
-"""Makes the changes that a person asks for: set a status, retry, pause, resume, forget a relay."""
+"""Makes the changes that a person asks for: set a status, cancel, retry, pause, resume, forget a relay."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import tuple_row
 
+from ..client.cancel import cancel as client_cancel
 from ..database import statements, turn
 from ..database.refusals import raised_as_ours
 from ..errors import NotFound, OutboxError
@@ -64,6 +65,15 @@ def set_status(
     with raised_as_ours(), conn.transaction():
         conn.execute(SQL["change_mark"], {"actor": actor, "reason": reason})
         return conn.execute(SQL["status_set"], {"id": workflow, "status": status}).rowcount > 0
+
+
+def cancel(
+    conn: psycopg.Connection[Any], pipeline: str, entity_id: str, *, by: str | None = None, reason: str | None = None
+) -> str:
+    """Cancels a workflow of a pipeline that is given by its name, and returns its status. See Pipeline.cancel."""
+    with conn.transaction():
+        conn.execute(SQL["answer_waits"])
+        return str(client_cancel(pipeline, conn, entity_id, by, reason))
 
 
 def find_stage(conn: psycopg.Connection[Any], name: str, pipeline: str | None = None) -> tuple[str, str]:

@@ -11,9 +11,9 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from ..database import migrations, statements
-from ..definition import deploy
+from ..definition import dead_ends, deploy
 from ..definition.pipeline import Pipeline
-from ..errors import Stranded
+from ..errors import DefinitionError, Stranded
 from ..texts import number
 from . import cluster, symptoms
 from .finding import Finding
@@ -111,13 +111,20 @@ def _pipelines(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Findi
     for pipeline in pipelines:
         try:
             changes = deploy.check(conn, pipeline)
-        except Stranded as error:
-            yield Finding("bad", str(error), "add the statuses to the pipeline, or move the workflows on")
+        except (Stranded, DefinitionError) as error:
+            yield Finding("bad", str(error), "correct the definition: outbox deploy is refused")
             continue
         if changes:
             yield Finding(
                 "warn", f"pipeline {pipeline.name} differs from the code: {'; '.join(changes)}", "run: outbox deploy"
             )
+        for line in dead_ends.look(pipeline):
+            yield Finding("warn", f"pipeline {pipeline.name}: {line}", "correct the definition, and deploy it")
+    for each in dead_ends.unattended(conn):
+        yield Finding(
+            "bad" if each.dead_end else "warn", f"pipeline {each.pipeline}: {each}",
+            "deploy a change that leads on" if each.dead_end else "move them on with outbox set-status",
+        )  # fmt: skip
 
 
 def _workers(conn: Conn) -> Iterator[Finding]:

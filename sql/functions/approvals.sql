@@ -254,6 +254,7 @@ BEGIN
                   DETAIL = jsonb_build_object('pipeline', decide.pipeline, 'entity_id', decide.entity_id)::text;
     END IF;
     asked := outbox.question_meant(workflow, decide.question, decide.decision, actor);
+    decide.edit := outbox.data_stamped(decide.edit, outbox.plain_of(decide.pipeline));
     edited := CASE WHEN asked.own_data THEN decide.about ELSE decide.edit END;
     IF asked.approvers IS NOT NULL THEN
         actor := outbox.voter(asked, decide.decided_by, decide.groups);

@@ -17,7 +17,9 @@ BEGIN
         ORDER BY c.pipeline, c.entity, i.id
     ), made AS (
         INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata)
-        SELECT w.pipeline, w.entity, w.data FROM wanted AS w ORDER BY w.parent_id, w.n
+        SELECT w.pipeline, w.entity, outbox.data_of_code(w.data, p.plain)
+        FROM wanted AS w LEFT JOIN outbox.pipelines AS p ON p.pipeline = w.pipeline
+        ORDER BY w.parent_id, w.n
         ON CONFLICT (pipeline, entity_id) DO NOTHING
         RETURNING id, pipeline, entity_id
     )

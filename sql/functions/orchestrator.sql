@@ -12,14 +12,20 @@
 -- has these run for the second change first: then the first is `over` when it is told. It has its history, its counts and its
 -- reactions, and gets no job, no deadline and no wait.
 
--- Fills in what a plain INSERT leaves out: the status is the pipeline's initial one.
+-- Fills in what a plain INSERT leaves out: the status is the pipeline's initial one, and the data has the version that the
+-- pipeline says of such writers.
 CREATE OR REPLACE FUNCTION outbox.workflow_fill_initial() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    initial text;
+    plain   integer;
 BEGIN
+    SELECT p.initial_status, p.plain INTO initial, plain FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline;
+    NEW.metadata := outbox.data_stamped(NEW.metadata, plain);
     IF NEW.current_status IS NULL THEN
-        SELECT p.initial_status INTO NEW.current_status FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline;
-        IF NOT FOUND THEN
+        NEW.current_status := initial;
+        IF initial IS NULL THEN
             RAISE EXCEPTION 'unknown pipeline "%": entity "%" can''t start (from status null to its initial status)',
                 NEW.pipeline, NEW.entity_id
                 USING ERRCODE = 'OB002',
@@ -35,7 +41,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox.workflow_fill_initial() IS 'Internal: fills in the initial status.';
 
--- Moves version and updated_at, whatever the statement said of them, and keeps the identity fixed. It runs with the
+-- Moves version and updated_at, whatever the statement said of them, keeps the identity fixed, and refuses what is older. It runs with the
 -- rights of the role that changes the row, and a fixed search_path: a role's own operator must not decide whether a version
 -- moves.
 CREATE OR REPLACE FUNCTION outbox.workflow_move_version() RETURNS trigger
@@ -48,6 +54,19 @@ BEGIN
             USING ERRCODE = 'OB004',
                   DETAIL = jsonb_build_object('pipeline', OLD.pipeline, 'entity_id', OLD.entity_id)::text,
                   HINT = 'Start a new workflow, and end this one.';
+    END IF;
+    -- A row that was read earlier, and is written back whole, as an ORM does, would undo what others have changed meanwhile.
+    IF NEW.version < OLD.version THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": this UPDATE names version %, which is older than the table''s, version %',
+            OLD.pipeline, OLD.entity_id, NEW.version, OLD.version
+            USING ERRCODE = 'OB030',
+                  DETAIL = jsonb_build_object('pipeline', OLD.pipeline, 'entity_id', OLD.entity_id, 'version', OLD.version,
+                                              'older', NEW.version)::text,
+                  HINT = 'Read the row again, and repeat the change; or leave version out of the UPDATE.';
+    END IF;
+    -- A writer that states no version has replaced data that had one. Where there was none, it says nothing of the shape.
+    IF OLD.metadata ? '$version' AND NOT NEW.metadata ? '$version' THEN
+        NEW.metadata := outbox.data_stamped(NEW.metadata, outbox.plain_of(NEW.pipeline));
     END IF;
     IF NEW.current_status = OLD.current_status AND NEW.metadata = OLD.metadata THEN
         NEW.version := OLD.version;
@@ -231,8 +250,11 @@ BEGIN
         RETURN NULL;
     END IF;
 
-    -- 2. Refuse what is unknown or illegal.
+    -- 2. Refuse what is unknown or illegal. The renames of a deploy look like it.
     IF unknown IS NOT NULL OR illegal IS NOT NULL THEN
+        IF outbox.workflows_renamed(ids, pipelines, froms, tos, versions, actor) THEN
+            RETURN NULL;
+        END IF;
         n := array_position(ids, coalesce(unknown, illegal));
         RAISE EXCEPTION '%: pipeline "%", entity "%", from "%" to "%"',
             CASE WHEN unknown IS NULL THEN 'illegal change' ELSE 'unknown status' END, pipelines[n],

@@ -111,8 +111,17 @@ COMMENT ON FUNCTION outbox.waits_begin(jsonb, uuid[]) IS 'Internal: begins the w
 CREATE OR REPLACE FUNCTION outbox.waits_end(ids uuid[], tos text[], actor text, reason text) RETURNS void
 LANGUAGE plpgsql
 AS $$
+DECLARE
+    parents uuid[];
 BEGIN
-    DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
+    WITH ended AS (
+        DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids) RETURNING w.workflow_id, w.children
+    )
+    SELECT array_agg(e.workflow_id) INTO parents FROM ended AS e WHERE e.children > 0;
+    IF parents IS NOT NULL THEN
+        PERFORM outbox.children_cancel(array_agg(c.id), array_agg(c.to_status))
+        FROM unnest(ids, tos) AS c (id, to_status) WHERE c.id = ANY (parents);
+    END IF;
     PERFORM outbox.approvals_end(ids, tos, actor, reason);
 END
 $$;

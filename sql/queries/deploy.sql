@@ -1,32 +1,23 @@
 -- What `outbox deploy` writes for a pipeline, in one transaction.
 
 -- name: deploy_lock
--- Waits for transactions that have changed workflows by the old routes, and keeps new ones out until commit. Readers
--- and claims go on.
--- Locks workflow_states, SHARE ROW EXCLUSIVE.
-LOCK TABLE outbox.workflow_states IN SHARE ROW EXCLUSIVE MODE;
+-- Waits for transactions that have changed workflows by the old routes, or have locked one in order to, and keeps new
+-- ones out until commit. Readers and claims go on.
+-- Locks workflow_states, EXCLUSIVE.
+LOCK TABLE outbox.workflow_states IN EXCLUSIVE MODE;
 
 -- name: deploy_unchanged
 -- Has the COMMIT wait for standbys, though all is as it should be: it may be so on this server alone.
 SELECT outbox.commit_waits();
 
--- name: workflows_in_statuses
--- Returns how many workflows are in each of these statuses, which would be unknown. It counts the table itself, not the
--- counters.
--- Reads workflow_states. Uses workflow_states_entity_key.
-SELECT w.current_status, count(*)
-FROM outbox.workflow_states AS w
-WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[])
-GROUP BY w.current_status;
-
 -- name: pipeline_write
 -- Writes a pipeline, in place of the deployed one.
 -- Writes pipelines. Uses pipelines_pkey.
-INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of)
-VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s)
+INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of, cancelled, plain)
+VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s, %(cancelled)s, %(plain)s)
 ON CONFLICT (pipeline) DO UPDATE
 SET initial_status = excluded.initial_status, definition = excluded.definition, reaction_of = excluded.reaction_of,
-    deployed_at = clock_timestamp();
+    cancelled = excluded.cancelled, plain = excluded.plain, deployed_at = clock_timestamp();
 
 -- name: routes_clear
 -- Deletes the routes of a pipeline.
@@ -97,8 +88,45 @@ UPDATE outbox.jobs AS j SET partition = r.partition, priority = r.priority
 FROM outbox.routed AS r
 WHERE j.pipeline = %(pipeline)s AND j.stage = ANY (%(stages)s::text[]) AND r.workflow_id = j.workflow_id AND r.status = j.status;
 
+-- name: questions_end
+-- Withdraws the open questions of workflows in a status that a stage takes from now on.
+-- Writes approvals. Uses approvals_open.
+UPDATE outbox.approvals AS a
+SET ended = 'withdrawn', to_status = a.status, decided_by = outbox.actor(), login = session_user, reason = %(reason)s,
+    ended_at = clock_timestamp()
+WHERE a.pipeline = %(pipeline)s AND a.status = %(status)s AND a.ended_at IS NULL;
+
+-- name: waits_end
+-- Ends the waits for signals and children of workflows in a status that a stage takes from now on.
+-- Reads workflow_states. Writes waits. Uses workflow_states_pkey.
+DELETE FROM outbox.waits AS w
+USING outbox.workflow_states AS s
+WHERE s.id = w.workflow_id AND s.pipeline = %(pipeline)s AND s.current_status = %(status)s;
+
+-- name: jobs_reroute
+-- Gives the jobs in these statuses to the stage that takes them from now on, as new jobs, with the deadlines that run.
+-- Where no stage does, the deadline alone remains. Those that have neither are left to jobs_end_rerouted.
+-- Reads routes, workflow_states. Writes jobs. Uses routes_pkey, workflow_states_pkey.
+UPDATE outbox.jobs AS j
+SET id = nextval('outbox.job_ids'), stage = r.stage, attempt = 0, owner = NULL, claimed_at = NULL, careful = false,
+    error = NULL, progress = NULL, released = 0, released_by = NULL, due = r.stage IS NOT NULL,
+    run_at = CASE WHEN r.stage IS NULL THEN j.deadline ELSE clock_timestamp() END,
+    partition = CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(w.metadata, r.partition) END,
+    priority = CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(w.metadata, r.priority) END
+FROM outbox.routes AS r, outbox.workflow_states AS w
+WHERE j.pipeline = %(pipeline)s AND j.status = ANY (%(statuses)s::text[])
+  AND r.pipeline = j.pipeline AND r.status = j.status AND r.stage IS DISTINCT FROM j.stage
+  AND (r.stage IS NOT NULL OR j.deadline IS NOT NULL) AND w.id = j.workflow_id;
+
+-- name: deadlines_redirect
+-- Has the running deadlines of a status lead to where the pipeline's deadline leads now. Where they led before is out of
+-- reach.
+-- Writes jobs. Uses jobs_with_deadline.
+UPDATE outbox.jobs AS j SET on_deadline = %(now)s
+WHERE j.pipeline = %(pipeline)s AND j.status = %(status)s AND j.on_deadline = %(before)s AND j.deadline IS NOT NULL;
+
 -- name: jobs_end_rerouted
--- Ends the jobs in statuses that another stage takes from now on; jobs_make_rerouted makes the new stage's jobs.
+-- Ends the jobs in statuses that no stage takes from now on, and that have no deadline.
 -- Reads routes. Writes jobs. Uses routes_pkey.
 DELETE FROM outbox.jobs AS j
 USING outbox.routes AS r
@@ -124,11 +152,12 @@ WHERE r.pipeline = %(pipeline)s AND r.status = ANY (%(statuses)s::text[]) AND r.
   AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = r.workflow_id);
 
 -- name: schedules_lock
--- Waits for the running ticks of these schedules, and locks the schedules. This comes before the lock of the table,
+-- Waits for the running ticks of these schedules (null: all), and locks the schedules. This comes before the lock of the table,
 -- because a tick may change workflows.
 -- Reads schedules. Locks these rows, in order. Uses schedules_pkey.
 SELECT FROM outbox.schedules AS s
-WHERE s.pipeline = %(pipeline)s AND s.schedule = ANY (%(schedules)s::text[])
+WHERE s.pipeline = %(pipeline)s
+  AND (%(schedules)s::text[] IS NULL OR s.schedule = ANY (%(schedules)s::text[]))
 ORDER BY s.schedule FOR UPDATE;
 
 -- name: schedules_write

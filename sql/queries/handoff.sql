@@ -27,8 +27,9 @@ WITH given AS MATERIALIZED (
     FROM given AS g JOIN recorded AS r ON r.message_id = g.message_id
 ), started AS (
     INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
-    SELECT p.pipeline, f.entity_id, p.initial_status, coalesce(f.metadata, '{}')::jsonb
-    FROM fresh AS f
+    SELECT p.pipeline, f.entity_id, p.initial_status, outbox.data_stamped(coalesce(f.metadata, '{}')::jsonb, p.plain)
+    FROM (SELECT set_config('outbox.of_code', statement_timestamp()::text, true)) AS me
+    CROSS JOIN fresh AS f
     JOIN outbox.pipelines AS p ON p.pipeline = %(pipeline)s
     WHERE f.turn = 1
     ORDER BY f.n

@@ -20,4 +20,6 @@ WHERE l.id = %(link)s;
 -- Answers the question of a link in the name of its person, and returns the status that the workflow then has.
 -- Writes approval_links, approval_votes, approvals, workflow_states. Locks the workflow, then the link. Uses approval_links_pkey,
 -- approvals_pkey, workflow_states_pkey.
-SELECT outbox.link_use(%(link)s, %(decision)s, %(reason)s, %(edit)s::text::jsonb, %(shown)s, %(about)s::text::jsonb);
+SELECT outbox.link_use(%(link)s, %(decision)s, %(reason)s,
+                       outbox.data_of_code(%(edit)s::text::jsonb, outbox.plain_of(%(pipeline)s)), %(shown)s,
+                       %(about)s::text::jsonb);

@@ -1,4 +1,4 @@
--- What `outbox deploy --check` looks at: workflows that the new code would strand. It only reads.
+-- What `outbox deploy` looks at before it writes: workflows that the new code would strand. It only reads.
 
 -- name: stranded_statuses
 -- Returns the statuses that would be unknown and have workflows: how many, how many of them wait for what, and how long
@@ -17,6 +17,33 @@ SELECT s.current_status, count(*),
        (SELECT jsonb_object_agg(w.kind, w.workflows) FROM waits AS w WHERE w.current_status = s.current_status),
        extract(epoch FROM now() - min(s.updated_at))::float8
 FROM standing AS s GROUP BY s.current_status ORDER BY s.current_status;
+
+-- name: workflows_in_statuses
+-- Returns how many workflows are in each of these statuses. It counts the table itself, not the counters.
+-- Reads workflow_states. Uses workflow_states_entity_key.
+SELECT w.current_status, count(*)
+FROM outbox.workflow_states AS w
+WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[])
+GROUP BY w.current_status ORDER BY w.current_status;
+
+-- name: waits_in_statuses
+-- Returns the waits in these statuses that a change of the status ends: how many of each kind, and the first entities.
+-- Reads waiting. Uses approvals_open, waits_pkey, workflow_states_pkey.
+SELECT w.status, w.kind, count(DISTINCT w.workflow_id), (array_agg(DISTINCT w.entity_id))[1:%(most)s]
+FROM outbox.waiting AS w
+WHERE w.pipeline = %(pipeline)s AND w.status = ANY (%(statuses)s::text[]) AND w.kind NOT IN ('deadline', 'timer')
+GROUP BY w.status, w.kind ORDER BY w.status, w.kind;
+
+-- name: waits_for_changes
+-- Returns the waits that lead to one of these changes, and the first entities.
+-- Reads waiting. Uses approvals_open, jobs_with_deadline, waits_pkey, workflow_states_pkey.
+SELECT w.status, e.key, e.value, count(DISTINCT w.workflow_id), (array_agg(DISTINCT w.entity_id))[1:%(most)s]
+FROM outbox.waiting AS w
+CROSS JOIN LATERAL jsonb_each_text(w.ended_by) AS e (key, value)
+JOIN unnest(%(froms)s::text[], %(tos)s::text[]) AS n (from_status, to_status)
+    ON n.from_status = w.status AND n.to_status = e.value
+WHERE w.pipeline = %(pipeline)s
+GROUP BY w.status, e.key, e.value ORDER BY w.status, e.key, e.value;
 
 -- name: stranded_waits
 -- Returns the waits that would lead to a status that is not a legal change from where the workflow is.

@@ -3,9 +3,12 @@
 -- name: workflows_submit
 -- Starts the workflows that are new, and returns them; the trigger adds history and the first job.
 -- Reads pipelines. Writes workflow_states. Uses workflow_states_entity_key, pipelines_pkey.
+WITH me AS MATERIALIZED (
+    SELECT set_config('outbox.of_code', statement_timestamp()::text, true)
+)
 INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
-SELECT p.pipeline, s.entity_id, p.initial_status, s.metadata::jsonb
-FROM unnest(%(entities)s::text[], %(metadata)s::text[]) WITH ORDINALITY AS s (entity_id, metadata, n)
+SELECT p.pipeline, s.entity_id, p.initial_status, outbox.data_of_code(s.metadata::jsonb, p.plain)
+FROM me, unnest(%(entities)s::text[], %(metadata)s::text[]) WITH ORDINALITY AS s (entity_id, metadata, n)
 JOIN outbox.pipelines AS p ON p.pipeline = %(pipeline)s
 ORDER BY s.n
 ON CONFLICT (pipeline, entity_id) DO NOTHING
@@ -14,10 +17,14 @@ RETURNING id, entity_id, current_status;
 -- name: workflows_submit_count
 -- Starts the workflows that are new, and returns how many: for bulk.
 -- Reads pipelines. Writes workflow_states. Uses workflow_states_entity_key, pipelines_pkey.
-WITH started AS (
+WITH me AS MATERIALIZED (
+    SELECT set_config('outbox.of_code', statement_timestamp()::text, true)
+), started AS (
     INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
-    SELECT p.pipeline, s.entity_id, p.initial_status, s.metadata::jsonb
-    FROM unnest(%(entities)s::text[], %(metadata)s::text[]) WITH ORDINALITY AS s (entity_id, metadata, n)
+    SELECT p.pipeline, s.entity_id, p.initial_status,
+           CASE WHEN %(of_code)s THEN outbox.data_of_code(s.metadata::jsonb, p.plain)
+                ELSE outbox.data_stamped(s.metadata::jsonb, p.plain) END
+    FROM me, unnest(%(entities)s::text[], %(metadata)s::text[]) WITH ORDINALITY AS s (entity_id, metadata, n)
     JOIN outbox.pipelines AS p ON p.pipeline = %(pipeline)s
     ORDER BY s.n
     ON CONFLICT (pipeline, entity_id) DO NOTHING

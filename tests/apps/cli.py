@@ -51,3 +51,15 @@ orders.allow("WAITING", to={"APPROVED", "REJECTED", "PAID"})
 
 both = [posts, tickets]
 number = 5
+
+
+# The next version of `orders` in kit/waits.py: a stage takes the status in which workflows wait.
+automated: Pipeline[Any] = Pipeline("orders", initial="NEW", final={"SENT", "REFUSED", "LATE"})
+automated.stage("ask", on="NEW", to="WAITING")(lambda run: None)
+automated.stage("judge", on="WAITING", to={"PAID", "REFUSED"})(lambda run: Go("REFUSED"))
+automated.stage("send", on="PAID", to="SENT")(lambda run: None)
+automated.allow("WAITING", to="LATE")
+
+sloppy: Pipeline[Any] = Pipeline("sloppy", initial="NEW", final={"DONE"})
+sloppy.stage("work", on="NEW", to="DONE")(lambda run: None)
+sloppy.stage("lost", on="NOWHERE", to="DONE")(lambda run: None)

@@ -80,6 +80,9 @@ Q = {**A, "question": ...}
             [OPEN, LINKED, "SELECT outbox.link_use(id, 'yes') FROM outbox.approval_links"],
             {**Q, "person": "bob", "why": "expired"},
         ),
+        ("OB030", [f"{MOVE} current_status = 'ENRICHED', version = 0"], {**A, "version": 1, "older": 0}),
+        ("OB031", ["DELETE FROM outbox.pipelines"], {"pipeline": "posts"}),
+        ("OB032", ["SELECT outbox.cancel('posts', 'a')"], {**A, "status": "RECEIVED"}),
     ],
 )  # fmt: skip
 def test_an_error_carries_its_data(conn: Conn, code: str, statements: list[str], data: dict[str, Any]) -> None:

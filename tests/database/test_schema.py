@@ -21,7 +21,7 @@ PUBLIC = {
     "approval_votes", "approvals", "checkpoints", "children", "dead_jobs", "delegations", "delivery_attempts", "inbox", "jobs", "legal_changes", "limits",
     "messages", "overview", "parked_deliveries", "parked_messages", "pauses", "pipelines", "routes", "schedules",
     "schema_migrations", "signals", "stages", "state_changes", "waiting", "workers", "workflow_states",
-    "actor", "commit_waits", "decide", "delegate", "delegation_end", "inbox_forget", "inbox_oldest", "is_worker", "may_speak", "retry", "shown", "uuid7", "uuid7_time",
+    "actor", "cancel", "commit_waits", "decide", "delegate", "delegation_end", "inbox_forget", "inbox_oldest", "is_worker", "may_speak", "retry", "shown", "uuid7", "uuid7_time",
 }  # fmt: skip
 # By the contract, these columns are public.
 COLUMNS = {

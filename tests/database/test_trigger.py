@@ -124,7 +124,7 @@ def test_identity_of_a_workflow_is_fixed_and_its_version_moves_by_itself(posts: 
             posts.execute(f"UPDATE outbox.workflow_states SET {change}".encode())
     posts.execute("UPDATE outbox.workflow_states SET version = 77, updated_at = 'epoch', metadata = '{\"x\": 1}'")
     assert rows(posts, "SELECT version, updated_at > '2000-01-01' FROM outbox.workflow_states") == [(2, True)]
-    posts.execute("UPDATE outbox.workflow_states SET version = 1")
+    posts.execute("UPDATE outbox.workflow_states SET version = 3")
     assert rows(posts, "SELECT version FROM outbox.workflow_states") == [(2,)], "nothing changed but the attempt to"
 
 

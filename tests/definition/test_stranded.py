@@ -99,7 +99,7 @@ class New(BaseModel):
 
 def second(handler: Any = lambda run: None) -> Pipeline[New]:
     """The pipeline in version 3 of its data; the first had `user`, the second `name`."""
-    pipeline: Pipeline[New] = Pipeline("posts", data=New, initial="NEW", final={"DONE"}, version=3)
+    pipeline: Pipeline[New] = Pipeline("posts", data=New, initial="NEW", final={"DONE"}, version=3, plain=1)
     pipeline.stage("work", on="NEW", to="DONE")(handler)
     pipeline.migrate_data(1, lambda old: {"name": old["user"]})
     pipeline.migrate_data(2, lambda old: {"author": old["name"].title()})
@@ -132,7 +132,7 @@ def test_data_of_a_version_that_has_no_upgrade_is_dead_and_listed(conn: Conn, ds
     bare.stage("work", on="NEW", to="DONE")(lambda run: None)
     deployed(conn, bare)
     conn.execute(
-        """INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata) VALUES ('posts', 'a', '{"user": "x"}')"""
+        """INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata) VALUES ('posts', 'a', '{"$version": 1, "user": "x"}')"""
     )
     assert "has no migrate_data(1, …)" in report(conn, bare)[0]
     drain(bare, dsn)

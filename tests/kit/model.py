@@ -538,7 +538,7 @@ class Model:
             before, after = old[workflow.status], now[workflow.status]
             if (before and before.name) != (after and after.name):
                 workflow.dead = None
-                self._make_job(workflow)
+                self._make_job(workflow, workflow.job and workflow.job.entered)
 
     def overview(self) -> dict[str, tuple[str | None, int, int, int, int, int]]:
         """Returns, by status, its stage, and how many workflows there are: all, ready, scheduled, running and dead."""

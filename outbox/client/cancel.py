@@ -1,0 +1,29 @@
+"""Cancels workflows, in the caller's own transaction, on a sync or an async connection.
+
+All of it happens in the database function `cancel`, which SQL clients can call, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import documents, texts
+from ..checks import MAX_NAME, MAX_QUESTION
+from ..database import statements
+from .execute import Steps, execute
+
+SQL = statements.load("cancel")
+
+
+def cancel(pipeline: str, conn: Any, entity_id: str, by: str | None, reason: str | None) -> Any:
+    """Cancels a workflow. See Pipeline.cancel."""
+    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    for what, text, longest in (("by", by, MAX_NAME), ("reason", reason, MAX_QUESTION)):
+        if text is not None:
+            texts.check_text(text, what, longest)
+    return execute(conn, _cancel({"pipeline": pipeline, "entity": entity_id, "by": by, "reason": reason}))
+
+
+def _cancel(params: dict[str, Any]) -> Steps[str]:
+    ((status,),) = yield SQL["cancel"], params
+    return str(status)

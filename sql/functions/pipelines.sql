@@ -1,0 +1,31 @@
+-- The end of a pipeline.
+
+-- Workflows would be left in a pipeline that nobody knows. The lock has a workflow that starts meanwhile be seen here, or find
+-- no pipeline. A tick of a schedule that runs ends first.
+CREATE OR REPLACE FUNCTION outbox.pipeline_deleted() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    entity text;
+BEGIN
+    DELETE FROM outbox.schedules AS s WHERE s.pipeline = OLD.pipeline;
+    LOCK TABLE outbox.workflow_states IN SHARE ROW EXCLUSIVE MODE;
+    SELECT w.entity_id INTO entity FROM outbox.workflow_states AS w WHERE w.pipeline = OLD.pipeline LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'pipeline "%" has workflows, such as entity "%": it can''t be deleted', OLD.pipeline, entity
+            USING ERRCODE = 'OB031', DETAIL = jsonb_build_object('pipeline', OLD.pipeline)::text,
+                  HINT = format('Drop it with them: outbox drop %s --with-workflows', quote_ident(OLD.pipeline));
+    END IF;
+    DELETE FROM outbox.routes AS r WHERE r.pipeline = OLD.pipeline;
+    DELETE FROM outbox.legal_changes AS l WHERE l.pipeline = OLD.pipeline;
+    DELETE FROM outbox.stages AS s WHERE s.pipeline = OLD.pipeline;
+    DELETE FROM outbox.limits AS l WHERE l.pipeline = OLD.pipeline;
+    DELETE FROM outbox.partition_rates AS r WHERE r.pipeline = OLD.pipeline;
+    DELETE FROM outbox.pauses AS p WHERE p.pipeline = OLD.pipeline;
+    DELETE FROM outbox.status_counts AS c WHERE c.pipeline = OLD.pipeline;
+    RETURN OLD;
+END
+$$;
+COMMENT ON FUNCTION outbox.pipeline_deleted() IS
+    'Internal: refuses the end of a pipeline that has workflows, and deletes what belongs to one that has none.';
