@@ -2,6 +2,7 @@
 
 from .client.approvals import approve, decide, reject
 from .client.inbox import Inbox
+from .client.lists import Page, StateChange, Workflow
 from .client.signals import Signalled, signal
 from .client.submit import Submitted
 from .database.refusals import error_of
@@ -71,6 +72,7 @@ __all__ = [
     "NotFound",
     "NothingAsked",
     "OutboxError",
+    "Page",
     "Pipeline",
     "Refused",
     "Reject",
@@ -80,6 +82,7 @@ __all__ = [
     "SchemaError",
     "SettingsError",
     "Signalled",
+    "StateChange",
     "Stranded",
     "Submitted",
     "Tick",
@@ -93,6 +96,7 @@ __all__ = [
     "WaitForSignal",
     "Worker",
     "WorkerBroken",
+    "Workflow",
     "approve",
     "consume",
     "decide",

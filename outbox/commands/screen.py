@@ -50,7 +50,7 @@ def echo_more(rows: look.Listed, as_json: bool) -> None:
 
 
 def _more(count: int) -> str:
-    return f"… and {count:,} more; see them with --limit"
+    return f"… and {'' if count < look.COUNTED else 'at least '}{count:,} more; see them with --limit"
 
 
 def cell(value: Any) -> Text:
@@ -227,6 +227,28 @@ def dead(rows: Iterable[Row]) -> Table:
         None, columns,
         [[row["pipeline"], row["entity_id"], row["stage"], row["attempts"], age((now - row["died_at"]).total_seconds()),
           row["error"]] for row in rows],
+    )  # fmt: skip
+
+
+def errors(rows: Iterable[Row]) -> Table:
+    """Returns the table of `outbox dead --kinds`."""
+    now = datetime.now(UTC)
+    columns = ["pipeline", "stage", "dead", "first", "last", "kind of error"]
+    return table(
+        None, columns,
+        [[row["pipeline"], row["stage"], row["jobs"], age((now - row["first_at"]).total_seconds()),
+          age((now - row["last_at"]).total_seconds()), row["kind"]] for row in rows],
+    )  # fmt: skip
+
+
+def workflows(rows: Iterable[Row]) -> Table:
+    """Returns the table of `outbox list`."""
+    now = datetime.now(UTC)
+    columns = ["pipeline", "entity", "status", "for", "state", "waits for", "assignee", "attempt", "error"]
+    return table(
+        None, columns,
+        [[row["pipeline"], row["entity_id"], row["status"], age((now - row["since"]).total_seconds()), row["state"],
+          row["waits_for"], row["assignee"], row["attempt"], row["error"]] for row in rows],
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from ..errors import Stranded
 from .deployed import Definition
 from .limits import Limits, Path
 from .pipeline import Pipeline
+from .routes import Route
 
 SQL = statements.load("deploy")
 
@@ -152,6 +153,18 @@ def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tup
     if rerouted:
         for step in ("jobs_end_rerouted", "dead_jobs_end_rerouted", "jobs_make_rerouted"):
             yield SQL[step], {**pipeline, "statuses": rerouted}
+    resting = [
+        status
+        for status, route in new.routes.items()
+        if status in old.routes and _rests(old.routes[status]) != _rests(route)
+    ]
+    if resting:
+        for step in ("resting_end_rerouted", "resting_make_rerouted"):
+            yield SQL[step], {**pipeline, "statuses": resting}
+
+
+def _rests(route: Route) -> bool:
+    return route.stage is None and not route.final
 
 
 def _limits(pipeline: dict[str, Any], old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:
