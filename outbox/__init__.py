@@ -5,6 +5,7 @@ from .client.inbox import Inbox
 from .client.lists import Page, StateChange, Workflow
 from .client.signals import Signalled, signal
 from .client.submit import Submitted
+from .client.why import Why, why
 from .database.refusals import error_of
 from .definition.outcome import Backoff, Go, Reject, Retry
 from .definition.pipeline import Pipeline
@@ -94,6 +95,7 @@ __all__ = [
     "WaitForApproval",
     "WaitForChildren",
     "WaitForSignal",
+    "Why",
     "Worker",
     "WorkerBroken",
     "Workflow",
@@ -106,4 +108,5 @@ __all__ = [
     "reject",
     "shard",
     "signal",
+    "why",
 ]

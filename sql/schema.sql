@@ -1731,6 +1731,457 @@ $$;
 
 COMMENT ON FUNCTION outbox.wake(pipelines text[], stages text[]) IS 'Internal: wakes idle workers for new jobs of these stages.';
 
+CREATE FUNCTION outbox.why(pipeline text, entity_id text) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    workflow outbox.workflow_states;
+    route    outbox.routes;
+    job      outbox.jobs;
+    dead     outbox.dead_jobs;
+    targets  text;
+BEGIN
+    SELECT w.* INTO workflow FROM outbox.workflow_states AS w WHERE w.pipeline = why.pipeline AND w.entity_id = why.entity_id;
+    IF NOT EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = why.pipeline) THEN
+        RETURN QUERY SELECT 'not deployed', format('Pipeline "%s" is not deployed.', why.pipeline),
+            'deploy it: outbox deploy --app module:object', '{}'::jsonb;
+        RETURN;
+    ELSIF workflow.id IS NULL THEN
+        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', why.entity_id, why.pipeline
+            USING ERRCODE = 'OB011', DETAIL = jsonb_build_object('pipeline', why.pipeline, 'entity_id', why.entity_id)::text;
+    END IF;
+    SELECT r.* INTO route FROM outbox.routes AS r WHERE r.pipeline = workflow.pipeline AND r.status = workflow.current_status;
+    IF route.final THEN
+        RETURN QUERY SELECT 'finished', format('It has ended in %s, at %s.', workflow.current_status, outbox.why_time(workflow.updated_at)),
+            NULL::text, jsonb_build_object('status', workflow.current_status);
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT * FROM outbox.why_held(workflow.id);
+    IF FOUND THEN
+        RETURN;
+    ELSIF route.status IS NULL THEN
+        RETURN QUERY SELECT 'unknown status', format('It is in %s, which the deployed pipeline does not know.', workflow.current_status),
+            'deploy code that knows it: outbox deploy --app module:object', jsonb_build_object('status', workflow.current_status);
+        RETURN;
+    END IF;
+    SELECT d.* INTO dead FROM outbox.dead_jobs AS d WHERE d.workflow_id = workflow.id;
+    IF FOUND THEN
+        RETURN QUERY SELECT 'dead', format('Its job of stage %s died after %s, at %s: %s', dead.stage,
+            CASE dead.attempts WHEN 1 THEN '1 attempt' ELSE dead.attempts || ' attempts' END, outbox.why_time(dead.died_at), dead.error),
+            'see to the error, then: ' || outbox.why_command('retry', workflow.entity_id, NULL, workflow.pipeline),
+            jsonb_build_object('stage', dead.stage, 'attempts', dead.attempts, 'error', dead.error, 'kind', dead.kind, 'died_at', dead.died_at);
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT * FROM outbox.why_waits(workflow);
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    SELECT j.* INTO job FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id;
+    IF job.stage IS NOT NULL THEN
+        RETURN QUERY SELECT * FROM outbox.why_job(workflow, job);
+        IF NOT FOUND THEN
+            RETURN QUERY SELECT * FROM outbox.why_ready(workflow, job);
+        END IF;
+        RETURN;
+    ELSIF route.stage IS NOT NULL THEN
+        RETURN QUERY SELECT 'no job', format('Stage %s takes it, but it has no job.', route.stage),
+            outbox.why_command('retry', workflow.entity_id, NULL, workflow.pipeline), jsonb_build_object('stage', route.stage);
+        RETURN;
+    END IF;
+    SELECT string_agg(l.to_status, ', ' ORDER BY l.to_status) INTO targets FROM outbox.legal_changes AS l
+    WHERE l.pipeline = workflow.pipeline AND l.from_status = workflow.current_status;
+    RETURN QUERY SELECT
+        CASE WHEN targets IS NULL THEN 'dead end' WHEN job.deadline IS NOT NULL THEN 'deadline' ELSE 'change' END,
+        CASE WHEN targets IS NULL THEN format('No change leads out of %s, and it is not final.', workflow.current_status)
+             ELSE format('It waits in %s for somebody to change its status to %s%s', workflow.current_status, targets,
+                  coalesce(', until ' || outbox.why_time(job.deadline) || ', when it moves to ' || job.on_deadline, '') || '.') END,
+        CASE WHEN targets IS NULL THEN 'deploy a pipeline that allows one'
+             ELSE outbox.why_command('set-status', workflow.entity_id, 'STATUS', workflow.pipeline) END,
+        jsonb_build_object('status', workflow.current_status, 'until', job.deadline);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why(pipeline text, entity_id text) IS 'Says in one sentence why a workflow does not move, and in one what to do. `cause` names the kind of reason.';
+
+CREATE TABLE outbox.waits (
+    workflow_id uuid NOT NULL,
+    signal text COLLATE pg_catalog."C",
+    to_status text NOT NULL COLLATE pg_catalog."C",
+    field text,
+    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    children integer,
+    failed text[],
+    on_failure text COLLATE pg_catalog."C",
+    CONSTRAINT waits_are_for_one_thing CHECK ((num_nonnulls(signal, children) = 1))
+);
+
+COMMENT ON TABLE outbox.waits IS 'Internal: workflows that wait for a signal or for their children.';
+
+CREATE TABLE outbox.workflow_states (
+    id uuid DEFAULT outbox.uuid7() NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    entity_id text NOT NULL COLLATE pg_catalog."C",
+    current_status text NOT NULL COLLATE pg_catalog."C",
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    version bigint DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    updated_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
+)
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
+
+COMMENT ON TABLE outbox.workflow_states IS 'One row for each workflow: an entity on its way through a pipeline. INSERT starts it, UPDATE of current_status moves it.';
+
+COMMENT ON COLUMN outbox.workflow_states.id IS 'Its id, a UUIDv7.';
+
+COMMENT ON COLUMN outbox.workflow_states.pipeline IS 'Its pipeline.';
+
+COMMENT ON COLUMN outbox.workflow_states.entity_id IS 'What it is about; unique within the pipeline.';
+
+COMMENT ON COLUMN outbox.workflow_states.current_status IS 'Where it stands. If an INSERT leaves it out, the pipeline''s initial status.';
+
+COMMENT ON COLUMN outbox.workflow_states.metadata IS 'Its data.';
+
+COMMENT ON COLUMN outbox.workflow_states.version IS 'Moves by one with each change of status or data.';
+
+COMMENT ON COLUMN outbox.workflow_states.created_at IS 'When it started.';
+
+COMMENT ON COLUMN outbox.workflow_states.updated_at IS 'When its status or data last changed.';
+
+CREATE FUNCTION outbox.why_children(workflow outbox.workflow_states, awaited outbox.waits, until text) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    RETURN QUERY
+        SELECT CASE WHEN bool_or(c.dead) THEN 'child dead' ELSE 'children' END,
+               format('It waits for %s, since %s: %s%s%s', CASE awaited.children WHEN 1 THEN '1 child' ELSE awaited.children || ' children' END,
+                      outbox.why_time(awaited.since), string_agg(format('%s in %s (%s%s)', c.entity_id, c.pipeline,
+                          c.current_status, CASE WHEN c.dead THEN ', dead' ELSE '' END), ', ' ORDER BY c.n) FILTER (WHERE c.n <= 3),
+                      CASE WHEN awaited.children > 3 THEN ' and others' ELSE '' END, until),
+               (array_agg(outbox.why_command(CASE WHEN c.dead THEN 'retry' ELSE 'show' END, c.entity_id, NULL, c.pipeline) ORDER BY c.n))[1],
+               jsonb_build_object('children', jsonb_agg(jsonb_build_object('pipeline', c.pipeline, 'entity_id', c.entity_id, 'status',
+                   c.current_status, 'dead', c.dead) ORDER BY c.n) FILTER (WHERE c.n <= 3), 'since', awaited.since)
+        FROM (
+            SELECT c.*, row_number() OVER (ORDER BY c.dead DESC, c.pipeline, c.entity_id) AS n
+            FROM (SELECT w.pipeline, w.entity_id, w.current_status,
+                         EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = w.id) AS dead
+                  FROM (SELECT c.child_id FROM outbox.children AS c WHERE c.parent_id = workflow.id LIMIT 10000) AS c
+                  JOIN outbox.workflow_states AS w ON w.id = c.child_id
+                  LEFT JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+                  WHERE r.final IS NOT TRUE) AS c
+        ) AS c;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why_children(workflow outbox.workflow_states, awaited outbox.waits, until text) IS 'Internal: which children a workflow waits for.';
+
+CREATE FUNCTION outbox.why_command(command text, entity_id text, arguments text, pipeline text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    RETURN concat_ws(' '::text, 'outbox', command, CASE WHEN ((entity_id ~ '^[A-Za-z0-9_./:@%+=-]+$'::text) AND (entity_id !~ '^-'::text)) THEN entity_id ELSE (((CASE WHEN (entity_id ~ '^-'::text) THEN '-- '::text ELSE ''::text END || ''''::text) || replace(entity_id, ''''::text, '''"''"'''::text)) || ''''::text) END, arguments, '--pipeline', CASE WHEN (pipeline ~ '^[A-Za-z0-9_./:-]+$'::text) THEN pipeline ELSE ((''''::text || pipeline) || ''''::text) END);
+
+COMMENT ON FUNCTION outbox.why_command(command text, entity_id text, arguments text, pipeline text) IS 'Internal: a command for a workflow.';
+
+CREATE FUNCTION outbox.why_held(workflow uuid) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $_$
+BEGIN
+    RETURN QUERY
+        SELECT 'held', format('%s is held by session %s (%s%s).', h.what, h.pid, coalesce(nullif(a.application_name, ''), 'no name'),
+                              coalesce(', ' || a.state, '') || coalesce(', open since ' || outbox.why_time(a.xact_start), '')),
+               format('commit that transaction, or end it: SELECT pg_terminate_backend(%s)', h.pid),
+               jsonb_build_object('pid', h.pid, 'application', a.application_name, 'since', a.xact_start)
+        FROM (
+            SELECT r.what, l.pid, 1 AS n FROM (
+                SELECT 'Its row' AS what, w.xmax AS holder FROM outbox.workflow_states AS w WHERE w.id = workflow
+                UNION ALL
+                SELECT 'Its job', j.xmax FROM outbox.jobs AS j WHERE j.workflow_id = workflow
+            ) AS r
+            JOIN pg_locks AS l ON l.locktype = 'transactionid' AND l.granted AND l.transactionid = r.holder AND l.mode = 'ExclusiveLock'
+            WHERE l.pid IS NOT NULL
+            UNION ALL
+            SELECT 'The table outbox.' || c.relname, l.pid, 2
+            FROM pg_locks AS l
+            JOIN pg_class AS c ON c.oid = l.relation AND c.relnamespace = 'outbox'::regnamespace
+            WHERE l.locktype = 'relation' AND l.granted AND c.relname IN ('workflow_states', 'jobs', 'state_changes')
+              AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock')
+              AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+        ) AS h
+        LEFT JOIN pg_stat_activity AS a ON a.pid = h.pid
+        WHERE h.pid <> pg_backend_pid() AND a.application_name NOT LIKE 'outbox%'
+        ORDER BY h.n, a.xact_start LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN QUERY
+            SELECT 'held', format('Its row is held by the prepared transaction "%s", since %s.', p.gid, outbox.why_time(p.prepared)),
+                   format('COMMIT PREPARED %1$L, or ROLLBACK PREPARED %1$L', p.gid), jsonb_build_object('gid', p.gid, 'since', p.prepared)
+            FROM outbox.workflow_states AS w JOIN pg_prepared_xacts AS p ON p.transaction = w.xmax WHERE w.id = workflow;
+    END IF;
+END
+$_$;
+
+COMMENT ON FUNCTION outbox.why_held(workflow uuid) IS 'Internal: which session holds the row of a workflow.';
+
+CREATE TABLE outbox.jobs (
+    workflow_id uuid NOT NULL,
+    id bigint NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    stage text COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    entered bigint NOT NULL,
+    run_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    claimed_at timestamp with time zone,
+    owner integer,
+    attempt integer DEFAULT 0 NOT NULL,
+    due boolean DEFAULT true NOT NULL,
+    careful boolean DEFAULT false NOT NULL,
+    error text,
+    deadline timestamp with time zone,
+    on_deadline text COLLATE pg_catalog."C",
+    progress text,
+    partition text COLLATE pg_catalog."C",
+    priority integer,
+    released integer DEFAULT 0 NOT NULL,
+    released_by integer,
+    CONSTRAINT jobs_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL))),
+    CONSTRAINT jobs_have_a_stage_or_a_deadline CHECK (((stage IS NOT NULL) OR (deadline IS NOT NULL))),
+    CONSTRAINT jobs_run_at_finite CHECK (isfinite(run_at))
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_analyze_scale_factor='0.2', autovacuum_vacuum_cost_delay='0');
+
+COMMENT ON TABLE outbox.jobs IS 'The queue: one row for each workflow that a stage must work on, or that has a deadline. For reading.';
+
+COMMENT ON COLUMN outbox.jobs.workflow_id IS 'The workflow.';
+
+COMMENT ON COLUMN outbox.jobs.id IS 'Internal: the order of claims.';
+
+COMMENT ON COLUMN outbox.jobs.pipeline IS 'Its pipeline.';
+
+COMMENT ON COLUMN outbox.jobs.stage IS 'The stage; null: it is nothing but a deadline.';
+
+COMMENT ON COLUMN outbox.jobs.status IS 'Internal: the status that it is for.';
+
+COMMENT ON COLUMN outbox.jobs.entered IS 'The workflow''s version when it came into this status: with the stage it names the work.';
+
+COMMENT ON COLUMN outbox.jobs.run_at IS 'When it may run.';
+
+COMMENT ON COLUMN outbox.jobs.claimed_at IS 'When its worker claimed it.';
+
+COMMENT ON COLUMN outbox.jobs.owner IS 'The worker that runs it; null: none does.';
+
+COMMENT ON COLUMN outbox.jobs.attempt IS 'How many attempts it has had, the present one included.';
+
+COMMENT ON COLUMN outbox.jobs.due IS 'Internal: whether run_at has come.';
+
+COMMENT ON COLUMN outbox.jobs.careful IS 'Internal: whether it runs apart from its like, since a worker died under it.';
+
+COMMENT ON COLUMN outbox.jobs.error IS 'Why its last attempt failed.';
+
+COMMENT ON COLUMN outbox.jobs.deadline IS 'When the workflow moves to on_deadline, whatever its stage does.';
+
+COMMENT ON COLUMN outbox.jobs.on_deadline IS 'The status that it moves to then.';
+
+COMMENT ON COLUMN outbox.jobs.progress IS 'What its handler last reported.';
+
+COMMENT ON COLUMN outbox.jobs.partition IS 'The partition that it belongs to; null: its stage is not limited.';
+
+COMMENT ON COLUMN outbox.jobs.priority IS 'A higher one goes first within the partition.';
+
+COMMENT ON COLUMN outbox.jobs.released IS 'How often it was put back without an attempt being counted, since one was or its status changed; error says why.';
+
+COMMENT ON COLUMN outbox.jobs.released_by IS 'Internal: the worker that could not read its data and leaves it to others for a while; null: none.';
+
+CREATE FUNCTION outbox.why_job(workflow outbox.workflow_states, job outbox.jobs) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    worker  outbox.workers;
+    workers boolean := EXISTS (SELECT FROM outbox.workers AS k WHERE k.beat_at + k.lease >= now());
+    most    integer := (SELECT s.max_attempts FROM outbox.stages AS s WHERE s.pipeline = job.pipeline AND s.stage = job.stage);
+    facts   jsonb := jsonb_build_object('stage', job.stage, 'attempt', job.attempt, 'error', job.error, 'released', job.released,
+                                        'run_at', job.run_at, 'owner', job.owner, 'claimed_at', job.claimed_at);
+BEGIN
+    IF job.owner IS NOT NULL THEN
+        SELECT k.* INTO worker FROM outbox.workers AS k WHERE k.id = job.owner;
+        IF worker.beat_at + worker.lease >= now() THEN
+            RETURN QUERY SELECT 'running', format('Stage %s has been running since %s on worker %s (%s), attempt %s%s.', job.stage,
+                outbox.why_time(job.claimed_at), job.owner, worker.name, job.attempt, coalesce(': ' || job.progress, '')),
+                'wait for its end or its timeout', facts;
+        ELSE
+            RETURN QUERY SELECT 'worker lost', format('Worker %s, which runs stage %s since %s, is gone.', job.owner, job.stage,
+                outbox.why_time(job.claimed_at)),
+                CASE WHEN workers THEN 'wait: another worker frees the job in a moment'
+                     ELSE format('start a worker: outbox worker --app module:object --stage %s', job.stage) END, facts;
+        END IF;
+    ELSIF job.due OR job.run_at <= now() THEN
+        RETURN;
+    ELSIF job.released > 0 THEN
+        RETURN QUERY SELECT 'put back', format('Its job of stage %s was put back %s, and is tried again at %s: %s', job.stage,
+            CASE job.released WHEN 1 THEN 'once' ELSE job.released || ' times' END, outbox.why_time(job.run_at),
+            coalesce(job.error, 'no reason is known')), 'see to the reason: after more times the attempt counts as failed', facts;
+    ELSIF job.attempt > 0 THEN
+        RETURN QUERY SELECT 'retry', format('Attempt %s of %s of stage %s failed, and the next one comes at %s: %s', job.attempt,
+            coalesce(most::text, '?'), job.stage, outbox.why_time(job.run_at), coalesce(job.error, 'it asked for that')),
+            'see to the error, or wait', facts;
+    ELSE
+        RETURN QUERY SELECT 'time', format('It waits for its time: stage %s runs at %s.', job.stage, outbox.why_time(job.run_at)),
+            'wait until then', facts;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why_job(workflow outbox.workflow_states, job outbox.jobs) IS 'Internal: why a job that runs, or is put off, has not ended.';
+
+CREATE FUNCTION outbox.why_limited(job outbox.jobs) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    l       outbox.limits;
+    next_at timestamptz;
+BEGIN
+    SELECT s.* INTO l FROM outbox.limits AS s WHERE s.pipeline = job.pipeline AND s.stage = job.stage;
+    IF l.concurrency <= (
+        SELECT count(*) FROM (SELECT FROM outbox.jobs AS j WHERE j.pipeline = job.pipeline AND j.stage = job.stage
+                              AND j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT l.concurrency) AS j) THEN
+        RETURN format('%s of %s run', l.concurrency, l.concurrency);
+    ELSIF l.partition_concurrency <= (
+        SELECT count(*) FROM (SELECT FROM outbox.jobs AS j WHERE j.pipeline = job.pipeline AND j.stage = job.stage
+                              AND j.partition = job.partition AND j.owner IS NOT NULL AND j.partition IS NOT NULL
+                              LIMIT l.partition_concurrency) AS j) THEN
+        RETURN format('%s of %s of partition "%s" run', l.partition_concurrency, l.partition_concurrency, job.partition);
+    ELSIF l.rate IS NOT NULL AND l.next_at > now() THEN
+        RETURN format('the next of %s a second may start at %s', l.rate, outbox.why_time(l.next_at));
+    END IF;
+    SELECT r.next_at INTO next_at FROM outbox.partition_rates AS r
+    WHERE r.pipeline = job.pipeline AND r.stage = job.stage AND r.partition = job.partition AND r.next_at > now();
+    RETURN format('the next of partition "%s", %s a second, may start at %s', job.partition, l.partition_rate, outbox.why_time(next_at))
+        WHERE next_at IS NOT NULL AND l.partition_rate IS NOT NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why_limited(job outbox.jobs) IS 'Internal: the limit that holds a job, in words.';
+
+CREATE FUNCTION outbox.why_ready(workflow outbox.workflow_states, job outbox.jobs) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    queue  text := job.pipeline || '.' || job.stage;
+    paused outbox.pauses;
+    ahead  integer;
+    rate   float8;
+    facts  jsonb := jsonb_build_object('stage', job.stage, 'partition', job.partition);
+BEGIN
+    SELECT p.* INTO paused FROM outbox.pauses AS p WHERE p.pipeline = job.pipeline AND p.stage = job.stage;
+    IF FOUND THEN
+        RETURN QUERY SELECT 'paused', format('Stage %s is paused by %s, since %s%s', job.stage, paused.paused_by,
+            outbox.why_time(paused.paused_at), coalesce(': ' || paused.reason, '.')), format('outbox resume %s', queue),
+            facts || jsonb_build_object('by', paused.paused_by, 'since', paused.paused_at, 'reason', paused.reason);
+        RETURN;
+    ELSIF NOT EXISTS (SELECT FROM outbox.workers AS k WHERE queue = ANY (k.stages) AND k.beat_at + k.lease >= now()) THEN
+        RETURN QUERY SELECT 'no worker', format('No worker serves stage %s.', job.stage),
+            format('outbox worker --app module:object --stage %s', job.stage), facts;
+        RETURN;
+    ELSIF job.released > 0 THEN
+        RETURN QUERY SELECT 'put back', format('Its job of stage %s was put back %s: %s', job.stage,
+            CASE job.released WHEN 1 THEN 'once' ELSE job.released || ' times' END, coalesce(job.error, 'no reason is known')),
+            'see to the reason: after more times the attempt counts as failed', facts || jsonb_build_object('released', job.released);
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT 'limit', format('The limit of stage %s holds it: %s.', job.stage, l.limit_), format(
+        'wait, or raise the limit: UPDATE outbox.limits SET concurrency = N WHERE pipeline = %L AND stage = %L', job.pipeline, job.stage), facts
+    FROM outbox.why_limited(job) AS l (limit_) WHERE l.limit_ IS NOT NULL;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    SELECT count(*) INTO ahead FROM (
+        SELECT FROM outbox.jobs AS j
+        WHERE j.pipeline = job.pipeline AND j.stage = job.stage AND j.careful = job.careful AND j.owner IS NULL AND j.due AND j.id < job.id
+          AND (job.partition IS NULL OR j.partition = job.partition AND j.priority >= job.priority)
+        LIMIT 1000) AS j;
+    -- Of ten minutes; the flow of the present one is not whole yet.
+    SELECT sum(f.went) / 10.0 INTO rate FROM outbox.flow AS f
+    WHERE f.pipeline = job.pipeline AND f.status = job.status AND f.minute >= date_trunc('minute', now()) - interval '10 minutes';
+    RETURN QUERY SELECT CASE ahead WHEN 0 THEN 'next' ELSE 'behind' END,
+        CASE ahead WHEN 0 THEN format('It is next for stage %s, whose workers are busy.', job.stage)
+             ELSE format('It is behind %s for stage %s; %s.', CASE WHEN ahead >= 1000 THEN '1,000 others or more'
+                      WHEN ahead = 1 THEN '1 other' ELSE ahead || ' others' END, job.stage,
+                  CASE WHEN coalesce(rate, 0) = 0 THEN 'none has left it in the last ten minutes'
+                       ELSE format('%s a minute have left it, so this takes %s', round(rate::numeric, 1),
+                                   CASE WHEN ahead >= 1000 THEN 'at least ' ELSE 'about ' END || ceil(ahead / rate) || ' min') END) END,
+        CASE WHEN coalesce(rate, 0) = 0 AND ahead > 0 THEN 'look at the log of `outbox worker`'
+             ELSE format('wait, or start more workers: outbox worker --app module:object --stage %s', job.stage) END,
+        facts || jsonb_build_object('ahead', ahead, 'a_minute', rate);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why_ready(workflow outbox.workflow_states, job outbox.jobs) IS 'Internal: why no worker has taken a job that is ready.';
+
+CREATE FUNCTION outbox.why_time(at timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE
+    RETURN to_char((at AT TIME ZONE 'UTC'::text), 'YYYY-MM-DD HH24:MI:SS "UTC"'::text);
+
+COMMENT ON FUNCTION outbox.why_time(at timestamp with time zone) IS 'Internal: a time as sentences tell it.';
+
+CREATE FUNCTION outbox.why_waits(workflow outbox.workflow_states) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    asked    record;
+    awaited  outbox.waits;
+    job      outbox.jobs;
+    until    text := '.';
+    workers  boolean := EXISTS (SELECT FROM outbox.workers AS k WHERE k.beat_at + k.lease >= now());
+BEGIN
+    SELECT j.* INTO job FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id;
+    IF job.deadline IS NOT NULL THEN
+        until := format(', until %s, when it moves to %s.', outbox.why_time(job.deadline), job.on_deadline);
+        IF job.deadline < now() AND NOT EXISTS (
+            SELECT FROM outbox.legal_changes AS l WHERE l.pipeline = workflow.pipeline AND l.from_status = job.status
+            AND l.to_status = job.on_deadline) THEN
+            RETURN QUERY SELECT 'overdue', format('Its deadline passed at %s, but from %s to %s is not a legal change.',
+                outbox.why_time(job.deadline), job.status, job.on_deadline), 'deploy a pipeline that allows it',
+                jsonb_build_object('deadline', job.deadline, 'to_status', job.on_deadline);
+            RETURN;
+        ELSIF job.deadline < now() AND (NOT workers OR job.deadline < now() - interval '1 minute') THEN
+            RETURN QUERY SELECT 'overdue', format('Its deadline passed at %s, and no worker has moved it to %s.',
+                outbox.why_time(job.deadline), job.on_deadline),
+                CASE WHEN workers THEN 'look at the log of `outbox worker`' ELSE 'start a worker: outbox worker --app module:object' END,
+                jsonb_build_object('deadline', job.deadline, 'to_status', job.on_deadline);
+            RETURN;
+        END IF;
+    END IF;
+    SELECT a.question, a.assignee, a.options, a.asked_at, a.id,
+           (SELECT count(*) FROM (SELECT FROM outbox.approvals AS b WHERE b.workflow_id = workflow.id AND b.ended_at IS NULL LIMIT 100) AS b) AS n
+    INTO asked FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id AND a.ended_at IS NULL ORDER BY a.id LIMIT 1;
+    IF FOUND THEN
+        RETURN QUERY SELECT 'person', format('It waits for %s to answer "%s"%s, since %s%s', coalesce(asked.assignee, 'a person'),
+            asked.question, CASE WHEN asked.n > 1 THEN format(' and %s more', asked.n - 1) ELSE '' END, outbox.why_time(asked.asked_at), until),
+            outbox.why_command('decide', workflow.entity_id,
+                (SELECT string_agg(o.key, '|' ORDER BY o.key) FROM jsonb_object_keys(asked.options) AS o (key)), workflow.pipeline),
+            jsonb_build_object('question', asked.id, 'assignee', asked.assignee, 'since', asked.asked_at, 'until', job.deadline, 'questions', asked.n);
+        RETURN;
+    END IF;
+    SELECT t.* INTO awaited FROM outbox.waits AS t WHERE t.workflow_id = workflow.id;
+    IF awaited.signal IS NOT NULL THEN
+        RETURN QUERY SELECT 'signal', format('It waits for the signal "%s", since %s%s', awaited.signal, outbox.why_time(awaited.since), until),
+            outbox.why_command('signal', workflow.entity_id, awaited.signal, workflow.pipeline),
+            jsonb_build_object('signal', awaited.signal, 'since', awaited.since, 'until', job.deadline);
+    ELSIF awaited.children > 0 THEN
+        RETURN QUERY SELECT * FROM outbox.why_children(workflow, awaited, until);
+    ELSIF awaited.children IS NOT NULL THEN
+        RETURN QUERY SELECT 'children ended', format('Its children have ended, but it has not moved from %s to %s%s', workflow.current_status,
+            awaited.to_status, CASE WHEN l.legal THEN '.' ELSE ': that is not a legal change.' END),
+            CASE WHEN NOT l.legal THEN 'deploy a pipeline that allows it' WHEN workers THEN 'look at the log of `outbox worker`'
+                 ELSE 'start a worker: outbox worker --app module:object' END, jsonb_build_object('to_status', awaited.to_status)
+        FROM (SELECT EXISTS (SELECT FROM outbox.legal_changes AS l WHERE l.pipeline = workflow.pipeline
+                             AND l.from_status = workflow.current_status AND l.to_status = awaited.to_status) AS legal) AS l;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why_waits(workflow outbox.workflow_states) IS 'Internal: what a workflow waits for besides a worker.';
+
 CREATE FUNCTION outbox.workflow_fill_initial() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2679,75 +3130,6 @@ CREATE TABLE outbox.inbox_31 (
     CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
 );
 
-CREATE TABLE outbox.jobs (
-    workflow_id uuid NOT NULL,
-    id bigint NOT NULL,
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    stage text COLLATE pg_catalog."C",
-    status text NOT NULL COLLATE pg_catalog."C",
-    entered bigint NOT NULL,
-    run_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    claimed_at timestamp with time zone,
-    owner integer,
-    attempt integer DEFAULT 0 NOT NULL,
-    due boolean DEFAULT true NOT NULL,
-    careful boolean DEFAULT false NOT NULL,
-    error text,
-    deadline timestamp with time zone,
-    on_deadline text COLLATE pg_catalog."C",
-    progress text,
-    partition text COLLATE pg_catalog."C",
-    priority integer,
-    released integer DEFAULT 0 NOT NULL,
-    released_by integer,
-    CONSTRAINT jobs_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL))),
-    CONSTRAINT jobs_have_a_stage_or_a_deadline CHECK (((stage IS NOT NULL) OR (deadline IS NOT NULL))),
-    CONSTRAINT jobs_run_at_finite CHECK (isfinite(run_at))
-)
-WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_analyze_scale_factor='0.2', autovacuum_vacuum_cost_delay='0');
-
-COMMENT ON TABLE outbox.jobs IS 'The queue: one row for each workflow that a stage must work on, or that has a deadline. For reading.';
-
-COMMENT ON COLUMN outbox.jobs.workflow_id IS 'The workflow.';
-
-COMMENT ON COLUMN outbox.jobs.id IS 'Internal: the order of claims.';
-
-COMMENT ON COLUMN outbox.jobs.pipeline IS 'Its pipeline.';
-
-COMMENT ON COLUMN outbox.jobs.stage IS 'The stage; null: it is nothing but a deadline.';
-
-COMMENT ON COLUMN outbox.jobs.status IS 'Internal: the status that it is for.';
-
-COMMENT ON COLUMN outbox.jobs.entered IS 'The workflow''s version when it came into this status: with the stage it names the work.';
-
-COMMENT ON COLUMN outbox.jobs.run_at IS 'When it may run.';
-
-COMMENT ON COLUMN outbox.jobs.claimed_at IS 'When its worker claimed it.';
-
-COMMENT ON COLUMN outbox.jobs.owner IS 'The worker that runs it; null: none does.';
-
-COMMENT ON COLUMN outbox.jobs.attempt IS 'How many attempts it has had, the present one included.';
-
-COMMENT ON COLUMN outbox.jobs.due IS 'Internal: whether run_at has come.';
-
-COMMENT ON COLUMN outbox.jobs.careful IS 'Internal: whether it runs apart from its like, since a worker died under it.';
-
-COMMENT ON COLUMN outbox.jobs.error IS 'Why its last attempt failed.';
-
-COMMENT ON COLUMN outbox.jobs.deadline IS 'When the workflow moves to on_deadline, whatever its stage does.';
-
-COMMENT ON COLUMN outbox.jobs.on_deadline IS 'The status that it moves to then.';
-
-COMMENT ON COLUMN outbox.jobs.progress IS 'What its handler last reported.';
-
-COMMENT ON COLUMN outbox.jobs.partition IS 'The partition that it belongs to; null: its stage is not limited.';
-
-COMMENT ON COLUMN outbox.jobs.priority IS 'A higher one goes first within the partition.';
-
-COMMENT ON COLUMN outbox.jobs.released IS 'How often it was put back without an attempt being counted, since one was or its status changed; error says why.';
-
-COMMENT ON COLUMN outbox.jobs.released_by IS 'Internal: the worker that could not read its data and leaves it to others for a while; null: none.';
-
 CREATE SEQUENCE outbox.job_ids
     START WITH 1
     INCREMENT BY 1
@@ -3082,37 +3464,6 @@ WITH (autovacuum_vacuum_scale_factor='0.05', autovacuum_vacuum_insert_scale_fact
 
 COMMENT ON TABLE outbox.resting IS 'Internal: workflows in a status that no stage takes and that is not final.';
 
-CREATE TABLE outbox.workflow_states (
-    id uuid DEFAULT outbox.uuid7() NOT NULL,
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    entity_id text NOT NULL COLLATE pg_catalog."C",
-    current_status text NOT NULL COLLATE pg_catalog."C",
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    version bigint DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
-    updated_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
-    CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
-)
-WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
-
-COMMENT ON TABLE outbox.workflow_states IS 'One row for each workflow: an entity on its way through a pipeline. INSERT starts it, UPDATE of current_status moves it.';
-
-COMMENT ON COLUMN outbox.workflow_states.id IS 'Its id, a UUIDv7.';
-
-COMMENT ON COLUMN outbox.workflow_states.pipeline IS 'Its pipeline.';
-
-COMMENT ON COLUMN outbox.workflow_states.entity_id IS 'What it is about; unique within the pipeline.';
-
-COMMENT ON COLUMN outbox.workflow_states.current_status IS 'Where it stands. If an INSERT leaves it out, the pipeline''s initial status.';
-
-COMMENT ON COLUMN outbox.workflow_states.metadata IS 'Its data.';
-
-COMMENT ON COLUMN outbox.workflow_states.version IS 'Moves by one with each change of status or data.';
-
-COMMENT ON COLUMN outbox.workflow_states.created_at IS 'When it started.';
-
-COMMENT ON COLUMN outbox.workflow_states.updated_at IS 'When its status or data last changed.';
-
 CREATE VIEW outbox.routed AS
  SELECT w.id AS workflow_id,
     w.pipeline,
@@ -3291,20 +3642,6 @@ ALTER TABLE outbox.state_changes ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDE
     NO MAXVALUE
     CACHE 1
 );
-
-CREATE TABLE outbox.waits (
-    workflow_id uuid NOT NULL,
-    signal text COLLATE pg_catalog."C",
-    to_status text NOT NULL COLLATE pg_catalog."C",
-    field text,
-    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    children integer,
-    failed text[],
-    on_failure text COLLATE pg_catalog."C",
-    CONSTRAINT waits_are_for_one_thing CHECK ((num_nonnulls(signal, children) = 1))
-);
-
-COMMENT ON TABLE outbox.waits IS 'Internal: workflows that wait for a signal or for their children.';
 
 CREATE VIEW outbox.waiting AS
  SELECT a.workflow_id,

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..client.why import Why
 from ..definition.limits import Limits
 from ..operations import look
 from ..operations.finding import Finding
@@ -180,6 +181,8 @@ def workflow(found: Row, *, traceback: bool = False) -> Group:
     trace = dead_job.pop("traceback", None)
     found = {**found, "dead_job": dead_job}
     parts: list[Any] = [
+        Text(str(Why(**found["why"]))),
+        Text(),
         Text(printable(f"{found['entity_id']} in {found['pipeline']}: {found['current_status']}"), style="bold"),
         table(None, ["", ""], [(name, found[name]) for name in _WORKFLOW]),
         Text(),

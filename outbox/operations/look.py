@@ -6,7 +6,7 @@ Each lookup is a few statements, and changes nothing.
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import psycopg
@@ -16,7 +16,7 @@ from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.json import set_json_loads
 
 from .. import documents
-from ..client import lists
+from ..client import lists, why
 from ..client.execute import drive
 from ..database import statements
 from ..errors import NotFound
@@ -90,7 +90,7 @@ def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = 
 
 
 def show(conn: psycopg.Connection[Any], workflow: Row, limit: int = MOST) -> Row:
-    """Returns a workflow with its history, its job, its dead job, what it waits for, and its messages.
+    """Returns a workflow with why it does not move, its history, its job, what it waits for, and its messages.
 
     Of each list it returns the latest `limit` rows in their order; `more` has how many others there are.
     """
@@ -98,6 +98,7 @@ def show(conn: psycopg.Connection[Any], workflow: Row, limit: int = MOST) -> Row
     latest = {**key, "limit": limit}
     found = {
         **workflow,
+        "why": asdict(drive(conn, why.asked(workflow["pipeline"], workflow["entity_id"]))),
         "history": rows(conn, SQL["history"], **latest)[::-1],
         "job": next(iter(rows(conn, SQL["job"], **key)), None),
         "dead_job": next(iter(rows(conn, SQL["dead_job"], **key)), None),
