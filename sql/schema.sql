@@ -423,13 +423,22 @@ DECLARE
 BEGIN
     OPEN listed FOR
         SELECT d.workflow_id, ARRAY[d.pipeline, d.status], d.place::text
-        FROM (SELECT of_pipeline AS pipeline WHERE of_pipeline IS NOT NULL
-              UNION ALL SELECT DISTINCT e.pipeline FROM outbox.errors AS e WHERE of_pipeline IS NULL) AS p
-        CROSS JOIN LATERAL (
-            SELECT d.workflow_id, d.pipeline, d.status, d.place FROM outbox.dead_jobs AS d
-            WHERE d.pipeline = p.pipeline AND d.place < passed
-              AND (of_kind IS NULL OR d.kind = of_kind) AND (of_kind IS NOT NULL OR in_status IS NULL OR d.status = in_status)
-            ORDER BY d.place DESC LIMIT bound
+        FROM (
+            SELECT d.* FROM (SELECT DISTINCT e.pipeline, e.status FROM outbox.errors AS e) AS e
+            CROSS JOIN LATERAL (
+                SELECT d.workflow_id, d.pipeline, d.status, d.place FROM outbox.dead_jobs AS d
+                WHERE d.pipeline = e.pipeline AND d.status = e.status AND d.place < passed
+                ORDER BY d.place DESC LIMIT bound
+            ) AS d
+            WHERE of_kind IS NULL AND (of_pipeline IS NULL OR e.pipeline = of_pipeline) AND (in_status IS NULL OR e.status = in_status)
+            UNION ALL
+            SELECT d.* FROM (SELECT DISTINCT e.pipeline FROM outbox.errors AS e WHERE e.kind = of_kind) AS e
+            CROSS JOIN LATERAL (
+                SELECT d.workflow_id, d.pipeline, d.status, d.place FROM outbox.dead_jobs AS d
+                WHERE d.pipeline = e.pipeline AND d.kind = of_kind AND d.place < passed
+                ORDER BY d.place DESC LIMIT bound
+            ) AS d
+            WHERE of_kind IS NOT NULL AND (of_pipeline IS NULL OR e.pipeline = of_pipeline)
         ) AS d
         ORDER BY d.place DESC LIMIT bound;
     RETURN listed;
@@ -4166,8 +4175,6 @@ CREATE INDEX checkpoints_by_time ON outbox.checkpoints USING brin (made_at) WITH
 CREATE INDEX children_by_parent ON outbox.children USING btree (parent_id);
 
 CREATE INDEX dead_jobs_by_kind ON outbox.dead_jobs USING btree (pipeline, kind, place);
-
-CREATE INDEX dead_jobs_by_pipeline ON outbox.dead_jobs USING btree (pipeline, place);
 
 CREATE INDEX dead_jobs_by_status ON outbox.dead_jobs USING btree (pipeline, status, place);
 

@@ -2,7 +2,7 @@
 -- stays in the list keeps its place, and one that comes again has a later one:
 --   e  those of an entity prefix: by entity, along workflow_states_entity_key
 --   q  those that ask a person: the oldest question first, along approvals_open_by_...
---   d  those with a dead job: the latest first, along dead_jobs_by_kind, dead_jobs_by_status or dead_jobs_by_pipeline
+--   d  those with a dead job: the latest first, along dead_jobs_by_status or dead_jobs_by_kind
 --   p  others that have not ended: the one first that has waited longest, along the indexes of jobs, dead_jobs and resting
 --   i  all, or those in a final status: the newest first, along workflow_states_pkey
 -- `after` is the cursor of the last row of the page before: the letter, and where to go on.
@@ -105,13 +105,22 @@ DECLARE
 BEGIN
     OPEN listed FOR
         SELECT d.workflow_id, ARRAY[d.pipeline, d.status], d.place::text
-        FROM (SELECT of_pipeline AS pipeline WHERE of_pipeline IS NOT NULL
-              UNION ALL SELECT DISTINCT e.pipeline FROM outbox.errors AS e WHERE of_pipeline IS NULL) AS p
-        CROSS JOIN LATERAL (
-            SELECT d.workflow_id, d.pipeline, d.status, d.place FROM outbox.dead_jobs AS d
-            WHERE d.pipeline = p.pipeline AND d.place < passed
-              AND (of_kind IS NULL OR d.kind = of_kind) AND (of_kind IS NOT NULL OR in_status IS NULL OR d.status = in_status)
-            ORDER BY d.place DESC LIMIT bound
+        FROM (
+            SELECT d.* FROM (SELECT DISTINCT e.pipeline, e.status FROM outbox.errors AS e) AS e
+            CROSS JOIN LATERAL (
+                SELECT d.workflow_id, d.pipeline, d.status, d.place FROM outbox.dead_jobs AS d
+                WHERE d.pipeline = e.pipeline AND d.status = e.status AND d.place < passed
+                ORDER BY d.place DESC LIMIT bound
+            ) AS d
+            WHERE of_kind IS NULL AND (of_pipeline IS NULL OR e.pipeline = of_pipeline) AND (in_status IS NULL OR e.status = in_status)
+            UNION ALL
+            SELECT d.* FROM (SELECT DISTINCT e.pipeline FROM outbox.errors AS e WHERE e.kind = of_kind) AS e
+            CROSS JOIN LATERAL (
+                SELECT d.workflow_id, d.pipeline, d.status, d.place FROM outbox.dead_jobs AS d
+                WHERE d.pipeline = e.pipeline AND d.kind = of_kind AND d.place < passed
+                ORDER BY d.place DESC LIMIT bound
+            ) AS d
+            WHERE of_kind IS NOT NULL AND (of_pipeline IS NULL OR e.pipeline = of_pipeline)
         ) AS d
         ORDER BY d.place DESC LIMIT bound;
     RETURN listed;

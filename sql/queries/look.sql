@@ -170,15 +170,20 @@ FROM outbox.children AS c JOIN outbox.workflow_states AS w ON w.id = c.parent_id
 
 -- name: dead_jobs
 -- Returns dead jobs, the latest first: all, those of a pipeline, or those of an error or its kind.
--- Reads dead_counts, dead_jobs, error_kinds. Uses dead_jobs_by_pipeline, dead_jobs_by_kind.
+-- Reads dead_counts, dead_jobs, error_kinds. Uses dead_jobs_by_status, dead_jobs_by_kind.
 SELECT d.pipeline, d.entity_id, d.stage, d.status, d.attempts, d.error, d.kind, d.died_at
-FROM (SELECT DISTINCT e.pipeline FROM outbox.errors AS e) AS p
-CROSS JOIN LATERAL (
-    SELECT d.* FROM outbox.dead_jobs AS d
-    WHERE d.pipeline = p.pipeline AND (%(error)s::text IS NULL OR d.kind = outbox.error_kind(%(error)s))
-    ORDER BY d.place DESC LIMIT %(limit)s
+FROM (
+    SELECT d.* FROM (SELECT DISTINCT e.pipeline, e.status FROM outbox.errors AS e) AS e
+    CROSS JOIN LATERAL (SELECT d.* FROM outbox.dead_jobs AS d WHERE d.pipeline = e.pipeline AND d.status = e.status
+                        ORDER BY d.place DESC LIMIT %(limit)s) AS d
+    WHERE %(error)s::text IS NULL
+    UNION ALL
+    SELECT d.* FROM (SELECT DISTINCT e.pipeline, e.kind FROM outbox.errors AS e WHERE e.kind = outbox.error_kind(%(error)s)) AS e
+    CROSS JOIN LATERAL (SELECT d.* FROM outbox.dead_jobs AS d WHERE d.pipeline = e.pipeline AND d.kind = e.kind
+                        ORDER BY d.place DESC LIMIT %(limit)s) AS d
+    WHERE %(error)s::text IS NOT NULL
 ) AS d
-WHERE %(pipeline)s::text IS NULL OR p.pipeline = %(pipeline)s
+WHERE %(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s
 ORDER BY d.place DESC LIMIT %(limit)s;
 
 -- name: errors

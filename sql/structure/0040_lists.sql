@@ -31,9 +31,9 @@ UPDATE outbox.dead_jobs AS d SET kind = outbox.error_kind(d.error), place = o.pl
 FROM (SELECT o.workflow_id, nextval('outbox.job_ids') AS place
       FROM (SELECT d.workflow_id FROM outbox.dead_jobs AS d ORDER BY d.died_at) AS o) AS o
 WHERE d.workflow_id = o.workflow_id;
+-- None for a pipeline alone: the planner would take it, and look for a rare status among all of a pipeline.
 DROP INDEX outbox.dead_jobs_by_stage;
 CREATE INDEX dead_jobs_by_status ON outbox.dead_jobs (pipeline, status, place);
-CREATE INDEX dead_jobs_by_pipeline ON outbox.dead_jobs (pipeline, place);
 CREATE INDEX dead_jobs_by_kind ON outbox.dead_jobs (pipeline, kind, place);
 
 -- How many dead jobs there are of each kind of error. `dead_counts` is a log of differences, as status_counts is:
