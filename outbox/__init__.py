@@ -4,8 +4,10 @@ from .client.approvals import approve, decide, reject
 from .client.delegations import delegate, end_delegation
 from .client.inbox import Inbox
 from .client.links import ApprovalLink, approval_link, open_link, use_link
+from .client.lists import Page, StateChange, Workflow
 from .client.signals import Signalled, signal
 from .client.submit import Submitted
+from .client.why import Why, why
 from .database.refusals import error_of
 from .definition.outcome import Backoff, Go, Reject, Retry
 from .definition.pipeline import Pipeline
@@ -87,6 +89,7 @@ __all__ = [
     "NothingAsked",
     "OlderVersion",
     "OutboxError",
+    "Page",
     "Pipeline",
     "PipelineInUse",
     "Question",
@@ -100,6 +103,7 @@ __all__ = [
     "SettingsError",
     "SeveralAsked",
     "Signalled",
+    "StateChange",
     "Stranded",
     "Submitted",
     "Tick",
@@ -112,8 +116,10 @@ __all__ = [
     "WaitForApproval",
     "WaitForChildren",
     "WaitForSignal",
+    "Why",
     "Worker",
     "WorkerBroken",
+    "Workflow",
     "approval_link",
     "approve",
     "consume",
@@ -128,4 +134,5 @@ __all__ = [
     "shard",
     "signal",
     "use_link",
+    "why",
 ]

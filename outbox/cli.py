@@ -26,6 +26,7 @@ COMMANDS = {
     "worker": "outbox.commands.worker:worker",
     "submit": "outbox.commands.submit:submit",
     "status": "outbox.commands.look:status",
+    "list": "outbox.commands.look:list_command",
     "show": "outbox.commands.look:show",
     "set-status": "outbox.commands.change:set_status",
     "cancel": "outbox.commands.change:cancel",

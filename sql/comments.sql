@@ -338,3 +338,44 @@ COMMENT ON TABLE outbox.relays IS 'Internal: one row for each relay''s name, wit
 COMMENT ON SEQUENCE outbox.job_ids IS 'Internal: the order of claims.';
 COMMENT ON SEQUENCE outbox.message_ids IS 'Internal: the order of messages, and which child of the ring holds each.';
 COMMENT ON SEQUENCE outbox.inbox_floor IS 'Internal: the first day whose ids the inbox remembers.';
+
+COMMENT ON TABLE outbox.resting IS 'Internal: workflows in a status that no stage takes and that is not final.';
+COMMENT ON TABLE outbox.dead_counts IS 'Internal: how many dead jobs of each kind came and went, as a log of differences.';
+COMMENT ON TABLE outbox.error_kinds IS 'Internal: how many dead jobs there are of each kind of error, but for what dead_counts adds.';
+COMMENT ON TABLE outbox.status_flow IS 'Internal: how many workflows came into each status in each minute, but for what status_counts adds.';
+COMMENT ON COLUMN outbox.dead_jobs.kind IS 'The kind of its error: its first line without ids and numbers.';
+COMMENT ON COLUMN outbox.dead_jobs.place IS 'Internal: its place in lists.';
+
+COMMENT ON COLUMN outbox.workflows.id IS 'Its id.';
+COMMENT ON COLUMN outbox.workflows.pipeline IS 'Its pipeline.';
+COMMENT ON COLUMN outbox.workflows.entity_id IS 'What it is about.';
+COMMENT ON COLUMN outbox.workflows.current_status IS 'The status that it is in.';
+COMMENT ON COLUMN outbox.workflows.metadata IS 'Its data.';
+COMMENT ON COLUMN outbox.workflows.version IS 'How many changes it has had.';
+COMMENT ON COLUMN outbox.workflows.created_at IS 'When it started.';
+COMMENT ON COLUMN outbox.workflows.updated_at IS 'When its status or data last changed.';
+COMMENT ON COLUMN outbox.workflows.state IS
+    'finished, dead, running, ready, scheduled (its job is due later) or waiting (no stage takes its status).';
+COMMENT ON COLUMN outbox.workflows.since IS 'When it came to its status.';
+COMMENT ON COLUMN outbox.workflows.stage IS 'The stage of its job, live or dead.';
+COMMENT ON COLUMN outbox.workflows.attempt IS 'How many attempts at this job were begun.';
+COMMENT ON COLUMN outbox.workflows.error IS 'Why the last attempt failed.';
+COMMENT ON COLUMN outbox.workflows.kind IS 'The kind of this error: its first line without ids and numbers.';
+COMMENT ON COLUMN outbox.workflows.waits_for IS
+    'approval, signal NAME, children, deadline, timer, worker or change (of its status, by anybody); null: dead or finished.';
+COMMENT ON COLUMN outbox.workflows.assignee IS 'Who is asked, by its first open question.';
+COMMENT ON COLUMN outbox.workflows.until IS 'When its wait ends by itself.';
+
+COMMENT ON COLUMN outbox.errors.pipeline IS 'The pipeline.';
+COMMENT ON COLUMN outbox.errors.stage IS 'The stage.';
+COMMENT ON COLUMN outbox.errors.status IS 'The status that the workflows are in.';
+COMMENT ON COLUMN outbox.errors.kind IS 'The kind of the error: its first line without ids and numbers.';
+COMMENT ON COLUMN outbox.errors.jobs IS 'How many dead jobs there are.';
+COMMENT ON COLUMN outbox.errors.first_at IS 'When one first died of it, since there has been one.';
+COMMENT ON COLUMN outbox.errors.last_at IS 'When one last died of it.';
+
+COMMENT ON COLUMN outbox.flow.pipeline IS 'The pipeline.';
+COMMENT ON COLUMN outbox.flow.status IS 'The status.';
+COMMENT ON COLUMN outbox.flow.minute IS 'When the minute began.';
+COMMENT ON COLUMN outbox.flow.came IS 'How many workflows came into the status.';
+COMMENT ON COLUMN outbox.flow.went IS 'How many left it.';

@@ -27,6 +27,8 @@ GRANT SELECT, INSERT, UPDATE (pipeline, entity_id, stage, status, entered, attem
     ON outbox.dead_jobs TO outbox_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.workers TO outbox_worker;
 GRANT SELECT, INSERT, DELETE ON outbox.status_counts TO outbox_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.status_flow, outbox.error_kinds TO outbox_worker;
+GRANT SELECT, DELETE ON outbox.dead_counts TO outbox_worker;
 
 -- Both: messages. With an id, a transaction or a time of their own choice they would be lost on the way.
 GRANT INSERT (message_id, topic, key, payload, headers, workflow_id) ON outbox.messages TO outbox_submitter, outbox_worker;

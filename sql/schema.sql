@@ -547,6 +547,39 @@ CREATE FUNCTION outbox.data_stamped(data jsonb, plain integer) RETURNS jsonb
 
 COMMENT ON FUNCTION outbox.data_stamped(data jsonb, plain integer) IS 'Internal: data of a writer that states no version, with the version that the pipeline says it has.';
 
+CREATE FUNCTION outbox.dead_job_placed() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    NEW.kind := outbox.error_kind(NEW.error);
+    NEW.place := CASE TG_OP WHEN 'INSERT' THEN nextval('outbox.job_ids') ELSE OLD.place END;
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.dead_job_placed() IS 'Internal: gives a dead job its place in lists, and its error a kind.';
+
+CREATE FUNCTION outbox.dead_jobs_counted() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        INSERT INTO outbox.dead_counts (pipeline, stage, status, kind, jobs)
+        SELECT o.pipeline, o.stage, o.status, o.kind, -count(*) FROM old_rows AS o GROUP BY o.pipeline, o.stage, o.status, o.kind;
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        INSERT INTO outbox.dead_counts (pipeline, stage, status, kind, jobs, at)
+        SELECT n.pipeline, n.stage, n.status, n.kind, count(*), max(n.died_at)
+        FROM new_rows AS n GROUP BY n.pipeline, n.stage, n.status, n.kind;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.dead_jobs_counted() IS 'Internal: counts dead jobs by the kind of their error.';
+
 CREATE FUNCTION outbox.deadlines_set(ids uuid[], deadlines timestamp with time zone[], tos text[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -676,6 +709,283 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.delegator(named text, groups text[]) IS 'Internal: returns the person whose delegation it is.';
+
+CREATE FUNCTION outbox.error_kind(error text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN "left"(regexp_replace(regexp_replace(regexp_replace((split_part(ltrim("left"(error, 2000), ' 	
+'::text), '
+'::text, 1) COLLATE "C"), '[^\s"''<>(),;:=]+@[^\s"''<>(),;:=]+'::text, '#'::text, 'g'::text), '[[:alnum:]_-]*[0-9][[:alnum:]_-]*'::text, '#'::text, 'g'::text), '#([.,:/+ ]?#)+'::text, '#'::text, 'g'::text), 200);
+
+COMMENT ON FUNCTION outbox.error_kind(error text) IS 'Returns the kind of an error: its first line without ids and numbers.';
+
+CREATE FUNCTION outbox.find(of_pipeline text DEFAULT NULL::text, in_status text DEFAULT NULL::text, entity_prefix text DEFAULT NULL::text, older_than interval DEFAULT NULL::interval, assigned_to text DEFAULT NULL::text, waiting_for text DEFAULT NULL::text, only_dead boolean DEFAULT false, of_kind text DEFAULT NULL::text, after text DEFAULT NULL::text, most integer DEFAULT 100) RETURNS TABLE(id uuid, pipeline text, entity_id text, current_status text, metadata jsonb, version bigint, created_at timestamp with time zone, updated_at timestamp with time zone, state text, since timestamp with time zone, stage text, attempt integer, error text, kind text, waits_for text, assignee text, until timestamp with time zone, cursor text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    most    integer := find.most;
+    key     text := substr(find.after, 3);       -- where the page before has ended, and then where this one does
+    wait    text := split_part(find.waiting_for, ' ', 1);
+    dead    boolean := coalesce(find.only_dead, false) OR find.of_kind IS NOT NULL;
+    way     text;
+    exact   boolean;    -- the index leads to what fits, and to nothing else
+    deep    boolean;    -- more must be read of a row to know whether it fits
+    want    integer;    -- how many rows to take
+    bound   integer;    -- how many rows to look at
+    seen    integer := 0;
+    ids     uuid[] := '{}';
+    keys    text[] := '{}';
+    shown   bigint;
+    listed  refcursor;
+    next_id uuid;
+    next_in text[];     -- its pipeline and status
+BEGIN
+    IF (most BETWEEN 1 AND 10001) IS NOT TRUE THEN
+        RAISE EXCEPTION 'a page of % workflows: it may have from 1 to 10000', most USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    way := outbox.find_way(find.of_pipeline, find.in_status, find.entity_prefix, find.older_than, find.assigned_to,
+                           find.waiting_for, dead, find.after);
+    deep := find.older_than IS NOT NULL OR wait IS NOT NULL AND (way, wait) <> ('q', 'approval')
+         OR way <> 'q' AND find.assigned_to IS NOT NULL OR way <> 'd' AND dead;
+    exact := NOT deep AND CASE way
+        WHEN 'e' THEN find.in_status IS NULL
+        WHEN 'q' THEN find.in_status IS NULL AND num_nonnulls(find.assigned_to, find.of_pipeline) < 2
+        WHEN 'd' THEN find.in_status IS NULL OR find.of_kind IS NULL
+        WHEN 'p' THEN NOT EXISTS (SELECT FROM outbox.routes AS r WHERE r.running AND r.status = find.in_status)
+        ELSE find.of_pipeline IS NULL AND find.in_status IS NULL END;
+    bound := CASE WHEN exact THEN most WHEN way = 'i' AND NOT deep THEN greatest(10000, most) ELSE greatest(2000, most) END;
+    want := CASE WHEN deep THEN bound ELSE most END;
+    -- 1. What comes next in the list.
+    listed := CASE way
+        WHEN 'e' THEN outbox.find_entities(find.of_pipeline, find.entity_prefix, key, bound)
+        WHEN 'q' THEN outbox.find_questions(find.of_pipeline, find.assigned_to, key, bound)
+        WHEN 'd' THEN outbox.find_dead(find.of_pipeline, find.in_status, find.of_kind, key, bound)
+        WHEN 'p' THEN outbox.find_places(find.of_pipeline, find.in_status, wait, key, bound)
+        ELSE outbox.find_newest(key, bound) END;
+    LOOP
+        EXIT WHEN seen >= bound OR cardinality(ids) >= want;
+        FETCH listed INTO next_id, next_in, key;
+        EXIT WHEN NOT FOUND;
+        seen := seen + 1;
+        IF next_in = ARRAY[coalesce(find.of_pipeline, next_in[1]), coalesce(find.in_status, next_in[2])] THEN
+            ids := ids || next_id;
+            keys := keys || key;
+        END IF;
+    END LOOP;
+    CLOSE listed;
+
+    -- 2. The whole of it, of those that fit.
+    RETURN QUERY
+        SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.metadata, w.version, w.created_at, w.updated_at, w.state,
+               w.since, w.stage, w.attempt, w.error, w.kind, w.waits_for, w.assignee, w.until, way || ':' || o.key
+        FROM unnest(ids, keys) WITH ORDINALITY AS o (id, key, n)
+        JOIN outbox.workflows AS w ON w.id = o.id
+        WHERE (find.older_than IS NULL OR w.since < now() - find.older_than)
+          AND (wait IS NULL OR way = 'q' AND wait = 'approval' OR w.waits_for = find.waiting_for
+               OR wait = 'signal' AND find.waiting_for = wait AND w.waits_for LIKE 'signal %')
+          AND (way = 'q' OR find.assigned_to IS NULL OR EXISTS (
+               SELECT FROM outbox.approvals AS a
+               WHERE a.workflow_id = w.id AND a.ended_at IS NULL AND a.assignee = find.assigned_to))
+          AND (way = 'd' OR NOT dead OR w.state = 'dead')
+          AND (find.of_kind IS NULL OR w.kind = find.of_kind)
+        ORDER BY o.n LIMIT most;
+    GET DIAGNOSTICS shown = ROW_COUNT;
+    -- It may go on, unless it has come to those that are too young.
+    IF shown < most AND seen >= bound AND (way <> 'p' OR find.older_than IS NULL OR EXISTS (
+        SELECT FROM outbox.workflows AS w WHERE w.id = next_id AND w.since < now() - find.older_than)) THEN
+        cursor := way || ':' || key;
+        RETURN NEXT;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.find(of_pipeline text, in_status text, entity_prefix text, older_than interval, assigned_to text, waiting_for text, only_dead boolean, of_kind text, after text, most integer) IS 'Lists workflows, page by page. A row that has nothing but a cursor says that the list has looked at its bound and can go on.';
+
+CREATE FUNCTION outbox.find_dead(of_pipeline text, in_status text, of_kind text, key text, bound integer) RETURNS refcursor
+    LANGUAGE plpgsql STABLE
+    AS $$
+#variable_conflict use_column
+DECLARE
+    listed refcursor;
+    passed bigint := coalesce(key::bigint, 9223372036854775807);
+BEGIN
+    OPEN listed FOR
+        SELECT d.workflow_id, ARRAY[d.pipeline, d.status], d.place::text
+        FROM (
+            SELECT d.* FROM (SELECT DISTINCT e.pipeline, e.status FROM outbox.errors AS e) AS e
+            CROSS JOIN LATERAL (
+                SELECT d.workflow_id, d.pipeline, d.status, d.place FROM outbox.dead_jobs AS d
+                WHERE d.pipeline = e.pipeline AND d.status = e.status AND d.place < passed
+                ORDER BY d.place DESC LIMIT bound
+            ) AS d
+            WHERE of_kind IS NULL AND (of_pipeline IS NULL OR e.pipeline = of_pipeline) AND (in_status IS NULL OR e.status = in_status)
+            UNION ALL
+            SELECT d.* FROM (SELECT DISTINCT e.pipeline FROM outbox.errors AS e WHERE e.kind = of_kind) AS e
+            CROSS JOIN LATERAL (
+                SELECT d.workflow_id, d.pipeline, d.status, d.place FROM outbox.dead_jobs AS d
+                WHERE d.pipeline = e.pipeline AND d.kind = of_kind AND d.place < passed
+                ORDER BY d.place DESC LIMIT bound
+            ) AS d
+            WHERE of_kind IS NOT NULL AND (of_pipeline IS NULL OR e.pipeline = of_pipeline)
+        ) AS d
+        ORDER BY d.place DESC LIMIT bound;
+    RETURN listed;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.find_dead(of_pipeline text, in_status text, of_kind text, key text, bound integer) IS 'Internal: workflows with a dead job, the latest first.';
+
+CREATE FUNCTION outbox.find_entities(of_pipeline text, prefix text, key text, bound integer) RETURNS refcursor
+    LANGUAGE plpgsql STABLE
+    AS $$
+#variable_conflict use_column
+DECLARE
+    listed refcursor;
+BEGIN
+    OPEN listed FOR
+        SELECT w.id, ARRAY[w.pipeline, w.current_status], jsonb_build_array(w.entity_id, w.pipeline)::text
+        FROM outbox.pipelines AS p
+        CROSS JOIN LATERAL (
+            SELECT w.id, w.pipeline, w.current_status, w.entity_id FROM outbox.workflow_states AS w
+            WHERE w.pipeline = p.pipeline AND w.entity_id ^@ prefix
+              AND (key IS NULL OR w.entity_id >= key::jsonb ->> 0 AND (w.entity_id, w.pipeline) > (key::jsonb ->> 0, key::jsonb ->> 1))
+            ORDER BY w.entity_id LIMIT bound) AS w
+        WHERE of_pipeline IS NULL OR p.pipeline = of_pipeline
+        ORDER BY w.entity_id, w.pipeline LIMIT bound;
+    RETURN listed;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.find_entities(of_pipeline text, prefix text, key text, bound integer) IS 'Internal: workflows whose entity has a prefix, by entity.';
+
+CREATE FUNCTION outbox.find_newest(key text, bound integer) RETURNS refcursor
+    LANGUAGE plpgsql STABLE
+    AS $$
+#variable_conflict use_column
+DECLARE
+    listed refcursor;
+BEGIN
+    OPEN listed FOR
+        SELECT w.id, ARRAY[w.pipeline, w.current_status], w.id::text FROM outbox.workflow_states AS w
+        WHERE key IS NULL OR w.id < key::uuid ORDER BY w.id DESC LIMIT bound;
+    RETURN listed;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.find_newest(key text, bound integer) IS 'Internal: workflows, the newest first.';
+
+CREATE FUNCTION outbox.find_places(of_pipeline text, in_status text, wait text, key text, bound integer) RETURNS refcursor
+    LANGUAGE plpgsql STABLE
+    AS $$
+#variable_conflict use_column
+DECLARE
+    listed refcursor;
+    passed bigint := coalesce(key::bigint, 0);
+BEGIN
+    OPEN listed FOR
+        SELECT c.workflow_id, ARRAY[c.pipeline, c.status], c.place::text
+        FROM outbox.routes AS r
+        CROSS JOIN LATERAL (
+            (SELECT s.workflow_id, s.pipeline, s.status, s.place FROM outbox.resting AS s
+             WHERE (wait IS NULL OR wait IN ('signal', 'children', 'deadline', 'change'))
+               AND s.pipeline = r.pipeline AND s.status = r.status AND s.place > passed
+             ORDER BY s.place LIMIT bound)
+            UNION ALL
+            (SELECT d.workflow_id, d.pipeline, d.status, d.place FROM outbox.dead_jobs AS d
+             WHERE wait IS NULL AND d.pipeline = r.pipeline AND d.status = r.status AND d.place > passed
+             ORDER BY d.place LIMIT bound)
+            UNION ALL
+            (SELECT j.workflow_id, j.pipeline, j.status, j.id FROM outbox.jobs AS j
+             WHERE (wait IS NULL OR wait = 'timer')
+               AND j.pipeline = r.pipeline AND j.status = r.status AND j.owner IS NULL AND NOT j.due AND j.stage IS NOT NULL
+               AND j.id > passed
+             ORDER BY j.id LIMIT bound)
+            UNION ALL
+            (SELECT j.workflow_id, j.pipeline, j.status, j.id FROM outbox.jobs AS j
+             WHERE (wait IS NULL OR wait = 'worker')
+               AND j.pipeline = r.pipeline AND j.status = r.status AND j.owner IS NOT NULL AND j.id > passed
+             ORDER BY j.id LIMIT bound)
+            -- In the line of a stage are also those in its in-progress status that wait for another attempt. They are
+            -- told apart below, for there may be few of one among many of the other.
+            UNION ALL
+            (SELECT j.workflow_id, j.pipeline, j.status, j.id FROM outbox.jobs AS j
+             WHERE (wait IS NULL OR wait IN ('worker', 'timer'))
+               AND j.pipeline = r.pipeline AND j.stage = r.stage AND NOT j.careful AND j.owner IS NULL AND j.due AND j.id > passed
+             ORDER BY j.id LIMIT bound)
+            UNION ALL
+            (SELECT j.workflow_id, j.pipeline, j.status, j.id FROM outbox.jobs AS j
+             WHERE (wait IS NULL OR wait IN ('worker', 'timer'))
+               AND j.pipeline = r.pipeline AND j.stage = r.stage AND j.careful AND j.owner IS NULL AND j.due AND j.id > passed
+             ORDER BY j.id LIMIT bound)
+        ) AS c
+        WHERE NOT r.final AND (of_pipeline IS NULL OR r.pipeline = of_pipeline)
+          AND (r.status = in_status OR in_status IS NULL AND NOT r.running)
+        ORDER BY c.place LIMIT bound;
+    RETURN listed;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.find_places(of_pipeline text, in_status text, wait text, key text, bound integer) IS 'Internal: workflows that have not ended, the one first that has waited longest.';
+
+CREATE FUNCTION outbox.find_questions(of_pipeline text, assigned_to text, key text, bound integer) RETURNS refcursor
+    LANGUAGE plpgsql STABLE
+    AS $$
+#variable_conflict use_column
+DECLARE
+    listed refcursor;
+BEGIN
+    -- A workflow stands where its first question does. Not an anti-join, which would read all of them first.
+    OPEN listed FOR
+        SELECT a.workflow_id, ARRAY[a.pipeline, a.status], a.id::text FROM outbox.approvals AS a
+        WHERE a.ended_at IS NULL
+          AND (assigned_to IS NULL OR a.assignee = assigned_to)
+          AND (of_pipeline IS NULL OR assigned_to IS NOT NULL OR a.pipeline = of_pipeline)
+          AND (key IS NULL OR a.id > key::uuid)
+          AND (SELECT b.id FROM outbox.approvals AS b
+               WHERE b.workflow_id = a.workflow_id AND b.ended_at IS NULL AND b.id < a.id
+                 AND (assigned_to IS NULL OR b.assignee = assigned_to) LIMIT 1) IS NULL
+        ORDER BY a.id LIMIT bound;
+    RETURN listed;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.find_questions(of_pipeline text, assigned_to text, key text, bound integer) IS 'Internal: workflows that ask a person, the oldest question first.';
+
+CREATE FUNCTION outbox.find_way(of_pipeline text, in_status text, entity_prefix text, older_than interval, assigned_to text, waiting_for text, dead boolean, after text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $_$
+DECLARE
+    wait text := split_part(waiting_for, ' ', 1);
+    way  text;
+BEGIN
+    IF wait NOT IN ('approval', 'signal', 'children', 'deadline', 'timer', 'worker', 'change')
+        OR waiting_for LIKE '% %' AND wait <> 'signal' THEN
+        RAISE EXCEPTION 'no workflow waits for "%"', waiting_for USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'It is approval, signal, signal NAME, children, deadline, timer, worker or change.';
+    END IF;
+    way := CASE
+        WHEN entity_prefix IS NOT NULL THEN 'e'
+        WHEN assigned_to IS NOT NULL OR wait = 'approval' THEN 'q'
+        WHEN dead THEN 'd'
+        WHEN in_status IS NULL AND (older_than IS NOT NULL OR wait IS NOT NULL) OR EXISTS (
+            SELECT FROM outbox.routes AS r
+            WHERE r.status = in_status AND NOT r.final AND (of_pipeline IS NULL OR r.pipeline = of_pipeline)) THEN 'p'
+        ELSE 'i' END;
+    IF left(after, 2) <> way || ':' OR substr(after, 3) !~ (CASE
+        WHEN way IN ('p', 'd') THEN '^[0-9]{1,18}$' WHEN way = 'e' THEN '^\[".*", ".*"\]$' ELSE '^[0-9a-f-]{36}$' END) THEN
+        RAISE EXCEPTION 'the cursor "%" is not of this list', after USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'A list goes on with the filters that it began with.';
+    END IF;
+    RETURN way;
+END
+$_$;
+
+COMMENT ON FUNCTION outbox.find_way(of_pipeline text, in_status text, entity_prefix text, older_than interval, assigned_to text, waiting_for text, dead boolean, after text) IS 'Internal: which way a list is read.';
 
 CREATE FUNCTION outbox.groups_of(person text, named text[], approvers jsonb) RETURNS text[]
     LANGUAGE sql
@@ -1272,6 +1582,9 @@ BEGIN
     DELETE FROM outbox.partition_rates AS r WHERE r.pipeline = OLD.pipeline;
     DELETE FROM outbox.pauses AS p WHERE p.pipeline = OLD.pipeline;
     DELETE FROM outbox.status_counts AS c WHERE c.pipeline = OLD.pipeline;
+    DELETE FROM outbox.status_flow AS f WHERE f.pipeline = OLD.pipeline;
+    DELETE FROM outbox.dead_counts AS c WHERE c.pipeline = OLD.pipeline;
+    DELETE FROM outbox.error_kinds AS k WHERE k.pipeline = OLD.pipeline;
     RETURN OLD;
 END
 $$;
@@ -1627,6 +1940,24 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.require_moved(held bigint, moved bigint) IS 'Internal: raises unless all workflows whose jobs are held have moved.';
+
+CREATE FUNCTION outbox.rest_begin(ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO outbox.resting (workflow_id, pipeline, status)
+    SELECT w.id, w.pipeline, w.current_status
+    FROM unnest(ids) AS i (id)
+    CROSS JOIN LATERAL (SELECT w.id, w.pipeline, w.current_status FROM outbox.workflow_states AS w WHERE w.id = i.id OFFSET 0) AS w
+    JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+    WHERE r.stage IS NULL AND NOT r.final
+    ORDER BY w.id
+    ON CONFLICT (workflow_id) DO UPDATE SET status = excluded.status, place = excluded.place, since = excluded.since
+    WHERE resting.status <> excluded.status;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.rest_begin(ids uuid[]) IS 'Internal: notes that workflows have come to rest.';
 
 CREATE FUNCTION outbox.retry(ids uuid[]) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2102,6 +2433,426 @@ $$;
 
 COMMENT ON FUNCTION outbox.wake(pipelines text[], stages text[]) IS 'Internal: wakes idle workers for new jobs of these stages.';
 
+CREATE FUNCTION outbox.why(pipeline text, entity_id text) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    workflow outbox.workflow_states;
+    route    outbox.routes;
+    job      outbox.jobs;
+    dead     outbox.dead_jobs;
+    targets  text;
+BEGIN
+    SELECT w.* INTO workflow FROM outbox.workflow_states AS w WHERE w.pipeline = why.pipeline AND w.entity_id = why.entity_id;
+    IF NOT EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = why.pipeline) THEN
+        RETURN QUERY SELECT 'not deployed', format('Pipeline "%s" is not deployed.', why.pipeline),
+            'deploy it: outbox deploy --app module:object', '{}'::jsonb;
+        RETURN;
+    ELSIF workflow.id IS NULL THEN
+        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', why.entity_id, why.pipeline
+            USING ERRCODE = 'OB011', DETAIL = jsonb_build_object('pipeline', why.pipeline, 'entity_id', why.entity_id)::text;
+    END IF;
+    SELECT r.* INTO route FROM outbox.routes AS r WHERE r.pipeline = workflow.pipeline AND r.status = workflow.current_status;
+    IF route.final THEN
+        RETURN QUERY SELECT 'finished', format('It has ended in %s, at %s.', workflow.current_status, outbox.why_time(workflow.updated_at)),
+            NULL::text, jsonb_build_object('status', workflow.current_status);
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT * FROM outbox.why_held(workflow.id);
+    IF FOUND THEN
+        RETURN;
+    ELSIF route.status IS NULL THEN
+        RETURN QUERY SELECT 'unknown status', format('It is in %s, which the deployed pipeline does not know.', workflow.current_status),
+            'deploy code that knows it: outbox deploy --app module:object', jsonb_build_object('status', workflow.current_status);
+        RETURN;
+    END IF;
+    SELECT d.* INTO dead FROM outbox.dead_jobs AS d WHERE d.workflow_id = workflow.id;
+    IF FOUND THEN
+        RETURN QUERY SELECT 'dead', format('Its job of stage %s died after %s, at %s: %s', dead.stage,
+            CASE dead.attempts WHEN 1 THEN '1 attempt' ELSE dead.attempts || ' attempts' END, outbox.why_time(dead.died_at), dead.error),
+            'see to the error, then: ' || outbox.why_command('retry', workflow.entity_id, NULL, workflow.pipeline),
+            jsonb_build_object('stage', dead.stage, 'attempts', dead.attempts, 'error', dead.error, 'kind', dead.kind, 'died_at', dead.died_at);
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT * FROM outbox.why_waits(workflow);
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    SELECT j.* INTO job FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id;
+    IF job.stage IS NOT NULL THEN
+        RETURN QUERY SELECT * FROM outbox.why_job(workflow, job);
+        IF NOT FOUND THEN
+            RETURN QUERY SELECT * FROM outbox.why_ready(workflow, job);
+        END IF;
+        RETURN;
+    ELSIF route.stage IS NOT NULL THEN
+        RETURN QUERY SELECT 'no job', format('Stage %s takes it, but it has no job.', route.stage),
+            outbox.why_command('retry', workflow.entity_id, NULL, workflow.pipeline), jsonb_build_object('stage', route.stage);
+        RETURN;
+    END IF;
+    SELECT string_agg(l.to_status, ', ' ORDER BY l.to_status) INTO targets FROM outbox.legal_changes AS l
+    WHERE l.pipeline = workflow.pipeline AND l.from_status = workflow.current_status;
+    RETURN QUERY SELECT
+        CASE WHEN targets IS NULL THEN 'dead end' WHEN job.deadline IS NOT NULL THEN 'deadline' ELSE 'change' END,
+        CASE WHEN targets IS NULL THEN format('No change leads out of %s, and it is not final.', workflow.current_status)
+             ELSE format('It waits in %s for somebody to change its status to %s%s', workflow.current_status, targets,
+                  coalesce(', until ' || outbox.why_time(job.deadline) || ', when it moves to ' || job.on_deadline, '') || '.') END,
+        CASE WHEN targets IS NULL THEN 'deploy a pipeline that allows one'
+             ELSE outbox.why_command('set-status', workflow.entity_id, 'STATUS', workflow.pipeline) END,
+        jsonb_build_object('status', workflow.current_status, 'until', job.deadline);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why(pipeline text, entity_id text) IS 'Says in one sentence why a workflow does not move, and in one what to do. `cause` names the kind of reason.';
+
+CREATE TABLE outbox.waits (
+    workflow_id uuid NOT NULL,
+    signal text COLLATE pg_catalog."C",
+    to_status text NOT NULL COLLATE pg_catalog."C",
+    field text,
+    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    children integer,
+    failed text[],
+    on_failure text COLLATE pg_catalog."C",
+    CONSTRAINT waits_are_for_one_thing CHECK ((num_nonnulls(signal, children) = 1))
+);
+
+COMMENT ON TABLE outbox.waits IS 'Internal: workflows that wait for a signal or for their children.';
+
+CREATE FUNCTION outbox.why_children(workflow outbox.workflow_states, awaited outbox.waits, until text) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    RETURN QUERY
+        SELECT CASE WHEN bool_or(c.dead) THEN 'child dead' ELSE 'children' END,
+               format('It waits for %s, since %s: %s%s%s', CASE awaited.children WHEN 1 THEN '1 child' ELSE awaited.children || ' children' END,
+                      outbox.why_time(awaited.since), string_agg(format('%s in %s (%s%s)', c.entity_id, c.pipeline,
+                          c.current_status, CASE WHEN c.dead THEN ', dead' ELSE '' END), ', ' ORDER BY c.n) FILTER (WHERE c.n <= 3),
+                      CASE WHEN awaited.children > 3 THEN ' and others' ELSE '' END, until),
+               (array_agg(outbox.why_command(CASE WHEN c.dead THEN 'retry' ELSE 'show' END, c.entity_id, NULL, c.pipeline) ORDER BY c.n))[1],
+               jsonb_build_object('children', jsonb_agg(jsonb_build_object('pipeline', c.pipeline, 'entity_id', c.entity_id, 'status',
+                   c.current_status, 'dead', c.dead) ORDER BY c.n) FILTER (WHERE c.n <= 3), 'since', awaited.since)
+        FROM (
+            SELECT c.*, row_number() OVER (ORDER BY c.dead DESC, c.pipeline, c.entity_id) AS n
+            FROM (SELECT w.pipeline, w.entity_id, w.current_status,
+                         EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = w.id) AS dead
+                  FROM (SELECT c.child_id FROM outbox.children AS c WHERE c.parent_id = workflow.id LIMIT 10000) AS c
+                  JOIN outbox.workflow_states AS w ON w.id = c.child_id
+                  LEFT JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+                  WHERE r.final IS NOT TRUE) AS c
+        ) AS c;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why_children(workflow outbox.workflow_states, awaited outbox.waits, until text) IS 'Internal: which children a workflow waits for.';
+
+CREATE FUNCTION outbox.why_command(command text, entity_id text, arguments text, pipeline text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    RETURN concat_ws(' '::text, 'outbox', command, CASE WHEN ((entity_id ~ '^[A-Za-z0-9_./:@%+=-]+$'::text) AND (entity_id !~ '^-'::text)) THEN entity_id ELSE (((CASE WHEN (entity_id ~ '^-'::text) THEN '-- '::text ELSE ''::text END || ''''::text) || replace(entity_id, ''''::text, '''"''"'''::text)) || ''''::text) END, arguments, '--pipeline', CASE WHEN (pipeline ~ '^[A-Za-z0-9_./:-]+$'::text) THEN pipeline ELSE ((''''::text || pipeline) || ''''::text) END);
+
+COMMENT ON FUNCTION outbox.why_command(command text, entity_id text, arguments text, pipeline text) IS 'Internal: a command for a workflow.';
+
+CREATE FUNCTION outbox.why_held(workflow uuid) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $_$
+BEGIN
+    RETURN QUERY
+        SELECT 'held', format('%s is held by session %s (%s%s).', h.what, h.pid, coalesce(nullif(a.application_name, ''), 'no name'),
+                              coalesce(', ' || a.state, '') || coalesce(', open since ' || outbox.why_time(a.xact_start), '')),
+               format('commit that transaction, or end it: SELECT pg_terminate_backend(%s)', h.pid),
+               jsonb_build_object('pid', h.pid, 'application', a.application_name, 'since', a.xact_start)
+        FROM (
+            SELECT r.what, l.pid, 1 AS n FROM (
+                SELECT 'Its row' AS what, w.xmax AS holder FROM outbox.workflow_states AS w WHERE w.id = workflow
+                UNION ALL
+                SELECT 'Its job', j.xmax FROM outbox.jobs AS j WHERE j.workflow_id = workflow
+            ) AS r
+            JOIN pg_locks AS l ON l.locktype = 'transactionid' AND l.granted AND l.transactionid = r.holder AND l.mode = 'ExclusiveLock'
+            WHERE l.pid IS NOT NULL
+            UNION ALL
+            SELECT 'The table outbox.' || c.relname, l.pid, 2
+            FROM pg_locks AS l
+            JOIN pg_class AS c ON c.oid = l.relation AND c.relnamespace = 'outbox'::regnamespace
+            WHERE l.locktype = 'relation' AND l.granted AND c.relname IN ('workflow_states', 'jobs', 'state_changes')
+              AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock')
+              AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+        ) AS h
+        LEFT JOIN pg_stat_activity AS a ON a.pid = h.pid
+        WHERE h.pid <> pg_backend_pid() AND a.application_name NOT LIKE 'outbox%'
+        ORDER BY h.n, a.xact_start LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN QUERY
+            SELECT 'held', format('Its row is held by the prepared transaction "%s", since %s.', p.gid, outbox.why_time(p.prepared)),
+                   format('COMMIT PREPARED %1$L, or ROLLBACK PREPARED %1$L', p.gid), jsonb_build_object('gid', p.gid, 'since', p.prepared)
+            FROM outbox.workflow_states AS w JOIN pg_prepared_xacts AS p ON p.transaction = w.xmax WHERE w.id = workflow;
+    END IF;
+END
+$_$;
+
+COMMENT ON FUNCTION outbox.why_held(workflow uuid) IS 'Internal: which session holds the row of a workflow.';
+
+CREATE TABLE outbox.jobs (
+    workflow_id uuid NOT NULL,
+    id bigint NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    stage text COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    entered bigint NOT NULL,
+    run_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    claimed_at timestamp with time zone,
+    owner integer,
+    attempt integer DEFAULT 0 NOT NULL,
+    due boolean DEFAULT true NOT NULL,
+    careful boolean DEFAULT false NOT NULL,
+    error text,
+    deadline timestamp with time zone,
+    on_deadline text COLLATE pg_catalog."C",
+    progress text,
+    partition text COLLATE pg_catalog."C",
+    priority integer,
+    released integer DEFAULT 0 NOT NULL,
+    released_by integer,
+    CONSTRAINT jobs_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL))),
+    CONSTRAINT jobs_have_a_stage_or_a_deadline CHECK (((stage IS NOT NULL) OR (deadline IS NOT NULL))),
+    CONSTRAINT jobs_run_at_finite CHECK (isfinite(run_at))
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_analyze_scale_factor='0.2', autovacuum_vacuum_cost_delay='0');
+
+COMMENT ON TABLE outbox.jobs IS 'The queue: one row for each workflow that a stage must work on, or that has a deadline. For reading.';
+
+COMMENT ON COLUMN outbox.jobs.workflow_id IS 'The workflow.';
+
+COMMENT ON COLUMN outbox.jobs.id IS 'Internal: the order of claims.';
+
+COMMENT ON COLUMN outbox.jobs.pipeline IS 'Its pipeline.';
+
+COMMENT ON COLUMN outbox.jobs.stage IS 'The stage; null: it is nothing but a deadline.';
+
+COMMENT ON COLUMN outbox.jobs.status IS 'Internal: the status that it is for.';
+
+COMMENT ON COLUMN outbox.jobs.entered IS 'The workflow''s version when it came into this status: with the stage it names the work.';
+
+COMMENT ON COLUMN outbox.jobs.run_at IS 'When it may run.';
+
+COMMENT ON COLUMN outbox.jobs.claimed_at IS 'When its worker claimed it.';
+
+COMMENT ON COLUMN outbox.jobs.owner IS 'The worker that runs it; null: none does.';
+
+COMMENT ON COLUMN outbox.jobs.attempt IS 'How many attempts it has had, the present one included.';
+
+COMMENT ON COLUMN outbox.jobs.due IS 'Internal: whether run_at has come.';
+
+COMMENT ON COLUMN outbox.jobs.careful IS 'Internal: whether it runs apart from its like, since a worker died under it.';
+
+COMMENT ON COLUMN outbox.jobs.error IS 'Why its last attempt failed.';
+
+COMMENT ON COLUMN outbox.jobs.deadline IS 'When the workflow moves to on_deadline, whatever its stage does.';
+
+COMMENT ON COLUMN outbox.jobs.on_deadline IS 'The status that it moves to then.';
+
+COMMENT ON COLUMN outbox.jobs.progress IS 'What its handler last reported.';
+
+COMMENT ON COLUMN outbox.jobs.partition IS 'The partition that it belongs to; null: its stage is not limited.';
+
+COMMENT ON COLUMN outbox.jobs.priority IS 'A higher one goes first within the partition.';
+
+COMMENT ON COLUMN outbox.jobs.released IS 'How often it was put back without an attempt being counted, since one was or its status changed; error says why.';
+
+COMMENT ON COLUMN outbox.jobs.released_by IS 'Internal: the worker that could not read its data and leaves it to others for a while; null: none.';
+
+CREATE FUNCTION outbox.why_job(workflow outbox.workflow_states, job outbox.jobs) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    worker  outbox.workers;
+    workers boolean := EXISTS (SELECT FROM outbox.workers AS k WHERE k.beat_at + k.lease >= now());
+    most    integer := (SELECT s.max_attempts FROM outbox.stages AS s WHERE s.pipeline = job.pipeline AND s.stage = job.stage);
+    facts   jsonb := jsonb_build_object('stage', job.stage, 'attempt', job.attempt, 'error', job.error, 'released', job.released,
+                                        'run_at', job.run_at, 'owner', job.owner, 'claimed_at', job.claimed_at);
+BEGIN
+    IF job.owner IS NOT NULL THEN
+        SELECT k.* INTO worker FROM outbox.workers AS k WHERE k.id = job.owner;
+        IF worker.beat_at + worker.lease >= now() THEN
+            RETURN QUERY SELECT 'running', format('Stage %s has been running since %s on worker %s (%s), attempt %s%s.', job.stage,
+                outbox.why_time(job.claimed_at), job.owner, worker.name, job.attempt, coalesce(': ' || job.progress, '')),
+                'wait for its end or its timeout', facts;
+        ELSE
+            RETURN QUERY SELECT 'worker lost', format('Worker %s, which runs stage %s since %s, is gone.', job.owner, job.stage,
+                outbox.why_time(job.claimed_at)),
+                CASE WHEN workers THEN 'wait: another worker frees the job in a moment'
+                     ELSE format('start a worker: outbox worker --app module:object --stage %s', job.stage) END, facts;
+        END IF;
+    ELSIF job.due OR job.run_at <= now() THEN
+        RETURN;
+    ELSIF job.released > 0 THEN
+        RETURN QUERY SELECT 'put back', format('Its job of stage %s was put back %s, and is tried again at %s: %s', job.stage,
+            CASE job.released WHEN 1 THEN 'once' ELSE job.released || ' times' END, outbox.why_time(job.run_at),
+            coalesce(job.error, 'no reason is known')), 'see to the reason: after more times the attempt counts as failed', facts;
+    ELSIF job.attempt > 0 THEN
+        RETURN QUERY SELECT 'retry', format('Attempt %s of %s of stage %s failed, and the next one comes at %s: %s', job.attempt,
+            coalesce(most::text, '?'), job.stage, outbox.why_time(job.run_at), coalesce(job.error, 'it asked for that')),
+            'see to the error, or wait', facts;
+    ELSE
+        RETURN QUERY SELECT 'time', format('It waits for its time: stage %s runs at %s.', job.stage, outbox.why_time(job.run_at)),
+            'wait until then', facts;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why_job(workflow outbox.workflow_states, job outbox.jobs) IS 'Internal: why a job that runs, or is put off, has not ended.';
+
+CREATE FUNCTION outbox.why_limited(job outbox.jobs) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    l       outbox.limits;
+    next_at timestamptz;
+BEGIN
+    SELECT s.* INTO l FROM outbox.limits AS s WHERE s.pipeline = job.pipeline AND s.stage = job.stage;
+    IF l.concurrency <= (
+        SELECT count(*) FROM (SELECT FROM outbox.jobs AS j WHERE j.pipeline = job.pipeline AND j.stage = job.stage
+                              AND j.owner IS NOT NULL AND j.partition IS NOT NULL LIMIT l.concurrency) AS j) THEN
+        RETURN format('%s of %s run', l.concurrency, l.concurrency);
+    ELSIF l.partition_concurrency <= (
+        SELECT count(*) FROM (SELECT FROM outbox.jobs AS j WHERE j.pipeline = job.pipeline AND j.stage = job.stage
+                              AND j.partition = job.partition AND j.owner IS NOT NULL AND j.partition IS NOT NULL
+                              LIMIT l.partition_concurrency) AS j) THEN
+        RETURN format('%s of %s of partition "%s" run', l.partition_concurrency, l.partition_concurrency, job.partition);
+    ELSIF l.rate IS NOT NULL AND l.next_at > now() THEN
+        RETURN format('the next of %s a second may start at %s', l.rate, outbox.why_time(l.next_at));
+    END IF;
+    SELECT r.next_at INTO next_at FROM outbox.partition_rates AS r
+    WHERE r.pipeline = job.pipeline AND r.stage = job.stage AND r.partition = job.partition AND r.next_at > now();
+    RETURN format('the next of partition "%s", %s a second, may start at %s', job.partition, l.partition_rate, outbox.why_time(next_at))
+        WHERE next_at IS NOT NULL AND l.partition_rate IS NOT NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why_limited(job outbox.jobs) IS 'Internal: the limit that holds a job, in words.';
+
+CREATE FUNCTION outbox.why_ready(workflow outbox.workflow_states, job outbox.jobs) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    queue  text := job.pipeline || '.' || job.stage;
+    paused outbox.pauses;
+    ahead  integer;
+    rate   float8;
+    facts  jsonb := jsonb_build_object('stage', job.stage, 'partition', job.partition);
+BEGIN
+    SELECT p.* INTO paused FROM outbox.pauses AS p WHERE p.pipeline = job.pipeline AND p.stage = job.stage;
+    IF FOUND THEN
+        RETURN QUERY SELECT 'paused', format('Stage %s is paused by %s, since %s%s', job.stage, paused.paused_by,
+            outbox.why_time(paused.paused_at), coalesce(': ' || paused.reason, '.')), format('outbox resume %s', queue),
+            facts || jsonb_build_object('by', paused.paused_by, 'since', paused.paused_at, 'reason', paused.reason);
+        RETURN;
+    ELSIF NOT EXISTS (SELECT FROM outbox.workers AS k WHERE queue = ANY (k.stages) AND k.beat_at + k.lease >= now()) THEN
+        RETURN QUERY SELECT 'no worker', format('No worker serves stage %s.', job.stage),
+            format('outbox worker --app module:object --stage %s', job.stage), facts;
+        RETURN;
+    ELSIF job.released > 0 THEN
+        RETURN QUERY SELECT 'put back', format('Its job of stage %s was put back %s: %s', job.stage,
+            CASE job.released WHEN 1 THEN 'once' ELSE job.released || ' times' END, coalesce(job.error, 'no reason is known')),
+            'see to the reason: after more times the attempt counts as failed', facts || jsonb_build_object('released', job.released);
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT 'limit', format('The limit of stage %s holds it: %s.', job.stage, l.limit_), format(
+        'wait, or raise the limit: UPDATE outbox.limits SET concurrency = N WHERE pipeline = %L AND stage = %L', job.pipeline, job.stage), facts
+    FROM outbox.why_limited(job) AS l (limit_) WHERE l.limit_ IS NOT NULL;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    SELECT count(*) INTO ahead FROM (
+        SELECT FROM outbox.jobs AS j
+        WHERE j.pipeline = job.pipeline AND j.stage = job.stage AND j.careful = job.careful AND j.owner IS NULL AND j.due AND j.id < job.id
+          AND (job.partition IS NULL OR j.partition = job.partition AND j.priority >= job.priority)
+        LIMIT 1000) AS j;
+    -- Of ten minutes; the flow of the present one is not whole yet.
+    SELECT sum(f.went) / 10.0 INTO rate FROM outbox.flow AS f
+    WHERE f.pipeline = job.pipeline AND f.status = job.status AND f.minute >= date_trunc('minute', now()) - interval '10 minutes';
+    RETURN QUERY SELECT CASE ahead WHEN 0 THEN 'next' ELSE 'behind' END,
+        CASE ahead WHEN 0 THEN format('It is next for stage %s, whose workers are busy.', job.stage)
+             ELSE format('It is behind %s for stage %s; %s.', CASE WHEN ahead >= 1000 THEN '1,000 others or more'
+                      WHEN ahead = 1 THEN '1 other' ELSE ahead || ' others' END, job.stage,
+                  CASE WHEN coalesce(rate, 0) = 0 THEN 'none has left it in the last ten minutes'
+                       ELSE format('%s a minute have left it, so this takes %s', round(rate::numeric, 1),
+                                   CASE WHEN ahead >= 1000 THEN 'at least ' ELSE 'about ' END || ceil(ahead / rate) || ' min') END) END,
+        CASE WHEN coalesce(rate, 0) = 0 AND ahead > 0 THEN 'look at the log of `outbox worker`'
+             ELSE format('wait, or start more workers: outbox worker --app module:object --stage %s', job.stage) END,
+        facts || jsonb_build_object('ahead', ahead, 'a_minute', rate);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why_ready(workflow outbox.workflow_states, job outbox.jobs) IS 'Internal: why no worker has taken a job that is ready.';
+
+CREATE FUNCTION outbox.why_time(at timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE
+    RETURN to_char((at AT TIME ZONE 'UTC'::text), 'YYYY-MM-DD HH24:MI:SS "UTC"'::text);
+
+COMMENT ON FUNCTION outbox.why_time(at timestamp with time zone) IS 'Internal: a time as sentences tell it.';
+
+CREATE FUNCTION outbox.why_waits(workflow outbox.workflow_states) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    asked    record;
+    awaited  outbox.waits;
+    job      outbox.jobs;
+    until    text := '.';
+    workers  boolean := EXISTS (SELECT FROM outbox.workers AS k WHERE k.beat_at + k.lease >= now());
+BEGIN
+    SELECT j.* INTO job FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id;
+    IF job.deadline IS NOT NULL THEN
+        until := format(', until %s, when it moves to %s.', outbox.why_time(job.deadline), job.on_deadline);
+        IF job.deadline < now() AND NOT EXISTS (
+            SELECT FROM outbox.legal_changes AS l WHERE l.pipeline = workflow.pipeline AND l.from_status = job.status
+            AND l.to_status = job.on_deadline) THEN
+            RETURN QUERY SELECT 'overdue', format('Its deadline passed at %s, but from %s to %s is not a legal change.',
+                outbox.why_time(job.deadline), job.status, job.on_deadline), 'deploy a pipeline that allows it',
+                jsonb_build_object('deadline', job.deadline, 'to_status', job.on_deadline);
+            RETURN;
+        ELSIF job.deadline < now() AND (NOT workers OR job.deadline < now() - interval '1 minute') THEN
+            RETURN QUERY SELECT 'overdue', format('Its deadline passed at %s, and no worker has moved it to %s.',
+                outbox.why_time(job.deadline), job.on_deadline),
+                CASE WHEN workers THEN 'look at the log of `outbox worker`' ELSE 'start a worker: outbox worker --app module:object' END,
+                jsonb_build_object('deadline', job.deadline, 'to_status', job.on_deadline);
+            RETURN;
+        END IF;
+    END IF;
+    SELECT a.question, a.assignee, a.options, a.asked_at, a.id,
+           (SELECT count(*) FROM (SELECT FROM outbox.approvals AS b WHERE b.workflow_id = workflow.id AND b.ended_at IS NULL LIMIT 100) AS b) AS n
+    INTO asked FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id AND a.ended_at IS NULL ORDER BY a.id LIMIT 1;
+    IF FOUND THEN
+        RETURN QUERY SELECT 'person', format('It waits for %s to answer "%s"%s, since %s%s', coalesce(asked.assignee, 'a person'),
+            asked.question, CASE WHEN asked.n > 1 THEN format(' and %s more', asked.n - 1) ELSE '' END, outbox.why_time(asked.asked_at), until),
+            outbox.why_command('decide', workflow.entity_id,
+                (SELECT string_agg(o.key, '|' ORDER BY o.key) FROM jsonb_object_keys(asked.options) AS o (key)), workflow.pipeline),
+            jsonb_build_object('question', asked.id, 'assignee', asked.assignee, 'since', asked.asked_at, 'until', job.deadline, 'questions', asked.n);
+        RETURN;
+    END IF;
+    SELECT t.* INTO awaited FROM outbox.waits AS t WHERE t.workflow_id = workflow.id;
+    IF awaited.signal IS NOT NULL THEN
+        RETURN QUERY SELECT 'signal', format('It waits for the signal "%s", since %s%s', awaited.signal, outbox.why_time(awaited.since), until),
+            outbox.why_command('signal', workflow.entity_id, awaited.signal, workflow.pipeline),
+            jsonb_build_object('signal', awaited.signal, 'since', awaited.since, 'until', job.deadline);
+    ELSIF awaited.children > 0 THEN
+        RETURN QUERY SELECT * FROM outbox.why_children(workflow, awaited, until);
+    ELSIF awaited.children IS NOT NULL THEN
+        RETURN QUERY SELECT 'children ended', format('Its children have ended, but it has not moved from %s to %s%s', workflow.current_status,
+            awaited.to_status, CASE WHEN l.legal THEN '.' ELSE ': that is not a legal change.' END),
+            CASE WHEN NOT l.legal THEN 'deploy a pipeline that allows it' WHEN workers THEN 'look at the log of `outbox worker`'
+                 ELSE 'start a worker: outbox worker --app module:object' END, jsonb_build_object('to_status', awaited.to_status)
+        FROM (SELECT EXISTS (SELECT FROM outbox.legal_changes AS l WHERE l.pipeline = workflow.pipeline
+                             AND l.from_status = workflow.current_status AND l.to_status = awaited.to_status) AS legal) AS l;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.why_waits(workflow outbox.workflow_states) IS 'Internal: what a workflow waits for besides a worker.';
+
 CREATE FUNCTION outbox.workflow_fill_initial() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2213,6 +2964,7 @@ DECLARE
     keeping   uuid[];     -- their job goes on: the new status is the in-progress one of its stage
     waited    uuid[];     -- no stage was at work, so they may have waited for something
     timed     uuid[];     -- their new status has a deadline
+    resting   uuid[];     -- no stage takes their new status, and it is not final
     final     uuid[];     -- they have ended
     limited   uuid[];     -- their next stage is limited
     over      uuid[];     -- they have moved on already
@@ -2238,6 +2990,7 @@ BEGIN
            array_agg(c.id) FILTER (WHERE r.running AND j.goes_on AND NOT j.over),
            array_agg(c.id) FILTER (WHERE j.stage IS NULL OR j.over),
            array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL AND NOT j.over),
+           array_agg(c.id) FILTER (WHERE r.stage IS NULL AND NOT r.final AND NOT j.over),
            array_agg(c.id) FILTER (WHERE r.final),
            array_agg(c.id) FILTER (WHERE r.partition IS NOT NULL AND NOT r.running AND NOT j.over),
            array_agg(c.id) FILTER (WHERE j.over),
@@ -2248,7 +3001,7 @@ BEGIN
            (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
            (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
     INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
-         waited, timed, final, limited, over, early, rows, reacting, unknown, illegal
+         waited, timed, resting, final, limited, over, early, rows, reacting, unknown, illegal
     FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
          (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
                  array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
@@ -2326,6 +3079,7 @@ BEGIN
 
     -- 4. What was waited for ends: the change answers what was asked of a person.
     IF waited IS NOT NULL THEN
+        DELETE FROM outbox.resting AS r WHERE r.workflow_id = ANY (waited);
         -- A question of another status is answered by the change from that one, which is told after this.
         PERFORM outbox.waits_end(array_agg(c.id), array_agg(c.to_status), actor, reason)
         FROM unnest(ids, froms, tos) AS c (id, from_status, to_status)
@@ -2366,13 +3120,16 @@ BEGIN
         PERFORM outbox.deadlines_set(array_agg(r.workflow_id), array_agg(r.deadline), array_agg(r.on_deadline))
         FROM outbox.routed AS r WHERE r.workflow_id = ANY (timed);
     END IF;
+    IF resting IS NOT NULL THEN
+        PERFORM outbox.rest_begin(resting);
+    END IF;
 
-    -- 8. Counts.
-    INSERT INTO outbox.status_counts (pipeline, status, workflows)
-    SELECT c.pipeline, s.status, sum(s.workflows)
+    -- 8. Counts. A status that as many leave as come to it has a row, too: it tells that they came.
+    INSERT INTO outbox.status_counts (pipeline, status, workflows, came)
+    SELECT c.pipeline, s.status, sum(s.workflows), count(*) FILTER (WHERE s.workflows > 0)
     FROM unnest(pipelines, froms, tos) AS c (pipeline, from_status, to_status)
     CROSS JOIN LATERAL (VALUES (c.from_status, -1), (c.to_status, 1)) AS s (status, workflows)
-    GROUP BY c.pipeline, s.status HAVING sum(s.workflows) <> 0;
+    GROUP BY c.pipeline, s.status;
 
     -- 9. Reactions.
     IF reacting THEN
@@ -2415,6 +3172,7 @@ BEGIN
     DELETE FROM outbox.orphans AS o WHERE o.parent_id = ANY (ids);
     DELETE FROM outbox.jobs AS j WHERE j.workflow_id = ANY (ids);
     DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
+    DELETE FROM outbox.resting AS r WHERE r.workflow_id = ANY (ids);
     DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
     DELETE FROM outbox.signals AS s WHERE s.workflow_id = ANY (ids);
     PERFORM outbox.approvals_forget(ids);
@@ -2439,6 +3197,8 @@ BEGIN
     FROM unnest(ids, tos) AS c (id, to_status) WHERE j.workflow_id = c.id AND j.workflow_id = ANY (ids);
     UPDATE outbox.dead_jobs AS d SET status = c.to_status
     FROM unnest(ids, tos) AS c (id, to_status) WHERE d.workflow_id = c.id AND d.workflow_id = ANY (ids);
+    UPDATE outbox.resting AS r SET status = c.to_status
+    FROM unnest(ids, tos) AS c (id, to_status) WHERE r.workflow_id = c.id AND r.workflow_id = ANY (ids);
     UPDATE outbox.approvals AS a SET status = c.to_status
     FROM unnest(ids, tos) AS c (id, to_status)
     WHERE a.workflow_id = c.id AND a.workflow_id = ANY (ids) AND a.ended_at IS NULL;
@@ -2469,6 +3229,8 @@ DECLARE
     told      jsonb;
     pipelines text[];
     stages    text[];
+    started   integer;
+    taken     integer;    -- how many of them have the job of a stage
 BEGIN
     -- 2. Refuse what is unknown.
     SELECT s.pipeline, s.entity_id, s.current_status,
@@ -2495,7 +3257,8 @@ BEGIN
     -- 5. History.
     INSERT INTO outbox.state_changes (workflow_id, to_status, version, actor, reason)
     SELECT s.id, s.current_status, s.version, actor, reason FROM new_rows AS s;
-    IF NOT FOUND THEN
+    GET DIAGNOSTICS started = ROW_COUNT;
+    IF started = 0 THEN
         PERFORM outbox.commit_waits();  -- all of them were there already
         RETURN NULL;
     END IF;
@@ -2511,11 +3274,14 @@ BEGIN
         WHERE (SELECT w.version FROM outbox.workflow_states AS w WHERE w.id = s.id) = s.version  -- it is not over
         RETURNING pipeline, stage
     )
-    SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
+    SELECT array_agg(made.pipeline), array_agg(made.stage), count(made.stage) INTO pipelines, stages, taken FROM made;
+    IF taken < started THEN
+        PERFORM outbox.rest_begin(array_agg(s.id)) FROM new_rows AS s;
+    END IF;
 
     -- 8. Counts.
-    INSERT INTO outbox.status_counts (pipeline, status, workflows)
-    SELECT s.pipeline, s.current_status, count(*) FROM new_rows AS s GROUP BY s.pipeline, s.current_status;
+    INSERT INTO outbox.status_counts (pipeline, status, workflows, came)
+    SELECT s.pipeline, s.current_status, count(*), count(*) FROM new_rows AS s GROUP BY s.pipeline, s.current_status;
 
     -- 9. Reactions.
     IF EXISTS (SELECT FROM new_rows AS s JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
@@ -2622,6 +3388,20 @@ COMMENT ON COLUMN outbox.children.parent_id IS 'Its parent.';
 
 COMMENT ON COLUMN outbox.children.cancel_to IS 'The status that the child moves to when its parent ends first; null: it goes on alone.';
 
+CREATE TABLE outbox.dead_counts (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    stage text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    kind text NOT NULL COLLATE pg_catalog."C",
+    jobs bigint NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000');
+
+ALTER TABLE ONLY outbox.dead_counts REPLICA IDENTITY FULL;
+
+COMMENT ON TABLE outbox.dead_counts IS 'Internal: how many dead jobs of each kind came and went, as a log of differences.';
+
 CREATE TABLE outbox.dead_jobs (
     workflow_id uuid NOT NULL,
     pipeline text NOT NULL COLLATE pg_catalog."C",
@@ -2632,7 +3412,9 @@ CREATE TABLE outbox.dead_jobs (
     attempts integer NOT NULL,
     error text NOT NULL,
     died_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    traceback text
+    traceback text,
+    kind text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
+    place bigint DEFAULT 0 NOT NULL
 );
 
 COMMENT ON TABLE outbox.dead_jobs IS 'Jobs that have failed for good. The workflow stays in its status until a person decides: by outbox retry, or a change of it.';
@@ -2656,6 +3438,10 @@ COMMENT ON COLUMN outbox.dead_jobs.error IS 'Why the last one failed.';
 COMMENT ON COLUMN outbox.dead_jobs.died_at IS 'When.';
 
 COMMENT ON COLUMN outbox.dead_jobs.traceback IS 'The traceback of the last attempt, from the handler down; null if there is none. Cut in the middle if it is long.';
+
+COMMENT ON COLUMN outbox.dead_jobs.kind IS 'The kind of its error: its first line without ids and numbers.';
+
+COMMENT ON COLUMN outbox.dead_jobs.place IS 'Internal: its place in lists.';
 
 CREATE TABLE outbox.delegations (
     from_person text NOT NULL,
@@ -2700,6 +3486,127 @@ COMMENT ON COLUMN outbox.delivery_attempts.message_id IS 'The message.';
 COMMENT ON COLUMN outbox.delivery_attempts.attempts IS 'How many.';
 
 COMMENT ON COLUMN outbox.delivery_attempts.at IS 'When the last one began.';
+
+CREATE TABLE outbox.error_kinds (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    stage text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    kind text NOT NULL COLLATE pg_catalog."C",
+    jobs bigint NOT NULL,
+    first_at timestamp with time zone NOT NULL,
+    last_at timestamp with time zone NOT NULL
+)
+WITH (fillfactor='70');
+
+COMMENT ON TABLE outbox.error_kinds IS 'Internal: how many dead jobs there are of each kind of error, but for what dead_counts adds.';
+
+CREATE VIEW outbox.errors AS
+ SELECT pipeline,
+    stage,
+    status,
+    kind,
+    (sum(jobs))::bigint AS jobs,
+    min(first_at) AS first_at,
+    max(last_at) AS last_at
+   FROM ( SELECT k_1.pipeline,
+            k_1.stage,
+            k_1.status,
+            k_1.kind,
+            k_1.jobs,
+            k_1.first_at,
+            k_1.last_at
+           FROM outbox.error_kinds k_1
+        UNION ALL
+         SELECT c.pipeline,
+            c.stage,
+            c.status,
+            c.kind,
+            c.jobs,
+                CASE
+                    WHEN (c.jobs > 0) THEN c.at
+                    ELSE NULL::timestamp with time zone
+                END AS "case",
+                CASE
+                    WHEN (c.jobs > 0) THEN c.at
+                    ELSE NULL::timestamp with time zone
+                END AS "case"
+           FROM outbox.dead_counts c) k
+  GROUP BY pipeline, stage, status, kind
+ HAVING (sum(jobs) > (0)::numeric);
+
+COMMENT ON VIEW outbox.errors IS 'How many dead jobs there are of each kind of error, and when the first and the last of them died.';
+
+COMMENT ON COLUMN outbox.errors.pipeline IS 'The pipeline.';
+
+COMMENT ON COLUMN outbox.errors.stage IS 'The stage.';
+
+COMMENT ON COLUMN outbox.errors.status IS 'The status that the workflows are in.';
+
+COMMENT ON COLUMN outbox.errors.kind IS 'The kind of the error: its first line without ids and numbers.';
+
+COMMENT ON COLUMN outbox.errors.jobs IS 'How many dead jobs there are.';
+
+COMMENT ON COLUMN outbox.errors.first_at IS 'When one first died of it, since there has been one.';
+
+COMMENT ON COLUMN outbox.errors.last_at IS 'When one last died of it.';
+
+CREATE TABLE outbox.status_counts (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    workflows bigint NOT NULL,
+    came bigint,
+    at timestamp with time zone DEFAULT clock_timestamp()
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000');
+
+ALTER TABLE ONLY outbox.status_counts REPLICA IDENTITY FULL;
+
+COMMENT ON TABLE outbox.status_counts IS 'Internal: how many workflows stand in each status, as a log of differences.';
+
+CREATE TABLE outbox.status_flow (
+    minute timestamp with time zone NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    came bigint NOT NULL,
+    went bigint NOT NULL
+)
+WITH (fillfactor='70');
+
+COMMENT ON TABLE outbox.status_flow IS 'Internal: how many workflows came into each status in each minute, but for what status_counts adds.';
+
+CREATE VIEW outbox.flow AS
+ SELECT pipeline,
+    status,
+    minute,
+    (sum(came))::bigint AS came,
+    (sum(went))::bigint AS went
+   FROM ( SELECT f_1.pipeline,
+            f_1.status,
+            f_1.minute,
+            f_1.came,
+            f_1.went
+           FROM outbox.status_flow f_1
+        UNION ALL
+         SELECT c.pipeline,
+            c.status,
+            date_trunc('minute'::text, c.at) AS date_trunc,
+            c.came,
+            (c.came - c.workflows)
+           FROM outbox.status_counts c
+          WHERE ((c.came IS NOT NULL) AND (c.at IS NOT NULL))) f
+  GROUP BY pipeline, status, minute;
+
+COMMENT ON VIEW outbox.flow IS 'How many workflows came into each status in each minute, and how many left it.';
+
+COMMENT ON COLUMN outbox.flow.pipeline IS 'The pipeline.';
+
+COMMENT ON COLUMN outbox.flow.status IS 'The status.';
+
+COMMENT ON COLUMN outbox.flow.minute IS 'When the minute began.';
+
+COMMENT ON COLUMN outbox.flow.came IS 'How many workflows came into the status.';
+
+COMMENT ON COLUMN outbox.flow.went IS 'How many left it.';
 
 CREATE TABLE outbox.inbox (
     consumer character varying(63) NOT NULL COLLATE pg_catalog."C",
@@ -2941,75 +3848,6 @@ CREATE TABLE outbox.inbox_31 (
     CONSTRAINT inbox_consumer_not_empty CHECK (((consumer)::text <> ''::text))
 );
 
-CREATE TABLE outbox.jobs (
-    workflow_id uuid NOT NULL,
-    id bigint NOT NULL,
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    stage text COLLATE pg_catalog."C",
-    status text NOT NULL COLLATE pg_catalog."C",
-    entered bigint NOT NULL,
-    run_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    claimed_at timestamp with time zone,
-    owner integer,
-    attempt integer DEFAULT 0 NOT NULL,
-    due boolean DEFAULT true NOT NULL,
-    careful boolean DEFAULT false NOT NULL,
-    error text,
-    deadline timestamp with time zone,
-    on_deadline text COLLATE pg_catalog."C",
-    progress text,
-    partition text COLLATE pg_catalog."C",
-    priority integer,
-    released integer DEFAULT 0 NOT NULL,
-    released_by integer,
-    CONSTRAINT jobs_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL))),
-    CONSTRAINT jobs_have_a_stage_or_a_deadline CHECK (((stage IS NOT NULL) OR (deadline IS NOT NULL))),
-    CONSTRAINT jobs_run_at_finite CHECK (isfinite(run_at))
-)
-WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_analyze_scale_factor='0.2', autovacuum_vacuum_cost_delay='0');
-
-COMMENT ON TABLE outbox.jobs IS 'The queue: one row for each workflow that a stage must work on, or that has a deadline. For reading.';
-
-COMMENT ON COLUMN outbox.jobs.workflow_id IS 'The workflow.';
-
-COMMENT ON COLUMN outbox.jobs.id IS 'Internal: the order of claims.';
-
-COMMENT ON COLUMN outbox.jobs.pipeline IS 'Its pipeline.';
-
-COMMENT ON COLUMN outbox.jobs.stage IS 'The stage; null: it is nothing but a deadline.';
-
-COMMENT ON COLUMN outbox.jobs.status IS 'Internal: the status that it is for.';
-
-COMMENT ON COLUMN outbox.jobs.entered IS 'The workflow''s version when it came into this status: with the stage it names the work.';
-
-COMMENT ON COLUMN outbox.jobs.run_at IS 'When it may run.';
-
-COMMENT ON COLUMN outbox.jobs.claimed_at IS 'When its worker claimed it.';
-
-COMMENT ON COLUMN outbox.jobs.owner IS 'The worker that runs it; null: none does.';
-
-COMMENT ON COLUMN outbox.jobs.attempt IS 'How many attempts it has had, the present one included.';
-
-COMMENT ON COLUMN outbox.jobs.due IS 'Internal: whether run_at has come.';
-
-COMMENT ON COLUMN outbox.jobs.careful IS 'Internal: whether it runs apart from its like, since a worker died under it.';
-
-COMMENT ON COLUMN outbox.jobs.error IS 'Why its last attempt failed.';
-
-COMMENT ON COLUMN outbox.jobs.deadline IS 'When the workflow moves to on_deadline, whatever its stage does.';
-
-COMMENT ON COLUMN outbox.jobs.on_deadline IS 'The status that it moves to then.';
-
-COMMENT ON COLUMN outbox.jobs.progress IS 'What its handler last reported.';
-
-COMMENT ON COLUMN outbox.jobs.partition IS 'The partition that it belongs to; null: its stage is not limited.';
-
-COMMENT ON COLUMN outbox.jobs.priority IS 'A higher one goes first within the partition.';
-
-COMMENT ON COLUMN outbox.jobs.released IS 'How often it was put back without an attempt being counted, since one was or its status changed; error says why.';
-
-COMMENT ON COLUMN outbox.jobs.released_by IS 'Internal: the worker that could not read its data and leaves it to others for a while; null: none.';
-
 CREATE SEQUENCE outbox.job_ids
     START WITH 1
     INCREMENT BY 1
@@ -3171,17 +4009,6 @@ COMMENT ON COLUMN outbox.routes.partition IS 'Where in the data the partition is
 
 COMMENT ON COLUMN outbox.routes.priority IS 'Where in the data the priority is, as a path.';
 
-CREATE TABLE outbox.status_counts (
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    status text NOT NULL COLLATE pg_catalog."C",
-    workflows bigint NOT NULL
-)
-WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000');
-
-ALTER TABLE ONLY outbox.status_counts REPLICA IDENTITY FULL;
-
-COMMENT ON TABLE outbox.status_counts IS 'Internal: how many workflows stand in each status, as a log of differences.';
-
 CREATE VIEW outbox.overview AS
  WITH workflows AS (
          SELECT status_counts.pipeline,
@@ -3206,12 +4033,12 @@ CREATE VIEW outbox.overview AS
           WHERE (jobs.owner IS NOT NULL)
           GROUP BY jobs.pipeline, jobs.stage, jobs.status
         ), dead AS (
-         SELECT dead_jobs.pipeline,
-            dead_jobs.stage,
-            dead_jobs.status,
-            count(*) AS n
-           FROM outbox.dead_jobs
-          GROUP BY dead_jobs.pipeline, dead_jobs.stage, dead_jobs.status
+         SELECT errors.pipeline,
+            errors.stage,
+            errors.status,
+            sum(errors.jobs) AS n
+           FROM outbox.errors
+          GROUP BY errors.pipeline, errors.stage, errors.status
         )
  SELECT r.pipeline,
     r.status,
@@ -3219,11 +4046,11 @@ CREATE VIEW outbox.overview AS
     COALESCE(w.n, (0)::bigint) AS workflows,
         CASE
             WHEN (r.stage IS NULL) THEN (0)::bigint
-            ELSE GREATEST((((COALESCE(w.n, (0)::bigint) - COALESCE(s.n, (0)::bigint)) - COALESCE(c.n, (0)::bigint)) - COALESCE(d.n, (0)::bigint)), (0)::bigint)
+            ELSE GREATEST((((COALESCE(w.n, (0)::bigint) - COALESCE(s.n, (0)::bigint)) - COALESCE(c.n, (0)::bigint)) - (COALESCE(d.n, (0)::numeric))::bigint), (0)::bigint)
         END AS ready,
     COALESCE(s.n, (0)::bigint) AS scheduled,
     COALESCE(c.n, (0)::bigint) AS running,
-    COALESCE(d.n, (0)::bigint) AS dead,
+    (COALESCE(d.n, (0)::numeric))::bigint AS dead,
         CASE
             WHEN r.running THEN NULL::interval
             ELSE (now() - ( SELECT min(o.run_at) AS min
@@ -3353,6 +4180,17 @@ COMMENT ON COLUMN outbox.pipelines.cancelled IS 'The status to which a workflow 
 COMMENT ON COLUMN outbox.pipelines.plain IS 'The version of the data that is written without $version, by programs other than Outbox; null: 1, or no version is told.';
 
 COMMENT ON COLUMN outbox.pipelines.renaming IS 'Internal: the statuses that the deploy of this transaction renames.';
+
+CREATE TABLE outbox.resting (
+    workflow_id uuid NOT NULL,
+    place bigint DEFAULT nextval('outbox.job_ids'::regclass) NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.05', autovacuum_vacuum_insert_scale_factor='0.05');
+
+COMMENT ON TABLE outbox.resting IS 'Internal: workflows in a status that no stage takes and that is not final.';
 
 CREATE VIEW outbox.routed AS
  SELECT w.id AS workflow_id,
@@ -3533,20 +4371,6 @@ ALTER TABLE outbox.state_changes ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDE
     CACHE 1
 );
 
-CREATE TABLE outbox.waits (
-    workflow_id uuid NOT NULL,
-    signal text COLLATE pg_catalog."C",
-    to_status text NOT NULL COLLATE pg_catalog."C",
-    field text,
-    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    children integer,
-    failed text[],
-    on_failure text COLLATE pg_catalog."C",
-    CONSTRAINT waits_are_for_one_thing CHECK ((num_nonnulls(signal, children) = 1))
-);
-
-COMMENT ON TABLE outbox.waits IS 'Internal: workflows that wait for a signal or for their children.';
-
 CREATE VIEW outbox.waiting AS
  SELECT a.workflow_id,
     a.pipeline,
@@ -3692,6 +4516,102 @@ COMMENT ON COLUMN outbox.workers.started_at IS 'When it started.';
 
 COMMENT ON COLUMN outbox.workers.beat_at IS 'When it was last heard of.';
 
+CREATE VIEW outbox.workflows AS
+ SELECT w.id,
+    w.pipeline,
+    w.entity_id,
+    w.current_status,
+    w.metadata,
+    w.version,
+    w.created_at,
+    w.updated_at,
+        CASE
+            WHEN r.final THEN 'finished'::text
+            WHEN (d.workflow_id IS NOT NULL) THEN 'dead'::text
+            WHEN (j.owner IS NOT NULL) THEN 'running'::text
+            WHEN (j.stage IS NULL) THEN 'waiting'::text
+            WHEN (j.due OR (j.run_at <= now())) THEN 'ready'::text
+            ELSE 'scheduled'::text
+        END AS state,
+    COALESCE(s.since, ( SELECT c.at
+           FROM outbox.state_changes c
+          WHERE ((c.workflow_id = w.id) AND (c.version = COALESCE(j.entered, d.entered)))), w.updated_at) AS since,
+    COALESCE(j.stage, d.stage) AS stage,
+    COALESCE(d.attempts,
+        CASE
+            WHEN (j.stage IS NOT NULL) THEN j.attempt
+            ELSE NULL::integer
+        END) AS attempt,
+    COALESCE(d.error, j.error) AS error,
+    COALESCE(d.kind, outbox.error_kind(j.error)) AS kind,
+        CASE
+            WHEN (a.id IS NOT NULL) THEN 'approval'::text
+            WHEN (t.signal IS NOT NULL) THEN ('signal '::text || t.signal)
+            WHEN (t.children IS NOT NULL) THEN 'children'::text
+            WHEN (j.stage IS NOT NULL) THEN
+            CASE
+                WHEN ((j.owner IS NOT NULL) OR j.due OR (j.run_at <= now())) THEN 'worker'::text
+                ELSE 'timer'::text
+            END
+            WHEN (j.deadline IS NOT NULL) THEN 'deadline'::text
+            WHEN (s.workflow_id IS NOT NULL) THEN 'change'::text
+            ELSE NULL::text
+        END AS waits_for,
+    a.assignee,
+    COALESCE(j.deadline,
+        CASE
+            WHEN ((j.owner IS NULL) AND (NOT j.due) AND (j.run_at > now())) THEN j.run_at
+            ELSE NULL::timestamp with time zone
+        END) AS until
+   FROM ((((((outbox.workflow_states w
+     LEFT JOIN outbox.routes r ON (((r.pipeline = w.pipeline) AND (r.status = w.current_status))))
+     LEFT JOIN outbox.jobs j ON ((j.workflow_id = w.id)))
+     LEFT JOIN outbox.dead_jobs d ON ((d.workflow_id = w.id)))
+     LEFT JOIN outbox.resting s ON ((s.workflow_id = w.id)))
+     LEFT JOIN outbox.waits t ON ((t.workflow_id = w.id)))
+     LEFT JOIN LATERAL ( SELECT a_1.id,
+            a_1.assignee
+           FROM outbox.approvals a_1
+          WHERE ((a_1.workflow_id = w.id) AND (a_1.ended_at IS NULL))
+          ORDER BY a_1.id
+         LIMIT 1) a ON (true));
+
+COMMENT ON VIEW outbox.workflows IS 'Each workflow, where it stands, since when, and what it waits for. Ask it for a few, and outbox.find for lists.';
+
+COMMENT ON COLUMN outbox.workflows.id IS 'Its id.';
+
+COMMENT ON COLUMN outbox.workflows.pipeline IS 'Its pipeline.';
+
+COMMENT ON COLUMN outbox.workflows.entity_id IS 'What it is about.';
+
+COMMENT ON COLUMN outbox.workflows.current_status IS 'The status that it is in.';
+
+COMMENT ON COLUMN outbox.workflows.metadata IS 'Its data.';
+
+COMMENT ON COLUMN outbox.workflows.version IS 'How many changes it has had.';
+
+COMMENT ON COLUMN outbox.workflows.created_at IS 'When it started.';
+
+COMMENT ON COLUMN outbox.workflows.updated_at IS 'When its status or data last changed.';
+
+COMMENT ON COLUMN outbox.workflows.state IS 'finished, dead, running, ready, scheduled (its job is due later) or waiting (no stage takes its status).';
+
+COMMENT ON COLUMN outbox.workflows.since IS 'When it came to its status.';
+
+COMMENT ON COLUMN outbox.workflows.stage IS 'The stage of its job, live or dead.';
+
+COMMENT ON COLUMN outbox.workflows.attempt IS 'How many attempts at this job were begun.';
+
+COMMENT ON COLUMN outbox.workflows.error IS 'Why the last attempt failed.';
+
+COMMENT ON COLUMN outbox.workflows.kind IS 'The kind of this error: its first line without ids and numbers.';
+
+COMMENT ON COLUMN outbox.workflows.waits_for IS 'approval, signal NAME, children, deadline, timer, worker or change (of its status, by anybody); null: dead or finished.';
+
+COMMENT ON COLUMN outbox.workflows.assignee IS 'Who is asked, by its first open question.';
+
+COMMENT ON COLUMN outbox.workflows.until IS 'When its wait ends by itself.';
+
 ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_00 FOR VALUES IN ('0');
 
 ALTER TABLE ONLY outbox.inbox ATTACH PARTITION outbox.inbox_01 FOR VALUES IN ('1');
@@ -3794,6 +4714,9 @@ ALTER TABLE ONLY outbox.delegations
 
 ALTER TABLE ONLY outbox.delivery_attempts
     ADD CONSTRAINT delivery_attempts_pkey PRIMARY KEY (consumer, message_id);
+
+ALTER TABLE ONLY outbox.error_kinds
+    ADD CONSTRAINT error_kinds_pkey PRIMARY KEY (pipeline, stage, status, kind);
 
 ALTER TABLE ONLY outbox.inbox_00
     ADD CONSTRAINT inbox_00_pkey PRIMARY KEY (message_id, consumer);
@@ -3927,6 +4850,9 @@ ALTER TABLE ONLY outbox.pipelines
 ALTER TABLE ONLY outbox.relays
     ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY outbox.resting
+    ADD CONSTRAINT resting_pkey PRIMARY KEY (workflow_id);
+
 ALTER TABLE ONLY outbox.routes
     ADD CONSTRAINT routes_pkey PRIMARY KEY (pipeline, status);
 
@@ -3948,6 +4874,9 @@ ALTER TABLE ONLY outbox.stages
 ALTER TABLE ONLY outbox.state_changes
     ADD CONSTRAINT state_changes_pkey PRIMARY KEY (workflow_id, version);
 
+ALTER TABLE ONLY outbox.status_flow
+    ADD CONSTRAINT status_flow_pkey PRIMARY KEY (minute, pipeline, status);
+
 ALTER TABLE ONLY outbox.waits
     ADD CONSTRAINT waits_pkey PRIMARY KEY (workflow_id);
 
@@ -3966,7 +4895,13 @@ CREATE INDEX approvals_by_workflow ON outbox.approvals USING btree (workflow_id,
 
 CREATE INDEX approvals_open ON outbox.approvals USING btree (workflow_id) WHERE (ended_at IS NULL);
 
+CREATE INDEX approvals_open_by_assignee ON outbox.approvals USING btree (assignee, id) WHERE ((ended_at IS NULL) AND (assignee IS NOT NULL));
+
 CREATE UNIQUE INDEX approvals_open_by_name ON outbox.approvals USING btree (workflow_id, name) WHERE ((ended_at IS NULL) AND (name IS NOT NULL));
+
+CREATE INDEX approvals_open_by_pipeline ON outbox.approvals USING btree (pipeline, id) WHERE (ended_at IS NULL);
+
+CREATE INDEX approvals_open_by_time ON outbox.approvals USING btree (id) WHERE (ended_at IS NULL);
 
 CREATE INDEX approvals_to_escalate ON outbox.approvals USING btree (escalate_at) WHERE ((ended_at IS NULL) AND (escalate_at IS NOT NULL));
 
@@ -3976,7 +4911,9 @@ CREATE INDEX checkpoints_by_time ON outbox.checkpoints USING brin (made_at) WITH
 
 CREATE INDEX children_by_parent ON outbox.children USING btree (parent_id);
 
-CREATE INDEX dead_jobs_by_stage ON outbox.dead_jobs USING btree (pipeline, stage, status);
+CREATE INDEX dead_jobs_by_kind ON outbox.dead_jobs USING btree (pipeline, kind, place);
+
+CREATE INDEX dead_jobs_by_status ON outbox.dead_jobs USING btree (pipeline, status, place);
 
 CREATE INDEX dead_jobs_by_time ON outbox.dead_jobs USING btree (died_at);
 
@@ -3997,6 +4934,8 @@ CREATE INDEX jobs_running ON outbox.jobs USING btree (owner, id) WHERE (owner IS
 CREATE INDEX jobs_running_by_partition ON outbox.jobs USING btree (pipeline, stage, partition) WHERE ((owner IS NOT NULL) AND (partition IS NOT NULL));
 
 CREATE INDEX jobs_scheduled ON outbox.jobs USING btree (run_at) INCLUDE (pipeline, stage, status) WHERE ((owner IS NULL) AND (NOT due) AND (stage IS NOT NULL));
+
+CREATE INDEX jobs_scheduled_by_status ON outbox.jobs USING btree (pipeline, status, id) WHERE ((owner IS NULL) AND (NOT due) AND (stage IS NOT NULL));
 
 CREATE INDEX jobs_with_deadline ON outbox.jobs USING btree (deadline) WHERE (deadline IS NOT NULL);
 
@@ -4032,6 +4971,8 @@ CREATE INDEX parked_messages_waiting ON outbox.parked_messages USING btree (rela
 
 CREATE INDEX relays_idle ON outbox.relays USING btree (name) WHERE idle;
 
+CREATE INDEX resting_by_status ON outbox.resting USING btree (pipeline, status, place);
+
 CREATE INDEX signals_to_take ON outbox.signals USING btree (workflow_id, name, id) WHERE (taken_at IS NULL);
 
 CREATE INDEX state_changes_by_time ON outbox.state_changes USING brin (at) WITH (autosummarize='on');
@@ -4053,6 +4994,14 @@ ALTER INDEX outbox.messages_by_transaction ATTACH PARTITION outbox.messages_2_xi
 ALTER INDEX outbox.messages_by_workflow ATTACH PARTITION outbox.messages_3_workflow_id_idx;
 
 ALTER INDEX outbox.messages_by_transaction ATTACH PARTITION outbox.messages_3_xid_idx;
+
+CREATE TRIGGER dead_job_placed BEFORE INSERT OR UPDATE ON outbox.dead_jobs FOR EACH ROW EXECUTE FUNCTION outbox.dead_job_placed();
+
+CREATE TRIGGER dead_jobs_begin AFTER INSERT ON outbox.dead_jobs REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION outbox.dead_jobs_counted();
+
+CREATE TRIGGER dead_jobs_change AFTER UPDATE ON outbox.dead_jobs REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION outbox.dead_jobs_counted();
+
+CREATE TRIGGER dead_jobs_end AFTER DELETE ON outbox.dead_jobs REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION outbox.dead_jobs_counted();
 
 CREATE TRIGGER inbox_knew AFTER INSERT ON outbox.inbox REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION outbox.unchanged();
 

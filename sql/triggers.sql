@@ -51,6 +51,25 @@ CREATE OR REPLACE TRIGGER state_changes_are_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON outbox.state_changes
     FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
 
+CREATE OR REPLACE TRIGGER dead_job_placed
+    BEFORE INSERT OR UPDATE ON outbox.dead_jobs
+    FOR EACH ROW EXECUTE FUNCTION outbox.dead_job_placed();
+
+CREATE OR REPLACE TRIGGER dead_jobs_begin
+    AFTER INSERT ON outbox.dead_jobs
+    REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.dead_jobs_counted();
+
+CREATE OR REPLACE TRIGGER dead_jobs_change
+    AFTER UPDATE ON outbox.dead_jobs
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.dead_jobs_counted();
+
+CREATE OR REPLACE TRIGGER dead_jobs_end
+    AFTER DELETE ON outbox.dead_jobs
+    REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.dead_jobs_counted();
+
 CREATE OR REPLACE TRIGGER signal_receive
     BEFORE INSERT ON outbox.signals
     FOR EACH ROW EXECUTE FUNCTION outbox.signal_receive();

@@ -37,7 +37,10 @@ WITH path AS MATERIALIZED (
     SELECT id, %(pipeline)s, 'rest_' || n, statuses[cardinality(statuses)], %(metadata)s::text::jsonb,
            cardinality(statuses)
     FROM made
-    RETURNING current_status
+    RETURNING id, current_status
+), resting AS (
+    INSERT INTO outbox.resting (workflow_id, pipeline, status)
+    SELECT id, %(pipeline)s, statuses[cardinality(statuses)] FROM made WHERE waits
 ), history AS (
     INSERT INTO outbox.state_changes (workflow_id, from_status, to_status, version, actor, stage, attempt)
     SELECT id, statuses[version - 1], statuses[version], version,

@@ -1,20 +1,23 @@
-"""Defines the commands that show the state of things: status, show, dead, schedules and doctor."""
+"""Defines the commands that show the state of things: status, list, show, dead, schedules and doctor."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import suppress
+from typing import Any
 
 import click
 
 from .. import settings
+from ..client import lists
 from ..database import hosts, migrations
 from ..database.dsn import readable
 from ..operations import cluster, doctor, look
 from ..operations.finding import Finding
 from . import application, screen
 from .connection import asked, database
-from .options import app_option, json_option, limit_option, of_pipeline_option, pipeline_option
+from .options import Age, app_option, json_option, limit_option, of_pipeline_option, pipeline_option
 
 
 @click.command()
@@ -59,23 +62,79 @@ def show(
         screen.console().print(screen.workflow(workflow, traceback=traceback))
 
 
+@click.command("list")
+@of_pipeline_option
+@click.option("--status", metavar="STATUS", help="Only those in this status.")
+@click.option(
+    "--older", metavar="TIME", type=Age(), help="Only those that came to their status longer ago: 90s, 15m, 2h, 3d."
+)
+@click.option("--entity", metavar="PREFIX", help="Only those whose entity begins with this.")
+@click.option("--assignee", metavar="NAME", help="Only those that ask this person.")
+@click.option(
+    "--waits-for",
+    metavar="WHAT",
+    help='Only those that wait for it: approval, signal, "signal NAME", children, deadline, timer, worker or change.',
+)
+@click.option("--dead", is_flag=True, help="Only those whose job is dead.")
+@click.option("--error", metavar="ERROR", help="Only those that are dead of this error, or of its kind.")
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1, lists.MOST),
+    default=look.MOST,
+    show_default=True,
+    help="How many on a page.",
+)
+@click.option("--after", metavar="CURSOR", help="Go on after a page: the cursor that its last line, or its JSON, has.")
+@json_option
+@click.pass_obj
+def list_command(found: settings.Settings, /, as_json: bool, **asked: Any) -> None:
+    """List workflows, a page at a time.
+
+    Those that have not ended come in the order in which they came to their status, dead ones the latest first, those of
+    an entity prefix by entity, questions the oldest first, and all others the newest first.
+    """
+    with database(found) as conn:
+        migrations.require(conn)
+        page = look.workflows(conn, **asked)
+    if as_json:
+        screen.echo_json(page)
+        return
+    if page["workflows"]:
+        screen.console().print(screen.workflows(page["workflows"]))
+    if page["bounded"]:
+        click.echo("as many workflows were looked at as one page may look at: there may be more")
+    elif not page["workflows"]:
+        click.echo("no such workflows")
+    if page["after"]:
+        click.echo(f"go on with --after {shlex.quote(page['after'])}")
+
+
 @click.command()
 @of_pipeline_option
+@click.option("--error", metavar="ERROR", help="Only those that died of this error, or of its kind.")
+@click.option("--kinds", is_flag=True, help="Show how many died of each kind of error instead.")
 @limit_option
 @json_option
 @click.pass_obj
-def dead(found: settings.Settings, pipeline: str | None, limit: int, as_json: bool) -> None:
-    """List the jobs that used up their attempts or were rejected, latest first."""
+def dead(
+    found: settings.Settings, pipeline: str | None, error: str | None, kinds: bool, limit: int, as_json: bool
+) -> None:
+    """List the jobs that used up their attempts or were rejected, latest first.
+
+    The kind of an error is its first line without ids and numbers.
+    """
     with database(found) as conn:
         migrations.require(conn)
-        rows = look.dead(conn, pipeline, limit)
+        rows = look.errors(conn, pipeline, error) if kinds else look.dead(conn, pipeline, limit, error)
     if as_json:
         screen.echo_json(rows)
     elif rows:
-        screen.console().print(screen.dead(rows))
+        screen.console().print(screen.errors(rows) if kinds else screen.dead(rows))
     else:
         click.echo("no dead jobs")
-    screen.echo_more(rows, as_json)
+    if isinstance(rows, look.Listed):
+        screen.echo_more(rows, as_json)
 
 
 @click.command()

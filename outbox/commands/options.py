@@ -6,13 +6,15 @@ import functools
 import getpass
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
 from .. import documents
+from ..checks import MAX_DELAY
 from ..errors import InvalidInput
 from ..operations import look
 
@@ -31,6 +33,18 @@ class Number(click.FloatRange):
         if math.isnan(found):
             self.fail(f"{value} is not a number", param, ctx)
         return found
+
+
+class Age(click.FloatRange):
+    """A time span as `status` prints it: 90s, 15m, 2h, 3d. Converts to seconds."""
+
+    _UNITS: ClassVar = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", str(value), re.ASCII)
+        if not found or float(found[1]) * self._UNITS[found[2]] > MAX_DELAY:
+            self.fail(f"{value!r} is not a time of up to 30 years, such as 90s, 15m, 2h or 3d", param, ctx)
+        return float(found[1]) * self._UNITS[found[2]]
 
 
 def app_option(command: Command) -> Command:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..client.why import Why
 from ..definition.limits import Limits
 from ..operations import look
 from ..operations.finding import Finding
@@ -50,7 +51,7 @@ def echo_more(rows: look.Listed, as_json: bool) -> None:
 
 
 def _more(count: int) -> str:
-    return f"… and {count:,} more; see them with --limit"
+    return f"… and {'' if count < look.COUNTED else 'at least '}{count:,} more; see them with --limit"
 
 
 def cell(value: Any) -> Text:
@@ -180,6 +181,8 @@ def workflow(found: Row, *, traceback: bool = False) -> Group:
     trace = dead_job.pop("traceback", None)
     found = {**found, "dead_job": dead_job}
     parts: list[Any] = [
+        Text(str(Why(**found["why"]))),
+        Text(),
         Text(printable(f"{found['entity_id']} in {found['pipeline']}: {found['current_status']}"), style="bold"),
         table(None, ["", ""], [(name, found[name]) for name in _WORKFLOW]),
         Text(),
@@ -227,6 +230,28 @@ def dead(rows: Iterable[Row]) -> Table:
         None, columns,
         [[row["pipeline"], row["entity_id"], row["stage"], row["attempts"], age((now - row["died_at"]).total_seconds()),
           row["error"]] for row in rows],
+    )  # fmt: skip
+
+
+def errors(rows: Iterable[Row]) -> Table:
+    """Returns the table of `outbox dead --kinds`."""
+    now = datetime.now(UTC)
+    columns = ["pipeline", "stage", "dead", "first", "last", "kind of error"]
+    return table(
+        None, columns,
+        [[row["pipeline"], row["stage"], row["jobs"], age((now - row["first_at"]).total_seconds()),
+          age((now - row["last_at"]).total_seconds()), row["kind"]] for row in rows],
+    )  # fmt: skip
+
+
+def workflows(rows: Iterable[Row]) -> Table:
+    """Returns the table of `outbox list`."""
+    now = datetime.now(UTC)
+    columns = ["pipeline", "entity", "status", "for", "state", "waits for", "assignee", "attempt", "error"]
+    return table(
+        None, columns,
+        [[row["pipeline"], row["entity_id"], row["status"], age((now - row["since"]).total_seconds()), row["state"],
+          row["waits_for"], row["assignee"], row["attempt"], row["error"]] for row in rows],
     )  # fmt: skip
 
 

@@ -192,6 +192,9 @@ def _moves(of: Pipeline[Any], step: transition.Transition) -> Iterator[tuple[byt
             yield SQL[name], {**pipeline, "statuses": step.rerouted}
     for status, (before, now) in step.redirected.items():
         yield SQL["deadlines_redirect"], {**pipeline, "status": status, "before": before, "now": now}
+    if step.resting:
+        for name in ("resting_end_rerouted", "resting_make_rerouted"):
+            yield SQL[name], {**pipeline, "statuses": step.resting}
 
 
 def _limits(pipeline: dict[str, Any], old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -13,7 +13,9 @@ from typing import Any, Generic, TypeVar, overload
 import psycopg
 
 from ..checks import check_name, check_seconds
+from ..client import lists
 from ..client.cancel import cancel
+from ..client.lists import Page, StateChange, Workflow
 from ..client.submit import Submitted, submit, submit_many
 from ..errors import DefinitionError
 from . import limits, schedule
@@ -358,3 +360,68 @@ class Pipeline(Generic[Data]):
         """
         cancelled: str | Awaitable[str] = cancel(self.name, conn, entity_id, by, reason)
         return cancelled
+
+    # Looking: see client/lists.py.
+
+    @overload
+    def find(
+        self, conn: psycopg.AsyncConnection[Any], *, status: str | None = None, older: float | timedelta | None = None,
+        assignee: str | None = None, entity: str | None = None, waits_for: str | None = None, dead: bool = False,
+        error: str | None = None, limit: int = 100, after: str | None = None,
+    ) -> Coroutine[Any, Any, Page[Data]]: ...  # fmt: skip
+    @overload
+    def find(
+        self, conn: psycopg.Connection[Any], *, status: str | None = None, older: float | timedelta | None = None,
+        assignee: str | None = None, entity: str | None = None, waits_for: str | None = None, dead: bool = False,
+        error: str | None = None, limit: int = 100, after: str | None = None,
+    ) -> Page[Data]: ...  # fmt: skip
+    def find(
+        self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], *, status: str | None = None,
+        older: float | timedelta | None = None, assignee: str | None = None, entity: str | None = None,
+        waits_for: str | None = None, dead: bool = False, error: str | None = None, limit: int = 100,
+        after: str | None = None,
+    ) -> Page[Data] | Awaitable[Page[Data]]:  # fmt: skip
+        """Lists workflows of this pipeline, a page of up to `limit` at a time. Await it on an async connection.
+
+        Only those in `status`; that have been in their status for longer than `older` (seconds or a timedelta); that
+        ask `assignee`; whose entity begins with `entity`; that wait for `waits_for`: approval, signal, "signal NAME",
+        children, deadline, timer, worker or change; whose job is `dead`; or dead of `error`, an error or its kind.
+
+        Workflows that have not ended come in the order in which they came to their status, dead ones the latest first,
+        those of an entity prefix by entity, questions the oldest first, and all others the newest first. Pass the
+        `after` of a page, with the same filters, to get the next one. See docs/lists.md.
+
+        Raises InvalidInput, before any SQL, for a value that no list can have.
+        """
+        found: Page[Data] | Awaitable[Page[Data]] = lists.find(
+            self, conn, status=status, older=older, assignee=assignee, entity=entity, waits_for=waits_for, dead=dead,
+            error=error, limit=limit, after=after,
+        )  # fmt: skip
+        return found
+
+    @overload
+    def get(self, conn: psycopg.AsyncConnection[Any], entity_id: str) -> Coroutine[Any, Any, Workflow[Data] | None]: ...
+    @overload
+    def get(self, conn: psycopg.Connection[Any], entity_id: str) -> Workflow[Data] | None: ...
+    def get(
+        self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], entity_id: str
+    ) -> Workflow[Data] | Awaitable[Workflow[Data] | None] | None:
+        """Returns the workflow of an entity, or None if there is none. Await it on an async connection."""
+        found: Workflow[Data] | Awaitable[Workflow[Data] | None] | None = lists.get(self, conn, entity_id)
+        return found
+
+    @overload
+    def history(
+        self, conn: psycopg.AsyncConnection[Any], entity_id: str, *, limit: int = 1_000
+    ) -> Coroutine[Any, Any, list[StateChange]]: ...
+    @overload
+    def history(self, conn: psycopg.Connection[Any], entity_id: str, *, limit: int = 1_000) -> list[StateChange]: ...
+    def history(
+        self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], entity_id: str, *, limit: int = 1_000
+    ) -> list[StateChange] | Awaitable[list[StateChange]]:
+        """Returns the latest `limit` changes of an entity's workflow in their order. Await it on an async connection.
+
+        The list is empty if there is no such workflow.
+        """
+        found: list[StateChange] | Awaitable[list[StateChange]] = lists.history(self, conn, entity_id, limit)
+        return found

@@ -48,6 +48,11 @@ class Route(NamedTuple):
     partition: Path | None = None
     priority: Path | None = None
 
+    @property
+    def rests(self) -> bool:
+        """Whether workflows in the status rest: no stage takes them, and they have not ended."""
+        return self.stage is None and not self.final
+
 
 class Routes:
     """The statuses of a pipeline and the changes between them that stages, people and deadlines make."""

@@ -63,6 +63,15 @@ class Transition:
         return sorted({self.now(status) for status, _ in self._stages_changed()})
 
     @property
+    def resting(self) -> list[str]:
+        """The statuses in which workflows rest from now on, or rest no longer, by their new names."""
+        return sorted(
+            self.now(status)
+            for status, route in self.old.routes.items()
+            if (now := self.route(status)) is not None and now.rests != route.rests
+        )
+
+    @property
     def taken_over(self) -> dict[str, str]:
         """The statuses that no stage took, with the stage that takes them from now on."""
         return {

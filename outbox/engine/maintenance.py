@@ -133,6 +133,7 @@ class Maintenance:
             if now >= self._fold_at:
                 self._fold_at = now + FOLD_EVERY * random.uniform(0.8, 1.2)
                 await self._part("folding counts", self._link.execute(SQL["counts_fold"], {}))
+                await self._part("folding kinds of errors", self._link.execute(SQL["deaths_fold"], {}))
             if now >= self._retain_at:
                 self._retain_at = now + RETAIN_EVERY * random.uniform(0.8, 1.2)
                 for name, step in retention.steps(self._link, self._apart, self._retention):

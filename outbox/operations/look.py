@@ -6,6 +6,7 @@ Each lookup is a few statements, and changes nothing.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, fields
 from typing import Any
 
 import psycopg
@@ -15,8 +16,11 @@ from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.json import set_json_loads
 
 from .. import documents
+from ..client import lists, why
+from ..client.execute import drive
 from ..database import statements
 from ..errors import NotFound
+from . import flow
 
 SQL = statements.load("look")
 
@@ -26,18 +30,45 @@ MOST = 100
 """The default limit of a list, in rows: a table of a hundred thousand rows takes minutes and gigabytes to print."""
 
 
+COUNTED = 10_000
+"""Where the count of the rows that a list leaves out stops: counting a million takes longer than the list."""
+
+
 class Listed(list[Row]):
-    """The first rows of a list. `more` is how many others there are."""
+    """The first rows of a list. `more` is how many others there are, counted up to COUNTED."""
 
     more: int = 0
 
 
 def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
-    """Returns the tables of `outbox status`, by name: `overview` has a row for each pipeline, status and stage."""
-    return {
+    """Returns the tables of `outbox status`, by name.
+
+    `overview` has a row for each pipeline, status and stage, in the order of the flow.
+    """
+    found = {
         name: rows(conn, SQL[name])
         for name in ("overview", "overdue", "limits", "progress", "workers", "relays", "parked_deliveries")
     }
+    places = {
+        (row["pipeline"], status): place
+        for row in rows(conn, SQL["flows"])
+        for place, status in enumerate(
+            flow.order(row["initial_status"], [tuple(change) for change in row["changes"]], row["final"])
+        )
+    }
+    found["overview"].sort(key=lambda row: (row["pipeline"], places.get((row["pipeline"], row["status"]), 0)))
+    return found
+
+
+def workflows(conn: psycopg.Connection[Any], pipeline: str | None = None, **asked: Any) -> dict[str, Any]:
+    """Returns a page of a list: its `workflows`, the cursor `after` which it goes on, and whether it is `bounded`.
+
+    The filters are those of `Pipeline.find`; without a pipeline, they are for all. See docs/lists.md.
+    """
+    found, after, bounded = drive(conn, lists.rows(lists.checked(pipeline=pipeline, **asked)))
+    names = [each.name for each in fields(lists.Workflow) if each.name not in ("text", "load")]
+    listed = [{**dict(zip(names, row, strict=False)), "metadata": _json(row[-1])} for row in found]
+    return {"workflows": listed, "after": after, "bounded": bounded}
 
 
 def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> list[Row]:
@@ -59,7 +90,7 @@ def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = 
 
 
 def show(conn: psycopg.Connection[Any], workflow: Row, limit: int = MOST) -> Row:
-    """Returns a workflow with its history, its job, its dead job, what it waits for, and its messages.
+    """Returns a workflow with why it does not move, its history, its job, what it waits for, and its messages.
 
     Of each list it returns the latest `limit` rows in their order; `more` has how many others there are.
     """
@@ -67,6 +98,7 @@ def show(conn: psycopg.Connection[Any], workflow: Row, limit: int = MOST) -> Row
     latest = {**key, "limit": limit}
     found = {
         **workflow,
+        "why": asdict(drive(conn, why.asked(workflow["pipeline"], workflow["entity_id"]))),
         "history": rows(conn, SQL["history"], **latest)[::-1],
         "job": next(iter(rows(conn, SQL["job"], **key)), None),
         "dead_job": next(iter(rows(conn, SQL["dead_job"], **key)), None),
@@ -91,9 +123,20 @@ def is_final(conn: psycopg.Connection[Any], pipeline: str, status: str) -> bool:
     return bool(row["final"])
 
 
-def dead(conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = MOST) -> Listed:
-    """Returns dead jobs, the latest first."""
-    return _listed(conn, "dead_jobs", "dead_jobs_count", limit, pipeline=pipeline)
+def dead(
+    conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = MOST, error: str | None = None
+) -> Listed:
+    """Returns dead jobs, the latest first: all, or those that died of an error (or its kind)."""
+    found = Listed(rows(conn, SQL["dead_jobs"], pipeline=pipeline, error=error, limit=limit))
+    if len(found) == limit:
+        counted = sum(row["jobs"] for row in errors(conn, pipeline, error))
+        found.more = max(0, counted - limit)
+    return found
+
+
+def errors(conn: psycopg.Connection[Any], pipeline: str | None = None, error: str | None = None) -> list[Row]:
+    """Returns the kinds of errors that dead jobs died of, with their numbers, the most frequent first."""
+    return rows(conn, SQL["errors"], pipeline=pipeline, error=error)
 
 
 def schedules(conn: psycopg.Connection[Any]) -> list[Row]:
@@ -131,7 +174,7 @@ def parked(
 def _listed(conn: psycopg.Connection[Any], name: str, count: str, limit: int, **params: Any) -> Listed:
     found = Listed(rows(conn, SQL[name], **params, limit=limit))
     if len(found) == limit:
-        ((total,),) = (row.values() for row in rows(conn, SQL[count], **params))
+        ((total,),) = (row.values() for row in rows(conn, SQL[count], **params, most=limit + COUNTED))
         found.more = max(0, total - limit)
     return found
 

@@ -1,5 +1,5 @@
--- What column defaults call: ids, and who acts; and whose settings are believed. It is applied before the structure, so the
--- functions that are called there need no table.
+-- What columns are made from: ids, who acts, the kind of an error; and whose settings are believed. It is applied before the
+-- structure, so the functions that are called there need no table.
 
 -- A UUIDv7: 48 bits of Unix milliseconds, 12 of their fraction (RFC 9562, 6.2, method 3), then 62 random bits. In SQL, so
 -- that Postgres 15 has it too. The random bits come from the session's own generator, which starts from a strong seed: a
@@ -64,3 +64,14 @@ LANGUAGE sql STABLE
 RETURN coalesce(outbox.actor_named(nullif(current_setting('outbox.actor', true), '')), outbox.session_role());
 COMMENT ON FUNCTION outbox.actor() IS
     'Returns who acts: the setting outbox.actor of the transaction, else the role that the session has set, else its login.';
+
+-- The first line of an error, in which each word that has a digit, and each e-mail address, is "#": what is left is the same
+-- for all errors of one kind. Where only separators stand between two of them (a time, a version), they are one.
+CREATE OR REPLACE FUNCTION outbox.error_kind(error text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN left(regexp_replace(regexp_replace(regexp_replace(
+    split_part(ltrim(left(error, 2000), E' \t\r\n'), E'\n', 1) COLLATE "C",
+    '[^\s"''<>(),;:=]+@[^\s"''<>(),;:=]+', '#', 'g'),
+    '[[:alnum:]_-]*[0-9][[:alnum:]_-]*', '#', 'g'),
+    '#([.,:/+ ]?#)+', '#', 'g'), 200);
+COMMENT ON FUNCTION outbox.error_kind(text) IS 'Returns the kind of an error: its first line without ids and numbers.';

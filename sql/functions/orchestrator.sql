@@ -93,6 +93,8 @@ DECLARE
     told      jsonb;
     pipelines text[];
     stages    text[];
+    started   integer;
+    taken     integer;    -- how many of them have the job of a stage
 BEGIN
     -- 2. Refuse what is unknown.
     SELECT s.pipeline, s.entity_id, s.current_status,
@@ -119,7 +121,8 @@ BEGIN
     -- 5. History.
     INSERT INTO outbox.state_changes (workflow_id, to_status, version, actor, reason)
     SELECT s.id, s.current_status, s.version, actor, reason FROM new_rows AS s;
-    IF NOT FOUND THEN
+    GET DIAGNOSTICS started = ROW_COUNT;
+    IF started = 0 THEN
         PERFORM outbox.commit_waits();  -- all of them were there already
         RETURN NULL;
     END IF;
@@ -135,11 +138,14 @@ BEGIN
         WHERE (SELECT w.version FROM outbox.workflow_states AS w WHERE w.id = s.id) = s.version  -- it is not over
         RETURNING pipeline, stage
     )
-    SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
+    SELECT array_agg(made.pipeline), array_agg(made.stage), count(made.stage) INTO pipelines, stages, taken FROM made;
+    IF taken < started THEN
+        PERFORM outbox.rest_begin(array_agg(s.id)) FROM new_rows AS s;
+    END IF;
 
     -- 8. Counts.
-    INSERT INTO outbox.status_counts (pipeline, status, workflows)
-    SELECT s.pipeline, s.current_status, count(*) FROM new_rows AS s GROUP BY s.pipeline, s.current_status;
+    INSERT INTO outbox.status_counts (pipeline, status, workflows, came)
+    SELECT s.pipeline, s.current_status, count(*), count(*) FROM new_rows AS s GROUP BY s.pipeline, s.current_status;
 
     -- 9. Reactions.
     IF EXISTS (SELECT FROM new_rows AS s JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
@@ -179,6 +185,7 @@ DECLARE
     keeping   uuid[];     -- their job goes on: the new status is the in-progress one of its stage
     waited    uuid[];     -- no stage was at work, so they may have waited for something
     timed     uuid[];     -- their new status has a deadline
+    resting   uuid[];     -- no stage takes their new status, and it is not final
     final     uuid[];     -- they have ended
     limited   uuid[];     -- their next stage is limited
     over      uuid[];     -- they have moved on already
@@ -204,6 +211,7 @@ BEGIN
            array_agg(c.id) FILTER (WHERE r.running AND j.goes_on AND NOT j.over),
            array_agg(c.id) FILTER (WHERE j.stage IS NULL OR j.over),
            array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL AND NOT j.over),
+           array_agg(c.id) FILTER (WHERE r.stage IS NULL AND NOT r.final AND NOT j.over),
            array_agg(c.id) FILTER (WHERE r.final),
            array_agg(c.id) FILTER (WHERE r.partition IS NOT NULL AND NOT r.running AND NOT j.over),
            array_agg(c.id) FILTER (WHERE j.over),
@@ -214,7 +222,7 @@ BEGIN
            (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
            (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
     INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
-         waited, timed, final, limited, over, early, rows, reacting, unknown, illegal
+         waited, timed, resting, final, limited, over, early, rows, reacting, unknown, illegal
     FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
          (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
                  array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
@@ -292,6 +300,7 @@ BEGIN
 
     -- 4. What was waited for ends: the change answers what was asked of a person.
     IF waited IS NOT NULL THEN
+        DELETE FROM outbox.resting AS r WHERE r.workflow_id = ANY (waited);
         -- A question of another status is answered by the change from that one, which is told after this.
         PERFORM outbox.waits_end(array_agg(c.id), array_agg(c.to_status), actor, reason)
         FROM unnest(ids, froms, tos) AS c (id, from_status, to_status)
@@ -332,13 +341,16 @@ BEGIN
         PERFORM outbox.deadlines_set(array_agg(r.workflow_id), array_agg(r.deadline), array_agg(r.on_deadline))
         FROM outbox.routed AS r WHERE r.workflow_id = ANY (timed);
     END IF;
+    IF resting IS NOT NULL THEN
+        PERFORM outbox.rest_begin(resting);
+    END IF;
 
-    -- 8. Counts.
-    INSERT INTO outbox.status_counts (pipeline, status, workflows)
-    SELECT c.pipeline, s.status, sum(s.workflows)
+    -- 8. Counts. A status that as many leave as come to it has a row, too: it tells that they came.
+    INSERT INTO outbox.status_counts (pipeline, status, workflows, came)
+    SELECT c.pipeline, s.status, sum(s.workflows), count(*) FILTER (WHERE s.workflows > 0)
     FROM unnest(pipelines, froms, tos) AS c (pipeline, from_status, to_status)
     CROSS JOIN LATERAL (VALUES (c.from_status, -1), (c.to_status, 1)) AS s (status, workflows)
-    GROUP BY c.pipeline, s.status HAVING sum(s.workflows) <> 0;
+    GROUP BY c.pipeline, s.status;
 
     -- 9. Reactions.
     IF reacting THEN
@@ -381,6 +393,7 @@ BEGIN
     DELETE FROM outbox.orphans AS o WHERE o.parent_id = ANY (ids);
     DELETE FROM outbox.jobs AS j WHERE j.workflow_id = ANY (ids);
     DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
+    DELETE FROM outbox.resting AS r WHERE r.workflow_id = ANY (ids);
     DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
     DELETE FROM outbox.signals AS s WHERE s.workflow_id = ANY (ids);
     PERFORM outbox.approvals_forget(ids);

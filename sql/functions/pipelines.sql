@@ -24,6 +24,9 @@ BEGIN
     DELETE FROM outbox.partition_rates AS r WHERE r.pipeline = OLD.pipeline;
     DELETE FROM outbox.pauses AS p WHERE p.pipeline = OLD.pipeline;
     DELETE FROM outbox.status_counts AS c WHERE c.pipeline = OLD.pipeline;
+    DELETE FROM outbox.status_flow AS f WHERE f.pipeline = OLD.pipeline;
+    DELETE FROM outbox.dead_counts AS c WHERE c.pipeline = OLD.pipeline;
+    DELETE FROM outbox.error_kinds AS k WHERE k.pipeline = OLD.pipeline;
     RETURN OLD;
 END
 $$;

@@ -17,6 +17,8 @@ BEGIN
     FROM unnest(ids, tos) AS c (id, to_status) WHERE j.workflow_id = c.id AND j.workflow_id = ANY (ids);
     UPDATE outbox.dead_jobs AS d SET status = c.to_status
     FROM unnest(ids, tos) AS c (id, to_status) WHERE d.workflow_id = c.id AND d.workflow_id = ANY (ids);
+    UPDATE outbox.resting AS r SET status = c.to_status
+    FROM unnest(ids, tos) AS c (id, to_status) WHERE r.workflow_id = c.id AND r.workflow_id = ANY (ids);
     UPDATE outbox.approvals AS a SET status = c.to_status
     FROM unnest(ids, tos) AS c (id, to_status)
     WHERE a.workflow_id = c.id AND a.workflow_id = ANY (ids) AND a.ended_at IS NULL;

@@ -151,6 +151,23 @@ WHERE r.pipeline = %(pipeline)s AND r.status = ANY (%(statuses)s::text[]) AND r.
   AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = r.workflow_id)
   AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = r.workflow_id);
 
+-- name: resting_end_rerouted
+-- Forgets that workflows rest in statuses that a stage takes from now on, or that are final.
+-- Reads routes. Writes resting. Uses resting_by_status, routes_pkey.
+DELETE FROM outbox.resting AS s
+USING outbox.routes AS r
+WHERE s.pipeline = %(pipeline)s AND s.status = ANY (%(statuses)s::text[])
+  AND r.pipeline = s.pipeline AND r.status = s.status AND (r.stage IS NOT NULL OR r.final);
+
+-- name: resting_make_rerouted
+-- Notes the workflows in those of these statuses that no stage takes any more, and that are not final.
+-- Reads routes, workflow_states. Writes resting. Uses routes_pkey, workflow_states_entity_key, resting_pkey.
+SELECT outbox.rest_begin(array_agg(w.id ORDER BY w.id))
+FROM outbox.routes AS r
+JOIN outbox.workflow_states AS w ON w.pipeline = r.pipeline AND w.current_status = r.status
+WHERE r.pipeline = %(pipeline)s AND r.status = ANY (%(statuses)s::text[]) AND r.stage IS NULL AND NOT r.final
+HAVING count(*) > 0;
+
 -- name: schedules_lock
 -- Waits for the running ticks of these schedules (null: all), and locks the schedules. This comes before the lock of the table,
 -- because a tick may change workflows.

@@ -62,20 +62,21 @@ WHERE r.stage IS NOT NULL
 GROUP BY w.pipeline, w.current_status ORDER BY w.pipeline, w.current_status;
 
 -- name: handlers_hanging
--- Counts the jobs of each stage whose last attempt timed out in a thread, where it may still hang.
--- Reads dead_jobs, jobs.
-SELECT h.pipeline, h.stage, count(*), count(*) FILTER (WHERE h.dead)
-FROM (SELECT j.pipeline, j.stage, j.error, false AS dead FROM outbox.jobs AS j WHERE j.error IS NOT NULL
+-- Counts the jobs of each stage whose last attempt timed out in a thread, where it may still hang; dead ones by the kind
+-- of their error.
+-- Reads dead_counts, error_kinds, jobs.
+SELECT h.pipeline, h.stage, sum(h.jobs)::bigint, coalesce(sum(h.jobs) FILTER (WHERE h.dead), 0)::bigint
+FROM (SELECT j.pipeline, j.stage, j.error, 1 AS jobs, false AS dead FROM outbox.jobs AS j WHERE j.error IS NOT NULL
       UNION ALL
-      SELECT d.pipeline, d.stage, d.error, true FROM outbox.dead_jobs AS d) AS h
+      SELECT e.pipeline, e.stage, e.kind, e.jobs, true FROM outbox.errors AS e) AS h
 WHERE h.error LIKE 'TimeoutError: no outcome within the stage''s timeout of %% s; its thread goes on%%'
    OR h.error LIKE 'TimeoutError: the event loop stood still for %%'
 GROUP BY h.pipeline, h.stage ORDER BY h.pipeline, h.stage;
 
 -- name: dead_jobs
--- Counts dead jobs.
--- Reads dead_jobs.
-SELECT count(*) FROM outbox.dead_jobs;
+-- Returns how many dead jobs there are.
+-- Reads dead_counts, error_kinds.
+SELECT coalesce(sum(e.jobs), 0)::bigint FROM outbox.errors AS e;
 
 -- name: waits_overdue
 -- Counts deadlines that passed more than 15 seconds ago: no worker runs, or the change that they lead to is no longer

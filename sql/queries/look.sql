@@ -9,7 +9,16 @@ SELECT o.pipeline, o.status, o.stage, o.workflows, o.ready, o.scheduled, o.runni
            SELECT FROM outbox.workers AS w
            WHERE o.pipeline || '.' || o.stage = ANY (w.stages) AND w.beat_at + w.lease >= now()) AS served
 FROM outbox.overview AS o
-ORDER BY o.pipeline, o.stage IS NULL, o.status;
+ORDER BY o.pipeline, o.status;
+
+-- name: flows
+-- Returns the changes that each pipeline allows, where it starts, and which of its statuses are final.
+-- Reads legal_changes, pipelines, routes. Uses legal_changes_pkey, routes_pkey.
+SELECT p.pipeline, p.initial_status,
+       coalesce((SELECT jsonb_agg(jsonb_build_array(l.from_status, l.to_status)) FROM outbox.legal_changes AS l
+                 WHERE l.pipeline = p.pipeline), '[]') AS changes,
+       coalesce((SELECT jsonb_object_agg(r.status, r.final) FROM outbox.routes AS r WHERE r.pipeline = p.pipeline), '{}') AS final
+FROM outbox.pipelines AS p;
 
 -- name: workers
 -- Returns the workers.
@@ -94,22 +103,24 @@ FROM outbox.messages AS m WHERE m.workflow_id = %(id)s ORDER BY m.id DESC LIMIT 
 
 -- name: approvals_open
 -- Returns the open questions, oldest first, each with its votes, its data and whether that has changed since the question
--- was asked.
--- Reads approval_votes, approvals, workflow_states. Uses approval_votes_pkey, approvals_open, workflow_states_pkey.
+-- was asked. The data is read of those that are returned, and of no others.
+-- Reads approval_votes, approvals, workflow_states. Uses approvals_open_by_time, approvals_open_by_pipeline,
+-- approvals_open_by_assignee, approval_votes_pkey, workflow_states_pkey.
 SELECT a.id, a.pipeline, a.entity_id, a.status, a.name, a.question, a.options, a.edits_allowed, a.assignee, a.asked_by, a.asked_at,
        a.deadline, a.reminders, a.approvers,
        ARRAY(SELECT jsonb_build_object('person', v.person, 'cast_by', v.cast_by, 'option', v.option, 'groups', v.groups,
                                        'counts', v.shown = outbox.shown(d.data))
              FROM outbox.approval_votes AS v WHERE v.approval_id = a.id ORDER BY v.voted_at) AS votes,
        d.data, outbox.shown(d.data) AS shown, outbox.shown(d.data) <> a.shown AS changed
-FROM outbox.approvals AS a
+FROM (SELECT a.* FROM outbox.approvals AS a
+      WHERE a.ended_at IS NULL
+        AND (%(pipeline)s::text IS NULL OR a.pipeline = %(pipeline)s)
+        AND (%(assignee)s::text IS NULL OR a.assignee = %(assignee)s)
+      ORDER BY a.id
+      LIMIT %(limit)s) AS a
 JOIN outbox.workflow_states AS w ON w.id = a.workflow_id
 CROSS JOIN LATERAL (SELECT CASE WHEN a.own_data THEN coalesce(a.edited, a.data) ELSE w.metadata END AS data) AS d
-WHERE a.ended_at IS NULL
-  AND (%(pipeline)s::text IS NULL OR a.pipeline = %(pipeline)s)
-  AND (%(assignee)s::text IS NULL OR a.assignee = %(assignee)s)
-ORDER BY a.asked_at, a.id
-LIMIT %(limit)s;
+ORDER BY a.id;
 
 -- name: approvals_of_workflow
 -- Returns the questions that a workflow has asked, latest first.
@@ -163,34 +174,53 @@ SELECT w.pipeline, w.entity_id, w.current_status AS status
 FROM outbox.children AS c JOIN outbox.workflow_states AS w ON w.id = c.parent_id WHERE c.child_id = %(id)s;
 
 -- name: dead_jobs
--- Returns dead jobs, latest first.
--- Reads dead_jobs. Uses dead_jobs_by_time.
-SELECT d.pipeline, d.entity_id, d.stage, d.status, d.attempts, d.error, d.died_at
-FROM outbox.dead_jobs AS d
+-- Returns dead jobs, the latest first: all, those of a pipeline, or those of an error or its kind.
+-- Reads dead_counts, dead_jobs, error_kinds. Uses dead_jobs_by_status, dead_jobs_by_kind.
+SELECT d.pipeline, d.entity_id, d.stage, d.status, d.attempts, d.error, d.kind, d.died_at
+FROM (
+    SELECT d.* FROM (SELECT DISTINCT e.pipeline, e.status FROM outbox.errors AS e) AS e
+    CROSS JOIN LATERAL (SELECT d.* FROM outbox.dead_jobs AS d WHERE d.pipeline = e.pipeline AND d.status = e.status
+                        ORDER BY d.place DESC LIMIT %(limit)s) AS d
+    WHERE %(error)s::text IS NULL
+    UNION ALL
+    SELECT d.* FROM (SELECT DISTINCT e.pipeline, e.kind FROM outbox.errors AS e WHERE e.kind = outbox.error_kind(%(error)s)) AS e
+    CROSS JOIN LATERAL (SELECT d.* FROM outbox.dead_jobs AS d WHERE d.pipeline = e.pipeline AND d.kind = e.kind
+                        ORDER BY d.place DESC LIMIT %(limit)s) AS d
+    WHERE %(error)s::text IS NOT NULL
+) AS d
 WHERE %(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s
-ORDER BY d.died_at DESC, d.workflow_id
-LIMIT %(limit)s;
+ORDER BY d.place DESC LIMIT %(limit)s;
 
--- name: dead_jobs_count
--- Returns how many dead jobs there are.
--- Reads dead_jobs. Uses dead_jobs_by_stage.
-SELECT count(*) FROM outbox.dead_jobs AS d WHERE %(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s;
+-- name: errors
+-- Returns the kinds of errors that dead jobs died of, the most frequent first.
+-- Reads dead_counts, error_kinds.
+SELECT e.pipeline, e.stage, e.kind, sum(e.jobs)::bigint AS jobs, min(e.first_at) AS first_at, max(e.last_at) AS last_at
+FROM outbox.errors AS e
+WHERE (%(pipeline)s::text IS NULL OR e.pipeline = %(pipeline)s)
+  AND (%(error)s::text IS NULL OR e.kind = outbox.error_kind(%(error)s))
+GROUP BY e.pipeline, e.stage, e.kind
+ORDER BY jobs DESC, e.pipeline, e.stage, e.kind;
 
 -- name: approvals_open_count
--- Returns how many open questions there are.
--- Reads approvals. Uses approvals_open.
-SELECT count(*) FROM outbox.approvals AS a
-WHERE a.ended_at IS NULL
-  AND (%(pipeline)s::text IS NULL OR a.pipeline = %(pipeline)s)
-  AND (%(assignee)s::text IS NULL OR a.assignee = %(assignee)s);
+-- Returns how many open questions there are, up to a number.
+-- Reads approvals. Uses approvals_open_by_time, approvals_open_by_pipeline, approvals_open_by_assignee.
+SELECT count(*) FROM (
+    SELECT FROM outbox.approvals AS a
+    WHERE a.ended_at IS NULL
+      AND (%(pipeline)s::text IS NULL OR a.pipeline = %(pipeline)s)
+      AND (%(assignee)s::text IS NULL OR a.assignee = %(assignee)s)
+    LIMIT %(most)s) AS a;
 
 -- name: parked_count
--- Returns how many messages relays could not send and consumers could not handle.
+-- Returns how many messages relays could not send and consumers could not handle, up to a number of each.
 -- Reads parked_deliveries, parked_messages.
-SELECT (SELECT count(*) FROM outbox.parked_messages AS p
-        WHERE %(consumer)s::text IS NULL AND (%(relay)s::text IS NULL OR p.relay = %(relay)s))
-     + (SELECT count(*) FROM outbox.parked_deliveries AS d
-        WHERE %(relay)s::text IS NULL AND (%(consumer)s::text IS NULL OR d.consumer = %(consumer)s)) AS count;
+SELECT (SELECT count(*) FROM (
+            SELECT FROM outbox.parked_messages AS p
+            WHERE %(consumer)s::text IS NULL AND (%(relay)s::text IS NULL OR p.relay = %(relay)s) LIMIT %(most)s) AS p)
+     + (SELECT count(*) FROM (
+            SELECT FROM outbox.parked_deliveries AS d
+            WHERE %(relay)s::text IS NULL AND (%(consumer)s::text IS NULL OR d.consumer = %(consumer)s) LIMIT %(most)s) AS d)
+       AS count;
 
 -- name: relays
 -- Returns each relay and how far it has got: `behind_seconds` is the age of the oldest message that it has not passed,

@@ -348,12 +348,47 @@ ORDER BY j.id
 LIMIT %(limit)s;
 
 -- name: counts_fold
--- Folds the log of differences into one row for each status.
--- Writes status_counts. Locks an advisory lock, against a second folder only.
+-- Folds the log of differences into one row for each status, and into the flow of each minute, which is kept for a week.
+-- Writes status_counts, status_flow. Locks an advisory lock, against a second folder only. Uses status_flow_pkey.
 WITH turn AS MATERIALIZED (
     SELECT pg_try_advisory_xact_lock(hashtext('outbox.counts_fold')) AS mine
-), folded AS (
-    DELETE FROM outbox.status_counts AS c USING turn WHERE turn.mine RETURNING c.pipeline, c.status, c.workflows
+), folded AS MATERIALIZED (
+    DELETE FROM outbox.status_counts AS c USING turn WHERE turn.mine
+    RETURNING c.pipeline, c.status, c.workflows, c.came, c.at
+), flowed AS (
+    INSERT INTO outbox.status_flow AS f (minute, pipeline, status, came, went)
+    SELECT date_trunc('minute', folded.at), folded.pipeline, folded.status, sum(folded.came), sum(folded.came - folded.workflows)
+    FROM folded WHERE folded.came IS NOT NULL AND folded.at IS NOT NULL GROUP BY 1, 2, 3
+    ON CONFLICT (minute, pipeline, status) DO UPDATE SET came = f.came + excluded.came, went = f.went + excluded.went
+), old AS (
+    DELETE FROM outbox.status_flow AS f USING turn WHERE turn.mine AND f.minute < now() - interval '7 days'
 )
 INSERT INTO outbox.status_counts (pipeline, status, workflows)
 SELECT pipeline, status, sum(workflows) FROM folded GROUP BY pipeline, status HAVING sum(workflows) <> 0;
+
+-- name: deaths_fold
+-- Folds the log of dead jobs into one row for each kind of error. What no dead job is left of goes.
+-- Writes dead_counts, error_kinds. Locks an advisory lock, against a second folder only. Uses error_kinds_pkey.
+WITH turn AS MATERIALIZED (
+    SELECT pg_try_advisory_xact_lock(hashtext('outbox.deaths_fold')) AS mine
+), folded AS (
+    DELETE FROM outbox.dead_counts AS c USING turn WHERE turn.mine
+    RETURNING c.pipeline, c.stage, c.status, c.kind, c.jobs, c.at
+), summed AS MATERIALIZED (
+    SELECT f.pipeline, f.stage, f.status, f.kind, sum(f.jobs) AS jobs,
+           coalesce(min(f.at) FILTER (WHERE f.jobs > 0), min(f.at)) AS first_at,
+           coalesce(max(f.at) FILTER (WHERE f.jobs > 0), '-infinity') AS last_at
+    FROM folded AS f GROUP BY f.pipeline, f.stage, f.status, f.kind
+), gone AS (
+    DELETE FROM outbox.error_kinds AS k USING summed AS s
+    WHERE (k.pipeline, k.stage, k.status, k.kind) = (s.pipeline, s.stage, s.status, s.kind) AND k.jobs + s.jobs = 0
+), changed AS (
+    UPDATE outbox.error_kinds AS k SET jobs = k.jobs + s.jobs, last_at = greatest(k.last_at, s.last_at)
+    FROM summed AS s
+    WHERE (k.pipeline, k.stage, k.status, k.kind) = (s.pipeline, s.stage, s.status, s.kind) AND k.jobs + s.jobs <> 0
+)
+INSERT INTO outbox.error_kinds (pipeline, stage, status, kind, jobs, first_at, last_at)
+SELECT s.pipeline, s.stage, s.status, s.kind, s.jobs, s.first_at, s.last_at FROM summed AS s
+WHERE s.jobs <> 0 AND NOT EXISTS (
+    SELECT FROM outbox.error_kinds AS k
+    WHERE (k.pipeline, k.stage, k.status, k.kind) = (s.pipeline, s.stage, s.status, s.kind));

@@ -1,9 +1,9 @@
 -- What a person looks at first: one row for each pipeline, status and stage.
 --
--- It is fast at a million rows because it counts none of them. Workflows come from the log of differences. A workflow in a
--- status that a stage takes has one job, live or dead; so the ready ones are what remains when the scheduled, running and
--- dead ones are taken off, each of which is few and has an index of its own. Jobs without a stage are deadlines, and are not
--- counted.
+-- It is fast at a million rows because it counts none of them. Workflows and dead jobs come from the logs of differences. A
+-- workflow in a status that a stage takes has one job, live or dead; so the ready ones are what remains when the scheduled,
+-- running and dead ones are taken off. The first two are few, and have an index of their own. Jobs without a stage are
+-- deadlines, and are not counted.
 CREATE OR REPLACE VIEW outbox.overview AS
 WITH workflows AS (
     SELECT pipeline, status, sum(workflows)::bigint AS n FROM outbox.status_counts GROUP BY pipeline, status
@@ -14,7 +14,7 @@ WITH workflows AS (
     SELECT pipeline, stage, status, count(*) AS n FROM outbox.jobs
     WHERE owner IS NOT NULL GROUP BY pipeline, stage, status
 ), dead AS (
-    SELECT pipeline, stage, status, count(*) AS n FROM outbox.dead_jobs GROUP BY pipeline, stage, status
+    SELECT pipeline, stage, status, sum(jobs) AS n FROM outbox.errors GROUP BY pipeline, stage, status
 )
 SELECT
     r.pipeline,
@@ -22,11 +22,11 @@ SELECT
     r.stage,
     coalesce(w.n, 0) AS workflows,
     CASE WHEN r.stage IS NULL THEN 0
-         ELSE greatest(coalesce(w.n, 0) - coalesce(s.n, 0) - coalesce(c.n, 0) - coalesce(d.n, 0), 0)
+         ELSE greatest(coalesce(w.n, 0) - coalesce(s.n, 0) - coalesce(c.n, 0) - coalesce(d.n, 0)::bigint, 0)
     END AS ready,
     coalesce(s.n, 0) AS scheduled,
     coalesce(c.n, 0) AS running,
-    coalesce(d.n, 0) AS dead,
+    coalesce(d.n, 0)::bigint AS dead,
     -- The age of the job that is first in line; null where no job waits. An in-progress status shares its stage's line.
     CASE WHEN r.running THEN NULL ELSE now() - (
         SELECT min(o.run_at) FROM (

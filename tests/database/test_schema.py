@@ -20,8 +20,9 @@ Conn = psycopg.Connection[Any]
 PUBLIC = {
     "approval_votes", "approvals", "checkpoints", "children", "dead_jobs", "delegations", "delivery_attempts", "inbox", "jobs", "legal_changes", "limits",
     "messages", "overview", "parked_deliveries", "parked_messages", "pauses", "pipelines", "routes", "schedules",
-    "schema_migrations", "signals", "stages", "state_changes", "waiting", "workers", "workflow_states",
-    "actor", "cancel", "commit_waits", "decide", "delegate", "delegation_end", "inbox_forget", "inbox_oldest", "is_worker", "may_speak", "retry", "shown", "uuid7", "uuid7_time",
+    "schema_migrations", "signals", "stages", "state_changes", "waiting", "workers", "workflow_states", "workflows",
+    "actor", "cancel", "commit_waits", "decide", "delegate", "delegation_end", "error_kind", "errors", "find", "flow",
+    "inbox_forget", "inbox_oldest", "is_worker", "may_speak", "retry", "shown", "uuid7", "uuid7_time",
 }  # fmt: skip
 # By the contract, these columns are public.
 COLUMNS = {
@@ -89,7 +90,8 @@ def test_each_table_and_index_is_written_once() -> None:
     steps = "".join(step.sql for (step,) in schema.transactions()[1:-1])
     made = re.findall(r"^CREATE (?:TABLE|UNIQUE INDEX|INDEX|SEQUENCE) (\S+)", steps, re.MULTILINE)
     replaced = re.findall(r"^DROP INDEX outbox\.(\S+);", steps, re.MULTILINE)
-    assert len(made) - len(replaced) == len(set(made)) > 50
+    again = [name for name in replaced if made.count(name) > 1]
+    assert len(made) - len(again) == len(set(made)) > 50
     first = "".join(step.sql for (step,) in schema.transactions()[1:7])
     assert not re.search(r"\b(ALTER (TABLE|INDEX)|DROP)\b", first), "until a release has shipped them"
 

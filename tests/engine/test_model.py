@@ -669,6 +669,7 @@ class Lives(RuleBasedStateMachine):
             "messages": by_key(tables["messages"]),
             "effects": [tuple(row) for row in tables["effects"]],
             "overview": {status: tuple(row) for status, *row in tables["overview"]},
+            "resting": [tuple(row) for row in tables["resting"]],
         }
 
     def promised(self) -> dict[str, Any]:
@@ -698,6 +699,7 @@ class Lives(RuleBasedStateMachine):
             "effects": self.model.effects,
             "workers": {str(id_): [worker.lease, worker.beat] for id_, worker in self.model.workers.items()},
             "overview": self.model.overview(),
+            "resting": self.model.resting(),
         }
 
 
@@ -735,7 +737,9 @@ SELECT json_build_object(
             extract(epoch FROM w.lease), fake.seconds(w.beat_at)))
         FROM outbox.workers AS w), '{}'),
     'overview', (SELECT json_agg(json_build_array(o.status, o.stage, o.workflows, o.ready, o.scheduled, o.running, o.dead))
-        FROM outbox.overview AS o)
+        FROM outbox.overview AS o),
+    'resting', coalesce((SELECT json_agg(json_build_array(w.entity_id, s.status) ORDER BY w.entity_id)
+        FROM outbox.resting AS s LEFT JOIN outbox.workflow_states AS w ON w.id = s.workflow_id), '[]')
 )"""
 # The same life must go the same way again: ids are in no order that a reader could rely on, but in the same each time.
 PREPARE = """
@@ -748,7 +752,7 @@ CREATE OR REPLACE FUNCTION outbox.uuid7() RETURNS uuid LANGUAGE sql VOLATILE RET
 # The history's triggers are off for the session that does it.
 CLEAN = """
 TRUNCATE outbox.workflow_states, outbox.state_changes, outbox.jobs, outbox.dead_jobs, outbox.messages, outbox.workers,
-    outbox.status_counts, outbox.pipelines, outbox.stages, outbox.routes, outbox.legal_changes, fake.effects RESTART IDENTITY;
+    outbox.status_counts, outbox.status_flow, outbox.resting, outbox.dead_counts, outbox.error_kinds, outbox.pipelines, outbox.stages, outbox.routes, outbox.legal_changes, fake.effects RESTART IDENTITY;
 ALTER SEQUENCE fake.ids RESTART;
 """
 

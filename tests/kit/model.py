@@ -553,3 +553,11 @@ class Model:
                 stage and stage.name, len(here), len(jobs) - running - scheduled, scheduled, running, dead
             )  # fmt: skip
         return rows
+
+    def resting(self) -> list[tuple[str, str]]:
+        """Returns the workflows in a status that no stage takes and that is not final, with that status."""
+        return sorted(
+            (entity, workflow.status)
+            for entity, workflow in self.workflows.items()
+            if workflow.status not in self.rules.final and self.rules.routes.get(workflow.status) is None
+        )

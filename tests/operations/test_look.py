@@ -79,7 +79,9 @@ def test_status_shows_each_relay_with_its_lag_its_trouble_and_whether_it_runs(ou
 
 def test_show_tells_the_whole_story(outbox: Outbox, shop: Conn) -> None:
     said = outbox("show", "review").out
-    assert said.startswith("review in posts: WAITING_FOR_REVIEW\n")
+    first, _, title, *_ = said.splitlines()
+    assert first.startswith("It waits in WAITING_FOR_REVIEW for somebody to change its status to APPROVED, REJECTED.")
+    assert title == "review in posts: WAITING_FOR_REVIEW"
     for words in ("RECEIVED", "ENRICHED", "worker-", "enrich", "posts.enriched", '"content": "risky"'):
         assert words in said
     assert "ready" in outbox("show", "new").out, "its job waits"

@@ -52,6 +52,13 @@ def test_the_limits_bench_measures_each_kind_beside_none(tmp_path: Path) -> None
     assert "10,000 tenants in turn : no limits" in out
 
 
+def test_the_lists_bench_reads_each_list_beside_a_working_engine(tmp_path: Path) -> None:
+    out, document = run("lists", tmp_path / "figures.json", "--workflows", "11000", "--times", "1")
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert document["figures"]["all: hundredth page, p95 ms"]
+    assert "rare kind of error: first page, p95 ms" in out
+
+
 def test_the_due_bench_measures_others_with_and_without_what_is_due(tmp_path: Path) -> None:
     sizes = ("--many", "300", "--rate", "100", "--seconds", "4", "--rounds", "1")
     out, document = run("due", tmp_path / "figures.json", *sizes)
