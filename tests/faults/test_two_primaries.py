@@ -23,7 +23,7 @@ from kit.pooler import Pooler
 from kit.replication import Pair, is_primary
 from kit.servers import DEADLINE, wait_for
 from outbox import Delivery, Pipeline, Run, Worker
-from outbox.database import migrations, primary
+from outbox.database import connection_group, migrations, primary
 from outbox.messages.consumer import Consumer
 from outbox.messages.handoff import Handoff
 from outbox.messages.relay import Relay
@@ -80,7 +80,7 @@ def pair() -> Iterator[Pair]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(primary, "CHECK_EVERY", 0.2)
+    monkeypatch.setattr(connection_group, "CHECK_EVERY", 0.2)
 
 
 def split(pair: Pair) -> None:
