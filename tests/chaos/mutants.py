@@ -440,6 +440,12 @@ MUTANTS: dict[str, Mutant] = {
         database=(("outbox.commit_waits", "NOT pg_is_in_recovery()", "false"),),
         failovers=("behind", "behind", "behind"),
     ),
+    "stays-with-a-former-primary": Mutant(
+        "a process stays with a former primary that takes commits beside the one that was promoted",
+        frozenset({"not back"}),
+        patches=(code("outbox.database.connection_group:ConnectionGroup._look", ("if known.is_outdated(self._timeline):", "if False:")),),
+        failovers=("split",),
+    ),
     "ack-on-arrival": Mutant(
         "a delivery is acknowledged before it is handled (auto-ack)",
         frozenset({"lost", "marked early"}),
