@@ -427,12 +427,14 @@ MUTANTS: dict[str, Mutant] = {
                   "[asyncio.get_running_loop().add_signal_handler(number, stop) for number in STOPPING]")),
             code("outbox.process.forks:_drop", ("signal.set_wakeup_fd(-1)", "pass")),
         ),
+        jobs=1_500,
     ),
     "exit-of-a-subtask": Mutant(
         "SystemExit in a task that a handler has started ends the worker",
         frozenset({"exit"}),
         ("reckless-handlers",),
         (code("outbox.process.ending:_insist", ("if task.done() or", "if True or")),),
+        jobs=1_500,
     ),
     "duplicate-does-not-wait": Mutant(
         "the answer to a duplicate is a read: its COMMIT does not wait for the standby (Postgres' default)",

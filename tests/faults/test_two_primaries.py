@@ -118,7 +118,8 @@ def test_processes_leave_a_former_primary_with_all_that_they_hold(pair: Pair, am
 
     async def scene() -> None:
         relay = Relay(dsn, Handoff(dsn, "posts", topics=["go"]))
-        services = [Worker(pipelines, dsn), relay, Consumer("q", receive, dsn=dsn, amqp_url=amqp)]
+        # The consumer knows one name, which is moved while its lines stay.
+        services = [Worker(pipelines, dsn), relay, Consumer("q", receive, dsn=pair.dsn(), amqp_url=amqp)]
         running = [asyncio.create_task(each.run()) for each in services]
         with pair.primary.admin() as old, pair.standby.admin() as new:
             # What is held open on the old primary while the other one is promoted:
@@ -127,6 +128,7 @@ def test_processes_leave_a_former_primary_with_all_that_they_hold(pair: Pair, am
             await asyncio.to_thread(post, amqp, (uuid7(), {"name": "message"}))
             await until(lambda: begun >= {"async", "sync", "message"}, "all handlers have written")
             await asyncio.to_thread(split, pair)
+            pair.move()
             submit(old, posts, "lost")
             # Each process takes up work on the right one:
             submit(new, posts, "kept")
