@@ -1,4 +1,4 @@
-"""Finds the user's pipelines by a name such as `module:object`."""
+"""Finds what a user has written, by a name such as `module:object`: pipelines, or the target of a relay."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from ..definition.pipeline import Pipeline
 from ..definition.reasons import describe
 from ..errors import SettingsError
+from ..messages.target import Target
 
 
 def load(app: str | None) -> list[Pipeline[Any]]:
@@ -22,24 +23,7 @@ def load(app: str | None) -> list[Pipeline[Any]]:
     """
     if not app:
         raise SettingsError("no application is given: give --app module:object, or set OUTBOX_APP")
-    module_name, _, name = app.partition(":")
-    if not module_name or module_name.startswith("."):
-        raise SettingsError(f"--app {app}: write it as module:object")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and module_name.startswith(error.name):
-            raise SettingsError(f"--app {app}: there is no module {error.name!r} (looked in {here} too)") from None
-        raise SettingsError(f"--app {app}: importing it failed: {describe(error)}") from error
-    except (Exception, SystemExit) as error:  # a module that exits must not end the command as if it had succeeded
-        raise SettingsError(f"--app {app}: importing it failed: {describe(error)}") from error
-    for part in filter(None, name.split(".")):
-        if not hasattr(found, part):
-            raise SettingsError(f"--app {app}: {module_name} has no {name!r}")
-        found = getattr(found, part)
+    found = _find("--app", app)
     pipelines = _pipelines(found)
     if not pipelines:
         raise SettingsError(f"--app {app} is {_kind(found)}: it must be a Pipeline, several, or a module that has some")
@@ -54,6 +38,42 @@ def find(app: str, name: str) -> Pipeline[Any]:
     raise SettingsError(f"--app {app} has no pipeline {name!r}")
 
 
+def target(name: str) -> Target:
+    """Returns the relay's target that `module:object` names: a Target, or a class or function that makes one."""
+    found = _find("--target", name)
+    if callable(found):
+        try:
+            found = found()
+        except Exception as error:
+            raise SettingsError(f"--target {name}: making it failed: {describe(error)}") from error
+    if not isinstance(found, Target):
+        raise SettingsError(f"--target {name} is {_kind(found, 'Target')}: it must be a Target, or make one")
+    return found
+
+
+def _find(option: str, name: str) -> Any:
+    """Imports a module, from the current folder too, and returns it or what is named in it."""
+    module_name, _, path = name.partition(":")
+    if not module_name or module_name.startswith("."):
+        raise SettingsError(f"{option} {name}: write it as module:object")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module_name.startswith(error.name):
+            raise SettingsError(f"{option} {name}: there is no module {error.name!r} (looked in {here} too)") from None
+        raise SettingsError(f"{option} {name}: importing it failed: {describe(error)}") from error
+    except (Exception, SystemExit) as error:  # a module that exits must not end the command as if it had succeeded
+        raise SettingsError(f"{option} {name}: importing it failed: {describe(error)}") from error
+    for part in filter(None, path.split(".")):
+        if not hasattr(found, part):
+            raise SettingsError(f"{option} {name}: {module_name} has no {path!r}")
+        found = getattr(found, part)
+    return found
+
+
 def _pipelines(found: Any) -> list[Pipeline[Any]]:
     if isinstance(found, Pipeline):
         return [found]
@@ -64,5 +84,5 @@ def _pipelines(found: Any) -> list[Pipeline[Any]]:
     return list({id(item): item for item in found if isinstance(item, Pipeline)}.values())
 
 
-def _kind(found: Any) -> str:
-    return "a module without a Pipeline" if isinstance(found, ModuleType) else f"of type {type(found).__name__}"
+def _kind(found: Any, wanted: str = "Pipeline") -> str:
+    return f"a module without a {wanted}" if isinstance(found, ModuleType) else f"of type {type(found).__name__}"

@@ -18,7 +18,7 @@ from ..operations import change, look
 from ..process import ending
 from ..process.signals import on_signals
 from ..texts import printable
-from . import logs, screen
+from . import application, logs, screen
 from .connection import database, dsn_of, reaching
 from .options import LogOptions, json_option, limit_option, log_options
 
@@ -65,6 +65,12 @@ class Part(click.ParamType):  # type: ignore[type-arg]  # it takes an argument s
     help="With --to: template with {key}, {topic} and {message_id}.",
 )
 @click.option("--shard", "part", type=Part(), help="With --to: only the entities that belong to database N of M.")
+@click.option(
+    "--target",
+    "own_target",
+    metavar="MODULE:OBJECT",
+    help="Deliver messages by a target of your own instead: a Target, or a class or function that makes one.",
+)
 @click.option("--from-now", is_flag=True, help="If the name is new: skip the messages that are already in the log.")
 @click.option(
     "--change-settings",
@@ -83,7 +89,8 @@ class Part(click.ParamType):  # type: ignore[type-arg]  # it takes an argument s
 def relay(
     found: settings.Settings, name: str, exchange: str, declare: str | None, routing_key: str, source: str,
     to: str | None, pipeline: str | None, topics: tuple[str, ...], entity_id: str, part: tuple[int, int] | None,
-    from_now: bool, change_settings: bool, strict: bool, drain: bool, forget: str | None, log_to: LogOptions,
+    own_target: str | None, from_now: bool, change_settings: bool, strict: bool, drain: bool, forget: str | None,
+    log_to: LogOptions,
 ) -> None:  # fmt: skip
     """Deliver messages to RabbitMQ (OUTBOX_AMQP_URL), each at least once. Runs until SIGTERM or Ctrl-C.
 
@@ -102,11 +109,15 @@ def relay(
         raise click.UsageError("--declare needs --exchange")
     if bool(to) != bool(pipeline):
         raise click.UsageError("--to and --pipeline go together")
+    if own_target and (to or exchange):
+        raise click.UsageError("--target excludes --to and --exchange")
     if (topics or part) and not to:
         raise click.UsageError("--topic and --shard need --to; with RabbitMQ, queues choose by their bindings")
     with dsn_of(found) as dsn:
         target: Target
-        if to and pipeline:
+        if own_target:
+            target = application.target(own_target)
+        elif to and pipeline:
             if not readable(to):
                 raise SettingsError(f"--to can't be read: {redact(to)}")
             target = Handoff(to, pipeline, entity_id=entity_id, topics=topics, part=part, strict=strict)
@@ -139,7 +150,9 @@ async def _run(made: Relay) -> None:
 
 def _publisher(found: settings.Settings, **options: Any) -> Target:
     if not found.amqp_url:
-        raise SettingsError("no target: set OUTBOX_AMQP_URL, such as amqp://user:password@localhost/, or give --to")
+        raise SettingsError(
+            "no target: set OUTBOX_AMQP_URL, such as amqp://user:password@localhost/, or give --to or --target"
+        )
     try:
         from ..messages.rabbitmq.publisher import Publisher
     except ModuleNotFoundError as error:

@@ -2,7 +2,8 @@
 
 A server that hangs, or whose commits wait for a lost standby, answers no statement and no cancellation, so the sockets
 are shut. A statement may be slow for many reasons. Whether the server hangs is decided by one that can't be slow, such
-as a heartbeat.
+as a heartbeat. While that one is not answered, the hosts of the DSN are asked for another primary: if there is one, the
+server is left at once. If there is none, it gets some more time.
 
 A session may remain on the server after its socket was shut, for example while it waits for a standby. The group counts
 its own. When too many remain, it opens no further connection to that server, and checks again once a second.
@@ -14,8 +15,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,6 +33,13 @@ log = logging.getLogger("outbox.database")
 
 PATIENCE = 10.0
 """Seconds that a server has to answer a statement that can't be slow. A stalled disk may recover within this time."""
+
+DOUBT = 1.0
+"""Seconds without such an answer, after which the hosts are asked, and between two such questions."""
+
+CHECK_EVERY = 10.0
+"""Seconds between two looks at all hosts while all is answered: a former primary that came back answers, too. A look
+takes a few seconds at most, so a wrong server is left within 15."""
 
 MOST_LEFT = 8
 """How many sessions may remain on a server to which a process reconnects: about as many as it uses at once."""
@@ -51,9 +59,16 @@ Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
 class ConnectionGroup:
-    """The connections of one worker, relay or consumer. Any thread may call it."""
+    """The connections of one worker, relay or consumer. Any thread may call it.
+
+    `leave` is called with the reason when another host has become the primary: `cut`, or what has more to give up.
+    """
 
     def __init__(self) -> None:
+        self.leave: Callable[[str], object] = self.cut
+        self._dsns: dict[str, None] = {}  # in the order in which they were first used
+        self._timeline = 0  # of the server that the latest session leads to; 0: not known
+        self._looking: asyncio.Task[None] | None = None
         self._lock = threading.RLock()
         self._members: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()  # with the server that it leads to
         self._left: dict[str, set[int]] = {}  # pids by server
@@ -85,18 +100,45 @@ class ConnectionGroup:
 
     @contextmanager
     def within(self, seconds: float, *, only: Connection | None = None) -> Iterator[None]:
-        """Cuts all connections, or `only` one, each time that the block has taken so many seconds. For coroutines."""
+        """Cuts all connections, or `only` one, each time that the block has taken so many seconds. For coroutines.
+
+        Before that, leaves the server as soon as another host is found to be the primary.
+        """
         loop = asyncio.get_running_loop()
 
         def cut() -> None:
             timers[0] = loop.call_later(seconds, cut)
             self.cut(f"the database has not answered for {seconds:.3g} s", only=only)
 
-        timers = [loop.call_later(seconds, cut)]
+        def doubt() -> None:
+            timers[1] = loop.call_later(DOUBT, doubt)
+            if self._looking is None or self._looking.done():
+                self._looking = loop.create_task(self._look())
+
+        timers = [loop.call_later(seconds, cut), loop.call_later(DOUBT, doubt)]
         try:
             yield
         finally:
-            timers[0].cancel()
+            for timer in timers:
+                timer.cancel()
+
+    async def watch(self) -> None:
+        """Looks for ever whether another host has become the primary, and leaves the server if so."""
+        while True:
+            await asyncio.sleep(CHECK_EVERY)
+            await self._look()
+
+    async def _look(self) -> None:
+        for dsn in list(self._dsns):
+            try:
+                async with aclosing(primary.asked(dsn)) as news:
+                    async for known in news:
+                        if known.is_outdated(self._timeline):
+                            self._timeline = 0  # until a session arrives, which is somewhere else
+                            self.leave("another host has become the primary")
+                            return
+            except Exception:
+                log.exception("the hosts of the database can't be asked")
 
     def add(
         self, conn: Connection, dsn: str, setting: Statement, *, read_only: bool
@@ -108,7 +150,8 @@ class ConnectionGroup:
         """
         with self._lock:
             self._members[conn] = ""
-        yield from primary.arriving(dsn, conn)
+            self._dsns[dsn] = None
+        timeline = yield from primary.arriving(dsn, conn)
         ((server, is_read_only, _),) = yield setting
         if is_read_only and not read_only:
             raise psycopg.errors.ReadOnlySqlTransaction(READ_ONLY)
@@ -120,6 +163,7 @@ class ConnectionGroup:
         self._note_left(server, count, waits_for)
         with self._lock:
             self._members[conn] = server
+            self._timeline = timeline
             former = [each for each, where in list(self._members.items()) if where not in ("", server)]
             shut = [each for each in former if self._shut(each)]
             for each in former:

@@ -101,7 +101,7 @@ async def resolved(dsn: str) -> list[Host]:
 
 async def ask(dsn: str) -> list[Standing]:
     """Asks all hosts of a DSN at once, each on a connection of its own. Takes a few seconds at most."""
-    return list(await asyncio.gather(*(_ask(dsn, host) for host in await resolved(dsn))))
+    return list(await asyncio.gather(*(ask_one(dsn, host) for host in await resolved(dsn))))
 
 
 def standing(host: Host, row: tuple[Any, ...]) -> Standing:
@@ -110,7 +110,8 @@ def standing(host: Host, row: tuple[Any, ...]) -> Standing:
     return Standing(host, system=system, server=server, timeline=int(timeline, 16), read_only=read_only)
 
 
-async def _ask(dsn: str, host: Host) -> Standing:
+async def ask_one(dsn: str, host: Host) -> Standing:
+    """Asks one of them. Never raises for what a server does or says."""
     given = {key: value for key, value in conninfo_to_dict(engine_conninfo(dsn, "hosts")).items()
              if key not in ("host", "hostaddr", "port")}  # fmt: skip
     given |= {**host.params, "connect_timeout": f"{ANSWER_WITHIN:.0f}", "target_session_attrs": "any"}

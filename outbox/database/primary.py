@@ -1,15 +1,18 @@
 """Which of the hosts of a DSN is the primary, as far as this process knows: where its sessions may be, and where not.
 
 A former primary that came back takes writes, too, and libpq takes the first host that does. So a process asks all hosts
-every few seconds. It leaves a server that is on a lower timeline than another one of the same system that takes writes,
-and does not come back to it, whatever the order of the hosts.
+every few seconds, and as soon as a server does not answer what can't be slow (connection_group.py). It leaves a server
+that is on a lower timeline than another one of the same system that takes writes, and does not come back to it,
+whatever the order of the hosts.
+
+Of a DSN with a single host, what a new session finds is believed: the name may lead elsewhere by now.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
 
 import psycopg
@@ -22,77 +25,87 @@ from .steps import Statement
 
 log = logging.getLogger("outbox.database")
 
-CHECK_EVERY = 10.0
-"""Seconds between two looks at all hosts. A look takes a few seconds at most: a wrong server is left within 15."""
-
 Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
 class Primary:
     """What a process knows of the hosts of one DSN. A later look adds to it: what was outdated once stays so.
 
-    `avoid` has the hosts where no session may be, with the reason. `stand` is the host of the latest session. `left`
-    counts how often that one had to be left.
+    `avoid` has the hosts where no session may be, with the reason, as of their last answers. They are tried last, since
+    a host may have become the primary meanwhile. `stand` is the host of the latest session.
     """
 
     def __init__(self) -> None:
         self.hosts: list[Host] = []
         self.avoid: dict[Host, str] = {}
         self.stand: Host | None = None
-        self.left = 0
         self._system: str | None = None
         self._timeline = 0
         self._twins: frozenset[Host] = frozenset()
 
-    def learn(self, standings: Sequence[Standing]) -> None:
-        """Takes in what all hosts have answered."""
+    def learn(self, standings: Sequence[Standing], *, complete: bool = True) -> None:
+        """Takes in what the hosts have answered; if not `complete`, some may still answer."""
+        if not complete and self._system is None:
+            return  # which system is ours is not told by the one that answers first
         self.hosts = [each.host for each in standings]
         answers = [each for each in standings if each.trouble is None]
         writing = [each for each in answers if each.takes_writes]
         self._choose_system(standings, writing)
         ours = [each for each in writing if self._is_ours(each)]
+        if self.is_single:
+            self._timeline = max((each.timeline for each in ours), default=0)
+            return
         self._timeline = max([self._timeline, *(each.timeline for each in ours)])
         answered = {each.host for each in answers}
         avoid = {host: why for host, why in self.avoid.items() if host not in answered}
         avoid |= {each.host: why for each in writing if (why := self._why_not(each))}
-        new = avoid.keys() - self.avoid.keys()
-        for host in new:
+        for host in avoid.keys() - self.avoid.keys():
             log.error("%s: no session is opened there", avoid[host])
         self.avoid = avoid
-        self._note_twins([each for each in ours if each.host not in avoid])
-        self.left += self.stand in new
+        if complete:
+            self._note_twins([each for each in ours if each.host not in avoid])
 
     def arrived(self, each: Standing) -> None:
         """Notes where a new session is. OperationalError if it may not be there."""
-        if each.takes_writes:
+        if each.takes_writes and not self.is_single:
             if self._is_ours(each):
                 self._timeline = max(self._timeline, each.timeline)
+            avoid = {host: why for host, why in self.avoid.items() if host != each.host}
             if why := self._why_not(each):
-                self.avoid = {**self.avoid, each.host: why}  # other threads may be reading it
+                self.avoid = {**avoid, each.host: why}
                 raise psycopg.OperationalError(why)
+            self.avoid = avoid  # a new dict each time, as other threads may be reading the former one
+        if each.takes_writes:
             self.stand = each.host
+
+    def is_outdated(self, timeline: int) -> bool:
+        """Whether a server on this timeline (0: not known) is one that was failed over from."""
+        return 0 < timeline < self._timeline
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the DSN has one host, which may be a name that leads elsewhere later."""
+        return len(self.hosts) < 2
 
     @property
     def knows_system(self) -> bool:
         """Whether the role of the DSN may see which system a server is of."""
         return bool(self._system)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether sessions may be on any host that takes them, as is so unless several take writes."""
-        return not self.avoid and not self._twins
+    def ordered(self, order: Sequence[tuple[str, str]]) -> list[Host] | None:
+        """Returns the hosts as they are to be tried; None if in the `order` of the DSN, which has names and ports.
 
-    def allowed(self, order: Sequence[tuple[str, str]]) -> list[Host]:
-        """Returns the hosts where sessions may be, in the `order` of their names and ports.
-
-        Where two are as good, the one where this process stands is first. OperationalError if there is none.
+        Where two are as good, the one where this process stands is first. Those to avoid are last.
         """
-        allowed = [host for host in self.hosts if host not in self.avoid]
-        if not allowed:
-            raise psycopg.OperationalError("; ".join(self.avoid.values()))
+        if not (self.avoid or self._twins):
+            return None
         places = {place: number for number, place in enumerate(order)}
         at_home = self.stand if self._twins else None
-        return sorted(allowed, key=lambda host: (host != at_home, places.get((host.name, host.port), 0)))
+        judged = {host: number for number, host in enumerate(self.avoid, 1)}  # the latest last: others may have changed
+        return sorted(
+            self.hosts,
+            key=lambda host: (judged.get(host, 0), host != at_home, places.get((host.name, host.port), 0)),
+        )
 
     def _choose_system(self, standings: Sequence[Standing], writing: Sequence[Standing]) -> None:
         """Keeps to the system of the first primary that was seen, unless all hosts have become those of another one."""
@@ -129,51 +142,59 @@ async def look(dsn: str) -> Primary | None:
     """Asks all hosts of a DSN and returns what is known now; None, without asking, if there is only one."""
     if not readable(dsn):
         return None  # the attempt to connect says so; a part of a password must not be looked up as a host
-    key = _key(dsn)
     if len(await hosts.resolved(dsn)) < 2:
-        _known.pop(key, None)
+        _known.setdefault(_key(dsn), Primary())
         return None
-    standings = await hosts.ask(dsn)
-    known = _known.setdefault(key, Primary())
-    known.learn(standings)
+    async for known in asked(dsn):  # noqa: B007
+        pass
     return known
 
 
-async def watch(dsns: Iterable[str], leave: Callable[[str], object]) -> None:
-    """Looks at the hosts of DSNs for ever. Calls `leave` with the reason when sessions are where they must not be."""
-    left = {dsn: known.left if (known := _known.get(_key(dsn))) else 0 for dsn in dsns}
-    while True:
-        await asyncio.sleep(CHECK_EVERY)
-        for dsn, times in left.items():
-            try:
-                if (known := await look(dsn)) and known.left > times:
-                    left[dsn] = known.left
-                    leave("another host has become the primary")
-            except Exception:
-                log.exception("the hosts of the database can't be asked")
+async def asked(dsn: str) -> AsyncGenerator[Primary]:
+    """Asks all hosts of a DSN. Yields what is known after each answer: a host that hangs takes seconds to give none."""
+    known = _known.setdefault(_key(dsn), Primary())
+    known.hosts = await hosts.resolved(dsn)
+    standings = {host: Standing(host, "no answer yet") for host in known.hosts}
+    answers = asyncio.as_completed([hosts.ask_one(dsn, host) for host in standings])
+    for count, answer in enumerate(answers, 1):
+        each = await answer
+        standings[each.host] = each
+        known.learn(list(standings.values()), complete=count == len(standings))
+        yield known
 
 
 def narrowed(conninfo: str) -> str:
-    """Returns a connection string that leads only where sessions may be. OperationalError if there is no such host."""
+    """Returns a connection string that leads first where sessions may be."""
     known = _known.get(_key(conninfo))
-    if known is None or known.is_open:
-        return conninfo
     order = [(host.name, host.port) for host in hosts.listed(conninfo_to_dict(conninfo))]
-    allowed = [host.params for host in known.allowed(order)]
-    places = {key: ",".join(each.get(key, "") for each in allowed) for key in ("host", "hostaddr", "port")}
+    ordered = known.ordered(order) if known else None
+    if ordered is None:
+        return conninfo
+    params = [host.params for host in ordered]
+    places = {key: ",".join(each.get(key, "") for each in params) for key in ("host", "hostaddr", "port")}
     given = {key: value for key, value in conninfo_to_dict(conninfo).items() if key not in places}
     given |= {key: value for key, value in places.items() if value.strip(",")}
     return make_conninfo("", **{**given, "load_balance_hosts": "disable"})
 
 
-def arriving(conninfo: str, conn: Connection) -> Generator[Statement, Any, None]:
-    """Asks in a new session where it is, if the DSN has several hosts. OperationalError if it may not be there."""
-    if known := _known.get(_key(conninfo)):
-        question = "host_standing" if known.knows_system else "host_standing_without_system"
+def arriving(conninfo: str, conn: Connection) -> Generator[Statement, Any, int]:
+    """Asks in a new session where it is. Returns its timeline, or 0 if it can't be told or this process does not watch.
+
+    Raises OperationalError if it may not be there.
+    """
+    known = _known.get(_key(conninfo))
+    if known is None:
+        return 0
+    question = "host_standing" if known.knows_system else "host_standing_without_system"
+    try:
         rows = yield hosts.SQL[question], {}
-        host = Host(conn.info.host, conn.info.hostaddr or conn.info.host, str(conn.info.port))
-        same = (each for each in known.hosts if each[1:] == host[1:])
-        known.arrived(hosts.standing(next(same, host), rows[0]))
+    except (psycopg.NotSupportedError, psycopg.ProgrammingError):
+        return 0  # some services have no log that a session could see
+    host = Host(conn.info.host, conn.info.hostaddr or conn.info.host, str(conn.info.port))
+    same = (each for each in known.hosts if each[1:] == host[1:])
+    found = hosts.standing(next(same, host), rows[0])
+    known.arrived(found)
+    return found.timeline
 
 
 def _key(dsn: str) -> frozenset[Host]:

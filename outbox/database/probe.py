@@ -1,10 +1,9 @@
-"""Asks whether a server still commits, where no heartbeat tells: beside a consumer's handlers, and beside a handoff."""
+"""Asks whether a server still commits, where no heartbeat tells: in a consumer, and beside a handoff."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from ..texts import printable
 from . import statements
@@ -26,12 +25,11 @@ class Probe:
         self._refused = False
         self._link = Link(dsn, "probe", pooled=pooled, group=group)
 
-    async def run(self, waits: Callable[[], bool]) -> None:
-        """Asks for ever, while there is something that waits for an answer."""
+    async def run(self) -> None:
+        """Asks for ever, also while nothing else is asked: the first message after a failover need not wait then."""
         while True:
             await asyncio.sleep(min(EVERY, self._patience / 4))
-            if waits():
-                await self._ask()
+            await self._ask()
 
     async def _ask(self) -> None:
         try:

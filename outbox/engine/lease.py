@@ -29,6 +29,10 @@ TRUSTED = 0.45
 """Part of the lease for which a process trusts its last beat. With the default lease, a server that hangs is left
 within 15 s, after two beats that it did not answer."""
 
+BEATS, BEAT_EVERY = 6, 2.0
+"""How many beats are sent within a lease, and the most seconds between two: a server that does not answer one may have
+been failed over from."""
+
 LEAVE_WITHIN = 2.0
 """Seconds in which a process that ends tries to take its row away: else the lease's end does it."""
 
@@ -47,6 +51,7 @@ class Lease:
         self.id = 0
         self.beaten = time.monotonic()
         self.trusted = seconds * TRUSTED
+        self.every = min(seconds / BEATS, BEAT_EVERY)
         self.registered = asyncio.Event()
         self._seconds = seconds
         self._listen = listen
@@ -57,6 +62,7 @@ class Lease:
         self._watched = False
         self._greeted: psycopg.AsyncConnection[Any] | None = None
         self._group = group or ConnectionGroup()
+        self._group.leave = self.leave_server
         self._link = Link(dsn, "listen", group=self._group)
 
     async def run(self) -> None:
@@ -71,7 +77,7 @@ class Lease:
                     if conn is not self._greeted:
                         await self._greet(conn)
                     await self._beat()
-                await self._hear(conn, time.monotonic() + self._seconds / 6)
+                await self._hear(conn, time.monotonic() + self.every)
             except Exception as error:
                 if not temporary(error):
                     log.error("worker %s: can't keep its lease: %s", self.id, printable(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -45,10 +45,6 @@ class Readiness:
         await startup.begin(first, service, self._require, group=self._group, patient=patient)
         for dsn in others:
             await primary.look(dsn)
-
-    async def watch(self, leave: Callable[[str], object]) -> None:
-        """Calls `leave` with the reason, for ever, when the worker's sessions are not on the primary."""
-        await primary.watch(self._dsns, leave)
 
     def _require(self, conn: psycopg.Connection[Any]) -> None:
         if self._pooled:

@@ -133,8 +133,8 @@ class _Shift:
             timeout=lambda: max(inflight.lanes.timeout(), self._scheduler.timeout()),
         )  # fmt: skip
         self._beside = [
-            standstill.run, lease.run, lease.watch, lambda: self._ready.watch(lease.leave_server), committer.run,
-            committer.run_held_up, self._maintenance.run, self._attempts.watch, checkpoints.run,
+            standstill.run, lease.run, lease.watch, group.watch, committer.run, committer.run_held_up,
+            self._maintenance.run, self._attempts.watch, checkpoints.run,
             lambda: self._claimer.reconcile(reconciling), *([] if worker._drain else [self._scheduler.run]),
         ]  # fmt: skip
         self.closing = [

@@ -18,7 +18,7 @@ import psycopg
 from .. import settings
 from ..checks import check_number
 from ..client.inbox import MEMORY_DAYS, Inbox, forget
-from ..database import killpoints, migrations, primary, startup, statements
+from ..database import killpoints, migrations, startup, statements
 from ..database.connection_group import PATIENCE, ConnectionGroup
 from ..database.link import Link, first_line, temporary
 from ..database.probe import Probe
@@ -158,12 +158,8 @@ class Consumer:
         if self._service.stopping:
             return
         working = [self._work(lane) for lane in self._lanes]
-        watching = primary.watch([self._dsn], self._group.cut)
-        loops = self._subscription.run(), self._keep_house(), self._probe.run(self._is_busy), watching
+        loops = self._subscription.run(), self._keep_house(), self._probe.run(), self._group.watch()
         await side_by_side(self._until_quiet(), *loops, *working)
-
-    def _is_busy(self) -> bool:
-        return not all(lane.idle.is_set() for lane in self._lanes)
 
     async def _until_quiet(self) -> None:
         """Waits for a stop, and then until no message is being handled."""

@@ -92,7 +92,7 @@ class Handoff(Target):
         self._topics = tuple(topics)
         self._delays = Delays(FIRST_WAIT, LONGEST_WAIT)
         self._conn: psycopg.AsyncConnection[Any] | None = None
-        self._group, self._delivering = ConnectionGroup(), False
+        self._group = ConnectionGroup()
         self._probe = Probe(dsn, self._group)
         self._probing: asyncio.Task[None] | None = None
 
@@ -111,15 +111,7 @@ class Handoff(Target):
         """Writes messages there in their order; returns those that were refused, with the reason."""
         if self._probing is None:
             await primary.look(self._dsn)
-            watching = primary.watch([self._dsn], self._group.cut)
-            self._probing = asyncio.create_task(side_by_side(self._probe.run(lambda: self._delivering), watching))
-        self._delivering = True
-        try:
-            return await self._deliver(messages, stopped_keys)
-        finally:
-            self._delivering = False
-
-    async def _deliver(self, messages: Sequence[Outgoing], stopped_keys: Mapping[str, bool]) -> Parked:
+            self._probing = asyncio.create_task(side_by_side(self._probe.run(), self._group.watch()))
         parked: Parked = {}
         stopped = set(stopped_keys)
         left = [message for message in messages if self._is_meant(message)]

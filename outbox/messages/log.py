@@ -19,7 +19,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from ..database import migrations, primary, startup, statements
+from ..database import migrations, startup, statements
 from ..database.connection_group import PATIENCE, ConnectionGroup
 from ..database.dsn import engine_conninfo
 from ..database.link import Link
@@ -121,7 +121,7 @@ class Log:
 
     async def watch(self) -> None:
         """Lets go, for ever, of a database that is not the primary."""
-        await primary.watch([self._dsn], self._group.cut)
+        await self._group.watch()
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
         """Is a block in which the database is let go of when it doesn't answer within so many seconds."""

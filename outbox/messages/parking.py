@@ -1,7 +1,8 @@
 """What could not be sent: parked for a person, or waiting beside the log for a queue that takes it.
 
 Neither holds up the log: the cursor moves past both. A message that no queue takes waits, since a consumer may be about
-to bind its queue; the first one of each routing key is tried every second, and all others follow it.
+to bind its queue; the first one of each routing key is tried every second, and all others follow it. Where the log has
+messages of that routing key, the first one of each part is tried anyway: then nothing is tried beside it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ log = logging.getLogger("outbox.relay")
 
 RETRY_EVERY = 1.0
 """Seconds between two looks at what is to be sent again."""
+
+TRIED_FOR = 1.0
+"""Seconds for which a routing key counts as tried after a message of the log went nowhere by it."""
 
 PAGE = 1_000
 """Messages that are sent again at once, and then others have their turn."""
@@ -44,6 +48,7 @@ class Parking:
         self._retry_at = 0.0
         self._may_wait = True  # another process may have left some
         self._after = ("", 0)
+        self._tried: dict[str, float] = {}  # routing keys that led nowhere with the log's last part, and when
 
     async def stopped_keys(self, messages: Sequence[Outgoing]) -> Mapping[str, bool]:
         """Returns, in strict mode, the keys of the messages that have one here, and whether they only wait."""
@@ -54,6 +59,9 @@ class Parking:
         """Says what was parked with the cursor's last step, in one line or two; returns how many do not wait."""
         waiting = [unsent for unsent in parked.values() if unsent.waits is not None]
         others = [unsent for unsent in parked.values() if unsent.waits is None]
+        now = time.monotonic()
+        self._tried = {route: at for route, at in self._tried.items() if now - at < TRIED_FOR}
+        self._tried |= {unsent.routing_key: now for unsent in parked.values() if unsent.routing_key is not None}
         if waiting:
             self._may_wait = True
             routes = list(dict.fromkeys(unsent.routing_key for unsent in waiting if unsent.routing_key is not None))
@@ -88,7 +96,9 @@ class Parking:
         rows = await self._ask("parked_probes", strict=self._strict, after=route, after_id=id_, limit=ROUTES)
         whole_round = len(rows) < ROUTES
         self._after = ("", 0) if whole_round else (rows[-1][-1], 2**63 - 1)
-        return await self._send([Outgoing(*row[:-1]) for row in rows], quiet=True) if rows else 0, whole_round
+        now = time.monotonic()
+        due = [Outgoing(*row[:-1]) for row in rows if now - self._tried.get(row[-1], -TRIED_FOR) >= TRIED_FOR]
+        return await self._send(due, probing=True) if due else 0, whole_round
 
     async def _expire(self) -> int:
         """Parks what has waited long enough."""
@@ -98,9 +108,11 @@ class Parking:
         self._may_wait = (await self._ask("parked_waiting"))[0][0]
         return expired
 
-    async def _send(self, messages: Sequence[Outgoing], *, quiet: bool = False) -> int:
+    async def _send(self, messages: Sequence[Outgoing], *, probing: bool = False) -> int:
         failed = await self._target.deliver(messages, {})
         self._may_wait = self._may_wait or bool(failed)
+        if probing and len(failed) == len(messages) and all(each.routing_key is not None for each in failed.values()):
+            return 0  # as before: what is in the table is true
         sent = [message.id for message in messages if message.id not in failed]
         await self._ask(
             "parked_settle",
@@ -110,7 +122,7 @@ class Parking:
             routing_keys=text_array(unsent.routing_key for unsent in failed.values()),
             waits=[unsent.waits for unsent in failed.values()],
         )
-        if sent or not quiet:
+        if sent or not probing:
             log.info("%s parked messages relayed, %s parked again", len(sent), len(failed))
         return len(sent)
 

@@ -20,6 +20,7 @@ from typing import Any
 import psycopg
 
 from kit.broker import Broker, channel
+from kit.broker_cluster import BrokerCluster
 from kit.pooler import Pooler
 from kit.proxy import Proxy
 from kit.servers import DEADLINE, PostgresServer, wait_for
@@ -64,6 +65,8 @@ class Config:
     pooler: bool = False
     disk: int | None = None
     """Megabytes of a file system of its own for Postgres; None: it shares the machine's."""
+    cluster: bool = False
+    """Three RabbitMQ nodes that are one cluster. The processes know all of them; the harness stays at the first one."""
     other: str | None = None
     """A folder with another release of Outbox, which every second worker runs."""
     mutant: str | None = None
@@ -114,7 +117,8 @@ class Cast:
         self.volume = Volume(folder, config.disk) if config.disk else None
         volume = self.volume.path if self.volume else Path("/tmp")
         self.postgres = PostgresServer(config.postgres, settings=settings, volume=volume)
-        self.broker = Broker()
+        self.cluster = BrokerCluster() if config.cluster else None
+        self.broker = self.cluster.nodes[0] if self.cluster else Broker()
         self.pooler: Pooler | None = None
         self._standby: PostgresServer | None = None
         self.roles: list[Role] = []
@@ -131,7 +135,7 @@ class Cast:
 
     def start(self) -> None:
         self.postgres.start()
-        self.broker.start()
+        (self.cluster or self.broker).start()
         with self.postgres.admin() as admin:
             admin.execute(f"CREATE ROLE {OWNER} LOGIN".encode())
             admin.execute(f"CREATE DATABASE {DATABASE}".encode())
@@ -149,7 +153,8 @@ class Cast:
                 opened.exchange_declare(exchange, "topic", durable=True)
             opened.exchange_bind(BEHIND, EXCHANGE, "#")
             # A policy that brings both would set the length first and drop what is in the queue.
-            opened.queue_declare(WITNESS, durable=True, arguments={"x-overflow": "reject-publish"})
+            kind = {"x-queue-type": "quorum"} if self.cluster else {}
+            opened.queue_declare(WITNESS, durable=True, arguments={"x-overflow": "reject-publish", **kind})
             opened.queue_bind(WITNESS, BEHIND, "#")
         if self.config.pooler:
             self.pooler = Pooler(self.postgres, OWNER, size=20).start()
@@ -184,6 +189,8 @@ class Cast:
 
     @property
     def amqp(self) -> str:
+        if self.cluster:  # the second node leads the queues, and may be killed
+            return self.cluster.urls("%2F", first=self.cluster.nodes[1], options="?heartbeat=3")
         return f"amqp://guest:guest@127.0.0.1:{self.to_broker.port}/%2F?heartbeat=3"
 
     @contextlib.contextmanager
@@ -306,7 +313,7 @@ class Cast:
             self.clients.kill()
         if self.pooler is not None:
             self.pooler.remove()
-        self.broker.remove()
+        (self.cluster or self.broker).remove()
         if self._standby is not None:
             self._standby.remove()
         self.postgres.remove()

@@ -33,6 +33,7 @@ CONFIGS = (
     Config("pooler", pooler=True, faults=("kill-9", "sessions", "cut-at-commit", "black-hole", "postgres-restart")),
     Config("broker", faults=(*BROKER, "broker-lines")),
     Config("broker-pipelined", faults=(*BROKER, "broker-lines", "kill-points"), strict=False),
+    Config("cluster", cluster=True, faults=("broker-nodes-killed", "broker-node-frozen", "broker-unbound", "kill-9")),
     Config("everything"),
     Config("everything-16", postgres="16", workers=2),
     Config("everything-pipelined", strict=False, notify=False),

@@ -35,7 +35,10 @@ from .load import Clients, Engine
 from .witnesses import Tap
 
 DATABASE, WITNESS = "failovers", "failovers_witness"
-KINDS = tuple(kind for kind in FAILOVERS if kind != "asynchronous")
+LOSING = {"asynchronous", "split"}
+"""Failovers that lose what was acknowledged, by their nature."""
+
+KINDS = tuple(kind for kind in FAILOVERS if kind not in LOSING)
 WORKERS = {"worker by name": "name", "worker by hosts": "hosts"}
 BACK_WITHIN = 15.0
 """Seconds in which everything is to be back at work. What is not counts as that, and as not back."""

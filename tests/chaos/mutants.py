@@ -441,18 +441,26 @@ MUTANTS: dict[str, Mutant] = {
                   "[asyncio.get_running_loop().add_signal_handler(number, stop) for number in STOPPING]")),
             code("outbox.process.forks:_drop", ("signal.set_wakeup_fd(-1)", "pass")),
         ),
+        jobs=1_500,
     ),
     "exit-of-a-subtask": Mutant(
         "SystemExit in a task that a handler has started ends the worker",
         frozenset({"exit"}),
         ("reckless-handlers",),
         (code("outbox.process.ending:_insist", ("if task.done() or", "if True or")),),
+        jobs=1_500,
     ),
     "duplicate-does-not-wait": Mutant(
         "the answer to a duplicate is a read: its COMMIT does not wait for the standby (Postgres' default)",
         frozenset({"lost"}),
         database=(("outbox.commit_waits", "NOT pg_is_in_recovery()", "false"),),
         failovers=("behind", "behind", "behind"),
+    ),
+    "stays-with-a-former-primary": Mutant(
+        "a process stays with a former primary that takes commits beside the one that was promoted",
+        frozenset({"not back"}),
+        patches=(code("outbox.database.connection_group:ConnectionGroup._look", ("if known.is_outdated(self._timeline):", "if False:")),),
+        failovers=("split",),
     ),
     "ack-on-arrival": Mutant(
         "a delivery is acknowledged before it is handled (auto-ack)",

@@ -368,6 +368,30 @@ def broker_lines(cast: Cast, dice: random.Random) -> Iterator[float]:
         yield dice.uniform(0.2, 1.0)
 
 
+def broker_nodes_killed(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Kills one node of a cluster or two: the others confirm nothing then. Starts them again."""
+    assert cast.cluster is not None, "this fault needs a configuration with a cluster"
+    for node in dice.sample(cast.cluster.nodes[1:], dice.randint(1, 2)):
+        node.crash()
+    try:
+        yield dice.uniform(1.0, 6.0)
+    finally:
+        cast.cluster.recover()
+
+
+def broker_node_frozen(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Silences a node of a cluster. One that was silent for long is started again, as its cluster has gone on without."""
+    assert cast.cluster is not None, "this fault needs a configuration with a cluster"
+    node, seconds = dice.choice(cast.cluster.nodes[1:]), dice.choice([1.0, 2.0, 8.0])
+    node.freeze()
+    try:
+        yield seconds
+    finally:
+        if seconds > 2:
+            node.crash()
+        cast.cluster.recover()
+
+
 FAULTS: dict[str, Fault] = {
     fault.__name__.replace("_", "-"): fault
     for fault in (
@@ -375,14 +399,18 @@ FAULTS: dict[str, Fault] = {
         postgres_restart, postgres_kill, disk_full, sessions, notify_lost, held_rows, touched_data, refused_rows,
         cut_at_commit, black_hole, half_open, read_only,
         broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_unbound, broker_lines,
+        broker_nodes_killed, broker_node_frozen,
     )
 }  # fmt: skip
 # Two of these at the same time would undo each other's harm, or fail by themselves.
 SAME = [
     {"hung-threads", "blocked-loop", "reckless-handlers"},
     {"postgres-restart", "postgres-kill", "disk-full", "sessions", "buried", "notify-lost", "touched-data"},
-    {"broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound"},
-]
+    {
+        "broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound", "broker-nodes-killed",
+        "broker-node-frozen",
+    },
+]  # fmt: skip
 
 # Runs alone: beside another fault it could not be told which of them stops the others.
 ALONE = {"held-rows", "refused-rows"}
@@ -406,7 +434,8 @@ class Nemesis:
 
     def __init__(self, cast: Cast, seed: int, names: tuple[str, ...], say: Callable[[str], None]) -> None:
         self.cast, self.say = cast, say
-        self.names = names or tuple(name for name in FAULTS if name != "disk-full" or cast.volume)
+        needs = {"disk-full": cast.volume, "broker-nodes-killed": cast.cluster, "broker-node-frozen": cast.cluster}
+        self.names = names or tuple(name for name in FAULTS if name not in needs or needs[name])
         self.random = random.Random(f"nemesis/{seed}")
         self.injected: list[Injected] = []
         self.failed: list[str] = []

@@ -17,7 +17,7 @@ def test_a_failover_loses_nothing_that_was_acknowledged(amqp: str, tmp_path: Pat
 
 
 def test_every_way_to_fail_over_is_in_the_run() -> None:
-    assert {*failovers.KINDS, "asynchronous"} == set(FAILOVERS), "an asynchronous one loses what it had acknowledged"
+    assert {*failovers.KINDS, *failovers.LOSING} == set(FAILOVERS), "others lose what was acknowledged"
 
 
 def test_the_table_tells_what_was_lost_and_what_did_not_come_back() -> None:

@@ -17,6 +17,7 @@ from kit.pipelines import no_session_is_left, value
 from kit.proxy import Proxy
 from kit.servers import DEADLINE, free_port, wait_for
 from outbox.database import connection_group as letting_go
+from outbox.database import hosts, primary
 from outbox.database.connection_group import READ_ONLY, ConnectionGroup
 from outbox.database.dsn import engine_conninfo, host_last
 from outbox.database.link import Link, first_line
@@ -25,6 +26,37 @@ from outbox.database.session import connect, connect_async
 
 Conn = psycopg.Connection[Any]
 SLEEP = b"SELECT pg_sleep(600)"
+
+
+def test_a_server_that_is_slow_is_kept_when_there_is_no_other_primary(
+    dsn: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evidence decides, and no impatience: all is asked again and again, and nothing is let go of."""
+    monkeypatch.setattr(letting_go, "DOUBT", 0.02)
+    asked, ask = [], hosts.ask_one
+
+    async def noted(dsn: str, host: hosts.Host) -> hosts.Standing:
+        asked.append(await ask(dsn, host))
+        return asked[-1]
+
+    monkeypatch.setattr(hosts, "ask_one", noted)
+    conn.execute("SELECT pg_advisory_lock(1)")
+
+    async def main() -> None:
+        await primary.look(dsn)
+        together = ConnectionGroup()
+        link = Link(dsn, "test", group=together)
+        await link.connection()
+        with together.within(3600):
+            waiting = asyncio.create_task(link.execute(b"SELECT 1 FROM pg_advisory_lock(1)", {}))
+            await asyncio.to_thread(wait_for, lambda: len(asked) >= 3, what="the server was asked about three times")
+            conn.execute("SELECT pg_advisory_unlock(1)")
+            assert await asyncio.wait_for(waiting, DEADLINE) == [(1,)]
+        assert link.connections == 1
+        await link.close()
+
+    asyncio.run(main())
+    assert {each.timeline for each in asked} == {1}
 
 
 def through(proxy: Proxy, dsn: str) -> str:

@@ -22,7 +22,7 @@ def test_a_slow_statement_is_no_server_that_hangs(dsn: str, silent: Proxy) -> No
         together = ConnectionGroup()
         way = make_conninfo(dsn, host=silent.host, port=silent.port)
         probe, link = Probe(way, together, patience=0.4), Link(way, "test", group=together)
-        probing = asyncio.create_task(probe.run(lambda: True))
+        probing = asyncio.create_task(probe.run())
         assert await link.execute(b"SELECT 1 FROM pg_sleep(1.2)", {}) == [(1,)], "three times its patience"
         waiting = asyncio.create_task(link.execute(b"SELECT pg_sleep(600)", {}))
         await asyncio.sleep(0.2)

@@ -23,7 +23,7 @@ from kit.pooler import Pooler
 from kit.replication import Pair, is_primary
 from kit.servers import DEADLINE, wait_for
 from outbox import Delivery, Pipeline, Run, Worker
-from outbox.database import migrations, primary
+from outbox.database import connection_group, migrations, primary
 from outbox.messages.consumer import Consumer
 from outbox.messages.handoff import Handoff
 from outbox.messages.relay import Relay
@@ -80,7 +80,7 @@ def pair() -> Iterator[Pair]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(primary, "CHECK_EVERY", 0.2)
+    monkeypatch.setattr(connection_group, "CHECK_EVERY", 0.2)
 
 
 def split(pair: Pair) -> None:
@@ -118,7 +118,8 @@ def test_processes_leave_a_former_primary_with_all_that_they_hold(pair: Pair, am
 
     async def scene() -> None:
         relay = Relay(dsn, Handoff(dsn, "posts", topics=["go"]))
-        services = [Worker(pipelines, dsn), relay, Consumer("q", receive, dsn=dsn, amqp_url=amqp)]
+        # The consumer knows one name, which is moved while its lines stay.
+        services = [Worker(pipelines, dsn), relay, Consumer("q", receive, dsn=pair.dsn(), amqp_url=amqp)]
         running = [asyncio.create_task(each.run()) for each in services]
         with pair.primary.admin() as old, pair.standby.admin() as new:
             # What is held open on the old primary while the other one is promoted:
@@ -127,6 +128,7 @@ def test_processes_leave_a_former_primary_with_all_that_they_hold(pair: Pair, am
             await asyncio.to_thread(post, amqp, (uuid7(), {"name": "message"}))
             await until(lambda: begun >= {"async", "sync", "message"}, "all handlers have written")
             await asyncio.to_thread(split, pair)
+            pair.move()
             submit(old, posts, "lost")
             # Each process takes up work on the right one:
             submit(new, posts, "kept")

@@ -127,6 +127,8 @@ class Pair:
             self.standby.send(signal.SIGHUP)
         elif not self.standby.running:
             self.standby.start()
+        else:
+            self.standby.send(signal.SIGHUP)
 
     def rejoin(self) -> None:
         """Make the other server a standby again, if it is none, with a new copy of the primary: what only it had is gone."""
@@ -214,6 +216,12 @@ def _zombie(pair: Pair) -> None:
     pair.zombie(alone=not pair.synchronous)
 
 
+def _split(pair: Pair) -> None:
+    """Both take commits, and nothing waits: who does not look stays with the old one."""
+    pair.promote()
+    pair.zombie()
+
+
 def _behind(pair: Pair) -> None:
     """A restart makes visible what has not been confirmed, as its standby is away; those who ask again must wait, too."""
     pair.detach()
@@ -240,8 +248,10 @@ FAILOVERS: Mapping[str, Callable[[Pair], None]] = MappingProxyType(
         "read-only": _read_only,
         "zombie": _zombie,
         "behind": _behind,
+        "split": _split,
         "asynchronous": _asynchronous,
     }
 )
 """What befalls a pair, by name. Afterwards the primary takes commits, and `rejoin` makes the pair whole again. `behind` is for
-a synchronous pair beside a load; `asynchronous` is for one that isn't synchronous, and loses what the standby had not."""
+a synchronous pair beside a load; `asynchronous` is for one that isn't synchronous, and loses what the standby had not. After
+`split`, what the old primary acknowledges is lost."""

@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 import signal
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +22,8 @@ from kit.deliveries import bind, relayed, take
 from kit.pipelines import value
 from kit.scripted_broker import Message, ScriptedBroker
 from kit.servers import Process, wait_for
-from outbox.messages import parking
+from outbox.messages import log, parking
+from outbox.messages.log import Log
 from outbox.messages.rabbitmq import batch, routes
 from outbox.messages.rabbitmq.publisher import Publisher
 from outbox.messages.relay import Relay
@@ -235,6 +238,72 @@ def test_more_routing_keys_than_are_tried_at_once_all_have_their_turn(
 
     during(step)
     assert sorted(ns(amqp)) == list(range(90))
+
+
+def test_a_topic_without_a_queue_costs_one_message_of_each_part(
+    conn: Conn, amqp: str, during: During, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the log tries the routing key, nothing is tried or written beside it, and the others have all the time."""
+    bind(amqp, "t.#")
+    monkeypatch.setattr(parking, "TRIED_FOR", 3600.0)
+    statements: Counter[bytes] = Counter()
+    parts = 0
+
+    class Counting(Publisher):
+        returns = 0
+
+        def _returned(self, *args: Any) -> None:
+            Counting.returns += 1
+            super()._returned(*args)
+
+    async def ask(self: Log, statement: bytes, **params: Any) -> Any:
+        statements[statement] += 1
+        return await asked(self, statement, **params)
+
+    asked = Log.ask
+    monkeypatch.setattr(Log, "ask", ask)
+    monkeypatch.setattr(sys.modules[__name__], "Publisher", Counting)
+
+    def step() -> None:
+        nonlocal parts
+        for n in range(3):
+            write(conn, *(("nowhere" if m % 10 == 0 else "t.1", f"k{m}", 100 * n + m) for m in range(100)))
+            wait_for(lambda: relayed(conn))
+        parts = statements[log.SQL["relay_advance"]]
+        before = statements[parking.SQL["parked_probes"]]
+        wait_for(lambda: statements[parking.SQL["parked_probes"]] >= before + 5, what="it looks for what to try")
+
+    during(step)
+    assert value(conn, WAITING) == 30
+    assert len(ns(amqp)) == 270
+    assert 3 <= Counting.returns <= parts, "of thirty messages, the first of each part is published"
+    assert statements[parking.SQL["parked_settle"]] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "durable", "by_key"),
+    [
+        ("topic", True, True),
+        ("direct", True, True),
+        ("fanout", True, True),
+        ("headers", True, False),
+        ("topic", False, True),
+        ("headers", False, False),
+    ],
+)
+def test_an_exchange_that_is_there_is_asked_whether_it_routes_by_the_routing_key(
+    amqp: str, kind: str, durable: bool, by_key: bool
+) -> None:
+    with channel(amqp) as opened:
+        opened.exchange_declare("an 'x'", kind, durable=durable)
+
+    async def main() -> bool:
+        publisher = Publisher(amqp, source="/test", exchange="an 'x'")
+        await publisher._connect()
+        await publisher.close()
+        return publisher._one_for_all
+
+    assert asyncio.run(main()) is by_key
 
 
 def test_a_batch_is_told_in_one_line(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from typing import Any
@@ -11,6 +10,7 @@ import pika
 from pika.exceptions import ShortStringTooLong, UnsupportedAMQPFieldException
 
 from ...errors import SettingsError
+from ..cloudevents import attributes, own_headers
 from ..target import Outgoing
 
 ENCODING_ERRORS = (
@@ -75,21 +75,5 @@ class Encoder:
         return self._template.format(topic=message.topic, key=message.key or "")
 
     def _headers(self, message: Outgoing) -> dict[str, Any]:
-        try:
-            headers = json.loads(message.headers) if message.headers else {}
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"its headers can't be read: {error}") from None
-        if not isinstance(headers, dict):
-            raise ValueError("its headers are not an object")
-        headers = {name: value for name, value in headers.items() if not _RESERVED.match(name)}
-        headers |= {
-            "cloudEvents_specversion": "1.0",
-            "cloudEvents_id": message.message_id,
-            "cloudEvents_source": self._source,
-            "cloudEvents_type": message.topic,
-            "cloudEvents_time": message.created_at.isoformat(),
-            "cloudEvents_sequence": f"{message.id:020}",
-        }
-        if message.key is not None:
-            headers["cloudEvents_subject"] = message.key
-        return headers
+        headers = {name: value for name, value in own_headers(message).items() if not _RESERVED.match(name)}
+        return headers | {f"cloudEvents_{name}": value for name, value in attributes(message, self._source).items()}

@@ -24,17 +24,13 @@ from . import connection
 from .batch import Batch
 from .brokers import Brokers
 from .encoding import ENCODING_ERRORS, Encoder
+from .exchange import BY_ROUTING_KEY, routes_by_key
 from .routes import Routes
 from .silence import Silence
 
 _NOT_THE_MESSAGE = {200, 320, 402, 403, 404, 405, 506, 530, 541}
 """AMQP reply codes of a closed channel or connection that say nothing of a message: the exchange is missing, access is
 refused, a person closed it, the broker lacks something.
-"""
-
-_BY_ROUTING_KEY = {"topic", "direct", "fanout"}
-"""Types of exchange that look at nothing but the routing key, as the default exchange does: what they could not route
-once they can't route for the next message either. RabbitMQ refuses to declare an exchange that is of another type.
 """
 
 _LEAVE_EVERY = 10.0
@@ -68,7 +64,7 @@ class Publisher(Target):
         self._encoder = Encoder(source, routing_key)
         self._exchange, self._declare = exchange, declare
         self._strict = strict
-        self._one_for_all = not exchange or declare in _BY_ROUTING_KEY
+        self._one_for_all = not exchange or declare in BY_ROUTING_KEY
         self._connection: AsyncioConnection | None = None
         self._channel: Any = None
         self._session = ""
@@ -210,6 +206,8 @@ class Publisher(Target):
         if self._exchange:
             declared = {"exchange_type": self._declare, "durable": True} if self._declare else {"passive": True}
             await connection.ask(channel, channel.exchange_declare, self._exchange, **declared)
+            if not self._declare:
+                self._one_for_all = await routes_by_key(self._connection, self._exchange)
         channel.add_on_return_callback(self._returned)
         confirmed = functools.partial(self._confirmed, channel)
         await connection.ask(channel, channel.confirm_delivery, confirmed)
