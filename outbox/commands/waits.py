@@ -125,7 +125,7 @@ def _decide(
             status = approvals.decide(
                 conn, known, entity, option, by=by, edit=edited, about=replaced, groups=groups or None, **answer
             )
-    click.echo(printable(f"{entity}: {option} by {by or user_name()} -> {status}"))
+    click.echo(printable(f"{entity}: {option}{f' by {by}' if by else ''} -> {status}"))
 
 
 def _pipeline(app: str | None, name: str) -> Pipeline[Any]:

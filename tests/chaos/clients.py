@@ -123,7 +123,7 @@ class Client:
             if asked is None:
                 raise Failed("nothing is asked any more")
             question, asker, voted = asked
-            by = asker if voted and self.random.random() < 0.1 else None  # who asks tries it, too
+            by = asker if voted and self.random.random() < 0.3 else None  # who asks tries it, too
             try:
                 row = await (await conn.execute(DECIDE, (entity, option, by, question, [GROUP]))).fetchone()
             except psycopg.DatabaseError as error:

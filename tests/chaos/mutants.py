@@ -196,14 +196,14 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"miscounted"}),
         (),
         database=(("outbox.quorum_reached", "(SELECT count(*) FROM voters", "(SELECT 2 * count(*) FROM voters"),),
-        seconds=8,
+        jobs=1500,
     ),
     "askers-vote-counts": Mutant(
         "who asks is one of those who answer",
         frozenset({"miscounted"}),
         (),
         database=(("outbox.vote_counts", "IF person = ANY (askers) THEN", "IF false THEN"),),
-        seconds=8,
+        jobs=1500,
     ),
     "wait-without-a-timeout": Mutant(
         "a wait begins, and its timeout is lost",

@@ -70,6 +70,7 @@ class Replay:
         self.changes: dict[tuple[str, int], Row] = {}  # history, by workflow and version
         self.told_by: Counter[str] = Counter()  # rows of the history by actor
         self.votes: dict[str | None, dict[str | None, Row]] = defaultdict(dict)  # by question and person
+        self.askers: dict[str | None, set[str | None]] = {}  # by question
         self.voices: set[str] = set()  # whose answer was counted
         self.messages: dict[str, Row] = {}  # in commit order
         self.relays: dict[str, Row] = {}
@@ -108,7 +109,7 @@ class Replay:
             ("dead_jobs", "insert"): self._died,
             ("dead_jobs", "delete"): self._undied,
             ("messages", "insert"): self._message,
-            ("approvals", "insert"): lambda row: self._part(str(row["workflow_id"])).asked.append(row),
+            ("approvals", "insert"): self._asked,
             ("approvals", "update"): self._answered,
             ("approval_votes", "insert"): self._voted,
             ("approval_votes", "delete"): lambda row: self.votes[row["approval_id"]].pop(row["person"], None),
@@ -403,23 +404,26 @@ class Replay:
             if row["ended"] == "decided":
                 self._count_votes(row)
 
+    def _asked(self, row: Row) -> None:
+        self._part(str(row["workflow_id"])).asked.append(row)
+        self.askers[row.get("id")] = {row.get("asked_by"), row.get("asked_login")} - {None}
+
     def _voted(self, row: Row) -> None:
-        self.votes[row["approval_id"]][row["person"]] = row
+        question, people = row["approval_id"], {row["person"], row["cast_by"]}
+        self.votes[question][row["person"]] = row
         self.voices.add(str(row["cast_by"]))
+        if people & self.askers.get(question, set()):
+            self.find(
+                "miscounted", str(question), f"{row['cast_by']} votes for {row['person']} on what one of them asks"
+            )
 
     def _count_votes(self, row: Row) -> None:
-        """Checks that a question with approvers is decided by as many people as it asks for, and not by who asks."""
+        """Checks that a question with approvers is decided by as many people as it asks for."""
         self.voices.add(str(row.get("decided_by")))
-        approvers = json.loads(row.get("approvers") or "null")
-        if approvers is None:
-            return
-        people = {person for person, vote in self.votes[row["id"]].items() if vote["option"] == row["decision"]}
-        if len(people) < sum(approvers.values()) or people & {row["asked_by"], row["asked_login"]}:
-            self.find(
-                "miscounted",
-                str(row["workflow_id"]),
-                f"{sorted(people)} decided what {row['asked_by']} asked of {approvers}",
-            )
+        needed = sum(json.loads(row.get("approvers") or "{}").values())
+        people = [person for person, vote in self.votes[row.get("id")].items() if vote["option"] == row.get("decision")]
+        if len(people) < needed:
+            self.find("miscounted", str(row["workflow_id"]), f"{people} decided it, and {needed} are needed")
 
     def _by_the_clock(self, id_: str, part: Part, before: str | None, after: str) -> None:
         """Checks that a wait ends where its deadline leads, and only after the deadline."""

@@ -51,6 +51,7 @@ class Script:
         self.transactions: list[Transaction] = []
         self.calls: list[Call] = []
         self.states: dict[str, dict[str, Any]] = {}
+        self.submitted: dict[str, str] = {}  # by whom
         self.jobs: dict[str, dict[str, Any]] = {}
         self.dead: dict[str, dict[str, Any]] = {}
         self.messages = 0
@@ -78,6 +79,7 @@ class Script:
         entity = f"entity of {id_}"
         actor = self.call("submit", entity, None, outcome, "created")
         self.states[id_] = {"id": id_, "entity_id": entity, "current_status": "NEW", "version": 1}
+        self.submitted[id_] = actor
         self.commit(
             write("workflow_states", "insert", **self.states[id_]),
             told(id_, None, "NEW", 1, actor),
@@ -129,14 +131,11 @@ class Script:
     def voted(self, id_: str, person: str) -> Write:
         return write("approval_votes", "insert", approval_id=id_, person=person, cast_by=person, option="reject")
 
-    def quorum(self, id_: str, *, asked_by: str = "somebody") -> None:
+    def quorum(self, id_: str) -> None:
         """Rejects with the last vote."""
         self.hand(id_, "REJECTED")
         person = self.calls[-1].client
-        self.rewrite(
-            "approvals", "update", id=id_, decision="reject", decided_by=person, asked_by=asked_by, asked_login=None,
-            approvers='{"clients": 2}',
-        )  # fmt: skip
+        self.rewrite("approvals", "update", id=id_, decision="reject", decided_by=person, approvers='{"clients": 2}')
         self._replace(-1, [self.voted(id_, person), *self.transactions[-1].writes])
 
     def change(self, id_: str, to: str, actor: str, job: dict[str, Any] | None, writes: list[Write]) -> None:
@@ -155,7 +154,9 @@ class Script:
         if to in TAKES:
             writes.append(self.job(id_, to, version))
         elif to == "REVIEW":
-            writes.append(write("approvals", "insert", workflow_id=id_, status=to))
+            writes.append(
+                write("approvals", "insert", id=id_, workflow_id=id_, status=to, asked_by=self.submitted[id_])
+            )
             writes.append(self.timeout(id_, to, version))
         self.commit(*writes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -305,3 +306,18 @@ def test_with_a_workflow_its_questions_votes_and_links_are_deleted(conn: Conn, d
     assert [value(conn, f"SELECT count(*) FROM outbox.{table}") for table in tables] == [1, 1, 1]
     conn.execute("DELETE FROM outbox.workflow_states")
     assert [value(conn, f"SELECT count(*) FROM outbox.{table}") for table in tables] == [0, 0, 0]
+
+
+def test_what_a_worker_of_the_release_before_asks_is_one_question(conn: Conn, dsn: str) -> None:
+    pipeline = deployed(conn, orders(None))
+    id_ = str(pipeline.submit(conn, "a", Order()).id)
+    told = {"id": id_, "version": 2, "question": "Pay it?", "options": OPTIONS, "assignee": "lea", "within": 3600,
+            "on_deadline": "LATE", "remind": 60}  # fmt: skip
+    with conn.transaction():
+        conn.execute("SELECT set_config('outbox.waits', %s, true)", [json.dumps([told])])
+        conn.execute("UPDATE outbox.workflow_states SET current_status = 'WAITING'")
+    asked = "SELECT question, assignee, remind_every, deadline > now(), edits_allowed, approvers FROM outbox.approvals"
+    assert conn.execute(asked).fetchall() == [("Pay it?", "lea", HOUR / 60, True, True, None)]
+    assert conn.execute("SELECT outbox.decide('orders', 'a', 'approve', 'lea', NULL, NULL, NULL)").fetchone() == (
+        "PAID",
+    )
