@@ -105,7 +105,7 @@ class Workflow:
     kept: int = 0  # signals that nobody has waited for
 
 
-entities = st.sampled_from("abc")
+entities = st.sampled_from("abcd")
 roles = st.sampled_from(["WAITING", "GOOD", "DONE", "REFUSED", "LATE"])
 waits = st.sampled_from(["question", "question with a deadline", "signal", "nothing"])
 
@@ -141,12 +141,27 @@ class Lives(RuleBasedStateMachine):
         self.deadlines += 1
         workflow.deadline = self.deadlines
 
-    @initialize()
-    def begin(self) -> None:
-        for entity in "ab":
+    @initialize(kinds=st.permutations(["question", "question with a deadline", "signal", "good"]))
+    def begin(self, kinds: list[str]) -> None:
+        """One of each kind waits, and one is on its way."""
+        for entity, kind in zip("abcd", kinds, strict=True):
             self.submit(entity)
+            self.work(kind, False)
+            if kind == "good":
+                self.change(entity, "GOOD")
 
-    @rule(entity=entities)
+    @rule(what=st.one_of(
+        st.tuples(st.just("submit"), entities),
+        st.tuples(st.just("answer"), entities, st.sampled_from(["yes", "no"])),
+        st.tuples(st.just("send"), entities),
+        st.tuples(st.just("change"), entities, roles),
+        st.tuples(st.just("cancel"), entities),
+        st.tuples(st.just("fall_due"), entities),
+    ))  # fmt: skip
+    def others(self, what: tuple[str, ...]) -> None:
+        """People and other systems do something; fewer rules make deploys more frequent."""
+        getattr(self, what[0])(*what[1:])
+
     def submit(self, entity: str) -> None:
         created = PIPELINES[self.name].submit(self.conn, entity, Post()).created
         assert created == (entity not in self.workflows)
@@ -198,7 +213,6 @@ class Lives(RuleBasedStateMachine):
         assert (refused is None) == allowed, f"the model {'allows' if allowed else 'refuses'} it: {refused}"
         assert refused is None or (refused.sqlstate or "").startswith("OB")
 
-    @rule(entity=entities, answer=st.sampled_from(["yes", "no"]))
     def answer(self, entity: str, answer: str) -> None:
         workflow = self.workflows.get(entity, Workflow())
         options = workflow.wait if isinstance(workflow.wait, dict) else {}
@@ -209,7 +223,6 @@ class Lives(RuleBasedStateMachine):
         if answer in options:
             self.move(workflow, options[answer])
 
-    @rule(entity=entities)
     def send(self, entity: str) -> None:
         workflow = self.workflows.get(entity)
         self.refusing(workflow is not None, lambda: signal(self.conn, "p", entity, "go"))
@@ -219,7 +232,6 @@ class Lives(RuleBasedStateMachine):
             else:
                 workflow.kept += 1
 
-    @rule(entity=entities, role=roles)
     def change(self, entity: str, role: str) -> None:
         workflow = self.workflows.get(entity)
         if workflow is None or workflow.role == role:
@@ -230,7 +242,6 @@ class Lives(RuleBasedStateMachine):
         if allowed:
             self.move(workflow, role)
 
-    @rule(entity=entities)
     def cancel(self, entity: str) -> None:
         workflow = self.workflows.get(entity)
         allowed = workflow is not None and workflow.role not in FINAL - {"CANCELLED"}
@@ -238,7 +249,6 @@ class Lives(RuleBasedStateMachine):
         if workflow is not None and allowed:
             self.move(workflow, "CANCELLED")
 
-    @rule(entity=entities)
     def fall_due(self, entity: str) -> None:
         workflow = self.workflows.get(entity)
         due = self.conn.execute(
@@ -327,7 +337,7 @@ def world(server: PostgresServer, template: NoopExecutor) -> Iterator[Callable[[
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
 PROFILE = settings(
     max_examples=EXAMPLES or 10,
-    stateful_step_count=25,
+    stateful_step_count=12,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,
@@ -342,8 +352,6 @@ def test_whatever_is_deployed_what_waits_is_as_the_model_says(world: Callable[[]
 
 MUTANTS = {
     "a rename that loses a deadline": (rename, "deadlines_rename", "j.deadline IS NOT NULL AND", "false AND"),
-    "a rename that forgets the answers": (rename, "questions_rename", "a.ended_at IS NULL", "false"),
-    "a rename that forgets the signal": (rename, "waits_rename", "w.to_status = ANY", "false AND w.to_status = ANY"),
     "a stage taken away with its deadlines": (
         deploy,
         "jobs_reroute",
@@ -351,17 +359,19 @@ MUTANTS = {
         "r.stage IS NOT NULL",
     ),
     "a take-over that leaves the question open": (deploy, "questions_end", "a.ended_at IS NULL", "false"),
+    "a rename that forgets the answers": (rename, "questions_rename", "a.ended_at IS NULL", "false"),
+    "a rename that forgets the signal": (rename, "waits_rename", "w.to_status = ANY", "false AND w.to_status = ANY"),
     "a take-over that leaves the wait": (deploy, "waits_end", "s.id = w.workflow_id", "false AND s.id = w.workflow_id"),
     "a deploy that asks nobody": (stranded, "waits_in_statuses", "w.kind NOT IN", "w.kind IN"),
     "a change that is taken away without a word": (stranded, "waits_for_changes", "w.pipeline = ", "'' = "),
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", list(MUTANTS)[: None if EXAMPLES else 3])
 def test_a_mutant_of_the_deploy_is_found(
     world: Callable[[], Lives], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """What the comparison is worth: each of these differs from the deploy in one condition."""
+    """What the comparison is worth: each of these differs from the deploy in one condition. CI looks at some of them."""
     module, statement, text, instead = MUTANTS[name]
     assert text.encode() in module.SQL[statement]
     changed = module.SQL[statement].replace(text.encode(), instead.encode())
