@@ -200,7 +200,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "askers-vote-counts": Mutant(
         "who asks is one of those who answer",
-        frozenset({"miscounted"}),
+        frozenset({"miscounted", "lost"}),
         (),
         database=(("outbox.vote_counts", "IF person = ANY (askers) THEN", "IF false THEN"),),
         jobs=1500,
