@@ -86,15 +86,20 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    SELECT a.question, a.assignee, a.options, a.asked_at, a.id,
+    SELECT a.question, a.assignee, a.options, a.asked_at, a.id, a.approvers, a.votes,
+           (SELECT string_agg(format('%s of %s', g.value, g.key), ' and ' ORDER BY g.key) FROM jsonb_each_text(a.approvers) AS g) AS voters,
            (SELECT count(*) FROM (SELECT FROM outbox.approvals AS b WHERE b.workflow_id = workflow.id AND b.ended_at IS NULL LIMIT 100) AS b) AS n
     INTO asked FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id AND a.ended_at IS NULL ORDER BY a.id LIMIT 1;
     IF FOUND THEN
-        RETURN QUERY SELECT 'person', format('It waits for %s to answer "%s"%s, since %s%s', coalesce(asked.assignee, 'a person'),
-            asked.question, CASE WHEN asked.n > 1 THEN format(' and %s more', asked.n - 1) ELSE '' END, outbox.why_time(asked.asked_at), until),
+        RETURN QUERY SELECT 'person', format('It waits for %s to answer "%s"%s%s, since %s%s',
+            coalesce(asked.voters, asked.assignee, 'a person'), asked.question,
+            CASE WHEN asked.votes > 0 THEN format(' (votes so far: %s)', asked.votes) ELSE '' END,
+            CASE WHEN asked.n > 1 THEN format(' and %s more', asked.n - 1) ELSE '' END, outbox.why_time(asked.asked_at), until),
             outbox.why_command('decide', workflow.entity_id,
-                (SELECT string_agg(o.key, '|' ORDER BY o.key) FROM jsonb_object_keys(asked.options) AS o (key)), workflow.pipeline),
-            jsonb_build_object('question', asked.id, 'assignee', asked.assignee, 'since', asked.asked_at, 'until', job.deadline, 'questions', asked.n);
+                (SELECT string_agg(o.key, '|' ORDER BY o.key) FROM jsonb_object_keys(asked.options) AS o (key))
+                || CASE WHEN asked.n > 1 THEN ' --question ' || asked.id ELSE '' END, workflow.pipeline),
+            jsonb_build_object('question', asked.id, 'assignee', asked.assignee, 'approvers', asked.approvers, 'votes', asked.votes,
+                               'since', asked.asked_at, 'until', job.deadline, 'questions', asked.n);
         RETURN;
     END IF;
     SELECT t.* INTO awaited FROM outbox.waits AS t WHERE t.workflow_id = workflow.id;

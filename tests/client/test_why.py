@@ -13,10 +13,23 @@ import outbox
 from kit.commands import Outbox
 from kit.pipelines import Post, deployed, drain, make_posts, one_stage, value
 from kit.waits import HOUR, PAYMENT, QUESTION, TIMED, Order, Task, families, orders, put_off, waiting
-from outbox import Backoff, Go, NoWorkflow, Pipeline, Retry, WaitForChildren, WaitForSignal, Why, why
+from outbox import (
+    Backoff,
+    Go,
+    NoWorkflow,
+    Pipeline,
+    Question,
+    Retry,
+    WaitForApproval,
+    WaitForChildren,
+    WaitForSignal,
+    Why,
+    why,
+)
 
 Conn = psycopg.Connection[Any]
 LATER = Backoff(first=3600, max=3600, attempts=3)
+OPTIONS = {"approve": "PAID", "reject": "REFUSED"}
 WORKER = "INSERT INTO outbox.workers (id, name, stages, lease) VALUES (7, 'host:12', ARRAY[%s], '1 hour')"
 RUNNING = "UPDATE outbox.jobs SET owner = 7, claimed_at = now(), attempt = 1"
 
@@ -91,6 +104,11 @@ def deadline_of_the_pipeline(conn: Conn, dsn: str) -> None:
     drain(pipeline, dsn)
 
 
+def voted(conn: Conn, dsn: str) -> None:
+    waiting(conn, dsn, WaitForApproval("Pay it?", options=OPTIONS, approvers={"finance": 2, "law": 1}))
+    outbox.approve(conn, "orders", "a", by="ann", groups=["finance"])
+
+
 def timer(conn: Conn, dsn: str) -> None:
     pipeline: Pipeline[Order] = Pipeline("orders", data=Order, initial="NEW", final={"SENT"})
     pipeline.stage("pay", on="NEW", to="LATER")(lambda run: Go("LATER", after=HOUR))
@@ -133,6 +151,10 @@ CASES: dict[str, tuple[Callable[[Conn, str], Any], str, str, str]] = {
         "outbox decide a approve|reject --pipeline orders"),
     "a person, whoever it is": (lambda conn, dsn: waiting(conn, dsn, QUESTION), "person",
         'It waits for a person to answer "Pay it?", since * UTC.', "outbox decide a approve|reject --pipeline orders"),
+    "several people": (lambda conn, dsn: waiting(conn, dsn, WaitForApproval(questions=[Question("Legal?", options=OPTIONS), Question("Paid?", options=OPTIONS)])), "person",
+        'It waits for a person to answer "Legal?" and 1 more, since * UTC.', "outbox decide a approve|reject --question *-*-* --pipeline orders"),
+    "votes": (voted, "person",
+        'It waits for 2 of finance and 1 of law to answer "Pay it?" (votes so far: 1), since * UTC.', "outbox decide a approve|reject --pipeline orders"),
     "a signal": (lambda conn, dsn: waiting(conn, dsn, WaitForSignal("paid", to="PAID")), "signal",
         'It waits for the signal "paid", since * UTC.', "outbox signal a paid --pipeline orders"),
     "a signal, with a deadline": (lambda conn, dsn: waiting(conn, dsn, PAYMENT), "signal",
@@ -188,7 +210,7 @@ CASES: dict[str, tuple[Callable[[Conn, str], Any], str, str, str]] = {
     "a dead end": (dead_end, "dead end", "No change leads out of MOVED, and it is not final.", "deploy a pipeline that allows one"),
     "a status that is not deployed": (after("DELETE FROM outbox.routes WHERE status = 'NEW'"), "unknown status",
         "It is in NEW, which the deployed pipeline does not know.", "deploy code that knows it: *"),
-    "a pipeline that is not deployed": (after("DELETE FROM outbox.pipelines"), "not deployed",
+    "a pipeline that is not deployed": (after("ALTER TABLE outbox.pipelines DISABLE TRIGGER USER", "DELETE FROM outbox.pipelines"), "not deployed",
         'Pipeline "p" is not deployed.', "deploy it: *"),
     "its end": (lambda conn, dsn: (ready(conn), conn.execute("UPDATE outbox.workflow_states SET current_status = 'DONE'")), "finished",
         "It has ended in DONE, at * UTC.", ""),
