@@ -242,13 +242,7 @@ BEGIN
     ELSIF approval_link.until IS NULL OR approval_link.until <= clock_timestamp() OR approval_link.until = 'infinity' THEN
         RAISE EXCEPTION 'a link has an end, which is later than now' USING ERRCODE = '22023';
     END IF;
-    SELECT * INTO workflow FROM outbox.workflow_states AS w
-    WHERE w.pipeline = approval_link.pipeline AND w.entity_id = approval_link.entity_id FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', approval_link.entity_id, approval_link.pipeline
-            USING ERRCODE = 'OB011',
-                  DETAIL = jsonb_build_object('pipeline', approval_link.pipeline, 'entity_id', approval_link.entity_id)::text;
-    END IF;
+    workflow := outbox.workflow_locked(approval_link.pipeline, approval_link.entity_id);
     asked := outbox.question_meant(workflow, approval_link.question, NULL, NULL);
     IF asked.ended IS NOT NULL THEN
         RAISE EXCEPTION 'pipeline "%", entity "%": "%" is not open any more, it is in %', workflow.pipeline, workflow.entity_id,
@@ -368,12 +362,7 @@ DECLARE
     target   text;
     told     jsonb := jsonb_build_object('pipeline', cancel.pipeline, 'entity_id', cancel.entity_id);
 BEGIN
-    SELECT * INTO workflow FROM outbox.workflow_states AS w
-    WHERE w.pipeline = cancel.pipeline AND w.entity_id = cancel.entity_id FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', cancel.entity_id, cancel.pipeline
-            USING ERRCODE = 'OB011', DETAIL = told::text;
-    END IF;
+    workflow := outbox.workflow_locked(cancel.pipeline, cancel.entity_id);
     SELECT p.cancelled INTO target FROM outbox.pipelines AS p WHERE p.pipeline = workflow.pipeline;
     IF target IS NULL THEN
         RAISE EXCEPTION 'pipeline "%" has no status for cancelled workflows: entity "%" stays in %', workflow.pipeline,
@@ -609,13 +598,7 @@ DECLARE
     actor    text := coalesce(outbox.actor_named(decide.decided_by), outbox.actor());
 BEGIN
     -- The workflow first, as everywhere: then no other decision and no deadline is under way.
-    SELECT * INTO workflow FROM outbox.workflow_states AS w
-    WHERE w.pipeline = decide.pipeline AND w.entity_id = decide.entity_id FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', decide.entity_id, decide.pipeline
-            USING ERRCODE = 'OB011',
-                  DETAIL = jsonb_build_object('pipeline', decide.pipeline, 'entity_id', decide.entity_id)::text;
-    END IF;
+    workflow := outbox.workflow_locked(decide.pipeline, decide.entity_id);
     asked := outbox.question_meant(workflow, decide.question, decide.decision, actor);
     decide.edit := outbox.data_stamped(decide.edit, outbox.plain_of(decide.pipeline));
     edited := CASE WHEN asked.own_data THEN decide.about ELSE decide.edit END;
@@ -2886,6 +2869,24 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.workflow_fill_initial() IS 'Internal: fills in the initial status.';
+
+CREATE FUNCTION outbox.workflow_locked(pipeline text, entity_id text) RETURNS outbox.workflow_states
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    workflow outbox.workflow_states;
+BEGIN
+    SELECT * INTO workflow FROM outbox.workflow_states AS w
+    WHERE w.pipeline = workflow_locked.pipeline AND w.entity_id = workflow_locked.entity_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', entity_id, pipeline
+            USING ERRCODE = 'OB011', DETAIL = jsonb_build_object('pipeline', pipeline, 'entity_id', entity_id)::text;
+    END IF;
+    RETURN workflow;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.workflow_locked(pipeline text, entity_id text) IS 'Internal: finds the workflow that a person names, and locks it.';
 
 CREATE FUNCTION outbox.workflow_move(workflow uuid, to_status text, reason text, actor text DEFAULT NULL::text, data jsonb DEFAULT NULL::jsonb) RETURNS void
     LANGUAGE plpgsql

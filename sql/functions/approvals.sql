@@ -246,13 +246,7 @@ DECLARE
     actor    text := coalesce(outbox.actor_named(decide.decided_by), outbox.actor());
 BEGIN
     -- The workflow first, as everywhere: then no other decision and no deadline is under way.
-    SELECT * INTO workflow FROM outbox.workflow_states AS w
-    WHERE w.pipeline = decide.pipeline AND w.entity_id = decide.entity_id FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', decide.entity_id, decide.pipeline
-            USING ERRCODE = 'OB011',
-                  DETAIL = jsonb_build_object('pipeline', decide.pipeline, 'entity_id', decide.entity_id)::text;
-    END IF;
+    workflow := outbox.workflow_locked(decide.pipeline, decide.entity_id);
     asked := outbox.question_meant(workflow, decide.question, decide.decision, actor);
     decide.edit := outbox.data_stamped(decide.edit, outbox.plain_of(decide.pipeline));
     edited := CASE WHEN asked.own_data THEN decide.about ELSE decide.edit END;

@@ -30,12 +30,7 @@ DECLARE
     target   text;
     told     jsonb := jsonb_build_object('pipeline', cancel.pipeline, 'entity_id', cancel.entity_id);
 BEGIN
-    SELECT * INTO workflow FROM outbox.workflow_states AS w
-    WHERE w.pipeline = cancel.pipeline AND w.entity_id = cancel.entity_id FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', cancel.entity_id, cancel.pipeline
-            USING ERRCODE = 'OB011', DETAIL = told::text;
-    END IF;
+    workflow := outbox.workflow_locked(cancel.pipeline, cancel.entity_id);
     SELECT p.cancelled INTO target FROM outbox.pipelines AS p WHERE p.pipeline = workflow.pipeline;
     IF target IS NULL THEN
         RAISE EXCEPTION 'pipeline "%" has no status for cancelled workflows: entity "%" stays in %', workflow.pipeline,

@@ -17,13 +17,7 @@ BEGIN
     ELSIF approval_link.until IS NULL OR approval_link.until <= clock_timestamp() OR approval_link.until = 'infinity' THEN
         RAISE EXCEPTION 'a link has an end, which is later than now' USING ERRCODE = '22023';
     END IF;
-    SELECT * INTO workflow FROM outbox.workflow_states AS w
-    WHERE w.pipeline = approval_link.pipeline AND w.entity_id = approval_link.entity_id FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', approval_link.entity_id, approval_link.pipeline
-            USING ERRCODE = 'OB011',
-                  DETAIL = jsonb_build_object('pipeline', approval_link.pipeline, 'entity_id', approval_link.entity_id)::text;
-    END IF;
+    workflow := outbox.workflow_locked(approval_link.pipeline, approval_link.entity_id);
     asked := outbox.question_meant(workflow, approval_link.question, NULL, NULL);
     IF asked.ended IS NOT NULL THEN
         RAISE EXCEPTION 'pipeline "%", entity "%": "%" is not open any more, it is in %', workflow.pipeline, workflow.entity_id,

@@ -2,6 +2,24 @@
 -- kind is in a file of its own: approvals.sql, signals.sql, children.sql. These functions run as the owner, within triggers
 -- and outbox.decide; only those call them.
 
+-- Finds the workflow that a person names, and locks it.
+CREATE OR REPLACE FUNCTION outbox.workflow_locked(pipeline text, entity_id text) RETURNS outbox.workflow_states
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    workflow outbox.workflow_states;
+BEGIN
+    SELECT * INTO workflow FROM outbox.workflow_states AS w
+    WHERE w.pipeline = workflow_locked.pipeline AND w.entity_id = workflow_locked.entity_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', entity_id, pipeline
+            USING ERRCODE = 'OB011', DETAIL = jsonb_build_object('pipeline', pipeline, 'entity_id', entity_id)::text;
+    END IF;
+    RETURN workflow;
+END
+$$;
+COMMENT ON FUNCTION outbox.workflow_locked(text, text) IS 'Internal: finds the workflow that a person names, and locks it.';
+
 -- Changes a workflow's status and, unless null, its data. The history tells it by `actor` (null: the actor of this
 -- transaction) and `reason`. What else the caller's transaction changes is told as before.
 CREATE OR REPLACE FUNCTION outbox.workflow_move(
@@ -126,7 +144,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.waits_end(uuid[], text[], text, text) IS 'Internal: ends the waits of workflows that have moved on.';
-REVOKE EXECUTE ON FUNCTION outbox.workflow_move(uuid, text, text, text, jsonb),
+REVOKE EXECUTE ON FUNCTION outbox.workflow_locked(text, text), outbox.workflow_move(uuid, text, text, text, jsonb),
     outbox.deadlines_set(uuid[], timestamptz[], text[]), outbox.timers_begin(jsonb, uuid[]),
     outbox.timeouts_begin(jsonb, uuid[]), outbox.waits_take(uuid[], bigint[], uuid[]), outbox.waits_begin(jsonb, uuid[]),
     outbox.waits_end(uuid[], text[], text, text) FROM PUBLIC;

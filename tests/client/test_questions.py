@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from kit.commands import Outbox
-from kit.pipelines import deployed, drain, status_of, value
+from kit.pipelines import deployed, drain, drain_all, status_of, value
 from kit.waits import HOUR, Order, orders, put_off, trail, waiting
 from outbox import (
     DataChanged,
@@ -267,7 +267,7 @@ def test_every_question_may_only_lead_where_the_pipeline_allows(conn: Conn, dsn:
 
     pipeline = deployed(conn, orders(ask))
     pipeline.submit(conn, "a", Order())
-    drain(pipeline, dsn)
+    drain_all(conn, dsn, pipeline)
     assert "'NOWHERE', which is not a legal change" in value(conn, "SELECT error FROM outbox.dead_jobs")
 
 

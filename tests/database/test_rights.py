@@ -97,7 +97,8 @@ def forged(workflow: str, version: int) -> dict[str, str]:
         "outbox.early": json.dumps({workflow: {"status": "UNPAID", "stage": "pay", "attempt": 9}}),
         "outbox.retention": "on",
         "outbox.claim": "1:1:1",
-        # These two are for everybody: they are what somebody says of himself.
+        # These are for everybody: they are what somebody says of himself, and of the shape of his own data.
+        "outbox.of_code": "now",
         "outbox.actor": "mallory",
         "outbox.reason": "because",
     }

@@ -22,7 +22,7 @@ PUBLIC = {
     "messages", "overview", "parked_deliveries", "parked_messages", "pauses", "pipelines", "routes", "schedules",
     "schema_migrations", "signals", "stages", "state_changes", "waiting", "workers", "workflow_states", "workflows",
     "actor", "cancel", "commit_waits", "decide", "delegate", "delegation_end", "error_kind", "errors", "find", "flow",
-    "inbox_forget", "inbox_oldest", "is_worker", "may_speak", "retry", "shown", "uuid7", "uuid7_time",
+    "inbox_forget", "inbox_oldest", "is_worker", "may_speak", "retry", "shown", "uuid7", "uuid7_time", "why",
 }  # fmt: skip
 # By the contract, these columns are public.
 COLUMNS = {
