@@ -33,6 +33,8 @@ LOWEST_TESTS := $(addprefix tests/,commands/test_cli.py::test_every_command_has_
 	commands/test_waits.py database/test_session.py)
 
 .DEFAULT_GOAL := help
+# Modules are compiled when they are imported: most of what is installed never is.
+PIP := --quiet --no-compile
 # What tests of a package that is installed need besides its extras.
 PYTEST := pytest pytest-postgresql pytest-xdist
 DURATION ?= 180
@@ -58,7 +60,7 @@ setup: $(STAMP) ## make .venv with everything for development
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Outbox needs Python 3.11 or newer; none was found on PATH" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install $(PIP) --editable '.[dev]'
 	@touch $@
 
 test: $(STAMP) ## run the tests on a real Postgres and RabbitMQ that they start; RABBITMQ=skip PGBOUNCER=skip leave them out
@@ -102,7 +104,7 @@ wheel-test: $(STAMP) ## run what may differ against the built wheel, without the
 	rm -rf build/lib build/bdist.* build/wheel .venv-wheel && mkdir -p build/wheel
 	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip install --quiet "$$(ls build/wheel/*.whl)[embedded,rabbitmq,demo]" $(PYTEST)
+	.venv-wheel/bin/python -m pip install $(PIP) "$$(ls build/wheel/*.whl)[embedded,rabbitmq,demo]" $(PYTEST)
 	cp -r tests tools bench docs Makefile pyproject.toml README.md build/wheel/
 	cd build/wheel && ../../.venv-wheel/bin/python -c "import outbox; assert 'site-packages' in outbox.__file__, outbox"
 	cd build/wheel && ../../.venv-wheel/bin/python -m pytest $(WORKERS) $(MARKED) $(WHEEL_TESTS) $(ARGS)
@@ -110,7 +112,7 @@ wheel-test: $(STAMP) ## run what may differ against the built wheel, without the
 lowest-test: $(STAMP) ## run a few of the tests with the lowest versions of the dependencies that pyproject.toml allows
 	mkdir -p build && $(BIN)/python -m tools.lowest > build/lowest.txt
 	rm -rf .venv-lowest && $(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --constraint build/lowest.txt --editable '.[embedded,rabbitmq]' $(PYTEST)
+	.venv-lowest/bin/python -m pip install $(PIP) --constraint build/lowest.txt --editable '.[embedded,rabbitmq]' $(PYTEST)
 	PYTHONPATH=tests .venv-lowest/bin/python -m pytest $(WORKERS) $(LOWEST_TESTS) $(ARGS)
 
 clean: ## remove what make has made
