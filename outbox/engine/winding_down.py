@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import WorkerBroken
 from ..process.service import Service
 from .attempt import Attempts
-from .inflight import InFlight
+from .inflight import QUIET_POLL, InFlight
 from .release import Releaser
 
 log = logging.getLogger("outbox.worker")
@@ -65,10 +65,17 @@ class WindingDown:
                 await asyncio.wait_for(self._releaser.release(interrupted), RELEASE_WITHIN)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._inflight.quiet(), COMMIT_WITHIN)
-        if held_up := self._inflight.drop_held_up():
-            log.warning("%s outcomes wait for rows that other sessions hold; their jobs run again", len(held_up))
-            with suppress(Exception):
-                await asyncio.wait_for(self._releaser.release(held_up), RELEASE_WITHIN)
+        with suppress(Exception):
+            await asyncio.wait_for(self._release_held_up(), RELEASE_WITHIN)
+
+    async def _release_held_up(self) -> None:
+        """Releases outcomes that wait for rows of other sessions. Those that are being tried once more come back first."""
+        while self._inflight.held_up:
+            if held_up := self._inflight.drop_held_up():
+                log.warning("%s outcomes wait for rows that other sessions hold; their jobs run again", len(held_up))
+                await self._releaser.release(held_up)
+            else:
+                await asyncio.sleep(QUIET_POLL)
 
     async def release_all(self) -> None:
         """Cancels what runs and releases what is held. That is nothing unless the run has failed or was cancelled."""

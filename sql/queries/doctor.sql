@@ -64,7 +64,7 @@ GROUP BY w.pipeline, w.current_status ORDER BY w.pipeline, w.current_status;
 -- name: handlers_hanging
 -- Counts the jobs of each stage whose last attempt timed out in a thread, where it may still hang; dead ones by the kind
 -- of their error.
--- Reads dead_counts, error_kinds, jobs.
+-- Reads errors, jobs.
 SELECT h.pipeline, h.stage, sum(h.jobs)::bigint, coalesce(sum(h.jobs) FILTER (WHERE h.dead), 0)::bigint
 FROM (SELECT j.pipeline, j.stage, j.error, 1 AS jobs, false AS dead FROM outbox.jobs AS j WHERE j.error IS NOT NULL
       UNION ALL
@@ -75,7 +75,7 @@ GROUP BY h.pipeline, h.stage ORDER BY h.pipeline, h.stage;
 
 -- name: dead_jobs
 -- Returns how many dead jobs there are.
--- Reads dead_counts, error_kinds.
+-- Reads errors.
 SELECT coalesce(sum(e.jobs), 0)::bigint FROM outbox.errors AS e;
 
 -- name: waits_overdue

@@ -15,8 +15,8 @@ FROM outbox.find(
 
 -- name: workflow_get
 -- Returns one workflow; no row if there is none.
--- Reads approvals, dead_jobs, jobs, resting, routes, state_changes, waits, workflow_states. Uses workflow_states_entity_key,
--- routes_pkey, jobs_pkey, dead_jobs_pkey, resting_pkey, waits_pkey, approvals_open, state_changes_pkey.
+-- Reads workflows. Uses workflow_states_entity_key, routes_pkey, jobs_pkey, dead_jobs_pkey, resting_pkey, waits_pkey,
+-- approvals_open, state_changes_pkey.
 SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, w.created_at, w.updated_at, w.state, w.since, w.stage,
        w.attempt, w.error, w.kind, w.waits_for, w.assignee, w.until, w.metadata::text
 FROM outbox.workflows AS w WHERE w.pipeline = %(pipeline)s AND w.entity_id = %(entity)s;

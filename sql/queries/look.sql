@@ -175,7 +175,7 @@ FROM outbox.children AS c JOIN outbox.workflow_states AS w ON w.id = c.parent_id
 
 -- name: dead_jobs
 -- Returns dead jobs, the latest first: all, those of a pipeline, or those of an error or its kind.
--- Reads dead_counts, dead_jobs, error_kinds. Uses dead_jobs_by_status, dead_jobs_by_kind.
+-- Reads dead_jobs, errors. Uses dead_jobs_by_status, dead_jobs_by_kind.
 SELECT d.pipeline, d.entity_id, d.stage, d.status, d.attempts, d.error, d.kind, d.died_at
 FROM (
     SELECT d.* FROM (SELECT DISTINCT e.pipeline, e.status FROM outbox.errors AS e) AS e
@@ -193,7 +193,7 @@ ORDER BY d.place DESC LIMIT %(limit)s;
 
 -- name: errors
 -- Returns the kinds of errors that dead jobs died of, the most frequent first.
--- Reads dead_counts, error_kinds.
+-- Reads errors.
 SELECT e.pipeline, e.stage, e.kind, sum(e.jobs)::bigint AS jobs, min(e.first_at) AS first_at, max(e.last_at) AS last_at
 FROM outbox.errors AS e
 WHERE (%(pipeline)s::text IS NULL OR e.pipeline = %(pipeline)s)

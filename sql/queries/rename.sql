@@ -56,6 +56,6 @@ UPDATE outbox.workflow_states AS w SET current_status = %(names)s::text::jsonb -
 WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(olds)s::text[]);
 
 -- name: renaming_ends
--- What this transaction changes from now on are changes.
+-- Tells the trigger that what this transaction changes from now on is no rename.
 -- Writes pipelines. Uses pipelines_pkey.
 UPDATE outbox.pipelines AS p SET renaming = NULL WHERE p.pipeline = %(pipeline)s;

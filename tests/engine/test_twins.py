@@ -34,6 +34,7 @@ PAIRS = [
     Pair("parents_join", "parents_to_join", WORKFLOWS),
     Pair("orphans_cancel", "orphans_to_cancel", WORKFLOWS),
     Pair("approvals_remind", "approvals_to_remind", "SELECT id::text FROM outbox.approvals"),
+    Pair("approvals_escalate", "approvals_to_escalate", "SELECT id::text FROM outbox.approvals"),
     Pair("retention_workflows", "workflows_to_delete", WORKFLOWS),
     Pair("retention_reactions", "reactions_to_delete", WORKFLOWS),
     Pair("retention_history", "history_to_delete", "SELECT id::text FROM outbox.state_changes"),
@@ -77,8 +78,9 @@ ROWS = """
     INSERT INTO outbox.waits (workflow_id, to_status, children)
     SELECT id, 'EXPIRED', floor(random() * 4) - 1 FROM outbox.workflow_states WHERE random() < 0.5;
     INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, question, shown, options, remind_every,
-                                  remind_at, ended, ended_at)
-    SELECT w.id, w.pipeline, w.entity_id, 'B', 1, '?', '', '{}', '1 h', now() + (random() - 0.5) * interval '2 hours', e.ended,
+                                  remind_at, escalate_to, escalate_at, ended, ended_at)
+    SELECT w.id, w.pipeline, w.entity_id, 'B', 1, '?', '', '{}', '1 h', now() + (random() - 0.5) * interval '2 hours', 'boss',
+           now() + (random() - 0.5) * interval '2 hours', e.ended,
            CASE WHEN e.ended IS NOT NULL THEN now() END
     FROM outbox.workflow_states AS w
     CROSS JOIN LATERAL (SELECT CASE WHEN random() < 0.5 AND w.id IS NOT NULL THEN 'decided' END AS ended) AS e;
