@@ -44,7 +44,7 @@ MOST_HELD_UP = 10_000
 """Most outcomes that may be held up before claims stop: one session can lock all rows of a pipeline."""
 
 QUIET_POLL = 0.05
-"""Seconds between two checks of what is in flight, where no signal tells: a handler may be cancelled too late for one."""
+"""Seconds between two checks of what is in flight: a handler that is cancelled too late sends no signal."""
 
 
 @dataclass(slots=True)

@@ -69,7 +69,7 @@ class WindingDown:
             await asyncio.wait_for(self._release_held_up(), RELEASE_WITHIN)
 
     async def _release_held_up(self) -> None:
-        """Releases outcomes that wait for rows of other sessions. Those that are being tried once more come back first."""
+        """Releases outcomes that wait for rows of other sessions. Those that are being tried come back first."""
         while self._inflight.held_up:
             if held_up := self._inflight.drop_held_up():
                 log.warning("%s outcomes wait for rows that other sessions hold; their jobs run again", len(held_up))
