@@ -166,17 +166,19 @@ def decide(run: Run[Data]) -> Decided:
 
 def waits(run: Run[Data]) -> Decided:
     """Waits for one of all that a workflow can wait for. Each wait ends by itself in the end."""
-    within = timedelta(seconds=random.uniform(0.3, 4))
+    within = timedelta(seconds=random.choice([4, 4, 12]) * random.uniform(0.1, 1))  # the long ones meet a deploy
     kind = random.choice(["people"] * 6 + ["a signal", "a signal", "its time", "children"])
     if kind == "its time":
-        return Go("APPROVED", after=within / 2)
+        return Go("APPROVED", after=within / 4)
     if kind == "a signal":
         to = random.choice(["APPROVED", REJECTED])
         return WaitForSignal(SIGNAL, to=to, timeout=within, on_timeout=EXPIRED, status=CALLED)
     if kind == "children" and "/" not in run.entity_id:  # which have none themselves
         for number in range(random.randint(1, 2)):
             run.spawn(chaos, f"{run.entity_id}/{number}", Data())
-        return WaitForChildren(to="APPROVED", timeout=within * 2, on_timeout=EXPIRED, status="FAMILY")
+        return WaitForChildren(
+            to="APPROVED", timeout=within + timedelta(seconds=2), on_timeout=EXPIRED, status="FAMILY"
+        )
     asked = random.choice([[ONE], [VOTED], [ONE, VOTED], [ONE, ONE]])
     return WaitForApproval(questions=asked, first={"reject"}, deadline=within, on_deadline=EXPIRED, status=REVIEW)
 
