@@ -2340,6 +2340,7 @@ CREATE FUNCTION outbox.waits_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
+    PERFORM outbox.waits_require_legal(items, ids);
     PERFORM outbox.timers_begin(items, ids);
     PERFORM outbox.timeouts_begin(items, ids);
     PERFORM outbox.approvals_begin(items, ids);
@@ -2370,6 +2371,41 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.waits_end(ids uuid[], tos text[], actor text, reason text) IS 'Internal: ends the waits of workflows that have moved on.';
+
+CREATE FUNCTION outbox.waits_require_legal(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    stray record;
+BEGIN
+    SELECT w.pipeline, w.entity_id, w.current_status, t.to_status INTO stray
+    FROM (SELECT (e.item ->> 'id')::uuid AS id, e.item FROM jsonb_array_elements(items) AS e (item)) AS i
+    CROSS JOIN LATERAL (
+        SELECT i.item ->> f.field FROM unnest(ARRAY['to_status', 'on_failure', 'on_deadline']) AS f (field)
+        UNION ALL
+        SELECT o.value
+        FROM jsonb_array_elements(CASE WHEN i.item ? 'questions' THEN i.item -> 'questions' ELSE jsonb_build_array(i.item) END)
+                 AS q (asked),
+             jsonb_each_text(CASE WHEN q.asked ? 'options' THEN q.asked -> 'options' ELSE '{}' END) AS o (option, value)
+    ) AS t (to_status)
+    CROSS JOIN LATERAL (SELECT w.pipeline, w.entity_id, w.current_status FROM outbox.workflow_states AS w
+                        WHERE w.id = i.id OFFSET 0) AS w
+    WHERE i.id = ANY (ids) AND t.to_status IS NOT NULL AND NOT EXISTS (
+        SELECT FROM outbox.legal_changes AS l
+        WHERE l.pipeline = w.pipeline AND l.from_status = w.current_status AND l.to_status = t.to_status)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'illegal change: pipeline "%", entity "%", from "%" to "%"', stray.pipeline, stray.entity_id,
+            stray.current_status, stray.to_status
+            USING ERRCODE = 'OB001',
+                  DETAIL = jsonb_build_object('pipeline', stray.pipeline, 'entity_id', stray.entity_id,
+                                              'from_status', stray.current_status, 'to_status', stray.to_status)::text,
+                  HINT = 'A wait must lead to a change that is legal in the pipeline as it is deployed.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.waits_require_legal(items jsonb, ids uuid[]) IS 'Internal: refuses waits that lead to what is not a legal change.';
 
 CREATE FUNCTION outbox.waits_take(ids uuid[], versions bigint[], over uuid[]) RETURNS jsonb
     LANGUAGE plpgsql

@@ -20,7 +20,18 @@ from typing import Any
 import psycopg
 from pydantic import BaseModel
 
-from outbox import Backoff, Go, Pipeline, Question, Reject, Retry, Run, WaitForApproval
+from outbox import (
+    Backoff,
+    Go,
+    Pipeline,
+    Question,
+    Reject,
+    Retry,
+    Run,
+    WaitForApproval,
+    WaitForChildren,
+    WaitForSignal,
+)
 from outbox.database import killpoints
 
 from .history import Rules, Stage
@@ -39,7 +50,28 @@ def retry(attempts: int) -> Backoff:
     return Backoff(first=0.05, factor=2, max=1, attempts=attempts)
 
 
-chaos = Pipeline("chaos", data=Data, initial="NEW", final={"DONE", "REJECTED", "CANCELLED", "EXPIRED"})
+RENAMED = {"REVIEW": "IN_REVIEW", "CALLED": "RUNG", "REJECTED": "DECLINED", "EXPIRED": "LATE"}
+"""What the second version of the application calls some statuses: two in which workflows wait, and two that waits lead to."""
+
+VERSIONS: dict[str, dict[str, str]] = {"first": {old: old for old in RENAMED}, "second": RENAMED}
+VERSION_FILE = Path(os.environ.get("CHAOS_VERSION_FILE", "version"))
+"""A file that names the version that processes run which are started from now on. Until there is one, the first."""
+
+
+def version() -> str:
+    """Returns which version this process runs."""
+    if named := os.environ.get("CHAOS_VERSION"):
+        return named
+    return VERSION_FILE.read_text() if VERSION_FILE.exists() else "first"
+
+
+NOW = VERSIONS[version()]
+REVIEW, CALLED, REJECTED, EXPIRED = NOW.values()
+chaos = Pipeline("chaos", data=Data, initial="NEW", final={"DONE", REJECTED, EXPIRED}, cancelled="CANCELLED")
+for other in VERSIONS.values():
+    for status, name in NOW.items():
+        if other[status] != name:
+            chaos.rename(other[status], name)
 
 
 def trouble(failing: Callable[[str], Exception] = RuntimeError) -> None:
@@ -109,27 +141,46 @@ async def check(run: Run[Data]) -> Data:
     return Data(seen=run.data.seen + 1, customer=random.randrange(4))
 
 
-OPTIONS = {"approve": "APPROVED", "reject": "REJECTED"}
+OPTIONS = {"approve": "APPROVED", "reject": REJECTED}
 GROUP = "clients"
 ONE = Question("Is it fine?", options=OPTIONS)
 VOTED = Question("Do two say so?", options=OPTIONS, approvers={GROUP: 2})
 
 
+SIGNAL = "go"
+Decided = Go[Data] | WaitForApproval[Data] | WaitForSignal[Data] | WaitForChildren[Data]
+
+
 @chaos.stage(
-    "decide", on="CHECKED", to={"REVIEW", "APPROVED"}, retry=retry(12), timeout=5, concurrency=1,
+    "decide", on="CHECKED", to={"APPROVED", REVIEW, CALLED, "FAMILY"}, retry=retry(12), timeout=5, concurrency=1,
     partition=lambda d: d.customer, total_concurrency=3, priority="seen",
 )  # fmt: skip
-def decide(run: Run[Data]) -> Go[Data] | WaitForApproval[Data]:
+def decide(run: Run[Data]) -> Decided:
     time.sleep(random.random() * 0.005)
     if does("hang", 0.05):
         time.sleep(random.choice([3600, random.uniform(4, 12)]))  # for ever, or past its timeout
     trouble()
     run.publish("chaos.decided", {"entity": run.entity_id})
-    if random.random() > 0.3:
-        return Go("APPROVED")
-    within = timedelta(seconds=random.uniform(0.3, 4))
+    return waits(run) if random.random() < 0.45 else Go("APPROVED")
+
+
+def waits(run: Run[Data]) -> Decided:
+    """Waits for one of all that a workflow can wait for. Each wait ends by itself in the end."""
+    within = timedelta(seconds=random.choice([4, 4, 12]) * random.uniform(0.1, 1))  # the long ones meet a deploy
+    kind = random.choice(["people"] * 6 + ["a signal", "a signal", "its time", "children"])
+    if kind == "its time":
+        return Go("APPROVED", after=within / 4)
+    if kind == "a signal":
+        to = random.choice(["APPROVED", REJECTED])
+        return WaitForSignal(SIGNAL, to=to, timeout=within, on_timeout=EXPIRED, status=CALLED)
+    if kind == "children" and "/" not in run.entity_id:  # which have none themselves
+        for number in range(random.randint(1, 2)):
+            run.spawn(chaos, f"{run.entity_id}/{number}", Data())
+        return WaitForChildren(
+            to="APPROVED", timeout=within + timedelta(seconds=2), on_timeout=EXPIRED, status="FAMILY"
+        )
     asked = random.choice([[ONE], [VOTED], [ONE, VOTED], [ONE, ONE]])
-    return WaitForApproval(questions=asked, first={"reject"}, deadline=within, on_deadline="EXPIRED", status="REVIEW")
+    return WaitForApproval(questions=asked, first={"reject"}, deadline=within, on_deadline=EXPIRED, status=REVIEW)
 
 
 async def act(run: Run[Data]) -> None:
@@ -161,15 +212,9 @@ async def notify(run: Run[Data]) -> None:
     run.publish("chaos.done", {"entity": run.entity_id})
 
 
-BY_HAND = {
-    "REVIEW": {"APPROVED", "REJECTED"},
-    "CHECKED": {"CANCELLED"},
-    "APPROVED": {"CANCELLED"},
-    "SHIPPED": {"CANCELLED"},
-}
+BY_HAND = {REVIEW: {"APPROVED", REJECTED}, CALLED: {"APPROVED", REJECTED}, "FAMILY": {"APPROVED"}}
 for on, to in BY_HAND.items():
-    chaos.allow(on, to=to)
-chaos.allow("REVIEW", to="EXPIRED")
+    chaos.allow(on, to={*to, EXPIRED})
 
 
 def least_waits(backoff: Backoff) -> tuple[float, ...]:
@@ -179,14 +224,35 @@ def least_waits(backoff: Backoff) -> tuple[float, ...]:
 
 
 def rules() -> Rules:
-    """Returns what the checker accepts as legal."""
+    """Returns what the checker accepts as legal, with the statuses' names of the first version."""
     twelve, three = least_waits(retry(12)), least_waits(retry(3))
     stages = (
         Stage("check", "NEW", frozenset({"CHECKED"}), 12, "outside", "CHECKING", twelve),
-        Stage("decide", "CHECKED", frozenset({"REVIEW", "APPROVED"}), 12, backoff=twelve, most=3, most_each=1),
+        Stage(
+            "decide",
+            "CHECKED",
+            frozenset({"APPROVED", "REVIEW", "CALLED", "FAMILY"}),
+            12,
+            backoff=twelve,
+            most=3,
+            most_each=1,
+        ),
         Stage("act", "APPROVED", frozenset({"SHIPPED"}), 12, "inside", backoff=twelve, most=8),
         Stage("notify", "SHIPPED", frozenset({"DONE"}), 3, backoff=three, rejects=True),
     )
-    by_hand = frozenset((on, to) for on, targets in BY_HAND.items() for to in targets)
-    final, timed = frozenset({"DONE", "REJECTED", "CANCELLED", "EXPIRED"}), frozenset({("REVIEW", "EXPIRED")})
-    return Rules("NEW", final, stages, by_hand, frozenset({"REVIEW"}), timed)
+    stages_of = {status for stage in stages for status in (stage.on, stage.running) if status}
+    waiting = frozenset({"REVIEW", "CALLED", "FAMILY"})
+    answers = frozenset((on, to) for on in ("REVIEW", "CALLED") for to in ("APPROVED", "REJECTED"))
+    ends = answers | {("FAMILY", "APPROVED")}
+    return Rules(
+        "NEW",
+        frozenset({"DONE", "REJECTED", "CANCELLED", "EXPIRED"}),
+        stages,
+        by_hand=ends | {(status, "CANCELLED") for status in stages_of | waiting},
+        asking=frozenset({"REVIEW"}),
+        called=frozenset({"CALLED"}),
+        joining=frozenset({"FAMILY"}),
+        timed=frozenset((status, "EXPIRED") for status in waiting),
+        cancelled="CANCELLED",
+        renamed={new: old for old, new in RENAMED.items()},
+    )

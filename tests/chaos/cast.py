@@ -126,6 +126,7 @@ class Cast:
         self.held_up: list[str] = []  # what else was held up by rows that another session held
         self.exits: list[str] = []  # of processes that nothing had killed
         self.not_started = 0  # processes that found no server, reported it, and are started again
+        self.version = "first"  # of the application; see app.py
         self.deadly = 0.0  # the share of started processes that are told to kill themselves
         self.clients: subprocess.Popen[bytes] | None = None
         self._watching = True
@@ -207,6 +208,22 @@ class Cast:
         else:
             file.with_suffix(".new").write_text(wrong)
             file.with_suffix(".new").rename(file)
+
+    def deploy(self, version: str) -> bool:
+        """Deploys a version of the application, which processes run that are started from then on. Returns whether it worked."""
+        command = ("-m", "chaos.start", "deploy", "--app", "chaos.app:chaos")
+        deploying = self._popen(command, self.folder / "deploy.log", {"CHAOS_VERSION": version})
+        try:
+            done = deploying.wait(DEADLINE) == 0
+        except subprocess.TimeoutExpired:
+            deploying.kill()
+            deploying.wait()
+            done = False
+        if done:
+            (self.folder / "version.new").write_text(version)
+            (self.folder / "version.new").rename(self.folder / "version")
+            self.version = version
+        return done
 
     # The processes.
 
@@ -370,6 +387,7 @@ class Cast:
             "CHAOS_SEED": str(self.seed),
             "CHAOS_MUTANT": self.config.mutant or "",
             "CHAOS_MISCHIEF": str(self.folder / "mischief"),
+            "CHAOS_VERSION_FILE": str(self.folder / "version"),
         }
         with log.open("ab") as output:
             return subprocess.Popen(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from .history import History
@@ -112,9 +113,7 @@ class _Checker:
             id_ = entities.get(call.entity)
             if call.kind == "retry":
                 again[call.entity][call.outcome] += 1
-            elif call.outcome != "ok" or call.client in (
-                self.replay.voices if call.kind == "voice" else self.replay.told_by
-            ):
+            elif call.outcome != "ok" or call.client in self._heard(call.kind):
                 pass
             elif id_ is None:
                 self.find("lost", call.entity, f"{call.client} was told {call.said!r}, and there is no workflow")
@@ -128,6 +127,10 @@ class _Checker:
                 )
             elif flow.made_again > told["ok"] + told["unknown"]:
                 self.find("phantom", id_, f"its job was made again {flow.made_again} times, and no call asked for that")
+
+    def _heard(self, kind: str) -> Container[str]:
+        """Returns whose calls of a kind the log knows."""
+        return {"voice": self.replay.voices, "signal": self.replay.senders}.get(kind, self.replay.told_by)
 
     # All that is due has been done.
 
@@ -143,12 +146,20 @@ class _Checker:
         for id_, flow in self.replay.flows.items():
             if flow.without_job:
                 self.find("lost", id_, f"in {flow.without_job} it has no job, so nobody will go on with it")
+            for child in flow.children if flow.left_children else ():
+                other = self.replay.flows[child]
+                if self.replay.first(other.status) not in self.history.rules.final:
+                    self.find(
+                        "stuck", child, f"its parent was cancelled while it waited, and it is still {other.status}"
+                    )
 
     def _may_wait(self, id_: str) -> bool:
         """Returns whether its job is a wait whose time has not come."""
         flow = self.replay.flows.get(id_)
         job = flow.job if flow is not None else None
-        return job is not None and job["stage"] is None and seconds(job["deadline"]) > self.history.ended
+        if job is None or job["stage"] is not None or job["deadline"] is None:
+            return False
+        return seconds(job["deadline"]) > self.history.ended
 
     # The world saw what was committed.
 
@@ -257,6 +268,7 @@ class _Checker:
             "calls ok": outcomes["ok"],
             "calls failed": outcomes["failed"],
             "calls unknown": outcomes["unknown"],
+            **dict(sorted(replay.kinds.items())),
             "retried attempts": replay.retried,
             "effects repeated": sum(replay.outside.values()) - sum(map(len, replay.keys.values())),
             "deliveries repeated": len(history.arrivals) - len({arrival.message_id for arrival in history.arrivals}),

@@ -1,4 +1,4 @@
-"""Runs fifty clients with a key each: they submit, decide reviews, cancel, retry dead jobs, and log the answers.
+"""Runs fifty clients with a key each: they submit, decide, send signals, cancel, retry dead jobs, and log the answers.
 
 A call whose COMMIT was sent and not answered is unknown. A call that failed before that has provably failed.
 """
@@ -16,14 +16,20 @@ from typing import Any, TextIO
 
 import psycopg
 
+from outbox import signal as signal_workflow
 from outbox.operations import change
 
-from .app import GROUP, OPTIONS, Data, chaos
+from .app import GROUP, OPTIONS, SIGNAL, VERSIONS, Data, chaos
 
 KEYS = 50
 MESSAGE = "INSERT INTO outbox.messages (topic, key, payload, workflow_id) VALUES (%s, %s, %s, %s)"
 REFUSED = {"DONE": "SHIPPED", "REJECTED": "APPROVED", "CANCELLED": "NEW", "REVIEW": "SHIPPED", "CHECKED": "DONE"}
 """Illegal changes, which clients try all the same."""
+
+ANSWERS = {names[status]: names["REJECTED"] for names in VERSIONS.values() for status in ("REVIEW", "CALLED")}
+"""The statuses in which workflows wait for others, in each version, with what that version calls a rejection."""
+
+REVIEWS = {names["REVIEW"] for names in VERSIONS.values()}
 
 VOICE = "counted"
 """What a client notes of an answer that does not move its workflow: a vote, or an answer to one of several questions."""
@@ -40,12 +46,21 @@ ASKED = """
     SELECT a.id, a.asked_by, a.approvers IS NOT NULL FROM outbox.approvals AS a
     WHERE a.workflow_id = %s AND a.ended_at IS NULL ORDER BY random() LIMIT 1
 """
+CANCELLED = """
+    SELECT EXISTS (SELECT FROM outbox.state_changes AS c JOIN outbox.workflow_states AS w ON w.id = c.workflow_id
+                   WHERE w.pipeline = 'chaos' AND w.entity_id = %s AND c.actor = current_setting('outbox.actor'))
+"""
 DECIDE = "SELECT outbox.decide('chaos', %s, %s, %s, question => %s, groups => %s)"
 DEAD = "SELECT d.workflow_id, d.entity_id FROM outbox.dead_jobs AS d WHERE d.entity_id = ANY (%s)"
 
 
 class Failed(Exception):
     """The call certainly had no effect."""
+
+
+def _failed(error: psycopg.DatabaseError) -> Exception:
+    """Returns what is to be raised: Failed if Outbox has refused it."""
+    return Failed(str(error)) if (error.sqlstate or "").startswith("OB") else error
 
 
 class Client:
@@ -74,8 +89,12 @@ class Client:
             await self.submit(f"k{self.key}-{self.calls}")
         elif dice < 0.55:
             await self.submit(self.random.choice(self.open))  # as if the network delivered it twice
-        elif dice < 0.95:
+        elif dice < 0.87:
             await self.change()
+        elif dice < 0.91:
+            await self.signal(self.random.choice(self.open))  # what it sends too early is kept
+        elif dice < 0.95:
+            await self.cancel()
         else:
             await self.retry()
 
@@ -92,7 +111,7 @@ class Client:
         self.open = self.open[-40:]
 
     async def change(self) -> None:
-        """Decides a review, or cancels what a worker may be working on."""
+        """Answers what waits, or takes away what a worker may be working on."""
         conn = await self.connection()
         rows = await (await conn.execute(MINE, (self.open,))).fetchall()
         self.random.shuffle(rows)
@@ -100,13 +119,44 @@ class Client:
             if status in REFUSED and self.random.random() < 0.01:
                 to = REFUSED[status]
                 return await self.call("change", entity, to, self.changing(id_, entity, status, to))
-            cancels = status in ("CHECKED", "APPROVED", "SHIPPED")
-            if status == "REVIEW" and self.random.random() < 0.7:
+            takes_away = status in ("CHECKED", "APPROVED", "SHIPPED")
+            if status in REVIEWS and self.random.random() < 0.7:
                 option = self.random.choice(list(OPTIONS))
-                return await self.call("change", entity, OPTIONS[option], self.deciding(id_, entity, option))
-            if status == "REVIEW" or (cancels and self.random.random() < 0.1):
-                to = self.random.choice(["APPROVED", "REJECTED"]) if status == "REVIEW" else "CANCELLED"
+                to = {"approve": "APPROVED", "reject": ANSWERS[status]}[option]
+                return await self.call("change", entity, to, self.deciding(id_, entity, option))
+            if status in ANSWERS and status not in REVIEWS and self.random.random() < 0.7:
+                return await self.signal(entity)
+            if status in ANSWERS:
+                to = self.random.choice(["APPROVED", ANSWERS[status]])
                 return await self.call("change", entity, to, self.changing(id_, entity, status, to))
+            if takes_away and self.random.random() < 0.1:
+                return await self.call("change", entity, "CANCELLED", self.changing(id_, entity, status, "CANCELLED"))
+
+    async def signal(self, entity: str) -> None:
+        async def do(conn: psycopg.AsyncConnection[Any]) -> str:
+            await signal_workflow(conn, "chaos", entity, SIGNAL)
+            return "sent"
+
+        await self.call("signal", entity, None, do)
+
+    async def cancel(self) -> None:
+        """Cancels a workflow or one of its children, whatever it is at, as a person or a program would."""
+        entity = self.random.choice(self.open) + self.random.choice(["", "", "/0"])
+
+        async def do(conn: psycopg.AsyncConnection[Any]) -> str:
+            try:
+                if self.random.random() < 0.5:
+                    await chaos.cancel(conn, entity)
+                else:
+                    await conn.execute("SELECT outbox.cancel('chaos', %s)", (entity,))
+            except psycopg.DatabaseError as error:
+                raise _failed(error) from None
+            row = await (await conn.execute(CANCELLED, (entity,))).fetchone()
+            if not row or not row[0]:
+                raise Failed("it was cancelled before")
+            return "cancelled"
+
+        await self.call("cancel", entity, "CANCELLED", do)
 
     def changing(self, id_: Any, entity: str, status: str, to: str) -> Any:
         async def do(conn: psycopg.AsyncConnection[Any]) -> str:
@@ -127,10 +177,8 @@ class Client:
             try:
                 row = await (await conn.execute(DECIDE, (entity, option, by, question, [GROUP]))).fetchone()
             except psycopg.DatabaseError as error:
-                if not (error.sqlstate or "").startswith("OB"):
-                    raise
-                raise Failed(str(error)) from None
-            if row and row[0] == "REVIEW":
+                raise _failed(error) from None
+            if row and row[0] in REVIEWS:
                 return VOICE  # counted, and others are needed
             await conn.execute(MESSAGE, ("chaos.decided", entity, json.dumps({"entity": entity}), id_))
             return f"{option}: {row[0] if row else None}"

@@ -8,6 +8,7 @@ PROCESSES = (
     "kill-points",
     "kill-9",
     "deploy",
+    "renamed-status",
     "freeze",
     "relay-frozen",
     "buried",

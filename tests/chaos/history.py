@@ -7,6 +7,7 @@ any unique constraint, `arrivals` at a queue of the harness). Times are seconds 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,14 +36,18 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is legal: the pipeline as it was deployed."""
+    """What is legal: the pipeline as it was deployed first. Statuses that are renamed later have their first names here."""
 
     initial: str
     final: frozenset[str]
     stages: tuple[Stage, ...]
     by_hand: frozenset[tuple[str, str]]  # (from, to) of changes by hand
-    waiting: frozenset[str]  # statuses that no stage takes, and that aren't final
+    asking: frozenset[str]  # statuses in which people are asked,
+    called: frozenset[str] = frozenset()  # a signal is awaited,
+    joining: frozenset[str] = frozenset()  # or the end of children
     timed: frozenset[tuple[str, str]] = frozenset()  # (from, to) of waits that end at their deadline
+    cancelled: str | None = None  # where cancelled workflows go
+    renamed: Mapping[str, str] = field(default_factory=dict)  # the first name of each other name that a status may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class Call:
     """A client's call and its answer. Whatever has not provably failed is unknown."""
 
     client: str
-    kind: Literal["submit", "change", "voice", "retry"]  # a voice is an answer that moved nothing
+    kind: Literal["submit", "change", "voice", "signal", "cancel", "retry"]  # a voice is an answer that moved nothing
     entity: str
     outcome: Literal["ok", "failed", "unknown"]
     began: float

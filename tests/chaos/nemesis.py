@@ -46,6 +46,24 @@ def deploy(cast: Cast, dice: random.Random) -> Iterator[float]:
         yield 0.3
 
 
+def renamed_status(cast: Cast, dice: random.Random) -> Iterator[float]:
+    """Deploys a version that renames statuses, in which workflows wait. Workers of the other version go on for a while."""
+    version = "second" if cast.version == "first" else "first"
+    began = time.monotonic()
+    while not cast.deploy(version):  # a transaction was open, or another fault came in between
+        if time.monotonic() > began + DEPLOYING:
+            raise TimeoutError("no deploy has worked: see deploy.log")
+        yield 0.5
+    yield dice.uniform(1.0, 4.0)
+    for role in cast.of("worker"):
+        cast.terminate(role)
+        yield 0.5
+
+
+DEPLOYING = 120.0
+"""Seconds in which one of several tries to deploy works, whatever other fault there is."""
+
+
 def freeze(cast: Cast, dice: random.Random) -> Iterator[float]:
     """Sends SIGSTOP to one or two processes, for less or more than a lease, then SIGCONT."""
     frozen: list[Role] = dice.sample(cast.roles, dice.randint(1, 2))
@@ -395,7 +413,7 @@ def broker_node_frozen(cast: Cast, dice: random.Random) -> Iterator[float]:
 FAULTS: dict[str, Fault] = {
     fault.__name__.replace("_", "-"): fault
     for fault in (
-        kill_points, kill_9, deploy, freeze, relay_frozen, buried, hung_threads, blocked_loop, reckless_handlers,
+        kill_points, kill_9, deploy, renamed_status, freeze, relay_frozen, buried, hung_threads, blocked_loop, reckless_handlers,
         postgres_restart, postgres_kill, disk_full, sessions, notify_lost, held_rows, touched_data, refused_rows,
         cut_at_commit, black_hole, half_open, read_only,
         broker_restart, broker_frozen, broker_alarm, broker_refuses, broker_unbound, broker_lines,

@@ -17,8 +17,14 @@ from .history import Call, Rules, Stage, Transaction
 Row = dict[str, str | None]
 Find = Callable[[str, str, str], None]
 WORKER = "worker-"
+KEPT = ("stage", "owner", "attempt", "entered", "run_at", "due", "deadline")
+"""What a job keeps when its status is renamed."""
+
 CLOCK = "outbox"
 """The actor that moves on what has waited too long."""
+
+RENAMED, SIGNAL, JOINED, ORPHANED = "renamed", "signal ", "its children have ended", "its parent has ended"
+"""The reasons of changes that the engine makes, besides those of workers and of the clock. SIGNAL goes on with a name."""
 
 SLACK = 0.001  # seconds: Postgres rounds
 
@@ -32,6 +38,11 @@ class Flow:
     version: int = 0
     job: Row | None = None
     dead: Row | None = None
+    wait: Row | None = None  # for a signal or for children
+    questions: dict[str | None, Row] = field(default_factory=dict)  # those that are open
+    children: dict[str, Row] = field(default_factory=dict)
+    parent: str | None = None
+    left_children: bool = False  # it was cancelled while it waited for them
     made_again: int = 0
     without_job: str | None = None  # the status that it came to without the job of its stage
 
@@ -51,6 +62,7 @@ class Part:
     inside: list[Row] = field(default_factory=list)
     asked: list[Row] = field(default_factory=list)  # questions to people; `answered` are those that have ended
     answered: list[Row] = field(default_factory=list)
+    heard: int = 0  # signals that were taken
 
 
 class Replay:
@@ -66,12 +78,16 @@ class Replay:
                 self.takes[stage.running] = stage
         self.running = {stage.running for stage in rules.stages if stage.running}
         self.timed = {status for status, _ in rules.timed}
+        self.waits = rules.called | rules.joining
+        self.known = {rules.initial, *rules.final, *self.takes, *self.timed}  # the statuses' names at present
         self.flows: dict[str, Flow] = {}
         self.changes: dict[tuple[str, int], Row] = {}  # history, by workflow and version
         self.told_by: Counter[str] = Counter()  # rows of the history by actor
         self.votes: dict[str | None, dict[str | None, Row]] = defaultdict(dict)  # by question and person
         self.askers: dict[str | None, set[str | None]] = {}  # by question
         self.voices: set[str] = set()  # whose answer was counted
+        self.senders: set[str] = set()  # of signals
+        self.kinds: Counter[str] = Counter()  # changes by the reasons above, and cancellations
         self.messages: dict[str, Row] = {}  # in commit order
         self.relays: dict[str, Row] = {}
         self.alive: set[str] = set()
@@ -95,6 +111,7 @@ class Replay:
         self._extra_inside: dict[str, list[str]] = defaultdict(list)
         self._done_inside: set[str] = set()
         self._parts: dict[str, Part] = {}
+        self._deploying = False  # in this transaction
         self._now_recorded: set[str] = set()
         self._now_consumed: set[str] = set()
         self._at = 0.0
@@ -109,6 +126,15 @@ class Replay:
             ("dead_jobs", "insert"): self._died,
             ("dead_jobs", "delete"): self._undied,
             ("messages", "insert"): self._message,
+            ("routes", "insert"): lambda row: self._named(self.known.add, row),
+            ("routes", "delete"): lambda row: self._named(self.known.discard, row),
+            ("waits", "insert"): self._wait_written,
+            ("waits", "update"): self._wait_written,
+            ("waits", "delete"): self._wait_ended,
+            ("signals", "insert"): self._signalled,
+            ("signals", "update"): self._signalled,
+            ("children", "insert"): self._child,
+            ("children", "update"): self._child,
             ("approvals", "insert"): self._asked,
             ("approvals", "update"): self._answered,
             ("approval_votes", "insert"): self._voted,
@@ -137,6 +163,8 @@ class Replay:
                 for id_, part in self._parts.items():
                     self._settle(id_, self.flows[id_], part)
                 self._parts = {}
+            if self._deploying:
+                self._settle_names()
             if self._now_recorded or self._now_consumed:
                 self._settle_inbox()
             if self._began:
@@ -183,7 +211,8 @@ class Replay:
     def _told(self, row: Row) -> None:
         id_, version = str(row["workflow_id"]), int(row["version"] or 0)
         self.changes[id_, version] = row
-        self.told_by[str(row["actor"])] += 1
+        if not _is_a_consequence(row):
+            self.told_by[str(row["actor"])] += 1
         self._part(id_).told.append(row)
 
     def _job_made(self, row: Row) -> None:
@@ -254,8 +283,11 @@ class Replay:
         self._began.clear()
 
     def _same_holder(self, id_: str, old: Row, row: Row) -> None:
+        made = self._parts[id_].made if id_ in self._parts else None
         if old["status"] != row["status"]:
-            self._part(id_)  # kept for an in-progress status
+            self._part(id_)  # kept for an in-progress status, or renamed
+        elif old is made:
+            self._parts[id_].made = row  # it was made to wait for its time
         elif old["due"] == "f" and row["due"] == "t":
             # The commit came after the moment by which it is judged here. What is too early even by this is too early.
             if self._at < seconds(row["run_at"]) - SLACK:
@@ -359,18 +391,30 @@ class Replay:
         lack, inside = -len(part.messages), list(part.inside)
         for before, after, version in part.moves:
             row = told.pop(version, None)
-            by_the_clock = row is not None and row["actor"] == CLOCK
-            lack += after not in self.running and not by_the_clock
+            if row is not None and row.get("reason") == RENAMED:
+                self._by_name(id_, flow, part, before, after, row)
+                continue
+            if row is None and before is not None and self.first(before) == self.first(after):
+                self.find("torn commit", id_, f"{before} was renamed to {after} without its row of history")
+                continue
+            lack += after not in self.running and (row is None or self._has_message(before, row))
+            if after not in self.known:
+                self.find("illegal change", id_, f"from {before} to {after}, which is not what a status is called now")
+            said = (row["from_status"], row["to_status"]) if row is not None else None
+            is_told, (before, after) = said == (before, after), (self.first(before), self.first(after) or "")
             if before in self.rules.final:
                 self.find("resurrection", id_, f"from {before}, which is final, to {after}")
             elif row is None:
                 self.find("torn commit", id_, f"from {before} to {after} without its row of history")
                 self._legal(id_, before, after)
-            elif (row["from_status"], row["to_status"]) != (before, after):
-                said = f"{row['from_status']} to {row['to_status']}"
+            elif not is_told:
                 self.find("illegal change", id_, f"from {before} to {after}, and history says {said}")
-            elif by_the_clock:
+            elif _is_a_consequence(row) or row.get("reason") == ORPHANED:
+                self._by_others(id_, flow, part, before, after, str(row["reason"]))
+            elif row["actor"] == CLOCK:
                 self._by_the_clock(id_, part, before, after)
+            elif before is None and str(row["actor"]).startswith(WORKER):
+                self._spawned(id_, flow, after)
             elif str(row["actor"]).startswith(WORKER):
                 self._by_worker(id_, part, before, after, row, inside)
             else:
@@ -384,6 +428,7 @@ class Replay:
         for row in inside:
             self._extra_inside[id_].append(f"attempt {row['attempt']}")
         self._settle_questions(id_, part)
+        self._settle_wait(id_, flow, part)
         self._settle_job(id_, flow, part)
 
     def _settle_questions(self, id_: str, part: Part) -> None:
@@ -391,14 +436,67 @@ class Replay:
         for row in part.asked:
             if row["status"] not in {after for _, after, _ in part.moves}:
                 self.find("torn commit", id_, f"a question is asked in {row['status']}, to which nothing moved it")
-        ended = {(row["status"], row["to_status"]) for row in part.answered if row["to_status"] is not None}
-        left = {(before, after) for before, after, _ in part.moves if before in self.timed}
+        moves = {(self.first(before), self.first(after)) for before, after, _ in part.moves}
+        ended = {(self.first(row["status"]), self.first(row["to_status"])) for row in part.answered if row["to_status"]}
+        left = {(before, after) for before, after in moves if before in self.rules.asking and before != after}
         for status, to in ended - left:
             self.find("torn commit", id_, f"its question in {status} ended with {to}, to which nothing moved it")
         for status, to in left - ended:
             self.find("torn commit", id_, f"it moved from {status} to {to}, and its question did not end")
 
+    def _settle_wait(self, id_: str, flow: Flow, part: Part) -> None:
+        """Checks that all that it waits for begins and ends with the status in which it waits."""
+        status = self.first(flow.status)
+        if part.moves and flow.wait is None and status in self.waits:
+            self.find("torn commit", id_, f"in {flow.status} it waits for nothing")
+        elif part.moves and flow.wait is not None and status not in self.waits:
+            self.find("torn commit", id_, f"it is {flow.status}, and its wait goes on")
+        if part.moves and flow.questions and status not in self.rules.asking:
+            self.find("torn commit", id_, f"it is {flow.status}, and {len(flow.questions)} questions are open")
+        if any(before in self.rules.joining for before, *_ in part.moves) and status == self.rules.cancelled:
+            flow.left_children = True
+            for child, row in flow.children.items():
+                if row["cancel_to"] is None and self._at_work_still(child):
+                    self.find("torn commit", id_, f"it was cancelled, and its child {child} was not")
+
+    def _at_work_still(self, id_: str) -> bool:
+        return self.first(self._flow(id_).status) not in self.rules.final
+
+    def first(self, status: str | None) -> str | None:
+        """Returns what a status was called at first."""
+        return self.rules.renamed.get(status or "", status)
+
+    def _named(self, do: Callable[[str], None], row: Row) -> None:
+        """Handles what a deploy writes: it deletes the statuses that are there, and inserts those of its version."""
+        self._deploying = True
+        do(str(row["status"]))
+
+    def _wait_written(self, row: Row) -> None:
+        id_ = str(row["workflow_id"])
+        self._part(id_)
+        self.flows[id_].wait = row
+
+    def _wait_ended(self, row: Row) -> None:
+        id_ = str(row["workflow_id"])
+        self._part(id_)
+        self.flows[id_].wait = None
+
+    def _signalled(self, row: Row) -> None:
+        part = self._part(str(row["workflow_id"]))
+        self.senders.add(str(row["sent_by"]))
+        part.heard += row["taken_at"] is not None
+
+    def _child(self, row: Row) -> None:
+        child, parent = str(row["child_id"]), str(row["parent_id"])
+        self._flow(parent).children[child] = row
+        self._flow(child).parent = parent
+
     def _answered(self, row: Row) -> None:
+        flow = self._flow(str(row["workflow_id"]))
+        if row["ended"] is None:
+            flow.questions[row.get("id")] = row
+        else:
+            flow.questions.pop(row.get("id"), None)
         if row["ended"] is not None and row["edited"] is None:
             self._part(str(row["workflow_id"])).answered.append(row)
             if row["ended"] == "decided":
@@ -406,6 +504,7 @@ class Replay:
 
     def _asked(self, row: Row) -> None:
         self._part(str(row["workflow_id"])).asked.append(row)
+        self._flow(str(row["workflow_id"])).questions[row.get("id")] = row
         self.askers[row.get("id")] = {row.get("asked_by"), row.get("asked_login")} - {None}
 
     def _voted(self, row: Row) -> None:
@@ -424,6 +523,76 @@ class Replay:
         people = [person for person, vote in self.votes[row.get("id")].items() if vote["option"] == row.get("decision")]
         if len(people) < needed:
             self.find("miscounted", str(row["workflow_id"]), f"{people} decided it, and {needed} are needed")
+
+    def _has_message(self, before: str | None, row: Row) -> bool:
+        """Returns whether who made a change sends a message with it: a handler, or a client that says so."""
+        call = self.calls.get(str(row["actor"]))
+        spawned = before is None and str(row["actor"]).startswith(WORKER)
+        engine = row["actor"] == CLOCK or _is_a_consequence(row)
+        return not (engine or spawned or (call is not None and call.kind == "cancel"))
+
+    def _by_name(self, id_: str, flow: Flow, part: Part, before: str | None, after: str, row: Row) -> None:
+        """Checks that a deploy has renamed a status, and that the workflow has kept all that it had."""
+        self.kinds[RENAMED] += 1
+        if (row["from_status"], row["to_status"]) != (before, after):
+            self.find(
+                "illegal change", id_, f"it was renamed, and history says {row['from_status']}, {row['to_status']}"
+            )
+        if not self._deploying or before in self.known or after not in self.known:
+            self.find("illegal change", id_, f"{before} was renamed to {after}, which no deploy has done")
+        elif self.first(before) != self.first(after):
+            self.find("illegal change", id_, f"{before} was renamed to {after}, which is another status")
+        job, kept = part.job, flow.job
+        if (job is None) != (kept is None) or part.made or part.ended:
+            self.find("torn commit", id_, f"its job came or went when {before} was renamed to {after}")
+        elif job is not None and kept is not None and any(job.get(name) != kept.get(name) for name in KEPT):
+            self.find("torn commit", id_, f"its job was written when {before} was renamed to {after}")
+
+    def _settle_names(self) -> None:
+        """Checks, after a deploy, that nothing leads to the former name of a status."""
+        self._deploying = False
+        for id_, flow in self.flows.items():
+            wait, job = flow.wait or {}, flow.job or flow.dead or {}
+            named = {
+                "it": flow.status,
+                "its job": job.get("status"),
+                "its deadline": job.get("on_deadline"),
+                "its wait": wait.get("to_status"),
+            }
+            for question in flow.questions.values():
+                named["its question"] = question["status"]
+                for answer, to in json.loads(question.get("options") or "{}").items():
+                    named[f"the answer {answer}"] = to
+            for what, status in named.items():
+                if status is not None and status not in self.known:
+                    self.find("lost", id_, f"{what} leads to {status}, which a deploy has renamed")
+
+    def _by_others(self, id_: str, flow: Flow, part: Part, before: str | None, after: str, reason: str) -> None:
+        """Checks that the engine moves what waited for a signal that is there, for children that have ended, or its parent."""
+        self.kinds[SIGNAL.strip() if reason.startswith(SIGNAL) else reason] += 1
+        ends = before in (self.rules.called if reason.startswith(SIGNAL) else self.rules.joining)
+        if reason == ORPHANED:
+            parent = self.flows.get(flow.parent or "")
+            to = parent.children[id_]["cancel_to"] if parent is not None else None
+            if parent is None or self.first(to) != after or self._at_work_still(str(flow.parent)):
+                self.find("phantom", id_, f"it came to {after} as its parent has ended, which has not")
+        elif not ends or (before, after) not in self.rules.by_hand:
+            self.find("illegal change", id_, f"from {before} to {after}, as {reason}")
+        elif reason.startswith(SIGNAL):
+            part.heard -= 1
+            if part.heard < 0:
+                self.find("phantom", id_, f"it came to {after} by a signal that was not there")
+        elif left := [child for child in flow.children if self._at_work_still(child)]:
+            self.find("too early", id_, f"it came to {after} before its children {left} have ended")
+
+    def _spawned(self, id_: str, flow: Flow, after: str) -> None:
+        """Checks that a child begins with its parent's wait."""
+        self.kinds["spawned"] += 1
+        parent = self._parts.get(flow.parent or "")
+        if parent is None or after != self.rules.initial:
+            self.find("phantom", id_, f"a worker has started it in {after}, and no parent has spawned it")
+        elif not any(self.first(to) in self.rules.joining for _, to, _ in parent.moves):
+            self.find("torn commit", id_, "it was spawned, and its parent did not move")
 
     def _by_the_clock(self, id_: str, part: Part, before: str | None, after: str) -> None:
         """Checks that a wait ends where its deadline leads, and only after the deadline."""
@@ -484,21 +653,24 @@ class Replay:
             self.find("phantom", id_, f"nobody asked to come to {after}, but {actor} did")
         elif call.outcome == "failed":
             self.find("phantom", id_, f"it came to {after} by {actor}, who was told that it failed: {call.said}")
-        elif call.entity != flow.entity or call.to_status != (None if before is None else after):
+        elif call.entity != flow.entity or self.first(call.to_status) != (None if before is None else after):
             self.find("phantom", id_, f"it came to {after} by {actor}, who asked for {call.entity}, {call.to_status}")
         elif self.told_by[actor] > 1:
             self.find("phantom", id_, f"{actor} asked for one change, and this is another one")
+        elif call.kind == "cancel":
+            self.kinds["cancelled"] += 1
 
     def _settle_job(self, id_: str, flow: Flow, part: Part) -> None:
         """Checks that the open job ends with the change and the next one begins; none comes or goes without reason."""
-        stage, job = self.takes.get(flow.status or ""), flow.job
-        if job is None and part.moves and flow.status in self.timed:
+        status = self.first(flow.status)
+        stage, job = self.takes.get(status or ""), flow.job
+        if job is None and part.moves and status in self.timed:
             self.find("lost", id_, f"in {flow.status} it waits without a deadline: nobody ends that")
         if job is not None and stage is None and (job["stage"], job["status"]) == (None, flow.status):
-            if flow.status not in self.timed:
+            if status not in self.timed:
                 self.find("phantom", id_, f"in {flow.status} it has a deadline")
         elif job is not None and stage is None:
-            if flow.status in self.rules.final:
+            if status in self.rules.final:
                 self.find("resurrection", id_, f"in {flow.status}, which is final, it has a job of {job['stage']}")
             else:
                 name = "torn commit" if part.moves else "phantom"
@@ -563,6 +735,12 @@ class Replay:
             for effect in extra[len(lacking) :]:
                 done = lacking or id_ in self._done_inside
                 self.find("effect twice" if done else "phantom", id_, f"an effect inside of no change: {effect}")
+
+
+def _is_a_consequence(row: Row) -> bool:
+    """Returns whether a change follows from what its actor has done elsewhere: sent a signal, or ended the last child."""
+    reason = row.get("reason") or ""
+    return reason.startswith(SIGNAL) or reason == JOINED
 
 
 def _may(stage: Stage, before: str | None, after: str) -> bool:

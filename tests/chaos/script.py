@@ -25,21 +25,28 @@ from .history import (  # fmt: skip
 )
 from .replay import seconds
 
+STATUSES = ("NEW", "CHECKING", "CHECKED", "APPROVED", "SHIPPED", "REVIEW", "CALLED", "FAMILY")  # all but the final ones
 RULES = Rules(
     initial="NEW",
     final=frozenset({"DONE", "REJECTED", "CANCELLED", "EXPIRED"}),
     stages=(
         Stage("check", "NEW", frozenset({"CHECKED"}), 3, "outside", "CHECKING", (0.2, 0.4)),
-        Stage("decide", "CHECKED", frozenset({"REVIEW", "APPROVED"}), 3, most=2, most_each=1),
+        Stage("decide", "CHECKED", frozenset({"REVIEW", "CALLED", "FAMILY", "APPROVED"}), 3, most=2, most_each=1),
         Stage("act", "APPROVED", frozenset({"SHIPPED"}), 3, "inside"),
         Stage("notify", "SHIPPED", frozenset({"DONE"}), 2, rejects=True),
     ),
     by_hand=frozenset(
-        {("REVIEW", "APPROVED"), ("REVIEW", "REJECTED"), ("CHECKED", "CANCELLED"), ("APPROVED", "CANCELLED")}
+        {("REVIEW", "APPROVED"), ("REVIEW", "REJECTED"), ("CALLED", "APPROVED"), ("FAMILY", "APPROVED")}
+        | {(status, "CANCELLED") for status in STATUSES}
     ),
-    waiting=frozenset({"REVIEW"}),
-    timed=frozenset({("REVIEW", "EXPIRED")}),
+    asking=frozenset({"REVIEW"}),
+    called=frozenset({"CALLED"}),
+    joining=frozenset({"FAMILY"}),
+    timed=frozenset((status, "EXPIRED") for status in ("REVIEW", "CALLED", "FAMILY")),
+    cancelled="CANCELLED",
+    renamed={"IN_REVIEW": "REVIEW", "LATE": "EXPIRED"},
 )
+WAITS = ("REVIEW", "CALLED", "FAMILY")
 TAKES = {status: stage for stage in RULES.stages for status in (stage.on, stage.running) if status}
 BEGAN = 1_000.0
 
@@ -56,6 +63,8 @@ class Script:
         self.dead: dict[str, dict[str, Any]] = {}
         self.messages = 0
         self.not_consumed: set[str] = set()
+        self.waits: set[str] = set()  # who waits for a signal or for children
+        self.children: dict[str, list[str]] = {}  # by parent
         for worker in (1, 2):
             self.commit(write("workers", "insert", id=worker))
 
@@ -122,6 +131,72 @@ class Script:
         actor = self.call("change", self.states[id_]["entity_id"], to, outcome, f"to {to}")
         self.change(id_, to, actor, None, [])
 
+    def cancel(self, id_: str, outcome: str = "ok") -> None:
+        """Cancels a workflow, whatever it is at. No message is sent with it."""
+        actor = self.call("cancel", self.states[id_]["entity_id"], "CANCELLED", outcome, "cancelled")
+        self.change(id_, "CANCELLED", actor, None, [])
+        self.drop("messages")
+
+    def signal(self, id_: str, outcome: str = "ok") -> None:
+        """Sends a signal, which moves what waits for it."""
+        actor = self.call("signal", self.states[id_]["entity_id"], None, outcome, "sent")
+        sent = {"id": len(self.calls), "workflow_id": id_, "sent_by": actor}
+        writes = [write("signals", "insert", **sent, taken_at=None)]
+        if self.states[id_]["current_status"] != "CALLED":
+            self.commit(*writes)
+            return
+        writes.append(write("signals", "update", **sent, taken_at=self.now))
+        self.change(id_, "APPROVED", actor, None, writes)
+        self.drop("messages")
+        self.rewrite("state_changes", reason="signal go")
+
+    def spawn(self, id_: str, *children: str) -> None:
+        """Ends the attempt that waits for children, and starts them."""
+        job = self.jobs[id_]
+        worker, writes = f"worker-{job['owner']}", []
+        self.children[id_] = list(children)
+        for child in children:
+            self.states[child] = {"id": child, "entity_id": f"entity of {child}", "current_status": "NEW", "version": 1}
+            self.submitted[child] = worker
+            writes += [
+                write("workflow_states", "insert", **self.states[child]),
+                told(child, None, "NEW", 1, worker),
+                self.job(child, "NEW", 1),
+                self.child(child, id_, None, "insert"),
+            ]
+        self.change(id_, "FAMILY", worker, job, writes)
+
+    def join(self, id_: str, actor: str = "worker-1") -> None:
+        """Moves a parent whose children have ended."""
+        self.change(id_, "APPROVED", actor, None, [])
+        self.drop("messages")
+        self.rewrite("state_changes", reason="its children have ended")
+
+    def orphan(self, id_: str) -> None:
+        """Cancels a child whose parent was cancelled."""
+        self.change(id_, "CANCELLED", "outbox", None, [])
+        self.drop("messages")
+        self.rewrite("state_changes", reason="its parent has ended")
+
+    def rename(self, *ids: str) -> None:
+        """Deploys a version that calls two statuses otherwise, and renames these workflows, which wait in one of them."""
+        self.commit(*self.named(), *(each for id_ in ids for each in self.renamed(id_)))
+
+    def named(self) -> Iterator[Write]:
+        for old, new in (("REVIEW", "IN_REVIEW"), ("EXPIRED", "LATE")):
+            yield write("routes", "delete", status=old)
+            yield write("routes", "insert", status=new)
+
+    def renamed(self, id_: str) -> Iterator[Write]:
+        before, version = self.move(id_, "IN_REVIEW")
+        self.jobs[id_].update(status="IN_REVIEW", on_deadline="LATE")
+        yield write("workflow_states", "update", **self.states[id_])
+        yield write("jobs", "update", **self.jobs[id_])
+        asked = {"options": '{"reject": "REJECTED"}', "ended": None}
+        yield write("approvals", "update", id=id_, workflow_id=id_, status="IN_REVIEW", **asked)
+        history = told(id_, before, "IN_REVIEW", version, "outbox_owner")
+        yield Write(history.table, history.kind, {**history.row, "reason": "renamed"})
+
     def vote(self, id_: str, *, outcome: str = "ok") -> str:
         """Votes for "reject", which two people must; the vote moves nothing."""
         person = self.call("voice", self.states[id_]["entity_id"], "REJECTED", outcome, "counted")
@@ -147,18 +222,37 @@ class Script:
         if self.dead.pop(id_, None):
             writes.append(write("dead_jobs", "delete", workflow_id=id_))
         writes.append(told(id_, before, to, version, actor, job))
-        if before == "REVIEW":
-            ended = "deadline" if actor == "outbox" else "decided"
-            row = {"workflow_id": id_, "status": before, "to_status": to, "ended": ended, "edited": None}
-            writes.append(write("approvals", "update", **row))
+        writes += self.wait_ends(id_, before, to, actor)
         if to in TAKES:
             writes.append(self.job(id_, to, version))
-        elif to == "REVIEW":
-            writes.append(
-                write("approvals", "insert", id=id_, workflow_id=id_, status=to, asked_by=self.submitted[id_])
-            )
-            writes.append(self.timeout(id_, to, version))
+        elif to in WAITS:
+            writes += self.wait_begins(id_, to, version)
         self.commit(*writes)
+
+    def wait_ends(self, id_: str, before: str, to: str, actor: str) -> Iterator[Write]:
+        """Yields what is written when a workflow leaves a status in which it may have waited."""
+        if before in ("REVIEW", "IN_REVIEW"):
+            ended = "deadline" if actor == "outbox" else "decided"
+            row = {"id": id_, "workflow_id": id_, "status": before, "to_status": to, "ended": ended, "edited": None}
+            yield write("approvals", "update", **row)
+        if id_ in self.waits:
+            self.waits.remove(id_)
+            yield write("waits", "delete", workflow_id=id_)
+        if to == "CANCELLED":
+            yield from (self.child(each, id_, "CANCELLED") for each in self.children.get(id_, ()))
+
+    def wait_begins(self, id_: str, status: str, version: int) -> Iterator[Write]:
+        """Yields what is written when a workflow comes to a status in which it waits."""
+        if status == "REVIEW":
+            asked = {"options": '{"reject": "REJECTED"}', "ended": None, "asked_by": self.submitted[id_]}
+            yield write("approvals", "insert", id=id_, workflow_id=id_, status=status, **asked)
+        else:
+            self.waits.add(id_)
+            yield write("waits", "insert", workflow_id=id_, to_status="APPROVED")
+        yield self.timeout(id_, status, version)
+
+    def child(self, id_: str, parent: str, cancel_to: str | None, kind: Any = "update") -> Write:
+        return write("children", kind, child_id=id_, parent_id=parent, cancel_to=cancel_to)
 
     def timeout(self, id_: str, status: str, version: int) -> Write:
         """Returns the job of a wait: it has no stage, and is due later than any script ends."""

@@ -66,6 +66,44 @@ def tour() -> Script:
     return run
 
 
+def later() -> Script:
+    """Returns a run in which workflows wait for all that they may wait for, are cancelled, and renamed."""
+    run = Script()
+    run.submit("called")
+    run.signal("called")  # too early: it is kept
+    run.claim("called")
+    run.cancel("called")
+    run.through("rung", "CHECKED", "CALLED")
+    run.signal("rung")
+    run.cancel("rung")
+    run.through("parent", "CHECKED")
+    run.claim("parent")
+    run.spawn("parent", "first", "second")
+    run.cancel("first")
+    run.claim("second")
+    run.cancel("second")
+    run.join("parent", run.calls[-1].client)
+    run.cancel("parent")
+    run.through("dying", "CHECKED", "APPROVED", "SHIPPED")
+    run.claim("dying")
+    run.die("dying")
+    run.cancel("dying")
+    run.through("left", "CHECKED")
+    run.claim("left")
+    run.spawn("left", "child")
+    run.cancel("left")
+    run.orphan("child")
+    for name in ("one", "two", "three"):
+        run.through(name, "CHECKED", "REVIEW")
+    run.cancel("three")
+    run.rename("one", "two")
+    run.hand("one", "REJECTED")
+    run.put("two", deadline=run.now)
+    run.change("two", "LATE", "outbox", None, [])
+    run.drop("messages")
+    return run
+
+
 def test_a_good_run_has_no_anomaly() -> None:
     history = tour().end()
     call = history.calls[0]
@@ -76,6 +114,13 @@ def test_a_good_run_has_no_anomaly() -> None:
     verdict = check(history)
     assert verdict.anomalies == []
     assert verdict.ok
+
+
+def test_cancellations_and_renames_are_no_anomaly() -> None:
+    verdict = check(later().end())
+    assert verdict.anomalies == []
+    told = ("cancelled", "its children have ended", "its parent has ended", "renamed", "signal", "spawned")
+    assert [verdict.counts[kind] for kind in told] == [8, 1, 1, 2, 1, 3]
 
 
 def test_counts_say_how_much_there_was() -> None:
@@ -624,6 +669,242 @@ def an_answered_vote_that_was_not_committed(run: Script) -> None:
     run.through("w", "CHECKED", "REVIEW")
     run.vote("w")
     run.drop("approval_votes")
+
+
+@broken("lost")
+def a_cancellation_that_was_not_committed(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.call("cancel", "entity of w", "CANCELLED", "ok", "cancelled")
+
+
+@broken("phantom")
+def a_cancellation_that_was_refused(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.cancel("w", outcome="failed")
+
+
+@broken("resurrection")
+def a_cancellation_that_leaves_the_job(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.cancel("w")
+    run.commit(*run.drop("jobs", "delete"))
+
+
+@broken("resurrection")
+def a_cancellation_of_what_has_ended(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED", "SHIPPED", "DONE")
+    run.cancel("w")
+
+
+@broken("torn commit")
+def a_cancellation_that_leaves_the_question(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.cancel("w")
+    run.drop("approvals", "update")
+
+
+@broken("torn commit")
+def a_cancellation_that_leaves_the_wait(run: Script) -> None:
+    run.through("w", "CHECKED", "CALLED")
+    run.cancel("w")
+    run.drop("waits", "delete")
+
+
+@broken("torn commit")
+def a_cancellation_that_leaves_the_dead_job(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED", "SHIPPED")
+    run.claim("w")
+    run.die("w")
+    run.cancel("w")
+    run.drop("dead_jobs", "delete")
+
+
+@broken("phantom")
+def a_message_of_an_attempt_whose_workflow_was_cancelled(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED")
+    run.claim("w")
+    run.cancel("w")
+    run.commit(run.message("w"))
+
+
+@broken("phantom")
+def an_effect_inside_of_an_attempt_whose_workflow_was_cancelled(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED")
+    run.claim("w")
+    effect = run.inside("w")
+    run.cancel("w")
+    run.commit(effect)
+
+
+@broken("resurrection")
+def a_result_of_an_attempt_whose_workflow_was_cancelled(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    job = run.jobs["w"]
+    run.cancel("w")
+    run.change("w", "REVIEW", "worker-1", job, [])
+
+
+@broken("torn commit")
+def a_cancellation_that_forgets_the_children(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    run.spawn("w", "gone")
+    run.cancel("w")
+    run.drop("children", "update")
+    run.orphan("gone")
+    run.rewrite("state_changes", reason=None, actor=run.call("cancel", "entity of gone", "CANCELLED", "ok", ""))
+
+
+@broken("stuck")
+def a_child_that_goes_on_when_its_parent_is_cancelled(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    run.spawn("w", "gone")
+    run.cancel("w")
+    for to in ("CHECKED", "REVIEW"):
+        run.claim("gone")
+        if to == "CHECKED":
+            run.start("gone")
+            run.outside("gone")
+        run.finish("gone", to)
+
+
+@broken("phantom")
+def a_child_that_is_cancelled_though_its_parent_waits(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    run.spawn("w", "gone")
+    run.orphan("gone")
+
+
+@broken("too early")
+def a_parent_that_does_not_wait_for_all(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    run.spawn("w", "first", "gone")
+    run.cancel("first")
+    run.join("w", run.calls[-1].client)
+    run.cancel("gone")
+    run.cancel("w")
+
+
+@broken("phantom")
+def a_child_of_nobody(run: Script) -> None:
+    run.through("w", "CHECKED")
+    run.claim("w")
+    run.spawn("w", "gone")
+    run.drop("children")
+    run.cancel("gone")
+    run.cancel("w")
+    run.drop("children", "update")
+
+
+@broken("torn commit")
+def a_wait_that_never_begins(run: Script) -> None:
+    run.through("w", "CHECKED", "CALLED")
+    run.drop("waits")
+
+
+@broken("lost")
+def an_answered_signal_that_was_not_committed(run: Script) -> None:
+    run.through("w", "CHECKED", "CALLED")
+    run.call("signal", "entity of w", None, "ok", "sent")
+
+
+@broken("phantom")
+def a_signal_that_moves_two_times(run: Script) -> None:
+    run.through("w", "CHECKED", "CALLED")
+    run.signal("w")
+    run.drop("signals", "update")
+    run.cancel("w")
+
+
+@broken("lost")
+def a_rename_that_forgets_where_a_deadline_leads(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.rename("other", "w")
+    _renames_but(run, "jobs", on_deadline="EXPIRED")
+
+
+@broken("torn commit")
+def a_rename_that_loses_the_deadline(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.rename("other", "w")
+    _renames_but(run, "jobs", deadline=None)
+    run.cancel("w")
+
+
+@broken("lost")
+def a_rename_that_forgets_the_question(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.rename("other", "w")
+    _renames_but(run, "approvals", status="REVIEW")
+
+
+@broken("lost")
+def a_rename_that_forgets_where_an_answer_leads(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.rename("other", "w")
+    _renames_but(run, "approvals", options='{"reject": "EXPIRED"}')
+
+
+@broken("lost")
+def a_rename_that_forgets_a_workflow(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.rename("other")
+
+
+@broken("torn commit")
+def a_rename_without_its_history(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.rename("other", "w")
+    _drop_of("w", run, "state_changes")
+
+
+@broken("illegal change")
+def a_rename_that_history_tells_otherwise(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.rename("other", "w")
+    _renames_but(run, "state_changes", from_status="CHECKED")
+
+
+@broken("illegal change")
+def a_rename_without_a_deploy(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.commit(*run.renamed("w"))
+    _renames_but(run, "jobs", on_deadline="EXPIRED")
+
+
+@broken("illegal change")
+def a_former_name_after_the_rename(run: Script) -> None:
+    run.rename("other")
+    run.through("w", "CHECKED", "REVIEW")
+
+
+@broken("phantom")
+def a_rename_that_sends_a_message(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.rename("other", "w")
+    run.commit(run.message("w"))
+
+
+def _renames_but(run: Script, table: str, **columns: str | None) -> None:
+    """Makes the last transaction, which renames, write something else of the workflow w."""
+    last = run.transactions[-1]
+    writes = [
+        dataclasses.replace(each, row={**each.row, **columns})
+        if each.table == table and each.row.get("workflow_id") == "w"
+        else each
+        for each in last.writes
+    ]
+    run.transactions[-1] = dataclasses.replace(last, writes=tuple(writes))
+
+
+def _drop_of(id_: str, run: Script, table: str) -> None:
+    last = run.transactions[-1]
+    writes = [each for each in last.writes if each.table != table or each.row.get("workflow_id") != id_]
+    run.transactions[-1] = dataclasses.replace(last, writes=tuple(writes))
 
 
 @broken("too early")

@@ -131,6 +131,9 @@ def remaining(conn: psycopg.Connection[Any], cast: Cast, tap: Tap) -> list[str]:
     jobs = conn.execute("SELECT count(*) FROM outbox.jobs").fetchone()
     if jobs and jobs[0]:
         found.append(f"{jobs[0]} jobs are open")
+    orphans = conn.execute("SELECT count(*) FROM outbox.orphans").fetchone()
+    if orphans and orphans[0]:
+        found.append(f"{orphans[0]} parents have children to cancel")
     behind = conn.execute(
         "SELECT count(*) FROM outbox.relays AS r WHERE r.window_end IS NOT NULL OR EXISTS "
         "(SELECT FROM outbox.messages AS m WHERE NOT pg_visible_in_snapshot(m.xid, r.window_start))"

@@ -10,8 +10,8 @@ import pytest
 
 import outbox
 from kit.pipelines import deployed, drain, status_of, value
-from kit.waits import PAYMENT, TIMED, Order, Task, families, put_off, trail, waiting
-from outbox import DefinitionError, Go, Pipeline, Run, Stranded, WaitForApproval, WaitForChildren
+from kit.waits import HOUR, PAYMENT, TIMED, Order, Task, families, put_off, trail, waiting
+from outbox import DefinitionError, Go, Pipeline, Run, Stranded, WaitForApproval, WaitForChildren, WaitForSignal
 from outbox.definition import deploy
 from outbox.engine import claim, commit
 from outbox.engine.job import Finished
@@ -159,6 +159,48 @@ def test_an_old_worker_whose_outcome_is_not_legal_any_more_leaves_the_job_to_new
     conn.execute("UPDATE outbox.jobs SET run_at = now()")
     drain(newer, dsn)
     assert status_of(conn, "a") == "DONE"
+
+
+LEADING = {
+    "a question": lambda: WaitForApproval("?", options={"yes": "OLD"}, status="WAITING"),
+    "a question's deadline": lambda: WaitForApproval(
+        "?", options={"yes": "END"}, deadline=HOUR, on_deadline="OLD", status="WAITING"
+    ),
+    "a signal": lambda: WaitForSignal("go", to="OLD", status="WAITING"),
+    "a signal's timeout": lambda: WaitForSignal("go", to="END", timeout=HOUR, on_timeout="OLD", status="WAITING"),
+    "children": lambda: WaitForChildren(to="OLD", status="WAITING"),
+    "children that fail": lambda: WaitForChildren(to="END", on_failure="OLD", failed={"BAD"}, status="WAITING"),
+}
+
+
+@pytest.mark.parametrize("kind", list(LEADING))
+def test_an_old_worker_whose_wait_leads_to_a_former_name_leaves_the_job_to_newer_ones(
+    conn: Conn, dsn: str, kind: str
+) -> None:
+    """The status in which it waits has not changed, but nothing could end the wait where it leads to."""
+    old: Pipeline[Order] = Pipeline("orders", data=Order, initial="NEW", final={"OLD", "END"})
+
+    @old.stage("ask", on="NEW", to="WAITING")
+    def ask(run: Run[Order]) -> Any:
+        with psycopg.connect(dsn, autocommit=True) as other:
+            deploy.deploy(other, newer)
+        return LEADING[kind]()
+
+    old.allow("WAITING", to={"OLD", "END"})
+    newer: Pipeline[Order] = Pipeline("orders", data=Order, initial="NEW", final={"NOW", "END"})
+    newer.stage("ask", on="NEW", to="WAITING")(lambda run: WaitForSignal("go", to="NOW"))
+    newer.allow("WAITING", to={"NOW", "END"})
+    newer.rename("OLD", "NOW")
+    deployed(conn, old)
+    old.submit(conn, "a", Order())
+    drain(old, dsn)
+    assert status_of(conn, "a") == "NEW"
+    (told,) = conn.execute("SELECT error FROM outbox.jobs WHERE (attempt, released) = (0, 1)").fetchone() or ("",)
+    assert told.startswith('illegal change: pipeline "orders", entity "a", from "WAITING" to "OLD": the pipeline was')
+    conn.execute("UPDATE outbox.jobs SET run_at = now()")
+    drain(newer, dsn)
+    outbox.signal(conn, newer, "a", "go")
+    assert status_of(conn, "a") == "NOW"
 
 
 def test_a_status_may_be_renamed_again_and_a_database_may_have_the_oldest_name(conn: Conn, dsn: str) -> None:
