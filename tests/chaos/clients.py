@@ -94,7 +94,7 @@ class Client:
         elif dice < 0.91:
             await self.signal(self.random.choice(self.open))  # what it sends too early is kept
         elif dice < 0.95:
-            await self.cancel()
+            await self.cancel(self.random.choice(self.open) + self.random.choice(["", "", "/0"]))  # or its child
         else:
             await self.retry()
 
@@ -119,6 +119,8 @@ class Client:
             if status in REFUSED and self.random.random() < 0.01:
                 to = REFUSED[status]
                 return await self.call("change", entity, to, self.changing(id_, entity, status, to))
+            if (status in ANSWERS or status == "FAMILY") and self.random.random() < 0.2:
+                return await self.cancel(entity)
             takes_away = status in ("CHECKED", "APPROVED", "SHIPPED")
             if status in REVIEWS and self.random.random() < 0.7:
                 option = self.random.choice(list(OPTIONS))
@@ -139,9 +141,8 @@ class Client:
 
         await self.call("signal", entity, None, do)
 
-    async def cancel(self) -> None:
-        """Cancels a workflow or one of its children, whatever it is at, as a person or a program would."""
-        entity = self.random.choice(self.open) + self.random.choice(["", "", "/0"])
+    async def cancel(self, entity: str) -> None:
+        """Cancels a workflow, whatever it is at, as a person or a program would."""
 
         async def do(conn: psycopg.AsyncConnection[Any]) -> str:
             try:

@@ -233,7 +233,7 @@ MUTANTS: dict[str, Mutant] = {
     "cancel-leaves-the-question": Mutant(
         "a workflow is cancelled, and people are still asked about it",
         frozenset({"torn commit"}),
-        (),
+        ("kill-9",),
         database=(("outbox.waits_end", "PERFORM outbox.approvals_end(ids, tos, actor, reason);",
                    "IF reason IS DISTINCT FROM 'cancelled' THEN PERFORM outbox.approvals_end(ids, tos, actor, reason); END IF;"),),
         seconds=1,
@@ -242,10 +242,10 @@ MUTANTS: dict[str, Mutant] = {
     "cancel-forgets-the-children": Mutant(
         "a workflow is cancelled while it waits for its children, and these go on for nobody",
         frozenset({"torn commit", "stuck"}),
-        (),
+        ("kill-9",),
         database=(("outbox.children_cancel", "c.cancel_to IS NULL", "false"),),
         seconds=1,
-        jobs=1_500,
+        jobs=1_000,
     ),
     "wait-without-a-timeout": Mutant(
         "a wait begins, and its timeout is lost",
