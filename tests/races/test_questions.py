@@ -216,7 +216,7 @@ def test_the_last_vote_and_the_last_answer_move_it_in_any_order(conn: Conn, expl
     ("function", "old", "new", "wait", "pair", "level"),
     [
         pytest.param("quorum_reached", "(SELECT count(*) FROM voters", "(SELECT 2 * count(*) FROM voters", VOTED, ("ann", "ben"), "read committed", id="a vote that counts twice"),
-        pytest.param("decide", "decide.entity_id FOR NO KEY UPDATE", "decide.entity_id", VOTED, ("ann", "ben"), "read committed", id="votes without the workflow's lock"),
+        pytest.param("workflow_locked", "workflow_locked.entity_id FOR NO KEY UPDATE", "workflow_locked.entity_id", VOTED, ("ann", "ben"), "read committed", id="votes without the workflow's lock"),
         pytest.param("decide", "SET metadata = coalesce(decide.edit, w.metadata) WHERE w.id = workflow.id", "SET metadata = w.metadata WHERE false", SEVERAL, ("law", "money"), LEVEL, id="an answer that a snapshot does not see"),
         pytest.param("approvals_end", "IF engine IS NULL THEN", "IF false THEN", VOTED, ("ann", "by_hand"), "read committed", id="a change by hand that makes up for votes"),
         pytest.param("link_use", "WHEN used.decision <> link_use.decision THEN 'used'", "", VOTED, ("by_link", "no_by_link"), "read committed", id="a link that is used twice"),

@@ -311,7 +311,7 @@ def mutate(conn: Conn, function: str, old: str, new: str) -> None:
     ("function", "old", "new", "race"),
     [
         pytest.param(
-            "decide", "decide.entity_id FOR NO KEY UPDATE", "decide.entity_id",
+            "workflow_locked", "workflow_locked.entity_id FOR NO KEY UPDATE", "workflow_locked.entity_id",
             lambda conn, explore: test_f73_of_two_that_end_a_wait_exactly_one_wins(conn, explore, BOTH), id="a decision without the workflow's lock",
         ),
         pytest.param(
