@@ -351,6 +351,7 @@ class InFlight:
 async def _until(event: asyncio.Event, seconds: float | None) -> bool:
     """Waits for an event for at most `seconds` (None: no limit); returns whether it came."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):  # `wait_for` of Python 3.11 loses a cancellation that meets the event
+            await event.wait()
         return True
     return False

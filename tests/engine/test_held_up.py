@@ -14,7 +14,7 @@ import pytest
 from kit.pipelines import Post, deployed, one_stage, status_of, value
 from kit.servers import DEADLINE
 from outbox import Backoff, Pipeline, Reject, Retry, Run, WaitForChildren, Worker
-from outbox.engine import holders
+from outbox.engine import committer, holders
 
 Conn = psycopg.Connection[Any]
 Connect = Callable[..., Conn]
@@ -200,7 +200,13 @@ def test_the_log_names_the_session_that_holds_a_row(
     assert sum(told in line for line in caplog.messages) == 1, "once in a while"
 
 
-def test_what_is_held_up_at_the_end_runs_again_at_no_cost(conn: Conn, dsn: str, connect: Connect) -> None:
+@pytest.mark.parametrize("tried", ["now and then", "all the time"])
+def test_what_is_held_up_at_the_end_runs_again_at_no_cost(
+    conn: Conn, dsn: str, connect: Connect, monkeypatch: pytest.MonkeyPatch, tried: str
+) -> None:
+    if tried == "all the time":
+        monkeypatch.setattr(committer, "HELD_UP_FIRST", 0.0)
+
     async def work(run: Run[Post]) -> None: ...
 
     pipeline = deployed(conn, one_stage(work))
