@@ -267,7 +267,7 @@ ROWS += [
         "refused: `OB031`, with a reason",
         ("tests/operations/test_drop.py::test_a_bare_delete_of_a_pipeline_with_workflows_is_refused",
          "tests/operations/test_drop.py::test_a_reaction_is_not_dropped_from_under_its_pipeline")),
-    Row("Command line and settings", "data without `$version` where there are several versions, and nobody says which", "deploy",
+    Row("Command line and settings", "data without `$version` of a pipeline with several versions that doesn't say which one it has", "deploy",
         "refused: `DefinitionError`", ("tests/definition/test_plain.py::test_a_deploy_asks_which_version_plain_data_has",)),
     Row("Command line and settings", "an UPDATE of a row that was read before another change", "plain SQL, ORM",
         "refused: `OB030`",

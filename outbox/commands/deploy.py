@@ -80,8 +80,8 @@ def deploy_command(
 
     Refused, with a list, if workflows are in a status that the new version no longer knows, wait for a change that it
     no longer allows, or wait in a status that a stage would take. --check also lists the workflows whose stored data
-    the new code can't read. Warns of dead ends, of stages and statuses that nothing leads to, and of workflows for
-    which nobody is asked.
+    the new code can't read. Warns of dead ends, of stages and statuses that nothing leads to, and of workflows
+    that wait for nothing.
     """
     if every and not check:
         raise click.UsageError("--all needs --check")

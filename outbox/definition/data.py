@@ -34,7 +34,7 @@ class DataType:
     """The type of a pipeline's data: one that pydantic validates, or any plain JSON object.
 
     `version` is the version of the type. Data of an older version is read through the upgrades, one version at a time.
-    `plain` is the version of data that writers without `$version` send, or None if nobody has said it.
+    `plain` is the version of data that writers without `$version` send, or None if the pipeline doesn't say.
     """
 
     def __init__(self, pipeline: str, data: Any, version: int, plain: int | None = None) -> None:
@@ -62,7 +62,7 @@ class DataType:
         return self._stated or (1 if self._upgrades else self._version)
 
     def check_plain(self) -> None:
-        """Raises DefinitionError if data may be of several versions, and nobody has said which one data without has.
+        """Raises DefinitionError if there are upgrades, and the pipeline doesn't say which version unmarked data has.
 
         Also raises it if there is no upgrade from that one.
         """

@@ -1,4 +1,4 @@
-"""Finds where workflows come to a standstill: dead ends, stages that nobody reaches, and waits for nothing.
+"""Finds where workflows come to a standstill: dead ends, stages that nothing leads to, and waits for nothing.
 
 None of it is an error: people may mean to change such a status, or to start workflows there, by plain SQL.
 """
@@ -32,7 +32,8 @@ class Unattended(NamedTuple):
     def __str__(self) -> str:
         why = "and no change leads out of it" if self.dead_end else "with no question, signal, children or deadline"
         return (
-            f"{number(self.workflows, 'workflow')} in {self.status} for which nobody is asked: no stage takes it, {why}"
+            f"{number(self.workflows, 'workflow')} in {self.status} wait{'s' * (self.workflows == 1)} for nothing: "
+            f"no stage takes it, {why}"
         )
 
 

@@ -281,7 +281,7 @@ class Pipeline(Generic[Data]):
         return self._data.plain
 
     def check_plain(self) -> None:
-        """Raises DefinitionError if nobody has said which of several versions data without `$version` has."""
+        """Raises DefinitionError if the pipeline doesn't say which of several versions data without `$version` has."""
         self._data.check_plain()
 
     def migrate_data(self, from_version: int, upgrade: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

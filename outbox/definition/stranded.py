@@ -39,7 +39,7 @@ BATCH = 1_000
 def refuse(
     conn: psycopg.Connection[Any], pipeline: Pipeline[Any], step: Transition, *, end_waits: bool = False
 ) -> list[str]:
-    """Raises Stranded if the step would leave workflows without a way on, or end waits that nobody said it may.
+    """Raises Stranded if the step would leave workflows without a way on, or end waits without permission.
 
     Returns in words which waits it ends, because `end_waits` or the pipeline's `take_over` says so.
     """

@@ -102,6 +102,6 @@ def _refused(
     if error.sqlstate in commit.LOCKED:
         return HeldUp()
     outcomes = [refused(job, error) for job in jobs]
-    if isinstance(outcomes[0], PutBack):
-        return outcomes[0]
+    if put_back := next((it for it in outcomes if isinstance(it, PutBack)), None):
+        return put_back
     return Failures([(job, it) for job, it in zip(jobs, outcomes, strict=True) if isinstance(it, Failed)])

@@ -157,8 +157,8 @@ class Relay:
             killpoints.passing("K10")
             await self._log.advance(part[-1].id, len(part) - len(parked), parked, done=then is None)
             self.relayed += len(part) - len(parked)
-            self.parked += (now := self._parking.note(parked))
-            log.info("%s relayed, %s parked in %.1f ms", len(part) - len(parked), now,
+            self.parked += (parked_now := self._parking.note(parked))
+            log.info("%s relayed, %s parked in %.1f ms", len(part) - len(parked), parked_now,
                      (time.monotonic() - started) * 1000)  # fmt: skip
             if self._service.stopping:
                 return

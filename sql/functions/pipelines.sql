@@ -1,6 +1,6 @@
 -- The end of a pipeline.
 
--- Workflows would be left in a pipeline that nobody knows. The lock has a workflow that starts meanwhile be seen here, or find
+-- Workflows would be left in a pipeline that no longer exists. The lock has a workflow that starts meanwhile be seen here, or find
 -- no pipeline. A tick of a schedule that runs ends first.
 CREATE OR REPLACE FUNCTION outbox.pipeline_deleted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER

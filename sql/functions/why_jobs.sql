@@ -42,7 +42,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox.why_job(outbox.workflow_states, outbox.jobs) IS 'Internal: why a job that runs, or is put off, has not ended.';
 
--- Its job is ready, and nobody takes it: what keeps workers from it, or who is before it.
+-- Its job is ready, and no worker takes it: what keeps workers from it, or which jobs are before it.
 CREATE OR REPLACE FUNCTION outbox.why_ready(workflow outbox.workflow_states, job outbox.jobs)
 RETURNS TABLE (cause text, sentence text, remedy text, details jsonb)
 LANGUAGE plpgsql STABLE

@@ -50,7 +50,7 @@ def test_a_deadline_is_a_way_on() -> None:
 
 def told(conn: Conn, *pipelines: Pipeline[Any]) -> list[tuple[str, str]]:
     found = doctor.examine(conn, pipelines)
-    return [(each.level, each.what) for each in found if "nobody is asked" in each.what or "dead end" in each.what]
+    return [(each.level, each.what) for each in found if "for nothing" in each.what or "dead end" in each.what]
 
 
 def test_deploy_warns_and_with_strict_refuses(conn: Conn, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -61,7 +61,7 @@ def test_deploy_warns_and_with_strict_refuses(conn: Conn, dsn: str, caplog: pyte
         outbox.deploy(conn, with_dead_ends())
     assert "p: status ZZ is a dead end" in caplog.text
     conn.execute("INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status) VALUES ('p', 'a', 'ZZ')")
-    line = "pipeline p: 1 workflow in ZZ for which nobody is asked: no stage takes it, and no change leads out of it"
+    line = "pipeline p: 1 workflow in ZZ waits for nothing: no stage takes it, and no change leads out of it"
     assert ("bad", line) in told(conn, with_dead_ends())
 
 
@@ -84,11 +84,9 @@ def test_of_workflows_that_wait_nothing_is_said_and_of_one_that_lost_its_wait_so
     conn.execute(
         "INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status) VALUES ('orders', 'b', 'WAITING')"
     )
-    words = (
-        "pipeline orders: 1 workflow in WAITING for which nobody is asked: no stage takes it, with no question, signal,"
-    )
+    words = "pipeline orders: 1 workflow in WAITING waits for nothing: no stage takes it, with no question, signal,"
     assert [(level, what.startswith(words)) for level, what in told(conn)] == [("warn", True)]
-    assert "nobody is asked" in str(dead_ends.unattended(conn, "orders")[0])
+    assert "for nothing" in str(dead_ends.unattended(conn, "orders")[0])
     assert dead_ends.unattended(conn, "others") == []
 
 
