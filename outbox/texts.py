@@ -38,6 +38,12 @@ def check_text(text: object, field: str, longest: int) -> str:
     return text
 
 
+def check_optional(text: object, field: str, longest: int) -> None:
+    """Does what `check_text` does, unless `text` is None."""
+    if text is not None:
+        check_text(text, field, longest)
+
+
 def clean(text: str, longest: int = MAX_ERROR) -> str:
     """Returns any text in a form that can be stored: cut, with NUL and lone surrogates replaced. Never raises."""
     if len(text) > longest:

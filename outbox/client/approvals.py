@@ -8,7 +8,7 @@ call, too.
 from __future__ import annotations
 
 from collections.abc import Collection, Coroutine
-from typing import Any, TypedDict, overload
+from typing import Any, overload
 from uuid import UUID
 
 import psycopg
@@ -22,18 +22,6 @@ from .execute import Steps, execute
 from .pipelines import PipelineLike, name_of
 
 SQL = statements.load("approvals")
-
-
-class Answer(TypedDict, total=False):
-    """What else there is to say about an answer. Each may be left out, or be None."""
-
-    by: str | None
-    reason: str | None
-    edit: Any
-    about: Any
-    shown: str | None
-    question: UUID | str | None
-    groups: Collection[str] | None
 
 
 @overload
@@ -74,12 +62,10 @@ def decide(
     end it.
     """
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
-    answer: Answer = {
-        "by": by, "reason": reason, "edit": edit, "about": about, "shown": shown,
-        "question": question, "groups": groups,
-    }  # fmt: skip
-    params = {"pipeline": name_of(pipeline), "entity": entity_id, **checked(pipeline, decision, answer)}
-    return execute(conn, _decide(params))
+    answer = checked(
+        pipeline, decision, by=by, reason=reason, edit=edit, about=about, shown=shown, question=question, groups=groups
+    )
+    return execute(conn, _decide({"pipeline": name_of(pipeline), "entity": entity_id, **answer}))
 
 
 @overload
@@ -135,16 +121,15 @@ def act_as(conn: psycopg.Connection[Any], name: str) -> None:
     execute(conn, _act_as(name))
 
 
-def checked(pipeline: PipelineLike | str, decision: str, answer: Answer) -> dict[str, Any]:
+def checked(
+    pipeline: PipelineLike | str, decision: str, *, by: str | None = None, reason: str | None = None, edit: Any = None,
+    about: Any = None, shown: str | None = None, question: UUID | str | None = None,
+    groups: Collection[str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Returns an answer as parameters of a statement. Raises InvalidInput if a value can't be stored."""
-    by, reason, edit, about = answer.get("by"), answer.get("reason"), answer.get("edit"), answer.get("about")
-    for what, text, longest in (
-        ("decision", decision, MAX_NAME),
-        ("by", by, MAX_NAME),
-        ("reason", reason, MAX_QUESTION),
-    ):
-        if text is not None:
-            texts.check_text(text, what, longest)
+    texts.check_optional(decision, "decision", MAX_NAME)
+    texts.check_optional(by, "by", MAX_NAME)
+    texts.check_optional(reason, "reason", MAX_QUESTION)
     if edit is not None:
         if isinstance(pipeline, str):
             raise InvalidInput("edit", "is validated by the pipeline: give the Pipeline, not its name")
@@ -155,9 +140,9 @@ def checked(pipeline: PipelineLike | str, decision: str, answer: Answer) -> dict
         "reason": reason,
         "edit": edit,
         "about": None if about is None else documents.dump_any(about, "about"),
-        "shown": answer.get("shown"),
-        "question": question_id(answer.get("question")),
-        "groups": checked_groups(answer.get("groups")),
+        "shown": shown,
+        "question": question_id(question),
+        "groups": checked_groups(groups),
     }
 
 

@@ -18,9 +18,8 @@ SQL = statements.load("cancel")
 def cancel(pipeline: str, conn: Any, entity_id: str, by: str | None, reason: str | None) -> Any:
     """Cancels a workflow. See Pipeline.cancel."""
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
-    for what, text, longest in (("by", by, MAX_NAME), ("reason", reason, MAX_QUESTION)):
-        if text is not None:
-            texts.check_text(text, what, longest)
+    texts.check_optional(by, "by", MAX_NAME)
+    texts.check_optional(reason, "reason", MAX_QUESTION)
     return execute(conn, _cancel({"pipeline": pipeline, "entity": entity_id, "by": by, "reason": reason}))
 
 

@@ -42,9 +42,8 @@ def delegate(
     """
     texts.check_text(to, "to", MAX_NAME)
     check_end(until)
-    for what, text, longest in (("by", by, MAX_NAME), ("reason", reason, MAX_QUESTION)):
-        if text is not None:
-            texts.check_text(text, what, longest)
+    texts.check_optional(by, "by", MAX_NAME)
+    texts.check_optional(reason, "reason", MAX_QUESTION)
     if to == by:
         raise InvalidInput("to", "must be another person")
     params = {"to": to, "until": until, "by": by, "groups": checked_groups(groups), "reason": reason}

@@ -23,7 +23,7 @@ from .. import documents, settings, texts
 from ..checks import MAX_NAME
 from ..database import statements
 from ..errors import LinkRefused, SettingsError
-from .approvals import Answer, checked, checked_groups, question_id
+from .approvals import checked, checked_groups, question_id
 from .delegations import check_end
 from .execute import Steps, execute
 from .pipelines import PipelineLike, name_of
@@ -136,9 +136,9 @@ def use_link(
     token is not one of ours, was used for another answer, or its time is over; and what `decide` raises.
     """
     id_ = _read(token, _keys(keys))
-    answer: Answer = {"reason": reason, "edit": edit, "about": about, "shown": shown}
+    answer = checked(pipeline or "", decision, reason=reason, edit=edit, about=about, shown=shown)
     name = "" if pipeline is None else name_of(pipeline)
-    return execute(conn, _use({"link": id_, "pipeline": name, **checked(pipeline or "", decision, answer)}))
+    return execute(conn, _use({"link": id_, "pipeline": name, **answer}))
 
 
 def _keys(keys: Sequence[str] | None) -> Sequence[bytes]:

@@ -149,8 +149,7 @@ def checked(
         ("entity", entity, documents.MAX_ENTITY_ID), ("waits_for", waits_for, MAX_NAME),
         ("error", error, texts.MAX_ERROR), ("after", after, 10 * documents.MAX_ENTITY_ID),
     ):  # fmt: skip
-        if value is not None:
-            texts.check_text(value, what, longest)
+        texts.check_optional(value, what, longest)
     if waits_for is not None and waits_for not in WAITS and not waits_for.startswith("signal "):
         raise InvalidInput("waits_for", f"must be one of {', '.join(WAITS)}, or 'signal NAME', not {waits_for!r}")
     seconds = None if older is None else as_delay(older)

@@ -62,8 +62,7 @@ class Question:
     def __post_init__(self) -> None:
         texts.check_text(self.question, "question", MAX_QUESTION)
         for what, text in (("assignee", self.assignee), ("asked_by", self.asked_by), ("name", self.name)):
-            if text is not None:
-                texts.check_text(text, what, MAX_NAME)
+            texts.check_optional(text, what, MAX_NAME)
         if self.name is not None and _is_id(self.name):
             raise InvalidInput("name", f"{shown(self.name)} looks like an id")
         self._check_options()
