@@ -89,9 +89,9 @@ def deploy_command(
     stranded = False
     with database(found) as conn:
         migrations.require(conn)
+        for pipeline in pipelines if strict else ():  # before any of them is written
+            dead_ends.refuse(pipeline)
         for pipeline in pipelines:
-            if strict:
-                dead_ends.refuse(pipeline)
             if check:
                 for line in _stranded(conn, pipeline, every):
                     click.echo(f"{pipeline.name}: {printable(line)}")
