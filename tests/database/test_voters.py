@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 
 from kit.pipelines import deployed, drain, status_of, value
-from kit.roles import dsn_as
 from kit.waits import QUESTION, Order, orders, waiting
 from outbox import Pipeline, VoteRefused, WaitForApproval, approve, reject
 
@@ -29,18 +28,10 @@ VOTES = "SELECT person, cast_by, login FROM outbox.approval_votes ORDER BY perso
 
 
 @pytest.fixture
-def session(groups: None, admin: Conn, dsn: str) -> Iterator[Session]:
+def session(as_: Session, admin: Conn) -> Session:
     """Connects as a login: ann and ben are in finance, cid is not, and web speaks for others."""
     admin.execute(ROLES)
-    opened: list[Conn] = []
-
-    def connect(name: str) -> Conn:
-        opened.append(psycopg.connect(dsn_as(f"login_{name}", dsn), autocommit=True))
-        return opened[-1]
-
-    yield connect
-    for conn in opened:
-        conn.close()
+    return as_
 
 
 @pytest.fixture
