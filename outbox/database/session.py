@@ -165,6 +165,12 @@ async def connect_async(
     return conn
 
 
+def tuples(conn: psycopg.Connection[Any], statement: bytes, **params: Any) -> list[Any]:
+    """Runs a statement, and returns its rows as tuples, whatever the connection's own factories make of rows."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(statement, params or None).fetchall()
+
+
 @contextmanager
 def transaction(conn: psycopg.Connection[Any]) -> Iterator[None]:
     """Opens a transaction, or a savepoint in the caller's, in which values are written and read as the engine needs it.

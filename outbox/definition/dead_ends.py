@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg.rows import tuple_row
 
 from ..database import statements
+from ..database.session import tuples
 from ..errors import DefinitionError
 from ..texts import number
 from .pipeline import Pipeline
@@ -72,5 +72,4 @@ def unattended(conn: psycopg.Connection[Any], pipeline: str | None = None) -> li
     In a status that people change without being asked, workflows have no wait. It is left out unless some have waited
     there, or it is a dead end.
     """
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        return [Unattended(*row) for row in cursor.execute(SQL["workflows_unattended"], {"pipeline": pipeline})]
+    return [Unattended(*row) for row in tuples(conn, SQL["workflows_unattended"], pipeline=pipeline)]

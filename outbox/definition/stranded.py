@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from .. import texts
 from ..database import statements
+from ..database.session import tuples
 from ..errors import Stranded
 from ..texts import number
 from .pipeline import Pipeline
@@ -102,7 +103,7 @@ def report(
 def _of_statuses(
     conn: psycopg.Connection[Any], pipeline: Pipeline[Any], name: str, statuses: list[str]
 ) -> list[tuple[Any, ...]]:
-    return _rows(conn, name, {"pipeline": pipeline.name, "statuses": statuses, "most": NAMED}) if statuses else []
+    return tuples(conn, SQL[name], pipeline=pipeline.name, statuses=statuses, most=NAMED) if statuses else []
 
 
 def _for_changes(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], step: Transition) -> list[tuple[Any, ...]]:
@@ -110,7 +111,7 @@ def _for_changes(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], step: T
         return []
     froms, tos = zip(*step.illegal, strict=True)
     params = {"pipeline": pipeline.name, "froms": list(froms), "tos": list(tos), "most": NAMED}
-    return _rows(conn, "waits_for_changes", params)
+    return tuples(conn, SQL["waits_for_changes"], **params)
 
 
 def _wait(count: int, where: str = "") -> str:
@@ -123,7 +124,7 @@ def _named(count: int, entities: list[str]) -> str:
 
 def _statuses(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:
     known = {"pipeline": pipeline.name, "known": list(pipeline.routes())}
-    for status, count, waits, oldest in _rows(conn, "stranded_statuses", known):
+    for status, count, waits, oldest in tuples(conn, SQL["stranded_statuses"], **known):
         what = ", ".join(f"{n} for {kind}" for kind, n in sorted((waits or {}).items()))
         waiting = f" (waiting: {what})" if what else ""
         yield f"status {status} would be unknown, with {number(count, 'workflow')} in it{waiting}, {_age(oldest)}"
@@ -132,7 +133,7 @@ def _statuses(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterato
 def _waits(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:
     legal = sorted(pipeline.legal_changes())
     params = {"pipeline": pipeline.name, "froms": [one for one, _ in legal], "tos": [other for _, other in legal]}
-    for status, what, to_status, count, oldest in _rows(conn, "stranded_waits", params):
+    for status, what, to_status, count, oldest in tuples(conn, SQL["stranded_waits"], **params):
         waiting = f"{number(count, 'workflow')} in {status} waiting for {what}, which would lead to {to_status}"
         yield f"{waiting}: not a legal change, {_age(oldest)}"
 
@@ -144,7 +145,7 @@ def _data(
     ended = [status for status, route in pipeline.routes().items() if route.final]
     params: dict[str, Any] = {"pipeline": pipeline.name, "ended": ended}
     if not every:
-        ((rows,),) = _rows(conn, "table_size", {})
+        ((rows,),) = tuples(conn, SQL["table_size"])
         params["percent"] = min(100.0, 100.0 * SAMPLE / max(1.0, rows))
     with conn.transaction(), conn.cursor(name="outbox_data", row_factory=tuple_row) as cursor:
         cursor.itersize = BATCH
@@ -167,8 +168,3 @@ def _data(
 
 def _age(seconds: float) -> str:
     return f"the oldest for {seconds / 86_400:.1f} days"
-
-
-def _rows(conn: psycopg.Connection[Any], name: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        return cursor.execute(SQL[name], params).fetchall()

@@ -8,10 +8,10 @@ from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import tuple_row
 
 from ..database import statements
 from ..database.hosts import Standing
+from ..database.session import tuples
 from ..texts import number, printable
 from .finding import Finding
 
@@ -56,7 +56,7 @@ def hosts(dsn: str, standings: Sequence[Standing]) -> Iterator[Finding]:
 
 def look(conn: Conn) -> Iterator[Finding]:
     """Yields what is found on a primary: how its commits and its standbys are."""
-    for names, commits, standbys, sees_all in _rows(conn, "replication"):
+    for names, commits, standbys, sees_all in tuples(conn, SQL["replication"]):
         yield from _weaker(conn, names, commits)
         if not standbys:
             if names:
@@ -67,8 +67,8 @@ def look(conn: Conn) -> Iterator[Finding]:
                 "GRANT pg_read_all_stats TO it, or ask as another role",
             )  # fmt: skip
         else:
-            yield from _standbys(_rows(conn, "standbys"), names)
-        count, longest = _rows(conn, "waiting_for_standby", long=WAITED)[0]
+            yield from _standbys(tuples(conn, SQL["standbys"]), names)
+        count, longest = tuples(conn, SQL["waiting_for_standby"], long=WAITED)[0]
         if count:
             yield Finding(
                 "bad", f"commits wait for a synchronous standby: {number(count, 'session')}, for up to {longest:.0f} s",
@@ -135,15 +135,10 @@ def _none_synchronous(names: str) -> Finding:
 def _weaker(conn: Conn, names: str, commits: str) -> Iterator[Finding]:
     loses = {"off": "a crash loses the last commits", "local": "a failover loses the last commits"}
     found = [("this session", commits)] if commits == "local" else []
-    for who, setting in [*found, *_rows(conn, "weaker_commits")]:
+    for who, setting in [*found, *tuples(conn, SQL["weaker_commits"])]:
         kind = "local" if setting == "local" else "off"
         if kind == "off" or names:
             yield Finding(
                 "warn", f"synchronous_commit is {kind} for {printable(who)}: {loses[kind]}, which breaks guarantee G1",
                 "set synchronous_commit = on there",
             )  # fmt: skip
-
-
-def _rows(conn: Conn, name: str, **params: Any) -> list[Any]:
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        return cursor.execute(SQL[name], params or None).fetchall()

@@ -8,9 +8,9 @@ from importlib import metadata
 from typing import Any
 
 import psycopg
-from psycopg.rows import tuple_row
 
 from ..database import migrations, statements
+from ..database.session import tuples
 from ..definition import dead_ends, deploy
 from ..definition.pipeline import Pipeline
 from ..errors import DefinitionError, Stranded
@@ -67,7 +67,7 @@ def _installation() -> Iterator[Finding]:
 
 
 def _server(conn: Conn) -> Iterator[Finding]:
-    row = _rows(conn, "server")[0]
+    row = tuples(conn, SQL["server"])[0]
     version, name, connections, standby, read_only, fsync, full_pages, synchronous, autovacuum, used = row
     if version < OLDEST_POSTGRES:
         yield Finding("bad", f"Postgres {name} is too old", "Outbox needs Postgres 15 or newer")
@@ -103,7 +103,7 @@ def _schema(conn: Conn) -> Iterator[Finding]:
 
 
 def _pipelines(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Finding]:
-    deployed = _rows(conn, "pipelines")
+    deployed = tuples(conn, SQL["pipelines"])
     if not deployed:
         yield Finding("warn", "no pipeline is deployed", "run: outbox deploy --app module:object")
     for name, at in deployed:
@@ -128,9 +128,9 @@ def _pipelines(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Findi
 
 
 def _workers(conn: Conn) -> Iterator[Finding]:
-    for worker, name in _rows(conn, "workers_late"):
+    for worker, name in tuples(conn, SQL["workers_late"]):
         yield Finding("warn", f"worker {worker} ({name}) has missed its lease", "any live worker removes it in seconds")
-    for pipeline, stage, jobs in _rows(conn, "stages_unserved"):
+    for pipeline, stage, jobs in tuples(conn, SQL["stages_unserved"]):
         yield Finding(
             "bad", f"{number(jobs, 'job')} waiting for stage {pipeline}.{stage}, which no worker serves",
             f"run: outbox worker --stage {stage}",
@@ -138,34 +138,34 @@ def _workers(conn: Conn) -> Iterator[Finding]:
 
 
 def _jobs(conn: Conn) -> Iterator[Finding]:
-    stuck = _rows(conn, "jobs_without_worker")[0][0]
+    stuck = tuples(conn, SQL["jobs_without_worker"])[0][0]
     if stuck:
         yield Finding(
             "bad", f"{number(stuck, 'job')} held by workers that are gone", "start a worker: its sweeper frees them"
         )
-    for pipeline, stage, ready, seconds in _rows(conn, "stages_behind"):
+    for pipeline, stage, ready, seconds in tuples(conn, SQL["stages_behind"]):
         yield Finding(
             "warn", f"{pipeline}.{stage} is {seconds / 60:.0f} minutes behind, with {number(ready, 'job')} ready",
             "start more workers for it, or check the log of `outbox worker`",
         )  # fmt: skip
-    for pipeline, stage, count, seconds in _rows(conn, "jobs_running_long"):
+    for pipeline, stage, count, seconds in tuples(conn, SQL["jobs_running_long"]):
         yield Finding(
             "warn",
             f"{number(count, 'job')} of {pipeline}.{stage} running for up to {seconds / 3600:.1f} hours",
             "lower its timeout",
         )
-    for pipeline, status, count, entity in _rows(conn, "workflows_without_job"):
+    for pipeline, status, count, entity in tuples(conn, SQL["workflows_without_job"]):
         yield Finding(
             "bad", f"{number(count, 'workflow')} of {pipeline} in {status} without a job, such as {entity}",
             "run: outbox retry ENTITY, or move them on with outbox set-status",
         )  # fmt: skip
-    for pipeline, stage, count, dead in _rows(conn, "handlers_hanging"):
+    for pipeline, stage, count, dead in tuples(conn, SQL["handlers_hanging"]):
         yield Finding(
             "warn", f"{number(count, 'job')} of {pipeline}.{stage} ({dead} dead) ran out of time in a handler that "
             "can't be interrupted: such a handler keeps its slot for as long as it hangs",
             "give what it calls a timeout; a worker without a free slot ends, and its supervisor starts a new one",
         )  # fmt: skip
-    dead = _rows(conn, "dead_jobs")[0][0]
+    dead = tuples(conn, SQL["dead_jobs"])[0][0]
     if dead:
         yield Finding(
             "warn", f"{number(dead, 'dead job')} waiting for a person", "look: outbox dead; then: outbox retry"
@@ -175,19 +175,19 @@ def _jobs(conn: Conn) -> Iterator[Finding]:
 
 
 def _waits(conn: Conn) -> Iterator[Finding]:
-    for pipeline, status, leads_to, count, legal in _rows(conn, "waits_overdue"):
+    for pipeline, status, leads_to, count, legal in tuples(conn, SQL["waits_overdue"]):
         yield Finding(
             "bad", f"{number(count, 'workflow')} of {pipeline} in {status} past the deadline",
             "run a worker: any worker moves them on" if legal
             else f"from {status} to {leads_to} is not a legal change: deploy one, or run outbox set-status",
         )  # fmt: skip
-    for pipeline, schedule, seconds, attempts, error in _rows(conn, "schedules_late"):
+    for pipeline, schedule, seconds, attempts, error in tuples(conn, SQL["schedules_late"]):
         yield Finding(
             "warn", f"schedule {pipeline}.{schedule} is {seconds / 60:.0f} minutes late"
             + (f", with {number(attempts, 'failed attempt')}: {error}" if attempts else ""),
             "fix its function" if attempts else "run a worker that serves all stages of the pipeline",
         )  # fmt: skip
-    for pipeline, stage, by, reason, seconds in _rows(conn, "pauses"):
+    for pipeline, stage, by, reason, seconds in tuples(conn, SQL["pauses"]):
         yield Finding(
             "warn", f"{pipeline}.{stage} is paused by {by} for {seconds / 3600:.1f} hours"
             + (f": {reason}" if reason else ""),
@@ -196,7 +196,7 @@ def _waits(conn: Conn) -> Iterator[Finding]:
 
 
 def _relays(conn: Conn) -> Iterator[Finding]:
-    relays = _rows(conn, "relays")
+    relays = tuples(conn, SQL["relays"])
     for name, runs, trouble, parked, waiting, behind in relays:
         if not runs and behind is not None:
             yield Finding(
@@ -223,7 +223,7 @@ def _relays(conn: Conn) -> Iterator[Finding]:
                 f"relay {name} has parked {number(parked, 'message')}",
                 "look: outbox parked; then: outbox parked --retry",
             )
-    for consumer, parked, to_retry in _rows(conn, "parked_deliveries"):
+    for consumer, parked, to_retry in tuples(conn, SQL["parked_deliveries"]):
         yield Finding(
             "warn",
             f"consumer {consumer} has parked {number(parked, 'message')}"
@@ -232,7 +232,7 @@ def _relays(conn: Conn) -> Iterator[Finding]:
             if to_retry == parked
             else f"look: outbox parked --consumer {consumer}; then: outbox parked --consumer {consumer} --retry",
         )
-    count, oldest = _rows(conn, "messages_kept")[0]
+    count, oldest = tuples(conn, SQL["messages_kept"])[0]
     if not relays and oldest is not None:
         much = count > MANY_MESSAGES or oldest > OLD_MESSAGES
         what = f"there is no relay: the log keeps messages, the oldest for {oldest / 3600:.0f} hours"
@@ -244,9 +244,9 @@ def _relays(conn: Conn) -> Iterator[Finding]:
 
 
 def _sessions(conn: Conn, long_transaction: float) -> Iterator[Finding]:
-    if not _rows(conn, "sees_all_sessions")[0][0]:
+    if not tuples(conn, SQL["sees_all_sessions"])[0][0]:
         yield Finding("ok", "this role sees only its own sessions' transactions (pg_read_all_stats would show all)")
-    for kind, name, seconds in _rows(conn, "horizon_holders", long=long_transaction):
+    for kind, name, seconds in tuples(conn, SQL["horizon_holders"], long=long_transaction):
         how_long = "" if seconds is None else f" for {seconds / 60:.0f} minutes"
         yield Finding(
             "warn", f"{kind} {name} keeps Postgres from removing dead rows{how_long}",
@@ -255,15 +255,10 @@ def _sessions(conn: Conn, long_transaction: float) -> Iterator[Finding]:
 
 
 def _tables(conn: Conn) -> Iterator[Finding]:
-    for name, live, dead, size, vacuumed in _rows(conn, "tables"):
+    for name, live, dead, size, vacuumed in tuples(conn, SQL["tables"]):
         if dead > MANY_DEAD_ROWS and dead > live:
             when = f"last vacuumed at {vacuumed:%Y-%m-%d %H:%M}" if vacuumed else "never vacuumed"
             yield Finding(
                 "warn", f"outbox.{name} has {dead:,} dead rows beside {live:,} live ones ({size >> 20} MB, {when})",
                 "end the long transactions above; give autovacuum more workers",
             )  # fmt: skip
-
-
-def _rows(conn: Conn, name: str, **params: Any) -> list[Any]:
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        return cursor.execute(SQL[name], params or None).fetchall()

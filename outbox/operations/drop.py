@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from psycopg.rows import tuple_row
 
 from ..database import session, statements
 from ..database.refusals import raised_as_ours
+from ..database.session import tuples
 from ..definition.deploy import lock_to_write
 from ..errors import NotFound, OutboxError
 
@@ -26,7 +26,7 @@ def belongings(conn: Conn, pipeline: str) -> dict[str, int]:
 
     Raises NotFound if the pipeline is not deployed, and OutboxError if it is a reaction that still reacts.
     """
-    found = _rows(conn, "pipelines_to_drop", pipeline=pipeline)
+    found = tuples(conn, SQL["pipelines_to_drop"], pipeline=pipeline)
     if not any(name == pipeline for name, _, _ in found):
         raise NotFound(f'pipeline "{pipeline}" is not deployed here')
     if reacts_with := found[0][2]:
@@ -69,10 +69,5 @@ def drop(
 def _delete_some(conn: Conn, pipeline: str, with_history: bool) -> int:
     with conn.transaction():
         conn.execute(SQL["retention_begins"])
-        ((count,),) = _rows(conn, "workflows_delete", pipeline=pipeline, history=with_history, limit=BATCH)
+        ((count,),) = tuples(conn, SQL["workflows_delete"], pipeline=pipeline, history=with_history, limit=BATCH)
     return int(count)
-
-
-def _rows(conn: Conn, name: str, **params: Any) -> list[Any]:
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        return cursor.execute(SQL[name], params).fetchall()

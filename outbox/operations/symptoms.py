@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
-from psycopg.rows import tuple_row
 
 from ..database import statements
+from ..database.session import tuples
 from ..definition.pipeline import Pipeline
 from ..texts import number, printable
 from .finding import Finding
@@ -35,7 +35,7 @@ def look(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Finding]:
     """Yields the findings; none if all is well."""
     yield from _jobs(conn, pipelines)
     yield from _others(conn)
-    if _rows(conn, "counts_unfolded", most=MANY_UNFOLDED)[0][0]:
+    if tuples(conn, SQL["counts_unfolded"], most=MANY_UNFOLDED)[0][0]:
         yield Finding(
             "warn", f"more than {MANY_UNFOLDED:,} rows of outbox.status_counts are not folded: overview becomes slow",
             "check the log of `outbox worker` for folding counts",
@@ -43,22 +43,22 @@ def look(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Finding]:
 
 
 def _jobs(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Finding]:
-    for pipeline, stage, jobs, most, reason in _rows(conn, "jobs_put_back_often"):
+    for pipeline, stage, jobs, most, reason in tuples(conn, SQL["jobs_put_back_often"]):
         yield Finding(
             "warn",
             f"{number(jobs, 'job')} of {pipeline}.{stage} put back again and again, one of them {most} times in a row: "
             + printable(reason or "no reason is known"),
             "see to the reason; after some more times the attempt counts as failed",
         )  # fmt: skip
-    for pipeline, status, entity, changes in _rows(conn, "workflows_in_loops"):
+    for pipeline, status, entity, changes in tuples(conn, SQL["workflows_in_loops"]):
         yield Finding(
             "warn",
             f"workflow {printable(entity)} of {pipeline}, in {status}, has had {changes:,} changes: perhaps in a loop",
             f"look: outbox show {printable(entity)} --pipeline {pipeline}; and end the loop in the stages' code",
         )  # fmt: skip
     stages = [stage for pipeline in pipelines for stage in pipeline.stages.values()]
-    held = _rows(
-        conn, "jobs_held_too_long", pipelines=[stage.pipeline for stage in stages],
+    held = tuples(
+        conn, SQL["jobs_held_too_long"], pipelines=[stage.pipeline for stage in stages],
         stages=[stage.name for stage in stages], seconds=[stage.timeout + HELD_TOO_LONG for stage in stages],
     ) if stages else []  # fmt: skip
     for pipeline, stage, jobs, seconds in held:
@@ -67,7 +67,7 @@ def _jobs(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Finding]:
             f"{number(jobs, 'job')} of {pipeline}.{stage} held for {seconds / 60:.0f} minutes, far beyond its timeout",
             "look for `held up` or for errors in the log of `outbox worker`, and restart that worker if there is none",
         )  # fmt: skip
-    for pipeline, status, entity, to_status, legal in _rows(conn, "parents_stuck"):
+    for pipeline, status, entity, to_status, legal in tuples(conn, SQL["parents_stuck"]):
         yield Finding(
             "bad", f"workflow {printable(entity)} of {pipeline} waits in {status} though its children have ended",
             "check the log of `outbox worker`: what keeps it from moving is tried again each minute" if legal
@@ -76,25 +76,20 @@ def _jobs(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Finding]:
 
 
 def _others(conn: Conn) -> Iterator[Finding]:
-    for pid, name, state, table, seconds in _rows(conn, "sessions_holding_rows", long=HELD_ROWS):
+    for pid, name, state, table, seconds in tuples(conn, SQL["sessions_holding_rows"], long=HELD_ROWS):
         yield Finding(
             "warn", f"session pid {pid} ({printable(name)}, {state}) has rows of outbox.{table} in a transaction "
             f"that has been open for {seconds:.0f} s: what needs them waits",
             f"commit it, or end it: SELECT pg_terminate_backend({pid})",
         )  # fmt: skip
-    for publication, table in _rows(conn, "tables_without_identity"):
+    for publication, table in tuples(conn, SQL["tables_without_identity"]):
         yield Finding(
             "bad", f"publication {printable(publication)} has outbox.{table}, which has no replica identity: "
             "Postgres refuses to change its rows",
             f"ALTER TABLE outbox.{table} REPLICA IDENTITY FULL, or take it out of the publication",
         )  # fmt: skip
-    for (table,) in _rows(conn, "tables_with_row_security"):
+    for (table,) in tuples(conn, SQL["tables_with_row_security"]):
         yield Finding(
             "bad", f"row security is on for outbox.{table}: workers may not see the rows that they are to work on",
             f"ALTER TABLE outbox.{table} DISABLE ROW LEVEL SECURITY",
         )  # fmt: skip
-
-
-def _rows(conn: Conn, name: str, **params: Any) -> list[Any]:
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        return cursor.execute(SQL[name], params or None).fetchall()
