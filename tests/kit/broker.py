@@ -127,9 +127,10 @@ class Broker:
     def kill(self) -> None:
         """Ends the node with SIGKILL. What it had not made durable is lost, except for existing queues and bindings.
 
-        Mnesia writes those to disk up to seconds after it has reported them as created.
+        RabbitMQ writes those to disk up to seconds after it has reported them as created: Mnesia's log, and the tables in
+        which a quorum queue finds its messages.
         """
-        self.ctl("eval", "mnesia:sync_log().")
+        self.ctl("eval", "mnesia:sync_log(), [dets:sync(Table) || Table <- dets:all()].")
         self.crash()
 
     def crash(self) -> None:
