@@ -116,9 +116,10 @@ WITH due AS MATERIALIZED (
            set_config('outbox.decision', '(deadline)', true)
 ), moved AS (
     UPDATE outbox.workflow_states AS w
-    SET current_status = held.on_deadline, version = w.version + 1, updated_at = clock_timestamp()
-    FROM me, held
-    WHERE w.id = held.workflow_id AND w.id = ANY (ARRAY(SELECT held.workflow_id FROM held))
+    SET current_status = late.statuses[array_position(late.ids, w.id)], version = w.version + 1, updated_at = clock_timestamp()
+    -- One row of arrays: planned for one late workflow, a join would look for all of them again for each.
+    FROM me, (SELECT array_agg(held.workflow_id) AS ids, array_agg(held.on_deadline) AS statuses FROM held) AS late
+    WHERE w.id = ANY (ARRAY(SELECT held.workflow_id FROM held))
     RETURNING w.id
 )
 SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM moved);
@@ -296,7 +297,7 @@ WITH gone AS MATERIALIZED (
     SELECT DISTINCT j.owner FROM outbox.jobs AS j
     WHERE j.owner IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = j.owner)
 ), stale AS MATERIALIZED (
-    SELECT j.workflow_id, j.owner, j.attempt, s.max_attempts
+    SELECT j.workflow_id, j.attempt, s.max_attempts
     FROM outbox.jobs AS j
     JOIN gone ON gone.owner = j.owner
     LEFT JOIN outbox.stages AS s ON s.pipeline = j.pipeline AND s.stage = j.stage
@@ -306,21 +307,21 @@ WITH gone AS MATERIALIZED (
     FOR UPDATE OF j SKIP LOCKED
 ), freed AS (
     UPDATE outbox.jobs AS j
-    SET owner = NULL, claimed_at = NULL, careful = coalesce(stale.attempt >= stale.max_attempts - 1, false), released = 0,
-        error = format('worker %%s was lost during attempt %%s', stale.owner, stale.attempt),
+    SET owner = NULL, claimed_at = NULL, released = 0,
+        careful = coalesce(j.attempt >= (SELECT s.max_attempts FROM outbox.stages AS s
+                                         WHERE s.pipeline = j.pipeline AND s.stage = j.stage) - 1, false),
+        error = format('worker %%s was lost during attempt %%s', j.owner, j.attempt),
         -- The data may have changed during the attempt. Jobs of unlimited stages have neither.
         (partition, priority) = (SELECT r.partition, r.priority FROM outbox.workflow_states AS w
                                  CROSS JOIN LATERAL outbox.job_of(w.pipeline, j.status, w.metadata) AS r
                                  WHERE w.id = j.workflow_id AND j.partition IS NOT NULL)
-    FROM stale
-    WHERE j.workflow_id = stale.workflow_id AND stale.attempt < coalesce(stale.max_attempts, stale.attempt + 1)
-      AND j.workflow_id = ANY (ARRAY(SELECT stale.workflow_id FROM stale))
+    -- Arrays, not joins, here and below, for the same reason as in deadlines_fire.
+    WHERE j.workflow_id = ANY (ARRAY(SELECT stale.workflow_id FROM stale
+                                     WHERE stale.attempt < coalesce(stale.max_attempts, stale.attempt + 1)))
     RETURNING j.pipeline, j.stage
 ), ended AS (
     DELETE FROM outbox.jobs AS j
-    USING stale
-    WHERE j.workflow_id = stale.workflow_id AND stale.attempt >= stale.max_attempts
-      AND j.workflow_id = ANY (ARRAY(SELECT stale.workflow_id FROM stale))
+    WHERE j.workflow_id = ANY (ARRAY(SELECT stale.workflow_id FROM stale WHERE stale.attempt >= stale.max_attempts))
     RETURNING j.workflow_id, j.pipeline, j.stage, j.status, j.entered, j.attempt, j.owner
 ), dead AS (
     INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error)

@@ -163,13 +163,29 @@ def test_deadlines_that_pass_at_once_are_sought_by_their_workflow(conn: Conn) ->
     waiting.submit_many(conn, ((f"e{n}", Post()) for n in range(5_000)))
     conn.execute("VACUUM ANALYZE outbox.jobs")
     conn.execute("UPDATE outbox.jobs SET deadline = now() - interval '1 s'")
+    conn.execute("ANALYZE outbox.workflow_states")
     for _ in range(3):
-        before = entries_read(conn)
+        before, states = entries_read(conn), entries_read(conn, "workflow_states")
         fired = conn.execute(
             statements.load("maintenance")["deadlines_fire"], {"limit": 200, "now": None, **ALL}, prepare=True
         )
         assert fired.fetchone() == (200, 200)
         assert entries_read(conn) - before < 200 * 20
+        assert entries_read(conn, "workflow_states") - states < 200 * 20
+
+
+def test_jobs_that_were_lost_since_the_queue_was_analyzed_are_sought_once(planned: Conn) -> None:
+    """Its statistics say that no job is owned, so that plans are made for a single one."""
+    submit_backlog(planned)
+    planned.execute("VACUUM ANALYZE outbox.jobs")
+    planned.execute(
+        "UPDATE outbox.jobs SET owner = 99, attempt = CASE WHEN id % 2 = 0 THEN 1 ELSE 100 END WHERE id <= 400"
+    )
+    before = entries_read(planned)
+    swept = planned.execute(statements.load("maintenance")["jobs_sweep"], {"limit": 400, **ALL}).fetchone()
+    assert swept is not None
+    assert swept[:2] == (200, 200)
+    assert entries_read(planned) - before < 400 * 20
 
 
 def test_returned_start_times_are_sought_one_by_one_whatever_partitions_there_are(planned: Conn) -> None:
