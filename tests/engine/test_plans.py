@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from kit.databases import keep_statistics
 from kit.pipelines import Post, make_posts, value
 from outbox import Pipeline
 from outbox.database import statements
@@ -33,15 +34,8 @@ def planned(conn: Conn) -> Conn:
     """A connection with the settings of a worker's, prepared while the tables were empty: as in a young system."""
     for name, setting in PLANNING.items():
         conn.execute("SELECT set_config(%s, %s, false)", (name, setting))
-    leave_alone(conn)
+    keep_statistics(conn)
     return conn
-
-
-def leave_alone(conn: Conn) -> None:
-    """Keep autovacuum, which comes when it comes, from changing what plans are made from."""
-    tables = "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'outbox'::regnamespace AND relkind = 'r'"
-    for (table,) in conn.execute(tables).fetchall():
-        conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)".encode())
 
 
 def explain(conn: Conn, statement: bytes, params: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +150,7 @@ def test_a_claim_within_limits_reads_what_it_takes_whatever_waits(
 
 
 def test_deadlines_that_pass_at_once_are_sought_by_their_workflow(conn: Conn) -> None:
-    leave_alone(conn)
+    keep_statistics(conn)
     waiting: Pipeline[Post] = Pipeline("waiting", data=Post, initial="WAITING", final={"LATE"})
     waiting.deadline("WAITING", hours=1, to="LATE")
     deploy.deploy(conn, waiting)
@@ -249,7 +243,7 @@ def outcome(job: Job) -> Finished:
 
 
 def test_the_overview_counts_no_workflow(conn: Conn) -> None:
-    leave_alone(conn)
+    keep_statistics(conn)
     submit_backlog(conn)
     conn.execute("VACUUM ANALYZE outbox.jobs, outbox.workflow_states, outbox.status_counts")
     found = explain(conn, statements.load("look")["overview"], {})["Plan"]
@@ -264,7 +258,7 @@ def test_no_session_compiles_the_plans_of_the_triggers(conn: Conn) -> None:
 
 
 def test_a_relay_looks_for_new_messages_without_reading_the_log(dsn: str, conn: Conn) -> None:
-    leave_alone(conn)
+    keep_statistics(conn)
 
     async def cut() -> dict[str, Any]:
         log = Log(dsn, "default", "test", Lease())
