@@ -9,11 +9,10 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, overload
 
-import psycopg
-
 from .. import documents, texts
 from ..checks import MAX_NAME
 from ..database import statements
+from ..database.drivers.connection import AsyncConn, SyncConn
 from .execute import Steps, execute
 from .pipelines import PipelineLike, name_of
 
@@ -34,12 +33,12 @@ class Signalled:
 
 @overload
 def signal(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
+    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
     *, id: str | None = None,
 ) -> Coroutine[Any, Any, Signalled]: ...  # fmt: skip
 @overload
 def signal(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
+    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
     *, id: str | None = None,
 ) -> Signalled: ...  # fmt: skip
 def signal(
@@ -61,7 +60,8 @@ def signal(
         texts.check_text(id, "id", MAX_NAME)
     text = None if payload is None else documents.dump_any(payload, "payload")
     owner = name_of(pipeline)
-    return execute(conn, _signal({"pipeline": owner, "entity": entity_id, "name": name, "payload": text, "id": id}))
+    signal = {"pipeline": owner, "entity": entity_id, "name": name, "payload": text, "id": id}
+    return execute(conn, _signal(signal), whole=True)
 
 
 def _signal(signal: dict[str, Any]) -> Steps[Signalled]:

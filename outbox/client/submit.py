@@ -47,7 +47,8 @@ def submit_many(pipeline: PipelineLike, conn: Any, items: Iterable[tuple[str, An
     """Starts many workflows. See Pipeline.submit_many."""
     if not isinstance(items, Iterable):
         raise InvalidInput("items", f"must be (entity_id, data) pairs, not {texts.shown(items)}")
-    return execute(conn, _submit_all(pipeline.name, (_checked(pipeline, *_pair(item)) for item in items)))
+    steps = _submit_all(pipeline.name, (_checked(pipeline, *_pair(item)) for item in items))
+    return execute(conn, steps, whole=True)
 
 
 def submit_text(
@@ -81,11 +82,16 @@ def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted
             {"pipeline": pipeline, "entities": text_array([entity_id]), "metadata": text_array([metadata])},
         )
         if started:
-            return Submitted(*(*started[0], True))
+            return _submitted(started[0], created=True)
         found = yield SQL["workflows_find"], {"pipeline": pipeline, "entities": text_array([entity_id])}
         if found:
-            return Submitted(*(*found[0], False))
+            return _submitted(found[0], created=False)
     raise _not_deployed(pipeline)
+
+
+def _submitted(row: Any, *, created: bool) -> Submitted:
+    id_, entity_id, status = row
+    return Submitted(UUID(id_), entity_id, status, created)
 
 
 def _submit_all(pipeline: str, items: Iterable[tuple[str, str]], of_code: bool = True) -> Steps[int]:
