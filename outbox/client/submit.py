@@ -16,6 +16,7 @@ from .. import documents, texts
 from ..database import statements
 from ..database.statements import text_array
 from ..errors import InvalidInput, NotDeployed
+from .acting import acting
 from .execute import Steps, drive, execute
 from .pipelines import PipelineLike
 
@@ -38,17 +39,24 @@ class Submitted:
     created: bool
 
 
-def submit(pipeline: PipelineLike, conn: Any, entity_id: str, data: Any) -> Any:
+def submit(pipeline: PipelineLike, conn: Any, entity_id: str, data: Any, by: str | None, reason: str | None) -> Any:
     """Starts a workflow. See Pipeline.submit."""
-    return execute(conn, _submit_one(pipeline.name, *_checked(pipeline, entity_id, data)))
+    steps = acting(_submit_one(pipeline.name, *_checked(pipeline, entity_id, data)), by, reason)
+    return execute(conn, steps, whole=(by or reason) is not None)
 
 
-def submit_many(pipeline: PipelineLike, conn: Any, items: Iterable[tuple[str, Any]]) -> Any:
+def submit_many(
+    pipeline: PipelineLike,
+    conn: Any,
+    items: Iterable[tuple[str, Any]],
+    by: str | None = None,
+    reason: str | None = None,
+) -> Any:
     """Starts many workflows. See Pipeline.submit_many."""
     if not isinstance(items, Iterable):
         raise InvalidInput("items", f"must be (entity_id, data) pairs, not {texts.shown(items)}")
     steps = _submit_all(pipeline.name, (_checked(pipeline, *_pair(item)) for item in items))
-    return execute(conn, steps, whole=True)
+    return execute(conn, acting(steps, by, reason), whole=True)
 
 
 def submit_text(

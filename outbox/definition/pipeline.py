@@ -295,31 +295,51 @@ class Pipeline(Generic[Data]):
 
     @overload
     def submit(
-        self, conn: AsyncConn, entity_id: str, data: Data | Mapping[str, Any]
-    ) -> Coroutine[Any, Any, Submitted]: ...
+        self, conn: AsyncConn, entity_id: str, data: Data | Mapping[str, Any], *, by: str | None = None,
+        reason: str | None = None,
+    ) -> Coroutine[Any, Any, Submitted]: ...  # fmt: skip
     @overload
-    def submit(self, conn: SyncConn, entity_id: str, data: Data | Mapping[str, Any]) -> Submitted: ...
-    def submit(self, conn: AsyncConn | SyncConn, entity_id: str, data: Any) -> Submitted | Awaitable[Submitted]:
+    def submit(
+        self, conn: SyncConn, entity_id: str, data: Data | Mapping[str, Any], *, by: str | None = None,
+        reason: str | None = None,
+    ) -> Submitted: ...  # fmt: skip
+    def submit(
+        self, conn: AsyncConn | SyncConn, entity_id: str, data: Any, *, by: str | None = None, reason: str | None = None
+    ) -> Submitted | Awaitable[Submitted]:
         """Starts a workflow in the caller's transaction. Await it on an async connection.
 
         Returns the workflow. `created` is False if the entity has one already; that is not an error and changes
-        nothing. Raises InvalidInput, before any SQL, if the id or the data can't be stored, and NotDeployed if the
-        database doesn't know the pipeline.
+        nothing. The history keeps `by` (default: the session's actor) and `reason`.
+
+        Raises InvalidInput, before any SQL, if the id or the data can't be stored, and NotDeployed if the database
+        doesn't know the pipeline.
         """
-        submitted: Submitted | Awaitable[Submitted] = submit(self, conn, entity_id, data)
+        submitted: Submitted | Awaitable[Submitted] = submit(self, conn, entity_id, data, by, reason)
         return submitted
 
     @overload
-    def submit_many(self, conn: AsyncConn, items: Iterable[tuple[str, Any]]) -> Coroutine[Any, Any, int]: ...
+    def submit_many(
+        self, conn: AsyncConn, items: Iterable[tuple[str, Any]], *, by: str | None = None, reason: str | None = None
+    ) -> Coroutine[Any, Any, int]: ...
     @overload
-    def submit_many(self, conn: SyncConn, items: Iterable[tuple[str, Any]]) -> int: ...
-    def submit_many(self, conn: AsyncConn | SyncConn, items: Iterable[tuple[str, Any]]) -> int | Awaitable[int]:
+    def submit_many(
+        self, conn: SyncConn, items: Iterable[tuple[str, Any]], *, by: str | None = None, reason: str | None = None
+    ) -> int: ...
+    def submit_many(
+        self,
+        conn: AsyncConn | SyncConn,
+        items: Iterable[tuple[str, Any]],
+        *,
+        by: str | None = None,
+        reason: str | None = None,
+    ) -> int | Awaitable[int]:
         """Starts many workflows, given as (entity_id, data), in the caller's transaction and in bounded memory.
 
         Returns how many are new. Entities that already have a workflow stay unchanged. After an error, the caller's
-        transaction decides whether the workflows started before it are kept.
+        transaction decides whether the workflows started before it are kept; on a connection in autocommit, none is.
+        The history keeps `by` (default: the session's actor) and `reason`.
         """
-        started: int | Awaitable[int] = submit_many(self, conn, items)
+        started: int | Awaitable[int] = submit_many(self, conn, items, by, reason)
         return started
 
     # Cancelling: see client/cancel.py.

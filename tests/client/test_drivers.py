@@ -142,6 +142,7 @@ def test_every_call_works(kind: str, shop: Pipeline[Any], conn: Conn, dsn: str) 
         assert app.call(shop.cancel, app.conn, "c", reason="by mistake") == "GONE"
         sent = [app.call(signal, app.conn, shop, "d", "paid", {"sum": "1"}, id="p1").created for _ in range(2)]
         assert sent == [True, False]
+        assert app.call(shop.submit, app.conn, "g", {}, by="tom", reason="a copy").created
         assert [app.call(inbox.accept, app.conn, message) for _ in range(2)] == [True, False]
         assert app.call(delegate, app.conn, "tom", until=soon) is None
         assert app.call(end_delegation, app.conn, "tom") is True
@@ -253,7 +254,7 @@ def test_without_the_schema_the_error_says_what_to_run(kind: str, empty_dsn: str
 def test_each_statement_reads_texts_and_returns_what_all_drivers_agree_on(conn: Conn) -> None:
     """Whatever is sent is cast, and no id, time or JSON comes back that a driver or an application reads its own way."""
     agreed = {"text", "varchar", "bool", "int4", "int8", "float8", "void"}
-    for step in ("approvals", "cancel", "delegations", "inbox", "links", "lists", "signals", "submit", "why"):
+    for step in ("acting", "approvals", "cancel", "delegations", "inbox", "links", "lists", "signals", "submit", "why"):
         for name, statement in statements.load(step).items():
             text = spelling.numbered((statement, defaultdict(str)))[0]
             assert conn.pgconn.prepare(b"", text.encode()).status == pq.ExecStatus.COMMAND_OK, f"{step}: {name}"
