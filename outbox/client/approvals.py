@@ -11,11 +11,10 @@ from collections.abc import Collection, Coroutine
 from typing import Any, overload
 from uuid import UUID
 
-import psycopg
-
 from .. import documents, texts
 from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
+from ..database.drivers.connection import AsyncConn, SyncConn
 from ..errors import InvalidInput
 from ..texts import shown as as_shown
 from .execute import Steps, execute
@@ -26,13 +25,13 @@ SQL = statements.load("approvals")
 
 @overload
 def decide(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str, *,
+    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, decision: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def decide(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, decision: str, *,
+    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, decision: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> str: ...  # fmt: skip
@@ -70,13 +69,13 @@ def decide(
 
 @overload
 def approve(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def approve(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> str: ...  # fmt: skip
@@ -94,13 +93,13 @@ def approve(
 
 @overload
 def reject(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def reject(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, *,
+    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> str: ...  # fmt: skip
@@ -116,7 +115,7 @@ def reject(
     )  # fmt: skip
 
 
-def act_as(conn: psycopg.Connection[Any], name: str) -> None:
+def act_as(conn: SyncConn, name: str) -> None:
     """Names the actor of this transaction: whose an answer without `by` is, if it may be another than the login."""
     execute(conn, _act_as(name))
 

@@ -6,11 +6,10 @@ from collections.abc import Collection, Coroutine
 from datetime import datetime
 from typing import Any, overload
 
-import psycopg
-
 from .. import texts
 from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
+from ..database.drivers.connection import AsyncConn, SyncConn
 from ..errors import InvalidInput
 from .approvals import checked_groups
 from .execute import Steps, execute
@@ -20,12 +19,12 @@ SQL = statements.load("delegations")
 
 @overload
 def delegate(
-    conn: psycopg.AsyncConnection[Any], to: str, *, until: datetime, by: str | None = None,
+    conn: AsyncConn, to: str, *, until: datetime, by: str | None = None,
     groups: Collection[str] | None = None, reason: str | None = None,
 ) -> Coroutine[Any, Any, None]: ...  # fmt: skip
 @overload
 def delegate(
-    conn: psycopg.Connection[Any], to: str, *, until: datetime, by: str | None = None,
+    conn: SyncConn, to: str, *, until: datetime, by: str | None = None,
     groups: Collection[str] | None = None, reason: str | None = None,
 ) -> None: ...  # fmt: skip
 def delegate(
@@ -51,11 +50,9 @@ def delegate(
 
 
 @overload
-def end_delegation(
-    conn: psycopg.AsyncConnection[Any], to: str, *, by: str | None = None
-) -> Coroutine[Any, Any, bool]: ...
+def end_delegation(conn: AsyncConn, to: str, *, by: str | None = None) -> Coroutine[Any, Any, bool]: ...
 @overload
-def end_delegation(conn: psycopg.Connection[Any], to: str, *, by: str | None = None) -> bool: ...
+def end_delegation(conn: SyncConn, to: str, *, by: str | None = None) -> bool: ...
 def end_delegation(conn: Any, to: str, *, by: str | None = None) -> Any:
     """Ends the delegation of `by` to the person `to` before its time. Returns whether there was one.
 

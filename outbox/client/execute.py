@@ -1,20 +1,21 @@
-"""Runs steps on the caller's own connection, sync or async.
+"""Runs steps on the caller's own connection, sync or async, of any driver.
 
 Each call that users make in their own transaction (submit, inbox) is written once: as a generator that yields
-statements and receives their rows (see database/steps.py). This module begins, ends and resets nothing: connection and
-transaction are the caller's. If the database refuses a statement, the matching error of Outbox is raised.
+statements and receives their rows (see database/steps.py). Connection and transaction are the caller's: nothing is
+begun, ended or reset here, but for steps that must be one transaction, on a connection that has none. If the database
+refuses a statement, the matching error of Outbox is raised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Coroutine, Generator, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.rows import tuple_row
 
+from ..database.drivers.connection import AsyncDoor, Door
+from ..database.drivers.recognise import door
 from ..database.refusals import raised_as_ours
 from ..database.steps import Statement, perform, perform_async
 from ..errors import InvalidInput
@@ -23,39 +24,55 @@ T = TypeVar("T")
 Steps = Generator[Statement, list[Any], T]
 
 
-def execute(conn: Any, steps: Steps[T]) -> T | Coroutine[Any, Any, T]:
-    """Runs the steps and returns their result; on an async connection, returns a coroutine that does so."""
-    if isinstance(conn, psycopg.AsyncConnection):
-        return perform_async(steps, partial(_rows_async, conn))
-    if isinstance(conn, psycopg.Connection):
-        return drive(conn, steps)
-    steps.close()
-    raise InvalidInput("conn", f"must be a psycopg connection, sync or async, not {type(conn).__name__}")
+def execute(conn: Any, steps: Steps[T], *, whole: bool = False) -> T | Coroutine[Any, Any, T]:
+    """Runs the steps and returns their result; on an async connection, returns a coroutine that does so.
+
+    `whole`: the steps write, or read what they wrote, in several statements. On a connection in autocommit they are one
+    transaction.
+    """
+    try:
+        found = door(conn)
+    except BaseException:
+        steps.close()
+        raise
+    return _run_async(found, steps, whole) if isinstance(found, AsyncDoor) else _run(found, steps, whole)
 
 
 def drive(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
-    """Runs the steps on a sync connection, and returns their result."""
-    return perform(steps, partial(_rows, conn))
+    """Runs the steps on a connection of our own, and returns their result."""
+    found = door(conn)
+    assert isinstance(found, Door)
+    return _run(found, steps, whole=False)
 
 
-def _rows(conn: psycopg.Connection[Any], statement: Statement) -> list[Any]:
-    with raised_as_ours(), _encodable(conn), psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
-        return cursor.execute(*statement).fetchall()
+def _run(found: Door, steps: Steps[T], whole: bool) -> T:
+    def take(statement: Statement) -> list[Any]:
+        with raised_as_ours(), _encodable():
+            return found.rows(statement)
+
+    if not whole:
+        return perform(steps, take)
+    with found.whole():
+        return perform(steps, take)
 
 
-async def _rows_async(conn: psycopg.AsyncConnection[Any], statement: Statement) -> list[Any]:
-    with raised_as_ours(), _encodable(conn):
-        async with psycopg.AsyncCursor(conn, row_factory=tuple_row) as cursor:
-            await cursor.execute(*statement)
-            return await cursor.fetchall()
+async def _run_async(found: AsyncDoor, steps: Steps[T], whole: bool) -> T:
+    async def take(statement: Statement) -> list[Any]:
+        with raised_as_ours(), _encodable():
+            return await found.rows(statement)
+
+    if not whole:
+        return await perform_async(steps, take)
+    async with found.whole():
+        return await perform_async(steps, take)
 
 
 @contextmanager
-def _encodable(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> Iterator[None]:
+def _encodable() -> Iterator[None]:
     """Raises InvalidInput, before any SQL, for text that the encoding of the caller's session can't represent."""
     try:
         yield
     except UnicodeEncodeError as error:
-        encoding = conn.info.parameter_status("client_encoding")
-        problem = f"{error.object[error.start]!r} can't be sent: the session's client_encoding is {encoding}. Use UTF8"
+        what = error.object[error.start]
+        problem = f"{what!r} can't be sent: the session's client_encoding is {error.encoding}. Use UTF8"
         raise InvalidInput("text", problem) from None

@@ -18,6 +18,7 @@ import psycopg
 from .. import texts
 from ..checks import check_name
 from ..database import statements
+from ..database.drivers.connection import AsyncConn, SyncConn
 from ..errors import InvalidInput, TooNew, TooOld
 from .execute import Steps, execute
 
@@ -43,12 +44,10 @@ class Inbox:
         check_name(self.consumer, "consumer")
 
     @overload
-    def accept(self, conn: psycopg.AsyncConnection[Any], message_id: UUID | str) -> Coroutine[Any, Any, bool]: ...
+    def accept(self, conn: AsyncConn, message_id: UUID | str) -> Coroutine[Any, Any, bool]: ...
     @overload
-    def accept(self, conn: psycopg.Connection[Any], message_id: UUID | str) -> bool: ...
-    def accept(
-        self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], message_id: UUID | str
-    ) -> bool | Awaitable[bool]:
+    def accept(self, conn: SyncConn, message_id: UUID | str) -> bool: ...
+    def accept(self, conn: AsyncConn | SyncConn, message_id: UUID | str) -> bool | Awaitable[bool]:
         """Returns True the first time and False for a duplicate, in the caller's transaction.
 
         Await it on an async connection. Call it before the effect, in the transaction that writes the effect. If that

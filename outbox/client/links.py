@@ -8,6 +8,7 @@ browsers fetch links. To use it decides, in the caller's transaction, which take
 from __future__ import annotations
 
 import hmac
+import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Collection, Coroutine, Sequence
@@ -17,11 +18,10 @@ from hashlib import sha256
 from typing import Any, overload
 from uuid import UUID
 
-import psycopg
-
 from .. import documents, settings, texts
 from ..checks import MAX_NAME
 from ..database import statements
+from ..database.drivers.connection import AsyncConn, SyncConn
 from ..errors import LinkRefused, SettingsError
 from .approvals import checked, checked_groups, question_id
 from .delegations import check_end
@@ -62,12 +62,12 @@ class ApprovalLink:
 
 @overload
 def approval_link(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, *, person: str, until: datetime,
+    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, *, person: str, until: datetime,
     question: UUID | str | None = None, groups: Collection[str] | None = None, keys: Sequence[str] | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def approval_link(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, *, person: str, until: datetime,
+    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, *, person: str, until: datetime,
     question: UUID | str | None = None, groups: Collection[str] | None = None, keys: Sequence[str] | None = None,
 ) -> str: ...  # fmt: skip
 def approval_link(
@@ -98,10 +98,10 @@ def approval_link(
 
 @overload
 def open_link(
-    conn: psycopg.AsyncConnection[Any], token: str, *, keys: Sequence[str] | None = None
+    conn: AsyncConn, token: str, *, keys: Sequence[str] | None = None
 ) -> Coroutine[Any, Any, ApprovalLink]: ...
 @overload
-def open_link(conn: psycopg.Connection[Any], token: str, *, keys: Sequence[str] | None = None) -> ApprovalLink: ...
+def open_link(conn: SyncConn, token: str, *, keys: Sequence[str] | None = None) -> ApprovalLink: ...
 def open_link(conn: Any, token: str, *, keys: Sequence[str] | None = None) -> Any:
     """Returns what a link is for. It decides nothing and changes nothing, however often it is called.
 
@@ -113,13 +113,13 @@ def open_link(conn: Any, token: str, *, keys: Sequence[str] | None = None) -> An
 
 @overload
 def use_link(
-    conn: psycopg.AsyncConnection[Any], token: str, decision: str, *, reason: str | None = None,
+    conn: AsyncConn, token: str, decision: str, *, reason: str | None = None,
     pipeline: PipelineLike | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     keys: Sequence[str] | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def use_link(
-    conn: psycopg.Connection[Any], token: str, decision: str, *, reason: str | None = None,
+    conn: SyncConn, token: str, decision: str, *, reason: str | None = None,
     pipeline: PipelineLike | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     keys: Sequence[str] | None = None,
 ) -> str: ...  # fmt: skip
@@ -167,14 +167,16 @@ def _read(token: object, keys: Sequence[bytes]) -> UUID:
 
 def _make(link: dict[str, Any], key: bytes) -> Steps[str]:
     ((made,),) = yield SQL["link_make"], link
-    return _sign(UUID(str(made)), key)
+    return _sign(UUID(made), key)
 
 
 def _open(link: UUID) -> Steps[ApprovalLink]:
     found = yield SQL["link_open"], {"link": link}
     if not found:
         raise LinkRefused("this link can't be used: what it was for is gone", why="unknown")
-    ((pipeline, entity_id, id_, question, options, data, shown, person, until, decision, ended, over),) = found
+    ((told,),) = found
+    pipeline, entity_id, id_, question, options, data, shown, person, until, decision, ended, over = json.loads(told)
+    id_, until = UUID(id_), datetime.fromisoformat(until)
     if over:
         raise LinkRefused(
             "this link can't be used: its time is over", why="expired",

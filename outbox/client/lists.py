@@ -6,8 +6,9 @@ clients read the same. Nothing here counts, and no page reads more than a bounde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
@@ -114,6 +115,13 @@ class StateChange:
     at: datetime
 
 
+_BY_TYPE: dict[str, Callable[[str], Any]] = {"UUID": UUID, "datetime": datetime.fromisoformat}
+_READ: list[Callable[[Any], Any]] = [
+    _BY_TYPE.get(str(each.type).partition(" ")[0], lambda value: value) for each in fields(Workflow)
+]
+"""How to read each field from what JSON says of it."""
+
+
 def find(
     pipeline: Loader[Data], conn: Any, *, status: str | None, older: float | timedelta | None, assignee: str | None,
     entity: str | None, waits_for: str | None, dead: bool, error: str | None, limit: int, after: str | None,
@@ -164,12 +172,12 @@ def checked(
 
 def rows(asked: dict[str, Any]) -> Steps[tuple[list[tuple[Any, ...]], str | None, bool]]:
     """Returns the rows of a page, the cursor of the next one (None at the end), and whether it ends at the bound."""
-    found = yield SQL["workflows_find"], {**asked, "most": asked["limit"] + 1}
+    found = [json.loads(text) for (text,) in (yield SQL["workflows_find"], {**asked, "most": asked["limit"] + 1})]
     *_, bare = found or [None]
     if bare is not None and bare[0] is None:
-        return [row[:-1] for row in found[:-1]], str(bare[-1]), True
+        return [_row(row[:-1]) for row in found[:-1]], str(bare[-1]), True
     kept = found[: asked["limit"]]
-    return [row[:-1] for row in kept], str(kept[-1][-1]) if len(found) > len(kept) else None, False
+    return [_row(row[:-1]) for row in kept], str(kept[-1][-1]) if len(found) > len(kept) else None, False
 
 
 def _page(pipeline: Loader[Data], asked: dict[str, Any]) -> Steps[Page[Data]]:
@@ -179,12 +187,18 @@ def _page(pipeline: Loader[Data], asked: dict[str, Any]) -> Steps[Page[Data]]:
 
 def _get(pipeline: Loader[Data], entity_id: str) -> Steps[Workflow[Data] | None]:
     found = yield SQL["workflow_get"], {"pipeline": pipeline.name, "entity": entity_id}
-    return Workflow(*(*found[0], pipeline.load)) if found else None
+    return Workflow(*(*_row(json.loads(found[0][0])), pipeline.load)) if found else None
 
 
 def _history(pipeline: str, entity_id: str, limit: int) -> Steps[list[StateChange]]:
     found = yield SQL["history_of"], {"pipeline": pipeline, "entity": entity_id, "limit": limit}
-    return [StateChange(*row) for row in found]
+    told: list[list[Any]] = [json.loads(text) for (text,) in found]
+    return [StateChange(*[*row[:-1], datetime.fromisoformat(row[-1])]) for row in told]
+
+
+def _row(told: Sequence[Any]) -> tuple[Any, ...]:
+    """Returns what JSON says of a workflow as its fields are: ids and times."""
+    return tuple(value if value is None else _READ[place](value) for place, value in enumerate(told))
 
 
 def _check_limit(limit: object) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, overload
 
-import psycopg
-
 from .. import documents, texts
 from ..checks import MAX_NAME
 from ..database import statements
+from ..database.drivers.connection import AsyncConn, SyncConn
+from .acting import acting
 from .execute import Steps, execute
 from .pipelines import PipelineLike, name_of
 
@@ -34,23 +34,24 @@ class Signalled:
 
 @overload
 def signal(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
-    *, id: str | None = None,
+    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
+    *, id: str | None = None, by: str | None = None,
 ) -> Coroutine[Any, Any, Signalled]: ...  # fmt: skip
 @overload
 def signal(
-    conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
-    *, id: str | None = None,
+    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
+    *, id: str | None = None, by: str | None = None,
 ) -> Signalled: ...  # fmt: skip
 def signal(
-    conn: Any, pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None, *, id: str | None = None
-) -> Any:
+    conn: Any, pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None, *, id: str | None = None,
+    by: str | None = None,
+) -> Any:  # fmt: skip
     """Sends the signal `name` to a workflow in the caller's transaction.
 
     Await it on an async connection. A workflow that waits for the signal moves in this transaction; otherwise the
     signal is kept until a wait of the workflow takes it. Each signal is taken once. `payload` is plain JSON or a
     pydantic model. `id` is the sender's own id, such as the number of a payment: a second signal with the same id has
-    no effect.
+    no effect. The history keeps `by` (default: the session's actor) for the change that the signal makes.
 
     Raises InvalidInput before any SQL if a value can't be stored. The database raises NoWorkflow, which ends the
     transaction.
@@ -61,7 +62,8 @@ def signal(
         texts.check_text(id, "id", MAX_NAME)
     text = None if payload is None else documents.dump_any(payload, "payload")
     owner = name_of(pipeline)
-    return execute(conn, _signal({"pipeline": owner, "entity": entity_id, "name": name, "payload": text, "id": id}))
+    signal = {"pipeline": owner, "entity": entity_id, "name": name, "payload": text, "id": id}
+    return execute(conn, acting(_signal(signal), by), whole=True)
 
 
 def _signal(signal: dict[str, Any]) -> Steps[Signalled]:

@@ -16,6 +16,7 @@ from .. import documents, texts
 from ..database import statements
 from ..database.statements import text_array
 from ..errors import InvalidInput, NotDeployed
+from .acting import acting
 from .execute import Steps, drive, execute
 from .pipelines import PipelineLike
 
@@ -38,16 +39,24 @@ class Submitted:
     created: bool
 
 
-def submit(pipeline: PipelineLike, conn: Any, entity_id: str, data: Any) -> Any:
+def submit(pipeline: PipelineLike, conn: Any, entity_id: str, data: Any, by: str | None, reason: str | None) -> Any:
     """Starts a workflow. See Pipeline.submit."""
-    return execute(conn, _submit_one(pipeline.name, *_checked(pipeline, entity_id, data)))
+    steps = acting(_submit_one(pipeline.name, *_checked(pipeline, entity_id, data)), by, reason)
+    return execute(conn, steps, whole=(by or reason) is not None)
 
 
-def submit_many(pipeline: PipelineLike, conn: Any, items: Iterable[tuple[str, Any]]) -> Any:
+def submit_many(
+    pipeline: PipelineLike,
+    conn: Any,
+    items: Iterable[tuple[str, Any]],
+    by: str | None = None,
+    reason: str | None = None,
+) -> Any:
     """Starts many workflows. See Pipeline.submit_many."""
     if not isinstance(items, Iterable):
         raise InvalidInput("items", f"must be (entity_id, data) pairs, not {texts.shown(items)}")
-    return execute(conn, _submit_all(pipeline.name, (_checked(pipeline, *_pair(item)) for item in items)))
+    steps = _submit_all(pipeline.name, (_checked(pipeline, *_pair(item)) for item in items))
+    return execute(conn, acting(steps, by, reason), whole=True)
 
 
 def submit_text(
@@ -81,11 +90,16 @@ def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted
             {"pipeline": pipeline, "entities": text_array([entity_id]), "metadata": text_array([metadata])},
         )
         if started:
-            return Submitted(*(*started[0], True))
+            return _submitted(started[0], created=True)
         found = yield SQL["workflows_find"], {"pipeline": pipeline, "entities": text_array([entity_id])}
         if found:
-            return Submitted(*(*found[0], False))
+            return _submitted(found[0], created=False)
     raise _not_deployed(pipeline)
+
+
+def _submitted(row: Any, *, created: bool) -> Submitted:
+    id_, entity_id, status = row
+    return Submitted(UUID(id_), entity_id, status, created)
 
 
 def _submit_all(pipeline: str, items: Iterable[tuple[str, str]], of_code: bool = True) -> Steps[int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, overload
 
-import psycopg
-
 from .. import documents, texts
 from ..database import statements
+from ..database.drivers.connection import AsyncConn, SyncConn
 from .execute import Steps, execute
 from .pipelines import PipelineLike, name_of
 
@@ -34,11 +34,9 @@ class Why:
 
 
 @overload
-def why(
-    conn: psycopg.AsyncConnection[Any], pipeline: PipelineLike | str, entity_id: str
-) -> Coroutine[Any, Any, Why]: ...
+def why(conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str) -> Coroutine[Any, Any, Why]: ...
 @overload
-def why(conn: psycopg.Connection[Any], pipeline: PipelineLike | str, entity_id: str) -> Why: ...
+def why(conn: SyncConn, pipeline: PipelineLike | str, entity_id: str) -> Why: ...
 def why(conn: Any, pipeline: PipelineLike | str, entity_id: str) -> Any:
     """Says why a workflow does not move. Await it on an async connection.
 
@@ -51,4 +49,4 @@ def why(conn: Any, pipeline: PipelineLike | str, entity_id: str) -> Any:
 def asked(pipeline: str, entity_id: str) -> Steps[Why]:
     """Does what `why` does, as steps."""
     ((cause, sentence, remedy, details),) = yield SQL["why"], {"pipeline": pipeline, "entity": entity_id}
-    return Why(cause, texts.printable(sentence), remedy and texts.printable(remedy), details)
+    return Why(cause, texts.printable(sentence), remedy and texts.printable(remedy), json.loads(details))

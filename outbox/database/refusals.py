@@ -11,12 +11,13 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import psycopg
-
-from ..errors import OutboxError, Refused
+from ..errors import OutboxError, Refused, SchemaError
 
 _CLASSES = {refusal.sqlstate: refusal for refusal in Refused.__subclasses__()}
 _OURS = re.compile(r"OB\d{3}")
+_MISSING = {"3F000", "42P01", "42883"}
+"""SQLSTATEs of a schema, a table and a function that isn't there."""
+_SCHEMA = re.compile(r"\boutbox\b")
 
 # Fields that JSON can't express; all others are texts or numbers.
 _READ: dict[str, Callable[[Any], Any]] = {
@@ -48,14 +49,21 @@ def error_of(error: BaseException) -> OutboxError | None:
 
 @contextmanager
 def raised_as_ours() -> Iterator[None]:
-    """Raises a psycopg error from the block as the Outbox error behind it, if there is one."""
+    """Raises a driver's error from the block as the Outbox error behind it, if there is one."""
     try:
         yield
-    except psycopg.DatabaseError as error:
-        answer = _answer(error)
-        if isinstance(error, OutboxError) or answer is None or not _OURS.fullmatch(answer.sqlstate):
+    except OutboxError:
+        raise
+    except Exception as error:
+        # Only what the error wraps: what was being handled when it was raised is another statement's.
+        answers = [answer for each in _chain(error, context=False) if (answer := _answer(each))]
+        if not answers:
             raise
-        raise _refusal(answer) from error
+        if _OURS.fullmatch(answers[-1].sqlstate):
+            raise _refusal(answers[-1]) from error
+        if answers[-1].sqlstate in _MISSING and _SCHEMA.search(answers[-1].message):
+            raise SchemaError("the schema outbox is missing or older than this code. Run: outbox migrate") from error
+        raise
 
 
 class _Answer(NamedTuple):
@@ -67,8 +75,8 @@ class _Answer(NamedTuple):
     hint: str | None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and what it was raised from, nearest first."""
+def _chain(error: BaseException, *, context: bool = True) -> Iterator[BaseException]:
+    """Yields an error and what it wraps or was raised from, nearest first; with `context`, also during which error."""
     seen: set[int] = set()
     left: list[object] = [error]
     while left:
@@ -79,7 +87,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield each
         left += [getattr(each, "orig", None), each.__cause__]
         # A database error that was raised while another was being handled has nothing to do with that one.
-        if not each.__suppress_context__ and _answer(each) is None:
+        if context and not each.__suppress_context__ and _answer(each) is None:
             left.append(each.__context__)
 
 

@@ -10,13 +10,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, overload
 
-import psycopg
-
 from ..checks import check_name, check_seconds
 from ..client import lists
 from ..client.cancel import cancel
 from ..client.lists import Page, StateChange, Workflow
 from ..client.submit import Submitted, submit, submit_many
+from ..database.drivers.connection import AsyncConn, SyncConn
 from ..errors import DefinitionError
 from . import limits, schedule
 from .data import DataType
@@ -296,52 +295,64 @@ class Pipeline(Generic[Data]):
 
     @overload
     def submit(
-        self, conn: psycopg.AsyncConnection[Any], entity_id: str, data: Data | Mapping[str, Any]
-    ) -> Coroutine[Any, Any, Submitted]: ...
+        self, conn: AsyncConn, entity_id: str, data: Data | Mapping[str, Any], *, by: str | None = None,
+        reason: str | None = None,
+    ) -> Coroutine[Any, Any, Submitted]: ...  # fmt: skip
     @overload
-    def submit(self, conn: psycopg.Connection[Any], entity_id: str, data: Data | Mapping[str, Any]) -> Submitted: ...
     def submit(
-        self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], entity_id: str, data: Any
+        self, conn: SyncConn, entity_id: str, data: Data | Mapping[str, Any], *, by: str | None = None,
+        reason: str | None = None,
+    ) -> Submitted: ...  # fmt: skip
+    def submit(
+        self, conn: AsyncConn | SyncConn, entity_id: str, data: Any, *, by: str | None = None, reason: str | None = None
     ) -> Submitted | Awaitable[Submitted]:
         """Starts a workflow in the caller's transaction. Await it on an async connection.
 
         Returns the workflow. `created` is False if the entity has one already; that is not an error and changes
-        nothing. Raises InvalidInput, before any SQL, if the id or the data can't be stored, and NotDeployed if the
-        database doesn't know the pipeline.
+        nothing. The history keeps `by` (default: the session's actor) and `reason`.
+
+        Raises InvalidInput, before any SQL, if the id or the data can't be stored, and NotDeployed if the database
+        doesn't know the pipeline.
         """
-        submitted: Submitted | Awaitable[Submitted] = submit(self, conn, entity_id, data)
+        submitted: Submitted | Awaitable[Submitted] = submit(self, conn, entity_id, data, by, reason)
         return submitted
 
     @overload
     def submit_many(
-        self, conn: psycopg.AsyncConnection[Any], items: Iterable[tuple[str, Any]]
+        self, conn: AsyncConn, items: Iterable[tuple[str, Any]], *, by: str | None = None, reason: str | None = None
     ) -> Coroutine[Any, Any, int]: ...
     @overload
-    def submit_many(self, conn: psycopg.Connection[Any], items: Iterable[tuple[str, Any]]) -> int: ...
     def submit_many(
-        self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], items: Iterable[tuple[str, Any]]
+        self, conn: SyncConn, items: Iterable[tuple[str, Any]], *, by: str | None = None, reason: str | None = None
+    ) -> int: ...
+    def submit_many(
+        self,
+        conn: AsyncConn | SyncConn,
+        items: Iterable[tuple[str, Any]],
+        *,
+        by: str | None = None,
+        reason: str | None = None,
     ) -> int | Awaitable[int]:
         """Starts many workflows, given as (entity_id, data), in the caller's transaction and in bounded memory.
 
         Returns how many are new. Entities that already have a workflow stay unchanged. After an error, the caller's
-        transaction decides whether the workflows started before it are kept.
+        transaction decides whether the workflows started before it are kept; on a connection in autocommit, none is.
+        The history keeps `by` (default: the session's actor) and `reason`.
         """
-        started: int | Awaitable[int] = submit_many(self, conn, items)
+        started: int | Awaitable[int] = submit_many(self, conn, items, by, reason)
         return started
 
     # Cancelling: see client/cancel.py.
 
     @overload
     def cancel(
-        self, conn: psycopg.AsyncConnection[Any], entity_id: str, *, by: str | None = None, reason: str | None = None
+        self, conn: AsyncConn, entity_id: str, *, by: str | None = None, reason: str | None = None
     ) -> Coroutine[Any, Any, str]: ...
     @overload
-    def cancel(
-        self, conn: psycopg.Connection[Any], entity_id: str, *, by: str | None = None, reason: str | None = None
-    ) -> str: ...
+    def cancel(self, conn: SyncConn, entity_id: str, *, by: str | None = None, reason: str | None = None) -> str: ...
     def cancel(
         self,
-        conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any],
+        conn: AsyncConn | SyncConn,
         entity_id: str,
         *,
         by: str | None = None,
@@ -365,18 +376,18 @@ class Pipeline(Generic[Data]):
 
     @overload
     def find(
-        self, conn: psycopg.AsyncConnection[Any], *, status: str | None = None, older: float | timedelta | None = None,
+        self, conn: AsyncConn, *, status: str | None = None, older: float | timedelta | None = None,
         assignee: str | None = None, entity: str | None = None, waits_for: str | None = None, dead: bool = False,
         error: str | None = None, limit: int = 100, after: str | None = None,
     ) -> Coroutine[Any, Any, Page[Data]]: ...  # fmt: skip
     @overload
     def find(
-        self, conn: psycopg.Connection[Any], *, status: str | None = None, older: float | timedelta | None = None,
+        self, conn: SyncConn, *, status: str | None = None, older: float | timedelta | None = None,
         assignee: str | None = None, entity: str | None = None, waits_for: str | None = None, dead: bool = False,
         error: str | None = None, limit: int = 100, after: str | None = None,
     ) -> Page[Data]: ...  # fmt: skip
     def find(
-        self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], *, status: str | None = None,
+        self, conn: AsyncConn | SyncConn, *, status: str | None = None,
         older: float | timedelta | None = None, assignee: str | None = None, entity: str | None = None,
         waits_for: str | None = None, dead: bool = False, error: str | None = None, limit: int = 100,
         after: str | None = None,
@@ -400,11 +411,11 @@ class Pipeline(Generic[Data]):
         return found
 
     @overload
-    def get(self, conn: psycopg.AsyncConnection[Any], entity_id: str) -> Coroutine[Any, Any, Workflow[Data] | None]: ...
+    def get(self, conn: AsyncConn, entity_id: str) -> Coroutine[Any, Any, Workflow[Data] | None]: ...
     @overload
-    def get(self, conn: psycopg.Connection[Any], entity_id: str) -> Workflow[Data] | None: ...
+    def get(self, conn: SyncConn, entity_id: str) -> Workflow[Data] | None: ...
     def get(
-        self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], entity_id: str
+        self, conn: AsyncConn | SyncConn, entity_id: str
     ) -> Workflow[Data] | Awaitable[Workflow[Data] | None] | None:
         """Returns the workflow of an entity, or None if there is none. Await it on an async connection."""
         found: Workflow[Data] | Awaitable[Workflow[Data] | None] | None = lists.get(self, conn, entity_id)
@@ -412,12 +423,12 @@ class Pipeline(Generic[Data]):
 
     @overload
     def history(
-        self, conn: psycopg.AsyncConnection[Any], entity_id: str, *, limit: int = 1_000
+        self, conn: AsyncConn, entity_id: str, *, limit: int = 1_000
     ) -> Coroutine[Any, Any, list[StateChange]]: ...
     @overload
-    def history(self, conn: psycopg.Connection[Any], entity_id: str, *, limit: int = 1_000) -> list[StateChange]: ...
+    def history(self, conn: SyncConn, entity_id: str, *, limit: int = 1_000) -> list[StateChange]: ...
     def history(
-        self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], entity_id: str, *, limit: int = 1_000
+        self, conn: AsyncConn | SyncConn, entity_id: str, *, limit: int = 1_000
     ) -> list[StateChange] | Awaitable[list[StateChange]]:
         """Returns the latest `limit` changes of an entity's workflow in their order. Await it on an async connection.
 

@@ -6,7 +6,7 @@
 -- Writes workflow_states, approvals, approval_votes. Locks the workflow. Uses workflow_states_entity_key, approvals_open,
 -- approvals_by_workflow, approvals_pkey.
 SELECT outbox.decide(%(pipeline)s, %(entity)s, %(decision)s, %(by)s, %(reason)s,
-                     outbox.data_of_code(%(edit)s::text::jsonb, outbox.plain_of(%(pipeline)s)), %(shown)s, %(question)s,
+                     outbox.data_of_code(%(edit)s::text::jsonb, outbox.plain_of(%(pipeline)s)), %(shown)s, %(question)s::uuid,
                      %(groups)s::text[], %(about)s::text::jsonb);
 
 -- name: act_as

@@ -12,7 +12,7 @@ FROM me, unnest(%(entities)s::text[], %(metadata)s::text[]) WITH ORDINALITY AS s
 JOIN outbox.pipelines AS p ON p.pipeline = %(pipeline)s
 ORDER BY s.n
 ON CONFLICT (pipeline, entity_id) DO NOTHING
-RETURNING id, entity_id, current_status;
+RETURNING id::text, entity_id, current_status;
 
 -- name: workflows_submit_count
 -- Starts the workflows that are new, and returns how many: for bulk.
@@ -22,7 +22,7 @@ WITH me AS MATERIALIZED (
 ), started AS (
     INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
     SELECT p.pipeline, s.entity_id, p.initial_status,
-           CASE WHEN %(of_code)s THEN outbox.data_of_code(s.metadata::jsonb, p.plain)
+           CASE WHEN %(of_code)s::boolean THEN outbox.data_of_code(s.metadata::jsonb, p.plain)
                 ELSE outbox.data_stamped(s.metadata::jsonb, p.plain) END
     FROM me, unnest(%(entities)s::text[], %(metadata)s::text[]) WITH ORDINALITY AS s (entity_id, metadata, n)
     JOIN outbox.pipelines AS p ON p.pipeline = %(pipeline)s
@@ -36,7 +36,7 @@ SELECT count(*) FROM started;
 -- Returns the workflows that already exist. It is a separate statement because it must see what the one before has run
 -- into.
 -- Reads workflow_states. Uses workflow_states_entity_key.
-SELECT w.id, w.entity_id, w.current_status
+SELECT w.id::text, w.entity_id, w.current_status
 FROM outbox.workflow_states AS w
 WHERE w.pipeline = %(pipeline)s AND w.entity_id = ANY (%(entities)s::text[]);
 

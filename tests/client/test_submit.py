@@ -185,7 +185,7 @@ def test_a_pipeline_that_is_not_deployed_is_named_with_the_command(conn: Conn) -
 
 @pytest.mark.parametrize("wrong", [None, "postgresql:///x", object()])
 def test_what_is_no_psycopg_connection_is_refused(wrong: Any) -> None:
-    with pytest.raises(InvalidInput, match="psycopg connection"):
+    with pytest.raises(InvalidInput, match=r"must be a connection or session of psycopg|is a DSN: pass a connection"):
         make_posts().submit(wrong, "a", Post())
 
 

@@ -1,0 +1,50 @@
+"""Leads to connections of psycopg, sync and async."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from ..steps import Statement
+from .connection import AsyncDoor, Door
+
+
+class Psycopg(Door):
+    """Leads to a Connection."""
+
+    def __init__(self, conn: psycopg.Connection[Any]) -> None:
+        self._conn = conn
+
+    def rows(self, statement: Statement) -> list[Any]:
+        """Runs a statement, and returns its rows."""
+        with psycopg.Cursor(self._conn, row_factory=tuple_row) as cursor:
+            return cursor.execute(*statement).fetchall()
+
+    def whole(self) -> AbstractContextManager[object]:
+        """Opens a transaction in autocommit."""
+        return self._conn.transaction() if _commits(self._conn) else nullcontext()
+
+
+class PsycopgAsync(AsyncDoor):
+    """Leads to an AsyncConnection."""
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        self._conn = conn
+
+    async def rows(self, statement: Statement) -> list[Any]:
+        """Runs a statement, and returns its rows."""
+        async with psycopg.AsyncCursor(self._conn, row_factory=tuple_row) as cursor:
+            await cursor.execute(*statement)
+            return await cursor.fetchall()
+
+    def whole(self) -> AbstractAsyncContextManager[object]:
+        """Opens a transaction in autocommit."""
+        return self._conn.transaction() if _commits(self._conn) else nullcontext()
+
+
+def _commits(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    return conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE
