@@ -10,9 +10,9 @@ import click
 
 from .. import settings
 from ..database import migrations
-from ..definition import dead_ends, deploy
+from ..definition import dead_ends, deploy, stranded
 from ..definition.pipeline import Pipeline
-from ..definition.stranded import report
+from ..errors import OutboxError, Stranded
 from ..operations import drop
 from ..texts import number, printable
 from . import application
@@ -67,7 +67,9 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
 @click.command("deploy")
 @app_option
 @click.option(
-    "--check", is_flag=True, help="Say what would change; exit 1 if workflows would be stranded. Changes nothing."
+    "--check",
+    is_flag=True,
+    help="Say what would change; exit 1 if it would be refused, or data could not be read. Changes nothing.",
 )
 @click.option("--all", "every", is_flag=True, help="With --check: validate the data of all workflows, not of a sample.")
 @click.option("--end-waits", is_flag=True, help="End waits in statuses that a stage takes from now on.")
@@ -86,24 +88,30 @@ def deploy_command(
     if every and not check:
         raise click.UsageError("--all needs --check")
     pipelines = application.load(app or found.app)
-    stranded = False
+    refused = False
     with database(found) as conn:
         migrations.require(conn)
         for pipeline in pipelines if strict else ():  # before any of them is written
             dead_ends.refuse(pipeline)
         for pipeline in pipelines:
+            try:
+                lines = (deploy.check if check else deploy.deploy)(conn, pipeline, end_waits=end_waits)
+            except Stranded as error:
+                _echo(pipeline, [f"refused: {problem}" for problem in error.problems], err=True)
+                if not check:
+                    raise OutboxError(
+                        f'pipeline "{pipeline.name}" was not deployed, and nothing of it changed'
+                    ) from None
+                refused = True
+            else:
+                _echo(pipeline, lines or ["nothing to change"])
             if check:
-                for line in _stranded(conn, pipeline, every):
-                    click.echo(f"{pipeline.name}: {printable(line)}")
-                    stranded = True
-            lines = (deploy.check if check else deploy.deploy)(conn, pipeline, end_waits=end_waits)
-            for line in lines:
-                click.echo(f"{pipeline.name}: {printable(line)}")
-            if not lines:
-                click.echo(f"{pipeline.name}: nothing to change")
+                broken = list(stranded.unreadable(conn, pipeline, every=every, on_checked=_progress("checked")))
+                _echo(pipeline, broken)
+                refused = refused or bool(broken)
             for warning in (*dead_ends.look(pipeline), *dead_ends.unattended(conn, pipeline.name)):
                 click.echo(f"warning: {pipeline.name}: {printable(warning)}", err=True)
-    if stranded:
+    if refused:
         sys.exit(1)
 
 
@@ -144,5 +152,6 @@ def _progress(what: str) -> Callable[[int], None]:
     return progress
 
 
-def _stranded(conn: Any, pipeline: Pipeline[Any], every: bool) -> list[str]:
-    return report(conn, pipeline, every=every, on_checked=_progress("checked"))
+def _echo(pipeline: Pipeline[Any], lines: list[str], err: bool = False) -> None:
+    for line in lines:
+        click.echo(f"{pipeline.name}: {printable(line)}", err=err)
