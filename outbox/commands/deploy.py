@@ -135,7 +135,8 @@ def drop_command(found: settings.Settings, pipeline: str, with_workflows: bool, 
         if not yes:
             for name, count in names.items():
                 click.echo(printable(f"{name}: {number(count, 'workflow')}"))
-            raise click.UsageError("nothing was deleted: to delete all of this, repeat the command with --yes")
+            how = "--yes" if with_workflows or not any(names.values()) else "--with-workflows --yes"
+            raise click.UsageError(f"nothing was deleted: to delete all of this, repeat the command with {how}")
         deleted = drop.drop(
             conn, pipeline, with_workflows=with_workflows, with_history=with_history, on_deleted=_progress("deleted")
         )

@@ -9,6 +9,7 @@ import click
 
 from .. import settings
 from ..client import approvals, signals
+from ..client.why import why
 from ..database import migrations
 from ..definition.pipeline import Pipeline
 from ..errors import OutboxError
@@ -118,14 +119,18 @@ def _decide(
     edited, replaced = from_json(edit, "--edit"), from_json(about, "--about")
     with database(found) as conn:
         migrations.require(conn)
-        name = look.find_one(conn, entity, pipeline)["pipeline"]
+        before = look.find_one(conn, entity, pipeline)
+        name = before["pipeline"]
         known: Pipeline[Any] | str = name if edit is None else _pipeline(app or found.app, name)
         with conn.transaction():
             approvals.act_as(conn, user_name())
             status = approvals.decide(
                 conn, known, entity, option, by=by, edit=edited, about=replaced, groups=groups or None, **answer
             )
+        stays = why(conn, name, entity).sentence if status == before["current_status"] else None
     click.echo(printable(f"{entity}: {option}{f' by {by}' if by else ''} -> {status}"))
+    if stays:
+        click.echo(stays)
 
 
 def _pipeline(app: str | None, name: str) -> Pipeline[Any]:

@@ -130,7 +130,7 @@ BEGIN
     ORDER BY coalesce(c.groups && short, false) DESC, c.n, c.person
     LIMIT 1;
     IF NOT FOUND THEN
-        PERFORM outbox.vote_refused(asked, person, 'neither they nor any who has delegated to them and has not voted is an approver');
+        PERFORM outbox.vote_refused(asked, person, 'they are in none of the groups that may, and nobody who is, and has not voted, has delegated to them');
     END IF;
     INSERT INTO outbox.approval_votes (approval_id, person, cast_by, login, option, groups, shown, reason)
     VALUES (asked.id, voter.person, vote_counts.person, session_user, decision, voter.groups, seen, vote_counts.reason);

@@ -125,7 +125,7 @@ def test_a_plain_update_by_an_operator_is_refused_whatever_it_sets(
 ) -> None:
     ann = session("ann")
     ann.execute("SET outbox.decision = '(deadline)'; SET outbox.worker = '1'")
-    with pytest.raises(psycopg.Error, match="a change of the status is none"):
+    with pytest.raises(psycopg.Error, match="because the question has approvers"):
         ann.execute("UPDATE outbox.workflow_states SET current_status = 'PAID'")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         ann.execute("UPDATE outbox.approvals SET decision = 'approve'")

@@ -65,7 +65,7 @@ def test_a_stage_that_takes_over_ends_the_questions_and_keeps_the_deadlines(conn
     assert ended == [("withdrawn", None, "stage judge takes WAITING")]
     assert deadlines(conn) == [("judge", "WAITING", "LATE", 60)]
     for by in ("ann", "bob"):
-        with pytest.raises(TooLate):
+        with pytest.raises(TooLate, match="the question was withdrawn: stage judge takes WAITING by "):
             outbox.approve(conn, "orders", "a", by=by)
     assert deploy.deploy(conn, automated("WAITING")) == []
     drain(automated(), dsn)
