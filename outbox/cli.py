@@ -104,8 +104,8 @@ def main(ctx: click.Context, dsn: str | None) -> None:
       outbox worker --app shop.pipelines:orders  run its stages
       outbox status                              see where everything is
 
-    Settings come from the command line, OUTBOX_DSN, OUTBOX_LISTEN_DSN, OUTBOX_APP and OUTBOX_HOME, or
-    [tool.outbox] in pyproject.toml.
+    Settings come from the command line, then OUTBOX_DSN, OUTBOX_LISTEN_DSN, OUTBOX_AMQP_URL, OUTBOX_TO_DSN,
+    OUTBOX_APP, OUTBOX_LINK_KEYS and OUTBOX_HOME, then [tool.outbox] in pyproject.toml.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show ✔, or the data

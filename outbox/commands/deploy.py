@@ -78,9 +78,9 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
 def deploy_command(
     found: settings.Settings, app: str | None, check: bool, every: bool, end_waits: bool, strict: bool
 ) -> None:
-    """Write a pipeline's statuses, legal changes, routes and schedules into the database.
+    """Write the pipelines of an application into the database.
 
-    Refused, with a list, if workflows are in a status that the new version no longer knows, wait for a change that it
+    These are their statuses, legal changes, routes and schedules. Refused, with a list, if workflows are in a status that the new version no longer knows, wait for a change that it
     no longer allows, or wait in a status that a stage would take. --check also lists the workflows whose stored data
     the new code can't read. Warns of dead ends, of stages and statuses that nothing leads to, and of workflows
     that wait for nothing.
@@ -122,9 +122,9 @@ def deploy_command(
 @click.option("--yes", is_flag=True, help="Do it. Without it, the command says what it would delete.")
 @click.pass_obj
 def drop_command(found: settings.Settings, pipeline: str, with_workflows: bool, with_history: bool, yes: bool) -> None:
-    """Delete PIPELINE from the database: its statuses, routes, schedules, pauses and reactions.
+    """Delete PIPELINE from the database.
 
-    Refused if it has workflows, unless --with-workflows deletes them. Their history stays until retention deletes it,
+    Its statuses, routes, schedules, pauses and reactions go with it. Refused if it has workflows, unless --with-workflows deletes them. Their history stays until retention deletes it,
     unless --with-history does. Stop the programs that start workflows in it first.
     """
     if with_history and not with_workflows:

@@ -59,7 +59,7 @@ def _decision(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--by", metavar="NAME",
                      help="Who decides. Default: your user name; if votes are counted, your login in the database."),
         click.option("--reason", help="The reason, kept in the history."),
-        click.option("--edit", metavar="JSON", help="The workflow's new data. Needs --app, whose model validates it."),
+        click.option("--edit", metavar="JSON", help="The workflow's new data, all of it. Needs --app, whose model validates it."),
         click.option("--about", metavar="JSON",
                      help="What replaces the data of a question that has data of its own."),
         click.option("--group", "groups", metavar="NAME", multiple=True,

@@ -55,6 +55,11 @@ def test_help_names_every_command() -> None:
     assert set(main.list_commands(None)) == set(COMMANDS), "a new command needs its tests"  # type: ignore[arg-type]
 
 
+def test_the_list_of_commands_cuts_no_sentence() -> None:
+    said = Outbox(None)("--help", env={"COLUMNS": "80"}).out
+    assert [line for line in said.splitlines()[1:] if line.endswith("...")] == []
+
+
 def test_the_version_is_told() -> None:
     assert Outbox(None)("--version").out.split()[-1][0].isdigit()
 
