@@ -41,8 +41,9 @@ def set_status(
 def cancel(found: settings.Settings, entity: str, reason: str | None, by: str, pipeline: str | None) -> None:
     """Cancel the workflow of ENTITY.
 
-    Its job, its questions and its waits end, and so do the children that it waits for. It moves to the status that its pipeline has for this, Pipeline(..., cancelled="CANCELLED"), from any that is not
-    final. What a running handler returns changes nothing.
+    Its job, its questions and its waits end, and so do the children that it waits for. It moves to the status that
+    its pipeline has for this, Pipeline(..., cancelled="CANCELLED"), from any that is not final. What a running
+    handler returns changes nothing.
     """
     with database(found) as conn:
         migrations.require(conn)

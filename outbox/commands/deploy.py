@@ -80,10 +80,10 @@ def deploy_command(
 ) -> None:
     """Write the pipelines of an application into the database.
 
-    These are their statuses, legal changes, routes and schedules. Refused, with a list, if workflows are in a status that the new version no longer knows, wait for a change that it
-    no longer allows, or wait in a status that a stage would take. --check also lists the workflows whose stored data
-    the new code can't read. Warns of dead ends, of stages and statuses that nothing leads to, and of workflows
-    that wait for nothing.
+    These are their statuses, legal changes, routes and schedules. Refused, with a list, if workflows are in a
+    status that the new version no longer knows, wait for a change that it no longer allows, or wait in a status
+    that a stage would take. --check also lists the workflows whose stored data the new code can't read. Warns of
+    dead ends, of stages and statuses that nothing leads to, and of workflows that wait for nothing.
     """
     if every and not check:
         raise click.UsageError("--all needs --check")
@@ -124,8 +124,9 @@ def deploy_command(
 def drop_command(found: settings.Settings, pipeline: str, with_workflows: bool, with_history: bool, yes: bool) -> None:
     """Delete PIPELINE from the database.
 
-    Its statuses, routes, schedules, pauses and reactions go with it. Refused if it has workflows, unless --with-workflows deletes them. Their history stays until retention deletes it,
-    unless --with-history does. Stop the programs that start workflows in it first.
+    Its statuses, routes, schedules, pauses and reactions go with it. Refused if it has workflows, unless
+    --with-workflows deletes them. Their history stays until retention deletes it, unless --with-history does. Stop
+    the programs that start workflows in it first.
     """
     if with_history and not with_workflows:
         raise click.UsageError("--with-history needs --with-workflows")

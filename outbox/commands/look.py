@@ -54,7 +54,8 @@ def show(
 ) -> None:
     """Show the workflow of ENTITY, and why it does not move.
 
-    The first line says why it does not move, and what to do. Its data, history, job and messages follow. Of the history, messages and whatever else there are many of, it shows the latest.
+    The first line says why it does not move, and what to do. Its data, history, job and messages follow. Of the
+    history, messages and whatever else there are many of, it shows the latest.
     """
     with database(found) as conn:
         migrations.require(conn)
@@ -125,7 +126,8 @@ def dead(
 ) -> None:
     """List the dead jobs, the latest first.
 
-    They have used up their attempts, or were rejected. `outbox retry` runs them again. The kind of an error is its first line without ids and numbers.
+    They have used up their attempts, or were rejected. `outbox retry` runs them again. The kind of an error is its
+    first line without ids and numbers.
     """
     with database(found) as conn:
         migrations.require(conn)

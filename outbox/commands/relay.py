@@ -94,10 +94,11 @@ def relay(
 ) -> None:  # fmt: skip
     """Deliver messages to RabbitMQ, each at least once.
 
-    It runs until SIGTERM or Ctrl-C. OUTBOX_AMQP_URL names the broker. The relay moves past a message when the broker has confirmed it. A message that can't be sent is parked with the
-    reason (see outbox parked). While the broker is down, messages wait. A second process of the same name stands by.
-    A name that has messages left is refused with another exchange, --to, --pipeline, --topic, --entity-id or --shard.
-    The relay waits for a database that isn't there yet.
+    It runs until SIGTERM or Ctrl-C. OUTBOX_AMQP_URL names the broker. The relay moves past a message when the
+    broker has confirmed it. A message that can't be sent is parked with the reason (see outbox parked). While the
+    broker is down, messages wait. A second process of the same name stands by. A name that has messages left is
+    refused with another exchange, --to, --pipeline, --topic, --entity-id or --shard. The relay waits for a database
+    that isn't there yet.
 
     With --to, messages become workflows in another Postgres, each once, in one transaction with the inbox there.
     """
