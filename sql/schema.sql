@@ -2336,7 +2336,7 @@ BEGIN
     IF person IS NULL THEN
         PERFORM outbox.vote_refused(asked, named, format('%s may not speak for others (group outbox_spokesman)', session_user));
     ELSIF groups IS NOT NULL AND NOT outbox.may_speak() THEN
-        PERFORM outbox.vote_refused(asked, person, 'only who may speak for others says which groups somebody is in');
+        PERFORM outbox.vote_refused(asked, person, format('%s may not say which groups they are in (group outbox_spokesman)', session_user));
     END IF;
     RETURN person;
 END

@@ -35,7 +35,7 @@ class Number(click.FloatRange):
         return found
 
 
-class Age(click.ParamType):
+class Age(click.types.FloatParamType):
     """A time span as `status` prints it: 90s, 15m, 2h, 3d. Converts to seconds."""
 
     name = "time"
