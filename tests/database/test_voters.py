@@ -57,7 +57,7 @@ def test_only_a_spokesman_names_another_person_and_their_groups(
     for name in ("login_ben", "sarah", "login_finance"):
         with pytest.raises(VoteRefused, match="may not speak for others"):
             approve(ann, asked, "a", by=name)
-    with pytest.raises(VoteRefused, match="which groups somebody is in"):
+    with pytest.raises(VoteRefused, match="may not say which groups they are in"):
         approve(session("cid"), asked, "a", groups=["login_finance"])
     web = session("web")
     assert approve(web, asked, "a", by="sarah", groups=["login_finance"]) == "WAITING"
