@@ -104,7 +104,7 @@ def test_everything_works_whatever_the_database_sets(odd: str, outbox: Outbox) -
             assert set(users.execute(changed.encode()).fetchall()) <= {("transaction_deferrable",)}
         p.submit(users, "good", Post(content="plain"))
         assert p.submit_many(users, [("bad", Post())]) == 1
-        with pytest.raises(InvalidInput, match="client_encoding is iso8859-1"):
+        with pytest.raises(InvalidInput, match="client_encoding is latin-1"):
             p.submit(users, "other", Post(content="Ж"))
     with connect(odd, "test") as conn:
         conn.execute("UPDATE outbox.schedules SET next_at = now() - interval '1 second'")
