@@ -15,7 +15,7 @@ from ..texts import printable
 
 log = logging.getLogger("outbox.worker")
 
-LONGEST = 0.015
+LONGEST = 0.02
 """Seconds of handlers' time in one transaction: no turn begins that would end later, if it is like the others."""
 
 LOCK_WAIT = 0.05
@@ -24,8 +24,11 @@ LOCK_WAIT = 0.05
 FIRST = 1
 """Jobs in the first transaction of a process: it is not known yet how long a handler takes."""
 
-AT_ONCE = 4
+AT_ONCE = 2
 """Transactions that are shared at once: the more handlers one process runs, the fewer fit into one of them."""
+
+SLOW = 3
+"""Transactions in a row with time for one handler, after which handlers count as slow. One may be slow by chance."""
 
 TRY_AGAIN, MOST_JOBS = 200, 100_000
 """Jobs after which a stage shares as before, at first and at last."""
@@ -33,7 +36,10 @@ TRY_AGAIN, MOST_JOBS = 200, 100_000
 WINDOW_JOBS, WINDOW = 100, 0.2
 """Jobs and seconds, at least, by which the rates with and without sharing are compared."""
 
-WORSE = 0.9
+COMPARE_IN, MOST_COMPARE_IN = 8, 256
+"""Windows after which they are compared, at first and at last: meanwhile nothing is shared."""
+
+WORSE = 0.8
 """The part of the rate without sharing below which sharing doesn't pay. Noise is less than that."""
 
 
@@ -44,10 +50,11 @@ class Sharing:
         self._queue, self._most = queue, most
         self._size = FIRST
         self._never = False
+        self._slow = 0  # transactions in a row that had time for one handler only
         self._alone = self._single = 0  # for how many more jobs
         self._next_alone = self._next_single = TRY_AGAIN
-        self._compare_in = 0  # windows until the rate without sharing is measured
-        self._compare_next = 1
+        self._compare_in = COMPARE_IN  # windows until the rate without sharing is measured
+        self._compare_next = 2 * COMPARE_IN
         self._rate_alone = 0.0
         self._jobs, self._time, self._since = 0, 0.0, 0.0
 
@@ -73,10 +80,13 @@ class Sharing:
         if was_alone:
             self._alone -= jobs
         elif cut:
-            self._size = jobs
-            if jobs == 1:
+            self._size = max(jobs, 2)
+            self._slow = self._slow + 1 if jobs == 1 else 0
+            if self._slow >= SLOW:
+                self._slow, self._size = 0, 1
                 self._have_own()
         else:
+            self._slow = 0
             if jobs == self._size > 1:
                 self._size = min(self._most, 2 * jobs)
             self._single -= min(jobs, self._single)
@@ -121,7 +131,7 @@ class Sharing:
             self._compare_in -= 1
             self._next_alone = max(TRY_AGAIN, self._next_alone // 2)
         else:
-            self._compare_in, self._compare_next = self._compare_next, min(2 * self._compare_next, 256)
+            self._compare_in, self._compare_next = self._compare_next, min(2 * self._compare_next, MOST_COMPARE_IN)
             self._alone = 2 * WINDOW_JOBS
 
     def _restart(self) -> None:
