@@ -20,6 +20,7 @@ from outbox import Backoff, DefinitionError, Pipeline, Run
 from outbox.database.steps import perform, perform_async
 from outbox.database.turns import is_odd
 from outbox.engine import sharing, transaction
+from outbox.engine.sharing import SLOW, TRY_AGAIN, Sharing
 
 Conn = psycopg.Connection[Any]
 Handler = Callable[[Run[Post]], Any]
@@ -427,3 +428,54 @@ def test_odd_statements_are_known_in_any_dress(statement: str) -> None:
 )  # fmt: skip
 def test_plain_statements_are_no_odd_ones(statement: str) -> None:
     assert not is_odd(statement)
+
+
+def grown(most: int = 8) -> Sharing:
+    """Return what a stage shares whose transactions have gone well, and are full."""
+    one = Sharing("p.work", most)
+    for _ in range(6):
+        one.ended(one.size(0), cut=False, waiting=False)
+    assert one.size(0) == most
+    return one
+
+
+def test_transactions_that_get_in_each_others_way_are_shared_one_at_a_time_and_then_not_at_all() -> None:
+    one = grown()
+    assert one.size(1) == 8
+    one.conflicted()
+    assert [one.size(0), one.size(1)] == [8, 0], "it waits until the other has ended"
+    one.conflicted()
+    assert [one.size(0), one.size(1)] == [1, 1]
+
+
+def test_sharing_less_lasts_twice_as_long_each_time() -> None:
+    one, lasted = grown(), []
+    for _ in range(3):
+        one.conflicted()
+        one.conflicted()
+        count = 0
+        while one.size(1) == 1:
+            one.had_own(0.001, 1, waiting=False)
+            count += 1
+        lasted.append(count)
+        while one.size(1) == 0:
+            one.ended(8, cut=False, waiting=False)
+    assert lasted == [TRY_AGAIN, 2 * TRY_AGAIN, 4 * TRY_AGAIN]
+
+
+def test_handlers_are_slow_that_leave_no_time_for_another_one_several_times() -> None:
+    one = grown()
+    for _ in range(SLOW):
+        assert one.size(0) > 1
+        one.ended(1, cut=True, waiting=False)
+    assert one.size(9) == 1
+
+
+def test_the_first_transaction_of_a_stage_is_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "FIRST", 1)
+    one = Sharing("p.work", 50)
+    assert one.size(0) == 1
+    one.had_own(60.0, 1, waiting=False)
+    assert one.size(0) == 1, "slow"
+    one.had_own(0.001, 1, waiting=False)
+    assert one.size(0) == 2
