@@ -35,6 +35,7 @@ _PLAIN = re.compile(
     r"[\s(]*(select|insert|update|delete|merge|with|values|table|copy|set|reset|show|listen|unlisten|notify|declare|fetch"
     r"|move|close|explain|lock)\b"
 )
+_WORD = re.compile(r"[\s(]*\w+")
 _ODD = re.compile(
     r";\s*\S"  # several statements
     r"|\bset\s+(session\s+|local\s+)?(constraints|transaction|characteristics)\b|\btransaction_(isolation|read_only|deferrable)"
@@ -50,7 +51,7 @@ class Turn:
     """One function's part of a transaction: a block in which the connection watches what the function sends.
 
     `opening` is sent before its first statement; None for the first turn. Afterwards: `opened`: the function has sent
-    something behind its savepoint. `odd`: the statement after which no other turn may follow. `refused`: it was not
+    something behind its savepoint. `odd`: after which statement no other turn may follow. `refused`: it was not
     sent. `conflict`: a wait for a lock was given up. `failed`: it has left an error, which a rollback to its savepoint
     removes. `broken`: the transaction has ended, or can't be gone on with.
     """
@@ -110,13 +111,12 @@ class Turn:
     def _before(self, gen: Any) -> Generator[Any, Any, None] | None:
         """Looks at what psycopg is about to send; returns what is to be sent before it."""
         known = frame.f_locals if (frame := getattr(gen, "gi_frame", None)) else {}
-        if (query := known.get("query", known.get("statement"))) is not None:
-            text = _text(query, self._conn)
-            if is_odd(text):
-                self.odd = text
-                if self._opening is not None:
-                    self.refused = True
-                    raise NotHere(f"not sent in a shared transaction: {text}")
+        query = known.get("query", known.get("statement"))
+        if query is not None and (words := odd(_text(query, self._conn))):
+            self.odd = words
+            if self._opening is not None:
+                self.refused = True
+                raise NotHere(f"not sent in a transaction that other handlers share: {words}")
         if self._opening is None or self._sent:
             return None
         self._sent = True
@@ -135,12 +135,19 @@ def _text(query: Any, conn: Any) -> str:
 
 
 @lru_cache(maxsize=512)
-def is_odd(text: str) -> bool:
-    """Returns whether a statement leaves something that can't be put back, ends a transaction, or is not known."""
+def odd(text: str) -> str:
+    """Returns by which words a statement leaves what can't be put back, ends a transaction, or isn't known; else "".
+
+    Values are left out: this is logged.
+    """
     bare = text.lower()
     if "\\" not in text and "$" not in text:  # with these, a text may end elsewhere
         bare = _TOKENS.sub(" ", bare)
-    return not _PLAIN.match(bare) or bool(_ODD.search(bare))
+    if not _PLAIN.match(bare):
+        return (_WORD.match(bare) or [""])[0].strip(" (\n").upper() or "what is no plain statement"
+    if found := _ODD.search(bare):
+        return "several statements in one" if found[0].startswith(";") else " ".join(found[0].split()).upper()
+    return ""
 
 
 def _send(conn: Any, commands: bytes) -> Generator[Any, Any, None]:

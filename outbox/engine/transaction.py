@@ -34,9 +34,6 @@ _ENDED = (
 
 Connection = psycopg.AsyncConnection[Any] | psycopg.Connection[Any]
 
-SHOWN = 120
-"""Characters of a statement in the log."""
-
 OTHERS_TURN = 1.0
 """Seconds beyond its timeout that a handler has before the jobs whose turns are over stop waiting for its end."""
 
@@ -135,7 +132,7 @@ def take_turns(conn: Connection, jobs: Sequence[Job], cleaned: Statement) -> Ste
         first = not finished
         _wait_for_turn([each for each, _ in finished], job)
         outcome, turn = yield TakeTurn(_called(run), None if first else opening)
-        odd = odd or (f"{' '.join(turn.odd.split())[:SHOWN]} can't be shared" if turn.odd else "")
+        odd = odd or (f"a handler sends {turn.odd}" if turn.odd else "")
         done = isinstance(outcome, Finished) and job.lost is None
         if done and (first or turn.is_well):
             finished.append((job, outcome))

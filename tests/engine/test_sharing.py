@@ -18,7 +18,7 @@ from kit.pipelines import LATER, QUICK, Post, deployed, drain, one_stage, value
 from kit.roles import role
 from outbox import Backoff, DefinitionError, Pipeline, Run
 from outbox.database.steps import perform, perform_async
-from outbox.database.turns import is_odd
+from outbox.database.turns import odd
 from outbox.engine import sharing, transaction
 from outbox.engine.sharing import SLOW, TRY_AGAIN, Sharing
 
@@ -418,7 +418,7 @@ def test_share_is_for_stages_with_a_transaction_for_each_job(options: dict[str, 
      "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "set local transaction_read_only = on", "select E'\\'' ; commit"],
 )  # fmt: skip
 def test_odd_statements_are_known_in_any_dress(statement: str) -> None:
-    assert is_odd(statement)
+    assert odd(statement)
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_odd_statements_are_known_in_any_dress(statement: str) -> None:
      "SET LOCAL app.x = '5'", "select 'set constraints'"],
 )  # fmt: skip
 def test_plain_statements_are_no_odd_ones(statement: str) -> None:
-    assert not is_odd(statement)
+    assert not odd(statement)
 
 
 def grown(most: int = 8) -> Sharing:
