@@ -242,7 +242,7 @@ def test_a_handler_that_times_out_costs_only_its_own_attempt(conn: Conn, dsn: st
         if run.entity_id == "2":
             await run.connection.execute("SELECT pg_sleep(60)")
 
-    drain(shared(conn, work, timeout=0.5, retry=LATER), dsn, concurrency=1)
+    drain(shared(conn, work, timeout=1, retry=LATER), dsn, concurrency=1)
     assert effects_of(conn) == done(conn) == list("01345")
     assert value(conn, "SELECT error LIKE 'TimeoutError%%' FROM outbox.jobs")
     assert value(conn, "SELECT bool_and(attempt = 1) FROM outbox.state_changes WHERE attempt > 0")
@@ -262,7 +262,7 @@ def test_a_thread_that_hangs_costs_only_its_own_attempt(conn: Conn, dsn: str, mo
         if calls.count("0") == 2 or calls.count("1") == 2:
             going_on.set()
 
-    drain(shared(conn, work, timeout=0.3, retry=LATER), dsn, concurrency=2)
+    drain(shared(conn, work, timeout=1, retry=LATER), dsn, concurrency=2)
     assert "2" not in effects_of(conn)
     assert effects_of(conn) == done(conn) == list("01345")
     assert value(conn, "SELECT error LIKE 'TimeoutError%%' FROM outbox.jobs")
