@@ -248,7 +248,7 @@ def test_one_command_runs_the_benches_says_which_failed_and_shows_the_others(tmp
 def test_the_peers_bench_measures_outbox_with_the_peers_left_out(tmp_path: Path) -> None:
     sizes = ("--peer", "none", "--jobs", "200", "--rounds", "1")
     out, document = run("peers", tmp_path / "figures.json", *sizes)
-    assert len(document["figures"]) == 3
+    assert len(document["figures"]) == 4
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert "Outbox, transaction=True, batch=100" in out
 
