@@ -399,7 +399,14 @@ BEGIN
             SELECT i.id, (SELECT count(*)::integer FROM outbox.children AS c
                           JOIN outbox.workflow_states AS w ON w.id = c.child_id
                           JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
-                          WHERE c.parent_id = i.id AND NOT r.final), i.to_status, i.failed, i.on_failure
+                          WHERE c.parent_id = i.id AND NOT r.final), i.to_status,
+                   -- A child of another pipeline may have the former name: it stays beside the present one.
+                   i.failed || ARRAY(SELECT DISTINCT outbox.status_now(p.pipeline, f.status)
+                                     FROM unnest(i.failed) AS f (status),
+                                          unnest(CASE WHEN cardinality(i.failed) > 0 THEN outbox.pipelines_of_children(i.id) END)
+                                              AS p (pipeline)
+                                     WHERE outbox.status_now(p.pipeline, f.status) <> f.status),
+                   i.on_failure
             FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, to_status text, failed text[], on_failure text)
             WHERE i."join" AND i.id = ANY (ids)
             ORDER BY i.id
@@ -508,7 +515,7 @@ BEGIN
         RETURNING id, pipeline, entity_id
     )
     INSERT INTO outbox.children (child_id, parent_id, cancel_to)
-    SELECT m.id, w.parent_id, w.cancel
+    SELECT m.id, w.parent_id, outbox.status_now(w.pipeline, w.cancel)
     FROM made AS m JOIN wanted AS w ON w.pipeline = m.pipeline AND w.entity = m.entity_id;
 END
 $$;
@@ -1180,6 +1187,28 @@ $$;
 
 COMMENT ON FUNCTION outbox.jobs_claim_limited(worker integer, of_pipeline text, of_stage text, most integer, one_careful boolean, lead double precision, ahead double precision, slack double precision) IS 'Internal: claims jobs of a limited stage for a worker.';
 
+CREATE FUNCTION outbox.joins_require_known(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    stray record;
+BEGIN
+    SELECT i.id, f.status, i.pipelines INTO stray
+    FROM (SELECT i.id, i.failed, outbox.pipelines_of_children(i.id) AS pipelines
+          FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, failed text[])
+          WHERE i."join" AND i.id = ANY (ids) AND cardinality(i.failed) > 0 OFFSET 0) AS i
+    CROSS JOIN LATERAL unnest(i.failed) AS f (status)
+    WHERE i.pipelines IS NOT NULL
+      AND NOT EXISTS (SELECT FROM outbox.pipelines AS p WHERE outbox.status_now(p.pipeline, f.status) IS NOT NULL)
+    LIMIT 1;
+    IF FOUND THEN
+        PERFORM outbox.refuse_unknown_of_children(stray.id, stray.status, stray.pipelines);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.joins_require_known(items jsonb, ids uuid[]) IS 'Internal: refuses waits for children that would have failed in a status that no pipeline has.';
+
 CREATE FUNCTION outbox.limit_increment(rate double precision, slack double precision) RETURNS double precision
     LANGUAGE sql IMMUTABLE
     RETURN (((1)::double precision / rate) + (slack / GREATEST(rate, (1)::double precision)));
@@ -1574,18 +1603,19 @@ $$;
 
 COMMENT ON FUNCTION outbox.pipeline_deleted() IS 'Internal: refuses the end of a pipeline that has workflows, and deletes what belongs to one that has none.';
 
-CREATE FUNCTION outbox.plain_of(pipeline text) RETURNS integer
-    LANGUAGE sql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ SELECT p.plain FROM outbox.pipelines AS p WHERE p.pipeline = plain_of.pipeline $$;
+CREATE TABLE outbox.children (
+    child_id uuid NOT NULL,
+    parent_id uuid NOT NULL,
+    cancel_to text COLLATE pg_catalog."C"
+);
 
-COMMENT ON FUNCTION outbox.plain_of(pipeline text) IS 'Internal: returns which version the data of a pipeline has that is written without $version.';
+COMMENT ON TABLE outbox.children IS 'Workflows that another workflow has spawned.';
 
-CREATE FUNCTION outbox.priority_of(metadata jsonb, path text[]) RETURNS integer
-    LANGUAGE sql IMMUTABLE
-    RETURN CASE jsonb_typeof((metadata #> path)) WHEN 'number'::text THEN (GREATEST(LEAST(((metadata #>> path))::numeric, (2147483647)::numeric), ('-2147483648'::integer)::numeric))::integer WHEN 'boolean'::text THEN (((metadata #>> path))::boolean)::integer ELSE 0 END;
+COMMENT ON COLUMN outbox.children.child_id IS 'The child.';
 
-COMMENT ON FUNCTION outbox.priority_of(metadata jsonb, path text[]) IS 'Internal: the priority within a partition that data has.';
+COMMENT ON COLUMN outbox.children.parent_id IS 'Its parent.';
+
+COMMENT ON COLUMN outbox.children.cancel_to IS 'The status that the child moves to when its parent ends first; null: it goes on alone.';
 
 CREATE TABLE outbox.workflow_states (
     id uuid DEFAULT outbox.uuid7() NOT NULL,
@@ -1617,6 +1647,25 @@ COMMENT ON COLUMN outbox.workflow_states.version IS 'Moves by one with each chan
 COMMENT ON COLUMN outbox.workflow_states.created_at IS 'When it started.';
 
 COMMENT ON COLUMN outbox.workflow_states.updated_at IS 'When its status or data last changed.';
+
+CREATE FUNCTION outbox.pipelines_of_children(parent uuid) RETURNS text[]
+    LANGUAGE sql STABLE
+    RETURN (SELECT array_agg(DISTINCT w.pipeline) AS array_agg FROM (outbox.children c JOIN outbox.workflow_states w ON ((w.id = c.child_id))) WHERE (c.parent_id = pipelines_of_children.parent));
+
+COMMENT ON FUNCTION outbox.pipelines_of_children(parent uuid) IS 'Internal: returns the pipelines that the children of a workflow are in.';
+
+CREATE FUNCTION outbox.plain_of(pipeline text) RETURNS integer
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ SELECT p.plain FROM outbox.pipelines AS p WHERE p.pipeline = plain_of.pipeline $$;
+
+COMMENT ON FUNCTION outbox.plain_of(pipeline text) IS 'Internal: returns which version the data of a pipeline has that is written without $version.';
+
+CREATE FUNCTION outbox.priority_of(metadata jsonb, path text[]) RETURNS integer
+    LANGUAGE sql IMMUTABLE
+    RETURN CASE jsonb_typeof((metadata #> path)) WHEN 'number'::text THEN (GREATEST(LEAST(((metadata #>> path))::numeric, (2147483647)::numeric), ('-2147483648'::integer)::numeric))::integer WHEN 'boolean'::text THEN (((metadata #>> path))::boolean)::integer ELSE 0 END;
+
+COMMENT ON FUNCTION outbox.priority_of(metadata jsonb, path text[]) IS 'Internal: the priority within a partition that data has.';
 
 CREATE FUNCTION outbox.question_meant(workflow outbox.workflow_states, question uuid, decision text, label text) RETURNS outbox.approvals
     LANGUAGE plpgsql
@@ -1765,6 +1814,28 @@ CREATE FUNCTION outbox.reactions_forget(days double precision, most integer) RET
     RETURN outbox.reactions_forget(days, most, NULL::uuid[], '{}'::uuid[]);
 
 COMMENT ON FUNCTION outbox.reactions_forget(days double precision, most integer) IS 'Internal: deletes reactions, as the function with four arguments does.';
+
+CREATE FUNCTION outbox.refuse_unknown_of_children(parent uuid, status text, pipelines text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    workflow outbox.workflow_states;
+    listed   text;
+BEGIN
+    SELECT * INTO workflow FROM outbox.workflow_states AS w WHERE w.id = parent;
+    SELECT string_agg(format('pipeline "%s" has %s', h.pipeline, h.statuses), ', ' ORDER BY h.pipeline) INTO listed
+    FROM (SELECT r.pipeline, string_agg(r.status, ', ' ORDER BY r.status) AS statuses FROM outbox.routes AS r
+          WHERE r.pipeline = ANY (pipelines) GROUP BY r.pipeline) AS h;
+    RAISE EXCEPTION 'unknown status: pipeline "%", entity "%" names "%", and its children''s %', workflow.pipeline,
+        workflow.entity_id, status, listed
+        USING ERRCODE = 'OB003',
+              DETAIL = jsonb_build_object('pipeline', workflow.pipeline, 'entity_id', workflow.entity_id, 'from_status', NULL,
+                                          'to_status', status)::text,
+              HINT = 'Name a status that the children''s pipeline has, or deploy the version that has it.';
+END
+$$;
+
+COMMENT ON FUNCTION outbox.refuse_unknown_of_children(parent uuid, status text, pipelines text[]) IS 'Internal: refuses the name of a status that the pipelines of children don''t have.';
 
 CREATE TABLE outbox.messages (
     id bigint NOT NULL,
@@ -2140,6 +2211,27 @@ $$;
 
 COMMENT ON FUNCTION outbox.signals_take(ids uuid[]) IS 'Internal: moves workflows whose signal is there.';
 
+CREATE FUNCTION outbox.spawns_require_known(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    stray record;
+BEGIN
+    SELECT i.id, c.pipeline, c.cancel INTO stray
+    FROM jsonb_to_recordset(items) AS i (id uuid, spawn jsonb)
+    CROSS JOIN LATERAL (SELECT DISTINCT c.pipeline, c.cancel
+                        FROM jsonb_to_recordset(i.spawn) AS c (pipeline text, cancel text) WHERE c.cancel IS NOT NULL) AS c
+    WHERE i.id = ANY (ids) AND outbox.status_now(c.pipeline, c.cancel) IS NULL
+      AND EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = c.pipeline)
+    LIMIT 1;
+    IF FOUND THEN
+        PERFORM outbox.refuse_unknown_of_children(stray.id, stray.cancel, ARRAY[stray.pipeline]);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.spawns_require_known(items jsonb, ids uuid[]) IS 'Internal: refuses to start children that would be cancelled to a status that their pipeline does not have.';
+
 CREATE FUNCTION outbox.spoken_for(named text) RETURNS text
     LANGUAGE sql
     AS $$
@@ -2207,6 +2299,81 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.state_changes_are_append_only() IS 'Internal: refuses to change or to lose history.';
+
+CREATE TABLE outbox.pipelines (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    initial_status text NOT NULL COLLATE pg_catalog."C",
+    definition jsonb DEFAULT '{}'::jsonb NOT NULL,
+    deployed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    reaction_of text COLLATE pg_catalog."C",
+    cancelled text COLLATE pg_catalog."C",
+    plain integer,
+    renaming jsonb,
+    former_names jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT pipelines_plain_is_a_version CHECK (((plain >= 1) AND (plain <= 10000)))
+);
+
+COMMENT ON TABLE outbox.pipelines IS 'The pipelines that are deployed.';
+
+COMMENT ON COLUMN outbox.pipelines.pipeline IS 'Its name.';
+
+COMMENT ON COLUMN outbox.pipelines.initial_status IS 'The status that a workflow starts in, where nothing else is said.';
+
+COMMENT ON COLUMN outbox.pipelines.definition IS 'Internal: the definition as it was deployed.';
+
+COMMENT ON COLUMN outbox.pipelines.deployed_at IS 'When it was last deployed.';
+
+COMMENT ON COLUMN outbox.pipelines.reaction_of IS 'The pipeline whose changes it reacts to; null: it is not a reaction.';
+
+COMMENT ON COLUMN outbox.pipelines.cancelled IS 'The status to which a workflow may be cancelled from any that is not final; null: it can''t be cancelled.';
+
+COMMENT ON COLUMN outbox.pipelines.plain IS 'The version of the data that is written without $version, by programs other than Outbox; null: 1, or no version is told.';
+
+COMMENT ON COLUMN outbox.pipelines.renaming IS 'Internal: the statuses that the deploy of this transaction renames.';
+
+COMMENT ON COLUMN outbox.pipelines.former_names IS 'Internal: the former names of statuses, with the present ones.';
+
+CREATE TABLE outbox.routes (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    stage text COLLATE pg_catalog."C",
+    running boolean DEFAULT false NOT NULL,
+    final boolean DEFAULT false NOT NULL,
+    deadline interval,
+    on_deadline text COLLATE pg_catalog."C",
+    reactions text[],
+    partition text[],
+    priority text[],
+    CONSTRAINT routes_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL)))
+);
+
+COMMENT ON TABLE outbox.routes IS 'The statuses that each pipeline knows, and which stage takes each.';
+
+COMMENT ON COLUMN outbox.routes.pipeline IS 'The pipeline.';
+
+COMMENT ON COLUMN outbox.routes.status IS 'The status.';
+
+COMMENT ON COLUMN outbox.routes.stage IS 'The stage that takes it; null where a workflow waits or has ended.';
+
+COMMENT ON COLUMN outbox.routes.running IS 'Whether it is the in-progress status of its stage.';
+
+COMMENT ON COLUMN outbox.routes.final IS 'Whether a workflow has ended in it.';
+
+COMMENT ON COLUMN outbox.routes.deadline IS 'How long a workflow may stay in it.';
+
+COMMENT ON COLUMN outbox.routes.on_deadline IS 'The status that it moves to then.';
+
+COMMENT ON COLUMN outbox.routes.reactions IS 'The names of the reactions to it.';
+
+COMMENT ON COLUMN outbox.routes.partition IS 'Where in the data the partition is, as a path; null: the stage is not limited.';
+
+COMMENT ON COLUMN outbox.routes.priority IS 'Where in the data the priority is, as a path.';
+
+CREATE FUNCTION outbox.status_now(pipeline text, status text) RETURNS text
+    LANGUAGE sql STABLE STRICT
+    RETURN CASE WHEN (EXISTS (SELECT FROM outbox.routes r WHERE ((r.pipeline = status_now.pipeline) AND (r.status = status_now.status)))) THEN status ELSE (SELECT (p.former_names ->> status_now.status) FROM outbox.pipelines p WHERE (p.pipeline = status_now.pipeline)) END;
+
+COMMENT ON FUNCTION outbox.status_now(pipeline text, status text) IS 'Internal: returns what a status is called now. Null if the pipeline never had one of this name.';
 
 CREATE FUNCTION outbox.timeouts_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
@@ -2344,7 +2511,9 @@ BEGIN
     PERFORM outbox.timers_begin(items, ids);
     PERFORM outbox.timeouts_begin(items, ids);
     PERFORM outbox.approvals_begin(items, ids);
+    PERFORM outbox.spawns_require_known(items, ids);
     PERFORM outbox.children_spawn(items, ids);
+    PERFORM outbox.joins_require_known(items, ids);
     PERFORM outbox.children_begin(items, ids);
     PERFORM outbox.signals_begin(items, ids);
 END
@@ -3416,20 +3585,6 @@ COMMENT ON COLUMN outbox.checkpoints.attempt IS 'The attempt that called it.';
 
 COMMENT ON COLUMN outbox.checkpoints.made_at IS 'When.';
 
-CREATE TABLE outbox.children (
-    child_id uuid NOT NULL,
-    parent_id uuid NOT NULL,
-    cancel_to text COLLATE pg_catalog."C"
-);
-
-COMMENT ON TABLE outbox.children IS 'Workflows that another workflow has spawned.';
-
-COMMENT ON COLUMN outbox.children.child_id IS 'The child.';
-
-COMMENT ON COLUMN outbox.children.parent_id IS 'Its parent.';
-
-COMMENT ON COLUMN outbox.children.cancel_to IS 'The status that the child moves to when its parent ends first; null: it goes on alone.';
-
 CREATE TABLE outbox.dead_counts (
     pipeline text NOT NULL COLLATE pg_catalog."C",
     stage text NOT NULL COLLATE pg_catalog."C",
@@ -4015,42 +4170,6 @@ COMMENT ON COLUMN outbox.pauses.paused_at IS 'When.';
 
 COMMENT ON COLUMN outbox.pauses.login IS 'The login role that did; null: before it was kept.';
 
-CREATE TABLE outbox.routes (
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    status text NOT NULL COLLATE pg_catalog."C",
-    stage text COLLATE pg_catalog."C",
-    running boolean DEFAULT false NOT NULL,
-    final boolean DEFAULT false NOT NULL,
-    deadline interval,
-    on_deadline text COLLATE pg_catalog."C",
-    reactions text[],
-    partition text[],
-    priority text[],
-    CONSTRAINT routes_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL)))
-);
-
-COMMENT ON TABLE outbox.routes IS 'The statuses that each pipeline knows, and which stage takes each.';
-
-COMMENT ON COLUMN outbox.routes.pipeline IS 'The pipeline.';
-
-COMMENT ON COLUMN outbox.routes.status IS 'The status.';
-
-COMMENT ON COLUMN outbox.routes.stage IS 'The stage that takes it; null where a workflow waits or has ended.';
-
-COMMENT ON COLUMN outbox.routes.running IS 'Whether it is the in-progress status of its stage.';
-
-COMMENT ON COLUMN outbox.routes.final IS 'Whether a workflow has ended in it.';
-
-COMMENT ON COLUMN outbox.routes.deadline IS 'How long a workflow may stay in it.';
-
-COMMENT ON COLUMN outbox.routes.on_deadline IS 'The status that it moves to then.';
-
-COMMENT ON COLUMN outbox.routes.reactions IS 'The names of the reactions to it.';
-
-COMMENT ON COLUMN outbox.routes.partition IS 'Where in the data the partition is, as a path; null: the stage is not limited.';
-
-COMMENT ON COLUMN outbox.routes.priority IS 'Where in the data the priority is, as a path.';
-
 CREATE VIEW outbox.overview AS
  WITH workflows AS (
          SELECT status_counts.pipeline,
@@ -4192,36 +4311,6 @@ CREATE TABLE outbox.partition_rates (
 WITH (fillfactor='70');
 
 COMMENT ON TABLE outbox.partition_rates IS 'Internal: the next start time of each partition of a limited stage.';
-
-CREATE TABLE outbox.pipelines (
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    initial_status text NOT NULL COLLATE pg_catalog."C",
-    definition jsonb DEFAULT '{}'::jsonb NOT NULL,
-    deployed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    reaction_of text COLLATE pg_catalog."C",
-    cancelled text COLLATE pg_catalog."C",
-    plain integer,
-    renaming jsonb,
-    CONSTRAINT pipelines_plain_is_a_version CHECK (((plain >= 1) AND (plain <= 10000)))
-);
-
-COMMENT ON TABLE outbox.pipelines IS 'The pipelines that are deployed.';
-
-COMMENT ON COLUMN outbox.pipelines.pipeline IS 'Its name.';
-
-COMMENT ON COLUMN outbox.pipelines.initial_status IS 'The status that a workflow starts in, where nothing else is said.';
-
-COMMENT ON COLUMN outbox.pipelines.definition IS 'Internal: the definition as it was deployed.';
-
-COMMENT ON COLUMN outbox.pipelines.deployed_at IS 'When it was last deployed.';
-
-COMMENT ON COLUMN outbox.pipelines.reaction_of IS 'The pipeline whose changes it reacts to; null: it is not a reaction.';
-
-COMMENT ON COLUMN outbox.pipelines.cancelled IS 'The status to which a workflow may be cancelled from any that is not final; null: it can''t be cancelled.';
-
-COMMENT ON COLUMN outbox.pipelines.plain IS 'The version of the data that is written without $version, by programs other than Outbox; null: 1, or no version is told.';
-
-COMMENT ON COLUMN outbox.pipelines.renaming IS 'Internal: the statuses that the deploy of this transaction renames.';
 
 CREATE TABLE outbox.resting (
     workflow_id uuid NOT NULL,
