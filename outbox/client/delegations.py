@@ -59,6 +59,7 @@ def end_delegation(conn: Any, to: str, *, by: str | None = None) -> Any:
     Await it on an async connection. Votes that were cast stay.
     """
     texts.check_text(to, "to", MAX_NAME)
+    texts.check_optional(by, "by", MAX_NAME)
     return execute(conn, _end({"to": to, "by": by}))
 
 
