@@ -48,14 +48,12 @@ class Age(click.FloatRange):
         return float(found[1]) * self._UNITS[found[2]]
 
 
-class Time(click.ParamType):
+class Time(click.DateTime):
     """A time in ISO 8601. Without a zone, it is of the machine's one; without a time of day, the day begins."""
-
-    name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         try:
-            found = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+            found: datetime = value if isinstance(value, datetime) else datetime.fromisoformat(value)
             return found.astimezone(UTC)
         except (ValueError, OverflowError):  # astimezone: near the years 1 and 9999
             self.fail(f"{value!r} is not a time, such as 2027-01-08 or 2027-01-08T18:00+01:00", param, ctx)

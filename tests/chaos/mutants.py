@@ -205,6 +205,27 @@ MUTANTS: dict[str, Mutant] = {
         database=(("outbox.vote_counts", "IF person = ANY (askers) THEN", "IF false THEN"),),
         jobs=1500,
     ),
+    "ended-delegation-counts": Mutant(
+        "a delegation that has ended still counts",
+        frozenset({"miscounted"}),
+        (),
+        database=(("outbox.vote_counts", "d.until > now", "true"),),
+        jobs=1500,
+    ),
+    "asking-delegate-counts": Mutant(
+        "who asks a question answers it in another's place",
+        frozenset({"miscounted", "lost"}),
+        (),
+        database=(("outbox.vote_counts", "IF person = ANY (askers) THEN", "IF person = ANY (askers) AND groups <> '{}' THEN"),),
+        jobs=1500,
+    ),
+    "askers-delegation-counts": Mutant(
+        "who asks a question lets another answer it in their place",
+        frozenset({"miscounted"}),
+        (),
+        database=(("outbox.vote_counts", "d.from_person <> ALL (askers)", "true"),),
+        jobs=1500,
+    ),
     "rename-loses-a-deadline": Mutant(
         "a deploy renames a status, and the deadlines that lead to it are left with the old name, which nothing knows",
         frozenset({"lost", "stuck"}),

@@ -106,3 +106,34 @@ def test_on_an_async_connection_it_is_the_same(conn: Conn, dsn: str) -> None:
             return await end_delegation(other, "eva", by="ann")
 
     assert asyncio.run(both()) is True
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_after_the_end_of_a_delegation_no_vote_counts_by_it(conn: Conn, dsn: str, again: bool) -> None:
+    """A vote that is under way counts before the end, which waits for it. A vote that comes meanwhile waits for the end."""
+    pipeline = waiting(conn, dsn, TWO)
+    delegate(conn, "eva", until=tomorrow(), by="ann", groups=FINANCE)
+    conn.commit()
+    with psycopg.connect(dsn) as other:
+        for each in (conn, other):
+            each.execute("SET lock_timeout = '50ms'")
+            each.commit()
+
+        def end(by: Conn) -> None:
+            if again:
+                delegate(by, "eva", until=tomorrow(), by="ann", groups=[])  # counts for no approver any more
+            else:
+                end_delegation(by, "eva", by="ann")
+
+        approve(other, pipeline, "a", by="eva", groups=[])
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            end(conn)
+        conn.rollback()
+        other.rollback()
+        with conn.transaction():
+            end(conn)
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                approve(other, pipeline, "a", by="eva", groups=[])
+            other.rollback()
+        with pytest.raises(VoteRefused):
+            approve(other, pipeline, "a", by="eva", groups=[])
