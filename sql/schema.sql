@@ -425,6 +425,7 @@ CREATE FUNCTION outbox.children_cancel(ids uuid[], tos text[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
+    PERFORM outbox.definition_require_current(outbox.pipelines_of_children(parent.id)) FROM unnest(ids) AS parent (id);
     UPDATE outbox.children AS c SET cancel_to = theirs.cancelled
     FROM unnest(ids, tos) AS parent (id, to_status), outbox.workflow_states AS w, outbox.pipelines AS ours,
          outbox.workflow_states AS child, outbox.pipelines AS theirs
@@ -645,6 +646,18 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.decide(pipeline text, entity_id text, decision text, decided_by text, reason text, edit jsonb, shown text, question uuid, groups text[], about jsonb) IS 'Answers the open question of a workflow, or the one with the id `question`, with one of its options, and returns the status that the workflow then has. `edit` becomes its data; `about` replaces that of a question with data of its own. `shown` is the hash of the data that the answer is about, if not that of the question. `groups` are those of the person spoken for.';
+
+CREATE FUNCTION outbox.definition_require_current(pipelines text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+        PERFORM FROM outbox.pipelines AS p WHERE p.pipeline = ANY (pipelines) ORDER BY p.pipeline FOR SHARE;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.definition_require_current(pipelines text[]) IS 'Internal: refuses a transaction that reads the definition of these pipelines as it was before a deploy.';
 
 CREATE FUNCTION outbox.delegate(to_person text, until timestamp with time zone, from_person text DEFAULT NULL::text, groups text[] DEFAULT NULL::text[], reason text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1193,6 +1206,9 @@ CREATE FUNCTION outbox.joins_require_known(items jsonb, ids uuid[]) RETURNS void
 DECLARE
     stray record;
 BEGIN
+    PERFORM outbox.definition_require_current(outbox.pipelines_of_children(i.id))
+    FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, failed text[])
+    WHERE i."join" AND i.id = ANY (ids) AND cardinality(i.failed) > 0;
     SELECT i.id, f.status, i.pipelines INTO stray
     FROM (SELECT i.id, i.failed, outbox.pipelines_of_children(i.id) AS pipelines
           FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, failed text[])
@@ -3253,6 +3269,9 @@ BEGIN
     END IF;
 
     -- 2. Refuse what is unknown or illegal. The renames of a deploy look like it.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM outbox.definition_require_current(pipelines);
+    END IF;
     IF unknown IS NOT NULL OR illegal IS NOT NULL THEN
         IF outbox.workflows_renamed(ids, pipelines, froms, tos, versions, actor) THEN
             RETURN NULL;
@@ -3448,6 +3467,9 @@ DECLARE
     taken     integer;    -- how many of them have the job of a stage
 BEGIN
     -- 2. Refuse what is unknown.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM outbox.definition_require_current(array_agg(DISTINCT s.pipeline)) FROM new_rows AS s;
+    END IF;
     SELECT s.pipeline, s.entity_id, s.current_status,
            EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = s.pipeline) AS known
     INTO stranger
