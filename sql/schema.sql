@@ -2473,12 +2473,15 @@ BEGIN
         WHERE d.to_person = vote_counts.person AND d.until > now AND d.from_person <> ALL (askers)
     ) AS c
     WHERE c.groups <> '{}'
-      AND NOT EXISTS (SELECT FROM outbox.approval_votes AS v WHERE v.approval_id = asked.id AND v.person = c.person)
+      -- A vote on other data doesn't count, and is no obstacle.
+      AND NOT EXISTS (SELECT FROM outbox.approval_votes AS v
+                      WHERE v.approval_id = asked.id AND v.person = c.person AND v.shown = seen)
     ORDER BY coalesce(c.groups && short, false) DESC, c.n, c.person
     LIMIT 1;
     IF NOT FOUND THEN
         PERFORM outbox.vote_refused(asked, person, 'neither they nor any who has delegated to them and has not voted is an approver');
     END IF;
+    DELETE FROM outbox.approval_votes AS v WHERE v.approval_id = asked.id AND v.person = voter.person;
     INSERT INTO outbox.approval_votes (approval_id, person, cast_by, login, option, groups, shown, reason, voted_at)
     VALUES (asked.id, voter.person, vote_counts.person, session_user, decision, voter.groups, seen, vote_counts.reason, now);
     UPDATE outbox.approvals AS a

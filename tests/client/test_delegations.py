@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from kit.pipelines import value
-from kit.waits import waiting
+from kit.waits import Order, waiting
 from outbox import InvalidInput, VoteRefused, WaitForApproval, approve, delegate, end_delegation, reject
 
 Conn = psycopg.Connection[Any]
@@ -137,3 +137,22 @@ def test_after_the_end_of_a_delegation_no_vote_counts_by_it(conn: Conn, dsn: str
             other.rollback()
         with pytest.raises(VoteRefused):
             approve(other, pipeline, "a", by="eva", groups=[])
+
+
+@pytest.mark.parametrize("edits", [False, True])
+def test_a_delegate_votes_again_for_one_whose_vote_was_on_other_data(conn: Conn, dsn: str, edits: bool) -> None:
+    """The vote of who has delegated no longer counts, as the data has changed: it is no obstacle."""
+    pipeline = waiting(conn, dsn, TWO)
+    approve(conn, pipeline, "a", by="ann", groups=FINANCE)
+    delegate(conn, "eva", until=tomorrow(), by="ann", groups=FINANCE)
+    with pytest.raises(VoteRefused):
+        approve(conn, pipeline, "a", by="eva", groups=[])
+    if edits:
+        assert approve(conn, pipeline, "a", by="eva", groups=[], edit=Order(total=6)) == "WAITING"
+    else:
+        conn.execute("UPDATE outbox.workflow_states SET metadata = '{\"total\": 6}'")
+        shown = value(conn, "SELECT outbox.shown(metadata) FROM outbox.workflow_states")
+        assert approve(conn, pipeline, "a", by="eva", groups=[], shown=shown) == "WAITING"
+    assert conn.execute(VOTES).fetchall() == [("ann", "eva")]
+    shown = value(conn, "SELECT outbox.shown(metadata) FROM outbox.workflow_states")
+    assert approve(conn, pipeline, "a", by="ben", groups=FINANCE, shown=shown) == "PAID"
