@@ -38,6 +38,8 @@ COMMANDS = {
     "approve": "outbox.commands.waits:approve",
     "reject": "outbox.commands.waits:reject",
     "decide": "outbox.commands.waits:decide",
+    "delegate": "outbox.commands.delegations:delegate",
+    "delegations": "outbox.commands.delegations:delegations_command",
     "signal": "outbox.commands.waits:signal",
     "schedules": "outbox.commands.look:schedules",
     "relay": "outbox.commands.relay:relay",

@@ -14,6 +14,7 @@ COMMENT ON COLUMN outbox.pipelines.cancelled IS
 COMMENT ON COLUMN outbox.pipelines.plain IS
     'The version of the data that is written without $version, by programs other than Outbox; null: 1, or no version is told.';
 COMMENT ON COLUMN outbox.pipelines.renaming IS 'Internal: the statuses that the deploy of this transaction renames.';
+COMMENT ON COLUMN outbox.pipelines.former_names IS 'Internal: the former names of statuses, with the present ones.';
 
 COMMENT ON TABLE outbox.stages IS 'The stages of each pipeline.';
 COMMENT ON COLUMN outbox.stages.pipeline IS 'The pipeline.';

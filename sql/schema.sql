@@ -402,7 +402,14 @@ BEGIN
             SELECT i.id, (SELECT count(*)::integer FROM outbox.children AS c
                           JOIN outbox.workflow_states AS w ON w.id = c.child_id
                           JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
-                          WHERE c.parent_id = i.id AND NOT r.final), i.to_status, i.failed, i.on_failure
+                          WHERE c.parent_id = i.id AND NOT r.final), i.to_status,
+                   -- A child of another pipeline may have the former name: it stays beside the present one.
+                   i.failed || ARRAY(SELECT DISTINCT outbox.status_now(p.pipeline, f.status)
+                                     FROM unnest(i.failed) AS f (status),
+                                          unnest(CASE WHEN cardinality(i.failed) > 0 THEN outbox.pipelines_of_children(i.id) END)
+                                              AS p (pipeline)
+                                     WHERE outbox.status_now(p.pipeline, f.status) <> f.status),
+                   i.on_failure
             FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, to_status text, failed text[], on_failure text)
             WHERE i."join" AND i.id = ANY (ids)
             ORDER BY i.id
@@ -421,6 +428,7 @@ CREATE FUNCTION outbox.children_cancel(ids uuid[], tos text[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
+    PERFORM outbox.definition_require_current(outbox.pipelines_of_children(parent.id)) FROM unnest(ids) AS parent (id);
     UPDATE outbox.children AS c SET cancel_to = theirs.cancelled
     FROM unnest(ids, tos) AS parent (id, to_status), outbox.workflow_states AS w, outbox.pipelines AS ours,
          outbox.workflow_states AS child, outbox.pipelines AS theirs
@@ -511,7 +519,7 @@ BEGIN
         RETURNING id, pipeline, entity_id
     )
     INSERT INTO outbox.children (child_id, parent_id, cancel_to)
-    SELECT m.id, w.parent_id, w.cancel
+    SELECT m.id, w.parent_id, outbox.status_now(w.pipeline, w.cancel)
     FROM made AS m JOIN wanted AS w ON w.pipeline = m.pipeline AND w.entity = m.entity_id;
 END
 $$;
@@ -641,6 +649,18 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.decide(pipeline text, entity_id text, decision text, decided_by text, reason text, edit jsonb, shown text, question uuid, groups text[], about jsonb) IS 'Answers the open question of a workflow, or the one with the id `question`, with one of its options, and returns the status that the workflow then has. `edit` becomes its data; `about` replaces that of a question with data of its own. `shown` is the hash of the data that the answer is about, if not that of the question. `groups` are those of the person spoken for.';
+
+CREATE FUNCTION outbox.definition_require_current(pipelines text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+        PERFORM FROM outbox.pipelines AS p WHERE p.pipeline = ANY (pipelines) ORDER BY p.pipeline FOR SHARE;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.definition_require_current(pipelines text[]) IS 'Internal: refuses a transaction that reads the definition of these pipelines as it was before a deploy.';
 
 CREATE FUNCTION outbox.delegate(to_person text, until timestamp with time zone, from_person text DEFAULT NULL::text, groups text[] DEFAULT NULL::text[], reason text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1183,6 +1203,31 @@ $$;
 
 COMMENT ON FUNCTION outbox.jobs_claim_limited(worker integer, of_pipeline text, of_stage text, most integer, one_careful boolean, lead double precision, ahead double precision, slack double precision) IS 'Internal: claims jobs of a limited stage for a worker.';
 
+CREATE FUNCTION outbox.joins_require_known(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    stray record;
+BEGIN
+    PERFORM outbox.definition_require_current(outbox.pipelines_of_children(i.id))
+    FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, failed text[])
+    WHERE i."join" AND i.id = ANY (ids) AND cardinality(i.failed) > 0;
+    SELECT i.id, f.status, i.pipelines INTO stray
+    FROM (SELECT i.id, i.failed, outbox.pipelines_of_children(i.id) AS pipelines
+          FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, failed text[])
+          WHERE i."join" AND i.id = ANY (ids) AND cardinality(i.failed) > 0 OFFSET 0) AS i
+    CROSS JOIN LATERAL unnest(i.failed) AS f (status)
+    WHERE i.pipelines IS NOT NULL
+      AND NOT EXISTS (SELECT FROM outbox.pipelines AS p WHERE outbox.status_now(p.pipeline, f.status) IS NOT NULL)
+    LIMIT 1;
+    IF FOUND THEN
+        PERFORM outbox.refuse_unknown_of_children(stray.id, stray.status, stray.pipelines);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.joins_require_known(items jsonb, ids uuid[]) IS 'Internal: refuses waits for children that would have failed in a status that no pipeline has.';
+
 CREATE FUNCTION outbox.limit_increment(rate double precision, slack double precision) RETURNS double precision
     LANGUAGE sql IMMUTABLE
     RETURN (((1)::double precision / rate) + (slack / GREATEST(rate, (1)::double precision)));
@@ -1581,18 +1626,19 @@ $$;
 
 COMMENT ON FUNCTION outbox.pipeline_deleted() IS 'Internal: refuses the end of a pipeline that has workflows, and deletes what belongs to one that has none.';
 
-CREATE FUNCTION outbox.plain_of(pipeline text) RETURNS integer
-    LANGUAGE sql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ SELECT p.plain FROM outbox.pipelines AS p WHERE p.pipeline = plain_of.pipeline $$;
+CREATE TABLE outbox.children (
+    child_id uuid NOT NULL,
+    parent_id uuid NOT NULL,
+    cancel_to text COLLATE pg_catalog."C"
+);
 
-COMMENT ON FUNCTION outbox.plain_of(pipeline text) IS 'Internal: returns which version the data of a pipeline has that is written without $version.';
+COMMENT ON TABLE outbox.children IS 'Workflows that another workflow has spawned.';
 
-CREATE FUNCTION outbox.priority_of(metadata jsonb, path text[]) RETURNS integer
-    LANGUAGE sql IMMUTABLE
-    RETURN CASE jsonb_typeof((metadata #> path)) WHEN 'number'::text THEN (GREATEST(LEAST(((metadata #>> path))::numeric, (2147483647)::numeric), ('-2147483648'::integer)::numeric))::integer WHEN 'boolean'::text THEN (((metadata #>> path))::boolean)::integer ELSE 0 END;
+COMMENT ON COLUMN outbox.children.child_id IS 'The child.';
 
-COMMENT ON FUNCTION outbox.priority_of(metadata jsonb, path text[]) IS 'Internal: the priority within a partition that data has.';
+COMMENT ON COLUMN outbox.children.parent_id IS 'Its parent.';
+
+COMMENT ON COLUMN outbox.children.cancel_to IS 'The status that the child moves to when its parent ends first; null: it goes on alone.';
 
 CREATE TABLE outbox.workflow_states (
     id uuid DEFAULT outbox.uuid7() NOT NULL,
@@ -1624,6 +1670,25 @@ COMMENT ON COLUMN outbox.workflow_states.version IS 'Moves by one with each chan
 COMMENT ON COLUMN outbox.workflow_states.created_at IS 'When it started.';
 
 COMMENT ON COLUMN outbox.workflow_states.updated_at IS 'When its status or data last changed.';
+
+CREATE FUNCTION outbox.pipelines_of_children(parent uuid) RETURNS text[]
+    LANGUAGE sql STABLE
+    RETURN (SELECT array_agg(DISTINCT w.pipeline) AS array_agg FROM (outbox.children c JOIN outbox.workflow_states w ON ((w.id = c.child_id))) WHERE (c.parent_id = pipelines_of_children.parent));
+
+COMMENT ON FUNCTION outbox.pipelines_of_children(parent uuid) IS 'Internal: returns the pipelines that the children of a workflow are in.';
+
+CREATE FUNCTION outbox.plain_of(pipeline text) RETURNS integer
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ SELECT p.plain FROM outbox.pipelines AS p WHERE p.pipeline = plain_of.pipeline $$;
+
+COMMENT ON FUNCTION outbox.plain_of(pipeline text) IS 'Internal: returns which version the data of a pipeline has that is written without $version.';
+
+CREATE FUNCTION outbox.priority_of(metadata jsonb, path text[]) RETURNS integer
+    LANGUAGE sql IMMUTABLE
+    RETURN CASE jsonb_typeof((metadata #> path)) WHEN 'number'::text THEN (GREATEST(LEAST(((metadata #>> path))::numeric, (2147483647)::numeric), ('-2147483648'::integer)::numeric))::integer WHEN 'boolean'::text THEN (((metadata #>> path))::boolean)::integer ELSE 0 END;
+
+COMMENT ON FUNCTION outbox.priority_of(metadata jsonb, path text[]) IS 'Internal: the priority within a partition that data has.';
 
 CREATE FUNCTION outbox.question_meant(workflow outbox.workflow_states, question uuid, decision text, label text) RETURNS outbox.approvals
     LANGUAGE plpgsql
@@ -1772,6 +1837,28 @@ CREATE FUNCTION outbox.reactions_forget(days double precision, most integer) RET
     RETURN outbox.reactions_forget(days, most, NULL::uuid[], '{}'::uuid[]);
 
 COMMENT ON FUNCTION outbox.reactions_forget(days double precision, most integer) IS 'Internal: deletes reactions, as the function with four arguments does.';
+
+CREATE FUNCTION outbox.refuse_unknown_of_children(parent uuid, status text, pipelines text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    workflow outbox.workflow_states;
+    listed   text;
+BEGIN
+    SELECT * INTO workflow FROM outbox.workflow_states AS w WHERE w.id = parent;
+    SELECT string_agg(format('pipeline "%s" has %s', h.pipeline, h.statuses), ', ' ORDER BY h.pipeline) INTO listed
+    FROM (SELECT r.pipeline, string_agg(r.status, ', ' ORDER BY r.status) AS statuses FROM outbox.routes AS r
+          WHERE r.pipeline = ANY (pipelines) GROUP BY r.pipeline) AS h;
+    RAISE EXCEPTION 'unknown status: pipeline "%", entity "%" names "%", and its children''s %', workflow.pipeline,
+        workflow.entity_id, status, listed
+        USING ERRCODE = 'OB003',
+              DETAIL = jsonb_build_object('pipeline', workflow.pipeline, 'entity_id', workflow.entity_id, 'from_status', NULL,
+                                          'to_status', status)::text,
+              HINT = 'Name a status that the children''s pipeline has, or deploy the version that has it.';
+END
+$$;
+
+COMMENT ON FUNCTION outbox.refuse_unknown_of_children(parent uuid, status text, pipelines text[]) IS 'Internal: refuses the name of a status that the pipelines of children don''t have.';
 
 CREATE TABLE outbox.messages (
     id bigint NOT NULL,
@@ -2147,6 +2234,27 @@ $$;
 
 COMMENT ON FUNCTION outbox.signals_take(ids uuid[]) IS 'Internal: moves workflows whose signal is there.';
 
+CREATE FUNCTION outbox.spawns_require_known(items jsonb, ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    stray record;
+BEGIN
+    SELECT i.id, c.pipeline, c.cancel INTO stray
+    FROM jsonb_to_recordset(items) AS i (id uuid, spawn jsonb)
+    CROSS JOIN LATERAL (SELECT DISTINCT c.pipeline, c.cancel
+                        FROM jsonb_to_recordset(i.spawn) AS c (pipeline text, cancel text) WHERE c.cancel IS NOT NULL) AS c
+    WHERE i.id = ANY (ids) AND outbox.status_now(c.pipeline, c.cancel) IS NULL
+      AND EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = c.pipeline)
+    LIMIT 1;
+    IF FOUND THEN
+        PERFORM outbox.refuse_unknown_of_children(stray.id, stray.cancel, ARRAY[stray.pipeline]);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.spawns_require_known(items jsonb, ids uuid[]) IS 'Internal: refuses to start children that would be cancelled to a status that their pipeline does not have.';
+
 CREATE FUNCTION outbox.spoken_for(named text) RETURNS text
     LANGUAGE sql
     AS $$
@@ -2215,6 +2323,81 @@ $$;
 
 COMMENT ON FUNCTION outbox.state_changes_are_append_only() IS 'Internal: refuses to change or to lose history.';
 
+CREATE TABLE outbox.pipelines (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    initial_status text NOT NULL COLLATE pg_catalog."C",
+    definition jsonb DEFAULT '{}'::jsonb NOT NULL,
+    deployed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    reaction_of text COLLATE pg_catalog."C",
+    cancelled text COLLATE pg_catalog."C",
+    plain integer,
+    renaming jsonb,
+    former_names jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT pipelines_plain_is_a_version CHECK (((plain >= 1) AND (plain <= 10000)))
+);
+
+COMMENT ON TABLE outbox.pipelines IS 'The pipelines that are deployed.';
+
+COMMENT ON COLUMN outbox.pipelines.pipeline IS 'Its name.';
+
+COMMENT ON COLUMN outbox.pipelines.initial_status IS 'The status that a workflow starts in, where nothing else is said.';
+
+COMMENT ON COLUMN outbox.pipelines.definition IS 'Internal: the definition as it was deployed.';
+
+COMMENT ON COLUMN outbox.pipelines.deployed_at IS 'When it was last deployed.';
+
+COMMENT ON COLUMN outbox.pipelines.reaction_of IS 'The pipeline whose changes it reacts to; null: it is not a reaction.';
+
+COMMENT ON COLUMN outbox.pipelines.cancelled IS 'The status to which a workflow may be cancelled from any that is not final; null: it can''t be cancelled.';
+
+COMMENT ON COLUMN outbox.pipelines.plain IS 'The version of the data that is written without $version, by programs other than Outbox; null: 1, or no version is told.';
+
+COMMENT ON COLUMN outbox.pipelines.renaming IS 'Internal: the statuses that the deploy of this transaction renames.';
+
+COMMENT ON COLUMN outbox.pipelines.former_names IS 'Internal: the former names of statuses, with the present ones.';
+
+CREATE TABLE outbox.routes (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    status text NOT NULL COLLATE pg_catalog."C",
+    stage text COLLATE pg_catalog."C",
+    running boolean DEFAULT false NOT NULL,
+    final boolean DEFAULT false NOT NULL,
+    deadline interval,
+    on_deadline text COLLATE pg_catalog."C",
+    reactions text[],
+    partition text[],
+    priority text[],
+    CONSTRAINT routes_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL)))
+);
+
+COMMENT ON TABLE outbox.routes IS 'The statuses that each pipeline knows, and which stage takes each.';
+
+COMMENT ON COLUMN outbox.routes.pipeline IS 'The pipeline.';
+
+COMMENT ON COLUMN outbox.routes.status IS 'The status.';
+
+COMMENT ON COLUMN outbox.routes.stage IS 'The stage that takes it; null where a workflow waits or has ended.';
+
+COMMENT ON COLUMN outbox.routes.running IS 'Whether it is the in-progress status of its stage.';
+
+COMMENT ON COLUMN outbox.routes.final IS 'Whether a workflow has ended in it.';
+
+COMMENT ON COLUMN outbox.routes.deadline IS 'How long a workflow may stay in it.';
+
+COMMENT ON COLUMN outbox.routes.on_deadline IS 'The status that it moves to then.';
+
+COMMENT ON COLUMN outbox.routes.reactions IS 'The names of the reactions to it.';
+
+COMMENT ON COLUMN outbox.routes.partition IS 'Where in the data the partition is, as a path; null: the stage is not limited.';
+
+COMMENT ON COLUMN outbox.routes.priority IS 'Where in the data the priority is, as a path.';
+
+CREATE FUNCTION outbox.status_now(pipeline text, status text) RETURNS text
+    LANGUAGE sql STABLE STRICT
+    RETURN CASE WHEN (EXISTS (SELECT FROM outbox.routes r WHERE ((r.pipeline = status_now.pipeline) AND (r.status = status_now.status)))) THEN status ELSE (SELECT (p.former_names ->> status_now.status) FROM outbox.pipelines p WHERE (p.pipeline = status_now.pipeline)) END;
+
+COMMENT ON FUNCTION outbox.status_now(pipeline text, status text) IS 'Internal: returns what a status is called now. Null if the pipeline never had one of this name.';
+
 CREATE FUNCTION outbox.timeouts_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -2274,6 +2457,7 @@ DECLARE
     askers text[] := array_remove(ARRAY[asked.asked_by, asked.asked_login], NULL);
     short  text[];   -- the groups that need more votes for this option
     voter  record;   -- the person who counts
+    now    timestamptz;
 BEGIN
     IF person = ANY (askers) THEN
         PERFORM outbox.vote_refused(asked, person, 'who asks doesn''t answer');
@@ -2283,24 +2467,30 @@ BEGIN
     SELECT array_agg(g.key) INTO short FROM jsonb_each_text(asked.approvers) AS g
     WHERE g.value::bigint > (SELECT count(*) FROM outbox.approval_votes AS v
                              WHERE v.approval_id = asked.id AND v.option = decision AND v.shown = seen AND g.key = ANY (v.groups));
-    -- The person, or else one who has delegated to them, rather where a vote is needed.
+    -- The person, or else one who has delegated to them, rather where a vote is needed. Who ends a delegation waits for the votes
+    -- that are under way: none counts by it afterwards.
+    PERFORM FROM outbox.delegations AS d WHERE d.to_person = vote_counts.person FOR SHARE;
+    now := clock_timestamp();
     SELECT c.person, c.groups INTO voter
     FROM (
         SELECT vote_counts.person, outbox.groups_of(vote_counts.person, vote_counts.groups, asked.approvers) AS groups, 1 AS n
         UNION ALL
         SELECT d.from_person, outbox.groups_of(d.from_person, d.groups, asked.approvers), 2
         FROM outbox.delegations AS d
-        WHERE d.to_person = vote_counts.person AND d.until > clock_timestamp() AND d.from_person <> ALL (askers)
+        WHERE d.to_person = vote_counts.person AND d.until > now AND d.from_person <> ALL (askers)
     ) AS c
     WHERE c.groups <> '{}'
-      AND NOT EXISTS (SELECT FROM outbox.approval_votes AS v WHERE v.approval_id = asked.id AND v.person = c.person)
+      -- A vote on other data doesn't count, and is no obstacle.
+      AND NOT EXISTS (SELECT FROM outbox.approval_votes AS v
+                      WHERE v.approval_id = asked.id AND v.person = c.person AND v.shown = seen)
     ORDER BY coalesce(c.groups && short, false) DESC, c.n, c.person
     LIMIT 1;
     IF NOT FOUND THEN
         PERFORM outbox.vote_refused(asked, person, 'they are in none of the groups that may, and nobody who is, and has not voted, has delegated to them');
     END IF;
-    INSERT INTO outbox.approval_votes (approval_id, person, cast_by, login, option, groups, shown, reason)
-    VALUES (asked.id, voter.person, vote_counts.person, session_user, decision, voter.groups, seen, vote_counts.reason);
+    DELETE FROM outbox.approval_votes AS v WHERE v.approval_id = asked.id AND v.person = voter.person;
+    INSERT INTO outbox.approval_votes (approval_id, person, cast_by, login, option, groups, shown, reason, voted_at)
+    VALUES (asked.id, voter.person, vote_counts.person, session_user, decision, voter.groups, seen, vote_counts.reason, now);
     UPDATE outbox.approvals AS a
     SET votes = (SELECT count(*) FROM outbox.approval_votes AS v WHERE v.approval_id = asked.id)
     WHERE a.id = asked.id;
@@ -2351,7 +2541,9 @@ BEGIN
     PERFORM outbox.timers_begin(items, ids);
     PERFORM outbox.timeouts_begin(items, ids);
     PERFORM outbox.approvals_begin(items, ids);
+    PERFORM outbox.spawns_require_known(items, ids);
     PERFORM outbox.children_spawn(items, ids);
+    PERFORM outbox.joins_require_known(items, ids);
     PERFORM outbox.children_begin(items, ids);
     PERFORM outbox.signals_begin(items, ids);
 END
@@ -3095,6 +3287,9 @@ BEGIN
     END IF;
 
     -- 2. Refuse what is unknown or illegal. The renames of a deploy look like it.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM outbox.definition_require_current(pipelines);
+    END IF;
     IF unknown IS NOT NULL OR illegal IS NOT NULL THEN
         IF outbox.workflows_renamed(ids, pipelines, froms, tos, versions, actor) THEN
             RETURN NULL;
@@ -3290,6 +3485,9 @@ DECLARE
     taken     integer;    -- how many of them have the job of a stage
 BEGIN
     -- 2. Refuse what is unknown.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM outbox.definition_require_current(array_agg(DISTINCT s.pipeline)) FROM new_rows AS s;
+    END IF;
     SELECT s.pipeline, s.entity_id, s.current_status,
            EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = s.pipeline) AS known
     INTO stranger
@@ -3430,20 +3628,6 @@ COMMENT ON COLUMN outbox.checkpoints.result IS 'What it returned.';
 COMMENT ON COLUMN outbox.checkpoints.attempt IS 'The attempt that called it.';
 
 COMMENT ON COLUMN outbox.checkpoints.made_at IS 'When.';
-
-CREATE TABLE outbox.children (
-    child_id uuid NOT NULL,
-    parent_id uuid NOT NULL,
-    cancel_to text COLLATE pg_catalog."C"
-);
-
-COMMENT ON TABLE outbox.children IS 'Workflows that another workflow has spawned.';
-
-COMMENT ON COLUMN outbox.children.child_id IS 'The child.';
-
-COMMENT ON COLUMN outbox.children.parent_id IS 'Its parent.';
-
-COMMENT ON COLUMN outbox.children.cancel_to IS 'The status that the child moves to when its parent ends first; null: it goes on alone.';
 
 CREATE TABLE outbox.dead_counts (
     pipeline text NOT NULL COLLATE pg_catalog."C",
@@ -4030,42 +4214,6 @@ COMMENT ON COLUMN outbox.pauses.paused_at IS 'When.';
 
 COMMENT ON COLUMN outbox.pauses.login IS 'The login role that did; null: before it was kept.';
 
-CREATE TABLE outbox.routes (
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    status text NOT NULL COLLATE pg_catalog."C",
-    stage text COLLATE pg_catalog."C",
-    running boolean DEFAULT false NOT NULL,
-    final boolean DEFAULT false NOT NULL,
-    deadline interval,
-    on_deadline text COLLATE pg_catalog."C",
-    reactions text[],
-    partition text[],
-    priority text[],
-    CONSTRAINT routes_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL)))
-);
-
-COMMENT ON TABLE outbox.routes IS 'The statuses that each pipeline knows, and which stage takes each.';
-
-COMMENT ON COLUMN outbox.routes.pipeline IS 'The pipeline.';
-
-COMMENT ON COLUMN outbox.routes.status IS 'The status.';
-
-COMMENT ON COLUMN outbox.routes.stage IS 'The stage that takes it; null where a workflow waits or has ended.';
-
-COMMENT ON COLUMN outbox.routes.running IS 'Whether it is the in-progress status of its stage.';
-
-COMMENT ON COLUMN outbox.routes.final IS 'Whether a workflow has ended in it.';
-
-COMMENT ON COLUMN outbox.routes.deadline IS 'How long a workflow may stay in it.';
-
-COMMENT ON COLUMN outbox.routes.on_deadline IS 'The status that it moves to then.';
-
-COMMENT ON COLUMN outbox.routes.reactions IS 'The names of the reactions to it.';
-
-COMMENT ON COLUMN outbox.routes.partition IS 'Where in the data the partition is, as a path; null: the stage is not limited.';
-
-COMMENT ON COLUMN outbox.routes.priority IS 'Where in the data the priority is, as a path.';
-
 CREATE VIEW outbox.overview AS
  WITH workflows AS (
          SELECT status_counts.pipeline,
@@ -4207,36 +4355,6 @@ CREATE TABLE outbox.partition_rates (
 WITH (fillfactor='70');
 
 COMMENT ON TABLE outbox.partition_rates IS 'Internal: the next start time of each partition of a limited stage.';
-
-CREATE TABLE outbox.pipelines (
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    initial_status text NOT NULL COLLATE pg_catalog."C",
-    definition jsonb DEFAULT '{}'::jsonb NOT NULL,
-    deployed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    reaction_of text COLLATE pg_catalog."C",
-    cancelled text COLLATE pg_catalog."C",
-    plain integer,
-    renaming jsonb,
-    CONSTRAINT pipelines_plain_is_a_version CHECK (((plain >= 1) AND (plain <= 10000)))
-);
-
-COMMENT ON TABLE outbox.pipelines IS 'The pipelines that are deployed.';
-
-COMMENT ON COLUMN outbox.pipelines.pipeline IS 'Its name.';
-
-COMMENT ON COLUMN outbox.pipelines.initial_status IS 'The status that a workflow starts in, where nothing else is said.';
-
-COMMENT ON COLUMN outbox.pipelines.definition IS 'Internal: the definition as it was deployed.';
-
-COMMENT ON COLUMN outbox.pipelines.deployed_at IS 'When it was last deployed.';
-
-COMMENT ON COLUMN outbox.pipelines.reaction_of IS 'The pipeline whose changes it reacts to; null: it is not a reaction.';
-
-COMMENT ON COLUMN outbox.pipelines.cancelled IS 'The status to which a workflow may be cancelled from any that is not final; null: it can''t be cancelled.';
-
-COMMENT ON COLUMN outbox.pipelines.plain IS 'The version of the data that is written without $version, by programs other than Outbox; null: 1, or no version is told.';
-
-COMMENT ON COLUMN outbox.pipelines.renaming IS 'Internal: the statuses that the deploy of this transaction renames.';
 
 CREATE TABLE outbox.resting (
     workflow_id uuid NOT NULL,

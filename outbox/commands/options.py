@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -46,6 +47,17 @@ class Age(click.types.FloatParamType):
         if not found or float(found[1]) * self._UNITS[found[2]] > MAX_DELAY:
             self.fail(f"{value!r} is not a time of up to 30 years, such as 90s, 15m, 2h or 3d", param, ctx)
         return float(found[1]) * self._UNITS[found[2]]
+
+
+class Time(click.DateTime):
+    """A time in ISO 8601. Without a zone, it is of the machine's one; without a time of day, the day begins."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            found: datetime = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+            return found.astimezone(UTC)
+        except (ValueError, OverflowError):  # astimezone: near the years 1 and 9999
+            self.fail(f"{value!r} is not a time, such as 2027-01-08 or 2027-01-08T18:00+01:00", param, ctx)
 
 
 def app_option(command: Command) -> Command:

@@ -301,6 +301,15 @@ def approvals(rows: Sequence[Row]) -> Table:
     return table(None, list(columns), [[value(row) for value in columns.values()] for row in rows])
 
 
+def delegations(rows: Iterable[Row]) -> Table:
+    """Returns the table of `outbox delegations`."""
+    now = datetime.now(UTC)
+    columns = ["votes", "in place of", "until (UTC)", "ends in", "groups", "reason"]
+    return table(None, columns, [
+        [row["to_person"], row["from_person"], row["until"], age((row["until"] - now).total_seconds()),
+         ", ".join(row["groups"] or []), row["reason"]] for row in rows])  # fmt: skip
+
+
 def parked(rows: Iterable[Row]) -> Table:
     """Returns the table of `outbox parked`. `times` is how often a consumer got the message and parked it."""
     now = datetime.now(UTC)

@@ -40,9 +40,7 @@ def check(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], *, end_waits: 
 
 def _step(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> transition.Transition:
     """Returns the step from the deployed definition to the one in the code."""
-    return transition.Transition(
-        Definition.read(conn, pipeline.name), Definition.of(pipeline), rename.resolve(pipeline)
-    )
+    return transition.Transition(Definition.read(conn, pipeline.name), Definition.of(pipeline))
 
 
 def _of_reactions(pipeline: Pipeline[Any], do: Callable[[Pipeline[Any]], list[str]]) -> list[str]:
@@ -71,7 +69,7 @@ def deploy(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], *, end_waits:
         _lock_table(conn)
         step = _step(conn, pipeline)
         lines += [*step.changes(), *stranded.refuse(conn, pipeline, step, end_waits=end_waits)]
-        for statement, params in (*_writes(pipeline, step.old, step.new), *_moves(pipeline, step)):
+        for statement, params in (*_writes(pipeline, step), *_moves(pipeline, step)):
             conn.execute(statement, params)
         _write_schedules(conn, pipeline, step.old)
         return lines
@@ -135,8 +133,8 @@ def _told(why: str) -> Iterator[None]:
         raise psycopg.errors.LockNotAvailable(f"nothing was written: {why}. Try again when it has ended") from error
 
 
-def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    pipeline = {"pipeline": of.name}
+def _writes(of: Pipeline[Any], step: transition.Transition) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    pipeline, old, new = {"pipeline": of.name}, step.old, step.new
     definition = json.dumps({"statuses": sorted(new.routes), "stages": sorted(new.attempts)})
     yield (
         SQL["pipeline_write"],
@@ -147,6 +145,7 @@ def _writes(of: Pipeline[Any], old: Definition, new: Definition) -> Iterator[tup
             "reaction_of": of.reaction_of,
             "cancelled": new.cancelled,
             "plain": new.plain,
+            "former_names": json.dumps(step.former_names),
         },
     )
     yield SQL["routes_clear"], pipeline

@@ -11,6 +11,7 @@ from psycopg.rows import tuple_row
 
 from ..database import statements
 from ..errors import NotDeployed
+from . import rename
 from .limits import Limits
 from .pipeline import Pipeline
 from .routes import Route
@@ -30,6 +31,7 @@ class Definition:
     limits: dict[str, Limits]
     cancelled: str | None
     plain: int | None
+    former_names: dict[str, str]  # of statuses, with the present ones
 
     @classmethod
     def of(cls, pipeline: Pipeline[Any]) -> Definition:
@@ -45,6 +47,7 @@ class Definition:
             limits,
             pipeline.cancelled,
             pipeline.plain,
+            rename.resolve(pipeline),
         )
 
     @classmethod
@@ -64,7 +67,7 @@ class Definition:
                     stage: Limits(total, rate, of_each, rate_of_each, *ways[stage])
                     for stage, total, rate, of_each, rate_of_each in cursor.execute(SQL["limits_read"], name)
                 },
-                *(row[1:] if row else (None, None)),
+                *(row[1:] if row else (None, None, {})),
             )
 
     def changes_to(self, new: Definition) -> list[str]:
@@ -76,6 +79,11 @@ class Definition:
             lines.append(f"cancelled workflows go to: {self.cancelled or '(none)'} -> {new.cancelled or '(none)'}")
         if (self.plain or 1) != (new.plain or 1):
             lines.append(f"data without $version has version {self.plain or 1} -> {new.plain or 1}")
+        lines += [
+            f"status {now} was called {former}"
+            for former, now in new.former_names.items()
+            if self.former_names.get(former) != now
+        ]
         for status in sorted(self.routes.keys() | new.routes.keys()):
             old, now = self.routes.get(status), new.routes.get(status)
             if old is None and now is not None:

@@ -57,6 +57,12 @@ def refuse(
             f"{'is' if count == 1 else 'are'} in it. "
             f'Keep it, rename it with {pipeline.name}.rename("{status}", …), or move them on first',
         )  # fmt: skip
+    for status, count, entities in _of_statuses(conn, pipeline, "children_cancelled_to", step.gone):
+        affected(
+            status, count, f"this version no longer knows status {status}, to which {number(count, 'workflow')} "
+            f"would be cancelled when the parent ends ({_named(count, entities)}). "
+            f'Keep it, or rename it with {pipeline.name}.rename("{status}", …)',
+        )  # fmt: skip
     taken = dict[str, list[tuple[str, int, list[str]]]]()
     for status, *wait in _of_statuses(conn, pipeline, "waits_in_statuses", sorted(step.taken_over)):
         taken.setdefault(status, []).append(tuple(wait))

@@ -5,7 +5,6 @@ Statuses are named as they were before the deploy, unless something else is said
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,22 +25,25 @@ def check(pipeline: Pipeline[Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """The step from a pipeline's deployed definition to the next one. `renames` maps old names to new ones."""
+    """The step from a pipeline's deployed definition to the next one."""
 
     old: Definition
     new: Definition
-    renames: Mapping[str, str]
 
     def changes(self) -> list[str]:
         """Returns in words what a deploy would change. Empty if nothing."""
         renamed = self.renamed
         lines = [f"status {old} is renamed to {now}" for old, now in renamed.items()]
-        gone = {f"status {old} is removed" for old in renamed}
-        return [*lines, *(line for line in self.old.changes_to(self.new) if line not in gone)]
+        told = {
+            line
+            for old, now in renamed.items()
+            for line in (f"status {old} is removed", f"status {now} was called {old}")
+        }
+        return [*lines, *(line for line in self.old.changes_to(self.new) if line not in told)]
 
     def now(self, status: str) -> str:
         """Returns what a status is called after the deploy."""
-        return self.renames.get(status, status)
+        return self.new.former_names.get(status, status)
 
     def route(self, status: str) -> Route | None:
         """Returns the route that a status has after the deploy. None if the new definition doesn't know it."""
@@ -51,6 +53,12 @@ class Transition:
     def renamed(self) -> dict[str, str]:
         """The statuses that the deploy renames, with their new names."""
         return {status: self.now(status) for status in sorted(self.old.routes) if self.now(status) != status}
+
+    @property
+    def former_names(self) -> dict[str, str]:
+        """What statuses were called in any version before, with their new names, unless another has that name now."""
+        kept = {former: self.now(now) for former, now in self.old.former_names.items()} | self.new.former_names
+        return {former: now for former, now in kept.items() if former not in self.new.routes and now in self.new.routes}
 
     @property
     def gone(self) -> list[str]:

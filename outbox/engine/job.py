@@ -189,12 +189,12 @@ def fence(jobs: Sequence[Job]) -> dict[str, Any]:
 def refused(job: Job, error: BaseException) -> Failed | PutBack:
     """Returns the outcome of an attempt whose commit the database refused. The traceback has no frames of a handler.
 
-    PutBack if the change is not legal in the pipeline as it is deployed. The code has checked it, so a deploy has come
-    since this worker started.
+    PutBack if the change is not legal in the pipelines as they are deployed, or names a status that they don't have.
+    The code has checked it, so a deploy has come since this worker started, or a newer pipeline is not deployed yet.
     """
     known = error_of(error)
     if isinstance(known, IllegalChange | UnknownStatus) and known.entity_id == job.entity_id:
-        told = f"{known.diag.message_primary}: the pipeline was deployed after this worker had started"
+        told = f"{known.diag.message_primary}: the deployed pipelines are not those of this worker's code"
         return PutBack(newer_worker(told, if_routed=True))
     error.__context__ = None
     return fail(job, error.with_traceback(None))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -132,7 +133,7 @@ def show(conn: psycopg.Connection[Any], workflow: Row, limit: int = MOST) -> Row
 
 def is_final(conn: psycopg.Connection[Any], pipeline: str, status: str) -> bool:
     """Tells whether a workflow in this status has ended."""
-    ((row),) = rows(conn, SQL["status_is_final"], pipeline=pipeline, status=status)
+    (row,) = rows(conn, SQL["status_is_final"], pipeline=pipeline, status=status)
     return bool(row["final"])
 
 
@@ -175,6 +176,18 @@ def approvals(
     found = _listed(conn, "approvals_open", "approvals_open_count", limit, pipeline=pipeline, assignee=assignee)
     if not found:
         _require_known(conn, pipeline)
+    return found
+
+
+def delegations(conn: psycopg.Connection[Any], *, person: str | None = None, limit: int = MOST) -> Listed:
+    """Returns the delegations that have not ended, of all people, or those of and to one, the first to end first."""
+    return _listed(conn, "delegations", "delegations_count", limit, person=person)
+
+
+def now(conn: psycopg.Connection[Any]) -> datetime:
+    """Returns the time by the database's clock."""
+    (row,) = rows(conn, SQL["now"])
+    found: datetime = row["now"]
     return found
 
 

@@ -24,11 +24,17 @@ BEGIN
         RETURNING id, pipeline, entity_id
     )
     INSERT INTO outbox.children (child_id, parent_id, cancel_to)
-    SELECT m.id, w.parent_id, w.cancel
+    SELECT m.id, w.parent_id, outbox.status_now(w.pipeline, w.cancel)
     FROM made AS m JOIN wanted AS w ON w.pipeline = m.pipeline AND w.entity = m.entity_id;
 END
 $$;
 COMMENT ON FUNCTION outbox.children_spawn(jsonb, uuid[]) IS 'Internal: starts the children that handlers have spawned.';
+
+CREATE OR REPLACE FUNCTION outbox.pipelines_of_children(parent uuid) RETURNS text[]
+LANGUAGE sql STABLE
+RETURN (SELECT array_agg(DISTINCT w.pipeline) FROM outbox.children AS c
+        JOIN outbox.workflow_states AS w ON w.id = c.child_id WHERE c.parent_id = parent);
+COMMENT ON FUNCTION outbox.pipelines_of_children(uuid) IS 'Internal: returns the pipelines that the children of a workflow are in.';
 
 -- Begins the waits for children that handlers have returned: items with `join`. A wait ends at once if all have ended.
 CREATE OR REPLACE FUNCTION outbox.children_begin(items jsonb, ids uuid[]) RETURNS void
@@ -43,7 +49,14 @@ BEGIN
             SELECT i.id, (SELECT count(*)::integer FROM outbox.children AS c
                           JOIN outbox.workflow_states AS w ON w.id = c.child_id
                           JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
-                          WHERE c.parent_id = i.id AND NOT r.final), i.to_status, i.failed, i.on_failure
+                          WHERE c.parent_id = i.id AND NOT r.final), i.to_status,
+                   -- A child of another pipeline may have the former name: it stays beside the present one.
+                   i.failed || ARRAY(SELECT DISTINCT outbox.status_now(p.pipeline, f.status)
+                                     FROM unnest(i.failed) AS f (status),
+                                          unnest(CASE WHEN cardinality(i.failed) > 0 THEN outbox.pipelines_of_children(i.id) END)
+                                              AS p (pipeline)
+                                     WHERE outbox.status_now(p.pipeline, f.status) <> f.status),
+                   i.on_failure
             FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, to_status text, failed text[], on_failure text)
             WHERE i."join" AND i.id = ANY (ids)
             ORDER BY i.id
@@ -146,4 +159,4 @@ $$;
 COMMENT ON FUNCTION outbox.parents_join(uuid[], uuid[], integer) IS
     'Internal: moves parents whose children have ended and that could not be moved then.';
 REVOKE EXECUTE ON FUNCTION outbox.parents_join(uuid[], uuid[], integer), outbox.children_spawn(jsonb, uuid[]), outbox.children_begin(jsonb, uuid[]),
-    outbox.children_join(uuid), outbox.children_end(uuid[]) FROM PUBLIC;
+    outbox.children_join(uuid), outbox.children_end(uuid[]), outbox.pipelines_of_children(uuid) FROM PUBLIC;

@@ -97,6 +97,9 @@ DECLARE
     taken     integer;    -- how many of them have the job of a stage
 BEGIN
     -- 2. Refuse what is unknown.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM outbox.definition_require_current(array_agg(DISTINCT s.pipeline)) FROM new_rows AS s;
+    END IF;
     SELECT s.pipeline, s.entity_id, s.current_status,
            EXISTS (SELECT FROM outbox.pipelines AS p WHERE p.pipeline = s.pipeline) AS known
     INTO stranger
@@ -259,6 +262,9 @@ BEGIN
     END IF;
 
     -- 2. Refuse what is unknown or illegal. The renames of a deploy look like it.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM outbox.definition_require_current(pipelines);
+    END IF;
     IF unknown IS NOT NULL OR illegal IS NOT NULL THEN
         IF outbox.workflows_renamed(ids, pipelines, froms, tos, versions, actor) THEN
             RETURN NULL;

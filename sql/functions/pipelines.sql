@@ -1,3 +1,20 @@
+-- What keeps the definition of a pipeline and its workflows together, beside the lock of a deploy.
+
+-- Refuses a transaction that reads the definition of these pipelines as it was before a deploy, or a drop: at a higher isolation
+-- level it would go by what is no more. The lock fails on a row that has changed since then, as any change of it would.
+CREATE OR REPLACE FUNCTION outbox.definition_require_current(pipelines text[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+        PERFORM FROM outbox.pipelines AS p WHERE p.pipeline = ANY (pipelines) ORDER BY p.pipeline FOR SHARE;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox.definition_require_current(text[]) IS
+    'Internal: refuses a transaction that reads the definition of these pipelines as it was before a deploy.';
+REVOKE EXECUTE ON FUNCTION outbox.definition_require_current(text[]) FROM PUBLIC;
+
 -- The end of a pipeline.
 
 -- Workflows would be left in a pipeline that no longer exists. The lock has a workflow that starts meanwhile be seen here, or find

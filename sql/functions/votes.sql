@@ -107,6 +107,7 @@ DECLARE
     askers text[] := array_remove(ARRAY[asked.asked_by, asked.asked_login], NULL);
     short  text[];   -- the groups that need more votes for this option
     voter  record;   -- the person who counts
+    now    timestamptz;
 BEGIN
     IF person = ANY (askers) THEN
         PERFORM outbox.vote_refused(asked, person, 'who asks doesn''t answer');
@@ -116,24 +117,30 @@ BEGIN
     SELECT array_agg(g.key) INTO short FROM jsonb_each_text(asked.approvers) AS g
     WHERE g.value::bigint > (SELECT count(*) FROM outbox.approval_votes AS v
                              WHERE v.approval_id = asked.id AND v.option = decision AND v.shown = seen AND g.key = ANY (v.groups));
-    -- The person, or else one who has delegated to them, rather where a vote is needed.
+    -- The person, or else one who has delegated to them, rather where a vote is needed. Who ends a delegation waits for the votes
+    -- that are under way: none counts by it afterwards.
+    PERFORM FROM outbox.delegations AS d WHERE d.to_person = vote_counts.person FOR SHARE;
+    now := clock_timestamp();
     SELECT c.person, c.groups INTO voter
     FROM (
         SELECT vote_counts.person, outbox.groups_of(vote_counts.person, vote_counts.groups, asked.approvers) AS groups, 1 AS n
         UNION ALL
         SELECT d.from_person, outbox.groups_of(d.from_person, d.groups, asked.approvers), 2
         FROM outbox.delegations AS d
-        WHERE d.to_person = vote_counts.person AND d.until > clock_timestamp() AND d.from_person <> ALL (askers)
+        WHERE d.to_person = vote_counts.person AND d.until > now AND d.from_person <> ALL (askers)
     ) AS c
     WHERE c.groups <> '{}'
-      AND NOT EXISTS (SELECT FROM outbox.approval_votes AS v WHERE v.approval_id = asked.id AND v.person = c.person)
+      -- A vote on other data doesn't count, and is no obstacle.
+      AND NOT EXISTS (SELECT FROM outbox.approval_votes AS v
+                      WHERE v.approval_id = asked.id AND v.person = c.person AND v.shown = seen)
     ORDER BY coalesce(c.groups && short, false) DESC, c.n, c.person
     LIMIT 1;
     IF NOT FOUND THEN
         PERFORM outbox.vote_refused(asked, person, 'they are in none of the groups that may, and nobody who is, and has not voted, has delegated to them');
     END IF;
-    INSERT INTO outbox.approval_votes (approval_id, person, cast_by, login, option, groups, shown, reason)
-    VALUES (asked.id, voter.person, vote_counts.person, session_user, decision, voter.groups, seen, vote_counts.reason);
+    DELETE FROM outbox.approval_votes AS v WHERE v.approval_id = asked.id AND v.person = voter.person;
+    INSERT INTO outbox.approval_votes (approval_id, person, cast_by, login, option, groups, shown, reason, voted_at)
+    VALUES (asked.id, voter.person, vote_counts.person, session_user, decision, voter.groups, seen, vote_counts.reason, now);
     UPDATE outbox.approvals AS a
     SET votes = (SELECT count(*) FROM outbox.approval_votes AS v WHERE v.approval_id = asked.id)
     WHERE a.id = asked.id;

@@ -155,7 +155,9 @@ BEGIN
     PERFORM outbox.timers_begin(items, ids);
     PERFORM outbox.timeouts_begin(items, ids);
     PERFORM outbox.approvals_begin(items, ids);
+    PERFORM outbox.spawns_require_known(items, ids);
     PERFORM outbox.children_spawn(items, ids);
+    PERFORM outbox.joins_require_known(items, ids);
     PERFORM outbox.children_begin(items, ids);
     PERFORM outbox.signals_begin(items, ids);
 END

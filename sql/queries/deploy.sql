@@ -13,11 +13,13 @@ SELECT outbox.commit_waits();
 -- name: pipeline_write
 -- Writes a pipeline, in place of the deployed one.
 -- Writes pipelines. Uses pipelines_pkey.
-INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of, cancelled, plain)
-VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s, %(cancelled)s, %(plain)s)
+INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of, cancelled, plain, former_names)
+VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s, %(cancelled)s, %(plain)s,
+        %(former_names)s::text::jsonb)
 ON CONFLICT (pipeline) DO UPDATE
 SET initial_status = excluded.initial_status, definition = excluded.definition, reaction_of = excluded.reaction_of,
-    cancelled = excluded.cancelled, plain = excluded.plain, deployed_at = clock_timestamp();
+    cancelled = excluded.cancelled, plain = excluded.plain, former_names = excluded.former_names,
+    deployed_at = clock_timestamp();
 
 -- name: routes_clear
 -- Deletes the routes of a pipeline.

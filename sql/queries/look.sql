@@ -222,6 +222,27 @@ SELECT count(*) FROM (
       AND (%(assignee)s::text IS NULL OR a.assignee = %(assignee)s)
     LIMIT %(most)s) AS a;
 
+-- name: delegations
+-- Returns who may vote in whose place, until when, and by which groups. Those that have ended are left out.
+-- Reads delegations.
+SELECT d.from_person, d.to_person, d.until, d.groups, d.reason, d.since, d.login
+FROM outbox.delegations AS d
+WHERE d.until > clock_timestamp() AND (%(person)s::text IS NULL OR %(person)s IN (d.from_person, d.to_person))
+ORDER BY d.until, d.from_person, d.to_person
+LIMIT %(limit)s;
+
+-- name: delegations_count
+-- Returns how many delegations have not ended, up to a number.
+-- Reads delegations.
+SELECT count(*) FROM (
+    SELECT FROM outbox.delegations AS d
+    WHERE d.until > clock_timestamp() AND (%(person)s::text IS NULL OR %(person)s IN (d.from_person, d.to_person))
+    LIMIT %(most)s) AS d;
+
+-- name: now
+-- Returns the time.
+SELECT clock_timestamp() AS now;
+
 -- name: parked_count
 -- Returns how many messages relays could not send and consumers could not handle, up to a number of each.
 -- Reads parked_deliveries, parked_messages.

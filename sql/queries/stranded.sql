@@ -8,6 +8,17 @@ FROM outbox.workflow_states AS w
 WHERE w.pipeline = %(pipeline)s AND w.current_status = ANY (%(statuses)s::text[])
 GROUP BY w.current_status ORDER BY w.current_status;
 
+-- name: children_cancelled_to
+-- Returns how many children that have not ended would move to each of these statuses when their parent ends first, and the
+-- first entities.
+-- Reads children, routes, workflow_states. Uses workflow_states_pkey, routes_pkey.
+SELECT c.cancel_to, count(*), (array_agg(w.entity_id ORDER BY w.entity_id))[1:%(most)s]
+FROM outbox.children AS c
+JOIN outbox.workflow_states AS w ON w.id = c.child_id
+JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+WHERE w.pipeline = %(pipeline)s AND c.cancel_to = ANY (%(statuses)s::text[]) AND NOT r.final
+GROUP BY c.cancel_to ORDER BY c.cancel_to;
+
 -- name: waits_in_statuses
 -- Returns the waits in these statuses that a change of the status ends: how many of each kind, and the first entities.
 -- Reads waiting. Uses approvals_open, waits_pkey, workflow_states_pkey.

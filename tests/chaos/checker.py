@@ -115,6 +115,11 @@ class _Checker:
                 again[call.entity][call.outcome] += 1
             elif call.outcome != "ok" or call.client in self._heard(call.kind):
                 pass
+            elif call.kind in ("delegate", "end"):
+                if call.entity not in (self.replay.delegators if call.kind == "delegate" else self.replay.ended):
+                    self.find(
+                        "lost", call.entity, f"{call.client} was told {call.said!r}, and there is no such delegation"
+                    )
             elif id_ is None:
                 self.find("lost", call.entity, f"{call.client} was told {call.said!r}, and there is no workflow")
             elif call.kind != "submit" or call.said != "exists":

@@ -1,4 +1,4 @@
-"""Runs fifty clients with a key each: they submit, decide, send signals, cancel, retry dead jobs, and log the answers.
+"""Runs fifty clients with a key each, which log the answers: they submit, decide, delegate, cancel, send signals and retry.
 
 A call whose COMMIT was sent and not answered is unknown. A call that failed before that has provably failed.
 """
@@ -51,6 +51,16 @@ CANCELLED = """
                    WHERE w.pipeline = 'chaos' AND w.entity_id = %s AND c.actor = current_setting('outbox.actor'))
 """
 DECIDE = "SELECT outbox.decide('chaos', %s, %s, %s, question => %s, groups => %s)"
+TO_VOTE = """
+    SELECT a.workflow_id, a.entity_id, a.id, a.asked_by FROM outbox.approvals AS a
+    WHERE a.pipeline = 'chaos' AND a.ended_at IS NULL AND a.approvers IS NOT NULL
+    ORDER BY random() LIMIT 1
+"""
+DELEGATE = "SELECT outbox.delegate(%s, clock_timestamp() + make_interval(secs => %s), %s, %s)"
+END_DELEGATION = "SELECT outbox.delegation_end(%s, %s)"
+ON_THE_COMMAND_LINE = 0.03
+"""How often a client cancels by a process of its own, which takes a CPU for half a second."""
+
 DEAD = "SELECT d.workflow_id, d.entity_id FROM outbox.dead_jobs AS d WHERE d.entity_id = ANY (%s)"
 
 
@@ -89,8 +99,10 @@ class Client:
             await self.submit(f"k{self.key}-{self.calls}")
         elif dice < 0.55:
             await self.submit(self.random.choice(self.open))  # as if the network delivered it twice
-        elif dice < 0.87:
+        elif dice < 0.82:
             await self.change()
+        elif dice < 0.87:
+            await self.delegate()
         elif dice < 0.91:
             await self.signal(self.random.choice(self.open))  # what it sends too early is kept
         elif dice < 0.95:
@@ -143,6 +155,8 @@ class Client:
 
     async def cancel(self, entity: str) -> None:
         """Cancels a workflow, whatever it is at, as a person or a program would."""
+        if self.random.random() < ON_THE_COMMAND_LINE:
+            return await self.cancel_on_the_command_line(entity)
 
         async def do(conn: psycopg.AsyncConnection[Any]) -> str:
             try:
@@ -158,6 +172,60 @@ class Client:
             return "cancelled"
 
         await self.call("cancel", entity, "CANCELLED", do)
+
+    async def cancel_on_the_command_line(self, entity: str) -> None:
+        """Cancels as `outbox cancel` does. Only what Outbox has refused has provably failed."""
+        name, told = self.begin("cancel", entity, "CANCELLED")
+        command = ["-m", "outbox", "cancel", entity, "--pipeline", "chaos", "--by", name]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        outcome, said = "unknown", "not answered"
+        try:
+            async with asyncio.timeout(20):
+                said = (await process.communicate())[0].decode()[:200].strip()
+            if "is already in" in said or "too late to cancel" in said or "no workflow of entity" in said:
+                outcome = "failed"
+            elif not process.returncode:
+                outcome = "ok"
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            self.note({**told, "outcome": outcome, "ended": time.time(), "said": said})
+
+    async def delegate(self) -> None:
+        """Lets another vote on what any client has started, and has them do so: in time, or too late. Who has asked tries it in both parts."""
+        conn = await self.connection()
+        row = await (await conn.execute(TO_VOTE)).fetchone()
+        if row is None:
+            return
+        id_, entity, question, asker = row
+        ended = self.random.random() < 0.4
+        giver, voter = self.name(1), self.name(3 if ended else 2)  # the calls that do it
+        by, to = None, voter
+        if (asking := self.random.random()) < 0.2:
+            by = to = asker
+        elif asking < 0.3:
+            giver = asker
+        length = self.random.choice([0.02, 0.1, 5])
+
+        async def give(conn: psycopg.AsyncConnection[Any]) -> str:
+            await conn.execute(DELEGATE, (to, length, giver, [GROUP]))
+            return "delegated"
+
+        async def end(conn: psycopg.AsyncConnection[Any]) -> str:
+            row = await (await conn.execute(END_DELEGATION, (to, giver))).fetchone()
+            if not row or not row[0]:
+                raise Failed("there is no delegation")
+            return "ended"
+
+        await self.call("delegate", giver, None, give)
+        if ended:
+            await self.call("end", giver, None, end)
+        await asyncio.sleep(self.random.choice([0, 0.1]))
+        option = self.random.choice(list(OPTIONS))
+        await self.call("change", entity, OPTIONS[option], self.answering(id_, entity, option, question, by, []))
 
     def changing(self, id_: Any, entity: str, status: str, to: str) -> Any:
         async def do(conn: psycopg.AsyncConnection[Any]) -> str:
@@ -175,8 +243,14 @@ class Client:
                 raise Failed("nothing is asked any more")
             question, asker, voted = asked
             by = asker if voted and self.random.random() < 0.3 else None  # who asks tries it, too
+            return str(await self.answering(id_, entity, option, question, by, [GROUP])(conn))
+
+        return do
+
+    def answering(self, id_: Any, entity: str, option: str, question: Any, by: str | None, groups: list[str]) -> Any:
+        async def do(conn: psycopg.AsyncConnection[Any]) -> str:
             try:
-                row = await (await conn.execute(DECIDE, (entity, option, by, question, [GROUP]))).fetchone()
+                row = await (await conn.execute(DECIDE, (entity, option, by, question, groups))).fetchone()
             except psycopg.DatabaseError as error:
                 raise _failed(error) from None
             if row and row[0] in REVIEWS:
@@ -202,10 +276,7 @@ class Client:
 
     async def call(self, kind: str, entity: str, to: str | None, do: Any) -> None:
         """Makes a call in a transaction and logs its outcome. `client` is the call's own name, and its actor."""
-        self.calls += 1
-        name = f"k{self.key}/{self.calls}"
-        told = {"client": name, "kind": kind, "entity": entity, "to_status": to, "began": time.time()}
-        self.note({**told, "outcome": "unknown", "ended": None, "said": "begun"})
+        name, told = self.begin(kind, entity, to)
         committing, outcome, said = False, "failed", ""
         try:
             async with asyncio.timeout(20):
@@ -233,6 +304,17 @@ class Client:
         finally:
             told["kind"] = "voice" if said == VOICE else kind
             self.note({**told, "outcome": outcome, "ended": time.time(), "said": said})
+
+    def name(self, ahead: int = 0) -> str:
+        """Returns what the last call is called, or one that is `ahead` of it."""
+        return f"k{self.key}/{self.calls + ahead}"
+
+    def begin(self, kind: str, entity: str, to: str | None) -> tuple[str, dict[str, Any]]:
+        """Begins a call: notes what it asks for, and returns its name and the note."""
+        self.calls += 1
+        told = {"client": self.name(), "kind": kind, "entity": entity, "to_status": to, "began": time.time()}
+        self.note({**told, "outcome": "unknown", "ended": None, "said": "begun"})
+        return self.name(), told
 
     def note(self, told: dict[str, Any]) -> None:
         self.log.write(json.dumps(told) + "\n")

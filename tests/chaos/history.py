@@ -55,8 +55,9 @@ class Call:
     """A client's call and its answer. Whatever has not provably failed is unknown."""
 
     client: str
-    kind: Literal["submit", "change", "voice", "signal", "cancel", "retry"]  # a voice is an answer that moved nothing
-    entity: str
+    kind: Literal["submit", "change", "voice", "signal", "cancel", "retry", "delegate", "end"]
+    """A voice is an answer that moved nothing; an end is one of a delegation."""
+    entity: str  # of a delegation: who delegates
     outcome: Literal["ok", "failed", "unknown"]
     began: float
     ended: float

@@ -86,6 +86,9 @@ class Replay:
         self.votes: dict[str | None, dict[str | None, Row]] = defaultdict(dict)  # by question and person
         self.askers: dict[str | None, set[str | None]] = {}  # by question
         self.voices: set[str] = set()  # whose answer was counted
+        self.delegations: dict[tuple[str | None, str | None], str] = {}  # their ends, by who votes and who counts
+        self.delegators: set[str | None] = set()
+        self.ended: set[str | None] = set()  # those who have ended theirs
         self.senders: set[str] = set()  # of signals
         self.kinds: Counter[str] = Counter()  # changes by the reasons above, and cancellations
         self.messages: dict[str, Row] = {}  # in commit order
@@ -137,6 +140,9 @@ class Replay:
             ("children", "update"): self._child,
             ("approvals", "insert"): self._asked,
             ("approvals", "update"): self._answered,
+            ("delegations", "insert"): self._delegated,
+            ("delegations", "update"): self._delegated,
+            ("delegations", "delete"): self._delegation_ended,
             ("approval_votes", "insert"): self._voted,
             ("approval_votes", "delete"): lambda row: self.votes[row["approval_id"]].pop(row["person"], None),
             ("outside", "insert"): self._outside,
@@ -515,6 +521,24 @@ class Replay:
             self.find(
                 "miscounted", str(question), f"{row['cast_by']} votes for {row['person']} on what one of them asks"
             )
+
+        until = self.delegations.get((row["cast_by"], row["person"]), "")
+        if row["cast_by"] != row["person"]:
+            self.kinds["delegated votes"] += 1
+            if not until or seconds(row["voted_at"]) >= seconds(until):
+                self.find(
+                    "miscounted",
+                    str(question),
+                    f"{row['cast_by']} votes for {row['person']}, by no delegation that holds",
+                )
+
+    def _delegated(self, row: Row) -> None:
+        self.delegations[row["to_person"], row["from_person"]] = str(row["until"])
+        self.delegators.add(row["from_person"])
+
+    def _delegation_ended(self, row: Row) -> None:
+        self.delegations.pop((row["to_person"], row["from_person"]), None)
+        self.ended.add(row["from_person"])
 
     def _count_votes(self, row: Row) -> None:
         """Checks that a question with approvers is decided by as many people as it asks for."""

@@ -6,6 +6,7 @@ Each method is one or several committed transactions. `end` derives from them wh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -204,7 +205,35 @@ class Script:
         return person
 
     def voted(self, id_: str, person: str) -> Write:
-        return write("approval_votes", "insert", approval_id=id_, person=person, cast_by=person, option="reject")
+        return write(
+            "approval_votes",
+            "insert",
+            approval_id=id_,
+            person=person,
+            cast_by=person,
+            option="reject",
+            voted_at=self.now,
+        )
+
+    def vote_in_place(self, id_: str, *, seconds: float = 60, end: bool = False) -> None:
+        """Votes in the place of another, who has delegated for so many seconds, or has ended that."""
+        voter = f"k1/{len(self.calls) + (3 if end else 2)}"
+        person = self.delegate(voter, moment(BEGAN + len(self.transactions) + seconds))
+        if end:
+            self.end_delegation(voter, person)
+        assert self.vote(id_) == voter
+        self.rewrite("approval_votes", person=person)
+
+    def delegate(self, to: str, until: str) -> str:
+        """Lets somebody vote in the place of the one whose name it returns."""
+        person = self.call("delegate", "", None, "ok", "delegated")
+        self.calls[-1] = replace(self.calls[-1], entity=person)
+        self.commit(write("delegations", "insert", to_person=to, from_person=person, until=until))
+        return person
+
+    def end_delegation(self, to: str, person: str) -> None:
+        self.call("end", person, None, "ok", "ended")
+        self.commit(write("delegations", "delete", to_person=to, from_person=person))
 
     def quorum(self, id_: str) -> None:
         """Rejects with the last vote."""

@@ -156,6 +156,14 @@ def test_a_quorum_of_as_many_as_are_asked_for_has_no_anomaly() -> None:
     assert check(run.end()).anomalies == []
 
 
+def test_a_vote_in_the_place_of_who_has_delegated_has_no_anomaly() -> None:
+    run = Script()
+    run.through("w", "CHECKED", "REVIEW")
+    run.vote_in_place("w")
+    run.quorum("w")
+    assert check(run.end()).anomalies == []
+
+
 def test_an_empty_run_has_no_anomaly() -> None:
     assert check(Script().end()).ok
 
@@ -662,6 +670,43 @@ def an_askers_vote(run: Script) -> None:
     run.vote("w")
     run.rewrite("approval_votes", person=run.submitted["w"])
     run.quorum("w")
+
+
+@broken("miscounted")
+def a_vote_by_a_delegation_that_is_over(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.vote_in_place("w", seconds=0)
+
+
+@broken("miscounted")
+def a_vote_by_a_delegation_that_was_ended(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.vote_in_place("w", end=True)
+
+
+@broken("miscounted")
+def a_vote_in_anothers_place_without_a_delegation(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.vote("w")
+    run.rewrite("approval_votes", person="another")
+
+
+@broken("miscounted")
+def a_vote_of_who_asks_in_anothers_place(run: Script) -> None:
+    run.through("w", "CHECKED", "REVIEW")
+    run.vote_in_place("w")
+    run.rewrite("approval_votes", cast_by=run.submitted["w"])
+    run.calls.pop()
+
+
+@broken("lost")
+def a_delegation_that_was_not_committed(run: Script) -> None:
+    run.call("delegate", "gone", None, "ok", "delegated")
+
+
+@broken("lost")
+def an_end_of_a_delegation_that_was_not_committed(run: Script) -> None:
+    run.call("end", "gone", None, "ok", "ended")
 
 
 @broken("lost")

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from kit.pipelines import value
-from kit.waits import waiting
+from kit.waits import Order, waiting
 from outbox import InvalidInput, VoteRefused, WaitForApproval, approve, delegate, end_delegation, reject
 
 Conn = psycopg.Connection[Any]
@@ -110,3 +110,53 @@ def test_on_an_async_connection_it_is_the_same(conn: Conn, dsn: str) -> None:
             return await end_delegation(other, "eva", by="ann")
 
     assert asyncio.run(both()) is True
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_after_the_end_of_a_delegation_no_vote_counts_by_it(conn: Conn, dsn: str, again: bool) -> None:
+    """A vote that is under way counts before the end, which waits for it. A vote that comes meanwhile waits for the end."""
+    pipeline = waiting(conn, dsn, TWO)
+    delegate(conn, "eva", until=tomorrow(), by="ann", groups=FINANCE)
+    conn.commit()
+    with psycopg.connect(dsn) as other:
+        for each in (conn, other):
+            each.execute("SET lock_timeout = '50ms'")
+            each.commit()
+
+        def end(by: Conn) -> None:
+            if again:
+                delegate(by, "eva", until=tomorrow(), by="ann", groups=[])  # counts for no approver any more
+            else:
+                end_delegation(by, "eva", by="ann")
+
+        approve(other, pipeline, "a", by="eva", groups=[])
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            end(conn)
+        conn.rollback()
+        other.rollback()
+        with conn.transaction():
+            end(conn)
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                approve(other, pipeline, "a", by="eva", groups=[])
+            other.rollback()
+        with pytest.raises(VoteRefused):
+            approve(other, pipeline, "a", by="eva", groups=[])
+
+
+@pytest.mark.parametrize("edits", [False, True])
+def test_a_delegate_votes_again_for_one_whose_vote_was_on_other_data(conn: Conn, dsn: str, edits: bool) -> None:
+    """The vote of who has delegated no longer counts, as the data has changed: it is no obstacle."""
+    pipeline = waiting(conn, dsn, TWO)
+    approve(conn, pipeline, "a", by="ann", groups=FINANCE)
+    delegate(conn, "eva", until=tomorrow(), by="ann", groups=FINANCE)
+    with pytest.raises(VoteRefused):
+        approve(conn, pipeline, "a", by="eva", groups=[])
+    if edits:
+        assert approve(conn, pipeline, "a", by="eva", groups=[], edit=Order(total=6)) == "WAITING"
+    else:
+        conn.execute("UPDATE outbox.workflow_states SET metadata = '{\"total\": 6}'")
+        shown = value(conn, "SELECT outbox.shown(metadata) FROM outbox.workflow_states")
+        assert approve(conn, pipeline, "a", by="eva", groups=[], shown=shown) == "WAITING"
+    assert conn.execute(VOTES).fetchall() == [("ann", "eva")]
+    shown = value(conn, "SELECT outbox.shown(metadata) FROM outbox.workflow_states")
+    assert approve(conn, pipeline, "a", by="ben", groups=FINANCE, shown=shown) == "PAID"

@@ -155,7 +155,7 @@ def test_an_old_worker_whose_outcome_is_not_legal_any_more_leaves_the_job_to_new
     job = conn.execute("SELECT attempt, released, error FROM outbox.jobs").fetchone()
     assert job is not None
     assert job[:2] == (0, 1)
-    assert job[2].startswith('unknown status: pipeline "orders", entity "a", from "NEW" to "OLD": the pipeline was')
+    assert job[2].startswith('unknown status: pipeline "orders", entity "a", from "NEW" to "OLD": the deployed')
     assert value(conn, "SELECT count(*) FROM outbox.dead_jobs") == 0
     conn.execute("UPDATE outbox.jobs SET run_at = now()")
     drain(newer, dsn)
@@ -197,7 +197,7 @@ def test_an_old_worker_whose_wait_leads_to_a_former_name_leaves_the_job_to_newer
     drain(old, dsn)
     assert status_of(conn, "a") == "NEW"
     (told,) = conn.execute("SELECT error FROM outbox.jobs WHERE (attempt, released) = (0, 1)").fetchone() or ("",)
-    assert told.startswith('illegal change: pipeline "orders", entity "a", from "WAITING" to "OLD": the pipeline was')
+    assert told.startswith('illegal change: pipeline "orders", entity "a", from "WAITING" to "OLD": the deployed')
     conn.execute("UPDATE outbox.jobs SET run_at = now()")
     drain(newer, dsn)
     outbox.signal(conn, newer, "a", "go")
