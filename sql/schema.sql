@@ -1598,7 +1598,7 @@ CREATE TABLE outbox.workflow_states (
     updated_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
     CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
 )
-WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
+WITH (autovacuum_vacuum_scale_factor='0.05', fillfactor='50');
 
 COMMENT ON TABLE outbox.workflow_states IS 'One row for each workflow: an entity on its way through a pipeline. INSERT starts it, UPDATE of current_status moves it.';
 
