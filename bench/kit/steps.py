@@ -41,7 +41,7 @@ def submitted(dsn: str, jobs: int, shape: Shape = POSTS, size: int = SIZE) -> tu
 
 
 def steps(
-    dsn: str, jobs: int, workers: int = 1, shape: Shape = POSTS, size: int = SIZE, begun: Callable[[], None] = bool
+    dsn: str, jobs: int, workers: int = 1, shape: Shape = POSTS, size: int = SIZE, begun: Callable[[], object] = bool
 ) -> float:
     """Returns the steps/s of worker processes, from the commit that made all jobs to the last step.
 
