@@ -21,9 +21,9 @@ SELECT p.pipeline, p.initial_status,
 FROM outbox.pipelines AS p;
 
 -- name: workers
--- Returns the workers.
--- Reads workers.
-SELECT w.id, w.name, w.stages, w.idle, w.started_at, extract(epoch FROM now() - w.beat_at)::float8 AS beat_seconds_ago
+-- Returns the workers. One that has jobs is not idle, though it may have asked to be notified of more.
+-- Reads jobs, workers. Uses jobs_running.
+SELECT w.id, w.name, w.stages, w.idle AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.owner = w.id) AS idle, w.started_at, extract(epoch FROM now() - w.beat_at)::float8 AS beat_seconds_ago
 FROM outbox.workers AS w
 ORDER BY w.id;
 
