@@ -163,7 +163,7 @@ class InFlight:
         self.counts.done += count
         for pipeline, status in {(job.stage.pipeline, outcome.status) for job, outcome in finished}:
             if self.lanes.takes(pipeline, status):
-                self.wake(returned=False)
+                self._wake_for_new()
         for _, outcome in finished:
             if outcome.wait is not None:
                 for seconds in (outcome.wait.get("after"), outcome.wait.get("within")):
@@ -327,7 +327,16 @@ class InFlight:
     def notified(self, what: str) -> None:
         """Counts a notification, and makes the claimer look: for new jobs, or also for those that came back."""
         self.notices.heard(time.monotonic())
-        self.wake(returned=what != NEW)
+        if what == NEW:
+            self._wake_for_new()
+        else:
+            self.wake()
+
+    def _wake_for_new(self) -> None:
+        # It may be of a partition that isn't at its limit. Under load, claims at the limit's own pace find it.
+        if self.idle:
+            self._lift_limits(list(self.lanes.values()))
+        self.wake(returned=False)
 
     def due_in(self, seconds: float) -> None:
         """Makes maintenance tick when a job of this process is due, if that is before its next tick."""
