@@ -91,6 +91,8 @@ class Claimer:
             await self._set_idle(False)
         if self._found:
             self._poll_soon()
+        elif inflight.announced:
+            inflight.wake()  # a job with an older id may have been committed late: look from zero
         if self._full:
             if self._found:
                 await inflight.more_room()

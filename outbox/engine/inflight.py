@@ -72,6 +72,10 @@ class InFlight:
         self.lanes = lanes
         self.counts = counts or Counts()
         self.idle, self.notices = False, Notices()
+        self.announced, self._told = (
+            False,
+            False,
+        )  # whether a notification of new jobs came before the last claim; since
         self.next_due = float("inf")
         self.due_sooner = asyncio.Event()
         self.something_started, self.something_ended = asyncio.Event(), asyncio.Event()
@@ -315,6 +319,7 @@ class InFlight:
     def claiming(self) -> None:
         """Forgets the signs so far, because the claim that follows sees the work that they announced."""
         self._woken.clear()
+        self.announced, self._told = self._told, False
 
     def wake(self, *, returned: bool = True) -> None:
         """Makes the claimer look for work now. `returned`: a job may have come back, with an old id."""
@@ -328,6 +333,7 @@ class InFlight:
         """Counts a notification, and makes the claimer look: for new jobs, or also for those that came back."""
         self.notices.heard(time.monotonic())
         if what == NEW:
+            self._told = True
             self._wake_for_new()
         else:
             self.wake()

@@ -7,6 +7,7 @@ once, it is notified, or its next poll is near.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -279,6 +280,26 @@ def test_only_what_came_back_makes_the_next_scan_begin_at_zero(rested: Callable[
     assert lane.scan.start(100.1) == 7
     worker.inflight.notified("back")
     assert lane.scan.start(100.2) == 0
+
+
+def test_a_job_that_is_committed_later_than_one_with_a_higher_id_is_found_at_once(
+    dsn: str, rested: Callable[..., Rested]
+) -> None:
+    """However dear scans from zero are."""
+    worker = rested(idle=True)
+    lane = worker.inflight.lanes["p", "first"]
+    lane.scan.start(time.monotonic())
+    lane.scan.found(0, 10, [10**9], cost=60.0)
+    worker.pipeline.submit(worker.conn, "e", Post())
+    (said,) = worker.told()
+
+    async def scenario() -> None:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as session:
+            worker.inflight.notified(said)
+            await worker.goes_to_sleep(session)
+
+    asyncio.run(scenario())
+    assert len(worker.jobs()) == 1
 
 
 def test_a_worker_that_listens_asks_as_soon_as_there_is_nothing_and_stops_under_load(
