@@ -13,7 +13,7 @@ import click
 
 from .kit import report
 from .kit.alone import BATCH, CLIENTS, sql_alone
-from .kit.app import BATCHED, BOOKED, NOOP, PLAIN, POSTS
+from .kit.app import BATCHED, BOOKED, NOOP, PLAIN, POSTS, SHARED
 from .kit.database import machine, server
 from .kit.steps import SIZE, steps, submitted
 from .kit.wal import Scale
@@ -56,6 +56,7 @@ def main(jobs: int, rounds: int, json_file: Path | None) -> None:
             "one process, 50 kB, steps/s": sized(50_000),
             "one process, nothing but the status, jobs/s": partial(steps, jobs=jobs * 2, shape=NOOP),
             "one process, a transaction a step, steps/s": partial(steps, jobs=max(1, jobs // 10), shape=BOOKED),
+            "one process, transactions shared in turns, steps/s": partial(steps, jobs=max(1, jobs // 10), shape=SHARED),
             "one process, 100 in a transaction, steps/s": partial(steps, jobs=jobs, shape=BATCHED),
         }
         found: dict[str, list[float]] = {}

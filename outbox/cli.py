@@ -51,6 +51,14 @@ The source of `outbox.demo` is in examples/. Only the installed package has it a
 """
 
 
+HINTS = {
+    psycopg.errors.ReadOnlySqlTransaction: READ_ONLY,
+    psycopg.errors.InsufficientPrivilege: "`outbox migrate --roles` makes groups with the rights that a role needs, "
+    "such as outbox_viewer to look and outbox_operator to decide: GRANT one of them to this role",
+}
+"""What to do about errors for which Postgres has no hint."""
+
+
 class Group(click.Group):
     """Prints an error of Outbox or of Postgres in one line, and exits with a code."""
 
@@ -104,8 +112,8 @@ def main(ctx: click.Context, dsn: str | None) -> None:
       outbox worker --app shop.pipelines:orders  run its stages
       outbox status                              see where everything is
 
-    Settings come from the command line, OUTBOX_DSN, OUTBOX_LISTEN_DSN, OUTBOX_APP and OUTBOX_HOME, or
-    [tool.outbox] in pyproject.toml.
+    Settings come from the command line, then OUTBOX_DSN, OUTBOX_LISTEN_DSN, OUTBOX_AMQP_URL, OUTBOX_TO_DSN,
+    OUTBOX_APP, OUTBOX_LINK_KEYS and OUTBOX_HOME, then [tool.outbox] in pyproject.toml.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show ✔, or the data
@@ -115,7 +123,6 @@ def main(ctx: click.Context, dsn: str | None) -> None:
 def explain(error: Exception) -> str:
     """Returns an error in one line, with the database's hint if there is one."""
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
-        read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
-        hint = error.diag.message_hint or (READ_ONLY if read_only else "")
+        hint = error.diag.message_hint or next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), "")
         return printable(f"{error.diag.message_primary} ({hint})" if hint else error.diag.message_primary)
     return printable(" ".join(str(error).split()) or type(error).__name__)

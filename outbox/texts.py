@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 from pydantic import ValidationError
 
@@ -70,6 +71,11 @@ def printable(value: object) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def word(value: object) -> str:
+    """Returns text as a word of a command, quoted where a shell needs it."""
+    return printable(shlex.quote(str(value)))
 
 
 def shown(value: object) -> str:

@@ -180,7 +180,8 @@ BEGIN
         RAISE EXCEPTION 'pipeline "%", entity "%": too late, % by % at %', asked.pipeline, asked.entity_id,
             CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || coalesce(asked.decision, 'moved to ' || asked.to_status)
                              WHEN 'deadline' THEN 'the deadline has passed: moved to ' || asked.to_status
-                             ELSE 'the question was withdrawn: moved to ' || asked.to_status END,
+                             ELSE 'the question was withdrawn: '
+                                 || coalesce('moved to ' || nullif(asked.to_status, asked.status), asked.reason, 'no reason is known') END,
             asked.decided_by, to_char(asked.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
             USING ERRCODE = 'OB013',
                   DETAIL = (told || jsonb_build_object('by', asked.decided_by, 'at', asked.ended_at, 'ended', asked.ended,
@@ -198,7 +199,7 @@ BEGIN
         RAISE EXCEPTION 'pipeline "%", entity "%": the data has changed since it was shown', asked.pipeline,
             asked.entity_id
             USING ERRCODE = 'OB015', DETAIL = (told || jsonb_build_object('shown', seen))::text,
-                  HINT = 'Look at it again and decide with shown = ' || seen;
+                  HINT = 'Look at it again, and decide with shown => HASH (--shown HASH), which is now ' || seen;
     ELSIF coalesce(answer_checked.edit, answer_checked.about) IS NOT NULL AND NOT asked.edits_allowed
         OR (CASE WHEN asked.own_data THEN answer_checked.edit ELSE answer_checked.about END) IS NOT NULL
     THEN
@@ -220,10 +221,12 @@ COMMENT ON FUNCTION outbox.answer_checked(asked outbox.approvals, metadata jsonb
 CREATE FUNCTION outbox.answered_so(asked outbox.approvals, decision text, actor text, shown text, edited jsonb) RETURNS boolean
     LANGUAGE sql
     AS $$
-    SELECT coalesce(asked.ended = 'decided' AND (asked.decision, asked.decided_by) = (answered_so.decision, actor), false)
+    SELECT coalesce(asked.ended = 'decided' AND (asked.decision, asked.decided_by) = (answered_so.decision, actor)
+                    AND (answered_so.edited IS NULL OR answered_so.edited = asked.edited), false)
         OR EXISTS (SELECT FROM outbox.approval_votes AS v
                    WHERE v.approval_id = asked.id AND v.cast_by = actor AND v.option = answered_so.decision
-                     AND (asked.ended IS NOT NULL OR v.shown IN (coalesce(answered_so.shown, v.shown), outbox.shown(edited))));
+                     AND CASE WHEN answered_so.edited IS NOT NULL THEN v.shown = outbox.shown(answered_so.edited)
+                              ELSE asked.ended IS NOT NULL OR v.shown = coalesce(answered_so.shown, v.shown) END);
 $$;
 
 COMMENT ON FUNCTION outbox.answered_so(asked outbox.approvals, decision text, actor text, shown text, edited jsonb) IS 'Internal: tells whether somebody has given this answer before.';
@@ -605,7 +608,7 @@ BEGIN
     IF asked.approvers IS NOT NULL THEN
         actor := outbox.voter(asked, decide.decided_by, decide.groups);
     END IF;
-    IF outbox.answered_so(asked, decide.decision, actor, decide.shown, edited) THEN
+    IF outbox.answered_so(asked, decide.decision, actor, decide.shown, coalesce(decide.about, decide.edit)) THEN
         RETURN coalesce(asked.to_status, workflow.current_status);
     END IF;
     seen := outbox.answer_checked(asked, workflow.metadata, decide.decision, decide.edit, decide.about, decide.shown);
@@ -768,7 +771,7 @@ BEGIN
                w.since, w.stage, w.attempt, w.error, w.kind, w.waits_for, w.assignee, w.until, way || ':' || o.key
         FROM unnest(ids, keys) WITH ORDINALITY AS o (id, key, n)
         JOIN outbox.workflows AS w ON w.id = o.id
-        WHERE (find.older_than IS NULL OR w.since < now() - find.older_than)
+        WHERE (find.older_than IS NULL OR w.since < now() - find.older_than AND (w.state <> 'finished' OR find.in_status IS NOT NULL))
           AND (wait IS NULL OR way = 'q' AND wait = 'approval' OR w.waits_for = find.waiting_for
                OR wait = 'signal' AND find.waiting_for = wait AND w.waits_for LIKE 'signal %')
           AND (way = 'q' OR find.assigned_to IS NULL OR EXISTS (
@@ -1442,12 +1445,16 @@ DECLARE
     used   outbox.approval_links;
     status text;
     why    text;
+    edited jsonb;
 BEGIN
     SELECT a.* INTO asked FROM outbox.approval_links AS l JOIN outbox.approvals AS a ON a.id = l.approval_id WHERE l.id = link;
     -- The workflow first, as everywhere.
     SELECT w.current_status INTO status FROM outbox.workflow_states AS w WHERE w.id = asked.workflow_id FOR NO KEY UPDATE;
     SELECT * INTO used FROM outbox.approval_links AS l WHERE l.id = link FOR UPDATE;
+    edited := coalesce(link_use.about, outbox.data_stamped(link_use.edit, outbox.plain_of(asked.pipeline)));
     why := CASE WHEN used.id IS NULL THEN 'unknown' WHEN used.decision <> link_use.decision THEN 'used'
+                WHEN used.decision IS NOT NULL AND edited IS NOT NULL
+                    AND NOT outbox.answered_so(asked, link_use.decision, used.person, link_use.shown, edited) THEN 'used'
                 WHEN used.decision IS NULL AND used.until <= clock_timestamp() THEN 'expired' END;
     IF why IS NOT NULL THEN
         RAISE EXCEPTION 'this link can''t be used: %', CASE why
@@ -1635,7 +1642,7 @@ BEGIN
             RAISE EXCEPTION 'pipeline "%", entity "%": several questions are open, and it is not said which one is answered',
                 workflow.pipeline, workflow.entity_id
                 USING ERRCODE = 'OB021', DETAIL = (told || jsonb_build_object('questions', ids))::text,
-                      HINT = 'Say which one with question = (--question). Open are: ' || (
+                      HINT = 'Name one of them, question => ID (--question ID): ' || (
                           SELECT string_agg(format('%s (%s)', a.id, a.question), ', ' ORDER BY a.asked_at, a.id)
                           FROM outbox.approvals AS a WHERE a.id = ANY (ids));
         END IF;
@@ -1661,12 +1668,12 @@ CREATE FUNCTION outbox.quorum_bypassed(asked outbox.approvals, to_status text) R
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    RAISE EXCEPTION 'pipeline "%", entity "%": "%" has approvers, whose votes lead to %; a change of the status is none',
+    RAISE EXCEPTION 'pipeline "%", entity "%": only votes on "%" lead to %, because the question has approvers',
         asked.pipeline, asked.entity_id, asked.question, to_status
         USING ERRCODE = 'OB020',
               DETAIL = jsonb_build_object('pipeline', asked.pipeline, 'entity_id', asked.entity_id, 'question', asked.id,
                                           'approvers', asked.approvers, 'to_status', to_status)::text,
-              HINT = 'Vote with outbox.decide(), or with outbox approve ENTITY. A change to any other status withdraws the question.';
+              HINT = 'Vote: outbox decide ENTITY OPTION, or outbox.decide(). A change to any other status withdraws the question.';
 END
 $$;
 
@@ -2290,7 +2297,7 @@ BEGIN
     ORDER BY coalesce(c.groups && short, false) DESC, c.n, c.person
     LIMIT 1;
     IF NOT FOUND THEN
-        PERFORM outbox.vote_refused(asked, person, 'neither they nor any who has delegated to them and has not voted is an approver');
+        PERFORM outbox.vote_refused(asked, person, 'they are in none of the groups that may, and nobody who is, and has not voted, has delegated to them');
     END IF;
     INSERT INTO outbox.approval_votes (approval_id, person, cast_by, login, option, groups, shown, reason)
     VALUES (asked.id, voter.person, vote_counts.person, session_user, decision, voter.groups, seen, vote_counts.reason);
@@ -2328,7 +2335,7 @@ BEGIN
     IF person IS NULL THEN
         PERFORM outbox.vote_refused(asked, named, format('%s may not speak for others (group outbox_spokesman)', session_user));
     ELSIF groups IS NOT NULL AND NOT outbox.may_speak() THEN
-        PERFORM outbox.vote_refused(asked, person, 'only who may speak for others says which groups somebody is in');
+        PERFORM outbox.vote_refused(asked, person, format('%s may not say which groups they are in (group outbox_spokesman)', session_user));
     END IF;
     RETURN person;
 END
@@ -2522,8 +2529,10 @@ BEGIN
             outbox.why_command('retry', workflow.entity_id, NULL, workflow.pipeline), jsonb_build_object('stage', route.stage);
         RETURN;
     END IF;
-    SELECT string_agg(l.to_status, ', ' ORDER BY l.to_status) INTO targets FROM outbox.legal_changes AS l
-    WHERE l.pipeline = workflow.pipeline AND l.from_status = workflow.current_status;
+    -- Besides a cancellation, which leads out of each status.
+    SELECT string_agg(l.to_status, ', ' ORDER BY l.to_status) INTO targets
+    FROM outbox.legal_changes AS l JOIN outbox.pipelines AS p ON p.pipeline = l.pipeline
+    WHERE l.pipeline = workflow.pipeline AND l.from_status = workflow.current_status AND l.to_status IS DISTINCT FROM p.cancelled;
     RETURN QUERY SELECT
         CASE WHEN targets IS NULL THEN 'dead end' WHEN job.deadline IS NOT NULL THEN 'deadline' ELSE 'change' END,
         CASE WHEN targets IS NULL THEN format('No change leads out of %s, and it is not final.', workflow.current_status)
@@ -2578,9 +2587,15 @@ $$;
 
 COMMENT ON FUNCTION outbox.why_children(workflow outbox.workflow_states, awaited outbox.waits, until text) IS 'Internal: which children a workflow waits for.';
 
+CREATE FUNCTION outbox.why_word(word text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    RETURN CASE WHEN (word ~ '^[A-Za-z0-9_./:@%+=-]+$'::text) THEN word WHEN (word ~ '^[[:print:]]*$'::text) THEN ((''''::text || replace(word, ''''::text, '''"''"'''::text)) || ''''::text) ELSE (('$'''::text || replace(replace(word, '\'::text, '\\'::text), ''''::text, '\'''::text)) || ''''::text) END;
+
+COMMENT ON FUNCTION outbox.why_word(word text) IS 'Internal: a word of a command, quoted where a shell needs it.';
+
 CREATE FUNCTION outbox.why_command(command text, entity_id text, arguments text, pipeline text) RETURNS text
     LANGUAGE sql IMMUTABLE
-    RETURN concat_ws(' '::text, 'outbox', command, CASE WHEN ((entity_id ~ '^[A-Za-z0-9_./:@%+=-]+$'::text) AND (entity_id !~ '^-'::text)) THEN entity_id ELSE (((CASE WHEN (entity_id ~ '^-'::text) THEN '-- '::text ELSE ''::text END || ''''::text) || replace(entity_id, ''''::text, '''"''"'''::text)) || ''''::text) END, arguments, '--pipeline', CASE WHEN (pipeline ~ '^[A-Za-z0-9_./:-]+$'::text) THEN pipeline ELSE ((''''::text || pipeline) || ''''::text) END);
+    RETURN CASE WHEN ((entity_id ~ '^-'::text) OR (arguments ~ '(^|[|])[$'']*-'::text)) THEN concat_ws(' '::text, 'outbox', command, '--pipeline', outbox.why_word(pipeline), '--', outbox.why_word(entity_id), arguments) ELSE concat_ws(' '::text, 'outbox', command, outbox.why_word(entity_id), arguments, '--pipeline', outbox.why_word(pipeline)) END;
 
 COMMENT ON FUNCTION outbox.why_command(command text, entity_id text, arguments text, pipeline text) IS 'Internal: a command for a workflow.';
 
@@ -2712,7 +2727,7 @@ BEGIN
             RETURN QUERY SELECT 'worker lost', format('Worker %s, which runs stage %s since %s, is gone.', job.owner, job.stage,
                 outbox.why_time(job.claimed_at)),
                 CASE WHEN workers THEN 'wait: another worker frees the job in a moment'
-                     ELSE format('start a worker: outbox worker --app module:object --stage %s', job.stage) END, facts;
+                     ELSE format('start a worker: outbox worker --app module:object --stage %s', outbox.why_word(job.stage)) END, facts;
         END IF;
     ELSIF job.due OR job.run_at <= now() THEN
         RETURN;
@@ -2775,12 +2790,12 @@ BEGIN
     SELECT p.* INTO paused FROM outbox.pauses AS p WHERE p.pipeline = job.pipeline AND p.stage = job.stage;
     IF FOUND THEN
         RETURN QUERY SELECT 'paused', format('Stage %s is paused by %s, since %s%s', job.stage, paused.paused_by,
-            outbox.why_time(paused.paused_at), coalesce(': ' || paused.reason, '.')), format('outbox resume %s', queue),
+            outbox.why_time(paused.paused_at), coalesce(': ' || paused.reason, '.')), format('outbox resume %s', outbox.why_word(queue)),
             facts || jsonb_build_object('by', paused.paused_by, 'since', paused.paused_at, 'reason', paused.reason);
         RETURN;
     ELSIF NOT EXISTS (SELECT FROM outbox.workers AS k WHERE queue = ANY (k.stages) AND k.beat_at + k.lease >= now()) THEN
         RETURN QUERY SELECT 'no worker', format('No worker serves stage %s.', job.stage),
-            format('outbox worker --app module:object --stage %s', job.stage), facts;
+            format('outbox worker --app module:object --stage %s', outbox.why_word(job.stage)), facts;
         RETURN;
     ELSIF job.released > 0 THEN
         RETURN QUERY SELECT 'put back', format('Its job of stage %s was put back %s: %s', job.stage,
@@ -2810,7 +2825,7 @@ BEGIN
                        ELSE format('%s a minute have left it, so this takes %s', round(rate::numeric, 1),
                                    CASE WHEN ahead >= 1000 THEN 'at least ' ELSE 'about ' END || ceil(ahead / rate) || ' min') END) END,
         CASE WHEN coalesce(rate, 0) = 0 AND ahead > 0 THEN 'look at the log of `outbox worker`'
-             ELSE format('wait, or start more workers: outbox worker --app module:object --stage %s', job.stage) END,
+             ELSE format('wait, or start more workers: outbox worker --app module:object --stage %s', outbox.why_word(job.stage)) END,
         facts || jsonb_build_object('ahead', ahead, 'a_minute', rate);
 END
 $$;
@@ -2860,9 +2875,9 @@ BEGIN
             coalesce(asked.voters, asked.assignee, 'a person'), asked.question,
             CASE WHEN asked.votes > 0 THEN format(' (votes so far: %s)', asked.votes) ELSE '' END,
             CASE WHEN asked.n > 1 THEN format(' and %s more', asked.n - 1) ELSE '' END, outbox.why_time(asked.asked_at), until),
-            outbox.why_command('decide', workflow.entity_id,
-                (SELECT string_agg(o.key, '|' ORDER BY o.key) FROM jsonb_object_keys(asked.options) AS o (key))
-                || CASE WHEN asked.n > 1 THEN ' --question ' || asked.id ELSE '' END, workflow.pipeline),
+            outbox.why_command('decide' || CASE WHEN asked.n > 1 THEN ' --question ' || asked.id ELSE '' END, workflow.entity_id,
+                (SELECT string_agg(outbox.why_word(o.key), '|' ORDER BY o.key) FROM jsonb_object_keys(asked.options) AS o (key)),
+                workflow.pipeline),
             jsonb_build_object('question', asked.id, 'assignee', asked.assignee, 'approvers', asked.approvers, 'votes', asked.votes,
                                'since', asked.asked_at, 'until', job.deadline, 'questions', asked.n);
         RETURN;
@@ -2870,7 +2885,7 @@ BEGIN
     SELECT t.* INTO awaited FROM outbox.waits AS t WHERE t.workflow_id = workflow.id;
     IF awaited.signal IS NOT NULL THEN
         RETURN QUERY SELECT 'signal', format('It waits for the signal "%s", since %s%s', awaited.signal, outbox.why_time(awaited.since), until),
-            outbox.why_command('signal', workflow.entity_id, awaited.signal, workflow.pipeline),
+            outbox.why_command('signal', workflow.entity_id, outbox.why_word(awaited.signal), workflow.pipeline),
             jsonb_build_object('signal', awaited.signal, 'since', awaited.since, 'until', job.deadline);
     ELSIF awaited.children > 0 THEN
         RETURN QUERY SELECT * FROM outbox.why_children(workflow, awaited, until);

@@ -68,11 +68,12 @@ async def pass_on(run: Run[Post]) -> None:
     pass
 
 
-# Two stages that each write a row of the application in the step's transaction: one at a time, and in batches.
+# Two stages that each write a row of the application in the step's transaction: alone, in turns, in batches.
 BOOK = "INSERT INTO booked (entity, stage) VALUES (%s, %s)"
 BOOK_MANY = "INSERT INTO booked (entity, stage) SELECT entity, %s FROM unnest(%s::text[]) AS e (entity)"
 
 booked = Pipeline("booked", data=Post, initial="RECEIVED", final={"COMPLETED"})
+shared = Pipeline("shared", data=Post, initial="RECEIVED", final={"COMPLETED"})
 batched = Pipeline("batched", data=Post, initial="RECEIVED", final={"COMPLETED"})
 
 
@@ -86,6 +87,7 @@ async def book_many(runs: list[Run[Post]]) -> None:
 
 for name, on, to in (("first", "RECEIVED", "BOOKED"), ("second", "BOOKED", "COMPLETED")):
     booked.stage(name, on=on, to=to, transaction=True)(book)
+    shared.stage(name, on=on, to=to, transaction=True, share=50)(book)
     batched.stage(name, on=on, to=to, transaction=True, batch=100)(book_many)
 
 
@@ -100,5 +102,5 @@ class Shape:
 
 
 POSTS, PLAIN, NOOP = Shape(posts, 3, messages=3), Shape(plain, 3, messages=3), Shape(noop, 1)
-BOOKED, BATCHED = Shape(booked, 2, rows=2), Shape(batched, 2, rows=2)
-SHAPES = (POSTS, PLAIN, NOOP, BOOKED, BATCHED)
+BOOKED, SHARED, BATCHED = Shape(booked, 2, rows=2), Shape(shared, 2, rows=2), Shape(batched, 2, rows=2)
+SHAPES = (POSTS, PLAIN, NOOP, BOOKED, SHARED, BATCHED)

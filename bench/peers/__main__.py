@@ -51,6 +51,7 @@ def main(jobs: int, rounds: int, names: tuple[str, ...], json_file: Path | None)
         figures |= ratios("steps", ours.STEPS, found["steps"], peers)
         singly = [peer for peer in peers if not peer.batches]
         figures |= ratios("writes", ours.WRITES, found["writes"], singly, most=1)
+        figures |= ratios("writes", ours.SHARES, found["writes"], singly, most=1)
         figures |= ratios("writes", ours.BATCHES, found["writes"], peers, most=1)
     settings = {"jobs": jobs, "rounds": rounds}
     report.show("peers", settings, figures, {**where, "peers": versions}, json_file)

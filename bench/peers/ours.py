@@ -14,9 +14,10 @@ from .job import SCHEMA, STATUS_AFTER
 
 STEPS = "Outbox"
 WRITES = "Outbox, transaction=True"
+SHARES = "Outbox, transaction=True, share=50"
 BATCHES = "Outbox, transaction=True, batch=100"
 
-SUBJECTS = {"steps": {STEPS: app.steps}, "writes": {WRITES: app.writes, BATCHES: app.batches}}
+SUBJECTS = {"steps": {STEPS: app.steps}, "writes": {WRITES: app.writes, SHARES: app.shares, BATCHES: app.batches}}
 
 
 def rate(dsn: str, pipeline: app.Steps, jobs: int) -> float:

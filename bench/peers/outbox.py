@@ -17,6 +17,7 @@ EFFECTS = "INSERT INTO effects SELECT unnest(%s::bigint[]), %s"
 
 steps: Steps = Pipeline("steps", initial="RECEIVED", final={"COMPLETED"})
 writes: Steps = Pipeline("writes", initial="RECEIVED", final={"COMPLETED"})
+shares: Steps = Pipeline("shares", initial="RECEIVED", final={"COMPLETED"})
 batches: Steps = Pipeline("batches", initial="RECEIVED", final={"COMPLETED"})
 
 
@@ -36,6 +37,10 @@ async def write_enrich(run: Run[Data]) -> None:
 @writes.stage("act", on="ENRICHED", to="COMPLETED", transaction=True)
 async def write_act(run: Run[Data]) -> None:
     await run.connection.execute(EFFECT, (int(run.entity_id), run.stage))
+
+
+shares.stage("enrich", on="RECEIVED", to="ENRICHED", transaction=True, share=50)(write_enrich)
+shares.stage("act", on="ENRICHED", to="COMPLETED", transaction=True, share=50)(write_act)
 
 
 @batches.stage("enrich", on="RECEIVED", to="ENRICHED", transaction=True, batch=100)

@@ -38,7 +38,10 @@ def demo(
     workers: int,
     relay: bool,
 ) -> None:
-    """Run a social media agent against a failing service, kill a worker, and check the results."""
+    """Run a social media agent with faults, and check the results.
+
+    Its service fails, and a worker is killed.
+    """
     from outbox.commands.connection import dsn_of
 
     try:

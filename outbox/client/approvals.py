@@ -126,9 +126,10 @@ def checked(
     groups: Collection[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns an answer as parameters of a statement. Raises InvalidInput if a value can't be stored."""
-    texts.check_optional(decision, "decision", MAX_NAME)
+    texts.check_text(decision, "decision", MAX_NAME)
     texts.check_optional(by, "by", MAX_NAME)
     texts.check_optional(reason, "reason", MAX_QUESTION)
+    texts.check_optional(shown, "shown", MAX_NAME)
     if edit is not None:
         if isinstance(pipeline, str):
             raise InvalidInput("edit", "is validated by the pipeline: give the Pipeline, not its name")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Coroutine
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, overload
 
 from .. import texts
@@ -59,13 +59,16 @@ def end_delegation(conn: Any, to: str, *, by: str | None = None) -> Any:
     Await it on an async connection. Votes that were cast stay.
     """
     texts.check_text(to, "to", MAX_NAME)
+    texts.check_optional(by, "by", MAX_NAME)
     return execute(conn, _end({"to": to, "by": by}))
 
 
 def check_end(until: object) -> None:
-    """Raises InvalidInput unless `until` is a time with a zone."""
+    """Raises InvalidInput unless `until` is a time with a zone that has not passed. The database's clock decides."""
     if not isinstance(until, datetime) or until.utcoffset() is None:
         raise InvalidInput("until", f"must be a datetime with a zone, not {texts.shown(until)}")
+    if until <= datetime.now(UTC):
+        raise InvalidInput("until", f"must be later than now, not {texts.shown(until)}")
 
 
 def _delegate(delegation: dict[str, Any]) -> Steps[None]:

@@ -7,6 +7,7 @@ clients read the same. Nothing here counts, and no page reads more than a bounde
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
@@ -158,7 +159,7 @@ def checked(
         ("error", error, texts.MAX_ERROR), ("after", after, 10 * documents.MAX_ENTITY_ID),
     ):  # fmt: skip
         texts.check_optional(value, what, longest)
-    if waits_for is not None and waits_for not in WAITS and not waits_for.startswith("signal "):
+    if waits_for is not None and waits_for not in WAITS and not re.match("signal .", waits_for):
         raise InvalidInput("waits_for", f"must be one of {', '.join(WAITS)}, or 'signal NAME', not {waits_for!r}")
     seconds = None if older is None else as_delay(older)
     if older is not None and seconds is None:

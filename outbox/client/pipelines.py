@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from .. import texts
+from ..checks import MAX_NAME
+from ..errors import InvalidInput
+
 
 class PipelineLike(Protocol):
     """The part of a Pipeline that the client calls use."""
@@ -16,5 +20,8 @@ class PipelineLike(Protocol):
 
 
 def name_of(pipeline: PipelineLike | str) -> str:
-    """Returns the name of a pipeline that is given as a Pipeline or by its name."""
-    return pipeline if isinstance(pipeline, str) else pipeline.name
+    """Returns the name of a pipeline, given as a Pipeline or by its name. Raises InvalidInput if it is neither."""
+    name = pipeline if isinstance(pipeline, str) else getattr(pipeline, "name", None)
+    if not isinstance(name, str):
+        raise InvalidInput("pipeline", f"must be a Pipeline or its name, not {texts.shown(pipeline)}")
+    return texts.check_text(name, "pipeline", MAX_NAME)

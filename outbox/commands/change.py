@@ -39,10 +39,11 @@ def set_status(
 @pipeline_option
 @click.pass_obj
 def cancel(found: settings.Settings, entity: str, reason: str | None, by: str, pipeline: str | None) -> None:
-    """Cancel the workflow of ENTITY: its job, its questions and its waits end, and so do the children it waits for.
+    """Cancel the workflow of ENTITY.
 
-    It moves to the status that its pipeline has for this, Pipeline(..., cancelled="CANCELLED"), from any that is not
-    final. What a running handler returns changes nothing.
+    Its job, its questions and its waits end, and so do the children that it waits for. It moves to the status that
+    its pipeline has for this, Pipeline(..., cancelled="CANCELLED"), from any that is not final. What a running
+    handler returns changes nothing.
     """
     with database(found) as conn:
         migrations.require(conn)
@@ -82,7 +83,10 @@ def retry(found: settings.Settings, entity: str | None, everything: bool, pipeli
 @click.option("--pipeline", metavar="NAME", help="The pipeline, if several have this stage.")
 @click.pass_obj
 def pause(found: settings.Settings, stage: str, reason: str | None, by: str, pipeline: str | None) -> None:
-    """Stop claiming jobs of STAGE ("enrich" or "posts.enrich") in all workers. Running handlers finish; jobs wait."""
+    """Stop claiming jobs of STAGE in all workers. Running handlers finish; jobs wait.
+
+    STAGE is "enrich" or, if several pipelines have it, "posts.enrich".
+    """
     with database(found) as conn:
         migrations.require(conn)
         of, name = change.find_stage(conn, stage, pipeline)

@@ -10,9 +10,9 @@ import click
 
 from .. import settings
 from ..database import migrations
-from ..definition import dead_ends, deploy
+from ..definition import dead_ends, deploy, stranded
 from ..definition.pipeline import Pipeline
-from ..definition.stranded import report
+from ..errors import OutboxError, Stranded
 from ..operations import drop
 from ..texts import number, printable
 from . import application
@@ -67,7 +67,9 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
 @click.command("deploy")
 @app_option
 @click.option(
-    "--check", is_flag=True, help="Say what would change; exit 1 if workflows would be stranded. Changes nothing."
+    "--check",
+    is_flag=True,
+    help="Say what would change; exit 1 if it would be refused, or data could not be read. Changes nothing.",
 )
 @click.option("--all", "every", is_flag=True, help="With --check: validate the data of all workflows, not of a sample.")
 @click.option("--end-waits", is_flag=True, help="End waits in statuses that a stage takes from now on.")
@@ -76,34 +78,40 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
 def deploy_command(
     found: settings.Settings, app: str | None, check: bool, every: bool, end_waits: bool, strict: bool
 ) -> None:
-    """Write a pipeline's statuses, legal changes, routes and schedules into the database.
+    """Write the pipelines of an application into the database.
 
-    Refused, with a list, if workflows are in a status that the new version no longer knows, wait for a change that it
-    no longer allows, or wait in a status that a stage would take. --check also lists the workflows whose stored data
-    the new code can't read. Warns of dead ends, of stages and statuses that nothing leads to, and of workflows
-    that wait for nothing.
+    These are their statuses, legal changes, routes and schedules. Refused, with a list, if workflows are in a
+    status that the new version no longer knows, wait for a change that it no longer allows, or wait in a status
+    that a stage would take. --check also lists the workflows whose stored data the new code can't read. Warns of
+    dead ends, of stages and statuses that nothing leads to, and of workflows that wait for nothing.
     """
     if every and not check:
         raise click.UsageError("--all needs --check")
     pipelines = application.load(app or found.app)
-    stranded = False
+    refused = False
     with database(found) as conn:
         migrations.require(conn)
         for pipeline in pipelines if strict else ():  # before any of them is written
             dead_ends.refuse(pipeline)
         for pipeline in pipelines:
+            try:
+                lines = (deploy.check if check else deploy.deploy)(conn, pipeline, end_waits=end_waits)
+            except Stranded as error:
+                _echo(pipeline, [f"refused: {problem}" for problem in error.problems], err=True)
+                if not check:
+                    raise OutboxError(
+                        f'pipeline "{pipeline.name}" was not deployed, and nothing of it changed'
+                    ) from None
+                refused = True
+            else:
+                _echo(pipeline, lines or ["nothing to change"])
             if check:
-                for line in _stranded(conn, pipeline, every):
-                    click.echo(f"{pipeline.name}: {printable(line)}")
-                    stranded = True
-            lines = (deploy.check if check else deploy.deploy)(conn, pipeline, end_waits=end_waits)
-            for line in lines:
-                click.echo(f"{pipeline.name}: {printable(line)}")
-            if not lines:
-                click.echo(f"{pipeline.name}: nothing to change")
+                broken = list(stranded.unreadable(conn, pipeline, every=every, on_checked=_progress("checked")))
+                _echo(pipeline, broken)
+                refused = refused or bool(broken)
             for warning in (*dead_ends.look(pipeline), *dead_ends.unattended(conn, pipeline.name)):
                 click.echo(f"warning: {pipeline.name}: {printable(warning)}", err=True)
-    if stranded:
+    if refused:
         sys.exit(1)
 
 
@@ -114,10 +122,11 @@ def deploy_command(
 @click.option("--yes", is_flag=True, help="Do it. Without it, the command says what it would delete.")
 @click.pass_obj
 def drop_command(found: settings.Settings, pipeline: str, with_workflows: bool, with_history: bool, yes: bool) -> None:
-    """Delete PIPELINE from the database: its statuses, routes, schedules, pauses and reactions.
+    """Delete PIPELINE from the database.
 
-    Refused if it has workflows, unless --with-workflows deletes them. Their history stays until retention deletes it,
-    unless --with-history does. Stop the programs that start workflows in it first.
+    Its statuses, routes, schedules, pauses and reactions go with it. Refused if it has workflows, unless
+    --with-workflows deletes them. Their history stays until retention deletes it, unless --with-history does. Stop
+    the programs that start workflows in it first.
     """
     if with_history and not with_workflows:
         raise click.UsageError("--with-history needs --with-workflows")
@@ -127,7 +136,8 @@ def drop_command(found: settings.Settings, pipeline: str, with_workflows: bool, 
         if not yes:
             for name, count in names.items():
                 click.echo(printable(f"{name}: {number(count, 'workflow')}"))
-            raise click.UsageError("nothing was deleted: to delete all of this, repeat the command with --yes")
+            how = "--yes" if with_workflows or not any(names.values()) else "--with-workflows --yes"
+            raise click.UsageError(f"nothing was deleted: to delete all of this, repeat the command with {how}")
         deleted = drop.drop(
             conn, pipeline, with_workflows=with_workflows, with_history=with_history, on_deleted=_progress("deleted")
         )
@@ -144,5 +154,6 @@ def _progress(what: str) -> Callable[[int], None]:
     return progress
 
 
-def _stranded(conn: Any, pipeline: Pipeline[Any], every: bool) -> list[str]:
-    return report(conn, pipeline, every=every, on_checked=_progress("checked"))
+def _echo(pipeline: Pipeline[Any], lines: list[str], err: bool = False) -> None:
+    for line in lines:
+        click.echo(f"{pipeline.name}: {printable(line)}", err=err)

@@ -25,7 +25,10 @@ from .options import Age, app_option, json_option, limit_option, of_pipeline_opt
 @click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
 @click.pass_obj
 def status(found: settings.Settings, as_json: bool, watch: bool) -> None:
-    """Show the workflows per status, the jobs that wait, run or are dead, and the workers."""
+    """Show the workflows and jobs of each status, and the workers.
+
+    The statuses of a pipeline come in the order in which workflows go through them.
+    """
     if watch and as_json:
         raise click.UsageError("--watch and --json exclude each other")
     # Ctrl-C may interrupt a query. The exception passes through `database`, which closes the connection.
@@ -49,9 +52,10 @@ def status(found: settings.Settings, as_json: bool, watch: bool) -> None:
 def show(
     found: settings.Settings, entity: str, pipeline: str | None, limit: int, traceback: bool, as_json: bool
 ) -> None:
-    """Show the workflow of ENTITY: its data, history, job and messages.
+    """Show the workflow of ENTITY, and why it does not move.
 
-    Of the history, messages and whatever else there are many of, it shows the latest.
+    The first line says why it does not move, and what to do. Its data, history, job and messages follow. Of the
+    history, messages and whatever else there are many of, it shows the latest.
     """
     with database(found) as conn:
         migrations.require(conn)
@@ -120,9 +124,10 @@ def list_command(found: settings.Settings, /, as_json: bool, **asked: Any) -> No
 def dead(
     found: settings.Settings, pipeline: str | None, error: str | None, kinds: bool, limit: int, as_json: bool
 ) -> None:
-    """List the jobs that used up their attempts or were rejected, latest first.
+    """List the dead jobs, the latest first.
 
-    The kind of an error is its first line without ids and numbers.
+    They have used up their attempts, or were rejected. `outbox retry` runs them again. The kind of an error is its
+    first line without ids and numbers.
     """
     with database(found) as conn:
         migrations.require(conn)
@@ -141,7 +146,7 @@ def dead(
 @json_option
 @click.pass_obj
 def schedules(found: settings.Settings, as_json: bool) -> None:
-    """List the schedules: when each runs next, when it last ran, and its last error."""
+    """List the schedules: when each runs next, and its last error."""
     with database(found) as conn:
         migrations.require(conn)
         rows = look.schedules(conn)

@@ -35,9 +35,10 @@ class Number(click.FloatRange):
         return found
 
 
-class Age(click.FloatRange):
+class Age(click.types.FloatParamType):
     """A time span as `status` prints it: 90s, 15m, 2h, 3d. Converts to seconds."""
 
+    name = "time"
     _UNITS: ClassVar = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:

@@ -92,12 +92,13 @@ def relay(
     own_target: str | None, from_now: bool, change_settings: bool, strict: bool, drain: bool, forget: str | None,
     log_to: LogOptions,
 ) -> None:  # fmt: skip
-    """Deliver messages to RabbitMQ (OUTBOX_AMQP_URL), each at least once. Runs until SIGTERM or Ctrl-C.
+    """Deliver messages to RabbitMQ, each at least once.
 
-    The relay moves past a message when the broker has confirmed it. A message that can't be sent is parked with the
-    reason (see outbox parked). While the broker is down, messages wait. A second process of the same name stands by.
-    A name that has messages left is refused with another exchange, --to, --pipeline, --topic, --entity-id or --shard.
-    The relay waits for a database that isn't there yet.
+    It runs until SIGTERM or Ctrl-C. OUTBOX_AMQP_URL names the broker. The relay moves past a message when the
+    broker has confirmed it. A message that can't be sent is parked with the reason (see outbox parked). While the
+    broker is down, messages wait. A second process of the same name stands by. A name that has messages left is
+    refused with another exchange, --to, --pipeline, --topic, --entity-id or --shard. The relay waits for a database
+    that isn't there yet.
 
     With --to, messages become workflows in another Postgres, each once, in one transaction with the inbox there.
     """
@@ -172,8 +173,9 @@ def parked(
     found: settings.Settings, ids: tuple[int, ...], retry: bool, relay_name: str | None, consumer: str | None,
     limit: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """List messages that could not be sent or handled; --retry tries them again.
+    """List messages that could not be sent or handled.
 
+    --retry tries them again.
     An ID counts for one relay or consumer. If several have the same, say which one with --relay or --consumer.
     """
     if ids and not retry:

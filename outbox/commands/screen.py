@@ -192,12 +192,16 @@ def workflow(found: Row, *, traceback: bool = False) -> Group:
         ),
         *more("history"),
     ]  # fmt: skip
+    asked = ["asked_at", "question", "options", "assignee", "votes", "deadline", "decision", "decided_by", "reason"]
+    if not any(row["approvers"] for row in found["approvals"]):
+        asked.remove("votes")
+    found["approvals"] = [{**row, "votes": _votes(row["approvers"], row["voted"])} for row in found["approvals"]]
     for title in ("job", "dead_job", "waits_for", "parent"):
         if found[title]:
             parts += [Text(), table(title.replace("_", " "), ["", ""], found[title].items())]
     for title, columns in (
         ("checkpoints", ["made_at", "stage", "key", "attempt", "result"]),
-        ("approvals", ["asked_at", "question", "options", "assignee", "deadline", "decision", "decided_by", "reason"]),
+        ("approvals", asked),
         ("children", ["pipeline", "entity_id", "status"]),
         ("signals", ["sent_at", "name", "payload", "signal_id", "sent_by", "taken_at"]),
     ):
@@ -266,13 +270,13 @@ def schedules(rows: Iterable[Row]) -> Table:
     )  # fmt: skip
 
 
-def _votes(row: Row) -> str:
-    """Returns which votes an open question has, and which it needs."""
-    if row["approvers"] is None:
+def _votes(approvers: dict[str, int] | None, votes: Sequence[Row]) -> str:
+    """Returns which votes a question has, and which it needs."""
+    if approvers is None:
         return ""
-    needed = ", ".join(f"{number} of {group}" for group, number in sorted(row["approvers"].items()))
-    votes = [f"{vote['option']} by {vote['person']}" for vote in row["votes"] if vote["counts"]]
-    return f"{', '.join(votes) or 'none'}; needs {needed}"
+    needed = ", ".join(f"{number} of {group}" for group, number in sorted(approvers.items()))
+    told = [f"{vote['option']} by {vote['person']}" for vote in votes]
+    return f"{', '.join(told) or 'none'}; needs {needed}"
 
 
 def approvals(rows: Sequence[Row]) -> Table:
@@ -285,7 +289,7 @@ def approvals(rows: Sequence[Row]) -> Table:
         "question": lambda row: row["question"],
         "options": lambda row: ", ".join(sorted(row["options"])),
         "assignee": lambda row: row["assignee"],
-        "votes": _votes,
+        "votes": lambda row: _votes(row["approvers"], [vote for vote in row["votes"] if vote["counts"]]),
         "asked": lambda row: age((now - row["asked_at"]).total_seconds()),
         "deadline in": lambda row: age((row["deadline"] - now).total_seconds()) if row["deadline"] else "",
         "data": lambda row: f"changed since, now {row['shown']}" if row["changed"] else row["data"],

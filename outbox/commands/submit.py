@@ -28,7 +28,9 @@ from .options import app_option, json_option
 @json_option
 @click.pass_obj
 def submit(found: settings.Settings, file: Path, pipeline: str, app: str | None, skip_bad: bool, as_json: bool) -> None:
-    """Start a workflow for each JSON line of FILE (default: standard input), all or none.
+    """Start a workflow for each JSON line of FILE, all or none.
+
+    Without FILE, the lines come from standard input:
 
     \b
     {"entity_id": "post_123", "metadata": {"content": "hello"}}

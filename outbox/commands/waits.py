@@ -9,6 +9,7 @@ import click
 
 from .. import settings
 from ..client import approvals, signals
+from ..client.why import why
 from ..database import migrations
 from ..definition.pipeline import Pipeline
 from ..errors import OutboxError
@@ -58,7 +59,8 @@ def _decision(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--by", metavar="NAME",
                      help="Who decides. Default: your user name; if votes are counted, your login in the database."),
         click.option("--reason", help="The reason, kept in the history."),
-        click.option("--edit", metavar="JSON", help="The workflow's new data. Needs --app, whose model validates it."),
+        click.option("--edit", metavar="JSON",
+                     help="The new data of the workflow, all of it. Needs --app, whose model validates it."),
         click.option("--about", metavar="JSON",
                      help="What replaces the data of a question that has data of its own."),
         click.option("--group", "groups", metavar="NAME", multiple=True,
@@ -118,14 +120,18 @@ def _decide(
     edited, replaced = from_json(edit, "--edit"), from_json(about, "--about")
     with database(found) as conn:
         migrations.require(conn)
-        name = look.find_one(conn, entity, pipeline)["pipeline"]
+        before = look.find_one(conn, entity, pipeline)
+        name = before["pipeline"]
         known: Pipeline[Any] | str = name if edit is None else _pipeline(app or found.app, name)
         with conn.transaction():
             approvals.act_as(conn, user_name())
             status = approvals.decide(
                 conn, known, entity, option, by=by, edit=edited, about=replaced, groups=groups or None, **answer
             )
+        stays = why(conn, name, entity).sentence if status == before["current_status"] else None
     click.echo(printable(f"{entity}: {option}{f' by {by}' if by else ''} -> {status}"))
+    if stays:
+        click.echo(stays)
 
 
 def _pipeline(app: str | None, name: str) -> Pipeline[Any]:

@@ -1,8 +1,8 @@
 """Calls a user's function in a transaction: a stage's handler, a schedule's function, a consumer's handler.
 
-The caller passes a generator of steps (see steps.py): Begin, statements, Call, Commit. `run` and `run_async` take them
-on a connection and differ only by `await`. If the generator ends without Commit, or with an error, its transaction is
-rolled back.
+The caller passes a generator of steps (see steps.py): Begin, statements, Call or TakeTurn, Commit. `run` and
+`run_async` take them on a connection and differ only by `await`. If the generator ends without Commit, or with an
+error, its transaction is rolled back.
 
 The connection must be in autocommit mode. Otherwise psycopg would send a BEGIN of its own while ours is still on its
 way.
@@ -16,7 +16,7 @@ the connection is closed: another server is the primary.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +26,7 @@ from ..process.forks import leave_if_forked
 from .connection_group import READ_ONLY
 from .session import reclaim
 from .steps import Call, Statement, perform, perform_async
+from .turns import Turn
 
 T = TypeVar("T")
 
@@ -33,9 +34,19 @@ _ENCODING, _PUT_BACK = "utf-8", b"SET LOCAL client_encoding = 'UTF8'"
 
 
 class Begin(NamedTuple):
-    """Begins the transaction and runs its first statement, in one round trip."""
+    """Begins the transaction and runs its first statement, in one round trip. Its answer is the statement's rows."""
 
     first: Statement
+
+
+class TakeTurn(NamedTuple):
+    """Calls a function that shares the transaction; `opening` precedes what it sends (see turns.py).
+
+    Its answer is what the function returned, and its turn.
+    """
+
+    function: Callable[[], Any]
+    opening: bytes | None = None
 
 
 class Commit(NamedTuple):
@@ -51,7 +62,7 @@ class Clean(NamedTuple):
     inside: bool = False
 
 
-Step = Begin | Call | Commit | Statement
+Step = Begin | Call | TakeTurn | Commit | Statement
 Steps = Generator[Step, Any, T]
 
 
@@ -67,7 +78,8 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Clean | None = No
                 case Begin(first):
                     with conn.pipeline():
                         block.enter_context(transaction)
-                        conn.execute(*first)
+                        cursor = conn.execute(*first)
+                    return cursor.fetchall()
                 case Call(function):
                     dirty = True
                     try:
@@ -75,6 +87,15 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Clean | None = No
                     finally:
                         leave_if_forked()
                         reclaim(conn, threshold)
+                case TakeTurn(function, opening):
+                    dirty = True
+                    try:
+                        with Turn(conn, opening) as turn:
+                            returned = function()
+                    finally:
+                        leave_if_forked()
+                        reclaim(conn, threshold)
+                    return returned, turn
                 case Commit(last):
                     if conn.info.encoding != _ENCODING:  # the function has set one in which our texts can't be written
                         conn.execute(_PUT_BACK)
@@ -121,7 +142,8 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
                 case Begin(first):
                     async with conn.pipeline():
                         await block.enter_async_context(transaction)
-                        await conn.execute(*first)
+                        cursor = await conn.execute(*first)
+                    return await cursor.fetchall()
                 case Call(function, timeout):
                     dirty = True
                     try:
@@ -129,6 +151,15 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
                     finally:
                         leave_if_forked()
                         reclaim(conn, threshold)
+                case TakeTurn(function, opening):
+                    dirty = True
+                    try:
+                        with Turn(conn, opening) as turn:
+                            returned = await function()
+                    finally:
+                        leave_if_forked()
+                        reclaim(conn, threshold)
+                    return returned, turn
                 case Commit(last):
                     if conn.info.encoding != _ENCODING:  # the function has set one in which our texts can't be written
                         await conn.execute(_PUT_BACK)

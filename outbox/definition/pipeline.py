@@ -86,6 +86,7 @@ class Pipeline(Generic[Data]):
         timeout: float | timedelta = 60.0,
         transaction: bool = False,
         batch: int | None = None,
+        share: int | None = None,
         running: str | None = None,
         concurrency: int | None = None,
         rate: str | None = None,
@@ -104,7 +105,9 @@ class Pipeline(Generic[Data]):
         With `transaction=True`, the handler gets `run.connection`, whose writes commit with the status change. If you
         add `batch=100`, it gets a list of up to 100 runs that share one transaction, and returns None or a list of what
         the handler would return for each run. If it raises, the transaction rolls back, and each workflow is tried
-        again in a transaction, and a list, of its own.
+        again in a transaction, and a list, of its own. With `share=50` instead, handlers of waiting workflows take
+        turns in one transaction, up to 50 of them while it stays short; each has its run, and fails by itself. See
+        docs/sharing.md.
 
         `concurrency` bounds the attempts that run at once. `rate` ("14/second", "100/minute") bounds the attempts that
         start in any window of a second or more. Both hold across all workers. With `partition=lambda d: d.customer`,
@@ -123,6 +126,7 @@ class Pipeline(Generic[Data]):
             timeout=check_seconds(timeout, f"stage {name}: timeout", MIN_TIMEOUT, MAX_TIMEOUT),
             transaction=transaction,
             batch=batch,
+            share=share,
             running=running,
             data=self._data,
             routes=self._routes,

@@ -23,7 +23,10 @@ def resolve(pipeline: Pipeline[Any]) -> dict[str, str]:
     for old in pipeline.renames:
         what = f'pipeline {pipeline.name}: rename("{old}", "{pipeline.renames[old]}")'
         if old in routes:
-            raise DefinitionError(f"{what}: this version still has the status {old}")
+            raise DefinitionError(
+                f"{what}: this version still has the status {old}. To go back to a former name, remove its rename. "
+                "To swap two names, deploy twice, with a third name in between"
+            )
         now, passed = pipeline.renames[old], {old}
         while now in pipeline.renames and now not in passed:
             passed.add(now)

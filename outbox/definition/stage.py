@@ -21,6 +21,9 @@ MIN_TIMEOUT, MAX_TIMEOUT = 0.001, 1e8
 _MAX_BATCH = 1_000
 """The most runs that a handler gets at once. They share one transaction, and one failure rolls back all of them."""
 
+MAX_SHARE = 50
+"""The most handlers that take turns in one transaction: Postgres shows others up to 64 savepoints of it at no cost."""
+
 
 def _no_handler(*_: Any) -> Any:
     raise AssertionError("the stage has no handler yet")
@@ -46,6 +49,7 @@ class Stage:
     data: DataType = field(repr=False)
     routes: Routes = field(repr=False)
     limits: Limits | None = None
+    share: int | None = None
     handler: Callable[..., Any] = field(default=_no_handler, repr=False)
     is_async: bool = field(init=False, default=False)
 
@@ -66,6 +70,12 @@ class Stage:
             check_whole(self.batch, f"{what}: batch=", _MAX_BATCH)
             if not self.transaction:
                 raise DefinitionError(f"{what}: batch={self.batch} is for stages with transaction=True")
+        if self.share is not None:
+            check_whole(self.share, f"{what}: share=", MAX_SHARE)
+            if not self.transaction or self.batch is not None:
+                raise DefinitionError(
+                    f"{what}: share={self.share} is for stages with transaction=True and without batch="
+                )
         if not callable(self.handler) or _yields(self.handler):
             raise DefinitionError(f"{what}: the handler must be a function that takes a Run and returns")
         object.__setattr__(self, "is_async", _is_async(self.handler))

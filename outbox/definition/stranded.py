@@ -50,10 +50,12 @@ def refuse(
         workflows[status] = max(workflows.get(status, 0), count)
         problems.append(problem)
 
-    for status, count in _of_statuses(conn, pipeline, "workflows_in_statuses", step.gone):
+    gone = dict(_of_statuses(conn, pipeline, "workflows_in_statuses", step.gone))
+    for status, count in gone.items():
         affected(
             status, count, f"this version no longer knows status {status}: {number(count, 'workflow')} "
-            f'in it. Keep it, rename it with {pipeline.name}.rename("{status}", …), or move them on first',
+            f"{'is' if count == 1 else 'are'} in it. "
+            f'Keep it, rename it with {pipeline.name}.rename("{status}", …), or move them on first',
         )  # fmt: skip
     taken = dict[str, list[tuple[str, int, list[str]]]]()
     for status, *wait in _of_statuses(conn, pipeline, "waits_in_statuses", sorted(step.taken_over)):
@@ -72,32 +74,20 @@ def refuse(
             )  # fmt: skip
     for status, what, target, count, entities in _for_changes(conn, pipeline, step):
         before, now = step.now(status), step.now(target)
-        if not (what == "its deadline" and step.redirected.get(before, ("",))[0] == now) and (
-            what == "its deadline" or status not in taken
-        ):
+        if what == "its deadline":
+            said = status in gone or step.redirected.get(before, ("",))[0] == now
+        else:
+            said = status in gone or status in taken
+        if not said:
+            waiting = f"{_wait(count, f'in {status} ')} for {what}, which leads to {target} ({_named(count, entities)})"
             affected(
-                status, count, f"{_wait(count, f'in {status} ')} for {what}, which leads "
-                f"to {target} ({_named(count, entities)}), and the change is legal no longer. "
+                status, count, f"{waiting}, and both are called {now} from now on. Move them on first"
+                if before == now else f"{waiting}, and the change is legal no longer. "
                 f'Keep it with {pipeline.name}.allow("{before}", to="{now}"), or move them on first',
             )  # fmt: skip
     if problems:
         raise Stranded(pipeline.name, workflows, problems)
     return ends
-
-
-def report(
-    conn: psycopg.Connection[Any],
-    pipeline: Pipeline[Any],
-    *,
-    every: bool = False,
-    on_checked: Callable[[int], None] = lambda count: None,
-) -> list[str]:
-    """Returns in words which workflows this definition would strand. Empty if none. Changes nothing.
-
-    Validates the data of a sample of the workflows that have not ended or, with `every`, the data of all of them, in
-    bounded memory. Calls `on_checked` after each thousand workflows with the number checked so far.
-    """
-    return [*_statuses(conn, pipeline), *_waits(conn, pipeline), *_data(conn, pipeline, every, on_checked)]
 
 
 def _of_statuses(
@@ -122,25 +112,18 @@ def _named(count: int, entities: list[str]) -> str:
     return ", ".join([*map(texts.printable, entities), *(["…"] if count > len(entities) else [])])
 
 
-def _statuses(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:
-    known = {"pipeline": pipeline.name, "known": list(pipeline.routes())}
-    for status, count, waits, oldest in tuples(conn, SQL["stranded_statuses"], **known):
-        what = ", ".join(f"{n} for {kind}" for kind, n in sorted((waits or {}).items()))
-        waiting = f" (waiting: {what})" if what else ""
-        yield f"status {status} would be unknown, with {number(count, 'workflow')} in it{waiting}, {_age(oldest)}"
-
-
-def _waits(conn: psycopg.Connection[Any], pipeline: Pipeline[Any]) -> Iterator[str]:
-    legal = sorted(pipeline.legal_changes())
-    params = {"pipeline": pipeline.name, "froms": [one for one, _ in legal], "tos": [other for _, other in legal]}
-    for status, what, to_status, count, oldest in tuples(conn, SQL["stranded_waits"], **params):
-        waiting = f"{number(count, 'workflow')} in {status} waiting for {what}, which would lead to {to_status}"
-        yield f"{waiting}: not a legal change, {_age(oldest)}"
-
-
-def _data(
-    conn: psycopg.Connection[Any], pipeline: Pipeline[Any], every: bool, on_checked: Callable[[int], None]
+def unreadable(
+    conn: psycopg.Connection[Any],
+    pipeline: Pipeline[Any],
+    *,
+    every: bool = False,
+    on_checked: Callable[[int], None] = lambda count: None,
 ) -> Iterator[str]:
+    """Yields in words which stored data this version can't read. Changes nothing.
+
+    Validates the data of a sample of the workflows that have not ended or, with `every`, the data of all of them, in
+    bounded memory. Calls `on_checked` after each thousand workflows with the number checked so far.
+    """
     checked, broken = 0, dict[str, list[str]]()
     ended = [status for status, route in pipeline.routes().items() if route.final]
     params: dict[str, Any] = {"pipeline": pipeline.name, "ended": ended}
@@ -164,7 +147,3 @@ def _data(
         yield f"data of {len(entities)} of {of} would not be readable: {why} ({', '.join(entities[:3])})"
     if len(broken) > REPORTED:
         yield f"and {len(broken) - REPORTED} more kinds of data that would not be readable"
-
-
-def _age(seconds: float) -> str:
-    return f"the oldest for {seconds / 86_400:.1f} days"

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..database.connection_group import ConnectionGroup
 from ..database.link import first_line
 from ..database.pool import Pool
 from ..database.session import clean
-from ..database.user_transaction import Clean
+from ..database.user_transaction import Clean, Steps
 from ..errors import HandlerError
 from ..process.pulling import Pulling
 from ..process.threads import NoThread, Threads
@@ -146,6 +147,10 @@ class Attempts:
             if job.deadline > now:
                 if lane.stage.is_async and not lane.stage.transaction:
                     break  # jobs are in the order in which they began, and have the same timeout
+            elif job.lost is None and job.turn_over:
+                # Another's handler goes on although its attempt no longer counts.
+                lane.again_alone([replace(job, deadline=0.0, begun=False, turn_over=False)])
+                job.take_away("its transaction does not end")
             elif job.lost is None and job.begun:
                 limits = lane.stage.limits
                 if limits is not None and limits.crowded and not lane.stage.is_async:
@@ -177,19 +182,26 @@ class Attempts:
         try:
             await attempt
         except asyncio.CancelledError:
-            for job in jobs:
+            for job in self._again(lane, jobs):
                 if not job.lost:
                     self._inflight.end(job, fail(job, RuntimeError("the handler was cancelled")))
         except NoThread as error:
             await self._no_thread(lane, jobs, error)
         except Exception as error:
             # An error of the engine itself costs an attempt, not the worker.
-            for job in jobs:
+            for job in self._again(lane, jobs):
                 self._inflight.end(job, fail(job, error))
         finally:
             self._leave(handler)
             self.start(lane)
             self._inflight.handler_returned()
+
+    def _again(self, lane: Lane, jobs: list[Job]) -> list[Job]:
+        """Tries each of several jobs alone that took turns when something ended them all; returns the others."""
+        if lane.sharing is None or len(jobs) == 1:
+            return jobs
+        lane.again_alone(jobs)
+        return []
 
     async def _handle(self, handler: Handler) -> None:
         run = begin(handler.jobs[0])
@@ -248,12 +260,36 @@ class Attempts:
         try:
             if lane.stage.is_async:
                 async with self._pool.connection() as conn:
-                    ended = await user_transaction.run_async(conn, transaction.attempt(conn, jobs), self._clean)
+                    ended = await user_transaction.run_async(conn, self._steps(conn, lane, jobs), self._clean)
             else:
-                ended = await self._threads[lane].call(partial(self._in_sync_transaction, jobs))
+                ended = await self._threads[lane].call(partial(self._in_sync_transaction, lane, jobs))
         except (psycopg.Error, OSError) as error:
             await self._not_started(lane, jobs, f"its transaction was not begun: {first_line(error)}")
             return
+        if isinstance(ended, transaction.TookTurns):
+            for job in jobs:
+                job.task = None
+            self._learn(lane, len(jobs), ended)
+            # First what waits for nothing; last what starts again, perhaps while this one waits.
+            for some, how in sorted(ended.ended, key=_order):
+                await self._transaction_ended(lane, some, how)
+            lane.again(ended.left)
+        else:
+            if lane.sharing is not None:
+                lane.sharing.had_own(jobs[0].took, lane.attempts, waiting=bool(lane.waiting))
+            await self._transaction_ended(lane, jobs, ended)
+
+    def _learn(self, lane: Lane, jobs: int, took: transaction.TookTurns) -> None:
+        """Notes what a shared transaction tells about the next ones."""
+        sharing = lane.sharing
+        assert sharing is not None
+        if took.odd:
+            sharing.never(took.odd)
+        if took.conflict:
+            sharing.conflicted()
+        sharing.ended(jobs - len(took.left), cut=took.cut and bool(took.left), waiting=bool(lane.waiting or took.left))
+
+    async def _transaction_ended(self, lane: Lane, jobs: list[Job], ended: transaction.Ended) -> None:
         match ended:
             case transaction.Committed(finished):
                 self._done_alone(finished)
@@ -275,9 +311,16 @@ class Attempts:
             case Missed():
                 self._missed(lane, jobs)
 
-    def _in_sync_transaction(self, jobs: list[Job]) -> transaction.Ended:
+    def _in_sync_transaction(self, lane: Lane, jobs: list[Job]) -> transaction.Ended | transaction.TookTurns:
         with self._pool.sync_connection() as conn:
-            return user_transaction.run(conn, transaction.attempt(conn, jobs), self._clean)
+            return user_transaction.run(conn, self._steps(conn, lane, jobs), self._clean)
+
+    def _steps(
+        self, conn: transaction.Connection, lane: Lane, jobs: list[Job]
+    ) -> Steps[transaction.Ended | transaction.TookTurns]:
+        if lane.sharing is not None and len(jobs) > 1:
+            return transaction.take_turns(conn, jobs, self._clean.statement)
+        return transaction.attempt(conn, jobs)
 
     def _missed(self, lane: Lane, jobs: list[Job]) -> None:
         """Hands jobs that have missed their start time here to other workers, all in one go."""
@@ -300,6 +343,16 @@ class Attempts:
         for queue, count in self._committed_alone.items():
             log.info("%s: %s done in transactions of their own", queue, count, extra={"stages": queue, "done": count})
         self._committed_alone.clear()
+
+
+def _order(ended: tuple[list[Job], transaction.Ended]) -> int:
+    match ended[1]:
+        case transaction.RolledBackTogether():
+            return 2
+        case transaction.NotHeld() | transaction.HeldUp() | PutBack():
+            return 1
+        case _:
+            return 0
 
 
 def _too_slow(job: Job) -> Failed:

@@ -9,9 +9,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import psycopg
+
 from ..database import session, statements
 from ..database.link import PLANNING, idle_ms
 from ..database.statements import array, text_array
+from ..database.steps import Statement
 from ..definition.reasons import traceback_of
 from .job import Failed, Finished, Job, Trouble, actor, fence
 from .pacing import SLACK
@@ -55,7 +58,7 @@ def finish(
         **fence([job for job, _ in jobs]),
         "actor": actor(jobs[0][0].owner),
         "claim": _claim(jobs[0][0]) if marked else "",
-        **_patience(LOCK_WAIT_IN_TRANSACTION if marked else wait),
+        **_patience(LOCK_WAIT_IN_TRANSACTION if marked and wait is None else wait),
         "versions": array(job.version for job, _ in jobs),
         "waits": json.dumps(waits) if waits else "",
         "statuses": text_array(outcome.status for _, outcome in jobs),
@@ -143,6 +146,21 @@ def mark_transaction(job: Job) -> tuple[bytes, dict[str, Any]]:
         "worker": job.owner,
         "idle_ms": idle_ms(job.stage.timeout),
     }
+
+
+def opening(
+    conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], job: Job, cleaned: Statement, lock_wait: float
+) -> bytes:
+    """Returns what opens a further handler's turn in the transaction that was marked for `job`.
+
+    These are several statements, so their values are bound here. `cleaned`: the statement that forgets what a handler
+    has left. Waits for locks are bounded by `lock_wait` seconds.
+    """
+    _, mark = mark_transaction(job)
+    _, settings = cleaned
+    cursor = psycopg.ClientCursor if isinstance(conn, psycopg.Connection) else psycopg.AsyncClientCursor
+    params = {**settings, **mark, "lock_ms": round(1000 * lock_wait)}
+    return cursor(conn).mogrify(SQL["turn_opens"], params).encode("ascii")  # type: ignore[arg-type]
 
 
 def plan_transaction() -> tuple[bytes, dict[str, Any]]:

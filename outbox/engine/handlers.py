@@ -66,7 +66,8 @@ class Handlers:
 
     def of(self, task: asyncio.Task[Any]) -> tuple[str, list[Job]] | None:
         """Returns the name and the jobs of the handler that runs in this task; None if there is none."""
-        return next(((each.name, each.jobs) for each in self._at_work if each.task is task), None)
+        at_work = ((each, [job for job in each.jobs if job.task is task]) for each in self._at_work)  # or in turns
+        return next(((each.name, some or each.jobs) for each, some in at_work if some or each.task is task), None)
 
     def left(self) -> list[str]:
         """Returns the names of the handlers that are still running."""

@@ -58,6 +58,8 @@ class Job:
     task: asyncio.Future[Any] | None = None
     begun: bool = False  # its handler was called
     deadline: float = 0.0  # of the attempt, by this process's monotonic clock
+    turn_over: bool = False  # its handler has returned, and others take turns in the same transaction
+    took: float = 0.0  # seconds, its handler in a transaction of its own
     late: bool = False  # it is past the deadline, and kept because the stage's limits count a thread that still runs
     lost_at: float = 0.0  # by the same clock
     start_time: float = 0.0  # where the stage has a rate, by the server's clock,

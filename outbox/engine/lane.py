@@ -13,6 +13,7 @@ from ..errors import DefinitionError
 from .job import Job
 from .pacing import LATE, is_late
 from .scan_mark import ScanMark
+from .sharing import Sharing
 
 PREFETCH = 0.05
 """Seconds of work that a process claims ahead, measured by the rate at which the stage has ended jobs."""
@@ -44,6 +45,7 @@ class Lane:
         self.running: dict[int, Job] = {}
         self.attempts = self.overdue = 0
         self.careful = 0
+        self.sharing = Sharing(stage.queue, stage.share) if stage.share else None
         self.scan = ScanMark()
         self.held_until = 0.0  # the stage's limits let nothing start before this, unless something changes
         self._eager = 1.0  # the part of a paced stage's room that is claimed
@@ -54,6 +56,8 @@ class Lane:
     @property
     def slots(self) -> int:
         """How many jobs may be with handlers at once."""
+        if self.sharing is not None:
+            return self.sharing.slots(self.concurrency)
         return self.concurrency * (self.stage.batch or 1)
 
     @property
@@ -78,14 +82,19 @@ class Lane:
         """Takes out the jobs for the next handler; none if no slot is free, or no job may start."""
         if self.attempts >= self.concurrency:
             return []
+        most = self.sharing.size(self.attempts) if self.sharing else self.stage.batch or 1
         taken: list[Job] = []
-        while self.waiting and len(taken) < (self.stage.batch or 1) and self._may_start(self.waiting[0]):
-            if taken and self.waiting[0].alone:
+        while self.waiting and len(taken) < most and self._may_start(self.waiting[0]):
+            if taken and self._is_alone(self.waiting[0]):
                 break
             taken.append(self.waiting.popleft())
-            if taken[0].alone:
+            if self._is_alone(taken[0]):
                 break
         return taken
+
+    def _is_alone(self, job: Job) -> bool:
+        """Returns whether a job's transaction is its own: it was rolled back, or others must not die with it."""
+        return job.alone or (job.careful and self.sharing is not None)
 
     def _may_start(self, job: Job) -> bool:
         """Returns whether the start time has come, and the in-progress status, if there is one, is stored."""
@@ -99,7 +108,7 @@ class Lane:
         for job in jobs:
             self.running.pop(id(job), None)
             self.careful -= job.careful and job not in self.waiting
-        self._ended += len(jobs)
+        self._ended += len(jobs) if self.sharing is None else sum(job.begun for job in jobs)
         now = time.monotonic()
         if (passed := now - self._since) > RATE_EVERY:
             self._rate = 0.5 * self._rate + 0.5 * self._ended / passed
@@ -111,6 +120,10 @@ class Lane:
             if not job.lost:
                 job.alone, job.starts = True, 0.0  # it has started on time once
                 self.waiting.appendleft(job)
+
+    def again(self, jobs: Sequence[Job]) -> None:
+        """Puts jobs whose turn has not come first in the queue."""
+        self.waiting.extendleft(job for job in reversed(jobs) if not job.lost)
 
     def remove(self, job: Job) -> bool:
         """Takes out a waiting job. Returns False if it no longer waits, because the lease was lost."""

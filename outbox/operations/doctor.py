@@ -14,7 +14,7 @@ from ..database.session import tuples
 from ..definition import dead_ends, deploy
 from ..definition.pipeline import Pipeline
 from ..errors import DefinitionError, Stranded
-from ..texts import number
+from ..texts import number, printable, word
 from . import cluster, symptoms
 from .finding import Finding
 
@@ -133,7 +133,7 @@ def _workers(conn: Conn) -> Iterator[Finding]:
     for pipeline, stage, jobs in tuples(conn, SQL["stages_unserved"]):
         yield Finding(
             "bad", f"{number(jobs, 'job')} waiting for stage {pipeline}.{stage}, which no worker serves",
-            f"run: outbox worker --stage {stage}",
+            f"run: outbox worker --stage {word(stage)}",
         )  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def _jobs(conn: Conn) -> Iterator[Finding]:
         )
     for pipeline, status, count, entity in tuples(conn, SQL["workflows_without_job"]):
         yield Finding(
-            "bad", f"{number(count, 'workflow')} of {pipeline} in {status} without a job, such as {entity}",
+            "bad", f"{number(count, 'workflow')} of {pipeline} in {status} without a job, such as {printable(entity)}",
             "run: outbox retry ENTITY, or move them on with outbox set-status",
         )  # fmt: skip
     for pipeline, stage, count, dead in tuples(conn, SQL["handlers_hanging"]):
@@ -191,7 +191,7 @@ def _waits(conn: Conn) -> Iterator[Finding]:
         yield Finding(
             "warn", f"{pipeline}.{stage} is paused by {by} for {seconds / 3600:.1f} hours"
             + (f": {reason}" if reason else ""),
-            f"to resume it: outbox resume {pipeline}.{stage}",
+            f"to resume it: outbox resume {word(f'{pipeline}.{stage}')}",
         )  # fmt: skip
 
 

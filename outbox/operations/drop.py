@@ -69,5 +69,8 @@ def drop(
 def _delete_some(conn: Conn, pipeline: str, with_history: bool) -> int:
     with conn.transaction():
         conn.execute(SQL["retention_begins"])
-        ((count,),) = tuples(conn, SQL["workflows_delete"], pipeline=pipeline, history=with_history, limit=BATCH)
+        ((ids,),) = tuples(conn, SQL["workflows_lock"], pipeline=pipeline, limit=BATCH)
+        if ids is None:
+            return 0
+        ((count,),) = tuples(conn, SQL["workflows_delete"], ids=ids, history=with_history)
     return int(count)

@@ -66,9 +66,22 @@ def workflows(conn: psycopg.Connection[Any], pipeline: str | None = None, **aske
     The filters are those of `Pipeline.find`; without a pipeline, they are for all. See docs/lists.md.
     """
     found, after, bounded = drive(conn, lists.rows(lists.checked(pipeline=pipeline, **asked)))
+    if not found:
+        _require_known(conn, pipeline, asked["status"])
     names = [each.name for each in fields(lists.Workflow) if each.name not in ("text", "load")]
     listed = [{**dict(zip(names, row, strict=False)), "metadata": _json(row[-1])} for row in found]
     return {"workflows": listed, "after": after, "bounded": bounded}
+
+
+def _require_known(conn: psycopg.Connection[Any], pipeline: str | None, status: str | None = None) -> None:
+    """Raises NotFound if a list is empty because its pipeline or its status is misspelt: there is none of that name."""
+    ((pipelines, statuses),) = (row.values() for row in rows(conn, SQL["names_known"], pipeline=pipeline))
+    if pipeline is not None and pipeline not in pipelines:
+        deployed = f"; deployed are {', '.join(pipelines)}" if pipelines else ""
+        raise NotFound(f'pipeline "{pipeline}" is not deployed here{deployed}')
+    if status is not None and status not in statuses:
+        where = f'pipeline "{pipeline}" has' if pipeline else "the deployed pipelines have"
+        raise NotFound(f'{where} no status "{status}", but {", ".join(statuses) or "none at all"}')
 
 
 def find(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> list[Row]:
@@ -128,6 +141,8 @@ def dead(
 ) -> Listed:
     """Returns dead jobs, the latest first: all, or those that died of an error (or its kind)."""
     found = Listed(rows(conn, SQL["dead_jobs"], pipeline=pipeline, error=error, limit=limit))
+    if not found:
+        _require_known(conn, pipeline)
     if len(found) == limit:
         counted = sum(row["jobs"] for row in errors(conn, pipeline, error))
         found.more = max(0, counted - limit)
@@ -136,7 +151,10 @@ def dead(
 
 def errors(conn: psycopg.Connection[Any], pipeline: str | None = None, error: str | None = None) -> list[Row]:
     """Returns the kinds of errors that dead jobs died of, with their numbers, the most frequent first."""
-    return rows(conn, SQL["errors"], pipeline=pipeline, error=error)
+    found = rows(conn, SQL["errors"], pipeline=pipeline, error=error)
+    if not found:
+        _require_known(conn, pipeline)
+    return found
 
 
 def schedules(conn: psycopg.Connection[Any]) -> list[Row]:
@@ -154,7 +172,10 @@ def approvals(
 
     `changed` says whether the data has changed since the question was asked. If so, a decision must pass `shown`.
     """
-    return _listed(conn, "approvals_open", "approvals_open_count", limit, pipeline=pipeline, assignee=assignee)
+    found = _listed(conn, "approvals_open", "approvals_open_count", limit, pipeline=pipeline, assignee=assignee)
+    if not found:
+        _require_known(conn, pipeline)
+    return found
 
 
 def parked(

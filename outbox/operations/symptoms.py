@@ -13,7 +13,7 @@ import psycopg
 from ..database import statements
 from ..database.session import tuples
 from ..definition.pipeline import Pipeline
-from ..texts import number, printable
+from ..texts import number, printable, word
 from .finding import Finding
 
 SQL = statements.load("symptoms")
@@ -54,7 +54,7 @@ def _jobs(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Finding]:
         yield Finding(
             "warn",
             f"workflow {printable(entity)} of {pipeline}, in {status}, has had {changes:,} changes: perhaps in a loop",
-            f"look: outbox show {printable(entity)} --pipeline {pipeline}; and end the loop in the stages' code",
+            f"look: outbox show --pipeline {word(pipeline)} -- {word(entity)}; and end the loop in the stages' code",
         )  # fmt: skip
     stages = [stage for pipeline in pipelines for stage in pipeline.stages.values()]
     held = tuples(

@@ -89,12 +89,12 @@ CREATE OR REPLACE FUNCTION outbox.quorum_bypassed(asked outbox.approvals, to_sta
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    RAISE EXCEPTION 'pipeline "%", entity "%": "%" has approvers, whose votes lead to %; a change of the status is none',
+    RAISE EXCEPTION 'pipeline "%", entity "%": only votes on "%" lead to %, because the question has approvers',
         asked.pipeline, asked.entity_id, asked.question, to_status
         USING ERRCODE = 'OB020',
               DETAIL = jsonb_build_object('pipeline', asked.pipeline, 'entity_id', asked.entity_id, 'question', asked.id,
                                           'approvers', asked.approvers, 'to_status', to_status)::text,
-              HINT = 'Vote with outbox.decide(), or with outbox approve ENTITY. A change to any other status withdraws the question.';
+              HINT = 'Vote: outbox decide ENTITY OPTION, or outbox.decide(). A change to any other status withdraws the question.';
 END
 $$;
 COMMENT ON FUNCTION outbox.quorum_bypassed(outbox.approvals, text) IS
@@ -138,7 +138,7 @@ BEGIN
             RAISE EXCEPTION 'pipeline "%", entity "%": several questions are open, and it is not said which one is answered',
                 workflow.pipeline, workflow.entity_id
                 USING ERRCODE = 'OB021', DETAIL = (told || jsonb_build_object('questions', ids))::text,
-                      HINT = 'Say which one with question = (--question). Open are: ' || (
+                      HINT = 'Name one of them, question => ID (--question ID): ' || (
                           SELECT string_agg(format('%s (%s)', a.id, a.question), ', ' ORDER BY a.asked_at, a.id)
                           FROM outbox.approvals AS a WHERE a.id = ANY (ids));
         END IF;
@@ -160,16 +160,18 @@ $$;
 COMMENT ON FUNCTION outbox.question_meant(outbox.workflow_states, uuid, text, text) IS
     'Internal: finds the question that an answer is meant for.';
 
--- Whether this person has given this answer before: in the name of others, too.
+-- Whether this person has given this answer before: in the name of others, too. One with another edit is another answer.
 CREATE OR REPLACE FUNCTION outbox.answered_so(
     asked outbox.approvals, decision text, actor text, shown text, edited jsonb
 ) RETURNS boolean
 LANGUAGE sql
 AS $$
-    SELECT coalesce(asked.ended = 'decided' AND (asked.decision, asked.decided_by) = (answered_so.decision, actor), false)
+    SELECT coalesce(asked.ended = 'decided' AND (asked.decision, asked.decided_by) = (answered_so.decision, actor)
+                    AND (answered_so.edited IS NULL OR answered_so.edited = asked.edited), false)
         OR EXISTS (SELECT FROM outbox.approval_votes AS v
                    WHERE v.approval_id = asked.id AND v.cast_by = actor AND v.option = answered_so.decision
-                     AND (asked.ended IS NOT NULL OR v.shown IN (coalesce(answered_so.shown, v.shown), outbox.shown(edited))));
+                     AND CASE WHEN answered_so.edited IS NOT NULL THEN v.shown = outbox.shown(answered_so.edited)
+                              ELSE asked.ended IS NOT NULL OR v.shown = coalesce(answered_so.shown, v.shown) END);
 $$;
 COMMENT ON FUNCTION outbox.answered_so(outbox.approvals, text, text, text, jsonb) IS
     'Internal: tells whether somebody has given this answer before.';
@@ -189,7 +191,8 @@ BEGIN
         RAISE EXCEPTION 'pipeline "%", entity "%": too late, % by % at %', asked.pipeline, asked.entity_id,
             CASE asked.ended WHEN 'decided' THEN 'it was decided: ' || coalesce(asked.decision, 'moved to ' || asked.to_status)
                              WHEN 'deadline' THEN 'the deadline has passed: moved to ' || asked.to_status
-                             ELSE 'the question was withdrawn: moved to ' || asked.to_status END,
+                             ELSE 'the question was withdrawn: '
+                                 || coalesce('moved to ' || nullif(asked.to_status, asked.status), asked.reason, 'no reason is known') END,
             asked.decided_by, to_char(asked.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')
             USING ERRCODE = 'OB013',
                   DETAIL = (told || jsonb_build_object('by', asked.decided_by, 'at', asked.ended_at, 'ended', asked.ended,
@@ -207,7 +210,7 @@ BEGIN
         RAISE EXCEPTION 'pipeline "%", entity "%": the data has changed since it was shown', asked.pipeline,
             asked.entity_id
             USING ERRCODE = 'OB015', DETAIL = (told || jsonb_build_object('shown', seen))::text,
-                  HINT = 'Look at it again and decide with shown = ' || seen;
+                  HINT = 'Look at it again, and decide with shown => HASH (--shown HASH), which is now ' || seen;
     ELSIF coalesce(answer_checked.edit, answer_checked.about) IS NOT NULL AND NOT asked.edits_allowed
         OR (CASE WHEN asked.own_data THEN answer_checked.edit ELSE answer_checked.about END) IS NOT NULL
     THEN
@@ -253,7 +256,7 @@ BEGIN
     IF asked.approvers IS NOT NULL THEN
         actor := outbox.voter(asked, decide.decided_by, decide.groups);
     END IF;
-    IF outbox.answered_so(asked, decide.decision, actor, decide.shown, edited) THEN
+    IF outbox.answered_so(asked, decide.decision, actor, decide.shown, coalesce(decide.about, decide.edit)) THEN
         RETURN coalesce(asked.to_status, workflow.current_status);
     END IF;
     seen := outbox.answer_checked(asked, workflow.metadata, decide.decision, decide.edit, decide.about, decide.shown);

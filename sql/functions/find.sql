@@ -271,7 +271,7 @@ BEGIN
                w.since, w.stage, w.attempt, w.error, w.kind, w.waits_for, w.assignee, w.until, way || ':' || o.key
         FROM unnest(ids, keys) WITH ORDINALITY AS o (id, key, n)
         JOIN outbox.workflows AS w ON w.id = o.id
-        WHERE (find.older_than IS NULL OR w.since < now() - find.older_than)
+        WHERE (find.older_than IS NULL OR w.since < now() - find.older_than AND (w.state <> 'finished' OR find.in_status IS NOT NULL))
           AND (wait IS NULL OR way = 'q' AND wait = 'approval' OR w.waits_for = find.waiting_for
                OR wait = 'signal' AND find.waiting_for = wait AND w.waits_for LIKE 'signal %')
           AND (way = 'q' OR find.assigned_to IS NULL OR EXISTS (

@@ -46,12 +46,16 @@ DECLARE
     used   outbox.approval_links;
     status text;
     why    text;
+    edited jsonb;
 BEGIN
     SELECT a.* INTO asked FROM outbox.approval_links AS l JOIN outbox.approvals AS a ON a.id = l.approval_id WHERE l.id = link;
     -- The workflow first, as everywhere.
     SELECT w.current_status INTO status FROM outbox.workflow_states AS w WHERE w.id = asked.workflow_id FOR NO KEY UPDATE;
     SELECT * INTO used FROM outbox.approval_links AS l WHERE l.id = link FOR UPDATE;
+    edited := coalesce(link_use.about, outbox.data_stamped(link_use.edit, outbox.plain_of(asked.pipeline)));
     why := CASE WHEN used.id IS NULL THEN 'unknown' WHEN used.decision <> link_use.decision THEN 'used'
+                WHEN used.decision IS NOT NULL AND edited IS NOT NULL
+                    AND NOT outbox.answered_so(asked, link_use.decision, used.person, link_use.shown, edited) THEN 'used'
                 WHEN used.decision IS NULL AND used.until <= clock_timestamp() THEN 'expired' END;
     IF why IS NOT NULL THEN
         RAISE EXCEPTION 'this link can''t be used: %', CASE why

@@ -69,7 +69,7 @@ BEGIN
     IF person IS NULL THEN
         PERFORM outbox.vote_refused(asked, named, format('%s may not speak for others (group outbox_spokesman)', session_user));
     ELSIF groups IS NOT NULL AND NOT outbox.may_speak() THEN
-        PERFORM outbox.vote_refused(asked, person, 'only who may speak for others says which groups somebody is in');
+        PERFORM outbox.vote_refused(asked, person, format('%s may not say which groups they are in (group outbox_spokesman)', session_user));
     END IF;
     RETURN person;
 END
@@ -130,7 +130,7 @@ BEGIN
     ORDER BY coalesce(c.groups && short, false) DESC, c.n, c.person
     LIMIT 1;
     IF NOT FOUND THEN
-        PERFORM outbox.vote_refused(asked, person, 'neither they nor any who has delegated to them and has not voted is an approver');
+        PERFORM outbox.vote_refused(asked, person, 'they are in none of the groups that may, and nobody who is, and has not voted, has delegated to them');
     END IF;
     INSERT INTO outbox.approval_votes (approval_id, person, cast_by, login, option, groups, shown, reason)
     VALUES (asked.id, voter.person, vote_counts.person, session_user, decision, voter.groups, seen, vote_counts.reason);

@@ -7,13 +7,21 @@ LANGUAGE sql STABLE
 RETURN to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"');
 COMMENT ON FUNCTION outbox.why_time(timestamptz) IS 'Internal: a time as sentences tell it.';
 
--- A command for a workflow: its words with their quotes, where a shell needs them.
+-- A word of a command, quoted where a shell needs it. One that can't be printed has the quotes in which a shell reads escapes.
+CREATE OR REPLACE FUNCTION outbox.why_word(word text) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN word ~ '^[A-Za-z0-9_./:@%+=-]+$' THEN word
+            WHEN word ~ '^[[:print:]]*$' THEN '''' || replace(word, '''', '''"''"''') || ''''
+            ELSE '$''' || replace(replace(word, '\', '\\'), '''', '\''') || '''' END;
+COMMENT ON FUNCTION outbox.why_word(text) IS 'Internal: a word of a command, quoted where a shell needs it.';
+
+-- A command for a workflow. `arguments` are words, and options belong to `command`: a word that begins with - comes after all
+-- options.
 CREATE OR REPLACE FUNCTION outbox.why_command(command text, entity_id text, arguments text, pipeline text) RETURNS text
 LANGUAGE sql IMMUTABLE
-RETURN concat_ws(' ', 'outbox', command,
-    CASE WHEN entity_id ~ '^[A-Za-z0-9_./:@%+=-]+$' AND entity_id !~ '^-' THEN entity_id
-         ELSE CASE WHEN entity_id ~ '^-' THEN '-- ' ELSE '' END || '''' || replace(entity_id, '''', '''"''"''') || '''' END,
-    arguments, '--pipeline', CASE WHEN pipeline ~ '^[A-Za-z0-9_./:-]+$' THEN pipeline ELSE '''' || pipeline || '''' END);
+RETURN CASE WHEN entity_id ~ '^-' OR arguments ~ '(^|[|])[$'']*-'
+            THEN concat_ws(' ', 'outbox', command, '--pipeline', outbox.why_word(pipeline), '--', outbox.why_word(entity_id), arguments)
+            ELSE concat_ws(' ', 'outbox', command, outbox.why_word(entity_id), arguments, '--pipeline', outbox.why_word(pipeline)) END;
 COMMENT ON FUNCTION outbox.why_command(text, text, text, text) IS 'Internal: a command for a workflow.';
 
 -- Somebody's open transaction holds the row: of the workflow or of its job, or locks a whole table against changes. It is seen
@@ -95,9 +103,9 @@ BEGIN
             coalesce(asked.voters, asked.assignee, 'a person'), asked.question,
             CASE WHEN asked.votes > 0 THEN format(' (votes so far: %s)', asked.votes) ELSE '' END,
             CASE WHEN asked.n > 1 THEN format(' and %s more', asked.n - 1) ELSE '' END, outbox.why_time(asked.asked_at), until),
-            outbox.why_command('decide', workflow.entity_id,
-                (SELECT string_agg(o.key, '|' ORDER BY o.key) FROM jsonb_object_keys(asked.options) AS o (key))
-                || CASE WHEN asked.n > 1 THEN ' --question ' || asked.id ELSE '' END, workflow.pipeline),
+            outbox.why_command('decide' || CASE WHEN asked.n > 1 THEN ' --question ' || asked.id ELSE '' END, workflow.entity_id,
+                (SELECT string_agg(outbox.why_word(o.key), '|' ORDER BY o.key) FROM jsonb_object_keys(asked.options) AS o (key)),
+                workflow.pipeline),
             jsonb_build_object('question', asked.id, 'assignee', asked.assignee, 'approvers', asked.approvers, 'votes', asked.votes,
                                'since', asked.asked_at, 'until', job.deadline, 'questions', asked.n);
         RETURN;
@@ -105,7 +113,7 @@ BEGIN
     SELECT t.* INTO awaited FROM outbox.waits AS t WHERE t.workflow_id = workflow.id;
     IF awaited.signal IS NOT NULL THEN
         RETURN QUERY SELECT 'signal', format('It waits for the signal "%s", since %s%s', awaited.signal, outbox.why_time(awaited.since), until),
-            outbox.why_command('signal', workflow.entity_id, awaited.signal, workflow.pipeline),
+            outbox.why_command('signal', workflow.entity_id, outbox.why_word(awaited.signal), workflow.pipeline),
             jsonb_build_object('signal', awaited.signal, 'since', awaited.since, 'until', job.deadline);
     ELSIF awaited.children > 0 THEN
         RETURN QUERY SELECT * FROM outbox.why_children(workflow, awaited, until);
@@ -209,8 +217,10 @@ BEGIN
             outbox.why_command('retry', workflow.entity_id, NULL, workflow.pipeline), jsonb_build_object('stage', route.stage);
         RETURN;
     END IF;
-    SELECT string_agg(l.to_status, ', ' ORDER BY l.to_status) INTO targets FROM outbox.legal_changes AS l
-    WHERE l.pipeline = workflow.pipeline AND l.from_status = workflow.current_status;
+    -- Besides a cancellation, which leads out of each status.
+    SELECT string_agg(l.to_status, ', ' ORDER BY l.to_status) INTO targets
+    FROM outbox.legal_changes AS l JOIN outbox.pipelines AS p ON p.pipeline = l.pipeline
+    WHERE l.pipeline = workflow.pipeline AND l.from_status = workflow.current_status AND l.to_status IS DISTINCT FROM p.cancelled;
     RETURN QUERY SELECT
         CASE WHEN targets IS NULL THEN 'dead end' WHEN job.deadline IS NOT NULL THEN 'deadline' ELSE 'change' END,
         CASE WHEN targets IS NULL THEN format('No change leads out of %s, and it is not final.', workflow.current_status)

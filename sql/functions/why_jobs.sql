@@ -22,7 +22,7 @@ BEGIN
             RETURN QUERY SELECT 'worker lost', format('Worker %s, which runs stage %s since %s, is gone.', job.owner, job.stage,
                 outbox.why_time(job.claimed_at)),
                 CASE WHEN workers THEN 'wait: another worker frees the job in a moment'
-                     ELSE format('start a worker: outbox worker --app module:object --stage %s', job.stage) END, facts;
+                     ELSE format('start a worker: outbox worker --app module:object --stage %s', outbox.why_word(job.stage)) END, facts;
         END IF;
     ELSIF job.due OR job.run_at <= now() THEN
         RETURN;
@@ -57,12 +57,12 @@ BEGIN
     SELECT p.* INTO paused FROM outbox.pauses AS p WHERE p.pipeline = job.pipeline AND p.stage = job.stage;
     IF FOUND THEN
         RETURN QUERY SELECT 'paused', format('Stage %s is paused by %s, since %s%s', job.stage, paused.paused_by,
-            outbox.why_time(paused.paused_at), coalesce(': ' || paused.reason, '.')), format('outbox resume %s', queue),
+            outbox.why_time(paused.paused_at), coalesce(': ' || paused.reason, '.')), format('outbox resume %s', outbox.why_word(queue)),
             facts || jsonb_build_object('by', paused.paused_by, 'since', paused.paused_at, 'reason', paused.reason);
         RETURN;
     ELSIF NOT EXISTS (SELECT FROM outbox.workers AS k WHERE queue = ANY (k.stages) AND k.beat_at + k.lease >= now()) THEN
         RETURN QUERY SELECT 'no worker', format('No worker serves stage %s.', job.stage),
-            format('outbox worker --app module:object --stage %s', job.stage), facts;
+            format('outbox worker --app module:object --stage %s', outbox.why_word(job.stage)), facts;
         RETURN;
     ELSIF job.released > 0 THEN
         RETURN QUERY SELECT 'put back', format('Its job of stage %s was put back %s: %s', job.stage,
@@ -92,7 +92,7 @@ BEGIN
                        ELSE format('%s a minute have left it, so this takes %s', round(rate::numeric, 1),
                                    CASE WHEN ahead >= 1000 THEN 'at least ' ELSE 'about ' END || ceil(ahead / rate) || ' min') END) END,
         CASE WHEN coalesce(rate, 0) = 0 AND ahead > 0 THEN 'look at the log of `outbox worker`'
-             ELSE format('wait, or start more workers: outbox worker --app module:object --stage %s', job.stage) END,
+             ELSE format('wait, or start more workers: outbox worker --app module:object --stage %s', outbox.why_word(job.stage)) END,
         facts || jsonb_build_object('ahead', ahead, 'a_minute', rate);
 END
 $$;

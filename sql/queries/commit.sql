@@ -237,8 +237,23 @@ SELECT w.version FROM outbox.workflow_states AS w WHERE w.id = %(id)s::uuid AND 
 
 -- name: transaction_mark
 -- Marks the transaction that a handler is given as the attempt's own, and limits how long it may be idle. The
--- session has the user's search_path.
+-- session has the user's search_path. Returns, last, whether other handlers may take turns in it: with any other
+-- isolation they would not see what was committed since it began.
 SELECT pg_catalog.set_config('outbox.claim', %(claim)s, true),
        pg_catalog.set_config('outbox.actor', %(actor)s, true),
        pg_catalog.set_config('outbox.worker', %(worker)s::integer::text, true),
-       pg_catalog.set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true);
+       pg_catalog.set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true),
+       pg_catalog.current_setting('transaction_isolation');
+
+-- name: turn_opens
+-- Puts the session back as the next handler would find it alone, marks the transaction again, and bounds the waits for
+-- locks, before the savepoint of the handler's turn. The role comes first, because that of the handler before may have no
+-- rights here. Its settings last until the COMMIT, so no turn needs what the one before has set.
+RESET ROLE;
+SELECT outbox.session_clean(%(names)s::text[], %(values)s::text[]),
+       pg_catalog.set_config('outbox.claim', %(claim)s, true),
+       pg_catalog.set_config('outbox.actor', %(actor)s, true),
+       pg_catalog.set_config('outbox.worker', %(worker)s::integer::text, true),
+       pg_catalog.set_config('idle_in_transaction_session_timeout', %(idle_ms)s::text, true),
+       pg_catalog.set_config('lock_timeout', %(lock_ms)s::integer::text, true);
+SAVEPOINT outbox_turn;

@@ -17,21 +17,25 @@ ORDER BY p.pipeline <> %(pipeline)s, p.pipeline;
 -- Lets this transaction delete history, and has its COMMIT wait for standbys.
 SELECT set_config('outbox.retention', 'on', true), outbox.commit_waits();
 
--- name: workflows_delete
--- Deletes some workflows of a pipeline and, if wanted, their history. Returns how many workflows.
--- Writes state_changes, workflow_states. Locks workflows, ids ascending. Uses workflow_states_entity_key,
--- workflow_states_pkey, state_changes_pkey.
+-- name: workflows_lock
+-- Locks some workflows of a pipeline, and returns their ids as one array. Their history is deleted by a later statement,
+-- because this one may wait for a change, and doesn't see the row of history that it commits.
+-- Locks workflows, ids ascending. Uses workflow_states_entity_key, workflow_states_pkey.
 WITH first AS MATERIALIZED (
     SELECT w.id FROM outbox.workflow_states AS w WHERE w.pipeline = %(pipeline)s ORDER BY w.entity_id LIMIT %(limit)s
-), locked AS MATERIALIZED (
+)
+SELECT array_agg(locked.id) FROM (
     SELECT w.id FROM outbox.workflow_states AS w
     WHERE w.id = ANY (ARRAY(SELECT first.id FROM first)) ORDER BY w.id FOR UPDATE
-), history AS (
-    DELETE FROM outbox.state_changes AS c
-    WHERE %(history)s AND c.workflow_id = ANY (ARRAY(SELECT locked.id FROM locked))
+) AS locked;
+
+-- name: workflows_delete
+-- Deletes these workflows and, if wanted, their history. Returns how many workflows.
+-- Writes state_changes, workflow_states. Uses workflow_states_pkey, state_changes_pkey.
+WITH history AS (
+    DELETE FROM outbox.state_changes AS c WHERE %(history)s AND c.workflow_id = ANY (%(ids)s::uuid[])
 ), gone AS (
-    DELETE FROM outbox.workflow_states AS w
-    WHERE w.id = ANY (ARRAY(SELECT locked.id FROM locked)) RETURNING 1
+    DELETE FROM outbox.workflow_states AS w WHERE w.id = ANY (%(ids)s::uuid[]) RETURNING 1
 )
 SELECT count(*) FROM gone;
 

@@ -20,6 +20,13 @@ SELECT p.pipeline, p.initial_status,
        coalesce((SELECT jsonb_object_agg(r.status, r.final) FROM outbox.routes AS r WHERE r.pipeline = p.pipeline), '{}') AS final
 FROM outbox.pipelines AS p;
 
+-- name: names_known
+-- Returns the names of the pipelines, and those of the statuses of one or (null) of all.
+-- Reads pipelines, routes.
+SELECT ARRAY(SELECT p.pipeline FROM outbox.pipelines AS p ORDER BY p.pipeline) AS pipelines,
+       ARRAY(SELECT DISTINCT r.status FROM outbox.routes AS r
+             WHERE %(pipeline)s::text IS NULL OR r.pipeline = %(pipeline)s ORDER BY r.status) AS statuses;
+
 -- name: workers
 -- Returns the workers. One that has jobs is not idle, though it may have asked to be notified of more.
 -- Reads jobs, workers. Uses jobs_running.
@@ -124,9 +131,13 @@ ORDER BY a.id;
 
 -- name: approvals_of_workflow
 -- Returns the questions that a workflow has asked, latest first.
--- Reads approvals. Uses approvals_by_workflow.
+-- Reads approval_votes, approvals. Uses approvals_by_workflow, approval_votes_pkey.
 SELECT a.id, a.status, a.version, a.name, a.question, a.shown, a.options, a.assignee, a.asked_by, a.stage, a.asked_at, a.deadline,
-       a.reminders, a.approvers, a.votes, a.ended, a.decision, a.to_status, a.decided_by, a.login, a.reason, a.edited, a.ended_at
+       a.reminders, a.approvers, a.votes, a.ended, a.decision, a.to_status, a.decided_by, a.login, a.reason, a.edited, a.ended_at,
+       CASE WHEN a.votes > 0 THEN
+           ARRAY(SELECT jsonb_build_object('person', v.person, 'cast_by', v.cast_by, 'option', v.option, 'groups', v.groups)
+                 FROM outbox.approval_votes AS v WHERE v.approval_id = a.id ORDER BY v.voted_at)
+       ELSE '{}' END AS voted
 FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version DESC, a.id DESC LIMIT %(limit)s;
 
 -- name: signals_of_workflow

@@ -1,23 +1,5 @@
 -- What `outbox deploy` looks at before it writes: workflows that the new code would strand. It only reads.
 
--- name: stranded_statuses
--- Returns the statuses that would be unknown and have workflows: how many, how many of them wait for what, and how long
--- the oldest has been there.
--- Reads waiting, workflow_states. Uses workflow_states_entity_key, approvals_open, waits_pkey.
-WITH standing AS (
-    SELECT w.id, w.current_status, w.updated_at
-    FROM outbox.workflow_states AS w
-    WHERE w.pipeline = %(pipeline)s AND w.current_status <> ALL (%(known)s::text[])
-), waits AS (
-    SELECT s.current_status, w.kind, count(DISTINCT s.id) AS workflows
-    FROM standing AS s JOIN outbox.waiting AS w ON w.workflow_id = s.id
-    GROUP BY s.current_status, w.kind
-)
-SELECT s.current_status, count(*),
-       (SELECT jsonb_object_agg(w.kind, w.workflows) FROM waits AS w WHERE w.current_status = s.current_status),
-       extract(epoch FROM now() - min(s.updated_at))::float8
-FROM standing AS s GROUP BY s.current_status ORDER BY s.current_status;
-
 -- name: workflows_in_statuses
 -- Returns how many workflows are in each of these statuses. It counts the table itself, not the counters.
 -- Reads workflow_states. Uses workflow_states_entity_key.
@@ -43,17 +25,6 @@ CROSS JOIN LATERAL jsonb_each_text(w.ended_by) AS e (key, value)
 JOIN unnest(%(froms)s::text[], %(tos)s::text[]) AS n (from_status, to_status)
     ON n.from_status = w.status AND n.to_status = e.value
 WHERE w.pipeline = %(pipeline)s
-GROUP BY w.status, e.key, e.value ORDER BY w.status, e.key, e.value;
-
--- name: stranded_waits
--- Returns the waits that would lead to a status that is not a legal change from where the workflow is.
--- Reads waiting. Uses workflow_states_pkey.
-SELECT w.status, e.key, e.value, count(DISTINCT w.workflow_id), extract(epoch FROM now() - min(w.since))::float8
-FROM outbox.waiting AS w
-CROSS JOIN LATERAL jsonb_each_text(w.ended_by) AS e (key, value)
-WHERE w.pipeline = %(pipeline)s AND NOT EXISTS (
-    SELECT FROM unnest(%(froms)s::text[], %(tos)s::text[]) AS n (from_status, to_status)
-    WHERE n.from_status = w.status AND n.to_status = e.value)
 GROUP BY w.status, e.key, e.value ORDER BY w.status, e.key, e.value;
 
 -- name: table_size

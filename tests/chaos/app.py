@@ -33,6 +33,7 @@ from outbox import (
     WaitForSignal,
 )
 from outbox.database import killpoints
+from outbox.engine import sharing, transaction
 
 from .history import Rules, Stage
 
@@ -183,13 +184,19 @@ def waits(run: Run[Data]) -> Decided:
     return WaitForApproval(questions=asked, first={"reject"}, deadline=within, on_deadline=EXPIRED, status=REVIEW)
 
 
+# What the handler before has set is gone; else this one would have its effect twice.
+INSIDE = """
+    INSERT INTO world.inside (workflow_id, stage, attempt)
+    SELECT %s, %s, %s FROM generate_series(1, CASE coalesce(current_setting('world.turn', true), '') WHEN '' THEN 1 ELSE 2 END)
+"""
+
+
 async def act(run: Run[Data]) -> None:
     trouble()
-    await run.connection.execute(
-        "INSERT INTO world.inside (workflow_id, stage, attempt) VALUES (%s, %s, %s)",
-        (run.workflow_id, run.stage, run.attempt),
-    )
+    await run.connection.execute(INSIDE, (run.workflow_id, run.stage, run.attempt))
     trouble()
+    if not BATCH:
+        await run.connection.execute("SET LOCAL world.turn = 'mine'")
     run.publish("chaos.shipped", {"entity": run.entity_id})
 
 
@@ -198,10 +205,19 @@ async def act_on_all(runs: list[Run[Data]]) -> None:
         await act(run)
 
 
-# Half of the workers take several workflows in one transaction.
-BATCH = random.choice([None, 5])
+# Some workers take several workflows in one transaction, all at once or in turns, however slow the machine is.
+BATCH, SHARE = random.choice([(None, None), (5, None), (None, 20), (None, 20)])
+sharing.FIRST, transaction.LONGEST = 10, 0.3
 chaos.stage(
-    "act", on="APPROVED", to="SHIPPED", transaction=True, batch=BATCH, retry=retry(12), timeout=10, concurrency=8
+    "act",
+    on="APPROVED",
+    to="SHIPPED",
+    transaction=True,
+    batch=BATCH,
+    share=SHARE,
+    retry=retry(12),
+    timeout=10,
+    concurrency=8,
 )(act_on_all if BATCH else act)
 
 

@@ -321,11 +321,43 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"torn commit", "effect twice"}),
         ("kill-9",),
         (
-            code("outbox.engine.transaction:attempt",
+            code("outbox.engine.transaction:_commit",
                  ('    killpoints.passing("K3")',
-                  f"    {OWN_TRANSACTION}; yield commit.mark_transaction(jobs[0])\n"
+                  f"    {OWN_TRANSACTION}; yield commit.mark_transaction(finished[0][0])\n"
                   '    killpoints.passing("K3")')),
         ),
+    ),
+    "undone-turn-is-committed": Mutant(
+        "the outcome of a handler is committed whose part of a shared transaction was rolled back",
+        frozenset({"torn commit"}),
+        (),
+        (
+            code("outbox.engine.transaction:take_turns",
+                 ("ended.append(([job], RolledBackTogether() if both else _unfinished(job, outcome)))",
+                  "finished.append((job, Finished(min(job.stage.to), None, [])))")),
+        ),
+        trouble=0.2,
+        jobs=500,
+    ),
+    "turn-leaks-a-setting": Mutant(
+        "what one handler has set is there for the next one that shares its transaction",
+        frozenset({"effect twice"}),
+        (),
+        (sql("commit", "turn_opens", ("SELECT outbox.session_clean(%(names)s::text[], %(values)s::text[]),\n       ", "SELECT ")),),
+        seconds=5,
+        jobs=500,
+    ),
+    "fence-of-the-first-turn": Mutant(
+        "several handlers share a transaction, and only of the first it is checked whether its job is still held",
+        frozenset({"torn commit", "effect twice"}),
+        ("freeze", "buried"),
+        (
+            UNAWARE,
+            sql("commit", "jobs_finish_if_held",
+                ("outbox.require_held(%(claim)s, cardinality(%(ids)s::uuid[]), count(*))",
+                 "outbox.require_held(%(claim)s, 1, sign(count(*))::bigint)")),
+        ),
+        seconds=60,
     ),
     "effect-without-status": Mutant(
         "the transaction of a handler commits though its job is another's by now",

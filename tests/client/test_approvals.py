@@ -74,6 +74,31 @@ def test_a_decision_that_makes_no_sense_is_refused(
     assert status_of(conn, "a") == "WAITING"
 
 
+@pytest.mark.parametrize(
+    ("field", "how"),
+    [
+        ("pipeline", {"pipeline": None}),
+        ("pipeline", {"pipeline": ""}),
+        ("decision", {"decision": None}),
+        ("decision", {"decision": ["approve"]}),
+        ("shown", {"shown": 5}),
+        ("shown", {"shown": "a\0"}),
+        ("shown", {"shown": ""}),
+        ("by", {"by": 5}),
+        ("question", {"question": "first"}),
+        ("groups", {"groups": "finance"}),
+    ],
+)
+def test_a_value_of_a_decision_that_cannot_be_stored_is_refused_before_any_sql(
+    conn: Conn, field: str, how: dict[str, Any]
+) -> None:
+    value_of: dict[str, Any] = {"pipeline": "orders", "decision": "approve", **how}
+    with conn.transaction(), pytest.raises(InvalidInput) as refused:
+        decide(conn, value_of.pop("pipeline"), "a", value_of.pop("decision"), **value_of)
+    assert refused.value.field == field
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_a_decision_on_data_that_has_changed_is_refused(conn: Conn, dsn: str) -> None:
     pipeline = waiting(conn, dsn, QUESTION)
     conn.execute("""UPDATE outbox.workflow_states SET metadata = '{"total": 6}' WHERE entity_id = 'a'""")
@@ -93,6 +118,18 @@ def test_an_edit_is_validated_and_becomes_the_data(conn: Conn, dsn: str) -> None
     assert approve(conn, pipeline, "a", by="sarah", edit={"total": 7}) == "PAID"
     assert value(conn, "SELECT metadata -> 'total' FROM outbox.workflow_states") == 7
     assert value(conn, "SELECT edited -> 'total' FROM outbox.approvals") == 7
+
+
+@pytest.mark.parametrize("first", [None, {"total": 7}], ids=["as it was", "with an edit"])
+def test_the_same_option_with_another_edit_is_another_answer(conn: Conn, dsn: str, first: Any) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+    for _ in range(2):
+        assert approve(conn, pipeline, "a", by="sarah", edit=first) == "PAID"
+    with pytest.raises(TooLate):
+        approve(conn, pipeline, "a", by="sarah", edit={"total": 8})
+    with pytest.raises(TooLate):
+        approve(conn, pipeline, "a", by="sarah", about={"total": 7, "of": "another"})
+    assert value(conn, "SELECT metadata -> 'total' FROM outbox.workflow_states") == (7 if first else 5)
 
 
 def test_on_an_async_connection_a_refusal_is_the_same_error(conn: Conn, dsn: str) -> None:

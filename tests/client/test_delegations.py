@@ -89,9 +89,13 @@ def test_odd_delegations_are_refused(conn: Conn) -> None:
         ("ann", tomorrow(), "ann"),
         ("eva", datetime(2100, 1, 1), "ann"),
         ("eva", "tomorrow", "ann"),
+        ("eva", datetime.now(UTC), "ann"),
     ):
         with pytest.raises(InvalidInput):
             delegate(conn, to, until=until, by=by)  # type: ignore[arg-type]
+    for by in ("", "a\0", 5):
+        with pytest.raises(InvalidInput, match="by"):
+            end_delegation(conn, "eva", by=by)  # type: ignore[call-overload]
     for until in ("now() - interval '1 second'", "'infinity'", "NULL"):
         with pytest.raises(psycopg.errors.InvalidParameterValue):
             conn.execute(f"SELECT outbox.delegate('eva', {until}, 'ann')".encode())

@@ -48,6 +48,17 @@ def link(conn: Conn, pipeline: Pipeline[Order], person: str = "ann", **more: Any
     return approval_link(conn, pipeline, "a", person=person, until=soon(), **more)
 
 
+def test_a_used_link_takes_no_other_edit(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+    token = link(conn, pipeline)
+    for _ in range(2):
+        assert use_link(conn, token, "approve", pipeline=pipeline, edit={"total": 7}) == "PAID"
+    with pytest.raises(LinkRefused) as refused:
+        use_link(conn, token, "approve", pipeline=pipeline, edit={"total": 8})
+    assert refused.value.why == "used"
+    assert value(conn, "SELECT metadata -> 'total' FROM outbox.workflow_states") == 7
+
+
 def test_a_link_says_what_it_is_for_and_opening_it_changes_nothing(conn: Conn, dsn: str) -> None:
     pipeline = waiting(conn, dsn, QUESTION)
     token = link(conn, pipeline)
@@ -160,9 +171,10 @@ def test_a_link_ends(conn: Conn, dsn: str) -> None:
             call(conn, token)
         assert refused.value.why == "unknown"
     with pytest.raises(psycopg.errors.InvalidParameterValue):
-        approval_link(conn, pipeline, "a", person="ann", until=datetime.now(UTC) - timedelta(hours=1))
-    with pytest.raises(InvalidInput, match="until"):
-        approval_link(conn, pipeline, "a", person="ann", until=datetime(2100, 1, 1))
+        conn.execute("SELECT outbox.approval_link('orders', 'a', 'ann', now())")
+    for until in (datetime(2100, 1, 1), datetime.now(UTC)):
+        with pytest.raises(InvalidInput, match="until"):
+            approval_link(conn, pipeline, "a", person="ann", until=until)
 
 
 def test_a_link_that_many_use_at_once_counts_once(conn: Conn, dsn: str, connect: Callable[..., Conn]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any
 
 import psycopg
@@ -85,6 +86,31 @@ def test_each_filter_finds_what_it_says_in_its_order(conn: Conn, worked: Pipelin
     assert len(all_of(worked, conn, older=0)) == 12
     assert all_of(worked, conn, older=HOUR) == []
     assert all_of(worked, conn, status="NOWHERE") == []
+
+
+def test_any_filters_together_find_what_fits_each_of_them(conn: Conn, worked: Pipeline[Any]) -> None:
+    everything = list(worked.find(conn))
+
+    def fits(each: Workflow[Any], asked: dict[str, Any]) -> bool:
+        ended = each.state == "finished"
+        return (
+            (asked["status"] or each.status) == each.status
+            and each.entity_id.startswith(asked["entity"] or "")
+            and (asked["waits_for"] or each.waits_for) == each.waits_for
+            and (not asked["dead"] or each.state == "dead")
+            and (asked["error"] is None or each.kind == asked["error"])
+            and (asked["older"] is None or not ended or asked["status"] is not None)
+        )
+
+    kind = value(conn, "SELECT kind FROM outbox.dead_jobs LIMIT 1")
+    choices: dict[str, tuple[Any, ...]] = {
+        "status": (None, "WAITING", "DONE"), "entity": (None, "done", "bad"), "older": (None, 0),
+        "waits_for": (None, "change"), "dead": (False, True), "error": (None, kind),
+    }  # fmt: skip
+    for chosen in product(*choices.values()):
+        asked = dict(zip(choices, chosen, strict=True))
+        wanted = {each.entity_id for each in everything if fits(each, asked)}
+        assert set(entities(worked.find(conn, **asked))) == wanted, asked
 
 
 def test_those_that_have_not_ended_come_in_the_order_in_which_they_came_to_their_status(

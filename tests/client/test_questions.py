@@ -291,7 +291,7 @@ def test_the_command_line_lists_the_questions_and_answers_one(conn: Conn, dsn: s
         assert row["id"] in outbox("approvals").out.replace("\n", "")
         assert row["id"] in outbox.fails("approve", "a")
     said = outbox("approve", "a", "--question", listed[0]["id"], "--by", "lea").out
-    assert said == "a: approve by lea -> WAITING\n"
+    assert said.startswith("a: approve by lea -> WAITING\nIt waits for a person to answer ")
     assert outbox("reject", "a", "--by", "max").out == "a: reject by max -> REFUSED\n"
     shown = outbox("show", "a", "--json").json
     assert [(row["name"], row["decided_by"]) for row in shown["approvals"]] == [("law", "lea"), ("money", "max")]

@@ -60,6 +60,20 @@ def test_a_person_counts_once_however_often_they_vote(conn: Conn, dsn: str) -> N
     assert value(conn, "SELECT count(*) FROM outbox.approval_votes") == 3
 
 
+def test_a_vote_with_another_edit_is_another_vote(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, TWO)
+    assert approve(conn, pipeline, "a", by="ann", groups=FINANCE) == "WAITING"
+    for _ in range(2):
+        assert approve(conn, pipeline, "a", by="ann", groups=FINANCE, edit={"total": 7}) == "WAITING"
+    assert value(conn, "SELECT metadata -> 'total' FROM outbox.workflow_states") == 7
+    with pytest.raises(DataChanged):
+        approve(conn, pipeline, "a", by="ann", groups=FINANCE, edit={"total": 8})
+    shown = value(conn, "SELECT outbox.shown(metadata) FROM outbox.workflow_states")
+    assert approve(conn, pipeline, "a", by="ben", groups=FINANCE, shown=shown) == "PAID"
+    with pytest.raises(TooLate):
+        approve(conn, pipeline, "a", by="ben", groups=FINANCE, edit={"total": 8})
+
+
 def test_who_asks_never_counts(conn: Conn, dsn: str) -> None:
     conn.execute("SET outbox.actor = 'ann'")
     pipeline = waiting(conn, dsn, TWO)
@@ -123,10 +137,12 @@ def test_one_approver_alone_may_give_some_answers(conn: Conn, dsn: str) -> None:
 
 def test_a_change_of_the_status_is_no_vote(conn: Conn, dsn: str, outbox: Outbox) -> None:
     waiting(conn, dsn, TWO)
-    with pytest.raises(psycopg.Error, match="votes lead to PAID; a change of the status is none") as refused:
+    with pytest.raises(psycopg.Error, match="lead to PAID, because the question has approvers") as refused:
         conn.execute("UPDATE outbox.workflow_states SET current_status = 'PAID'")
     assert refused.value.sqlstate == QuorumNeeded.sqlstate == "OB020"
-    assert "votes lead to REFUSED" in outbox.fails("set-status", "a", "REFUSED", "--reason", "no")
+    assert "lead to REFUSED, because the question has approvers" in outbox.fails(
+        "set-status", "a", "REFUSED", "--reason", "no"
+    )
     assert (status_of(conn, "a"), value(conn, "SELECT ended FROM outbox.approvals")) == ("WAITING", None)
     conn.execute("UPDATE outbox.workflow_states SET current_status = 'LATE'")
     assert value(conn, "SELECT ended FROM outbox.approvals") == "withdrawn", "any other status is open to all"
@@ -223,7 +239,10 @@ def test_of_many_who_vote_at_once_exactly_the_quorum_counts(conn: Conn, dsn: str
 
 def test_the_command_line_counts_votes(conn: Conn, dsn: str, outbox: Outbox) -> None:
     waiting(conn, dsn, TWO)
-    assert outbox("approve", "a", "--by", "ann", "--group", "finance").out == "a: approve by ann -> WAITING\n"
+    said = outbox("approve", "a", "--by", "ann", "--group", "finance").out.splitlines()
+    assert said[0] == "a: approve by ann -> WAITING"
+    assert said[1].startswith('It waits for 2 of finance to answer "Pay it?" (votes so far: 1), since ')
+    assert "approve by ann; needs 2 of finance" in " ".join(outbox("show", "a").out.split())
     table = " ".join(outbox("approvals").out.split())
     assert "approve by ann" in table
     (row,) = outbox("approvals", "--json").json
@@ -231,6 +250,6 @@ def test_the_command_line_counts_votes(conn: Conn, dsn: str, outbox: Outbox) -> 
     assert row["votes"] == [
         {"person": "ann", "cast_by": "ann", "option": "approve", "groups": ["finance"], "counts": True}
     ]
-    assert "is an approver" in outbox.fails("approve", "a", "--by", "dan")
+    assert "they are in none of the groups that may" in outbox.fails("approve", "a", "--by", "dan")
     outbox("approve", "a", "--by", "ben", "--group", "finance")
     assert status_of(conn, "a") == "PAID"

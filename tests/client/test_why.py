@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,13 @@ def lost(conn: Conn, dsn: str) -> None:
     conn.execute(RUNNING)
 
 
+def dead_end_but_a_cancellation(conn: Conn, dsn: str) -> None:
+    pipeline: Pipeline[Any] = Pipeline("p", initial="NEW", final={"DONE", "GONE"}, cancelled="GONE")
+    pipeline.stage("work", on="NEW", to="MOVED")(lambda run: None)
+    deployed(conn, pipeline).submit(conn, "a", {})
+    drain(pipeline, dsn)
+
+
 def after(*statements: str, **options: Any) -> Callable[[Conn, str], None]:
     """Plants the cause by statements after "a" is ready."""
 
@@ -152,7 +160,7 @@ CASES: dict[str, tuple[Callable[[Conn, str], Any], str, str, str]] = {
     "a person, whoever it is": (lambda conn, dsn: waiting(conn, dsn, QUESTION), "person",
         'It waits for a person to answer "Pay it?", since * UTC.', "outbox decide a approve|reject --pipeline orders"),
     "several people": (lambda conn, dsn: waiting(conn, dsn, WaitForApproval(questions=[Question("Legal?", options=OPTIONS), Question("Paid?", options=OPTIONS)])), "person",
-        'It waits for a person to answer "Legal?" and 1 more, since * UTC.', "outbox decide a approve|reject --question *-*-* --pipeline orders"),
+        'It waits for a person to answer "Legal?" and 1 more, since * UTC.', "outbox decide --question *-*-* a approve|reject --pipeline orders"),
     "votes": (voted, "person",
         'It waits for 2 of finance and 1 of law to answer "Pay it?" (votes so far: 1), since * UTC.', "outbox decide a approve|reject --pipeline orders"),
     "a signal": (lambda conn, dsn: waiting(conn, dsn, WaitForSignal("paid", to="PAID")), "signal",
@@ -208,6 +216,8 @@ CASES: dict[str, tuple[Callable[[Conn, str], Any], str, str, str]] = {
     "nobody is before it": (after(), "next", "It is next for stage work, whose workers are busy.", "wait, or start more workers: *"),
     "no job": (after("DELETE FROM outbox.jobs"), "no job", "Stage work takes it, but it has no job.", "outbox retry a --pipeline p"),
     "a dead end": (dead_end, "dead end", "No change leads out of MOVED, and it is not final.", "deploy a pipeline that allows one"),
+    "a dead end, but a cancellation": (dead_end_but_a_cancellation, "dead end",
+        "No change leads out of MOVED, and it is not final.", "deploy a pipeline that allows one"),
     "a status that is not deployed": (after("DELETE FROM outbox.routes WHERE status = 'NEW'"), "unknown status",
         "It is in NEW, which the deployed pipeline does not know.", "deploy code that knows it: *"),
     "a pipeline that is not deployed": (after("ALTER TABLE outbox.pipelines DISABLE TRIGGER USER", "DELETE FROM outbox.pipelines"), "not deployed",
@@ -299,6 +309,42 @@ def test_it_says_why_in_both_colours_and_refuses_what_is_not_there(conn: Conn, d
         why(conn, posts, "b")
     with pytest.raises(outbox.InvalidInput):
         why(conn, posts, "")
+
+
+@pytest.mark.parametrize(
+    ("entity", "name", "words"),
+    [
+        ("a", "paid", ["signal", "a", "paid", "--pipeline", "orders"]),
+        ("a", "it's paid; $(rm -rf /) | `x`", ["signal", "a", "it's paid; $(rm -rf /) | `x`", "--pipeline", "orders"]),
+        ("-a", "paid", ["signal", "--pipeline", "orders", "--", "-a", "paid"]),
+        ("a b", "-x", ["signal", "--pipeline", "orders", "--", "a b", "-x"]),
+        ("a\n'b\\", "z\u200b", ["signal", "a\n'b\\", "z\u200b", "--pipeline", "orders"]),
+    ],
+)
+def test_a_shell_reads_the_remedy_as_it_is_meant(
+    conn: Conn, dsn: str, entity: str, name: str, words: list[str]
+) -> None:
+    pipeline = deployed(conn, orders(WaitForSignal(name, to="PAID")))
+    pipeline.submit(conn, entity, Order())
+    drain(pipeline, dsn)
+    remedy = why(conn, pipeline, entity).remedy
+    shell = ["bash", "-c", f"outbox() {{ printf '%s\\0' \"$@\"; }}; {remedy}"]
+    said = subprocess.run(shell, check=True, capture_output=True, text=True, env={"LC_ALL": "C.UTF-8"}).stdout
+    assert said.split("\0")[:-1] == words
+
+
+def test_each_option_of_a_remedy_is_a_word_of_its_own(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, WaitForApproval("?", options={"yes, pay | now": "PAID", "-no": "REFUSED"}))
+    assert why(conn, pipeline, "a").remedy == "outbox decide --pipeline orders -- a -no|'yes, pay | now'"
+
+
+def test_names_of_stages_with_spaces_are_quoted_in_remedies(conn: Conn, dsn: str) -> None:
+    pipeline: Pipeline[Any] = Pipeline("my orders", initial="NEW", final={"DONE"})
+    pipeline.stage("do it", on="NEW", to="DONE")(lambda run: None)
+    deployed(conn, pipeline).submit(conn, "a", {})
+    assert why(conn, pipeline, "a").remedy == "outbox worker --app module:object --stage 'do it'"
+    conn.execute("INSERT INTO outbox.pauses (pipeline, stage, paused_by) VALUES ('my orders', 'do it', 'sarah')")
+    assert why(conn, pipeline, "a").remedy == "outbox resume 'my orders.do it'"
 
 
 def test_the_first_line_of_show_says_why(conn: Conn, dsn: str, outbox: Outbox) -> None:

@@ -34,7 +34,25 @@ def test_the_inbox_lists_what_is_asked(outbox: Outbox) -> None:
     for text in ("big", "Ship it?", "approve, reject", "sarah", "3d", "outbox approve ENTITY"):
         assert text in table
     assert outbox("approvals", "--assignee", "tom", "--json").json == []
-    assert outbox("approvals", "--pipeline", "nothing").out == "nothing waits for an approval\n"
+    assert outbox("approvals", "--assignee", "tom").out == "nothing waits for an approval\n"
+
+
+@pytest.mark.parametrize(
+    "command", [("approvals",), ("dead",), ("dead", "--kinds"), ("list",), ("list", "--status", "WAITING", "--json")]
+)
+def test_a_list_that_is_empty_because_a_name_is_misspelt_says_so(outbox: Outbox, command: tuple[str, ...]) -> None:
+    said = outbox.fails(*command, "--pipeline", "order")
+    assert said == 'outbox: pipeline "order" is not deployed here; deployed are orders'
+
+
+def test_a_list_of_a_status_that_there_is_not_says_which_there_are(outbox: Outbox) -> None:
+    said = outbox.fails("list", "--status", "WAITNG")
+    assert said.startswith('outbox: the deployed pipelines have no status "WAITNG", but ')
+    assert "WAITING" in said
+    assert 'pipeline "orders" has no status "WAITNG", but ' in outbox.fails(
+        "list", "--status", "WAITNG", "--pipeline", "orders"
+    )
+    assert outbox("list", "--status", "PAID").out == "no such workflows\n"
 
 
 @pytest.mark.parametrize(("command", "status"), [(("approve",), "APPROVED"), (("reject",), "REJECTED")])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -16,6 +15,7 @@ from psycopg.types.json import set_json_loads
 from kit.commands import Outbox
 from kit.databases import OWNER
 from kit.pipelines import Post, deployed, drain, drain_all, one_stage, run_one, status_of, value
+from kit.roles import role
 from kit.servers import PostgresServer
 from outbox import Backoff, InvalidInput, Pipeline, Reject, Run, Tick
 from outbox.database import migrations, session
@@ -104,7 +104,7 @@ def test_everything_works_whatever_the_database_sets(odd: str, outbox: Outbox) -
             assert set(users.execute(changed.encode()).fetchall()) <= {("transaction_deferrable",)}
         p.submit(users, "good", Post(content="plain"))
         assert p.submit_many(users, [("bad", Post())]) == 1
-        with pytest.raises(InvalidInput, match="client_encoding is iso8859-1"):
+        with pytest.raises(InvalidInput, match="client_encoding is latin-1"):
             p.submit(users, "other", Post(content="Ж"))
     with connect(odd, "test") as conn:
         conn.execute("UPDATE outbox.schedules SET next_at = now() - interval '1 second'")
@@ -169,16 +169,6 @@ def test_a_session_of_the_engine_has_what_it_needs_in_both_colours(odd: str) -> 
 
 
 QUESTION = b"SELECT name, CASE setting WHEN '0' THEN '0' ELSE setting END FROM pg_catalog.pg_settings"
-
-
-@contextmanager
-def role(admin_dsn: str, name: str) -> Iterator[None]:
-    with psycopg.connect(admin_dsn, autocommit=True) as admin:
-        admin.execute(f"CREATE ROLE {name}; GRANT {name} TO {OWNER}".encode())
-        try:
-            yield
-        finally:
-            admin.execute(f"DROP OWNED BY {name}; DROP ROLE {name}".encode())
 
 
 LEFT = {

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 import outbox
+from kit.commands import Outbox
 from kit.pipelines import deployed, drain, status_of, value
 from kit.waits import HOUR, PAYMENT, TIMED, Order, Task, families, put_off, trail, waiting
 from outbox import DefinitionError, Go, Pipeline, Run, Stranded, WaitForApproval, WaitForChildren, WaitForSignal
@@ -233,8 +234,10 @@ def test_a_question_whose_answer_leads_to_where_it_waits_after_the_rename_is_ref
     merged.stage("send", on="PAID", to="SENT")(lambda run: None)
     merged.allow("LATE", to={"PAID", "REFUSED"})
     merged.rename("WAITING", "LATE")
-    with pytest.raises(Stranded, match="waits for the answer wait"):
+    with pytest.raises(Stranded) as refused:
         deploy.deploy(conn, merged)
+    (problem,) = refused.value.problems
+    assert problem.endswith("(a), and both are called LATE from now on. Move them on first"), problem
 
 
 def test_a_rename_to_a_status_that_a_stage_takes_asks_what_becomes_of_the_questions(conn: Conn, dsn: str) -> None:
@@ -248,6 +251,17 @@ def test_a_rename_to_a_status_that_a_stage_takes_asks_what_becomes_of_the_questi
     assert value(conn, "SELECT stage FROM outbox.jobs") == "judge"
     drain(newer, dsn)
     assert status_of(conn, "a") == "SENT"
+
+
+@pytest.mark.parametrize("wait", [TIMED, PAYMENT], ids=["a question", "a signal"])
+def test_the_check_before_a_deploy_knows_the_new_names(
+    conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch, wait: Any
+) -> None:
+    waiting(conn, dsn, wait)
+    monkeypatch.setattr("apps.cli.orders", orders_v2(WAITING="IN_REVIEW", LATE="TOO_LATE"))
+    said = Outbox(dsn)("deploy", "--check", "--app", "apps.cli:orders")
+    assert "orders: status WAITING is renamed to IN_REVIEW\n" in said.out
+    assert (said.err, value(conn, "SELECT current_status FROM outbox.workflow_states")) == ("", "WAITING")
 
 
 def test_others_cannot_rename(conn: Conn, dsn: str) -> None:

@@ -65,7 +65,7 @@ def test_a_stage_that_takes_over_ends_the_questions_and_keeps_the_deadlines(conn
     assert ended == [("withdrawn", None, "stage judge takes WAITING")]
     assert deadlines(conn) == [("judge", "WAITING", "LATE", 60)]
     for by in ("ann", "bob"):
-        with pytest.raises(TooLate):
+        with pytest.raises(TooLate, match="the question was withdrawn: stage judge takes WAITING by "):
             outbox.approve(conn, "orders", "a", by=by)
     assert deploy.deploy(conn, automated("WAITING")) == []
     drain(automated(), dsn)
@@ -191,6 +191,6 @@ def test_the_command_ends_waits_only_if_it_is_told_to(conn: Conn, dsn: str) -> N
     run = Outbox(dsn)
     said = run("deploy", "--app", "apps.cli:automated", code=1).err
     assert "stage judge takes WAITING" in said
-    assert run("deploy", "--check", "--app", "apps.cli:automated", code=1).err == said
+    assert said.startswith(run("deploy", "--check", "--app", "apps.cli:automated", code=1).err)
     said = run("deploy", "--app", "apps.cli:automated", "--end-waits").out
     assert "WAITING: stage judge takes over, and 1 wait ends (1 for approval: a)" in said

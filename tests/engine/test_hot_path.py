@@ -22,7 +22,7 @@ from psycopg.conninfo import make_conninfo
 from kit.pipelines import Post, deployed, drain, value
 from outbox import Go, Pipeline, Run
 from outbox.database.link import PLANNING
-from outbox.engine import claim, commit
+from outbox.engine import claim, commit, sharing, transaction
 from outbox.engine.job import Finished, Message
 from outbox.engine.lane import Lane
 
@@ -250,3 +250,25 @@ def test_a_batch_is_two_round_trips_however_many_are_in_it(conn: Conn, dsn: str,
     found = trips(conn, dsn, tap, posts, 1_000, concurrency=1)
     assert found["outbox handler"] <= len(sizes) * 2 + 20, found
     assert len(sizes) < 30
+
+
+def test_jobs_that_share_a_commit_take_two_round_trips_each_and_two_together(
+    conn: Conn, dsn: str, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BEGIN with the mark, and COMMIT with all statuses; a savepoint beside each handler's first statement."""
+    monkeypatch.setattr(transaction, "LONGEST", 60.0)
+    monkeypatch.setattr(sharing, "FIRST", 10)
+    posts: Pipeline[Post] = Pipeline("p", data=Post, initial="A", final={"C"})
+    writing, silent = [], []
+
+    @posts.stage("all", on="A", to="C", transaction=True, share=10)
+    async def work(run: Run[Post]) -> None:
+        if int(run.entity_id[1:]) % 2:
+            writing.append(await run.connection.execute("SELECT 1"))
+        else:
+            silent.append(run.entity_id)
+
+    found = trips(conn, dsn, tap, posts, 100, concurrency=1)
+    transactions = value(conn, "SELECT count(DISTINCT xmin::text) FROM outbox.workflow_states")
+    assert transactions <= 20
+    assert found["outbox handler"] <= 2 * len(writing) + 2 * transactions + 20, "a handler without SQL costs nothing"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -27,3 +28,14 @@ def forget_groups(admin: Conn) -> None:
     ).fetchall()
     for (name,) in found:
         admin.execute(sql.SQL("DROP OWNED BY {0} CASCADE; DROP ROLE {0}").format(sql.Identifier(name)))
+
+
+@contextmanager
+def role(admin_dsn: str, name: str) -> Iterator[None]:
+    """Has a role without rights, which tests may change to, for a block."""
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name}; GRANT {name} TO {OWNER}".encode())
+        try:
+            yield
+        finally:
+            admin.execute(f"DROP OWNED BY {name}; DROP ROLE {name}".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -9,6 +10,7 @@ import pytest
 
 from kit.commands import Outbox
 from kit.pipelines import Post, deployed, drain, make_posts, value
+from kit.servers import wait_for
 from outbox import NotFound, OutboxError, Pipeline, PipelineInUse, Run, UnknownPipeline
 from outbox.database.refusals import raised_as_ours
 from outbox.operations import change, drop
@@ -111,6 +113,20 @@ def test_a_workflow_that_starts_meanwhile_is_seen_or_finds_no_pipeline(conn: Con
     busy.commit()
     with pytest.raises(psycopg.Error, match="has workflows"):
         conn.execute("DELETE FROM outbox.pipelines")
+
+
+def test_the_history_of_a_change_that_it_waited_for_is_deleted(conn: Conn, connect: Any, dsn: str) -> None:
+    pipeline = deployed(conn, full())
+    pipeline.submit_many(conn, [("a", Post()), ("b", Post())])
+    busy, dropping = connect(autocommit=False), connect()
+    busy.execute("UPDATE outbox.workflow_states SET current_status = 'DONE' WHERE entity_id = 'a'")
+    with ThreadPoolExecutor(1) as thread:
+        dropped = thread.submit(drop.drop, dropping, "posts", with_workflows=True, with_history=True)
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+        wait_for(lambda: value(conn, waits, busy.info.backend_pid) == 1)
+        busy.commit()
+        assert dropped.result() == 3, "the reaction to the change as well"
+    assert value(conn, "SELECT count(*) FROM outbox.state_changes") == 0
 
 
 def test_the_command_deletes_only_if_it_is_told_twice(conn: Conn, dsn: str) -> None:
