@@ -1,6 +1,6 @@
 """Runs the benches one after the other. Each writes its figures and a picture of them into a folder.
 
-`python -m bench [NAME ...] [--out FOLDER] [--quick]`
+`python -m bench [NAME ...] [--out FOLDER] [--quick | --history]`
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from .kit import picture, report
+from .kit import history, picture, report
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,12 @@ BENCHES = {
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("build/bench"), show_default=True,
               help="Where NAME.json and NAME.svg go.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Tiny sizes, to see that all of it runs; the figures mean nothing.")
-def main(names: Sequence[str], out: Path, quick: bool) -> None:
+@click.option("--history", "kept", is_flag=True, help="Keep the figures, with the commit, in bench/history.")
+def main(names: Sequence[str], out: Path, quick: bool, kept: bool) -> None:
     """Run all benches, or those with these names. One that fails doesn't keep the others from running."""
     picture.require()
+    if kept and quick:
+        raise click.UsageError("--quick gives no figures that are worth keeping: leave out --history")
     out.mkdir(parents=True, exist_ok=True)
     documents: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
@@ -76,6 +79,8 @@ def main(names: Sequence[str], out: Path, quick: bool) -> None:
             report.progress(failed[-1])
     report.summary({name: headline(name, document) for name, document in documents.items()})
     report.progress(f"NAME.json and NAME.svg of {', '.join(documents) or 'nothing'} are in {out}")
+    if kept:
+        report.progress(f"kept in {history.keep(documents)}")
     if failed:
         raise click.ClickException(f"not all was measured. {'; '.join(failed)}")
 

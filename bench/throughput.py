@@ -13,9 +13,10 @@ import click
 
 from .kit import report
 from .kit.alone import BATCH, CLIENTS, sql_alone
-from .kit.app import BATCHED, BOOKED, NOOP, PLAIN, SHARED
+from .kit.app import BATCHED, BOOKED, NOOP, PLAIN, POSTS, SHARED
 from .kit.database import machine, server
 from .kit.steps import SIZE, steps, submitted
+from .kit.wal import Scale
 
 MOST = 40_000_000
 """The most characters of data in a run, which bound its number of workflows."""
@@ -34,10 +35,19 @@ def main(jobs: int, rounds: int, json_file: Path | None) -> None:
     def sized(size: int) -> Measure:
         return partial(steps, jobs=min(jobs, MOST // size), size=size)
 
+    written: dict[str, list[float]] = {}
+
+    def weighed(dsn: str) -> float:
+        scale = Scale(postgres, dsn)
+        rate = steps(dsn, jobs, begun=scale.begin)
+        for name, value in scale.end(jobs * POSTS.steps).items():
+            written.setdefault(f"one process: {name}", []).append(value)
+        return rate
+
     with server() as postgres:
         subjects: dict[str, Measure] = {
             "submit_many, workflows/s": lambda dsn: submitted(dsn, jobs)[0],
-            "one process, steps/s": partial(steps, jobs=jobs),
+            "one process, steps/s": weighed,
             f"SQL alone ({CLIENTS} clients of pgbench), steps/s": partial(sql_alone, postgres, jobs=jobs),
             "two processes, steps/s": partial(steps, jobs=jobs, workers=2),
             "four processes, steps/s": partial(steps, jobs=jobs, workers=4),
@@ -63,7 +73,7 @@ def main(jobs: int, rounds: int, json_file: Path | None) -> None:
     )
     found["one process : SQL alone"] = [mine / theirs for mine, theirs in zip(one, alone, strict=True)]
     found["plain functions : async ones"] = [mine / theirs for mine, theirs in zip(plain, one, strict=True)]
-    figures = {name: report.spread(values) for name, values in found.items()}
+    figures = {name: report.spread(values) for name, values in (found | written).items()}
     settings = {"jobs": jobs, "payload, bytes": SIZE, "batch": BATCH, "rounds": rounds}
     report.show("throughput", settings, figures, where, json_file)
 

@@ -1651,7 +1651,7 @@ CREATE TABLE outbox.workflow_states (
     updated_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
     CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
 )
-WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.05');
+WITH (autovacuum_vacuum_scale_factor='0.05', fillfactor='50');
 
 COMMENT ON TABLE outbox.workflow_states IS 'One row for each workflow: an entity on its way through a pipeline. INSERT starts it, UPDATE of current_status moves it.';
 
@@ -2074,7 +2074,7 @@ BEGIN
         RETURNING pipeline, stage
     )
     SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
-    PERFORM outbox.wake(pipelines, stages);
+    PERFORM outbox.wake(pipelines, stages, NULL, 'new');
     RETURN coalesce(cardinality(stages), 0);
 END
 $$;
@@ -2626,30 +2626,40 @@ $$;
 COMMENT ON FUNCTION outbox.waits_take(ids uuid[], versions bigint[], over uuid[]) IS 'Internal: takes the waits of these changes out of what the worker has told.';
 
 CREATE FUNCTION outbox.wake(pipelines text[], stages text[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ SELECT outbox.wake(pipelines, stages, NULL, 'back') $$;
+
+COMMENT ON FUNCTION outbox.wake(pipelines text[], stages text[]) IS 'Internal: wakes idle workers for jobs of these stages that came back.';
+
+CREATE FUNCTION outbox.wake(pipelines text[], stages text[], ends text[], said text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+DECLARE
+    worker integer;
 BEGIN
     IF NOT EXISTS (SELECT FROM outbox.workers WHERE idle) THEN
         RETURN;
     END IF;
-    PERFORM pg_notify('outbox_' || chosen.id, '')
+    worker := outbox.told('outbox.worker')::integer;
+    PERFORM pg_notify('outbox_' || chosen.id, said)
     FROM (
-        SELECT pipeline || '.' || stage AS queue, count(*) AS jobs
-        FROM unnest(pipelines, stages) AS made (pipeline, stage)
+        SELECT pipeline || '.' || stage AS queue, count(*) AS jobs, bool_and(own IS NOT NULL) AS own
+        FROM unnest(pipelines, stages, ends) AS made (pipeline, stage, own)
         WHERE stage IS NOT NULL
         GROUP BY 1
     ) AS made
     CROSS JOIN LATERAL (
         SELECT w.id FROM outbox.workers AS w
-        WHERE w.idle AND made.queue = ANY (w.stages)
+        WHERE w.idle AND made.queue = ANY (w.stages) AND NOT (made.own AND w.id IS NOT DISTINCT FROM worker)
         ORDER BY random()
         LIMIT made.jobs
     ) AS chosen;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.wake(pipelines text[], stages text[]) IS 'Internal: wakes idle workers for new jobs of these stages.';
+COMMENT ON FUNCTION outbox.wake(pipelines text[], stages text[], ends text[], said text) IS 'Internal: wakes idle workers for more jobs of these stages.';
 
 CREATE FUNCTION outbox.why(pipeline text, entity_id text) RETURNS TABLE(cause text, sentence text, remedy text, details jsonb)
     LANGUAGE plpgsql STABLE
@@ -3397,7 +3407,7 @@ BEGIN
     END IF;
 
     -- 11. Wake workers for the new jobs.
-    PERFORM outbox.wake(pipelines, stages);
+    PERFORM outbox.wake(pipelines, stages, by_stages, 'new');
     RETURN NULL;
 END
 $$;
@@ -3546,7 +3556,7 @@ BEGIN
     END IF;
 
     -- 11. Wake workers for the new jobs.
-    PERFORM outbox.wake(pipelines, stages);
+    PERFORM outbox.wake(pipelines, stages, NULL, 'new');
     RETURN NULL;
 END
 $$;

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from . import picture
+from . import history, picture
 from .figures import measured_on, number
 
 PARTS = ("median", "min", "max")
@@ -119,6 +119,7 @@ def _print(table: Table, where: Mapping[str, Any]) -> None:
 
 def _write(document: Mapping[str, Any], json_file: Path | None, svg_file: Path | None) -> None:
     if json_file:
+        document = {**document, "run": history.stamp()}
         json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if svg_file:
         picture.draw(document, svg_file)

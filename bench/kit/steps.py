@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import string
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -39,13 +40,19 @@ def submitted(dsn: str, jobs: int, shape: Shape = POSTS, size: int = SIZE) -> tu
     return jobs / took, now
 
 
-def steps(dsn: str, jobs: int, workers: int = 1, shape: Shape = POSTS, size: int = SIZE) -> float:
-    """Returns the steps/s of worker processes, from the commit that made all jobs to the last step."""
+def steps(
+    dsn: str, jobs: int, workers: int = 1, shape: Shape = POSTS, size: int = SIZE, begun: Callable[[], object] = bool
+) -> float:
+    """Returns the steps/s of worker processes, from the commit that made all jobs to the last step.
+
+    `begun` is called right after that commit.
+    """
     with ExitStack() as running:
         for _ in range(workers):
             running.enter_context(worker(dsn, f"bench.kit.app:{shape.pipeline.name}"))
         wait_until(dsn, f"SELECT count(*) = {workers} FROM outbox.workers WHERE idle", 60)
         _, start = submitted(dsn, jobs, shape, size)
+        begun()
         wait_until(dsn, f"SELECT sum(workflows) = {jobs} FROM outbox.status_counts WHERE status = 'COMPLETED'", 600)
     return check_books(dsn, jobs, start, shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 
@@ -20,6 +21,13 @@ from .connection import dsn_of, reaching
 from .options import LogOptions, Number, app_option, log_options
 
 log = logging.getLogger("outbox.worker")
+
+COLLECT_AFTER = (20_000, 20, 50)
+"""New objects, and collections of the younger generation, after which a generation is collected.
+
+What a step makes goes without a collection, since it has no cycles.
+"""
+_DEFAULTS = gc.get_threshold()
 
 
 @click.command()
@@ -100,6 +108,7 @@ def worker(
     stop_pipe = processes.Supervisor(count).fork() if count > 1 else None
     with processes.last_word(stop_pipe):
         pipelines = application.load(app or found.app)
+        _collect_rarely()
         if found.listen_dsn and not readable(found.listen_dsn):
             raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
         with dsn_of(found) as dsn:
@@ -122,6 +131,17 @@ def worker(
         logging.shutdown()
         os._exit(1)
     ending.finish([*made.left, *left])
+
+
+def _collect_rarely() -> None:
+    """Makes the garbage collector pass over what is loaded, and look less often, unless the application has set it.
+
+    Only here: the process of an embedded worker is its application's.
+    """
+    if gc.isenabled() and gc.get_threshold() == _DEFAULTS:
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*COLLECT_AFTER)
 
 
 async def _run(made: Worker, stop_pipe: int | None, grace: float) -> None:

@@ -24,11 +24,11 @@ from .release import HELD_UP, Releaser
 
 log = logging.getLogger("outbox.worker")
 
-POLL_FIRST = 0.02
-"""Seconds to wait after a claim that found nothing; doubled each time until the worker is idle."""
+POLL_FIRST, POLL_UNTOLD = 0.02, 0.002
+"""Seconds to wait after a claim that found nothing, doubled each time; and where no notification would come first."""
 
 IDLE_AFTER = 0.1
-"""Seconds: once the poll delay is longer, the worker asks to be notified."""
+"""Seconds: once the poll delay is longer, the worker asks to be notified, however many jobs came before."""
 
 IDLE_POLL = 5.0
 """Seconds between polls of an idle worker. Maintenance wakes it within a second if there is work."""
@@ -52,8 +52,8 @@ class Claimer:
         self._inflight = inflight
         self._releaser = releaser
         self._clock = ServerClock()
-        self._delay = POLL_FIRST
-        self._found, self._full = 0, False
+        self._delay = POLL_UNTOLD
+        self._found, self._full, self._full_before = 0, False, False
         self._unanswered = False
         self._connections = 0
 
@@ -61,7 +61,7 @@ class Claimer:
         """Claims up to the given number of jobs for each lane; returns whether there were any, or may be more."""
         await self._lease.registered.wait()
         self._inflight.claiming()
-        self._found, self._full = 0, True
+        self._full_before, self._found, self._full = self._full, 0, True
         try:
             if self._unanswered:
                 await self._agree()
@@ -84,21 +84,33 @@ class Claimer:
 
     async def rest(self) -> None:
         """Waits until another claim is worth its round trip: after a wake-up, when there is room, or after a delay."""
+        inflight, now = self._inflight, time.monotonic()
+        # One full claim is no load: the lane may have one slot.
+        if inflight.idle and ((self._full and self._full_before) or inflight.notices.too_many(now)):
+            inflight.notices.stopped(now)
+            await self._set_idle(False)
         if self._found:
-            self._delay = POLL_FIRST
-            if self._inflight.idle:
-                await self._set_idle(False)
+            self._poll_soon()
+        elif inflight.announced:
+            inflight.wake()  # a job with an older id may have been committed late: look from zero
         if self._full:
             if self._found:
-                await self._inflight.more_room()
+                await inflight.more_room()
             return
-        if not self._inflight.idle and self._delay > IDLE_AFTER:
-            await self._set_idle(True)
-            return  # look once more: work that came before the flag was visible has notified no worker
-        if await self._inflight.woken(self._delay):
-            self._delay = POLL_FIRST
+        rarely = self._lease.listens and inflight.notices.may_ask(now)
+        if not inflight.idle and (rarely or self._delay > IDLE_AFTER) and await self._set_idle(True):
+            inflight.notices.asked(now)
+            # Look once more: what came before the flag was visible has notified no worker. So has what was begun before
+            # and commits later: hence the polls go on from the shortest delay.
+            self._poll_soon()
+            return
+        if await inflight.woken(self._delay):
+            self._poll_soon()
         else:
-            self._delay = IDLE_POLL if self._inflight.idle else self._delay * 2
+            self._delay = min(2 * self._delay, IDLE_POLL)
+
+    def _poll_soon(self) -> None:
+        self._delay = POLL_FIRST if self._inflight.idle else POLL_UNTOLD
 
     async def reconcile(self, link: Link) -> None:
         """Periodically releases jobs taken by a claim that went on after its connection was given up."""
@@ -196,7 +208,9 @@ class Claimer:
                 else:
                     await self._releaser.not_held([job])
 
-    async def _set_idle(self, idle: bool) -> None:
+    async def _set_idle(self, idle: bool) -> bool:
+        """Stores whether to notify this worker. Returns False if that failed, or its lease was taken away."""
         with contextlib.suppress(psycopg.Error, OSError):
             if await self._lease.set_idle(self._link, idle):
                 self._inflight.idle = idle
+        return self._inflight.idle == idle

@@ -24,6 +24,7 @@ from ..texts import printable
 from .batch import Batch
 from .job import Failed, Finished, Job
 from .lane import Lane, Lanes
+from .notices import Notices
 
 log = logging.getLogger("outbox.worker")
 
@@ -43,6 +44,9 @@ what waits for it fails. Cancelled before, psycopg would ask the same server to 
 MOST_HELD_UP = 10_000
 """Most outcomes that may be held up before claims stop: one session can lock all rows of a pipeline."""
 
+NEW = "new"
+"""What a notification says of jobs that were just made. Any other may be of jobs that came back, with old ids."""
+
 QUIET_POLL = 0.05
 """Seconds between two checks of what is in flight: a handler that is cancelled too late sends no signal."""
 
@@ -60,14 +64,18 @@ class Counts:
 class InFlight:
     """Owns the jobs of a process, and wakes the steps that wait for them.
 
-    `idle`: the claimer rests and has asked the database to notify it. `draining`: the worker ends when nothing is due.
+    `idle`: the claimer has asked the database to notify it of jobs. `draining`: the worker ends when nothing is due.
     `something_ended` wakes the committer, and `something_started` the loop that watches timeouts.
     """
 
     def __init__(self, lanes: Lanes, counts: Counts | None = None, *, draining: bool = False) -> None:
         self.lanes = lanes
         self.counts = counts or Counts()
-        self.idle = False
+        self.idle, self.notices = False, Notices()
+        self.announced, self._told = (
+            False,
+            False,
+        )  # whether a notification of new jobs came before the last claim; since
         self.next_due = float("inf")
         self.due_sooner = asyncio.Event()
         self.something_started, self.something_ended = asyncio.Event(), asyncio.Event()
@@ -159,7 +167,7 @@ class InFlight:
         self.counts.done += count
         for pipeline, status in {(job.stage.pipeline, outcome.status) for job, outcome in finished}:
             if self.lanes.takes(pipeline, status):
-                self.wake(returned=False)
+                self._wake_for_new()
         for _, outcome in finished:
             if outcome.wait is not None:
                 for seconds in (outcome.wait.get("after"), outcome.wait.get("within")):
@@ -311,6 +319,7 @@ class InFlight:
     def claiming(self) -> None:
         """Forgets the signs so far, because the claim that follows sees the work that they announced."""
         self._woken.clear()
+        self.announced, self._told = self._told, False
 
     def wake(self, *, returned: bool = True) -> None:
         """Makes the claimer look for work now. `returned`: a job may have come back, with an old id."""
@@ -319,6 +328,21 @@ class InFlight:
                 lane.scan.reset()
             self._lift_limits(list(self.lanes.values()))
         self._woken.set()
+
+    def notified(self, what: str) -> None:
+        """Counts a notification, and makes the claimer look: for new jobs, or also for those that came back."""
+        self.notices.heard(time.monotonic())
+        if what == NEW:
+            self._told = True
+            self._wake_for_new()
+        else:
+            self.wake()
+
+    def _wake_for_new(self) -> None:
+        # It may be of a partition that isn't at its limit. Under load, claims at the limit's own pace find it.
+        if self.idle:
+            self._lift_limits(list(self.lanes.values()))
+        self.wake(returned=False)
 
     def due_in(self, seconds: float) -> None:
         """Makes maintenance tick when a job of this process is due, if that is before its next tick."""

@@ -54,7 +54,7 @@ class Lease:
         self.every = min(seconds / BEATS, BEAT_EVERY)
         self.registered = asyncio.Event()
         self._seconds = seconds
-        self._listen = listen
+        self.listens = listen
         self._stages = [lane.stage.queue for lane in inflight.lanes.values()]
         self._inflight = inflight
         self._former = 0
@@ -113,7 +113,7 @@ class Lease:
         A worker that doesn't listen stores nothing. A NOTIFY to it would reach no one, and sessions that had sent it
         could not PREPARE TRANSACTION.
         """
-        if not self._listen:
+        if not self.listens:
             return True
         return bool(await link.execute(SQL["worker_set_idle"], {"worker": self.id, "idle": idle}))
 
@@ -151,7 +151,7 @@ class Lease:
     async def _greet(self, conn: psycopg.AsyncConnection[Any]) -> None:
         rows = await self._link.execute(SQL["worker_watch"], {"worker": self.id})
         self._watched = bool(rows[0][0])
-        if self._listen:
+        if self.listens:
             await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(f"outbox_{self.id}")))
         self._greeted = conn
         self._inflight.wake()  # a notification may have come before this connection listened
@@ -168,12 +168,9 @@ class Lease:
 
     async def _hear(self, conn: psycopg.AsyncConnection[Any], until: float) -> None:
         while self.id and (rest := until - time.monotonic()) > 0:
-            if not self._listen:
+            if not self.listens:
                 await asyncio.sleep(min(rest, 0.5))
                 continue
             # The timeout is short, so that a lease given up in the meantime is soon replaced.
-            async for _ in conn.notifies(timeout=min(rest, 0.5), stop_after=1):
-                self._notified()
-
-    def _notified(self) -> None:
-        self._inflight.wake()
+            async for notify in conn.notifies(timeout=min(rest, 0.5), stop_after=1):
+                self._inflight.notified(notify.payload)

@@ -35,31 +35,40 @@ RETURN CASE jsonb_typeof(metadata #> path)
     ELSE 0 END;
 COMMENT ON FUNCTION outbox.priority_of(jsonb, text[]) IS 'Internal: the priority within a partition that data has.';
 
--- Wakes as many idle workers of a stage as it has new jobs, each on its own channel: no herd, and no NOTIFY (which takes a
--- lock over the whole cluster at commit) while every worker is busy.
-CREATE OR REPLACE FUNCTION outbox.wake(pipelines text[], stages text[]) RETURNS void
+-- Wakes as many of a stage's workers that want it as the stage has more jobs, each on its own channel: no herd, and no NOTIFY
+-- (which takes a lock over the whole cluster at commit) while every worker is busy. A job with an `ends[n]` was made by the
+-- end of a job of `outbox.worker`, which looks for it by itself. `said` tells whether they are new, or came back with old ids.
+CREATE OR REPLACE FUNCTION outbox.wake(pipelines text[], stages text[], ends text[], said text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    worker integer;
 BEGIN
     IF NOT EXISTS (SELECT FROM outbox.workers WHERE idle) THEN
         RETURN;
     END IF;
-    PERFORM pg_notify('outbox_' || chosen.id, '')
+    worker := outbox.told('outbox.worker')::integer;
+    PERFORM pg_notify('outbox_' || chosen.id, said)
     FROM (
-        SELECT pipeline || '.' || stage AS queue, count(*) AS jobs
-        FROM unnest(pipelines, stages) AS made (pipeline, stage)
+        SELECT pipeline || '.' || stage AS queue, count(*) AS jobs, bool_and(own IS NOT NULL) AS own
+        FROM unnest(pipelines, stages, ends) AS made (pipeline, stage, own)
         WHERE stage IS NOT NULL
         GROUP BY 1
     ) AS made
     CROSS JOIN LATERAL (
         SELECT w.id FROM outbox.workers AS w
-        WHERE w.idle AND made.queue = ANY (w.stages)
+        WHERE w.idle AND made.queue = ANY (w.stages) AND NOT (made.own AND w.id IS NOT DISTINCT FROM worker)
         ORDER BY random()
         LIMIT made.jobs
     ) AS chosen;
 END
 $$;
-COMMENT ON FUNCTION outbox.wake(text[], text[]) IS 'Internal: wakes idle workers for new jobs of these stages.';
+COMMENT ON FUNCTION outbox.wake(text[], text[], text[], text) IS 'Internal: wakes idle workers for more jobs of these stages.';
+
+CREATE OR REPLACE FUNCTION outbox.wake(pipelines text[], stages text[]) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+AS $$ SELECT outbox.wake(pipelines, stages, NULL, 'back') $$;
+COMMENT ON FUNCTION outbox.wake(text[], text[]) IS 'Internal: wakes idle workers for jobs of these stages that came back.';
 
 -- New jobs for workflows that have none; a dead one goes, and its idempotency key stays. It waits for a deploy that is under way,
 -- and sees the routes that it has written, since each statement of the function has a snapshot of its own. It runs as the owner:
@@ -101,7 +110,7 @@ BEGIN
         RETURNING pipeline, stage
     )
     SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
-    PERFORM outbox.wake(pipelines, stages);
+    PERFORM outbox.wake(pipelines, stages, NULL, 'new');
     RETURN coalesce(cardinality(stages), 0);
 END
 $$;

@@ -158,7 +158,7 @@ BEGIN
     END IF;
 
     -- 11. Wake workers for the new jobs.
-    PERFORM outbox.wake(pipelines, stages);
+    PERFORM outbox.wake(pipelines, stages, NULL, 'new');
     RETURN NULL;
 END
 $$;
@@ -372,7 +372,7 @@ BEGIN
     END IF;
 
     -- 11. Wake workers for the new jobs.
-    PERFORM outbox.wake(pipelines, stages);
+    PERFORM outbox.wake(pipelines, stages, by_stages, 'new');
     RETURN NULL;
 END
 $$;

@@ -28,9 +28,9 @@ SELECT ARRAY(SELECT p.pipeline FROM outbox.pipelines AS p ORDER BY p.pipeline) A
              WHERE %(pipeline)s::text IS NULL OR r.pipeline = %(pipeline)s ORDER BY r.status) AS statuses;
 
 -- name: workers
--- Returns the workers.
--- Reads workers.
-SELECT w.id, w.name, w.stages, w.idle, w.started_at, extract(epoch FROM now() - w.beat_at)::float8 AS beat_seconds_ago
+-- Returns the workers. One that has jobs is not idle, though it may have asked to be notified of more.
+-- Reads jobs, workers. Uses jobs_running.
+SELECT w.id, w.name, w.stages, w.idle AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.owner = w.id) AS idle, w.started_at, extract(epoch FROM now() - w.beat_at)::float8 AS beat_seconds_ago
 FROM outbox.workers AS w
 ORDER BY w.id;
 

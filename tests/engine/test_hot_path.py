@@ -5,8 +5,10 @@ A number that falls is a gain: write it down here. One that rises needs a reason
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -92,6 +94,52 @@ def test_a_commit_writes_six_rows_a_step_and_two_a_batch(conn: Conn, connect: Co
     assert scans["workflow_states"] == (0, 2 * BATCH), "the fence finds it, then the update"
     assert scans["jobs"] == (0, 2 * BATCH + 1), "the fence finds it, then the trigger, which ends all in one scan"
     assert not {"state_changes", "messages_0", "status_counts"} & scans.keys(), "what is only appended is not read"
+
+
+def logged(conn: Conn, admin_dsn: str, act: Callable[[], Any]) -> tuple[float, float]:
+    """Run a transaction for a batch; return the WAL records and bytes of a step, without images of whole pages."""
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        where = admin.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+        act()
+        xid = value(conn, "SELECT pg_current_xact_id()::text")
+        conn.commit()
+        ((begin, end, first, last, programs),) = admin.execute(
+            "SELECT l.first, l.last, current_setting('data_directory') || '/pg_wal/' || pg_walfile_name(l.first::pg_lsn),"
+            " pg_walfile_name(l.last::pg_lsn), p.setting"
+            " FROM (SELECT %s::text, pg_current_wal_flush_lsn()::text) AS l (first, last), pg_config() AS p"
+            " WHERE p.name = 'BINDIR'",
+            where,
+        )
+    command = [f"{programs}/pg_waldump", "--stats", f"--start={begin}", f"--end={end}", f"--xid={xid}", first, last]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    total = re.search(r"^Total +(\d+) +(\d+) ", told, re.MULTILINE)
+    assert total is not None, told
+    return int(total[1]) / BATCH, int(total[2]) / BATCH
+
+
+def test_what_a_step_writes_to_the_log(conn: Conn, connect: Connect, admin_dsn: str, claimed: Any) -> None:
+    """Records and bytes of WAL: what a disk, and each standby, must take."""
+    _, lane, statement, params = claimed
+    measured = connect(autocommit=False)
+    rows: list[Any] = []
+    claims = logged(measured, admin_dsn, lambda: rows.extend(measured.execute(statement, params).fetchall()))
+    claim.receive(1, {("p", "first"): lane}, rows)
+    batch = [(job, Finished("B", "{}", [Message("t", job.entity_id, "{}", None)])) for job in lane.waiting]
+    for name, setting in PLANNING.items():
+        measured.execute("SELECT set_config(%s, %s, false)", (name, setting))
+    commits = logged(measured, admin_dsn, lambda: measured.execute(*commit.finish(batch)))
+    assert claims[0] <= 5.1, "a lock, the row, and an entry in each of three indexes"
+    assert claims[1] <= 435
+    assert commits[0] <= 14.1
+    assert commits[1] <= 1_250
+
+
+def test_a_change_of_the_status_touches_no_index(connect: Connect, claimed: Any) -> None:
+    """All rows of a page change in one batch, and each finds room there."""
+    measured = connect(autocommit=False)
+    measured.execute("UPDATE outbox.workflow_states SET current_status = 'B'")
+    updates = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'workflow_states'"
+    assert measured.execute(updates).fetchall() == [(BATCH, BATCH)]
 
 
 def test_a_submit_writes_three_rows_a_workflow_and_one_a_batch(conn: Conn, connect: Connect) -> None:

@@ -188,6 +188,22 @@ def test_there_is_room_when_a_slot_is_free_and_not_too_much_is_uncommitted(desk:
     asyncio.run(go())
 
 
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_new_job_may_start_though_the_limits_hold_back_the_others(desk: Desk, idle: bool) -> None:
+    """It may be of another partition. The claimer was not told of the worker's own commit by any notification."""
+    desk.inflight.idle = idle
+    job = desk.claimed("a")
+    for new in ("told of it", "made it"):
+        desk.lane.held_until = time.monotonic() + 3600
+        desk.inflight.claiming()
+        if new == "made it":
+            desk.inflight.done([(job, Finished("A", None, []))], 1)
+        else:
+            desk.inflight.notified("new")
+        assert (desk.lane.held_until == 0.0) == idle
+        assert desk.inflight._woken.is_set()
+
+
 def test_the_nearest_due_time_wakes_maintenance_and_a_later_one_does_not(desk: Desk) -> None:
     desk.inflight.next_due = time.monotonic() + 3600
     desk.inflight.due_in(7200)

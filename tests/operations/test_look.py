@@ -36,6 +36,15 @@ def test_status_json_is_one_document(outbox: Outbox, shop: Conn) -> None:
     assert found["workers"] == []
 
 
+def test_status_shows_a_worker_with_jobs_as_working(outbox: Outbox, shop: Conn) -> None:
+    """It may have asked to be notified of more."""
+    new = "INSERT INTO outbox.workers (name, stages, lease, idle) VALUES ('w', '{}', '1 hour', true) RETURNING id"
+    first, second = value(shop, new), value(shop, new)
+    shop.execute("UPDATE outbox.jobs SET owner = %s, claimed_at = now() WHERE owner IS NULL AND due", [first])
+    found = {worker["id"]: worker["idle"] for worker in outbox("status", "--json").json["workers"]}
+    assert found == {first: False, second: True}
+
+
 def test_status_of_an_empty_database_says_so(outbox: Outbox) -> None:
     assert "no pipeline is deployed here" in outbox("status").out
     assert outbox("status", "--json").json == {

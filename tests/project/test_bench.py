@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import psycopg
 import pytest
 
 from bench import endurance
-from bench.kit import chains, picture
+from bench.kit import chains, history, picture
 from kit.servers import DEADLINE, store
 from outbox import Go, Run, testing
 from outbox.definition import deploy
@@ -39,10 +40,41 @@ def run(bench: str, file: Path, *options: str) -> tuple[str, dict[str, Any]]:
 
 def test_the_throughput_bench_measures_all_its_subjects_and_writes_json(tmp_path: Path) -> None:
     out, document = run("throughput", tmp_path / "figures.json", "--jobs", "800", "--rounds", "1")
-    assert len(document["figures"]) == 13
+    assert len(document["figures"]) == 17
+    assert document["figures"]["one process: WAL records/step"]["median"] < 30
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert document["machine"]["postgres"]["fsync"] == "on"
     assert "one process" in out
+
+
+def document(commit: str | None, **figures: float) -> dict[str, Any]:
+    """Return what a bench would have written."""
+    run = {"commit": commit, "date": "2026-03-01T12:00:00+00:00", "load": [0.5, 0.4, 0.3]}
+    return {"bench": "b", "settings": {"jobs": 1}, "figures": figures, "machine": {"cores": 2}, "run": run}
+
+
+def test_figures_are_kept_with_their_commit_their_date_and_their_machine(tmp_path: Path) -> None:
+    file = history.keep({"one": document("abc", x=1.0), "two": document("abc", y=2.0)}, tmp_path / "history")
+    assert file.name == "2026-03-01-abc.json"
+    kept = json.loads(file.read_text())
+    assert (kept["commit"], kept["date"], kept["machine"]) == ("abc", "2026-03-01T12:00:00+00:00", {"cores": 2})
+    assert kept["benches"]["two"] == {"settings": {"jobs": 1}, "load": [0.5, 0.4, 0.3], "figures": {"y": 2.0}}
+
+
+@pytest.mark.parametrize("commits", [("abc+",), ("abc", "abd"), (None,), ()])
+def test_figures_that_belong_to_no_commit_are_not_kept(tmp_path: Path, commits: tuple[str | None, ...]) -> None:
+    documents = {str(number): document(commit) for number, commit in enumerate(commits)}
+    with pytest.raises(click.ClickException, match="one commit without changes"):
+        history.keep(documents, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_kept_is_of_one_form() -> None:
+    for file in history.FOLDER.glob("*.json"):
+        kept = json.loads(file.read_text())
+        assert file.name == f"{kept['date'][:10]}-{kept['commit']}.json"
+        assert kept["machine"]["postgres"]["fsync"] == "on"
+        assert all(bench["figures"] for bench in kept["benches"].values())
 
 
 def test_the_limits_bench_measures_each_kind_beside_none(tmp_path: Path) -> None:
