@@ -42,6 +42,7 @@ BENCHES = {
     "idle": Bench("--seconds 5 --settle 0 --rounds 1", headline="statements|CPU|PSS"),
     "backlog": Bench("--jobs 20000 --seconds 3"),
     "relay": Bench("--messages 5000 --rounds 1 --single 20 --backlog 20000", headline="^(?!.*CPU)"),
+    "unroutable": Bench("--messages 900 --rounds 1", headline="^(?!.*CPU)"),
     "bloat": Bench("--seconds 12 --slice 2 --rate 1000"),
     "endurance": Bench("--seconds 16 --slice 2", headline="steps/s|claim|dead"),
     "limits": Bench("--jobs 2000 --rounds 1"),

@@ -5150,6 +5150,8 @@ CREATE INDEX parked_messages_by_end ON outbox.parked_messages USING btree (relay
 
 CREATE INDEX parked_messages_by_key ON outbox.parked_messages USING btree (relay, key, id) WHERE (key IS NOT NULL);
 
+CREATE INDEX parked_messages_stopping ON outbox.parked_messages USING btree (relay, key, id) WHERE ((key IS NOT NULL) AND (waits_until IS NULL) AND (NOT retry));
+
 CREATE INDEX parked_messages_to_retry ON outbox.parked_messages USING btree (relay, id) WHERE retry;
 
 CREATE INDEX parked_messages_waiting ON outbox.parked_messages USING btree (relay, routing_key, id) WHERE ((waits_until IS NOT NULL) AND (NOT retry));

@@ -16,19 +16,20 @@ from ..texts import printable
 _ESCAPED = "write it as key=value pairs, or as a URL with %40 for @, %2F for / and %3A for : in the password"
 
 
-def engine_conninfo(dsn: str, role: str, *, writable: bool = False) -> str:
+def engine_conninfo(dsn: str, role: str, *, writable: bool = False, several: bool = False) -> str:
     """Returns the DSN with the parameters that sessions of Outbox have unless the DSN says otherwise.
 
     They are an application_name, which pg_stat_activity shows, and timeouts by which a dead peer is noticed within
-    seconds. `writable`: of its hosts and their addresses, the first one that can be written to. Raises SettingsError
-    for a DSN that can't be read: libpq's own message may quote the password.
+    seconds. `writable`: of its hosts and their addresses, the first one that can be written to. `several`: its name has
+    several addresses. Raises SettingsError for a DSN that can't be read: libpq's own message may quote the password.
     """
     if not readable(dsn):
         raise SettingsError(f"can't read the DSN {printable(redact(dsn))}: {_how_to_write(dsn)}")
     given = conninfo_to_dict(dsn)
     defaults = {
-        # For each address: a host that hangs must not keep us long from the next one.
-        "connect_timeout": "3" if _has_hosts(given) else "10",
+        # For each address: a host that hangs must not keep us long from the next one. A lone one may be slow, and
+        # attempts.py makes others beside it.
+        "connect_timeout": "3" if several or _has_hosts(given) else "10",
         "keepalives_idle": "5",
         "keepalives_interval": "2",
         "keepalives_count": "3",
@@ -44,14 +45,16 @@ def engine_conninfo(dsn: str, role: str, *, writable: bool = False) -> str:
     )
 
 
-def ways(dsn: str, role: str, *, pooled: bool, read_only: bool = False) -> list[tuple[str, bool]]:
+def ways(
+    dsn: str, role: str, *, pooled: bool, read_only: bool = False, several: bool = False
+) -> list[tuple[str, bool]]:
     """Returns the connection strings to try, one after the other, each with whether it is the last.
 
     A pooler remembers what the server was, and may say that a new primary is read-only: where it leads must be asked
     of the server. Only to choose among several hosts its word is taken first. `read_only`: in the end any server will
     do, whatever the DSN says.
     """
-    writable, any_server = engine_conninfo(dsn, role, writable=True), engine_conninfo(dsn, role)
+    writable, any_server = (engine_conninfo(dsn, role, writable=each, several=several) for each in (True, False))
     if read_only:
         any_server = make_conninfo(any_server, target_session_attrs="any")
     if not (pooled or read_only):

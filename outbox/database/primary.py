@@ -177,6 +177,12 @@ def narrowed(conninfo: str) -> str:
     return make_conninfo("", **{**given, "load_balance_hosts": "disable"})
 
 
+def has_several(dsn: str) -> bool:
+    """Whether this process has found that a DSN leads to several hosts, or that its name has several addresses."""
+    known = _known.get(_key(dsn)) if readable(dsn) else None
+    return known is not None and not known.is_single
+
+
 def arriving(conninfo: str, conn: Connection) -> Generator[Statement, Any, int]:
     """Asks in a new session where it is. Returns its timeline, or 0 if it can't be told or this process does not watch.
 

@@ -21,6 +21,7 @@ from psycopg.rows import tuple_row
 from ..errors import SettingsError
 from ..texts import printable
 from . import primary, statements
+from .attempts import connected
 from .connection_group import PATIENCE, ConnectionGroup
 from .dsn import ways
 from .statements import text_array
@@ -116,7 +117,7 @@ def connect(
     """
     group = group or ConnectionGroup()
     group.require_room()
-    for conninfo, last in ways(group.without(dsn), role, pooled=pooled, read_only=read_only):
+    for conninfo, last in _ways(dsn, role, group, pooled=pooled, read_only=read_only):
         try:
             conn = psycopg.connect(primary.narrowed(conninfo), autocommit=True, prepare_threshold=threshold(pooled))
             break
@@ -140,10 +141,16 @@ async def connect_async(
     pooled: bool = False,
     group: ConnectionGroup | None = None,
 ) -> psycopg.AsyncConnection[Any]:
-    """Does what `connect` does, async, for what writes."""
+    """Does what `connect` does, async, for what writes. Makes further attempts beside one that takes long."""
     group = group or ConnectionGroup()
     group.require_room()
-    for conninfo, last in ways(group.without(dsn), role, pooled=pooled):
+    return await connected(lambda: _attempt(dsn, role, settings, pooled, group))
+
+
+async def _attempt(
+    dsn: str, role: str, settings: Mapping[str, str], pooled: bool, group: ConnectionGroup
+) -> psycopg.AsyncConnection[Any]:
+    for conninfo, last in _ways(dsn, role, group, pooled=pooled):
         try:
             conn = await psycopg.AsyncConnection.connect(
                 primary.narrowed(conninfo), autocommit=True, prepare_threshold=threshold(pooled)
@@ -163,6 +170,13 @@ async def connect_async(
         await conn.close()
         raise
     return conn
+
+
+def _ways(
+    dsn: str, role: str, group: ConnectionGroup, *, pooled: bool, read_only: bool = False
+) -> list[tuple[str, bool]]:
+    several = primary.has_several(dsn)
+    return ways(group.without(dsn), role, pooled=pooled, read_only=read_only, several=several)
 
 
 def tuples(conn: psycopg.Connection[Any], statement: bytes, **params: Any) -> list[Any]:

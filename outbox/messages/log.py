@@ -52,8 +52,10 @@ _ROW_BYTES = 200
 LEAVE_WITHIN = 2.0
 """Seconds in which a relay that ends tries to free its name: else its lease's end does it."""
 
-_PLANNING = {"enable_seqscan": "off", "jit": "off"}
-"""Keeps sessions from plans that scan the log: one that was cached while it was empty would be used when it is full."""
+_PLANNING = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+"""Keeps sessions from plans that scan the log, or what is beside it: one that was cached while it was empty would be
+used when it is full.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +209,10 @@ class Log:
             keys=text_array(message.key for message in messages),
             payloads=text_array(message.payload for message in messages),
             headers=text_array(message.headers for message in messages),
-            created=[message.created_at for message in messages],
+            created=text_array(message.created_at.isoformat() for message in messages),
             reasons=text_array(unsent.reason for unsent in parked.values()),
             routing_keys=text_array(unsent.routing_key for unsent in parked.values()),
-            waits=[unsent.waits for unsent in parked.values()],
+            waits=text_array(None if unsent.waits is None else str(unsent.waits) for unsent in parked.values()),
         )
         if not rows:
             raise TakenOver(f"relay {self._name!r} was taken over")

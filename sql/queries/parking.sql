@@ -4,11 +4,16 @@
 
 -- name: parked_keys
 -- Returns which of these keys have a parked message, behind which later messages of the key are parked in strict mode;
--- and whether all that a key has here will go out by itself.
--- Reads parked_messages. Uses parked_messages_by_key.
-SELECT p.key, bool_and(p.retry OR p.waits_until IS NOT NULL)
-FROM outbox.parked_messages AS p WHERE p.relay = %(name)s AND p.key = ANY (%(keys)s::text[])
-GROUP BY p.key;
+-- and whether all that a key has here will go out by itself. A key may have very many here, so it asks for one of each
+-- kind, by LIMIT, since Postgres may answer EXISTS by one reading of the whole table.
+-- Reads parked_messages. Uses parked_messages_by_key, parked_messages_stopping.
+SELECT k.key, (
+    SELECT false FROM outbox.parked_messages AS s
+    WHERE s.relay = %(name)s AND s.key = k.key AND s.waits_until IS NULL AND NOT s.retry
+    LIMIT 1) IS NULL
+FROM unnest(%(keys)s::text[]) AS k (key)
+CROSS JOIN LATERAL (
+    SELECT FROM outbox.parked_messages AS p WHERE p.relay = %(name)s AND p.key = k.key LIMIT 1) AS any_of_it;
 
 -- name: parked_waiting
 -- Returns whether any message waits that is not to be sent again already.
@@ -37,8 +42,8 @@ SELECT p.id, p.message_id::text, p.topic, p.key, p.payload::text, p.headers::tex
        greatest(least(p.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00'), f.routing_key
 FROM (SELECT first.routing_key, first.id FROM first LIMIT %(limit)s) AS f
 JOIN outbox.parked_messages AS p ON p.relay = %(name)s AND p.id = f.id
-WHERE NOT (%(strict)s AND EXISTS (
-    SELECT FROM outbox.parked_messages AS e WHERE e.relay = p.relay AND e.key = p.key AND e.id < p.id))
+WHERE NOT %(strict)s OR (
+    SELECT false FROM outbox.parked_messages AS e WHERE e.relay = %(name)s AND e.key = p.key AND e.id < p.id LIMIT 1) IS NULL
 ORDER BY f.routing_key;
 
 -- name: parked_to_retry
@@ -89,18 +94,23 @@ SELECT count(*) FROM sent;
 
 -- name: parked_expire
 -- Parks what has waited long enough, and returns how much. What is behind another one is parked with it, goes on waiting
--- with it, or is sent again if that one is gone.
--- Writes parked_messages. Uses parked_messages_by_end, parked_messages_pkey, parked_messages_by_key.
+-- with it, or is sent again if that one is gone. A key may have very many: one of each kind tells.
+-- Writes parked_messages. Uses parked_messages_by_end, parked_messages_pkey, parked_messages_by_key,
+-- parked_messages_stopping.
 WITH due AS MATERIALIZED (
     SELECT p.id, p.key, p.routing_key IS NULL AS behind FROM outbox.parked_messages AS p
     WHERE p.relay = %(name)s AND p.waits_until <= now() AND NOT p.retry
     ORDER BY p.waits_until LIMIT %(limit)s
 ), found AS MATERIALIZED (
-    SELECT d.id, d.behind AND e.number = 0 AS goes, d.behind AND e.number > 0 AND e.wait AS waits
-    FROM due AS d CROSS JOIN LATERAL (
-        SELECT count(*) AS number, bool_and(e.retry OR e.waits_until IS NOT NULL) AS wait
-        FROM outbox.parked_messages AS e
-        WHERE d.behind AND e.relay = %(name)s AND e.key = d.key AND e.id < d.id) AS e
+    SELECT d.id, d.behind AND NOT coalesce(e.here, false) AS goes, d.behind AND e.here AND s.stops IS NULL AS waits
+    FROM due AS d
+    LEFT JOIN LATERAL (
+        SELECT true AS here FROM outbox.parked_messages AS p
+        WHERE d.behind AND p.relay = %(name)s AND p.key = d.key AND p.id < d.id LIMIT 1) AS e ON true
+    LEFT JOIN LATERAL (
+        SELECT true AS stops FROM outbox.parked_messages AS p
+        WHERE d.behind AND p.relay = %(name)s AND p.key = d.key AND p.id < d.id AND p.waits_until IS NULL AND NOT p.retry
+        LIMIT 1) AS s ON true
 ), moved AS (
     UPDATE outbox.parked_messages AS p
     SET retry = f.goes, parked_at = CASE WHEN f.goes OR f.waits THEN p.parked_at ELSE now() END,

@@ -33,11 +33,14 @@ from outbox import (
     WaitForSignal,
 )
 from outbox.database import killpoints
+from outbox.database.sockets import shut
 from outbox.engine import sharing, transaction
 
 from .history import Rules, Stage
 
 WORLD = os.environ.get("CHAOS_WORLD", "")
+PATIENCE = 4.0
+"""Seconds after which an effect outside has failed: its server was failed over from."""
 TROUBLE = float(os.environ.get("CHAOS_TROUBLE", "0.03"))
 """The probability that a handler fails at each place where it may fail."""
 
@@ -108,7 +111,7 @@ def reckless() -> None:
 
 
 class World:
-    """Writes to the outside world on one connection, which is reopened when it breaks."""
+    """Writes to the outside world on one connection, which is reopened when it breaks, or is answered nothing for long."""
 
     def __init__(self) -> None:
         self._conn: psycopg.AsyncConnection[Any] | None = None
@@ -118,10 +121,15 @@ class World:
         async with self._turn:
             if self._conn is None or self._conn.closed:
                 self._conn = await psycopg.AsyncConnection.connect(WORLD, autocommit=True)
-            await self._conn.execute(
-                "INSERT INTO world.outside (workflow_id, stage, attempt, key) VALUES (%s, %s, %s, %s)",
-                (run.workflow_id, run.stage, run.attempt, run.idempotency_key),
-            )
+            # Not by a timeout of asyncio: psycopg would ask a server that hangs to cancel, and wait for it.
+            timer = asyncio.get_running_loop().call_later(PATIENCE, shut, self._conn)
+            try:
+                await self._conn.execute(
+                    "INSERT INTO world.outside (workflow_id, stage, attempt, key) VALUES (%s, %s, %s, %s)",
+                    (run.workflow_id, run.stage, run.attempt, run.idempotency_key),
+                )
+            finally:
+                timer.cancel()
 
 
 world = World()

@@ -23,6 +23,7 @@ from kit.broker import Broker, channel
 from kit.broker_cluster import BrokerCluster
 from kit.pooler import Pooler
 from kit.proxy import Proxy
+from kit.replication import Pair
 from kit.servers import DEADLINE, PostgresServer, wait_for
 from outbox.database import migrations
 from outbox.definition import deploy
@@ -38,6 +39,7 @@ WITNESS = "chaos_witness"
 EXCHANGE = "chaos"
 """The exchange to which relays publish. One binding, which a fault may cut, leads to that of consumers and witness."""
 LEASE = 4.0
+LIMITS = "connect_timeout=5&keepalives_idle=2&keepalives_interval=1&keepalives_count=3&tcp_user_timeout=5000"
 KILL_POINTS = {"worker": ("K1", "K2", "K3", "K4", "K5", "K7", "K8"), "relay": ("K9", "K10"), "consumer": ("K13",)}
 """Where each kind of process may be told to kill itself."""
 
@@ -67,6 +69,9 @@ class Config:
     """Megabytes of a file system of its own for Postgres; None: it shares the machine's."""
     cluster: bool = False
     """Three RabbitMQ nodes that are one cluster. The processes know all of them; the harness stays at the first one."""
+    failover: bool = False
+    """A synchronous pair of Postgres servers, which faults may fail over. Every second process knows both hosts, the others
+    a name that moves."""
     other: str | None = None
     """A folder with another release of Outbox, which every second worker runs."""
     mutant: str | None = None
@@ -116,7 +121,8 @@ class Cast:
         settings = {"wal_level": "logical", "max_replication_slots": "4", **config.server}
         self.volume = Volume(folder, config.disk) if config.disk else None
         volume = self.volume.path if self.volume else Path("/tmp")
-        self.postgres = PostgresServer(config.postgres, settings=settings, volume=volume)
+        self.pair = Pair(config.postgres, failover_slots=True, settings=settings) if config.failover else None
+        self._lone = None if self.pair else PostgresServer(config.postgres, settings=settings, volume=volume)
         self.cluster = BrokerCluster() if config.cluster else None
         self.broker = self.cluster.nodes[0] if self.cluster else Broker()
         self.pooler: Pooler | None = None
@@ -134,8 +140,18 @@ class Cast:
 
     # The servers.
 
+    @property
+    def postgres(self) -> PostgresServer:
+        """The server that takes writes."""
+        found = self.pair.primary if self.pair else self._lone
+        assert found is not None
+        return found
+
     def start(self) -> None:
-        self.postgres.start()
+        if self.pair is not None:
+            self.pair.__enter__()
+        else:
+            self.postgres.start()
         (self.cluster or self.broker).start()
         with self.postgres.admin() as admin:
             admin.execute(f"CREATE ROLE {OWNER} LOGIN".encode())
@@ -148,7 +164,7 @@ class Cast:
             deploy.deploy(conn, chaos)
             self.config.broken(conn)
         self.decoder = Decoder(self.postgres.dsn(DATABASE))
-        self.decoder.make_slot()
+        self.decoder.make_slot(failover=self.pair is not None)
         with channel(self.broker.url) as opened:
             for exchange in (EXCHANGE, BEHIND):
                 opened.exchange_declare(exchange, "topic", durable=True)
@@ -159,7 +175,8 @@ class Cast:
             opened.queue_bind(WITNESS, BEHIND, "#")
         if self.config.pooler:
             self.pooler = Pooler(self.postgres, OWNER, size=20).start()
-        self.to_postgres = Proxy(self.pooler.port if self.pooler else self.postgres.port)
+        behind = self.pooler.port if self.pooler else self.postgres.port
+        self.to_postgres = self.pair.name if self.pair else Proxy(behind)
         self.to_broker = Proxy(self.broker.port)
 
     def standby(self) -> PostgresServer:
@@ -185,8 +202,11 @@ class Cast:
 
     @property
     def dsn(self) -> str:
-        limits = "connect_timeout=5&keepalives_idle=2&keepalives_interval=1&keepalives_count=3&tcp_user_timeout=5000"
-        return f"postgresql://{OWNER}@127.0.0.1:{self.to_postgres.port}/{DATABASE}?{limits}"
+        return f"postgresql://{OWNER}@127.0.0.1:{self.to_postgres.port}/{DATABASE}?{LIMITS}"
+
+    def _hosts(self, number: int) -> dict[str, str]:
+        """Returns what has every second process know both hosts of a pair."""
+        return {"OUTBOX_DSN": self.pair.hosts(DATABASE, OWNER, f"?{LIMITS}")} if self.pair and number % 2 else {}
 
     @property
     def amqp(self) -> str:
@@ -233,14 +253,17 @@ class Cast:
         worker = (*start, "worker", "--app", "chaos.app:chaos", "--lease", str(LEASE), "--grace", "3")
         quiet = () if self.config.notify else ("--no-notify",)
         strict = ("--strict",) if self.config.strict else ()
-        self.roles += [Role("consumer", ("-m", "chaos.consumer")) for _ in range(2)]
+        self.roles += [Role("consumer", ("-m", "chaos.consumer"), self._hosts(n)) for n in range(2)]
         for role in self.roles:
             self.begin(role)
         self._wait_for_queue()
         relay = (*start, "relay", "--exchange", EXCHANGE, *strict)
         other = {"PYTHONPATH": f"{self.config.other}{os.pathsep}{TESTS}"} if self.config.other else {}
-        others = [Role("worker", (*worker, *quiet), other if n % 2 else {}) for n in range(self.config.workers)]
-        others += [Role("relay", relay) for _ in range(2)]
+        others = [
+            Role("worker", (*worker, *quiet), {**(other if n % 2 else {}), **self._hosts(n)})
+            for n in range(self.config.workers)
+        ]
+        others += [Role("relay", relay, self._hosts(n)) for n in range(2)]
         for role in others:
             self.begin(role)
             self.roles.append(role)
@@ -333,7 +356,9 @@ class Cast:
         (self.cluster or self.broker).remove()
         if self._standby is not None:
             self._standby.remove()
-        self.postgres.remove()
+        for servers in (self.pair, self._lone):
+            if servers is not None:
+                servers.remove()
         if self.volume is not None:
             self.volume.remove()
 
@@ -382,7 +407,7 @@ class Cast:
             "OUTBOX_DSN": self.dsn,
             **({"OUTBOX_LISTEN_DSN": self.direct} if self.pooler else {}),
             "OUTBOX_AMQP_URL": self.amqp,
-            "CHAOS_WORLD": self.direct,
+            "CHAOS_WORLD": self.dsn if self.pair else self.direct,
             "CHAOS_TROUBLE": str(self.trouble),
             "CHAOS_SEED": str(self.seed),
             "CHAOS_MUTANT": self.config.mutant or "",

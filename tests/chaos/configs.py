@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .cast import Config
+from .nemesis import FAILING_OVER
 
 PROCESSES = (
     "kill-points",
@@ -35,6 +36,7 @@ CONFIGS = (
     Config("broker", faults=(*BROKER, "broker-lines")),
     Config("broker-pipelined", faults=(*BROKER, "broker-lines", "kill-points"), strict=False),
     Config("cluster", cluster=True, faults=("broker-nodes-killed", "broker-node-frozen", "broker-unbound", "kill-9")),
+    Config("failover", failover=True, faults=(*FAILING_OVER, "kill-9")),
     Config("everything"),
     Config("everything-16", postgres="16", workers=2),
     Config("everything-pipelined", strict=False, notify=False),

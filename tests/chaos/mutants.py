@@ -536,6 +536,19 @@ MUTANTS: dict[str, Mutant] = {
         patches=(code("outbox.database.connection_group:ConnectionGroup._look", ("if known.is_outdated(self._timeline):", "if False:")),),
         failovers=("split",),
     ),
+    "publishes-what-only-the-primary-has": Mutant(
+        "the engine's sessions don't wait for the standby at COMMIT, for speed (synchronous_commit = local)",
+        frozenset({"phantom", "lost", "marked early"}),
+        ("failover-detached",),
+        (
+            code("outbox.database.session:_needed",
+                 ("chosen = {name:", "chosen = {'synchronous_commit': 'local'} | {name:")),
+            code("outbox.messages.log:Log.connect", ('"synchronous_commit": "on"', '"synchronous_commit": "local"')),
+        ),
+        config=Config("mutant", failover=True),
+        seconds=5,
+        rate=60,
+    ),
     "ack-on-arrival": Mutant(
         "a delivery is acknowledged before it is handled (auto-ack)",
         frozenset({"lost", "marked early"}),

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 
 import psycopg
 
+from kit.replication import FAILOVERS, Pair
+from kit.servers import wait_for
 from outbox.messages.target import LEASE as RELAY_LEASE
 
+from . import failovers
 from .cast import LEASE, WITNESS, Cast, Role
 
 Fault = Callable[[Cast, random.Random], Iterator[float]]
@@ -410,7 +413,36 @@ def broker_node_frozen(cast: Cast, dice: random.Random) -> Iterator[float]:
         cast.cluster.recover()
 
 
-FAULTS: dict[str, Fault] = {
+def detached(pair: Pair) -> Iterator[float]:
+    """Lets the standby fall behind for some seconds, in which no COMMIT is answered, and promotes it."""
+    pair.detach()
+    yield 5.0
+    pair.kill()
+    pair.promote()
+
+
+def failing_over(kind: str) -> Fault:
+    """Returns the fault that fails the pair over in one of the ways of kit/replication.py, and makes it whole again."""
+
+    def failover(cast: Cast, dice: random.Random) -> Iterator[float]:
+        assert cast.pair is not None, "this fault needs a configuration with a pair"
+        wait_for(cast.pair.has_slots, what="the standby has the witness's slot")
+        try:
+            if kind == "detached":
+                yield from detached(cast.pair)
+            else:
+                FAILOVERS[kind](cast.pair)
+            yield dice.uniform(2.0, 5.0)
+        finally:
+            cast.pair.rejoin()
+
+    return failover
+
+
+FAILING_OVER = {f"failover-{kind}": failing_over(kind) for kind in (*failovers.KINDS, "detached")}
+"""The ways in which nothing is lost that was acknowledged."""
+
+FAULTS: dict[str, Fault] = FAILING_OVER | {
     fault.__name__.replace("_", "-"): fault
     for fault in (
         kill_points, kill_9, deploy, renamed_status, freeze, relay_frozen, buried, hung_threads, blocked_loop, reckless_handlers,
@@ -423,7 +455,7 @@ FAULTS: dict[str, Fault] = {
 # Two of these at the same time would undo each other's harm, or fail by themselves.
 SAME = [
     {"hung-threads", "blocked-loop", "reckless-handlers"},
-    {"postgres-restart", "postgres-kill", "disk-full", "sessions", "buried", "notify-lost", "touched-data"},
+    {"postgres-restart", "postgres-kill", "disk-full", "sessions", "buried", "notify-lost", "touched-data", *FAILING_OVER},
     {
         "broker-restart", "broker-frozen", "broker-alarm", "broker-refuses", "broker-unbound", "broker-nodes-killed",
         "broker-node-frozen",
@@ -452,7 +484,12 @@ class Nemesis:
 
     def __init__(self, cast: Cast, seed: int, names: tuple[str, ...], say: Callable[[str], None]) -> None:
         self.cast, self.say = cast, say
-        needs = {"disk-full": cast.volume, "broker-nodes-killed": cast.cluster, "broker-node-frozen": cast.cluster}
+        needs: dict[str, object] = {
+            **dict.fromkeys(FAILING_OVER, cast.pair),
+            "disk-full": cast.volume,
+            "broker-nodes-killed": cast.cluster,
+            "broker-node-frozen": cast.cluster,
+        }
         self.names = names or tuple(name for name in FAULTS if name not in needs or needs[name])
         self.random = random.Random(f"nemesis/{seed}")
         self.injected: list[Injected] = []

@@ -27,14 +27,15 @@ class Decoder:
         self._last = 0
         self.transactions: list[Transaction] = []
 
-    def make_slot(self) -> None:
-        """Starts the record: from here on, everything is seen."""
+    def make_slot(self, *, failover: bool) -> None:
+        """Starts the record: from here on, everything is seen, with `failover` also on the standby that is promoted."""
         with psycopg.connect(self._dsn, autocommit=True) as conn:
             publish = f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES WITH (publish_via_partition_root = true)"
             conn.execute(publish.encode())
             # Published deletes need a key, and this table has none: without this, counts could not be folded.
             conn.execute("ALTER TABLE outbox.status_counts REPLICA IDENTITY FULL")
-            conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (SLOT,))
+            kind = ", false, false, true" if failover else ""  # Postgres 15 and 16 have no such parameter
+            conn.execute(f"SELECT pg_create_logical_replication_slot(%s, 'pgoutput'{kind})".encode(), (SLOT,))
 
     def read(self, conn: psycopg.Connection[Any]) -> int:
         """Reads the transactions committed since; returns how many."""

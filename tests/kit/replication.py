@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -33,12 +34,19 @@ class Pair:
     """A primary, its standby, and a name that moves: a proxy whose new lines lead to the primary.
 
     `synchronous`: a COMMIT waits until the standby has it. Otherwise the primary goes on without, as after `detach`.
+    `failover_slots`: logical slots made with `failover` go on at the standby, and see nothing that it has not (Postgres
+    17 and later).
     """
 
     def __init__(
-        self, version: str | None = None, *, synchronous: bool = True, settings: Mapping[str, object] | None = None
+        self,
+        version: str | None = None,
+        *,
+        synchronous: bool = True,
+        failover_slots: bool = False,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
-        self.synchronous = synchronous
+        self.synchronous, self.failover_slots = synchronous, failover_slots
         self.primary = PostgresServer(version, settings={**SMALL, **QUICK, **(settings or {})})
         self._settings = settings
         self._servers = [self.primary]
@@ -130,6 +138,17 @@ class Pair:
         else:
             self.standby.send(signal.SIGHUP)
 
+    def has_slots(self) -> bool:
+        """Whether the standby has all logical slots of the primary, so that they outlive a failover."""
+        ready = (
+            "SELECT count(*) FROM pg_replication_slots WHERE failover AND NOT temporary AND invalidation_reason IS NULL"
+        )
+        found = []
+        for server in self._servers:
+            with server.admin() as admin:
+                found.append(admin.execute(ready.encode()).fetchone())
+        return found[0] == found[1]
+
     def rejoin(self) -> None:
         """Make the other server a standby again, if it is none, with a new copy of the primary: what only it had is gone."""
         if self._replicates("sync" if self.synchronous else "%"):
@@ -151,14 +170,28 @@ class Pair:
         signal_file.touch()
         owner = self.standby.data.stat()
         os.chown(signal_file, owner.st_uid, owner.st_gid)
+        if self.failover_slots:
+            self._keep_slots()
         self.standby.start()
         wait_for(self._replicates, what="the standby streams")
         if self.synchronous:
             self._set(self.primary, synchronous_standby_names=STANDBY)
             wait_for(lambda: self._replicates("sync"), what="the standby is a synchronous one")
 
+    def _keep_slots(self) -> None:
+        """Have a standby that does not run yet follow the logical slots of the primary, which wait for it."""
+        for slot in (self.standby.data / "pg_replslot").iterdir():
+            shutil.rmtree(slot)  # of its own time as a primary: it takes over none of the same name
+        self.standby.configure(primary_slot_name=STANDBY, hot_standby_feedback="on", sync_replication_slots="on")
+        self.standby.configure(synchronized_standby_slots="")
+        with self.primary.admin() as admin:
+            if not admin.execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", (STANDBY,)).fetchone():
+                admin.execute("SELECT pg_create_physical_replication_slot(%s, true)", (STANDBY,))
+        self._set(self.primary, synchronized_standby_slots=STANDBY)
+
     def _source(self) -> str:
-        return f"host={self.primary.host} port={self.primary.port} user=postgres application_name={STANDBY}"
+        place = f"host={self.primary.host} port={self.primary.port} dbname=postgres"
+        return f"{place} user=postgres application_name={STANDBY}"
 
     def _replicates(self, state: str = "%") -> bool:
         look = (

@@ -280,6 +280,40 @@ def test_a_topic_without_a_queue_costs_one_message_of_each_part(
     assert statements[parking.SQL["parked_settle"]] == 0
 
 
+def test_in_strict_mode_a_topic_without_a_queue_costs_no_more_statements(
+    conn: Conn, amqp: str, during: During, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of the log with such messages takes the round trips of one without: their keys are asked for with all others."""
+    bind(amqp, "t.#")
+    monkeypatch.setattr(parking, "RETRY_EVERY", 3600.0)
+    statements: Counter[str] = Counter()
+    names = {**{text: name for name, text in parking.SQL.items()}, log.SQL["relay_advance"]: "relay_advance"}
+
+    async def ask(self: Log, statement: bytes, **params: Any) -> Any:
+        statements[names.get(statement, "other")] += 1
+        return await asked(self, statement, **params)
+
+    asked = Log.ask
+    monkeypatch.setattr(Log, "ask", ask)
+    counts: list[Counter[str]] = []
+
+    def step() -> None:
+        wait_for(lambda: statements["parked_to_retry"], what="it has looked for what it could send again")
+        for lost in (0, 30):
+            statements.clear()
+            write(conn, *(("t.1", f"k{n}", n) for n in range(90)), *(("no", f"lost{n % 3}", n) for n in range(lost)))
+            wait_for(lambda: relayed(conn))
+            counts.append(Counter({name: count for name, count in statements.items() if name != "other"}))
+
+    during(step, strict=True)
+    assert value(conn, WAITING) == 30
+    for count in counts:
+        assert count == dict.fromkeys(("parked_keys", "relay_advance"), count["relay_advance"]), (
+            "one of each for a part"
+        )
+    assert 1 <= counts[1]["relay_advance"] <= counts[0]["relay_advance"], "the first parts of a relay are small"
+
+
 @pytest.mark.parametrize(
     ("kind", "durable", "by_key"),
     [

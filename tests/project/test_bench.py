@@ -107,6 +107,16 @@ def test_the_relay_bench_measures_all_its_subjects_and_writes_json(tmp_path: Pat
     assert "pika alone" in out
 
 
+@pytest.mark.rabbitmq
+def test_the_bench_of_a_topic_without_a_queue_counts_what_is_delivered_and_what_is_beside_the_log(
+    tmp_path: Path,
+) -> None:
+    out, document = run("unroutable", tmp_path / "figures.json", "--messages", "90", "--rounds", "1")
+    assert len(document["figures"]) == 10
+    assert all(figure["median"] > 0 for name, figure in document["figures"].items() if "CPU" not in name)
+    assert "rate beside it : alone" in out
+
+
 def test_without_rabbitmq_the_relay_bench_says_so_and_measures_nothing() -> None:
     done = python("-c", "from bench import relay; relay.programs = lambda: None; relay.main()")
     assert done.returncode == 0
