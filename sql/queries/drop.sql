@@ -20,7 +20,7 @@ SELECT set_config('outbox.retention', 'on', true), outbox.commit_waits();
 -- name: workflows_lock
 -- Locks some workflows of a pipeline, and returns their ids as one array. Their history is deleted by a later statement,
 -- because this one may wait for a change, and doesn't see the row of history that it commits.
--- Locks workflows, ids ascending. Uses workflow_states_entity_key, workflow_states_pkey.
+-- Reads workflow_states. Locks workflows, ids ascending. Uses workflow_states_entity_key, workflow_states_pkey.
 WITH first AS MATERIALIZED (
     SELECT w.id FROM outbox.workflow_states AS w WHERE w.pipeline = %(pipeline)s ORDER BY w.entity_id LIMIT %(limit)s
 )
