@@ -64,11 +64,11 @@ def end_delegation(conn: Any, to: str, *, by: str | None = None) -> Any:
 
 
 def check_end(until: object) -> None:
-    """Raises InvalidInput unless `until` is a time with a zone that has not passed. The database's clock decides."""
+    """Raises InvalidInput unless `until` is a time with a zone that has not passed."""
     if not isinstance(until, datetime) or until.utcoffset() is None:
         raise InvalidInput("until", f"must be a datetime with a zone, not {texts.shown(until)}")
     if until <= datetime.now(UTC):
-        raise InvalidInput("until", f"must be later than now, not {texts.shown(until)}")
+        raise InvalidInput("until", f"must be later than now, not {until.isoformat()}")
 
 
 def _delegate(delegation: dict[str, Any]) -> Steps[None]:

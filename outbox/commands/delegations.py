@@ -45,11 +45,11 @@ def delegate(
     found: settings.Settings, person: str, length: float | None, until: datetime | None, end: bool, by: str | None,
     groups: Sequence[str], reason: str | None,
 ) -> None:  # fmt: skip
-    """Let PERSON vote in your place until an end, as --for or --until says.
+    """Let PERSON vote in your place until an end.
 
-    The votes of PERSON on questions that have approvers then count for you, one for each question. If you vote, too,
-    your vote replaces theirs. Who has asked a question doesn't vote on it in anybody's place. A second delegation to
-    PERSON replaces the first. `outbox delegations` lists who votes in whose place.
+    --for or --until says when that is. The votes of PERSON on questions that have approvers then count for you, one for
+    each question. If you vote, too, your vote replaces theirs. Who has asked a question doesn't vote on it in anybody's
+    place. A second delegation to PERSON replaces the first. `outbox delegations` lists who votes in whose place.
     """
     if (length is not None) + (until is not None) + end != 1:
         raise click.UsageError("give one of --for, --until and --end")

@@ -83,7 +83,7 @@ def test_the_list_has_those_of_and_to_a_person_that_have_not_ended(conn: Conn, d
         (("--for", "soon"), 2, "'soon' is not a time of up to 30 years"),
         (("--until", "tomorrow"), 2, "'tomorrow' is not a time, such as 2027-01-08"),
         (("--until", "0001-01-01"), 2, "'0001-01-01' is not a time"),
-        (("--until", "2001-01-08"), 1, "a delegation has an end, which is later than now"),
+        (("--until", "2001-01-08"), 1, "until: must be later than now, not 2001-01-08"),
         (("--for", "1h", "--by", "eva"), 1, "to: must be another person"),
     ],
 )

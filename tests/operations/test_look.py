@@ -132,6 +132,10 @@ def test_dead_lists_what_waits_for_a_person(outbox: Outbox, shop: Conn) -> None:
     assert "rejected: no such customer" in said
     (row,) = outbox("dead", "--json").json
     assert (row["pipeline"], row["entity_id"], row["stage"]) == ("posts", "broken", "decide")
+    assert 'pipeline "tickets" is not deployed here; deployed are posts' in outbox.fails(
+        "dead", "--pipeline", "tickets"
+    )
+    deployed(shop, tickets)
     assert outbox("dead", "--json", "--pipeline", "tickets").json == []
     assert outbox("dead", "--pipeline", "tickets").out == "no dead jobs\n"
 
@@ -179,7 +183,6 @@ def test_lists_end_at_their_limit_and_say_how_many_more_there_are(
         (["dead"], [], 100, "… and 1,134 more; see them with --limit"),
         (["dead"], ["--limit", "3"], 3, "… and 1,231 more; see them with --limit"),
         (["dead", "--pipeline", "p"], ["--limit", "1234"], 1234, ""),
-        (["dead", "--pipeline", "other"], [], 0, ""),
         (["parked"], [], 100, "… and 3 more; see them with --limit"),
         (["parked", "--relay", "r"], ["--limit", "103"], 103, ""),
     ):
@@ -190,6 +193,7 @@ def test_lists_end_at_their_limit_and_say_how_many_more_there_are(
             assert sum(" why" in line for line in done.out.splitlines()) == shown
             assert ("… and" in done.out.splitlines()[-1]) == bool(more)
             assert more in done.out
+    outbox("dead", "--pipeline", "other", *json, code=1)
 
 
 def test_show_shows_the_latest_of_what_is_many(outbox: Outbox, conn: Conn, dsn: str) -> None:
