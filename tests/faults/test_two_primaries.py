@@ -137,6 +137,8 @@ def test_processes_leave_a_former_primary_with_all_that_they_hold(pair: Pair, am
             )
             await until(lambda: is_done(new, "kept"), "the worker works there")
             await until(lambda: is_done(new, "handed"), "the relay reads and writes there")
+            # What is still there commits there, and that is lost: this is why they leave.
+            await until(lambda: value(old, SESSIONS) == 0, "all have left the old one")
             assert value(new, EFFECTS) == "", "nothing is committed yet"
             gate.set()
             for entity in ("async", "sync"):
