@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from .. import settings
-from ..client import approvals, delegations
+from ..client import delegations
+from ..client.acting import act_as
 from ..database import migrations
 from ..operations import look
 from ..texts import printable
@@ -59,7 +60,7 @@ def delegate(
     with database(found) as conn:
         migrations.require(conn)
         with conn.transaction():
-            approvals.act_as(conn, user_name())
+            act_as(conn, user_name())
             if end:
                 ended = delegations.end_delegation(conn, person, by=by)
                 said = f"{person} no longer votes in {place}" if ended else f"{person} did not vote in {place}"
@@ -81,10 +82,4 @@ def delegations_command(found: settings.Settings, person: str | None, limit: int
     with database(found) as conn:
         migrations.require(conn)
         rows = look.delegations(conn, person=person, limit=limit)
-    if as_json:
-        screen.echo_json(rows)
-    elif rows:
-        screen.console().print(screen.delegations(rows))
-    else:
-        click.echo("nothing is delegated")
-    screen.echo_more(rows, as_json)
+    screen.echo_list(rows, screen.delegations, "nothing is delegated", as_json=as_json)

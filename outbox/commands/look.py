@@ -132,14 +132,7 @@ def dead(
     with database(found) as conn:
         migrations.require(conn)
         rows = look.errors(conn, pipeline, error) if kinds else look.dead(conn, pipeline, limit, error)
-    if as_json:
-        screen.echo_json(rows)
-    elif rows:
-        screen.console().print(screen.errors(rows) if kinds else screen.dead(rows))
-    else:
-        click.echo("no dead jobs")
-    if isinstance(rows, look.Listed):
-        screen.echo_more(rows, as_json)
+    screen.echo_list(rows, screen.errors if kinds else screen.dead, "no dead jobs", as_json=as_json)
 
 
 @click.command()
@@ -150,12 +143,7 @@ def schedules(found: settings.Settings, as_json: bool) -> None:
     with database(found) as conn:
         migrations.require(conn)
         rows = look.schedules(conn)
-    if as_json:
-        screen.echo_json(rows)
-    elif rows:
-        screen.console().print(screen.schedules(rows))
-    else:
-        click.echo("no pipeline has a schedule")
+    screen.echo_list(rows, screen.schedules, "no pipeline has a schedule", as_json=as_json)
 
 
 @click.command("doctor")

@@ -175,8 +175,8 @@ def parked(
 ) -> None:  # fmt: skip
     """List messages that could not be sent or handled.
 
-    --retry tries them again.
-    An ID counts for one relay or consumer. If several have the same, say which one with --relay or --consumer.
+    --retry tries them again. An ID counts for one relay or consumer. If several have the same, say which one with
+    --relay or --consumer.
     """
     if ids and not retry:
         raise click.UsageError("an ID needs --retry")
@@ -189,10 +189,4 @@ def parked(
             click.echo(f"{tried} messages are tried again")
             return
         rows = look.parked(conn, relay=relay_name, consumer=consumer, limit=limit)
-    if as_json:
-        screen.echo_json(rows)
-    elif rows:
-        screen.console().print(screen.parked(rows))
-    else:
-        click.echo("no message is parked")
-    screen.echo_more(rows, as_json)
+    screen.echo_list(rows, screen.parked, "no message is parked", as_json=as_json)

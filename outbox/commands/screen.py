@@ -44,9 +44,22 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(value, default=_as_json, indent=2))
 
 
-def echo_more(rows: look.Listed, as_json: bool) -> None:
-    """Prints how many rows a list leaves out; with a JSON document, on standard error."""
-    if rows.more:
+def echo_list(
+    rows: Sequence[Row], show: Callable[[Sequence[Row]], Table], none: str, *, as_json: bool, then: str = ""
+) -> None:
+    """Prints the rows of a list command: as JSON, or as the table that `show` makes, with `then` below; or `none`.
+
+    Then it says how many rows the list leaves out; with a JSON document, on standard error.
+    """
+    if as_json:
+        echo_json(rows)
+    elif rows:
+        console().print(show(rows))
+        if then:
+            click.echo(then)
+    else:
+        click.echo(none)
+    if isinstance(rows, look.Listed) and rows.more:
         click.echo(_more(rows.more), err=as_json)
 
 

@@ -9,6 +9,7 @@ import click
 
 from .. import settings
 from ..client import approvals, signals
+from ..client.acting import act_as
 from ..client.why import why
 from ..database import migrations
 from ..definition.pipeline import Pipeline
@@ -41,14 +42,8 @@ def approvals_command(
     with database(found) as conn:
         migrations.require(conn)
         rows = look.approvals(conn, pipeline=pipeline, assignee=assignee, limit=limit)
-    if as_json:
-        screen.echo_json(rows)
-    elif rows:
-        screen.console().print(screen.approvals(rows))
-        click.echo("Decide with: outbox approve ENTITY, outbox reject ENTITY, or outbox decide ENTITY OPTION")
-    else:
-        click.echo("nothing waits for an approval")
-    screen.echo_more(rows, as_json)
+    how = "Decide with: outbox approve ENTITY, outbox reject ENTITY, or outbox decide ENTITY OPTION"
+    screen.echo_list(rows, screen.approvals, "nothing waits for an approval", as_json=as_json, then=how)
 
 
 def _decision(command: Callable[..., None]) -> Callable[..., None]:
@@ -124,7 +119,7 @@ def _decide(
         name = before["pipeline"]
         known: Pipeline[Any] | str = name if edit is None else _pipeline(app or found.app, name)
         with conn.transaction():
-            approvals.act_as(conn, user_name())
+            act_as(conn, user_name())
             status = approvals.decide(
                 conn, known, entity, option, by=by, edit=edited, about=replaced, groups=groups or None, **answer
             )
