@@ -11,21 +11,33 @@ from typing import TypeVar
 from .. import texts
 from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
-from .execute import Steps
+from ..database.drivers.connection import SyncConn
+from .execute import Steps, execute
 
 SQL = statements.load("acting")
 T = TypeVar("T")
 
 
 def acting(steps: Steps[T], by: str | None, reason: str | None = None) -> Steps[T]:
-    """Returns the steps, between two that name the actor and put back who it was; as they are if nobody is named."""
+    """Wraps the steps in two that set actor and reason, and put back what they were. With neither, changes nothing."""
     texts.check_optional(by, "by", MAX_NAME)
     texts.check_optional(reason, "reason", MAX_QUESTION)
     return steps if by is None and reason is None else _between(steps, by, reason)
 
 
 def _between(steps: Steps[T], by: str | None, reason: str | None) -> Steps[T]:
-    ((actor, why, *_),) = yield SQL["act_as"], {"by": by, "reason": reason}
+    before = yield from _act_as(by, reason)
     done = yield from steps
-    yield SQL["act_as"], {"by": actor, "reason": why}
+    yield from _act_as(*before)
     return done
+
+
+def act_as(conn: SyncConn, name: str) -> None:
+    """Names the actor of this transaction: whose an answer without `by` is, if it may be another than the login."""
+    execute(conn, _act_as(name, None))
+
+
+def _act_as(by: str | None, reason: str | None) -> Steps[tuple[str, str]]:
+    """Sets actor and reason (None: as before) for the rest of the transaction, and returns what they were."""
+    ((actor, why, *_),) = yield SQL["act_as"], {"by": by, "reason": reason}
+    return actor, why

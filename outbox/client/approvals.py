@@ -115,11 +115,6 @@ def reject(
     )  # fmt: skip
 
 
-def act_as(conn: SyncConn, name: str) -> None:
-    """Names the actor of this transaction: whose an answer without `by` is, if it may be another than the login."""
-    execute(conn, _act_as(name))
-
-
 def checked(
     pipeline: PipelineLike | str, decision: str, *, by: str | None = None, reason: str | None = None, edit: Any = None,
     about: Any = None, shown: str | None = None, question: UUID | str | None = None,
@@ -168,7 +163,3 @@ def checked_groups(groups: Collection[str] | None) -> list[str] | None:
 def _decide(decision: dict[str, Any]) -> Steps[str]:
     ((status,),) = yield SQL["decide"], decision
     return str(status)
-
-
-def _act_as(name: str) -> Steps[None]:
-    yield SQL["act_as"], {"name": name}

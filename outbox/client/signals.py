@@ -58,8 +58,7 @@ def signal(
     """
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
     texts.check_text(name, "name", MAX_NAME)
-    if id is not None:
-        texts.check_text(id, "id", MAX_NAME)
+    texts.check_optional(id, "id", MAX_NAME)
     text = None if payload is None else documents.dump_any(payload, "payload")
     owner = name_of(pipeline)
     signal = {"pipeline": owner, "entity": entity_id, "name": name, "payload": text, "id": id}

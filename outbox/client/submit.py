@@ -46,11 +46,7 @@ def submit(pipeline: PipelineLike, conn: Any, entity_id: str, data: Any, by: str
 
 
 def submit_many(
-    pipeline: PipelineLike,
-    conn: Any,
-    items: Iterable[tuple[str, Any]],
-    by: str | None = None,
-    reason: str | None = None,
+    pipeline: PipelineLike, conn: Any, items: Iterable[tuple[str, Any]], by: str | None, reason: str | None
 ) -> Any:
     """Starts many workflows. See Pipeline.submit_many."""
     if not isinstance(items, Iterable):

@@ -8,7 +8,3 @@
 SELECT outbox.decide(%(pipeline)s, %(entity)s, %(decision)s, %(by)s, %(reason)s,
                      outbox.data_of_code(%(edit)s::text::jsonb, outbox.plain_of(%(pipeline)s)), %(shown)s, %(question)s::uuid,
                      %(groups)s::text[], %(about)s::text::jsonb);
-
--- name: act_as
--- Names the actor of this transaction.
-SELECT set_config('outbox.actor', %(name)s, true);
