@@ -2486,7 +2486,7 @@ BEGIN
     ORDER BY coalesce(c.groups && short, false) DESC, c.n, c.person
     LIMIT 1;
     IF NOT FOUND THEN
-        PERFORM outbox.vote_refused(asked, person, 'they are in none of the groups that may, and nobody who is, and has not voted, has delegated to them');
+        PERFORM outbox.vote_refused(asked, person, 'they are in none of the groups that may, and no approver who has yet to vote has delegated to them');
     END IF;
     DELETE FROM outbox.approval_votes AS v WHERE v.approval_id = asked.id AND v.person = voter.person;
     INSERT INTO outbox.approval_votes (approval_id, person, cast_by, login, option, groups, shown, reason, voted_at)

@@ -72,10 +72,7 @@ class InFlight:
         self.lanes = lanes
         self.counts = counts or Counts()
         self.idle, self.notices = False, Notices()
-        self.announced, self._told = (
-            False,
-            False,
-        )  # whether a notification of new jobs came before the last claim; since
+        self.announced = self._told = False  # a notification of new jobs came: before the last claim; since
         self.next_due = float("inf")
         self.due_sooner = asyncio.Event()
         self.something_started, self.something_ended = asyncio.Event(), asyncio.Event()

@@ -32,6 +32,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox.refuse_unknown_of_children(uuid, text, text[]) IS
     'Internal: refuses the name of a status that the pipelines of children don''t have.';
+
 -- Where children are to be cancelled to, and which of their statuses mean failure, must be names that their pipelines have or
 -- had. A parent may have children now of one pipeline and now of another, and name the statuses of both.
 CREATE OR REPLACE FUNCTION outbox.spawns_require_known(items jsonb, ids uuid[]) RETURNS void

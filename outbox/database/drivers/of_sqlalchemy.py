@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 from ...errors import InvalidInput
@@ -13,8 +13,8 @@ from .connection import AsyncDoor, Door
 
 _SPELLINGS: dict[str, Callable[[Statement], tuple[str, Any]]] = {
     "pyformat": spelling.named,
-    "numeric_dollar": lambda statement: _as_tuple(spelling.numbered(statement)),
-    "format": lambda statement: _as_tuple(spelling.listed(statement)),
+    "numeric_dollar": spelling.numbered,
+    "format": spelling.listed,
 }
 
 
@@ -27,12 +27,7 @@ class Sqlalchemy(Door):
     def rows(self, statement: Statement) -> list[Any]:
         """Runs a statement, and returns its rows."""
         connection = self._connection()
-        dialect = connection.dialect
-        if dialect.name != "postgresql":
-            raise InvalidInput("conn", f"leads to {dialect.name}: Outbox's tables are in a Postgres")
-        if dialect.paramstyle not in _SPELLINGS:
-            raise InvalidInput("conn", f"uses {dialect.driver}: use psycopg, psycopg2 or asyncpg")
-        return list(connection.exec_driver_sql(*_SPELLINGS[dialect.paramstyle](statement)).fetchall())
+        return list(connection.exec_driver_sql(*_SPELLINGS[connection.dialect.paramstyle](statement)).fetchall())
 
     def whole(self) -> AbstractContextManager[object]:
         """Refuses a connection in autocommit."""
@@ -42,10 +37,16 @@ class Sqlalchemy(Door):
         return nullcontext()
 
     def _connection(self) -> Any:
-        if hasattr(self._conn, "exec_driver_sql"):
-            return self._conn
-        self._conn.flush()
-        return self._conn.connection()
+        connection = self._conn
+        if not hasattr(connection, "exec_driver_sql"):
+            self._conn.flush()
+            connection = self._conn.connection()
+        dialect = connection.dialect
+        if dialect.name != "postgresql":
+            raise InvalidInput("conn", f"leads to {dialect.name}: Outbox's tables are in a Postgres")
+        if dialect.paramstyle not in _SPELLINGS:
+            raise InvalidInput("conn", f"uses {dialect.driver}: use psycopg, psycopg2 or asyncpg")
+        return connection
 
 
 class SqlalchemyAsync(AsyncDoor):
@@ -59,22 +60,8 @@ class SqlalchemyAsync(AsyncDoor):
         found: list[Any] = await self._conn.run_sync(lambda conn: Sqlalchemy(conn).rows(statement))
         return found
 
-    def whole(self) -> AbstractAsyncContextManager[object]:
+    @asynccontextmanager
+    async def whole(self) -> AsyncIterator[None]:
         """Refuses a connection in autocommit."""
-        return _Whole(self._conn)
-
-
-class _Whole(AbstractAsyncContextManager[None]):
-    def __init__(self, conn: Any) -> None:
-        self._conn = conn
-
-    async def __aenter__(self) -> None:
         await self._conn.run_sync(lambda conn: Sqlalchemy(conn).whole())
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
-
-
-def _as_tuple(spelled: tuple[str, list[str | None]]) -> tuple[str, tuple[str | None, ...]]:
-    text, values = spelled
-    return text, tuple(values)
+        yield

@@ -24,18 +24,18 @@ def named(statement: Statement) -> tuple[str, dict[str, str | None]]:
     return _as_texts(sql), {name: _text(value) for name, value in values.items()}
 
 
-def numbered(statement: Statement) -> tuple[str, list[str | None]]:
+def numbered(statement: Statement) -> tuple[str, tuple[str | None, ...]]:
     """Returns a statement with parameters such as `$1`, and its values in their order."""
     sql, values = statement
     text, names = _by_number(sql)
-    return text, [_text(values[name]) for name in names]
+    return text, tuple(_text(values[name]) for name in names)
 
 
-def listed(statement: Statement) -> tuple[str, list[str | None]]:
+def listed(statement: Statement) -> tuple[str, tuple[str | None, ...]]:
     """Returns a statement with parameters `%s`, and a value for each of them."""
     sql, values = statement
     text, names = _in_order(sql)
-    return text, [_text(values[name]) for name in names]
+    return text, tuple(_text(values[name]) for name in names)
 
 
 @lru_cache(maxsize=200)
