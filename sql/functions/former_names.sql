@@ -64,7 +64,8 @@ DECLARE
 BEGIN
     PERFORM outbox.definition_require_current(outbox.pipelines_of_children(i.id))
     FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, failed text[])
-    WHERE i."join" AND i.id = ANY (ids) AND cardinality(i.failed) > 0;
+    WHERE current_setting('transaction_isolation') <> 'read committed'
+      AND i."join" AND i.id = ANY (ids) AND cardinality(i.failed) > 0;
     SELECT i.id, f.status, i.pipelines INTO stray
     FROM (SELECT i.id, i.failed, outbox.pipelines_of_children(i.id) AS pipelines
           FROM jsonb_to_recordset(items) AS i (id uuid, "join" boolean, failed text[])
