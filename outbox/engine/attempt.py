@@ -1,4 +1,4 @@
-"""Runs attempts in the event loop, in a thread or in a transaction of their own, and ends those that time out.
+"""Starts attempts in the event loop, in threads or in transactions of their own, and ends those that time out.
 
 A handler that hangs in its thread or swallows its cancellation keeps its slot after the timeout. Otherwise more
 handlers would run at once than the stage allows. When a stage has lost all its slots in this way, the worker ends.
@@ -10,32 +10,22 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import psycopg
-
-from ..database import user_transaction
 from ..database.connection_group import ConnectionGroup
-from ..database.link import first_line
-from ..database.pool import Pool
-from ..database.session import clean
-from ..database.user_transaction import Clean, Steps
-from ..errors import HandlerError
 from ..process.pulling import Pulling
-from ..process.threads import NoThread, Threads
-from . import transaction
+from ..process.threads import NoThread
 from .checkpoint import Checkpoints
 from .handle import begin, handle_async, handle_job
-from .handlers import Handler, Handlers, lost_after, named, where
+from .handlers import Handler, Handlers, lost_after, where
 from .inflight import InFlight
-from .job import Failed, Finished, Job, Missed, Outcome, PutBack, Trouble, fail
+from .job import Failed, Finished, Job, Missed, Outcome, PutBack, fail
 from .lane import Lane
-from .release import HELD_UP, Releaser
+from .release import Releaser
 from .run import Run
+from .transactional import Transactional
 
 log = logging.getLogger("outbox.worker")
 
@@ -44,15 +34,6 @@ WATCH_EVERY = 0.02
 
 NOTICE = 1.0
 """Seconds after which the event loop counts as blocked. A busy machine delays a turn of the loop by less."""
-
-LOG_EVERY = 0.1
-"""Seconds of commits in handlers' own transactions that share one log line."""
-
-RECONNECT_AFTER = 0.2
-"""Seconds before jobs are released whose transactions could not begin: the database may be back by then."""
-
-MOST_NOT_STARTED = 30
-"""How often in a row a job is put back whose handler could not be called: enough for an outage of half an hour."""
 
 
 class Attempts:
@@ -77,25 +58,19 @@ class Attempts:
         self._context = contextvars.copy_context()
         self.handlers = Handlers(inflight.lanes)
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
-        self._releasing: asyncio.Task[None] | None = None
-        self._committed_alone: Counter[str] = Counter()  # by stage, not logged yet
-        in_threads = [lane for lane in inflight.lanes.values() if not lane.stage.is_async]
-        self._threads = {lane: Threads(lane.stage.queue) for lane in in_threads if lane.stage.transaction}
+        lanes = inflight.lanes.values()
+        own = [lane for lane in lanes if lane.stage.transaction]
+        self._transactional = Transactional(dsn, own, inflight, releaser, group, pooled=pooled)
         self._pulling = {
             lane: Pulling(lane.stage.queue, self._handle_in_thread, self._collect)
-            for lane in in_threads
-            if not lane.stage.transaction
+            for lane in lanes
+            if not lane.stage.is_async and not lane.stage.transaction
         }
-        self._pool = Pool(dsn, "handler", group, pooled=pooled)
-        self._clean = Clean(clean("handler", pooled=pooled), inside=pooled)
 
     async def close(self) -> None:
-        self._log_committed_alone()
-        for threads in self._threads.values():
-            threads.close()
         for pulling in self._pulling.values():
             pulling.close()
-        await self._pool.close()
+        await self._transactional.close()
 
     def stop_starting(self) -> None:
         """Starts no more handlers; those that run go on."""
@@ -104,7 +79,7 @@ class Attempts:
     def start(self, lane: Lane) -> None:
         """Starts the jobs that wait in a lane, if there are free slots and their start times have come."""
         if lane.paced and (late := lane.take_late()):
-            self._missed(lane, late)
+            self._releaser.missed(lane, late)
         while self._starting and (jobs := self._inflight.start(lane)):
             deadline = time.monotonic() + lane.stage.timeout
             for job in jobs:
@@ -113,7 +88,8 @@ class Attempts:
             if lane in self._pulling:
                 self._pull(handler)
                 continue
-            attempt = self._in_transaction(lane, jobs) if lane.stage.transaction else self._handle(handler)
+            own = lane.stage.transaction
+            attempt = self._transactional.run(lane, jobs) if own else self._handle(handler)
             task = self._run(handler, attempt)
             for job in jobs:
                 job.task = task if lane.stage.is_async else None  # a thread can't be cancelled: it keeps its slot
@@ -139,7 +115,7 @@ class Attempts:
             for lane in self._inflight.lanes.values():
                 self._time_out(lane, now)
             for lane in self.handlers.look_for_lost(now):
-                self._release_waiting(lane)
+                self._releaser.not_begun(lane)
 
     def _time_out(self, lane: Lane, now: float) -> None:
         timeout = lane.stage.timeout
@@ -162,14 +138,8 @@ class Attempts:
                 job.take_away("timed out")
             elif job.lost is None:
                 log.warning("%s: not started within %g s: released", where(job), timeout)
-                self._missed(lane, [job])
+                self._releaser.missed(lane, [job])
                 job.take_away("it was not started in time")
-
-    def _release_waiting(self, lane: Lane) -> None:
-        """Releases the jobs that wait behind handlers that don't end. Their attempts aren't counted."""
-        log.info("%s: released %s jobs that waited for a slot", lane.stage.queue, len(lane.waiting))
-        self._inflight.not_begun(lane)
-        self._release_late()
 
     def _run(self, handler: Handler, attempt: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs an attempt, or its end, in a task."""
@@ -186,7 +156,7 @@ class Attempts:
                 if not job.lost:
                     self._inflight.end(job, fail(job, RuntimeError("the handler was cancelled")))
         except NoThread as error:
-            await self._no_thread(lane, jobs, error)
+            await self._releaser.not_started(jobs, _no_thread(error))
         except Exception as error:
             # An error of the engine itself costs an attempt, not the worker.
             for job in self._again(lane, jobs):
@@ -215,7 +185,7 @@ class Attempts:
         """Passes on the outcome of one job."""
         (job,) = handler.jobs
         if isinstance(outcome, Missed):
-            self._missed(handler.lane, handler.jobs)
+            self._releaser.missed(handler.lane, handler.jobs)
         else:
             self._inflight.end(job, _too_slow(job) if job.late else outcome)
 
@@ -229,7 +199,7 @@ class Attempts:
         try:
             self._pulling[handler.lane].put(handler)
         except NoThread as error:
-            self._run(handler, self._no_thread(handler.lane, handler.jobs, error))
+            self._run(handler, self._releaser.not_started(handler.jobs, _no_thread(error)))
 
     def _handle_in_thread(self, handler: Handler) -> Outcome:
         return self._context.copy().run(handle_job, handler.jobs[0])
@@ -246,113 +216,9 @@ class Attempts:
             self.start(lane)
         self._inflight.handler_returned()
 
-    async def _no_thread(self, lane: Lane, jobs: list[Job], error: NoThread) -> None:
-        await self._not_started(lane, jobs, f"there is no thread for its handler: {error}")
 
-    async def _not_started(self, lane: Lane, jobs: list[Job], why: str) -> None:
-        """Puts back jobs whose handler could not be called. Their attempts aren't counted."""
-        log.warning("%s: %s; %s not started", lane.stage.queue, why, named(jobs))
-        await asyncio.sleep(RECONNECT_AFTER)
-        if held := [job for job in jobs if job.lost is None]:
-            await self._releaser.put_back(held, Trouble(why, most=MOST_NOT_STARTED))
-
-    async def _in_transaction(self, lane: Lane, jobs: list[Job]) -> None:
-        try:
-            if lane.stage.is_async:
-                async with self._pool.connection() as conn:
-                    ended = await user_transaction.run_async(conn, self._steps(conn, lane, jobs), self._clean)
-            else:
-                ended = await self._threads[lane].call(partial(self._in_sync_transaction, lane, jobs))
-        except (psycopg.Error, OSError) as error:
-            await self._not_started(lane, jobs, f"its transaction was not begun: {first_line(error)}")
-            return
-        if isinstance(ended, transaction.TookTurns):
-            for job in jobs:
-                job.task = None
-            self._learn(lane, len(jobs), ended)
-            # First what waits for nothing; last what starts again, perhaps while this one waits.
-            for some, how in sorted(ended.ended, key=_order):
-                await self._transaction_ended(lane, some, how)
-            lane.again(ended.left)
-        else:
-            if lane.sharing is not None:
-                lane.sharing.had_own(jobs[0].took, lane.attempts, waiting=bool(lane.waiting))
-            await self._transaction_ended(lane, jobs, ended)
-
-    def _learn(self, lane: Lane, jobs: int, took: transaction.TookTurns) -> None:
-        """Notes what a shared transaction tells about the next ones."""
-        sharing = lane.sharing
-        assert sharing is not None
-        if took.odd:
-            sharing.never(took.odd)
-        if took.conflict:
-            sharing.conflicted()
-        sharing.ended(jobs - len(took.left), cut=took.cut and bool(took.left), waiting=bool(lane.waiting or took.left))
-
-    async def _transaction_ended(self, lane: Lane, jobs: list[Job], ended: transaction.Ended) -> None:
-        match ended:
-            case transaction.Committed(finished):
-                self._done_alone(finished)
-            case transaction.Failures(failed):
-                for job, outcome in failed:
-                    self._inflight.end(job, outcome)
-            case transaction.RolledBackTogether():
-                log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, named(jobs))
-                lane.again_alone(jobs)
-            case transaction.NotHeld() if await self._releaser.is_unchanged(jobs[0]):
-                told = "it changed its own workflow or job through run.connection; return what is to change"
-                self._inflight.end(jobs[0], fail(jobs[0], HandlerError(told)))
-            case transaction.NotHeld():
-                await self._releaser.not_held(jobs)
-            case transaction.HeldUp():
-                await self._releaser.put_back(jobs, HELD_UP)
-            case PutBack(trouble):
-                await self._releaser.put_back(jobs, trouble)
-            case Missed():
-                self._missed(lane, jobs)
-
-    def _in_sync_transaction(self, lane: Lane, jobs: list[Job]) -> transaction.Ended | transaction.TookTurns:
-        with self._pool.sync_connection() as conn:
-            return user_transaction.run(conn, self._steps(conn, lane, jobs), self._clean)
-
-    def _steps(
-        self, conn: transaction.Connection, lane: Lane, jobs: list[Job]
-    ) -> Steps[transaction.Ended | transaction.TookTurns]:
-        if lane.sharing is not None and len(jobs) > 1:
-            return transaction.take_turns(conn, jobs, self._clean.statement)
-        return transaction.attempt(conn, jobs)
-
-    def _missed(self, lane: Lane, jobs: list[Job]) -> None:
-        """Hands jobs that have missed their start time here to other workers, all in one go."""
-        if held := [job for job in jobs if job.lost is None]:
-            self._inflight.missed(lane, held)
-            self._release_late()
-
-    def _release_late(self) -> None:
-        if self._releasing is None or self._releasing.done():
-            self._releasing = self._loop.create_task(self._releaser.late())
-
-    def _done_alone(self, finished: list[tuple[Job, Finished]]) -> None:
-        self._inflight.committed_alone(finished)
-        if not self._committed_alone:
-            self._loop.call_later(LOG_EVERY, self._log_committed_alone)
-        for job, _ in finished:
-            self._committed_alone[job.stage.queue] += 1
-
-    def _log_committed_alone(self) -> None:
-        for queue, count in self._committed_alone.items():
-            log.info("%s: %s done in transactions of their own", queue, count, extra={"stages": queue, "done": count})
-        self._committed_alone.clear()
-
-
-def _order(ended: tuple[list[Job], transaction.Ended]) -> int:
-    match ended[1]:
-        case transaction.RolledBackTogether():
-            return 2
-        case transaction.NotHeld() | transaction.HeldUp() | PutBack():
-            return 1
-        case _:
-            return 0
+def _no_thread(error: NoThread) -> str:
+    return f"there is no thread for its handler: {error}"
 
 
 def _too_slow(job: Job) -> Failed:

@@ -60,7 +60,7 @@ class Claimer:
     async def turn(self, lanes: Sequence[tuple[Lane, int]]) -> bool:
         """Claims up to the given number of jobs for each lane; returns whether there were any, or may be more."""
         await self._lease.registered.wait()
-        self._inflight.claiming()
+        self._inflight.wakeups.claiming()
         self._full_before, self._found, self._full = self._full, 0, True
         try:
             if self._unanswered:
@@ -84,33 +84,33 @@ class Claimer:
 
     async def rest(self) -> None:
         """Waits until another claim is worth its round trip: after a wake-up, when there is room, or after a delay."""
-        inflight, now = self._inflight, time.monotonic()
+        wakeups, now = self._inflight.wakeups, time.monotonic()
         # One full claim is no load: the lane may have one slot.
-        if inflight.idle and ((self._full and self._full_before) or inflight.notices.too_many(now)):
-            inflight.notices.stopped(now)
+        if wakeups.idle and ((self._full and self._full_before) or wakeups.notices.too_many(now)):
+            wakeups.notices.stopped(now)
             await self._set_idle(False)
         if self._found:
             self._poll_soon()
-        elif inflight.announced:
-            inflight.wake()  # a job with an older id may have been committed late: look from zero
+        elif wakeups.announced:
+            wakeups.wake()  # a job with an older id may have been committed late: look from zero
         if self._full:
             if self._found:
-                await inflight.more_room()
+                await self._inflight.more_room()
             return
-        rarely = self._lease.listens and inflight.notices.may_ask(now)
-        if not inflight.idle and (rarely or self._delay > IDLE_AFTER) and await self._set_idle(True):
-            inflight.notices.asked(now)
+        rarely = self._lease.listens and wakeups.notices.may_ask(now)
+        if not wakeups.idle and (rarely or self._delay > IDLE_AFTER) and await self._set_idle(True):
+            wakeups.notices.asked(now)
             # Look once more: what came before the flag was visible has notified no worker. So has what was begun before
             # and commits later: hence the polls go on from the shortest delay.
             self._poll_soon()
             return
-        if await inflight.woken(self._delay):
+        if await wakeups.until_work(self._delay):
             self._poll_soon()
         else:
             self._delay = min(2 * self._delay, IDLE_POLL)
 
     def _poll_soon(self) -> None:
-        self._delay = POLL_FIRST if self._inflight.idle else POLL_UNTOLD
+        self._delay = POLL_FIRST if self._inflight.wakeups.idle else POLL_UNTOLD
 
     async def reconcile(self, link: Link) -> None:
         """Periodically releases jobs taken by a claim that went on after its connection was given up."""
@@ -212,5 +212,5 @@ class Claimer:
         """Stores whether to notify this worker. Returns False if that failed, or its lease was taken away."""
         with contextlib.suppress(psycopg.Error, OSError):
             if await self._lease.set_idle(self._link, idle):
-                self._inflight.idle = idle
-        return self._inflight.idle == idle
+                self._inflight.wakeups.idle = idle
+        return self._inflight.wakeups.idle == idle

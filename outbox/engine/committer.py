@@ -200,7 +200,7 @@ class Committer:
             else:
                 retried += 1
                 tell(job, outcome)
-                self._inflight.due_in(outcome.delay)
+                self._inflight.wakeups.due_in(outcome.delay)
         self._inflight.counts.retried += retried
         _log_batch(batch, retried, "to try again", started)
 

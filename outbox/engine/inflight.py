@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from ..texts import printable
 from .batch import Batch
 from .job import Failed, Finished, Job
 from .lane import Lane, Lanes
-from .notices import Notices
+from .wakeups import Wakeups
 
 log = logging.getLogger("outbox.worker")
 
@@ -44,9 +43,6 @@ what waits for it fails. Cancelled before, psycopg would ask the same server to 
 MOST_HELD_UP = 10_000
 """Most outcomes that may be held up before claims stop: one session can lock all rows of a pipeline."""
 
-NEW = "new"
-"""What a notification says of jobs that were just made. Any other may be of jobs that came back, with old ids."""
-
 QUIET_POLL = 0.05
 """Seconds between two checks of what is in flight: a handler that is cancelled too late sends no signal."""
 
@@ -62,27 +58,23 @@ class Counts:
 
 
 class InFlight:
-    """Owns the jobs of a process, and wakes the steps that wait for them.
+    """Owns the jobs of a process.
 
-    `idle`: the claimer has asked the database to notify it of jobs. `draining`: the worker ends when nothing is due.
-    `something_ended` wakes the committer, and `something_started` the loop that watches timeouts.
+    `draining`: the worker ends when nothing is due. `something_ended` and `something_held_up` wake the committer, and
+    `something_started` the loop that watches timeouts. `wakeups` wakes the claimer.
     """
 
     def __init__(self, lanes: Lanes, counts: Counts | None = None, *, draining: bool = False) -> None:
         self.lanes = lanes
         self.counts = counts or Counts()
-        self.idle, self.notices = False, Notices()
-        self.announced = self._told = False  # a notification of new jobs came: before the last claim; since
-        self.next_due = float("inf")
-        self.due_sooner = asyncio.Event()
-        self.something_started, self.something_ended = asyncio.Event(), asyncio.Event()
+        self.wakeups = Wakeups(lanes)
+        self.something_started, self.something_ended, self.something_held_up = (asyncio.Event() for _ in range(3))
         self._draining = draining
-        self._woken, self._roomy, self._quiet = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._quiet = asyncio.Event()
         self._ended = Batch()
         self._committing: list[Batch] = []
         self._committing_again: list[Batch] = []
         self._held_up = Batch()
-        self.something_held_up = asyncio.Event()
         self._late: list[Job] = []
 
     # Moves.
@@ -151,30 +143,30 @@ class InFlight:
     def committed_again(self, batch: Batch) -> None:
         """Forgets a batch of held-up outcomes. Those that are still held up have already been moved back."""
         self._committing_again = [other for other in self._committing_again if other is not batch]
-        self._released_limits()
+        self._limits_released()
 
     def committed(self, batch: Batch) -> None:
         """Forgets a batch whose commits were answered, whatever the answers were."""
         self._committing = [other for other in self._committing if other is not batch]
         self.something_ended.set()
-        self._released_limits()
+        self._limits_released()
 
     def done(self, finished: Sequence[tuple[Job, Finished]], count: int) -> None:
         """Counts committed outcomes, and triggers the claims and the maintenance that they call for."""
         self.counts.done += count
         for pipeline, status in {(job.stage.pipeline, outcome.status) for job, outcome in finished}:
             if self.lanes.takes(pipeline, status):
-                self._wake_for_new()
+                self.wakeups.wake_for_new()
         for _, outcome in finished:
             if outcome.wait is not None:
                 for seconds in (outcome.wait.get("after"), outcome.wait.get("within")):
                     if seconds is not None:
-                        self.due_in(seconds)
+                        self.wakeups.due_in(seconds)
 
     def committed_alone(self, finished: Sequence[tuple[Job, Finished]]) -> None:
         """Counts jobs that were committed in transactions of their own."""
         self.done(finished, len(finished))
-        self._released_limits()
+        self._limits_released()
 
     def missed(self, lane: Lane, jobs: Sequence[Job]) -> None:
         """Moves jobs that have missed their start time to the late ones, which are released together."""
@@ -209,7 +201,7 @@ class InFlight:
     def lose(self, why: str) -> None:
         """Drops and cancels all that was claimed: nothing under the worker's present id counts any more."""
         running, dropped = self.interrupt(why, cancel_in=CANCEL_IN), self.drop_waiting()
-        self.idle = False  # the worker's next row does not say that it is
+        self.wakeups.idle = False  # the worker's next row does not say that it is
         if running or dropped:
             self.counts.lost += len(running)
             log.warning(
@@ -248,7 +240,7 @@ class InFlight:
     def drained(self) -> bool:
         """Returns whether nothing is in flight, the last scans have found nothing, and no job has come since."""
         complete = all(lane.scan.complete and not lane.waiting for lane in self.lanes.values())
-        return complete and not self.busy() and not self._woken.is_set()
+        return complete and not self.busy() and not self.wakeups.pending
 
     def handlers_run(self) -> bool:
         """Returns whether a handler is running, including one whose attempt no longer counts."""
@@ -286,93 +278,36 @@ class InFlight:
         batches = self._ended, *self._committing, self._held_up, *self._committing_again
         return [job for batch in batches for job in batch.jobs]
 
-    # Waiting and waking.
+    # Waiting.
 
     async def room(self) -> list[tuple[Lane, int]]:
         """Waits until lanes may have more jobs; returns these lanes, and how many jobs each may have."""
         while not (lanes := self.lanes.with_room()) or self._full():
-            self._roomy.clear()
-            await _until(self._roomy, self.lanes.held_for())
+            await self.wakeups.until_room(self.lanes.held_for())
         return lanes
 
     async def more_room(self) -> None:
         """Waits until a claim is worth its round trip: a good part of a lane is free, or a second has passed."""
-        self._roomy.clear()
         if any(room * 4 > lane.slots for lane, room in self.lanes.with_room()):
             return
-        await _until(self._roomy, ROOM_WAIT)
+        await self.wakeups.until_room(ROOM_WAIT)
         await asyncio.sleep(ROOM_LINGER)
-
-    async def woken(self, seconds: float) -> bool:
-        """Waits for a sign of work, or until the limits let more jobs start; returns whether a sign came."""
-        return await _until(self._woken, min(seconds, self.lanes.held_for() or seconds))
 
     async def quiet(self) -> None:
         """Waits until no attempt is running, nor waits to be committed or released."""
         while self.busy():
             self._quiet.clear()
-            await _until(self._quiet, QUIET_POLL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUIET_POLL):
+                    await self._quiet.wait()
 
-    def claiming(self) -> None:
-        """Forgets the signs so far, because the claim that follows sees the work that they announced."""
-        self._woken.clear()
-        self.announced, self._told = self._told, False
-
-    def wake(self, *, returned: bool = True) -> None:
-        """Makes the claimer look for work now. `returned`: a job may have come back, with an old id."""
-        if returned:
-            for lane in self.lanes.values():
-                lane.scan.reset()
-            self._lift_limits(list(self.lanes.values()))
-        self._woken.set()
-
-    def notified(self, what: str) -> None:
-        """Counts a notification, and makes the claimer look: for new jobs, or also for those that came back."""
-        self.notices.heard(time.monotonic())
-        if what == NEW:
-            self._told = True
-            self._wake_for_new()
-        else:
-            self.wake()
-
-    def _wake_for_new(self) -> None:
-        # It may be of a partition that isn't at its limit. Under load, claims at the limit's own pace find it.
-        if self.idle:
-            self._lift_limits(list(self.lanes.values()))
-        self.wake(returned=False)
-
-    def due_in(self, seconds: float) -> None:
-        """Makes maintenance tick when a job of this process is due, if that is before its next tick."""
-        at = time.monotonic() + seconds
-        if at < self.next_due:
-            self.next_due = at
-            self.due_sooner.set()
-
-    def _released_limits(self) -> None:
-        """Lets claims go on for stages that were at their limit, because some of their jobs are no longer held."""
-        self._lift_limits([lane for lane in self.lanes.values() if lane.stage.limits and lane.stage.limits.crowded])
+    def _limits_released(self) -> None:
+        self.wakeups.limits_released()
         self._has_room()
 
-    def _lift_limits(self, lanes: Sequence[Lane]) -> None:
-        held = [lane for lane in lanes if lane.held_until]
-        for lane in held:
-            lane.held_until = 0.0
-        if held:
-            self._woken.set()
-            self._roomy.set()
-
     def _has_room(self) -> None:
-        self._roomy.set()
+        self.wakeups.room()
         self._quiet.set()
         # A job that has just ended may be due again at once, unseen by a claim in progress. A drain claims once more.
         if self._draining and not self.busy():
-            self.wake()
-
-
-async def _until(event: asyncio.Event, seconds: float | None) -> bool:
-    """Waits for an event for at most `seconds` (None: no limit); returns whether it came."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):  # `wait_for` of Python 3.11 loses a cancellation that meets the event
-            await event.wait()
-        return True
-    return False
+            self.wakeups.wake()

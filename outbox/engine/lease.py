@@ -154,7 +154,7 @@ class Lease:
         if self.listens:
             await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(f"outbox_{self.id}")))
         self._greeted = conn
-        self._inflight.wake()  # a notification may have come before this connection listened
+        self._inflight.wakeups.wake()  # a notification may have come before this connection listened
 
     async def _beat(self) -> None:
         sent = time.monotonic()
@@ -173,4 +173,4 @@ class Lease:
                 continue
             # The timeout is short, so that a lease given up in the meantime is soon replaced.
             async for notify in conn.notifies(timeout=min(rest, 0.5), stop_after=1):
-                self._inflight.notified(notify.payload)
+                self._inflight.wakeups.notified(notify.payload)

@@ -85,19 +85,19 @@ class Maintenance:
                     log.error("maintenance: %s", printable(error))
                 await self._link.pause(error)
                 continue
-            self._inflight.next_due = time.monotonic() + wait
-            self._inflight.due_sooner.clear()
+            self._inflight.wakeups.next_due = time.monotonic() + wait
+            self._inflight.wakeups.due_sooner.clear()
             try:
-                await asyncio.wait_for(self._inflight.due_sooner.wait(), wait)
+                await asyncio.wait_for(self._inflight.wakeups.due_sooner.wait(), wait)
             except TimeoutError:
                 continue
-            await asyncio.sleep(max(0.0, self._inflight.next_due - time.monotonic()))
+            await asyncio.sleep(max(0.0, self._inflight.wakeups.next_due - time.monotonic()))
 
     async def tick(self, *, everything: bool = False) -> float:
         """Does what is due; returns the seconds until the next tick. `everything`: includes looks that take long."""
         async with self._turn:
             # The claimer of an idle worker rests. If its stages have work, this look wakes it.
-            idle = list(self._inflight.lanes) if self._inflight.idle else []
+            idle = list(self._inflight.lanes) if self._inflight.wakeups.idle else []
             started = time.monotonic()
             everything = everything or self._looks.allows(started)
             (
@@ -128,7 +128,7 @@ class Maintenance:
             if remind_in is not None and remind_in <= 0:
                 await self._part("reminding", self._remind())
             if ready:
-                self._inflight.wake()
+                self._inflight.wakeups.wake()
             now = time.monotonic()
             if now >= self._fold_at:
                 self._fold_at = now + FOLD_EVERY * random.uniform(0.8, 1.2)
@@ -162,7 +162,7 @@ class Maintenance:
             rows = await self._apart.run(SQL["jobs_promote_due"], SQL["jobs_to_promote"], "job of workflow", _EACH)
             promoted = sum(row[0] for row in rows)
             if promoted:
-                self._inflight.wake()
+                self._inflight.wakeups.wake()
             if promoted < BATCH:
                 next_due = rows[-1][1] if rows else None
                 return None if next_due is None else float(next_due)
@@ -178,7 +178,7 @@ class Maintenance:
                 break
         if total:
             log.info("%s workflows moved on at their deadline", total)
-            self._inflight.wake()
+            self._inflight.wakeups.wake()
 
     async def _cancel_orphans(self) -> None:
         """Cancels the children of parents that have ended. Locked children are left for the next tick."""
@@ -196,7 +196,7 @@ class Maintenance:
         rows = await self._apart.run(SQL["parents_join"], SQL["parents_to_join"], "parent", _EACH)
         if moved := sum(row[0] for row in rows):
             log.info("%s parents moved on after their children", moved)
-            self._inflight.wake()
+            self._inflight.wakeups.wake()
 
     async def _remind(self) -> None:
         """Passes questions on to their next assignee, and reminds the present ones."""
@@ -239,7 +239,7 @@ class Maintenance:
                     freed,
                     dead,
                 )
-                self._inflight.wake()
+                self._inflight.wakeups.wake()
             if freed + dead < BATCH:
                 return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,8 +11,10 @@ from ..database.link import Link
 from ..errors import HandlerError
 from ..texts import clean, printable
 from . import commit
+from .handlers import named
 from .inflight import InFlight
 from .job import Failed, Job, Trouble, fail
+from .lane import Lane
 
 log = logging.getLogger("outbox.worker")
 
@@ -22,6 +25,12 @@ HELD_UP = Trouble(
 )
 """500 put-backs take more than an hour: enough time to notice a transaction that was left open."""
 
+RECONNECT_AFTER = 0.2
+"""Seconds before jobs are put back whose handler could not be called: there may be a thread or a database by then."""
+
+MOST_NOT_STARTED = 30
+"""How often in a row a job is put back whose handler could not be called: enough for an outage of half an hour."""
+
 
 class Releaser:
     """Releases jobs, and repeats each statement until the database has answered."""
@@ -29,6 +38,7 @@ class Releaser:
     def __init__(self, link: Link, inflight: InFlight) -> None:
         self._link = link
         self._inflight = inflight
+        self._releasing: asyncio.Task[None] | None = None
 
     async def release(self, jobs: Sequence[Job], *, started: bool = True) -> set[str]:
         """Releases jobs, and their start times if none has started; returns the workflows that were still held."""
@@ -64,10 +74,33 @@ class Releaser:
                 self._inflight.end(job, _failed(job, trouble))
             elif delay <= 0:
                 log.info("%s: %s; it runs again", where, printable(trouble.reason))
-                self._inflight.wake()
+                self._inflight.wakeups.wake()
             else:
                 log.warning("%s: %s; it runs again in %.1f s", where, printable(trouble.reason), delay)
-                self._inflight.due_in(delay)
+                self._inflight.wakeups.due_in(delay)
+
+    async def not_started(self, jobs: Sequence[Job], why: str) -> None:
+        """Puts back jobs whose handler could not be called. Their attempts aren't counted."""
+        log.warning("%s: %s; %s not started", jobs[0].stage.queue, why, named(jobs))
+        await asyncio.sleep(RECONNECT_AFTER)
+        if held := [job for job in jobs if job.lost is None]:
+            await self.put_back(held, Trouble(why, most=MOST_NOT_STARTED))
+
+    def missed(self, lane: Lane, jobs: Sequence[Job]) -> None:
+        """Hands jobs that have missed their start time here to other workers, all in one go."""
+        if held := [job for job in jobs if job.lost is None]:
+            self._inflight.missed(lane, held)
+            self._release_late()
+
+    def not_begun(self, lane: Lane) -> None:
+        """Releases the jobs that wait behind handlers that don't end. Their attempts aren't counted."""
+        log.info("%s: released %s jobs that waited for a slot", lane.stage.queue, len(lane.waiting))
+        self._inflight.not_begun(lane)
+        self._release_late()
+
+    def _release_late(self) -> None:
+        if self._releasing is None or self._releasing.done():
+            self._releasing = asyncio.get_running_loop().create_task(self.late())
 
     async def late(self) -> None:
         """Releases all jobs that have missed their start times here. They get new ones, and any worker starts them."""
@@ -75,7 +108,7 @@ class Releaser:
             await self.release(late, started=False)
             log.debug("%s: released %s jobs that have missed their start times", late[0].stage.queue, len(late))
             self._inflight.released(late)
-            self._inflight.wake()
+            self._inflight.wakeups.wake()
 
     async def is_unchanged(self, job: Job) -> bool:
         """Returns whether the workflow is still as it was when it was claimed."""

@@ -174,6 +174,6 @@ class _Shift:
         with suppress(psycopg.Error, OSError):
             await self._maintenance.tick(everything=True)
             if await self._scheduler.run_due():
-                self._inflight.wake()
+                self._inflight.wakeups.wake()
             return self._inflight.drained() and not self._maintenance.suspects
         return False

@@ -157,7 +157,7 @@ MUTANTS: dict[str, Mutant] = {
         "an attempt whose commit was refused is released as one that had not begun",
         frozenset({"free put-back"}),
         ("touched-data",),
-        (code("outbox.engine.release:Releaser.not_held", ("await self.put_back(jobs, CHANGED)", "await self.release(jobs)\n    self._inflight.wake()")),),
+        (code("outbox.engine.release:Releaser.not_held", ("await self.put_back(jobs, CHANGED)", "await self.release(jobs)\n    self._inflight.wakeups.wake()")),),
         seconds=1,
         jobs=100,
     ),
@@ -303,10 +303,10 @@ MUTANTS: dict[str, Mutant] = {
         frozenset({"stuck", "lost"}),
         ("notify-lost",),
         (
-            code("outbox.engine.inflight:InFlight.woken", ("min(seconds, self.lanes.held_for() or seconds)", "None")),
+            code("outbox.engine.wakeups:Wakeups.until_work", ("min(seconds, self._lanes.held_for() or seconds)", "None")),
             code("outbox.engine.maintenance:Maintenance.tick", ("if ready:", "if False:")),  # it polls for an idle claimer
-            code("outbox.engine.maintenance:Maintenance._fire", ("self._inflight.wake()", "pass")),
-            code("outbox.engine.inflight:InFlight._released_limits", ("if lane.stage.limits", "if False")),
+            code("outbox.engine.maintenance:Maintenance._fire", ("self._inflight.wakeups.wake()", "pass")),
+            code("outbox.engine.wakeups:Wakeups.limits_released", ("if lane.stage.limits", "if False")),
         ),
     ),
     "error-text-not-cleaned": Mutant(

@@ -14,6 +14,7 @@ from outbox.engine.attempt import Attempts
 from outbox.engine.inflight import InFlight
 from outbox.engine.job import Job
 from outbox.engine.lane import Lanes
+from outbox.engine.release import Releaser
 
 
 def test_a_handler_that_is_taken_away_before_its_first_step_is_not_called_and_frees_its_slot() -> None:
@@ -33,7 +34,7 @@ def test_a_handler_that_is_taken_away_before_its_first_step_is_not_called_and_fr
         lanes = Lanes.of([pipeline], None, 2)
         inflight = InFlight(lanes)
         nothing = cast("Any", SimpleNamespace())  # it uses no connection
-        attempts = Attempts("", inflight, nothing, nothing, group=ConnectionGroup(), pooled=False)
+        attempts = Attempts("", inflight, Releaser(nothing, inflight), nothing, group=ConnectionGroup(), pooled=False)
         for name, lane in (("work", lanes["p", "work"]), ("plain", lanes["p", "plain"])):
             lane.add(Job(lane.stage, 1, 1, name, 1, 1, False, name, lane.stage.on, 1, '{"content": "x"}'))
             attempts.start(lane)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -108,9 +107,9 @@ def test_it_is_drained_when_nothing_is_in_flight_and_the_last_scan_found_nothing
     assert not desk.inflight.drained()
     desk.inflight.drop_waiting()
     assert desk.inflight.drained()
-    desk.inflight.wake()
+    desk.inflight.wakeups.wake()
     assert not desk.inflight.drained(), "a job may have come since"
-    desk.inflight.claiming()
+    desk.inflight.wakeups.claiming()
     assert desk.inflight.drained()
 
 
@@ -118,7 +117,7 @@ def test_a_drain_asks_once_more_after_what_was_running_has_ended() -> None:
     desk = Desk(draining=True)
     desk.lane.scan.found(0, 10, [], 0.0)
     job = desk.started("a")
-    desk.inflight.claiming()
+    desk.inflight.wakeups.claiming()
     desk.inflight.end(job, Failed("no", 0.0))
     desk.returned(job)
     desk.inflight.committed(desk.inflight.take_batch())
@@ -158,12 +157,12 @@ def test_a_batch_has_one_outcome_of_a_workflow_and_no_more_than_one_statement_ta
 def test_what_is_lost_with_the_lease_is_neither_held_nor_committed(desk: Desk) -> None:
     running = desk.started("a")
     desk.claimed("b")
-    desk.inflight.idle = True
+    desk.inflight.wakeups.idle = True
     desk.inflight.lose("the lease was taken away")
     assert running.lost == "the lease was taken away"
     assert desk.inflight.held() == []
     assert desk.inflight.counts.lost == 1
-    assert not desk.inflight.idle
+    assert not desk.inflight.wakeups.idle
     desk.inflight.end(running, DONE)
     assert desk.inflight.uncommitted == 0
 
@@ -186,27 +185,3 @@ def test_there_is_room_when_a_slot_is_free_and_not_too_much_is_uncommitted(desk:
         assert await asyncio.wait_for(waiting, 60) == [(desk.lane, 1)]
 
     asyncio.run(go())
-
-
-@pytest.mark.parametrize("idle", [True, False])
-def test_a_new_job_may_start_though_the_limits_hold_back_the_others(desk: Desk, idle: bool) -> None:
-    """It may be of another partition. The claimer was not told of the worker's own commit by any notification."""
-    desk.inflight.idle = idle
-    job = desk.claimed("a")
-    for new in ("told of it", "made it"):
-        desk.lane.held_until = time.monotonic() + 3600
-        desk.inflight.claiming()
-        if new == "made it":
-            desk.inflight.done([(job, Finished("A", None, []))], 1)
-        else:
-            desk.inflight.notified("new")
-        assert (desk.lane.held_until == 0.0) == idle
-        assert desk.inflight._woken.is_set()
-
-
-def test_the_nearest_due_time_wakes_maintenance_and_a_later_one_does_not(desk: Desk) -> None:
-    desk.inflight.next_due = time.monotonic() + 3600
-    desk.inflight.due_in(7200)
-    assert not desk.inflight.due_sooner.is_set()
-    desk.inflight.due_in(1800)
-    assert desk.inflight.due_sooner.is_set()

@@ -26,6 +26,7 @@ from outbox.engine.inflight import InFlight
 from outbox.engine.job import Failed, Finished, Job
 from outbox.engine.lane import Lanes
 from outbox.engine.lease import Lease
+from outbox.engine.wakeups import Wakeups
 
 Conn = psycopg.Connection[Any]
 
@@ -44,11 +45,11 @@ class Asleep(Exception):
     """The claimer would sleep now, for so many seconds."""
 
 
-class Awake(InFlight):
-    """The jobs of a worker that stands still where it would sleep."""
+class Awake(Wakeups):
+    """The wake-ups of a worker that stands still where it would sleep."""
 
-    async def woken(self, seconds: float) -> bool:
-        if self._woken.is_set():
+    async def until_work(self, seconds: float) -> bool:
+        if self.pending:
             return True
         raise Asleep(seconds)
 
@@ -74,11 +75,12 @@ class Rested:
 
     def __init__(self, conn: Conn, dsn: str, pipeline: Pipeline[Any], *, idle: bool = False) -> None:
         self.conn, self.pipeline = conn, pipeline
-        self.inflight = Awake(Lanes.of([pipeline], None, None))
+        self.inflight = InFlight(Lanes.of([pipeline], None, None))
+        self.inflight.wakeups = Awake(self.inflight.lanes)
         self.lease = Lease(dsn, self.inflight, seconds=3600, listen=True)
         stages = [lane.stage.queue for lane in self.inflight.lanes.values()]
         self.id = registered(conn, stages)
-        self.lease.id, self.inflight.idle = self.id, idle
+        self.lease.id, self.inflight.wakeups.idle = self.id, idle
         conn.execute("UPDATE outbox.workers SET idle = %s WHERE id = %s", (idle, self.id))
         conn.execute(f"LISTEN outbox_{self.id}".encode())
         self.slept = 0.0
@@ -156,22 +158,22 @@ def test_a_job_that_comes_while_the_worker_goes_to_sleep(
 
 async def _sleeps_at_once(self: Claimer) -> None:
     """Goes to sleep without the second look."""
-    if not self._inflight.idle:
+    if not self._inflight.wakeups.idle:
         await self._set_idle(True)
-    await self._inflight.woken(self._delay)
+    await self._inflight.wakeups.until_work(self._delay)
 
 
 async def _does_not_ask(self: Claimer) -> None:
-    self._inflight.idle = True
-    await self._inflight.woken(POLL_FIRST)
+    self._inflight.wakeups.idle = True
+    await self._inflight.wakeups.until_work(POLL_FIRST)
 
 
 async def _sleeps_long(self: Claimer) -> None:
     """Sleeps as one that has been asleep for long, though it has just asked to be told."""
-    if not self._inflight.idle:
+    if not self._inflight.wakeups.idle:
         await self._set_idle(True)
         return
-    await self._inflight.woken(claimer.IDLE_POLL)
+    await self._inflight.wakeups.until_work(claimer.IDLE_POLL)
 
 
 @pytest.mark.parametrize("rest", [_sleeps_at_once, _does_not_ask, _sleeps_long])
@@ -196,7 +198,7 @@ def test_a_job_that_the_worker_has_made_itself(explore: Explore, rested: Callabl
             worker.inflight.done(batch, 1)
 
         def check(outcomes: dict[str, Any]) -> None:
-            assert worker.jobs() or worker.inflight._woken.is_set()
+            assert worker.jobs() or worker.inflight.wakeups.pending
             assert worker.told() == []
 
         return Scene({"worker": worker.goes_to_sleep, "commit": finish}, check)
@@ -276,9 +278,9 @@ def test_only_what_came_back_makes_the_next_scan_begin_at_zero(rested: Callable[
     lane = worker.inflight.lanes["p", "first"]
     lane.scan.start(100.0)
     lane.scan.found(0, 10, [7], cost=60.0)
-    worker.inflight.notified("new")
+    worker.inflight.wakeups.notified("new")
     assert lane.scan.start(100.1) == 7
-    worker.inflight.notified("back")
+    worker.inflight.wakeups.notified("back")
     assert lane.scan.start(100.2) == 0
 
 
@@ -295,7 +297,7 @@ def test_a_job_that_is_committed_later_than_one_with_a_higher_id_is_found_at_onc
 
     async def scenario() -> None:
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as session:
-            worker.inflight.notified(said)
+            worker.inflight.wakeups.notified(said)
             await worker.goes_to_sleep(session)
 
     asyncio.run(scenario())
@@ -310,17 +312,17 @@ def test_a_worker_that_listens_asks_as_soon_as_there_is_nothing_and_stops_under_
     async def scenario() -> None:
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as session:
             await worker.goes_to_sleep(session)
-            assert worker.inflight.idle
+            assert worker.inflight.wakeups.idle
             worker.pipeline.submit(conn, "e", Post())
             await worker.goes_to_sleep(session)
-            assert worker.inflight.idle, "one job is no load"
+            assert worker.inflight.wakeups.idle, "one job is no load"
             assert worker.told() == ["new"]
             worker.inflight.drop_waiting()
             for _ in range(300):
-                worker.inflight.notified("new")
-            worker.inflight.claiming()
+                worker.inflight.wakeups.notified("new")
+            worker.inflight.wakeups.claiming()
             await worker.goes_to_sleep(session)
-            assert not worker.inflight.idle
+            assert not worker.inflight.wakeups.idle
             worker.pipeline.submit(conn, "f", Post())
             assert worker.told() == [], "under load there is no NOTIFY"
 
