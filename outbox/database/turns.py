@@ -89,10 +89,7 @@ class Turn:
     def _wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         wait: Any = type(self._conn).wait
         try:
-            if opening := self._before(gen):
-                wait(self._conn, opening)
-                self.opened = True
-            return wait(self._conn, gen, *args, **options)
+            return wait(self._conn, self._opened(gen), *args, **options)
         except psycopg.Error as error:
             self._failed(error)
             raise
@@ -100,16 +97,13 @@ class Turn:
     async def _wait_async(self, gen: Any, *args: Any, **options: Any) -> Any:
         wait: Any = type(self._conn).wait
         try:
-            if opening := self._before(gen):
-                await wait(self._conn, opening)
-                self.opened = True
-            return await wait(self._conn, gen, *args, **options)
+            return await wait(self._conn, self._opened(gen), *args, **options)
         except psycopg.Error as error:
             self._failed(error)
             raise
 
-    def _before(self, gen: Any) -> Generator[Any, Any, None] | None:
-        """Looks at what psycopg is about to send; returns what is to be sent before it."""
+    def _opened(self, gen: Any) -> Any:
+        """Looks at what psycopg is about to send; returns it, behind the opening if that has not been sent."""
         known = frame.f_locals if (frame := getattr(gen, "gi_frame", None)) else {}
         query = known.get("query", known.get("statement"))
         if query is not None and (words := odd(_text(query, self._conn))):
@@ -118,9 +112,14 @@ class Turn:
                 self.refused = True
                 raise NotHere(f"not sent in a transaction that other handlers share: {words}")
         if self._opening is None or self._sent:
-            return None
+            return gen
         self._sent = True
-        return _send(self._conn, self._opening)
+        return self._behind(self._opening, gen)
+
+    def _behind(self, opening: bytes, gen: Any) -> Generator[Any, Any, Any]:
+        yield from _send(self._conn, opening)
+        self.opened = True
+        return (yield from gen)
 
     def _failed(self, error: psycopg.Error) -> None:
         self.conflict = self.conflict or (self._opening is not None and error.sqlstate in CONFLICTS)

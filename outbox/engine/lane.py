@@ -46,6 +46,7 @@ class Lane:
         self.attempts = self.overdue = 0
         self.careful = 0
         self.sharing = Sharing(stage.queue, stage.share) if stage.share else None
+        self.sharing_too: Sequence[Lane] = ()  # the process's other lanes that share transactions
         self.scan = ScanMark()
         self.held_until = 0.0  # the stage's limits let nothing start before this, unless something changes
         self._eager = 1.0  # the part of a paced stage's room that is claimed
@@ -82,7 +83,9 @@ class Lane:
         """Takes out the jobs for the next handler; none if no slot is free, or no job may start."""
         if self.attempts >= self.concurrency:
             return []
-        most = self.sharing.size(self.attempts) if self.sharing else self.stage.batch or 1
+        most = self.stage.batch or 1
+        if self.sharing is not None:
+            most = self.sharing.size(self.attempts, beside=any(lane.attempts for lane in self.sharing_too))
         taken: list[Job] = []
         while self.waiting and len(taken) < most and self._may_start(self.waiting[0]):
             if taken and self._is_alone(self.waiting[0]):
@@ -166,13 +169,11 @@ class Lanes(dict[tuple[str, str], Lane]):
     @classmethod
     def of(cls, pipelines: Sequence[Pipeline[object]], names: Sequence[str] | None, concurrency: int | None) -> Lanes:
         """Returns a lane for each chosen stage ("enrich" or "posts.enrich"; None: all). DefinitionError if unknown."""
-        return cls(
-            (
-                (stage.pipeline, stage.name),
-                Lane(stage, _concurrency(stage, concurrency)),
-            )
-            for stage in _choose(pipelines, names)
-        )
+        lanes = [Lane(stage, _concurrency(stage, concurrency)) for stage in _choose(pipelines, names)]
+        sharing = [lane for lane in lanes if lane.sharing is not None]
+        for lane in sharing:
+            lane.sharing_too = [other for other in sharing if other is not lane]
+        return cls(((lane.stage.pipeline, lane.stage.name), lane) for lane in lanes)
 
     def running(self) -> list[Job]:
         """Returns the jobs with handlers whose attempts still count."""

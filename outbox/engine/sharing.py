@@ -25,13 +25,16 @@ FIRST = 1
 """Jobs in the first transaction of a process: it is not known yet how long a handler takes."""
 
 AT_ONCE = 2
-"""Transactions that are shared at once: the more handlers one process runs, the fewer fit into one of them."""
+"""Transactions that a process shares at once, or one for each stage: the more handlers run, the fewer fit into each."""
 
 SLOW = 3
 """Transactions in a row with time for one handler, after which handlers count as slow. One may be slow by chance."""
 
 TRY_AGAIN, MOST_JOBS = 200, 100_000
 """Jobs after which a stage shares as before, at first and at last."""
+
+MOST_SLOW = 2_000
+"""The same at last where handlers count as slow. A busy machine makes any handler slow, and to ask costs three jobs."""
 
 WINDOW_JOBS, WINDOW = 100, 0.2
 """Jobs and seconds, at least, by which the rates with and without sharing are compared."""
@@ -58,11 +61,14 @@ class Sharing:
         self._rate_alone = 0.0
         self._jobs, self._time, self._since = 0, 0.0, 0.0
 
-    def size(self, running: int) -> int:
-        """Returns how many jobs the next transaction takes at most, beside `running` others. 0: it waits for them."""
+    def size(self, running: int, *, beside: bool = False) -> int:
+        """Returns how many jobs the next transaction takes at most, beside `running` others. 0: it waits for them.
+
+        `beside`: another stage of this process shares at this moment.
+        """
         if self._never or self._alone > 0 or self._size == 1:
             return 1
-        return self._size if running < (1 if self._single > 0 else AT_ONCE) else 0
+        return self._size if running < (1 if self._single > 0 or beside else AT_ONCE) else 0
 
     def slots(self, concurrency: int) -> int:
         """Returns how many jobs may be with handlers, or wait for their turns, where `concurrency` transactions run."""
@@ -84,7 +90,7 @@ class Sharing:
             self._slow = self._slow + 1 if jobs == 1 else 0
             if self._slow >= SLOW:
                 self._slow, self._size = 0, 1
-                self._have_own()
+                self._have_own(MOST_SLOW)
         else:
             self._slow = 0
             if jobs == self._size > 1:
@@ -106,9 +112,10 @@ class Sharing:
             self._never = True
             log.warning("%s: its jobs have transactions of their own from now on: %s", self._queue, printable(why))
 
-    def _have_own(self) -> None:
+    def _have_own(self, most: int = MOST_JOBS) -> None:
         if self._alone <= 0:
-            self._alone, self._next_alone = self._next_alone, min(2 * self._next_alone, MOST_JOBS)
+            self._alone = min(self._next_alone, most)
+            self._next_alone = min(2 * self._next_alone, max(most, self._next_alone))
             self._restart()
 
     def _measure(self, jobs: int, was_alone: bool, waiting: bool) -> None:

@@ -20,7 +20,10 @@ from outbox import Backoff, DefinitionError, Pipeline, Run
 from outbox.database.steps import perform, perform_async
 from outbox.database.turns import odd
 from outbox.engine import sharing, transaction
-from outbox.engine.sharing import SLOW, TRY_AGAIN, Sharing
+from outbox.engine.inflight import InFlight
+from outbox.engine.job import Job
+from outbox.engine.lane import Lanes
+from outbox.engine.sharing import MOST_SLOW, SLOW, TRY_AGAIN, Sharing
 
 Conn = psycopg.Connection[Any]
 Handler = Callable[[Run[Post]], Any]
@@ -469,6 +472,44 @@ def test_handlers_are_slow_that_leave_no_time_for_another_one_several_times() ->
         assert one.size(0) > 1
         one.ended(1, cut=True, waiting=False)
     assert one.size(9) == 1
+
+
+def test_handlers_that_are_slow_by_chance_do_not_stop_their_stage_from_sharing_for_long() -> None:
+    one, lasted = grown(), []
+    for _ in range(6):
+        while one.size(0) > 1:
+            one.ended(1, cut=True, waiting=False)
+        count = 0
+        while one.size(0) == 1:
+            one.had_own(0.001, 1, waiting=False)
+            count += 1
+        lasted.append(count)
+    for_slow = [TRY_AGAIN, 2 * TRY_AGAIN, 4 * TRY_AGAIN, 8 * TRY_AGAIN, MOST_SLOW, MOST_SLOW]
+    assert lasted == [jobs + 1 for jobs in for_slow], "the one after them shows that handlers are quick"
+
+
+def test_stages_of_one_process_share_one_transaction_each_beside_each_other() -> None:
+    """One event loop and one database work for all of them: the more run, the fewer turns fit into each."""
+    pipeline: Pipeline[Post] = Pipeline("p", data=Post, initial="A", final={"C"})
+
+    async def work(run: Run[Post]) -> None: ...
+
+    pipeline.stage("one", on="A", to="B", transaction=True, share=8)(work)
+    pipeline.stage("two", on="B", to="C", transaction=True, share=8)(work)
+    lanes = Lanes.of([pipeline], None, None)
+    inflight = InFlight(lanes)
+    one, two = lanes.values()
+    for lane in (one, two):
+        lane.sharing = grown()
+        for number in range(40):
+            lane.add(Job(lane.stage, 1, 1, f"{number}", 1, 1, False, f"{number}", lane.stage.on, 1, "{}"))
+    first = inflight.start(one)
+    assert len(first) == 8
+    assert len(inflight.start(one)) == 8, "it has the process to itself"
+    assert len(inflight.start(two)) == 8, "a stage never waits for another one"
+    assert inflight.start(two) == []
+    one.leave(first)
+    assert inflight.start(one) == []
 
 
 def test_the_first_transaction_of_a_stage_is_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
