@@ -18,6 +18,7 @@ from cronsim import CronSim, CronSimError
 from .. import texts
 from ..checks import check_name, check_seconds
 from ..errors import DefinitionError
+from .hooks import Hooks
 
 _MIN_TIMEOUT, _MAX_TIMEOUT = 0.001, 86_400
 """The range of a tick's timeout, in seconds. A tick holds a transaction open, which should never last a day."""
@@ -34,6 +35,7 @@ class Schedule:
     catch_up: bool
     timeout: float
     function: Callable[..., Any] = field(repr=False)
+    hooks: Hooks = field(repr=False, default=Hooks())
 
     @property
     def label(self) -> str:
@@ -86,6 +88,7 @@ def check(
     missed: str,
     timeout: float | timedelta,
     function: Callable[..., Any],
+    hooks: Hooks,
 ) -> Schedule:
     """Returns a checked schedule.
 
@@ -111,4 +114,4 @@ def check(
         raise DefinitionError(f'{what}: missed={texts.shown(missed)} is neither "skip" nor "catch up"')
     if not callable(function):
         raise DefinitionError(f"{what}: it must be a function that takes a Tick")
-    return Schedule(pipeline, name, cron, timezone, missed == "catch up", seconds, function)
+    return Schedule(pipeline, name, cron, timezone, missed == "catch up", seconds, function, hooks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..definition.pipeline import Pipeline
 from ..definition.stage import Stage
@@ -164,12 +164,21 @@ class Lanes(dict[tuple[str, str], Lane]):
     """The lanes of a worker by (pipeline, stage)."""
 
     @classmethod
-    def of(cls, pipelines: Sequence[Pipeline[object]], names: Sequence[str] | None, concurrency: int | None) -> Lanes:
-        """Returns a lane for each chosen stage ("enrich" or "posts.enrich"; None: all). DefinitionError if unknown."""
+    def of(
+        cls,
+        pipelines: Sequence[Pipeline[object]],
+        names: Sequence[str] | None,
+        concurrency: int | None,
+        as_run: Callable[[Stage], Stage] = lambda stage: stage,
+    ) -> Lanes:
+        """Returns a lane for each chosen stage ("enrich" or "posts.enrich"; None: all), as this worker runs it.
+
+        Raises DefinitionError if there is no such stage.
+        """
         return cls(
             (
                 (stage.pipeline, stage.name),
-                Lane(stage, _concurrency(stage, concurrency)),
+                Lane(as_run(stage), _concurrency(stage, concurrency)),
             )
             for stage in _choose(pipelines, names)
         )
