@@ -27,6 +27,9 @@ class Hooks:
     around: tuple[Around, ...] = ()
 
 
+NO_HOOKS = Hooks()
+
+
 def check(what: str, around: Around | Iterable[Around] = ()) -> Hooks:
     """Returns checked hooks. Raises DefinitionError, which begins with `what`, for one that can't be called."""
     several = around if isinstance(around, Iterable) and not callable(around) else (around,)

@@ -18,7 +18,7 @@ from cronsim import CronSim, CronSimError
 from .. import texts
 from ..checks import check_name, check_seconds
 from ..errors import DefinitionError
-from .hooks import Hooks
+from .hooks import NO_HOOKS, Hooks
 
 _MIN_TIMEOUT, _MAX_TIMEOUT = 0.001, 86_400
 """The range of a tick's timeout, in seconds. A tick holds a transaction open, which should never last a day."""
@@ -35,7 +35,7 @@ class Schedule:
     catch_up: bool
     timeout: float
     function: Callable[..., Any] = field(repr=False)
-    hooks: Hooks = field(repr=False, default=Hooks())
+    hooks: Hooks = field(repr=False, default=NO_HOOKS)
 
     @property
     def label(self) -> str:
@@ -88,7 +88,7 @@ def check(
     missed: str,
     timeout: float | timedelta,
     function: Callable[..., Any],
-    hooks: Hooks,
+    hooks: Hooks = NO_HOOKS,
 ) -> Schedule:
     """Returns a checked schedule.
 

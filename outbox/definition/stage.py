@@ -11,7 +11,7 @@ from ..checks import check_name, check_whole
 from ..errors import DefinitionError
 from ..texts import shown
 from .data import DataType
-from .hooks import Hooks
+from .hooks import NO_HOOKS, Hooks
 from .limits import Limits
 from .outcome import Backoff
 from .routes import Routes
@@ -51,7 +51,7 @@ class Stage:
     routes: Routes = field(repr=False)
     limits: Limits | None = None
     share: int | None = None
-    hooks: Hooks = field(repr=False, default=Hooks())
+    hooks: Hooks = field(repr=False, default=NO_HOOKS)
     handler: Callable[..., Any] = field(default=_no_handler, repr=False)
     is_async: bool = field(init=False, default=False)
 

@@ -14,6 +14,7 @@ from ..database.connection_group import ConnectionGroup
 from ..database.link import PLANNING, Link
 from ..definition.pipeline import Pipeline
 from ..definition.schedule import Schedule
+from ..process.embedding import Signs
 from ..process.service import Service, side_by_side
 from .attempt import Attempts
 from .checkpoint import Checkpoints
@@ -63,7 +64,9 @@ class Shift:
         self._inflight = inflight = InFlight(lanes, counts, draining=terms.drain)
         releaser = Releaser(commits[0], inflight)
         self._ready = Readiness(terms.pipelines, lanes, retention, (dsn, direct), group, pooled=pooled)
-        lease = Lease(direct, inflight, seconds=terms.lease, listen=terms.notify, group=group)
+        self._lease = lease = Lease(
+            direct, inflight, seconds=terms.lease, listen=terms.notify, group=group, begun=service.begin
+        )
         self._claimer = Claimer(claims, lease, inflight, releaser)
         checkpoints = Checkpoints(link("checkpoint"))
         self._attempts = Attempts(dsn, inflight, releaser, checkpoints, group=group, pooled=pooled)
@@ -71,7 +74,7 @@ class Shift:
         self._maintenance = Maintenance(dsn, inflight, retention, lease=terms.lease, group=group, pooled=pooled)
         self._scheduler = Scheduler(dsn, terms.schedules, group=group, pooled=pooled)
         self.winding_down = WindingDown(service, inflight, self._attempts, releaser, grace=terms.grace)
-        standstill = Standstill(
+        self._standstill = standstill = Standstill(
             dsn, lease, inflight, self._attempts, group=group, seconds=terms.lease, give_up=terms.on_standstill,
             timeout=lambda: max(inflight.lanes.timeout(), self._scheduler.timeout()),
         )  # fmt: skip
@@ -92,6 +95,16 @@ class Shift:
             return
         working = side_by_side(self._work(), self._attempts.handlers.broken())
         await side_by_side(self.winding_down.after(working), *(loop() for loop in self._beside))
+
+    def signs(self) -> Signs:
+        """Returns how this run is. Any thread may ask, also one that sees the event loop stand still."""
+        lease, inflight = self._lease, self._inflight
+        lanes = inflight.lanes.values()
+        return Signs(
+            lease.is_listening, lease.beaten if lease.id else None, lease.trusted,
+            in_flight=sum(len(lane.running) for lane in lanes), waiting=sum(len(lane.waiting) for lane in lanes),
+            uncommitted=inflight.uncommitted + inflight.held_up, trouble=self._standstill.trouble,
+        )  # fmt: skip
 
     def left(self) -> list[str]:
         """Returns the names of the handlers that are still running."""

@@ -6,11 +6,9 @@ import inspect
 from dataclasses import replace
 
 from ..definition import hooks
-from ..definition.hooks import Hooks
+from ..definition.hooks import NO_HOOKS, Hooks
 from ..definition.schedule import Schedule
 from ..definition.stage import Stage
-
-NO_HOOKS = Hooks()
 
 
 class Surroundings:

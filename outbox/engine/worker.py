@@ -13,6 +13,7 @@ from ..definition import hooks
 from ..definition.hooks import Around
 from ..definition.pipeline import Pipeline
 from ..errors import DefinitionError
+from ..process.embedding import Embedded, Signs
 from ..process.service import Service
 from ..texts import shown
 from .inflight import Counts
@@ -24,7 +25,7 @@ from .surroundings import Surroundings
 log = logging.getLogger("outbox.worker")
 
 
-class Worker:
+class Worker(Embedded):
     """Runs the stages of pipelines until `stop`. Any number of workers share the work.
 
     `stages` limits it to some ("enrich" or "posts.enrich"; default: all). `concurrency` is how many attempts run at
@@ -76,6 +77,7 @@ class Worker:
             on_standstill,
         )  # fmt: skip
         self._service = Service("Worker")
+        self._shift: Shift | None = None
         self.counts, self.interrupted = Counts(), 0
         self.left: list[str] = []
 
@@ -87,8 +89,13 @@ class Worker:
         stage. Cancelled, it cancels its handlers, and releases their jobs.
         """
         shift = Shift(self._terms, self._make_lanes(), self.counts, self._service, self._link)
+
+        async def work() -> None:
+            self._shift = shift
+            await shift.run()
+
         try:
-            await self._service.run(shift.run, *shift.closing)
+            await self._service.run(work, *shift.closing)
         finally:
             self.interrupted, self.left = shift.winding_down.interrupted, shift.left()
             if self.left:
@@ -100,3 +107,6 @@ class Worker:
         A second call stops it at once. From another thread, use `loop.call_soon_threadsafe(worker.stop)`.
         """
         self._service.stop()
+
+    def _signs(self) -> Signs:
+        return self._shift.signs() if self._shift is not None else Signs()

@@ -18,7 +18,7 @@ import psycopg
 from .. import settings
 from ..checks import check_number
 from ..client.inbox import MEMORY_DAYS, Inbox, forget
-from ..database import killpoints, migrations, startup, statements
+from ..database import killpoints, migrations, probe, startup, statements
 from ..database.connection_group import PATIENCE, ConnectionGroup
 from ..database.link import Link, first_line, temporary
 from ..database.probe import Probe
@@ -26,6 +26,7 @@ from ..database.session import require_pooled
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
 from ..process import ending
+from ..process.embedding import Embedded, Signs
 from ..process.service import Service, Trouble, side_by_side
 from ..process.signals import on_signals
 from ..texts import printable
@@ -63,7 +64,7 @@ async def consume(queue: str, handler: Callable[[Delivery], Any], **options: Any
         sys.exit(1)
 
 
-class Consumer:
+class Consumer(Embedded):
     """Handles the messages of a queue until `stop`. Any number of processes share a queue.
 
     `handler` gets a Delivery, in a transaction on `delivery.connection` that also records the message's id: both are
@@ -113,20 +114,29 @@ class Consumer:
             Inbox(queue if consumer is None else consumer), queue, handler, retry or RETRY, timeout,
             Slots(concurrency), self._service,
         )  # fmt: skip
-        self._group = group = ConnectionGroup()
-        self._probe = Probe(self._dsn, group, pooled=self._pooled)
-        self._lanes = [
-            _Lane(Receiver(self._dsn, self._handling, group=group, pooled=self._pooled)) for _ in range(concurrency)
-        ]
-        self._retried: set[int] = set()
         try:
             from .rabbitmq.subscription import Subscription
         except ModuleNotFoundError as error:
             raise OutboxError(f'{error}. Run: pip install "outbox-engine[rabbitmq]"') from None
+        self._trouble = Trouble(self._say, now="not connected yet")
         self._subscription = Subscription(
             amqp_url, queue, exchange=exchange, topics=topics, prefetch=PREFETCH * concurrency,
-            take=self._take, trouble=Trouble(self._say, now="not connected yet"),
+            take=self._take, trouble=self._trouble,
         )  # fmt: skip
+        self._concurrency = concurrency
+        self._make()
+
+    def _make(self) -> None:
+        """Makes what belongs to one run and its event loop."""
+        self._trouble.now = "not connected yet"
+        self._group = group = ConnectionGroup()
+        self._probe = Probe(self._dsn, group, pooled=self._pooled)
+        self._handling.slots = Slots(self._concurrency)
+        self._lanes = [
+            _Lane(Receiver(self._dsn, self._handling, group=group, pooled=self._pooled))
+            for _ in range(self._concurrency)
+        ]
+        self._retried: set[int] = set()
 
     async def run(self) -> None:
         """Handles messages until `stop`.
@@ -134,6 +144,8 @@ class Consumer:
         Waits for a primary first. Raises SchemaError if it isn't ready for this code. After that, nothing that a
         handler, a message, or a restart of Postgres or RabbitMQ does ends it.
         """
+        if not self._service.running:
+            self._make()
         receivers = [lane.receiver.close for lane in self._lanes]
         receivers.append(self._probe.close)
         try:
@@ -223,9 +235,19 @@ class Consumer:
 
     def _say(self, trouble: str | None) -> None:
         if trouble is None:
+            self._service.begin()
             log.info("consumer %s takes from queue %s", self._handling.inbox.consumer, printable(self._handling.queue))
         else:
             log.warning("%s; trying again", printable(trouble))
+
+    def _signs(self) -> Signs:
+        waiting = sum(lane.waiting for lane in self._lanes)
+        busy = sum(lane.receiver.handles is not None for lane in self._lanes)
+        trouble = self._trouble.now
+        return Signs(
+            trouble is None, self._probe.answered, PATIENCE + 2 * probe.EVERY, in_flight=busy, waiting=waiting,
+            trouble=trouble,
+        )  # fmt: skip
 
     def _require(self, conn: psycopg.Connection[Any]) -> None:
         if self._pooled:
@@ -253,6 +275,11 @@ class _Lane:
         self.receiver = receiver
         self.idle = asyncio.Event()
         self._waiting: asyncio.Queue[Arrival] = asyncio.Queue()
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait."""
+        return self._waiting.qsize()
 
     @property
     def load(self) -> int:
