@@ -15,6 +15,8 @@ from typing import Any
 from ..errors import DefinitionError, HandlerError
 from ..process.forks import leave_if_forked
 from ..texts import shown
+from .failed_attempts import OnError
+from .lifespan import Lifespan, Lifespans, Made
 
 Around = Callable[[Any], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 """Is given what the handler is given, and returns a context manager for this attempt."""
@@ -25,31 +27,71 @@ class Hooks:
     """What a pipeline, a worker or a consumer runs around its handlers."""
 
     around: tuple[Around, ...] = ()
+    lifespan: Lifespan | None = None
+    on_error: tuple[OnError, ...] = ()
+
+    def within(self, own: Hooks) -> Hooks:
+        """Returns these hooks of a pipeline inside of a worker's `own`, whose lifespan takes the place of this one."""
+        return Hooks(own.around + self.around, own.lifespan or self.lifespan, own.on_error + self.on_error)
 
 
 NO_HOOKS = Hooks()
 
 
-def check(what: str, around: Around | Iterable[Around] = ()) -> Hooks:
+def check(
+    what: str, around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None, on_error: OnError | None = None
+) -> Hooks:
     """Returns checked hooks. Raises DefinitionError, which begins with `what`, for one that can't be called."""
     several = around if isinstance(around, Iterable) and not callable(around) else (around,)
-    return Hooks(tuple(_callable(each, f"{what}around") for each in several))
+    return Hooks(
+        tuple(_callable(each, f"{what}around") for each in several),
+        None if lifespan is None else _callable(lifespan, f"{what}lifespan"),
+        () if on_error is None else (_callable(on_error, f"{what}on_error"),),
+    )
 
 
-def surround(handler: Callable[..., Any], *, is_async: bool, around: Iterable[Around], name: str) -> Callable[..., Any]:
-    """Returns the handler `name` as the engine calls it: each attempt in its context managers, the first one outermost.
+def surround(
+    handler: Callable[..., Any], *, is_async: bool, hooks: Hooks, lifespans: Lifespans, name: str
+) -> Callable[..., Any]:
+    """Returns the handler `name` as a process calls it: each attempt in its context managers, the first one outermost.
 
     Their errors are the handler's. Of a handler that is given a list of runs, each run has context managers of its own.
-    Raises DefinitionError for an async generator around a plain handler.
+    What the lifespan has made is there in all of them. Without hooks, returns the handler itself. Raises
+    DefinitionError for an async context manager around a plain handler.
     """
-    for each in reversed(tuple(around)):
+    for each in reversed(hooks.around):
         if not is_async and inspect.isasyncgenfunction(inspect.unwrap(each)):
             raise DefinitionError(
                 f"around: {_name(each)} is an async context manager, and {name} is a plain function: "
                 "give a plain one, which serves both"
             )
         handler = _async(handler, each) if is_async else _plain(handler, each)
-    return handler
+    if hooks.lifespan is None:
+        return handler
+    made = lifespans.made(hooks.lifespan)
+    return _giving_async(handler, made) if is_async else _giving(handler, made)
+
+
+def _giving(handler: Callable[..., Any], made: Made) -> Callable[..., Any]:
+    def call(given: Any) -> Any:
+        give(given, made.value)
+        return handler(given)
+
+    return call
+
+
+def _giving_async(handler: Callable[..., Any], made: Made) -> Callable[..., Any]:
+    async def call(given: Any) -> Any:
+        give(given, made.value)
+        return await handler(given)
+
+    return call
+
+
+def give(given: Any, resources: Any) -> None:
+    """Makes `resources` those of a run, of each run of a list, of a tick or of a delivery."""
+    for each in given if isinstance(given, list) else (given,):
+        object.__setattr__(each, "_resources", resources)  # a tick is frozen
 
 
 def _plain(handler: Callable[..., Any], around: Around) -> Callable[..., Any]:

@@ -19,7 +19,9 @@ from ..database.drivers.connection import AsyncConn, SyncConn
 from ..errors import DefinitionError
 from . import hooks, limits, schedule
 from .data import DataType
+from .failed_attempts import OnError
 from .hooks import Around
+from .lifespan import Lifespan
 from .outcome import Backoff
 from .reactions import Change
 from .routes import Route, Routes, statuses, targets
@@ -39,7 +41,9 @@ class Pipeline(Generic[Data]):
     is a final status to which a workflow can be cancelled from any status that isn't final.
 
     `around` is a function that is given the `Run` of an attempt, or the `Tick` of a schedule, and returns a context
-    manager in which the handler is called. Of several, the first one is the outermost. See docs/hooks.md.
+    manager in which the handler is called. Of several, the first one is the outermost. `lifespan` returns a context
+    manager that is open while a worker runs in a process; its value is `run.resources`. `on_error` is called with the
+    exception and the FailedAttempt when an attempt has failed. See docs/hooks.md.
 
     Raises DefinitionError for an invalid name, and for a type that pydantic doesn't validate.
     """
@@ -49,22 +53,26 @@ class Pipeline(Generic[Data]):
     def __init__(
         self, name: str, *, data: type[Data], initial: str, final: Iterable[str] = (), cancelled: str | None = None,
         version: int = 1, plain: int | None = None, around: Around | Iterable[Around] = (),
+        lifespan: Lifespan | None = None, on_error: OnError | None = None,
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
         self: Pipeline[dict[str, Any]], name: str, *, data: None = None, initial: str, final: Iterable[str] = (),
         cancelled: str | None = None, version: int = 1, plain: int | None = None,
         around: Around | Iterable[Around] = (),
+        lifespan: Lifespan | None = None, on_error: OnError | None = None,
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
         self: Pipeline[Any], name: str, *, data: Any, initial: str, final: Iterable[str] = (),
         cancelled: str | None = None, version: int = 1, plain: int | None = None,
         around: Around | Iterable[Around] = (),
+        lifespan: Lifespan | None = None, on_error: OnError | None = None,
     ) -> None: ...  # fmt: skip
     def __init__(
         self, name: str, *, data: Any = None, initial: str, final: Iterable[str] = (), cancelled: str | None = None,
         version: int = 1, plain: int | None = None, around: Around | Iterable[Around] = (),
+        lifespan: Lifespan | None = None, on_error: OnError | None = None,
     ) -> None:  # fmt: skip
         self.name = check_name(name, "pipeline")
         self.initial = check_name(initial, "initial status")
@@ -76,7 +84,7 @@ class Pipeline(Generic[Data]):
         self.reaction_of: str | None = None
         self.taken_over: set[str] = set()
         self.renames: dict[str, str] = {}
-        self.hooks = hooks.check(f"pipeline {name}: ", around)
+        self.hooks = hooks.check(f"pipeline {name}: ", around, lifespan, on_error)
         self._routes = Routes(self.name, self.initial, self.final, self.cancelled)
         self._data = DataType(name, data, version, plain)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import psycopg
 
 from ..database.connection_group import ConnectionGroup
 from ..database.link import PLANNING, Link
+from ..definition.failed_attempts import Reports
+from ..definition.lifespan import Lifespans
 from ..definition.pipeline import Pipeline
 from ..definition.schedule import Schedule
 from ..process.embedding import Signs
@@ -53,9 +56,10 @@ class Shift:
     """Works on these lanes until it is told to stop. `link` makes the connections of claims and commits."""
 
     def __init__(
-        self, terms: Terms, lanes: Lanes, counts: Counts, service: Service, link: Callable[..., Link] = Link
-    ) -> None:
-        self._terms, self._service = terms, service
+        self, terms: Terms, lanes: Lanes, counts: Counts, service: Service, lifespans: Lifespans,
+        link: Callable[..., Link] = Link,
+    ) -> None:  # fmt: skip
+        self._terms, self._service, self._lifespans = terms, service, lifespans
         dsn, direct, pooled, retention = terms.dsn, terms.listen_dsn, terms.pooled, terms.retention
         group = ConnectionGroup()  # the lease cuts it
         link = partial(link, dsn, pooled=pooled, settings=PLANNING, group=group)
@@ -70,9 +74,10 @@ class Shift:
         self._claimer = Claimer(claims, lease, inflight, releaser)
         checkpoints = Checkpoints(link("checkpoint"))
         self._attempts = Attempts(dsn, inflight, releaser, checkpoints, group=group, pooled=pooled)
-        committer = Committer(commits, link("commit"), inflight, releaser)
+        reports = Reports()
+        committer = Committer(commits, link("commit"), inflight, releaser, reports)
         self._maintenance = Maintenance(dsn, inflight, retention, lease=terms.lease, group=group, pooled=pooled)
-        self._scheduler = Scheduler(dsn, terms.schedules, group=group, pooled=pooled)
+        self._scheduler = Scheduler(dsn, terms.schedules, reports, group=group, pooled=pooled)
         self.winding_down = WindingDown(service, inflight, self._attempts, releaser, grace=terms.grace)
         self._standstill = standstill = Standstill(
             dsn, lease, inflight, self._attempts, group=group, seconds=terms.lease, give_up=terms.on_standstill,
@@ -86,13 +91,16 @@ class Shift:
         self.closing = [
             self.winding_down.release_all, lease.leave, claims.close, *(each.close for each in commits),
             committer.close, reconciling.close, self._maintenance.close, self._attempts.close, self._scheduler.close,
-            checkpoints.close,
+            checkpoints.close, reports.close,
         ]  # fmt: skip
 
     async def run(self) -> None:
         await self._ready.wait(self._service, patient=not self._terms.drain)
+        await self._lifespans.open(self._service)
         if self._service.stopping:
             return
+        # What a lifespan sets as a context variable is there in each attempt, and in each tick.
+        self._attempts.context = self._scheduler.context = contextvars.copy_context()
         working = side_by_side(self._work(), self._attempts.handlers.broken())
         await side_by_side(self.winding_down.after(working), *(loop() for loop in self._beside))
 

@@ -10,7 +10,9 @@ from typing import Any
 from ..checks import check_number
 from ..database.link import Link
 from ..definition import hooks
+from ..definition.failed_attempts import OnError
 from ..definition.hooks import Around
+from ..definition.lifespan import Lifespan
 from ..definition.pipeline import Pipeline
 from ..errors import DefinitionError
 from ..process.embedding import Embedded, Signs
@@ -34,7 +36,7 @@ class Worker(Embedded):
     how long running handlers may take after `stop`. `listen_dsn` is a direct DSN when `dsn` goes through a pooler.
     `drain` ends the run when nothing is due. `notify=False` polls only. `on_standstill`, if given, is called in a
     thread with the reason when a handler has blocked the event loop for too long; see docs/handlers.md. `around`
-    surrounds the attempts of all pipelines, outside of what the pipelines have themselves; see Pipeline.
+    and `on_error` are for all its pipelines, beside their own, and `lifespan` is instead of theirs; see Pipeline.
 
     `counts` tells how the attempts have ended, and `interrupted` how many handlers were still running at the end of the
     grace time. `left` names handlers that go on after `run` has returned, because they can't be interrupted.
@@ -57,6 +59,8 @@ class Worker(Embedded):
         retention: Retention | None = None,
         on_standstill: Callable[[str], None] | None = None,
         around: Around | Iterable[Around] = (),
+        lifespan: Lifespan | None = None,
+        on_error: OnError | None = None,
     ) -> None:
         check_number(lease, "lease", 0.5, 86_400)
         check_number(grace, "grace", 0, 86_400)
@@ -66,7 +70,8 @@ class Worker(Embedded):
             if not isinstance(pipeline, Pipeline):
                 raise DefinitionError(f"pipelines: {shown(pipeline)} is not a Pipeline")
         every += [reaction for pipeline in every for reaction in pipeline.reactions.values()]
-        surroundings = Surroundings(hooks.check("", around))
+        surroundings = Surroundings(hooks.check("", around, lifespan, on_error))
+        self._lifespans = surroundings.lifespans
         self._make_lanes = partial(Lanes.of, every, stages, concurrency, surroundings.stage)
         self._make_lanes()  # which raises now what is wrong with the stages
         # A worker for some stages leaves the schedules to workers that run all stages.
@@ -88,14 +93,14 @@ class Worker(Embedded):
         data or a restart of Postgres does ends it. WorkerBroken when handlers that don't end have taken all slots of a
         stage. Cancelled, it cancels its handlers, and releases their jobs.
         """
-        shift = Shift(self._terms, self._make_lanes(), self.counts, self._service, self._link)
+        shift = Shift(self._terms, self._make_lanes(), self.counts, self._service, self._lifespans, self._link)
 
         async def work() -> None:
             self._shift = shift
             await shift.run()
 
         try:
-            await self._service.run(work, *shift.closing)
+            await self._service.run(work, *shift.closing, last=self._lifespans.close)
         finally:
             self.interrupted, self.left = shift.winding_down.interrupted, shift.left()
             if self.left:

@@ -7,10 +7,11 @@ that, the message is delivered again, and the inbox tells whether it was handled
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import psycopg
@@ -23,6 +24,10 @@ from ..database.connection_group import PATIENCE, ConnectionGroup
 from ..database.link import Link, first_line, temporary
 from ..database.probe import Probe
 from ..database.session import require_pooled
+from ..definition import hooks
+from ..definition.failed_attempts import OnError, Reports
+from ..definition.hooks import Around, surround
+from ..definition.lifespan import Lifespan, Lifespans
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
 from ..process import ending
@@ -80,7 +85,7 @@ class Consumer(Embedded):
     handled one after the other. `timeout` (seconds) bounds an async handler; a sync one can't be interrupted. `grace`
     (seconds) is how long running handlers may take after `stop`. Ids are remembered for `keep_inbox` days (None:
     another process forgets them); older messages are parked. `left` names the messages whose handlers run on after
-    `run` has returned.
+    `run` has returned. For `around`, `lifespan` and `on_error`, see docs/hooks.md.
     """
 
     def __init__(
@@ -98,6 +103,9 @@ class Consumer(Embedded):
         timeout: float = 60.0,
         grace: float = 30.0,
         keep_inbox: float | None = 90.0,
+        around: Around | Iterable[Around] = (),
+        lifespan: Lifespan | None = None,
+        on_error: OnError | None = None,
     ) -> None:
         self._dsn, amqp_url, self._pooled = _connections(dsn, amqp_url)
         if topics and not exchange:
@@ -110,9 +118,12 @@ class Consumer(Embedded):
         self.grace, self._keep_inbox = grace, keep_inbox
         self.left: list[str] = []
         self._service = Service("Consumer")
+        own, self._lifespans = hooks.check("consumer: ", around, lifespan, on_error), Lifespans()
+        is_async = inspect.iscoroutinefunction(handler)
+        handler = surround(handler, is_async=is_async, hooks=own, lifespans=self._lifespans, name="the handler")
         self._handling = Handling(
             Inbox(queue if consumer is None else consumer), queue, handler, retry or RETRY, timeout,
-            Slots(concurrency), self._service,
+            Slots(concurrency), self._service, own.on_error,
         )  # fmt: skip
         try:
             from .rabbitmq.subscription import Subscription
@@ -131,7 +142,7 @@ class Consumer(Embedded):
         self._trouble.now = "not connected yet"
         self._group = group = ConnectionGroup()
         self._probe = Probe(self._dsn, group, pooled=self._pooled)
-        self._handling.slots = Slots(self._concurrency)
+        self._handling.slots, self._handling.reports = Slots(self._concurrency), Reports()
         self._lanes = [
             _Lane(Receiver(self._dsn, self._handling, group=group, pooled=self._pooled))
             for _ in range(self._concurrency)
@@ -148,8 +159,10 @@ class Consumer(Embedded):
             self._make()
         receivers = [lane.receiver.close for lane in self._lanes]
         receivers.append(self._probe.close)
+        if self._handling.reports is not None:
+            receivers.append(self._handling.reports.close)
         try:
-            await self._service.run(self._serve, self._subscription.close, *receivers)
+            await self._service.run(self._serve, self._subscription.close, *receivers, last=self._lifespans.close)
         finally:
             self.left = [lane.receiver.handles for lane in self._lanes if lane.receiver.handles]
             if self.left:
@@ -167,6 +180,7 @@ class Consumer(Embedded):
 
     async def _serve(self) -> None:
         await startup.begin(self._dsn, self._service, self._require, group=self._group)
+        await self._lifespans.open(self._service)
         if self._service.stopping:
             return
         working = [self._work(lane) for lane in self._lanes]

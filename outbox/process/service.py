@@ -17,8 +17,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
+from types import TracebackType
 from typing import Any
 
 from ..errors import OutboxError
@@ -91,8 +92,16 @@ class Service:
         if self._begun is not None and not self._begun.done():
             self._begun.set_result(None)
 
-    async def run(self, main: Callable[[], Awaitable[Any]], *closing: Callable[[], Awaitable[Any]]) -> None:
+    async def run(
+        self,
+        main: Callable[[], Awaitable[Any]],
+        *closing: Callable[[], Awaitable[Any]],
+        last: Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], Awaitable[None]]
+        | None = None,
+    ) -> None:
         """Awaits `main()`, then each of `closing` in turn, whatever else fails.
+
+        At the very end, awaits `last` with what has failed, in this task, which is that of `main`.
 
         A stop before counts for this run, and not for the next one. Raises OutboxError if it runs already, and in a
         process that was forked after a run had begun: it would share its parent's connections and locks.
@@ -103,7 +112,7 @@ class Service:
             raise OutboxError(f"this {self._name} is running already; make another one")
         self._pid, self._runs, self.failure = os.getpid(), True, None
         try:
-            await self._run(main, closing)
+            await self._run(main, closing, last)
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
             raise
@@ -111,13 +120,17 @@ class Service:
             self._runs = False
             self._stops, self._stopped_at = 0, 0.0
 
-    async def _run(self, main: Callable[[], Awaitable[Any]], closing: Iterable[Callable[[], Awaitable[Any]]]) -> None:
+    async def _run(
+        self, main: Callable[[], Awaitable[Any]], closing: Sequence[Callable[[], Awaitable[Any]]], last: Any
+    ) -> None:
         enable_loggers()
         self._told = asyncio.Event()  # an event belongs to one loop, and a service may run again in another
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
+            if last is not None:
+                stack.push_async_exit(last)
             stack.callback(forks.end_serving, loop)
-            for close in reversed(list(closing)):
+            for close in reversed(closing):
                 stack.push_async_callback(_close, close)
             forks.serve(loop)
             await main()
