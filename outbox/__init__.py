@@ -9,6 +9,7 @@ from .client.signals import Signalled, signal
 from .client.submit import Submitted
 from .client.why import Why, why
 from .database.refusals import error_of
+from .definition.failed_attempts import FailedAttempt
 from .definition.outcome import Backoff, Go, Reject, Retry
 from .definition.pipeline import Pipeline
 from .definition.reactions import Change
@@ -60,6 +61,7 @@ from .messages.consumer import Consumer, consume
 from .messages.delivery import Delivery
 from .messages.sharding import shard
 from .operations.prepare import deploy, migrate
+from .process.embedding import Health
 
 __all__ = [
     "AppendOnly",
@@ -72,8 +74,10 @@ __all__ = [
     "Delivery",
     "EditRefused",
     "EmbeddedUnavailable",
+    "FailedAttempt",
     "Go",
     "HandlerError",
+    "Health",
     "IdentityFixed",
     "IllegalChange",
     "Inbox",

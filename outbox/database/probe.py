@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from ..texts import printable
 from . import statements
@@ -23,6 +24,7 @@ class Probe:
     def __init__(self, dsn: str, group: ConnectionGroup, *, pooled: bool = False, patience: float = PATIENCE) -> None:
         self._group, self._patience = group, patience
         self._refused = False
+        self.answered: float | None = None  # when the last question was asked that was answered, by time.monotonic()
         self._link = Link(dsn, "probe", pooled=pooled, group=group)
 
     async def run(self) -> None:
@@ -32,10 +34,12 @@ class Probe:
             await self._ask()
 
     async def _ask(self) -> None:
+        asked = time.monotonic()
         try:
             await self._link.connection()
             with self._group.within(self._patience):
                 ((read_only,),) = await self._link.execute(SQL["probe"], {})
+            self.answered = asked
             if read_only:
                 self._group.cut("the server is read-only now")
         except Exception as error:

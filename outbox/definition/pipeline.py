@@ -17,8 +17,11 @@ from ..client.lists import Page, StateChange, Workflow
 from ..client.submit import Submitted, submit, submit_many
 from ..database.drivers.connection import AsyncConn, SyncConn
 from ..errors import DefinitionError
-from . import limits, schedule
+from . import hooks, limits, schedule
 from .data import DataType
+from .failed_attempts import OnError
+from .hooks import Around
+from .lifespan import Lifespan
 from .outcome import Backoff
 from .reactions import Change
 from .routes import Route, Routes, statuses, targets
@@ -37,6 +40,11 @@ class Pipeline(Generic[Data]):
     `initial`. In one of the `final` statuses it has ended. All other statuses come from stages and `allow`. `cancelled`
     is a final status to which a workflow can be cancelled from any status that isn't final.
 
+    `around` is a function that is given the `Run` of an attempt, or the `Tick` of a schedule, and returns a context
+    manager in which the handler is called. Of several, the first one is the outermost. `lifespan` returns a context
+    manager that is open while a worker runs in a process; its value is `run.resources`. `on_error` is called with the
+    exception and the FailedAttempt when an attempt has failed. See docs/hooks.md.
+
     Raises DefinitionError for an invalid name, and for a type that pydantic doesn't validate.
     """
 
@@ -44,21 +52,27 @@ class Pipeline(Generic[Data]):
     @overload
     def __init__(
         self, name: str, *, data: type[Data], initial: str, final: Iterable[str] = (), cancelled: str | None = None,
-        version: int = 1, plain: int | None = None,
+        version: int = 1, plain: int | None = None, around: Around | Iterable[Around] = (),
+        lifespan: Lifespan | None = None, on_error: OnError | None = None,
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
         self: Pipeline[dict[str, Any]], name: str, *, data: None = None, initial: str, final: Iterable[str] = (),
         cancelled: str | None = None, version: int = 1, plain: int | None = None,
+        around: Around | Iterable[Around] = (),
+        lifespan: Lifespan | None = None, on_error: OnError | None = None,
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
         self: Pipeline[Any], name: str, *, data: Any, initial: str, final: Iterable[str] = (),
         cancelled: str | None = None, version: int = 1, plain: int | None = None,
+        around: Around | Iterable[Around] = (),
+        lifespan: Lifespan | None = None, on_error: OnError | None = None,
     ) -> None: ...  # fmt: skip
     def __init__(
         self, name: str, *, data: Any = None, initial: str, final: Iterable[str] = (), cancelled: str | None = None,
-        version: int = 1, plain: int | None = None,
+        version: int = 1, plain: int | None = None, around: Around | Iterable[Around] = (),
+        lifespan: Lifespan | None = None, on_error: OnError | None = None,
     ) -> None:  # fmt: skip
         self.name = check_name(name, "pipeline")
         self.initial = check_name(initial, "initial status")
@@ -70,6 +84,7 @@ class Pipeline(Generic[Data]):
         self.reaction_of: str | None = None
         self.taken_over: set[str] = set()
         self.renames: dict[str, str] = {}
+        self.hooks = hooks.check(f"pipeline {name}: ", around, lifespan, on_error)
         self._routes = Routes(self.name, self.initial, self.final, self.cancelled)
         self._data = DataType(name, data, version, plain)
 
@@ -130,6 +145,7 @@ class Pipeline(Generic[Data]):
             running=running,
             data=self._data,
             routes=self._routes,
+            hooks=self.hooks,
             limits=limits.check(name, concurrency, rate, partition, priority, total_concurrency, total_rate),
         )
         self._routes.check(made)
@@ -204,7 +220,7 @@ class Pipeline(Generic[Data]):
 
         def register(function: Handler) -> Handler:
             called = name or str(getattr(function, "__name__", ""))
-            made = schedule.check(self.name, called, cron, timezone, missed, timeout, function)
+            made = schedule.check(self.name, called, cron, timezone, missed, timeout, function, self.hooks)
             if made.name in self.schedules:
                 raise DefinitionError(f"pipeline {self.name} has two schedules named {made.name!r}")
             self.schedules[made.name] = made
@@ -238,6 +254,7 @@ class Pipeline(Generic[Data]):
             if called in self.reactions or "," in called:
                 raise DefinitionError(f"pipeline {self.name} has two reactions named {called!r}")
             reaction = Pipeline(f"{self.name}/{called}", data=Change, initial="DUE", final={"DONE"})
+            reaction.hooks = self.hooks
             reaction.stage(
                 called, on="DUE", to="DONE", retry=retry, timeout=timeout, concurrency=concurrency, rate=rate
             )(function)

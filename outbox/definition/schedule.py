@@ -18,6 +18,8 @@ from cronsim import CronSim, CronSimError
 from .. import texts
 from ..checks import check_name, check_seconds
 from ..errors import DefinitionError
+from .hooks import NO_HOOKS, Hooks
+from .lifespan import HasResources
 
 _MIN_TIMEOUT, _MAX_TIMEOUT = 0.001, 86_400
 """The range of a tick's timeout, in seconds. A tick holds a transaction open, which should never last a day."""
@@ -34,6 +36,7 @@ class Schedule:
     catch_up: bool
     timeout: float
     function: Callable[..., Any] = field(repr=False)
+    hooks: Hooks = field(repr=False, default=NO_HOOKS)
 
     @property
     def label(self) -> str:
@@ -61,12 +64,12 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(HasResources):
     """What a scheduled function gets. `at` is the time for which it was scheduled, in the schedule's time zone.
 
     `connection` is a psycopg connection, async if the function is async, otherwise sync. What is written through it
     commits with the tick, or not at all. `idempotency_key` is the same in every attempt at this tick: pass it to every
-    system that the function calls.
+    system that the function calls. `resources` is what the pipeline's lifespan has made.
     """
 
     schedule: str
@@ -86,6 +89,7 @@ def check(
     missed: str,
     timeout: float | timedelta,
     function: Callable[..., Any],
+    hooks: Hooks = NO_HOOKS,
 ) -> Schedule:
     """Returns a checked schedule.
 
@@ -111,4 +115,4 @@ def check(
         raise DefinitionError(f'{what}: missed={texts.shown(missed)} is neither "skip" nor "catch up"')
     if not callable(function):
         raise DefinitionError(f"{what}: it must be a function that takes a Tick")
-    return Schedule(pipeline, name, cron, timezone, missed == "catch up", seconds, function)
+    return Schedule(pipeline, name, cron, timezone, missed == "catch up", seconds, function, hooks)

@@ -11,6 +11,7 @@ from ..checks import check_name, check_whole
 from ..errors import DefinitionError
 from ..texts import shown
 from .data import DataType
+from .hooks import NO_HOOKS, Hooks
 from .limits import Limits
 from .outcome import Backoff
 from .routes import Routes
@@ -34,7 +35,7 @@ class Stage:
     """A named handler that takes the workflows of one status. `Pipeline.stage` makes it.
 
     A stage checks its values when it is made, and raises DefinitionError if one is invalid. `timeout` is in seconds.
-    `running` is its in-progress status, or None. `data` and `routes` belong to its pipeline.
+    `running` is its in-progress status, or None. `data`, `routes` and `hooks` belong to its pipeline.
     """
 
     pipeline: str
@@ -50,6 +51,7 @@ class Stage:
     routes: Routes = field(repr=False)
     limits: Limits | None = None
     share: int | None = None
+    hooks: Hooks = field(repr=False, default=NO_HOOKS)
     handler: Callable[..., Any] = field(default=_no_handler, repr=False)
     is_async: bool = field(init=False, default=False)
 

@@ -55,7 +55,7 @@ class Attempts:
         self._loop = asyncio.get_running_loop()
         self._starting = True
         # Each attempt starts with the context variables as they were before any handler had set one.
-        self._context = contextvars.copy_context()
+        self.context = contextvars.copy_context()
         self.handlers = Handlers(inflight.lanes)
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
         lanes = inflight.lanes.values()
@@ -143,7 +143,7 @@ class Attempts:
 
     def _run(self, handler: Handler, attempt: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs an attempt, or its end, in a task."""
-        handler.task = self._loop.create_task(self._attempt(handler, attempt), context=self._context.copy())
+        handler.task = self._loop.create_task(self._attempt(handler, attempt), context=self.context.copy())
         return handler.task
 
     async def _attempt(self, handler: Handler, attempt: Coroutine[Any, Any, None]) -> None:
@@ -202,7 +202,7 @@ class Attempts:
             self._run(handler, self._releaser.not_started(handler.jobs, _no_thread(error)))
 
     def _handle_in_thread(self, handler: Handler) -> Outcome:
-        return self._context.copy().run(handle_job, handler.jobs[0])
+        return self.context.copy().run(handle_job, handler.jobs[0])
 
     def _collect(self, ended: Sequence[tuple[Handler, Outcome]]) -> None:
         """Passes on the outcomes of handlers that have returned in threads."""

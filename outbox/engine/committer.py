@@ -18,6 +18,8 @@ import psycopg
 
 from ..database import killpoints
 from ..database.link import Link
+from ..definition.failed_attempts import FailedAttempt, Reports
+from ..errors import HandlerError
 from ..texts import printable
 from . import commit
 from .batch import BATCH, Batch
@@ -49,13 +51,21 @@ class Committer:
     `patient`, a link that is opened only when it is needed.
     """
 
-    def __init__(self, links: Sequence[Link], patient: Link, inflight: InFlight, releaser: Releaser) -> None:
+    def __init__(
+        self,
+        links: Sequence[Link],
+        patient: Link,
+        inflight: InFlight,
+        releaser: Releaser,
+        reports: Reports | None = None,
+    ) -> None:
         self._link = links[0]
         self._free = list(reversed(links))
         self._patient = patient
         self._holders = Holders(links[0])
         self._inflight = inflight
         self._releaser = releaser
+        self._reports = reports
 
     async def run(self) -> None:
         """Commits outcomes until it is cancelled."""
@@ -196,13 +206,19 @@ class Committer:
                 self._inflight.counts.lost += 1
             elif outcome.delay is None:
                 self._inflight.counts.dead += 1
-                tell(job, outcome)
+                self._tell(job, outcome)
             else:
                 retried += 1
-                tell(job, outcome)
+                self._tell(job, outcome)
                 self._inflight.wakeups.due_in(outcome.delay)
         self._inflight.counts.retried += retried
         _log_batch(batch, retried, "to try again", started)
+
+    def _tell(self, job: Job, outcome: Failed) -> None:
+        tell(job, outcome)
+        if job.stage.hooks.on_error and self._reports is not None:
+            failed = FailedAttempt(job.stage.pipeline, job.stage.name, job.entity_id, job.attempt, outcome.delay)
+            self._reports.tell(job.stage.hooks.on_error, outcome.raised or HandlerError(outcome.error), failed)
 
     async def _fail_alone(self, link: Link, batch: list[tuple[Job, Failed]]) -> None:
         """Puts jobs back one by one, because a row that one of them needs was locked for too long."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..definition.pipeline import Pipeline
 from ..definition.stage import Stage
@@ -167,9 +167,18 @@ class Lanes(dict[tuple[str, str], Lane]):
     """The lanes of a worker by (pipeline, stage)."""
 
     @classmethod
-    def of(cls, pipelines: Sequence[Pipeline[object]], names: Sequence[str] | None, concurrency: int | None) -> Lanes:
-        """Returns a lane for each chosen stage ("enrich" or "posts.enrich"; None: all). DefinitionError if unknown."""
-        lanes = [Lane(stage, _concurrency(stage, concurrency)) for stage in _choose(pipelines, names)]
+    def of(
+        cls,
+        pipelines: Sequence[Pipeline[object]],
+        names: Sequence[str] | None,
+        concurrency: int | None,
+        as_run: Callable[[Stage], Stage] = lambda stage: stage,
+    ) -> Lanes:
+        """Returns a lane for each chosen stage ("enrich" or "posts.enrich"; None: all), as this worker runs it.
+
+        Raises DefinitionError if there is no such stage.
+        """
+        lanes = [Lane(as_run(stage), _concurrency(stage, concurrency)) for stage in _choose(pipelines, names)]
         sharing = [lane for lane in lanes if lane.sharing is not None]
         for lane in sharing:
             lane.sharing_too = [other for other in sharing if other is not lane]

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -42,11 +43,18 @@ class Lease:
 
     `id` changes when the lease was lost; what is in flight is dropped before. `beaten` is when, by this process's
     monotonic clock, the last beat that the database accepted was sent: from there on the process trusts its lease for
-    `trusted` seconds.
+    `trusted` seconds. `begun` is called whenever the worker has registered and listens.
     """
 
     def __init__(
-        self, dsn: str, inflight: InFlight, *, seconds: float, listen: bool, group: ConnectionGroup | None = None
+        self,
+        dsn: str,
+        inflight: InFlight,
+        *,
+        seconds: float,
+        listen: bool,
+        group: ConnectionGroup | None = None,
+        begun: Callable[[], object] = lambda: None,
     ) -> None:
         self.id = 0
         self.beaten = time.monotonic()
@@ -59,11 +67,17 @@ class Lease:
         self._inflight = inflight
         self._former = 0
         self._registering: asyncio.Task[None] | None = None
-        self._watched = False
+        self._watched, self._begun = False, begun
         self._greeted: psycopg.AsyncConnection[Any] | None = None
         self._group = group or ConnectionGroup()
         self._group.leave = self.leave_server
         self._link = Link(dsn, "listen", group=self._group)
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the worker is registered, and hears what it is told, or polls. From any thread."""
+        conn = self._greeted
+        return bool(self.id) and conn is not None and not conn.closed
 
     async def run(self) -> None:
         """Registers, then sends heartbeats and listens until it is cancelled. It reconnects whenever needed."""
@@ -155,6 +169,7 @@ class Lease:
             await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(f"outbox_{self.id}")))
         self._greeted = conn
         self._inflight.wakeups.wake()  # a notification may have come before this connection listened
+        self._begun()
 
     async def _beat(self) -> None:
         sent = time.monotonic()

@@ -7,13 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
+import typing_extensions
+
 from .. import documents, texts
+from ..definition.lifespan import NO_RESOURCES
 from ..definition.pipeline import Pipeline
 from ..errors import HandlerError, InvalidInput, LeaseLost
 from .job import Job, Message
 from .job_log import logger_of
 
 Data = TypeVar("Data")
+Resources = typing_extensions.TypeVar("Resources", default=Any)
 
 
 MAX_TOPIC = 255
@@ -29,15 +33,18 @@ MAX_PUBLISHED = 64 * 2**20
 """Most bytes of messages and children that one attempt writes: they go in one statement, whose limit is 1 GB."""
 
 
-class Run(Generic[Data]):
+class Run(Generic[Data, Resources]):
     """Gives a handler one attempt at one job: its data, and what it may ask for.
 
     `data` is the workflow's metadata as the pipeline's model. `attempt` counts from 1. `idempotency_key` is the same in
     every attempt at this work, and a new one when the workflow comes to the stage again. Pass it to the services that
-    you call. `connection` exists in stages with `transaction=True`.
+    you call. `connection` exists in stages with `transaction=True`. `resources` is what the pipeline's lifespan has
+    made: to a type checker, that of `Run[Post, Clients]` is a Clients.
     """
 
-    __slots__ = ("_connection", "_job", "_messages", "_published", "_spawned", "data")
+    __slots__ = ("_connection", "_job", "_messages", "_published", "_resources", "_spawned", "data")
+
+    _resources: Resources  # set only where there is a lifespan
 
     def __init__(self, job: Job, data: Data, connection: Any = None) -> None:
         self._job = job
@@ -86,6 +93,14 @@ class Run(Generic[Data]):
         if self._connection is None:
             raise HandlerError(f"stage {self._job.stage.queue} has no connection: define it with transaction=True")
         return self._connection
+
+    @property
+    def resources(self) -> Resources:
+        """What the pipeline's lifespan has made in this process. Raises HandlerError if it has none."""
+        try:
+            return self._resources
+        except AttributeError:
+            raise HandlerError(NO_RESOURCES) from None
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

@@ -27,6 +27,7 @@ from ..database.link import Link, first_line, idle_ms
 from ..database.session import READING, connect, connect_async, restore
 from ..database.steps import Call, Statement
 from ..database.user_transaction import Begin, Commit, Steps
+from ..definition.failed_attempts import FailedAttempt, Reports
 from ..definition.reasons import describe, from_handler, log_with
 from ..definition.schedule import Schedule, Tick
 from ..errors import HandlerError
@@ -39,12 +40,21 @@ log = logging.getLogger("outbox.schedule")
 LOOK_EVERY = 10.0
 """Seconds between two looks at schedules that aren't due: a deploy may have changed them."""
 
+TRY_AGAIN = 1.0
+"""Seconds, at most, until a schedule that is due is looked at again: it has failed, or another worker runs it."""
+
 
 class Scheduler:
     """A worker's loop over its schedules, which run side by side."""
 
     def __init__(
-        self, dsn: str, schedules: Sequence[Schedule], *, group: ConnectionGroup | None = None, pooled: bool = False
+        self,
+        dsn: str,
+        schedules: Sequence[Schedule],
+        reports: Reports,
+        *,
+        group: ConnectionGroup | None = None,
+        pooled: bool = False,
     ) -> None:
         self._dsn, self._pooled, self._group = dsn, pooled, group
         self._schedules = {(schedule.pipeline, schedule.name): schedule for schedule in schedules}
@@ -52,7 +62,8 @@ class Scheduler:
         self._running: dict[Schedule, asyncio.Task[Any]] = {}
         self._in_threads: dict[Schedule, float] = {}  # each with the time by which it should have ended
         self._foreign: set[Schedule] = set()
-        self._context = contextvars.copy_context()
+        self.context = contextvars.copy_context()
+        self._reports = reports
         self._threads = Threads("schedule")
         self._ran = asyncio.Event()
 
@@ -66,7 +77,7 @@ class Scheduler:
                     if due_in <= 0 and schedule not in self._running:
                         self._start(schedule)
                     # An overdue schedule is looked at again soon, because another worker may be running it.
-                    wait = min(wait, due_in if due_in > 0 else random.uniform(0.5, 1))
+                    wait = min(wait, due_in if due_in > 0 else random.uniform(TRY_AGAIN / 2, TRY_AGAIN))
                 self._ran.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ran.wait(), wait)
@@ -106,7 +117,7 @@ class Scheduler:
         return [(schedule, due_in) for schedule, _, due_in in found if schedule not in foreign]
 
     def _start(self, schedule: Schedule) -> asyncio.Task[bool]:
-        self._running[schedule] = task = asyncio.create_task(self._run(schedule), context=self._context.copy())
+        self._running[schedule] = task = asyncio.create_task(self._run(schedule), context=self.context.copy())
         return task
 
     async def _run(self, schedule: Schedule) -> bool:
@@ -126,6 +137,8 @@ class Scheduler:
                     told = texts.printable(text)
                     raised = from_handler(error)
                     log_with(log, logging.WARNING, raised, "%s failed, and is tried again: %s", schedule.label, told)
+                    failed = FailedAttempt(schedule.pipeline, schedule.name, due.isoformat(), None, TRY_AGAIN)
+                    self._reports.tell(schedule.hooks.on_error, raised, failed)
                     return True
         except Exception as error:
             log.error("%s: %s", schedule.label, texts.printable(describe(error)), exc_info=from_handler(error))

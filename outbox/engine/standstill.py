@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -50,10 +51,19 @@ class Standstill:
         self._every = min(TURN_EVERY, seconds / 10)
         self._loop = asyncio.get_running_loop()
         self._thread_of_loop = threading.get_ident()
-        self._turned = time.monotonic()
+        self._turned = math.inf  # it is not watched yet
         self._found: tuple[str, Job | None] | None = None
         self._over = threading.Event()
         self._conn: psycopg.Connection[Any] | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """For how long the event loop has stood still, and in what; None if it turns. From any thread."""
+        stood = time.monotonic() - self._turned - self._every
+        if self._over.is_set() or stood < NOTICE:
+            return None
+        found = self._found
+        return f"the event loop has stood still for {stood:.0f} s" + (f", in {found[0]}" if found else "")
 
     async def run(self) -> None:
         """Records the loop's turns and logs how long it was blocked, until it is cancelled."""

@@ -7,10 +7,11 @@ that, the message is delivered again, and the inbox tells whether it was handled
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import psycopg
@@ -18,14 +19,19 @@ import psycopg
 from .. import settings
 from ..checks import check_number
 from ..client.inbox import MEMORY_DAYS, Inbox, forget
-from ..database import killpoints, migrations, startup, statements
+from ..database import killpoints, migrations, probe, startup, statements
 from ..database.connection_group import PATIENCE, ConnectionGroup
 from ..database.link import Link, first_line, temporary
 from ..database.probe import Probe
 from ..database.session import require_pooled
+from ..definition import hooks
+from ..definition.failed_attempts import OnError, Reports
+from ..definition.hooks import Around, surround
+from ..definition.lifespan import Lifespan, Lifespans
 from ..definition.outcome import Backoff
 from ..errors import DefinitionError, OutboxError, SettingsError
 from ..process import ending
+from ..process.embedding import Embedded, Signs
 from ..process.service import Service, Trouble, side_by_side
 from ..process.signals import on_signals
 from ..texts import printable
@@ -63,7 +69,7 @@ async def consume(queue: str, handler: Callable[[Delivery], Any], **options: Any
         sys.exit(1)
 
 
-class Consumer:
+class Consumer(Embedded):
     """Handles the messages of a queue until `stop`. Any number of processes share a queue.
 
     `handler` gets a Delivery, in a transaction on `delivery.connection` that also records the message's id: both are
@@ -79,7 +85,7 @@ class Consumer:
     handled one after the other. `timeout` (seconds) bounds an async handler; a sync one can't be interrupted. `grace`
     (seconds) is how long running handlers may take after `stop`. Ids are remembered for `keep_inbox` days (None:
     another process forgets them); older messages are parked. `left` names the messages whose handlers run on after
-    `run` has returned.
+    `run` has returned. For `around`, `lifespan` and `on_error`, see docs/hooks.md.
     """
 
     def __init__(
@@ -97,6 +103,9 @@ class Consumer:
         timeout: float = 60.0,
         grace: float = 30.0,
         keep_inbox: float | None = 90.0,
+        around: Around | Iterable[Around] = (),
+        lifespan: Lifespan | None = None,
+        on_error: OnError | None = None,
     ) -> None:
         self._dsn, amqp_url, self._pooled = _connections(dsn, amqp_url)
         if topics and not exchange:
@@ -109,24 +118,36 @@ class Consumer:
         self.grace, self._keep_inbox = grace, keep_inbox
         self.left: list[str] = []
         self._service = Service("Consumer")
+        own, self._lifespans = hooks.check("consumer: ", around, lifespan, on_error), Lifespans()
+        is_async = inspect.iscoroutinefunction(handler)
+        handler = surround(handler, is_async=is_async, hooks=own, lifespans=self._lifespans, name="the handler")
         self._handling = Handling(
             Inbox(queue if consumer is None else consumer), queue, handler, retry or RETRY, timeout,
-            Slots(concurrency), self._service,
+            Slots(concurrency), self._service, own.on_error,
         )  # fmt: skip
-        self._group = group = ConnectionGroup()
-        self._probe = Probe(self._dsn, group, pooled=self._pooled)
-        self._lanes = [
-            _Lane(Receiver(self._dsn, self._handling, group=group, pooled=self._pooled)) for _ in range(concurrency)
-        ]
-        self._retried: set[int] = set()
         try:
             from .rabbitmq.subscription import Subscription
         except ModuleNotFoundError as error:
             raise OutboxError(f'{error}. Run: pip install "outbox-engine[rabbitmq]"') from None
+        self._trouble = Trouble(self._say, now="not connected yet")
         self._subscription = Subscription(
             amqp_url, queue, exchange=exchange, topics=topics, prefetch=PREFETCH * concurrency,
-            take=self._take, trouble=Trouble(self._say, now="not connected yet"),
+            take=self._take, trouble=self._trouble,
         )  # fmt: skip
+        self._concurrency = concurrency
+        self._make()
+
+    def _make(self) -> None:
+        """Makes what belongs to one run and its event loop."""
+        self._trouble.now = "not connected yet"
+        self._group = group = ConnectionGroup()
+        self._probe = Probe(self._dsn, group, pooled=self._pooled)
+        self._handling.slots, self._handling.reports = Slots(self._concurrency), Reports()
+        self._lanes = [
+            _Lane(Receiver(self._dsn, self._handling, group=group, pooled=self._pooled))
+            for _ in range(self._concurrency)
+        ]
+        self._retried: set[int] = set()
 
     async def run(self) -> None:
         """Handles messages until `stop`.
@@ -134,10 +155,14 @@ class Consumer:
         Waits for a primary first. Raises SchemaError if it isn't ready for this code. After that, nothing that a
         handler, a message, or a restart of Postgres or RabbitMQ does ends it.
         """
+        if not self._service.running:
+            self._make()
         receivers = [lane.receiver.close for lane in self._lanes]
         receivers.append(self._probe.close)
+        if self._handling.reports is not None:
+            receivers.append(self._handling.reports.close)
         try:
-            await self._service.run(self._serve, self._subscription.close, *receivers)
+            await self._service.run(self._serve, self._subscription.close, *receivers, last=self._lifespans.close)
         finally:
             self.left = [lane.receiver.handles for lane in self._lanes if lane.receiver.handles]
             if self.left:
@@ -155,6 +180,7 @@ class Consumer:
 
     async def _serve(self) -> None:
         await startup.begin(self._dsn, self._service, self._require, group=self._group)
+        await self._lifespans.open(self._service)
         if self._service.stopping:
             return
         working = [self._work(lane) for lane in self._lanes]
@@ -223,9 +249,19 @@ class Consumer:
 
     def _say(self, trouble: str | None) -> None:
         if trouble is None:
+            self._service.begin()
             log.info("consumer %s takes from queue %s", self._handling.inbox.consumer, printable(self._handling.queue))
         else:
             log.warning("%s; trying again", printable(trouble))
+
+    def _signs(self) -> Signs:
+        waiting = sum(lane.waiting for lane in self._lanes)
+        busy = sum(lane.receiver.handles is not None for lane in self._lanes)
+        trouble = self._trouble.now
+        return Signs(
+            trouble is None, self._probe.answered, PATIENCE + 2 * probe.EVERY, in_flight=busy, waiting=waiting,
+            trouble=trouble,
+        )  # fmt: skip
 
     def _require(self, conn: psycopg.Connection[Any]) -> None:
         if self._pooled:
@@ -253,6 +289,11 @@ class _Lane:
         self.receiver = receiver
         self.idle = asyncio.Event()
         self._waiting: asyncio.Queue[Arrival] = asyncio.Queue()
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait."""
+        return self._waiting.qsize()
 
     @property
     def load(self) -> int:

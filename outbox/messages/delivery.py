@@ -13,6 +13,7 @@ from uuid import UUID
 
 from .. import texts
 from ..client.inbox import parse_id
+from ..definition.lifespan import HasResources
 from ..errors import InvalidInput, Unreadable
 
 _DEEPEST = 20
@@ -87,13 +88,13 @@ class Arrival:
 
 
 @dataclass(slots=True)
-class Delivery:
+class Delivery(HasResources):
     """Carries one message to a handler of `consume`.
 
     `message_id` is the same in every delivery. `key` is what the sender orders by, such as an entity's id. `payload` is
     the JSON value, and `headers` are all headers of the message. `attempt` counts from 1. `connection` is a psycopg
     connection, sync or async like the handler. What is written through it commits with the record that the message was
-    handled, or not at all.
+    handled, or not at all. `resources` is what the consumer's lifespan has made.
     """
 
     message_id: UUID

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..client.inbox import Inbox
+from ..definition.failed_attempts import OnError, Reports
 from ..definition.outcome import Backoff
 from ..process.service import Service
 from .delivery import Delivery
@@ -51,6 +52,8 @@ class Handling:
     timeout: float
     slots: Slots
     service: Service
+    on_error: tuple[OnError, ...] = ()
+    reports: Reports | None = None
     handled: int = 0
     duplicates: int = 0
     parked: int = 0

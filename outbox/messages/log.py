@@ -94,7 +94,7 @@ class Log:
         # the server hangs.
         self._group = ConnectionGroup()
         self._beside = Link(dsn, "relay", settings=_PLANNING, group=self._group)
-        self._epoch, self._nonce = 0, uuid4()
+        self._epoch, self._nonce = 0, uuid4()  # a new one for each run
         self._rows = _FIRST_ROWS
 
     async def connect(self) -> psycopg.AsyncConnection[Any]:
@@ -119,6 +119,7 @@ class Log:
 
     async def begin(self, service: Service, *, patient: bool) -> None:
         """Waits for a primary, and checks its schema: see startup.py."""
+        self._epoch, self._nonce = 0, uuid4()
         await startup.begin(self._dsn, service, migrations.require, group=self._group, patient=patient)
 
     async def watch(self) -> None:

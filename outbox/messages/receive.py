@@ -21,6 +21,7 @@ from ..database.link import Link, idle_ms
 from ..database.session import READING, clean, connect, restore
 from ..database.steps import Call
 from ..database.user_transaction import Begin, Clean, Commit, Steps
+from ..definition.failed_attempts import FailedAttempt
 from ..definition.outcome import failure
 from ..definition.reasons import from_handler, log_with
 from ..errors import HandlerError, TooNew, TooOld, Unreadable
@@ -108,6 +109,7 @@ class Receiver:
         log_with(log, logging.WARNING, from_handler(error),
                  "message %s: attempt %s of %s failed, the next one comes in %.1f s: %s", delivery.message_id,
                  delivery.attempt, self._handling.retry.attempts, failed.delay, printable(failed.error))  # fmt: skip
+        self._report(delivery, from_handler(error), failed.delay)
         return None if await self._handling.service.sleep(failed.delay) else False
 
     async def _handle(self, arrival: Arrival, delivery: Delivery) -> bool:
@@ -169,6 +171,8 @@ class Receiver:
         if arrival.parked is not None:
             await self._link.repeat(SQL["delivery_park_again"], known)
             log_with(log, level, raised, "parked message %s is parked again: %s", arrival.parked, printable(reason))
+            if delivery is not None and raised is not None:
+                self._report(delivery, raised, None)
             return True
         parked = {
             **known,
@@ -180,8 +184,16 @@ class Receiver:
         }
         await self._link.repeat(SQL["delivery_park"], parked)
         self._handling.parked += 1
+        if delivery is not None and raised is not None:
+            self._report(delivery, raised, None)
         log_with(log, level, raised, "a message of topic %s is parked: %s", printable(arrival.topic), printable(reason))
         return True
+
+    def _report(self, delivery: Delivery, error: BaseException, retry_in: float | None) -> None:
+        if self._handling.reports is not None:
+            consumer = self._handling.inbox.consumer
+            failed = FailedAttempt(None, consumer, str(delivery.message_id), delivery.attempt, retry_in)
+            self._handling.reports.tell(self._handling.on_error, error, failed)
 
     def _known(self, arrival: Arrival, delivery: Delivery | None) -> dict[str, Any]:
         message_id = None if delivery is None else delivery.message_id

@@ -18,10 +18,11 @@ from ..database import killpoints
 from ..database.connection_group import PATIENCE
 from ..database.link import first_line, temporary
 from ..errors import TakenOver
+from ..process.embedding import Embedded, Signs
 from ..process.service import Delays, Service, Trouble, cancel, side_by_side
 from .log import Log, Window
 from .parking import Parking
-from .target import Target
+from .target import LEASE, Target
 
 log = logging.getLogger("outbox.relay")
 
@@ -47,7 +48,7 @@ GRACE = 5.0
 """Seconds after a stop in which the target may confirm what is under way, so that it need not be sent again."""
 
 
-class Relay:
+class Relay(Embedded):
     """Delivers a database's messages, each at least once. One process at a time holds the relay's name.
 
     Relays of other names are independent: each gets every message. `strict` keeps the order of each key, behind
@@ -76,7 +77,7 @@ class Relay:
         self._drain = drain
         self._service = Service("Relay")
         self._elsewhere = Trouble(_say_elsewhere)
-        self._idle = False
+        self._idle = self._ready = False
         self.relayed = self.parked = 0
 
     def stop(self) -> None:
@@ -89,6 +90,16 @@ class Relay:
         Waits for a primary first. Raises SchemaError if it isn't ready for this code.
         """
         await self._service.run(self._until_stop, self._log.leave, self._log.close, self._target.close)
+
+    def _signs(self) -> Signs:
+        beaten = self._target.lease.confirmed_at if self._elsewhere.now is None else None
+        return Signs(self._ready, beaten, LEASE, in_flight=0, trouble=self._target.trouble.now)
+
+    def _stands(self, *, ready: bool) -> None:
+        """Notes whether it relays or stands by, or can do neither."""
+        self._ready = ready
+        if ready:
+            self._service.begin()
 
     async def _until_stop(self) -> None:
         await self._log.begin(self._service, patient=not self._drain)
@@ -104,17 +115,20 @@ class Relay:
                 with self._log.within(PATIENCE):
                     window = await self._log.take_over()
                 log.info("relaying")
+                self._stands(ready=True)
                 self._elsewhere.set(None)
                 delays.reset()
                 return await side_by_side(self._work(window), self._beat(), self._rotate())
             except TakenOver as error:
                 self._elsewhere.set(str(error))
+                self._stands(ready=True)
                 await self._target.close()
                 await self._service.sleep(STAND_BY * random.uniform(0.5, 1))
             except (psycopg.Error, OSError) as error:
                 if not temporary(error):
                     raise
                 log.warning("%s; trying again", first_line(error))
+                self._stands(ready=False)
                 await self._log.close()
                 await self._target.close()
                 await self._service.sleep(delays.next())

@@ -61,6 +61,11 @@ class Lease:
         """Records that the database confirmed the name. The question was sent at `asked`, by `time.monotonic()`."""
         self._confirmed_at = asked
 
+    @property
+    def confirmed_at(self) -> float | None:
+        """When the name was confirmed last, by `time.monotonic()`; None if it never was."""
+        return self._confirmed_at if math.isfinite(self._confirmed_at) else None
+
     def is_held(self) -> bool:
         """Returns whether the name was confirmed within half of the time after which another process may take it."""
         return time.monotonic() - self._confirmed_at < LEASE / 2

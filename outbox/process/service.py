@@ -17,8 +17,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
+from types import TracebackType
 from typing import Any
 
 from ..errors import OutboxError
@@ -44,10 +45,24 @@ class Service:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._pid = os.getpid()
+        self._pid: int | None = None  # of the process that has run it
         self._stops = 0
         self._stopped_at = 0.0
         self._told = asyncio.Event()
+        self._begun: asyncio.Future[None] | None = None
+        self._runs = False
+        self.failure: str | None = None
+        """What has ended the last run, unless it was a stop."""
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs, in this process."""
+        return self._runs and self._pid == os.getpid()
+
+    @property
+    def kind(self) -> str:
+        """What it is, in a sentence: worker, relay or consumer."""
+        return self._name.lower()
 
     @property
     def stopping(self) -> bool:
@@ -67,18 +82,53 @@ class Service:
         self._told.set()
         self._told.clear()
 
-    async def run(self, main: Callable[[], Awaitable[Any]], *closing: Callable[[], Awaitable[Any]]) -> None:
+    def expect_begin(self) -> asyncio.Future[None]:
+        """Returns a future that is done when the next run, in this loop, has called `begin`."""
+        self._begun = asyncio.get_running_loop().create_future()
+        return self._begun
+
+    def begin(self) -> None:
+        """Tells that the service takes work now. It may be told more than once."""
+        if self._begun is not None and not self._begun.done():
+            self._begun.set_result(None)
+
+    async def run(
+        self,
+        main: Callable[[], Awaitable[Any]],
+        *closing: Callable[[], Awaitable[Any]],
+        last: Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], Awaitable[None]]
+        | None = None,
+    ) -> None:
         """Awaits `main()`, then each of `closing` in turn, whatever else fails.
 
-        Raises OutboxError in a process forked after the service was made, which would share its parent's connections,
-        locks and random numbers.
+        At the very end, awaits `last` with what has failed, in this task, which is that of `main`.
+
+        A stop before counts for this run, and not for the next one. Raises OutboxError if it runs already, and in a
+        process that was forked after a run had begun: it would share its parent's connections and locks.
         """
-        if os.getpid() != self._pid:
-            raise OutboxError(f"this {self._name} was made before a fork; make it in the process that runs it")
+        if self._pid not in (None, os.getpid()):
+            raise OutboxError(f"this {self._name} has run before a fork; make one in the process that runs it")
+        if self.running:
+            raise OutboxError(f"this {self._name} is running already; make another one")
+        self._pid, self._runs, self.failure = os.getpid(), True, None
+        try:
+            await self._run(main, closing, last)
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self._runs = False
+            self._stops, self._stopped_at = 0, 0.0
+
+    async def _run(
+        self, main: Callable[[], Awaitable[Any]], closing: Sequence[Callable[[], Awaitable[Any]]], last: Any
+    ) -> None:
         enable_loggers()
         self._told = asyncio.Event()  # an event belongs to one loop, and a service may run again in another
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
+            if last is not None:
+                stack.push_async_exit(last)
             stack.callback(forks.end_serving, loop)
             for close in reversed(closing):
                 stack.push_async_callback(_close, close)

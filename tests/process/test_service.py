@@ -177,9 +177,29 @@ def test_a_stop_before_the_run_counts(made: Made) -> None:
     async def main() -> None:
         assert not await made.service.until_stop(made.loop("claiming"))
 
+    for _ in range(2):  # and in another loop, too
+        made.service.stop()
+        made.run(main)
+
+
+def test_a_stop_is_over_with_its_run(made: Made) -> None:
+    async def main() -> None:
+        assert await made.service.until_stop(asyncio.sleep(0))
+
     made.service.stop()
+    made.run(lambda: asyncio.sleep(0))
+    assert not made.service.stopping
     made.run(main)
-    made.run(main)  # and in another loop, too
+
+
+def test_one_run_at_a_time(made: Made) -> None:
+    async def main() -> None:
+        with pytest.raises(OutboxError, match="this Worker is running already; make another one"):
+            await made.service.run(fail)
+        assert made.service.running
+
+    made.run(main)
+    assert not made.service.running
 
 
 def test_what_ends_by_itself_needs_no_stop_and_its_failure_is_raised(made: Made) -> None:
@@ -246,8 +266,8 @@ def test_what_does_not_close_in_time_is_left(made: Made, monkeypatch: pytest.Mon
 
 
 def test_a_service_that_was_made_before_a_fork_is_refused(made: Made) -> None:
-    made.service._pid += 1
-    with pytest.raises(OutboxError, match=r"^this Worker was made before a fork; make it in the process that runs it$"):
+    made.service._pid = os.getpid() + 1
+    with pytest.raises(OutboxError, match=r"^this Worker has run before a fork; make one in the process that runs it$"):
         made.run(fail, made.closing("link"))
     assert made.told == []
 
