@@ -20,6 +20,7 @@ from ..checks import check_name, check_seconds
 from ..errors import DefinitionError
 from .hooks import NO_HOOKS, Hooks
 from .lifespan import HasResources
+from .step_transaction import StepTransaction
 
 _MIN_TIMEOUT, _MAX_TIMEOUT = 0.001, 86_400
 """The range of a tick's timeout, in seconds. A tick holds a transaction open, which should never last a day."""
@@ -75,6 +76,17 @@ class Tick(HasResources):
     schedule: str
     at: datetime
     connection: Any
+    _transaction: StepTransaction = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_transaction", StepTransaction(self.connection, f"schedule {self.schedule}"))
+
+    def on_commit(self, function: Callable[[], Any]) -> None:
+        """Has a function called after this tick's COMMIT, as `Run.on_commit` does."""
+        self._transaction.on_commit(function)
+
+    def _in_transaction(self) -> StepTransaction:
+        return self._transaction
 
     @property
     def idempotency_key(self) -> str:

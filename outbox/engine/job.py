@@ -14,6 +14,7 @@ from ..database.statements import array
 from ..definition.outcome import failure
 from ..definition.reasons import from_handler
 from ..definition.stage import Stage
+from ..definition.step_transaction import Hook
 from ..definition.waits.wait import WaitJson
 from ..errors import IllegalChange, UnknownStatus
 
@@ -98,12 +99,16 @@ class Message:
 
 @dataclass(slots=True)
 class Finished:
-    """The handler returned: the next status, new data as JSON (None: unchanged), messages, and what it waits for."""
+    """The handler returned: the next status, new data as JSON (None: unchanged), messages, and what it waits for.
+
+    `hooks` are called after the commit.
+    """
 
     status: str
     data: str | None
     messages: list[Message]
     wait: WaitJson | None = None
+    hooks: Sequence[Hook] = ()
 
     @property
     def size(self) -> int:

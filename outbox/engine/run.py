@@ -12,6 +12,7 @@ import typing_extensions
 from .. import documents, texts
 from ..definition.lifespan import NO_RESOURCES
 from ..definition.pipeline import Pipeline
+from ..definition.step_transaction import StepTransaction
 from ..errors import HandlerError, InvalidInput, LeaseLost
 from .job import Job, Message
 from .job_log import logger_of
@@ -42,7 +43,7 @@ class Run(Generic[Data, Resources]):
     made: to a type checker, that of `Run[Post, Clients]` is a Clients.
     """
 
-    __slots__ = ("_connection", "_job", "_messages", "_published", "_resources", "_spawned", "data")
+    __slots__ = ("_job", "_messages", "_published", "_resources", "_spawned", "_transaction", "data")
 
     _resources: Resources  # set only where there is a lifespan
 
@@ -51,7 +52,7 @@ class Run(Generic[Data, Resources]):
         self._messages: list[Message] = []
         self._published = 0
         self._spawned: list[dict[str, Any]] = []
-        self._connection = connection
+        self._transaction = None if connection is None else StepTransaction(connection, f"stage {job.stage.queue}")
         self.data = data
 
     @property
@@ -87,12 +88,19 @@ class Run(Generic[Data, Resources]):
     def connection(self) -> Any:
         """The psycopg connection, async or sync, whose transaction commits with the status change.
 
-        Raises HandlerError if the stage has none, LeaseLost if the job was taken away.
+        Raises HandlerError if the stage has none or the handler has ended, LeaseLost if the job was taken away.
         """
-        self._still_held()
-        if self._connection is None:
-            raise HandlerError(f"stage {self._job.stage.queue} has no connection: define it with transaction=True")
-        return self._connection
+        return self._in_transaction().connection
+
+    def on_commit(self, function: Callable[[], Any]) -> None:
+        """Has a function called after this step's COMMIT. The stage must have `transaction=True`.
+
+        It is called without arguments, in the event loop or, for a plain handler, in a thread; an async function is
+        awaited. If the step isn't committed, it is not called. It is called at most once: never if the process dies
+        before, or the answer to the COMMIT is lost. An error in it is logged, and changes nothing. Raises HandlerError
+        if the stage has no transaction, LeaseLost if the job was taken away.
+        """
+        self._in_transaction().on_commit(function)
 
     @property
     def resources(self) -> Resources:
@@ -178,6 +186,12 @@ class Run(Generic[Data, Resources]):
         texts.check_text(text, "progress", MAX_PROGRESS)
         if self._job.checkpoints is not None:
             self._job.checkpoints.note(self._job, text)
+
+    def _in_transaction(self) -> StepTransaction:
+        self._still_held()
+        if self._transaction is None:
+            raise HandlerError(f"stage {self._job.stage.queue} has no connection: define it with transaction=True")
+        return self._transaction
 
     def _still_held(self) -> None:
         if self._job.lost is not None or self._job.late:

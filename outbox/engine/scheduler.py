@@ -30,6 +30,7 @@ from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.failed_attempts import FailedAttempt, Reports
 from ..definition.reasons import describe, from_handler, log_with
 from ..definition.schedule import Schedule, Tick
+from ..definition.step_transaction import Hook, call_after_commit, call_after_commit_sync
 from ..errors import HandlerError
 from ..process.service import cancel, is_cancelled
 from ..process.threads import NoThread, Threads
@@ -127,7 +128,7 @@ class Scheduler:
         """
         try:
             match await self._tick(schedule):
-                case Ran(at):
+                case Ran(at, _):
                     log.info("%s ran for %s", schedule.label, at.isoformat())
                     self._ran.set()  # it may be due again
                     return True
@@ -159,13 +160,19 @@ class Scheduler:
     async def _in_loop(self, schedule: Schedule) -> Ran | Failed | None:
         connecting = connect_async(self._dsn, "schedule", settings=READING, pooled=self._pooled, group=self._group)
         async with await connecting as conn:
-            return await user_transaction.run_async(conn, _ticking(conn, schedule))
+            ended = await user_transaction.run_async(conn, _ticking(conn, schedule))
+        if isinstance(ended, Ran):
+            await call_after_commit(ended.hooks, f"schedule {schedule.label}", schedule.timeout, log)
+        return ended
 
     def _in_thread(self, schedule: Schedule) -> Ran | Failed | None:
         self._in_threads[schedule] = time.monotonic() + schedule.timeout
         try:
             with connect(self._dsn, "schedule", settings=READING, pooled=self._pooled, group=self._group) as conn:
-                return user_transaction.run(conn, _ticking(conn, schedule))
+                ended = user_transaction.run(conn, _ticking(conn, schedule))
+            if isinstance(ended, Ran):
+                call_after_commit_sync(ended.hooks, f"schedule {schedule.label}", log)
+            return ended
         finally:
             self._in_threads.pop(schedule, None)
 
@@ -178,9 +185,10 @@ class Scheduler:
 
 
 class Ran(NamedTuple):
-    """The tick for the time `at` was committed."""
+    """The tick for the time `at` was committed, and `hooks` are to be called."""
 
     at: datetime
+    hooks: Sequence[Hook]
 
 
 class Failed(NamedTuple):
@@ -201,7 +209,13 @@ def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
     ((due, now),) = taken
     try:
         at = schedule.tick(due, now)
-        yield Call(partial(schedule.function, Tick(schedule.label, at, conn)), schedule.timeout)
+        tick = Tick(schedule.label, at, conn)
+        transaction = tick._in_transaction()
+        try:
+            yield Call(partial(schedule.function, tick), schedule.timeout)
+        finally:
+            transaction.end()
+        transaction.require()
         yield restore()
         if not (yield _advance(schedule, due, at, now)):
             raise HandlerError(
@@ -212,7 +226,7 @@ def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise  # the worker's own cancellation, not the function's
         return Failed(due, error)
-    return Ran(at)
+    return Ran(at, transaction.hooks)
 
 
 def _key(schedule: Schedule) -> dict[str, Any]:

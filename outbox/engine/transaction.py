@@ -96,8 +96,12 @@ def attempt(conn: Connection, jobs: Sequence[Job]) -> Steps[Ended]:
         outcomes = [run for run in begun if not isinstance(run, Run)]  # for data that doesn't fit the model
     else:
         began = time.monotonic()
-        outcomes = yield Call(partial(handle_async if stage.is_async else handle_sync, runs))
+        try:
+            outcomes = yield Call(partial(handle_async if stage.is_async else handle_sync, runs))
+        finally:
+            _end(runs)
         jobs[0].took = time.monotonic() - began
+        outcomes = [_settled(run, outcome) for run, outcome in zip(runs, outcomes, strict=True)]
     if Missed() in outcomes:
         return Missed()
     finished = [(job, it) for job, it in zip(jobs, outcomes, strict=False) if isinstance(it, Finished)]
@@ -131,7 +135,11 @@ def take_turns(conn: Connection, jobs: Sequence[Job], cleaned: Statement) -> Ste
             continue
         first = not finished
         _wait_for_turn([each for each, _ in finished], job)
-        outcome, turn = yield TakeTurn(_called(run), None if first else opening)
+        try:
+            called, turn = yield TakeTurn(_called(run), None if first else opening)
+        finally:
+            _end([run])
+        outcome: Any = _settled(run, called)
         odd = odd or (f"a handler sends {turn.odd}" if turn.odd else "")
         done = isinstance(outcome, Finished) and job.lost is None
         if done and (first or turn.is_well):
@@ -189,6 +197,24 @@ def _unfinished(job: Job, outcome: Outcome) -> Ended:
             return outcome
         case _:
             return Missed()
+
+
+def _end(runs: Sequence[Run[Any]]) -> None:
+    """Takes the connection from the handler, which has returned."""
+    for run in runs:
+        if run._transaction is not None:
+            run._transaction.end()
+
+
+def _settled(run: Run[Any], outcome: Outcome) -> Outcome:
+    """Returns the outcome with what is to be called after the commit; a failure if the run refuses to be committed."""
+    transaction = run._transaction
+    if transaction is None or not isinstance(outcome, Finished):
+        return outcome
+    if transaction.refused is not None:
+        return fail(run._job, HandlerError(transaction.refused))
+    outcome.hooks = transaction.hooks
+    return outcome
 
 
 def _called(run: Run[Any]) -> Any:

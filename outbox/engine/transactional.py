@@ -16,10 +16,11 @@ from ..database.link import first_line
 from ..database.pool import Pool
 from ..database.session import clean
 from ..database.user_transaction import Clean, Steps
+from ..definition.step_transaction import call_after_commit, call_after_commit_sync
 from ..errors import HandlerError
-from ..process.threads import Threads
+from ..process.threads import NoThread, Threads
 from . import transaction
-from .handlers import named
+from .handlers import named, where
 from .inflight import InFlight
 from .job import Finished, Job, Missed, PutBack, fail
 from .lane import Lane
@@ -73,10 +74,13 @@ class Transactional:
             return
         if isinstance(ended, transaction.TookTurns):
             await self._took_turns(lane, jobs, ended)
+            all_ended = [how for _, how in ended.ended]
         else:
             if lane.sharing is not None:
                 lane.sharing.had_own(jobs[0].took, lane.attempts, waiting=bool(lane.waiting))
             await self._ended(lane, jobs, ended)
+            all_ended = [ended]
+        await self._call_hooks(lane, all_ended)
 
     def _run_in_thread(self, lane: Lane, jobs: list[Job]) -> transaction.Ended | transaction.TookTurns:
         with self._pool.sync_connection() as conn:
@@ -126,6 +130,25 @@ class Transactional:
                 await self._releaser.put_back(jobs, trouble)
             case Missed():
                 self._releaser.missed(lane, jobs)
+
+    async def _call_hooks(self, lane: Lane, ended: Iterable[transaction.Ended]) -> None:
+        """Calls what handlers want called after their commits, in their slots."""
+        for job, hooks in [
+            (job, outcome.hooks)
+            for how in ended
+            if isinstance(how, transaction.Committed)
+            for job, outcome in how.finished
+            if outcome.hooks
+        ]:
+            job.deadline = float("inf")  # the attempt is over: it can't time out any more
+            if lane.stage.is_async:
+                await call_after_commit(hooks, where(job), lane.stage.timeout, log)
+            else:
+                try:
+                    await self._threads[lane].call(partial(call_after_commit_sync, hooks, where(job), log))
+                except NoThread as error:
+                    log.error("%s: committed, but there is no thread for what was to be called after it: %s",
+                              where(job), error)  # fmt: skip
 
     def _done(self, finished: list[tuple[Job, Finished]]) -> None:
         self._inflight.committed_alone(finished)

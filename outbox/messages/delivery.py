@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -14,6 +14,7 @@ from uuid import UUID
 from .. import texts
 from ..client.inbox import parse_id
 from ..definition.lifespan import HasResources
+from ..definition.step_transaction import Hook, StepTransaction
 from ..errors import InvalidInput, Unreadable
 
 _DEEPEST = 20
@@ -104,6 +105,25 @@ class Delivery(HasResources):
     headers: dict[str, Any]
     attempt: int = 1
     connection: Any = field(default=None, repr=False)
+    _transaction: StepTransaction | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def hooks(self) -> list[Hook]:
+        """What is to be called after the COMMIT."""
+        return [] if self._transaction is None else self._transaction.hooks
+
+    def begin(self, connection: Any) -> StepTransaction:
+        """Gives one attempt its connection."""
+        self.connection = connection
+        self._transaction = StepTransaction(connection, f"the handler of message {self.message_id}")
+        return self._transaction
+
+    def on_commit(self, function: Callable[[], Any]) -> None:
+        """Has a function called after the COMMIT that records this message as handled, as `Run.on_commit` does."""
+        self._in_transaction().on_commit(function)
+
+    def _in_transaction(self) -> StepTransaction:
+        return self._transaction or self.begin(self.connection)
 
 
 def storable(headers: Mapping[str, Any]) -> str:

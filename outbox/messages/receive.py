@@ -24,6 +24,7 @@ from ..database.user_transaction import Begin, Clean, Commit, Steps
 from ..definition.failed_attempts import FailedAttempt
 from ..definition.outcome import failure
 from ..definition.reasons import from_handler, log_with
+from ..definition.step_transaction import call_after_commit, call_after_commit_sync
 from ..errors import HandlerError, TooNew, TooOld, Unreadable
 from ..process.service import is_cancelled
 from ..process.threads import Threads
@@ -117,6 +118,8 @@ class Receiver:
         if self._handling.is_async:
             conn = await self._link.connection()
             new = await user_transaction.run_async(conn, self._delivering(conn, arrival, delivery), self._clean)
+            if new and (hooks := delivery.hooks):
+                await call_after_commit(hooks, f"message {delivery.message_id}", self._handling.timeout, log)
         else:
             self._threads = self._threads or Threads("consumer", held=False)
             new = await self._threads.call(partial(self._in_thread, arrival, delivery))
@@ -130,21 +133,26 @@ class Receiver:
     def _in_thread(self, arrival: Arrival, delivery: Delivery) -> bool:
         if self._sync is None or self._sync.closed:
             self._sync = connect(self._dsn, "consumer", settings=READING, pooled=self._pooled, group=self._group)
-        return user_transaction.run(self._sync, self._delivering(self._sync, arrival, delivery), self._clean)
+        new = user_transaction.run(self._sync, self._delivering(self._sync, arrival, delivery), self._clean)
+        if new and (hooks := delivery.hooks):
+            call_after_commit_sync(hooks, f"message {delivery.message_id}", log)
+        return new
 
     def _delivering(self, conn: Any, arrival: Arrival, delivery: Delivery) -> Steps[bool]:
         """Calls the handler, and commits its writes with the message's id; returns False if it was handled before."""
         yield Begin((SQL["delivery_mark"], self._mark(delivery)))
         new = yield from accepting(self._handling.inbox.consumer, delivery.message_id)
         if new:
-            delivery.connection = conn
+            transaction = delivery.begin(conn)
             self.handles = str(delivery.message_id)
             try:
                 yield Call(partial(self._handling.handler, delivery), self._handling.timeout)
             except (StopIteration, GeneratorExit) as error:  # neither a future nor a coroutine can hold these
                 raise RuntimeError(f"the handler raised {type(error).__name__}") from error
             finally:
+                transaction.end()
                 self.handles = None
+            transaction.require()
             _require_same(delivery, (yield SQL["delivery_mark_read"], {}))
         if _had_trouble(arrival, delivery):
             yield restore()

@@ -186,3 +186,26 @@ def test_a_wish_to_try_again_outlives_another_delivery(conn: Conn) -> None:
     conn.execute(SQL["delivery_park"], {**values, "reason": "two"})
     told = conn.execute("SELECT retry, reason, deliveries FROM outbox.parked_deliveries").fetchall()
     assert told == [(True, "two", 2)]
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_what_is_to_be_called_after_the_commit_is_called_once(conn: Conn, amqp: str, run: Run, colour: str) -> None:
+    called: list[Any] = []
+
+    def note(delivery: Delivery) -> None:
+        attempt = delivery.attempt
+        delivery.on_commit(lambda: called.append((attempt, seen(conn))))
+        if attempt == 1:
+            raise ValueError("again")
+
+    async def handler(delivery: Delivery) -> None:
+        await record(delivery)
+        note(delivery)
+
+    def in_a_thread(delivery: Delivery) -> None:
+        record_in_a_thread(delivery)
+        note(delivery)
+
+    post(amqp, (uuid7(), {"n": 1}))
+    run(handler if colour == "async" else in_a_thread, lambda: called)
+    assert called == [(2, [1])]
