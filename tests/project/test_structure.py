@@ -35,12 +35,12 @@ FLOORS = (
     {"definition"},
     {"messages", "operations"},
     {"engine"},
-    {"testing", "sqlalchemy", "alembic"},
+    {"testing", "sqlalchemy", "alembic", "ui"},
     {"commands"},
     {"cli"},
     {"django"},
 )
-DOORS = {"sqlalchemy.py", "alembic.py", "django"}
+DOORS = {"sqlalchemy.py", "alembic.py", "django", "ui"}
 QUERIES = {file.name.removesuffix(".sql") for file in files("outbox.sql").joinpath("queries").iterdir()}
 
 
