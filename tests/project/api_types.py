@@ -1,5 +1,7 @@
 """What a type checker must make of the public API. Checked by mypy (`make check`), not run."""
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any, assert_type
 from uuid import UUID
@@ -8,7 +10,21 @@ import psycopg
 from pydantic import BaseModel
 
 import outbox
-from outbox import Backoff, Go, Inbox, Pipeline, Reject, Retry, Run, Signalled, Submitted
+from outbox import (
+    Backoff,
+    FailedAttempt,
+    Go,
+    Health,
+    Inbox,
+    Pipeline,
+    Reject,
+    Retry,
+    Run,
+    Signalled,
+    Submitted,
+    Tick,
+    Worker,
+)
 
 
 class Post(BaseModel):
@@ -44,6 +60,43 @@ async def act(run: Run[Post]) -> Go[Post]:
         raise Retry(after=5)
     run.publish("posts.done", {"entity_id": run.entity_id}, key=run.idempotency_key)
     return Go("COMPLETED", run.data)
+
+
+class Clients:
+    limit: int = 5
+
+
+@asynccontextmanager
+async def clients() -> AsyncIterator[Clients]:
+    yield Clients()
+
+
+@contextmanager
+def traced(run: Run[Post] | Tick) -> Iterator[None]:
+    yield
+
+
+def report(error: BaseException, failed: FailedAttempt) -> None:
+    assert_type(failed.retry_in, float | None)
+
+
+hooked = Pipeline("h", data=Post, initial="NEW", lifespan=clients, around=[traced], on_error=report)
+Pipeline("h", data=Post, initial="NEW", lifespan=5)  # type: ignore[call-overload]
+
+
+@hooked.stage("work", on="NEW", to="DONE")
+async def work(run: Run[Post, Clients]) -> None:
+    assert_type(run.resources, Clients)
+    assert_type(run.data, Post)
+
+
+async def embedded() -> None:
+    async with Worker(hooked, "postgresql:///shop", around=traced, lifespan=clients, on_error=report) as worker:
+        assert_type(worker, Worker)
+        assert_type(worker.health(), Health)
+        assert_type(worker.health().reason, str | None)
+    with worker as again:
+        assert_type(again, Worker)
 
 
 def sync(conn: psycopg.Connection[Any]) -> None:
