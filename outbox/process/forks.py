@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 
 log = logging.getLogger("outbox.process")
@@ -20,7 +20,7 @@ log = logging.getLogger("outbox.process")
 RETURNED = 70
 """Exit code of a child that has returned from a handler (EX_SOFTWARE): only the parent may go on."""
 
-_serving: set[asyncio.AbstractEventLoop] = set()
+_serving: Counter[asyncio.AbstractEventLoop] = Counter()  # how many services run in each
 _heard: set[int] = set()
 _masks: dict[int, set[signal.Signals | int]] = {}
 _forked = False
@@ -30,12 +30,14 @@ def serve(loop: asyncio.AbstractEventLoop) -> None:
     """Guards this loop, which runs a service: children forked from now on leave it alone."""
     global _forked
     _forked = False
-    _serving.add(loop)
+    _serving[loop] += 1
 
 
 def end_serving(loop: asyncio.AbstractEventLoop) -> None:
-    """Forgets a loop whose service has ended."""
-    _serving.discard(loop)
+    """Forgets a loop when its last service has ended."""
+    _serving[loop] -= 1
+    if _serving[loop] <= 0:
+        del _serving[loop]
 
 
 def hear(number: int) -> None:

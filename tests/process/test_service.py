@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from outbox import OutboxError
-from outbox.process import service
+from outbox.process import forks, service
 from outbox.process.service import Delays, Service, Trouble, side_by_side
 from outbox.process.signals import on_signals
 
@@ -270,6 +270,20 @@ def test_a_service_that_was_made_before_a_fork_is_refused(made: Made) -> None:
     with pytest.raises(OutboxError, match=r"^this Worker has run before a fork; make one in the process that runs it$"):
         made.run(fail, made.closing("link"))
     assert made.told == []
+
+
+def test_a_loop_is_guarded_until_the_last_of_its_services_has_ended() -> None:
+    async def main() -> None:
+        loop, first, second = asyncio.get_running_loop(), Service("Worker"), Service("Consumer")
+
+        async def outer() -> None:
+            await second.run(lambda: asyncio.sleep(0))
+            assert loop in forks._serving
+
+        await first.run(outer)
+        assert loop not in forks._serving
+
+    asyncio.run(main())
 
 
 # Delays and troubles.
