@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import OutboxError, WorkerBroken
-from .service import Service, cancel
+from .service import Service
 
 log = logging.getLogger("outbox.service")
 
@@ -113,13 +113,12 @@ class Embedded(ABC):
         self._running = running = asyncio.create_task(self._run(begun), name=f"outbox {self._service.kind}")
         try:
             await asyncio.wait((running, begun), return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
+            if running.done():
+                running.result()
+        except BaseException:
+            self._running = None
             await self._cancel(running)
             raise
-        if running.done():
-            self._running = None
-            running.result()
-            self._running = running
         return self
 
     async def __aexit__(
@@ -136,6 +135,7 @@ class Embedded(ABC):
             try:
                 await asyncio.wait((running,))
             except asyncio.CancelledError:
+                self._running = None
                 await self._cancel(running)
                 raise
         self._running = None
@@ -179,13 +179,19 @@ class Embedded(ABC):
             raise WorkerBroken(told) from None
         except Exception as error:
             if begun.done():
-                log.error("the %s has ended, and this process goes on without it: %s", self._service.kind, error)
+                told = "the %s has ended, and this process goes on without it: %s"
+                log.error(told, self._service.kind, self._service.failure or type(error).__name__)
             raise
 
     async def _cancel(self, running: asyncio.Task[None]) -> None:
+        """Ends the run at once, and waits until it has released its jobs. Cancelled meanwhile, it doesn't wait."""
         self._cancelled = True
-        await cancel(running)
-        self._running = None
+        for _ in range(2 if self._service.running else 0):
+            self._service.stop()  # also in case that `wait_for` of Python 3.11 loses the cancellation
+        running.cancel()  # once: what it does at its end must not be cancelled
+        await asyncio.wait((running,))
+        if not running.cancelled():
+            running.exception()  # marks it as retrieved
 
 
 class _InThread:

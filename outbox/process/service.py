@@ -114,7 +114,8 @@ class Service:
         try:
             await self._run(main, closing, last)
         except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}"
+            # The text of another's error may have a password in it.
+            self.failure = str(error) if isinstance(error, OutboxError) else type(error).__name__
             raise
         finally:
             self._runs = False

@@ -12,7 +12,8 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -22,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 from kit.pipelines import Post, deployed, drain, value
 from outbox import Go, Pipeline, Run
 from outbox.database.link import PLANNING
+from outbox.definition import hooks
 from outbox.engine import claim, commit, sharing, transaction
 from outbox.engine.job import Finished, Message
 from outbox.engine.lane import Lane
@@ -229,6 +231,18 @@ def test_a_worker_asks_twice_a_batch(conn: Conn, dsn: str, tap: Tap) -> None:
     found = trips(conn, dsn, tap, pipeline(), steps // 2)
     assert found["outbox claim"] + found["outbox commit"] < steps / 50 + 20, found
     assert found["outbox handler"] == 0, "handlers have no connection unless they ask for one"
+
+
+def test_what_runs_around_handlers_asks_nothing(conn: Conn, dsn: str, tap: Tap) -> None:
+    posts = pipeline()
+    posts.stages = {
+        name: replace(stage, hooks=hooks.check("", lambda run: nullcontext(), nullcontext, print))
+        for name, stage in posts.stages.items()
+    }
+    steps = 2 * 1_000
+    found = trips(conn, dsn, tap, posts, steps // 2)
+    assert found["outbox claim"] + found["outbox commit"] < steps / 50 + 20, found
+    assert found["outbox handler"] == 0
 
 
 def test_a_handlers_transaction_is_two_round_trips_beside_its_own(conn: Conn, dsn: str, tap: Tap) -> None:

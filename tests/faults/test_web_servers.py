@@ -88,7 +88,8 @@ def test_each_process_of_gunicorn_has_its_worker_and_a_stop_ends_their_handlers(
     conn: Conn, spawn: Spawn, app: Path, program: list[str]
 ) -> None:
     port = free_port()
-    server = spawn("--chdir", str(app), "--bind", f"127.0.0.1:{port}", "served:app", program=program)
+    home = {"HOME": str(app)}  # where gunicorn 27 puts a socket
+    server = spawn("--chdir", str(app), "--bind", f"127.0.0.1:{port}", "served:app", program=program, env=home)
     wait_for(lambda: len(workers(conn)) == 4, what="four workers serve")
     wait_for(lambda: answers(port))
     assert len(set(workers(conn))) == 4
@@ -152,10 +153,10 @@ def test_a_database_that_is_not_ready_ends_the_start(spawn: Spawn, app: Path, em
 
 
 def test_the_flask_shop_has_a_worker_in_each_process_of_gunicorn(
-    conn: Conn, spawn: Spawn, dsn: str, admin_dsn: str
+    conn: Conn, spawn: Spawn, tmp_path: Path, admin_dsn: str
 ) -> None:
     root = Path(__file__).parents[2]
-    env = {"DATABASE_URL": admin_dsn, "PYTHONPATH": str(root)}
+    env = {"DATABASE_URL": admin_dsn, "PYTHONPATH": str(root), "HOME": str(tmp_path)}
     prepared = spawn(program=["-m", "examples.flask_shop.prepare"], env=env)
     assert prepared.wait() == 0, prepared.text()
     config = str(root / "examples/flask_shop/gunicorn.conf.py")
