@@ -21,9 +21,11 @@ worker = outbox.Worker(orders, DSN, grace=20)
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Serves while the worker works. A database that isn't ready for this code ends the start with an error."""
-    async with worker:
-        yield
-    await engine.dispose()
+    try:
+        async with worker:
+            yield
+    finally:
+        await engine.dispose()
 
 
 async def transaction() -> AsyncIterator[AsyncSession]:
