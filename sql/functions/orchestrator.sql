@@ -24,7 +24,7 @@ DECLARE
 BEGIN
     SELECT p.initial_status, p.plain, p.door INTO initial, plain, door FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline;
     NEW.metadata := outbox.data_stamped(NEW.metadata, plain);
-    IF door IS NOT NULL THEN
+    IF door IS NOT NULL AND outbox.told('outbox.worker') IS NULL THEN
         PERFORM outbox.data_check(NEW.pipeline, NEW.entity_id, NEW.metadata, door);
     END IF;
     IF NEW.current_status IS NULL THEN

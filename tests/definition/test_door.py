@@ -238,6 +238,16 @@ def test_a_file_without_an_app_is_checked_and_the_pipelines_own_code_is_not_aske
     drain(pipeline, conn.info.dsn)
 
 
+def test_what_a_worker_writes_is_not_checked_again(conn: Conn, dsn: str) -> None:
+    """Its code may be of another release than the deployed one: what it can't read, it puts off until newer code comes."""
+    child = deployed(conn, strict())
+    parent = deployed(conn, one_stage(lambda run: run.spawn(child, "c", Order(total=3))))
+    conn.execute("UPDATE outbox.pipelines SET door = '{\"version\": 1, \"types\": [\"null\"], \"fields\": []}'")
+    parent.submit(conn, "a", {"content": "x"})
+    drain([parent, child], dsn)
+    assert value(conn, "SELECT metadata FROM outbox.workflow_states WHERE entity_id = 'c'")["total"] == 3
+
+
 def test_signals_and_edits_of_others_are_checked(conn: Conn, dsn: str) -> None:
     wait = WaitForSignal("paid", to="DONE", into="total", status="ASKED")
     pipeline = deployed(conn, strict(wait))
