@@ -8,14 +8,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Where it is set, each of the hundreds of processes that the tests start would compile the package again.
 export PYTHONDONTWRITEBYTECODE :=
 # The tests' RabbitMQ and PgBouncer are there, or are installed, or they fail: only this leaves them out.
-SKIPPED := $(if $(filter skip,$(RABBITMQ)),rabbitmq) $(if $(filter skip,$(PGBOUNCER)),pgbouncer)
+SKIPPED := $(if $(filter skip,$(RABBITMQ)),rabbitmq) $(if $(filter skip,$(PGBOUNCER)),pgbouncer) \
+	$(if $(filter skip,$(NODE)),node)
 # What is run of the tests and tools knows the tests' kit.
 RUN := PYTHONPATH=tests $(BIN)/python -m
 PACKAGES := $(RUN) tools.packages $(if $(filter rabbitmq,$(SKIPPED)),,rabbitmq-server) \
 	$(if $(filter pgbouncer,$(SKIPPED)),,pgbouncer)
 # Each worker takes tests in their order, so what a module sets up is set up once or twice, not by every worker.
 WORKERS := -n 3 --dist worksteal
-MARKED := $(if $(strip $(SKIPPED)),-m "not ($(subst rabbitmq pgbouncer,rabbitmq or pgbouncer,$(strip $(SKIPPED))))")
+EMPTY :=
+MARKED := $(if $(strip $(SKIPPED)),-m "not ($(subst $(EMPTY) $(EMPTY), or ,$(strip $(SKIPPED))))")
 
 # Not below /tmp, where somebody else may have made the folder. Root's own cache is one that the server's user can't enter.
 CACHE := $(if $(filter 0,$(shell id -u)),/var/cache,$${XDG_CACHE_HOME:-$$HOME/.cache})
@@ -63,8 +65,8 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install $(PIP) --editable '.[dev]'
 	@touch $@
 
-test: $(STAMP) ## run the tests on a real Postgres and RabbitMQ that they start; RABBITMQ=skip PGBOUNCER=skip leave them out
-	$(PACKAGES)
+test: $(STAMP) ## run the tests on a real Postgres and RabbitMQ that they start; RABBITMQ=skip PGBOUNCER=skip NODE=skip leave them out
+	$(PACKAGES) $(if $(filter node,$(SKIPPED)),,npm)
 	$(BIN)/python -m pytest $(WORKERS) $(MARKED) $(ARGS)
 
 test-repeat: $(STAMP) ## run them N=10 times beside LOAD=0 busy loops; counts the runs that fail; ARGS="tests/engine/test_limits.py"

@@ -1,11 +1,16 @@
 """Outbox: long-lived, stateful pipelines on the Postgres that you already run."""
 
 from .client.approvals import approve, decide, reject
+from .client.dead import DeadJob, dead, retry, retry_all
 from .client.delegations import delegate, end_delegation
 from .client.inbox import Inbox
 from .client.links import ApprovalLink, approval_link, open_link, use_link
 from .client.lists import Page, StateChange, Workflow
+from .client.overview import StatusCount, status
+from .client.publish import publish
+from .client.questions import Approval, approvals
 from .client.signals import Signalled, signal
+from .client.stages import pause, resume
 from .client.submit import Submitted
 from .client.why import Why, why
 from .database.refusals import error_of
@@ -24,6 +29,7 @@ from .engine.worker import Worker
 from .errors import (
     AppendOnly,
     DataChanged,
+    DataRefused,
     DefinitionError,
     EditRefused,
     EmbeddedUnavailable,
@@ -33,6 +39,7 @@ from .errors import (
     InvalidInput,
     LeaseLost,
     LinkRefused,
+    NeverReached,
     NoSuchOption,
     NotAnId,
     NotCancellable,
@@ -55,6 +62,7 @@ from .errors import (
     UnknownPipeline,
     UnknownStatus,
     VoteRefused,
+    WaitTimeout,
     WorkerBroken,
 )
 from .messages.consumer import Consumer, consume
@@ -65,11 +73,14 @@ from .process.embedding import Health
 
 __all__ = [
     "AppendOnly",
+    "Approval",
     "ApprovalLink",
     "Backoff",
     "Change",
     "Consumer",
     "DataChanged",
+    "DataRefused",
+    "DeadJob",
     "DefinitionError",
     "Delivery",
     "EditRefused",
@@ -84,6 +95,7 @@ __all__ = [
     "InvalidInput",
     "LeaseLost",
     "LinkRefused",
+    "NeverReached",
     "NoSuchOption",
     "NoWorkflow",
     "NotAnId",
@@ -108,6 +120,7 @@ __all__ = [
     "SeveralAsked",
     "Signalled",
     "StateChange",
+    "StatusCount",
     "Stranded",
     "Submitted",
     "Tick",
@@ -120,13 +133,16 @@ __all__ = [
     "WaitForApproval",
     "WaitForChildren",
     "WaitForSignal",
+    "WaitTimeout",
     "Why",
     "Worker",
     "WorkerBroken",
     "Workflow",
     "approval_link",
+    "approvals",
     "approve",
     "consume",
+    "dead",
     "decide",
     "delegate",
     "deploy",
@@ -134,9 +150,15 @@ __all__ = [
     "error_of",
     "migrate",
     "open_link",
+    "pause",
+    "publish",
     "reject",
+    "resume",
+    "retry",
+    "retry_all",
     "shard",
     "signal",
+    "status",
     "use_link",
     "why",
 ]

@@ -94,6 +94,14 @@ def check(text: str, field: str) -> str:
     return text
 
 
+def read(text: str) -> Any:
+    """Returns a stored document, or its text if Python can't read or write the document."""
+    try:
+        return json.loads(check(text, "document"))
+    except ValueError:
+        return text
+
+
 def _check_size(size: int, field: str) -> None:
     if size > MAX_BYTES:
         raise InvalidInput(

@@ -8,6 +8,8 @@ OutboxError
 ├── SchemaError             the database's schema is missing, or is older or newer than this code
 ├── NotDeployed             the database doesn't have the pipeline as this code has it
 ├── Stranded                a deploy would leave workflows without a way on, or end what they wait for
+├── NeverReached            a workflow that is waited for has ended elsewhere, or its job is dead
+│   └── WaitTimeout         a workflow has not come to where it was waited for in time; also a TimeoutError
 ├── NotFound                there is no such workflow, dead job, stage, relay or pipeline
 ├── HandlerError            a handler returned a value that is not an outcome, or ended the engine's transaction
 │   └── TooNewData          a workflow's data was stored by newer code than this
@@ -39,7 +41,8 @@ OutboxError
     ├── LinkRefused         OB024: a link was used for another answer, is too old, or is not one of ours
     ├── OlderVersion        OB030: an UPDATE names a version of the workflow that is older than the table's
     ├── PipelineInUse       OB031: a pipeline was deleted that has workflows
-    └── NotCancellable      OB032: a workflow was to be cancelled whose pipeline has no status for that
+    ├── NotCancellable      OB032: a workflow was to be cancelled whose pipeline has no status for that
+    └── DataRefused         OB040: another program wrote data that the pipeline's type can't read
 """
 
 from __future__ import annotations
@@ -98,6 +101,27 @@ class Stranded(OutboxError):
         self.pipeline = pipeline
         self.workflows = workflows
         self.problems = tuple(problems)
+
+
+class NeverReached(OutboxError):
+    """A workflow that is waited for won't come there by itself: it has ended in another status, or its job is dead.
+
+    `status` is where it is, `statuses` is where it was waited for (empty: that it ends), and `why` is what
+    `outbox.why` says of it.
+    """
+
+    def __init__(self, pipeline: str, entity_id: str, status: str, statuses: Sequence[str], why: Any) -> None:
+        wanted = " or ".join(statuses) or "a final status"
+        super().__init__(f'pipeline "{pipeline}", entity "{entity_id}": in {status}, not in {wanted}. {why}')
+        self.pipeline = pipeline
+        self.entity_id = entity_id
+        self.status = status
+        self.statuses = tuple(statuses)
+        self.why = why
+
+
+class WaitTimeout(NeverReached, TimeoutError):
+    """A workflow has not come to where it was waited for in time. It goes on: wait again, or see `why` it is slow."""
 
 
 class NotFound(OutboxError, LookupError):
@@ -413,3 +437,18 @@ class NotCancellable(Refused):
     pipeline: str | None = None
     entity_id: str | None = None
     status: str | None = None
+
+
+class DataRefused(Refused):
+    """Another program wrote data that the type of a strict pipeline can't read. Correct the `field`.
+
+    `field` is the name of a field that is missing or has a wrong JSON type; None: the data as a whole has. `found` is
+    its type, None if it is missing; `expected` are the types that are accepted.
+    """
+
+    sqlstate = "OB040"
+    pipeline: str | None = None
+    entity_id: str | None = None
+    field: str | None = None
+    expected: tuple[str, ...] | None = None
+    found: str | None = None

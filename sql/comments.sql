@@ -13,6 +13,12 @@ COMMENT ON COLUMN outbox.pipelines.cancelled IS
     'The status to which a workflow may be cancelled from any that is not final; null: it can''t be cancelled.';
 COMMENT ON COLUMN outbox.pipelines.plain IS
     'The version of the data that is written without $version, by programs other than Outbox; null: 1, or no version is told.';
+COMMENT ON COLUMN outbox.pipelines.json_schema IS
+    'The JSON schema of the data, by the names of its fields; null: the type has none, or it was deployed by an older release.';
+COMMENT ON COLUMN outbox.pipelines.data_version IS
+    'The version of the data that the schema is of: what data says as $version, if it says one.';
+COMMENT ON COLUMN outbox.pipelines.door IS
+    'Internal: what is checked of the data that other programs write; null: nothing.';
 COMMENT ON COLUMN outbox.pipelines.renaming IS 'Internal: the statuses that the deploy of this transaction renames.';
 COMMENT ON COLUMN outbox.pipelines.former_names IS 'Internal: the former names of statuses, with the present ones.';
 
@@ -30,6 +36,7 @@ COMMENT ON COLUMN outbox.routes.final IS 'Whether a workflow has ended in it.';
 COMMENT ON COLUMN outbox.routes.deadline IS 'How long a workflow may stay in it.';
 COMMENT ON COLUMN outbox.routes.on_deadline IS 'The status that it moves to then.';
 COMMENT ON COLUMN outbox.routes.reactions IS 'The names of the reactions to it.';
+COMMENT ON COLUMN outbox.routes.notify IS 'Whether a change to it sends a notification on the channel "outbox.status".';
 COMMENT ON COLUMN outbox.routes.partition IS
     'Where in the data the partition is, as a path; null: the stage is not limited.';
 COMMENT ON COLUMN outbox.routes.priority IS 'Where in the data the priority is, as a path.';
@@ -52,6 +59,18 @@ COMMENT ON COLUMN outbox.limits.partition_rate IS
 COMMENT ON COLUMN outbox.limits.partitioned IS 'Whether its jobs have partitions.';
 COMMENT ON COLUMN outbox.limits.next_at IS 'Internal: the first free start time.';
 COMMENT ON COLUMN outbox.limits.served IS 'Internal: the partition that was served last.';
+
+COMMENT ON TABLE outbox.actions IS
+    'What people have done that changes no status: pauses and resumptions of stages, retries of dead jobs.';
+COMMENT ON COLUMN outbox.actions.id IS 'Its id, a UUIDv7.';
+COMMENT ON COLUMN outbox.actions.action IS 'pause, resume or retry.';
+COMMENT ON COLUMN outbox.actions.pipeline IS 'The pipeline.';
+COMMENT ON COLUMN outbox.actions.stage IS 'The stage that was paused or resumed, or that of the new job.';
+COMMENT ON COLUMN outbox.actions.workflow_id IS 'The workflow whose job runs again; null: it is about a stage.';
+COMMENT ON COLUMN outbox.actions.actor IS 'Who did it, as they call themselves.';
+COMMENT ON COLUMN outbox.actions.login IS 'The login role that did.';
+COMMENT ON COLUMN outbox.actions.reason IS 'Why.';
+COMMENT ON COLUMN outbox.actions.at IS 'When.';
 
 COMMENT ON TABLE outbox.pauses IS 'Stages that no worker claims for. INSERT pauses, DELETE resumes.';
 COMMENT ON COLUMN outbox.pauses.pipeline IS 'The pipeline.';

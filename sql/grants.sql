@@ -14,7 +14,7 @@ GRANT SELECT ON outbox.schema_migrations
     TO outbox_submitter, outbox_worker, outbox_viewer, outbox_operator, outbox_relay, outbox_consumer;
 
 -- Submitter: starts workflows, sees where they stand, and writes messages.
-GRANT SELECT (pipeline, initial_status, reaction_of, plain) ON outbox.pipelines TO outbox_submitter;
+GRANT SELECT (pipeline, initial_status, reaction_of, plain, json_schema, data_version) ON outbox.pipelines TO outbox_submitter;
 GRANT INSERT (pipeline, entity_id, current_status, metadata),
       SELECT (id, pipeline, entity_id, current_status, version, created_at, updated_at)
     ON outbox.workflow_states TO outbox_submitter;
@@ -37,7 +37,7 @@ GRANT USAGE ON SEQUENCE outbox.message_ids TO outbox_submitter, outbox_worker;
 -- Viewer: sees everything. Operator: sees everything, and does what a person does.
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_viewer, outbox_operator;
 GRANT UPDATE (current_status) ON outbox.workflow_states TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.retry(uuid[]), outbox.retry(text, text) TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.retry(uuid[], text, text), outbox.retry(text, text, text, text) TO outbox_operator;
 GRANT DELETE ON outbox.relays TO outbox_operator;
 GRANT UPDATE (retry), DELETE ON outbox.parked_messages, outbox.parked_deliveries TO outbox_operator;
 

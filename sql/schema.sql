@@ -4,6 +4,26 @@
 
 CREATE SCHEMA outbox;
 
+CREATE FUNCTION outbox.act_as(by text, reason text) RETURNS text[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    before text[] := ARRAY[coalesce(current_setting('outbox.actor', true), ''),
+                           coalesce(current_setting('outbox.reason', true), '')];
+BEGIN
+    IF by IS NOT NULL THEN
+        PERFORM set_config('outbox.actor', by, true);
+    END IF;
+    IF reason IS NOT NULL THEN
+        PERFORM set_config('outbox.reason', reason, true);
+    END IF;
+    RETURN before;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.act_as(by text, reason text) IS 'Names who acts, and why, for the rest of the transaction (null: as before). Returns the name and the reason before.';
+
 CREATE FUNCTION outbox.actor_refused(name text) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -536,6 +556,44 @@ END;
 
 COMMENT ON FUNCTION outbox.commit_waits() IS 'Has the COMMIT of this transaction wait for the synchronous standbys, as if it had written something.';
 
+CREATE FUNCTION outbox.data_check(pipeline text, entity_id text, data jsonb, door jsonb) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+DECLARE
+    wrong record;
+BEGIN
+    IF jsonb_typeof(door -> 'types') = 'array' AND NOT door -> 'types' ? jsonb_typeof(data) THEN
+        SELECT NULL::text AS field, door -> 'types' AS expected, jsonb_typeof(data) AS found INTO wrong;
+    ELSIF jsonb_typeof(data) <> 'object' OR coalesce(data -> '$version', '1') <> door -> 'version' THEN
+        RETURN;
+    ELSE
+        SELECT coalesce(p.present[1], f.names[1]) AS field, to_jsonb(f.types) AS expected,
+               jsonb_typeof(data -> p.present[1]) AS found
+        INTO wrong
+        FROM jsonb_to_recordset(door -> 'fields') AS f (names text[], types text[], required boolean)
+        CROSS JOIN LATERAL (SELECT array_agg(n.name) AS present FROM unnest(f.names) AS n (name) WHERE data ? n.name) AS p
+        WHERE f.required AND p.present IS NULL
+           OR cardinality(p.present) = 1 AND f.types IS NOT NULL AND jsonb_typeof(data -> p.present[1]) <> ALL (f.types)
+        LIMIT 1;
+        IF NOT FOUND THEN
+            RETURN;
+        END IF;
+    END IF;
+    RAISE EXCEPTION 'pipeline "%", entity "%": %', pipeline, entity_id,
+        CASE WHEN wrong.found IS NULL THEN format('the data has no field "%s"', wrong.field)
+             ELSE format('%s is %s, and must be %s', coalesce(format('the field "%s" of the data', wrong.field), 'the data'),
+                         wrong.found, (SELECT string_agg(e.type, ' or ') FROM jsonb_array_elements_text(wrong.expected) AS e (type)))
+        END
+        USING ERRCODE = 'OB040',
+              DETAIL = jsonb_build_object('pipeline', pipeline, 'entity_id', entity_id, 'field', wrong.field,
+                                          'expected', wrong.expected, 'found', wrong.found)::text,
+              HINT = 'outbox.pipelines.json_schema has the schema of the data.';
+END
+$_$;
+
+COMMENT ON FUNCTION outbox.data_check(pipeline text, entity_id text, data jsonb, door jsonb) IS 'Internal: refuses data without a required field, or with a field of another JSON type than the pipeline''s type accepts.';
+
 CREATE FUNCTION outbox.data_of_code(data jsonb, plain integer) RETURNS jsonb
     LANGUAGE sql IMMUTABLE
     RETURN CASE WHEN ((plain > 1) AND (jsonb_typeof(data) = 'object'::text) AND (NOT (data ? '$version'::text))) THEN (data || '{"$version": 1}'::jsonb) ELSE data END;
@@ -716,6 +774,13 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.delegator(named text, groups text[]) IS 'Internal: returns the person whose delegation it is.';
+
+CREATE FUNCTION outbox.door_of(pipeline text) RETURNS jsonb
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ SELECT p.door FROM outbox.pipelines AS p WHERE p.pipeline = door_of.pipeline $$;
+
+COMMENT ON FUNCTION outbox.door_of(pipeline text) IS 'Internal: returns what is checked of the data of a pipeline that other programs write.';
 
 CREATE FUNCTION outbox.error_kind(error text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -1549,6 +1614,34 @@ $$;
 
 COMMENT ON FUNCTION outbox.messages_written() IS 'Internal: wakes idle relays.';
 
+CREATE FUNCTION outbox.move(pipeline text, entity_id text, to_status text, by text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    before   text[];
+    workflow uuid;
+    status   text;
+BEGIN
+    SELECT w.id, w.current_status INTO workflow, status FROM outbox.workflow_states AS w
+    WHERE w.pipeline = move.pipeline AND w.entity_id = move.entity_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', move.entity_id, move.pipeline
+            USING ERRCODE = 'OB011', DETAIL = jsonb_build_object('pipeline', move.pipeline, 'entity_id', move.entity_id)::text;
+    ELSIF status = move.to_status THEN
+        PERFORM outbox.commit_waits();
+    ELSE
+        before := outbox.act_as(move.by, move.reason);
+        UPDATE outbox.workflow_states AS w SET current_status = move.to_status WHERE w.id = workflow
+        RETURNING w.current_status INTO status;
+        PERFORM outbox.act_as(before[1], before[2]);
+    END IF;
+    RETURN status;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.move(pipeline text, entity_id text, to_status text, by text, reason text) IS 'Changes the status of a workflow to one that the pipeline allows from there, and returns the status that it then has.';
+
 CREATE FUNCTION outbox.parents_join(only_these uuid[], without uuid[], most integer) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1584,6 +1677,21 @@ CREATE FUNCTION outbox.partition_of(metadata jsonb, path text[]) RETURNS text
 
 COMMENT ON FUNCTION outbox.partition_of(metadata jsonb, path text[]) IS 'Internal: the partition of a limited stage that data belongs to.';
 
+CREATE FUNCTION outbox.pause(pipeline text, stage text, by text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO outbox.pauses (pipeline, stage, paused_by, reason)
+    VALUES (pause.pipeline, pause.stage, coalesce(pause.by, outbox.actor()),
+            coalesce(pause.reason, nullif(current_setting('outbox.reason', true), '')))
+    ON CONFLICT ON CONSTRAINT pauses_pkey DO NOTHING;
+    RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.pause(pipeline text, stage text, by text, reason text) IS 'Has no worker claim for a stage; running handlers go on. Returns false if it was paused already.';
+
 CREATE FUNCTION outbox.pause_begins() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1596,6 +1704,24 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.pause_begins() IS 'Internal: notes who has paused a stage.';
+
+CREATE FUNCTION outbox.pause_kept() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO outbox.actions (action, pipeline, stage, actor, reason)
+        VALUES ('pause', NEW.pipeline, NEW.stage, NEW.paused_by, NEW.reason);
+    ELSE
+        INSERT INTO outbox.actions (action, pipeline, stage, reason)
+        VALUES ('resume', OLD.pipeline, OLD.stage, nullif(current_setting('outbox.reason', true), ''));
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.pause_kept() IS 'Internal: keeps who has paused or resumed a stage.';
 
 CREATE FUNCTION outbox.pipeline_deleted() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2038,7 +2164,24 @@ $$;
 
 COMMENT ON FUNCTION outbox.rest_begin(ids uuid[]) IS 'Internal: notes that workflows have come to rest.';
 
-CREATE FUNCTION outbox.retry(ids uuid[]) RETURNS bigint
+CREATE FUNCTION outbox.resume(pipeline text, stage text, by text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    before  text[] := outbox.act_as(resume.by, resume.reason);
+    resumed boolean;
+BEGIN
+    DELETE FROM outbox.pauses AS p WHERE p.pipeline = resume.pipeline AND p.stage = resume.stage;
+    resumed := FOUND;
+    PERFORM outbox.act_as(before[1], before[2]);
+    RETURN resumed;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.resume(pipeline text, stage text, by text, reason text) IS 'Has workers claim for a paused stage again. Returns false if it was not paused.';
+
+CREATE FUNCTION outbox.retry(ids uuid[], by text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
@@ -2047,6 +2190,7 @@ CREATE FUNCTION outbox.retry(ids uuid[]) RETURNS bigint
 DECLARE
     pipelines text[];
     stages    text[];
+    retried   uuid[];
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtext('outbox.deploy'));
     WITH workflow AS MATERIALIZED (
@@ -2073,17 +2217,25 @@ BEGIN
         WHERE j.stage IS NOT NULL AND (SELECT j.id FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id) IS NULL
         ORDER BY workflow.id
         ON CONFLICT (workflow_id) DO NOTHING
-        RETURNING pipeline, stage
+        RETURNING workflow_id, pipeline, stage
     )
-    SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
+    SELECT array_agg(made.workflow_id), array_agg(made.pipeline), array_agg(made.stage) INTO retried, pipelines, stages FROM made;
+    IF retried IS NULL THEN
+        PERFORM outbox.commit_waits();
+        RETURN 0;
+    END IF;
+    INSERT INTO outbox.actions (action, pipeline, stage, workflow_id, actor, reason)
+    SELECT 'retry', m.pipeline, m.stage, m.workflow_id, coalesce(outbox.actor_named(retry.by), outbox.actor()),
+           coalesce(retry.reason, nullif(current_setting('outbox.reason', true), ''))
+    FROM unnest(retried, pipelines, stages) AS m (workflow_id, pipeline, stage);
     PERFORM outbox.wake(pipelines, stages, NULL, 'new');
-    RETURN coalesce(cardinality(stages), 0);
+    RETURN cardinality(retried);
 END
 $$;
 
-COMMENT ON FUNCTION outbox.retry(ids uuid[]) IS 'Makes new jobs for those of these workflows that have none and whose status a stage takes. Returns how many.';
+COMMENT ON FUNCTION outbox.retry(ids uuid[], by text, reason text) IS 'Makes new jobs for those of these workflows that have none and whose status a stage takes. Returns how many.';
 
-CREATE FUNCTION outbox.retry(pipeline text, entity_id text) RETURNS boolean
+CREATE FUNCTION outbox.retry(pipeline text, entity_id text, by text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -2096,11 +2248,11 @@ BEGIN
         RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', retry.entity_id, retry.pipeline
             USING ERRCODE = 'OB011', DETAIL = jsonb_build_object('pipeline', retry.pipeline, 'entity_id', retry.entity_id)::text;
     END IF;
-    RETURN outbox.retry(ARRAY[workflow]) > 0;
+    RETURN outbox.retry(ARRAY[workflow], retry.by, retry.reason) > 0;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.retry(pipeline text, entity_id text) IS 'Makes a new job for a workflow. Returns false if it has a live job, or if no stage takes its status.';
+COMMENT ON FUNCTION outbox.retry(pipeline text, entity_id text, by text, reason text) IS 'Makes a new job for a workflow. Returns false if it has a live job, or if no stage takes its status.';
 
 CREATE FUNCTION outbox.roles_of(login text) RETURNS text[]
     LANGUAGE sql
@@ -2145,6 +2297,29 @@ CREATE FUNCTION outbox.shown(metadata jsonb) RETURNS text
     RETURN encode(sha256(convert_to((metadata)::text, 'UTF8'::name)), 'hex'::text);
 
 COMMENT ON FUNCTION outbox.shown(metadata jsonb) IS 'Returns the hash by which a decision says what data it was made on.';
+
+CREATE FUNCTION outbox.signal(pipeline text, entity_id text, name text, payload jsonb DEFAULT NULL::jsonb, id text DEFAULT NULL::text, by text DEFAULT NULL::text, OUT status text, OUT created boolean, OUT taken boolean) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    before text[] := outbox.act_as(signal.by, NULL);
+    number bigint;
+BEGIN
+    INSERT INTO outbox.signals AS s (pipeline, entity_id, name, payload, signal_id)
+    VALUES (signal.pipeline, signal.entity_id, signal.name, signal.payload, signal.id)
+    RETURNING s.id INTO number;
+    created := FOUND;
+    SELECT w.current_status, s.taken_at IS NOT NULL INTO signal.status, signal.taken
+    FROM outbox.workflow_states AS w
+    JOIN outbox.signals AS s ON s.workflow_id = w.id AND s.name = signal.name
+        AND (s.id = number OR number IS NULL AND s.signal_id = signal.id)
+    WHERE w.pipeline = signal.pipeline AND w.entity_id = signal.entity_id;
+    PERFORM outbox.act_as(before[1], before[2]);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.signal(pipeline text, entity_id text, name text, payload jsonb, id text, by text, OUT status text, OUT created boolean, OUT taken boolean) IS 'Sends a signal to a workflow. Returns the status that the workflow then has, whether the signal is new (a second one with the same id has no effect), and whether a wait has taken it.';
 
 CREATE FUNCTION outbox.signal_receive() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2335,6 +2510,9 @@ CREATE TABLE outbox.pipelines (
     plain integer,
     renaming jsonb,
     former_names jsonb DEFAULT '{}'::jsonb NOT NULL,
+    json_schema jsonb,
+    data_version integer,
+    door jsonb,
     CONSTRAINT pipelines_plain_is_a_version CHECK (((plain >= 1) AND (plain <= 10000)))
 );
 
@@ -2358,6 +2536,12 @@ COMMENT ON COLUMN outbox.pipelines.renaming IS 'Internal: the statuses that the 
 
 COMMENT ON COLUMN outbox.pipelines.former_names IS 'Internal: the former names of statuses, with the present ones.';
 
+COMMENT ON COLUMN outbox.pipelines.json_schema IS 'The JSON schema of the data, by the names of its fields; null: the type has none, or it was deployed by an older release.';
+
+COMMENT ON COLUMN outbox.pipelines.data_version IS 'The version of the data that the schema is of: what data says as $version, if it says one.';
+
+COMMENT ON COLUMN outbox.pipelines.door IS 'Internal: what is checked of the data that other programs write; null: nothing.';
+
 CREATE TABLE outbox.routes (
     pipeline text NOT NULL COLLATE pg_catalog."C",
     status text NOT NULL COLLATE pg_catalog."C",
@@ -2369,6 +2553,7 @@ CREATE TABLE outbox.routes (
     reactions text[],
     partition text[],
     priority text[],
+    notify boolean DEFAULT false NOT NULL,
     CONSTRAINT routes_deadline_leads_somewhere CHECK (((deadline IS NULL) = (on_deadline IS NULL)))
 );
 
@@ -2394,11 +2579,54 @@ COMMENT ON COLUMN outbox.routes.partition IS 'Where in the data the partition is
 
 COMMENT ON COLUMN outbox.routes.priority IS 'Where in the data the priority is, as a path.';
 
+COMMENT ON COLUMN outbox.routes.notify IS 'Whether a change to it sends a notification on the channel "outbox.status".';
+
 CREATE FUNCTION outbox.status_now(pipeline text, status text) RETURNS text
     LANGUAGE sql STABLE STRICT
     RETURN CASE WHEN (EXISTS (SELECT FROM outbox.routes r WHERE ((r.pipeline = status_now.pipeline) AND (r.status = status_now.status)))) THEN status ELSE (SELECT (p.former_names ->> status_now.status) FROM outbox.pipelines p WHERE (p.pipeline = status_now.pipeline)) END;
 
 COMMENT ON FUNCTION outbox.status_now(pipeline text, status text) IS 'Internal: returns what a status is called now. Null if the pipeline never had one of this name.';
+
+CREATE FUNCTION outbox.statuses_notify(ids uuid[], pipelines text[], tos text[], versions bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM pg_notify('outbox.status', json_build_object(
+        'pipeline', c.pipeline, 'entity_id', w.entity_id, 'status', c.to_status, 'version', c.version)::text)
+    FROM unnest(ids, pipelines, tos, versions) AS c (id, pipeline, to_status, version)
+    JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status AND r.notify
+    CROSS JOIN LATERAL (SELECT w.entity_id FROM outbox.workflow_states AS w WHERE w.id = c.id OFFSET 0) AS w;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.statuses_notify(ids uuid[], pipelines text[], tos text[], versions bigint[]) IS 'Internal: notifies of changes to the statuses that pipelines name.';
+
+CREATE FUNCTION outbox.submit(pipeline text, entity_id text, data jsonb DEFAULT '{}'::jsonb, by text DEFAULT NULL::text, reason text DEFAULT NULL::text, OUT id uuid, OUT status text, OUT created boolean) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    before text[] := outbox.act_as(submit.by, submit.reason);
+BEGIN
+    created := false;
+    -- Several tries: a workflow that is there may be deleted before it is read.
+    FOR try IN 1 .. 3 LOOP
+        INSERT INTO outbox.workflow_states AS w (pipeline, entity_id, metadata)
+        VALUES (submit.pipeline, submit.entity_id, coalesce(submit.data, '{}'))
+        ON CONFLICT ON CONSTRAINT workflow_states_entity_key DO NOTHING
+        RETURNING w.id, w.current_status INTO submit.id, submit.status;
+        created := FOUND;
+        IF NOT created THEN
+            SELECT w.id, w.current_status INTO submit.id, submit.status FROM outbox.workflow_states AS w
+            WHERE w.pipeline = submit.pipeline AND w.entity_id = submit.entity_id;
+        END IF;
+        EXIT WHEN FOUND;
+    END LOOP;
+    PERFORM outbox.act_as(before[1], before[2]);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.submit(pipeline text, entity_id text, data jsonb, by text, reason text, OUT id uuid, OUT status text, OUT created boolean) IS 'Starts a workflow, and returns its id and status, and whether it is new. An entity that has one already keeps it as it is.';
 
 CREATE FUNCTION outbox.timeouts_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
@@ -3103,9 +3331,13 @@ CREATE FUNCTION outbox.workflow_fill_initial() RETURNS trigger
 DECLARE
     initial text;
     plain   integer;
+    door    jsonb;
 BEGIN
-    SELECT p.initial_status, p.plain INTO initial, plain FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline;
+    SELECT p.initial_status, p.plain, p.door INTO initial, plain, door FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline;
     NEW.metadata := outbox.data_stamped(NEW.metadata, plain);
+    IF door IS NOT NULL AND outbox.told('outbox.worker') IS NULL THEN
+        PERFORM outbox.data_check(NEW.pipeline, NEW.entity_id, NEW.metadata, door);
+    END IF;
     IF NEW.current_status IS NULL THEN
         NEW.current_status := initial;
         IF initial IS NULL THEN
@@ -3167,6 +3399,8 @@ CREATE FUNCTION outbox.workflow_move_version() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
+DECLARE
+    door jsonb;
 BEGIN
     IF (NEW.id, NEW.pipeline, NEW.entity_id) IS DISTINCT FROM (OLD.id, OLD.pipeline, OLD.entity_id) THEN
         RAISE EXCEPTION 'pipeline "%", entity "%": id, pipeline and entity_id of a workflow can''t be changed',
@@ -3187,6 +3421,12 @@ BEGIN
     -- A writer that states no version has replaced data that had one. Where there was none, it says nothing of the shape.
     IF OLD.metadata ? '$version' AND NOT NEW.metadata ? '$version' THEN
         NEW.metadata := outbox.data_stamped(NEW.metadata, outbox.plain_of(NEW.pipeline));
+    END IF;
+    IF NEW.metadata IS DISTINCT FROM OLD.metadata AND outbox.told('outbox.worker') IS NULL THEN
+        door := outbox.door_of(NEW.pipeline);
+        IF door IS NOT NULL THEN
+            PERFORM outbox.data_check(NEW.pipeline, NEW.entity_id, NEW.metadata, door);
+        END IF;
     END IF;
     IF NEW.current_status = OLD.current_status AND NEW.metadata = OLD.metadata THEN
         NEW.version := OLD.version;
@@ -3232,6 +3472,7 @@ DECLARE
     early     jsonb;      -- stage and attempt of jobs that end here, before the change that they have made is told
     rows      integer;    -- rows of the statement, including those whose status stays as it is
     reacting  boolean;    -- whether anything reacts to these changes
+    notifying boolean;    -- whether anybody wants to be told of them
     unknown   uuid;
     illegal   uuid;
     ended     integer := 0;
@@ -3259,10 +3500,11 @@ BEGIN
                FILTER (WHERE j.owner = worker AND j.status <> c.from_status),
            max(cardinality(n.ids)),
            bool_or(r.reactions IS NOT NULL),
+           bool_or(r.notify),
            (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
            (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
     INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
-         waited, timed, resting, final, limited, over, early, rows, reacting, unknown, illegal
+         waited, timed, resting, final, limited, over, early, rows, reacting, notifying, unknown, illegal
     FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
          (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
                  array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
@@ -3399,6 +3641,9 @@ BEGIN
     IF reacting THEN
         PERFORM outbox.react(ids, froms, tos, versions, actor, reason);
     END IF;
+    IF notifying THEN
+        PERFORM outbox.statuses_notify(ids, pipelines, tos, versions);
+    END IF;
 
     -- 10. Waits that begin, children that end.
     IF outbox.told('outbox.waits') IS NOT NULL THEN
@@ -3495,6 +3740,8 @@ DECLARE
     stages    text[];
     started   integer;
     taken     integer;    -- how many of them have the job of a stage
+    reacting  boolean;
+    notifying boolean;
 BEGIN
     -- 2. Refuse what is unknown.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -3550,10 +3797,15 @@ BEGIN
     INSERT INTO outbox.status_counts (pipeline, status, workflows, came)
     SELECT s.pipeline, s.current_status, count(*), count(*) FROM new_rows AS s GROUP BY s.pipeline, s.current_status;
 
-    -- 9. Reactions.
-    IF EXISTS (SELECT FROM new_rows AS s JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
-               WHERE r.reactions IS NOT NULL) THEN
+    -- 9. Reactions, and who wants to know.
+    SELECT bool_or(r.reactions IS NOT NULL), bool_or(r.notify) INTO reacting, notifying
+    FROM new_rows AS s JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status;
+    IF reacting THEN
         PERFORM outbox.react(array_agg(s.id), array_agg(NULL::text), array_agg(s.current_status), array_agg(s.version), actor, reason)
+        FROM new_rows AS s;
+    END IF;
+    IF notifying THEN
+        PERFORM outbox.statuses_notify(array_agg(s.id), array_agg(s.pipeline), array_agg(s.current_status), array_agg(s.version))
         FROM new_rows AS s;
     END IF;
 
@@ -3564,6 +3816,39 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.workflows_started() IS 'Internal: what the start of a workflow does.';
+
+CREATE TABLE outbox.actions (
+    id uuid DEFAULT outbox.uuid7() NOT NULL,
+    action text NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    stage text COLLATE pg_catalog."C",
+    workflow_id uuid,
+    actor text DEFAULT outbox.actor() NOT NULL,
+    login text DEFAULT SESSION_USER NOT NULL,
+    reason text,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT actions_are_known CHECK ((action = ANY (ARRAY['pause'::text, 'resume'::text, 'retry'::text])))
+);
+
+COMMENT ON TABLE outbox.actions IS 'What people have done that changes no status: pauses and resumptions of stages, retries of dead jobs.';
+
+COMMENT ON COLUMN outbox.actions.id IS 'Its id, a UUIDv7.';
+
+COMMENT ON COLUMN outbox.actions.action IS 'pause, resume or retry.';
+
+COMMENT ON COLUMN outbox.actions.pipeline IS 'The pipeline.';
+
+COMMENT ON COLUMN outbox.actions.stage IS 'The stage that was paused or resumed, or that of the new job.';
+
+COMMENT ON COLUMN outbox.actions.workflow_id IS 'The workflow whose job runs again; null: it is about a stage.';
+
+COMMENT ON COLUMN outbox.actions.actor IS 'Who did it, as they call themselves.';
+
+COMMENT ON COLUMN outbox.actions.login IS 'The login role that did.';
+
+COMMENT ON COLUMN outbox.actions.reason IS 'Why.';
+
+COMMENT ON COLUMN outbox.actions.at IS 'When.';
 
 CREATE TABLE outbox.approval_links (
     id uuid DEFAULT outbox.uuid7() NOT NULL,
@@ -4875,6 +5160,9 @@ ALTER TABLE ONLY outbox.jobs ALTER COLUMN id SET DEFAULT nextval('outbox.job_ids
 
 ALTER TABLE ONLY outbox.messages ALTER COLUMN id SET DEFAULT nextval('outbox.message_ids'::regclass);
 
+ALTER TABLE ONLY outbox.actions
+    ADD CONSTRAINT actions_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY outbox.approval_links
     ADD CONSTRAINT approval_links_pkey PRIMARY KEY (id);
 
@@ -5076,6 +5364,10 @@ ALTER TABLE ONLY outbox.workflow_states
 ALTER TABLE ONLY outbox.workflow_states
     ADD CONSTRAINT workflow_states_pkey PRIMARY KEY (id);
 
+CREATE INDEX actions_by_time ON outbox.actions USING btree (at);
+
+CREATE INDEX actions_by_workflow ON outbox.actions USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
+
 CREATE INDEX approval_links_by_question ON outbox.approval_links USING btree (approval_id);
 
 CREATE INDEX approvals_by_workflow ON outbox.approvals USING btree (workflow_id, version);
@@ -5200,6 +5492,8 @@ CREATE TRIGGER messages_written AFTER INSERT ON outbox.messages FOR EACH STATEME
 
 CREATE TRIGGER pause_begins BEFORE INSERT ON outbox.pauses FOR EACH ROW EXECUTE FUNCTION outbox.pause_begins();
 
+CREATE TRIGGER pause_kept AFTER INSERT OR DELETE ON outbox.pauses FOR EACH ROW EXECUTE FUNCTION outbox.pause_kept();
+
 CREATE TRIGGER pause_was_not_there AFTER DELETE ON outbox.pauses REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION outbox.unchanged();
 
 CREATE TRIGGER pause_was_there AFTER INSERT ON outbox.pauses REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION outbox.unchanged();
@@ -5214,7 +5508,7 @@ CREATE TRIGGER signal_take AFTER INSERT ON outbox.signals FOR EACH ROW EXECUTE F
 
 CREATE TRIGGER state_changes_are_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON outbox.state_changes FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
 
-CREATE TRIGGER workflow_fill_initial BEFORE INSERT ON outbox.workflow_states FOR EACH ROW WHEN (((new.current_status IS NULL) OR (new.version <> 1) OR ((NOT (new.metadata ? '$version'::text)) AND (current_setting('outbox.of_code'::text, true) IS DISTINCT FROM (statement_timestamp())::text)))) EXECUTE FUNCTION outbox.workflow_fill_initial();
+CREATE TRIGGER workflow_fill_initial BEFORE INSERT ON outbox.workflow_states FOR EACH ROW WHEN (((new.current_status IS NULL) OR (new.version <> 1) OR (current_setting('outbox.of_code'::text, true) IS DISTINCT FROM (statement_timestamp())::text))) EXECUTE FUNCTION outbox.workflow_fill_initial();
 
 CREATE TRIGGER workflow_move_version BEFORE UPDATE ON outbox.workflow_states FOR EACH ROW WHEN (((new.version <> (old.version + 1)) OR (new.current_status = old.current_status) OR ((new.updated_at < statement_timestamp()) OR (new.updated_at > clock_timestamp())) OR (new.id <> old.id) OR (new.pipeline <> old.pipeline) OR (new.entity_id <> old.entity_id))) EXECUTE FUNCTION outbox.workflow_move_version();
 

@@ -5,8 +5,8 @@
 -- for each row.
 CREATE OR REPLACE TRIGGER workflow_fill_initial
     BEFORE INSERT ON outbox.workflow_states
-    FOR EACH ROW WHEN (NEW.current_status IS NULL OR NEW.version <> 1 OR NOT NEW.metadata ? '$version'
-                       AND current_setting('outbox.of_code', true) IS DISTINCT FROM statement_timestamp()::text)
+    FOR EACH ROW WHEN (NEW.current_status IS NULL OR NEW.version <> 1
+                       OR current_setting('outbox.of_code', true) IS DISTINCT FROM statement_timestamp()::text)
     EXECUTE FUNCTION outbox.workflow_fill_initial();
 
 -- Names of reactions have a slash. Asked here, it spares most rows a call.
@@ -81,6 +81,10 @@ CREATE OR REPLACE TRIGGER signal_take
 CREATE OR REPLACE TRIGGER pause_begins
     BEFORE INSERT ON outbox.pauses
     FOR EACH ROW EXECUTE FUNCTION outbox.pause_begins();
+
+CREATE OR REPLACE TRIGGER pause_kept
+    AFTER INSERT OR DELETE ON outbox.pauses
+    FOR EACH ROW EXECUTE FUNCTION outbox.pause_kept();
 
 CREATE OR REPLACE TRIGGER pause_was_there
     AFTER INSERT ON outbox.pauses

@@ -141,14 +141,14 @@ def checked(
     }
 
 
-def question_id(question: UUID | str | None) -> UUID | None:
-    """Returns the id of a question. Raises InvalidInput if it isn't one."""
+def question_id(question: UUID | str | None, field: str = "question") -> UUID | None:
+    """Returns the id of a question. Raises InvalidInput, which names `field`, if it isn't one."""
     if question is None or isinstance(question, UUID):
         return question
     try:
         return UUID(question)
     except (ValueError, AttributeError, TypeError):
-        raise InvalidInput("question", f"is an id, as outbox approvals lists it, not {as_shown(question)}") from None
+        raise InvalidInput(field, f"is an id, as outbox approvals lists it, not {as_shown(question)}") from None
 
 
 def checked_groups(groups: Collection[str] | None) -> list[str] | None:

@@ -8,7 +8,7 @@ refuses a statement, the matching error of Outbox is raised.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -45,11 +45,28 @@ def drive(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
     return _run(found, steps, whole=False)
 
 
-def _run(found: Door, steps: Steps[T], whole: bool) -> T:
+def taking(found: Door) -> Callable[[Statement], list[Any]]:
+    """Returns what takes a statement and returns its rows. The database's refusals are raised as our errors."""
+
     def take(statement: Statement) -> list[Any]:
         with raised_as_ours(), _encodable():
             return found.rows(statement)
 
+    return take
+
+
+def taking_async(found: AsyncDoor) -> Callable[[Statement], Coroutine[Any, Any, list[Any]]]:
+    """Does what `taking` does, async."""
+
+    async def take(statement: Statement) -> list[Any]:
+        with raised_as_ours(), _encodable():
+            return await found.rows(statement)
+
+    return take
+
+
+def _run(found: Door, steps: Steps[T], whole: bool) -> T:
+    take = taking(found)
     if not whole:
         return perform(steps, take)
     with found.whole():
@@ -57,10 +74,7 @@ def _run(found: Door, steps: Steps[T], whole: bool) -> T:
 
 
 async def _run_async(found: AsyncDoor, steps: Steps[T], whole: bool) -> T:
-    async def take(statement: Statement) -> list[Any]:
-        with raised_as_ours(), _encodable():
-            return await found.rows(statement)
-
+    take = taking_async(found)
     if not whole:
         return await perform_async(steps, take)
     async with found.whole():

@@ -138,13 +138,13 @@ def find(
 def get(pipeline: Loader[Data], conn: Any, entity_id: str) -> Any:
     """Returns a workflow. See Pipeline.get."""
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
-    return execute(conn, _get(pipeline, entity_id))
+    return execute(conn, one(pipeline, entity_id))
 
 
 def history(pipeline: Loader[Data], conn: Any, entity_id: str, limit: int) -> Any:
     """Returns the history of a workflow. See Pipeline.history."""
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
-    _check_limit(limit)
+    check_limit(limit)
     return execute(conn, _history(pipeline.name, entity_id, limit))
 
 
@@ -164,7 +164,7 @@ def checked(
     seconds = None if older is None else as_delay(older)
     if older is not None and seconds is None:
         raise InvalidInput("older", f"must be a time from 0 to {MAX_DELAY:g} seconds, not {texts.shown(older)}")
-    _check_limit(limit)
+    check_limit(limit)
     return {
         "pipeline": pipeline, "status": status, "older": seconds, "assignee": assignee, "entity": entity,
         "waits_for": waits_for, "dead": bool(dead), "error": error, "after": after, "limit": limit,
@@ -186,7 +186,8 @@ def _page(pipeline: Loader[Data], asked: dict[str, Any]) -> Steps[Page[Data]]:
     return Page(tuple(Workflow(*(*row, pipeline.load)) for row in found), after, bounded)
 
 
-def _get(pipeline: Loader[Data], entity_id: str) -> Steps[Workflow[Data] | None]:
+def one(pipeline: Loader[Data], entity_id: str) -> Steps[Workflow[Data] | None]:
+    """Does what `get` does, as steps."""
     found = yield SQL["workflow_get"], {"pipeline": pipeline.name, "entity": entity_id}
     return Workflow(*(*_row(json.loads(found[0][0])), pipeline.load)) if found else None
 
@@ -202,6 +203,8 @@ def _row(told: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(value if value is None else _READ[place](value) for place, value in enumerate(told))
 
 
-def _check_limit(limit: object) -> None:
+def check_limit(limit: object) -> int:
+    """Returns the limit of a list. Raises InvalidInput if no list can have it."""
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MOST:
         raise InvalidInput("limit", f"must be a whole number from 1 to {MOST:,}, not {texts.shown(limit)}")
+    return limit

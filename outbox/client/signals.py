@@ -1,6 +1,7 @@
 """Sends signals to workflows, in the caller's own transaction, on a sync or an async connection.
 
-A plain `INSERT INTO outbox.signals (pipeline, entity_id, name, payload)` does the same.
+All of it happens in the database function `signal`, which SQL clients can call, too. A plain `INSERT INTO
+outbox.signals (pipeline, entity_id, name, payload)` does the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from .. import documents, texts
 from ..checks import MAX_NAME
 from ..database import statements
 from ..database.drivers.connection import AsyncConn, SyncConn
-from .acting import acting
 from .execute import Steps, execute
 from .pipelines import PipelineLike, name_of
 
@@ -59,14 +59,12 @@ def signal(
     texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
     texts.check_text(name, "name", MAX_NAME)
     texts.check_optional(id, "id", MAX_NAME)
+    texts.check_optional(by, "by", MAX_NAME)
     text = None if payload is None else documents.dump_any(payload, "payload")
-    owner = name_of(pipeline)
-    signal = {"pipeline": owner, "entity": entity_id, "name": name, "payload": text, "id": id}
-    return execute(conn, acting(_signal(signal), by), whole=True)
+    sent = {"pipeline": name_of(pipeline), "entity": entity_id, "name": name, "payload": text, "id": id, "by": by}
+    return execute(conn, _signal(sent))
 
 
-def _signal(signal: dict[str, Any]) -> Steps[Signalled]:
-    sent = yield SQL["signal_send"], signal
-    number = sent[0][0] if sent else None
-    ((status, taken),) = yield SQL["signal_sent"], {**signal, "number": number}
-    return Signalled(status, bool(sent), taken)
+def _signal(sent: dict[str, Any]) -> Steps[Signalled]:
+    ((status, created, taken),) = yield SQL["signal_send"], sent
+    return Signalled(status, created, taken)

@@ -23,7 +23,7 @@ _SCHEMA = re.compile(r"\boutbox\b")
 _READ: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("message_id", "question"), UUID),
     "questions": lambda ids: tuple(UUID(id) for id in ids),
-    "options": tuple,
+    **dict.fromkeys(("options", "expected"), tuple),
     **dict.fromkeys(("at", "sent_at", "oldest", "newest"), datetime.fromisoformat),
 }
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from .. import documents, texts
 from ..checks import check_whole
 from ..errors import DefinitionError, HandlerError, InvalidInput, TooNewData
+from .door import door
 
 VERSION = "$version"
 """The key that holds the version of a document's type. A document without it has version 1."""
@@ -34,10 +35,13 @@ class DataType:
     """The type of a pipeline's data: one that pydantic validates, or any plain JSON object.
 
     `version` is the version of the type. Data of an older version is read through the upgrades, one version at a time.
-    `plain` is the version of data that writers without `$version` send, or None if the pipeline doesn't say.
+    `plain` is the version of data that writers without `$version` send, or None if the pipeline doesn't say. `strict`:
+    the database checks what other programs write.
     """
 
-    def __init__(self, pipeline: str, data: Any, version: int, plain: int | None = None) -> None:
+    def __init__(
+        self, pipeline: str, data: Any, version: int, plain: int | None = None, strict: bool = False
+    ) -> None:  # fmt: skip
         check_whole(version, f"pipeline {pipeline}: version=", MAX_VERSION)
         if plain is not None:
             check_whole(plain, f"pipeline {pipeline}: plain=", version)
@@ -46,6 +50,7 @@ class DataType:
         self._plain = data is None
         self._type = data
         self._version = version
+        self._strict = strict
         self._upgrades: dict[int, Upgrade] = {}
         try:
             self._adapter: TypeAdapter[Any] = TypeAdapter(dict[str, Any] if data is None else data)
@@ -53,6 +58,28 @@ class DataType:
             raise DefinitionError(
                 f"pipeline {pipeline}: data={texts.shown(data)} is not a type that pydantic validates: {error}"
             ) from None
+
+    @property
+    def version(self) -> int:
+        """The version of the type."""
+        return self._version
+
+    def json_schema(self) -> dict[str, Any] | None:
+        """Returns the JSON schema of what is accepted, by the names of fields. None if the type has none.
+
+        Of what validation accepts, not of what is written: a field with a default may be left out. Data that is written
+        fits it, too.
+        """
+        try:
+            schema = self._adapter.json_schema(mode="validation", by_alias=False)
+            documents.check(json.dumps(schema, allow_nan=False), "schema")
+        except (PydanticUserError, ValueError, TypeError):
+            return None
+        return schema
+
+    def door(self) -> dict[str, Any] | None:
+        """Returns what the database checks of data that other programs write. None if the pipeline isn't strict."""
+        return {"version": self._version, **door(self._adapter.core_schema)} if self._strict else None
 
     @property
     def plain(self) -> int | None:

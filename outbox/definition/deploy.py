@@ -146,10 +146,13 @@ def _writes(of: Pipeline[Any], step: transition.Transition) -> Iterator[tuple[by
             "cancelled": new.cancelled,
             "plain": new.plain,
             "former_names": json.dumps(step.former_names),
+            "json_schema": _as_json(new.data[0]),
+            "version": new.data[1],
+            "door": _as_json(new.data[2]),
         },
     )
     yield SQL["routes_clear"], pipeline
-    stages, running, final, deadlines, on_deadline, reactions, partitions, priorities = zip(
+    stages, running, final, deadlines, on_deadline, reactions, partitions, priorities, notify = zip(
         *new.routes.values(), strict=True
     )
     yield (
@@ -165,6 +168,7 @@ def _writes(of: Pipeline[Any], step: transition.Transition) -> Iterator[tuple[by
             "reactions": [",".join(names) for names in reactions],
             "partitions": [_as_json(path) for path in partitions],
             "priorities": [_as_json(path) for path in priorities],
+            "notify": list(notify),
         },
     )
     yield SQL["legal_changes_clear"], pipeline
@@ -215,8 +219,8 @@ def _order(limits: Limits | None) -> tuple[Path, Path] | None:
     return None if limits is None else (limits.partition, limits.priority)
 
 
-def _as_json(path: Path | None) -> str | None:
-    return None if path is None else json.dumps(path)
+def _as_json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
 
 
 def _write_schedules(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], old: Definition) -> None:

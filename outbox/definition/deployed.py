@@ -32,6 +32,7 @@ class Definition:
     cancelled: str | None
     plain: int | None
     former_names: dict[str, str]  # of statuses, with the present ones
+    data: tuple[Any, int | None, Any]  # its JSON schema, its version, and what is checked of other programs' data
 
     @classmethod
     def of(cls, pipeline: Pipeline[Any]) -> Definition:
@@ -48,6 +49,7 @@ class Definition:
             pipeline.cancelled,
             pipeline.plain,
             rename.resolve(pipeline),
+            (pipeline.data_type().json_schema(), pipeline.data_type().version, pipeline.data_type().door()),
         )
 
     @classmethod
@@ -57,8 +59,9 @@ class Definition:
             row = cursor.execute(SQL["pipeline_read"], name).fetchone()
             routes = {status: _route(*route) for status, *route in cursor.execute(SQL["routes_read"], name)}
             ways = {route.stage: (route.partition or (), route.priority or ()) for route in routes.values()}
+            initial, cancelled, plain, former_names, *data = row or (None, None, None, {}, None, None, None)
             return cls(
-                row[0] if row else None,
+                initial,
                 routes,
                 {(source, target) for source, target in cursor.execute(SQL["legal_changes_read"], name)},
                 dict(cursor.execute(SQL["stages_read"], name).fetchall()),
@@ -67,7 +70,10 @@ class Definition:
                     stage: Limits(total, rate, of_each, rate_of_each, *ways[stage])
                     for stage, total, rate, of_each, rate_of_each in cursor.execute(SQL["limits_read"], name)
                 },
-                *(row[1:] if row else (None, None, {})),
+                cancelled,
+                plain,
+                former_names,
+                (data[0], data[1], data[2]),
             )
 
     def changes_to(self, new: Definition) -> list[str]:
@@ -79,6 +85,9 @@ class Definition:
             lines.append(f"cancelled workflows go to: {self.cancelled or '(none)'} -> {new.cancelled or '(none)'}")
         if (self.plain or 1) != (new.plain or 1):
             lines.append(f"data without $version has version {self.plain or 1} -> {new.plain or 1}")
+        if self.initial is not None:
+            told = ("the data has another JSON schema", "the data has another version", "other checks of the data")
+            lines += [line for line, old, now in zip(told, self.data, new.data, strict=True) if old != now]
         lines += [
             f"status {now} was called {former}"
             for former, now in new.former_names.items()
@@ -144,15 +153,21 @@ def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list
 
 
 def _route(
-    stage: str | None, running: bool, final: bool, deadline: float | None, on_deadline: str | None, *lists: Any
+    stage: str | None,
+    running: bool,
+    final: bool,
+    deadline: float | None,
+    on_deadline: str | None,
+    notify: bool,
+    *lists: Any,
 ) -> Route:
     reactions, partition, priority = (None if names is None else tuple(names) for names in lists)
-    return Route(stage, running, final, deadline, on_deadline, reactions or (), partition, priority)
+    return Route(stage, running, final, deadline, on_deadline, reactions or (), partition, priority, notify)
 
 
 def _describe(route: Route) -> str:
     if route.final:
-        return " (final)"
+        return " (final; notifies)" if route.notify else " (final)"
     what = "no stage takes it" if route.stage is None else f"taken by {route.stage}"
     if route.running:
         what = f"in progress in {route.stage}"
@@ -160,4 +175,6 @@ def _describe(route: Route) -> str:
         what += f"; after {timedelta(seconds=route.deadline)} -> {route.on_deadline}"
     if route.reactions:
         what += f"; then {', '.join(route.reactions)}"
+    if route.notify:
+        what += "; notifies"
     return f" ({what})"

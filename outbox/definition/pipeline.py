@@ -14,7 +14,9 @@ from ..checks import check_name, check_seconds
 from ..client import lists
 from ..client.cancel import cancel
 from ..client.lists import Page, StateChange, Workflow
+from ..client.move import move
 from ..client.submit import Submitted, submit, submit_many
+from ..client.wait import wait, wait_async
 from ..database.drivers.connection import AsyncConn, SyncConn
 from ..errors import DefinitionError
 from . import hooks, limits, schedule
@@ -38,7 +40,9 @@ class Pipeline(Generic[Data]):
     default a plain JSON object. `version` is the version of that type; see `migrate_data`. `plain` is the version of
     data that is written without `$version`, by plain SQL for example. A workflow starts in
     `initial`. In one of the `final` statuses it has ended. All other statuses come from stages and `allow`. `cancelled`
-    is a final status to which a workflow can be cancelled from any status that isn't final.
+    is a final status to which a workflow can be cancelled from any status that isn't final. A change to one of `notify`
+    sends a notification on the channel "outbox.status"; see docs/sql.md. With `strict`, data that other programs write
+    is checked in the database: required fields, and the JSON types of fields.
 
     `around` is a function that is given the `Run` of an attempt, or the `Tick` of a schedule, and returns a context
     manager in which the handler is called. Of several, the first one is the outermost. `lifespan` returns a context
@@ -52,27 +56,27 @@ class Pipeline(Generic[Data]):
     @overload
     def __init__(
         self, name: str, *, data: type[Data], initial: str, final: Iterable[str] = (), cancelled: str | None = None,
-        version: int = 1, plain: int | None = None, around: Around | Iterable[Around] = (),
-        lifespan: Lifespan | None = None, on_error: OnError | None = None,
+        version: int = 1, plain: int | None = None, notify: Iterable[str] = (), strict: bool = False,
+        around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None, on_error: OnError | None = None,
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
         self: Pipeline[dict[str, Any]], name: str, *, data: None = None, initial: str, final: Iterable[str] = (),
-        cancelled: str | None = None, version: int = 1, plain: int | None = None,
-        around: Around | Iterable[Around] = (),
-        lifespan: Lifespan | None = None, on_error: OnError | None = None,
+        cancelled: str | None = None, version: int = 1, plain: int | None = None, notify: Iterable[str] = (),
+        strict: bool = False, around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None,
+        on_error: OnError | None = None,
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
         self: Pipeline[Any], name: str, *, data: Any, initial: str, final: Iterable[str] = (),
-        cancelled: str | None = None, version: int = 1, plain: int | None = None,
-        around: Around | Iterable[Around] = (),
-        lifespan: Lifespan | None = None, on_error: OnError | None = None,
+        cancelled: str | None = None, version: int = 1, plain: int | None = None, notify: Iterable[str] = (),
+        strict: bool = False, around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None,
+        on_error: OnError | None = None,
     ) -> None: ...  # fmt: skip
     def __init__(
         self, name: str, *, data: Any = None, initial: str, final: Iterable[str] = (), cancelled: str | None = None,
-        version: int = 1, plain: int | None = None, around: Around | Iterable[Around] = (),
-        lifespan: Lifespan | None = None, on_error: OnError | None = None,
+        version: int = 1, plain: int | None = None, notify: Iterable[str] = (), strict: bool = False,
+        around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None, on_error: OnError | None = None,
     ) -> None:  # fmt: skip
         self.name = check_name(name, "pipeline")
         self.initial = check_name(initial, "initial status")
@@ -85,8 +89,9 @@ class Pipeline(Generic[Data]):
         self.taken_over: set[str] = set()
         self.renames: dict[str, str] = {}
         self.hooks = hooks.check(f"pipeline {name}: ", around, lifespan, on_error)
-        self._routes = Routes(self.name, self.initial, self.final, self.cancelled)
-        self._data = DataType(name, data, version, plain)
+        self.notify = statuses(notify, "notify")
+        self._routes = Routes(self.name, self.initial, self.final, self.cancelled, self.notify)
+        self._data = DataType(name, data, version, plain, strict)
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, stages={list(self.stages)})"
@@ -295,6 +300,10 @@ class Pipeline(Generic[Data]):
         data: Data = self._data.load(text)
         return data
 
+    def data_type(self) -> DataType:
+        """Returns the type of the data."""
+        return self._data
+
     @property
     def plain(self) -> int | None:
         """The version of data that is written without `$version`. None if the type has only one version."""
@@ -392,6 +401,76 @@ class Pipeline(Generic[Data]):
         """
         cancelled: str | Awaitable[str] = cancel(self.name, conn, entity_id, by, reason)
         return cancelled
+
+    # Moving: see client/move.py.
+
+    @overload
+    def move(
+        self, conn: AsyncConn, entity_id: str, status: str, *, by: str | None = None, reason: str | None = None
+    ) -> Coroutine[Any, Any, str]: ...
+    @overload
+    def move(
+        self, conn: SyncConn, entity_id: str, status: str, *, by: str | None = None, reason: str | None = None
+    ) -> str: ...
+    def move(
+        self,
+        conn: AsyncConn | SyncConn,
+        entity_id: str,
+        status: str,
+        *,
+        by: str | None = None,
+        reason: str | None = None,
+    ) -> str | Awaitable[str]:
+        """Changes a workflow's status in the caller's transaction. Await it on an async connection.
+
+        Returns the status that the workflow then has. Its job, its questions and its waits end, and the stage that
+        takes the new status has its job. The history keeps `by` (default: the session's actor) and `reason`. A workflow
+        that has the status already stays as it is.
+
+        Raises InvalidInput before any SQL if a value can't be stored. The database raises NoWorkflow, UnknownStatus,
+        IllegalChange if the pipeline doesn't allow the change, and QuorumNeeded if only votes lead there; like any
+        error in a transaction, they end it.
+        """
+        moved: str | Awaitable[str] = move(self.name, conn, entity_id, status, by, reason)
+        return moved
+
+    # Waiting: see client/wait.py.
+
+    @overload
+    def wait(
+        self, where: AsyncConn, entity_id: str, *statuses: str, timeout: float | timedelta, since: int = 0
+    ) -> Coroutine[Any, Any, Workflow[Data]]: ...
+    @overload
+    def wait(
+        self, where: str | SyncConn, entity_id: str, *statuses: str, timeout: float | timedelta, since: int = 0
+    ) -> Workflow[Data]: ...
+    def wait(
+        self, where: str | AsyncConn | SyncConn, entity_id: str, *statuses: str, timeout: float | timedelta,
+        since: int = 0,
+    ) -> Workflow[Data] | Awaitable[Workflow[Data]]:  # fmt: skip
+        """Waits until a workflow has come to one of the statuses, or without statuses until it has ended.
+
+        Returns the workflow as it is then; it may have moved on already. `where` is a DSN, or a connection: await it on
+        an async one, and `wait_async` with a DSN. `timeout` is in seconds or a timedelta. With `since`, a version of
+        the workflow, only changes after it count.
+
+        It polls, at first after 20 ms and then ever less often, up to each second. With a DSN it has a connection of
+        its own, which a change to a status of `Pipeline(notify={…})` wakes at once.
+
+        Raises WaitTimeout, which says where it stands and why, and NeverReached if it has ended in another status or
+        its job is dead. Raises NotFound if there is no such workflow, and InvalidInput for a connection whose
+        transaction has written, or sees no changes.
+        """
+        waited: Workflow[Data] | Awaitable[Workflow[Data]] = wait(
+            self, where, entity_id, statuses, timeout, since, bool(self.notify)
+        )
+        return waited
+
+    async def wait_async(
+        self, dsn: str, entity_id: str, *statuses: str, timeout: float | timedelta, since: int = 0
+    ) -> Workflow[Data]:
+        """Does what `wait` does with a DSN, async."""
+        return await wait_async(self, dsn, entity_id, statuses, timeout, since, bool(self.notify))
 
     # Looking: see client/lists.py.
 

@@ -36,7 +36,8 @@ class Route(NamedTuple):
 
     `stage` takes them, if it isn't None; `running` marks the in-progress status of that stage. After `deadline` seconds
     they move to `on_deadline`. `reactions` names the reactions that run after a change to this status. `partition` and
-    `priority` are paths into the data; both are None if the stage is not limited.
+    `priority` are paths into the data; both are None if the stage is not limited. `notify`: a change to the status
+    sends a notification.
     """
 
     stage: str | None
@@ -47,6 +48,7 @@ class Route(NamedTuple):
     reactions: tuple[str, ...] = ()
     partition: Path | None = None
     priority: Path | None = None
+    notify: bool = False
 
     @property
     def rests(self) -> bool:
@@ -57,7 +59,9 @@ class Route(NamedTuple):
 class Routes:
     """The statuses of a pipeline and the changes between them that stages, people and deadlines make."""
 
-    def __init__(self, pipeline: str, initial: str, final: frozenset[str], cancelled: str | None = None) -> None:
+    def __init__(self, pipeline: str, initial: str, final: frozenset[str], cancelled: str | None = None,
+        notify: frozenset[str] = frozenset(),
+    ) -> None:  # fmt: skip
         self.final = final
         self.cancelled = cancelled
         self._pipeline = pipeline
@@ -66,6 +70,7 @@ class Routes:
         self._allowed: dict[str, frozenset[str]] = {}
         self._deadlines: dict[str, tuple[timedelta, str]] = {}
         self._reactions: dict[str, list[str]] = {}
+        self._notify = notify
 
     def check(self, stage: Taker) -> None:
         """Raises DefinitionError if another stage has the same name or status, or if the stage takes a final status."""
@@ -157,6 +162,10 @@ class Routes:
                     f"pipeline {self._pipeline}: {names[0]} reacts to {status}, which no change leads to"
                 )
             known[status] = known[status]._replace(reactions=tuple(sorted(names)))
+        for status in self._notify:
+            if status not in known:
+                raise DefinitionError(f"pipeline {self._pipeline}: notify names {status}, which no change leads to")
+            known[status] = known[status]._replace(notify=True)
         return known
 
 

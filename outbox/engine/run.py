@@ -10,6 +10,7 @@ from uuid import UUID
 import typing_extensions
 
 from .. import documents, texts
+from ..client.publish import MAX_TOPIC, checked
 from ..definition.lifespan import NO_RESOURCES
 from ..definition.pipeline import Pipeline
 from ..definition.step_transaction import StepTransaction
@@ -20,12 +21,6 @@ from .job_log import logger_of
 Data = TypeVar("Data")
 Resources = typing_extensions.TypeVar("Resources", default=Any)
 
-
-MAX_TOPIC = 255
-"""Most characters of a topic: an AMQP routing key has up to 255 bytes."""
-
-MAX_KEY = 1_000
-"""Most characters of a key: it is indexed with parked messages, and an index row holds up to 2,700 bytes."""
 
 MAX_PROGRESS = 500
 """Most characters of a progress text: `outbox status` shows it in a table."""
@@ -124,14 +119,7 @@ class Run(Generic[Data, Resources]):
         InvalidInput if the message can't be stored, LeaseLost if the job was taken away.
         """
         self._still_held()
-        if not isinstance(headers, Mapping | None):
-            raise InvalidInput("headers", f"must be a mapping, not {type(headers).__name__}")
-        message = Message(
-            texts.check_text(topic, "topic", MAX_TOPIC),
-            self._job.entity_id if key is None else texts.check_text(key, "key", MAX_KEY),
-            documents.dump_any(payload, "payload"),
-            None if headers is None else documents.dump_any(dict(headers), "headers"),
-        )
+        message = Message(*checked(topic, payload, self._job.entity_id if key is None else key, headers))
         if self._published + message.size > MAX_PUBLISHED:
             raise InvalidInput(
                 "payload", f"what one attempt publishes and spawns has more than {MAX_PUBLISHED:,} bytes"

@@ -5,7 +5,6 @@ Each lookup is a few statements, and changes nothing.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
@@ -17,11 +16,11 @@ from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.json import set_json_loads
 
 from .. import documents
-from ..client import lists, why
+from ..client import dead as dead_jobs
+from ..client import lists, overview, questions, why
 from ..client.execute import drive
 from ..database import statements
 from ..errors import NotFound
-from . import flow
 
 SQL = statements.load("look")
 
@@ -46,19 +45,9 @@ def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
 
     `overview` has a row for each pipeline, status and stage, in the order of the flow.
     """
-    found = {
-        name: rows(conn, SQL[name])
-        for name in ("overview", "overdue", "limits", "progress", "workers", "relays", "parked_deliveries")
-    }
-    places = {
-        (row["pipeline"], status): place
-        for row in rows(conn, SQL["flows"])
-        for place, status in enumerate(
-            flow.order(row["initial_status"], [tuple(change) for change in row["changes"]], row["final"])
-        )
-    }
-    found["overview"].sort(key=lambda row: (row["pipeline"], places.get((row["pipeline"], row["status"]), 0)))
-    return found
+    counted = [asdict(row) for row in drive(conn, overview.counts(None))]
+    names = ("overdue", "limits", "progress", "workers", "relays", "parked_deliveries")
+    return {"overview": counted, **{name: rows(conn, SQL[name]) for name in names}}
 
 
 def workflows(conn: psycopg.Connection[Any], pipeline: str | None = None, **asked: Any) -> dict[str, Any]:
@@ -70,7 +59,7 @@ def workflows(conn: psycopg.Connection[Any], pipeline: str | None = None, **aske
     if not found:
         _require_known(conn, pipeline, asked["status"])
     names = [each.name for each in fields(lists.Workflow) if each.name not in ("text", "load")]
-    listed = [{**dict(zip(names, row, strict=False)), "metadata": _json(row[-1])} for row in found]
+    listed = [{**dict(zip(names, row, strict=False)), "metadata": documents.read(row[-1])} for row in found]
     return {"workflows": listed, "after": after, "bounded": bounded}
 
 
@@ -141,7 +130,8 @@ def dead(
     conn: psycopg.Connection[Any], pipeline: str | None = None, limit: int = MOST, error: str | None = None
 ) -> Listed:
     """Returns dead jobs, the latest first: all, or those that died of an error (or its kind)."""
-    found = Listed(rows(conn, SQL["dead_jobs"], pipeline=pipeline, error=error, limit=limit))
+    asked = {"pipeline": pipeline, "error": error, "limit": limit}
+    found = Listed(asdict(row) for row in drive(conn, dead_jobs.jobs(asked)))
     if not found:
         _require_known(conn, pipeline)
     if len(found) == limit:
@@ -173,7 +163,9 @@ def approvals(
 
     `changed` says whether the data has changed since the question was asked. If so, a decision must pass `shown`.
     """
-    found = _listed(conn, "approvals_open", "approvals_open_count", limit, pipeline=pipeline, assignee=assignee)
+    asked = {"pipeline": pipeline, "assignee": assignee}
+    steps = questions.open_questions({**asked, "after": None, "limit": limit})
+    found = _counted(conn, [asdict(row) for row in drive(conn, steps)], "approvals_open_count", limit, asked)
     if not found:
         _require_known(conn, pipeline)
     return found
@@ -206,7 +198,13 @@ def parked(
 
 
 def _listed(conn: psycopg.Connection[Any], name: str, count: str, limit: int, **params: Any) -> Listed:
-    found = Listed(rows(conn, SQL[name], **params, limit=limit))
+    return _counted(conn, rows(conn, SQL[name], **params, limit=limit), count, limit, params)
+
+
+def _counted(
+    conn: psycopg.Connection[Any], listed: list[Row], count: str, limit: int, params: dict[str, Any]
+) -> Listed:
+    found = Listed(listed)
     if len(found) == limit:
         ((total,),) = (row.values() for row in rows(conn, SQL[count], **params, most=limit + COUNTED))
         found.more = max(0, total - limit)
@@ -229,12 +227,7 @@ class _Time(TimestamptzLoader):
 
 
 def _json(data: str | bytes) -> Any:
-    """Loads a JSON document, or its text if Python can't read or write the document."""
-    text = data if isinstance(data, str) else data.decode()
-    try:
-        return json.loads(documents.check(text, "document"))
-    except ValueError:
-        return text
+    return documents.read(data if isinstance(data, str) else data.decode())
 
 
 def rows(conn: psycopg.Connection[Any], statement: bytes, **params: Any) -> list[Row]:

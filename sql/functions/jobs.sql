@@ -73,7 +73,7 @@ COMMENT ON FUNCTION outbox.wake(text[], text[]) IS 'Internal: wakes idle workers
 -- New jobs for workflows that have none; a dead one goes, and its idempotency key stays. It waits for a deploy that is under way,
 -- and sees the routes that it has written, since each statement of the function has a snapshot of its own. It runs as the owner:
 -- with rights on jobs, an operator could have any handler run on any workflow.
-CREATE OR REPLACE FUNCTION outbox.retry(ids uuid[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION outbox.retry(ids uuid[], by text DEFAULT NULL, reason text DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET jit = off
@@ -81,6 +81,7 @@ AS $$
 DECLARE
     pipelines text[];
     stages    text[];
+    retried   uuid[];
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtext('outbox.deploy'));
     WITH workflow AS MATERIALIZED (
@@ -107,17 +108,27 @@ BEGIN
         WHERE j.stage IS NOT NULL AND (SELECT j.id FROM outbox.jobs AS j WHERE j.workflow_id = workflow.id) IS NULL
         ORDER BY workflow.id
         ON CONFLICT (workflow_id) DO NOTHING
-        RETURNING pipeline, stage
+        RETURNING workflow_id, pipeline, stage
     )
-    SELECT array_agg(made.pipeline), array_agg(made.stage) INTO pipelines, stages FROM made;
+    SELECT array_agg(made.workflow_id), array_agg(made.pipeline), array_agg(made.stage) INTO retried, pipelines, stages FROM made;
+    IF retried IS NULL THEN
+        PERFORM outbox.commit_waits();
+        RETURN 0;
+    END IF;
+    INSERT INTO outbox.actions (action, pipeline, stage, workflow_id, actor, reason)
+    SELECT 'retry', m.pipeline, m.stage, m.workflow_id, coalesce(outbox.actor_named(retry.by), outbox.actor()),
+           coalesce(retry.reason, nullif(current_setting('outbox.reason', true), ''))
+    FROM unnest(retried, pipelines, stages) AS m (workflow_id, pipeline, stage);
     PERFORM outbox.wake(pipelines, stages, NULL, 'new');
-    RETURN coalesce(cardinality(stages), 0);
+    RETURN cardinality(retried);
 END
 $$;
-COMMENT ON FUNCTION outbox.retry(uuid[]) IS
+COMMENT ON FUNCTION outbox.retry(uuid[], text, text) IS
     'Makes new jobs for those of these workflows that have none and whose status a stage takes. Returns how many.';
 
-CREATE OR REPLACE FUNCTION outbox.retry(pipeline text, entity_id text) RETURNS boolean
+CREATE OR REPLACE FUNCTION outbox.retry(
+    pipeline text, entity_id text, by text DEFAULT NULL, reason text DEFAULT NULL
+) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -130,12 +141,12 @@ BEGIN
         RAISE EXCEPTION 'there is no workflow of entity "%" in pipeline "%"', retry.entity_id, retry.pipeline
             USING ERRCODE = 'OB011', DETAIL = jsonb_build_object('pipeline', retry.pipeline, 'entity_id', retry.entity_id)::text;
     END IF;
-    RETURN outbox.retry(ARRAY[workflow]) > 0;
+    RETURN outbox.retry(ARRAY[workflow], retry.by, retry.reason) > 0;
 END
 $$;
-COMMENT ON FUNCTION outbox.retry(text, text) IS
+COMMENT ON FUNCTION outbox.retry(text, text, text, text) IS
     'Makes a new job for a workflow. Returns false if it has a live job, or if no stage takes its status.';
-REVOKE EXECUTE ON FUNCTION outbox.retry(uuid[]), outbox.retry(text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION outbox.retry(uuid[], text, text), outbox.retry(text, text, text, text) FROM PUBLIC;
 
 -- Somebody else's trigger may keep a workflow in its status. Then nothing would end the job, and nothing say why.
 CREATE OR REPLACE FUNCTION outbox.require_moved(held bigint, moved bigint) RETURNS boolean

@@ -20,9 +20,13 @@ AS $$
 DECLARE
     initial text;
     plain   integer;
+    door    jsonb;
 BEGIN
-    SELECT p.initial_status, p.plain INTO initial, plain FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline;
+    SELECT p.initial_status, p.plain, p.door INTO initial, plain, door FROM outbox.pipelines AS p WHERE p.pipeline = NEW.pipeline;
     NEW.metadata := outbox.data_stamped(NEW.metadata, plain);
+    IF door IS NOT NULL AND outbox.told('outbox.worker') IS NULL THEN
+        PERFORM outbox.data_check(NEW.pipeline, NEW.entity_id, NEW.metadata, door);
+    END IF;
     IF NEW.current_status IS NULL THEN
         NEW.current_status := initial;
         IF initial IS NULL THEN
@@ -47,6 +51,8 @@ COMMENT ON FUNCTION outbox.workflow_fill_initial() IS 'Internal: fills in the in
 CREATE OR REPLACE FUNCTION outbox.workflow_move_version() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    door jsonb;
 BEGIN
     IF (NEW.id, NEW.pipeline, NEW.entity_id) IS DISTINCT FROM (OLD.id, OLD.pipeline, OLD.entity_id) THEN
         RAISE EXCEPTION 'pipeline "%", entity "%": id, pipeline and entity_id of a workflow can''t be changed',
@@ -67,6 +73,12 @@ BEGIN
     -- A writer that states no version has replaced data that had one. Where there was none, it says nothing of the shape.
     IF OLD.metadata ? '$version' AND NOT NEW.metadata ? '$version' THEN
         NEW.metadata := outbox.data_stamped(NEW.metadata, outbox.plain_of(NEW.pipeline));
+    END IF;
+    IF NEW.metadata IS DISTINCT FROM OLD.metadata AND outbox.told('outbox.worker') IS NULL THEN
+        door := outbox.door_of(NEW.pipeline);
+        IF door IS NOT NULL THEN
+            PERFORM outbox.data_check(NEW.pipeline, NEW.entity_id, NEW.metadata, door);
+        END IF;
     END IF;
     IF NEW.current_status = OLD.current_status AND NEW.metadata = OLD.metadata THEN
         NEW.version := OLD.version;
@@ -95,6 +107,8 @@ DECLARE
     stages    text[];
     started   integer;
     taken     integer;    -- how many of them have the job of a stage
+    reacting  boolean;
+    notifying boolean;
 BEGIN
     -- 2. Refuse what is unknown.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -150,10 +164,15 @@ BEGIN
     INSERT INTO outbox.status_counts (pipeline, status, workflows, came)
     SELECT s.pipeline, s.current_status, count(*), count(*) FROM new_rows AS s GROUP BY s.pipeline, s.current_status;
 
-    -- 9. Reactions.
-    IF EXISTS (SELECT FROM new_rows AS s JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status
-               WHERE r.reactions IS NOT NULL) THEN
+    -- 9. Reactions, and who wants to know.
+    SELECT bool_or(r.reactions IS NOT NULL), bool_or(r.notify) INTO reacting, notifying
+    FROM new_rows AS s JOIN outbox.routes AS r ON r.pipeline = s.pipeline AND r.status = s.current_status;
+    IF reacting THEN
         PERFORM outbox.react(array_agg(s.id), array_agg(NULL::text), array_agg(s.current_status), array_agg(s.version), actor, reason)
+        FROM new_rows AS s;
+    END IF;
+    IF notifying THEN
+        PERFORM outbox.statuses_notify(array_agg(s.id), array_agg(s.pipeline), array_agg(s.current_status), array_agg(s.version))
         FROM new_rows AS s;
     END IF;
 
@@ -195,6 +214,7 @@ DECLARE
     early     jsonb;      -- stage and attempt of jobs that end here, before the change that they have made is told
     rows      integer;    -- rows of the statement, including those whose status stays as it is
     reacting  boolean;    -- whether anything reacts to these changes
+    notifying boolean;    -- whether anybody wants to be told of them
     unknown   uuid;
     illegal   uuid;
     ended     integer := 0;
@@ -222,10 +242,11 @@ BEGIN
                FILTER (WHERE j.owner = worker AND j.status <> c.from_status),
            max(cardinality(n.ids)),
            bool_or(r.reactions IS NOT NULL),
+           bool_or(r.notify),
            (array_agg(c.id) FILTER (WHERE r.status IS NULL))[1],
            (array_agg(c.id) FILTER (WHERE l.pipeline IS NULL OR c.id <> c.old_id))[1]
     INTO ids, pipelines, froms, tos, versions, stages, by_stages, attempts, ending, keeping,
-         waited, timed, resting, final, limited, over, early, rows, reacting, unknown, illegal
+         waited, timed, resting, final, limited, over, early, rows, reacting, notifying, unknown, illegal
     FROM (SELECT array_agg(o.id) AS ids, array_agg(o.current_status) AS statuses FROM old_rows AS o) AS o,
          (SELECT array_agg(n.id) AS ids, array_agg(n.pipeline) AS pipelines,
                  array_agg(n.current_status) AS statuses, array_agg(n.version) AS versions
@@ -361,6 +382,9 @@ BEGIN
     -- 9. Reactions.
     IF reacting THEN
         PERFORM outbox.react(ids, froms, tos, versions, actor, reason);
+    END IF;
+    IF notifying THEN
+        PERFORM outbox.statuses_notify(ids, pipelines, tos, versions);
     END IF;
 
     -- 10. Waits that begin, children that end.

@@ -13,12 +13,14 @@ SELECT outbox.commit_waits();
 -- name: pipeline_write
 -- Writes a pipeline, in place of the deployed one.
 -- Writes pipelines. Uses pipelines_pkey.
-INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of, cancelled, plain, former_names)
+INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of, cancelled, plain, former_names, json_schema,
+                              data_version, door)
 VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s, %(cancelled)s, %(plain)s,
-        %(former_names)s::text::jsonb)
+        %(former_names)s::text::jsonb, %(json_schema)s::text::jsonb, %(version)s, %(door)s::text::jsonb)
 ON CONFLICT (pipeline) DO UPDATE
 SET initial_status = excluded.initial_status, definition = excluded.definition, reaction_of = excluded.reaction_of,
     cancelled = excluded.cancelled, plain = excluded.plain, former_names = excluded.former_names,
+    json_schema = excluded.json_schema, data_version = excluded.data_version, door = excluded.door,
     deployed_at = clock_timestamp();
 
 -- name: routes_clear
@@ -29,14 +31,16 @@ DELETE FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
 -- name: routes_write
 -- Writes the routes of a pipeline.
 -- Writes routes. Uses routes_pkey.
-INSERT INTO outbox.routes (pipeline, status, stage, running, final, deadline, on_deadline, reactions, partition, priority)
+INSERT INTO outbox.routes (pipeline, status, stage, running, final, deadline, on_deadline, reactions, partition, priority,
+                           notify)
 SELECT %(pipeline)s, r.status, r.stage, r.running, r.final, make_interval(secs => r.deadline), r.on_deadline,
        string_to_array(nullif(r.reactions, ''), ','),
        CASE WHEN r.partition IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(r.partition::jsonb)) END,
-       CASE WHEN r.priority IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(r.priority::jsonb)) END
+       CASE WHEN r.priority IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(r.priority::jsonb)) END, r.notify
 FROM unnest(%(statuses)s::text[], %(stages)s::text[], %(running)s::boolean[], %(final)s::boolean[], %(deadlines)s::float8[],
-            %(on_deadline)s::text[], %(reactions)s::text[], %(partitions)s::text[], %(priorities)s::text[])
-    AS r (status, stage, running, final, deadline, on_deadline, reactions, partition, priority);
+            %(on_deadline)s::text[], %(reactions)s::text[], %(partitions)s::text[], %(priorities)s::text[],
+            %(notify)s::boolean[])
+    AS r (status, stage, running, final, deadline, on_deadline, reactions, partition, priority, notify);
 
 -- name: legal_changes_clear
 -- Deletes the legal changes of a pipeline.

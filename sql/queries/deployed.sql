@@ -3,12 +3,13 @@
 -- name: pipeline_read
 -- Returns the pipeline as it is deployed.
 -- Reads pipelines. Uses pipelines_pkey.
-SELECT p.initial_status, p.cancelled, p.plain, p.former_names FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s;
+SELECT p.initial_status, p.cancelled, p.plain, p.former_names, p.json_schema, p.data_version, p.door
+FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s;
 
 -- name: routes_read
 -- Returns the deployed routes of a pipeline.
 -- Reads routes. Uses routes_pkey.
-SELECT r.status, r.stage, r.running, r.final, extract(epoch FROM r.deadline)::float8, r.on_deadline,
+SELECT r.status, r.stage, r.running, r.final, extract(epoch FROM r.deadline)::float8, r.on_deadline, r.notify,
        coalesce(r.reactions, '{}'), r.partition, r.priority
 FROM outbox.routes AS r WHERE r.pipeline = %(pipeline)s;
 

@@ -31,9 +31,11 @@ SELECT array_agg(locked.id) FROM (
 
 -- name: workflows_delete
 -- Deletes these workflows and, if wanted, their history. Returns how many workflows.
--- Writes state_changes, workflow_states. Uses workflow_states_pkey, state_changes_pkey.
+-- Writes actions, state_changes, workflow_states. Uses workflow_states_pkey, actions_by_workflow, state_changes_pkey.
 WITH history AS (
     DELETE FROM outbox.state_changes AS c WHERE %(history)s AND c.workflow_id = ANY (%(ids)s::uuid[])
+), actions AS (
+    DELETE FROM outbox.actions AS a WHERE %(history)s AND a.workflow_id = ANY (%(ids)s::uuid[])
 ), gone AS (
     DELETE FROM outbox.workflow_states AS w WHERE w.id = ANY (%(ids)s::uuid[]) RETURNING 1
 )

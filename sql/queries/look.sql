@@ -1,25 +1,5 @@
 -- What status, show, dead, approvals, parked and schedules read.
 
--- name: overview
--- Returns the overview, and whether a live worker serves each stage.
--- Reads overview, workers.
-SELECT o.pipeline, o.status, o.stage, o.workflows, o.ready, o.scheduled, o.running, o.dead,
-       extract(epoch FROM o.oldest_waiting)::float8 AS oldest_waiting_seconds, o.paused,
-       o.stage IS NULL OR EXISTS (
-           SELECT FROM outbox.workers AS w
-           WHERE o.pipeline || '.' || o.stage = ANY (w.stages) AND w.beat_at + w.lease >= now()) AS served
-FROM outbox.overview AS o
-ORDER BY o.pipeline, o.status;
-
--- name: flows
--- Returns the changes that each pipeline allows, where it starts, and which of its statuses are final.
--- Reads legal_changes, pipelines, routes. Uses legal_changes_pkey, routes_pkey.
-SELECT p.pipeline, p.initial_status,
-       coalesce((SELECT jsonb_agg(jsonb_build_array(l.from_status, l.to_status)) FROM outbox.legal_changes AS l
-                 WHERE l.pipeline = p.pipeline), '[]') AS changes,
-       coalesce((SELECT jsonb_object_agg(r.status, r.final) FROM outbox.routes AS r WHERE r.pipeline = p.pipeline), '{}') AS final
-FROM outbox.pipelines AS p;
-
 -- name: names_known
 -- Returns the names of the pipelines, and those of the statuses of one or (null) of all.
 -- Reads pipelines, routes.
@@ -108,27 +88,6 @@ SELECT m.id, m.message_id, m.topic, m.key, m.payload, m.headers,
        greatest(least(m.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00') AS created_at
 FROM outbox.messages AS m WHERE m.workflow_id = %(id)s ORDER BY m.id DESC LIMIT %(limit)s;
 
--- name: approvals_open
--- Returns the open questions, oldest first, each with its votes, its data and whether that has changed since the question
--- was asked. The data is read of those that are returned, and of no others.
--- Reads approval_votes, approvals, workflow_states. Uses approvals_open_by_time, approvals_open_by_pipeline,
--- approvals_open_by_assignee, approval_votes_pkey, workflow_states_pkey.
-SELECT a.id, a.pipeline, a.entity_id, a.status, a.name, a.question, a.options, a.edits_allowed, a.assignee, a.asked_by, a.asked_at,
-       a.deadline, a.reminders, a.approvers,
-       ARRAY(SELECT jsonb_build_object('person', v.person, 'cast_by', v.cast_by, 'option', v.option, 'groups', v.groups,
-                                       'counts', v.shown = outbox.shown(d.data))
-             FROM outbox.approval_votes AS v WHERE v.approval_id = a.id ORDER BY v.voted_at) AS votes,
-       d.data, outbox.shown(d.data) AS shown, outbox.shown(d.data) <> a.shown AS changed
-FROM (SELECT a.* FROM outbox.approvals AS a
-      WHERE a.ended_at IS NULL
-        AND (%(pipeline)s::text IS NULL OR a.pipeline = %(pipeline)s)
-        AND (%(assignee)s::text IS NULL OR a.assignee = %(assignee)s)
-      ORDER BY a.id
-      LIMIT %(limit)s) AS a
-JOIN outbox.workflow_states AS w ON w.id = a.workflow_id
-CROSS JOIN LATERAL (SELECT CASE WHEN a.own_data THEN coalesce(a.edited, a.data) ELSE w.metadata END AS data) AS d
-ORDER BY a.id;
-
 -- name: approvals_of_workflow
 -- Returns the questions that a workflow has asked, latest first.
 -- Reads approval_votes, approvals. Uses approvals_by_workflow, approval_votes_pkey.
@@ -183,24 +142,6 @@ SELECT (SELECT count(*) FROM outbox.state_changes AS c WHERE c.workflow_id = %(i
 -- Reads children, workflow_states. Uses children_pkey, workflow_states_pkey.
 SELECT w.pipeline, w.entity_id, w.current_status AS status
 FROM outbox.children AS c JOIN outbox.workflow_states AS w ON w.id = c.parent_id WHERE c.child_id = %(id)s;
-
--- name: dead_jobs
--- Returns dead jobs, the latest first: all, those of a pipeline, or those of an error or its kind.
--- Reads dead_jobs, errors. Uses dead_jobs_by_status, dead_jobs_by_kind.
-SELECT d.pipeline, d.entity_id, d.stage, d.status, d.attempts, d.error, d.kind, d.died_at
-FROM (
-    SELECT d.* FROM (SELECT DISTINCT e.pipeline, e.status FROM outbox.errors AS e) AS e
-    CROSS JOIN LATERAL (SELECT d.* FROM outbox.dead_jobs AS d WHERE d.pipeline = e.pipeline AND d.status = e.status
-                        ORDER BY d.place DESC LIMIT %(limit)s) AS d
-    WHERE %(error)s::text IS NULL
-    UNION ALL
-    SELECT d.* FROM (SELECT DISTINCT e.pipeline, e.kind FROM outbox.errors AS e WHERE e.kind = outbox.error_kind(%(error)s)) AS e
-    CROSS JOIN LATERAL (SELECT d.* FROM outbox.dead_jobs AS d WHERE d.pipeline = e.pipeline AND d.kind = e.kind
-                        ORDER BY d.place DESC LIMIT %(limit)s) AS d
-    WHERE %(error)s::text IS NOT NULL
-) AS d
-WHERE %(pipeline)s::text IS NULL OR d.pipeline = %(pipeline)s
-ORDER BY d.place DESC LIMIT %(limit)s;
 
 -- name: errors
 -- Returns the kinds of errors that dead jobs died of, the most frequent first.

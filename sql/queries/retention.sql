@@ -4,8 +4,8 @@
 -- Deletes workflows that ended more than `days` ago, with their history. Returns how many. A child stays until its
 -- parent has ended: the parent's wait ends by how its children ended, and then the parent reads their results. A parent
 -- stays until the children that its end cancels are cancelled, because they are found by it.
--- Reads children, orphans, routes. Writes state_changes, workflow_states. Locks workflows, with SKIP LOCKED. Uses
--- workflow_states_pkey, state_changes_pkey, children_pkey, orphans_pkey, routes_pkey.
+-- Reads children, orphans, routes. Writes actions, state_changes, workflow_states. Locks workflows, with SKIP LOCKED. Uses
+-- workflow_states_pkey, actions_by_workflow, state_changes_pkey, children_pkey, orphans_pkey, routes_pkey.
 WITH old AS MATERIALIZED (
     SELECT w.id
     FROM outbox.workflow_states AS w
@@ -22,6 +22,8 @@ WITH old AS MATERIALIZED (
     FOR UPDATE OF w SKIP LOCKED
 ), history AS (
     DELETE FROM outbox.state_changes AS c USING old WHERE c.workflow_id = old.id
+), actions AS (
+    DELETE FROM outbox.actions AS a USING old WHERE a.workflow_id = old.id
 ), deleted AS (
     DELETE FROM outbox.workflow_states AS w USING old WHERE w.id = old.id RETURNING 1
 )
@@ -44,8 +46,9 @@ WHERE w.updated_at < now() - make_interval(secs => %(days)s::float8 * 86400)
 LIMIT %(limit)s;
 
 -- name: retention_history
--- Deletes history older than `days`, also that of open workflows. Returns how many rows.
--- Writes state_changes. Locks history, with SKIP LOCKED. Uses state_changes_by_time, state_changes_pkey.
+-- Deletes history and actions older than `days`, also those of open workflows. Returns how many rows of history.
+-- Writes actions, state_changes. Locks history, with SKIP LOCKED. Uses state_changes_by_time, state_changes_pkey,
+-- actions_by_time.
 WITH old AS MATERIALIZED (
     SELECT c.workflow_id, c.version
     FROM outbox.state_changes AS c
@@ -56,6 +59,10 @@ WITH old AS MATERIALIZED (
 ), deleted AS (
     DELETE FROM outbox.state_changes AS c USING old
     WHERE c.workflow_id = old.workflow_id AND c.version = old.version RETURNING 1
+), actions AS (
+    DELETE FROM outbox.actions AS a
+    WHERE a.id IN (SELECT a.id FROM outbox.actions AS a
+                   WHERE a.at < now() - make_interval(secs => %(days)s::float8 * 86400) LIMIT %(limit)s)
 )
 SELECT count(*) FROM deleted;
 

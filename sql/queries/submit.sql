@@ -18,12 +18,12 @@ RETURNING id::text, entity_id, current_status;
 -- Starts the workflows that are new, and returns how many: for bulk.
 -- Reads pipelines. Writes workflow_states. Uses workflow_states_entity_key, pipelines_pkey.
 WITH me AS MATERIALIZED (
-    SELECT set_config('outbox.of_code', statement_timestamp()::text, true)
+    SELECT set_config('outbox.of_code', CASE WHEN %(of_code)s::boolean THEN statement_timestamp()::text ELSE '' END, true)
 ), started AS (
     INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
     SELECT p.pipeline, s.entity_id, p.initial_status,
            CASE WHEN %(of_code)s::boolean THEN outbox.data_of_code(s.metadata::jsonb, p.plain)
-                ELSE outbox.data_stamped(s.metadata::jsonb, p.plain) END
+                ELSE s.metadata::jsonb END
     FROM me, unnest(%(entities)s::text[], %(metadata)s::text[]) WITH ORDINALITY AS s (entity_id, metadata, n)
     JOIN outbox.pipelines AS p ON p.pipeline = %(pipeline)s
     ORDER BY s.n

@@ -17,7 +17,6 @@ from typing import Any, TextIO
 import psycopg
 
 from outbox import signal as signal_workflow
-from outbox.operations import change
 
 from .app import GROUP, OPTIONS, SIGNAL, VERSIONS, Data, chaos
 
@@ -266,7 +265,7 @@ class Client:
 
             async def do(conn: psycopg.AsyncConnection[Any], id_: Any = id_) -> str:
                 async with conn.cursor() as cursor:
-                    await cursor.execute(change.SQL["jobs_retry"], {"ids": [id_]})
+                    await cursor.execute("SELECT outbox.retry(%s::uuid[])", ([id_],))
                     row = await cursor.fetchone()
                 if not row or not row[0]:
                     raise Failed("not dead any more")

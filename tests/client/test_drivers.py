@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -26,17 +27,29 @@ from kit.drivers import KINDS, Held, held, url
 from kit.letters import uuid7
 from kit.pipelines import drain, value
 from outbox import (
+    IllegalChange,
     Inbox,
     InvalidInput,
+    NotFound,
     NoWorkflow,
     Pipeline,
+    Reject,
     SchemaError,
     WaitForApproval,
+    approvals,
     approve,
+    client,
+    dead,
     decide,
     delegate,
     end_delegation,
+    pause,
+    publish,
+    resume,
+    retry,
+    retry_all,
     signal,
+    status,
     why,
 )
 from outbox.client import submit
@@ -46,6 +59,7 @@ from outbox.definition import deploy
 
 Conn = psycopg.Connection[Any]
 ODD = ['50 % "of" it', "back\\slash 'quoted'", "snow ☃ :x $1 %s %(y)s {a}", " "]
+QUERIES = Path(client.__file__).parents[2] / "sql" / "queries"
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -68,6 +82,8 @@ def orders() -> Pipeline[dict[str, Any]]:
 
     @pipeline.stage("ask", on="NEW", to="ASKED")
     def ask(run: Any) -> Any:
+        if run.data.get("fails"):
+            raise Reject("ValueError: no 7")
         return WaitForApproval("Ship it?", status="ASKED", options={"approve": "DONE", "reject": "GONE"})
 
     pipeline.allow("ASKED", to={"DONE", "GONE"})
@@ -144,6 +160,7 @@ def test_every_call_works(kind: str, shop: Pipeline[Any], conn: Conn, dsn: str) 
         assert sent == [True, False]
         assert app.call(shop.submit, app.conn, "g", {}, by="tom", reason="a copy").created
         assert [app.call(inbox.accept, app.conn, message) for _ in range(2)] == [True, False]
+        assert type(app.call(publish, app.conn, 'odd % "☃"', {"text": ODD}, key="a")) is uuid.UUID
         assert app.call(delegate, app.conn, "tom", until=soon) is None
         assert app.call(end_delegation, app.conn, "tom") is True
         because = app.call(why, app.conn, shop, "e")
@@ -163,6 +180,67 @@ def test_every_call_works(kind: str, shop: Pipeline[Any], conn: Conn, dsn: str) 
     assert [each.to_status for each in changes] == ["NEW", "ASKED", "DONE"]
     assert changes[0].at <= changes[-1].at <= datetime.now(UTC)
     assert one == shop.get(conn, "a"), "the same by any driver"
+    assert conn.execute("SELECT topic, key, payload FROM outbox.messages").fetchall() == [
+        ('odd % "☃"', "a", {"text": ODD})
+    ]
+
+
+@kinds
+def test_what_a_person_operates_by_is_a_call_too(kind: str, shop: Pipeline[Any], conn: Conn, dsn: str) -> None:
+    shop.submit_many(conn, ((name, {"fails": name in "bcd"}) for name in "abcd"))
+    drain(shop, dsn)
+    with held(kind, dsn) as app:
+        assert app.call(shop.move, app.conn, "a", "DONE", by="sarah", reason='50 % of "it" ☃') == "DONE"
+        assert app.call(shop.move, app.conn, "a", "DONE") == "DONE"
+        with pytest.raises(IllegalChange) as caught, app.savepoint():
+            app.call(shop.move, app.conn, "a", "NEW")
+        assert (caught.value.from_status, caught.value.to_status) == ("DONE", "NEW")
+        with pytest.raises(NoWorkflow), app.savepoint():
+            app.call(shop.move, app.conn, "nothing", "DONE")
+        assert app.call(approvals, app.conn, pipeline=shop) == []
+        found = app.call(dead, app.conn, pipeline="orders", error="ValueError: no 7")
+        assert [(each.entity_id, each.stage, each.attempts) for each in found] == [(x, "ask", 1) for x in "dcb"]
+        assert app.call(retry, app.conn, shop, "b", by="tom", reason="mended") is True
+        assert app.call(retry, app.conn, shop, "b") is False, "it has a job by now"
+        assert app.call(retry_all, app.conn, error="TypeError: no") == 0
+        assert app.call(retry_all, app.conn, pipeline=shop, by="tim") == 2
+        assert app.call(dead, app.conn) == []
+        assert [app.call(pause, app.conn, "orders.ask", by="tom") for _ in range(2)] == [True, False]
+        counted = {each.status: each for each in app.call(status, app.conn, pipeline=shop)}
+        assert list(counted) == ["NEW", "ASKED", "DONE", "GONE"], "in the order of the flow"
+        assert (counted["NEW"].workflows, counted["NEW"].ready, counted["NEW"].paused) == (3, 3, True)
+        assert [app.call(resume, app.conn, "ask", pipeline=shop, reason="go") for _ in range(2)] == [True, False]
+        with pytest.raises(NotFound, match='has a stage "asc"'):
+            app.call(pause, app.conn, "asc")
+    assert conn.execute("SELECT actor, reason FROM outbox.state_changes WHERE to_status = 'DONE'").fetchall() == [
+        ("sarah", '50 % of "it" ☃')
+    ]
+    told = conn.execute("SELECT action, stage, actor, reason FROM outbox.actions ORDER BY id").fetchall()
+    me = conn.info.user
+    assert sorted(told, key=str) == sorted([
+        ("retry", "ask", "tom", "mended"), ("retry", "ask", "tim", None), ("retry", "ask", "tim", None),
+        ("pause", "ask", "tom", None), ("resume", "ask", me, "go"),
+    ], key=str)  # fmt: skip
+
+
+@kinds
+def test_open_questions_are_listed_with_what_they_are_about(
+    kind: str, shop: Pipeline[Any], conn: Conn, dsn: str
+) -> None:
+    shop.submit_many(conn, ((name, {"n": name}) for name in "abc"))
+    drain(shop, dsn)
+    conn.execute("UPDATE outbox.workflow_states SET metadata = '{\"n\": 7}' WHERE entity_id = 'b'")
+    with held(kind, dsn) as app:
+        first, *_ = app.call(approvals, app.conn, pipeline=shop, limit=1)
+        rest = app.call(approvals, app.conn, after=first.id)
+        assert app.call(approvals, app.conn, assignee="sarah") == []
+        assert (first.options, first.data, first.changed) == ({"approve": "DONE", "reject": "GONE"}, {"n": "a"}, False)
+        assert [(each.entity_id, each.data, each.changed) for each in rest] == [
+            ("b", {"n": 7}, True), ("c", {"n": "c"}, False),
+        ]  # fmt: skip
+        b = rest[0]
+        assert (type(b.id), b.deadline, b.asked_at.utcoffset() is not None) == (uuid.UUID, None, True)
+        assert app.call(decide, app.conn, shop, "b", "approve", question=b.id, shown=b.shown) == "DONE"
 
 
 def test_what_an_application_has_registered_for_types_is_of_no_importance(
@@ -254,7 +332,9 @@ def test_without_the_schema_the_error_says_what_to_run(kind: str, empty_dsn: str
 def test_each_statement_reads_texts_and_returns_what_all_drivers_agree_on(conn: Conn) -> None:
     """Whatever is sent is cast, and no id, time or JSON comes back that a driver or an application reads its own way."""
     agreed = {"text", "varchar", "bool", "int4", "int8", "float8", "void"}
-    for step in ("acting", "approvals", "cancel", "delegations", "inbox", "links", "lists", "signals", "submit", "why"):
+    for step in (
+        file.stem for file in Path(client.__file__).parent.glob("*.py") if (QUERIES / f"{file.stem}.sql").is_file()
+    ):
         for name, statement in statements.load(step).items():
             text = spelling.numbered((statement, defaultdict(str)))[0]
             assert conn.pgconn.prepare(b"", text.encode()).status == pq.ExecStatus.COMMAND_OK, f"{step}: {name}"

@@ -337,10 +337,12 @@ def test_no_function_gives_rights_whatever_it_is_given(conn: Conn, dsn: str, pay
         "WHERE p.pronamespace = 'outbox'::regnamespace AND p.prorettype <> 'trigger'::regtype ORDER BY 2"
     ).fetchall()
     assert len(functions) > 30
+    # What these do is what their callers may do: a submitter starts workflows, and an operator pauses stages.
+    own = {("submitter", "submit"), ("operator", "pause"), ("operator", "resume")}
     for group in GROUPS:
         login = as_(group)
         for name, signature, arguments in functions:
-            for call in calls(arguments):
+            for call in calls(arguments) if (group, name) not in own else ():
                 with suppress(psycopg.Error):
                     login.execute(f"SELECT outbox.{name}({call})".encode())
                 assert not login.closed, (group, signature, call)

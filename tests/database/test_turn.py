@@ -29,12 +29,11 @@ def test_it_is_said_who_holds_the_turn_and_waited_for(
     conn: Conn, connect: Connect, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     deployed(conn).submit(conn, "a", Post())
-    waiting = value(conn, "SELECT id FROM outbox.workflow_states")
     holder, waiter = connect(), connect()
     holder.execute("SET application_name = 'mallory'")
     lock = "deploy" if name == "retry" else name
     holder.execute("SELECT pg_advisory_lock(hashtext(%s))", [f"outbox.{lock}"])
-    act = {"migrate": lambda: migrations.apply(waiter), "retry": lambda: change.retry(waiter, waiting)}[name]
+    act = {"migrate": lambda: migrations.apply(waiter), "retry": lambda: change.retry(waiter, "posts", "a")}[name]
     thread = threading.Thread(target=act)
     thread.start()
     wait_for(lambda: f"session {holder.info.backend_pid} (" in caplog.text, what=f"it is said: {caplog.text}")

@@ -12,7 +12,7 @@ import pytest
 
 from kit.databases import keep_statistics
 from kit.pipelines import Post, make_posts, value
-from outbox import Pipeline
+from outbox import Pipeline, retry_all
 from outbox.database import statements
 from outbox.database.link import PLANNING
 from outbox.definition import deploy
@@ -23,7 +23,6 @@ from outbox.engine.lane import Lane
 from outbox.engine.pacing import ServerClock
 from outbox.messages.log import SQL, Log
 from outbox.messages.target import Lease
-from outbox.operations import change
 
 Conn = psycopg.Connection[Any]
 BACKLOG = 30_000
@@ -116,7 +115,7 @@ def test_a_queue_that_was_analyzed_when_it_was_empty_is_not_walked_over(
         assert len(planned.execute(statement, params, prepare=True).fetchall()) >= 5
         assert entries_read(planned) - before < 50 * 20, statement.decode()
     before = entries_read(planned)
-    assert change.retry_all(planned) == 5
+    assert retry_all(planned) == 5
     assert entries_read(planned) - before < 50 * 20, "retry"
 
 

@@ -19,7 +19,7 @@ from kit.databases import OWNER, make_database
 from kit.pipelines import Post, drain, value
 from kit.replication import Pair, waiting
 from kit.servers import DEADLINE, wait_for
-from outbox import Inbox, Pipeline, Run, WaitForApproval, approve, signal
+from outbox import Inbox, Pipeline, Run, WaitForApproval, approve, pause, resume, retry, retry_all, signal
 from outbox.client.submit import submit_text
 from outbox.database import migrations
 from outbox.definition import deploy
@@ -122,11 +122,7 @@ def hand_over(dsn: str, number: int, target: handoff.Handoff | None = None) -> N
 
 
 def paused(conn: Conn) -> Any:
-    return change.pause(conn, "posts", "ask", by="me")
-
-
-def status_of(conn: Conn, entity: str) -> Any:
-    return value(conn, "SELECT id FROM outbox.workflow_states WHERE entity_id = %s", entity)
+    return pause(conn, "posts.ask", by="me")
 
 
 PLAIN_SUBMIT = (
@@ -149,11 +145,11 @@ CALLS: dict[str, Act] = {
     "INSERT INTO signals": inserted(PLAIN_SIGNAL),
     "approve": lambda conn: approve(conn, posts, "asked", by="me"),
     "decide": inserted("SELECT outbox.decide('posts', 'asked too', 'reject', 'me')"),
-    "set_status": lambda conn: change.set_status(conn, status_of(conn, "moved"), "DONE", actor="me"),
+    "set_status": lambda conn: posts.move(conn, "moved", "DONE", by="me"),
     "pause": paused,
-    "resume": lambda conn: change.resume(conn, "posts", "ask"),
-    "retry": lambda conn: change.retry(conn, status_of(conn, "told")),
-    "retry --all": lambda conn: change.retry_all(conn),
+    "resume": lambda conn: resume(conn, "posts.ask", by="me"),
+    "retry": lambda conn: retry(conn, posts, "told"),
+    "retry --all": lambda conn: retry_all(conn),
     "parked --retry, all": lambda conn: change.retry_parked(conn, consumer="shop"),
     "parked --retry": lambda conn: change.retry_parked(conn, consumer="shop", ids=[1]),
     "deploy": lambda conn: deploy.deploy(conn, later()),

@@ -9,13 +9,12 @@ from typing import Any
 import psycopg
 
 from kit.pipelines import Post, value
-from outbox import Pipeline
+from outbox import Pipeline, retry
 from outbox.database import statements
 from outbox.engine import claim, commit
 from outbox.engine.apart import ALL
 from outbox.engine.job import Failed, Finished, Job, Message
 from outbox.engine.lane import Lane
-from outbox.operations import change
 
 Conn = psycopg.Connection[Any]
 Act = Callable[[Conn], Any]
@@ -89,7 +88,7 @@ class Table:
         return ["claimed"] * len(self.claimed(conn, self.second))
 
     def retry(self, conn: Conn) -> list[str]:
-        return ["retried"] if change.retry(conn, self.id) else []
+        return ["retried"] if retry(conn, "p", "e") else []
 
     def delete(self, conn: Conn) -> list[str]:
         return ["deleted"] * conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = 'e'").rowcount

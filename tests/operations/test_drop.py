@@ -11,9 +11,9 @@ import pytest
 from kit.commands import Outbox
 from kit.pipelines import Post, deployed, drain, make_posts, value
 from kit.servers import wait_for
-from outbox import NotFound, OutboxError, Pipeline, PipelineInUse, Run, UnknownPipeline
+from outbox import NotFound, OutboxError, Pipeline, PipelineInUse, Run, UnknownPipeline, pause
 from outbox.database.refusals import raised_as_ours
-from outbox.operations import change, drop
+from outbox.operations import drop
 
 Conn = psycopg.Connection[Any]
 OF_A_PIPELINE = [
@@ -49,11 +49,11 @@ def rows_of(conn: Conn, pipeline: str) -> dict[str, int]:
 def lived(conn: Conn, dsn: str) -> Pipeline[Any]:
     pipeline = deployed(conn, full())
     deployed(conn, full("others"))
-    change.pause(conn, "others", "work", by="sarah")
+    pause(conn, "others.work", by="sarah")
     pipeline.submit_many(conn, [(f"e{n}", Post()) for n in range(5)])
     drain(pipeline, dsn)
     pipeline.submit(conn, "f", Post())
-    change.pause(conn, "posts", "work", by="sarah")
+    pause(conn, "posts.work", by="sarah")
     return pipeline
 
 

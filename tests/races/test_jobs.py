@@ -24,7 +24,6 @@ from outbox.definition import deploy
 from outbox.engine import claim, commit, scheduler, transaction
 from outbox.engine.apart import ALL
 from outbox.engine.job import Failed
-from outbox.operations import change
 
 Conn = psycopg.Connection[Any]
 Act = Callable[[Conn], Any]
@@ -99,7 +98,7 @@ def test_a_handlers_own_transaction_and_a_cancellation(conn: Conn, explore: Expl
             return ["moved"] if isinstance(ended, transaction.Committed) else []
 
         def cancel(conn: Conn) -> list[str]:
-            return ["moved"] if change.set_status(conn, table.id, "MOVED", actor="sarah", reason="changed") else []
+            return ["moved"] if pipeline.move(conn, "e", "MOVED", by="sarah", reason="changed") == "MOVED" else []
 
         def check(outcomes: dict[str, Any]) -> None:
             table.check(outcomes)
@@ -128,7 +127,7 @@ def test_handlers_that_share_a_transaction_and_a_cancellation_of_one(
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        other = pipeline.submit(conn, "f", Post()).id
+        pipeline.submit(conn, "f", Post())
         (also,) = table.claimed(conn, table.first)
         conn.execute("DELETE FROM outbox.effects")
 
@@ -139,7 +138,7 @@ def test_handlers_that_share_a_transaction_and_a_cancellation_of_one(
             return ["both"] if kinds == {transaction.Committed} else []
 
         def cancel(conn: Conn) -> list[str]:
-            return ["moved"] if change.set_status(conn, other, "MOVED", actor="sarah", reason="changed") else []
+            return ["moved"] if pipeline.move(conn, "f", "MOVED", by="sarah", reason="changed") == "MOVED" else []
 
         def check(outcomes: dict[str, Any]) -> None:
             books_are_right(conn)

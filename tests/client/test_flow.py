@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.operations import flow
+from outbox.client import flow
 
 
 @pytest.mark.parametrize(
