@@ -373,7 +373,9 @@ class Replay:
         self.inside[id_, str(row["stage"]), int(row["attempt"] or 0)] += 1
         self._part(id_).inside.append(row)
         if found := row.get("found"):
-            self.find("leftover", id_, f"attempt {row['attempt']} of {row['stage']} found what another has left: {found}")
+            self.find(
+                "leftover", id_, f"attempt {row['attempt']} of {row['stage']} found what another has left: {found}"
+            )
 
     def _recorded(self, row: Row) -> None:
         self._now_recorded.add(str(row["message_id"]))
