@@ -73,7 +73,7 @@ class Pair(Table):
         return change.set_status(conn, self.other, "MOVED", actor="sarah", reason="changed")
 
     def touch(self, conn: Conn) -> bool:
-        return self._changed(conn, "UPDATE outbox.workflow_states SET metadata = '{\"content\": \"x\"}'")
+        return self._changed(conn, 'UPDATE outbox.workflow_states SET metadata = \'{"content": "x"}\'')
 
     def remove(self, conn: Conn) -> bool:
         return self._changed(conn, "DELETE FROM outbox.workflow_states")
