@@ -196,7 +196,7 @@ def waits(run: Run[Data]) -> Decided:
 # a plain function in a thread.
 BATCH, SHARE = random.choice([(None, None), (5, None), *[(None, 20)] * 4])
 PLAIN = random.random() < 0.5
-sharing.FIRST, transaction.LONGEST = 10, 0.3
+sharing.FIRST, sharing.AT_ONCE, sharing.WORSE, transaction.LONGEST = 10, 1, 0.0, 60.0
 ACT_TIMEOUT = 3.0
 
 GUEST = "chaos_guest"

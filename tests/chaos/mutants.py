@@ -337,7 +337,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "undone-turn-is-committed": Mutant(
         "the outcome of a handler is committed whose part of a shared transaction was rolled back",
-        frozenset({"torn commit"}),
+        frozenset({"lost", "torn commit"}),
         (),
         (
             code("outbox.engine.transaction:take_turns",
