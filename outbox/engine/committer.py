@@ -164,7 +164,7 @@ class Committer:
         held = {row[0] for row in rows}
         if len(held) < len(batch) and link.connections != connections:
             # An answer was lost: what the first try has committed is done, not lost.
-            held |= await self._committed([job for job, _ in batch if job.workflow_id not in held])
+            held |= await self._releaser.committed([job for job, _ in batch if job.workflow_id not in held])
         missing = [item for item in batch if item[0].workflow_id not in held]
         self._inflight.done(batch, len(held))
         _log_batch(batch, len(held), "done", started)
@@ -190,7 +190,7 @@ class Committer:
             return
         missing = [job for job, _ in batch if job.workflow_id not in held]
         # The answer to a handler's own COMMIT may have been lost: then the attempt looked failed, but is done.
-        done = await self._committed(missing) if missing else set()
+        done = await self._releaser.committed(missing) if missing else set()
         answers = dict(await link.repeat(*commit.still_held(missing))) if missing else {}
         held_up = [item for item in batch if item[0].workflow_id in answers and item[0].workflow_id not in done]
         self._inflight.hold_up(failed=held_up)
@@ -243,10 +243,6 @@ class Committer:
             await self._releaser.put_back([job], UNSTORABLE)
         except Exception:
             self._inflight.hold_up(failed=batch)
-
-    async def _committed(self, jobs: Sequence[Job]) -> set[str]:
-        """Returns which of these jobs of one owner have committed, according to the history."""
-        return {row[0] for row in await self._link.repeat(*commit.finished_by(jobs))}
 
 
 def _log_batch(batch: Sequence[tuple[Job, Any]], count: int, what: str, started: float) -> None:

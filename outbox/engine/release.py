@@ -51,6 +51,10 @@ class Releaser:
             await self._link.repeat(*commit.return_start_times(unused))
         return released
 
+    async def committed(self, jobs: Sequence[Job]) -> set[str]:
+        """Returns which of these jobs of one owner have committed, according to the history."""
+        return {row[0] for row in await self._link.repeat(*commit.finished_by(jobs))}
+
     async def not_held(self, jobs: Sequence[Job]) -> None:
         """Ends jobs whose commit was refused. Their data was changed (they run again), or they were taken away."""
         await self.put_back(jobs, CHANGED)

@@ -54,6 +54,12 @@ class RolledBackTogether(NamedTuple):
     """Nothing was committed, and any of several jobs may be the reason: each is to be tried alone."""
 
 
+class Unanswered(NamedTuple):
+    """The answer to the commit of several jobs was lost: all of them were committed, or none."""
+
+    finished: list[tuple[Job, Finished]]
+
+
 class NotHeld(NamedTuple):
     """Nothing was committed, because the job is no longer held, or its workflow was changed."""
 
@@ -62,7 +68,7 @@ class HeldUp(NamedTuple):
     """Nothing was committed, because another session holds a row that the commit needs."""
 
 
-Ended = Committed | Failures | RolledBackTogether | NotHeld | HeldUp | PutBack | Missed
+Ended = Committed | Failures | RolledBackTogether | Unanswered | NotHeld | HeldUp | PutBack | Missed
 
 
 class TookTurns(NamedTuple):
@@ -169,7 +175,7 @@ def take_turns(conn: Connection, jobs: Sequence[Job], cleaned: Statement) -> Ste
             result = yield from _commit(conn, finished, wait=LOCK_WAIT if together[1:] else None)
             conflict = conflict or (isinstance(result, HeldUp) and bool(together[1:]))
             if together[1:] and not isinstance(result, Committed):
-                result = RolledBackTogether()  # also if the answer to the COMMIT was lost
+                result = Unanswered(finished) if conn.closed else RolledBackTogether()
         ended.append((together, result))
     return TookTurns(ended, left, cut, conflict, odd)
 

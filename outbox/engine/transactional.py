@@ -116,7 +116,9 @@ class Transactional:
             case transaction.Failures(failed):
                 for job, outcome in failed:
                     self._inflight.end(job, outcome)
-            case transaction.RolledBackTogether():
+            case transaction.Unanswered(finished) if await self._releaser.committed(jobs):
+                self._done(finished)
+            case transaction.RolledBackTogether() | transaction.Unanswered():
                 log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, named(jobs))
                 lane.again_alone(jobs)
             case transaction.NotHeld() if await self._releaser.is_unchanged(jobs[0]):
@@ -165,7 +167,7 @@ class Transactional:
 
 def _order(ended: tuple[list[Job], transaction.Ended]) -> int:
     match ended[1]:
-        case transaction.RolledBackTogether():
+        case transaction.RolledBackTogether() | transaction.Unanswered():
             return 2
         case transaction.NotHeld() | transaction.HeldUp() | PutBack():
             return 1

@@ -12,7 +12,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -192,20 +192,62 @@ def waits(run: Run[Data]) -> Decided:
     return WaitForApproval(questions=asked, first={"reject"}, deadline=within, on_deadline=EXPIRED, status=REVIEW)
 
 
-# What the handler before has set is gone; else this one would have its effect twice.
-INSIDE = """
-    INSERT INTO world.inside (workflow_id, stage, attempt)
-    SELECT %s, %s, %s FROM generate_series(1, CASE coalesce(current_setting('world.turn', true), '') WHEN '' THEN 1 ELSE 2 END)
+# Some workers take several workflows in one transaction, all at once or in turns, however slow the machine is. Some call
+# a plain function in a thread.
+BATCH, SHARE = random.choice([(None, None), (5, None), *[(None, 20)] * 4])
+PLAIN = random.random() < 0.5
+sharing.FIRST, sharing.AT_ONCE, sharing.WORSE, transaction.LONGEST = 10, 1, 0.0, 60.0
+ACT_TIMEOUT = 3.0
+
+GUEST = "chaos_guest"
+SETTINGS = {"world.turn": "mine", "search_path": "world", "TimeZone": "Asia/Tokyo", "statement_timeout": "7777s"}
+"""What handlers set, and leave."""
+
+LEFT = (
+    *(f"SET {scope}{name} = '{value}'" for name, value in SETTINGS.items() for scope in ("LOCAL ", "")),
+    f"SET LOCAL ROLE {GUEST}",
+    "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
+    "LISTEN mine",
+    "SELECT pg_advisory_lock_shared(7777)",
+)
+"""All that one leaves in its session: the next one must not find it."""
+
+FOUND = f"""
+    SELECT name || ' is ' || value FROM (VALUES {", ".join(map(str, SETTINGS.items()))}) AS s (name, value)
+    WHERE current_setting(name, true) = value
+    UNION ALL SELECT 'role ' || current_user WHERE current_user = '{GUEST}'
+    UNION ALL SELECT 'cursor ' || name FROM pg_cursors WHERE name = 'mine'
+    UNION ALL SELECT 'listens to ' || name FROM pg_listening_channels() AS name
+    UNION ALL SELECT 'an advisory lock' FROM pg_locks WHERE locktype = 'advisory' AND objid = 7777 AND pid = pg_backend_pid()
 """
+
+INSIDE = f"""
+    INSERT INTO world.inside (workflow_id, stage, attempt, found)
+    SELECT %s, %s, %s, (SELECT string_agg(what, ', ') FROM ({FOUND}) AS f (what))
+"""
+SLEEP = "SELECT pg_sleep(%s)"
+
+
+def acting(run: Run[Data]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yields the statements of a handler that fails before, between and after them, and may take longer than it has."""
+    trouble()
+    yield INSIDE, (run.workflow_id, run.stage, run.attempt)
+    if not BATCH:  # else the next one is a part of the same handler
+        yield random.choice(LEFT), ()
+    if random.random() < TROUBLE / 10:
+        yield SLEEP, (ACT_TIMEOUT + random.choice([0.3, 2]),)
+    trouble()
+    run.publish("chaos.shipped", {"entity": run.entity_id})
 
 
 async def act(run: Run[Data]) -> None:
-    trouble()
-    await run.connection.execute(INSIDE, (run.workflow_id, run.stage, run.attempt))
-    trouble()
-    if not BATCH:
-        await run.connection.execute("SET LOCAL world.turn = 'mine'")
-    run.publish("chaos.shipped", {"entity": run.entity_id})
+    for query, values in acting(run):
+        await run.connection.execute(query, values)
+
+
+def act_plainly(run: Run[Data]) -> None:
+    for query, values in acting(run):
+        run.connection.execute(query, values)
 
 
 async def act_on_all(runs: list[Run[Data]]) -> None:
@@ -213,9 +255,6 @@ async def act_on_all(runs: list[Run[Data]]) -> None:
         await act(run)
 
 
-# Some workers take several workflows in one transaction, all at once or in turns, however slow the machine is.
-BATCH, SHARE = random.choice([(None, None), (5, None), (None, 20), (None, 20)])
-sharing.FIRST, transaction.LONGEST = 10, 0.3
 chaos.stage(
     "act",
     on="APPROVED",
@@ -224,9 +263,9 @@ chaos.stage(
     batch=BATCH,
     share=SHARE,
     retry=retry(12),
-    timeout=10,
-    concurrency=8,
-)(act_on_all if BATCH else act)
+    timeout=ACT_TIMEOUT,
+    concurrency=30,
+)(act_on_all if BATCH else act_plainly if PLAIN else act)
 
 
 @chaos.stage("notify", on="SHIPPED", to="DONE", retry=retry(3), timeout=10, rate="400/second")
@@ -261,7 +300,7 @@ def rules() -> Rules:
             most=3,
             most_each=1,
         ),
-        Stage("act", "APPROVED", frozenset({"SHIPPED"}), 12, "inside", backoff=twelve, most=8),
+        Stage("act", "APPROVED", frozenset({"SHIPPED"}), 12, "inside", backoff=twelve, most=30),
         Stage("notify", "SHIPPED", frozenset({"DONE"}), 3, backoff=three, rejects=True),
     )
     stages_of = {status for stage in stages for status in (stage.on, stage.running) if status}

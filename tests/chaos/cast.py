@@ -28,7 +28,7 @@ from kit.servers import DEADLINE, PostgresServer, wait_for
 from outbox.database import migrations
 from outbox.definition import deploy
 
-from .app import chaos
+from .app import GUEST, chaos
 from .consumer import EXCHANGE as BEHIND
 from .volume import Volume
 from .wal import Decoder
@@ -43,13 +43,17 @@ LIMITS = "connect_timeout=5&keepalives_idle=2&keepalives_interval=1&keepalives_c
 KILL_POINTS = {"worker": ("K1", "K2", "K3", "K4", "K5", "K7", "K8"), "relay": ("K9", "K10"), "consumer": ("K13",)}
 """Where each kind of process may be told to kill itself."""
 
-WORLD = """
+WORLD = f"""
     CREATE SCHEMA world AUTHORIZATION outbox_owner;
     SET ROLE outbox_owner;
     CREATE TABLE world.outside (workflow_id uuid, stage text, attempt int, key text, at timestamptz DEFAULT now());
-    CREATE TABLE world.inside (workflow_id uuid, stage text, attempt int, at timestamptz DEFAULT now());
+    CREATE TABLE world.inside (workflow_id uuid, stage text, attempt int, found text, at timestamptz DEFAULT now());
     CREATE TABLE world.consumed (message_id uuid, at timestamptz DEFAULT now());
     RESET ROLE;
+    CREATE ROLE {GUEST};
+    GRANT {GUEST} TO outbox_owner;
+    GRANT USAGE ON SCHEMA world TO {GUEST};
+    GRANT INSERT ON world.inside TO {GUEST};
 """
 
 

@@ -3,7 +3,7 @@
 Four independent witnesses must tell the same story. A call that was never answered may have happened or not.
 
 lost · phantom · illegal change · resurrection · zombie write · two holders · free put-back · too many · too early ·
-torn commit · effect twice · marked early · inversion · stuck · held up · miscounted
+torn commit · effect twice · leftover · marked early · inversion · stuck · held up · miscounted
 """
 
 from __future__ import annotations
@@ -268,6 +268,7 @@ class _Checker:
             "effects outside": effects["outside"],
             "effects inside": effects["inside"],
             "effects of consumers": effects["consumer"],
+            "commits of several handlers": replay.shared,
             "dead": len(history.dead_jobs),
             "parked": len(history.parked),
             "calls ok": outcomes["ok"],

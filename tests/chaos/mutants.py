@@ -309,6 +309,14 @@ MUTANTS: dict[str, Mutant] = {
             code("outbox.engine.wakeups:Wakeups.limits_released", ("if lane.stage.limits", "if False")),
         ),
     ),
+    "pulling-thread-says-nothing": Mutant(
+        "a thread that was called for an item goes idle, as another one has taken it, and counts as on its way for ever",
+        frozenset({"stuck", "lost"}),
+        (),
+        (code("outbox.process.pulling:Pulling._run", ("if coming:", "if coming and self._waiting:")),),
+        seconds=5,
+        jobs=500,
+    ),
     "error-text-not-cleaned": Mutant(
         "an error with a NUL can't be stored: the job can neither succeed nor fail (hatchet #4619)",
         frozenset({"stuck", "lost"}),
@@ -329,7 +337,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "undone-turn-is-committed": Mutant(
         "the outcome of a handler is committed whose part of a shared transaction was rolled back",
-        frozenset({"torn commit"}),
+        frozenset({"lost", "torn commit"}),
         (),
         (
             code("outbox.engine.transaction:take_turns",
@@ -339,9 +347,18 @@ MUTANTS: dict[str, Mutant] = {
         trouble=0.2,
         jobs=500,
     ),
+    "failed-turn-is-kept": Mutant(
+        "what a handler wrote before it failed is committed with the others that share its transaction",
+        frozenset({"effect twice", "phantom"}),
+        (),
+        (code("outbox.engine.transaction:take_turns", ("if turn.opened:", "if False:")),),
+        trouble=0.2,
+        seconds=5,
+        jobs=500,
+    ),
     "turn-leaks-a-setting": Mutant(
         "what one handler has set is there for the next one that shares its transaction",
-        frozenset({"effect twice"}),
+        frozenset({"leftover"}),
         (),
         (sql("commit", "turn_opens", ("SELECT outbox.session_clean(%(names)s::text[], %(values)s::text[]),\n       ", "SELECT ")),),
         seconds=5,
@@ -349,15 +366,14 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "fence-of-the-first-turn": Mutant(
         "several handlers share a transaction, and only of the first it is checked whether its job is still held",
-        frozenset({"torn commit", "effect twice"}),
-        ("freeze", "buried"),
+        frozenset({"torn commit", "effect twice", "phantom"}),
+        ("touched-data",),
         (
-            UNAWARE,
             sql("commit", "jobs_finish_if_held",
                 ("outbox.require_held(%(claim)s, cardinality(%(ids)s::uuid[]), count(*))",
                  "outbox.require_held(%(claim)s, 1, sign(count(*))::bigint)")),
         ),
-        seconds=60,
+        jobs=500,
     ),
     "effect-without-status": Mutant(
         "the transaction of a handler commits though its job is another's by now",

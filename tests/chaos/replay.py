@@ -106,7 +106,7 @@ class Replay:
         self.visits: dict[tuple[str, str], set[str]] = defaultdict(set)
         self.consumed: Counter[str] = Counter()
         self.recorded: set[str] = set()  # message ids in the inbox
-        self.jobs = self.retried = self.redelivered = 0
+        self.jobs = self.retried = self.redelivered = self.shared = 0
         # What one transaction lacked and another had too much of, by workflow: paired at the end.
         self._lacks_message: dict[str, list[str]] = defaultdict(list)
         self._extra_message: dict[str, list[str]] = defaultdict(list)
@@ -166,6 +166,7 @@ class Replay:
                 if do is not None:
                     do(write.row)
             if self._parts:
+                self.shared += sum(bool(part.inside) for part in self._parts.values()) > 1
                 for id_, part in self._parts.items():
                     self._settle(id_, self.flows[id_], part)
                 self._parts = {}
@@ -371,6 +372,10 @@ class Replay:
         id_ = str(row["workflow_id"])
         self.inside[id_, str(row["stage"]), int(row["attempt"] or 0)] += 1
         self._part(id_).inside.append(row)
+        if found := row.get("found"):
+            self.find(
+                "leftover", id_, f"attempt {row['attempt']} of {row['stage']} found what another has left: {found}"
+            )
 
     def _recorded(self, row: Row) -> None:
         self._now_recorded.add(str(row["message_id"]))

@@ -404,6 +404,12 @@ class Script:
         """Makes the last transaction write to a table in another transaction, after it."""
         self.commit(*self.drop(table, kind))
 
+    def join_commits(self, count: int) -> None:
+        """Makes the last transactions one."""
+        joined = [each for transaction in self.transactions[-count:] for each in transaction.writes]
+        for number in range(-count, 0):
+            self._replace(number, joined if number == -1 else [])
+
     def _replace(self, number: int, writes: list[Write]) -> None:
         old = self.transactions[number]
         self.transactions[number] = Transaction(old.xid, old.lsn, old.at, tuple(writes))

@@ -17,7 +17,7 @@ SHOWN = {
     "dead_jobs": ("stage", "attempts", "error"),
     "messages": ("message_id", "topic"),
     "outside": ("stage", "attempt", "key"),
-    "inside": ("stage", "attempt"),
+    "inside": ("stage", "attempt", "found"),
 }
 """The informative columns, by table."""
 

@@ -136,6 +136,7 @@ def test_counts_say_how_much_there_was() -> None:
         "effects outside": 10,
         "effects inside": 3,
         "effects of consumers": 28,
+        "commits of several handlers": 0,
         "dead": 1,
         "parked": 0,
         "calls ok": 11,
@@ -162,6 +163,24 @@ def test_a_vote_in_the_place_of_who_has_delegated_has_no_anomaly() -> None:
     run.vote_in_place("w")
     run.quorum("w")
     assert check(run.end()).anomalies == []
+
+
+def sharing(run: Script) -> None:
+    """Has two handlers end in one transaction."""
+    for name in ("v", "w"):
+        run.through(name, "CHECKED", "APPROVED")
+        run.claim(name)
+    for name in ("v", "w"):
+        run.finish(name, "SHIPPED")
+    run.join_commits(2)
+
+
+def test_handlers_that_share_a_commit_have_no_anomaly() -> None:
+    run = Script()
+    sharing(run)
+    verdict = check(run.end())
+    assert {anomaly.name for anomaly in verdict.anomalies} <= {"stuck"}, "nobody goes on with them"
+    assert verdict.counts["commits of several handlers"] == 1
 
 
 def test_an_empty_run_has_no_anomaly() -> None:
@@ -270,6 +289,66 @@ def a_submit_without_its_message(run: Script) -> None:
 def an_act_without_its_effect_inside(run: Script) -> None:
     run.through("w", "CHECKED", "APPROVED", "SHIPPED", "DONE")
     run.drop("inside", number=-3)
+
+
+@broken("leftover")
+def an_act_that_finds_what_another_has_left(run: Script) -> None:
+    run.through("w", "CHECKED", "APPROVED")
+    run.claim("w")
+    run.finish("w", "SHIPPED")
+    run.rewrite("inside", found="TimeZone is Asia/Tokyo")
+    run.claim("w")
+    run.finish("w", "DONE")
+
+
+@broken("lost")
+def a_turn_that_was_rolled_back_and_its_outcome_was_committed(run: Script) -> None:
+    sharing(run)
+    writes = run.drop("inside")
+    run._replace(-1, [writes[0], *run.transactions[-1].writes])
+    for name in ("v", "w"):
+        run.claim(name)
+        run.finish(name, "DONE")
+
+
+@broken("effect twice")
+def a_turn_that_was_tried_again_and_not_rolled_back(run: Script) -> None:
+    sharing(run)
+    writes = run.drop("inside")
+    run._replace(-1, [*writes, writes[1], *run.transactions[-1].writes])
+    for name in ("v", "w"):
+        run.claim(name)
+        run.finish(name, "DONE")
+
+
+@broken("phantom")
+def a_turn_that_was_committed_without_its_outcome(run: Script) -> None:
+    for name in ("v", "w"):
+        run.through(name, "CHECKED", "APPROVED")
+        run.claim(name)
+    run.finish("v", "SHIPPED")
+    run.commit(run.inside("w"))
+    run.join_commits(2)
+    run.claim("v")
+    run.finish("v", "DONE")
+    run.hand("w", "CANCELLED")
+
+
+@broken("zombie write")
+def a_fence_that_was_checked_for_the_first_turn_only(run: Script) -> None:
+    for name in ("v", "w"):
+        run.through(name, "CHECKED", "APPROVED")
+        run.claim(name)
+    run.commit(write("workers", "delete", id=1))
+    run.sweep("w")
+    run.claim("w", 2)
+    run.jobs["w"].update(owner=1, attempt=1)
+    for name in ("v", "w"):
+        run.finish(name, "SHIPPED")
+    run.join_commits(2)
+    for name in ("v", "w"):
+        run.claim(name)
+        run.finish(name, "DONE")
 
 
 @broken("lost")

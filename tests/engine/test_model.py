@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, TypeVar
+from unittest.mock import patch
 from uuid import UUID
 
 import psycopg
@@ -40,6 +41,7 @@ from kit.servers import PostgresServer
 from outbox import Backoff, Go, NoWorkflow, Pipeline, Reject, Retry, Run, Stranded, retry, retry_all
 from outbox.client import dead
 from outbox.database import session, statements, user_transaction
+from outbox.database.steps import Statement
 from outbox.definition import deploy, deployed
 from outbox.definition.reasons import describe
 from outbox.engine import claim, commit, release, transaction
@@ -117,7 +119,7 @@ class Doc(BaseModel):
     n: int
 
 
-said: spec.Outcome  # by the handler that runs next
+said: dict[str, spec.Outcome] = {}  # by the handlers that run next, by entity
 
 
 def handler(run: Run[Doc]) -> Any:
@@ -126,12 +128,13 @@ def handler(run: Run[Doc]) -> Any:
         run.connection.execute(
             "INSERT INTO fake.effects (entity, attempt) VALUES (%s, %s)", [run.entity_id, run.attempt]
         )
-    if isinstance(said, Returns):
-        for topic in said.topics:
+    outcome = said[run.entity_id]
+    if isinstance(outcome, Returns):
+        for topic in outcome.topics:
             run.publish(topic, {"of": run.entity_id})
-        data = None if said.data is None else Doc(n=said.data)
-        return data if said.to is None else Go(said.to, data)
-    raise {"Retry": Retry(said.after, "retry"), "Reject": Reject("reject"), "Error": RuntimeError("error")}[said.kind]
+        data = None if outcome.data is None else Doc(n=outcome.data)
+        return data if outcome.to is None else Go(outcome.to, data)
+    raise {"Retry": Retry(outcome.after, "retry"), "Reject": Reject("reject")}.get(outcome.kind, RuntimeError("error"))
 
 
 def named(outcome: spec.Outcome, stage: Stage) -> spec.Outcome:
@@ -528,7 +531,10 @@ class Lives(RuleBasedStateMachine):
         held.clear()
 
     def settle(self, ended: Sequence[tuple[Job, spec.Attempt, spec.Outcome]]) -> None:
-        """Have a worker commit these outcomes: those with a transaction of their own first, then the others together."""
+        """Have a worker commit these outcomes: those of handlers' transactions first, then the others together.
+
+        Handlers that share a transaction leave what each would leave alone: the model knows nothing of it.
+        """
         ended = [(job, attempt, named(outcome, attempt.stage)) for job, attempt, outcome in ended]
         ended.sort(key=lambda item: not item[0].stage.transaction)
         counts = self.runner.run(self.commit([(job, outcome) for job, _, outcome in ended]))
@@ -536,34 +542,36 @@ class Lives(RuleBasedStateMachine):
         assert counts == Counts(told["done"], told["retried"], told["dead"], told["lost"])
 
     async def commit(self, ended: Sequence[tuple[Job, spec.Outcome | PutBack]]) -> Counts:
-        """What attempt.py and committer.py do with handlers' outcomes."""
-        global said
+        """What attempt.py, transactional.py and committer.py do with handlers' outcomes."""
         link, inflight = Link(self.conn), InFlight(Lanes())
         releaser = Releaser(link, inflight)
+        sharing: list[Job] = []
         for job, outcome in ended:
             if isinstance(outcome, PutBack):
                 await releaser.put_back([job], outcome.trouble)
                 continue
-            said = outcome
-            if not job.stage.transaction:
-                run = begin(job)
-                if isinstance(run, PutBack):
-                    await releaser.put_back([job], run.trouble)
-                else:
-                    inflight.end(job, run if isinstance(run, Failed) else handle_sync([run])[0])
+            said[job.entity_id] = outcome
+            if job.stage.transaction:
+                sharing.append(job)
                 continue
-            match user_transaction.run(self.conn, transaction.attempt(self.conn, [job])):
+            run = begin(job)
+            if isinstance(run, PutBack):
+                await releaser.put_back([job], run.trouble)
+            else:
+                inflight.end(job, run if isinstance(run, Failed) else handle_sync([run])[0])
+        for some, how in self.in_transactions(sharing):
+            match how:
                 case transaction.Committed(finished):
                     inflight.committed_alone(finished)
-                case transaction.Failures(((failed, result),)):
-                    assert failed is job
-                    inflight.end(job, result)
-                case transaction.NotHeld() if await releaser.is_unchanged(job):
-                    inflight.end(job, fail(job, HandlerError("it changed its own workflow")))
+                case transaction.Failures(failed):
+                    for job, result in failed:
+                        inflight.end(job, result)
+                case transaction.NotHeld() if await releaser.is_unchanged(some[0]):
+                    inflight.end(some[0], fail(some[0], HandlerError("it changed its own workflow")))
                 case transaction.NotHeld():
-                    await releaser.not_held([job])
+                    await releaser.not_held(some)
                 case PutBack(trouble):
-                    await releaser.put_back([job], trouble)
+                    await releaser.put_back(some, trouble)
                 case other:
                     raise AssertionError(other)
         committing = asyncio.create_task(Committer([link], link, inflight, releaser).run())
@@ -571,6 +579,26 @@ class Lives(RuleBasedStateMachine):
             await asyncio.sleep(0)
         await service.cancel(committing)
         return inflight.counts
+
+    def in_transactions(self, jobs: list[Job]) -> Iterator[tuple[list[Job], transaction.Ended]]:
+        """Call the handlers of one stage, in turns where there are several, and alone where these come to nothing."""
+        while len(jobs) > 1:
+            took = user_transaction.run(self.conn, transaction.take_turns(self.conn, jobs, self.cleaned()))
+            assert (took.odd, took.conflict) == ("", False)
+            jobs = took.left
+            for some, how in took.ended:
+                if isinstance(how, transaction.RolledBackTogether):
+                    for job in some:
+                        yield from self.in_transactions([job])
+                else:
+                    yield some, how
+        for job in jobs:
+            yield [job], user_transaction.run(self.conn, transaction.attempt(self.conn, [job]))
+
+    def cleaned(self) -> Statement:
+        """What puts a session back after a turn, with the time as it is."""
+        with patch.dict(session.READING, {"fake.seconds": str(self.model.now)}):
+            return session.clean("handler")
 
     def beat(self, slot: int) -> None:
         """A process whose lease was taken away learns it, and takes a new id; what it was at, it may be at still."""
@@ -673,7 +701,7 @@ class Lives(RuleBasedStateMachine):
             "histories": {names[id_]: rows for id_, rows in histories.items() if id_ in names},
             "histories of deleted": sorted((rows for id_, rows in histories.items() if id_ not in names), key=repr),
             "messages": by_key(tables["messages"]),
-            "effects": [tuple(row) for row in tables["effects"]],
+            "effects": sorted(map(tuple, tables["effects"])),
             "overview": {status: tuple(row) for status, *row in tables["overview"]},
             "resting": [tuple(row) for row in tables["resting"]],
         }
@@ -702,7 +730,7 @@ class Lives(RuleBasedStateMachine):
                 ([astuple(c) for c in told] for told in self.model.histories_of_deleted), key=repr
             ),
             "messages": by_key(self.model.messages),
-            "effects": self.model.effects,
+            "effects": sorted(self.model.effects),
             "workers": {str(id_): [worker.lease, worker.beat] for id_, worker in self.model.workers.items()},
             "overview": self.model.overview(),
             "resting": self.model.resting(),
@@ -738,7 +766,7 @@ SELECT json_build_object(
             fake.seconds(c.at)) ORDER BY c.version)
         FROM outbox.state_changes AS c), '[]'),
     'messages', coalesce((SELECT json_agg(json_build_array(m.topic, m.key) ORDER BY m.id) FROM outbox.messages AS m), '[]'),
-    'effects', coalesce((SELECT json_agg(json_build_array(e.entity, e.attempt) ORDER BY e.id) FROM fake.effects AS e), '[]'),
+    'effects', coalesce((SELECT json_agg(json_build_array(e.entity, e.attempt)) FROM fake.effects AS e), '[]'),
     'workers', coalesce((SELECT json_object_agg(w.id, json_build_array(
             extract(epoch FROM w.lease), fake.seconds(w.beat_at)))
         FROM outbox.workers AS w), '{}'),
@@ -770,13 +798,14 @@ def world(server: PostgresServer, empty_template: NoopExecutor) -> Iterator[Call
         clone(empty_template, "model") as owners,
         server.admin("model") as admin,
         asyncio.Runner() as runner,
-        pytest.MonkeyPatch.context() as patch,
+        pytest.MonkeyPatch.context() as changed,
     ):
-        patch.setattr(session, "transaction", fake_time.plain_transaction)  # as a deploy's
-        patch.setattr(release, "CHANGED", Trouble(**asdict(spec.CHANGED)))
-        patch.setattr("outbox.engine.job.NEWER_WORKER", spec.OTHER_CODE.first)
-        patch.setattr("outbox.engine.job.NEWER_WORKER_LONGEST", float(spec.OTHER_CODE.longest))
-        patch.setattr("outbox.engine.job.NEWER_WORKER_MOST", spec.OTHER_CODE.most)
+        changed.setattr(session, "transaction", fake_time.plain_transaction)  # as a deploy's
+        changed.setattr(transaction, "LONGEST", 60.0)
+        changed.setattr(release, "CHANGED", Trouble(**asdict(spec.CHANGED)))
+        changed.setattr("outbox.engine.job.NEWER_WORKER", spec.OTHER_CODE.first)
+        changed.setattr("outbox.engine.job.NEWER_WORKER_LONGEST", float(spec.OTHER_CODE.longest))
+        changed.setattr("outbox.engine.job.NEWER_WORKER_MOST", spec.OTHER_CODE.most)
         dsn = fake_time.install(server.dsn("model"), owners)
         admin.execute(PREPARE)
         keep_statistics(admin)  # of several jobs that may be claimed, another plan may take another one

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from kit.databases import keep_statistics
 from kit.pipelines import Post, make_posts, value
@@ -21,6 +22,7 @@ from outbox.engine.apart import ALL
 from outbox.engine.job import Failed, Finished, Job, Message, Trouble
 from outbox.engine.lane import Lane
 from outbox.engine.pacing import ServerClock
+from outbox.engine.sharing import LOCK_WAIT
 from outbox.messages.log import SQL, Log
 from outbox.messages.target import Lease
 
@@ -109,11 +111,16 @@ def test_a_queue_that_was_analyzed_when_it_was_empty_is_not_walked_over(
         commit.put_back(jobs[20:30], Trouble("no")),
         commit.still_held(jobs[30:]),
         commit.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[30:40]]),
-        commit.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[40:]], wait=1.0),
+        commit.finish([(job, Finished("ENRICHED", None, [])) for job in jobs[40:45]], wait=1.0),
     ):
         before = entries_read(planned)
         assert len(planned.execute(statement, params, prepare=True).fetchall()) >= 5
         assert entries_read(planned) - before < 50 * 20, statement.decode()
+    before = entries_read(planned)
+    with planned.transaction():
+        finish = ends_turns(planned, [(job, Finished("ENRICHED", None, [])) for job in jobs[45:]])
+        assert len(planned.execute(*finish, prepare=True).fetchall()) == 5
+    assert entries_read(planned) - before < 50 * 20, "finish of turns"
     before = entries_read(planned)
     assert retry_all(planned) == 5
     assert entries_read(planned) - before < 50 * 20, "retry"
@@ -200,6 +207,15 @@ def test_returned_start_times_are_sought_one_by_one_whatever_partitions_there_ar
     assert (
         value(planned, "SELECT count(*) FROM outbox.partition_rates WHERE next_at < now() + interval '1 minute'") == 100
     )
+
+
+def ends_turns(conn: Conn, finished: list[tuple[Job, Finished]]) -> tuple[bytes, dict[str, Any]]:
+    """Return the statement that ends a transaction in which handlers took turns. Its session plans as the user's do."""
+    conn.execute(*commit.mark_transaction(finished[0][0]))
+    for name in PLANNING:
+        conn.execute(sql.SQL("SET LOCAL {} TO DEFAULT").format(sql.Identifier(name)))
+    conn.execute(*commit.plan_transaction())
+    return commit.finish(finished, marked=True, wait=LOCK_WAIT)
 
 
 def entries_read(conn: Conn, table: str = "jobs") -> int:
@@ -330,6 +346,10 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
     conn.execute(lost.encode(), those)
     for what, (statement, params) in asked.items():
         yield what, explain(conn, statement, params)["Plan"]
+    together = [(job, outcome(job)) for job in taken()]
+    with conn.transaction():
+        found = explain(conn, *ends_turns(conn, together))
+    yield "finish of turns", found["Plan"]
 
 
 def test_children_are_paired_with_their_parents_by_a_hash(planned: Conn) -> None:

@@ -20,7 +20,7 @@ from outbox import Backoff, DefinitionError, Pipeline, Run
 from outbox.database.steps import perform, perform_async
 from outbox.database.turns import odd
 from outbox.engine import sharing, transaction
-from outbox.engine.inflight import InFlight
+from outbox.engine.inflight import Counts, InFlight
 from outbox.engine.job import Job
 from outbox.engine.lane import Lanes
 from outbox.engine.sharing import MOST_SLOW, SLOW, TRY_AGAIN, Sharing
@@ -301,6 +301,32 @@ def test_a_lost_connection_costs_only_the_one_that_lost_it(conn: Conn, dsn: str,
 
     drain(shared(conn, work, retry=QUICK), dsn, concurrency=1)
     assert effects_of(conn) == done(conn) == list("012345")
+    assert value(conn, "SELECT bool_and(attempt = 1) FROM outbox.state_changes WHERE attempt > 0")
+
+
+def test_a_server_that_ends_the_session_at_the_common_commit_costs_nobody_an_attempt(
+    conn: Conn, dsn: str, colour: Colour
+) -> None:
+    """Nothing of it was committed, and the worker finds that out before it tries each alone."""
+    conn.execute("CREATE SEQUENCE outbox.once")
+    conn.execute(
+        "CREATE FUNCTION outbox.end_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF nextval('outbox.once') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NULL; END $$"
+    )
+    conn.execute(
+        "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON outbox.effects DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION outbox.end_it()"
+    )
+    called: list[str] = []
+
+    def work(run: Run[Post]) -> Generator[Any, Any, Any]:
+        called.append(run.entity_id)
+        yield run.connection.execute(EFFECT, (run.entity_id, run.attempt))
+
+    worker = drain(shared(conn, colour(work), retry=QUICK), dsn, concurrency=1)
+    assert effects_of(conn) == done(conn) == list("012345")
+    assert sorted(called) == sorted("012345" * 2), "all of them together, and each alone"
+    assert worker.counts == Counts(done=6)
     assert value(conn, "SELECT bool_and(attempt = 1) FROM outbox.state_changes WHERE attempt > 0")
 
 

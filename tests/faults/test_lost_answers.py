@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from kit.pipelines import Post, deployed, drain, make_posts, one_stage, status_of, value
 from kit.proxy import LossyProxy
 from outbox import Run
+from outbox.engine import sharing, transaction
 
 Conn = psycopg.Connection[Any]
 Cut = Callable[..., str]
@@ -47,8 +48,13 @@ def test_a_batch_whose_commit_was_not_answered_is_done_once(conn: Conn, dsn: str
     assert value(conn, "SELECT count(*) FROM outbox.messages") == 20
 
 
+@pytest.mark.parametrize("share", [None, 5])
 @pytest.mark.parametrize("colour", ["async", "sync"])
-def test_a_handlers_own_commit_that_was_not_answered_is_done_once(conn: Conn, dsn: str, cut: Cut, colour: str) -> None:
+def test_a_handlers_own_commit_that_was_not_answered_is_done_once(
+    conn: Conn, dsn: str, cut: Cut, colour: str, share: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "FIRST", 5)
+    monkeypatch.setattr(transaction, "LONGEST", 60.0)
     conn.execute("CREATE TABLE outbox.ledger (entity text)")
     insert = "INSERT INTO outbox.ledger VALUES (%s)"
 
@@ -58,12 +64,17 @@ def test_a_handlers_own_commit_that_was_not_answered_is_done_once(conn: Conn, ds
     def act_in_a_thread(run: Run[Any]) -> None:
         run.connection.execute(insert, (run.entity_id,))
 
-    pipeline = deployed(conn, one_stage(act if colour == "async" else act_in_a_thread, transaction=True))
-    pipeline.submit(conn, "a", Post())
+    handler = act if colour == "async" else act_in_a_thread
+    pipeline = deployed(conn, one_stage(handler, transaction=True, share=share))
+    names = ["a", "b", "c"] if share else ["a"]
+    pipeline.submit_many(conn, ((name, Post()) for name in names))
     worker = drain(pipeline, cut(b"COMMIT", prepared=False), listen_dsn=dsn)
-    assert (worker.counts.done, worker.counts.lost, worker.counts.retried) == (1, 0, 0)
-    assert status_of(conn, "a") == "DONE"
-    assert value(conn, "SELECT count(*) FROM outbox.ledger") == 1
+    assert (worker.counts.done, worker.counts.lost, worker.counts.retried) == (len(names), 0, 0)
+    assert {status_of(conn, name) for name in names} == {"DONE"}
+    assert conn.execute("SELECT entity, count(*) FROM outbox.ledger GROUP BY 1 ORDER BY 1").fetchall() == [
+        (name, 1) for name in names
+    ]
+    assert value(conn, "SELECT max(attempt) FROM outbox.state_changes") == 1
 
 
 def test_jobs_whose_claim_was_not_answered_are_given_back_and_run(conn: Conn, dsn: str, cut: Cut) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import psycopg
 
+from kit.interleave import Actor
 from kit.pipelines import Post, value
 from outbox import Pipeline, retry
 from outbox.database import statements
+from outbox.definition import deploy
 from outbox.engine import claim, commit
 from outbox.engine.apart import ALL
 from outbox.engine.job import Failed, Finished, Job, Message
@@ -155,3 +157,17 @@ def books_are_right(conn: Conn) -> None:
 
 
 DEPLOY = "LOCK TABLE|outbox.routes AS r WHERE|outbox.jobs|COMMIT"
+
+
+def version(stage: str) -> Pipeline[Any]:
+    """Returns the pipeline with its only stage under another name, which takes another handler."""
+    pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
+    if stage:
+        pipeline.stage(stage, on="NEW", to="DONE")(lambda run: None)
+    pipeline.allow("NEW", to={"MOVED", "DONE"})
+    return pipeline
+
+
+def deploying(pipeline: Pipeline[Any]) -> Actor:
+    """Returns who deploys a pipeline, step by step."""
+    return Actor(lambda conn: deploy.deploy(conn, pipeline), steps=DEPLOY)

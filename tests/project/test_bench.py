@@ -16,6 +16,7 @@ import pytest
 
 from bench import endurance
 from bench.kit import chains, history, picture
+from bench.kit.doors import DOORS
 from kit.servers import DEADLINE, store
 from outbox import Go, Run, testing
 from outbox.definition import deploy
@@ -218,6 +219,13 @@ def test_the_submit_bench_measures_each_way_in_with_each_size(tmp_path: Path) ->
     assert len(document["figures"]) == 15
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert "outbox submit FILE" in out
+
+
+def test_the_connections_bench_submits_through_each_kind_of_connection(tmp_path: Path) -> None:
+    out, document = run("connections", tmp_path / "figures.json", "--calls", "5", "--rounds", "1")
+    assert len(document["figures"]) == 3 * len(DOORS)
+    assert all(figure["median"] > 0 for name, figure in document["figures"].items() if name.endswith(", ms"))
+    assert "AsyncSession, asyncpg" in out
 
 
 def test_the_idle_bench_sees_what_a_worker_asks_and_takes_without_work(tmp_path: Path) -> None:

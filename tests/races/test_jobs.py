@@ -16,10 +16,10 @@ import pytest
 import outbox
 from kit.interleave import Actor, Explore, Scene
 from kit.pipelines import Post, deployed, one_stage, value
-from kit.scenes import DEPLOY, MAINTENANCE, WORKER, Table, books_are_right, holding
+from kit.scenes import MAINTENANCE, WORKER, Table, books_are_right, deploying, holding, version
 from outbox import Pipeline, Tick
 from outbox.client import submit
-from outbox.database import session, user_transaction
+from outbox.database import user_transaction
 from outbox.definition import deploy
 from outbox.engine import claim, commit, scheduler, transaction
 from outbox.engine.apart import ALL
@@ -106,47 +106,6 @@ def test_a_handlers_own_transaction_and_a_cancellation(conn: Conn, explore: Expl
             assert refused or outcomes["sarah"] == ["moved"]
             assert outcomes["worker"] == (["moved"] if refused else [])
             assert value(conn, "SELECT count(*) FROM outbox.effects") == refused
-
-        return Scene({"worker": run, "sarah": cancel}, check, may_raise=(psycopg.DatabaseError,))
-
-    played = explore(scene)
-    assert {each.outcomes["worker"] == [] for each in played} == {True, False}
-
-
-def test_handlers_that_share_a_transaction_and_a_cancellation_of_one(
-    conn: Conn, explore: Explore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is left of each handler is there exactly if it was the handler that moved its workflow."""
-    monkeypatch.setattr(transaction, "LONGEST", 60.0)
-    conn.execute("CREATE TABLE outbox.effects (entity text)")
-
-    def work(run: Any) -> None:
-        run.connection.execute("INSERT INTO outbox.effects VALUES (%s)", (run.entity_id,))
-
-    pipeline = deployed(conn, one_stage(work, transaction=True, share=5))
-
-    def scene() -> Scene:
-        table = Table(conn, pipeline)
-        pipeline.submit(conn, "f", Post())
-        (also,) = table.claimed(conn, table.first)
-        conn.execute("DELETE FROM outbox.effects")
-
-        def run(conn: Conn) -> list[str]:
-            took = user_transaction.run(conn, transaction.take_turns(conn, [table.job, also], session.clean("handler")))
-            kinds = {type(how) for _, how in took.ended}
-            assert kinds <= {transaction.Committed, transaction.RolledBackTogether, transaction.NotHeld}
-            return ["both"] if kinds == {transaction.Committed} else []
-
-        def cancel(conn: Conn) -> list[str]:
-            return ["moved"] if pipeline.move(conn, "f", "MOVED", by="sarah", reason="changed") == "MOVED" else []
-
-        def check(outcomes: dict[str, Any]) -> None:
-            books_are_right(conn)
-            both = outcomes["worker"] == ["both"]
-            refused = isinstance(outcomes["sarah"], psycopg.Error) and outcomes["sarah"].sqlstate == "OB001"
-            assert both == refused
-            assert value(conn, "SELECT count(*) FROM outbox.effects") == 2 * both
-            assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == 2 * both
 
         return Scene({"worker": run, "sarah": cancel}, check, may_raise=(psycopg.DatabaseError,))
 
@@ -403,19 +362,6 @@ def test_retention_a_retry_and_a_change_by_hand_of_a_dead_job(conn: Conn, explor
 
 
 # Deploys: while routes change, nobody moves by the old ones, and every job is of the stage that takes its status now.
-
-
-def version(stage: str) -> Pipeline[Any]:
-    """Return the pipeline with its only stage under another name, which takes another handler."""
-    pipeline: Pipeline[Any] = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
-    if stage:
-        pipeline.stage(stage, on="NEW", to="DONE")(lambda run: None)
-    pipeline.allow("NEW", to={"MOVED", "DONE"})
-    return pipeline
-
-
-def deploying(pipeline: Pipeline[Any]) -> Actor:
-    return Actor(lambda conn: deploy.deploy(conn, pipeline), steps=DEPLOY)
 
 
 @pytest.mark.parametrize(
