@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -55,10 +56,11 @@ class Definition:
         name = {"pipeline": pipeline}
         with conn.cursor(row_factory=tuple_row) as cursor:
             row = cursor.execute(SQL["pipeline_read"], name).fetchone()
+            initial, cancelled, plain, former_names = row or (None, None, None, "{}")
             routes = {status: _route(*route) for status, *route in cursor.execute(SQL["routes_read"], name)}
             ways = {route.stage: (route.partition or (), route.priority or ()) for route in routes.values()}
             return cls(
-                row[0] if row else None,
+                initial,
                 routes,
                 {(source, target) for source, target in cursor.execute(SQL["legal_changes_read"], name)},
                 dict(cursor.execute(SQL["stages_read"], name).fetchall()),
@@ -67,7 +69,9 @@ class Definition:
                     stage: Limits(total, rate, of_each, rate_of_each, *ways[stage])
                     for stage, total, rate, of_each, rate_of_each in cursor.execute(SQL["limits_read"], name)
                 },
-                *(row[1:] if row else (None, None, {})),
+                cancelled,
+                plain,
+                json.loads(former_names),
             )
 
     def changes_to(self, new: Definition) -> list[str]:

@@ -3,7 +3,7 @@
 -- name: pipeline_read
 -- Returns the pipeline as it is deployed.
 -- Reads pipelines. Uses pipelines_pkey.
-SELECT p.initial_status, p.cancelled, p.plain, p.former_names FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s;
+SELECT p.initial_status, p.cancelled, p.plain, p.former_names::text FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s;
 
 -- name: routes_read
 -- Returns the deployed routes of a pipeline.
