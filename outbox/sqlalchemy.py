@@ -130,10 +130,10 @@ class _Lent:
     def begin(self, connection: Connection) -> None:
         """Begins to watch what goes through the connection."""
         dialect, driver = self.engine.dialect, self._step.connection
-        if not dialect.server_version_info:
+        if not dialect.is_known:  # type: ignore[attr-defined]
             chosen, driver.row_factory = driver.row_factory, tuple_row
             dialect.initialize(connection)
-            driver.row_factory = chosen
+            driver.row_factory, dialect.is_known = chosen, True  # type: ignore[attr-defined]
         connection.info[_LENT] = self
         for when in ("before_execute", "before_cursor_execute"):  # the latter alone for SQL as text
             event.listen(connection, when, self._require_held)
@@ -217,7 +217,12 @@ class _Plain(PGExecutionContext_psycopg):
     """Reads rows as SQLAlchemy expects them, whatever row factory the function has set on the connection."""
 
     def create_default_cursor(self) -> Any:
-        cursor: Any = super().create_default_cursor()
+        return self._of_tuples(super().create_default_cursor())
+
+    def create_server_side_cursor(self) -> Any:
+        return self._of_tuples(super().create_server_side_cursor())  # type: ignore[no-untyped-call]
+
+    def _of_tuples(self, cursor: Any) -> Any:
         getattr(cursor, "_cursor", cursor).row_factory = tuple_row
         return cursor
 
@@ -227,6 +232,7 @@ class _Dialect(PGDialect_psycopg):
 
     supports_statement_cache = True
     execution_ctx_cls = _Plain
+    is_known = False  # what the server is like
 
     def do_commit(self, dbapi_connection: Any) -> None:
         if lent := dbapi_connection.info.get(_LENT):

@@ -22,9 +22,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 from sqlalchemy.pool import NullPool
 from sqlmodel.ext.asyncio.session import AsyncSession as AsyncSqlmodelSession
 
+from kit.letters import uuid7
 from kit.pipelines import LATER, QUICK, Post, deployed, drain, one_stage, run_one, status_of, value
-from outbox import HandlerError, InvalidInput, LeaseLost, Pipeline, Run, Tick
+from outbox import Delivery, HandlerError, Inbox, InvalidInput, LeaseLost, Pipeline, Run, Tick
 from outbox.engine import sharing, transaction
+from outbox.messages.delivery import Arrival
+from outbox.messages.handling import Handling, Slots
+from outbox.messages.receive import Receiver
+from outbox.process.service import Service
 from outbox.sqlalchemy import step_session, sync_step_session
 
 Conn = psycopg.Connection[Any]
@@ -414,6 +419,48 @@ def test_ticks_have_sessions(conn: Conn, dsn: str, handler: Make) -> None:
     assert authors(conn) == ["clock.look"]
 
 
+def test_deliveries_have_sessions(conn: Conn, dsn: str, handler: Make) -> None:
+    attempts: list[int] = []
+
+    def work(session: Session, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        session.add(Author(name=delivery.payload["name"]))
+        if len(attempts) == 1:
+            session.add(Book(title="of nobody", author_name="nobody"))
+
+    handling = Handling(Inbox("crm"), "q", handler(work), QUICK, 60.0, Slots(1), Service("Consumer"))
+    arrival = Arrival("t", b'{"name": "sarah"}', {}, str(uuid7()))
+
+    async def receive() -> None:
+        receiver = Receiver(dsn, handling)
+        try:
+            assert await receiver.receive(arrival)
+            assert await receiver.receive(arrival)
+        finally:
+            await receiver.close()
+
+    asyncio.run(receive())
+    assert (attempts, authors(conn)) == ([1, 2], ["sarah"])
+    assert value(conn, "SELECT count(*) FROM outbox.inbox AS i, outbox.authors AS a WHERE i.xmin = a.xmin") == 1
+
+
+def test_an_attempt_whose_time_is_over_writes_nothing(conn: Conn, dsn: str) -> None:
+    async def work(run: Run[Post]) -> None:
+        async with step_session(run) as session:
+            session.add(Author(name=f"{run.attempt}"))
+            await session.flush()
+            if run.attempt == 1:
+                await session.execute(sqlalchemy.text("SELECT pg_sleep(60)"))
+
+    pipeline = deployed(conn, one_stage(work, transaction=True, retry=LATER, timeout=0.2))
+    pipeline.submit(conn, "a", Post())
+    drain(pipeline, dsn)
+    assert "TimeoutError" in value(conn, "SELECT error FROM outbox.jobs")
+    conn.execute("UPDATE outbox.jobs SET run_at = now()")
+    drain(one_stage(work, transaction=True, retry=LATER, timeout=60), dsn)
+    assert authors(conn) == ["2"]
+
+
 def test_wrong_steps_and_options_are_refused_by_name(conn: Conn, dsn: str) -> None:
     told: list[str] = []
 
@@ -463,6 +510,7 @@ def test_the_connection_stays_as_the_handler_has_made_it(conn: Conn, dsn: str) -
             assert session.info == {"x": 1}
             session.add(Author(name="a"))
             assert (await session.scalars(select(Author.name))).all() == ["a"]
+            assert [name async for name in await session.stream_scalars(select(Author.name))] == ["a"]
             cursor = await run.connection.execute("SELECT name FROM outbox.authors")
             assert await cursor.fetchall() == [{"name": "a"}]
         async with step_session(run) as session:

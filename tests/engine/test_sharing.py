@@ -197,10 +197,10 @@ def test_savepoints_of_a_handler_are_its_own(conn: Conn, dsn: str, colour: Colou
         yield execute(EFFECT, (run.entity_id, 1))
         yield execute("savepoint s1_x2;")
         yield execute("RELEASE SAVEPOINT S1_X2")
-        yield execute("SAVEPOINT inner")
+        yield execute("SAVEPOINT deeper")
         yield execute('ROLLBACK TO "Outer"')
         yield execute(EFFECT, (run.entity_id, 2))
-        yield execute("SAVEPOINT left")
+        yield execute("SAVEPOINT still")
         if run.entity_id == "3":
             raise ValueError("not this one")
 
@@ -215,12 +215,12 @@ def test_a_handler_can_not_go_back_to_a_savepoint_of_the_one_before(conn: Conn, 
     def work(run: Run[Post]) -> Generator[Any, Any, Any]:
         yield run.connection.execute(EFFECT, (run.entity_id, run.attempt))
         if run.entity_id == "0":
-            yield run.connection.execute("SAVEPOINT left")
+            yield run.connection.execute("SAVEPOINT still")
         if run.entity_id == "1":
             yield run.connection.execute("SAVEPOINT mine")
-            yield run.connection.execute("SAVEPOINT left")
+            yield run.connection.execute("SAVEPOINT still")
             yield run.connection.execute("ROLLBACK TO mine")
-            yield run.connection.execute("ROLLBACK TO left")  # its own is gone
+            yield run.connection.execute("ROLLBACK TO still")  # its own is gone
 
     drain(shared(conn, colour(work), retry=LATER), dsn, concurrency=1)
     assert effects_of(conn) == done(conn) == list("02345")
