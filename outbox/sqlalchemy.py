@@ -160,7 +160,8 @@ class _Lent:
             self._step.on_commit(lambda: session.dispatch.after_commit(session))
 
     def abandon(self, session: Session) -> None:
-        """Forgets what the session has, after an error, which rolls the step back."""
+        """Forgets what the session has, after an error, with which the step fails even if the function catches it."""
+        self.rolled_back()
         self._over = True
         Session.rollback(session)
 
@@ -184,8 +185,8 @@ class _Lent:
     @property
     def _rolled_back(self) -> str:
         return (
-            f"the session of {self._what} was rolled back or closed, so the step can't be committed: let its error "
-            "through, or use begin_nested() for a part that may fail"
+            f"the session of {self._what} was rolled back, closed or left by an error, so the step can't be committed: "
+            "let the error through, or use begin_nested() for a part that may fail"
         )
 
     def _rollback(self) -> None:

@@ -220,7 +220,12 @@ def _flush_fails(session: Session) -> None:
         session.flush()
 
 
+def _raise(session: Session) -> None:
+    raise HandlerError("raised in the block")
+
+
 LOSSES: dict[str, Callable[[Session], Any]] = {
+    "an error that leaves the block": _raise,
     "an error of a flush, in Python": _flush_fails,
     "close": lambda session: session.close(),
     "rollback of the connection": lambda session: session.connection().rollback(),
@@ -250,10 +255,11 @@ def test_a_step_that_has_lost_a_part_is_not_committed(
         with pytest.raises(HandlerError):
             await inner(run)
 
+    swallowed = swallowed or how == "an error that leaves the block"
     outer = (swallow if plain else swallow_async) if swallowed and how.startswith("an error") else inner
     error = run_it(conn, dsn, outer)
     assert error is not None
-    assert "the session of stage p.work was rolled back or closed" in error
+    assert "the session of stage p.work was rolled back, closed or left by an error" in error
     assert (status_of(conn, "a"), authors(conn)) == ("NEW", [])
 
 
