@@ -78,7 +78,7 @@ def test_a_dsn_that_cannot_be_read_is_refused_without_its_password() -> None:
 def test_what_is_neither_a_dsn_nor_a_connection_is_refused(where: Any) -> None:
     with pytest.raises(InvalidInput, match=r"^conn: must be a connection or session of psycopg, "):
         outbox.migrate(where)
-    with pytest.raises(InvalidInput, match=r"^conn: must be a sync psycopg connection, not "):
+    with pytest.raises(InvalidInput, match=r"^conn: must be a connection or session of psycopg, "):
         outbox.deploy(where, notes())
 
 
