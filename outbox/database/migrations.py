@@ -124,10 +124,10 @@ def apply(where: str | psycopg.Connection[Any]) -> list[str]:
                 if together is transactions()[-1]:
                     where.execute(_UP_TO_DATE)
                 continue
-            where.execute(_PREPARE)
+            where.execute(_PREPARE, prepare=False)
             for migration in todo:
                 where.execute(migration.sql.encode(), prepare=False)
-                where.execute(_RECORD.format(name="%s", hash="%s").encode(), (migration.name, migration.hash))
+                where.execute(*_record(migration))
         done += [migration.name for migration in todo]
         killpoints.passing("K12")
     return done
@@ -151,7 +151,7 @@ def make_roles(conn: psycopg.Connection[Any]) -> None:
         try:
             _refuse_older(applied(conn))
             conn.execute(grants().sql.encode(), prepare=False)
-            conn.execute(_RECORD.format(name="%s", hash="%s").encode(), (grants().name, grants().hash))
+            conn.execute(*_record(grants()))
         except psycopg.errors.InsufficientPrivilege as error:
             raise SchemaError(
                 f"only the owner of the schema gives rights in it: {error.diag.message_primary}"
@@ -219,6 +219,12 @@ def _refuse_older(recorded: Mapping[str, str | None]) -> None:
             f"the database has {', '.join(sorted(later))} of a later release, and this Outbox doesn't put its own over "
             "them. Migrate with the release that made them, or a later one; this one runs on the schema as it is"
         )
+
+
+def _record(migration: Migration) -> tuple[bytes, dict[str, str | None]]:
+    """Returns the statement that records that a file was applied."""
+    values = {"name": migration.name, "hash": migration.hash}
+    return _RECORD.format(name="%(name)s", hash="%(hash)s").strip().rstrip(";").encode(), values
 
 
 def _rights(conn: psycopg.Connection[Any]) -> list[Migration]:

@@ -66,6 +66,11 @@ def raised_as_ours() -> Iterator[None]:
         raise
 
 
+def sqlstate_of(error: BaseException) -> str | None:
+    """Returns the SQLSTATE of any driver's error, or None if it has none."""
+    return next((answer.sqlstate for each in _chain(error, context=False) if (answer := _answer(each))), None)
+
+
 class _Answer(NamedTuple):
     """The server's answer, as any driver passes it on."""
 

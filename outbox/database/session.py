@@ -193,11 +193,10 @@ def transaction(conn: psycopg.Connection[Any]) -> Iterator[None]:
     """
     chosen = {"client_encoding": "UTF8", **READING}
     with conn.transaction():
-        cursor = psycopg.Cursor(conn, row_factory=tuple_row)
-        found = cursor.execute(SQL["session_read"], {"names": text_array([*chosen, "search_path"])}).fetchall()
-        cursor.execute(SQL["session_set"], {**_arrays(chosen), "local": True, "path": True})
+        found = tuples(conn, SQL["session_read"], names=text_array([*chosen, "search_path"]))
+        tuples(conn, SQL["session_set"], **_arrays(chosen), local=True, path=True)
         yield
-        cursor.execute(SQL["session_set"], {**_arrays(dict(found)), "local": True, "path": False})
+        tuples(conn, SQL["session_set"], **_arrays(dict(found)), local=True, path=False)
 
 
 def _arrays(settings: Mapping[str, str | None]) -> dict[str, str]:

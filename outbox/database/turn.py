@@ -44,7 +44,7 @@ def take(conn: psycopg.Connection[Any], name: str, *, shared: bool = False, give
 @contextmanager
 def patience(conn: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
     """Limits how long statements wait for locks. Afterwards the old limit returns; an error rolls the block back."""
-    with conn.transaction(), psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
+    with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
         ((before,),) = cursor.execute(SQL["patience"]).fetchall()
         cursor.execute(SQL["patience_set"], {"wait": f"{seconds * 1000:.0f}ms"})
         yield

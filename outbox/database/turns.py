@@ -6,6 +6,9 @@ alone, and the savepoint is set. A function that sends nothing costs nothing.
 What can't be put back, or would end the transaction that others have written in, is not sent: the function gets
 `NotHere`, and is to be called in a transaction of its own. In the first turn, which no savepoint precedes, it is sent,
 and `odd` tells that no turn may follow.
+
+A function may set savepoints, as ORMs do, and go back to them. It can't go back to one of an earlier turn, and with it
+behind the savepoint of its own.
 """
 
 from __future__ import annotations
@@ -41,6 +44,11 @@ _ODD = re.compile(
     r"|\bset\s+(session\s+|local\s+)?(constraints|transaction|characteristics)\b|\btransaction_(isolation|read_only|deferrable)"
     r"|advisory_xact|\binto\s+(local\s+|global\s+)?temp"
 )
+_SAVEPOINT = re.compile(
+    r"""\s*(savepoint|rollback\s+to(?:\s+savepoint)?|release(?:\s+savepoint)?)\s+("?)([a-z_][\w$]*)\2\s*;?\s*""",
+    re.IGNORECASE,
+)
+_OURS = "outbox_turn"
 
 
 class NotHere(Exception):
@@ -61,6 +69,8 @@ class Turn:
         self.opened = self.refused = self.conflict = self.broken = self.failed = False
         self.odd: str | None = None
         self._sent = False  # the opening, though perhaps not to its end
+        self._savepoints: list[str] = []  # set in this turn, the innermost last
+        self._savepoints_then: list[str] = []  # when what is being sent has succeeded
 
     @property
     def is_well(self) -> bool:
@@ -89,7 +99,9 @@ class Turn:
     def _wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         wait: Any = type(self._conn).wait
         try:
-            return wait(self._conn, self._opened(gen), *args, **options)
+            result = wait(self._conn, self._opened(gen), *args, **options)
+            self._savepoints = self._savepoints_then
+            return result
         except psycopg.Error as error:
             self._failed(error)
             raise
@@ -97,7 +109,9 @@ class Turn:
     async def _wait_async(self, gen: Any, *args: Any, **options: Any) -> Any:
         wait: Any = type(self._conn).wait
         try:
-            return await wait(self._conn, self._opened(gen), *args, **options)
+            result = await wait(self._conn, self._opened(gen), *args, **options)
+            self._savepoints = self._savepoints_then
+            return result
         except psycopg.Error as error:
             self._failed(error)
             raise
@@ -106,7 +120,8 @@ class Turn:
         """Looks at what psycopg is about to send; returns it, behind the opening if that has not been sent."""
         known = frame.f_locals if (frame := getattr(gen, "gi_frame", None)) else {}
         query = known.get("query", known.get("statement"))
-        if query is not None and (words := odd(_text(query, self._conn))):
+        self._savepoints_then = self._savepoints
+        if query is not None and (words := self._odd(_text(query, self._conn))):
             self.odd = words
             if self._opening is not None:
                 self.refused = True
@@ -120,6 +135,20 @@ class Turn:
         yield from _send(self._conn, opening)
         self.opened = True
         return (yield from gen)
+
+    def _odd(self, text: str) -> str:
+        """Does what `odd` does, and follows the savepoints of this turn."""
+        if not (found := _SAVEPOINT.fullmatch(text)):
+            return odd(text)
+        what, name, known = found[1].lower(), found[3] if found[2] else found[3].lower(), self._savepoints
+        if what == "savepoint" and name != _OURS:
+            self._savepoints_then = [*known, name]
+        elif name in known:
+            at = len(known) - known[::-1].index(name)
+            self._savepoints_then = known[: at if what.startswith("rollback") else at - 1]
+        else:
+            return what.upper()
+        return ""
 
     def _failed(self, error: psycopg.Error) -> None:
         self.conflict = self.conflict or (self._opening is not None and error.sqlstate in CONFLICTS)

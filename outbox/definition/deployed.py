@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -57,9 +58,15 @@ class Definition:
         name = {"pipeline": pipeline}
         with conn.cursor(row_factory=tuple_row) as cursor:
             row = cursor.execute(SQL["pipeline_read"], name).fetchone()
+            initial, cancelled, plain, former_names, schema, version, door = row or (
+                None,
+                None,
+                None,
+                "{}",
+                *3 * (None,),
+            )
             routes = {status: _route(*route) for status, *route in cursor.execute(SQL["routes_read"], name)}
             ways = {route.stage: (route.partition or (), route.priority or ()) for route in routes.values()}
-            initial, cancelled, plain, former_names, *data = row or (None, None, None, {}, None, None, None)
             return cls(
                 initial,
                 routes,
@@ -72,8 +79,8 @@ class Definition:
                 },
                 cancelled,
                 plain,
-                former_names,
-                (data[0], data[1], data[2]),
+                json.loads(former_names),
+                (None if schema is None else json.loads(schema), version, None if door is None else json.loads(door)),
             )
 
     def changes_to(self, new: Definition) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from typing import Any, overload
 
 import psycopg
 
 from ..database import migrations
+from ..database.drivers.borrowed import borrow
+from ..database.drivers.connection import AsyncConn, SyncConn
 from ..database.session import connect
 from ..definition import dead_ends
 from ..definition.deploy import deploy as deploy_one
@@ -19,31 +21,47 @@ from ..texts import shown
 
 log = logging.getLogger("outbox.deploy")
 
-Conn = psycopg.Connection[Any]
 
-
-def migrate(where: str | Conn) -> list[str]:
+@overload
+def migrate(where: str | SyncConn) -> list[str]: ...
+@overload
+def migrate(where: AsyncConn) -> Coroutine[Any, Any, list[str]]: ...
+def migrate(where: str | SyncConn | AsyncConn) -> list[str] | Coroutine[Any, Any, list[str]]:
     """Creates or updates the schema `outbox`, as `outbox migrate` does, and returns the names of what was applied.
 
-    `where` is a DSN or an open connection; a connection stays open. Any number of processes may migrate at once. Each
-    step is a transaction of its own. If the connection is already in a transaction, all steps are part of that one.
-
-    Works on sync connections only. In async code, call `await asyncio.to_thread(outbox.migrate, dsn)`.
+    `where` is a DSN or an open connection, of any kind that docs/connections.md names; a connection stays open. Await
+    it on an async one. Any number of processes may migrate at once. Each step is a transaction of its own. If the
+    connection is already in a transaction, all steps are part of that one.
 
     Raises SchemaError if the server is older than Postgres 15 or a later release has migrated the database,
-    SettingsError if the DSN can't be read, InvalidInput if `where` is neither a DSN nor a connection, and psycopg's
+    SettingsError if the DSN can't be read, InvalidInput if `where` is neither a DSN nor a connection, and the driver's
     errors if the database can't be reached or the role may not create the schema.
     """
     if isinstance(where, str):
         with connect(where, "migrate", pooled=True) as conn:
             return migrations.apply(conn)
-    _require_sync(where, "where", "a DSN or a sync psycopg connection")
-    return migrations.apply(where)
+    return borrow(where, migrations.apply)
 
 
+@overload
 def deploy(
-    conn: Conn, pipelines: Pipeline[Any] | Iterable[Pipeline[Any]], *, end_waits: bool = False, strict: bool = False
-) -> dict[str, list[str]]:
+    conn: SyncConn, pipelines: Pipeline[Any] | Iterable[Pipeline[Any]], *, end_waits: bool = False, strict: bool = False
+) -> dict[str, list[str]]: ...
+@overload
+def deploy(
+    conn: AsyncConn,
+    pipelines: Pipeline[Any] | Iterable[Pipeline[Any]],
+    *,
+    end_waits: bool = False,
+    strict: bool = False,
+) -> Coroutine[Any, Any, dict[str, list[str]]]: ...
+def deploy(
+    conn: SyncConn | AsyncConn,
+    pipelines: Pipeline[Any] | Iterable[Pipeline[Any]],
+    *,
+    end_waits: bool = False,
+    strict: bool = False,
+) -> dict[str, list[str]] | Coroutine[Any, Any, dict[str, list[str]]]:
     """Writes pipelines into the database, as `outbox deploy` does: statuses, legal changes, routes and schedules.
 
     Returns what has changed, in words, as a list for each pipeline name; the list is empty if nothing has. All
@@ -52,7 +70,7 @@ def deploy(
     Dead ends of a definition, and stages and statuses that nothing leads to, are logged as warnings; with `strict` they
     raise DefinitionError.
 
-    Works on sync connections only. In async code, call it in a thread with a connection of its own.
+    `conn` is a connection of any kind that docs/connections.md names. Await it on an async one.
 
     Raises SchemaError if the schema is missing or older than this code, Stranded if the new version would leave
     workflows without a way on or end what they wait for, DefinitionError if a definition contradicts itself,
@@ -60,7 +78,6 @@ def deploy(
     changed workflows, or ticks of a schedule that changes, stay open for more than about five seconds. After any of
     these errors, nothing is changed.
     """
-    _require_sync(conn, "conn", "a sync psycopg connection")
     several = list(pipelines) if isinstance(pipelines, Iterable) else [pipelines]
     for each in several:
         if not isinstance(each, Pipeline):
@@ -70,12 +87,11 @@ def deploy(
             dead_ends.refuse(each)
         for line in dead_ends.look(each):
             log.warning("%s: %s", each.name, line)
-    with conn.transaction():
-        migrations.require(conn)
-        lock_schedules(conn, several)
-        return {each.name: deploy_one(conn, each, end_waits=end_waits) for each in several}
 
+    def write(own: psycopg.Connection[Any]) -> dict[str, list[str]]:
+        with own.transaction():
+            migrations.require(own)
+            lock_schedules(own, several)
+            return {each.name: deploy_one(own, each, end_waits=end_waits) for each in several}
 
-def _require_sync(conn: object, field: str, wanted: str) -> None:
-    if not isinstance(conn, psycopg.Connection):
-        raise InvalidInput(field, f"must be {wanted}, not {type(conn).__name__}")
+    return borrow(conn, write)

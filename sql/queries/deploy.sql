@@ -15,8 +15,8 @@ SELECT outbox.commit_waits();
 -- Writes pipelines. Uses pipelines_pkey.
 INSERT INTO outbox.pipelines (pipeline, initial_status, definition, reaction_of, cancelled, plain, former_names, json_schema,
                               data_version, door)
-VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s, %(cancelled)s, %(plain)s,
-        %(former_names)s::text::jsonb, %(json_schema)s::text::jsonb, %(version)s, %(door)s::text::jsonb)
+VALUES (%(pipeline)s, %(initial)s, %(definition)s::text::jsonb, %(reaction_of)s, %(cancelled)s, %(plain)s::integer,
+        %(former_names)s::text::jsonb, %(json_schema)s::text::jsonb, %(version)s::integer, %(door)s::text::jsonb)
 ON CONFLICT (pipeline) DO UPDATE
 SET initial_status = excluded.initial_status, definition = excluded.definition, reaction_of = excluded.reaction_of,
     cancelled = excluded.cancelled, plain = excluded.plain, former_names = excluded.former_names,
@@ -69,7 +69,7 @@ FROM unnest(%(stages)s::text[], %(max_attempts)s::integer[]) AS s (stage, max_at
 -- name: limits_lock
 -- Locks the limits of a pipeline before its jobs, as claims do.
 -- Reads limits. Locks these rows, in order. Uses limits_pkey.
-SELECT FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s ORDER BY l.stage FOR UPDATE;
+SELECT l.stage FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s ORDER BY l.stage FOR UPDATE;
 
 -- name: limits_clear
 -- Deletes the limits of all stages but these.
@@ -81,7 +81,8 @@ DELETE FROM outbox.limits AS l WHERE l.pipeline = %(pipeline)s AND l.stage <> AL
 -- nothing start sooner.
 -- Writes limits. Uses limits_pkey.
 INSERT INTO outbox.limits AS l (pipeline, stage, concurrency, rate, partition_concurrency, partition_rate, partitioned)
-VALUES (%(pipeline)s, %(stage)s, %(concurrency)s, %(rate)s, %(partition_concurrency)s, %(partition_rate)s, %(partitioned)s)
+VALUES (%(pipeline)s, %(stage)s, %(concurrency)s::integer, %(rate)s::float8, %(partition_concurrency)s::integer,
+        %(partition_rate)s::float8, %(partitioned)s::boolean)
 ON CONFLICT (pipeline, stage) DO UPDATE
 SET concurrency = excluded.concurrency, rate = excluded.rate, partition_concurrency = excluded.partition_concurrency,
     partition_rate = excluded.partition_rate, partitioned = excluded.partitioned;
@@ -178,7 +179,7 @@ HAVING count(*) > 0;
 -- Waits for the running ticks of these schedules (null: all), and locks the schedules. This comes before the lock of the table,
 -- because a tick may change workflows.
 -- Reads schedules. Locks these rows, in order. Uses schedules_pkey.
-SELECT FROM outbox.schedules AS s
+SELECT s.schedule FROM outbox.schedules AS s
 WHERE s.pipeline = %(pipeline)s
   AND (%(schedules)s::text[] IS NULL OR s.schedule = ANY (%(schedules)s::text[]))
 ORDER BY s.schedule FOR UPDATE;

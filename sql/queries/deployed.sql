@@ -3,7 +3,8 @@
 -- name: pipeline_read
 -- Returns the pipeline as it is deployed.
 -- Reads pipelines. Uses pipelines_pkey.
-SELECT p.initial_status, p.cancelled, p.plain, p.former_names, p.json_schema, p.data_version, p.door
+SELECT p.initial_status, p.cancelled, p.plain, p.former_names::text, p.json_schema::text, p.data_version,
+       p.door::text
 FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s;
 
 -- name: routes_read

@@ -12,7 +12,7 @@ GROUP BY w.current_status ORDER BY w.current_status;
 -- Returns how many children that have not ended would move to each of these statuses when their parent ends first, and the
 -- first entities.
 -- Reads children, routes, workflow_states. Uses workflow_states_pkey, routes_pkey.
-SELECT c.cancel_to, count(*), (array_agg(w.entity_id ORDER BY w.entity_id))[1:%(most)s]
+SELECT c.cancel_to, count(*), (array_agg(w.entity_id ORDER BY w.entity_id))[1:%(most)s::integer]
 FROM outbox.children AS c
 JOIN outbox.workflow_states AS w ON w.id = c.child_id
 JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
@@ -22,7 +22,7 @@ GROUP BY c.cancel_to ORDER BY c.cancel_to;
 -- name: waits_in_statuses
 -- Returns the waits in these statuses that a change of the status ends: how many of each kind, and the first entities.
 -- Reads waiting. Uses approvals_open, waits_pkey, workflow_states_pkey.
-SELECT w.status, w.kind, count(DISTINCT w.workflow_id), (array_agg(DISTINCT w.entity_id))[1:%(most)s]
+SELECT w.status, w.kind, count(DISTINCT w.workflow_id), (array_agg(DISTINCT w.entity_id))[1:%(most)s::integer]
 FROM outbox.waiting AS w
 WHERE w.pipeline = %(pipeline)s AND w.status = ANY (%(statuses)s::text[]) AND w.kind NOT IN ('deadline', 'timer')
 GROUP BY w.status, w.kind ORDER BY w.status, w.kind;
@@ -30,7 +30,7 @@ GROUP BY w.status, w.kind ORDER BY w.status, w.kind;
 -- name: waits_for_changes
 -- Returns the waits that lead to one of these changes, and the first entities.
 -- Reads waiting. Uses approvals_open, jobs_with_deadline, waits_pkey, workflow_states_pkey.
-SELECT w.status, e.key, e.value, count(DISTINCT w.workflow_id), (array_agg(DISTINCT w.entity_id))[1:%(most)s]
+SELECT w.status, e.key, e.value, count(DISTINCT w.workflow_id), (array_agg(DISTINCT w.entity_id))[1:%(most)s::integer]
 FROM outbox.waiting AS w
 CROSS JOIN LATERAL jsonb_each_text(w.ended_by) AS e (key, value)
 JOIN unnest(%(froms)s::text[], %(tos)s::text[]) AS n (from_status, to_status)

@@ -11,7 +11,7 @@ SELECT set_config('lock_timeout', %(wait)s, true);
 -- name: turn_take
 -- Waits for a turn, alone or, if shared, beside others, and holds it until the end of the transaction.
 -- Locks an advisory lock.
-SELECT CASE WHEN %(shared)s THEN pg_advisory_xact_lock_shared(hashtext(%(name)s))::text
+SELECT CASE WHEN %(shared)s::boolean THEN pg_advisory_xact_lock_shared(hashtext(%(name)s))::text
             ELSE pg_advisory_xact_lock(hashtext(%(name)s))::text END;
 
 -- name: turn_holders

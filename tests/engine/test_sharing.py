@@ -167,7 +167,7 @@ REFUSED = {
     "constraints": "SET CONSTRAINTS ALL IMMEDIATE",
     "a temporary table": "CREATE TEMP TABLE kept (n integer)",
     "a lock of the transaction": "SELECT pg_advisory_xact_lock(7)",
-    "a savepoint": "SAVEPOINT mine",
+    "a savepoint of ours": "SAVEPOINT outbox_turn",
     "several statements": "SELECT 1; SELECT 2",
     "a block": "DO $$ BEGIN PERFORM 1; END $$",
 }
@@ -187,6 +187,44 @@ def test_what_cannot_be_put_back_gives_the_stage_transactions_of_its_own(
     drain(shared(conn, work, retry=Backoff(attempts=1)), dsn, concurrency=1)
     assert effects_of(conn) == done(conn) == list("012345")
     assert caplog.text.count("transactions of their own from now on") == 1
+
+
+def test_savepoints_of_a_handler_are_its_own(conn: Conn, dsn: str, colour: Colour) -> None:
+    def work(run: Run[Post]) -> Generator[Any, Any, Any]:
+        execute = run.connection.execute
+        yield execute(EFFECT, (run.entity_id, 0))
+        yield execute('SAVEPOINT "Outer"')
+        yield execute(EFFECT, (run.entity_id, 1))
+        yield execute("savepoint s1_x2;")
+        yield execute("RELEASE SAVEPOINT S1_X2")
+        yield execute("SAVEPOINT deeper")
+        yield execute('ROLLBACK TO "Outer"')
+        yield execute(EFFECT, (run.entity_id, 2))
+        yield execute("SAVEPOINT still")
+        if run.entity_id == "3":
+            raise ValueError("not this one")
+
+    drain(shared(conn, colour(work), retry=LATER), dsn, concurrency=1)
+    assert done(conn) == list("01245")
+    assert value(conn, XIDS) == 1
+    found = conn.execute("SELECT entity, n FROM outbox.effects ORDER BY 1, 2").fetchall()
+    assert found == [(entity, n) for entity in "01245" for n in (0, 2)]
+
+
+def test_a_handler_can_not_go_back_to_a_savepoint_of_the_one_before(conn: Conn, dsn: str, colour: Colour) -> None:
+    def work(run: Run[Post]) -> Generator[Any, Any, Any]:
+        yield run.connection.execute(EFFECT, (run.entity_id, run.attempt))
+        if run.entity_id == "0":
+            yield run.connection.execute("SAVEPOINT still")
+        if run.entity_id == "1":
+            yield run.connection.execute("SAVEPOINT mine")
+            yield run.connection.execute("SAVEPOINT still")
+            yield run.connection.execute("ROLLBACK TO mine")
+            yield run.connection.execute("ROLLBACK TO still")  # its own is gone
+
+    drain(shared(conn, colour(work), retry=LATER), dsn, concurrency=1)
+    assert effects_of(conn) == done(conn) == list("02345")
+    assert "InvalidSavepointSpecification" in value(conn, "SELECT error FROM outbox.jobs")
 
 
 def test_what_cannot_be_put_back_is_seen_in_the_first_turn(conn: Conn, dsn: str, colour: Colour) -> None:

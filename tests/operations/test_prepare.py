@@ -76,9 +76,9 @@ def test_a_dsn_that_cannot_be_read_is_refused_without_its_password() -> None:
 
 @pytest.mark.parametrize("where", [None, 5, b"postgresql://"])
 def test_what_is_neither_a_dsn_nor_a_connection_is_refused(where: Any) -> None:
-    with pytest.raises(InvalidInput, match=r"^where: must be a DSN or a sync psycopg connection, not "):
+    with pytest.raises(InvalidInput, match=r"^conn: must be a connection or session of psycopg, "):
         outbox.migrate(where)
-    with pytest.raises(InvalidInput, match=r"^conn: must be a sync psycopg connection, not "):
+    with pytest.raises(InvalidInput, match=r"^conn: must be a connection or session of psycopg, "):
         outbox.deploy(where, notes())
 
 
@@ -88,13 +88,17 @@ def test_what_is_no_pipeline_is_refused(conn: Conn, pipelines: Any) -> None:
         outbox.deploy(conn, pipelines)
 
 
-def test_an_async_connection_is_refused_and_a_thread_does(dsn: str) -> None:
+def test_async_connections_are_awaited_and_what_is_no_connection_is_refused(dsn: str) -> None:
     async def prepare() -> None:
-        async with await psycopg.AsyncConnection.connect(dsn) as conn:
-            with pytest.raises(InvalidInput, match="must be a DSN or a sync psycopg connection, not AsyncConnection"):
-                outbox.migrate(conn)  # type: ignore[arg-type]
-            with pytest.raises(InvalidInput, match="must be a sync psycopg connection, not AsyncConnection"):
-                outbox.deploy(conn, notes())  # type: ignore[arg-type]
-        assert await asyncio.to_thread(outbox.migrate, dsn) == []
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+            assert await outbox.migrate(conn) == []
+            assert (await outbox.deploy(conn, notes()))["notes"] != []
+            cursor = conn.cursor()
+        with pytest.raises(InvalidInput, match="is a cursor: pass its connection"):
+            await outbox.migrate(cursor)  # type: ignore[call-overload]
+        with pytest.raises(InvalidInput, match="must be a connection or session of"):
+            outbox.deploy(5, notes())  # type: ignore[call-overload]
 
     asyncio.run(prepare())
+    with psycopg.connect(dsn) as conn:
+        assert outbox.deploy(conn, notes()) == {"notes": []}, "it was committed"

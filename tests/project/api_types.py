@@ -7,7 +7,10 @@ from typing import Any, assert_type
 from uuid import UUID
 
 import psycopg
+import sqlalchemy
 from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 import outbox
 from outbox import (
@@ -25,6 +28,7 @@ from outbox import (
     Tick,
     Worker,
 )
+from outbox.sqlalchemy import step_session, sync_step_session
 
 
 class Post(BaseModel):
@@ -136,5 +140,34 @@ async def asynch(conn: psycopg.AsyncConnection[Any]) -> None:
     assert_type(await outbox.approve(conn, "posts", "a", by="sarah"), str)
     assert_type(await outbox.reject(conn, posts, "a", reason="wrong", shown="ab"), str)
     outbox.approve(conn, posts, "a", who="sarah")  # type: ignore[call-overload]
-    outbox.migrate(conn)  # type: ignore[arg-type]
-    outbox.deploy(conn, posts)  # type: ignore[arg-type]
+    assert_type(await outbox.migrate(conn), list[str])
+    assert_type(await outbox.deploy(conn, posts), dict[str, list[str]])
+
+
+class MySession(Session): ...
+
+
+class MyAsyncSession(AsyncSession): ...
+
+
+@posts.stage("act_async", on="TOLD", to="COMPLETED", transaction=True)
+async def act_with_the_orm(run: Run[Post]) -> None:
+    async with step_session(run, expire_on_commit=False) as session:
+        assert_type(session, AsyncSession)
+    async with step_session(run, class_=MyAsyncSession) as mine:
+        assert_type(mine, MyAsyncSession)
+    step_session(run.data)  # type: ignore[call-overload]
+    run.on_commit(lambda: print("done"))
+    run.on_commit(print, 1)  # type: ignore[call-arg]
+
+
+def in_a_thread(tick: outbox.Tick, delivery: outbox.Delivery) -> None:
+    with sync_step_session(tick) as session:
+        assert_type(session, Session)
+    with sync_step_session(delivery, class_=MySession) as mine:
+        assert_type(mine, MySession)
+
+
+def migrates(connection: sqlalchemy.Connection) -> None:
+    assert_type(outbox.migrate(connection), list[str])
+    assert_type(outbox.deploy(connection, posts), dict[str, list[str]])

@@ -72,6 +72,10 @@ class Door(ABC):
         """Runs a statement, and returns its rows as sequences, whatever the connection makes of rows otherwise."""
 
     @abstractmethod
+    def run(self, commands: str) -> None:
+        """Runs one or more commands that have no values. What they return is left."""
+
+    @abstractmethod
     def whole(self) -> AbstractContextManager[object]:
         """Makes several statements one transaction, if the connection would commit each of them by itself."""
 
@@ -82,6 +86,10 @@ class AsyncDoor(ABC):
     @abstractmethod
     async def rows(self, statement: Statement) -> list[Any]:
         """Does what `Door.rows` does."""
+
+    @abstractmethod
+    async def run(self, commands: str) -> None:
+        """Does what `Door.run` does."""
 
     @abstractmethod
     def whole(self) -> AbstractAsyncContextManager[object]:

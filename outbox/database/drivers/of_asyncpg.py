@@ -23,6 +23,10 @@ class Asyncpg(AsyncDoor):
         text, values = spelling.numbered(statement)
         return list(await self._conn.fetch(text, *values, record_class=self._plain))
 
+    async def run(self, commands: str) -> None:
+        """Runs commands, in one round trip."""
+        await self._conn.execute(commands)
+
     def whole(self) -> AbstractAsyncContextManager[object]:
         """Opens a transaction if none is open."""
         found: AbstractAsyncContextManager[object] = (

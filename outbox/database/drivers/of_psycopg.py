@@ -22,7 +22,12 @@ class Psycopg(Door):
     def rows(self, statement: Statement) -> list[Any]:
         """Runs a statement, and returns its rows."""
         with psycopg.Cursor(self._conn, row_factory=tuple_row) as cursor:
-            return cursor.execute(*statement).fetchall()
+            cursor.execute(*statement)
+            return cursor.fetchall() if cursor.description else []
+
+    def run(self, commands: str) -> None:
+        """Runs commands, in one round trip."""
+        self._conn.execute(commands.encode(), prepare=False)
 
     def whole(self) -> AbstractContextManager[object]:
         """Opens a transaction in autocommit."""
@@ -39,7 +44,11 @@ class PsycopgAsync(AsyncDoor):
         """Runs a statement, and returns its rows."""
         async with psycopg.AsyncCursor(self._conn, row_factory=tuple_row) as cursor:
             await cursor.execute(*statement)
-            return await cursor.fetchall()
+            return await cursor.fetchall() if cursor.description else []
+
+    async def run(self, commands: str) -> None:
+        """Runs commands, in one round trip."""
+        await self._conn.execute(commands.encode(), prepare=False)
 
     def whole(self) -> AbstractAsyncContextManager[object]:
         """Opens a transaction in autocommit."""

@@ -23,7 +23,12 @@ class Psycopg2(Door):
         """Runs a statement, and returns its rows."""
         with self._conn.cursor(cursor_factory=self._plain) as cursor:
             cursor.execute(*spelling.named(statement))
-            return list(cursor.fetchall())
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def run(self, commands: str) -> None:
+        """Runs commands, in one round trip."""
+        with self._conn.cursor(cursor_factory=self._plain) as cursor:
+            cursor.execute(commands)
 
     def whole(self) -> AbstractContextManager[object]:
         """Opens a transaction in autocommit."""

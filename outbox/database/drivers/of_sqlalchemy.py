@@ -27,7 +27,14 @@ class Sqlalchemy(Door):
     def rows(self, statement: Statement) -> list[Any]:
         """Runs a statement, and returns its rows."""
         connection = self._connection()
-        return list(connection.exec_driver_sql(*_SPELLINGS[connection.dialect.paramstyle](statement)).fetchall())
+        result = connection.exec_driver_sql(*_SPELLINGS[connection.dialect.paramstyle](statement))
+        return list(result.fetchall()) if result.returns_rows else []
+
+    def run(self, commands: str) -> None:
+        """Runs commands, each by itself: asyncpg and pg8000 prepare what SQLAlchemy executes."""
+        connection = self._connection()
+        for command in spelling.commands(commands):
+            connection.exec_driver_sql(command, execution_options={"no_parameters": True}).close()
 
     def whole(self) -> AbstractContextManager[object]:
         """Refuses a connection in autocommit."""
@@ -59,6 +66,10 @@ class SqlalchemyAsync(AsyncDoor):
         """Runs a statement, and returns its rows."""
         found: list[Any] = await self._conn.run_sync(lambda conn: Sqlalchemy(conn).rows(statement))
         return found
+
+    async def run(self, commands: str) -> None:
+        """Runs commands, each by itself."""
+        await self._conn.run_sync(lambda conn: Sqlalchemy(conn).run(commands))
 
     @asynccontextmanager
     async def whole(self) -> AsyncIterator[None]:

@@ -17,6 +17,29 @@ from ..steps import Statement
 
 _PARAMETER = re.compile(r"%(?:\((\w+)\)s|%)")
 
+_QUOTED_OR_END = re.compile(
+    r"""'(?:[^']|'')*'|"[^"]*"|--[^\n]*|/\*.*?\*/|(\$\w*\$).*?\1|\bBEGIN\ ATOMIC\b.*?^END(?=;)|;""",
+    re.DOTALL | re.MULTILINE,
+)
+"""What may have a semicolon in it that ends no command, and one that does."""
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+@lru_cache(maxsize=200)
+def commands(script: str) -> tuple[str, ...]:
+    """Returns the commands of a script, for drivers that take one at a time.
+
+    It knows quotes, comments and bodies of functions as the scripts of Outbox have them: what is BEGIN ATOMIC has its
+    END at the start of a line.
+    """
+    found, start = [], 0
+    for each in _QUOTED_OR_END.finditer(script):
+        if each[0] == ";":
+            found.append(script[start : each.start()])
+            start = each.end()
+    found.append(script[start:])
+    return tuple(command for command in found if _COMMENT.sub("", command).strip())
+
 
 def named(statement: Statement) -> tuple[str, dict[str, str | None]]:
     """Returns a statement with parameters such as `%(name)s`, and its values by name."""
@@ -70,5 +93,5 @@ def _text(value: Any) -> str | None:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Iterable):
-        return text_array(value)
+        return text_array(map(_text, value))
     return str(value)
