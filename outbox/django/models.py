@@ -1,0 +1,1 @@
+"""Defines models to read what is in the schema `outbox`."""
