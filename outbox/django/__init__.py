@@ -2,5 +2,6 @@
 
 from .discovery import pipelines
 from .project import dsn
+from .step import in_step
 
-__all__ = ["dsn", "pipelines"]
+__all__ = ["dsn", "in_step", "pipelines"]

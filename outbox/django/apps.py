@@ -21,10 +21,14 @@ class OutboxConfig(AppConfig):
     verbose_name = "Outbox"
 
     def ready(self) -> None:
+        from ..definition import hooks
         from . import checks as ours
+        from .stale import Healing
 
         checks.register(ours.check_project)
         checks.register(ours.check_schema, checks.Tags.database)
+        if Healing not in hooks.EVERYWHERE:
+            hooks.EVERYWHERE.append(Healing)
         pre_migrate.connect(_before_migrate, sender=self, dispatch_uid="outbox")
         post_migrate.connect(_after_migrate, sender=self, dispatch_uid="outbox")
 

@@ -6,13 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import django
+import psycopg
 import pytest
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
 
+from kit.databases import OWNER
+from outbox.definition import hooks
+
 with pytest.MonkeyPatch.context() as _environment:  # what tests start is not of this project
     _environment.setenv("DJANGO_SETTINGS_MODULE", "apps.django_shop.settings")
     django.setup()
+
+from apps.django_shop.models import Order
+from outbox.django.stale import Healing
 
 
 @contextmanager
@@ -29,3 +36,19 @@ def database(dsn: str, alias: str = "default", **more: object) -> Iterator[None]
         connection.close()
         connection.settings_dict.clear()
         connection.settings_dict.update(kept)
+
+
+# The other tests of this process run without it.
+hooks.EVERYWHERE.remove(Healing)
+
+
+@contextmanager
+def shop(dsn: str, **more: object) -> Iterator[None]:
+    """Has the project, with the table of its model, in a database with the schema. Handlers run as in its workers."""
+    with psycopg.connect(dsn.replace(f"{OWNER}@", "postgres@"), autocommit=True) as conn:
+        conn.execute(f"GRANT ALL ON SCHEMA public TO {OWNER}")
+    with database(dsn, **more), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hooks, "EVERYWHERE", [Healing])
+        with connections["default"].schema_editor() as editor:
+            editor.create_model(Order)
+        yield
