@@ -22,6 +22,7 @@ class OutboxConfig(AppConfig):
 
     def ready(self) -> None:
         from ..definition import hooks
+        from ..process import threads
         from . import checks as ours
         from .stale import Healing
 
@@ -29,6 +30,7 @@ class OutboxConfig(AppConfig):
         checks.register(ours.check_schema, checks.Tags.database)
         if Healing not in hooks.EVERYWHERE:
             hooks.EVERYWHERE.append(Healing)
+            threads.LEAVING.append(connections.close_all)
         pre_migrate.connect(_before_migrate, sender=self, dispatch_uid="outbox")
         post_migrate.connect(_after_migrate, sender=self, dispatch_uid="outbox")
 

@@ -6,10 +6,10 @@ and neither commits, rolls back nor closes. Django's own connection of the threa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from django.conf import settings
 from django.db import connections
@@ -47,7 +47,7 @@ def in_step(run: Step, *, using: str | None = None) -> Iterator[None]:
         )
     alias = using or project.load().database
     before = connections[alias]
-    lent = _lent(type(before))(run, before)
+    lent = _lent(cast("Hashable", type(before)))(run, before)
     connections[alias] = lent
     try:
         yield
@@ -66,7 +66,7 @@ def in_step(run: Step, *, using: str | None = None) -> Iterator[None]:
 def _lent(kind: Any) -> Any:
     """Returns the kind of connection that an alias has, PostGIS' for example, as one that is lent."""
 
-    class Lent(kind):  # type: ignore[misc]
+    class Lent(kind):
         """A connection in the transaction of a step, which alone ends it."""
 
         def __init__(self, run: Step, usual: Any) -> None:

@@ -131,7 +131,7 @@ def test_another_database_gets_nothing_of_outbox(project: str, dsn: str) -> None
         migrate()
         assert scalar(project, "SELECT to_regclass('outbox.workflow_states')::text") is None
         migrate(database="other")
-    assert scalar(dsn, "SELECT count(*) FROM outbox.pipelines") == 1
+    assert scalar(dsn, "SELECT count(*) FROM outbox.pipelines") == 3
 
 
 def test_a_project_that_deploys_by_itself_only_migrates(project: str) -> None:
@@ -237,9 +237,9 @@ def test_a_schema_that_is_older_is_a_warning_of_the_database_checks(project: str
 
 
 def test_pipelines_are_those_of_the_apps_or_those_that_are_named() -> None:
-    assert [each.name for each in pipelines()] == ["orders"]
+    assert [each.name for each in pipelines()] == ["orders", "tasks", "tasks:emails"]
     with override_settings(OUTBOX={"PIPELINES": ["apps.cli:posts"]}):
-        assert [each.name for each in pipelines()] == ["posts"]
+        assert [each.name for each in pipelines()] == ["posts", "tasks", "tasks:emails"]
 
 
 def test_the_dsn_has_what_libpq_knows_of_the_database(project: str) -> None:

@@ -10,12 +10,11 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection, transaction
 
+from apps.django_shop.models import Order
 from kit import django_project
 from outbox import Backoff, Pipeline, Run, deploy
 from outbox.django.stale import Healing, close_stale
 from outbox.testing import drain
-
-from apps.django_shop.models import Order  # isort: skip - it needs Django's settings
 
 Conn = psycopg.Connection[Any]
 LOST = {"CONN_MAX_AGE": None, "AUTOCOMMIT": True, "CONN_HEALTH_CHECKS": False}

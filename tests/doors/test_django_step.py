@@ -14,12 +14,11 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.db.transaction import TransactionManagementError
 
+from apps.django_shop.models import Order
 from kit import django_project
 from outbox import Backoff, Pipeline, Run, Tick, deploy
 from outbox.django import in_step
 from outbox.testing import drain
-
-from apps.django_shop.models import Order  # isort: skip - it needs Django's settings
 
 Conn = psycopg.Connection[Any]
 Handler = Callable[[Run[Any]], Any]

@@ -25,6 +25,7 @@ ONLY_HERE = {
     "psycopg_pool": (),
     "httpx": (),
     "pika": ("messages.rabbitmq",),
+    "django": ("django",),
 }
 FLOORS = (
     {"errors"},

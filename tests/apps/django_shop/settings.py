@@ -46,3 +46,4 @@ SECRET_KEY = "of the tests"
 ALLOWED_HOSTS = ["*"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
+TASKS = {"default": {"BACKEND": "outbox.django.tasks.OutboxBackend", "QUEUES": ["default", "emails"]}}
