@@ -8,6 +8,7 @@ from typing import Any
 from django.apps import AppConfig
 from django.core import checks
 from django.db import connections
+from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate, pre_migrate
 
 from . import project
@@ -24,13 +25,14 @@ class OutboxConfig(AppConfig):
         from ..definition import hooks
         from ..process import threads
         from . import checks as ours
-        from .stale import Healing
+        from .stale import Healing, note_connected
 
         checks.register(ours.check_project)
         checks.register(ours.check_schema, checks.Tags.database)
         if Healing not in hooks.EVERYWHERE:
             hooks.EVERYWHERE.append(Healing)
             threads.LEAVING.append(connections.close_all)
+        connection_created.connect(note_connected, dispatch_uid="outbox")
         pre_migrate.connect(_before_migrate, sender=self, dispatch_uid="outbox")
         post_migrate.connect(_after_migrate, sender=self, dispatch_uid="outbox")
 

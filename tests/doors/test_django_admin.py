@@ -16,9 +16,9 @@ from pytest_postgresql.executors import NoopExecutor
 
 from kit import django_project
 from kit.databases import clone
+from kit.pipelines import drain
 from outbox import Pipeline, Reject, Run, WaitForApproval, deploy
 from outbox.django.models import Approval, DeadJob, Job, StateChange, Workflow
-from outbox.testing import drain
 
 Conn = psycopg.Connection[Any]
 

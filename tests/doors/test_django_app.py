@@ -18,6 +18,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connections
 from django.db.migrations.exceptions import IrreversibleError
+from django.db.migrations.loader import MigrationLoader
 from django.test import override_settings
 from psycopg.conninfo import conninfo_to_dict
 
@@ -123,6 +124,11 @@ def test_sqlmigrate_says_what_prints_the_sql(project: str) -> None:
 
 def test_no_model_lacks_a_migration(project: str) -> None:
     call_command("makemigrations", "outbox", check=True, dry_run=True, verbosity=0)
+
+
+def test_models_of_other_apps_may_refer_to_a_workflow() -> None:
+    known = MigrationLoader(None).project_state().apps.get_model("outbox", "Workflow")
+    assert known._meta.pk.name == "id"
 
 
 def test_another_database_gets_nothing_of_outbox(project: str, dsn: str) -> None:

@@ -12,9 +12,10 @@ from django.db import connection, transaction
 
 from apps.django_shop.models import Order
 from kit import django_project
+from kit.pipelines import drain
+from kit.servers import wait_for
 from outbox import Backoff, Pipeline, Run, deploy
 from outbox.django.stale import Healing, close_stale
-from outbox.testing import drain
 
 Conn = psycopg.Connection[Any]
 LOST = {"CONN_MAX_AGE": None, "AUTOCOMMIT": True, "CONN_HEALTH_CHECKS": False}
@@ -89,6 +90,18 @@ def test_with_health_checks_it_costs_none(shop: str, conn: Conn) -> None:
 def test_without_persistent_connections_none_is_left_open(shop: str, conn: Conn) -> None:
     assert attempts(conn, shop, plain, 2) == [1, 1]
     assert conn.execute(OURS).fetchall() == []
+
+
+def test_threads_of_a_worker_that_ends_close_their_connections(shop: str, conn: Conn) -> None:
+    """A test database couldn't be dropped, and an application that embeds workers would run out of connections."""
+    pipeline = Pipeline("shop", initial="NEW", final={"DONE"})
+    pipeline.stage("count", on="NEW", to="COUNTED")(lambda run: plain(run))
+    pipeline.stage("again", on="COUNTED", to="DONE", transaction=True)(lambda run: plain(run))
+    deploy(conn, pipeline)
+    pipeline.submit_many(conn, [(f"o-{number}", {}) for number in range(3)])
+    assert drain(pipeline, shop).counts.done == 6
+    assert opened
+    wait_for(lambda: conn.execute(OURS).fetchall() == [])
 
 
 def test_connections_in_atomic_are_left_alone(shop: str) -> None:

@@ -16,9 +16,9 @@ from django.db.transaction import TransactionManagementError
 
 from apps.django_shop.models import Order
 from kit import django_project
+from kit.pipelines import drain
 from outbox import Backoff, Pipeline, Run, Tick, deploy
 from outbox.django import in_step
-from outbox.testing import drain
 
 Conn = psycopg.Connection[Any]
 Handler = Callable[[Run[Any]], Any]

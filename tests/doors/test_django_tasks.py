@@ -18,9 +18,9 @@ from django_tasks.signals import task_enqueued, task_finished, task_started
 from apps.django_shop import tasks
 from apps.django_shop.models import Order
 from kit import django_project
+from kit.pipelines import drain
 from outbox import deploy
 from outbox.django.tasks import OutboxBackend, pipelines
-from outbox.testing import drain
 
 Conn = psycopg.Connection[Any]
 

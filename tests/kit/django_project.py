@@ -47,8 +47,11 @@ def shop(dsn: str, **more: object) -> Iterator[None]:
     """Has the project, with the table of its model, in a database with the schema. Handlers run as in its workers."""
     with psycopg.connect(dsn.replace(f"{OWNER}@", "postgres@"), autocommit=True) as conn:
         conn.execute(f"GRANT ALL ON SCHEMA public TO {OWNER}")
-    with database(dsn, **more), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hooks, "EVERYWHERE", [Healing])
+    with database(dsn, **more):
         with connections["default"].schema_editor() as editor:
             editor.create_model(Order)
-        yield
+        hooks.EVERYWHERE.append(Healing)
+        try:
+            yield
+        finally:
+            hooks.EVERYWHERE.remove(Healing)
