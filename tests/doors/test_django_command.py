@@ -14,10 +14,13 @@ import pytest
 from django.core.management import ManagementUtility, call_command
 from django.core.management.base import CommandError
 from django.test import override_settings
+from psycopg.conninfo import conninfo_to_dict
 
 from apps.django_shop.pipelines import orders
 from kit import django_project
 from kit.servers import Process, wait_for
+from outbox.django import dsn as dsn_of
+from outbox.django.management.commands.outbox import _settings as settings_of_project
 
 
 @pytest.fixture
@@ -56,6 +59,18 @@ def test_a_dsn_and_an_app_that_are_given_come_first(project: str) -> None:
     code, _, err = run("--dsn", "postgresql://127.0.0.1:1/elsewhere", "status")
     assert (code, "127.0.0.1" in err) == (1, True)
     assert run("deploy", "--app", "apps.cli:posts", "--check")[1].startswith("posts: initial status")
+
+
+def test_the_worker_listens_where_the_setting_says(project: str) -> None:
+    with (
+        override_settings(OUTBOX={"LISTEN_DATABASE": "other"}),
+        django_project.database(project, "other", NAME="direct"),
+    ):
+        found = settings_of_project()
+    assert (conninfo_to_dict(str(found["listen_dsn"]))["dbname"], conninfo_to_dict(str(found["dsn"]))) == (
+        "direct",
+        conninfo_to_dict(dsn_of("default")),
+    )
 
 
 def test_exit_codes_are_those_of_the_command_line(project: str) -> None:

@@ -17,7 +17,8 @@ from django.db.transaction import TransactionManagementError
 from apps.django_shop.models import Order
 from kit import django_project
 from kit.pipelines import drain
-from outbox import Backoff, Pipeline, Run, Tick, deploy
+from kit.servers import wait_for
+from outbox import Backoff, LeaseLost, Pipeline, Run, Tick, deploy
 from outbox.django import in_step
 
 Conn = psycopg.Connection[Any]
@@ -217,6 +218,33 @@ def test_savepoints_in_a_shared_transaction_give_each_handler_its_own(step: Call
 
     assert step(handler, *"abcd", share=50).counts.done == 4
     assert numbers(conn) == list("abcd")
+
+
+def test_a_batch_has_the_orm_by_any_of_its_runs(step: Callable[..., Steps], conn: Conn) -> None:
+    def handler(runs: list[Run[Any]]) -> None:
+        with in_step(runs[-1]):
+            Order.objects.bulk_create(Order(number=run.entity_id) for run in runs)
+
+    assert step(handler, *"abc", batch=3).counts.done == 3
+    assert numbers(conn) == list("abc")
+
+
+def test_an_attempt_that_has_timed_out_sends_nothing_more(step: Callable[..., Steps], conn: Conn) -> None:
+    ended: list[type[BaseException]] = []
+
+    def handler(run: Run[Any]) -> None:
+        try:
+            with in_step(run):
+                make()
+                while True:
+                    Order.objects.count()
+        except LeaseLost as error:
+            ended.append(type(error))
+            raise
+
+    assert "timeout" in step(handler, timeout=0.1).error
+    wait_for(lambda: ended == [LeaseLost])
+    assert numbers(conn) == []
 
 
 def test_a_schedule_has_the_orm_too(shop: str, conn: Conn) -> None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from kit.databases import OWNER
+from kit.manage import manage
 
 PAGE = Path(__file__).parents[2] / "docs" / "django.md"
 
 # What a project has before.
 BEFORE = {
-    "manage.py": "import sys\nfrom django.core.management import execute_from_command_line\nexecute_from_command_line(sys.argv)\n",
     "config/settings.py": "import os\nSECRET_KEY = 'of a test'\nUSE_TZ = True\nDEFAULT_AUTO_FIELD = 'django.db.models.BigAutoField'\n"
     "DATABASES = {'default': {'ENGINE': 'django.db.backends.postgresql', 'NAME': os.environ['PGDATABASE']}}\n",
     "shop/models.py": "from django.db import models\n\n\nclass Order(models.Model):\n"
@@ -26,7 +23,6 @@ BEFORE = {
     "shop/migrations/__init__.py": "",
 }
 PLACE = """
-import django; django.setup()
 from django.test import RequestFactory
 from django.contrib.auth.models import AnonymousUser
 from shop.late import waiting
@@ -52,20 +48,17 @@ def test_what_django_md_says_works_as_printed(empty_dsn: str, tmp_path: Path) ->
 
     with psycopg.connect(empty_dsn.replace(f"{OWNER}@", "postgres@"), autocommit=True) as admin:
         admin.execute(f"GRANT ALL ON SCHEMA public TO {OWNER}")
-    at = conninfo_to_dict(empty_dsn)
-    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "config.settings", "PYTHONPATH": str(tmp_path)}
-    env |= {"PGHOST": str(at["host"]), "PGPORT": str(at["port"]), "PGUSER": OWNER, "PGDATABASE": str(at["dbname"])}
-
-    def run(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
-        return done.stdout
-
-    run("manage.py", "makemigrations", "shop")
-    for line in typed[1:]:
-        run(*line.split()[1:])
-        if line.endswith("migrate"):
-            run("-c", PLACE)
+    (tmp_path / "place.py").write_text(PLACE)
+    commands = [line.removeprefix("python manage.py ") for line in typed[1:]]
+    manage(
+        tmp_path,
+        "config.settings",
+        conninfo_to_dict(empty_dsn),
+        "makemigrations shop",
+        commands[0],
+        "place.py",
+        *commands[1:],
+    )
     with psycopg.connect(empty_dsn) as conn:
         assert conn.execute("SELECT current_status FROM outbox.workflow_states").fetchall() == [("SHIPPED",)]
         assert conn.execute("SELECT number, shipped FROM shop_order").fetchall() == [("o-1", True)]
