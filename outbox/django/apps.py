@@ -25,13 +25,14 @@ class OutboxConfig(AppConfig):
         from ..definition import hooks
         from ..process import threads
         from . import checks as ours
-        from .stale import Healing, note_connected
+        from .stale import Healing, close_idle, end_loop, note_connected
 
         checks.register(ours.check_project)
         checks.register(ours.check_schema, checks.Tags.database)
         if Healing not in hooks.EVERYWHERE:
             hooks.EVERYWHERE.append(Healing)
-            threads.LEAVING.append(connections.close_all)
+            threads.LEAVING.append(close_idle)
+            threads.ENDING.append(end_loop)
         connection_created.connect(note_connected, dispatch_uid="outbox")
         pre_migrate.connect(_before_migrate, sender=self, dispatch_uid="outbox")
         post_migrate.connect(_after_migrate, sender=self, dispatch_uid="outbox")

@@ -5,17 +5,22 @@ Without this, a thread keeps a connection that the server has ended, and each jo
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from types import TracebackType
 from typing import Any
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 from django.conf import settings
 from django.db import connections, reset_queries
 
 LOOK_EVERY = 1.0
 """Seconds between two looks before handlers: what has happened meanwhile is how a connection ages."""
+
+
+PATIENCE = 1.0
+"""Seconds that a worker's end waits for the thread of async handlers' ORM: a handler may hang there."""
 
 
 class _Thread(threading.local):
@@ -26,7 +31,7 @@ class _Thread(threading.local):
 
 
 _here = _Thread()
-_async_looked = float("-inf")
+_async_looked = float("-inf")  # in a thread of asgiref's, which stays
 
 
 def note_connected(**_: Any) -> None:
@@ -42,6 +47,20 @@ def close_stale() -> None:
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
+
+
+def close_idle() -> None:
+    """Closes the connections of this thread, except those in `atomic`. A database that has any can't be dropped."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()
+
+
+async def end_loop() -> None:
+    """Closes the connections of the thread in which the ORM of async handlers has worked."""
+    if _async_looked > 0:
+        closing = SyncToAsync.single_thread_executor.submit(close_idle)
+        await asyncio.wait([asyncio.wrap_future(closing)], timeout=PATIENCE)
 
 
 class Healing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -18,6 +18,9 @@ from .forks import leave_if_forked
 
 LEAVING: list[Callable[[], object]] = []
 """What a framework does in each thread of ours that ends: see outbox/django/apps.py."""
+
+ENDING: list[Callable[[], Awaitable[object]]] = []
+"""What a framework does in the event loop when a worker has ended its handlers."""
 
 
 class NoThread(Exception):

@@ -104,6 +104,16 @@ def test_threads_of_a_worker_that_ends_close_their_connections(shop: str, conn: 
     wait_for(lambda: conn.execute(OURS).fetchall() == [])
 
 
+def test_the_thread_of_async_handlers_keeps_no_connection_when_the_worker_has_ended(shop: str, conn: Conn) -> None:
+    pipeline = Pipeline("shop", initial="NEW", final={"DONE"})
+    pipeline.stage("count", on="NEW", to="DONE")(in_loop)
+    deploy(conn, pipeline)
+    pipeline.submit_many(conn, [(f"o-{number}", {}) for number in range(3)])
+    assert drain(pipeline, shop).counts.done == 3
+    assert opened
+    wait_for(lambda: conn.execute(OURS).fetchall() == [])
+
+
 def test_connections_in_atomic_are_left_alone(shop: str) -> None:
     """As in a TestCase, whose connection would be closed with all that the test has written."""
     with transaction.atomic():
