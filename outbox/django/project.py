@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS, connections, router
+from django.dispatch import receiver
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import Conninfo
 
@@ -34,6 +37,7 @@ class Project:
     deploy: bool = True
 
 
+@cache
 def load() -> Project:
     """Returns the project's setting OUTBOX. Raises SettingsError, which names the key, if it is not as it should be."""
     given = getattr(settings, "OUTBOX", {})
@@ -54,6 +58,13 @@ def load() -> Project:
                 f'Name another alias in OUTBOX["{key}"]'
             )
     return found
+
+
+@receiver(setting_changed)
+def _forget(setting: str, **_: Any) -> None:
+    """Reads the settings again when a test has changed them."""
+    if setting in ("OUTBOX", "DATABASES"):
+        load.cache_clear()
 
 
 def _checked(key: str, value: Any) -> Any:
