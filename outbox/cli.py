@@ -119,7 +119,8 @@ def main(ctx: click.Context, dsn: str | None) -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show ✔, or the data
-    ctx.obj = settings.load(dsn=dsn)
+    given = {**(ctx.obj or {}), **({} if dsn is None else {"dsn": dsn, "listen_dsn": None})}  # by a framework's command
+    ctx.obj = settings.load(**given)
 
 
 def explain(error: Exception) -> str:

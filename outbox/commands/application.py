@@ -30,6 +30,11 @@ def load(app: str | None) -> list[Pipeline[Any]]:
     return pipelines
 
 
+def find_all(name: str, what: str) -> list[Pipeline[Any]]:
+    """Returns the pipelines that `module:object` names, or none. `what` is what an error says that it is."""
+    return _pipelines(_find(what, name))
+
+
 def find(app: str, name: str) -> Pipeline[Any]:
     """Returns the pipeline of this name in `module:object`. Raises SettingsError if there is none."""
     for pipeline in load(app):

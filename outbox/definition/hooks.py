@@ -37,6 +37,9 @@ class Hooks:
 
 NO_HOOKS = Hooks()
 
+EVERYWHERE: list[Around] = []
+"""What a framework runs around each handler of this process, outside of all else: see outbox/django/apps.py."""
+
 
 def check(
     what: str, around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None, on_error: OnError | None = None
@@ -59,7 +62,7 @@ def surround(
     What the lifespan has made is there in all of them. Without hooks, returns the handler itself. Raises
     DefinitionError for an async context manager around a plain handler.
     """
-    for each in reversed(hooks.around):
+    for each in reversed((*EVERYWHERE, *hooks.around)):
         if not is_async and inspect.isasyncgenfunction(inspect.unwrap(each)):
             raise DefinitionError(
                 f"around: {_name(each)} is an async context manager, and {name} is a plain function: "

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..database.connection_group import ConnectionGroup
 from ..process.pulling import Pulling
-from ..process.threads import NoThread
+from ..process.threads import ENDING, NoThread
 from .checkpoint import Checkpoints
 from .handle import begin, handle_async, handle_job
 from .handlers import Handler, Handlers, lost_after, where
@@ -71,6 +71,8 @@ class Attempts:
         for pulling in self._pulling.values():
             pulling.close()
         await self._transactional.close()
+        for each in ENDING:
+            await each()
 
     def stop_starting(self) -> None:
         """Starts no more handlers; those that run go on."""

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from .forks import leave_if_forked
-from .threads import NoThread
+from .threads import NoThread, leave
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -95,6 +95,7 @@ class Pulling(Generic[Item, Result]):
             leave_if_forked()
             self._end(item, result)
             del item, result  # don't keep them alive until the next item
+        leave()
 
     def _end(self, item: Item, result: Result) -> None:
         with self._lock:

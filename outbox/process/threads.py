@@ -9,12 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from .forks import leave_if_forked
+
+LEAVING: list[Callable[[], object]] = []
+"""What a framework does in each thread of ours that ends: see outbox/django/apps.py."""
+
+ENDING: list[Callable[[], Awaitable[object]]] = []
+"""What a framework does in the event loop when a worker has ended its handlers."""
 
 
 class NoThread(Exception):
@@ -84,6 +90,7 @@ class Threads:
             with suppress(RuntimeError):  # the loop is closed, and nothing awaits the answer
                 self._loop.call_soon_threadsafe(self._answer, calls, call.answer, result, error)
             del call, result, error  # don't keep a function's arguments alive until the next call
+        leave()
 
     def _answer(
         self, calls: SimpleQueue[_Call | None], answer: asyncio.Future[Any], result: Any, error: BaseException | None
@@ -98,3 +105,9 @@ class Threads:
             answer.set_result(result)
         else:
             answer.set_exception(error)
+
+
+def leave() -> None:
+    """Does in the calling thread, which ends, what frameworks do then."""
+    for each in LEAVING:
+        each()

@@ -19,7 +19,6 @@ import psycopg
 import psycopg2
 import psycopg2.extras
 import sqlalchemy
-from django.conf import settings
 from django.db import connections, transaction
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
@@ -27,11 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_ses
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
-settings.configure(
-    DATABASES={name: {"ENGINE": "django.db.backends.postgresql", "NAME": ""} for name in ("default", "other")},
-    USE_TZ=True,
-)
-django.setup()
+from kit import django_project
 
 Opened = tuple[Any, Callable[[], Any]]
 
@@ -196,14 +191,9 @@ async def asyncpg_pool(dsn: str) -> AsyncIterator[Opened]:
 
 @contextmanager
 def django_connection(alias: str, dsn: str) -> Iterator[Opened]:
-    at = conninfo_to_dict(dsn)
-    conn = connections[alias]
-    conn.settings_dict.update(NAME=at["dbname"], USER=at["user"], HOST=at["host"], PORT=at["port"])
-    try:
-        with transaction.atomic(alias):
-            yield django.db.connection if alias == "default" else conn, partial(transaction.atomic, alias)
-    finally:
-        conn.close()
+    with django_project.database(dsn, alias), transaction.atomic(alias):
+        conn = django.db.connection if alias == "default" else connections[alias]
+        yield conn, partial(transaction.atomic, alias)
 
 
 KINDS: dict[str, Callable[[str], AbstractContextManager[Opened] | Any]] = {

@@ -27,6 +27,7 @@ ONLY_HERE = {
     "pika": ("messages.rabbitmq",),
     "sqlalchemy": ("sqlalchemy",),
     "alembic": ("alembic",),
+    "django": ("django",),
 }
 FLOORS = (
     {"errors"},
