@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from .definition.pipeline import Pipeline
-from .engine.worker import Worker
+from ..definition.pipeline import Pipeline
+from ..engine.worker import Worker
 
 
 def drain(pipelines: Pipeline[Any] | Iterable[Pipeline[Any]], dsn: str, **options: Any) -> Worker:
