@@ -2,12 +2,20 @@
 
 from .attempts import Attempt, Published, Spawned, attempt, attempt_async, attempt_batch, attempt_batch_async
 from .calls import attempt_delivery, attempt_delivery_async, attempt_tick, attempt_tick_async
+from .cleaning import clean
 from .draining import drain, drain_async
+from .found import assert_published, assert_submitted, history, published, submitted
+from .moving import advance
+from .working import Drained
 
 __all__ = [
     "Attempt",
+    "Drained",
     "Published",
     "Spawned",
+    "advance",
+    "assert_published",
+    "assert_submitted",
     "attempt",
     "attempt_async",
     "attempt_batch",
@@ -16,6 +24,10 @@ __all__ = [
     "attempt_delivery_async",
     "attempt_tick",
     "attempt_tick_async",
+    "clean",
     "drain",
     "drain_async",
+    "history",
+    "published",
+    "submitted",
 ]
