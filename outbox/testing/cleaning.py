@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from collections.abc import Coroutine
 from typing import Any, overload
 
@@ -13,6 +11,7 @@ from ..client.execute import Steps, execute
 from ..database import statements
 from ..database.drivers.connection import AsyncConn, SyncConn
 from ..errors import OutboxError
+from .running import own_name
 
 SQL = statements.load("cleaning")
 
@@ -42,8 +41,7 @@ def clean(conn: Any, *, database: str | None = None) -> Any:
 
 
 def _clean(database: str | None) -> Steps[int]:
-    here = f"{socket.gethostname()}:{os.getpid()}"  # as a worker calls itself
-    ((name, workers),) = yield SQL["cleaning_asks"], {"name": here}
+    ((name, workers),) = yield SQL["cleaning_asks"], {"name": own_name()}
     if database is None and not _A_TEST_S.search(name):
         raise OutboxError(
             f'the database "{texts.printable(name)}" has no "test" in its name, and is not emptied. '

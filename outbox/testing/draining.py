@@ -45,7 +45,7 @@ def drain(
 
     Raises InvalidInput for a connection that can't be used, or that a handler with transaction=True can't be given.
     """
-    several = _checked(pipelines)
+    several = checked(pipelines)
     if isinstance(where, str):
         no_loop("drain_async")
         return asyncio.run(work(several, where, raise_errors, retries, stages_before(several, until), options))
@@ -73,7 +73,7 @@ async def drain_async(
     **options: Any,
 ) -> Drained:
     """Does what `drain` does, in a running event loop: with a DSN, or on an async connection of psycopg."""
-    several = _checked(pipelines)
+    several = checked(pipelines)
     if isinstance(where, str):
         return await work(several, where, raise_errors, retries, stages_before(several, until), options)
     conn = psycopg_of(where)
@@ -88,7 +88,8 @@ async def drain_async(
     return Drained(made.counts)
 
 
-def _checked(pipelines: Pipelines) -> list[Pipeline[Any]]:
+def checked(pipelines: Pipelines) -> list[Pipeline[Any]]:
+    """Returns pipelines as a list. Raises InvalidInput for what isn't one."""
     several = list(pipelines) if isinstance(pipelines, Iterable) else [pipelines]
     for each in several:
         if not isinstance(each, Pipeline):

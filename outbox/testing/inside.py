@@ -278,7 +278,7 @@ class InsideAsync:
                     return await self._rows(first)
                 case Call(function):
                     with plain(self._conn):
-                        return await within(step.timeout, function())
+                        return await within(step.timeout, function)
                 case Commit(last):
                     for statement in last:
                         if not _is_restore(statement):
@@ -320,15 +320,15 @@ class InsideAsync:
 async def handled_within(run: Run[Any]) -> Outcome:
     """Calls an async handler; returns its outcome, which is a failure after its stage's timeout."""
     try:
-        return (await within(run._job.stage.timeout, handle_async([run])))[0]  # type: ignore[no-any-return]
+        return (await within(run._job.stage.timeout, partial(handle_async, [run])))[0]  # type: ignore[no-any-return]
     except TimeoutError as error:
         return fail(run._job, error)
 
 
-async def within(timeout: float, result: Awaitable[Any]) -> Any:
-    """Awaits what a user's function returns. Raises TimeoutError after `timeout` seconds."""
+async def within(timeout: float, function: Callable[[], Awaitable[Any]]) -> Any:
+    """Calls an async function. Raises TimeoutError after `timeout` seconds."""
     try:
         async with asyncio.timeout(timeout):
-            return await result
+            return await function()
     except TimeoutError:
         raise TimeoutError(f"no outcome within its timeout of {timeout:g} s") from None

@@ -1,8 +1,10 @@
-"""Says what to call in a running event loop."""
+"""Says what to call in a running event loop, and how the workers of this process call themselves."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 
 
 def no_loop(instead: str) -> None:
@@ -12,3 +14,8 @@ def no_loop(instead: str) -> None:
     except RuntimeError:
         return
     raise RuntimeError(f"an event loop is running in this thread: await outbox.testing.{instead}(…)")
+
+
+def own_name() -> str:
+    """Returns the name of this process's workers in outbox.workers."""
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -33,6 +33,7 @@ from ..engine.pacing import ServerClock
 from ..engine.release import CHANGED, HELD_UP
 from ..engine.run import Run
 from ..errors import HandlerError
+from .running import own_name
 
 SQL = statements.load("sequence")
 T = TypeVar("T")
@@ -107,21 +108,21 @@ class Sequence:
         nothing = chosen == [] or not any(pipeline.stages for pipeline in every)
         self._lanes = Lanes() if nothing else Lanes.of(every, chosen, 1)
         self._schedules = {(each.pipeline, each.name): each for p in every for each in p.schedules.values()}
-        self._worker = 0
+        self.worker = 0
         self._clock = ServerClock()
 
     def steps(self) -> Steps[None]:
         """Runs until nothing is due."""
-        told = {"name": "drain", "stages": [lane.stage.queue for lane in self._lanes.values()], "lease": LEASE}
-        while not self._worker:
-            for (self._worker,) in (yield lease.SQL["worker_register"], told):
+        told = {"name": own_name(), "stages": [lane.stage.queue for lane in self._lanes.values()], "lease": LEASE}
+        while not self.worker:
+            for (self.worker,) in (yield lease.SQL["worker_register"], told):
                 pass
         while (yield from self._turn()):
             pass
 
     def leave(self) -> Statement:
         """Returns the statement that ends the lease, after the steps have ended, or an error has ended them."""
-        return lease.SQL["worker_leave"], {"worker": self._worker}
+        return lease.SQL["worker_leave"], {"worker": self.worker}
 
     def _turn(self) -> Steps[bool]:
         """Runs up to one attempt of each stage; returns whether there may be more to do."""
@@ -198,13 +199,13 @@ class Sequence:
         """Claims a job, or as many as the stage's batch has; also returns the seconds until its limits let it go on."""
         asked = [(lane, lane.stage.batch or 1)]
         if lane.stage.limits is None:
-            statement, params = claim.request(self._worker, asked, 0.0, careful=True)
+            statement, params = claim.request(self.worker, asked, 0.0, careful=True)
             rows = yield statement, {**params, "marks": [0]}
-            claim.receive(self._worker, self._lanes, rows)
+            claim.receive(self.worker, self._lanes, rows)
             again = None
         else:
-            rows = yield claim.request_limited(self._worker, asked, 0.0, careful=True)
-            _, again = claim.receive_limited(self._worker, self._lanes, rows, self._clock, 0.0).get(lane, (0, None))
+            rows = yield claim.request_limited(self.worker, asked, 0.0, careful=True)
+            _, again = claim.receive_limited(self.worker, self._lanes, rows, self._clock, 0.0).get(lane, (0, None))
         jobs = lane.drop_waiting()
         for job in jobs:
             job.starts, job.checkpoints = 0.0, self.kept  # a start time is a fraction of a second away
