@@ -7,14 +7,16 @@ import contextvars
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from .. import documents, texts
 from ..checks import check_whole
+from ..definition import hooks
 from ..definition.data import VERSION
+from ..definition.lifespan import Lifespans
 from ..definition.pipeline import Pipeline
 from ..definition.stage import Stage
 from ..engine.handle import begin, finish
@@ -75,7 +77,7 @@ class Attempt(Generic[Data]):
 def attempt(
     pipeline: Pipeline[Data], stage: str, data: Data | Mapping[str, Any], *, attempt: int = 1,
     entity_id: str = "entity", kept: Mapping[str, Any] | None = None, connection: Any = None,
-    now: datetime | None = None,
+    now: datetime | None = None, resources: Any = None,
 ) -> Attempt[Data]:  # fmt: skip
     """Calls the handler of a stage once, with this data, and returns what the attempt has come to.
 
@@ -86,10 +88,11 @@ def attempt(
     What the handler raises is raised, `Retry` and `Reject` included. Raises HandlerError if the engine would not take
     what the handler returns, and InvalidInput if the pipeline would not take the data, or the connection doesn't fit.
 
-    `kept` are results that `run.once` has kept in earlier attempts. `until` counts from `now`. No timeout ends the
-    handler.
+    `kept` are results that `run.once` has kept in earlier attempts. `until` counts from `now`. `resources` are given
+    in place of what the pipeline's lifespan would make. No timeout ends the handler, and nothing is called after the
+    commit, because there is none.
     """
-    alone = _Alone(attempt, [entity_id], kept, connection, now)
+    alone = _Alone(attempt, [entity_id], kept, connection, now, resources)
     (made,) = _run(_Handler(pipeline, _stage(pipeline, stage, batch=False), [data], alone), "attempt_async")
     return made
 
@@ -97,10 +100,10 @@ def attempt(
 async def attempt_async(
     pipeline: Pipeline[Data], stage: str, data: Data | Mapping[str, Any], *, attempt: int = 1,
     entity_id: str = "entity", kept: Mapping[str, Any] | None = None, connection: Any = None,
-    now: datetime | None = None,
+    now: datetime | None = None, resources: Any = None,
 ) -> Attempt[Data]:  # fmt: skip
     """Does what `attempt` does, in a running event loop. A plain function is called in a thread."""
-    alone = _Alone(attempt, [entity_id], kept, connection, now)
+    alone = _Alone(attempt, [entity_id], kept, connection, now, resources)
     (made,) = await _run_async(_Handler(pipeline, _stage(pipeline, stage, batch=False), [data], alone))
     return made
 
@@ -108,20 +111,20 @@ async def attempt_async(
 def attempt_batch(
     pipeline: Pipeline[Data], stage: str, data: Sequence[Data | Mapping[str, Any]], *, attempt: int = 1,
     entity_ids: Sequence[str] | None = None, kept: Mapping[str, Any] | None = None, connection: Any = None,
-    now: datetime | None = None,
+    now: datetime | None = None, resources: Any = None,
 ) -> list[Attempt[Data]]:  # fmt: skip
     """Does what `attempt` does for a stage with `batch`: calls its handler once, with a run for each of `data`."""
-    alone = _Alone(attempt, entity_ids, kept, connection, now)
+    alone = _Alone(attempt, entity_ids, kept, connection, now, resources)
     return _run(_Handler(pipeline, _stage(pipeline, stage, batch=True), data, alone), "attempt_batch_async")
 
 
 async def attempt_batch_async(
     pipeline: Pipeline[Data], stage: str, data: Sequence[Data | Mapping[str, Any]], *, attempt: int = 1,
     entity_ids: Sequence[str] | None = None, kept: Mapping[str, Any] | None = None, connection: Any = None,
-    now: datetime | None = None,
+    now: datetime | None = None, resources: Any = None,
 ) -> list[Attempt[Data]]:  # fmt: skip
     """Does what `attempt_batch` does, in a running event loop."""
-    alone = _Alone(attempt, entity_ids, kept, connection, now)
+    alone = _Alone(attempt, entity_ids, kept, connection, now, resources)
     return await _run_async(_Handler(pipeline, _stage(pipeline, stage, batch=True), data, alone))
 
 
@@ -133,6 +136,7 @@ class _Alone(NamedTuple):
     kept: Mapping[str, Any] | None
     connection: Any
     now: datetime | None
+    resources: Any
 
 
 class _Handler(Generic[Data]):
@@ -153,16 +157,21 @@ class _Handler(Generic[Data]):
         self._now = alone.now or datetime.now(UTC)
         self._memory = Memory(alone.kept)
         self._runs = [self._begin(pipeline, each, id_, alone.attempt) for each, id_ in zip(data, ids, strict=True)]
+        if alone.resources is not None:
+            hooks.give(self._runs, alone.resources)
+        self._handler = called_as_in_a_worker(
+            stage.handler, stage.hooks, stage.is_async, f"the handler of {stage.queue}"
+        )
 
     def run(self) -> list[Attempt[Data]]:
         """Calls a plain handler."""
         with savepoint(self._conn):
-            return self._finished(self.stage.handler(self._argument()))
+            return self._finished(self._handler(self._argument()))
 
     async def run_async(self) -> list[Attempt[Data]]:
         """Calls an async handler."""
         async with savepoint_async(self._conn):
-            return self._finished(await self.stage.handler(self._argument()))
+            return self._finished(await self._handler(self._argument()))
 
     def _begin(self, pipeline: Pipeline[Data], data: Any, entity_id: str, attempt: int) -> Run[Data]:
         texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
@@ -186,6 +195,10 @@ class _Handler(Generic[Data]):
     def _finished(self, returned: Any) -> list[Attempt[Data]]:
         each = [returned] * len(self._runs) if self.stage.batch is None or returned is None else list(returned)
         outcomes = finish(self._runs, returned)
+        for run in self._runs:
+            if run._transaction is not None:
+                run._transaction.end()
+                run._transaction.require()
         return [
             self._attempt(run, one, outcome)
             for run, one, outcome in zip(self._runs, each, outcomes, strict=True)
@@ -246,6 +259,13 @@ def _connection(stage: Stage, conn: Any) -> Connection | None:
     found = psycopg_of(conn)
     require_color(found, f"stage {stage.queue}", is_async=stage.is_async)
     return found
+
+
+def called_as_in_a_worker(function: Any, given: hooks.Hooks, is_async: bool, name: str) -> Any:
+    """Returns a function with what runs around it. Nothing is opened: a test gives the resources."""
+    return hooks.surround(
+        function, is_async=is_async, hooks=replace(given, lifespan=None), lifespans=Lifespans(), name=name
+    )
 
 
 def _published(message: Message) -> Published:

@@ -15,11 +15,13 @@ from uuid import UUID
 
 from .. import documents, texts
 from ..checks import check_whole
+from ..definition import hooks
 from ..definition.pipeline import Pipeline
 from ..definition.schedule import Schedule, Tick
 from ..engine.run import MAX_KEY, MAX_TOPIC
 from ..errors import HandlerError, InvalidInput
 from ..messages.delivery import Arrival, Delivery
+from .attempts import called_as_in_a_worker
 from .connections import Connection, psycopg_of, require_color, savepoint, savepoint_async
 from .running import no_loop
 
@@ -34,7 +36,10 @@ class NoConnection:
         raise HandlerError(f"{self._what} uses its connection: pass connection=")
 
 
-def attempt_tick(pipeline: Pipeline[Any], schedule: str, *, at: datetime | None = None, connection: Any = None) -> Any:
+def attempt_tick(
+    pipeline: Pipeline[Any], schedule: str, *, at: datetime | None = None, connection: Any = None,
+    resources: Any = None,
+) -> Any:  # fmt: skip
     """Calls the function of a schedule (`Pipeline.every`) once, and returns what it returns.
 
     `at` is the time for which the tick was scheduled (default: the next one). What the function raises is raised. It
@@ -42,20 +47,21 @@ def attempt_tick(pipeline: Pipeline[Any], schedule: str, *, at: datetime | None 
     transaction, and is rolled back if it raises. Raises InvalidInput for a schedule that isn't there, and for a
     connection of the other kind than the function.
     """
-    return _run(*_tick(pipeline, schedule, at, connection), "attempt_tick_async")
+    return _run(*_tick(pipeline, schedule, at, connection, resources), "attempt_tick_async")
 
 
 async def attempt_tick_async(
-    pipeline: Pipeline[Any], schedule: str, *, at: datetime | None = None, connection: Any = None
-) -> Any:
+    pipeline: Pipeline[Any], schedule: str, *, at: datetime | None = None, connection: Any = None,
+    resources: Any = None,
+) -> Any:  # fmt: skip
     """Does what `attempt_tick` does, in a running event loop. A plain function is called in a thread."""
-    return await _run_async(*_tick(pipeline, schedule, at, connection))
+    return await _run_async(*_tick(pipeline, schedule, at, connection, resources))
 
 
 def attempt_delivery(
     handler: Callable[[Delivery], Any], payload: Any, *, topic: str = "topic", key: str | None = None,
     headers: Mapping[str, Any] | None = None, message_id: UUID | str | None = None, attempt: int = 1,
-    connection: Any = None,
+    connection: Any = None, resources: Any = None,
 ) -> Any:  # fmt: skip
     """Calls the handler of a consumer (`consume`) once with a message, and returns what it returns.
 
@@ -63,21 +69,25 @@ def attempt_delivery(
     handler raises is raised. `connection` is as in `attempt_tick`. The inbox is not asked.
     """
     delivery = _delivery(payload, topic, key, headers, message_id, attempt)
+    if resources is not None:
+        hooks.give(delivery, resources)
     return _run(*_delivered(handler, delivery, connection), "attempt_delivery_async")
 
 
 async def attempt_delivery_async(
     handler: Callable[[Delivery], Any], payload: Any, *, topic: str = "topic", key: str | None = None,
     headers: Mapping[str, Any] | None = None, message_id: UUID | str | None = None, attempt: int = 1,
-    connection: Any = None,
+    connection: Any = None, resources: Any = None,
 ) -> Any:  # fmt: skip
     """Does what `attempt_delivery` does, in a running event loop. A plain handler is called in a thread."""
     delivery = _delivery(payload, topic, key, headers, message_id, attempt)
+    if resources is not None:
+        hooks.give(delivery, resources)
     return await _run_async(*_delivered(handler, delivery, connection))
 
 
 def _tick(
-    pipeline: Pipeline[Any], name: str, at: datetime | None, connection: Any
+    pipeline: Pipeline[Any], name: str, at: datetime | None, connection: Any, resources: Any
 ) -> tuple[Callable[[], Any], Connection | None]:
     if name not in pipeline.schedules:
         known = ", ".join(pipeline.schedules) or "none"
@@ -88,7 +98,10 @@ def _tick(
     conn = _connection(connection, f"schedule {schedule.label}", is_async=_is_async(schedule.function))
     moment = at or schedule.after(datetime.now(UTC))
     tick = Tick(schedule.label, moment, conn if conn is not None else NoConnection(f"schedule {schedule.label}"))
-    return partial(schedule.function, tick), conn
+    if resources is not None:
+        hooks.give(tick, resources)
+    is_async, name = _is_async(schedule.function), f"the function of {schedule.label}"
+    return partial(called_as_in_a_worker(schedule.function, schedule.hooks, is_async, name), tick), conn
 
 
 def _delivery(

@@ -20,6 +20,7 @@ from ..database.steps import Call, Statement, perform
 from ..database.user_transaction import Begin, Commit
 from ..database.user_transaction import Steps as TransactionSteps
 from ..definition.pipeline import Pipeline
+from ..definition.step_transaction import call_after_commit, call_after_commit_sync
 from ..engine import checkpoint, claim, commit, lease, maintenance, scheduler
 from ..engine.apart import ALL
 from ..engine.handle import handle_sync
@@ -28,9 +29,9 @@ from ..texts import shown
 from . import sequence
 from .cleaning import clean
 from .draining import Pipelines, checked
-from .inside import Kept, handled_within, within
+from .inside import Kept, handled_within, lifespans_open, log, within
 from .running import no_loop
-from .sequence import Guard, Handle, InTransaction, PutBackSettings, Release, Rest, Sequence, Step, Undo
+from .sequence import AfterCommit, Guard, Handle, InTransaction, PutBackSettings, Release, Rest, Sequence, Step, Undo
 from .working import Drained
 
 SQL = statements.load("crashing")
@@ -150,12 +151,15 @@ class _Run:
     def drain(self, sequence: Sequence) -> Drained:
         """Drains until the end, or a crash."""
         try:
-            perform(sequence.steps(), self._take)
+            with lifespans_open(sequence, self._in_loop):
+                perform(sequence.steps(), self._take)
         finally:
             self.worker = sequence.worker
             if not self._crashed:
                 self._rows(sequence.leave())
-            self._close()
+            self._cut()
+            if self._loop is not None:
+                self._loop.close()
         return Drained(sequence.counts)
 
     def _take(self, step: Step) -> Any:
@@ -173,6 +177,10 @@ class _Run:
                 return outcome
             case InTransaction():
                 return self._in_transaction(step)
+            case AfterCommit(what, is_async, timeout, hooks):
+                if is_async:
+                    return self._in_loop(call_after_commit(hooks, what, timeout, log))
+                return call_after_commit_sync(hooks, what, log)
             case _:
                 rows = self._rows(step)
                 name = _NAMES.get(step[0])
@@ -228,16 +236,14 @@ class _Run:
             self._at_step(place)
         except Crash:
             self._crashed = True
-            self._close()
+            self._cut()
             raise
 
-    def _close(self) -> None:
+    def _cut(self) -> None:
         """Cuts all connections, as the end of a process does: what was not committed is rolled back."""
         for conn in [self._conn, *self._others.values()]:
             with suppress(psycopg.Error, OSError):
                 conn.pgconn.finish()
-        if self._loop is not None and not self._crashed:
-            self._loop.close()
 
     def _in_loop(self, work: Any) -> Any:
         self._loop = self._loop or asyncio.Runner()

@@ -6,8 +6,10 @@ import asyncio
 import contextvars
 import importlib
 import inspect
+import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,12 +22,16 @@ from ..database.drivers.recognise import door
 from ..database.statements import text_array
 from ..database.steps import Call, Statement, perform, perform_async
 from ..database.user_transaction import Begin, Commit
+from ..definition.step_transaction import call_after_commit, call_after_commit_sync
 from ..engine import checkpoint
 from ..engine.handle import handle_async, handle_sync
 from ..engine.job import Job, Outcome, fail
 from ..engine.run import Run
+from ..process.service import Service
 from .connections import plain, require_color
-from .sequence import Guard, Handle, InTransaction, PutBackSettings, Release, Rest, Sequence, Step, Undo
+from .sequence import AfterCommit, Guard, Handle, InTransaction, PutBackSettings, Release, Rest, Sequence, Step, Undo
+
+log = logging.getLogger("outbox.worker")
 
 _ENGINES = tuple(f"outbox.{name}" for name in ("actor", "reason", "worker", "claim", "waits", "decision", "early"))
 """What the engine's statements set for the triggers, until the end of a transaction."""
@@ -127,7 +133,8 @@ class Inside:
         self._settings = _Settings(self._rows(_READ))
         self._rows(_set(_READING))
         try:
-            perform(sequence.steps(), self._take)
+            with lifespans_open(sequence, self._in_loop):
+                perform(sequence.steps(), self._take)
         finally:
             while self._blocks:
                 self._close(rollback=True)
@@ -154,6 +161,8 @@ class Inside:
                 return self._handle(run)
             case InTransaction():
                 return self._in_transaction(step)
+            case AfterCommit(what, _, _, hooks):
+                call_after_commit_sync(hooks, what, log)
             case _:
                 return self._rows(step)
 
@@ -168,8 +177,11 @@ class Inside:
             async_to_sync: Any = importlib.import_module("asgiref.sync").async_to_sync
             outcome: Outcome = async_to_sync(handling)()
             return outcome
+        return self._in_loop(handling())  # type: ignore[no-any-return]
+
+    def _in_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
         self._loop = self._loop or asyncio.Runner()
-        return self._loop.run(handling())
+        return self._loop.run(work)
 
     def _in_transaction(self, step: InTransaction) -> Any:
         require_color(self._conn, step.what, is_async=step.is_async)
@@ -237,7 +249,11 @@ class InsideAsync:
         self._settings = _Settings(await self._rows(_READ))
         await self._rows(_set(_READING))
         try:
-            await perform_async(sequence.steps(), self._take)
+            await sequence.lifespans.open(Service("Drain"))
+            try:
+                await perform_async(sequence.steps(), self._take)
+            finally:
+                await sequence.lifespans.close(None, None, None)
         finally:
             while self._blocks:
                 await self._close(rollback=True)
@@ -264,6 +280,8 @@ class InsideAsync:
                 return (await asyncio.to_thread(handle_sync, [run]))[0]
             case InTransaction():
                 return await self._in_transaction(step)
+            case AfterCommit(what, _, timeout, hooks):
+                await call_after_commit(hooks, what, timeout, log)
             case _:
                 return await self._rows(step)
 
@@ -315,6 +333,19 @@ class InsideAsync:
 
     def _rows_in_thread(self, statement: Statement) -> list[Any]:
         return asyncio.run_coroutine_threadsafe(self._rows(statement), self._loop).result()
+
+
+@contextmanager
+def lifespans_open(sequence: Sequence, in_loop: Callable[[Coroutine[Any, Any, Any]], Any]) -> Iterator[None]:
+    """Has open what the pipelines' lifespans make."""
+    if not any(pipeline.hooks.lifespan for pipeline in sequence.pipelines):
+        yield
+        return
+    in_loop(sequence.lifespans.open(Service("Drain")))
+    try:
+        yield
+    finally:
+        in_loop(sequence.lifespans.close(None, None, None))
 
 
 async def handled_within(run: Run[Any]) -> Outcome:

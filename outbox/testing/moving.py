@@ -14,6 +14,12 @@ from ..definition.waits.times import check_time
 
 SQL = statements.load("moving")
 
+TABLES = (
+    "move_jobs", "move_approvals", "move_approval_links", "move_delegations", "move_schedules", "move_limits",
+    "move_partition_rates", "move_parked_messages",
+)  # fmt: skip
+"""The statements, each of which moves the times of a table."""
+
 MOVED = {
     "jobs.run_at", "jobs.deadline", "approvals.deadline", "approvals.remind_at", "approvals.escalate_at",
     "approval_links.until", "delegations.until", "schedules.next_at", "schedules.retry_at", "limits.next_at",
@@ -88,8 +94,8 @@ def advance(where: Any, by: timedelta) -> Any:
 
 def _advance(by: timedelta) -> Steps[dict[str, int]]:
     moved: dict[str, int] = {}
-    for statement in SQL.values():
-        for column, count in (yield statement, {"by": by.total_seconds()}):
+    for name in TABLES:
+        for column, count in (yield SQL[name], {"by": by.total_seconds()}):
             if count:
                 moved[column] = count
     return moved

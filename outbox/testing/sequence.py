@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ from ..definition.pipeline import Pipeline
 from ..definition.reasons import leaves
 from ..definition.schedule import Schedule
 from ..definition.stage import Stage
+from ..definition.step_transaction import Hook
 from ..engine import claim, commit, lease, maintenance, scheduler, transaction
 from ..engine.apart import ALL
 from ..engine.handle import begin
@@ -32,6 +34,7 @@ from ..engine.lane import Lane, Lanes
 from ..engine.pacing import ServerClock
 from ..engine.release import CHANGED, HELD_UP
 from ..engine.run import Run
+from ..engine.surroundings import Surroundings
 from ..errors import HandlerError
 from .running import own_name
 
@@ -82,7 +85,16 @@ class InTransaction(NamedTuple):
     steps: Callable[[Any], TransactionSteps[Any]]
 
 
-Step = Guard | Release | Undo | PutBackSettings | Rest | Handle | InTransaction | Statement
+class AfterCommit(NamedTuple):
+    """Calls what a user's function wants called after its COMMIT. `what` names it, and `timeout` is in seconds."""
+
+    what: str
+    is_async: bool
+    timeout: float
+    hooks: Several[Hook]
+
+
+Step = Guard | Release | Undo | PutBackSettings | Rest | Handle | InTransaction | AfterCommit | Statement
 Steps = Generator[Step, Any, T]
 
 
@@ -106,8 +118,11 @@ class Sequence:
         self._names = text_array(pipeline.name for pipeline in every)
         chosen = None if self.stages is None else list(self.stages)
         nothing = chosen == [] or not any(pipeline.stages for pipeline in every)
-        self._lanes = Lanes() if nothing else Lanes.of(every, chosen, 1)
-        self._schedules = {(each.pipeline, each.name): each for p in every for each in p.schedules.values()}
+        surroundings = Surroundings()
+        self.lifespans = surroundings.lifespans
+        self._lanes = Lanes() if nothing else Lanes.of(every, chosen, 1, surroundings.stage)
+        schedules = [surroundings.schedule(each) for p in every for each in p.schedules.values()]
+        self._schedules = {(each.pipeline, each.name): each for each in schedules}
         self.worker = 0
         self._clock = ServerClock()
 
@@ -189,6 +204,8 @@ class Sequence:
             f"schedule {schedule.label}", is_async, schedule.timeout, lambda conn: ticking(conn, schedule)
         )
         yield PutBackSettings()
+        if isinstance(ended, scheduler.Ran) and ended.hooks:
+            yield AfterCommit(f"schedule {schedule.label}", is_async, schedule.timeout, ended.hooks)
         if isinstance(ended, scheduler.Failed):
             yield scheduler.put_off(schedule, ended)
             if self.raise_errors:
@@ -240,8 +257,11 @@ class Sequence:
             ended = transaction.Failures([(job, fail(job, error)) for job in jobs])
         yield PutBackSettings()
         match ended:
-            case transaction.Committed():
+            case transaction.Committed(finished):
                 self.counts.done += len(jobs)
+                for _, outcome in finished:
+                    if outcome.hooks:
+                        yield AfterCommit(f"stage {stage.queue}", stage.is_async, stage.timeout, outcome.hooks)
                 return None
             case transaction.Failures(failed):
                 return (yield from self._all([self._end(job, outcome) for job, outcome in failed]))
@@ -312,14 +332,15 @@ class Sequence:
 
     def error_of(self, outcome: Failed) -> BaseException | None:
         """Returns the error that a failed attempt raises in the test, or None."""
-        return to_raise(outcome) if self.raise_errors and (outcome.delay is None or not self.retries) else None
+        if not self.raise_errors or (outcome.delay is not None and self.retries):
+            return None
+        error = outcome.raised or HandlerError(outcome.error)
+        return None if is_meant(error) else error
 
 
-def to_raise(outcome: Failed) -> BaseException | None:
-    """Returns the exception of a failed attempt. None if it was a Retry or a Reject: the handler meant what follows."""
-    error = outcome.raised or HandlerError(outcome.error)
-    meant = all(isinstance(each, Retry | Reject) for each in leaves(error))
-    return None if meant else error
+def is_meant(error: BaseException) -> bool:
+    """Returns whether a handler meant what follows: a Retry or a Reject is not an error."""
+    return all(isinstance(each, Retry | Reject) for each in leaves(error))
 
 
 def stages_before(pipelines: Iterable[Pipeline[Any]], until: str | Collection[str] | None) -> list[str] | None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..database.link import Link
 from ..database.statements import text_array
+from ..definition.failed_attempts import FailedAttempt
 from ..definition.pipeline import Pipeline
 from ..engine.inflight import Counts
-from ..engine.job import Failed, Job
-from ..engine.job_log import watching
 from ..engine.worker import Worker
-from .sequence import SQL, to_raise
+from .sequence import SQL, is_meant
 
 
 @dataclass
@@ -29,24 +29,27 @@ async def work(
 ) -> Drained:  # fmt: skip
     """Has workers run what is due, one after the other as long as there are `retries`."""
     counts, errors = Counts(), list[BaseException]()
+    told = options.pop("on_error", None)
     if stages is not None:
-        options = {**options, "stages": list(stages)}
+        options["stages"] = list(stages)
     link = Link(dsn, "drain")
     try:
         while True:
-            worker = Worker(pipelines, dsn, drain=True, **options)
-            worker.counts = counts
+            workers = list[Worker]()
 
-            def watch(job: Job, outcome: Failed, worker: Worker = worker) -> None:
-                if raise_errors and (outcome.delay is None or not retries) and (error := to_raise(outcome)):
+            async def on_error(error: BaseException, failed: FailedAttempt, workers: list[Worker] = workers) -> None:
+                if raise_errors and (failed.final or not retries) and not is_meant(error):
                     errors.append(error)
-                    worker.stop()
+                    workers[0].stop()
+                if told is not None:
+                    result = told(error, failed)
+                    if inspect.isawaitable(result):
+                        await result
 
-            token = watching.set(watch)
-            try:
-                await worker.run()
-            finally:
-                watching.reset(token)
+            worker = Worker(pipelines, dsn, drain=True, on_error=on_error, **options)
+            workers.append(worker)
+            worker.counts = counts
+            await worker.run()
             if errors:
                 raise _first(errors)
             if not retries or not await _hasten(link, pipelines):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -297,3 +299,19 @@ def test_a_reaction_is_a_pipeline_of_its_own() -> None:
 def test_a_stage_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(InvalidInput, match="no stage 'enrihc'; it has: enrich, decide, act"):
         attempt(make_posts(), "enrihc", Post())
+
+
+def test_what_runs_around_runs_around_and_resources_are_those_of_the_test() -> None:
+    entered: list[str] = []
+
+    @contextmanager
+    def around(run: Run[Order]) -> Iterator[None]:
+        entered.append(run.entity_id)
+        yield
+
+    orders = Pipeline("orders", data=Order, initial="NEW", final={"DONE"}, around=around, lifespan=lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    orders.stage("work", on="NEW", to="DONE")(lambda run: Order(note=run.resources))
+    assert attempt(orders, "work", Order(), entity_id="a", resources="fake").data.note == "fake"
+    assert entered == ["a"]
+    with pytest.raises(HandlerError, match="no resources"):
+        attempt(orders, "work", Order())

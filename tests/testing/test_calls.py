@@ -105,3 +105,8 @@ def test_async_functions_run_in_a_loop_of_their_own_or_in_the_one_that_runs(dsn:
     assert attempt_tick(nightly(handle), "nightly", at=AT).at == AT
     assert attempt_delivery(handle, [1]).payload == [1]
     asyncio.run(inside())
+
+
+def test_resources_are_those_of_the_test() -> None:
+    assert attempt_tick(nightly(lambda tick: tick.resources), "nightly", resources="fake") == "fake"
+    assert attempt_delivery(lambda delivery: delivery.resources, 1, resources="fake") == "fake"

@@ -10,14 +10,20 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy
+from asgiref.sync import sync_to_async
+from django.db import DataError, connection, connections, transaction
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.orm import Session
 
-from kit.drivers import django_connection
+import kit.drivers  # noqa: F401 - configures Django
 from kit.pipelines import Post, deployed, one_stage, value
 from outbox import InvalidInput, Pipeline, Run
 from outbox.testing import advance, assert_submitted, attempt, clean, drain
 
 Conn = psycopg.Connection[Any]
+
+
+# Handlers here use Django's connection directly, as the ORM does.
 
 
 @pytest.fixture
@@ -27,14 +33,23 @@ def tables(conn: Conn) -> Conn:
 
 
 @contextmanager
+def open_django(dsn: str) -> Iterator[Any]:
+    """Yields Django's connection, in autocommit."""
+    at = conninfo_to_dict(dsn)
+    settings = connections["default"].settings_dict
+    settings.update(NAME=at["dbname"], USER=at["user"], HOST=at["host"], PORT=at["port"])
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
 def django(dsn: str) -> Iterator[Any]:
     """Yields Django's connection, inside `atomic`, which is rolled back: as a TestCase has it."""
-    from django.db import transaction
-
-    with django_connection(dsn) as connection:
-        with transaction.atomic(connection.alias):
-            yield connection
-            transaction.set_rollback(True, connection.alias)
+    with open_django(dsn), transaction.atomic():
+        yield connection
+        transaction.set_rollback(True)
 
 
 def count(connection: Any) -> int:
@@ -55,7 +70,7 @@ def test_on_django_s_connection_all_is_in_the_test_s_transaction(tables: Conn, d
     p.stage("work", on="NEW", to="THEN")(work)
     p.stage("book", on="THEN", to="DONE", transaction=True)(book)
     deployed(tables, p)
-    with django(dsn) as connection:
+    with django(dsn):
         p.submit(connection, "a", Post())
         assert drain(p, connection).counts.done == 2
         assert_submitted(connection, p, count=1, status="DONE")
@@ -69,14 +84,12 @@ def test_on_django_s_connection_all_is_in_the_test_s_transaction(tables: Conn, d
 
 
 def test_an_error_of_django_s_orm_in_a_handler_leaves_the_test_s_transaction_usable(tables: Conn, dsn: str) -> None:
-    from django.db import DataError
-
     def work(run: Run[Post]) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1/0")
 
     p = deployed(tables, one_stage(work))
-    with django(dsn) as connection:
+    with django(dsn):
         p.submit(connection, "a", Post())
         with pytest.raises(DataError):
             drain(p, connection)
@@ -84,8 +97,6 @@ def test_an_error_of_django_s_orm_in_a_handler_leaves_the_test_s_transaction_usa
 
 
 def test_an_async_handler_uses_django_s_orm_on_the_test_s_connection(tables: Conn, dsn: str) -> None:
-    from asgiref.sync import sync_to_async
-
     def write(entity: str) -> None:
         with connection.cursor() as cursor:
             cursor.execute("INSERT INTO outbox.books VALUES (%s)", [entity])
@@ -94,7 +105,7 @@ def test_an_async_handler_uses_django_s_orm_on_the_test_s_connection(tables: Con
         await sync_to_async(write)(run.entity_id)
 
     p = deployed(tables, one_stage(work))
-    with django(dsn) as connection:
+    with django(dsn):
         p.submit(connection, "a", Post())
         drain(p, connection)
         assert count(connection) == 1
@@ -102,7 +113,7 @@ def test_an_async_handler_uses_django_s_orm_on_the_test_s_connection(tables: Con
 
 def test_outside_a_transaction_of_django_it_is_said(tables: Conn, dsn: str) -> None:
     p = deployed(tables, one_stage(lambda run: None))
-    with django_connection(dsn) as connection, pytest.raises(InvalidInput, match="is in autocommit"):
+    with open_django(dsn), pytest.raises(InvalidInput, match="is in autocommit"):
         drain(p, connection)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -427,3 +428,22 @@ def test_an_approval_in_the_transaction(inside: Conn) -> None:
     drain(posts2, inside)
     approve(inside, "asking", "b", by="sarah")
     assert status_of(inside, "b") == "YES"
+
+
+def test_what_is_called_after_the_commit_is_called_after_the_step_and_lifespans_are_open(inside: Conn) -> None:
+    told: list[Any] = []
+
+    @contextmanager
+    def lifespan() -> Iterator[str]:
+        yield "client"
+        told.append("closed")
+
+    def work(run: Run[Post]) -> None:
+        run.on_commit(lambda: told.append(run.resources))
+        if run.attempt == 1:
+            raise KeyError("x")
+
+    p = Pipeline("p", data=Post, initial="NEW", final={"DONE"}, lifespan=lifespan)
+    p.stage("work", on="NEW", to="DONE", transaction=True, retry=QUICK)(work)
+    drain(started(inside, p), inside, retries=True)
+    assert told == ["client", "closed"]
