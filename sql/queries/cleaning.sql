@@ -2,7 +2,7 @@
 
 -- name: cleaning_asks
 -- Returns the database's name, and the workers whose lease has not run out, but for those of this name.
--- Reads workers. Uses none.
+-- Reads workers.
 SELECT current_database()::text, coalesce((
     SELECT string_agg(DISTINCT w.name, ', ') FROM outbox.workers AS w
     WHERE w.beat_at + w.lease > clock_timestamp() AND w.name <> %(name)s::text), '');
@@ -17,7 +17,7 @@ SELECT set_config('outbox.retention', '', true);
 
 -- name: workflows_clean
 -- Deletes all workflows, with what the trigger deletes of them; returns how many.
--- Writes workflow_states. Uses none.
+-- Writes workflow_states.
 WITH gone AS (DELETE FROM outbox.workflow_states RETURNING 1) SELECT count(*)::integer FROM gone;
 
 -- name: rest_clean
@@ -25,7 +25,7 @@ WITH gone AS (DELETE FROM outbox.workflow_states RETURNING 1) SELECT count(*)::i
 -- written.
 -- Writes approval_links, approval_votes, approvals, checkpoints, children, dead_counts, dead_jobs, delegations, delivery_attempts,
 -- error_kinds, inbox, jobs, messages, orphans, parked_deliveries, parked_messages, partition_rates, pauses, resting, signals,
--- state_changes, status_counts, status_flow, waits. Uses none.
+-- state_changes, status_flow, waits.
 WITH a AS (DELETE FROM outbox.approval_links), b AS (DELETE FROM outbox.approval_votes), c AS (DELETE FROM outbox.approvals),
      d AS (DELETE FROM outbox.checkpoints), e AS (DELETE FROM outbox.children), f AS (DELETE FROM outbox.dead_counts),
      g AS (DELETE FROM outbox.dead_jobs), h AS (DELETE FROM outbox.delegations), i AS (DELETE FROM outbox.delivery_attempts),
@@ -38,7 +38,7 @@ SELECT true;
 
 -- name: counts_clean
 -- Deletes the counts, which deleted workflows and dead jobs have written to last, and frees the start times of rates.
--- Writes dead_counts, limits, status_counts. Uses none.
+-- Writes dead_counts, limits, status_counts.
 WITH a AS (DELETE FROM outbox.status_counts), b AS (DELETE FROM outbox.dead_counts),
      c AS (UPDATE outbox.limits SET next_at = '-infinity', served = '')
 SELECT true;

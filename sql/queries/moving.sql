@@ -3,7 +3,7 @@
 
 -- name: move_jobs
 -- Moves what is put off, and deadlines, also of jobs that run.
--- Writes jobs. Uses none.
+-- Writes jobs.
 WITH moved AS (
     UPDATE outbox.jobs AS j
     SET run_at = CASE WHEN j.owner IS NULL THEN j.run_at - make_interval(secs => %(by)s::float8) ELSE j.run_at END,
@@ -15,7 +15,7 @@ UNION ALL SELECT 'jobs.deadline', count(*) FILTER (WHERE m.deadline)::integer FR
 
 -- name: move_approvals
 -- Moves the deadlines, reminders and escalations of open questions.
--- Writes approvals. Uses none.
+-- Writes approvals.
 WITH moved AS (
     UPDATE outbox.approvals AS a
     SET deadline = a.deadline - make_interval(secs => %(by)s::float8),
@@ -30,7 +30,7 @@ UNION ALL SELECT 'approvals.escalate_at', count(m.escalate_at)::integer FROM mov
 
 -- name: move_approval_links
 -- Moves the ends of links that were not used.
--- Writes approval_links. Uses none.
+-- Writes approval_links.
 WITH moved AS (
     UPDATE outbox.approval_links AS l SET until = l.until - make_interval(secs => %(by)s::float8)
     WHERE l.used_at IS NULL
@@ -40,7 +40,7 @@ SELECT 'approval_links.until', count(*)::integer FROM moved;
 
 -- name: move_delegations
 -- Moves the ends of delegations.
--- Writes delegations. Uses none.
+-- Writes delegations.
 WITH moved AS (
     UPDATE outbox.delegations AS d SET until = d.until - make_interval(secs => %(by)s::float8) RETURNING 1
 )
@@ -48,7 +48,7 @@ SELECT 'delegations.until', count(*)::integer FROM moved;
 
 -- name: move_schedules
 -- Moves the next ticks of schedules, and when failed ones are tried again.
--- Writes schedules. Uses none.
+-- Writes schedules.
 WITH moved AS (
     UPDATE outbox.schedules AS s
     SET next_at = s.next_at - make_interval(secs => %(by)s::float8),
@@ -60,7 +60,7 @@ UNION ALL SELECT 'schedules.retry_at', count(m.retry_at)::integer FROM moved AS 
 
 -- name: move_limits
 -- Moves the first free start times of stages with a rate.
--- Writes limits. Uses none.
+-- Writes limits.
 WITH moved AS (
     UPDATE outbox.limits AS l SET next_at = l.next_at - make_interval(secs => %(by)s::float8)
     WHERE l.rate IS NOT NULL AND isfinite(l.next_at)
@@ -70,7 +70,7 @@ SELECT 'limits.next_at', count(*)::integer FROM moved;
 
 -- name: move_partition_rates
 -- Moves the first free start times of partitions.
--- Writes partition_rates. Uses none.
+-- Writes partition_rates.
 WITH moved AS (
     UPDATE outbox.partition_rates AS r SET next_at = r.next_at - make_interval(secs => %(by)s::float8) RETURNING 1
 )
@@ -78,7 +78,7 @@ SELECT 'partition_rates.next_at', count(*)::integer FROM moved;
 
 -- name: move_parked_messages
 -- Moves the ends of the minute for which a message that no queue takes waits.
--- Writes parked_messages. Uses none.
+-- Writes parked_messages.
 WITH moved AS (
     UPDATE outbox.parked_messages AS p SET waits_until = p.waits_until - make_interval(secs => %(by)s::float8)
     WHERE p.waits_until IS NOT NULL
