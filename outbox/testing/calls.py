@@ -15,10 +15,10 @@ from uuid import UUID
 
 from .. import documents, texts
 from ..checks import check_whole
+from ..client.publish import MAX_KEY, MAX_TOPIC
 from ..definition import hooks
 from ..definition.pipeline import Pipeline
 from ..definition.schedule import Schedule, Tick
-from ..engine.run import MAX_KEY, MAX_TOPIC
 from ..errors import HandlerError, InvalidInput
 from ..messages.delivery import Arrival, Delivery
 from .attempts import called_as_in_a_worker
