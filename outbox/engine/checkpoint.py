@@ -50,7 +50,7 @@ class Checkpoints:
 
         Async handlers await it. For a sync handler, the function is called in the handler's thread.
         """
-        steps = _once(job, key, function, partial(function, *args, **kwargs))
+        steps = once(job, key, function, partial(function, *args, **kwargs))
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
     def note(self, job: Job, text: str) -> None:
@@ -92,11 +92,12 @@ class Checkpoints:
 Steps = Generator[Statement | Call, Any, T]
 
 
-def _once(job: Job, key: str, function: Callable[..., Any], call: Callable[[], Any]) -> Steps[Any]:
+def once(job: Job, key: str, function: Callable[..., Any], call: Callable[[], Any]) -> Steps[Any]:
+    """Returns the steps that read the result kept under this key, or make the call and keep its result."""
     kept = yield from _find(job, key, function)
     if kept is None:
         kept = yield from _keep(job, key, function, (yield Call(call)))
-    return _read(function, kept)
+    return read(function, kept)
 
 
 def _find(job: Job, key: str, function: Callable[..., Any]) -> Steps[str | None]:
@@ -104,17 +105,17 @@ def _find(job: Job, key: str, function: Callable[..., Any]) -> Steps[str | None]
     if not rows:
         return None
     ((made_by, result),) = rows
-    if made_by != _name(function):
+    if made_by != name_of(function):
         raise HandlerError(
-            f"stage {job.stage.queue}: once({key!r}) was {made_by}, and is {_name(function)} now: "
+            f"stage {job.stage.queue}: once({key!r}) was {made_by}, and is {name_of(function)} now: "
             "give another function another key"
         )
     return str(result)
 
 
 def _keep(job: Job, key: str, function: Callable[..., Any], result: Any) -> Steps[str]:
-    text = _write(function, key, result)
-    params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": _name(function)}
+    text = written(function, key, result)
+    params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": name_of(function)}
     ((held, made),) = yield SQL["checkpoint_write"], {**_work(job, key), **params, "result": text}
     if not held:
         raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
@@ -127,7 +128,8 @@ def _work(job: Job, key: str) -> dict[str, Any]:
     return {"id": job.workflow_id, "entered": job.entered, "stage": job.stage.name, "key": key}
 
 
-def _name(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., Any]) -> str:
+    """Returns the name of a function, which a key belongs to."""
     function = getattr(function, "func", function)  # of a functools.partial
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
@@ -141,7 +143,8 @@ def _type(function: Callable[..., Any]) -> Any:
         return None
 
 
-def _write(function: Callable[..., Any], key: str, result: Any) -> str:
+def written(function: Callable[..., Any], key: str, result: Any) -> str:
+    """Returns a function's result as JSON text. Raises InvalidInput if it can't be kept."""
     where = f"once({key!r})"
     said = _type(function)
     plain = said is None or said is Any
@@ -151,6 +154,7 @@ def _write(function: Callable[..., Any], key: str, result: Any) -> str:
     return text
 
 
-def _read(function: Callable[..., Any], text: str) -> Any:
+def read(function: Callable[..., Any], text: str) -> Any:
+    """Returns a kept result as the type that the function's return annotation names."""
     said = _type(function)
     return json.loads(text) if said is None or said is Any else TypeAdapter(said).validate_json(text)

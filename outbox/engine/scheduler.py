@@ -132,10 +132,9 @@ class Scheduler:
                     log.info("%s ran for %s", schedule.label, at.isoformat())
                     self._ran.set()  # it may be due again
                     return True
-                case Failed(due, error):
-                    text = describe(error)
-                    await self._link.repeat(SQL["schedule_fail"], {**_key(schedule), "due": due, "error": text})
-                    told = texts.printable(text)
+                case Failed(due, error) as ended:
+                    await self._link.repeat(*put_off(schedule, ended))
+                    told = texts.printable(describe(error))
                     raised = from_handler(error)
                     log_with(log, logging.WARNING, raised, "%s failed, and is tried again: %s", schedule.label, told)
                     failed = FailedAttempt(schedule.pipeline, schedule.name, due.isoformat(), None, TRY_AGAIN)
@@ -160,7 +159,7 @@ class Scheduler:
     async def _in_loop(self, schedule: Schedule) -> Ran | Failed | None:
         connecting = connect_async(self._dsn, "schedule", settings=READING, pooled=self._pooled, group=self._group)
         async with await connecting as conn:
-            ended = await user_transaction.run_async(conn, _ticking(conn, schedule))
+            ended = await user_transaction.run_async(conn, ticking(conn, schedule))
         if isinstance(ended, Ran):
             await call_after_commit(ended.hooks, f"schedule {schedule.label}", schedule.timeout, log)
         return ended
@@ -169,7 +168,7 @@ class Scheduler:
         self._in_threads[schedule] = time.monotonic() + schedule.timeout
         try:
             with connect(self._dsn, "schedule", settings=READING, pooled=self._pooled, group=self._group) as conn:
-                ended = user_transaction.run(conn, _ticking(conn, schedule))
+                ended = user_transaction.run(conn, ticking(conn, schedule))
             if isinstance(ended, Ran):
                 call_after_commit_sync(ended.hooks, f"schedule {schedule.label}", log)
             return ended
@@ -198,7 +197,7 @@ class Failed(NamedTuple):
     error: BaseException
 
 
-def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
+def ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
     """Calls a schedule's function and moves the schedule on, unless it isn't due or another worker runs it."""
     yield Begin(_mark(schedule))  # before anything is locked, so that Postgres can cut off a process that freezes
     cron, timezone, catch_up = schedule.how
@@ -227,6 +226,11 @@ def _ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
             raise  # the worker's own cancellation, not the function's
         return Failed(due, error)
     return Ran(at, transaction.hooks)
+
+
+def put_off(schedule: Schedule, ended: Failed) -> Statement:
+    """Returns the statement that stores why a tick has failed, and when it is tried again."""
+    return SQL["schedule_fail"], {**_key(schedule), "due": ended.due, "error": describe(ended.error)}
 
 
 def _key(schedule: Schedule) -> dict[str, Any]:

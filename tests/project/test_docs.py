@@ -226,3 +226,19 @@ def test_the_consumer_of_inbox_md_needs_no_more_than_it_is_granted(
         assert consumer.wait() == 0, consumer.text()
     finally:
         consumer.end()
+
+
+def test_what_testing_md_says_works_as_printed(admin_dsn: str, tmp_path: Path) -> None:
+    files = []
+    for language, text in blocks((ROOT / "docs" / "testing.md").read_text(encoding="utf-8")):
+        if language == "python" and (named := re.match(r"# (\w+\.py)\n", text)):
+            (tmp_path / named[1]).write_text(text)
+            files.append(named[1])
+    assert files == ["shop.py", "test_handlers.py", "test_orders.py"]
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(("PYTEST_", "OUTBOX_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "--rootdir", str(tmp_path), str(tmp_path)],
+        cwd=tmp_path, env={**kept, "OUTBOX_TEST_DSN": admin_dsn}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "10 passed" in done.stdout
