@@ -73,6 +73,7 @@ class Transactional:
             await self._releaser.not_started(jobs, f"its transaction was not begun: {first_line(error)}")
             return
         if isinstance(ended, transaction.TookTurns):
+            ended = ended._replace(ended=[(some, await self._known(some, how)) for some, how in ended.ended])
             await self._took_turns(lane, jobs, ended)
             all_ended = [how for _, how in ended.ended]
         else:
@@ -109,6 +110,16 @@ class Transactional:
             await self._ended(lane, some, how)
         lane.again(took.left)
 
+    async def _known(self, jobs: list[Job], ended: transaction.Ended) -> transaction.Ended:
+        """Returns how it has ended, also if the answer to the commit was lost."""
+        if not isinstance(ended, transaction.Unanswered):
+            return ended
+        return (
+            transaction.Committed(ended.finished)
+            if await self._releaser.committed(jobs)
+            else transaction.RolledBackTogether()
+        )
+
     async def _ended(self, lane: Lane, jobs: list[Job], ended: transaction.Ended) -> None:
         match ended:
             case transaction.Committed(finished):
@@ -116,9 +127,7 @@ class Transactional:
             case transaction.Failures(failed):
                 for job, outcome in failed:
                     self._inflight.end(job, outcome)
-            case transaction.Unanswered(finished) if await self._releaser.committed(jobs):
-                self._done(finished)
-            case transaction.RolledBackTogether() | transaction.Unanswered():
+            case transaction.RolledBackTogether():
                 log.info("%s: rolled back with %s, each is tried alone", lane.stage.queue, named(jobs))
                 lane.again_alone(jobs)
             case transaction.NotHeld() if await self._releaser.is_unchanged(jobs[0]):
@@ -167,7 +176,7 @@ class Transactional:
 
 def _order(ended: tuple[list[Job], transaction.Ended]) -> int:
     match ended[1]:
-        case transaction.RolledBackTogether() | transaction.Unanswered():
+        case transaction.RolledBackTogether():
             return 2
         case transaction.NotHeld() | transaction.HeldUp() | PutBack():
             return 1
