@@ -36,6 +36,7 @@ def test_its_tests_pass_by_djangos_runner(server_with_database: NoopExecutor) ->
 def test_its_tests_pass_by_pytest(server_with_database: NoopExecutor) -> None:
     found = at(server_with_database)
     env = {**os.environ, **{f"PG{key.upper()}": str(value) for key, value in found.items()}, "PGDATABASE": DATABASE}
+    env.pop("DJANGO_SETTINGS_MODULE", None)  # other tests of this process may have set it
     told = output(SHOP, env, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "shipped or InOneTransaction")
     assert "3 passed" in told
 
