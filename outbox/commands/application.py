@@ -43,7 +43,7 @@ def load(app: str | None) -> list[Pipeline[Any]]:
 
 def find_all(name: str, what: str) -> list[Pipeline[Any]]:
     """Returns the pipelines that `module:object` names, or none. `what` is what an error says that it is."""
-    return _pipelines(_find(what, name))
+    return [pipeline for pipeline, _ in _pipelines(_find(what, name), name)]
 
 
 def find(app: str, name: str) -> Pipeline[Any]:

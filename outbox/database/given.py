@@ -90,6 +90,16 @@ def given(dsn: Any, what: str = "dsn") -> Dsn:
     )
 
 
+def is_dsn(value: Any) -> bool:
+    """Tells a DSN of any form from a connection."""
+    if isinstance(value, str | Source):
+        return True
+    forms = ("render_as_string", "unicode_string", "get_secret_value")
+    if any(hasattr(type(value), name) for name in forms):
+        return True
+    return callable(value) and not isinstance(value, type) and not hasattr(value, "execute")
+
+
 def both(dsn: Any, listen_dsn: Any) -> tuple[Dsn, Dsn, bool]:
     """Returns a DSN, the direct one beside it, and whether the first leads through a pooler."""
     first = given(dsn)
