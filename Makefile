@@ -27,7 +27,7 @@ DEMO_HOME := OUTBOX_HOME=$${OUTBOX_HOME:-$(CACHE)/outbox-demo}
 WHEEL_TESTS := $(addprefix tests/,project/test_structure.py database/test_migrations.py operations/test_look.py \
 	commands/test_cli.py::test_every_command_has_help commands/test_cli.py::test_the_version_is_told \
 	commands/test_cli.py::test_worker_drain_runs_what_is_due_and_exits_0_with_one_info_line_a_batch \
-	database/test_embedded.py::test_commands_without_a_dsn_share_the_bundled_server_and_say_so_in_one_line \
+	database/test_embedded.py::test_commands_with_a_home_share_the_bundled_server_and_say_so_in_one_line \
 	examples/test_demo_run.py::test_the_demo_survives_outage_and_kill_and_its_books_are_right)
 
 # Every command's definition, and what data, the driver and the clock are read with.

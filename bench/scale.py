@@ -23,9 +23,10 @@ from outbox import Pipeline
 from outbox.database import statements
 from outbox.database.link import PLANNING
 from outbox.definition import deploy
+from outbox.definition.run import Message
 from outbox.engine import commit
 from outbox.engine.claim import receive, request
-from outbox.engine.job import Finished, Job, Message
+from outbox.engine.job import Finished, Job
 from outbox.engine.lane import Lane, Lanes
 from outbox.operations import look
 

@@ -18,13 +18,13 @@ from .definition.failed_attempts import FailedAttempt
 from .definition.outcome import Backoff, Go, Reject, Retry
 from .definition.pipeline import Pipeline
 from .definition.reactions import Change
-from .definition.schedule import Tick
+from .definition.run import Child, Run, Spawned, SyncRun
+from .definition.schedule import SyncTick, Tick
 from .definition.waits.approval import WaitForApproval
 from .definition.waits.children import WaitForChildren
 from .definition.waits.question import Question
 from .definition.waits.signal import WaitForSignal
 from .engine.retention import Retention
-from .engine.run import Run
 from .engine.worker import Worker
 from .errors import (
     AppendOnly,
@@ -60,13 +60,14 @@ from .errors import (
     TooNew,
     TooOld,
     UnknownPipeline,
+    UnknownStage,
     UnknownStatus,
     VoteRefused,
     WaitTimeout,
     WorkerBroken,
 )
 from .messages.consumer import Consumer, consume
-from .messages.delivery import Delivery
+from .messages.delivery import Delivery, SyncDelivery
 from .messages.sharding import shard
 from .operations.prepare import deploy, migrate
 from .process.embedding import Health
@@ -77,6 +78,7 @@ __all__ = [
     "ApprovalLink",
     "Backoff",
     "Change",
+    "Child",
     "Consumer",
     "DataChanged",
     "DataRefused",
@@ -119,15 +121,20 @@ __all__ = [
     "SettingsError",
     "SeveralAsked",
     "Signalled",
+    "Spawned",
     "StateChange",
     "StatusCount",
     "Stranded",
     "Submitted",
+    "SyncDelivery",
+    "SyncRun",
+    "SyncTick",
     "Tick",
     "TooLate",
     "TooNew",
     "TooOld",
     "UnknownPipeline",
+    "UnknownStage",
     "UnknownStatus",
     "VoteRefused",
     "WaitForApproval",

@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -93,18 +94,37 @@ class Group(click.Group):
             return None
         module, _, attribute = COMMANDS[name].partition(":")
         found: click.Command = getattr(importlib.import_module(module), attribute)
+        if not any(param.name == "bundled" for param in found.params):
+            found.params.append(_bundled())
         return found
+
+
+def _bundled() -> click.Option:
+    """Returns --bundled for a command, where people write it, too. It is in the help of `outbox` only."""
+
+    def choose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            if ctx.parent is not None and ctx.parent.params.get("dsn"):
+                raise click.UsageError("--dsn and --bundled exclude each other")
+            ctx.obj = replace(ctx.obj, bundled=True)
+
+    return click.Option(["--bundled"], is_flag=True, hidden=True, expose_value=False, callback=choose)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--dsn",
     metavar="DSN",
-    help="The Postgres to work on. Default: OUTBOX_DSN (which process lists don't show), else a bundled one.",
+    help="The Postgres to work on. Default: OUTBOX_DSN (which process lists don't show), else DATABASE_URL.",
+)
+@click.option(
+    "--bundled",
+    is_flag=True,
+    help="Work on the bundled Postgres, which keeps its data in OUTBOX_HOME. It may also follow the command's name.",
 )
 @click.version_option(package_name="outbox-engine")
 @click.pass_context
-def main(ctx: click.Context, dsn: str | None) -> None:
+def main(ctx: click.Context, dsn: str | None, bundled: bool) -> None:
     """Long-lived pipelines on the Postgres that you already run: change a status, and the next agent runs.
 
     \b
@@ -115,12 +135,15 @@ def main(ctx: click.Context, dsn: str | None) -> None:
       outbox status                              see where everything is
 
     Settings come from the command line, then OUTBOX_DSN, OUTBOX_LISTEN_DSN, OUTBOX_AMQP_URL, OUTBOX_TO_DSN,
-    OUTBOX_APP, OUTBOX_LINK_KEYS and OUTBOX_HOME, then [tool.outbox] in pyproject.toml.
+    OUTBOX_APP, OUTBOX_LINK_KEYS, OUTBOX_RELEASE and OUTBOX_HOME, then [tool.outbox] in pyproject.toml. If none of
+    them names a database, DATABASE_URL does. Without it, only --bundled, OUTBOX_HOME and demo use the bundled Postgres.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show ✔, or the data
+    if dsn and bundled:
+        raise click.UsageError("--dsn and --bundled exclude each other")
     given = {**(ctx.obj or {}), **({} if dsn is None else {"dsn": dsn, "listen_dsn": None})}  # by a framework's command
-    ctx.obj = settings.load(**given)
+    ctx.obj = settings.load(bundled=bundled, **given)
 
 
 def explain(error: Exception) -> str:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from decimal import Context, Decimal, InvalidOperation
-from typing import Any
+from typing import Any, TypeAlias
+from uuid import UUID
 
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from .errors import InvalidInput
-from .texts import clean, explain, shown
+from .texts import check_text, clean, explain, shown
 
 MAX_BYTES = 32 * 2**20
 """The largest document, in bytes of JSON. jsonb's limit is 255 MB; a workflow's data should be far smaller."""
@@ -28,6 +29,22 @@ MAX_DEPTH = 150
 
 MAX_ENTITY_ID = 512
 """The longest entity id, in characters: it is in an index. The table has the same bound."""
+
+EntityId: TypeAlias = str | int | UUID
+"""What names an entity: a text, or the key of its row in a table, which is stored as text."""
+
+
+def entity(given: object) -> str:
+    """Returns an entity id as text. Raises InvalidInput, which names `entity_id`, if it can't be one."""
+    if isinstance(given, UUID):
+        given = str(given)
+    elif isinstance(given, int) and not isinstance(given, bool):
+        if abs(given) >= 10**MAX_ENTITY_ID:  # Python itself refuses to write a longer one
+            raise InvalidInput("entity_id", f"has more than {MAX_ENTITY_ID} digits")
+        given = str(int(given))
+    if not isinstance(given, str):
+        raise InvalidInput("entity_id", f"must be a string, an int or a UUID, not {type(given).__name__}")
+    return check_text(given, "entity_id", MAX_ENTITY_ID)
 
 
 def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:

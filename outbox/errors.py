@@ -4,7 +4,7 @@ OutboxError
 ├── DefinitionError         a pipeline, stage or back-off is defined wrongly; raised at import, before any database
 ├── InvalidInput            a value can't be stored; raised before any SQL, so the transaction stays usable
 ├── SettingsError           a setting is missing or wrong
-├── EmbeddedUnavailable     no DSN was given, and the bundled Postgres can't be started
+├── EmbeddedUnavailable     the bundled Postgres is to be used and can't be started
 ├── SchemaError             the database's schema is missing, or is older or newer than this code
 ├── NotDeployed             the database doesn't have the pipeline as this code has it
 ├── Stranded                a deploy would leave workflows without a way on, or end what they wait for
@@ -42,6 +42,7 @@ OutboxError
     ├── OlderVersion        OB030: an UPDATE names a version of the workflow that is older than the table's
     ├── PipelineInUse       OB031: a pipeline was deleted that has workflows
     ├── NotCancellable      OB032: a workflow was to be cancelled whose pipeline has no status for that
+    ├── UnknownStage        OB033: a stage was paused that no deployed pipeline has; also a NotFound
     └── DataRefused         OB040: another program wrote data that the pipeline's type can't read
 """
 
@@ -452,3 +453,12 @@ class DataRefused(Refused):
     field: str | None = None
     expected: tuple[str, ...] | None = None
     found: str | None = None
+
+
+class UnknownStage(Refused, NotFound):
+    """A stage was paused that no deployed pipeline has. `nearest` is the stage that was probably meant, or None."""
+
+    sqlstate = "OB033"
+    pipeline: str | None = None
+    stage: str | None = None
+    nearest: str | None = None

@@ -1,4 +1,7 @@
-"""Reads settings from the command line, then OUTBOX_* in the environment, then [tool.outbox] in pyproject.toml."""
+"""Reads settings from the command line, then OUTBOX_* in the environment, then [tool.outbox] in pyproject.toml.
+
+DATABASE_URL, which many platforms and applications set, is the last resort for the database.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,30 @@ class Settings:
     app: str | None = None
     home: Path | None = None
     link_keys: str | None = field(default=None, repr=False)
+    database_url: str | None = field(default=None, repr=False)
+    bundled: bool = False
+
+    @property
+    def database(self) -> tuple[str, str] | None:
+        """The DSN to use, after the name of its setting. None means the bundled Postgres, or that nothing is set.
+
+        What is set for Outbox comes before DATABASE_URL, and so does a folder for the bundled Postgres.
+        """
+        if self.bundled:
+            return None
+        if self.dsn:
+            return "OUTBOX_DSN", self.dsn
+        if self.database_url and self.home is None:
+            return "DATABASE_URL", self.database_url
+        return None
 
 
-def load(start: Path | None = None, **overrides: str | None) -> Settings:
+def load(start: Path | None = None, *, bundled: bool = False, **overrides: str | None) -> Settings:
     """Returns the settings that apply in the folder `start` (default: the current one).
 
     `overrides` are options of the command line; None means not given. Raises SettingsError for an option that is given
-    but empty. For an unknown key or a wrong type in pyproject.toml, the error names the file and the key.
+    but empty. For an unknown key or a wrong type in pyproject.toml, the error names the file and the key. `bundled`
+    asks for the bundled Postgres, whatever else is set.
     """
     found: dict[str, Any] = _from_pyproject(start or Path.cwd())
     found |= {key: value for key, name in _KEYS.items() if (value := os.environ.get(name))}
@@ -39,7 +59,12 @@ def load(start: Path | None = None, **overrides: str | None) -> Settings:
             raise SettingsError(f"{key.replace('_', '-')} is given but empty")
     found |= {key: value for key, value in overrides.items() if value is not None}
     home = found.pop("home", None)
-    return Settings(home=None if home is None else _expanded(home), **found)
+    return Settings(
+        home=None if home is None else _expanded(home),
+        database_url=os.environ.get("DATABASE_URL") or None,
+        bundled=bundled,
+        **found,
+    )
 
 
 def default_home() -> Path:
@@ -91,6 +116,8 @@ def _from_pyproject(start: Path) -> dict[str, Any]:
             if name not in _KEYS:
                 known = ", ".join(known.replace("_", "-") for known in _KEYS)
                 raise SettingsError(f"{file}: [tool.outbox] has no setting {key!r}; the settings are {known}")
+            if name == "app" and isinstance(value, list) and all(isinstance(each, str) for each in value):
+                value = ",".join(value)
             if not isinstance(value, str):
                 raise SettingsError(f"{file}: [tool.outbox] {key} must be a string")
             found[name] = str(folder / _expanded(value)) if name == "home" else value

@@ -23,9 +23,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import NullPool
 
+from .definition.run import Run
 from .definition.schedule import Tick
 from .definition.step_transaction import StepTransaction, transaction_of
-from .engine.run import Run
 from .errors import HandlerError, InvalidInput
 from .messages.delivery import Delivery
 

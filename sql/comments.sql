@@ -170,6 +170,7 @@ COMMENT ON COLUMN outbox.dead_jobs.traceback IS
 COMMENT ON TABLE outbox.workers IS 'One row for each process that works. For reading.';
 COMMENT ON COLUMN outbox.workers.id IS 'Its id, drawn at random; each process has a new one.';
 COMMENT ON COLUMN outbox.workers.name IS 'Host, process and what else names it.';
+COMMENT ON COLUMN outbox.workers.release IS 'The release of the application that it runs, if it was told.';
 COMMENT ON COLUMN outbox.workers.stages IS 'The stages that it serves.';
 COMMENT ON COLUMN outbox.workers.lease IS 'How long it may be silent before its jobs are others''.';
 COMMENT ON COLUMN outbox.workers.idle IS 'Internal: whether to wake it when there is work.';
@@ -248,6 +249,9 @@ COMMENT ON COLUMN outbox.delegations.reason IS 'Why.';
 COMMENT ON COLUMN outbox.delegations.since IS 'When it was made.';
 COMMENT ON COLUMN outbox.delegations.login IS 'The login role that has made it.';
 
+COMMENT ON TABLE outbox.signal_names IS 'The names of signals for which workflows have waited, up to 100 of a pipeline.';
+COMMENT ON COLUMN outbox.signal_names.pipeline IS 'The pipeline.';
+COMMENT ON COLUMN outbox.signal_names.name IS 'The name of the signal.';
 COMMENT ON TABLE outbox.signals IS
     'What other systems tell workflows. INSERT (pipeline, entity_id, name, payload, signal_id) sends one.';
 COMMENT ON COLUMN outbox.signals.id IS 'The order in which they came.';

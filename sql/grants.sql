@@ -59,6 +59,7 @@ GRANT EXECUTE ON FUNCTION outbox.inbox_forget(double precision) TO outbox_worker
 -- Waits. A submitter also sends signals; a person sends them too, and decides. A worker reminds.
 GRANT INSERT (pipeline, entity_id, name, payload, signal_id), SELECT (id, workflow_id, name, signal_id, taken_at)
     ON outbox.signals TO outbox_submitter, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.signal_unknown(text, text) TO outbox_submitter, outbox_viewer, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.decide(text, text, text, text, text, jsonb, text, uuid, text[], jsonb),
     outbox.delegate(text, timestamptz, text, text[], text), outbox.delegation_end(text, text) TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.cancel(text, text, text, text) TO outbox_operator;

@@ -286,7 +286,7 @@ CREATE FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    -- The deadline is that of its job, and counts from when it is asked. Who asks is the person who has started the workflow,
+    -- The deadline is that of its job, the handler's or the pipeline's. One of the handler counts from when it is asked. Who asks is the person who has started the workflow,
     -- unless the question says otherwise.
     INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, name, question, data, own_data, shown,
                                   options, ends_wait, edits_allowed, assignee, stage, worker, asked_by, asked_login, approvers,
@@ -295,7 +295,7 @@ BEGIN
            q.about IS NOT NULL, outbox.shown(coalesce(q.about, w.metadata)), q.options, q.ends_wait, coalesce(q.edits, true),
            q.assignee, c.stage, c.actor, coalesce(q.asked_by, s.actor), CASE WHEN q.asked_by IS NULL THEN s.login END,
            q.approvers, q.alone, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
-           CASE WHEN i.within IS NOT NULL THEN j.deadline END, q.remind_every, clock_timestamp() + q.remind_every,
+           j.deadline, q.remind_every, clock_timestamp() + q.remind_every,
            clock_timestamp() + make_interval(secs => q.escalate_after), q.escalate_to
     FROM (SELECT (e.item ->> 'id')::uuid AS id, (e.item ->> 'within')::float8 AS within,
                  CASE WHEN e.item ? 'questions' THEN e.item -> 'questions'
@@ -1642,6 +1642,34 @@ $$;
 
 COMMENT ON FUNCTION outbox.move(pipeline text, entity_id text, to_status text, by text, reason text) IS 'Changes the status of a workflow to one that the pipeline allows from there, and returns the status that it then has.';
 
+CREATE FUNCTION outbox.nearest(given text, names text[]) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT f.name
+    FROM (
+        SELECT c.name, (
+            SELECT count(*) FILTER (WHERE p.sides = 2)::float8 / count(*)
+            FROM (
+                SELECT e.pair, count(DISTINCT e.side) AS sides
+                FROM (
+                    SELECT 1 AS side, substr(lower(' ' || given || ' '), n, 2) AS pair
+                    FROM generate_series(1, length(given) + 1) AS n
+                    UNION ALL
+                    SELECT 2, substr(lower(' ' || c.name || ' '), n, 2) FROM generate_series(1, length(c.name) + 1) AS n
+                ) AS e
+                GROUP BY e.pair
+            ) AS p
+        ) AS likeness
+        FROM unnest(names) AS c (name)
+    ) AS f
+    WHERE f.likeness >= 0.3
+    ORDER BY f.likeness DESC, f.name
+    LIMIT 1
+$$;
+
+COMMENT ON FUNCTION outbox.nearest(given text, names text[]) IS 'Internal: returns which of these names was probably meant; null if none is like it.';
+
 CREATE FUNCTION outbox.parents_join(only_these uuid[], without uuid[], most integer) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1696,14 +1724,24 @@ CREATE FUNCTION outbox.pause_begins() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+DECLARE
+    near text;
 BEGIN
+    IF NOT EXISTS (SELECT FROM outbox.stages AS s WHERE s.pipeline = NEW.pipeline AND s.stage = NEW.stage) THEN
+        near := outbox.nearest(NEW.pipeline || '.' || NEW.stage,
+                               ARRAY(SELECT s.pipeline || '.' || s.stage FROM outbox.stages AS s));
+        RAISE EXCEPTION 'no pipeline that is deployed here has a stage "%.%"', NEW.pipeline, NEW.stage
+            USING ERRCODE = 'OB033',
+                  DETAIL = jsonb_build_object('pipeline', NEW.pipeline, 'stage', NEW.stage, 'nearest', near)::text,
+                  HINT = coalesce('Did you mean "' || near || '"?', 'Deploy the pipeline first.');
+    END IF;
     NEW.paused_by := outbox.actor_named(NEW.paused_by);
     NEW.login := session_user;
     RETURN NEW;
 END
 $$;
 
-COMMENT ON FUNCTION outbox.pause_begins() IS 'Internal: notes who has paused a stage.';
+COMMENT ON FUNCTION outbox.pause_begins() IS 'Internal: refuses the pause of a stage that is not there, and notes who has paused one.';
 
 CREATE FUNCTION outbox.pause_kept() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1744,6 +1782,7 @@ BEGIN
     DELETE FROM outbox.limits AS l WHERE l.pipeline = OLD.pipeline;
     DELETE FROM outbox.partition_rates AS r WHERE r.pipeline = OLD.pipeline;
     DELETE FROM outbox.pauses AS p WHERE p.pipeline = OLD.pipeline;
+    DELETE FROM outbox.signal_names AS n WHERE n.pipeline = OLD.pipeline;
     DELETE FROM outbox.status_counts AS c WHERE c.pipeline = OLD.pipeline;
     DELETE FROM outbox.status_flow AS f WHERE f.pipeline = OLD.pipeline;
     DELETE FROM outbox.dead_counts AS c WHERE c.pipeline = OLD.pipeline;
@@ -2355,13 +2394,34 @@ CREATE FUNCTION outbox.signal_take() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+DECLARE
+    problem text;
 BEGIN
+    IF NOT EXISTS (SELECT FROM outbox.signal_names AS n WHERE n.pipeline = NEW.pipeline AND n.name = NEW.name) THEN
+        problem := outbox.signal_unknown(NEW.pipeline, NEW.name);
+    END IF;
+    IF problem IS NOT NULL THEN
+        RAISE NOTICE 'the signal is kept: %', problem;
+    END IF;
     PERFORM outbox.signals_take(ARRAY[NEW.workflow_id]);
     RETURN NULL;
 END
 $$;
 
 COMMENT ON FUNCTION outbox.signal_take() IS 'Internal: moves the workflow that waits for this signal.';
+
+CREATE FUNCTION outbox.signal_unknown(of_pipeline text, signal_name text) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT format('no workflow of pipeline "%s" has waited for a signal "%s" so far', of_pipeline, signal_name)
+           || coalesce('; did you mean "' || outbox.nearest(signal_name, n.names) || '"?', '')
+    FROM (SELECT array_agg(s.name) AS names, count(*) AS many FROM outbox.signal_names AS s WHERE s.pipeline = of_pipeline) AS n
+    WHERE n.many < 100 AND NOT EXISTS (
+        SELECT FROM outbox.signal_names AS s WHERE s.pipeline = of_pipeline AND s.name = signal_name)
+$$;
+
+COMMENT ON FUNCTION outbox.signal_unknown(of_pipeline text, signal_name text) IS 'Says that no workflow of a pipeline has waited for a signal of this name so far, and which name was probably meant; null if one has.';
 
 CREATE FUNCTION outbox.signals_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
@@ -2379,6 +2439,15 @@ BEGIN
     )
     SELECT array_agg(made.workflow_id) INTO waiting FROM made;
     IF waiting IS NOT NULL THEN
+        -- Nearly always all are known: then nothing is written, and no two sessions meet.
+        INSERT INTO outbox.signal_names (pipeline, name)
+        SELECT DISTINCT w.pipeline, v.signal
+        FROM outbox.waits AS v JOIN outbox.workflow_states AS w ON w.id = v.workflow_id
+        WHERE v.workflow_id = ANY (waiting)
+          AND NOT EXISTS (SELECT FROM outbox.signal_names AS n WHERE n.pipeline = w.pipeline AND n.name = v.signal)
+          AND (SELECT count(*) FROM outbox.signal_names AS n WHERE n.pipeline = w.pipeline) < 100
+        ORDER BY 1, 2
+        ON CONFLICT DO NOTHING;
         PERFORM outbox.signals_take(waiting);
     END IF;
 END
@@ -3142,8 +3211,8 @@ BEGIN
     IF job.owner IS NOT NULL THEN
         SELECT k.* INTO worker FROM outbox.workers AS k WHERE k.id = job.owner;
         IF worker.beat_at + worker.lease >= now() THEN
-            RETURN QUERY SELECT 'running', format('Stage %s has been running since %s on worker %s (%s), attempt %s%s.', job.stage,
-                outbox.why_time(job.claimed_at), job.owner, worker.name, job.attempt, coalesce(': ' || job.progress, '')),
+            RETURN QUERY SELECT 'running', format('Stage %s has been running since %s on worker %s (%s%s), attempt %s%s.', job.stage,
+                outbox.why_time(job.claimed_at), job.owner, worker.name, ', release ' || worker.release, job.attempt, coalesce(': ' || job.progress, '')),
                 'wait for its end or its timeout', facts;
         ELSE
             RETURN QUERY SELECT 'worker lost', format('Worker %s, which runs stage %s since %s, is gone.', job.owner, job.stage,
@@ -4734,6 +4803,17 @@ COMMENT ON COLUMN outbox.schema_migrations.hash IS 'The hash of that file''s tex
 
 COMMENT ON COLUMN outbox.schema_migrations.applied_at IS 'When.';
 
+CREATE TABLE outbox.signal_names (
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    name text NOT NULL COLLATE pg_catalog."C"
+);
+
+COMMENT ON TABLE outbox.signal_names IS 'The names of signals for which workflows have waited, up to 100 of a pipeline.';
+
+COMMENT ON COLUMN outbox.signal_names.pipeline IS 'The pipeline.';
+
+COMMENT ON COLUMN outbox.signal_names.name IS 'The name of the signal.';
+
 CREATE TABLE outbox.signals (
     id bigint NOT NULL,
     workflow_id uuid NOT NULL,
@@ -4966,7 +5046,9 @@ CREATE TABLE outbox.workers (
     watched boolean DEFAULT false NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     beat_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT workers_lease_positive CHECK ((lease > '00:00:00'::interval))
+    release text,
+    CONSTRAINT workers_lease_positive CHECK ((lease > '00:00:00'::interval)),
+    CONSTRAINT workers_release_is_short CHECK ((length(release) <= 200))
 )
 WITH (fillfactor='50');
 
@@ -4987,6 +5069,8 @@ COMMENT ON COLUMN outbox.workers.watched IS 'Internal: whether it holds the advi
 COMMENT ON COLUMN outbox.workers.started_at IS 'When it started.';
 
 COMMENT ON COLUMN outbox.workers.beat_at IS 'When it was last heard of.';
+
+COMMENT ON COLUMN outbox.workers.release IS 'The release of the application that it runs, if it was told.';
 
 CREATE VIEW outbox.workflows AS
  SELECT w.id,
@@ -5336,6 +5420,9 @@ ALTER TABLE ONLY outbox.schedules
 
 ALTER TABLE ONLY outbox.schema_migrations
     ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY outbox.signal_names
+    ADD CONSTRAINT signal_names_pkey PRIMARY KEY (pipeline, name);
 
 ALTER TABLE ONLY outbox.signals
     ADD CONSTRAINT signals_are_one_by_id UNIQUE (workflow_id, name, signal_id);

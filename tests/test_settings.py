@@ -18,7 +18,7 @@ CANARY = "c4n4ry-pw"
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in settings._KEYS.values():
+    for name in (*settings._KEYS.values(), "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -47,6 +47,23 @@ def test_environment_wins_over_the_file_and_the_command_line_over_both(
     assert settings.load(inside).dsn == "postgresql:///env"
     found = settings.load(inside, dsn="postgresql:///arg", app=None)
     assert (found.dsn, found.app) == ("postgresql:///arg", "file:app")
+
+
+def test_database_url_is_the_last_resort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an application's: whatever is set for Outbox comes first."""
+    url = f"postgresql+asyncpg://u:{CANARY}@h/shop"
+    assert settings.load(tmp_path).database is None
+    monkeypatch.setenv("DATABASE_URL", url)
+    assert settings.load(tmp_path).database == ("DATABASE_URL", url)
+    assert settings.load(tmp_path).dsn is None
+    assert settings.load(tmp_path, bundled=True).database is None
+    assert CANARY not in repr(settings.load(tmp_path))
+    monkeypatch.setenv("OUTBOX_HOME", str(tmp_path))
+    assert settings.load(tmp_path).database is None, "a folder for the bundled Postgres is set for Outbox"
+    inside = project(tmp_path, 'dsn = "postgresql:///file"')
+    assert settings.load(inside).database == ("OUTBOX_DSN", "postgresql:///file")
+    assert settings.load(inside, dsn="postgresql:///arg").database == ("OUTBOX_DSN", "postgresql:///arg")
+    assert settings.load(inside, bundled=True).database is None
 
 
 @pytest.mark.parametrize(
@@ -136,7 +153,7 @@ def test_settings_of_somebody_else_in_a_folder_above_are_not_used(
     assert settings.load(tmp_path).dsn == "postgresql://evil/x", "in the folder itself it is as its code is"
 
 
-@pytest.mark.parametrize("scheme", ["postgresql+psycopg", "postgresql+asyncpg", "postgres+psycopg2", "mysql", "psql"])
+@pytest.mark.parametrize("scheme", ["mysql+asyncmy", "mysql", "psql", "jdbc:postgresql"])
 def test_another_scheme_is_told_from_a_password_that_is_not_escaped(scheme: str) -> None:
     with pytest.raises(SettingsError, match="its scheme must be postgresql://, not") as refused:
         engine_conninfo(f"{scheme}://u:{CANARY}@h/db", "test")

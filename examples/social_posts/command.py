@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -55,6 +56,8 @@ def demo(
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
             signal.signal(number, leave)
+    if not found.dsn:  # not DATABASE_URL: that is an application's
+        found = replace(found, bundled=True)
     with dsn_of(found) as dsn:
         code = run_demo(dsn, source, workers, amqp_url=found.amqp_url if relay else None)
     sys.exit(code)

@@ -15,6 +15,7 @@ from .. import documents, texts
 from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
 from ..database.drivers.connection import AsyncConn, SyncConn
+from ..documents import EntityId
 from ..errors import InvalidInput
 from ..texts import shown as as_shown
 from .execute import Steps, execute
@@ -25,18 +26,18 @@ SQL = statements.load("approvals")
 
 @overload
 def decide(
-    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, decision: str, *,
+    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: EntityId, decision: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def decide(
-    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, decision: str, *,
+    conn: SyncConn, pipeline: PipelineLike | str, entity_id: EntityId, decision: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> str: ...  # fmt: skip
 def decide(
-    conn: Any, pipeline: PipelineLike | str, entity_id: str, decision: str, *,
+    conn: Any, pipeline: PipelineLike | str, entity_id: EntityId, decision: str, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> Any:  # fmt: skip
@@ -60,7 +61,7 @@ def decide(
     SeveralAsked, TooLate, NoSuchOption, DataChanged, EditRefused and VoteRefused; like any error in a transaction, they
     end it.
     """
-    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    entity_id = documents.entity(entity_id)
     answer = checked(
         pipeline, decision, by=by, reason=reason, edit=edit, about=about, shown=shown, question=question, groups=groups
     )
@@ -69,18 +70,18 @@ def decide(
 
 @overload
 def approve(
-    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, *,
+    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: EntityId, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def approve(
-    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, *,
+    conn: SyncConn, pipeline: PipelineLike | str, entity_id: EntityId, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> str: ...  # fmt: skip
 def approve(
-    conn: Any, pipeline: PipelineLike | str, entity_id: str, *,
+    conn: Any, pipeline: PipelineLike | str, entity_id: EntityId, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> Any:  # fmt: skip
@@ -93,18 +94,18 @@ def approve(
 
 @overload
 def reject(
-    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, *,
+    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: EntityId, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def reject(
-    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, *,
+    conn: SyncConn, pipeline: PipelineLike | str, entity_id: EntityId, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> str: ...  # fmt: skip
 def reject(
-    conn: Any, pipeline: PipelineLike | str, entity_id: str, *,
+    conn: Any, pipeline: PipelineLike | str, entity_id: EntityId, *,
     by: str | None = None, reason: str | None = None, edit: Any = None, about: Any = None, shown: str | None = None,
     question: UUID | str | None = None, groups: Collection[str] | None = None,
 ) -> Any:  # fmt: skip

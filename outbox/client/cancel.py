@@ -10,14 +10,15 @@ from typing import Any
 from .. import documents, texts
 from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
+from ..documents import EntityId
 from .execute import Steps, execute
 
 SQL = statements.load("cancel")
 
 
-def cancel(pipeline: str, conn: Any, entity_id: str, by: str | None, reason: str | None) -> Any:
+def cancel(pipeline: str, conn: Any, entity_id: EntityId, by: str | None, reason: str | None) -> Any:
     """Cancels a workflow. See Pipeline.cancel."""
-    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    entity_id = documents.entity(entity_id)
     texts.check_optional(by, "by", MAX_NAME)
     texts.check_optional(reason, "reason", MAX_QUESTION)
     return execute(conn, _cancel({"pipeline": pipeline, "entity": entity_id, "by": by, "reason": reason}))

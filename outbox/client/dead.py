@@ -12,6 +12,7 @@ from .. import documents, texts
 from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
 from ..database.drivers.connection import AsyncConn, SyncConn
+from ..documents import EntityId
 from .execute import Steps, execute
 from .lists import check_limit
 from .pipelines import PipelineLike, name_of
@@ -61,14 +62,24 @@ def dead(
 
 @overload
 def retry(
-    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, *, by: str | None = None, reason: str | None = None
-) -> Coroutine[Any, Any, bool]: ...
+    conn: AsyncConn,
+    pipeline: PipelineLike | str,
+    entity_id: EntityId,
+    *,
+    by: str | None = None,
+    reason: str | None = None,
+) -> Coroutine[Any, Any, bool]: ...  # fmt: skip
 @overload
 def retry(
-    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, *, by: str | None = None, reason: str | None = None
-) -> bool: ...
+    conn: SyncConn,
+    pipeline: PipelineLike | str,
+    entity_id: EntityId,
+    *,
+    by: str | None = None,
+    reason: str | None = None,
+) -> bool: ...  # fmt: skip
 def retry(
-    conn: Any, pipeline: PipelineLike | str, entity_id: str, *, by: str | None = None, reason: str | None = None
+    conn: Any, pipeline: PipelineLike | str, entity_id: EntityId, *, by: str | None = None, reason: str | None = None
 ) -> Any:
     """Has the dead job of a workflow run again, with all its attempts. Await it on an async connection.
 
@@ -78,7 +89,7 @@ def retry(
     Raises InvalidInput before any SQL if a value can't be stored. The database raises NoWorkflow, which ends the
     transaction.
     """
-    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    entity_id = documents.entity(entity_id)
     return execute(conn, _retry({"pipeline": name_of(pipeline), "entity": entity_id, **_told(by, reason)}))
 
 

@@ -22,6 +22,7 @@ from .. import documents, settings, texts
 from ..checks import MAX_NAME
 from ..database import statements
 from ..database.drivers.connection import AsyncConn, SyncConn
+from ..documents import EntityId
 from ..errors import LinkRefused, SettingsError
 from .approvals import checked, checked_groups, question_id
 from .delegations import check_end
@@ -62,16 +63,16 @@ class ApprovalLink:
 
 @overload
 def approval_link(
-    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, *, person: str, until: datetime,
+    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: EntityId, *, person: str, until: datetime,
     question: UUID | str | None = None, groups: Collection[str] | None = None, keys: Sequence[str] | None = None,
 ) -> Coroutine[Any, Any, str]: ...  # fmt: skip
 @overload
 def approval_link(
-    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, *, person: str, until: datetime,
+    conn: SyncConn, pipeline: PipelineLike | str, entity_id: EntityId, *, person: str, until: datetime,
     question: UUID | str | None = None, groups: Collection[str] | None = None, keys: Sequence[str] | None = None,
 ) -> str: ...  # fmt: skip
 def approval_link(
-    conn: Any, pipeline: PipelineLike | str, entity_id: str, *, person: str, until: datetime,
+    conn: Any, pipeline: PipelineLike | str, entity_id: EntityId, *, person: str, until: datetime,
     question: UUID | str | None = None, groups: Collection[str] | None = None, keys: Sequence[str] | None = None,
 ) -> Any:  # fmt: skip
     """Makes a link for one person to an open question, in the caller's transaction. Returns its token.
@@ -86,7 +87,7 @@ def approval_link(
     database raises NoWorkflow, NothingAsked and SeveralAsked.
     """
     signing = _keys(keys)[0]
-    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    entity_id = documents.entity(entity_id)
     texts.check_text(person, "person", MAX_NAME)
     check_end(until)
     params = {

@@ -18,6 +18,7 @@ from uuid import UUID
 from .. import documents, texts
 from ..checks import MAX_DELAY, MAX_NAME, as_delay
 from ..database import statements
+from ..documents import EntityId
 from ..errors import InvalidInput
 from .execute import Steps, execute
 
@@ -135,15 +136,15 @@ def find(
     return execute(conn, _page(pipeline, asked))
 
 
-def get(pipeline: Loader[Data], conn: Any, entity_id: str) -> Any:
+def get(pipeline: Loader[Data], conn: Any, entity_id: EntityId) -> Any:
     """Returns a workflow. See Pipeline.get."""
-    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    entity_id = documents.entity(entity_id)
     return execute(conn, one(pipeline, entity_id))
 
 
-def history(pipeline: Loader[Data], conn: Any, entity_id: str, limit: int) -> Any:
+def history(pipeline: Loader[Data], conn: Any, entity_id: EntityId, limit: int) -> Any:
     """Returns the history of a workflow. See Pipeline.history."""
-    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    entity_id = documents.entity(entity_id)
     check_limit(limit)
     return execute(conn, _history(pipeline.name, entity_id, limit))
 

@@ -11,14 +11,15 @@ from typing import Any
 from .. import documents, texts
 from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
+from ..documents import EntityId
 from .execute import Steps, execute
 
 SQL = statements.load("move")
 
 
-def move(pipeline: str, conn: Any, entity_id: str, status: str, by: str | None, reason: str | None) -> Any:
+def move(pipeline: str, conn: Any, entity_id: EntityId, status: str, by: str | None, reason: str | None) -> Any:
     """Moves a workflow to a status. See Pipeline.move."""
-    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    entity_id = documents.entity(entity_id)
     if status != "":  # the database refuses it with the name of the workflow
         texts.check_text(status, "status", MAX_NAME)
     texts.check_optional(by, "by", MAX_NAME)

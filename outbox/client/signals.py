@@ -14,6 +14,7 @@ from .. import documents, texts
 from ..checks import MAX_NAME
 from ..database import statements
 from ..database.drivers.connection import AsyncConn, SyncConn
+from ..documents import EntityId
 from .execute import Steps, execute
 from .pipelines import PipelineLike, name_of
 
@@ -25,26 +26,29 @@ class Signalled:
     """A sent signal. `status` is the workflow's status afterwards.
 
     `created` is False if a signal with this id was sent before; `taken` is True if a wait has taken the signal.
+    `doubt` says, of one that is kept, that no workflow of the pipeline has waited for a signal of this name so far, and
+    which name was probably meant. None if there is no doubt.
     """
 
     status: str
     created: bool
     taken: bool
+    doubt: str | None = None
 
 
 @overload
 def signal(
-    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
+    conn: AsyncConn, pipeline: PipelineLike | str, entity_id: EntityId, name: str, payload: Any = None,
     *, id: str | None = None, by: str | None = None,
 ) -> Coroutine[Any, Any, Signalled]: ...  # fmt: skip
 @overload
 def signal(
-    conn: SyncConn, pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None,
+    conn: SyncConn, pipeline: PipelineLike | str, entity_id: EntityId, name: str, payload: Any = None,
     *, id: str | None = None, by: str | None = None,
 ) -> Signalled: ...  # fmt: skip
 def signal(
-    conn: Any, pipeline: PipelineLike | str, entity_id: str, name: str, payload: Any = None, *, id: str | None = None,
-    by: str | None = None,
+    conn: Any, pipeline: PipelineLike | str, entity_id: EntityId, name: str, payload: Any = None, *,
+    id: str | None = None, by: str | None = None,
 ) -> Any:  # fmt: skip
     """Sends the signal `name` to a workflow in the caller's transaction.
 
@@ -56,7 +60,7 @@ def signal(
     Raises InvalidInput before any SQL if a value can't be stored. The database raises NoWorkflow, which ends the
     transaction.
     """
-    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    entity_id = documents.entity(entity_id)
     texts.check_text(name, "name", MAX_NAME)
     texts.check_optional(id, "id", MAX_NAME)
     texts.check_optional(by, "by", MAX_NAME)
@@ -66,5 +70,5 @@ def signal(
 
 
 def _signal(sent: dict[str, Any]) -> Steps[Signalled]:
-    ((status, created, taken),) = yield SQL["signal_send"], sent
-    return Signalled(status, created, taken)
+    ((status, created, taken, doubt),) = yield SQL["signal_send"], sent
+    return Signalled(status, created, taken, doubt)

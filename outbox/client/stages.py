@@ -66,7 +66,9 @@ def find(stage: str, pipeline: str | None) -> Steps[tuple[str, str]]:
     """Returns the pipeline and the stage that a name means. Raises NotFound unless it means exactly one stage."""
     found = yield SQL["stages_named"], {"stage": stage, "pipeline": pipeline}
     if not found:
-        raise NotFound(f'no pipeline that is deployed here has a stage "{stage}"')
+        ((near,),) = yield SQL["stage_nearest"], {"stage": stage, "pipeline": pipeline}
+        of = "no pipeline that is deployed here" if pipeline is None else f'no deployed pipeline "{pipeline}"'
+        raise NotFound(f'{of} has a stage "{stage}"{f"; did you mean {near}?" if near else ""}')
     if len(found) > 1:
         names = ", ".join(f"{of}.{name}" for of, name in found)
         raise NotFound(f'"{stage}" is a stage of several pipelines: say one of {names}')

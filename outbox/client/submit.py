@@ -15,6 +15,7 @@ import psycopg
 from .. import documents, texts
 from ..database import statements
 from ..database.statements import text_array
+from ..documents import EntityId
 from ..errors import InvalidInput, NotDeployed
 from .acting import acting
 from .execute import Steps, drive, execute
@@ -39,14 +40,16 @@ class Submitted:
     created: bool
 
 
-def submit(pipeline: PipelineLike, conn: Any, entity_id: str, data: Any, by: str | None, reason: str | None) -> Any:
+def submit(
+    pipeline: PipelineLike, conn: Any, entity_id: EntityId, data: Any, by: str | None, reason: str | None
+) -> Any:
     """Starts a workflow. See Pipeline.submit."""
     steps = acting(_submit_one(pipeline.name, *_checked(pipeline, entity_id, data)), by, reason)
     return execute(conn, steps, whole=(by or reason) is not None)
 
 
 def submit_many(
-    pipeline: PipelineLike, conn: Any, items: Iterable[tuple[str, Any]], by: str | None, reason: str | None
+    pipeline: PipelineLike, conn: Any, items: Iterable[tuple[EntityId, Any]], by: str | None, reason: str | None
 ) -> Any:
     """Starts many workflows. See Pipeline.submit_many."""
     if not isinstance(items, Iterable):
@@ -75,7 +78,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 
 def _checked(pipeline: PipelineLike, entity_id: Any, data: Any) -> tuple[str, str]:
-    return texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID), pipeline.dump_readable(data)
+    return documents.entity(entity_id), pipeline.dump_readable(data)
 
 
 def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted]:

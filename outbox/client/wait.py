@@ -121,7 +121,7 @@ async def _perform_async(steps: Any, take: Callable[[Statement], Any], nap: Call
 def _checked(
     pipeline: str, entity_id: str, statuses: tuple[str, ...], timeout: Any, since: int
 ) -> tuple[Wanted, float]:
-    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    entity_id = documents.entity(entity_id)
     for status in statuses:
         texts.check_text(status, "statuses", MAX_NAME)
     seconds = as_delay(timeout)

@@ -10,6 +10,7 @@ from typing import Any, overload
 from .. import documents, texts
 from ..database import statements
 from ..database.drivers.connection import AsyncConn, SyncConn
+from ..documents import EntityId
 from .execute import Steps, execute
 from .pipelines import PipelineLike, name_of
 
@@ -34,15 +35,15 @@ class Why:
 
 
 @overload
-def why(conn: AsyncConn, pipeline: PipelineLike | str, entity_id: str) -> Coroutine[Any, Any, Why]: ...
+def why(conn: AsyncConn, pipeline: PipelineLike | str, entity_id: EntityId) -> Coroutine[Any, Any, Why]: ...
 @overload
-def why(conn: SyncConn, pipeline: PipelineLike | str, entity_id: str) -> Why: ...
-def why(conn: Any, pipeline: PipelineLike | str, entity_id: str) -> Any:
+def why(conn: SyncConn, pipeline: PipelineLike | str, entity_id: EntityId) -> Why: ...
+def why(conn: Any, pipeline: PipelineLike | str, entity_id: EntityId) -> Any:
     """Says why a workflow does not move. Await it on an async connection.
 
     Raises InvalidInput before any SQL for an id that no workflow can have. The database raises NoWorkflow.
     """
-    texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    entity_id = documents.entity(entity_id)
     return execute(conn, asked(name_of(pipeline), entity_id))
 
 

@@ -18,21 +18,32 @@ from ..messages.target import Target
 def load(app: str | None) -> list[Pipeline[Any]]:
     """Returns the pipelines that `module:object` names: a Pipeline, an iterable of Pipelines, or all of a module.
 
-    The current folder is importable, as with `python -m`. Raises SettingsError, which says what was found, if there is
-    no pipeline.
+    There may be several such names, with commas between them. The current folder is importable, as with `python -m`.
+    Raises SettingsError, which says what was found, if one of them has no pipeline, or if two pipelines have the same
+    name.
     """
-    if not app:
+    places: dict[str, tuple[Pipeline[Any], str]] = {}
+    for each in filter(None, map(str.strip, (app or "").split(","))):
+        found = _find("--app", each)
+        pipelines = _pipelines(found, each)
+        if not pipelines:
+            raise SettingsError(
+                f"--app {each} is {_kind(found)}: it must be a Pipeline, several, or a module that has some"
+            )
+        for pipeline, place in pipelines:
+            before, there = places.setdefault(pipeline.name, (pipeline, place))
+            if before is not pipeline:
+                raise SettingsError(
+                    f"{there} and {place} are two pipelines named {pipeline.name!r}: rename one of them"
+                )
+    if not places:
         raise SettingsError("no application is given: give --app module:object, or set OUTBOX_APP")
-    found = _find("--app", app)
-    pipelines = _pipelines(found)
-    if not pipelines:
-        raise SettingsError(f"--app {app} is {_kind(found)}: it must be a Pipeline, several, or a module that has some")
-    return pipelines
+    return [pipeline for pipeline, _ in places.values()]
 
 
 def find_all(name: str, what: str) -> list[Pipeline[Any]]:
     """Returns the pipelines that `module:object` names, or none. `what` is what an error says that it is."""
-    return _pipelines(_find(what, name))
+    return [pipeline for pipeline, _ in _pipelines(_find(what, name), name)]
 
 
 def find(app: str, name: str) -> Pipeline[Any]:
@@ -79,14 +90,17 @@ def _find(option: str, name: str) -> Any:
     return found
 
 
-def _pipelines(found: Any) -> list[Pipeline[Any]]:
+def _pipelines(found: Any, app: str) -> list[tuple[Pipeline[Any], str]]:
+    """Returns the pipelines, each with the place where it was found."""
     if isinstance(found, Pipeline):
-        return [found]
+        return [(found, app)]
     if isinstance(found, ModuleType):
-        found = vars(found).values()
+        named = {f"{app}:{name}": item for name, item in vars(found).items()}
     elif isinstance(found, str) or not isinstance(found, Iterable):
         return []
-    return list({id(item): item for item in found if isinstance(item, Pipeline)}.values())
+    else:
+        named = {f"{app}[{number}]": item for number, item in enumerate(found)}
+    return [(item, place) for place, item in named.items() if isinstance(item, Pipeline)]
 
 
 def _kind(found: Any, wanted: str = "Pipeline") -> str:

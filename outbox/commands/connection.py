@@ -14,26 +14,70 @@ import click
 import psycopg
 
 from .. import settings
-from ..database import embedded, migrations, primary
-from ..database.dsn import cannot_connect
+from ..database import embedded, migrations, primary, urls
+from ..database.dsn import cannot_connect, engine_conninfo, readable, redact
 from ..database.session import connect
-from ..errors import OutboxError
+from ..errors import OutboxError, SettingsError
 from ..texts import printable
 
 T = TypeVar("T")
 
 
+NO_DATABASE = (
+    "no database is given: set OUTBOX_DSN to your Postgres, such as postgresql://me@localhost/shop, "
+    "or add --bundled to use a Postgres of Outbox's own"
+)
+
+
+def given_dsn(found: settings.Settings) -> str | None:
+    """Returns the DSN of the settings, as libpq reads it; None if they name none. Names the setting in an error."""
+    if found.database is None:
+        return None
+    name, dsn = found.database
+    try:
+        dsn = urls.libpq(dsn)
+        if name == "DATABASE_URL":
+            engine_conninfo(dsn, "cli")
+        return dsn
+    except SettingsError as error:
+        raise SettingsError(f"DATABASE_URL: {error}" if name == "DATABASE_URL" else str(error)) from None
+
+
+def listening_dsn(found: settings.Settings) -> str | None:
+    """Returns OUTBOX_LISTEN_DSN as libpq reads it. Raises SettingsError if it can't be read."""
+    if not found.listen_dsn:
+        return None
+    try:
+        dsn = urls.libpq(found.listen_dsn)
+    except SettingsError as error:
+        raise SettingsError(f"OUTBOX_LISTEN_DSN: {error}") from None
+    if not readable(dsn):
+        raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(dsn)}")
+    return dsn
+
+
+def require_database(found: settings.Settings) -> None:
+    """Ends the command as wrong usage if neither a DSN nor the bundled Postgres was asked for.
+
+    A forgotten setting would otherwise show a healthy and empty database, and what was submitted would lie there.
+    """
+    if not (found.database or found.bundled or found.home):
+        raise click.UsageError(NO_DATABASE)
+
+
 @contextmanager
 def dsn_of(found: settings.Settings, *, migrated: bool = True) -> Iterator[str]:
     """Yields the DSN of the settings, or that of the bundled Postgres, started (and migrated) for this command."""
-    if found.dsn:
-        yield found.dsn
+    require_database(found)
+    dsn = given_dsn(found)
+    if dsn is not None:
+        yield dsn
         return
     # A command that a signal ends must still leave the server, because the last command to leave stops it.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     home = found.home or settings.default_home()
     with embedded.server(home) as dsn:
-        click.echo(f"outbox: no OUTBOX_DSN; using the bundled Postgres in {home} (its data is kept)", err=True)
+        click.echo(f"outbox: using the bundled Postgres in {home} (its data is kept)", err=True)
         if migrated:
             migrations.apply(dsn)
         yield dsn

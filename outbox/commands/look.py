@@ -16,7 +16,7 @@ from ..database.dsn import readable
 from ..operations import cluster, doctor, look
 from ..operations.finding import Finding
 from . import application, screen
-from .connection import asked, database
+from .connection import asked, database, given_dsn
 from .options import Age, app_option, json_option, limit_option, of_pipeline_option, pipeline_option
 
 
@@ -157,9 +157,10 @@ def doctor_command(found: settings.Settings, app: str | None, as_json: bool) -> 
     """
     pipelines = application.load(app or found.app) if app or found.app else []
     findings: list[Finding] = []
-    standings = asked(hosts.ask, found.dsn) if found.dsn and readable(found.dsn) else []
-    if found.dsn:
-        findings += cluster.hosts(found.dsn, standings)
+    dsn = given_dsn(found)
+    standings = asked(hosts.ask, dsn) if dsn and readable(dsn) else []
+    if dsn:
+        findings += cluster.hosts(dsn, standings)
     if len(standings) < 2 or not all(each.trouble for each in standings):
         with database(found) as conn:
             findings += doctor.examine(conn, pipelines)

@@ -61,10 +61,12 @@ class Time(click.DateTime):
 
 
 def app_option(command: Command) -> Command:
-    """Adds --app."""
+    """Adds --app. Several are passed on as one text with commas, as OUTBOX_APP has them."""
     return click.option(
-        "--app", metavar="MODULE:OBJECT", help="A Pipeline, several, or a module that has some. Default: OUTBOX_APP."
-    )(command)
+        "--app", metavar="MODULE:OBJECT", multiple=True, callback=lambda _, __, given: ",".join(given) or None,
+        help="A Pipeline, several, or a module that has some; repeatable. Default: OUTBOX_APP, with commas between "
+        "several.",
+    )(command)  # fmt: skip
 
 
 def user_name() -> str:

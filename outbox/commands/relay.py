@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .. import settings
-from ..database import migrations
+from ..database import migrations, urls
 from ..database.dsn import readable, redact
 from ..errors import OutboxError, SettingsError
 from ..messages.handoff import Handoff
@@ -19,7 +19,7 @@ from ..process import ending
 from ..process.signals import on_signals
 from ..texts import printable
 from . import application, logs, screen
-from .connection import database, dsn_of, reaching
+from .connection import database, dsn_of, listening_dsn, reaching
 from .options import LogOptions, json_option, limit_option, log_options
 
 log = logging.getLogger("outbox.relay")
@@ -119,6 +119,7 @@ def relay(
         if own_target:
             target = application.target(own_target)
         elif to and pipeline:
+            to = urls.libpq(to)
             if not readable(to):
                 raise SettingsError(f"--to can't be read: {redact(to)}")
             target = Handoff(to, pipeline, entity_id=entity_id, topics=topics, part=part, strict=strict)
@@ -126,7 +127,7 @@ def relay(
             target = _publisher(
                 found, source=source, exchange=exchange, declare=declare, routing_key=routing_key, strict=strict
             )
-        direct = found.listen_dsn or dsn
+        direct = listening_dsn(found) or dsn
         made = Relay(
             direct, target,
             name=name, strict=strict, drain=drain, from_now=from_now, change_settings=change_settings,

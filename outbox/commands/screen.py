@@ -120,10 +120,12 @@ def status(found: dict[str, list[Row]]) -> Group:
         ]
         for row in found["overview"]
     ]
+    released = any(row["release"] for row in found["workers"])
     workers = [
         [
             row["id"],
             row["name"],
+            *([row["release"] or ""] if released else []),
             ", ".join(row["stages"]),
             "idle" if row["idle"] else "working",
             age(row["beat_seconds_ago"]),
@@ -150,7 +152,10 @@ def status(found: dict[str, list[Row]]) -> Group:
         ]
         parts += [Text(), table(None, ["pipeline", "stage", "entity", "attempt", "for", "progress"], rows)]
     if workers:
-        parts += [Text(), table(None, ["worker", "process", "stages", "state", "last beat"], workers)]
+        parts += [
+            Text(),
+            table(None, ["worker", "process", *["release"] * released, "stages", "state", "last beat"], workers),
+        ]
     else:
         parts += [Text(), Text("no worker is running")]
     if found["relays"]:

@@ -115,7 +115,7 @@ def _decide(
     edited, replaced = from_json(edit, "--edit"), from_json(about, "--about")
     with database(found) as conn:
         migrations.require(conn)
-        before = look.find_one(conn, entity, pipeline)
+        before = look.find_asking(conn, entity, pipeline)
         name = before["pipeline"]
         known: Pipeline[Any] | str = name if edit is None else _pipeline(app or found.app, name)
         with conn.transaction():
@@ -160,3 +160,5 @@ def signal(
     click.echo(
         printable(f"{entity}: {name} {what if sent.created else f'was sent before, {what}'}; it is in {sent.status}")
     )
+    if sent.doubt and not ended:
+        click.echo(f"warning: {printable(sent.doubt)}", err=True)

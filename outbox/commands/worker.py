@@ -11,13 +11,12 @@ import click
 
 from .. import settings
 from ..client.inbox import MEMORY_DAYS
-from ..database.dsn import readable, redact
 from ..engine.retention import MAX_DAYS, Retention
 from ..engine.worker import Worker
-from ..errors import SettingsError, WorkerBroken
+from ..errors import WorkerBroken
 from ..process import ending
 from . import application, logs, processes
-from .connection import dsn_of, reaching
+from .connection import dsn_of, listening_dsn, reaching, require_database
 from .options import LogOptions, Number, app_option, log_options
 
 log = logging.getLogger("outbox.worker")
@@ -61,6 +60,11 @@ _DEFAULTS = gc.get_threshold()
     show_default=True,
     help="Seconds that running handlers have to finish after SIGTERM.",
 )
+@click.option(
+    "--release",
+    metavar="NAME",
+    help="Name this release of the application in `outbox status`. Default: OUTBOX_RELEASE.",
+)
 @log_options
 @click.option("--no-notify", is_flag=True, help="Only poll; don't LISTEN.")
 @click.option(
@@ -95,8 +99,9 @@ _DEFAULTS = gc.get_threshold()
 @click.pass_obj
 def worker(
     found: settings.Settings, app: str | None, stages: tuple[str, ...], concurrency: int | None, count: int,
-    drain: bool, lease: float, grace: float, log_to: LogOptions, no_notify: bool, keep_workflows: float | None,
-    keep_history: float | None, keep_dead: float, keep_messages: float | None, keep_inbox: float,
+    drain: bool, lease: float, grace: float, release: str | None, log_to: LogOptions, no_notify: bool,
+    keep_workflows: float | None, keep_history: float | None, keep_dead: float, keep_messages: float | None,
+    keep_inbox: float,
 ) -> None:  # fmt: skip
     """Run the stages of an application until SIGTERM or Ctrl-C.
 
@@ -104,26 +109,27 @@ def worker(
     the second one stops at once. Any number of workers on any number of machines share the work. With --processes, a
     process that ends unasked is started again, and all stop together. It waits for a database that isn't there yet.
     """
+    require_database(found)
     logs.set_up(*log_to)
     stop_pipe = processes.Supervisor(count).fork() if count > 1 else None
     with processes.last_word(stop_pipe):
         pipelines = application.load(app or found.app)
         _collect_rarely()
-        if found.listen_dsn and not readable(found.listen_dsn):
-            raise SettingsError(f"OUTBOX_LISTEN_DSN can't be read: {redact(found.listen_dsn)}")
+        direct = listening_dsn(found)
         with dsn_of(found) as dsn:
             made = Worker(
                 pipelines,
                 dsn,
                 stages=stages or None,
                 concurrency=concurrency,
-                listen_dsn=found.listen_dsn,
+                listen_dsn=direct,
                 lease=lease,
                 grace=grace,
                 drain=drain,
                 notify=not no_notify,
                 retention=Retention(keep_workflows, keep_history, keep_dead, keep_messages, keep_inbox),
                 on_standstill=ending.leave,
+                release=release,
             )
             with reaching(dsn):
                 _, left = ending.run(_run(made, stop_pipe, grace))

@@ -24,6 +24,7 @@ import psycopg
 
 from . import primary, statements
 from .dsn import host_last
+from .given import Dsn
 from .sockets import shut
 from .statements import array
 from .steps import Statement
@@ -66,7 +67,7 @@ class ConnectionGroup:
 
     def __init__(self) -> None:
         self.leave: Callable[[str], object] = self.cut
-        self._dsns: dict[str, None] = {}  # in the order in which they were first used
+        self._dsns: dict[Dsn, None] = {}  # in the order in which they were first used
         self._timeline = 0  # of the server that the latest session leads to; 0: not known
         self._looking: asyncio.Task[None] | None = None
         self._lock = threading.RLock()
@@ -137,13 +138,15 @@ class ConnectionGroup:
                             self._timeline = 0  # until a session arrives, which is somewhere else
                             self.leave("another host has become the primary")
                             return
+            except psycopg.OperationalError as error:  # of a function that returns the DSN
+                log.warning("the hosts of the database can't be asked: %s", error)
             except Exception:
                 log.exception("the hosts of the database can't be asked")
 
     def add(
-        self, conn: Connection, dsn: str, setting: Statement, *, read_only: bool
+        self, conn: Connection, dsn: Dsn, place: str, setting: Statement, *, read_only: bool
     ) -> Generator[Statement, Any, None]:
-        """Sets up a new session, and adds its connection to those that are cut together.
+        """Sets up a new session, and adds its connection to those that are cut together. `place` is its DSN as text.
 
         Raises ReadOnlySqlTransaction if the server is read-only, unless `read_only` allows that. Raises
         OperationalError if too many sessions remain on the server, or if the host is not the primary (primary.py).
@@ -151,7 +154,7 @@ class ConnectionGroup:
         with self._lock:
             self._members[conn] = ""
             self._dsns[dsn] = None
-        timeline = yield from primary.arriving(dsn, conn)
+        timeline = yield from primary.arriving(place, conn)
         ((server, is_read_only, _),) = yield setting
         if is_read_only and not read_only:
             raise psycopg.errors.ReadOnlySqlTransaction(READ_ONLY)

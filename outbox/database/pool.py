@@ -16,6 +16,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from .connection_group import ConnectionGroup
+from .given import Dsn
 from .session import READING, connect, connect_async
 
 C = TypeVar("C", psycopg.Connection[Any], psycopg.AsyncConnection[Any])
@@ -27,7 +28,7 @@ IDLE_FOR = 600.0
 class Pool:
     """Lends each connection to one task or thread, with its session set up for handlers. Any thread may call it."""
 
-    def __init__(self, dsn: str, role: str, group: ConnectionGroup, *, pooled: bool = False) -> None:
+    def __init__(self, dsn: Dsn, role: str, group: ConnectionGroup, *, pooled: bool = False) -> None:
         self._dsn, self._role, self._group, self._pooled = dsn, role, group, pooled
         self._sync: _Kept[psycopg.Connection[Any]] = _Kept()
         self._async: _Kept[psycopg.AsyncConnection[Any]] = _Kept()

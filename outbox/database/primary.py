@@ -20,6 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from . import hosts
 from .dsn import readable
+from .given import Dsn, current_async
 from .hosts import Host, Standing
 from .steps import Statement
 
@@ -138,24 +139,26 @@ _known: dict[frozenset[Host], Primary] = {}
 """What this process knows, by the hosts of a DSN in any order. Of a single host, it knows nothing."""
 
 
-async def look(dsn: str) -> Primary | None:
+async def look(dsn: Dsn) -> Primary | None:
     """Asks all hosts of a DSN and returns what is known now; None, without asking, if there is only one."""
-    if not readable(dsn):
+    place = await current_async(dsn)
+    if not readable(place):
         return None  # the attempt to connect says so; a part of a password must not be looked up as a host
-    if len(await hosts.resolved(dsn)) < 2:
-        _known.setdefault(_key(dsn), Primary())
+    if len(await hosts.resolved(place)) < 2:
+        _known.setdefault(_key(place), Primary())
         return None
-    async for known in asked(dsn):  # noqa: B007
+    async for known in asked(place):  # noqa: B007
         pass
     return known
 
 
-async def asked(dsn: str) -> AsyncGenerator[Primary]:
+async def asked(dsn: Dsn) -> AsyncGenerator[Primary]:
     """Asks all hosts of a DSN. Yields what is known after each answer: a host that hangs takes seconds to give none."""
-    known = _known.setdefault(_key(dsn), Primary())
-    known.hosts = await hosts.resolved(dsn)
+    place = await current_async(dsn)
+    known = _known.setdefault(_key(place), Primary())
+    known.hosts = await hosts.resolved(place)
     standings = {host: Standing(host, "no answer yet") for host in known.hosts}
-    answers = asyncio.as_completed([hosts.ask_one(dsn, host) for host in standings])
+    answers = asyncio.as_completed([hosts.ask_one(place, host) for host in standings])
     for count, answer in enumerate(answers, 1):
         each = await answer
         standings[each.host] = each

@@ -9,6 +9,7 @@ import time
 from ..texts import printable
 from . import statements
 from .connection_group import PATIENCE, ConnectionGroup
+from .given import Dsn
 from .link import Link, temporary
 
 SQL = statements.load("probe")
@@ -21,7 +22,7 @@ EVERY = 2.0
 class Probe:
     """Cuts `group` when their server does not answer a commit, on a connection of its own, for so many seconds."""
 
-    def __init__(self, dsn: str, group: ConnectionGroup, *, pooled: bool = False, patience: float = PATIENCE) -> None:
+    def __init__(self, dsn: Dsn, group: ConnectionGroup, *, pooled: bool = False, patience: float = PATIENCE) -> None:
         self._group, self._patience = group, patience
         self._refused = False
         self.answered: float | None = None  # when the last question was asked that was answered, by time.monotonic()

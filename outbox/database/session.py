@@ -24,6 +24,7 @@ from . import primary, statements
 from .attempts import connected
 from .connection_group import PATIENCE, ConnectionGroup
 from .dsn import ways
+from .given import Dsn, current, current_async
 from .statements import text_array
 from .steps import Statement, perform, perform_async
 
@@ -107,7 +108,7 @@ def require_pooled(conn: psycopg.Connection[Any]) -> None:
 
 
 def connect(
-    dsn: str, role: str, *, settings: Mapping[str, str] = WORKING, pooled: bool = False, read_only: bool = False,
+    dsn: Dsn, role: str, *, settings: Mapping[str, str] = WORKING, pooled: bool = False, read_only: bool = False,
     group: ConnectionGroup | None = None,
 ) -> psycopg.Connection[Any]:  # fmt: skip
     """Returns a connection in autocommit whose session is as the engine needs it. `role` is in its name.
@@ -117,7 +118,8 @@ def connect(
     """
     group = group or ConnectionGroup()
     group.require_room()
-    for conninfo, last in _ways(dsn, role, group, pooled=pooled, read_only=read_only):
+    place = current(dsn)
+    for conninfo, last in _ways(place, role, group, pooled=pooled, read_only=read_only):
         try:
             conn = psycopg.connect(primary.narrowed(conninfo), autocommit=True, prepare_threshold=threshold(pooled))
             break
@@ -126,7 +128,7 @@ def connect(
                 raise
     try:
         setting = _needed(settings, pooled=pooled)
-        perform(group.add(conn, dsn, setting, read_only=read_only), lambda step: conn.execute(*step).fetchall())
+        perform(group.add(conn, dsn, place, setting, read_only=read_only), lambda step: conn.execute(*step).fetchall())
     except BaseException:
         conn.close()
         raise
@@ -134,7 +136,7 @@ def connect(
 
 
 async def connect_async(
-    dsn: str,
+    dsn: Dsn,
     role: str,
     *,
     settings: Mapping[str, str] = WORKING,
@@ -148,9 +150,10 @@ async def connect_async(
 
 
 async def _attempt(
-    dsn: str, role: str, settings: Mapping[str, str], pooled: bool, group: ConnectionGroup
+    dsn: Dsn, role: str, settings: Mapping[str, str], pooled: bool, group: ConnectionGroup
 ) -> psycopg.AsyncConnection[Any]:
-    for conninfo, last in _ways(dsn, role, group, pooled=pooled):
+    place = await current_async(dsn)
+    for conninfo, last in _ways(place, role, group, pooled=pooled):
         try:
             conn = await psycopg.AsyncConnection.connect(
                 primary.narrowed(conninfo), autocommit=True, prepare_threshold=threshold(pooled)
@@ -165,7 +168,7 @@ async def _attempt(
 
     try:
         with group.within(PATIENCE, only=conn):
-            await perform_async(group.add(conn, dsn, _needed(settings, pooled=pooled), read_only=False), take)
+            await perform_async(group.add(conn, dsn, place, _needed(settings, pooled=pooled), read_only=False), take)
     except BaseException:
         await conn.close()
         raise

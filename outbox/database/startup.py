@@ -16,6 +16,7 @@ import psycopg
 from ..process.service import Delays, Service, Trouble
 from . import hosts, primary
 from .connection_group import PATIENCE, ConnectionGroup
+from .given import Dsn
 from .link import first_line, temporary
 from .session import connect
 
@@ -26,7 +27,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
 
 
 async def begin(
-    dsn: str, service: Service, require: Callable[[psycopg.Connection[Any]], object], *, group: ConnectionGroup,
+    dsn: Dsn, service: Service, require: Callable[[psycopg.Connection[Any]], object], *, group: ConnectionGroup,
     patient: bool = True,
 ) -> None:  # fmt: skip
     """Calls `require` with a session on the primary, in a thread, as soon as there is one; or returns after a stop.
@@ -57,9 +58,12 @@ async def begin(
         await service.sleep(delays.next())
 
 
-async def _may_pass(dsn: str, patient: bool) -> bool:
+async def _may_pass(dsn: Dsn, patient: bool) -> bool:
     """Returns whether waiting may help."""
-    standings = await hosts.ask(dsn)
+    try:
+        standings = await hosts.ask(dsn)
+    except psycopg.OperationalError:  # of a function that returns the DSN: what it asks may be down, too
+        return patient
     if any(each.refuses for each in standings) or all(each.unknown for each in standings):
         return False
     return patient or any(each.starting or each.trouble is None for each in standings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
@@ -19,6 +19,7 @@ VERSION = "$version"
 MAX_VERSION = 10_000
 """The highest version of a type. Each version needs an upgrade written by hand, so only a mistake exceeds it."""
 
+Data = TypeVar("Data")
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -191,3 +192,30 @@ class DataType:
             return self._adapter.validate_python(data)
         except ValidationError as error:
             raise InvalidInput("data", texts.explain(error)) from None
+
+
+class HasData(Generic[Data]):
+    """The part of a pipeline that knows its data. `is_idle`: it has schedules only, and no workflow can start in it."""
+
+    name: str
+    final: frozenset[str]
+    reaction_of: str | None
+    is_idle: bool
+    _data: DataType
+
+    def dump(self, data: Any) -> str:
+        """Returns validated data as JSON text. Raises InvalidInput if it doesn't fit the type or can't be stored."""
+        return self._data.dump(data)
+
+    def dump_readable(self, data: Any) -> str:
+        """Returns submitted data as JSON text. Raises InvalidInput also if the type can't read back what it writes."""
+        if self.is_idle:
+            raise InvalidInput(
+                "pipeline", f"{self.name} has schedules only: without initial=, no workflow can start in it"
+            )
+        return self._data.dump_readable(data)
+
+    def load(self, text: str) -> Data:
+        """Returns data from stored JSON text. Raises pydantic's ValidationError if it doesn't fit the type."""
+        data: Data = self._data.load(text)
+        return data

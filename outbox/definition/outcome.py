@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from ..checks import MAX_DELAY, as_delay, check_number, check_seconds, check_whole
 from ..errors import InvalidInput
@@ -74,7 +74,7 @@ class Backoff:
 
 
 @dataclass(frozen=True, slots=True)
-class Go(Wait, Generic[Data]):
+class Go(Wait[Data]):
     """Returned by a handler: names the next status, and optionally new data.
 
     `after`, a timedelta, or `at`, a datetime with a time zone, delays the job of the stage that takes the next status.

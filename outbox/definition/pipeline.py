@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import timedelta
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from ..checks import check_name, check_seconds
 from ..client import lists
@@ -18,31 +18,38 @@ from ..client.move import move
 from ..client.submit import Submitted, submit, submit_many
 from ..client.wait import wait, wait_async
 from ..database.drivers.connection import AsyncConn, SyncConn
+from ..documents import EntityId
 from ..errors import DefinitionError
 from . import hooks, limits, schedule
-from .data import DataType
+from .data import DataType, HasData
 from .failed_attempts import OnError
+from .handlers import BatchDecorator, FunctionDecorator, StageDecorator, require_runs, require_takes
 from .hooks import Around
 from .lifespan import Lifespan
 from .outcome import Backoff
 from .reactions import Change
 from .routes import Route, Routes, statuses, targets
+from .run import Run, SyncRun
 from .stage import MAX_TIMEOUT, MIN_TIMEOUT, Stage
 
 Data = TypeVar("Data")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
+_IDLE = "NONE"
+"""The only status of a pipeline that has schedules and nothing else. It is final, and no workflow can be submitted."""
 
-class Pipeline(Generic[Data]):
+
+class Pipeline(HasData[Data]):
     """Named statuses, legal changes and stages.
 
     `data` is the type that a workflow's metadata must fit: a pydantic model or any type that pydantic validates, by
     default a plain JSON object. `version` is the version of that type; see `migrate_data`. `plain` is the version of
     data that is written without `$version`, by plain SQL for example. A workflow starts in
     `initial`. In one of the `final` statuses it has ended. All other statuses come from stages and `allow`. `cancelled`
-    is a final status to which a workflow can be cancelled from any status that isn't final. A change to one of `notify`
-    sends a notification on the channel "outbox.status"; see docs/sql.md. With `strict`, data that other programs write
-    is checked in the database: required fields, and the JSON types of fields.
+    is a final status to which a workflow can be cancelled from any status that isn't final. A pipeline that has only
+    schedules (`every`) needs no `initial`. A change to one of `notify` sends a notification on the channel
+    "outbox.status"; see docs/sql.md. With `strict`, data that other programs write is checked in the database: required
+    fields, and the JSON types of fields.
 
     `around` is a function that is given the `Run` of an attempt, or the `Tick` of a schedule, and returns a context
     manager in which the handler is called. Of several, the first one is the outermost. `lifespan` returns a context
@@ -55,33 +62,41 @@ class Pipeline(Generic[Data]):
     # data=Post makes a Pipeline[Post]. To a type checker, a type that is not a class, such as a union, is Any.
     @overload
     def __init__(
-        self, name: str, *, data: type[Data], initial: str, final: Iterable[str] = (), cancelled: str | None = None,
-        version: int = 1, plain: int | None = None, notify: Iterable[str] = (), strict: bool = False,
-        around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None, on_error: OnError | None = None,
-    ) -> None: ...  # fmt: skip
-    @overload
-    def __init__(
-        self: Pipeline[dict[str, Any]], name: str, *, data: None = None, initial: str, final: Iterable[str] = (),
+        self, name: str, *, data: type[Data], initial: str | None = None, final: Iterable[str] = (),
         cancelled: str | None = None, version: int = 1, plain: int | None = None, notify: Iterable[str] = (),
         strict: bool = False, around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None,
         on_error: OnError | None = None,
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
-        self: Pipeline[Any], name: str, *, data: Any, initial: str, final: Iterable[str] = (),
+        self: Pipeline[dict[str, Any]], name: str, *, data: None = None,
+        initial: str | None = None, final: Iterable[str] = (),
+        cancelled: str | None = None, version: int = 1, plain: int | None = None, notify: Iterable[str] = (),
+        strict: bool = False, around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None,
+        on_error: OnError | None = None,
+    ) -> None: ...  # fmt: skip
+    @overload
+    def __init__(
+        self: Pipeline[Any], name: str, *, data: Any, initial: str | None = None, final: Iterable[str] = (),
         cancelled: str | None = None, version: int = 1, plain: int | None = None, notify: Iterable[str] = (),
         strict: bool = False, around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None,
         on_error: OnError | None = None,
     ) -> None: ...  # fmt: skip
     def __init__(
-        self, name: str, *, data: Any = None, initial: str, final: Iterable[str] = (), cancelled: str | None = None,
-        version: int = 1, plain: int | None = None, notify: Iterable[str] = (), strict: bool = False,
-        around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None, on_error: OnError | None = None,
+        self, name: str, *, data: Any = None, initial: str | None = None, final: Iterable[str] = (),
+        cancelled: str | None = None, version: int = 1, plain: int | None = None, notify: Iterable[str] = (),
+        strict: bool = False, around: Around | Iterable[Around] = (), lifespan: Lifespan | None = None,
+        on_error: OnError | None = None,
     ) -> None:  # fmt: skip
         self.name = check_name(name, "pipeline")
-        self.initial = check_name(initial, "initial status")
+        self.is_idle = initial is None
+        self.initial = _IDLE if initial is None else check_name(initial, "initial status")
         self.cancelled = None if cancelled is None else check_name(cancelled, "cancelled")
         self.final = statuses(final, "final") | ({cancelled} if cancelled is not None else frozenset())
+        if self.is_idle:
+            if self.final:
+                raise DefinitionError(f"pipeline {name}: say in which status a workflow starts: initial=")
+            self.final = frozenset({_IDLE})
         self.stages: dict[str, Stage] = {}
         self.schedules: dict[str, schedule.Schedule] = {}
         self.reactions: dict[str, Pipeline[Change]] = {}
@@ -96,6 +111,22 @@ class Pipeline(Generic[Data]):
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, stages={list(self.stages)})"
 
+    @overload
+    def stage(
+        self, name: str, *, on: str, to: str | Iterable[str], retry: Backoff | None = None,
+        timeout: float | timedelta = 60.0, transaction: bool = False, batch: None = None, share: int | None = None,
+        running: str | None = None, concurrency: int | None = None, rate: str | None = None,
+        partition: Callable[[Data], Any] | str | None = None, priority: Callable[[Data], Any] | str | None = None,
+        total_concurrency: int | None = None, total_rate: str | None = None,
+    ) -> StageDecorator[Data]: ...  # fmt: skip
+    @overload
+    def stage(
+        self, name: str, *, on: str, to: str | Iterable[str], retry: Backoff | None = None,
+        timeout: float | timedelta = 60.0, transaction: bool = False, batch: int, share: int | None = None,
+        running: str | None = None, concurrency: int | None = None, rate: str | None = None,
+        partition: Callable[[Data], Any] | str | None = None, priority: Callable[[Data], Any] | str | None = None,
+        total_concurrency: int | None = None, total_rate: str | None = None,
+    ) -> BatchDecorator[Data]: ...  # fmt: skip
     def stage(
         self,
         name: str,
@@ -114,7 +145,7 @@ class Pipeline(Generic[Data]):
         priority: Callable[[Data], Any] | str | None = None,
         total_concurrency: int | None = None,
         total_rate: str | None = None,
-    ) -> Callable[[Handler], Handler]:
+    ) -> Any:
         """Makes the decorated function the handler of workflows in status `on`.
 
         The handler gets a `Run`. It returns new data, `Go(status, data)`, something to wait for, or None for unchanged
@@ -135,8 +166,13 @@ class Pipeline(Generic[Data]):
         With `priority=lambda d: d.urgency`, the highest goes first within its partition. Partition and priority each
         name a field of the data. See docs/limits.md.
 
-        Raises DefinitionError if a value is invalid or the values contradict each other.
+        Raises DefinitionError if a value is invalid, the values contradict each other, or the function doesn't take one
+        run, or with `batch` one list.
         """
+        if self.is_idle:
+            raise DefinitionError(
+                f"pipeline {self.name}: stage {name}: say in which status a workflow starts: initial="
+            )
         made = Stage(
             pipeline=self.name,
             name=check_name(name, "stage"),
@@ -158,7 +194,9 @@ class Pipeline(Generic[Data]):
             self._data.require_field(path, f"stage {name}")
 
         def register(handler: Handler) -> Handler:
-            self.stages[name] = made.handled_by(handler)
+            handled = made.handled_by(handler)
+            require_runs(handler, f"stage {name}", batch=batch is not None)
+            self.stages[name] = handled
             self._routes.add(made)
             return handler
 
@@ -166,6 +204,8 @@ class Pipeline(Generic[Data]):
 
     def allow(self, status: str, *, to: str | Iterable[str]) -> None:
         """Makes the changes from `status` to each of `to` legal, for people and other systems."""
+        if self.is_idle:
+            raise DefinitionError(f"pipeline {self.name}: allow: say in which status a workflow starts: initial=")
         self._routes.allow(status, targets(to, "allow: to="))
 
     def rename(self, old: str, new: str) -> None:
@@ -213,7 +253,7 @@ class Pipeline(Generic[Data]):
         timezone: str = "UTC",
         missed: str = "skip",
         timeout: float | timedelta = 60.0,
-    ) -> Callable[[Handler], Handler]:
+    ) -> FunctionDecorator[schedule.Tick, schedule.SyncTick]:
         """Runs the decorated function on a cron schedule. Each tick runs once, on the first worker to take it.
 
         The function gets a `Tick`. What it writes through `tick.connection`, such as workflows that it submits,
@@ -226,6 +266,7 @@ class Pipeline(Generic[Data]):
         def register(function: Handler) -> Handler:
             called = name or str(getattr(function, "__name__", ""))
             made = schedule.check(self.name, called, cron, timezone, missed, timeout, function, self.hooks)
+            require_takes(function, f"schedule {self.name}.{called}", "a Tick")
             if made.name in self.schedules:
                 raise DefinitionError(f"pipeline {self.name} has two schedules named {made.name!r}")
             self.schedules[made.name] = made
@@ -241,7 +282,7 @@ class Pipeline(Generic[Data]):
         timeout: float | timedelta = 60.0,
         concurrency: int | None = None,
         rate: str | None = None,
-    ) -> Callable[[Handler], Handler]:
+    ) -> FunctionDecorator[Run[Change], SyncRun[Change]]:
         """Runs the decorated function at least once after each change to one of `statuses`, no matter who made it.
 
         The function gets a `Run` whose data is the `Change`, and returns nothing. It is not a step of the workflow,
@@ -285,20 +326,7 @@ class Pipeline(Generic[Data]):
         """Returns the legal changes as (from, to), without those by which any workflow can be cancelled."""
         return self._routes.changes()
 
-    # Data, validated on its way in and out.
-
-    def dump(self, data: Any) -> str:
-        """Returns validated data as JSON text. Raises InvalidInput if it doesn't fit the type or can't be stored."""
-        return self._data.dump(data)
-
-    def dump_readable(self, data: Any) -> str:
-        """Returns submitted data as JSON text. Raises InvalidInput also if the type can't read back what it writes."""
-        return self._data.dump_readable(data)
-
-    def load(self, text: str) -> Data:
-        """Returns data from stored JSON text. Raises pydantic's ValidationError if it doesn't fit the type."""
-        data: Data = self._data.load(text)
-        return data
+    # Data: see data.py.
 
     def data_type(self) -> DataType:
         """Returns the type of the data."""
@@ -325,16 +353,22 @@ class Pipeline(Generic[Data]):
 
     @overload
     def submit(
-        self, conn: AsyncConn, entity_id: str, data: Data | Mapping[str, Any], *, by: str | None = None,
+        self, conn: AsyncConn, entity_id: EntityId, data: Data | Mapping[str, Any], *, by: str | None = None,
         reason: str | None = None,
     ) -> Coroutine[Any, Any, Submitted]: ...  # fmt: skip
     @overload
     def submit(
-        self, conn: SyncConn, entity_id: str, data: Data | Mapping[str, Any], *, by: str | None = None,
+        self, conn: SyncConn, entity_id: EntityId, data: Data | Mapping[str, Any], *, by: str | None = None,
         reason: str | None = None,
     ) -> Submitted: ...  # fmt: skip
     def submit(
-        self, conn: AsyncConn | SyncConn, entity_id: str, data: Any, *, by: str | None = None, reason: str | None = None
+        self,
+        conn: AsyncConn | SyncConn,
+        entity_id: EntityId,
+        data: Any,
+        *,
+        by: str | None = None,
+        reason: str | None = None,
     ) -> Submitted | Awaitable[Submitted]:
         """Starts a workflow in the caller's transaction. Await it on an async connection.
 
@@ -349,16 +383,21 @@ class Pipeline(Generic[Data]):
 
     @overload
     def submit_many(
-        self, conn: AsyncConn, items: Iterable[tuple[str, Any]], *, by: str | None = None, reason: str | None = None
+        self,
+        conn: AsyncConn,
+        items: Iterable[tuple[EntityId, Any]],
+        *,
+        by: str | None = None,
+        reason: str | None = None,
     ) -> Coroutine[Any, Any, int]: ...
     @overload
     def submit_many(
-        self, conn: SyncConn, items: Iterable[tuple[str, Any]], *, by: str | None = None, reason: str | None = None
+        self, conn: SyncConn, items: Iterable[tuple[EntityId, Any]], *, by: str | None = None, reason: str | None = None
     ) -> int: ...
     def submit_many(
         self,
         conn: AsyncConn | SyncConn,
-        items: Iterable[tuple[str, Any]],
+        items: Iterable[tuple[EntityId, Any]],
         *,
         by: str | None = None,
         reason: str | None = None,
@@ -376,14 +415,16 @@ class Pipeline(Generic[Data]):
 
     @overload
     def cancel(
-        self, conn: AsyncConn, entity_id: str, *, by: str | None = None, reason: str | None = None
+        self, conn: AsyncConn, entity_id: EntityId, *, by: str | None = None, reason: str | None = None
     ) -> Coroutine[Any, Any, str]: ...
     @overload
-    def cancel(self, conn: SyncConn, entity_id: str, *, by: str | None = None, reason: str | None = None) -> str: ...
+    def cancel(
+        self, conn: SyncConn, entity_id: EntityId, *, by: str | None = None, reason: str | None = None
+    ) -> str: ...
     def cancel(
         self,
         conn: AsyncConn | SyncConn,
-        entity_id: str,
+        entity_id: EntityId,
         *,
         by: str | None = None,
         reason: str | None = None,
@@ -511,11 +552,11 @@ class Pipeline(Generic[Data]):
         return found
 
     @overload
-    def get(self, conn: AsyncConn, entity_id: str) -> Coroutine[Any, Any, Workflow[Data] | None]: ...
+    def get(self, conn: AsyncConn, entity_id: EntityId) -> Coroutine[Any, Any, Workflow[Data] | None]: ...
     @overload
-    def get(self, conn: SyncConn, entity_id: str) -> Workflow[Data] | None: ...
+    def get(self, conn: SyncConn, entity_id: EntityId) -> Workflow[Data] | None: ...
     def get(
-        self, conn: AsyncConn | SyncConn, entity_id: str
+        self, conn: AsyncConn | SyncConn, entity_id: EntityId
     ) -> Workflow[Data] | Awaitable[Workflow[Data] | None] | None:
         """Returns the workflow of an entity, or None if there is none. Await it on an async connection."""
         found: Workflow[Data] | Awaitable[Workflow[Data] | None] | None = lists.get(self, conn, entity_id)
@@ -523,12 +564,12 @@ class Pipeline(Generic[Data]):
 
     @overload
     def history(
-        self, conn: AsyncConn, entity_id: str, *, limit: int = 1_000
+        self, conn: AsyncConn, entity_id: EntityId, *, limit: int = 1_000
     ) -> Coroutine[Any, Any, list[StateChange]]: ...
     @overload
-    def history(self, conn: SyncConn, entity_id: str, *, limit: int = 1_000) -> list[StateChange]: ...
+    def history(self, conn: SyncConn, entity_id: EntityId, *, limit: int = 1_000) -> list[StateChange]: ...
     def history(
-        self, conn: AsyncConn | SyncConn, entity_id: str, *, limit: int = 1_000
+        self, conn: AsyncConn | SyncConn, entity_id: EntityId, *, limit: int = 1_000
     ) -> list[StateChange] | Awaitable[list[StateChange]]:
         """Returns the latest `limit` changes of an entity's workflow in their order. Await it on an async connection.
 

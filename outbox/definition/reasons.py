@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
@@ -78,6 +79,9 @@ def traceback_of(error: BaseException) -> str:
             type(error), error, error.__traceback__, compact=True, max_group_width=_MAX_LEAVES, max_group_depth=20
         )
         lines = "".join(told.format()).rstrip("\n").split("\n")
+        left_out = {line for each in _all_of(error) for part in _sql_of(each) for line in part.split("\n")}
+        if left_out:
+            lines = [line for line in lines if line.lstrip(" |") not in left_out and line not in left_out]
     except Exception:  # an exception may be of any class, with any attributes
         lines = [describe(error)]
     return bounded(without_passwords("\n".join(printable(clean(line, _MAX_LINE)) for line in lines)))
@@ -143,9 +147,31 @@ def _headed(name: str, text: str) -> str:
 
 def _message(error: BaseException, longest: int) -> str:
     try:
-        return clean(str(error), longest)
+        return clean(_without_sql(error, str(error)), longest)
     except BaseException as broken:
         return f"(its text can't be had: {type(broken).__name__})"
+
+
+def _without_sql(error: BaseException, text: str) -> str:
+    """Returns the text of a database error without the statements that the server or an ORM has put into it.
+
+    What a trigger or function was doing (CONTEXT, QUERY) is the engine's, and an ORM's statement and parameters may be
+    as long as the data. The traceback has the place.
+    """
+    for context in _sql_of(error):
+        text = text.replace(f"\n{context}", "")
+    return text
+
+
+def _sql_of(error: BaseException) -> Iterator[str]:
+    """Yields such parts of a database error's text, of any driver, also as an ORM or Django wraps it."""
+    for each in (error, getattr(error, "orig", None), error.__cause__):
+        diag = getattr(each, "diag", None)
+        for label, name in (("QUERY", "internal_query"), ("CONTEXT", "context")):
+            if isinstance(value := getattr(diag, name, None), str):
+                yield f"{label}:  {value}"
+    if isinstance(getattr(error, "statement", None), str):  # SQLAlchemy
+        yield from re.findall(r"^\[SQL: .*", str(error), re.DOTALL | re.MULTILINE)
 
 
 def _reason_of(error: BaseException) -> BaseException | None:

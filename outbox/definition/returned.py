@@ -51,7 +51,7 @@ def read(stage: Stage, result: Any) -> Returned:
     return Returned(status, stage.data.dump(data), wait)
 
 
-def _check(stage: Stage, status: str, wait: Wait) -> None:
+def _check(stage: Stage, status: str, wait: Wait[Any]) -> None:
     """Raises HandlerError if a workflow can't wait in `status`, or if the end of the wait can't move it on."""
     taken = stage.routes.taken_by(status)
     if wait.delays_a_stage:

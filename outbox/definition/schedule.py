@@ -13,7 +13,9 @@ from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import psycopg
 from cronsim import CronSim, CronSimError
+from psycopg.rows import TupleRow
 
 from .. import texts
 from ..checks import check_name, check_seconds
@@ -68,14 +70,14 @@ class Schedule:
 class Tick(HasResources):
     """What a scheduled function gets. `at` is the time for which it was scheduled, in the schedule's time zone.
 
-    `connection` is a psycopg connection, async if the function is async, otherwise sync. What is written through it
-    commits with the tick, or not at all. `idempotency_key` is the same in every attempt at this tick: pass it to every
+    `connection` is a psycopg connection. What is written through it commits with the tick, or not at all. A plain
+    function gets a `SyncTick`. `idempotency_key` is the same in every attempt at this tick: pass it to every
     system that the function calls. `resources` is what the pipeline's lifespan has made.
     """
 
     schedule: str
     at: datetime
-    connection: Any
+    connection: psycopg.AsyncConnection[TupleRow]
     _transaction: StepTransaction = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +93,13 @@ class Tick(HasResources):
     @property
     def idempotency_key(self) -> str:
         return f"{self.schedule}:{self.at.isoformat()}"
+
+
+@dataclass(frozen=True, slots=True)
+class SyncTick(Tick):
+    """A `Tick` as a plain function gets it: its connection is a sync one."""
+
+    connection: psycopg.Connection[TupleRow]  # type: ignore[assignment]
 
 
 def check(

@@ -18,9 +18,9 @@ from django.db.transaction import Atomic, TransactionManagementError
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
 
+from ..definition.run import Run
 from ..definition.schedule import Tick
 from ..definition.step_transaction import Hook, transaction_of
-from ..engine.run import Run
 from ..errors import HandlerError
 from ..messages.delivery import Delivery
 from . import project

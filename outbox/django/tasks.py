@@ -30,7 +30,7 @@ from ..checks import MAX_NAME
 from ..client.submit import Submitted
 from ..definition.outcome import Backoff, Go
 from ..definition.pipeline import Pipeline
-from ..engine.run import Run
+from ..definition.run import Run
 from ..errors import DefinitionError
 from . import project
 from .models import Workflow

@@ -15,6 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..database.connection_group import ConnectionGroup
+from ..database.given import Dsn
+from ..definition.run import Run
 from ..process.pulling import Pulling
 from ..process.threads import ENDING, NoThread
 from .checkpoint import Checkpoints
@@ -24,7 +26,6 @@ from .inflight import InFlight
 from .job import Failed, Finished, Job, Missed, Outcome, PutBack, fail
 from .lane import Lane
 from .release import Releaser
-from .run import Run
 from .transactional import Transactional
 
 log = logging.getLogger("outbox.worker")
@@ -41,7 +42,7 @@ class Attempts:
 
     def __init__(
         self,
-        dsn: str,
+        dsn: Dsn,
         inflight: InFlight,
         releaser: Releaser,
         checkpoints: Checkpoints,

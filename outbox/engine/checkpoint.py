@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, TypeVar
+from uuid import UUID
 
 from pydantic import TypeAdapter
 
@@ -21,6 +22,7 @@ from ..database import statements
 from ..database.link import Link, temporary
 from ..database.statements import text_array
 from ..database.steps import Call, Statement, perform, perform_async
+from ..definition.run import Child
 from ..errors import HandlerError, InvalidInput, LeaseLost
 from .job import Job, fence
 
@@ -29,6 +31,9 @@ log = logging.getLogger("outbox.worker")
 
 MAX_RESULT = 2**20
 """Most characters of JSON in a result: it is a checkpoint, not a store."""
+
+MAX_CHILDREN = 10_000
+"""Most children that a handler is given at once: they and their data are held in memory."""
 
 PROGRESS_EVERY = 0.5
 """Seconds between two writes of the handlers' progress."""
@@ -51,6 +56,11 @@ class Checkpoints:
         Async handlers await it. For a sync handler, the function is called in the handler's thread.
         """
         steps = once(job, key, function, partial(function, *args, **kwargs))
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
+    def children(self, job: Job, pipeline: Any) -> Any:
+        """Returns the children of a job's workflow in a pipeline. Async handlers await it."""
+        steps = children(job, pipeline)
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
     def note(self, job: Job, text: str) -> None:
@@ -122,6 +132,15 @@ def _keep(job: Job, key: str, function: Callable[..., Any], result: Any) -> Step
     # Another attempt may have kept its result first. All attempts get the same one.
     kept = None if made else (yield from _find(job, key, function))
     return text if kept is None else kept
+
+
+def children(job: Job, pipeline: Any) -> Steps[list[Child[Any]]]:
+    found = yield SQL["children_read"], {"id": job.workflow_id, "pipeline": pipeline.name, "limit": MAX_CHILDREN + 1}
+    if len(found) > MAX_CHILDREN:
+        raise HandlerError(
+            f"{job.stage.queue} {job.entity_id} has more than {MAX_CHILDREN:,} children: read them by SQL"
+        )
+    return [Child(UUID(id_), entity, status, ended, pipeline.load(data)) for id_, entity, status, ended, data in found]
 
 
 def _work(job: Job, key: str) -> dict[str, Any]:

@@ -61,7 +61,9 @@ class Claimer:
         """Claims up to the given number of jobs for each lane; returns whether there were any, or may be more."""
         await self._lease.registered.wait()
         self._inflight.wakeups.claiming()
-        self._full_before, self._found, self._full = self._full, 0, True
+        self._full_before, self._found, self._full = self._full, 0, bool(lanes)
+        if not lanes:
+            return False
         try:
             if self._unanswered:
                 await self._agree()

@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from .. import texts
 from ..definition import returned
 from ..definition.reasons import describe
+from ..definition.run import Run, SyncRun
 from ..errors import HandlerError, InvalidInput, TooNewData
 from ..process.forks import leave_if_forked
 from ..process.service import is_cancelled
 from .job import Failed, Finished, Job, Missed, Outcome, PutBack, fail, newer_worker
 from .pacing import is_late
-from .run import Run
 
 
 def begin(job: Job, connection: Any = None) -> Run[Any] | Failed | PutBack:
@@ -39,7 +39,8 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed | PutBack:
         takes = f"stage {job.stage.queue} takes {job.stage.on}, and the workflow is in {job.status}: not run"
         return PutBack(newer_worker(takes, if_routed=True))
     try:
-        return Run(job, job.stage.data.load(job.metadata), connection)
+        kind = Run if job.stage.is_async else SyncRun
+        return kind(job, job.stage.data.load(job.metadata), connection)
     except ValidationError as error:
         told = f"the stored metadata doesn't fit the pipeline's data: {texts.explain(error)}"
         return Failed(told, None, HandlerError(told))

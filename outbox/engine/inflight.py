@@ -283,6 +283,8 @@ class InFlight:
     async def room(self) -> list[tuple[Lane, int]]:
         """Waits until lanes may have more jobs; returns these lanes, and how many jobs each may have."""
         while not (lanes := self.lanes.with_room()) or self._full():
+            if not self.lanes:
+                break  # a worker that runs schedules only
             await self.wakeups.until_room(self.lanes.held_for())
         return lanes
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from .. import texts
 from ..database.refusals import error_of
 from ..database.statements import array
 from ..definition.outcome import failure
 from ..definition.reasons import from_handler
+from ..definition.run import Held, Kept, Message
 from ..definition.stage import Stage
 from ..definition.step_transaction import Hook
 from ..definition.waits.wait import WaitJson
@@ -26,14 +26,6 @@ NEWER_WORKER_LONGEST = 600.0
 
 NEWER_WORKER_MOST = 20
 """How often it is offered, over about three hours: after that no newer code is on its way."""
-
-
-class Kept(Protocol):
-    """What an attempt leaves for the next one: results of calls, and its progress. See checkpoint.py."""
-
-    def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any: ...
-
-    def note(self, job: Job, text: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -80,21 +72,7 @@ class Job:
         self.task.get_loop().call_later(cancel_in, self.task.cancel)
 
 
-# Messages and outcomes are made with each step, and a frozen dataclass takes three times as long to make.
-
-
-@dataclass(slots=True)
-class Message:
-    """A message that is written with the status change. `payload` and `headers` are JSON texts, `size` is in bytes."""
-
-    topic: str
-    key: str | None
-    payload: str
-    headers: str | None
-    size: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.size = texts.size(self.topic, self.key, self.payload, self.headers)
+# Outcomes are made with each step, and a frozen dataclass takes three times as long to make.
 
 
 @dataclass(slots=True)
@@ -207,6 +185,6 @@ def refused(job: Job, error: BaseException) -> Failed | PutBack:
     return fail(job, error.with_traceback(None))
 
 
-def fail(job: Job, error: BaseException) -> Failed:
+def fail(job: Held, error: BaseException) -> Failed:
     """Returns the outcome of an attempt that raised `error`: retried by Retry or the back-off, or dead."""
     return Failed(*failure(error, job.stage.retry, job.attempt), from_handler(error))

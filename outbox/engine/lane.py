@@ -6,10 +6,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from ..definition.pipeline import Pipeline
 from ..definition.stage import Stage
 from ..errors import DefinitionError
+from ..texts import shown
 from .job import Job
 from .pacing import LATE, is_late
 from .scan_mark import ScanMark
@@ -211,15 +213,28 @@ class Lanes(dict[tuple[str, str], Lane]):
         return min((lane.held_until - now for lane in self.values() if lane.held_until > now), default=None)
 
 
-def _choose(pipelines: Iterable[Pipeline[object]], names: Sequence[str] | None) -> list[Stage]:
+def with_reactions(pipelines: Pipeline[Any] | Iterable[Pipeline[Any]]) -> list[Pipeline[Any]]:
+    """Returns the pipelines that were given, and those of their reactions. DefinitionError if one isn't a Pipeline."""
+    found = list(pipelines) if isinstance(pipelines, Iterable) else [pipelines]
+    for pipeline in found:
+        if not isinstance(pipeline, Pipeline):
+            raise DefinitionError(f"pipelines: {shown(pipeline)} is not a Pipeline")
+    return found + [reaction for pipeline in found for reaction in pipeline.reactions.values()]
+
+
+def _choose(pipelines: Sequence[Pipeline[object]], names: Sequence[str] | None) -> list[Stage]:
+    by_name: dict[str, Pipeline[object]] = {}
+    for pipeline in pipelines:
+        if by_name.setdefault(pipeline.name, pipeline) is not pipeline:
+            raise DefinitionError(f"the application has two pipelines named {pipeline.name!r}: rename one of them")
     every = [stage for pipeline in pipelines for stage in pipeline.stages.values()]
     known = ", ".join(stage.queue for stage in every) or "none"
     for name in names or ():
         if not any(name in (stage.name, stage.queue) for stage in every):
             raise DefinitionError(f"unknown stage {name!r}; the application has: {known}")
     chosen = [stage for stage in every if names is None or stage.name in names or stage.queue in names]
-    if not chosen:
-        raise DefinitionError("there is no stage to work on: give the worker a pipeline that has stages")
+    if not chosen and (names is not None or not any(pipeline.schedules for pipeline in pipelines)):
+        raise DefinitionError("there is no stage to work on: give the worker a pipeline that has stages, or schedules")
     return chosen
 
 

@@ -19,8 +19,9 @@ from psycopg import sql
 
 from ..database import statements
 from ..database.connection_group import ConnectionGroup
+from ..database.given import Dsn
 from ..database.link import Link, temporary
-from ..texts import printable
+from ..texts import check_optional, printable
 from .inflight import InFlight
 
 SQL = statements.load("lease")
@@ -34,8 +35,18 @@ BEATS, BEAT_EVERY = 6, 2.0
 """How many beats are sent within a lease, and the most seconds between two: a server that does not answer one may have
 been failed over from."""
 
+MAX_RELEASE = 200
+"""Most characters of a release's name: a tag, or the hash of a commit."""
+
 LEAVE_WITHIN = 2.0
 """Seconds in which a process that ends tries to take its row away: else the lease's end does it."""
+
+
+def release_of(given: str | None) -> str | None:
+    """Returns the release that a worker is told to run, or that OUTBOX_RELEASE names."""
+    release = os.environ.get("OUTBOX_RELEASE") or None if given is None else given
+    check_optional(release, "release", MAX_RELEASE)
+    return release
 
 
 class Lease:
@@ -47,21 +58,15 @@ class Lease:
     """
 
     def __init__(
-        self,
-        dsn: str,
-        inflight: InFlight,
-        *,
-        seconds: float,
-        listen: bool,
-        group: ConnectionGroup | None = None,
-        begun: Callable[[], object] = lambda: None,
-    ) -> None:
+        self, dsn: Dsn, inflight: InFlight, *, seconds: float, listen: bool, group: ConnectionGroup | None = None,
+        begun: Callable[[], object] = lambda: None, release: str | None = None,
+    ) -> None:  # fmt: skip
         self.id = 0
         self.beaten = time.monotonic()
         self.trusted = seconds * TRUSTED
         self.every = min(seconds / BEATS, BEAT_EVERY)
         self.registered = asyncio.Event()
-        self._seconds = seconds
+        self._seconds, self._release = seconds, release
         self.listens = listen
         self._stages = [lane.stage.queue for lane in inflight.lanes.values()]
         self._inflight = inflight
@@ -155,12 +160,13 @@ class Lease:
             await self._link.execute(SQL["worker_leave"], {"worker": self._former})
         sent = time.monotonic()
         name = f"{socket.gethostname()}:{os.getpid()}"
-        told = {"name": name, "stages": self._stages, "lease": self._seconds}
+        told = {"name": name, "stages": self._stages, "lease": self._seconds, "release": self._release}
         while not (rows := await self._link.execute(SQL["worker_register"], told)):
             log.debug("the id is another worker's: a second one is drawn")
         self.id, self.beaten, self._greeted = rows[0][0], sent, None
         self.registered.set()
-        log.info("worker %s serves %s", self.id, ", ".join(self._stages))
+        of = f" of release {printable(self._release)}" if self._release else ""
+        log.info("worker %s%s serves %s", self.id, of, ", ".join(self._stages) or "schedules only")
 
     async def _greet(self, conn: psycopg.AsyncConnection[Any]) -> None:
         rows = await self._link.execute(SQL["worker_watch"], {"worker": self.id})

@@ -12,6 +12,7 @@ from typing import TypeVar
 from ..database import killpoints, statements
 from ..database.budget import Budget
 from ..database.connection_group import ConnectionGroup
+from ..database.given import Dsn
 from ..database.link import Link, temporary
 from ..texts import printable
 from . import retention
@@ -53,7 +54,7 @@ class Maintenance:
 
     def __init__(
         self,
-        dsn: str,
+        dsn: Dsn,
         inflight: InFlight,
         retention: Retention,
         *,

@@ -9,6 +9,7 @@ import psycopg
 
 from ..database import migrations, primary, startup
 from ..database.connection_group import ConnectionGroup
+from ..database.given import Dsn
 from ..database.session import require_pooled
 from ..definition import deployed
 from ..definition.pipeline import Pipeline
@@ -25,7 +26,7 @@ class Readiness:
         pipelines: Sequence[Pipeline[Any]],
         lanes: Lanes,
         retention: Retention,
-        dsns: Sequence[str],
+        dsns: Sequence[Dsn],
         group: ConnectionGroup,
         *,
         pooled: bool = False,
@@ -53,5 +54,5 @@ class Readiness:
         self._retention.require(conn)
         for pipeline in self._pipelines:
             stages = [name for owner, name in self._lanes if owner == pipeline.name]
-            if stages:
+            if stages or (pipeline.schedules and not pipeline.stages):
                 deployed.require(conn, pipeline, stages)

@@ -23,13 +23,14 @@ import psycopg
 from .. import texts
 from ..database import statements, user_transaction
 from ..database.connection_group import ConnectionGroup
+from ..database.given import Dsn
 from ..database.link import Link, first_line, idle_ms
 from ..database.session import READING, connect, connect_async, restore
 from ..database.steps import Call, Statement
 from ..database.user_transaction import Begin, Commit, Steps
 from ..definition.failed_attempts import FailedAttempt, Reports
 from ..definition.reasons import describe, from_handler, log_with
-from ..definition.schedule import Schedule, Tick
+from ..definition.schedule import Schedule, SyncTick, Tick
 from ..definition.step_transaction import Hook, call_after_commit, call_after_commit_sync
 from ..errors import HandlerError
 from ..process.service import cancel, is_cancelled
@@ -50,7 +51,7 @@ class Scheduler:
 
     def __init__(
         self,
-        dsn: str,
+        dsn: Dsn,
         schedules: Sequence[Schedule],
         reports: Reports,
         *,
@@ -208,7 +209,8 @@ def ticking(conn: Any, schedule: Schedule) -> Steps[Ran | Failed | None]:
     ((due, now),) = taken
     try:
         at = schedule.tick(due, now)
-        tick = Tick(schedule.label, at, conn)
+        kind: Any = Tick if isinstance(conn, psycopg.AsyncConnection) else SyncTick
+        tick = kind(schedule.label, at, conn)
         transaction = tick._in_transaction()
         try:
             yield Call(partial(schedule.function, tick), schedule.timeout)

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 
 from ..database.connection_group import ConnectionGroup
+from ..database.given import Dsn
 from ..database.link import PLANNING, Link
 from ..definition.failed_attempts import Reports
 from ..definition.lifespan import Lifespans
@@ -41,8 +42,8 @@ class Terms:
 
     pipelines: Sequence[Pipeline[Any]]
     schedules: Sequence[Schedule]
-    dsn: str
-    listen_dsn: str
+    dsn: Dsn
+    listen_dsn: Dsn
     pooled: bool
     lease: float
     grace: float
@@ -50,6 +51,7 @@ class Terms:
     notify: bool
     retention: Retention
     on_standstill: Callable[[str], None] | None
+    release: str | None
 
 
 class Shift:
@@ -69,7 +71,13 @@ class Shift:
         releaser = Releaser(commits[0], inflight)
         self._ready = Readiness(terms.pipelines, lanes, retention, (dsn, direct), group, pooled=pooled)
         self._lease = lease = Lease(
-            direct, inflight, seconds=terms.lease, listen=terms.notify, group=group, begun=service.begin
+            direct,
+            inflight,
+            seconds=terms.lease,
+            listen=terms.notify,
+            group=group,
+            begun=service.begin,
+            release=terms.release,
         )
         self._claimer = Claimer(claims, lease, inflight, releaser)
         checkpoints = Checkpoints(link("checkpoint"))

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 
 from ..database.connection_group import ConnectionGroup
+from ..database.given import Dsn
 from ..database.session import connect
 from ..process.places import place_of
 from . import commit
@@ -42,7 +43,7 @@ class Standstill:
     """
 
     def __init__(
-        self, dsn: str, lease: Lease, inflight: InFlight, attempts: Attempts, *, group: ConnectionGroup,
+        self, dsn: Dsn, lease: Lease, inflight: InFlight, attempts: Attempts, *, group: ConnectionGroup,
         seconds: float, timeout: Callable[[], float], give_up: Callable[[str], None] | None,
     ) -> None:  # fmt: skip
         self._dsn, self._group = dsn, group

@@ -19,12 +19,12 @@ import psycopg
 from ..database import killpoints, turns
 from ..database.steps import Call, Statement
 from ..database.user_transaction import Begin, Commit, Steps, TakeTurn
+from ..definition.run import Run
 from ..errors import HandlerError
 from ..process.service import is_cancelled
 from . import commit
 from .handle import begin, handle_async, handle_sync
 from .job import Failed, Finished, Job, Missed, Outcome, PutBack, fail, refused
-from .run import Run
 from .sharing import LOCK_WAIT, LONGEST
 
 _ENDED = (

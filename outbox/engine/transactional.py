@@ -12,6 +12,7 @@ import psycopg
 
 from ..database import user_transaction
 from ..database.connection_group import ConnectionGroup
+from ..database.given import Dsn
 from ..database.link import first_line
 from ..database.pool import Pool
 from ..database.session import clean
@@ -37,7 +38,7 @@ class Transactional:
 
     def __init__(
         self,
-        dsn: str,
+        dsn: Dsn,
         lanes: Iterable[Lane],
         inflight: InFlight,
         releaser: Releaser,

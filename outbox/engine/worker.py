@@ -8,18 +8,18 @@ from functools import partial
 from typing import Any
 
 from ..checks import check_number
+from ..database.given import AnyDsn, both
 from ..database.link import Link
 from ..definition import hooks
 from ..definition.failed_attempts import OnError
 from ..definition.hooks import Around
 from ..definition.lifespan import Lifespan
 from ..definition.pipeline import Pipeline
-from ..errors import DefinitionError
 from ..process.embedding import Embedded, Signs
 from ..process.service import Service
-from ..texts import shown
 from .inflight import Counts
-from .lane import Lanes
+from .lane import Lanes, with_reactions
+from .lease import release_of
 from .retention import Retention
 from .shift import Shift, Terms
 from .surroundings import Surroundings
@@ -37,6 +37,7 @@ class Worker(Embedded):
     `drain` ends the run when nothing is due. `notify=False` polls only. `on_standstill`, if given, is called in a
     thread with the reason when a handler has blocked the event loop for too long; see docs/handlers.md. `around`
     and `on_error` are for all its pipelines, beside their own, and `lifespan` is instead of theirs; see Pipeline.
+    `release` (default: OUTBOX_RELEASE) names the release of the application in `outbox status`.
 
     `counts` tells how the attempts have ended, and `interrupted` how many handlers were still running at the end of the
     grace time. `left` names handlers that go on after `run` has returned, because they can't be interrupted.
@@ -47,16 +48,17 @@ class Worker(Embedded):
     def __init__(
         self,
         pipelines: Pipeline[Any] | Iterable[Pipeline[Any]],
-        dsn: str,
+        dsn: AnyDsn,
         *,
         stages: Sequence[str] | None = None,
         concurrency: int | None = None,
-        listen_dsn: str | None = None,
+        listen_dsn: AnyDsn | None = None,
         lease: float = 30.0,
         grace: float = 30.0,
         drain: bool = False,
         notify: bool = True,
         retention: Retention | None = None,
+        release: str | None = None,
         on_standstill: Callable[[str], None] | None = None,
         around: Around | Iterable[Around] = (),
         lifespan: Lifespan | None = None,
@@ -65,21 +67,16 @@ class Worker(Embedded):
         check_number(lease, "lease", 0.5, 86_400)
         check_number(grace, "grace", 0, 86_400)
         check_number(concurrency or 1, "concurrency", 1, 10_000)
-        every = list(pipelines) if isinstance(pipelines, Iterable) else [pipelines]
-        for pipeline in every:
-            if not isinstance(pipeline, Pipeline):
-                raise DefinitionError(f"pipelines: {shown(pipeline)} is not a Pipeline")
-        every += [reaction for pipeline in every for reaction in pipeline.reactions.values()]
+        every = with_reactions(pipelines)
         surroundings = Surroundings(hooks.check("", around, lifespan, on_error))
         self._lifespans = surroundings.lifespans
         self._make_lanes = partial(Lanes.of, every, stages, concurrency, surroundings.stage)
         self._make_lanes()  # which raises now what is wrong with the stages
         # A worker for some stages leaves the schedules to workers that run all stages.
         schedules = [surroundings.schedule(each) for p in every for each in p.schedules.values() if stages is None]
-        pooled = listen_dsn not in (None, "", dsn)
         self._terms = Terms(
-            every, schedules, dsn, listen_dsn or dsn, pooled, lease, grace, drain, notify, retention or Retention(),
-            on_standstill,
+            every, schedules, *both(dsn, listen_dsn), lease, grace, drain, notify, retention or Retention(),
+            on_standstill, release_of(release),
         )  # fmt: skip
         self._service = Service("Worker")
         self._shift: Shift | None = None

@@ -11,8 +11,8 @@ import inspect
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeAlias
 
 import psycopg
 
@@ -21,11 +21,13 @@ from ..checks import check_number
 from ..client.inbox import MEMORY_DAYS, Inbox, forget
 from ..database import killpoints, migrations, probe, startup, statements
 from ..database.connection_group import PATIENCE, ConnectionGroup
+from ..database.given import AnyDsn, Dsn, both
 from ..database.link import Link, first_line, temporary
 from ..database.probe import Probe
 from ..database.session import require_pooled
 from ..definition import hooks
 from ..definition.failed_attempts import OnError, Reports
+from ..definition.handlers import require_takes
 from ..definition.hooks import Around, surround
 from ..definition.lifespan import Lifespan, Lifespans
 from ..definition.outcome import Backoff
@@ -35,7 +37,7 @@ from ..process.embedding import Embedded, Signs
 from ..process.service import Service, Trouble, side_by_side
 from ..process.signals import on_signals
 from ..texts import printable
-from .delivery import Arrival, Delivery
+from .delivery import Arrival, Delivery, SyncDelivery
 from .handling import Handling, Slots
 from .receive import Receiver
 
@@ -55,7 +57,11 @@ RETRY = Backoff(first=1, factor=2, max=60)
 """Default back-off for retries. Later messages of the same key wait behind the retried one."""
 
 
-async def consume(queue: str, handler: Callable[[Delivery], Any], **options: Any) -> None:
+Handler: TypeAlias = Callable[[Delivery], Coroutine[Any, Any, object]] | Callable[[SyncDelivery], object]
+"""A function that handles deliveries, async or plain."""
+
+
+async def consume(queue: str, handler: Handler, **options: Any) -> None:
     """Handles the messages of a RabbitMQ queue, each with one effect, until SIGTERM or Ctrl-C.
 
     The options are those of Consumer, which is for programs that stop for other reasons. The process ends soon after
@@ -91,10 +97,10 @@ class Consumer(Embedded):
     def __init__(
         self,
         queue: str,
-        handler: Callable[[Delivery], Any],
+        handler: Handler,
         *,
         consumer: str | None = None,
-        dsn: str | None = None,
+        dsn: AnyDsn | None = None,
         amqp_url: str | Sequence[str] | None = None,
         exchange: str = "",
         topics: Sequence[str] = (),
@@ -108,6 +114,7 @@ class Consumer(Embedded):
         on_error: OnError | None = None,
     ) -> None:
         self._dsn, amqp_url, self._pooled = _connections(dsn, amqp_url)
+        require_takes(handler, f"consumer of {printable(queue)}", "a Delivery")
         if topics and not exchange:
             raise DefinitionError("topics are bound to an exchange: give its name")
         check_number(concurrency, "concurrency", 1, 1_000)
@@ -269,17 +276,19 @@ class Consumer(Embedded):
         migrations.require(conn)
 
 
-def _connections(dsn: str | None, amqp_url: str | Sequence[str] | None) -> tuple[str, str, bool]:
+def _connections(dsn: AnyDsn | None, amqp_url: str | Sequence[str] | None) -> tuple[Dsn, str, bool]:
     """Returns the DSN, the AMQP URLs, and whether the DSN leads through a pooler."""
     if amqp_url is not None and not isinstance(amqp_url, str):
         amqp_url = ",".join(amqp_url)
-    found = settings.load(dsn=dsn, amqp_url=amqp_url)
-    if not found.dsn:
-        raise SettingsError("which database? Give dsn, or set OUTBOX_DSN")
+    found = settings.load(dsn=dsn if isinstance(dsn, str) else None, amqp_url=amqp_url)
+    chosen = found.database[1] if dsn is None and found.database else dsn
+    if chosen is None:
+        raise SettingsError("which database? Give dsn, or set OUTBOX_DSN or DATABASE_URL")
     if not found.amqp_url:
         raise SettingsError("which broker? Give amqp_url, or set OUTBOX_AMQP_URL, such as amqp://localhost/")
     # A consumer doesn't listen, but if workers need a separate DSN to listen, this DSN leads through a pooler.
-    return found.dsn, found.amqp_url, found.listen_dsn not in (None, found.dsn)
+    first, _, pooled = both(chosen, found.listen_dsn)
+    return first, found.amqp_url, pooled
 
 
 class _Lane:

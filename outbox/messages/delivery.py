@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import psycopg
+from psycopg.rows import TupleRow
+
 from .. import texts
 from ..client.inbox import parse_id
 from ..definition.lifespan import HasResources
@@ -71,8 +74,8 @@ class Arrival:
         if self.parked is None and self.channel.is_open:
             self.channel.basic_ack(self.tag)
 
-    def read(self) -> Delivery:
-        """Returns the Delivery for the handler, or raises Unreadable."""
+    def read(self, kind: type[Delivery] | None = None) -> Delivery:
+        """Returns the Delivery for the handler, of this kind, or raises Unreadable."""
         try:
             message_id = parse_id(self.stated_id)
         except InvalidInput as error:
@@ -81,7 +84,7 @@ class Arrival:
             payload = json.loads(self.body, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
             raise Unreadable(f"the body is not JSON: {texts.clean(str(error), 300)}") from None
-        return Delivery(message_id, self.topic, self.key, payload, dict(self.headers))
+        return (kind or Delivery)(message_id, self.topic, self.key, payload, dict(self.headers))
 
     def _header(self, name: str) -> Any:
         # CloudEvents has two spellings. All AMQP 0-9-1 brokers and clients can filter by the one with `_`.
@@ -94,8 +97,8 @@ class Delivery(HasResources):
 
     `message_id` is the same in every delivery. `key` is what the sender orders by, such as an entity's id. `payload` is
     the JSON value, and `headers` are all headers of the message. `attempt` counts from 1. `connection` is a psycopg
-    connection, sync or async like the handler. What is written through it commits with the record that the message was
-    handled, or not at all. `resources` is what the consumer's lifespan has made.
+    connection. What is written through it commits with the record that the message was handled, or not at all. A plain
+    function gets a `SyncDelivery`. `resources` is what the consumer's lifespan has made.
     """
 
     message_id: UUID
@@ -104,7 +107,7 @@ class Delivery(HasResources):
     payload: Any
     headers: dict[str, Any]
     attempt: int = 1
-    connection: Any = field(default=None, repr=False)
+    connection: psycopg.AsyncConnection[TupleRow] = field(default=None, repr=False)  # type: ignore[arg-type]
     _transaction: StepTransaction | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -124,6 +127,13 @@ class Delivery(HasResources):
 
     def _in_transaction(self) -> StepTransaction:
         return self._transaction or self.begin(self.connection)
+
+
+@dataclass(slots=True)
+class SyncDelivery(Delivery):
+    """A `Delivery` as a plain function gets it: its connection is a sync one."""
+
+    connection: psycopg.Connection[TupleRow] = field(default=None, repr=False)  # type: ignore[assignment, arg-type]
 
 
 def storable(headers: Mapping[str, Any]) -> str:

@@ -13,7 +13,6 @@ from ..client.inbox import Inbox
 from ..definition.failed_attempts import OnError, Reports
 from ..definition.outcome import Backoff
 from ..process.service import Service
-from .delivery import Delivery
 
 
 class Slots:
@@ -47,7 +46,7 @@ class Handling:
 
     inbox: Inbox
     queue: str
-    handler: Callable[[Delivery], Any]
+    handler: Callable[[Any], Any]
     retry: Backoff
     timeout: float
     slots: Slots

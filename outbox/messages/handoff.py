@@ -20,7 +20,8 @@ from ..checks import check_name
 from ..client.inbox import parse_id
 from ..database import primary, statements
 from ..database.connection_group import ConnectionGroup
-from ..database.dsn import address, engine_conninfo, place
+from ..database.dsn import address, place
+from ..database.given import AnyDsn, current, given, require_readable
 from ..database.link import first_line
 from ..database.probe import Probe
 from ..database.session import WORKING, connect_async
@@ -67,7 +68,7 @@ class Handoff(Target):
 
     def __init__(
         self,
-        dsn: str,
+        dsn: AnyDsn,
         pipeline: str,
         *,
         entity_id: str = "{key}",
@@ -76,7 +77,11 @@ class Handoff(Target):
         strict: bool = False,
     ) -> None:
         shown = f", shard {part[0]}/{part[1]}" if part else ""
-        super().__init__(f"pipeline {pipeline} in {place(dsn)}{shown}")
+        self._dsn = given(dsn)
+        require_readable(self._dsn, "handoff")
+        there = current(self._dsn)  # the relay's settings name the database
+        self._address = address(there)
+        super().__init__(f"pipeline {pipeline} in {place(there)}{shown}")
         try:
             entity_id.format(key="", topic="", message_id="")
         except (ValueError, KeyError, IndexError, AttributeError) as error:
@@ -84,8 +89,6 @@ class Handoff(Target):
                 f"the entity id {entity_id!r} is not a template of {{key}}, {{topic}} and {{message_id}}: "
                 f"{type(error).__name__}"
             ) from None
-        engine_conninfo(dsn, "handoff")  # refuses an invalid DSN now
-        self._dsn = dsn
         self._pipeline = check_name(pipeline, "pipeline")
         self._consumer = f"pipeline {pipeline}"
         self._entity_id, self._part, self._strict = entity_id, part, strict
@@ -93,14 +96,14 @@ class Handoff(Target):
         self._delays = Delays(FIRST_WAIT, LONGEST_WAIT)
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._group = ConnectionGroup()
-        self._probe = Probe(dsn, self._group)
+        self._probe = Probe(self._dsn, self._group)
         self._probing: asyncio.Task[None] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         shard = {"shard": f"{self._part[0]}/{self._part[1]}"} if self._part else {}
         return {
-            "target": address(self._dsn),
+            "target": self._address,
             "pipeline": self._pipeline,
             "topics": sorted(set(self._topics)),
             "entity_id": self._entity_id,
@@ -233,7 +236,7 @@ class Handoff(Target):
     def _problem(self, message: Outgoing) -> str | None:
         try:
             parse_id(message.message_id)
-            texts.check_text(self._entity(message), "entity_id", documents.MAX_ENTITY_ID)
+            documents.entity(self._entity(message))
         except InvalidInput as error:
             return str(error)
         return None

@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 
 from ..database import migrations, startup, statements
 from ..database.connection_group import PATIENCE, ConnectionGroup
-from ..database.dsn import engine_conninfo
+from ..database.given import Dsn, require_readable
 from ..database.link import Link
 from ..database.session import WORKING, connect_async
 from ..database.statements import array, text_array
@@ -76,7 +76,7 @@ class Log:
 
     def __init__(
         self,
-        dsn: str,
+        dsn: Dsn,
         name: str,
         target: str,
         lease: Lease,
@@ -85,7 +85,7 @@ class Log:
         settings: Settings | None = None,
         change_settings: bool = False,
     ) -> None:
-        engine_conninfo(dsn, "relay")  # a DSN that can't be read is refused now
+        require_readable(dsn, "relay")
         self._dsn = dsn
         self._settings, self._change = dict(settings or {"target": target}), change_settings
         self._name, self._target, self._lease, self._from_now = name, target, lease, from_now

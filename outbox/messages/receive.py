@@ -17,6 +17,7 @@ from .. import texts
 from ..client.inbox import accepting
 from ..database import statements, user_transaction
 from ..database.connection_group import ConnectionGroup
+from ..database.given import Dsn
 from ..database.link import Link, idle_ms
 from ..database.session import READING, clean, connect, restore
 from ..database.steps import Call
@@ -29,7 +30,7 @@ from ..errors import HandlerError, TooNew, TooOld, Unreadable
 from ..process.service import is_cancelled
 from ..process.threads import Threads
 from ..texts import printable
-from .delivery import Arrival, Delivery, storable
+from .delivery import Arrival, Delivery, SyncDelivery, storable
 from .handling import Handling
 
 SQL = statements.load("receive")
@@ -49,7 +50,7 @@ class Receiver:
     """Handles one message after the other, on a connection of its own."""
 
     def __init__(
-        self, dsn: str, handling: Handling, *, group: ConnectionGroup | None = None, pooled: bool = False
+        self, dsn: Dsn, handling: Handling, *, group: ConnectionGroup | None = None, pooled: bool = False
     ) -> None:
         self._dsn, self._handling, self._pooled, self._group = dsn, handling, pooled, group or ConnectionGroup()
         self._link = Link(dsn, "consumer", pooled=pooled, session=READING, group=self._group)
@@ -61,7 +62,7 @@ class Receiver:
     async def receive(self, arrival: Arrival) -> bool:
         """Handles a message or parks it, however long the database is unreachable. Returns False if stopped before."""
         try:
-            delivery = arrival.read()
+            delivery = arrival.read(Delivery if self._handling.is_async else SyncDelivery)
         except Unreadable as error:
             return await self._park(arrival, None, str(error))
         # A redelivered message may have killed the process that handled it, or only died with it. From here on, each of

@@ -16,6 +16,7 @@ import psycopg
 from ..checks import check_name
 from ..database import killpoints
 from ..database.connection_group import PATIENCE
+from ..database.given import AnyDsn, given
 from ..database.link import first_line, temporary
 from ..errors import TakenOver
 from ..process.embedding import Embedded, Signs
@@ -59,7 +60,7 @@ class Relay(Embedded):
 
     def __init__(
         self,
-        dsn: str,
+        dsn: AnyDsn,
         target: Target,
         *,
         name: str = "default",
@@ -70,7 +71,7 @@ class Relay(Embedded):
     ) -> None:
         self._target = target
         self._log = Log(
-            dsn, check_name(name, "relay"), target.name, target.lease,
+            given(dsn), check_name(name, "relay"), target.name, target.lease,
             from_now=from_now, settings=target.settings, change_settings=change_settings,
         )  # fmt: skip
         self._parking = Parking(self._log, target, strict)

@@ -130,6 +130,13 @@ def _pipelines(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Findi
 def _workers(conn: Conn) -> Iterator[Finding]:
     for worker, name in tuples(conn, SQL["workers_late"]):
         yield Finding("warn", f"worker {worker} ({name}) has missed its lease", "any live worker removes it in seconds")
+    releases = dict(tuples(conn, SQL["workers_by_release"]))
+    for told in dict.fromkeys(releases.values()):
+        stages = [stage for stage, each in releases.items() if each == told]
+        yield Finding(
+            "warn", f"workers of several releases serve {', '.join(stages)}: {told}",
+            "wait for the end of the deploy, or stop the older workers: outbox status names their processes",
+        )  # fmt: skip
     for pipeline, stage, jobs in tuples(conn, SQL["stages_unserved"]):
         yield Finding(
             "bad", f"{number(jobs, 'job')} waiting for stage {pipeline}.{stage}, which no worker serves",
@@ -186,6 +193,11 @@ def _waits(conn: Conn) -> Iterator[Finding]:
             "warn", f"schedule {pipeline}.{schedule} is {seconds / 60:.0f} minutes late"
             + (f", with {number(attempts, 'failed attempt')}: {error}" if attempts else ""),
             "fix its function" if attempts else "run a worker that serves all stages of the pipeline",
+        )  # fmt: skip
+    for pipeline, count, entity, doubt in tuples(conn, SQL["signals_in_doubt"]):
+        yield Finding(
+            "warn", f"{number(count, 'signal')} kept for {pipeline}, such as for {printable(entity)}: {doubt}",
+            "if the name is wrong, send it again by the right one: outbox signal",
         )  # fmt: skip
     for pipeline, stage, by, reason, seconds in tuples(conn, SQL["pauses"]):
         yield Finding(

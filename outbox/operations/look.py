@@ -92,6 +92,23 @@ def find_one(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = 
     return found[0]
 
 
+def find_asking(conn: psycopg.Connection[Any], entity: str, pipeline: str | None = None) -> Row:
+    """Returns the workflow of an entity that has asked a question: of several pipelines, the only one that has.
+
+    Raises NotFound if there is no workflow, or with the pipelines, if several have asked, or none of several has.
+    """
+    found = find(conn, entity, pipeline)
+    if len(found) == 1:
+        return found[0]
+    open_ = {row["id"] for row in found if rows(conn, SQL["approval_is_open"], id=row["id"])[0]["open"]}
+    asking = [row for row in found if row["id"] in open_]
+    if len(asking) == 1:
+        return asking[0]
+    names = ", ".join(row["pipeline"] for row in asking or found)
+    what = "has asked in several pipelines" if asking else "is in several pipelines, and has asked in none"
+    raise NotFound(f'entity "{entity}" {what} ({names}): say which with --pipeline')
+
+
 def show(conn: psycopg.Connection[Any], workflow: Row, limit: int = MOST) -> Row:
     """Returns a workflow with why it does not move, its history, its job, what it waits for, and its messages.
 

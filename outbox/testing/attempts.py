@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 from .. import documents, texts
@@ -18,10 +18,10 @@ from ..definition import hooks
 from ..definition.data import VERSION
 from ..definition.lifespan import Lifespans
 from ..definition.pipeline import Pipeline
+from ..definition.run import Message, Run
 from ..definition.stage import Stage
 from ..engine.handle import begin, finish
-from ..engine.job import Finished, Job, Message, PutBack
-from ..engine.run import Run
+from ..engine.job import Finished, Job, PutBack
 from ..errors import HandlerError, InvalidInput
 from .connections import Connection, psycopg_of, require_color, savepoint, savepoint_async
 from .memory import Memory
@@ -206,7 +206,7 @@ class _Handler(Generic[Data]):
         ]
 
     def _attempt(self, run: Run[Data], returned: Any, outcome: Finished) -> Attempt[Data]:
-        stored = run._job.metadata if outcome.data is None else outcome.data
+        stored = cast(Job, run._job).metadata if outcome.data is None else outcome.data
         return Attempt(
             outcome=returned,
             status=outcome.status,

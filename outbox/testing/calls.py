@@ -18,7 +18,7 @@ from ..checks import check_whole
 from ..client.publish import MAX_KEY, MAX_TOPIC
 from ..definition import hooks
 from ..definition.pipeline import Pipeline
-from ..definition.schedule import Schedule, Tick
+from ..definition.schedule import Schedule, SyncTick, Tick
 from ..errors import HandlerError, InvalidInput
 from ..messages.delivery import Arrival, Delivery
 from .attempts import called_as_in_a_worker
@@ -97,7 +97,8 @@ def _tick(
         raise InvalidInput("at", f"must be a datetime with a time zone, not {texts.shown(at)}")
     conn = _connection(connection, f"schedule {schedule.label}", is_async=_is_async(schedule.function))
     moment = at or schedule.after(datetime.now(UTC))
-    tick = Tick(schedule.label, moment, conn if conn is not None else NoConnection(f"schedule {schedule.label}"))
+    lent: Any = conn if conn is not None else NoConnection(f"schedule {schedule.label}")
+    tick = (Tick if _is_async(schedule.function) else SyncTick)(schedule.label, moment, lent)
     if resources is not None:
         hooks.give(tick, resources)
     is_async, name = _is_async(schedule.function), f"the function of {schedule.label}"
@@ -121,7 +122,8 @@ def _delivered(
 ) -> tuple[Callable[[], Any], Connection | None]:
     what = f"the handler {getattr(handler, '__name__', type(handler).__name__)}"
     conn = _connection(connection, what, is_async=_is_async(handler))
-    delivery.connection = conn if conn is not None else NoConnection(what)
+    lent: Any = conn if conn is not None else NoConnection(what)
+    delivery.connection = lent
     return partial(handler, delivery), conn
 
 

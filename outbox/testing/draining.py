@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, Unpack
 
 import psycopg
 
 from ..database import migrations
+from ..database.given import is_dsn
 from ..database.refusals import raised_as_ours
 from ..definition import deployed
 from ..definition.pipeline import Pipeline
+from ..engine.options import WorkerOptions
 from ..errors import InvalidInput
 from ..texts import shown
 from .connections import plain, psycopg_of, require_transaction
@@ -30,7 +32,7 @@ def drain(
     raise_errors: bool = True,
     retries: bool = False,
     until: str | Collection[str] | None = None,
-    **options: Any,
+    **options: Unpack[WorkerOptions],
 ) -> Drained:
     """Runs everything that is due, and returns how the attempts have ended.
 
@@ -46,13 +48,13 @@ def drain(
     Raises InvalidInput for a connection that can't be used, or that a handler with transaction=True can't be given.
     """
     several = checked(pipelines)
-    if isinstance(where, str):
+    if is_dsn(where):
         no_loop("drain_async")
-        return asyncio.run(work(several, where, raise_errors, retries, stages_before(several, until), options))
+        return asyncio.run(work(several, where, raise_errors, retries, stages_before(several, until), dict(options)))
     conn = psycopg_of(where)
     if not isinstance(conn, psycopg.Connection):
         raise InvalidInput("conn", "is async: await outbox.testing.drain_async(…)")
-    _without_options(options)
+    _without_options(dict(options))
     require_transaction(conn)
     with raised_as_ours(), plain(conn):
         _require(conn, several)
@@ -70,16 +72,16 @@ async def drain_async(
     raise_errors: bool = True,
     retries: bool = False,
     until: str | Collection[str] | None = None,
-    **options: Any,
+    **options: Unpack[WorkerOptions],
 ) -> Drained:
     """Does what `drain` does, in a running event loop: with a DSN, or on an async connection of psycopg."""
     several = checked(pipelines)
-    if isinstance(where, str):
-        return await work(several, where, raise_errors, retries, stages_before(several, until), options)
+    if is_dsn(where):
+        return await work(several, where, raise_errors, retries, stages_before(several, until), dict(options))
     conn = psycopg_of(where)
     if not isinstance(conn, psycopg.AsyncConnection):
         raise InvalidInput("conn", "is sync: call outbox.testing.drain(…), in a thread")
-    _without_options(options)
+    _without_options(dict(options))
     require_transaction(conn)
     runner = InsideAsync(conn)
     made = Sequence(several, runner.kept, stages_before(several, until), raise_errors, retries)

@@ -22,11 +22,11 @@ from ..database.drivers.recognise import door
 from ..database.statements import text_array
 from ..database.steps import Call, Statement, perform, perform_async
 from ..database.user_transaction import Begin, Commit
+from ..definition.run import Run
 from ..definition.step_transaction import call_after_commit, call_after_commit_sync
 from ..engine import checkpoint
 from ..engine.handle import handle_async, handle_sync
 from ..engine.job import Job, Outcome, fail
-from ..engine.run import Run
 from ..process.service import Service
 from .connections import plain, require_color
 from .sequence import AfterCommit, Guard, Handle, InTransaction, PutBackSettings, Release, Rest, Sequence, Step, Undo
@@ -63,6 +63,11 @@ class Kept:
     def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Does what `Checkpoints.once` does."""
         steps = checkpoint.once(job, key, function, partial(function, *args, **kwargs))
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
+    def children(self, job: Job, pipeline: Any) -> Any:
+        """Does what `Checkpoints.children` does."""
+        steps = checkpoint.children(job, pipeline)
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
     def note(self, job: Job, text: str) -> None:

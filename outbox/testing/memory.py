@@ -10,6 +10,7 @@ from typing import Any
 from ..database.steps import Call, Statement, perform, perform_async
 from ..engine import checkpoint
 from ..engine.job import Job
+from ..errors import HandlerError
 
 
 class Memory:
@@ -39,6 +40,10 @@ class Memory:
             return await result if inspect.isawaitable(result) else result
 
         return perform_async(steps, take_async)
+
+    def children(self, job: Job, pipeline: Any) -> Any:
+        """Raises HandlerError: there is no database with children."""
+        raise HandlerError("run.children needs a database: test this handler with outbox.testing.drain")
 
     def note(self, job: Job, text: str) -> None:
         """Keeps the last text."""

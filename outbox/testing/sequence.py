@@ -21,6 +21,7 @@ from ..database.user_transaction import Steps as TransactionSteps
 from ..definition.outcome import Reject, Retry
 from ..definition.pipeline import Pipeline
 from ..definition.reasons import leaves
+from ..definition.run import Kept, Run
 from ..definition.schedule import Schedule
 from ..definition.stage import Stage
 from ..definition.step_transaction import Hook
@@ -28,12 +29,11 @@ from ..engine import claim, commit, lease, maintenance, scheduler, transaction
 from ..engine.apart import ALL
 from ..engine.handle import begin
 from ..engine.inflight import Counts
-from ..engine.job import Failed, Finished, Job, Kept, Missed, Outcome, PutBack, Trouble, fail, refused
+from ..engine.job import Failed, Finished, Job, Missed, Outcome, PutBack, Trouble, fail, refused
 from ..engine.job_log import tell
 from ..engine.lane import Lane, Lanes
 from ..engine.pacing import ServerClock
 from ..engine.release import CHANGED, HELD_UP
-from ..engine.run import Run
 from ..engine.surroundings import Surroundings
 from ..errors import HandlerError
 from .running import own_name

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..database.given import AnyDsn, given
 from ..database.link import Link
 from ..database.statements import text_array
 from ..definition.failed_attempts import FailedAttempt
@@ -24,7 +25,7 @@ class Drained:
 
 
 async def work(
-    pipelines: list[Pipeline[Any]], dsn: str, raise_errors: bool, retries: bool, stages: Collection[str] | None,
+    pipelines: list[Pipeline[Any]], dsn: AnyDsn, raise_errors: bool, retries: bool, stages: Collection[str] | None,
     options: dict[str, Any],
 ) -> Drained:  # fmt: skip
     """Has workers run what is due, one after the other as long as there are `retries`."""
@@ -32,7 +33,7 @@ async def work(
     told = options.pop("on_error", None)
     if stages is not None:
         options["stages"] = list(stages)
-    link = Link(dsn, "drain")
+    link = Link(given(dsn), "drain")
     try:
         while True:
             workers = list[Worker]()

@@ -10,7 +10,7 @@ CREATE OR REPLACE FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) RETUR
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    -- The deadline is that of its job, and counts from when it is asked. Who asks is the person who has started the workflow,
+    -- The deadline is that of its job, the handler's or the pipeline's. One of the handler counts from when it is asked. Who asks is the person who has started the workflow,
     -- unless the question says otherwise.
     INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, name, question, data, own_data, shown,
                                   options, ends_wait, edits_allowed, assignee, stage, worker, asked_by, asked_login, approvers,
@@ -19,7 +19,7 @@ BEGIN
            q.about IS NOT NULL, outbox.shown(coalesce(q.about, w.metadata)), q.options, q.ends_wait, coalesce(q.edits, true),
            q.assignee, c.stage, c.actor, coalesce(q.asked_by, s.actor), CASE WHEN q.asked_by IS NULL THEN s.login END,
            q.approvers, q.alone, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
-           CASE WHEN i.within IS NOT NULL THEN j.deadline END, q.remind_every, clock_timestamp() + q.remind_every,
+           j.deadline, q.remind_every, clock_timestamp() + q.remind_every,
            clock_timestamp() + make_interval(secs => q.escalate_after), q.escalate_to
     FROM (SELECT (e.item ->> 'id')::uuid AS id, (e.item ->> 'within')::float8 AS within,
                  CASE WHEN e.item ? 'questions' THEN e.item -> 'questions'

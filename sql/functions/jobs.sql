@@ -166,13 +166,23 @@ COMMENT ON FUNCTION outbox.require_moved(bigint, bigint) IS
 CREATE OR REPLACE FUNCTION outbox.pause_begins() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    near text;
 BEGIN
+    IF NOT EXISTS (SELECT FROM outbox.stages AS s WHERE s.pipeline = NEW.pipeline AND s.stage = NEW.stage) THEN
+        near := outbox.nearest(NEW.pipeline || '.' || NEW.stage,
+                               ARRAY(SELECT s.pipeline || '.' || s.stage FROM outbox.stages AS s));
+        RAISE EXCEPTION 'no pipeline that is deployed here has a stage "%.%"', NEW.pipeline, NEW.stage
+            USING ERRCODE = 'OB033',
+                  DETAIL = jsonb_build_object('pipeline', NEW.pipeline, 'stage', NEW.stage, 'nearest', near)::text,
+                  HINT = coalesce('Did you mean "' || near || '"?', 'Deploy the pipeline first.');
+    END IF;
     NEW.paused_by := outbox.actor_named(NEW.paused_by);
     NEW.login := session_user;
     RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION outbox.pause_begins() IS 'Internal: notes who has paused a stage.';
+COMMENT ON FUNCTION outbox.pause_begins() IS 'Internal: refuses the pause of a stage that is not there, and notes who has paused one.';
 
 -- The last word before the COMMIT of a handler's transaction. Both are sent in one round trip, so it must be an error that
 -- keeps what the handler wrote from being committed: its transaction is another one by now, or a job is not held.

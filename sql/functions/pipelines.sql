@@ -40,6 +40,7 @@ BEGIN
     DELETE FROM outbox.limits AS l WHERE l.pipeline = OLD.pipeline;
     DELETE FROM outbox.partition_rates AS r WHERE r.pipeline = OLD.pipeline;
     DELETE FROM outbox.pauses AS p WHERE p.pipeline = OLD.pipeline;
+    DELETE FROM outbox.signal_names AS n WHERE n.pipeline = OLD.pipeline;
     DELETE FROM outbox.status_counts AS c WHERE c.pipeline = OLD.pipeline;
     DELETE FROM outbox.status_flow AS f WHERE f.pipeline = OLD.pipeline;
     DELETE FROM outbox.dead_counts AS c WHERE c.pipeline = OLD.pipeline;

@@ -42,6 +42,15 @@ BEGIN
     )
     SELECT array_agg(made.workflow_id) INTO waiting FROM made;
     IF waiting IS NOT NULL THEN
+        -- Nearly always all are known: then nothing is written, and no two sessions meet.
+        INSERT INTO outbox.signal_names (pipeline, name)
+        SELECT DISTINCT w.pipeline, v.signal
+        FROM outbox.waits AS v JOIN outbox.workflow_states AS w ON w.id = v.workflow_id
+        WHERE v.workflow_id = ANY (waiting)
+          AND NOT EXISTS (SELECT FROM outbox.signal_names AS n WHERE n.pipeline = w.pipeline AND n.name = v.signal)
+          AND (SELECT count(*) FROM outbox.signal_names AS n WHERE n.pipeline = w.pipeline) < 100
+        ORDER BY 1, 2
+        ON CONFLICT DO NOTHING;
         PERFORM outbox.signals_take(waiting);
     END IF;
 END
@@ -83,7 +92,15 @@ CREATE OR REPLACE FUNCTION outbox.signal_take() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    problem text;
 BEGIN
+    IF NOT EXISTS (SELECT FROM outbox.signal_names AS n WHERE n.pipeline = NEW.pipeline AND n.name = NEW.name) THEN
+        problem := outbox.signal_unknown(NEW.pipeline, NEW.name);
+    END IF;
+    IF problem IS NOT NULL THEN
+        RAISE NOTICE 'the signal is kept: %', problem;
+    END IF;
     PERFORM outbox.signals_take(ARRAY[NEW.workflow_id]);
     RETURN NULL;
 END

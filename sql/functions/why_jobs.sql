@@ -15,8 +15,8 @@ BEGIN
     IF job.owner IS NOT NULL THEN
         SELECT k.* INTO worker FROM outbox.workers AS k WHERE k.id = job.owner;
         IF worker.beat_at + worker.lease >= now() THEN
-            RETURN QUERY SELECT 'running', format('Stage %s has been running since %s on worker %s (%s), attempt %s%s.', job.stage,
-                outbox.why_time(job.claimed_at), job.owner, worker.name, job.attempt, coalesce(': ' || job.progress, '')),
+            RETURN QUERY SELECT 'running', format('Stage %s has been running since %s on worker %s (%s%s), attempt %s%s.', job.stage,
+                outbox.why_time(job.claimed_at), job.owner, worker.name, ', release ' || worker.release, job.attempt, coalesce(': ' || job.progress, '')),
                 'wait for its end or its timeout', facts;
         ELSE
             RETURN QUERY SELECT 'worker lost', format('Worker %s, which runs stage %s since %s, is gone.', job.owner, job.stage,

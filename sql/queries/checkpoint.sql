@@ -23,6 +23,16 @@ WITH held AS MATERIALIZED (
 )
 SELECT EXISTS (SELECT FROM held), EXISTS (SELECT FROM made);
 
+-- name: children_read
+-- Returns the children of a workflow in a pipeline, whether each has ended, and their data.
+-- Reads children, routes, workflow_states. Uses children_by_parent, workflow_states_pkey, routes_pkey.
+SELECT w.id::text, w.entity_id, w.current_status, coalesce(r.final, false), w.metadata::text
+FROM outbox.children AS c
+JOIN outbox.workflow_states AS w ON w.id = c.child_id
+LEFT JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+WHERE c.parent_id = %(id)s::uuid AND w.pipeline = %(pipeline)s
+ORDER BY w.entity_id LIMIT %(limit)s;
+
 -- name: progress_write
 -- Writes the progress of those jobs that this worker still holds.
 -- Writes jobs. Uses jobs_pkey.

@@ -21,6 +21,34 @@ SELECT count(*) FROM outbox.jobs AS j
 WHERE j.owner IS NOT NULL AND j.claimed_at < now() - interval '1 minute'
   AND NOT EXISTS (SELECT FROM outbox.workers AS w WHERE w.id = j.owner);
 
+-- name: workers_by_release
+-- Returns the stages that live workers of several releases serve, each with these releases.
+-- Reads workers.
+SELECT s.stage, string_agg(DISTINCT w.release, ', ' ORDER BY w.release)
+FROM outbox.workers AS w
+CROSS JOIN unnest(w.stages) AS s (stage)
+WHERE w.release IS NOT NULL AND w.beat_at + w.lease >= now()
+GROUP BY s.stage
+HAVING count(DISTINCT w.release) > 1
+ORDER BY s.stage;
+
+-- name: signals_in_doubt
+-- Returns the names of signals that are kept for workflows that have not ended, though no workflow has waited for them, with
+-- how many there are, one of the entities, and what is wrong with the name. Looks at the thousand oldest.
+-- Reads routes, signals, workflow_states. Uses signals_to_take, workflow_states_pkey, routes_pkey.
+SELECT s.pipeline, count(*), min(s.entity_id), outbox.signal_unknown(s.pipeline, s.name)
+FROM (
+    SELECT k.workflow_id, k.pipeline, k.entity_id, k.name
+    FROM outbox.signals AS k
+    WHERE k.taken_at IS NULL
+    LIMIT 1000
+) AS s
+JOIN outbox.workflow_states AS w ON w.id = s.workflow_id
+JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status AND NOT r.final
+GROUP BY s.pipeline, s.name
+HAVING outbox.signal_unknown(s.pipeline, s.name) IS NOT NULL
+ORDER BY s.pipeline, s.name;
+
 -- name: workers_late
 -- Returns the workers whose lease has run out.
 -- Reads workers. Uses workers_pkey.

@@ -4,8 +4,8 @@
 -- Makes the row of a worker, with an id drawn at random: one of a sequence would be another worker's after a failover to a
 -- server that lacks the last commits. No row: the id is taken, and is to be drawn again.
 -- Writes workers. Uses workers_pkey.
-INSERT INTO outbox.workers (name, stages, lease)
-VALUES (%(name)s, %(stages)s, make_interval(secs => %(lease)s))
+INSERT INTO outbox.workers (name, stages, lease, release)
+VALUES (%(name)s, %(stages)s, make_interval(secs => %(lease)s), %(release)s)
 ON CONFLICT (id) DO NOTHING
 RETURNING id;
 

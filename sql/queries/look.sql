@@ -10,7 +10,7 @@ SELECT ARRAY(SELECT p.pipeline FROM outbox.pipelines AS p ORDER BY p.pipeline) A
 -- name: workers
 -- Returns the workers. One that has jobs is not idle, though it may have asked to be notified of more.
 -- Reads jobs, workers. Uses jobs_running.
-SELECT w.id, w.name, w.stages, w.idle AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.owner = w.id) AS idle, w.started_at, extract(epoch FROM now() - w.beat_at)::float8 AS beat_seconds_ago
+SELECT w.id, w.name, w.release, w.stages, w.idle AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.owner = w.id) AS idle, w.started_at, extract(epoch FROM now() - w.beat_at)::float8 AS beat_seconds_ago
 FROM outbox.workers AS w
 ORDER BY w.id;
 
@@ -87,6 +87,11 @@ SELECT d.stage, d.attempts, d.error, d.died_at, d.traceback FROM outbox.dead_job
 SELECT m.id, m.message_id, m.topic, m.key, m.payload, m.headers,
        greatest(least(m.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00') AS created_at
 FROM outbox.messages AS m WHERE m.workflow_id = %(id)s ORDER BY m.id DESC LIMIT %(limit)s;
+
+-- name: approval_is_open
+-- Returns whether a workflow has an open question.
+-- Reads approvals. Uses approvals_open.
+SELECT EXISTS (SELECT FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s AND a.ended_at IS NULL) AS open;
 
 -- name: approvals_of_workflow
 -- Returns the questions that a workflow has asked, latest first.

@@ -8,6 +8,14 @@ WHERE (s.stage = %(stage)s OR s.pipeline || '.' || s.stage = %(stage)s)
   AND (%(pipeline)s::text IS NULL OR s.pipeline = %(pipeline)s)
 ORDER BY s.pipeline;
 
+-- name: stage_nearest
+-- Returns the stage that a name probably means; null if none is like it.
+-- Reads stages.
+SELECT outbox.nearest(%(stage)s::text, array_agg(
+    CASE WHEN %(stage)s::text LIKE '%%.%%' THEN s.pipeline || '.' || s.stage ELSE s.stage END))
+FROM outbox.stages AS s
+WHERE %(pipeline)s::text IS NULL OR s.pipeline = %(pipeline)s::text;
+
 -- name: stage_pause
 -- Pauses a stage. Returns false if it is already paused. See the function in sql/functions/calls.sql.
 -- Writes actions, pauses. Uses pauses_pkey.

@@ -53,7 +53,7 @@ BAD_DATA = {
     "an integer beyond what Python reads": {"x": 10**5000},
 }
 BAD_IDS: dict[str, Any] = {
-    "empty": "", "too long": "x" * 513, "NUL": "a\0b", "lone surrogate": "\ud800", "a number": 5, "none": None, "bytes": b"x",
+    "empty": "", "too long": "x" * 513, "NUL": "a\0b", "lone surrogate": "\ud800", "a float": 5.5, "a truth value": True, "none": None, "bytes": b"x",
 }  # fmt: skip
 ODD_IDS = [
     "x" * 512,

@@ -97,7 +97,7 @@ def test_ctrl_c_of_one_command_does_not_reach_the_server(home: Path) -> None:
 
 def command(home: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start `outbox` without a DSN, from a folder that has no settings."""
-    env = {name: text for name, text in os.environ.items() if not name.startswith("OUTBOX_")}
+    env = {name: text for name, text in os.environ.items() if not name.startswith(("OUTBOX_", "DATABASE_URL"))}
     return subprocess.Popen(
         [sys.executable, "-m", "outbox", *arguments],
         env={**env, "OUTBOX_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[1])},
@@ -109,11 +109,11 @@ def command(home: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_commands_without_a_dsn_share_the_bundled_server_and_say_so_in_one_line(home: Path) -> None:
+def test_commands_with_a_home_share_the_bundled_server_and_say_so_in_one_line(home: Path) -> None:
     deploy = command(home, "deploy", "--app", "apps.plain:app")
     _, said = deploy.communicate(timeout=DEADLINE)
     assert deploy.returncode == 0, said
-    assert said == f"outbox: no OUTBOX_DSN; using the bundled Postgres in {home} (its data is kept)\n"
+    assert said == f"outbox: using the bundled Postgres in {home} (its data is kept)\n"
     submit = command(home, "submit", "-", "--pipeline", "plain")
     assert submit.stdin is not None
     submit.stdin.write('{"entity_id": "a"}\n')

@@ -15,6 +15,7 @@ from kit.pipelines import deployed
 Conn = psycopg.Connection[Any]
 
 START = "INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status) VALUES "
+PAUSE = "INSERT INTO outbox.pauses (pipeline, stage, paused_by) VALUES "
 MOVE = "UPDATE outbox.workflow_states SET "
 OLD, NEW = "0174e1b0-0000-7000-8000-000000000000", "ffffffff-0000-7000-8000-000000000000"
 TAKE = "INSERT INTO outbox.inbox (consumer, message_id) VALUES ('crm', '{}')"
@@ -83,6 +84,8 @@ Q = {**A, "question": ...}
         ("OB030", [f"{MOVE} current_status = 'ENRICHED', version = 0"], {**A, "version": 1, "older": 0}),
         ("OB031", ["DELETE FROM outbox.pipelines"], {"pipeline": "posts"}),
         ("OB032", ["SELECT outbox.cancel('posts', 'a')"], {**A, "status": "RECEIVED"}),
+        ("OB033", [f"{PAUSE} ('posts', 'enrihc', 'ann')"], {"pipeline": "posts", "stage": "enrihc", "nearest": "posts.enrich"}),
+        ("OB033", [f"{PAUSE} ('x', 'y', 'ann')"], {"pipeline": "x", "stage": "y", "nearest": None}),
     ],
 )  # fmt: skip
 def test_an_error_carries_its_data(conn: Conn, code: str, statements: list[str], data: dict[str, Any]) -> None:

@@ -37,8 +37,9 @@ def work(run: Any) -> None: ...
 def test_a_name_that_could_be_taken_for_something_else_is_refused(name: Any) -> None:
     with pytest.raises(DefinitionError, match="pipeline"):
         Pipeline(name, initial="NEW")
-    with pytest.raises(DefinitionError, match="initial status"):
-        Pipeline("p", initial=name)
+    if name is not None:  # that of a pipeline with schedules only
+        with pytest.raises(DefinitionError, match="initial status"):
+            Pipeline("p", initial=name)
     pipeline: Pipeline[Any] = Pipeline("p", initial="NEW")
     for wrong in ({"name": name}, {"on": name}, {"to": {name}}):
         with pytest.raises(DefinitionError):

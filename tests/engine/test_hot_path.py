@@ -24,8 +24,9 @@ from kit.pipelines import Post, deployed, drain, value
 from outbox import Go, Pipeline, Run
 from outbox.database.link import PLANNING
 from outbox.definition import hooks
+from outbox.definition.run import Message
 from outbox.engine import claim, commit, sharing, transaction
-from outbox.engine.job import Finished, Message
+from outbox.engine.job import Finished
 from outbox.engine.lane import Lane
 
 Conn = psycopg.Connection[Any]

@@ -17,9 +17,10 @@ from outbox import Pipeline, retry_all
 from outbox.database import statements
 from outbox.database.link import PLANNING
 from outbox.definition import deploy
+from outbox.definition.run import Message
 from outbox.engine import claim, commit
 from outbox.engine.apart import ALL
-from outbox.engine.job import Failed, Finished, Job, Message, Trouble
+from outbox.engine.job import Failed, Finished, Job, Trouble
 from outbox.engine.lane import Lane
 from outbox.engine.pacing import ServerClock
 from outbox.engine.sharing import LOCK_WAIT

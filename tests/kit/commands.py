@@ -20,7 +20,8 @@ from kit.pooler import way_env
 from kit.servers import DEADLINE
 from outbox.cli import main
 
-SETTINGS = ("OUTBOX_DSN", "OUTBOX_LISTEN_DSN", "OUTBOX_AMQP_URL", "OUTBOX_APP", "OUTBOX_HOME", "OUTBOX_LINK_KEYS")
+SETTINGS = ("OUTBOX_DSN", "OUTBOX_LISTEN_DSN", "OUTBOX_AMQP_URL", "OUTBOX_APP", "OUTBOX_HOME", "OUTBOX_LINK_KEYS",
+            "DATABASE_URL", "OUTBOX_RELEASE")  # fmt: skip
 
 # Before click 8.2, it keeps standard error apart only if asked to.
 _APART: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}

@@ -13,9 +13,10 @@ from kit.pipelines import Post, value
 from outbox import Pipeline, retry
 from outbox.database import statements
 from outbox.definition import deploy
+from outbox.definition.run import Message
 from outbox.engine import claim, commit
 from outbox.engine.apart import ALL
-from outbox.engine.job import Failed, Finished, Job, Message
+from outbox.engine.job import Failed, Finished, Job
 from outbox.engine.lane import Lane
 
 Conn = psycopg.Connection[Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from ...errors import InvalidInput
 from ...texts import shown
@@ -20,7 +20,7 @@ MOST_QUESTIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class WaitForApproval(Question, Wait, Generic[Data]):
+class WaitForApproval(Question, Wait[Data]):
     """Returned by a handler: asks people, and waits in `status` for their answers.
 
     It asks one question, with the parameters of `Question`, or several: `questions=[Question(…), …]`. Each answer leads

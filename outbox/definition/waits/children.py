@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from ... import texts
 from ...checks import MAX_NAME
@@ -18,7 +18,7 @@ Data = TypeVar("Data")
 
 
 @dataclass(frozen=True, slots=True)
-class WaitForChildren(Wait, Generic[Data]):
+class WaitForChildren(Wait[Data]):
     """Returned by a handler: waits in `status` until all children have ended.
 
     Children are the workflows that `run.spawn` has started, in this stage or before. The commit that ends the last

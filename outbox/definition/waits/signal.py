@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from ... import texts
 from ...checks import MAX_NAME
@@ -15,7 +15,7 @@ Data = TypeVar("Data")
 
 
 @dataclass(frozen=True, slots=True)
-class WaitForSignal(Wait, Generic[Data]):
+class WaitForSignal(Wait[Data]):
     """Returned by a handler: waits in `status` for the signal `name`.
 
     The signal moves the workflow to `to`. A signal that was sent before is taken at once. If `into` is given, the

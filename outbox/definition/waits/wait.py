@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
+
+Data = TypeVar("Data")
 
 WaitJson = dict[str, Any]
 """A wait as JSON for the database. `waits_begin` in sql/functions/waits.sql reads it."""
 
 
-class Wait(ABC):
+class Wait(ABC, Generic[Data]):
     """A handler's result that says where its workflow goes and what it waits for there.
 
     The class is a frozen dataclass. It checks its values when it is made, and raises InvalidInput if they can't be
@@ -36,7 +38,7 @@ class Wait(ABC):
 
     @property
     @abstractmethod
-    def data(self) -> Any:
+    def data(self) -> Data | None:
         """The workflow's new data. None leaves the data as it is."""
 
     @property

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from uuid import UUID
 
+import psycopg
 import typing_extensions
+from psycopg.rows import TupleRow
 
 from .. import documents, texts
 from ..client.publish import MAX_TOPIC, checked
-from ..definition.lifespan import NO_RESOURCES
-from ..definition.pipeline import Pipeline
-from ..definition.step_transaction import StepTransaction
+from ..documents import EntityId
 from ..errors import HandlerError, InvalidInput, LeaseLost
-from .job import Job, Message
-from .job_log import logger_of
+from .data import HasData
+from .lifespan import NO_RESOURCES
+from .stage import Stage
+from .step_log import logger_of
+from .step_transaction import StepTransaction
 
 Data = TypeVar("Data")
 Resources = typing_extensions.TypeVar("Resources", default=Any)
+Of = TypeVar("Of")
+Result = TypeVar("Result")
+Given = ParamSpec("Given")
 
 
 MAX_PROGRESS = 500
@@ -29,20 +37,86 @@ MAX_PUBLISHED = 64 * 2**20
 """Most bytes of messages and children that one attempt writes: they go in one statement, whose limit is 1 GB."""
 
 
+# Messages are made with each step, and a frozen dataclass takes three times as long to make.
+@dataclass(slots=True)
+class Message:
+    """A message that is written with the status change. `payload` and `headers` are JSON texts, `size` is in bytes."""
+
+    topic: str
+    key: str | None
+    payload: str
+    headers: str | None
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = texts.size(self.topic, self.key, self.payload, self.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A child that this attempt starts if it commits, named as `Pipeline.get` takes it.
+
+    `workflow_id` is None as long as it isn't known.
+    """
+
+    pipeline: str
+    entity_id: str
+    workflow_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Child(Generic[Data]):
+    """A child of a workflow: its status, whether it has ended, and its data as its pipeline's type."""
+
+    workflow_id: UUID
+    entity_id: str
+    status: str
+    ended: bool
+    data: Data
+
+
+class Kept(Protocol):
+    """What a worker does for a handler: results of calls, progress, and the children. See engine/checkpoint.py."""
+
+    def once(self, job: Any, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any: ...
+
+    def note(self, job: Any, text: str) -> None: ...
+
+    def children(self, job: Any, pipeline: Any) -> Any: ...
+
+
+class Held(Protocol):
+    """The part of a claimed job that its attempt uses. `lost` says why the attempt no longer counts."""
+
+    stage: Stage
+    workflow_id: str
+    entity_id: str
+    status: str
+    attempt: int
+    entered: int
+    lost: str | None
+    late: bool
+    starts: float
+    task: asyncio.Future[Any] | None
+    checkpoints: Kept | None
+
+    def begin(self) -> None: ...
+
+
 class Run(Generic[Data, Resources]):
     """Gives a handler one attempt at one job: its data, and what it may ask for.
 
     `data` is the workflow's metadata as the pipeline's model. `attempt` counts from 1. `idempotency_key` is the same in
     every attempt at this work, and a new one when the workflow comes to the stage again. Pass it to the services that
     you call. `connection` exists in stages with `transaction=True`. `resources` is what the pipeline's lifespan has
-    made: to a type checker, that of `Run[Post, Clients]` is a Clients.
+    made: to a type checker, that of `Run[Post, Clients]` is a Clients. In a plain function, the run is a `SyncRun`.
     """
 
     __slots__ = ("_job", "_messages", "_published", "_resources", "_spawned", "_transaction", "data")
 
     _resources: Resources  # set only where there is a lifespan
 
-    def __init__(self, job: Job, data: Data, connection: Any = None) -> None:
+    def __init__(self, job: Held, data: Data, connection: Any = None) -> None:
         self._job = job
         self._messages: list[Message] = []
         self._published = 0
@@ -80,12 +154,13 @@ class Run(Generic[Data, Resources]):
         return f"{self._job.workflow_id}:{self._job.stage.name}:{self._job.entered}"
 
     @property
-    def connection(self) -> Any:
-        """The psycopg connection, async or sync, whose transaction commits with the status change.
+    def connection(self) -> psycopg.AsyncConnection[TupleRow]:
+        """The psycopg connection whose transaction commits with the status change.
 
         Raises HandlerError if the stage has none or the handler has ended, LeaseLost if the job was taken away.
         """
-        return self._in_transaction().connection
+        found: psycopg.AsyncConnection[TupleRow] = self._in_transaction().connection
+        return found
 
     def on_commit(self, function: Callable[[], Any]) -> None:
         """Has a function called after this step's COMMIT. The stage must have `transaction=True`.
@@ -127,8 +202,10 @@ class Run(Generic[Data, Resources]):
         self._published += message.size
         self._messages.append(message)
 
-    def spawn(self, pipeline: Pipeline[Any], entity_id: str, data: Any, *, cancel: str | None = None) -> None:
-        """Starts a workflow as a child of this one if, and only if, this attempt commits.
+    def spawn(
+        self, pipeline: HasData[Of], entity_id: EntityId, data: Of | Mapping[str, Any], *, cancel: str | None = None
+    ) -> Spawned:
+        """Starts a workflow as a child of this one if, and only if, this attempt commits. Returns what names it.
 
         An entity that already exists is left alone and doesn't become a child. When this workflow ends before the
         child, the child moves to `cancel` if that is a legal change; without `cancel` it goes on by itself. Raises
@@ -139,9 +216,9 @@ class Run(Generic[Data, Resources]):
             raise InvalidInput(
                 "pipeline", f"{pipeline.name} is a reaction, which begins with the change that it reacts to"
             )
-        child = {
+        child: dict[str, Any] = {
             "pipeline": pipeline.name,
-            "entity": texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID),
+            "entity": documents.entity(entity_id),
             "data": pipeline.dump_readable(data),
             "cancel": cancel,
         }
@@ -151,22 +228,50 @@ class Run(Generic[Data, Resources]):
         if self._published > MAX_PUBLISHED:
             raise InvalidInput("data", f"what one attempt publishes and spawns has more than {MAX_PUBLISHED:,} bytes")
         self._spawned.append(child)
+        return Spawned(pipeline.name, child["entity"])
 
+    @overload
+    def once(
+        self, key: str, function: Callable[Given, Coroutine[Any, Any, Result]], *args: Given.args,
+        **kwargs: Given.kwargs,
+    ) -> Coroutine[Any, Any, Result]: ...  # fmt: skip
+    @overload
+    def once(
+        self, key: str, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+    ) -> Coroutine[Any, Any, Result]: ...
     def once(self, key: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls a function and keeps its result: the next attempt at this work gets the result without a call.
 
-        In an async handler, await it, also for sync functions; in a sync handler it returns the result. The result is
+        In an async handler, await it, also for plain functions; in a plain handler it returns the result. The result is
         kept as JSON of up to a megabyte, in a transaction of its own, and stays when this attempt fails. It comes back
         as the type of the function's return annotation, such as a pydantic model. The function may be called twice if
         the process dies before the result is kept. Raises HandlerError if the key belongs to another function,
         InvalidInput if the result can't be kept, LeaseLost if the job was taken away.
         """
+        return self._once(key, function, args, kwargs)
+
+    def _once(self, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._still_held()
         texts.check_text(key, "key", MAX_TOPIC)
-        checkpoints = self._job.checkpoints
-        if checkpoints is None:
-            raise HandlerError("run.once needs a worker")
-        return checkpoints.once(self._job, key, function, args, kwargs)
+        return self._worker("once").once(self._job, key, function, args, kwargs)
+
+    def children(self, pipeline: HasData[Of]) -> Coroutine[Any, Any, list[Child[Of]]]:
+        """Returns the children of this workflow in a pipeline, in the order of their entities, up to 10,000.
+
+        In an async handler, await it; in a plain handler it returns them. Those that this attempt spawns are not among
+        them. Raises HandlerError if there are more, LeaseLost if the job was taken away.
+        """
+        found: Coroutine[Any, Any, list[Child[Of]]] = self._children(pipeline)
+        return found
+
+    def _children(self, pipeline: HasData[Any]) -> Any:
+        self._still_held()
+        return self._worker("children").children(self._job, pipeline)
+
+    def _worker(self, what: str) -> Kept:
+        if self._job.checkpoints is None:
+            raise HandlerError(f"run.{what} needs a worker")
+        return self._job.checkpoints
 
     def progress(self, text: str) -> None:
         """Reports this attempt's progress, for `outbox show` and `outbox status`. Written about twice a second."""
@@ -184,3 +289,27 @@ class Run(Generic[Data, Resources]):
     def _still_held(self) -> None:
         if self._job.lost is not None or self._job.late:
             raise LeaseLost(f"{self.pipeline}.{self.stage} {self.entity_id}: {self._job.lost or 'timed out'}")
+
+
+class SyncRun(Run[Data, Resources]):
+    """A `Run` as a plain function gets it: what an async handler awaits, it returns."""
+
+    __slots__ = ()
+
+    @property
+    def connection(self) -> psycopg.Connection[TupleRow]:  # type: ignore[override]
+        """The psycopg connection whose transaction commits with the status change. See `Run.connection`."""
+        found: psycopg.Connection[TupleRow] = self._in_transaction().connection
+        return found
+
+    def once(  # type: ignore[override]
+        self, key: str, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+    ) -> Result:
+        """Calls a function and keeps its result. See `Run.once`."""
+        result: Result = self._once(key, function, args, kwargs)
+        return result
+
+    def children(self, pipeline: HasData[Of]) -> list[Child[Of]]:  # type: ignore[override]
+        """Returns the children of this workflow in a pipeline. See `Run.children`."""
+        found: list[Child[Of]] = self._children(pipeline)
+        return found
