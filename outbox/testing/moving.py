@@ -31,6 +31,7 @@ _PAST = "tells what has been"
 _AGE = "is an age, by which old rows are deleted: only the calendar makes them old"
 
 NOT_MOVED = {
+    "actions.at": _PAST,
     "approval_links.made_at": _PAST,
     "approval_links.used_at": _PAST,
     "approval_votes.voted_at": _PAST,

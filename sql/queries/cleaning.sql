@@ -37,8 +37,8 @@ WITH a AS (DELETE FROM outbox.approval_links), b AS (DELETE FROM outbox.approval
 SELECT true;
 
 -- name: counts_clean
--- Deletes the counts, which deleted workflows and dead jobs have written to last, and frees the start times of rates.
--- Writes dead_counts, limits, status_counts.
-WITH a AS (DELETE FROM outbox.status_counts), b AS (DELETE FROM outbox.dead_counts),
+-- Deletes what the deletes before have written, which are counts and the ends of pauses, and frees the start times of rates.
+-- Writes actions, dead_counts, limits, status_counts.
+WITH a AS (DELETE FROM outbox.status_counts), b AS (DELETE FROM outbox.dead_counts), d AS (DELETE FROM outbox.actions),
      c AS (UPDATE outbox.limits SET next_at = '-infinity', served = '')
 SELECT true;
