@@ -128,7 +128,12 @@ class Sequence:
 
     def steps(self) -> Steps[None]:
         """Runs until nothing is due."""
-        told = {"name": own_name(), "stages": [lane.stage.queue for lane in self._lanes.values()], "lease": LEASE}
+        told = {
+            "name": own_name(),
+            "stages": [lane.stage.queue for lane in self._lanes.values()],
+            "lease": LEASE,
+            "release": None,
+        }
         while not self.worker:
             for (self.worker,) in (yield lease.SQL["worker_register"], told):
                 pass
