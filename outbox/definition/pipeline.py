@@ -95,7 +95,7 @@ class Pipeline(Generic[Data]):
         self,
         name: str,
         *,
-        on: str,
+        on: str | Iterable[str],
         to: str | Iterable[str],
         retry: Backoff | None = None,
         timeout: float | timedelta = 60.0,
@@ -110,10 +110,11 @@ class Pipeline(Generic[Data]):
         total_concurrency: int | None = None,
         total_rate: str | None = None,
     ) -> Callable[[Handler], Handler]:
-        """Makes the decorated function the handler of workflows in status `on`.
+        """Makes the decorated function the handler of workflows in status `on`, or in one of several.
 
-        The handler gets a `Run`. It returns new data, `Go(status, data)`, something to wait for, or None for unchanged
-        data. `to` names the statuses that the stage may lead to. `timeout`, in seconds or as a timedelta, bounds one
+        The handler gets a `Run`; `run.status` is the status in which it finds the workflow. It returns new data,
+        `Go(status, data)`, something to wait for, or None for unchanged data. `to` names the statuses that the stage
+        may lead to. `timeout`, in seconds or as a timedelta, bounds one
         attempt; `retry` sets when the next one comes. `running` names an in-progress status that is stored while the
         handler runs.
 
@@ -135,7 +136,7 @@ class Pipeline(Generic[Data]):
         made = Stage(
             pipeline=self.name,
             name=check_name(name, "stage"),
-            on=on,
+            on=targets(on, f"stage {name}: status on="),
             to=targets(to, f"stage {name}: to="),
             retry=Backoff() if retry is None else retry,
             timeout=check_seconds(timeout, f"stage {name}: timeout", MIN_TIMEOUT, MAX_TIMEOUT),
