@@ -113,7 +113,7 @@ class Client(ABC):
         columns = {
             "pipelines": [stage.pipeline for stage in stages],
             "entities": [self._entity() for _ in stages],
-            "statuses": [stage.on for stage in stages],
+            "statuses": [min(stage.on) for stage in stages],
         }
         self._conn.execute(SPREAD, {**columns, "metadata": json.dumps(METADATA)})
 

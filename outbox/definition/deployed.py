@@ -153,7 +153,7 @@ def require(conn: psycopg.Connection[Any], pipeline: Pipeline[Any], stages: list
                 f'pipeline "{pipeline.name}" is deployed differently: stage {name} has limits in {with_} and none in '
                 f"{without}. {how}"
             )
-        missing = {(stage.on, target) for target in stage.to} - there.legal
+        missing = {change for change in stage.changes if stage.running not in change} - there.legal
         if missing:
             listed = ", ".join(f"{source} -> {target}" for source, target in sorted(missing))
             raise NotDeployed(f'pipeline "{pipeline.name}" is deployed without the changes {listed}. {how}')

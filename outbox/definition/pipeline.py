@@ -113,7 +113,7 @@ class Pipeline(HasData[Data]):
 
     @overload
     def stage(
-        self, name: str, *, on: str, to: str | Iterable[str], retry: Backoff | None = None,
+        self, name: str, *, on: str | Iterable[str], to: str | Iterable[str], retry: Backoff | None = None,
         timeout: float | timedelta = 60.0, transaction: bool = False, batch: None = None, share: int | None = None,
         running: str | None = None, concurrency: int | None = None, rate: str | None = None,
         partition: Callable[[Data], Any] | str | None = None, priority: Callable[[Data], Any] | str | None = None,
@@ -121,7 +121,7 @@ class Pipeline(HasData[Data]):
     ) -> StageDecorator[Data]: ...  # fmt: skip
     @overload
     def stage(
-        self, name: str, *, on: str, to: str | Iterable[str], retry: Backoff | None = None,
+        self, name: str, *, on: str | Iterable[str], to: str | Iterable[str], retry: Backoff | None = None,
         timeout: float | timedelta = 60.0, transaction: bool = False, batch: int, share: int | None = None,
         running: str | None = None, concurrency: int | None = None, rate: str | None = None,
         partition: Callable[[Data], Any] | str | None = None, priority: Callable[[Data], Any] | str | None = None,
@@ -131,7 +131,7 @@ class Pipeline(HasData[Data]):
         self,
         name: str,
         *,
-        on: str,
+        on: str | Iterable[str],
         to: str | Iterable[str],
         retry: Backoff | None = None,
         timeout: float | timedelta = 60.0,
@@ -146,12 +146,12 @@ class Pipeline(HasData[Data]):
         total_concurrency: int | None = None,
         total_rate: str | None = None,
     ) -> Any:
-        """Makes the decorated function the handler of workflows in status `on`.
+        """Makes the decorated function the handler of workflows in status `on`, or in one of several.
 
-        The handler gets a `Run`. It returns new data, `Go(status, data)`, something to wait for, or None for unchanged
-        data. `to` names the statuses that the stage may lead to. `timeout`, in seconds or as a timedelta, bounds one
-        attempt; `retry` sets when the next one comes. `running` names an in-progress status that is stored while the
-        handler runs.
+        The handler gets a `Run`; `run.status` is the status in which it finds the workflow. It returns new data,
+        `Go(status, data)`, something to wait for, or None for unchanged data. `to` names the statuses that the stage
+        may lead to. `timeout`, in seconds or as a timedelta, bounds one attempt; `retry` sets when the next one comes.
+        `running` names an in-progress status that is stored while the handler runs.
 
         With `transaction=True`, the handler gets `run.connection`, whose writes commit with the status change. If you
         add `batch=100`, it gets a list of up to 100 runs that share one transaction, and returns None or a list of what
@@ -176,7 +176,7 @@ class Pipeline(HasData[Data]):
         made = Stage(
             pipeline=self.name,
             name=check_name(name, "stage"),
-            on=on,
+            on=targets(on, f"stage {name}: status on="),
             to=targets(to, f"stage {name}: to="),
             retry=Backoff() if retry is None else retry,
             timeout=check_seconds(timeout, f"stage {name}: timeout", MIN_TIMEOUT, MAX_TIMEOUT),

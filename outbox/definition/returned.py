@@ -19,8 +19,8 @@ class Returned(NamedTuple):
     wait: WaitJson | None
 
 
-def read(stage: Stage, result: Any) -> Returned:
-    """Returns what a handler's result means.
+def read(stage: Stage, result: Any, now: str) -> Returned:
+    """Returns what a handler's result means for a workflow whose status is `now`.
 
     Raises HandlerError if the stage may not lead to the status or nothing could end the wait, and InvalidInput if the
     data can't be stored.
@@ -36,9 +36,11 @@ def read(stage: Stage, result: Any) -> Returned:
             f"stage {stage.queue} has several next statuses ({', '.join(sorted(stage.to))}): return Go(status), "
             "or say where to wait with status="
         )
-    if not isinstance(status, str) or status not in stage.to:
+    there = stage.to - {now}
+    if not isinstance(status, str) or status not in there:
+        where = f"from {now} " if len(stage.on) > 1 else ""
         raise HandlerError(
-            f"stage {stage.queue} may not go to {texts.shown(status)}, only to {', '.join(sorted(stage.to))}"
+            f"stage {stage.queue} may not go {where}to {texts.shown(status)}, only to {', '.join(sorted(there))}"
         )
     if wait is not None:
         _check(stage, status, result)

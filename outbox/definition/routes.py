@@ -22,13 +22,13 @@ class Taker(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def on(self) -> str: ...
-    @property
-    def to(self) -> frozenset[str]: ...
+    def on(self) -> frozenset[str]: ...
     @property
     def running(self) -> str | None: ...
     @property
     def limits(self) -> Limits | None: ...
+    @property
+    def changes(self) -> set[tuple[str, str]]: ...
 
 
 class Route(NamedTuple):
@@ -77,10 +77,11 @@ class Routes:
         if stage.name in self._takers:
             raise DefinitionError(f"pipeline {self._pipeline} has two stages named {stage.name!r}")
         for other in self._takers.values():
-            taken = {other.on, other.running} & {stage.on, stage.running} - {None}
+            taken = {*other.on, other.running} & {*stage.on, stage.running} - {None}
             if taken:
-                raise DefinitionError(f"status {taken.pop()} is taken by two stages: {other.name} and {stage.name}")
-        for status in (stage.on, stage.running):
+                twice = min(filter(None, taken))
+                raise DefinitionError(f"status {twice} is taken by two stages: {other.name} and {stage.name}")
+        for status in (*sorted(stage.on), stage.running):
             if status in self.final:
                 raise DefinitionError(f"stage {stage.name} takes {status}, which is final: nothing can follow it")
 
@@ -116,7 +117,7 @@ class Routes:
 
     def taken_by(self, status: str) -> str | None:
         """Returns the name of the stage whose `on` or `running` is this status. None if there is none."""
-        return next((stage.name for stage in self._takers.values() if status in (stage.on, stage.running)), None)
+        return next((stage.name for stage in self._takers.values() if status in {*stage.on, stage.running}), None)
 
     def legal_changes(self) -> set[tuple[str, str]]:
         """Returns every legal change as (from, to)."""
@@ -130,14 +131,12 @@ class Routes:
         """Returns the legal changes without those by which any workflow can be cancelled."""
         changes = {(source, target) for source, targets in self._allowed.items() for target in targets}
         for stage in self._takers.values():
-            changes |= {(stage.on, target) for target in stage.to}
-            if stage.running:
-                changes |= {(stage.running, target) for target in stage.to} | {(stage.on, stage.running)}
+            changes |= stage.changes
         for status, (_, target) in self._deadlines.items():
             changes |= {(status, target)}
             # The job of a stage keeps its deadline while its handler runs.
             changes |= {
-                (stage.running, target) for stage in self._takers.values() if stage.on == status and stage.running
+                (stage.running, target) for stage in self._takers.values() if status in stage.on and stage.running
             }
         return changes
 
@@ -151,7 +150,8 @@ class Routes:
             known[status] = Route(None, final=True)
         for stage in self._takers.values():
             of = (stage.limits.partition, stage.limits.priority) if stage.limits else (None, None)
-            known[stage.on] = Route(stage.name, partition=of[0], priority=of[1])
+            for status in stage.on:
+                known[status] = Route(stage.name, partition=of[0], priority=of[1])
             if stage.running:
                 known[stage.running] = Route(stage.name, running=True, partition=of[0], priority=of[1])
         for status, (within, target) in self._deadlines.items():

@@ -142,7 +142,7 @@ class Run(Generic[Data, Resources]):
 
     @property
     def status(self) -> str:
-        """The status that the workflow had when the job was claimed."""
+        """The status in which the handler finds the workflow: the stage's `running`, if it has one."""
         return self._job.status
 
     @property

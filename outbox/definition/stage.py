@@ -32,7 +32,7 @@ def _no_handler(*_: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A named handler that takes the workflows of one status. `Pipeline.stage` makes it.
+    """A named handler that takes the workflows in its statuses, `on`. `Pipeline.stage` makes it.
 
     A stage checks its values when it is made, and raises DefinitionError if one is invalid. `timeout` is in seconds.
     `running` is its in-progress status, or None. `data`, `routes` and `hooks` belong to its pipeline.
@@ -40,7 +40,7 @@ class Stage:
 
     pipeline: str
     name: str
-    on: str
+    on: frozenset[str]
     to: frozenset[str]
     retry: Backoff
     timeout: float
@@ -57,12 +57,14 @@ class Stage:
 
     def __post_init__(self) -> None:
         what = f"stage {check_name(self.name, 'stage')}"
-        check_name(self.on, f"{what}: status on=")
+        if not self.on:
+            raise DefinitionError(f"{what}: on= is empty; a stage takes the workflows of at least one status")
         if not self.to:
             raise DefinitionError(f"{what}: to= is empty; a stage moves its workflow to another status")
-        if self.on in self.to:
-            raise DefinitionError(f"{what}: from {self.on} to itself is not a change; raise Retry to try again")
-        if self.running is not None and check_name(self.running, f"{what}: running=") in {self.on, *self.to}:
+        for status in self.on:
+            if status in self.to and (len(self.on) == 1 or len(self.to) == 1):
+                raise DefinitionError(f"{what}: from {status} to itself is not a change; raise Retry to try again")
+        if self.running is not None and check_name(self.running, f"{what}: running=") in self.on | self.to:
             raise DefinitionError(f"{what}: running={self.running!r} must be a status of its own")
         if not isinstance(self.retry, Backoff):
             raise DefinitionError(f"{what}: retry={shown(self.retry)} is not a Backoff")
@@ -85,6 +87,15 @@ class Stage:
     def handled_by(self, handler: Callable[..., Any]) -> Stage:
         """Returns this stage with its handler. Raises DefinitionError if that is not callable or is a generator."""
         return replace(self, handler=handler)
+
+    @property
+    def changes(self) -> set[tuple[str, str]]:
+        """The changes that the stage makes, as (from, to)."""
+        made = {(source, target) for source in self.on for target in self.to if source != target}
+        if self.running is None:
+            return made
+        begun = {(source, self.running) for source in self.on}
+        return made | begun | {(self.running, target) for target in self.to}
 
     @property
     def queue(self) -> str:

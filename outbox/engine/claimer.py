@@ -187,7 +187,7 @@ class Claimer:
         return sum(count for count, _ in got.values()), full
 
     async def _store_in_progress(self, lane: Lane) -> None:
-        fresh = [job for job in lane.waiting if job.status == lane.stage.on]
+        fresh = [job for job in lane.waiting if job.status in lane.stage.on]
         if not fresh:
             return
         try:

@@ -34,9 +34,10 @@ def begin(job: Job, connection: Any = None) -> Run[Any] | Failed | PutBack:
         return Failed(
             "the job doesn't belong to its workflow: it is of another pipeline or version. outbox retry", None
         )
-    if job.status not in (job.stage.on, job.stage.running):
+    if job.status not in job.stage.on and job.status != job.stage.running:
         # A deploy has changed what the stage takes, and the code here is of before or after it; or it was made by hand.
-        takes = f"stage {job.stage.queue} takes {job.stage.on}, and the workflow is in {job.status}: not run"
+        on = " and ".join(sorted(job.stage.on))
+        takes = f"stage {job.stage.queue} takes {on}, and the workflow is in {job.status}: not run"
         return PutBack(newer_worker(takes, if_routed=True))
     try:
         kind = Run if job.stage.is_async else SyncRun
@@ -125,7 +126,7 @@ def finish(runs: Sequence[Run[Any]], result: Any) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for run, one in zip(runs, results, strict=True):
         try:
-            status, data, wait = returned.read(stage, one)
+            status, data, wait = returned.read(stage, one, run._job.status)
             if run._spawned:
                 wait = {**(wait or {}), "spawn": run._spawned}
             outcomes.append(Finished(status, data, run._messages, wait))

@@ -105,7 +105,7 @@ class Lane:
         """Returns whether the start time has come, and the in-progress status, if there is one, is stored."""
         if job.starts and job.starts > time.monotonic():
             return False
-        return not self.stage.running or job.status != self.stage.on
+        return not self.stage.running or job.status not in self.stage.on
 
     def leave(self, jobs: Sequence[Job]) -> None:
         """Frees the slot of a handler that has returned."""
@@ -200,7 +200,7 @@ class Lanes(dict[tuple[str, str], Lane]):
 
     def takes(self, pipeline: str, status: str) -> bool:
         """Returns whether this worker has a stage that acts on this status."""
-        return any(lane.stage.on == status and lane.stage.pipeline == pipeline for lane in self.values())
+        return any(status in lane.stage.on and lane.stage.pipeline == pipeline for lane in self.values())
 
     def with_room(self) -> list[tuple[Lane, int]]:
         """Returns the lanes that may have more jobs, and how many. It leaves out lanes that their limits hold back."""

@@ -77,7 +77,7 @@ class Attempt(Generic[Data]):
 def attempt(
     pipeline: Pipeline[Data], stage: str, data: Data | Mapping[str, Any], *, attempt: int = 1,
     entity_id: str = "entity", kept: Mapping[str, Any] | None = None, connection: Any = None,
-    now: datetime | None = None, resources: Any = None,
+    now: datetime | None = None, resources: Any = None, status: str | None = None,
 ) -> Attempt[Data]:  # fmt: skip
     """Calls the handler of a stage once, with this data, and returns what the attempt has come to.
 
@@ -89,10 +89,10 @@ def attempt(
     what the handler returns, and InvalidInput if the pipeline would not take the data, or the connection doesn't fit.
 
     `kept` are results that `run.once` has kept in earlier attempts. `until` counts from `now`. `resources` are given
-    in place of what the pipeline's lifespan would make. No timeout ends the handler, and nothing is called after the
-    commit, because there is none.
+    in place of what the pipeline's lifespan would make. `status` says where a stage that takes several statuses finds
+    the workflow. No timeout ends the handler, and nothing is called after the commit, because there is none.
     """
-    alone = _Alone(attempt, [entity_id], kept, connection, now, resources)
+    alone = _Alone(attempt, [entity_id], kept, connection, now, resources, status)
     (made,) = _run(_Handler(pipeline, _stage(pipeline, stage, batch=False), [data], alone), "attempt_async")
     return made
 
@@ -100,10 +100,10 @@ def attempt(
 async def attempt_async(
     pipeline: Pipeline[Data], stage: str, data: Data | Mapping[str, Any], *, attempt: int = 1,
     entity_id: str = "entity", kept: Mapping[str, Any] | None = None, connection: Any = None,
-    now: datetime | None = None, resources: Any = None,
+    now: datetime | None = None, resources: Any = None, status: str | None = None,
 ) -> Attempt[Data]:  # fmt: skip
     """Does what `attempt` does, in a running event loop. A plain function is called in a thread."""
-    alone = _Alone(attempt, [entity_id], kept, connection, now, resources)
+    alone = _Alone(attempt, [entity_id], kept, connection, now, resources, status)
     (made,) = await _run_async(_Handler(pipeline, _stage(pipeline, stage, batch=False), [data], alone))
     return made
 
@@ -111,20 +111,20 @@ async def attempt_async(
 def attempt_batch(
     pipeline: Pipeline[Data], stage: str, data: Sequence[Data | Mapping[str, Any]], *, attempt: int = 1,
     entity_ids: Sequence[str] | None = None, kept: Mapping[str, Any] | None = None, connection: Any = None,
-    now: datetime | None = None, resources: Any = None,
+    now: datetime | None = None, resources: Any = None, status: str | None = None,
 ) -> list[Attempt[Data]]:  # fmt: skip
     """Does what `attempt` does for a stage with `batch`: calls its handler once, with a run for each of `data`."""
-    alone = _Alone(attempt, entity_ids, kept, connection, now, resources)
+    alone = _Alone(attempt, entity_ids, kept, connection, now, resources, status)
     return _run(_Handler(pipeline, _stage(pipeline, stage, batch=True), data, alone), "attempt_batch_async")
 
 
 async def attempt_batch_async(
     pipeline: Pipeline[Data], stage: str, data: Sequence[Data | Mapping[str, Any]], *, attempt: int = 1,
     entity_ids: Sequence[str] | None = None, kept: Mapping[str, Any] | None = None, connection: Any = None,
-    now: datetime | None = None, resources: Any = None,
+    now: datetime | None = None, resources: Any = None, status: str | None = None,
 ) -> list[Attempt[Data]]:  # fmt: skip
     """Does what `attempt_batch` does, in a running event loop."""
-    alone = _Alone(attempt, entity_ids, kept, connection, now, resources)
+    alone = _Alone(attempt, entity_ids, kept, connection, now, resources, status)
     return await _run_async(_Handler(pipeline, _stage(pipeline, stage, batch=True), data, alone))
 
 
@@ -137,6 +137,7 @@ class _Alone(NamedTuple):
     connection: Any
     now: datetime | None
     resources: Any
+    status: str | None
 
 
 class _Handler(Generic[Data]):
@@ -156,6 +157,7 @@ class _Handler(Generic[Data]):
         self._conn = _connection(stage, alone.connection)
         self._now = alone.now or datetime.now(UTC)
         self._memory = Memory(alone.kept)
+        self._status = _status(stage, alone.status)
         self._runs = [self._begin(pipeline, each, id_, alone.attempt) for each, id_ in zip(data, ids, strict=True)]
         if alone.resources is not None:
             hooks.give(self._runs, alone.resources)
@@ -178,7 +180,7 @@ class _Handler(Generic[Data]):
         stage, workflow_id = self.stage, uuid.uuid5(_IDS, f"{pipeline.name}/{entity_id}")
         job = Job(
             stage, owner=1, id=1, workflow_id=str(workflow_id), entered=1, attempt=attempt, careful=False,
-            entity_id=entity_id, status=stage.running or stage.on, version=1, metadata=pipeline.dump_readable(data),
+            entity_id=entity_id, status=self._status, version=1, metadata=pipeline.dump_readable(data),
             checkpoints=self._memory,
         )  # fmt: skip
         run = begin(job, self._conn)
@@ -245,6 +247,16 @@ def _stage(pipeline: Pipeline[Any], name: str, *, batch: bool) -> Stage:
             "stage", f"{stage.queue} has {'no ' if batch else ''}batch=: call attempt{'' if batch else '_batch'}"
         )
     return stage
+
+
+def _status(stage: Stage, given: str | None) -> str:
+    """Returns the status in which the handler finds the workflow."""
+    if given is None and (stage.running is not None or len(stage.on) == 1):
+        return stage.running or min(stage.on)
+    taken = stage.on if stage.running is None else {stage.running}
+    if given is None or given not in taken:
+        raise InvalidInput("status", f"must be one that stage {stage.queue} takes: {', '.join(sorted(taken))}")
+    return given
 
 
 def _connection(stage: Stage, conn: Any) -> Connection | None:

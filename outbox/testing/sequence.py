@@ -354,4 +354,4 @@ def stages_before(pipelines: Iterable[Pipeline[Any]], until: str | Collection[st
         return None
     ends = {until} if isinstance(until, str) else set(until)
     every: list[Stage] = [stage for pipeline in pipelines for stage in pipeline.stages.values()]
-    return [stage.queue for stage in every if stage.on not in ends]
+    return [stage.queue for stage in every if not stage.on & ends]

@@ -166,3 +166,34 @@ def test_a_definition_says_what_is_deployed() -> None:
     assert ("WAITING_FOR_REVIEW", "REJECTED") in posts.legal_changes()
     assert ("RECEIVED", "COMPLETED") not in posts.legal_changes()
     assert posts.load(posts.dump(Post(content="x"))) == Post(content="x")
+
+
+def test_a_stage_may_take_several_statuses() -> None:
+    pipeline: Pipeline[dict[str, Any]] = Pipeline("p", initial="NEW", final={"DONE"})
+    pipeline.stage("agent", on={"NEW", "ANSWERED"}, to={"ASKED", "DONE"}, running="WORKING")(work)
+    pipeline.allow("ASKED", to="ANSWERED")
+    assert {status: route.stage for status, route in pipeline.routes().items() if route.stage} == {
+        "NEW": "agent", "ANSWERED": "agent", "WORKING": "agent",
+    }  # fmt: skip
+    assert pipeline.legal_changes() == {
+        ("ASKED", "ANSWERED"), ("NEW", "WORKING"), ("ANSWERED", "WORKING"), ("WORKING", "ASKED"), ("WORKING", "DONE"),
+        ("NEW", "ASKED"), ("NEW", "DONE"), ("ANSWERED", "ASKED"), ("ANSWERED", "DONE"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"on": set(), "to": "DONE"}, "on= is empty"),
+        ({"on": ["A", "B"], "to": "B"}, "from B to itself is not a change"),
+        ({"on": {"A", "DONE"}, "to": "B"}, "takes DONE, which is final"),
+        ({"on": {"A", "TAKEN"}, "to": "B"}, "status TAKEN is taken by two stages"),
+        ({"on": {"A", "B"}, "to": "DONE", "running": "B"}, "must be a status of its own"),
+        ({"on": 5, "to": "DONE"}, "must be statuses, not 5"),
+    ],
+)
+def test_several_statuses_that_make_no_sense_are_refused(wrong: dict[str, Any], words: str) -> None:
+    pipeline: Pipeline[dict[str, Any]] = Pipeline("p", initial="NEW", final={"DONE"})
+    pipeline.stage("other", on="TAKEN", to="DONE")(work)
+    with pytest.raises(DefinitionError, match=words):
+        pipeline.stage("work", **wrong)(work)

@@ -471,7 +471,7 @@ class Lives(RuleBasedStateMachine):
     def start(self, process: Process, job: Job, attempt: spec.Attempt) -> None:
         """Store the in-progress status, where the stage has one."""
         started: spec.Attempt | None = attempt
-        if job.stage.running and job.status == job.stage.on:
+        if job.stage.running and job.status in job.stage.on:
             try:
                 started, versions = both(
                     lambda: self.model.start(attempt), lambda: dict(self.conn.execute(*claim.start([job])).fetchall())

@@ -566,7 +566,7 @@ def test_stages_of_one_process_share_one_transaction_each_beside_each_other() ->
     for lane in (one, two):
         lane.sharing = grown()
         for number in range(40):
-            lane.add(Job(lane.stage, 1, 1, f"{number}", 1, 1, False, f"{number}", lane.stage.on, 1, "{}"))
+            lane.add(Job(lane.stage, 1, 1, f"{number}", 1, 1, False, f"{number}", min(lane.stage.on), 1, "{}"))
     first = inflight.start(one)
     assert len(first) == 8
     assert len(inflight.start(one)) == 8, "it has the process to itself"

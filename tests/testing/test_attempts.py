@@ -315,3 +315,19 @@ def test_what_runs_around_runs_around_and_resources_are_those_of_the_test() -> N
     assert entered == ["a"]
     with pytest.raises(HandlerError, match="no resources"):
         attempt(orders, "work", Order())
+
+
+def test_the_status_of_a_stage_that_takes_several_is_to_be_said() -> None:
+    several: Pipeline[Post] = Pipeline("several", data=Post, initial="NEW", final={"DONE"})
+
+    @several.stage("agent", on={"NEW", "ANSWERED"}, to={"ASKED", "DONE"})
+    def agent(run: Run[Post]) -> Go[Post]:
+        return Go("ASKED" if run.status == "NEW" else "DONE")
+
+    several.allow("ASKED", to="ANSWERED")
+    assert attempt(several, "agent", Post(), status="NEW").status == "ASKED"
+    assert attempt(several, "agent", Post(), status="ANSWERED").status == "DONE"
+    with pytest.raises(InvalidInput, match="stage several.agent takes: ANSWERED, NEW"):
+        attempt(several, "agent", Post())
+    with pytest.raises(InvalidInput, match="stage several.agent takes: ANSWERED, NEW"):
+        attempt(several, "agent", Post(), status="DONE")
