@@ -327,7 +327,7 @@ def test_the_status_of_a_stage_that_takes_several_is_to_be_said() -> None:
     several.allow("ASKED", to="ANSWERED")
     assert attempt(several, "agent", Post(), status="NEW").status == "ASKED"
     assert attempt(several, "agent", Post(), status="ANSWERED").status == "DONE"
-    with pytest.raises(InvalidInput, match="stage several.agent takes: ANSWERED, NEW"):
+    with pytest.raises(InvalidInput, match=r"stage several\.agent takes: ANSWERED, NEW"):
         attempt(several, "agent", Post())
-    with pytest.raises(InvalidInput, match="stage several.agent takes: ANSWERED, NEW"):
+    with pytest.raises(InvalidInput, match=r"stage several\.agent takes: ANSWERED, NEW"):
         attempt(several, "agent", Post(), status="DONE")
