@@ -167,7 +167,7 @@ def test_every_call_works(kind: str, shop: Pipeline[Any], conn: Conn, dsn: str) 
         assert (because.cause, isinstance(because.details, dict)) == ("person", True)
         page = app.call(shop.find, app.conn, status="ASKED", limit=2)
         rest = app.call(shop.find, app.conn, status="ASKED", limit=5, after=page.after)
-        assert [each.entity_id for each in (*page, *rest)] == ["d", "e", "f"]
+        assert sorted(each.entity_id for each in (*page, *rest)) == ["d", "e", "f"]
         one = app.call(shop.get, app.conn, "a")
         assert app.call(shop.get, app.conn, "nothing") is None
         changes = app.call(shop.history, app.conn, "a")
@@ -199,7 +199,7 @@ def test_what_a_person_operates_by_is_a_call_too(kind: str, shop: Pipeline[Any],
             app.call(shop.move, app.conn, "nothing", "DONE")
         assert app.call(approvals, app.conn, pipeline=shop) == []
         found = app.call(dead, app.conn, pipeline="orders", error="ValueError: no 7")
-        assert [(each.entity_id, each.stage, each.attempts) for each in found] == [(x, "ask", 1) for x in "dcb"]
+        assert sorted((each.entity_id, each.stage, each.attempts) for each in found) == [(x, "ask", 1) for x in "bcd"]
         assert app.call(retry, app.conn, shop, "b", by="tom", reason="mended") is True
         assert app.call(retry, app.conn, shop, "b") is False, "it has a job by now"
         assert app.call(retry_all, app.conn, error="TypeError: no") == 0
