@@ -262,7 +262,7 @@ def test_the_overview_counts_no_workflow(conn: Conn) -> None:
     keep_statistics(conn)
     submit_backlog(conn)
     conn.execute("VACUUM ANALYZE outbox.jobs, outbox.workflow_states, outbox.status_counts")
-    found = explain(conn, statements.load("look")["overview"], {})["Plan"]
+    found = explain(conn, statements.load("overview")["overview"], {"pipeline": None})["Plan"]
     assert buffers(found) < 500, "a few pages of counters, and the head of each line"
 
 
