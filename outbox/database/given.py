@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import psycopg
+from typing_extensions import TypeIs
 
 from ..errors import SettingsError
 from . import urls
@@ -90,7 +91,7 @@ def given(dsn: Any, what: str = "dsn") -> Dsn:
     )
 
 
-def is_dsn(value: Any) -> bool:
+def is_dsn(value: object) -> TypeIs[AnyDsn]:
     """Tells a DSN of any form from a connection."""
     if isinstance(value, str | Source):
         return True

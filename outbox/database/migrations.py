@@ -20,7 +20,7 @@ from psycopg.rows import tuple_row
 
 from ..errors import SchemaError
 from . import killpoints, turn
-from .given import AnyDsn, given
+from .given import AnyDsn, given, is_dsn
 from .schema import Migration, all_migrations, grants, history, text_of, transactions
 from .session import connect, transaction
 
@@ -108,7 +108,7 @@ def apply(where: AnyDsn | psycopg.Connection[Any]) -> list[str]:
 
     Raises SchemaError if a later release has replaced functions: this release never overwrites them.
     """
-    if not isinstance(where, psycopg.Connection):
+    if is_dsn(where):
         with connect(given(where), "migrate", pooled=True) as conn:
             return apply(conn)
     _require_version(where)

@@ -11,7 +11,7 @@ import psycopg
 from ..database import migrations
 from ..database.drivers.borrowed import borrow
 from ..database.drivers.connection import AsyncConn, SyncConn
-from ..database.session import connect
+from ..database.given import AnyDsn, is_dsn
 from ..definition import dead_ends
 from ..definition.deploy import deploy as deploy_one
 from ..definition.deploy import lock_schedules
@@ -23,10 +23,10 @@ log = logging.getLogger("outbox.deploy")
 
 
 @overload
-def migrate(where: str | SyncConn) -> list[str]: ...
+def migrate(where: AnyDsn | SyncConn) -> list[str]: ...
 @overload
 def migrate(where: AsyncConn) -> Coroutine[Any, Any, list[str]]: ...
-def migrate(where: str | SyncConn | AsyncConn) -> list[str] | Coroutine[Any, Any, list[str]]:
+def migrate(where: AnyDsn | SyncConn | AsyncConn) -> list[str] | Coroutine[Any, Any, list[str]]:
     """Creates or updates the schema `outbox`, as `outbox migrate` does, and returns the names of what was applied.
 
     `where` is a DSN or an open connection, of any kind that docs/connections.md names; a connection stays open. Await
@@ -37,9 +37,8 @@ def migrate(where: str | SyncConn | AsyncConn) -> list[str] | Coroutine[Any, Any
     SettingsError if the DSN can't be read, InvalidInput if `where` is neither a DSN nor a connection, and the driver's
     errors if the database can't be reached or the role may not create the schema.
     """
-    if isinstance(where, str):
-        with connect(where, "migrate", pooled=True) as conn:
-            return migrations.apply(conn)
+    if is_dsn(where):
+        return migrations.apply(where)
     return borrow(where, migrations.apply)
 
 

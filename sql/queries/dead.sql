@@ -28,8 +28,7 @@ SELECT outbox.retry(%(pipeline)s, %(entity)s, %(by)s, %(reason)s);
 -- name: jobs_retry
 -- Makes new jobs for the next dead jobs in the order of ids, after one (null: from the first), of a pipeline and of an error
 -- or its kind (null: of any). Returns how many it made, and the last id that it looked at; null at the end.
--- Reads workflow_states. Writes actions, dead_jobs, jobs. Locks workflows, ids ascending, and an advisory lock, shared. Uses
--- workflow_states_pkey, dead_jobs_pkey, jobs_pkey.
+-- Reads dead_jobs. Uses dead_jobs_pkey. `outbox.retry` locks the workflows, ids ascending.
 WITH next AS MATERIALIZED (
     SELECT d.workflow_id FROM outbox.dead_jobs AS d
     WHERE (%(after)s::uuid IS NULL OR d.workflow_id > %(after)s::uuid)

@@ -46,4 +46,5 @@ SECRET_KEY = "of the tests"
 ALLOWED_HOSTS = ["*"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
+TIME_ZONE = "UTC"  # Django sets it for the whole process, and the other tests run there, too
 TASKS = {"default": {"BACKEND": "outbox.django.tasks.OutboxBackend", "QUEUES": ["default", "emails"]}}
