@@ -63,9 +63,15 @@ def workflows(conn: psycopg.Connection[Any], pipeline: str | None = None, **aske
     return {"workflows": listed, "after": after, "bounded": bounded}
 
 
+def names(conn: psycopg.Connection[Any], pipeline: str | None = None) -> tuple[list[str], list[str]]:
+    """Returns the names of the deployed pipelines, and those of the statuses of one or of all."""
+    ((pipelines, statuses),) = (row.values() for row in rows(conn, SQL["names_known"], pipeline=pipeline))
+    return pipelines, statuses
+
+
 def _require_known(conn: psycopg.Connection[Any], pipeline: str | None, status: str | None = None) -> None:
     """Raises NotFound if a list is empty because its pipeline or its status is misspelt: there is none of that name."""
-    ((pipelines, statuses),) = (row.values() for row in rows(conn, SQL["names_known"], pipeline=pipeline))
+    pipelines, statuses = names(conn, pipeline)
     if pipeline is not None and pipeline not in pipelines:
         deployed = f"; deployed are {', '.join(pipelines)}" if pipelines else ""
         raise NotFound(f'pipeline "{pipeline}" is not deployed here{deployed}')
