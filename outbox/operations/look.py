@@ -5,6 +5,7 @@ Each lookup is a few statements, and changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
@@ -45,9 +46,17 @@ def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
 
     `overview` has a row for each pipeline, status and stage, in the order of the flow.
     """
-    counted = [asdict(row) for row in drive(conn, overview.counts(None))]
-    names = ("overdue", "limits", "progress", "workers", "relays", "parked_deliveries")
-    return {"overview": counted, **{name: rows(conn, SQL[name]) for name in names}}
+    return tables(conn, ("overview", "overdue", "limits", "progress", "workers", "relays", "parked_deliveries"))
+
+
+def tables(conn: psycopg.Connection[Any], wanted: Sequence[str]) -> dict[str, list[Row]]:
+    """Returns some of the tables of `status`."""
+    return {
+        name: [asdict(row) for row in drive(conn, overview.counts(None))]
+        if name == "overview"
+        else rows(conn, SQL[name])
+        for name in wanted
+    }
 
 
 def workflows(conn: psycopg.Connection[Any], pipeline: str | None = None, **asked: Any) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from starlette.types import ASGIApp
 
 from ..definition.pipeline import Pipeline
 from .guard import Guard, Identify
+from .live import Live, events
 from .pages import dead, inbox, overview, pipeline, rest, workflow, workflows
-from .person import LOOKING
+from .person import LOOKING, Person
 from .sessions import PATIENCE, Sessions
 from .site import Site
 from .stored import Hide
@@ -76,11 +77,24 @@ def dashboard(
         hide,
         read_only=identify is None,
     )
-    return Guard(_routed(site), identify, hosts)
+    return Guard(_routed(site), identify or (lambda request: LOOKING), hosts, near=identify is None)
+
+
+def alone(
+    dsn: str, person: Person, pipelines: Sequence[Pipeline[Any]] = (), *, anywhere: bool = False
+) -> ASGIApp:  # fmt: skip
+    """Returns the page for one person on this machine, whom nobody identifies; `anywhere`: for everybody, as them."""
+    reads, writes = Sessions(dsn, "ui"), Sessions(dsn, "ui operator", writes=True)
+    site = Site(reads, writes, pipelines, None, read_only=set(person.may) == {"look"})
+    return Guard(_routed(site), lambda request: person, None, near=not anywhere)
 
 
 def _routed(site: Site) -> ASGIApp:
-    routes = [Route("/static/{name}", _static, methods=["GET"])]
+    live = Live(site.reads)
+    routes = [
+        Route("/static/{name}", _static, methods=["GET"]),
+        Route("/events", partial(events, live), methods=["GET"]),
+    ]
     for path, show, change in _PAGES:
         if show is not None:
             routes.append(Route(path, partial(show, site), methods=["GET"]))

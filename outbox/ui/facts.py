@@ -15,7 +15,7 @@ Conn = psycopg.Connection[Any]
 
 
 def moves_of(conn: Conn, workflow: Row) -> Row:
-    """Returns the `moves` that are legal from a workflow's status, whether it is `final`, and whether it is cancellable."""
+    """Returns the legal `moves` from a workflow's status, whether that is `final`, and whether it is `cancellable`."""
     (found,) = rows(conn, SQL["moves_of"], pipeline=workflow["pipeline"], status=workflow["current_status"])
     cancelled = found.pop("cancelled")
     return {**found, "cancellable": cancelled is not None and not found["final"]}

@@ -1,4 +1,4 @@
-"""Draws pictures on the server, as SVG without styles of its own: a pipeline's statuses in layers, and counts by minute."""
+"""Draws pictures on the server, as SVG without styles: a pipeline's statuses in layers, and counts by minute."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .person import LOOKING, Person
+from .person import Person
 
 log = logging.getLogger("outbox.ui")
 
-Identify = Callable[[Request], "Person | None | Awaitable[Person | None]"]
+Identify = Callable[[Request], "Person | Awaitable[Person | None] | None"]
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -39,20 +39,21 @@ HEADERS = {
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-_BY_TOKEN = "/answer/"
+_ANSWERS = "/answer/"
 """Where signed links lead: who has one is its person, and needs no other name."""
 
 
 class Guard:
     """Lets a request in, with `scope["outbox.person"]`, or answers it with 403.
 
-    `hosts` are the names by which the page may be called; None: by any. Without `identify`, everybody on this machine
-    may look, and nobody else.
+    `hosts` are the names by which the page may be called, beside those of this machine; None: by any. `near`: only this
+    machine may see the page.
     """
 
-    def __init__(self, app: ASGIApp, identify: Identify | None, hosts: Collection[str] | None) -> None:
+    def __init__(self, app: ASGIApp, identify: Identify, hosts: Collection[str] | None, *, near: bool) -> None:
         self._app = app
         self._identify = identify
+        self._near = near
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,10 +92,9 @@ class Guard:
         host = _name(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts and not _is_near(host):
             return "this page is not called by this name: give its names as hosts="
-        if self._identify is None:
-            if not _is_near(host):
-                return "only this machine may see this page, because it doesn't ask who you are (identify=)"
-            if not _is_near((scope.get("client") or ("localhost", 0))[0], otherwise=True):
+        if self._near:
+            # A request without an address comes through a socket of this machine.
+            if not _is_near(host) or not _is_near((scope.get("client") or ("localhost", 0))[0], otherwise=True):
                 return "only this machine may see this page, because it doesn't ask who you are (identify=)"
             if any(name in headers for name in _FORWARDED):
                 return "a proxy has sent this, and this page doesn't ask who you are (identify=)"
@@ -105,8 +105,6 @@ class Guard:
     async def _who(self, scope: Scope) -> Person | None:
         if _is_link(scope):
             return Person("link", ())
-        if self._identify is None:
-            return LOOKING
         request = Request(scope)  # without the body, which is for the page
         if inspect.iscoroutinefunction(self._identify):
             found = await self._identify(request)
@@ -134,7 +132,7 @@ def _foreign(headers: Headers) -> str | None:
 
 def _is_link(scope: Scope) -> bool:
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "")).startswith(_BY_TOKEN)
+    return path.removeprefix(scope.get("root_path", "")).startswith(_ANSWERS)
 
 
 def _name(host: str) -> str:

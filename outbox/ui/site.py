@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
@@ -22,7 +21,7 @@ from ..errors import InvalidInput, NotFound, OutboxError, Refused
 from ..operations.look import COUNTED
 from . import stored
 from .person import Person
-from .sessions import Late, Panel, Sessions
+from .sessions import Late, Sessions
 from .stored import Hide, Hiding
 
 log = logging.getLogger("outbox.ui")
@@ -98,8 +97,8 @@ class Site:
             return await self.reads.run(look)
         except NotFound as error:
             raise HTTPException(404, str(error)) from None
-        except InvalidInput as error:
-            raise HTTPException(400, str(error)) from None
+        except (InvalidInput, psycopg.DataError) as error:  # such as a cursor that no page has given
+            raise HTTPException(400, _told(error)) from None
         except Exception as error:
             raise HTTPException(503, self.reads.explain(error)) from error
 
@@ -113,6 +112,8 @@ class Site:
             raise HTTPException(404, _told(error)) from error
         except (Refused, OutboxError) as error:
             raise HTTPException(400 if isinstance(error, InvalidInput) else 409, _told(error)) from error
+        except psycopg.DataError as error:
+            raise HTTPException(400, _told(error)) from error
         except psycopg.errors.InsufficientPrivilege as error:
             reason = "the database role of this page may only look: give one that may operate as operate_dsn="
             raise HTTPException(403, reason) from error
@@ -205,11 +206,6 @@ def summary(text: object, most: int = 200) -> str:
 def up_to(count: int, most: int = COUNTED) -> str:
     """Returns a number that was counted up to a bound."""
     return f"{count:,}" if count < most else f"{most:,}+"
-
-
-def fields_of(value: Mapping[str, Any]) -> str:
-    """Returns a document as one line of JSON."""
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _told(error: Exception) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 from starlette.applications import Starlette
@@ -113,7 +113,8 @@ class Visitor:
         return asyncio.run(asked())
 
     def get(self, path: str, **more: Any) -> Page:
-        return Page(self.ask("GET", path if path.startswith(self.at or "/") else self.at + path, **more))
+        at = quote(self.at)
+        return Page(self.ask("GET", path if path.startswith(at or "/") else at + path, **more))
 
     def post(self, path: str, fields: dict[str, str], headers: dict[str, str] | None = None) -> Page:
         """Sends a form, and goes where it leads."""

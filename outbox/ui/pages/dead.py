@@ -47,13 +47,13 @@ async def retry(site: Site, request: Request) -> Response:
         "pipeline": pipeline, "error": kind, "by": who.name, "reason": sent.get("reason") or None,
     }  # fmt: skip
     done, after, until = 0, sent.get("after") or None, time.monotonic() + PATIENCE
-    while time.monotonic() < until:
+    while True:
 
         def some(conn: Conn, after: str | None = after) -> tuple[int, str | None]:
             return drive(conn, client.retry_some(asked, after, BATCH))
 
         made, after = await site.change(some)
         done += made
-        if after is None:
+        if after is None or time.monotonic() > until:
             break
     return back(request, "/dead", "retried", done, pipeline=sent.get("of"), after=after, going=kind if after else None)

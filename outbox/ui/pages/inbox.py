@@ -18,7 +18,6 @@ from ...errors import DataChanged, InvalidInput, LinkRefused, SettingsError, Too
 from ...operations import look
 from .. import facts, stored
 from ..form import MOST, Field, edited, fields
-
 from ..site import Conn, Site, back, form, person
 
 ON_A_PAGE = 25
@@ -108,7 +107,7 @@ async def _show(
     status, problem = (refused.status_code, _why(refused)) if refused else (200, None)
     return site.page(
         request, "question.html", status, problem=problem, asked=asked, fields=_fields(site, asked), sent=sent or {},
-        too_large=len(stored.text(asked["data"], most=MOST)[0]) >= MOST, hidden_fields=site.hiding.hides_some(asked["data"]),
+        too_large=_is_large(asked["data"]), hidden_fields=site.hiding.hides_some(asked["data"]),
     )  # fmt: skip
 
 
@@ -151,9 +150,11 @@ def _fields(site: Site, asked: look.Row) -> list[Field]:
     """Returns the form for an edit; none if the question allows none, or the data can't be edited in a browser."""
     if asked["ended_at"] is not None or not asked["edits_allowed"] or site.hiding.hides_some(asked["data"]):
         return []
-    if len(stored.text(asked["data"], most=MOST)[0]) >= MOST:
-        return []
-    return fields(asked["schema"], asked["data"])
+    return [] if _is_large(asked["data"]) else fields(asked["schema"], asked["data"])
+
+
+def _is_large(data: Any) -> bool:
+    return stored.text(data, most=MOST)[1]
 
 
 class _Unchecked:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,16 +16,19 @@ from ..site import Conn, Site
 
 async def overview(site: Site, request: Request) -> Response:
     """Shows a row for each pipeline and stage, in the order of the flow."""
-    standing, flow, questions, found = await asyncio.gather(
+    standing, late, relays, flow, questions, found = await asyncio.gather(
         site.reads.panel(_standing),
+        site.reads.panel(lambda conn: look.tables(conn, ["overdue"])["overdue"]),
+        site.reads.panel(lambda conn: look.tables(conn, ["relays"])["relays"]),
         site.reads.panel(facts.flow_of_hour),
         site.reads.panel(_questions),
         site.reads.panel(lambda conn: doctor.examine(conn, list(site.pipelines.values()))),
     )
     lines = {place: sparkline(counts) for place, counts in (flow.value or {}).items()}
     return site.page(
-        request, "overview.html", standing=standing, flow=flow, lines=lines, questions=questions, findings=found
-    )
+        request, "overview.html", standing=standing, late=late, relays=relays, flow=flow, lines=lines,
+        questions=questions, findings=found,
+    )  # fmt: skip
 
 
 async def doctor_page(site: Site, request: Request) -> Response:
@@ -35,13 +37,13 @@ async def doctor_page(site: Site, request: Request) -> Response:
     return site.page(request, "doctor.html", findings=found)
 
 
-def _standing(conn: Conn) -> dict[str, Any]:
-    found = look.status(conn)
+def _standing(conn: Conn) -> dict[str, list[look.Row]]:
+    found = look.tables(conn, ["overview", "workers"])
     pipelines: dict[str, list[look.Row]] = {}
     for row in found["overview"]:
         row["workers"] = _serving(found["workers"], f"{row['pipeline']}.{row['stage']}")
         pipelines.setdefault(row["pipeline"], []).append(row)
-    return {**found, "pipelines": pipelines}
+    return pipelines
 
 
 def _serving(workers: Sequence[look.Row], stage: str) -> list[str]:

@@ -21,7 +21,7 @@ async def pipeline(site: Site, request: Request) -> Response:
         found = facts.pipeline_map(conn, name)
         if found is None:
             return None
-        rows = {row["status"]: row for row in look.status(conn)["overview"] if row["pipeline"] == name}
+        rows = {row["status"]: row for row in look.tables(conn, ["overview"])["overview"] if row["pipeline"] == name}
         return {**found, "rows": rows}
 
     found = await site.find(find)
