@@ -6,11 +6,13 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
 import psycopg
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -60,16 +62,6 @@ class Site:
         self.reads, self.writes, self.read_only = reads, writes, read_only
         self.pipelines = {pipeline.name: pipeline for pipeline in pipelines}
         self.hiding = Hiding(hide)
-        self._templates = Environment(
-            loader=PackageLoader("outbox.ui"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters |= {
-            "time": time, "age": age, "signs": signs, "document": self.document, "summary": summary, "up_to": up_to,
-        }  # fmt: skip
 
     def page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
         """Returns a page. `problem` is said at its top."""
@@ -80,16 +72,10 @@ class Site:
             done = f"{done} ({int(number):,})"
         shared = {
             "me": person, "link": Links(request), "here": _here(request), "now": datetime.now(UTC), "done": done,
-            "problem": None, "linked": False,
+            "problem": None, "linked": False, "hiding": self.hiding,
         }  # fmt: skip
-        text = self._templates.get_template(template).render({**shared, **values})
+        text = _templates().get_template(template).render({**shared, **values})
         return HTMLResponse(text, status)
-
-    def document(self, value: Any, most: int = stored.FOLD) -> Markup:
-        """Returns stored JSON as HTML: what is too long ends, and says so."""
-        text, more = stored.text(value, self.hiding, most)
-        end = Markup('<p class="more">… it goes on</p>') if more else ""
-        return Markup('<pre class="json">{}</pre>{}').format(signs(text), end)
 
     async def find(self, look: Callable[[Conn], T]) -> T:
         """Returns what a page can't do without. Raises HTTPException if it isn't there or can't be read."""
@@ -166,6 +152,30 @@ async def form(request: Request) -> dict[str, str]:
     except ValueError:
         raise HTTPException(400, "This form can't be read.") from None
     return {name: value.replace("\r\n", "\n") for name, value in found}
+
+
+@cache
+def _templates() -> Environment:
+    """Returns the templates, which are read once in a process."""
+    made = Environment(
+        loader=PackageLoader("outbox.ui"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "time": time, "age": age, "signs": signs, "document": document, "summary": summary, "up_to": up_to,
+    }  # fmt: skip
+    return made
+
+
+@pass_context
+def document(page: Context, value: Any, most: int = stored.FOLD) -> Markup:
+    """Returns stored JSON as HTML, without what is hidden: what is too long ends, and says so."""
+    text, more = stored.text(value, page["hiding"], most)
+    end = Markup('<p class="more">… it goes on</p>') if more else ""
+    return Markup('<pre class="json">{}</pre>{}').format(signs(text), end)
 
 
 def signs(value: object) -> str:

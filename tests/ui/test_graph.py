@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from outbox.ui import graph
 
 FINAL = {"A": False, "B": False, "C": False, "D": True, "LOST": False}
@@ -24,7 +26,7 @@ def test_every_legal_change_is_an_arrow_and_one_that_leads_back_is_marked() -> N
 
 def test_a_thousand_statuses_in_a_row_or_in_a_crowd_are_drawn() -> None:
     names = [f"S{n}" for n in range(1000)]
-    row = [[a, b] for a, b in zip(names, names[1:], strict=False)]
+    row = [[a, b] for a, b in pairwise(names)]
     assert len(graph.layers("S0", row, dict.fromkeys(names, False))) == 1000
     crowd = [[a, b] for a in names[:40] for b in names[:40] if a != b]
     assert len(graph.draw("S0", crowd, dict.fromkeys(names, False)).nodes) == 1000

@@ -88,7 +88,7 @@ def test_a_page_that_closes_ends_its_stream(shop: Conn, dsn: str) -> None:
         streaming = asyncio.ensure_future(answer(scope, receive, send))
         await until(lambda: told.looks >= 2)
         shop.execute("INSERT INTO outbox.pauses (pipeline, stage, paused_by) VALUES ('posts', 'act', 'ann')")
-        await until(lambda: any(b"event: changed\ndata: actions\n\n" == each.get("body") for each in sent))
+        await until(lambda: any(each.get("body") == b"event: changed\ndata: actions\n\n" for each in sent))
         gone.set()
         await streaming
         await until(lambda: told._reader is None)
