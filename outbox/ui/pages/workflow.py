@@ -39,7 +39,9 @@ async def act(site: Site, request: Request) -> Response:
     if name not in _ACTS:
         raise HTTPException(404, "There is no such action.")
     sent = await form(request)
-    pipeline, entity = sent.get("pipeline", ""), sent.get("entity", "")
+    # Our own forms have both in their address: browsers change the line breaks of fields.
+    asked = {**sent, **request.query_params}
+    pipeline, entity = asked.get("pipeline", ""), asked.get("entity", "")
     try:
         done = await site.change(lambda conn: _ACTS[name](conn, pipeline, entity, who, sent))
     except HTTPException as error:
