@@ -95,7 +95,8 @@ def test_an_odd_entity_is_text_on_every_page(shop: Conn, dsn: str) -> None:
     for page in found:
         assert page.status == 200
         assert "alert(1)" in page.text or page is found[-1]
-        assert not [tag for tag, attributes in page.tags if tag == "script" and "src" not in attributes], page.url
+        inline = [tag for tag, attributes in page.tags if tag == "script" and "src" not in attributes]
+        assert not inline or page is found[-1]
         assert "\x1b" not in page.text or page is found[-1], "a control character is seen as a sign"
     assert found[-1].headers["content-type"].startswith("text/plain")
     moved = visit.submit(found[3].form("/workflow/signal"), name="x", payload="1")
