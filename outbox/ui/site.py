@@ -72,7 +72,7 @@ class Site:
             done = f"{done} ({int(number):,})"
         shared = {
             "me": person, "link": Links(request), "here": _here(request), "now": datetime.now(UTC), "done": done,
-            "problem": None, "linked": False, "hiding": self.hiding,
+            "problem": None, "linked": "look" not in person.may, "hiding": self.hiding,
         }  # fmt: skip
         text = _templates().get_template(template).render({**shared, **values})
         return HTMLResponse(text, status)
