@@ -34,7 +34,7 @@ from .options import app_option, user_name
 def ui_command(
     found: settings.Settings, host: str, port: int, operate: bool, name: str, insecure: bool, app: str | None
 ) -> None:
-    """Show the web page: what is where, why it does not move, what waits for people.
+    """Show the web page: what is where, and what waits for you.
 
     It is for you on this machine, and only shows. With --operate, it also has buttons. Ctrl-C ends it. To show it to
     others, mount outbox.ui.dashboard in an application that knows who they are.
