@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 # The tests' RabbitMQ and PgBouncer are there, or are installed, or they fail: only this leaves them out.
 SKIPPED := $(if $(filter skip,$(RABBITMQ)),rabbitmq) $(if $(filter skip,$(PGBOUNCER)),pgbouncer) \
-	$(if $(filter skip,$(NODE)),node)
+	$(if $(filter skip,$(NODE)),node) $(if $(filter skip,$(CHROMIUM)),chromium)
 # What is run of the tests and tools knows the tests' kit.
 RUN := PYTHONPATH=tests $(BIN)/python -m
 PACKAGES := $(RUN) tools.packages $(if $(filter rabbitmq,$(SKIPPED)),,rabbitmq-server) \
@@ -65,8 +65,8 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install $(PIP) --editable '.[dev]'
 	@touch $@
 
-test: $(STAMP) ## run the tests on a real Postgres and RabbitMQ that they start; RABBITMQ=skip PGBOUNCER=skip NODE=skip leave them out
-	$(PACKAGES) $(if $(filter node,$(SKIPPED)),,npm)
+test: $(STAMP) ## run the tests on a real Postgres and RabbitMQ that they start; RABBITMQ=skip PGBOUNCER=skip NODE=skip CHROMIUM=skip leave them out
+	$(PACKAGES) $(if $(filter node,$(SKIPPED)),,npm) $(if $(filter chromium,$(SKIPPED)),,chromium)
 	$(BIN)/python -m pytest $(WORKERS) $(MARKED) $(ARGS)
 
 test-repeat: $(STAMP) ## run them N=10 times beside LOAD=0 busy loops; counts the runs that fail; ARGS="tests/engine/test_limits.py"

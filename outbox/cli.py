@@ -46,6 +46,7 @@ COMMANDS = {
     "relay": "outbox.commands.relay:relay",
     "parked": "outbox.commands.relay:parked",
     "doctor": "outbox.commands.look:doctor_command",
+    "ui": "outbox.commands.ui:ui_command",
     "demo": "outbox.demo.command:demo",
 }
 """The module and function of each command. A module is imported on use; a worker, for example, starts without rich.

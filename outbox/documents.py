@@ -111,10 +111,24 @@ def check(text: str, field: str) -> str:
     return text
 
 
+class Stored(float):
+    """A number of a stored document that is no integer. It remembers how it is written: 1.10 is not 1.1."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Stored:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:
+        return float, (float(self),)
+
+
 def read(text: str) -> Any:
     """Returns a stored document, or its text if Python can't read or write the document."""
     try:
-        return json.loads(check(text, "document"))
+        return json.loads(check(text, "document"), parse_float=Stored)
     except ValueError:
         return text
 

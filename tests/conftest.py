@@ -43,13 +43,15 @@ os.environ["TMPDIR"] = tempfile.tempdir = str(store())
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need RabbitMQ or PgBouncer, before pytest chooses by marks."""
+    """Mark the tests that need RabbitMQ, PgBouncer or Chromium, before pytest chooses by marks."""
     for item in items:
         asked = set(getattr(item, "fixturenames", ()))
         if {"shared_broker", "make_broker", "cluster"} & asked:
             item.add_marker("rabbitmq")
         if "pooler" in asked:
             item.add_marker("pgbouncer")
+        if "browser" in asked:
+            item.add_marker("chromium")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Make sure that there are a RabbitMQ, a PgBouncer and Node for the tests: `make test` runs this first, naming the packages.
+"""Make sure that there are a RabbitMQ, a PgBouncer, Node and Chromium for the tests: `make test` runs this first, naming the packages.
 What is there is taken as it is.
 
 Only the programs are wanted. A package would start a service of the machine's own as it is installed; Debian asks
@@ -16,13 +16,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from kit import broker, node, pooler
+from kit import broker, chromium, node, pooler
 
 POLICY = Path("/usr/sbin/policy-rc.d")
 PACKAGES: dict[str, tuple[Callable[[], Path | None], str]] = {
     "rabbitmq-server": (broker.programs, "RABBITMQ=skip"),
     "pgbouncer": (pooler.program, "PGBOUNCER=skip"),
     "npm": (node.program, "NODE=skip"),
+    "chromium": (chromium.program, "CHROMIUM=skip"),
 }
 """Of each package, where its programs are, and what leaves its tests out."""
 

@@ -138,7 +138,13 @@ def _retry(asked: dict[str, Any]) -> Steps[bool]:
 def _retry_all(asked: dict[str, Any]) -> Steps[int]:
     made, after = 0, None
     while True:
-        ((some, after),) = yield SQL["jobs_retry"], {**asked, "after": after, "limit": BATCH}
+        some, after = yield from retry_some(asked, after, BATCH)
         if after is None:
             return made
-        made += int(some)
+        made += some
+
+
+def retry_some(asked: dict[str, Any], after: str | None, limit: int) -> Steps[tuple[int, str | None]]:
+    """Retries the dead jobs that come after one. Returns how many, and the last one; None at the end."""
+    ((some, last),) = yield SQL["jobs_retry"], {**asked, "after": after, "limit": limit}
+    return int(some or 0), last

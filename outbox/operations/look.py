@@ -5,6 +5,7 @@ Each lookup is a few statements, and changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
@@ -45,9 +46,17 @@ def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
 
     `overview` has a row for each pipeline, status and stage, in the order of the flow.
     """
-    counted = [asdict(row) for row in drive(conn, overview.counts(None))]
-    names = ("overdue", "limits", "progress", "workers", "relays", "parked_deliveries")
-    return {"overview": counted, **{name: rows(conn, SQL[name]) for name in names}}
+    return tables(conn, ("overview", "overdue", "limits", "progress", "workers", "relays", "parked_deliveries"))
+
+
+def tables(conn: psycopg.Connection[Any], wanted: Sequence[str]) -> dict[str, list[Row]]:
+    """Returns some of the tables of `status`."""
+    return {
+        name: [asdict(row) for row in drive(conn, overview.counts(None))]
+        if name == "overview"
+        else rows(conn, SQL[name])
+        for name in wanted
+    }
 
 
 def workflows(conn: psycopg.Connection[Any], pipeline: str | None = None, **asked: Any) -> dict[str, Any]:
@@ -63,9 +72,15 @@ def workflows(conn: psycopg.Connection[Any], pipeline: str | None = None, **aske
     return {"workflows": listed, "after": after, "bounded": bounded}
 
 
+def names(conn: psycopg.Connection[Any], pipeline: str | None = None) -> tuple[list[str], list[str]]:
+    """Returns the names of the deployed pipelines, and those of the statuses of one or of all."""
+    ((pipelines, statuses),) = (row.values() for row in rows(conn, SQL["names_known"], pipeline=pipeline))
+    return pipelines, statuses
+
+
 def _require_known(conn: psycopg.Connection[Any], pipeline: str | None, status: str | None = None) -> None:
     """Raises NotFound if a list is empty because its pipeline or its status is misspelt: there is none of that name."""
-    ((pipelines, statuses),) = (row.values() for row in rows(conn, SQL["names_known"], pipeline=pipeline))
+    pipelines, statuses = names(conn, pipeline)
     if pipeline is not None and pipeline not in pipelines:
         deployed = f"; deployed are {', '.join(pipelines)}" if pipelines else ""
         raise NotFound(f'pipeline "{pipeline}" is not deployed here{deployed}')

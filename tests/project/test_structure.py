@@ -28,6 +28,9 @@ ONLY_HERE = {
     "sqlalchemy": ("sqlalchemy",),
     "alembic": ("alembic",),
     "django": ("django",),
+    "starlette": ("ui",),
+    "jinja2": ("ui",),
+    "uvicorn": ("commands",),
 }
 FLOORS = (
     {"errors"},

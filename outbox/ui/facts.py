@@ -1,0 +1,56 @@
+"""Reads what the page shows and no command does. All else comes from `operations.look` and the doctor."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from ..database import statements
+from ..operations.look import Row, rows
+
+SQL = statements.load("facts")
+Conn = psycopg.Connection[Any]
+
+
+def moves_of(conn: Conn, workflow: Row) -> Row:
+    """Returns the legal `moves` from a workflow's status, whether that is `final`, and whether it is `cancellable`."""
+    (found,) = rows(conn, SQL["moves_of"], pipeline=workflow["pipeline"], status=workflow["current_status"])
+    cancelled = found.pop("cancelled")
+    return {**found, "cancellable": cancelled is not None and not found["final"]}
+
+
+def actions_of(conn: Conn, workflow: Row, limit: int) -> list[Row]:
+    """Returns the retries of a workflow, by whom and why, in their order."""
+    return rows(conn, SQL["actions_of_workflow"], id=workflow["id"], limit=limit)[::-1]
+
+
+def question(conn: Conn, id_: UUID) -> Row | None:
+    """Returns a question, open or ended, with what it is about now; None if there is none."""
+    return next(iter(rows(conn, SQL["question"], id=id_)), None)
+
+
+def pipeline_map(conn: Conn, pipeline: str) -> Row | None:
+    """Returns what the graph of a pipeline is drawn from; None if it isn't deployed."""
+    return next(iter(rows(conn, SQL["pipeline_map"], pipeline=pipeline)), None)
+
+
+def pauses(conn: Conn) -> list[Row]:
+    """Returns the stages that are paused."""
+    return rows(conn, SQL["pauses"])
+
+
+def flow_of_hour(conn: Conn) -> dict[tuple[str, str], list[int]]:
+    """Returns how many workflows left each status in each minute of the last hour, the oldest first."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for row in rows(conn, SQL["flow_of_hour"]):
+        if 0 <= row["ago"] < 60:
+            found.setdefault((row["pipeline"], row["status"]), [0] * 60)[59 - row["ago"]] += int(row["went"])
+    return found
+
+
+def changes_seen(conn: Conn) -> Row:
+    """Returns marks by which two looks are compared: what has another mark has changed."""
+    (found,) = rows(conn, SQL["changes_seen"])
+    return found

@@ -1,0 +1,1 @@
+"""The pages: each module has one, with what may be done on it."""

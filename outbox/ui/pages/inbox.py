@@ -1,0 +1,179 @@
+"""Questions that wait for a person: the inbox, one question with the form for its answer, and signed links."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ... import documents
+from ...client import approvals, links, questions
+from ...client.execute import drive
+from ...client.lists import check_limit
+from ...client.pipelines import PipelineLike
+from ...errors import DataChanged, InvalidInput, LinkRefused, SettingsError, TooLate
+from ...operations import look
+from .. import facts, stored
+from ..form import MOST, Field, edited, fields
+from ..site import Conn, Site, back, form, person
+
+ON_A_PAGE = 25
+"""Questions on a page: each shows what it is about."""
+
+
+async def inbox(site: Site, request: Request) -> Response:
+    """Shows the open questions, the oldest first."""
+    query = request.query_params
+    asked = {name: query.get(name) or None for name in ("pipeline", "assignee", "after")}
+    try:
+        after = approvals.question_id(asked["after"])
+    except InvalidInput as error:
+        raise HTTPException(400, str(error)) from None
+
+    def find(conn: Conn) -> list[questions.Approval]:
+        limit = check_limit(ON_A_PAGE + 1)
+        return drive(conn, questions.open_questions({**asked, "after": after, "limit": limit}))
+
+    found = await site.find(find)
+    more = found[ON_A_PAGE - 1].id if len(found) > ON_A_PAGE else None
+    names = await site.reads.panel(look.names)
+    return site.page(
+        request, "inbox.html", found=found[:ON_A_PAGE], more=more, filters=asked, names=names.value or ([], [])
+    )
+
+
+async def question(site: Site, request: Request) -> Response:
+    """Shows a question with a form for its answer, or with its answer."""
+    return await _show(site, request, _id(request))
+
+
+async def decide(site: Site, request: Request) -> Response:
+    """Answers a question: this one, about the data that was shown. Who comes too late is told who was first."""
+    who = person(request, "decide")
+    id_, sent = _id(request), await form(request)
+    asked = await site.find(lambda conn: facts.question(conn, id_))
+    if asked is None:
+        raise HTTPException(404, "There is no such question.")
+    try:
+        answer = {**_answer(site, asked, sent), "by": who.name, "groups": who.groups, "question": id_}
+        await site.change(
+            lambda conn: approvals.decide(
+                conn, _pipeline(site, asked["pipeline"]), asked["entity_id"], sent.get("decision", ""), **answer
+            )
+        )
+    except InvalidInput as error:
+        return await _show(site, request, id_, HTTPException(400, str(error)), sent)
+    except HTTPException as error:
+        return await _show(site, request, id_, error, sent)
+    return back(request, f"/approvals/{id_}", "decided")
+
+
+async def link(site: Site, request: Request) -> Response:
+    """Shows what a signed link asks. It decides nothing: mail scanners open links, too."""
+    return await _show_link(site, request)
+
+
+async def use(site: Site, request: Request) -> Response:
+    """Answers the question of a signed link, in the name of its person."""
+    sent, token = await form(request), request.path_params["token"]
+    if site.read_only:
+        raise HTTPException(403, "This page may only look: nobody is identified here (identify=).")
+    try:
+        await site.change(
+            lambda conn: links.use_link(
+                conn,
+                token,
+                sent.get("decision", ""),
+                reason=sent.get("reason") or None,
+                shown=sent.get("shown") or None,
+            )
+        )
+    except HTTPException as error:
+        if isinstance(error.__cause__, SettingsError):
+            raise
+        return await _show_link(site, request, error)
+    return back(request, f"/answer/{token}", "decided")
+
+
+async def _show(
+    site: Site, request: Request, id_: UUID, refused: HTTPException | None = None, sent: dict[str, str] | None = None
+) -> Response:
+    asked = await site.find(lambda conn: facts.question(conn, id_))
+    if asked is None:
+        raise HTTPException(404, "There is no such question.")
+    status, problem = (refused.status_code, _why(refused)) if refused else (200, None)
+    return site.page(
+        request, "question.html", status, problem=problem, asked=asked, fields=_fields(site, asked), sent=sent or {},
+        too_large=_is_large(asked["data"]), hidden_fields=site.hiding.hides_some(asked["data"]),
+    )  # fmt: skip
+
+
+async def _show_link(site: Site, request: Request, refused: HTTPException | None = None) -> Response:
+    try:
+        found = await site.reads.run(lambda conn: links.open_link(conn, request.path_params["token"]))
+    except LinkRefused as error:
+        return site.page(request, "answer.html", 410, problem=str(error), found=None, linked=True)
+    except SettingsError as error:
+        raise HTTPException(404, str(error)) from None
+    except Exception as error:
+        raise HTTPException(503, site.reads.explain(error)) from error
+    status, problem = (refused.status_code, _why(refused)) if refused else (200, None)
+    return site.page(request, "answer.html", status, problem=problem, found=found, linked=True)
+
+
+def _why(refused: HTTPException) -> str:
+    """Returns in a sentence why an answer was refused: who was faster, and when, or that the data has changed."""
+    error = refused.__cause__
+    if isinstance(error, TooLate):
+        at = f", at {error.at:%Y-%m-%d %H:%M:%S} UTC" if error.at else ""
+        if error.ended == "decided":
+            return f"Too late: {error.by} has decided {error.decision or error.to_status}{at}."
+        return f"Too late: the question has ended ({error.ended}){at}."
+    if isinstance(error, DataChanged):
+        return "The data has changed while you read. Below is what it is now: look at it, and answer again."
+    return str(refused.detail)
+
+
+def _answer(site: Site, asked: look.Row, sent: dict[str, str]) -> dict[str, Any]:
+    """Returns the parameters of an answer that the form has. Raises InvalidInput for an edit that can't be read."""
+    answer: dict[str, Any] = {"reason": sent.get("reason") or None, "shown": sent.get("shown") or None}
+    edit = edited(_fields(site, asked), asked["data"], sent) if sent.get("shown") == asked["shown"] else None
+    if edit is not None:
+        answer["about" if asked["own_data"] else "edit"] = edit
+    return answer
+
+
+def _fields(site: Site, asked: look.Row) -> list[Field]:
+    """Returns the form for an edit; none if the question allows none, or the data can't be edited in a browser."""
+    if asked["ended_at"] is not None or not asked["edits_allowed"] or site.hiding.hides_some(asked["data"]):
+        return []
+    return [] if _is_large(asked["data"]) else fields(asked["schema"], asked["data"])
+
+
+def _is_large(data: Any) -> bool:
+    return stored.text(data, most=MOST)[1]
+
+
+class _Unchecked:
+    """A pipeline whose code isn't here: the database checks its data as it checks that of any program."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def dump_readable(self, data: Any) -> str:
+        """Returns data as JSON text."""
+        return documents.dump_any(data, "edit")
+
+
+def _pipeline(site: Site, name: str) -> PipelineLike:
+    return site.pipelines.get(name) or _Unchecked(name)
+
+
+def _id(request: Request) -> UUID:
+    try:
+        return UUID(request.path_params["id"])
+    except ValueError:
+        raise HTTPException(404, "There is no such question.") from None

@@ -1,0 +1,61 @@
+"""What runs beside the workflows: messages and relays, workers, schedules, limits and pauses."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...client import stages
+from ...operations import change, look
+from .. import facts
+from ..site import Conn, Site, back, form, person
+
+
+async def messages(site: Site, request: Request) -> Response:
+    """Shows the relays, and what relays and consumers have parked."""
+    standing, parked = await asyncio.gather(
+        site.reads.panel(lambda conn: look.tables(conn, ["relays", "parked_deliveries"])), site.reads.panel(look.parked)
+    )
+    return site.page(request, "messages.html", standing=standing, parked=parked)
+
+
+async def retry_parked(site: Site, request: Request) -> Response:
+    """Has what one relay or one consumer has parked tried again: one message, or all of them."""
+    person(request, "operate")
+    sent = await form(request)
+    relay, consumer = sent.get("relay") or None, sent.get("consumer") or None
+    if (relay is None) == (consumer is None):
+        raise HTTPException(400, "Say which relay or which consumer has parked them.")
+    try:
+        ids = [int(sent["id"])] if sent.get("id") else []
+    except ValueError:
+        raise HTTPException(400, "This is not the id of a message.") from None
+    marked = await site.change(lambda conn: change.retry_parked(conn, relay=relay, consumer=consumer, ids=ids))
+    return back(request, "/messages", "marked", marked)
+
+
+async def workers(site: Site, request: Request) -> Response:
+    """Shows the workers, what they run, limits, schedules and pauses."""
+    standing, schedules, pauses = await asyncio.gather(
+        site.reads.panel(lambda conn: look.tables(conn, ["workers", "progress", "limits"])),
+        site.reads.panel(look.schedules),
+        site.reads.panel(facts.pauses),
+    )
+    return site.page(request, "workers.html", standing=standing, schedules=schedules, pauses=pauses)
+
+
+async def pause(site: Site, request: Request) -> Response:
+    """Pauses a stage, or resumes it."""
+    who = person(request, "operate")
+    sent = await form(request)
+    stage, pipeline, reason = sent.get("stage", ""), sent.get("pipeline", ""), sent.get("reason") or None
+    resume = request.path_params["act"] == "resume"
+
+    def do(conn: Conn) -> object:
+        return (stages.resume if resume else stages.pause)(conn, stage, pipeline=pipeline, by=who.name, reason=reason)
+
+    await site.change(do)
+    return back(request, "/workers" if sent.get("from") == "workers" else "/", "resumed" if resume else "paused")

@@ -1,0 +1,36 @@
+"""Defines who asks, and what they may do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from .. import texts
+from ..checks import MAX_NAME
+from ..errors import InvalidInput
+
+RIGHTS = ("look", "decide", "operate")
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who asks, as `identify` says. `name` is kept with all that they do.
+
+    `may` has "look" (to see all pages), "decide" (to answer questions) and "operate" (to retry, move, cancel, signal,
+    pause). `groups` are those that count for votes; by default, those of the database role of that name.
+
+    Raises InvalidInput for a name that can't be stored, and for a right that doesn't exist.
+    """
+
+    name: str
+    may: Collection[str] = frozenset({"look"})
+    groups: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        texts.check_text(self.name, "name", MAX_NAME)
+        if isinstance(self.may, str) or not set(self.may) <= set(RIGHTS):
+            raise InvalidInput("may", f"must be some of {', '.join(RIGHTS)}, not {texts.shown(self.may)}")
+
+
+LOOKING = Person("local", {"look"})
+"""Who asks where nobody is identified: anybody on this machine."""

@@ -1,0 +1,82 @@
+"use strict";
+// Writes times in the reader's zone, and keeps an open page as it is in the database. Every page works without it.
+(() => {
+  const exact = new Intl.DateTimeFormat(undefined, {dateStyle: "medium", timeStyle: "medium"});
+  const local = (root) => {
+    for (const time of root.querySelectorAll("time[datetime]")) {
+      const at = new Date(time.dateTime);
+      if (!isNaN(at)) time.textContent = exact.format(at);
+    }
+  };
+  local(document);
+
+  const link = (text) => [...document.querySelectorAll("nav a")].find((a) => a.textContent === text);
+  const where = {o: "Overview", w: "Workflows", a: "Approvals", d: "Dead jobs", m: "Messages"};
+  let going = false;
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+    if (going && where[event.key]) link(where[event.key])?.click();
+    going = event.key === "g";
+    if (event.key === "/") {
+      const field = document.querySelector("[role=search] input:not([type=hidden])");
+      if (field) { field.focus(); event.preventDefault(); }
+    }
+  });
+
+  const address = document.body.dataset.events;
+  if (!address || !window.EventSource) return;
+
+  // A panel in which somebody types, selects or stands stays as it is.
+  const busy = (panel) => {
+    const selected = document.getSelection();
+    return panel.contains(document.activeElement)
+      || (selected && !selected.isCollapsed && panel.contains(selected.anchorNode))
+      || [...panel.querySelectorAll("input, textarea")].some((field) => field.value !== field.defaultValue);
+  };
+  let refreshing = false, again = false;
+  const refresh = async () => {
+    if (refreshing) { again = true; return; }
+    refreshing = true;
+    try {
+      const answer = await fetch(location.href, {headers: {accept: "text/html"}});
+      if (!answer.ok) return;
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      local(fresh);
+      for (const panel of document.querySelectorAll("[data-panel][id]")) {
+        const next = fresh.getElementById(panel.id);
+        if (!next || busy(panel)) continue;
+        const open = new Set([...panel.querySelectorAll("details[open] > summary")].map((each) => each.textContent));
+        for (const each of next.querySelectorAll("details > summary")) if (open.has(each.textContent)) each.parentNode.open = true;
+        if (next.innerHTML !== panel.innerHTML) panel.replaceChildren(...next.childNodes);
+      }
+    } catch { /* the next event tries again */ } finally {
+      refreshing = false;
+      if (again) { again = false; soon(); }
+    }
+  };
+  let timer;
+  const soon = () => { clearTimeout(timer); timer = setTimeout(refresh, 250); };
+
+  const button = document.createElement("button");
+  button.type = "button";
+  let paused = sessionStorage.getItem("outbox-paused") === "1", source;
+  const follow = () => {
+    source?.close();
+    source = undefined;
+    button.textContent = paused ? "Follow" : "Pause";
+    button.setAttribute("aria-label", paused ? "Follow what happens" : "Pause: keep this page as it is");
+    if (paused || document.hidden) return;
+    source = new EventSource(address);
+    source.addEventListener("changed", soon);
+  };
+  button.addEventListener("click", () => {
+    paused = !paused;
+    sessionStorage.setItem("outbox-paused", paused ? "1" : "0");
+    follow();
+    if (!paused) soon();
+  });
+  document.addEventListener("visibilitychange", () => { follow(); if (!document.hidden && !paused) soon(); });
+  addEventListener("pagehide", () => source?.close());
+  document.querySelector(".who").after(button);
+  follow();
+})();

@@ -1,0 +1,67 @@
+-- What the web page shows, and no command does.
+
+-- name: moves_of
+-- Returns the statuses to which a workflow may be moved from a status, whether that one is final, and the status for cancelled
+-- ones.
+-- Reads legal_changes, pipelines, routes. Uses legal_changes_pkey, pipelines_pkey, routes_pkey.
+SELECT ARRAY(SELECT l.to_status FROM outbox.legal_changes AS l
+             WHERE l.pipeline = %(pipeline)s::text AND l.from_status = %(status)s::text ORDER BY l.to_status) AS moves,
+       EXISTS (SELECT FROM outbox.routes AS r
+               WHERE r.pipeline = %(pipeline)s::text AND r.status = %(status)s::text AND r.final) AS final,
+       (SELECT p.cancelled FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s::text) AS cancelled;
+
+-- name: actions_of_workflow
+-- Returns what people have done to a workflow that changed no status, latest first.
+-- Reads actions. Uses actions_by_workflow.
+SELECT a.action, a.stage, a.actor, a.login, a.reason, a.at
+FROM outbox.actions AS a WHERE a.workflow_id = %(id)s::uuid ORDER BY a.at DESC LIMIT %(limit)s::integer;
+
+-- name: question
+-- Returns a question with its answer, its votes, what it is about now, and the schema of that if it is the workflow's data.
+-- Reads approval_votes, approvals, pipelines, workflow_states. Uses approvals_pkey, approval_votes_pkey, pipelines_pkey,
+-- workflow_states_pkey.
+SELECT a.id, a.pipeline, a.entity_id, a.status, a.name, a.question, a.options, a.edits_allowed, a.own_data, a.assignee, a.asked_by,
+       a.asked_at, a.deadline, a.approvers, a.ended, a.decision, a.to_status, a.decided_by, a.login, a.reason, a.ended_at,
+       ARRAY(SELECT jsonb_build_object('person', v.person, 'option', v.option, 'cast_by', v.cast_by, 'reason', v.reason,
+                                       'counts', v.shown = outbox.shown(d.data))
+             FROM outbox.approval_votes AS v WHERE v.approval_id = a.id ORDER BY v.voted_at) AS votes,
+       d.data, outbox.shown(d.data) AS shown, outbox.shown(d.data) <> a.shown AS changed,
+       CASE WHEN NOT a.own_data THEN (SELECT p.json_schema FROM outbox.pipelines AS p WHERE p.pipeline = a.pipeline) END AS schema
+FROM outbox.approvals AS a
+JOIN outbox.workflow_states AS w ON w.id = a.workflow_id
+CROSS JOIN LATERAL (SELECT CASE WHEN a.own_data THEN coalesce(a.edited, a.data) ELSE w.metadata END AS data) AS d
+WHERE a.id = %(id)s::uuid;
+
+-- name: pipeline_map
+-- Returns the initial status of a pipeline, its statuses with their stages, and its legal changes. No row if it isn't deployed.
+-- Reads legal_changes, pipelines, routes. Uses legal_changes_pkey, pipelines_pkey, routes_pkey.
+SELECT p.initial_status AS initial,
+       coalesce((SELECT jsonb_object_agg(r.status, r.final) FROM outbox.routes AS r WHERE r.pipeline = p.pipeline), '{}') AS final,
+       coalesce((SELECT jsonb_agg(jsonb_build_array(l.from_status, l.to_status) ORDER BY l.from_status, l.to_status)
+                 FROM outbox.legal_changes AS l WHERE l.pipeline = p.pipeline), '[]') AS changes
+FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s::text;
+
+-- name: pauses
+-- Returns the stages that are paused, by whom and why.
+-- Reads pauses.
+SELECT p.pipeline, p.stage, p.paused_by, p.login, p.reason, p.paused_at FROM outbox.pauses AS p ORDER BY p.pipeline, p.stage;
+
+-- name: flow_of_hour
+-- Returns how many workflows have left each status in each of the last sixty minutes in which some did.
+-- Reads flow. Uses status_flow_pkey.
+SELECT f.pipeline, f.status, floor(extract(epoch FROM date_trunc('minute', now()) - f.minute) / 60)::integer AS ago, f.went
+FROM outbox.flow AS f
+WHERE f.minute > date_trunc('minute', now()) - interval '60 minutes' AND f.went > 0;
+
+-- name: changes_seen
+-- Returns marks of what the page shows, each of which differs when that has changed: counts, open questions, dead jobs, workers.
+-- Reads actions, approvals, dead_counts, pauses, relays, status_counts, workers. Uses approvals_open_by_time, actions_pkey.
+SELECT coalesce((SELECT concat_ws(',', count(*), sum(c.workflows), max(c.at)) FROM outbox.status_counts AS c), '') AS flow,
+       coalesce((SELECT concat_ws(',', count(*), max(c.at)) FROM outbox.dead_counts AS c), '') AS dead,
+       concat_ws(',', (SELECT count(*) FROM (SELECT FROM outbox.approvals AS a WHERE a.ended_at IS NULL LIMIT 1000) AS a),
+                      (SELECT a.id FROM outbox.approvals AS a WHERE a.ended_at IS NULL ORDER BY a.id DESC LIMIT 1)) AS approvals,
+       concat_ws(',', (SELECT string_agg(concat_ws('.', p.pipeline, p.stage), ',') FROM outbox.pauses AS p),
+                      (SELECT a.id FROM outbox.actions AS a ORDER BY a.id DESC LIMIT 1)) AS actions,
+       concat_ws(',', (SELECT string_agg(w.id::text, ',' ORDER BY w.id) FROM outbox.workers AS w
+                       WHERE w.beat_at + w.lease >= now())) AS workers,
+       (SELECT string_agg(concat_ws(':', r.name, r.relayed, r.trouble), ',' ORDER BY r.name) FROM outbox.relays AS r) AS relays;

@@ -1,0 +1,226 @@
+"""Approvals on the page: what is shown is what is decided, one wins, edits keep their types, links decide by POST only."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from pydantic import BaseModel
+
+from kit.browsing import Page, Visitor, visitor
+from kit.pipelines import deployed, drain, status_of, value
+from kit.waits import QUESTION, Order, orders, waiting
+from outbox import Pipeline, Question, WaitForApproval, approval_link, approve
+from outbox.ui import Person, dashboard
+
+Conn = psycopg.Connection[Any]
+LAST = "SELECT a.decision, a.decided_by, a.login, a.reason FROM outbox.approvals AS a ORDER BY a.ended_at DESC NULLS LAST LIMIT 1"
+
+
+def opened(visit: Visitor) -> Page:
+    return visit.get(visit.get("/approvals").link("/approvals/0"))
+
+
+def test_the_inbox_asks_and_an_answer_has_the_name_the_login_and_the_reason(conn: Conn, dsn: str) -> None:
+    waiting(conn, dsn, QUESTION)
+    visit = visitor(dsn)
+    page = visit.get("/approvals")
+    assert "Pay it?" in page.text
+    assert "1 open question" in visit.get("/").text
+    done = visit.submit(page.form("/approvals/0"), "approve", reason="fine")
+    assert "Your answer is kept." in done.text
+    assert status_of(conn, "a") == "PAID"
+    assert conn.execute(LAST).fetchone() == ("approve", "sarah", "outbox_owner", "fine")
+    assert "Nothing waits" in visit.get("/approvals").text
+
+
+def test_the_loser_of_a_race_is_told_by_whom_and_when(conn: Conn, dsn: str) -> None:
+    waiting(conn, dsn, QUESTION)
+    sarah, ben = visitor(dsn, "sarah"), visitor(dsn, "ben")
+    first, second = opened(sarah).form("/approvals/0"), opened(ben).form("/approvals/0")
+    sarah.submit(first, "approve")
+    page = ben.submit(second, "reject")
+    assert page.status == 409
+    assert "Too late: sarah has decided approve, at 20" in page.text
+    assert not [form for form in page.forms if form.method == "post"]
+    assert "Your answer is kept." in sarah.submit(first, "approve").text, "the same answer again is no error"
+
+
+def test_an_answer_is_about_what_was_shown(conn: Conn, dsn: str) -> None:
+    waiting(conn, dsn, QUESTION)
+    visit = visitor(dsn)
+    form = opened(visit).form("/approvals/0")
+    conn.execute("UPDATE outbox.workflow_states SET metadata = '{\"total\": 6}'")
+    page = visit.submit(form, "approve")
+    assert (page.status, "has changed while you read" in page.text) == (409, True)
+    assert status_of(conn, "a") == "WAITING"
+    assert "Your answer is kept." in visit.submit(page.form("/approvals/0"), "approve").text
+
+
+def test_an_answer_is_for_the_question_that_was_shown(conn: Conn, dsn: str) -> None:
+    options = {"yes": "PAID", "no": "REFUSED"}
+    several = WaitForApproval(questions=[Question("Legal?", options=options), Question("Affordable?", options=options)])
+    waiting(conn, dsn, several)
+    visit = visitor(dsn)
+    page = visit.get("/approvals")
+    second = next(form for form in page.forms if form.method == "post" and form.action.endswith(
+        str(value(conn, "SELECT id FROM outbox.approvals WHERE question = 'Affordable?'"))))  # fmt: skip
+    visit.submit(second, "yes")
+    assert conn.execute("SELECT question FROM outbox.approvals WHERE ended IS NOT NULL").fetchall() == [
+        ("Affordable?",)
+    ]
+    assert visit.submit(second, "yes", decision="maybe").status in (200, 409)
+
+
+def test_an_edit_keeps_types_and_what_was_left_as_it_is(conn: Conn, dsn: str) -> None:
+    class Item(BaseModel):
+        name: str
+
+    class Cart(BaseModel):
+        total: int
+        price: float
+        note: str
+        paid: bool
+        items: list[Item] = []
+        left: int | None = None
+
+    pipeline: Pipeline[Any] = Pipeline("orders", data=Cart, initial="NEW", final={"PAID", "REFUSED"})
+    pipeline.stage("ask", on="NEW", to="WAITING")(lambda run: QUESTION)
+    pipeline.allow("WAITING", to={"PAID", "REFUSED"})
+    deployed(conn, pipeline)
+    pipeline.submit(conn, "a", Cart(total=5, price=1.5, note="42", paid=False, items=[Item(name="x")]))
+    drain(pipeline, dsn)
+    visit = visitor(dsn)
+    form = opened(visit).form("/approvals/0")
+    assert form.fields["field.total"] == "5"
+    refused = visit.submit(form, "approve", **{"field.total": "seven", "field.note": "keep <this>"})
+    assert (refused.status, "total" in refused.text) == (400, True)
+    kept = refused.form("/approvals/0")
+    assert kept.fields["field.note"] == "keep <this>", "what was typed is not lost"
+    visit.submit(kept, "approve", **{"field.total": "12345678901234567890", "field.paid": "true", "field.note": "43"})
+    assert value(conn, "SELECT metadata FROM outbox.workflow_states") == {
+        "total": 12345678901234567890, "price": 1.5, "note": "43", "paid": True, "items": [{"name": "x"}], "left": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_edit_that_does_not_fit_is_refused_by_the_model_or_the_database(conn: Conn, dsn: str, known: bool) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+    visit = visitor(dsn, pipelines=[pipeline] if known else [])
+    page = visit.submit(opened(visit).form("/approvals/0"), "approve", **{"field.payment": "[1]"})
+    if known:
+        assert (page.status, "payment" in page.text) == (400, True)
+        assert status_of(conn, "a") == "WAITING"
+    else:
+        assert "Your answer is kept." in page.text, "as in plain SQL: docs/approvals.md"
+
+
+def test_data_without_a_schema_is_edited_as_json(conn: Conn, dsn: str) -> None:
+    waiting(conn, dsn, WaitForApproval("Call?", options=QUESTION.options, about=[1, {"x": "</textarea><script>"}]))
+    visit = visitor(dsn)
+    form = opened(visit).form("/approvals/0")
+    assert json.loads(form.fields["field.edit"]) == [1, {"x": "</textarea><script>"}]
+    for broken in ("{", "", '{"a": 1, "a": 2}', "1e400"):
+        assert visit.submit(form, "approve", **{"field.edit": broken}).status == 400, broken
+    visit.submit(form, "approve", **{"field.edit": "[2]"})
+    assert value(conn, "SELECT edited FROM outbox.approvals") == [2]
+
+
+def test_an_answer_without_a_change_of_the_form_is_no_edit(conn: Conn, dsn: str) -> None:
+    waiting(conn, dsn, QUESTION)
+    visit = visitor(dsn)
+    visit.submit(opened(visit).form("/approvals/0"), "approve")
+    assert value(conn, "SELECT edited IS NULL FROM outbox.approvals")
+
+
+def test_what_has_hidden_fields_or_may_not_be_edited_is_answered_as_it_is(conn: Conn, dsn: str) -> None:
+    waiting(conn, dsn, QUESTION)
+    page = opened(visitor(dsn, hide={"total"}))
+    assert not [name for name in page.form("/approvals/0").fields if name.startswith("field.")]
+    assert "can't be edited here" in page.text
+    conn.execute("UPDATE outbox.approvals SET edits_allowed = false")
+    visit = visitor(dsn)
+    form = opened(visit).form("/approvals/0")
+    assert not [name for name in form.fields if name.startswith("field.")]
+    assert "Your answer is kept." in visit.submit(form, "approve", **{"field.total": "9"}).text
+    assert value(conn, "SELECT metadata -> 'total' FROM outbox.workflow_states") == 5
+
+
+def test_votes_are_those_of_the_person_and_their_groups(conn: Conn, dsn: str) -> None:
+    waiting(conn, dsn, WaitForApproval("Pay?", options=QUESTION.options, approvers={"finance": 2}))
+
+    def member(name: str, *groups: str) -> Visitor:
+        return Visitor(dashboard(dsn, identify=lambda request: Person(name, {"look", "decide"}, groups)))
+
+    stranger = member("eve", "sales")
+    page = stranger.submit(opened(stranger).form("/approvals/0"), "approve")
+    assert (page.status, "eve may not answer" in page.text) == (409, True)
+    ann, ben = member("ann", "finance"), member("ben", "finance")
+    assert "ann votes approve" in ann.submit(opened(ann).form("/approvals/0"), "approve").text
+    assert status_of(conn, "a") == "WAITING"
+    ben.submit(opened(ben).form("/approvals/0"), "approve")
+    assert status_of(conn, "a") == "PAID"
+
+
+def test_filters_and_pages_of_the_inbox(conn: Conn, dsn: str) -> None:
+    pipeline = deployed(
+        conn, orders(lambda run: WaitForApproval("Pay?", options=QUESTION.options, assignee=f"p{run.data.total % 2}"))
+    )
+    pipeline.submit_many(conn, ((f"e{n}", Order(total=n)) for n in range(60)))
+    drain(pipeline, dsn)
+    visit = visitor(dsn)
+    for query, wanted in (("", 60), ("assignee=p1", 30), ("pipeline=orders", 60), ("pipeline=other", 0)):
+        page, seen = visit.get(f"/approvals?{query}"), set()
+        while True:
+            seen |= {link for link in page.links if "/approvals/0" in link}
+            following = [link for link in page.links if "after=" in link]
+            if not following:
+                break
+            page = visit.get(following[0])
+        assert len(seen) == wanted, query
+
+
+@pytest.fixture
+def token(conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("OUTBOX_LINK_KEYS", "k" * 32)
+    waiting(conn, dsn, QUESTION)
+    return approval_link(conn, "orders", "a", person="ann", until=datetime.now(UTC) + timedelta(hours=1))
+
+
+def test_a_signed_link_is_a_form_that_decides_by_post(conn: Conn, dsn: str, token: str) -> None:
+    visit = Visitor(dashboard(dsn, identify=lambda request: None))
+    for _ in range(2):
+        page = visit.get(f"/answer/{token}")
+        assert "Pay it?" in page.text
+    assert status_of(conn, "a") == "WAITING"
+    assert [link for link in page.links if "/answer" not in link and link != "#main"] == [], "it leads nowhere else"
+    assert visit.get("/").status == 403
+    done = visit.submit(page.form("/answer/"), "approve", reason="by mail")
+    assert "This link was used to answer approve" in done.text
+    assert conn.execute(LAST).fetchone() == ("approve", "ann", "outbox_owner", "by mail")
+    assert visit.post(f"/answer/{token}", {"decision": "reject"}).status == 409
+
+
+def test_a_link_that_is_forged_is_refused_and_one_that_comes_too_late_is_told_so(
+    conn: Conn, dsn: str, token: str
+) -> None:
+    visit = Visitor(dashboard(dsn, identify=lambda request: None))
+    forged = visit.get(f"/answer/{token[:-1]}{'A' if token[-1] != 'A' else 'B'}")
+    assert (forged.status, "signed" in forged.text) == (410, True)
+    form = visit.get(f"/answer/{token}").form("/answer/")
+    approve(conn, "orders", "a", by="ben")
+    page = visit.submit(form, "reject")
+    assert (page.status, "ben has decided approve" in page.text) == (409, True)
+
+
+def test_a_link_is_not_used_by_another_site_or_where_nobody_may_write(conn: Conn, dsn: str, token: str) -> None:
+    visit = Visitor(dashboard(dsn, identify=lambda request: None))
+    assert (
+        visit.post(f"/answer/{token}", {"decision": "approve"}, headers={"sec-fetch-site": "cross-site"}).status == 403
+    )
+    looking = Visitor(dashboard(dsn)).post(f"/answer/{token}", {"decision": "approve"})
+    assert (looking.status, [link for link in looking.links if link != "#main"]) == (403, [])
+    assert status_of(conn, "a") == "WAITING"

@@ -1,0 +1,220 @@
+"""What each page shows, wherever it is mounted, and whatever the data is like."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import psycopg
+import pytest
+
+from apps.cli import posts
+from kit.browsing import visitor
+from kit.pipelines import Post, value
+from kit.shop import AHEAD, DELIVERY, PARKED, RELAY
+
+Conn = psycopg.Connection[Any]
+ODD = (
+    "<script>alert(1)</script>\"'&<!-- \u202e\u2067 \U0001f468\u200d\U0001f469\u200d\U0001f467 ../../?a=b#c%00%2f\t\r\n\r\x1b[31m"
+    + "\u05d0" * 300
+)
+assert len(ODD) <= 512
+
+
+def test_the_overview_shows_each_stage_in_the_order_of_the_flow(stocked: str) -> None:
+    page = visitor(stocked).get("/")
+    assert page.status == 200
+    assert "took longer" not in page.text
+    statuses = [
+        parse_qs(urlsplit(link).query)["status"][0] for link in page.links if "status=" in link and "dead" not in link
+    ]
+    assert statuses == ["RECEIVED", "ENRICHED", "WAITING_FOR_REVIEW", "APPROVED", "COMPLETED", "REJECTED"]
+    assert "1 dead" in page.text
+    assert "no worker" in page.text
+    assert "0 open questions" in page.text
+    assert "fsync" in page.text, "a finding of the doctor"
+
+
+def test_the_overview_shows_who_serves_what_is_paused_and_where_relays_are(shop: Conn, dsn: str) -> None:
+    shop.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('box-1', '{posts.enrich}', '1 hour')")
+    shop.execute("INSERT INTO outbox.pauses (pipeline, stage, paused_by) VALUES ('posts', 'act', 'ann')")
+    shop.execute(RELAY, ("eu", "box:7", "the broker is away", AHEAD))
+    page = visitor(dsn).get("/")
+    assert "box-1" in page.text
+    assert "paused" in page.text
+    assert "the broker is away" in page.text
+    assert "in the last hour" in page.text, "the picture in words"
+
+
+@pytest.mark.parametrize("at", ["/outbox", "/a b/ü", "/x/y"])
+def test_every_link_and_form_leads_to_where_it_is_mounted(stocked: str, at: str) -> None:
+    visit = visitor(stocked, at=at)
+    seen: set[str] = set()
+    to_see = [f"{quote(at)}/"]
+    while to_see:
+        path = to_see.pop()
+        page = visit.get(path)
+        assert page.status == 200, path
+        for target in [*page.links, *(form.action for form in page.forms)]:
+            if target.startswith("#"):
+                continue
+            assert target.startswith(quote(at) + "/"), (path, target)
+        for target in page.links:
+            kind = urlsplit(target).path
+            if not target.startswith("#") and kind not in seen:
+                seen.add(kind)
+                to_see.append(target)
+    assert len(seen) >= 9
+
+
+def test_a_workflow_shows_why_it_does_not_move_and_its_story(stocked: str) -> None:
+    page = visitor(stocked).get("/workflow?pipeline=posts&entity=broken")
+    assert "outbox retry broken" in page.text, "the remedy"
+    assert "dead after" in page.text
+    assert "rejected: no such customer" in page.text
+    assert (
+        page.text.index("started in RECEIVED") < page.text.index("RECEIVED → ENRICHED") < page.text.index("dead after")
+    )
+    assert "outbox_owner" in page.text, "the login"
+
+
+def test_an_odd_entity_is_text_on_every_page(shop: Conn, dsn: str) -> None:
+    posts.submit(shop, ODD, Post(content=f"rejected: {ODD[:40]}"))
+    shop.execute("UPDATE outbox.workflow_states SET metadata = jsonb_build_object('content', entity_id, entity_id, 1)")
+    shop.execute("SELECT outbox.retry('posts', 'broken')")
+    shop.execute(
+        "INSERT INTO outbox.dead_jobs (workflow_id, pipeline, entity_id, stage, status, entered, attempts, error) "
+        "SELECT w.id, w.pipeline, w.entity_id, 'enrich', 'RECEIVED', 1, 3, left(w.entity_id, 200) FROM outbox.workflow_states AS w "
+        "WHERE w.entity_id LIKE '<script>%'"
+    )
+    visit = visitor(dsn)
+    found = [visit.get(path) for path in ("/workflows", "/dead", "/workflows?entity=%3Cscript")]
+    found.append(visit.get(found[0].link("entity=%3Cscript")))
+    found.append(visit.get(found[0].link("entity=%3Cscript").replace("/workflow?", "/workflow/data?")))
+    for page in found:
+        assert page.status == 200
+        assert "alert(1)" in page.text or page is found[-1]
+        inline = [tag for tag, attributes in page.tags if tag == "script" and "src" not in attributes]
+        assert not inline or page is found[-1]
+        assert "\x1b" not in page.text or page is found[-1], "a control character is seen as a sign"
+    assert found[-1].headers["content-type"].startswith("text/plain")
+    moved = visit.submit(found[3].form("/workflow/signal"), name="x", payload="1")
+    assert "The signal was sent." in moved.text, "its forms lead back to it"
+
+
+@pytest.mark.parametrize(
+    "text", ["1.10", "12345678901234567890.123456789", "1e-7", "100000000000000000000000001", "-0.0", "1E400"]
+)
+def test_numbers_are_shown_as_stored(conn: Conn, shop: Conn, dsn: str, text: str) -> None:
+    conn.execute(
+        "UPDATE outbox.workflow_states SET metadata = jsonb_build_object('n', %s::numeric) WHERE entity_id = 'new'",
+        (text,),
+    )
+    stored = value(conn, "SELECT metadata ->> 'n' FROM outbox.workflow_states WHERE entity_id = 'new'")
+    visit = visitor(dsn)
+    assert stored in visit.get("/workflow?pipeline=posts&entity=new").text
+    assert stored in visit.get("/workflow/data?pipeline=posts&entity=new").text
+
+
+def test_large_data_is_folded_and_whole_on_request(conn: Conn, shop: Conn, dsn: str) -> None:
+    conn.execute(
+        "UPDATE outbox.workflow_states SET metadata = jsonb_build_object('a', repeat('x', 10000000), 'z', 'end')"
+    )
+    visit = visitor(dsn, statement_timeout=60)
+    page = visit.get("/workflow?pipeline=posts&entity=new")
+    assert len(page.html) < 60_000
+    assert "it goes on" in page.text
+    whole = visit.get(page.link("/workflow/data"))
+    assert len(whole.html) > 10_000_000
+    assert '"end"' in whole.html
+    assert len(visit.get("/workflows").html) < 60_000
+
+
+def test_hidden_fields_are_on_no_page(conn: Conn, shop: Conn, dsn: str) -> None:
+    data = {
+        "content": "risky",
+        "card": {"number": "4111-0000", "kept": "shown-1"},
+        "list": [{"pin": "9876-x"}],
+        "pin": "1234-y",
+    }
+    conn.execute("UPDATE outbox.workflow_states SET metadata = %s", (json.dumps(data),))
+    conn.execute("""INSERT INTO outbox.messages (topic, payload, workflow_id)
+                    SELECT 't', '{"pin": "5555-z"}', id FROM outbox.workflow_states""")
+    conn.execute(
+        """INSERT INTO outbox.signals (pipeline, entity_id, name, payload) VALUES ('posts', 'new', 's', '{"pin": "7777-w"}')"""
+    )
+    for hide in ({"pin", "card.number"}, lambda path: path.endswith(("pin", "number"))):
+        visit = visitor(dsn, hide=hide)
+        for path in ("/workflow", "/workflow/data"):
+            page = visit.get(f"{path}?pipeline=posts&entity=new")
+            assert not [text for text in ("4111", "9876", "1234-", "5555", "7777") if text in page.html], path
+            assert "shown-1" in page.html
+            assert "(hidden)" in page.html
+    with pytest.raises(TypeError, match="not a string"):
+        visitor(dsn, hide="pin")
+
+
+def test_lists_have_their_filters_in_the_url_and_go_on_page_by_page(conn: Conn, shop: Conn, dsn: str) -> None:
+    posts.submit_many(conn, ((f"many_{n:03}", Post()) for n in range(120)))
+    visit = visitor(dsn)
+    page = visit.get("/workflows?pipeline=posts&status=RECEIVED&entity=many_")
+    seen: list[str] = []
+    while True:
+        seen += [
+            parse_qs(urlsplit(link).query)["entity"][0] for link in page.links if urlsplit(link).path == "/workflow"
+        ]
+        following = [link for link in page.links if "after=" in link]
+        if not following:
+            break
+        assert "status=RECEIVED" in following[0]
+        page = visit.get(following[0])
+    assert sorted(seen) == [f"many_{n:03}" for n in range(120)]
+    assert page.form("/workflows").fields["entity"] == "many_", "the form has what the URL has"
+    assert "posts" in visit.get("/workflows?dead=1").text
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("pipeline=nope", 404),
+        ("pipeline=posts&status=NOPE", 404),
+        ("older=soon", 400),
+        ("waits_for=godot", 400),
+        ("after=zzz", 400),
+        ("entity=a%00b", 400),
+        ("status=%ED%A0%80", 404),
+    ],
+)
+def test_a_filter_that_cannot_be_is_refused_with_the_reason(stocked: str, query: str, status: int) -> None:
+    page = visitor(stocked).get(f"/workflows?{query}")
+    assert page.status == status
+    assert "This did not work" in page.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/workflow?pipeline=posts&entity=gone", "/workflow?entity=", "/workflow?pipeline=posts&entity=a%00b", "/pipeline?pipeline=x",
+     "/approvals/nonsense", "/approvals/00000000-0000-7000-8000-000000000000", "/approvals?after=x", "/answer/x", "/static/..%2fapp.py"],
+)  # fmt: skip
+def test_what_is_not_there_is_said(stocked: str, path: str) -> None:
+    assert visitor(stocked).get(path).status in (400, 404)
+
+
+def test_a_pipeline_is_drawn_with_its_counts(stocked: str) -> None:
+    page = visitor(stocked).get("/pipeline?pipeline=posts")
+    assert page.status == 200
+    assert sum(tag == "rect" for tag, _ in page.tags) == 6
+    assert [attributes for tag, attributes in page.tags if tag == "g" and "dead" in (attributes["class"] or "")]
+    assert any("status=WAITING_FOR_REVIEW" in link for link in page.links)
+
+
+def test_messages_workers_and_schedules_are_shown(conn: Conn, shop: Conn, dsn: str) -> None:
+    shop.execute(RELAY, ("eu", "box:7", "the broker is away", AHEAD))
+    shop.execute(PARKED, ("eu", 17))
+    shop.execute(DELIVERY, ("crm", "m-1", "t", b"\xff<b>not JSON", "{}", "no such customer", 3))
+    page = visitor(dsn).get("/messages")
+    for text in ("the broker is away", "312 NO_ROUTE", "no such customer", "not JSON", "relay eu", "consumer crm"):
+        assert text in page.text, text
+    shop.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('box-1', '{posts.enrich}', '1 hour')")
+    assert "box-1" in visitor(dsn).get("/workers").text
