@@ -34,7 +34,6 @@ from outbox import (
 )
 from outbox.database import killpoints
 from outbox.database.sockets import shut
-from outbox.engine import sharing, transaction
 
 from .history import Rules, Stage
 
@@ -192,11 +191,9 @@ def waits(run: Run[Data]) -> Decided:
     return WaitForApproval(questions=asked, first={"reject"}, deadline=within, on_deadline=EXPIRED, status=REVIEW)
 
 
-# Some workers take several workflows in one transaction, all at once or in turns, however slow the machine is. Some call
-# a plain function in a thread.
+# Some workers take several workflows in one transaction, all at once or in turns. Some call a plain function in a thread.
 BATCH, SHARE = random.choice([(None, None), (5, None), *[(None, 20)] * 4])
 PLAIN = random.random() < 0.5
-sharing.FIRST, sharing.AT_ONCE, sharing.WORSE, transaction.LONGEST = 10, 1, 0.0, 60.0
 ACT_TIMEOUT = 3.0
 
 GUEST = "chaos_guest"

@@ -283,8 +283,8 @@ MUTANTS: dict[str, Mutant] = {
         (
             sql("lease", "worker_register",
                 ("INSERT INTO", "WITH known AS (SELECT id FROM outbox.workers LIMIT 1), new AS (INSERT INTO"),
-                ("VALUES (%(name)s, %(stages)s, make_interval(secs => %(lease)s))",
-                 "SELECT %(name)s, %(stages)s, make_interval(secs => %(lease)s) WHERE NOT EXISTS (SELECT FROM known)"),
+                ("VALUES (%(name)s, %(stages)s, make_interval(secs => %(lease)s), %(release)s)",
+                 "SELECT %(name)s, %(stages)s, make_interval(secs => %(lease)s), %(release)s WHERE NOT EXISTS (SELECT FROM known)"),
                 ("RETURNING id", "RETURNING id) SELECT id FROM known UNION ALL SELECT id FROM new")),
         ),
     ),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 
 from outbox.cli import main
-from outbox.engine import apart
+from outbox.engine import apart, sharing, transaction
 
 # Seconds that a refused row is left alone: what is due when all is healed must be done soon.
 apart.LEAVE_FOR = 3.0
+
+# Those that share transactions do so however slow the machine is.
+sharing.FIRST, sharing.AT_ONCE, sharing.WORSE, transaction.LONGEST = 10, 1, 0.0, 60.0
 
 
 def become() -> None:

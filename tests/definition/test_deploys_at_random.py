@@ -124,7 +124,9 @@ class Lives(RuleBasedStateMachine):
         conn.execute("DELETE FROM outbox.workers")
         conn.execute("DELETE FROM outbox.pipelines")
         deploy.deploy(conn, PIPELINES["first"])
-        row = conn.execute(WORKER["worker_register"], {"name": "t", "stages": [], "lease": 3600}).fetchone()
+        row = conn.execute(
+            WORKER["worker_register"], {"name": "t", "stages": [], "lease": 3600, "release": None}
+        ).fetchone()
         assert row is not None
         self.worker = int(row[0])
 

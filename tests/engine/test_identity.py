@@ -77,7 +77,7 @@ class Scene:
 
 
 def registered(conn: Conn) -> int:
-    row = conn.execute(REGISTER, {"name": "heir", "stages": [], "lease": 3600}).fetchone()
+    row = conn.execute(REGISTER, {"name": "heir", "stages": [], "lease": 3600, "release": None}).fetchone()
     assert row is not None
     return int(row[0])
 

@@ -104,7 +104,7 @@ def test_ticks_and_what_is_around_attempts_have_it_too(conn: Conn, dsn: str) -> 
     conn.execute("UPDATE outbox.schedules SET next_at = now()")
     run_one(conn, dsn, pipeline)
     assert told[0] == "opened"
-    assert sorted(map(str, told[1:-1])) == ["('tick', 1, 'set')", "(1, 'set')", "Run1", "Tick1"]
+    assert sorted(map(str, told[1:-1])) == ["('tick', 1, 'set')", "(1, 'set')", "Run1", "SyncTick1"]
     assert told[-1] == "closed"
 
 

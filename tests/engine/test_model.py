@@ -438,7 +438,7 @@ class Lives(RuleBasedStateMachine):
         if slot in self.processes:
             self.zombies += self.processes.pop(slot).held
         deployed.require(self.conn, PIPELINES[self.version], list(PIPELINES[self.version].stages))
-        parameters = {"name": "test", "stages": [], "lease": LEASE}
+        parameters = {"name": "test", "stages": [], "lease": LEASE, "release": None}
         worker = self.conn.execute(WORKER["worker_register"], parameters).fetchone()[0]
         self.model.start_worker(worker, LEASE)
         self.processes[slot] = Process(worker, self.version)

@@ -49,7 +49,9 @@ class Table:
         (self.job,) = self.claimed(conn, self.first)
 
     def worker(self) -> int:
-        row = self.conn.execute(WORKER["worker_register"], {"name": "t", "stages": [], "lease": 3600}).fetchone()
+        row = self.conn.execute(
+            WORKER["worker_register"], {"name": "t", "stages": [], "lease": 3600, "release": None}
+        ).fetchone()
         assert row is not None
         return int(row[0])
 

@@ -46,7 +46,9 @@ class Queue:
         (self.job,) = self.claimed(conn, self.first, 1)
 
     def worker(self) -> int:
-        row = self.conn.execute(WORKER["worker_register"], {"name": "t", "stages": [], "lease": 3600}).fetchone()
+        row = self.conn.execute(
+            WORKER["worker_register"], {"name": "t", "stages": [], "lease": 3600, "release": None}
+        ).fetchone()
         assert row is not None
         return int(row[0])
 

@@ -66,7 +66,9 @@ class Session(Link):
 
 
 def registered(conn: Conn, stages: list[str]) -> int:
-    ((worker,),) = conn.execute(WORKER["worker_register"], {"name": "w", "stages": stages, "lease": 3600}).fetchall()
+    ((worker,),) = conn.execute(
+        WORKER["worker_register"], {"name": "w", "stages": stages, "lease": 3600, "release": None}
+    ).fetchall()
     return int(worker)
 
 
