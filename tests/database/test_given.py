@@ -272,8 +272,8 @@ def test_relays_handoffs_and_links_take_them_too() -> None:
         Relay("postgresql://h/x?pgbouncer=true", Handoff(PLAIN, "orders"))
     with pytest.raises(SettingsError, match="listen_dsn must be a DSN"):
         Worker(posts, PLAIN, listen_dsn=5)  # type: ignore[arg-type]
-    assert not Worker(posts, url, listen_dsn=url)._pooled
-    assert Worker(posts, url, listen_dsn=PLAIN)._pooled
+    assert not Worker(posts, url, listen_dsn=url)._terms.pooled
+    assert Worker(posts, url, listen_dsn=PLAIN)._terms.pooled
 
     async def unreadable() -> None:
         with pytest.raises(SettingsError, match="can't read the DSN"):

@@ -31,9 +31,9 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from kit.pipelines import deployed, drain, one_stage, value
+from kit.pipelines import Post, deployed, drain, one_stage, value
 from kit.waits import Order
-from outbox import DataRefused, InvalidInput, Pipeline, WaitForApproval, WaitForSignal, decide, signal
+from outbox import DataRefused, InvalidInput, Pipeline, Run, WaitForApproval, WaitForSignal, decide, signal
 from outbox.client.submit import submit_text
 from outbox.database.refusals import raised_as_ours
 from outbox.definition.door import door
@@ -241,7 +241,11 @@ def test_a_file_without_an_app_is_checked_and_the_pipelines_own_code_is_not_aske
 def test_what_a_worker_writes_is_not_checked_again(conn: Conn, dsn: str) -> None:
     """Its code may be of another release than the deployed one: what it can't read, it puts off until newer code comes."""
     child = deployed(conn, strict())
-    parent = deployed(conn, one_stage(lambda run: run.spawn(child, "c", Order(total=3))))
+
+    def spawn(run: Run[Post]) -> None:
+        run.spawn(child, "c", Order(total=3))
+
+    parent = deployed(conn, one_stage(spawn))
     conn.execute('UPDATE outbox.pipelines SET door = \'{"version": 1, "types": ["null"], "fields": []}\'')
     parent.submit(conn, "a", {"content": "x"})
     drain([parent, child], dsn)
