@@ -23,6 +23,7 @@ PUBLIC = {
     "schema_migrations", "signals", "stages", "state_changes", "waiting", "workers", "workflow_states", "workflows",
     "actor", "cancel", "commit_waits", "decide", "delegate", "delegation_end", "error_kind", "errors", "find", "flow",
     "inbox_forget", "inbox_oldest", "is_worker", "may_speak", "retry", "shown", "uuid7", "uuid7_time", "why",
+    "act_as", "actions", "move", "pause", "resume", "signal", "signal_names", "signal_unknown", "submit",
 }  # fmt: skip
 # By the contract, these columns are public.
 COLUMNS = {

@@ -785,7 +785,7 @@ CREATE OR REPLACE FUNCTION outbox.uuid7() RETURNS uuid LANGUAGE sql VOLATILE RET
 """
 # The history's triggers are off for the session that does it.
 CLEAN = """
-TRUNCATE outbox.workflow_states, outbox.state_changes, outbox.jobs, outbox.dead_jobs, outbox.messages, outbox.workers,
+TRUNCATE outbox.workflow_states, outbox.state_changes, outbox.actions, outbox.jobs, outbox.dead_jobs, outbox.messages, outbox.workers,
     outbox.status_counts, outbox.status_flow, outbox.resting, outbox.dead_counts, outbox.error_kinds, outbox.pipelines, outbox.stages, outbox.routes, outbox.legal_changes, fake.effects RESTART IDENTITY;
 ALTER SEQUENCE fake.ids RESTART;
 """

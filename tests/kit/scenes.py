@@ -10,7 +10,7 @@ import psycopg
 
 from kit.interleave import Actor
 from kit.pipelines import Post, value
-from outbox import Pipeline, retry
+from outbox import NoWorkflow, Pipeline, retry
 from outbox.database import statements
 from outbox.definition import deploy
 from outbox.definition.run import Message
@@ -93,7 +93,10 @@ class Table:
         return ["claimed"] * len(self.claimed(conn, self.second))
 
     def retry(self, conn: Conn) -> list[str]:
-        return ["retried"] if retry(conn, "p", "e") else []
+        try:
+            return ["retried"] if retry(conn, "p", "e") else []
+        except NoWorkflow:  # which has ended the transaction
+            return []
 
     def delete(self, conn: Conn) -> list[str]:
         return ["deleted"] * conn.execute("DELETE FROM outbox.workflow_states WHERE entity_id = 'e'").rowcount

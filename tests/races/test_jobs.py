@@ -468,7 +468,7 @@ def test_a_deploy_beside_a_tick_of_a_schedule_that_it_changes(conn: Conn, explor
         return outbox.deploy(conn, [version("better"), hourly]) if several else deploy.deploy(conn, hourly)
 
     def tick(conn: Conn) -> Any:
-        return user_transaction.run(conn, scheduler._ticking(conn, yearly.schedules["look"]))
+        return user_transaction.run(conn, scheduler.ticking(conn, yearly.schedules["look"]))
 
     def scene() -> Scene:
         conn.execute("DELETE FROM outbox.workflow_states")

@@ -19,7 +19,6 @@ from outbox.database import session, user_transaction
 from outbox.engine import transaction
 from outbox.engine.apart import ALL
 from outbox.engine.job import Job
-from outbox.operations import change
 
 Conn = psycopg.Connection[Any]
 WRITE = "INSERT INTO outbox.effects (workflow, attempt) VALUES (%s, %s)"
@@ -70,7 +69,7 @@ class Pair(Table):
         return ended
 
     def cancel(self, conn: Conn) -> bool:
-        return change.set_status(conn, self.other, "MOVED", actor="sarah", reason="changed")
+        return self.pipeline.move(conn, "f", "MOVED", by="sarah", reason="changed") == "MOVED"
 
     def touch(self, conn: Conn) -> bool:
         return self._changed(conn, 'UPDATE outbox.workflow_states SET metadata = \'{"content": "x"}\'')
