@@ -17,7 +17,7 @@ from kit.pooler import Pooler
 from kit.servers import DEADLINE, Process, wait_for
 from outbox import Backoff, Pipeline, Run, SettingsError, Worker
 from outbox.database.session import require_pooled
-from outbox.engine.inflight import InFlight
+from outbox.engine.wakeups import Wakeups
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
@@ -73,7 +73,7 @@ def test_notify_wakes_a_worker_behind_a_pooler(
         try:
             await asyncio.to_thread(wait_for, lambda: value(conn, "SELECT count(*) FROM outbox.workers WHERE idle"))
             heard = asyncio.Event()
-            monkeypatch.setattr(InFlight, "notified", lambda inflight, what: heard.set())
+            monkeypatch.setattr(Wakeups, "notified", lambda wakeups, what: heard.set())
             posts.submit(conn, "p1", {"content": "a"})
             await asyncio.wait_for(heard.wait(), DEADLINE)
         finally:

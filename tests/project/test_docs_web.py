@@ -32,6 +32,7 @@ def load(tmp_path: Path, conn: psycopg.Connection[Any], dsn: str, monkeypatch: p
             printed[name.removeprefix("# ")] = text
     for name, text in printed.items():
         (tmp_path / name).write_text(text)
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)  # of another page or example
 
     def load(name: str) -> ModuleType:
         monkeypatch.setenv(
