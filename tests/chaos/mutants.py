@@ -294,7 +294,7 @@ MUTANTS: dict[str, Mutant] = {
         ("buried",),
         (
             sql("lease", "worker_register",
-                ("(name, stages, lease)\nVALUES (", "(id, name, stages, lease)\nVALUES ((SELECT min(n) FROM generate_series(1, 99) "
+                ("(name, stages, lease, release)\nVALUES (", "(id, name, stages, lease, release)\nVALUES ((SELECT min(n) FROM generate_series(1, 99) "
                  "AS n WHERE n NOT IN (SELECT id FROM outbox.workers)), ")),
         ),
     ),
@@ -489,10 +489,10 @@ MUTANTS: dict[str, Mutant] = {
         ("kill-9",),
         (
             code("outbox.messages.receive:Receiver._delivering",
-                 ("    if new:\n        delivery.connection",
+                 ("    if new:\n        transaction = delivery.begin",
                   f"    {OWN_TRANSACTION}\n"
                   '    yield SQL["delivery_mark"], self._mark(delivery)\n'
-                  "    if new:\n        delivery.connection")),
+                  "    if new:\n        transaction = delivery.begin")),
         ),
     ),
     "every-delivery-is-new": Mutant(
