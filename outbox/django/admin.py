@@ -75,7 +75,7 @@ class OpenFilter(admin.SimpleListFilter):
 
 
 class ReadOnly:
-    """Lets those look who may view the model, and nobody change, add or delete anything."""
+    """Shows rows to those who may view the model. Nothing can be added, changed or deleted."""
 
     def has_add_permission(self, request: Any, obj: Any = None) -> bool:
         return False

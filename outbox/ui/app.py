@@ -61,7 +61,7 @@ def dashboard(
     It reads by `dsn`, and changes something only by `operate_dsn` (default: `dsn`), for a person who may.
 
     `identify(request)`, sync or async, returns the Person who asks, or None, who is refused. Without it, everybody on
-    this machine may look, nobody may change anything, and requests from elsewhere are refused.
+    this machine may look, nothing can be changed, and requests from elsewhere are refused.
 
     `hide` names fields of data that are not shown, such as {"password", "customer.card"}, or is a function that is
     asked by their paths. `hosts` are the names by which the page may be called; with `identify`, the default is any.
@@ -83,7 +83,7 @@ def dashboard(
 def alone(
     dsn: str, person: Person, pipelines: Sequence[Pipeline[Any]] = (), *, anywhere: bool = False
 ) -> ASGIApp:  # fmt: skip
-    """Returns the page for one person on this machine, whom nobody identifies; `anywhere`: for everybody, as them."""
+    """Returns the page for the person at this machine, without asking who it is. `anywhere`: for all who reach it."""
     reads, writes = Sessions(dsn, "ui"), Sessions(dsn, "ui operator", writes=True)
     site = Site(reads, writes, pipelines, None, read_only=set(person.may) == {"look"})
     return Guard(_routed(site), lambda request: person, None, near=not anywhere)

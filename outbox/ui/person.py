@@ -33,4 +33,4 @@ class Person:
 
 
 LOOKING = Person("local", {"look"})
-"""Who asks where nobody is identified: anybody on this machine."""
+"""The person of a request where there is no `identify`: anyone on this machine."""

@@ -179,7 +179,7 @@ def test_handlers_that_share_a_commit_have_no_anomaly() -> None:
     run = Script()
     sharing(run)
     verdict = check(run.end())
-    assert {anomaly.name for anomaly in verdict.anomalies} <= {"stuck"}, "nobody goes on with them"
+    assert {anomaly.name for anomaly in verdict.anomalies} <= {"stuck"}, "no worker goes on with them"
     assert verdict.counts["commits of several handlers"] == 1
 
 

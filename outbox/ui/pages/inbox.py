@@ -80,7 +80,7 @@ async def use(site: Site, request: Request) -> Response:
     """Answers the question of a signed link, in the name of its person."""
     sent, token = await form(request), request.path_params["token"]
     if site.read_only:
-        raise HTTPException(403, "This page may only look: nobody is identified here (identify=).")
+        raise HTTPException(403, "This page is read-only: without identify= it does not know who asks.")
     try:
         await site.change(
             lambda conn: links.use_link(
