@@ -38,7 +38,7 @@ LOWEST_TESTS := $(addprefix tests/,commands/test_cli.py::test_every_command_has_
 # Modules are compiled when they are imported: most of what is installed never is.
 PIP := --quiet --no-compile
 # What tests of a package that is installed need besides its extras.
-PYTEST := pytest pytest-postgresql pytest-xdist
+PYTEST := pytest pytest-postgresql pytest-timeout pytest-xdist
 DURATION ?= 180
 N ?= 10
 LOAD ?= 0

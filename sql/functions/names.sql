@@ -1,6 +1,6 @@
 -- Names that nothing has: what was probably meant.
 
--- Two names are alike as far as they share pairs of characters.
+-- Two names are alike as far as they share pairs of characters. Only the beginning of a long one is looked at.
 CREATE OR REPLACE FUNCTION outbox.nearest(given text, names text[]) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -12,10 +12,11 @@ AS $$
             FROM (
                 SELECT e.pair, count(DISTINCT e.side) AS sides
                 FROM (
-                    SELECT 1 AS side, substr(lower(' ' || given || ' '), n, 2) AS pair
-                    FROM generate_series(1, length(given) + 1) AS n
+                    SELECT 1 AS side, substr(lower(' ' || left(given, 100) || ' '), n, 2) AS pair
+                    FROM generate_series(1, length(left(given, 100)) + 1) AS n
                     UNION ALL
-                    SELECT 2, substr(lower(' ' || c.name || ' '), n, 2) FROM generate_series(1, length(c.name) + 1) AS n
+                    SELECT 2, substr(lower(' ' || left(c.name, 100) || ' '), n, 2)
+                    FROM generate_series(1, length(left(c.name, 100)) + 1) AS n
                 ) AS e
                 GROUP BY e.pair
             ) AS p

@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ import psycopg
 
 from kit.broker import Broker, channel
 from kit.broker_cluster import BrokerCluster
+from kit.forked import Popen
 from kit.pooler import Pooler
 from kit.proxy import Proxy
 from kit.replication import Pair
@@ -417,10 +417,12 @@ class Cast:
             "CHAOS_MUTANT": self.config.mutant or "",
             "CHAOS_MISCHIEF": str(self.folder / "mischief"),
             "CHAOS_VERSION_FILE": str(self.folder / "version"),
+            # Mutants and older releases are not what a fork has imported.
+            **({"OUTBOX_TEST_EXEC": "1"} if self.config.mutant or self.config.other else {}),
         }
         with log.open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, *arguments],
+            return Popen(
+                arguments,
                 env={**os.environ, **settings, **env},
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,

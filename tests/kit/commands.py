@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
+from kit.forked import Popen
 from kit.pooler import way_env
 from kit.servers import DEADLINE
 from outbox.cli import main
@@ -83,7 +83,7 @@ class Outbox:
             yield process
 
 
-class Process(subprocess.Popen[bytes]):
+class Process(Popen):
     def __init__(
         self, arguments: Sequence[str], dsn: str | None, env: Mapping[str, str], pipes: Mapping[str, Any]
     ) -> None:
@@ -94,7 +94,7 @@ class Process(subprocess.Popen[bytes]):
         if dsn is not None:
             settings |= way_env(dsn)
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        super().__init__([sys.executable, *arguments], env={**settings, **env}, **{**streams, **pipes})
+        super().__init__(arguments, env={**settings, **env}, **{**streams, **pipes})
 
     def done(self, input: bytes | None = None, timeout: float = DEADLINE) -> Done:
         """Writes its input, waits for its end, and returns its output."""

@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import psutil
 import psycopg
 
+from kit.forked import Popen
 from outbox.database import embedded
 
 _dice = random.SystemRandom()  # not the seed that processes of one test run may share
@@ -282,8 +282,8 @@ class Process:
     def __init__(self, arguments: Sequence[str], env: dict[str, str], folder: Path, cwd: Path | None = None) -> None:
         self.log = folder / f"{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
-            self.popen = subprocess.Popen(
-                [sys.executable, *arguments],
+            self.popen = Popen(
+                arguments,
                 env={**os.environ, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
