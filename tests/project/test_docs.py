@@ -18,8 +18,9 @@ from pika.exceptions import ChannelClosedByBroker, UnroutableError
 from kit.broker import channel
 from kit.commands import Outbox
 from kit.databases import OWNER
+from kit.forked import Popen
 from kit.pipelines import status_of, value
-from kit.servers import Process, wait_for
+from kit.servers import DEADLINE, Process, wait_for
 from tools.cli_reference import reference
 
 ROOT = Path(__file__).parents[2]
@@ -97,16 +98,11 @@ class Reader:
             assert line.startswith(("make ", "export OUTBOX_")), line
 
     def run(self, *arguments: str) -> None:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            env={**os.environ, **self.env},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = Popen(arguments, env={**os.environ, **self.env}, cwd=self.folder, **pipes)
+        _, said = process.communicate(timeout=DEADLINE)
         # Of all commands only doctor may find something: the tests' server has fsync off.
-        assert done.returncode == 0 or "doctor" in arguments, f"{arguments}: {done.stderr}"
+        assert process.returncode == 0 or "doctor" in arguments, f"{arguments}: {said.decode()}"
 
     def is_quiet(self) -> bool:
         for process in self.running:
