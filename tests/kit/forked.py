@@ -31,8 +31,8 @@ IMPORTED = (
 )
 """What is imported once: modules of the engine and of its dependencies, none of the tests'."""
 
-AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC", "TZ", "SSL", "GLIBC")
-"""How the names of variables begin that count while an interpreter starts."""
+AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC", "TZ", "SSL", "GLIBC", "OUTBOX_KILL_AT")
+"""How the names of variables begin that count while an interpreter starts and imports."""
 
 TESTS = Path(__file__).parents[1]
 
