@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Where it is set, each of the hundreds of processes that the tests start would compile the package again.
 export PYTHONDONTWRITEBYTECODE :=
+# The tests' processes write as those of users do.
+export PYTHONUNBUFFERED :=
 # The tests' RabbitMQ and PgBouncer are there, or are installed, or they fail: only this leaves them out.
 SKIPPED := $(if $(filter skip,$(RABBITMQ)),rabbitmq) $(if $(filter skip,$(PGBOUNCER)),pgbouncer) \
 	$(if $(filter skip,$(NODE)),node) $(if $(filter skip,$(CHROMIUM)),chromium)

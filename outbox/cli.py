@@ -80,11 +80,10 @@ class Group(click.Group):
         except KeyboardInterrupt:
             click.echo("outbox: interrupted", err=True)
             ctx.exit(130)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains at exit
-            ctx.exit(1)
-        except OSError as error:  # an unreadable file, a full disk
-            click.echo(f"outbox: {explain(error)}", err=True)
+        except OSError as error:  # an unreadable file, a full disk; an output that is not read needs no words
+            if not isinstance(error, BrokenPipeError):
+                click.echo(f"outbox: {explain(error)}", err=True)
+            _drop_unwritten()
             ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -98,6 +97,14 @@ class Group(click.Group):
         if not any(param.name == "bundled" for param in found.params):
             found.params.append(_bundled())
         return found
+
+
+def _drop_unwritten() -> None:
+    """Drops what standard output can't take. Otherwise Python tries again at exit, complains, and exits with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _bundled() -> click.Option:

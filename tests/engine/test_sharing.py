@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 
 from kit.pipelines import LATER, QUICK, Post, deployed, drain, one_stage, value
 from kit.roles import role
+from kit.servers import DEADLINE
 from outbox import Backoff, DefinitionError, Pipeline, Run
 from outbox.database.steps import perform, perform_async
 from outbox.database.turns import odd
@@ -457,18 +458,22 @@ def test_slow_handlers_have_transactions_of_their_own_at_once(
     conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transaction, "LONGEST", 0.015)
-    together = 0
-    running = 0
+    called = running = 0
+    all_at_once = asyncio.Event()
 
     async def work(run: Run[Post]) -> None:
-        nonlocal running, together
-        running += 1
+        nonlocal called, running
+        called, running = called + 1, running + 1
+        if running == 8:
+            all_at_once.set()
+        by_then_known = called > 8
         await asyncio.sleep(0.03)
-        together, running = max(together, running), running - 1
+        if by_then_known:
+            await asyncio.wait_for(all_at_once.wait(), DEADLINE)
+        running -= 1
 
     drain(shared(conn, work, 40), dsn, concurrency=8)
     assert len(done(conn)) == 40
-    assert together == 8
 
 
 @pytest.mark.parametrize(

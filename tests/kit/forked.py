@@ -14,7 +14,9 @@ import gc
 import io
 import json
 import os
+import platform
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -36,7 +38,11 @@ AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC", "TZ", "SSL", "GLIBC", "OUT
 
 TESTS = Path(__file__).parents[1]
 
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
+CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
+"""The number of Linux' system call `clone` on this machine."""
+
+CLONE_PARENT = 0x8000
+
 _LARGEST = 1 << 20
 
 
@@ -69,7 +75,7 @@ class Popen(subprocess.Popen[bytes]):
 
 def _alike(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
     """Returns whether a fork is the same as an interpreter that starts."""
-    if sys.platform != "linux" or env.get("OUTBOX_TEST_EXEC") or arguments[0] != "-m":
+    if CLONE is None or sys.platform != "linux" or env.get("OUTBOX_TEST_EXEC") or arguments[0] != "-m":
         return False
     names = {name for name in {*env, *os.environ} if name.startswith(AT_START)} - {"PYTHONPATH"}
     return all(env.get(name) == os.environ.get(name) for name in names)
@@ -88,26 +94,16 @@ class _Server:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[other.fileno()],
             )
-        self._libc = ctypes.CDLL(None, use_errno=True)
         self._one = threading.Lock()
 
     def fork(self, program: Mapping[str, Any], streams: Sequence[int]) -> int:
         """Returns the pid of a new child of this process, which runs the program."""
         with self._one:
-            # The child's own parent ends at once. The kernel gives it to the nearest process that takes orphans.
-            self._take_orphans(True)
-            try:
-                socket.send_fds(self._socket, [json.dumps(program).encode()], streams)
-                pid = self._socket.recv(_LARGEST)
-            finally:
-                self._take_orphans(False)
+            socket.send_fds(self._socket, [json.dumps(program).encode()], streams)
+            pid = self._socket.recv(_LARGEST)
         if not pid:
             raise RuntimeError(f"the process that forks programs has ended with {self.process.wait()}")
         return int(pid)
-
-    def _take_orphans(self, whether: bool) -> None:
-        if self._libc.prctl(_SUBREAPER, int(whether), 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl")
 
     def end(self) -> None:
         self._socket.close()
@@ -133,18 +129,27 @@ def serve(asked: socket.socket) -> tuple[dict[str, Any], list[int]]:
         message, streams, _, _ = socket.recv_fds(asked, _LARGEST, 3)
         if not message:
             os._exit(0)
-        pid_of, tell = os.pipe()
-        if (between := os.fork()) == 0:
-            if child := os.fork():
-                os.write(tell, str(child).encode())
-                os._exit(0)
-            for mine in (asked.detach(), pid_of, tell):
-                os.close(mine)
+        if (child := fork_sibling()) == 0:
+            asked.close()
             return json.loads(message), streams
-        os.waitpid(between, 0)
-        asked.send(os.read(pid_of, 20))
-        for mine in (*streams, pid_of, tell):
-            os.close(mine)
+        asked.send(str(child).encode())
+        for stream in streams:
+            os.close(stream)
+
+
+def fork_sibling() -> int:
+    """Does what `os.fork` does, but the child's parent is that of this process."""
+    python, libc = ctypes.pythonapi, ctypes.PyDLL(None)
+    assert CLONE is not None
+    python.PyOS_BeforeFork()
+    pid: int = libc.syscall(*map(ctypes.c_long, (CLONE, CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)))
+    if pid == 0:
+        python.PyOS_AfterFork_Child()
+    else:
+        python.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError("clone")
+    return pid
 
 
 def become(program: dict[str, Any], streams: list[int]) -> None:
