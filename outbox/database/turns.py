@@ -1,7 +1,8 @@
 """Lets functions take turns in one transaction, each behind a savepoint of its own.
 
-A turn is opened by its function's first statement: before it, the session is put back as the function would find it
-alone, and the savepoint is set. A function that sends nothing costs nothing.
+Before its function is called, what opens the turn is sent: it puts the session back as the function would find it
+alone, and sets the savepoint. The answer is read before the function's first statement. Postgres works on it while the
+function begins, and one wait for an answer is mostly saved.
 
 What can't be put back, or would end the transaction that others have written in, is not sent: the function gets
 `NotHere`, and is to be called in a transaction of its own. In the first turn, which no savepoint precedes, it is sent,
@@ -23,6 +24,7 @@ import psycopg
 from psycopg import sql
 from psycopg.generators import execute
 from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 
 from .steps import Statement
 
@@ -58,8 +60,8 @@ class NotHere(Exception):
 class Turn:
     """One function's part of a transaction: a block in which the connection watches what the function sends.
 
-    `opening` is sent before its first statement; None for the first turn. Afterwards: `opened`: the function has sent
-    something behind its savepoint. `odd`: after which statement no other turn may follow. `refused`: it was not
+    `opening` is what opens it; None for the first turn. Call `settle` before the block ends: the answer may be unread if
+    the function has sent nothing. Afterwards: `opened`: the savepoint is set. `odd`: after which statement no other turn may follow. `refused`: it was not
     sent. `conflict`: a wait for a lock was given up. `failed`: it has left an error, which a rollback to its savepoint
     removes. `broken`: the transaction has ended, or can't be gone on with.
     """
@@ -68,7 +70,6 @@ class Turn:
         self._conn, self._opening = conn, opening
         self.opened = self.refused = self.conflict = self.broken = self.failed = False
         self.odd: str | None = None
-        self._sent = False  # the opening, though perhaps not to its end
         self._savepoints: list[str] = []  # set in this turn, the innermost last
         self._savepoints_then: list[str] = []  # when what is being sent has succeeded
 
@@ -81,7 +82,20 @@ class Turn:
         # An attribute of this connection, so that every cursor, copy, pipeline and block comes through here.
         is_async = isinstance(self._conn, psycopg.AsyncConnection)
         self._conn.wait = self._wait_async if is_async else self._wait  # type: ignore[method-assign]
+        if self._opening is not None:
+            self._conn.pgconn.send_query(self._opening)
+            self._conn.pgconn.flush()
         return self
+
+    def settle(self) -> None:
+        """Reads the answer to the opening, if nothing has read it so far."""
+        if self._opening is not None and not self.opened:
+            self._wait(self._answered())
+
+    async def settle_async(self) -> None:
+        """Does what `settle` does, on an async connection."""
+        if self._opening is not None and not self.opened:
+            await self._wait_async(self._answered())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -91,7 +105,7 @@ class Turn:
         self.failed = status is TransactionStatus.INERROR
         self.broken = (
             not (status is TransactionStatus.INTRANS or (self.failed and self.opened))
-            or self._sent > self.opened  # there may be no savepoint, or that of the turn before
+            or (self._opening is not None and not self.opened)  # there may be no savepoint, or that of the turn before
             or self._conn._pipeline is not None
             or self._conn._num_transactions != 1
         )
@@ -117,7 +131,7 @@ class Turn:
             raise
 
     def _opened(self, gen: Any) -> Any:
-        """Looks at what psycopg is about to send; returns it, behind the opening if that has not been sent."""
+        """Looks at what psycopg is about to send; returns it, behind the answer to the opening."""
         known = frame.f_locals if (frame := getattr(gen, "gi_frame", None)) else {}
         query = known.get("query", known.get("statement"))
         self._savepoints_then = self._savepoints
@@ -126,15 +140,24 @@ class Turn:
             if self._opening is not None:
                 self.refused = True
                 raise NotHere(f"not sent in a transaction that other handlers share: {words}")
-        if self._opening is None or self._sent:
-            return gen
-        self._sent = True
-        return self._behind(self._opening, gen)
+        return gen if self._opening is None or self.opened else self._behind(gen)
 
-    def _behind(self, opening: bytes, gen: Any) -> Generator[Any, Any, Any]:
-        yield from _send(self._conn, opening)
-        self.opened = True
+    def _behind(self, gen: Any) -> Generator[Any, Any, Any]:
+        yield from self._answered()
         return (yield from gen)
+
+    def _answered(self) -> Generator[Any, Any, None]:
+        """Reads the answer to the opening, without a wait if it is there."""
+        pgconn = self._conn.pgconn
+        pgconn.consume_input()
+        while not pgconn.is_busy():
+            if (result := pgconn.get_result()) is None:
+                break
+            _require_success(result)
+        else:
+            for result in (yield from execute(pgconn)):
+                _require_success(result)
+        self.opened = True
 
     def _odd(self, text: str) -> str:
         """Does what `odd` does, and follows the savepoints of this turn."""
@@ -178,9 +201,6 @@ def odd(text: str) -> str:
     return ""
 
 
-def _send(conn: Any, commands: bytes) -> Generator[Any, Any, None]:
-    """Sends commands in one round trip, by the simple protocol: the function may be about to begin a pipeline."""
-    conn.pgconn.send_query(commands)
-    for result in (yield from execute(conn.pgconn)):
-        if result.status == ExecStatus.FATAL_ERROR:
-            raise psycopg.errors.error_from_result(result)
+def _require_success(result: PGresult) -> None:
+    if result.status == ExecStatus.FATAL_ERROR:
+        raise psycopg.errors.error_from_result(result)

@@ -91,7 +91,10 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Clean | None = No
                     dirty = True
                     try:
                         with Turn(conn, opening) as turn:
-                            returned = function()
+                            try:
+                                returned = function()
+                            finally:
+                                turn.settle()
                     finally:
                         leave_if_forked()
                         reclaim(conn, threshold)
@@ -155,7 +158,10 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
                     dirty = True
                     try:
                         with Turn(conn, opening) as turn:
-                            returned = await function()
+                            try:
+                                returned = await function()
+                            finally:
+                                await turn.settle_async()
                     finally:
                         leave_if_forked()
                         reclaim(conn, threshold)

@@ -94,6 +94,50 @@ def test_waiting_jobs_share_one_commit(conn: Conn, dsn: str, colour: Colour) -> 
     assert value(conn, XIDS) == 1
 
 
+def test_handlers_that_send_nothing_share_a_commit_with_those_that_do(conn: Conn, dsn: str, colour: Colour) -> None:
+    """What opens a turn is sent before its handler is called, so its answer may be unread at the end."""
+
+    def work(run: Run[Post]) -> Generator[Any, Any, Any]:
+        if run.entity_id == "1":
+            raise ValueError("before any statement")
+        if run.entity_id in "24":
+            yield run.connection.execute(EFFECT, (run.entity_id, run.attempt))
+
+    drain(shared(conn, colour(work), retry=LATER), dsn, concurrency=1)
+    assert done(conn) == list("02345")
+    assert effects_of(conn) == ["2", "4"]
+    assert value(conn, XIDS) == 1
+    assert value(conn, "SELECT attempt FROM outbox.jobs WHERE stage IS NOT NULL") == 1
+
+
+def test_one_that_times_out_before_its_first_statement_costs_only_its_own_attempt(conn: Conn, dsn: str) -> None:
+    async def work(run: Run[Post]) -> None:
+        if run.entity_id == "2":
+            await asyncio.sleep(3600)
+        await run.connection.execute(EFFECT, (run.entity_id, run.attempt))
+
+    drain(shared(conn, work, timeout=1, retry=LATER), dsn, concurrency=1)
+    assert effects_of(conn) == done(conn) == list("01345")
+    assert value(conn, "SELECT error LIKE 'TimeoutError%' FROM outbox.jobs WHERE stage IS NOT NULL")
+
+
+def test_a_session_that_ends_while_a_turn_is_opened_costs_nobody_an_attempt(
+    conn: Conn, dsn: str, admin_dsn: str, colour: Colour
+) -> None:
+    ended: list[str] = []
+
+    def work(run: Run[Post]) -> Generator[Any, Any, Any]:
+        if run.entity_id == "2" and not ended:
+            ended.append("once")
+            with psycopg.connect(admin_dsn, autocommit=True) as admin:
+                admin.execute("SELECT pg_terminate_backend(%s, 60000)", (run.connection.info.backend_pid,))
+        yield run.connection.execute(EFFECT, (run.entity_id, run.attempt))
+
+    drain(shared(conn, colour(work), retry=LATER), dsn, concurrency=1)
+    assert effects_of(conn) == done(conn) == list("012345")
+    assert value(conn, "SELECT bool_and(attempt = 1) FROM outbox.state_changes WHERE attempt > 0")
+
+
 def test_one_that_raises_is_rolled_back_to_its_savepoint_and_the_others_go_on(
     conn: Conn, dsn: str, colour: Colour
 ) -> None:
