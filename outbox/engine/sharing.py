@@ -39,8 +39,11 @@ MOST_SLOW = 2_000
 WINDOW_JOBS, WINDOW = 100, 0.2
 """Jobs and seconds, at least, by which the rates with and without sharing are compared."""
 
-COMPARE_IN, MOST_COMPARE_IN = 8, 256
-"""Windows after which they are compared, at first and at last: meanwhile nothing is shared."""
+COMPARE_IN, MOST_COMPARE_IN, LONGER = 8, 512, 4
+"""Windows after which they are compared, at first and at last, and how many times as many each time.
+
+In the window without sharing, a job takes several times as long, so more of them would be felt.
+"""
 
 WORSE = 0.8
 """The part of the rate without sharing below which sharing doesn't pay. Noise is less than that."""
@@ -57,7 +60,8 @@ class Sharing:
         self._alone = self._single = 0  # for how many more jobs
         self._next_alone = self._next_single = TRY_AGAIN
         self._compare_in = COMPARE_IN  # windows until the rate without sharing is measured
-        self._compare_next = 2 * COMPARE_IN
+        self._compare_next = LONGER * COMPARE_IN
+        self._comparing = False  # alone only until the rate is known
         self._rate_alone = 0.0
         self._jobs, self._time, self._since = 0, 0.0, 0.0
 
@@ -116,6 +120,7 @@ class Sharing:
         if self._alone <= 0:
             self._alone = min(self._next_alone, most)
             self._next_alone = min(2 * self._next_alone, max(most, self._next_alone))
+            self._comparing = False
             self._restart()
 
     def _measure(self, jobs: int, was_alone: bool, waiting: bool) -> None:
@@ -132,14 +137,16 @@ class Sharing:
         self._restart()
         if was_alone:
             self._rate_alone = rate
+            if self._comparing:
+                self._alone = 0
         elif rate < WORSE * self._rate_alone:
             self._have_own()
         elif self._compare_in > 0:
             self._compare_in -= 1
             self._next_alone = max(TRY_AGAIN, self._next_alone // 2)
         else:
-            self._compare_in, self._compare_next = self._compare_next, min(2 * self._compare_next, MOST_COMPARE_IN)
-            self._alone = 2 * WINDOW_JOBS
+            self._compare_in, self._compare_next = self._compare_next, min(LONGER * self._compare_next, MOST_COMPARE_IN)
+            self._alone, self._comparing = 2 * WINDOW_JOBS, True
 
     def _restart(self) -> None:
         self._jobs, self._time, self._since = 0, 0.0, 0.0

@@ -8,6 +8,8 @@ import contextvars
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Generator
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -24,7 +26,7 @@ from outbox.engine import sharing, transaction
 from outbox.engine.inflight import Counts, InFlight
 from outbox.engine.job import Job
 from outbox.engine.lane import Lanes
-from outbox.engine.sharing import MOST_SLOW, SLOW, TRY_AGAIN, Sharing
+from outbox.engine.sharing import LONGER, MOST_SLOW, SLOW, TRY_AGAIN, WINDOW_JOBS, Sharing
 
 Conn = psycopg.Connection[Any]
 Handler = Callable[[Run[Post]], Any]
@@ -599,6 +601,26 @@ def test_handlers_that_are_slow_by_chance_do_not_stop_their_stage_from_sharing_f
         lasted.append(count)
     for_slow = [TRY_AGAIN, 2 * TRY_AGAIN, 4 * TRY_AGAIN, 8 * TRY_AGAIN, MOST_SLOW, MOST_SLOW]
     assert lasted == [jobs + 1 for jobs in for_slow], "the one after them shows that handlers are quick"
+
+
+def test_a_stage_that_gains_by_sharing_asks_ever_less_often_and_with_few_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(sharing, "time", SimpleNamespace(monotonic=lambda: now))
+    one = grown()
+    phases: list[list[int]] = [[8, 0]]  # jobs in a transaction, and how many jobs in a row had so many
+    while len(phases) < 7:
+        jobs = one.size(0)
+        now += 0.03 if jobs > 1 else 0.01
+        one.ended(jobs, cut=False, waiting=True)
+        if jobs != phases[-1][0]:
+            phases.append([jobs, 0])
+        phases[-1][1] += jobs
+    shared_for, alone_for = (
+        [count for jobs, count in phases[:6] if jobs > 1],
+        [count for jobs, count in phases[:6] if jobs == 1],
+    )
+    assert all(count <= WINDOW_JOBS + 1 for count in alone_for), "no more than it takes to know"
+    assert all(LONGER - 1 <= later / before <= LONGER + 1 for before, later in pairwise(shared_for))
 
 
 def test_stages_of_one_process_share_one_transaction_each_beside_each_other() -> None:
