@@ -14,6 +14,7 @@ from .client.stages import pause, resume
 from .client.submit import Submitted
 from .client.why import Why, why
 from .database.refusals import error_of
+from .definition.effect import Ask, Done, NotDone
 from .definition.failed_attempts import FailedAttempt
 from .definition.outcome import Backoff, Go, Reject, Retry
 from .definition.pipeline import Pipeline
@@ -32,6 +33,7 @@ from .errors import (
     DataRefused,
     DefinitionError,
     EditRefused,
+    EffectUnknown,
     EmbeddedUnavailable,
     HandlerError,
     IdentityFixed,
@@ -76,6 +78,7 @@ __all__ = [
     "AppendOnly",
     "Approval",
     "ApprovalLink",
+    "Ask",
     "Backoff",
     "Change",
     "Child",
@@ -85,7 +88,9 @@ __all__ = [
     "DeadJob",
     "DefinitionError",
     "Delivery",
+    "Done",
     "EditRefused",
+    "EffectUnknown",
     "EmbeddedUnavailable",
     "FailedAttempt",
     "Go",
@@ -103,6 +108,7 @@ __all__ = [
     "NotAnId",
     "NotCancellable",
     "NotDeployed",
+    "NotDone",
     "NotFound",
     "NothingAsked",
     "OlderVersion",

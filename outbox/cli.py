@@ -33,6 +33,7 @@ COMMANDS = {
     "cancel": "outbox.commands.change:cancel",
     "dead": "outbox.commands.look:dead",
     "retry": "outbox.commands.change:retry",
+    "effects": "outbox.commands.look:effects_command",
     "pause": "outbox.commands.change:pause",
     "resume": "outbox.commands.change:resume",
     "approvals": "outbox.commands.waits:approvals_command",

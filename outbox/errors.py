@@ -13,6 +13,7 @@ OutboxError
 ├── NotFound                there is no such workflow, dead job, stage, relay or pipeline
 ├── HandlerError            a handler returned a value that is not an outcome, or ended the engine's transaction
 │   └── TooNewData          a workflow's data was stored by newer code than this
+├── EffectUnknown           a person is asked whether an effect has happened; the handler ends here
 ├── LeaseLost               the job was taken away; nothing that this attempt does counts any more
 ├── WorkerBroken            a worker can't go on in this process, because handlers hold all slots of a stage, say
 ├── BrokenLine              a line of a file can't be submitted
@@ -135,6 +136,17 @@ class HandlerError(OutboxError):
 
 class TooNewData(HandlerError):
     """The stored data was written by newer code than this. A newer worker can read it."""
+
+
+class EffectUnknown(OutboxError):
+    """It is not known whether the effect `name` has happened, and a person is asked. Let it end the handler.
+
+    The job waits in its status for the answer, and the next attempt goes on with it.
+    """
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f'it is not known whether effect "{name}" has happened ({why}): a person is asked')
+        self.name = name
 
 
 class LeaseLost(OutboxError):

@@ -140,7 +140,7 @@ COMMENT ON COLUMN outbox.jobs.run_at IS 'When it may run.';
 COMMENT ON COLUMN outbox.jobs.claimed_at IS 'When its worker claimed it.';
 COMMENT ON COLUMN outbox.jobs.owner IS 'The worker that runs it; null: none does.';
 COMMENT ON COLUMN outbox.jobs.attempt IS 'How many attempts it has had, the present one included.';
-COMMENT ON COLUMN outbox.jobs.due IS 'Internal: whether run_at has come.';
+COMMENT ON COLUMN outbox.jobs.due IS 'Internal: whether run_at has come; null: it waits for what a person says of an effect.';
 COMMENT ON COLUMN outbox.jobs.careful IS 'Internal: whether it runs apart from its like, since a worker died under it.';
 COMMENT ON COLUMN outbox.jobs.error IS 'Why its last attempt failed.';
 COMMENT ON COLUMN outbox.jobs.deadline IS 'When the workflow moves to on_deadline, whatever its stage does.';
@@ -189,6 +189,24 @@ COMMENT ON COLUMN outbox.checkpoints.result IS 'What it returned.';
 COMMENT ON COLUMN outbox.checkpoints.attempt IS 'The attempt that called it.';
 COMMENT ON COLUMN outbox.checkpoints.made_at IS 'When.';
 
+COMMENT ON TABLE outbox.effects IS
+    'Calls that must not happen twice, and what is known of each: outbox.effect_state() says it. For reading.';
+COMMENT ON COLUMN outbox.effects.workflow_id IS 'The workflow.';
+COMMENT ON COLUMN outbox.effects.entered IS 'The workflow''s version when it came into its status.';
+COMMENT ON COLUMN outbox.effects.name IS 'What its handler calls it.';
+COMMENT ON COLUMN outbox.effects.stage IS 'The stage.';
+COMMENT ON COLUMN outbox.effects.function IS 'The function that is called.';
+COMMENT ON COLUMN outbox.effects.call IS 'Internal: the last call.';
+COMMENT ON COLUMN outbox.effects.calls IS 'How often it was called.';
+COMMENT ON COLUMN outbox.effects.attempt IS 'The attempt that has made the last call.';
+COMMENT ON COLUMN outbox.effects.state IS
+    'started, done or not done. It is unknown if it stays started when its attempt has ended, or with an error.';
+COMMENT ON COLUMN outbox.effects.result IS 'What the function returned.';
+COMMENT ON COLUMN outbox.effects.error IS 'What it raised.';
+COMMENT ON COLUMN outbox.effects.known_by IS 'How that is known: by the call, by look_up, or by the person who has said so.';
+COMMENT ON COLUMN outbox.effects.started_at IS 'When the last call was intended.';
+COMMENT ON COLUMN outbox.effects.ended_at IS 'When it was known whether it has happened.';
+
 COMMENT ON TABLE outbox.approvals IS 'Questions to people, and their answers. Open until ended_at.';
 COMMENT ON COLUMN outbox.approvals.id IS 'The question''s id.';
 COMMENT ON COLUMN outbox.approvals.workflow_id IS 'The workflow that waits for it.';
@@ -228,6 +246,7 @@ COMMENT ON COLUMN outbox.approvals.login IS 'The login role that ended it; null:
 COMMENT ON COLUMN outbox.approvals.reason IS 'Why.';
 COMMENT ON COLUMN outbox.approvals.edited IS 'The data as an answer or a vote has changed it.';
 COMMENT ON COLUMN outbox.approvals.ended_at IS 'When it ended.';
+COMMENT ON COLUMN outbox.approvals.effect IS 'The call that it is about, as outbox.effects has it; null: it is about no effect.';
 
 COMMENT ON TABLE outbox.approval_votes IS 'The votes on questions that have approvers, one for each person.';
 COMMENT ON COLUMN outbox.approval_votes.approval_id IS 'The question''s id.';

@@ -63,7 +63,8 @@ GRANT EXECUTE ON FUNCTION outbox.signal_unknown(text, text) TO outbox_submitter,
 GRANT EXECUTE ON FUNCTION outbox.decide(text, text, text, text, text, jsonb, text, uuid, text[], jsonb),
     outbox.delegate(text, timestamptz, text, text[], text), outbox.delegation_end(text, text) TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.cancel(text, text, text, text) TO outbox_operator;
-GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.checkpoints TO outbox_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.checkpoints, outbox.effects TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.effects_ask(uuid, bigint, integer, integer, jsonb) TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.orphans TO outbox_worker;
 GRANT SELECT ON outbox.children, outbox.pauses, outbox.limits TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.jobs_claim_limited(integer, text, text, integer, boolean, float8, float8, float8) TO outbox_worker;

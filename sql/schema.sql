@@ -106,6 +106,7 @@ CREATE TABLE outbox.approvals (
     escalate_at timestamp with time zone,
     escalate_to text,
     escalated_at timestamp with time zone,
+    effect uuid,
     CONSTRAINT approvals_end_at_once CHECK (((ended IS NULL) = (ended_at IS NULL))),
     CONSTRAINT approvals_ended_how CHECK ((ended = ANY (ARRAY['decided'::text, 'deadline'::text, 'withdrawn'::text])))
 );
@@ -187,6 +188,8 @@ COMMENT ON COLUMN outbox.approvals.escalate_at IS 'When it is passed on to anoth
 COMMENT ON COLUMN outbox.approvals.escalate_to IS 'To whom.';
 
 COMMENT ON COLUMN outbox.approvals.escalated_at IS 'When it was passed on.';
+
+COMMENT ON COLUMN outbox.approvals.effect IS 'The call that it is about, as outbox.effects has it; null: it is about no effect.';
 
 CREATE FUNCTION outbox.answer_checked(asked outbox.approvals, metadata jsonb, decision text, edit jsonb, about jsonb, shown text) RETURNS text
     LANGUAGE plpgsql
@@ -687,6 +690,8 @@ BEGIN
         asked, decide.decision, actor, decide.groups, decide.reason, coalesce(outbox.shown(edited), seen))
     THEN
         NULL;  -- more votes are needed
+    ELSIF asked.effect IS NOT NULL THEN
+        PERFORM outbox.effect_answered(asked, decide.decision, actor, decide.reason, coalesce(decide.about, asked.edited));
     ELSIF decide.decision = ANY (asked.ends_wait) OR NOT EXISTS (
         SELECT FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id AND a.ended_at IS NULL AND a.id <> asked.id)
     THEN
@@ -781,6 +786,154 @@ CREATE FUNCTION outbox.door_of(pipeline text) RETURNS jsonb
     AS $$ SELECT p.door FROM outbox.pipelines AS p WHERE p.pipeline = door_of.pipeline $$;
 
 COMMENT ON FUNCTION outbox.door_of(pipeline text) IS 'Internal: returns what is checked of the data of a pipeline that other programs write.';
+
+CREATE FUNCTION outbox.effect_answered(asked outbox.approvals, decision text, actor text, reason text, about jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    due record;
+BEGIN
+    UPDATE outbox.approvals AS a
+    SET ended = 'decided', decision = effect_answered.decision, to_status = a.status, decided_by = actor, login = session_user,
+        reason = effect_answered.reason, ended_at = clock_timestamp()
+    WHERE a.id = asked.id;
+    UPDATE outbox.effects AS e
+    SET state = CASE effect_answered.decision WHEN 'yes' THEN 'done' ELSE 'not done' END,
+        result = CASE effect_answered.decision WHEN 'yes' THEN coalesce(about -> 'result', 'null') END,
+        known_by = actor, ended_at = clock_timestamp()
+    WHERE e.workflow_id = asked.workflow_id AND e.call = asked.effect AND e.state = 'started';
+    IF EXISTS (SELECT FROM outbox.approvals AS a
+               WHERE a.workflow_id = asked.workflow_id AND a.ended_at IS NULL AND a.effect IS NOT NULL) THEN
+        RETURN;
+    END IF;
+    UPDATE outbox.jobs AS j
+    SET due = true, run_at = clock_timestamp(),
+        -- The data may have changed during the attempt. An unlimited job has neither.
+        (partition, priority) = (SELECT r.partition, r.priority FROM outbox.workflow_states AS w
+                                 CROSS JOIN LATERAL outbox.job_of(w.pipeline, j.status, w.metadata) AS r
+                                 WHERE w.id = j.workflow_id AND j.partition IS NOT NULL)
+    WHERE j.workflow_id = asked.workflow_id AND j.due IS NULL
+    RETURNING j.pipeline, j.stage INTO due;
+    IF FOUND THEN
+        PERFORM outbox.wake(ARRAY[due.pipeline], ARRAY[due.stage]);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.effect_answered(asked outbox.approvals, decision text, actor text, reason text, about jsonb) IS 'Internal: does what the answer to a question about a call means.';
+
+CREATE TABLE outbox.effects (
+    workflow_id uuid NOT NULL,
+    entered bigint NOT NULL,
+    name text NOT NULL COLLATE pg_catalog."C",
+    stage text NOT NULL COLLATE pg_catalog."C",
+    function text NOT NULL,
+    call uuid NOT NULL,
+    calls integer DEFAULT 1 NOT NULL,
+    attempt integer NOT NULL,
+    state text DEFAULT 'started'::text NOT NULL,
+    result jsonb,
+    error text,
+    known_by text,
+    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ended_at timestamp with time zone,
+    CONSTRAINT effects_state_known CHECK ((state = ANY (ARRAY['started'::text, 'done'::text, 'not done'::text])))
+);
+
+COMMENT ON TABLE outbox.effects IS 'Calls that must not happen twice, and what is known of each: outbox.effect_state() says it. For reading.';
+
+COMMENT ON COLUMN outbox.effects.workflow_id IS 'The workflow.';
+
+COMMENT ON COLUMN outbox.effects.entered IS 'The workflow''s version when it came into its status.';
+
+COMMENT ON COLUMN outbox.effects.name IS 'What its handler calls it.';
+
+COMMENT ON COLUMN outbox.effects.stage IS 'The stage.';
+
+COMMENT ON COLUMN outbox.effects.function IS 'The function that is called.';
+
+COMMENT ON COLUMN outbox.effects.call IS 'Internal: the last call.';
+
+COMMENT ON COLUMN outbox.effects.calls IS 'How often it was called.';
+
+COMMENT ON COLUMN outbox.effects.attempt IS 'The attempt that has made the last call.';
+
+COMMENT ON COLUMN outbox.effects.state IS 'started, done or not done. It is unknown if it stays started when its attempt has ended, or with an error.';
+
+COMMENT ON COLUMN outbox.effects.result IS 'What the function returned.';
+
+COMMENT ON COLUMN outbox.effects.error IS 'What it raised.';
+
+COMMENT ON COLUMN outbox.effects.known_by IS 'How that is known: by the call, by look_up, or by the person who has said so.';
+
+COMMENT ON COLUMN outbox.effects.started_at IS 'When the last call was intended.';
+
+COMMENT ON COLUMN outbox.effects.ended_at IS 'When it was known whether it has happened.';
+
+CREATE FUNCTION outbox.effect_state(effect outbox.effects) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE
+        WHEN effect.state <> 'started' THEN effect.state
+        WHEN EXISTS (SELECT FROM outbox.approvals AS a
+                     WHERE a.workflow_id = effect.workflow_id AND a.ended_at IS NULL AND a.effect = effect.call) THEN 'asked'
+        WHEN effect.error IS NULL AND EXISTS (
+            SELECT FROM outbox.jobs AS j
+            WHERE j.workflow_id = effect.workflow_id AND j.entered = effect.entered AND j.attempt = effect.attempt
+              AND j.owner IS NOT NULL) THEN 'started'
+        ELSE 'unknown' END
+$$;
+
+COMMENT ON FUNCTION outbox.effect_state(effect outbox.effects) IS 'Returns what is known of an effect: started, done, not done, unknown, or asked (it is unknown, and a person is asked).';
+
+CREATE FUNCTION outbox.effects_ask(workflow uuid, job bigint, worker integer, attempt integer, questions jsonb) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    asking outbox.workflow_states;
+    held   outbox.jobs;
+BEGIN
+    -- The workflow first, as everywhere: then no change by hand is under way, which would not see the question.
+    SELECT * INTO asking FROM outbox.workflow_states AS w WHERE w.id = effects_ask.workflow FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN CASE WHEN NOT EXISTS (SELECT FROM outbox.workflow_states AS w WHERE w.id = effects_ask.workflow) THEN false END;
+    END IF;
+    UPDATE outbox.jobs AS j
+    SET owner = NULL, claimed_at = NULL, attempt = j.attempt - 1, due = NULL, run_at = clock_timestamp(), error = NULL, progress = NULL
+    WHERE j.workflow_id = asking.id AND j.id = effects_ask.job AND j.owner = effects_ask.worker AND j.attempt = effects_ask.attempt
+    RETURNING j.* INTO held;
+    IF NOT FOUND THEN
+        RETURN EXISTS (SELECT FROM outbox.approvals AS a
+                       WHERE a.workflow_id = asking.id AND a.ended_at IS NULL
+                         AND a.effect IN (SELECT (q.asked ->> 'call')::uuid FROM jsonb_array_elements(questions) AS q (asked)));
+    END IF;
+    INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, name, question, data, own_data, shown, options,
+                                  assignee, stage, worker, asked_by, asked_login, approvers, alone, asked_at, deadline, effect)
+    SELECT asking.id, asking.pipeline, asking.entity_id, asking.current_status, asking.version, e.name, q.question, d.data, true,
+           outbox.shown(d.data),
+           jsonb_build_object('yes', asking.current_status, 'no', asking.current_status, 'repeat', asking.current_status),
+           q.assignee, held.stage, 'worker-' || worker, s.actor, s.login, q.approvers, '{}', clock_timestamp(), held.deadline, e.call
+    FROM ROWS FROM (jsonb_to_recordset(questions) AS (
+             call uuid, key text, question text, assignee text, approvers jsonb, error text)) WITH ORDINALITY
+         AS q (call, key, question, assignee, approvers, error, n)
+    JOIN outbox.effects AS e ON e.workflow_id = asking.id AND e.entered = held.entered AND e.call = q.call
+    CROSS JOIN LATERAL (
+        SELECT jsonb_build_object('effect', e.name, 'idempotency_key', q.key, 'function', e.function, 'called_at', e.started_at,
+                                  'attempt', e.attempt, 'error', coalesce(q.error, e.error), 'result', NULL) AS data) AS d
+    LEFT JOIN outbox.state_changes AS s ON s.workflow_id = asking.id AND s.version = 1
+    ORDER BY q.n;
+    -- An effect of an earlier answer that can't be used is unknown again.
+    UPDATE outbox.effects AS e SET state = 'started', result = NULL, known_by = NULL, ended_at = NULL
+    WHERE e.workflow_id = asking.id AND e.entered = held.entered
+      AND e.call IN (SELECT (q.asked ->> 'call')::uuid FROM jsonb_array_elements(questions) AS q (asked));
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.effects_ask(workflow uuid, job bigint, worker integer, attempt integer, questions jsonb) IS 'Internal: asks people what has become of calls, and parks the job of their attempt.';
 
 CREATE FUNCTION outbox.error_kind(error text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -981,6 +1134,10 @@ BEGIN
             (SELECT j.workflow_id, j.pipeline, j.status, j.id FROM outbox.jobs AS j
              WHERE (wait IS NULL OR wait = 'worker')
                AND j.pipeline = r.pipeline AND j.status = r.status AND j.owner IS NOT NULL AND j.id > passed
+             ORDER BY j.id LIMIT bound)
+            UNION ALL
+            (SELECT j.workflow_id, j.pipeline, j.status, j.id FROM outbox.jobs AS j
+             WHERE wait IS NULL AND j.pipeline = r.pipeline AND j.status = r.status AND j.due IS NULL AND j.id > passed
              ORDER BY j.id LIMIT bound)
             -- In the line of a stage are also those in its in-progress status that wait for another attempt. They are
             -- told apart below, for there may be few of one among many of the other.
@@ -3141,7 +3298,7 @@ CREATE TABLE outbox.jobs (
     claimed_at timestamp with time zone,
     owner integer,
     attempt integer DEFAULT 0 NOT NULL,
-    due boolean DEFAULT true NOT NULL,
+    due boolean DEFAULT true,
     careful boolean DEFAULT false NOT NULL,
     error text,
     deadline timestamp with time zone,
@@ -3179,7 +3336,7 @@ COMMENT ON COLUMN outbox.jobs.owner IS 'The worker that runs it; null: none does
 
 COMMENT ON COLUMN outbox.jobs.attempt IS 'How many attempts it has had, the present one included.';
 
-COMMENT ON COLUMN outbox.jobs.due IS 'Internal: whether run_at has come.';
+COMMENT ON COLUMN outbox.jobs.due IS 'Internal: whether run_at has come; null: it waits for what a person says of an effect.';
 
 COMMENT ON COLUMN outbox.jobs.careful IS 'Internal: whether it runs apart from its like, since a worker died under it.';
 
@@ -3533,7 +3690,7 @@ DECLARE
     -- What becomes of each: arrays of ids, null where there are none.
     ending    uuid[];     -- their open job ends
     keeping   uuid[];     -- their job goes on: the new status is the in-progress one of its stage
-    waited    uuid[];     -- no stage was at work, so they may have waited for something
+    waited    uuid[];     -- no stage was at work, or its job is parked, so they may have waited for something
     timed     uuid[];     -- their new status has a deadline
     resting   uuid[];     -- no stage takes their new status, and it is not final
     final     uuid[];     -- they have ended
@@ -3560,7 +3717,7 @@ BEGIN
            array_agg(CASE WHEN j.owner = worker AND j.status = c.from_status THEN j.attempt END),
            array_agg(c.id) FILTER (WHERE j.id IS NOT NULL AND (r.running AND j.goes_on) IS NOT TRUE AND NOT j.over),
            array_agg(c.id) FILTER (WHERE r.running AND j.goes_on AND NOT j.over),
-           array_agg(c.id) FILTER (WHERE j.stage IS NULL OR j.over),
+           array_agg(c.id) FILTER (WHERE j.stage IS NULL OR j.over OR j.due IS NULL),
            array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL AND NOT j.over),
            array_agg(c.id) FILTER (WHERE r.stage IS NULL AND NOT r.final AND NOT j.over),
            array_agg(c.id) FILTER (WHERE r.final),
@@ -3585,7 +3742,7 @@ BEGIN
              ON l.pipeline = c.pipeline AND l.from_status = c.from_status AND l.to_status = c.to_status
          LEFT JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status
          -- OFFSET keeps it from becoming a join, which would walk over all of a queue that was analyzed when it was empty.
-         LEFT JOIN LATERAL (SELECT j.id, j.stage, j.owner, j.attempt, j.status, j.entered FROM outbox.jobs AS j
+         LEFT JOIN LATERAL (SELECT j.id, j.stage, j.owner, j.attempt, j.status, j.entered, j.due FROM outbox.jobs AS j
                             WHERE j.workflow_id = c.id OFFSET 0) AS held ON true
          -- A job of the status before tells that nothing has moved on; only without one the workflow is read again.
          CROSS JOIN LATERAL (
@@ -3671,7 +3828,7 @@ BEGIN
 
     -- 6. The next job; or the same one goes on.
     IF keeping IS NOT NULL THEN
-        UPDATE outbox.jobs AS j SET status = c.to_status
+        UPDATE outbox.jobs AS j SET status = c.to_status, due = coalesce(j.due, true)
         FROM unnest(ids, tos) AS c (id, to_status)
         WHERE j.workflow_id = c.id AND c.id = ANY (keeping);
     END IF;
@@ -3755,6 +3912,7 @@ BEGIN
     DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
     DELETE FROM outbox.signals AS s WHERE s.workflow_id = ANY (ids);
     PERFORM outbox.approvals_forget(ids);
+    DELETE FROM outbox.effects AS e WHERE e.workflow_id = ANY (ids);
     INSERT INTO outbox.status_counts (pipeline, status, workflows)
     SELECT o.pipeline, o.current_status, -count(*) FROM old_rows AS o GROUP BY o.pipeline, o.current_status;
     RETURN NULL;
@@ -4596,6 +4754,13 @@ CREATE VIEW outbox.overview AS
            FROM outbox.jobs
           WHERE ((jobs.owner IS NULL) AND (NOT jobs.due) AND (jobs.stage IS NOT NULL) AND (jobs.run_at > now()))
           GROUP BY jobs.pipeline, jobs.stage, jobs.status
+        ), parked AS (
+         SELECT jobs.pipeline,
+            jobs.status,
+            count(*) AS n
+           FROM outbox.jobs
+          WHERE (jobs.due IS NULL)
+          GROUP BY jobs.pipeline, jobs.status
         ), running AS (
          SELECT jobs.pipeline,
             jobs.stage,
@@ -4618,7 +4783,7 @@ CREATE VIEW outbox.overview AS
     COALESCE(w.n, (0)::bigint) AS workflows,
         CASE
             WHEN (r.stage IS NULL) THEN (0)::bigint
-            ELSE GREATEST((((COALESCE(w.n, (0)::bigint) - COALESCE(s.n, (0)::bigint)) - COALESCE(c.n, (0)::bigint)) - (COALESCE(d.n, (0)::numeric))::bigint), (0)::bigint)
+            ELSE GREATEST(((((COALESCE(w.n, (0)::bigint) - COALESCE(s.n, (0)::bigint)) - COALESCE(c.n, (0)::bigint)) - (COALESCE(d.n, (0)::numeric))::bigint) - COALESCE(k.n, (0)::bigint)), (0)::bigint)
         END AS ready,
     COALESCE(s.n, (0)::bigint) AS scheduled,
     COALESCE(c.n, (0)::bigint) AS running,
@@ -4635,9 +4800,10 @@ CREATE VIEW outbox.overview AS
     (EXISTS ( SELECT
            FROM outbox.pauses p
           WHERE ((p.pipeline = r.pipeline) AND (p.stage = r.stage)))) AS paused
-   FROM ((((outbox.routes r
+   FROM (((((outbox.routes r
      LEFT JOIN workflows w ON (((w.pipeline = r.pipeline) AND (w.status = r.status))))
      LEFT JOIN scheduled s ON (((s.pipeline = r.pipeline) AND (s.status = r.status) AND (s.stage = r.stage))))
+     LEFT JOIN parked k ON (((k.pipeline = r.pipeline) AND (k.status = r.status))))
      LEFT JOIN running c ON (((c.pipeline = r.pipeline) AND (c.status = r.status) AND (c.stage = r.stage))))
      LEFT JOIN dead d ON (((d.pipeline = r.pipeline) AND (d.status = r.status) AND (d.stage = r.stage))));
 
@@ -4933,8 +5099,9 @@ CREATE VIEW outbox.waiting AS
     a.question AS waits_for,
     a.asked_at AS since,
     j.deadline AS until,
-    (( SELECT jsonb_object_agg(('the answer '::text || o.key), o.value) AS jsonb_object_agg
-           FROM jsonb_each_text(a.options) o(key, value)) || jsonb_strip_nulls(jsonb_build_object('its deadline', j.on_deadline))) AS ended_by,
+    (COALESCE(( SELECT jsonb_object_agg(('the answer '::text || o.key), o.value) AS jsonb_object_agg
+           FROM jsonb_each_text(a.options) o(key, value)
+          WHERE (a.effect IS NULL)), '{}'::jsonb) || jsonb_strip_nulls(jsonb_build_object('its deadline', j.on_deadline))) AS ended_by,
     jsonb_build_object('id', a.id, 'name', a.name, 'assignee', a.assignee, 'reminders', a.reminders, 'approvers', a.approvers, 'votes', a.votes) AS details
    FROM (outbox.approvals a
      LEFT JOIN outbox.jobs j ON ((j.workflow_id = a.workflow_id)))
@@ -5086,7 +5253,7 @@ CREATE VIEW outbox.workflows AS
             WHEN r.final THEN 'finished'::text
             WHEN (d.workflow_id IS NOT NULL) THEN 'dead'::text
             WHEN (j.owner IS NOT NULL) THEN 'running'::text
-            WHEN (j.stage IS NULL) THEN 'waiting'::text
+            WHEN ((j.stage IS NULL) OR (j.due IS NULL)) THEN 'waiting'::text
             WHEN (j.due OR (j.run_at <= now())) THEN 'ready'::text
             ELSE 'scheduled'::text
         END AS state,
@@ -5274,6 +5441,9 @@ ALTER TABLE ONLY outbox.delegations
 
 ALTER TABLE ONLY outbox.delivery_attempts
     ADD CONSTRAINT delivery_attempts_pkey PRIMARY KEY (consumer, message_id);
+
+ALTER TABLE ONLY outbox.effects
+    ADD CONSTRAINT effects_pkey PRIMARY KEY (workflow_id, entered, name);
 
 ALTER TABLE ONLY outbox.error_kinds
     ADD CONSTRAINT error_kinds_pkey PRIMARY KEY (pipeline, stage, status, kind);
@@ -5484,7 +5654,13 @@ CREATE INDEX dead_jobs_by_status ON outbox.dead_jobs USING btree (pipeline, stat
 
 CREATE INDEX dead_jobs_by_time ON outbox.dead_jobs USING btree (died_at);
 
+CREATE INDEX effects_by_time ON outbox.effects USING btree (started_at);
+
+CREATE INDEX effects_started ON outbox.effects USING btree (started_at) WHERE (state = 'started'::text);
+
 CREATE INDEX jobs_after_many_changes ON outbox.jobs USING btree (pipeline, status) WHERE (entered > 1000);
+
+CREATE INDEX jobs_parked ON outbox.jobs USING btree (pipeline, status, id) WHERE (due IS NULL);
 
 CREATE INDEX jobs_ready_by_partition ON outbox.jobs USING btree (pipeline, stage, partition, priority DESC, id) WHERE 
 CASE

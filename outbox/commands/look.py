@@ -1,4 +1,4 @@
-"""Defines the commands that show the state of things: status, list, show, dead, schedules and doctor."""
+"""Defines the commands that show the state of things: status, list, show, dead, effects, schedules and doctor."""
 
 from __future__ import annotations
 
@@ -133,6 +133,25 @@ def dead(
         migrations.require(conn)
         rows = look.errors(conn, pipeline, error) if kinds else look.dead(conn, pipeline, limit, error)
     screen.echo_list(rows, screen.errors if kinds else screen.dead, "no dead jobs", as_json=as_json)
+
+
+@click.command("effects")
+@of_pipeline_option
+@click.option("--unknown", is_flag=True, help="Only those that may or may not have happened, the oldest first.")
+@limit_option
+@json_option
+@click.pass_obj
+def effects_command(found: settings.Settings, pipeline: str | None, unknown: bool, limit: int, as_json: bool) -> None:
+    """List effects, and what is known of each.
+
+    An effect is a call that must not happen twice, such as a payment. If it is not known whether it has happened, the
+    next attempt finds out, or a person is asked. The latest comes first.
+    """
+    with database(found) as conn:
+        migrations.require(conn)
+        rows = look.effects(conn, pipeline=pipeline, unknown=unknown, limit=limit)
+    how = "Answer those that are asked with: outbox decide ENTITY yes, no or repeat" if unknown else ""
+    screen.echo_list(rows, screen.effects, "no effects", as_json=as_json, then=how)
 
 
 @click.command()

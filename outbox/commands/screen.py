@@ -139,6 +139,12 @@ def status(found: dict[str, list[Row]]) -> Group:
             for row in found["overdue"]
         ]
         parts += [Text(), table(None, ["pipeline", "status", "waits for", "past the deadline", "for"], rows)]
+    if found["effects_unknown"]:
+        rows = [
+            [row["pipeline"], row["stage"], _up_to(row["unknown"]), row["asked"], age(row["oldest_seconds"])]
+            for row in found["effects_unknown"]
+        ]
+        parts += [Text(), table(None, ["pipeline", "stage", "effects unknown", "asked", "oldest"], rows)]
     if found["limits"]:
         rows = [
             [row["pipeline"], row["stage"], _limits(row), _up_to(row["running"]), _up_to(row["ready"])]
@@ -219,6 +225,7 @@ def workflow(found: Row, *, traceback: bool = False) -> Group:
             parts += [Text(), table(title.replace("_", " "), ["", ""], found[title].items())]
     for title, columns in (
         ("checkpoints", ["made_at", "stage", "key", "attempt", "result"]),
+        ("effects", ["started_at", "stage", "name", "state", "known_by", "calls", "result", "error"]),
         ("approvals", asked),
         ("children", ["pipeline", "entity_id", "status"]),
         ("signals", ["sent_at", "name", "payload", "signal_id", "sent_by", "taken_at"]),
@@ -317,6 +324,17 @@ def approvals(rows: Sequence[Row]) -> Table:
     if not any(row["approvers"] for row in rows):
         del columns["votes"]
     return table(None, list(columns), [[value(row) for value in columns.values()] for row in rows])
+
+
+def effects(rows: Iterable[Row]) -> Table:
+    """Returns the table of `outbox effects`."""
+    now = datetime.now(UTC)
+    columns = ["pipeline", "entity", "stage", "effect", "known", "by", "calls", "age", "error"]
+    return table(
+        None, columns,
+        [[row["pipeline"], row["entity_id"], row["stage"], row["name"], row["state"], row["known_by"], row["calls"],
+          age((now - row["started_at"]).total_seconds()), row["error"]] for row in rows],
+    )  # fmt: skip
 
 
 def delegations(rows: Iterable[Row]) -> Table:

@@ -3,8 +3,10 @@
 K1 claim committed · K2 in the handler before its effect · K3 after the effect and before COMMIT · K4 COMMIT sent and
 its answer not read · K5 COMMIT answered · K7 sweeper between select and update · K8 promoter between due and ready · K9
 message published and its confirm not read · K10 confirmed and the cursor not moved · K12 between two migrations · K13 a
-delivery's transaction committed and the delivery not acknowledged. K2 is the handler's own. Where select and update
-are one statement (K7, K8), the point is right after that statement was sent. `K3:5` kills at the fifth pass.
+delivery's transaction committed and the delivery not acknowledged · K14 an effect's intention committed and the call
+not made · K15 the call made and its result not written · K16 the result committed. K2 is the handler's own. Where
+select and update are one statement (K7, K8), the point is right after that statement was sent. `K3:5` kills at the
+fifth pass.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ from .. import documents, texts
 from ..client.publish import MAX_TOPIC, checked
 from ..documents import EntityId
 from ..errors import HandlerError, InvalidInput, LeaseLost
+from . import effect
 from .data import HasData
+from .effect import Effects, OnUnknown
 from .lifespan import NO_RESOURCES
 from .stage import Stage
 from .step_log import logger_of
@@ -76,9 +78,14 @@ class Child(Generic[Data]):
 
 
 class Kept(Protocol):
-    """What a worker does for a handler: results of calls, progress, and the children. See engine/checkpoint.py."""
+    """What a worker does for a handler: results of calls, effects, progress, children. See engine/checkpoint.py."""
 
     def once(self, job: Any, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any: ...
+
+    def effect(
+        self, job: Any, effects: Effects, name: str, function: Callable[..., Any], args: Any, kwargs: Any,
+        on_unknown: OnUnknown,
+    ) -> Any: ...  # fmt: skip
 
     def note(self, job: Any, text: str) -> None: ...
 
@@ -112,12 +119,13 @@ class Run(Generic[Data, Resources]):
     made: to a type checker, that of `Run[Post, Clients]` is a Clients. In a plain function, the run is a `SyncRun`.
     """
 
-    __slots__ = ("_job", "_messages", "_published", "_resources", "_spawned", "_transaction", "data")
+    __slots__ = ("_effects", "_job", "_messages", "_published", "_resources", "_spawned", "_transaction", "data")
 
     _resources: Resources  # set only where there is a lifespan
 
     def __init__(self, job: Held, data: Data, connection: Any = None) -> None:
         self._job = job
+        self._effects: Effects | None = None
         self._messages: list[Message] = []
         self._published = 0
         self._spawned: list[dict[str, Any]] = []
@@ -255,6 +263,51 @@ class Run(Generic[Data, Resources]):
         texts.check_text(key, "key", MAX_TOPIC)
         return self._worker("once").once(self._job, key, function, args, kwargs)
 
+    @overload
+    def effect(
+        self, name: str, function: Callable[..., Coroutine[Any, Any, Result]], *args: Any,
+        on_unknown: OnUnknown = "ask", **kwargs: Any,
+    ) -> Coroutine[Any, Any, Result]: ...  # fmt: skip
+    @overload
+    def effect(
+        self, name: str, function: Callable[..., Result], *args: Any, on_unknown: OnUnknown = "ask", **kwargs: Any
+    ) -> Coroutine[Any, Any, Result]: ...
+    def effect(
+        self, name: str, function: Callable[..., Any], *args: Any, on_unknown: OnUnknown = "ask", **kwargs: Any
+    ) -> Any:
+        """Calls a function whose effect must not happen twice, such as a payment, and keeps its result.
+
+        In an async handler, await it, also for plain functions; in a plain handler it returns the result. The intention
+        is committed before the call, and the result after it. Later attempts get the result without a call. The result
+        is kept as by `once`. If the function has a parameter `idempotency_key`, it gets `effect_key(name)`.
+
+        An effect is unknown if its attempt ended without a result, or if the function raised anything but `NotDone`.
+        The call is not repeated then: `on_unknown` says how it becomes known. "ask", or `Ask(…)`, parks the job in its
+        status until a person has answered. A function is called with the effect's idempotency key, and returns
+        `Done(result)`, `NotDone()` or `Ask()`. "repeat" makes the call again. No attempt commits while an effect of it
+        is unknown, whatever the handler does with the error.
+
+        Raises what the function raises, EffectUnknown if a person is asked, HandlerError if this attempt has used the
+        name already or another function has, InvalidInput if the result can't be kept, LeaseLost if the job was taken
+        away.
+        """
+        return self._effect(name, function, args, on_unknown, kwargs)
+
+    def _effect(self, name: str, function: Callable[..., Any], args: Any, on_unknown: OnUnknown, kwargs: Any) -> Any:
+        self._still_held()
+        key, stage, worker = self.effect_key(name), self._job.stage, self._worker("effect")
+        effect.checked(function, on_unknown, is_async=stage.is_async)
+        kwargs = effect.with_key(function, args, kwargs, key)
+        if self._effects is None:
+            self._effects = Effects()
+        self._effects.begin(name, f"stage {stage.queue}")
+        return worker.effect(self._job, self._effects, name, function, args, kwargs, on_unknown)
+
+    def effect_key(self, name: str) -> str:
+        """Returns the idempotency key of an effect: the same in every attempt, whatever the stage is called."""
+        texts.check_text(name, "name", MAX_TOPIC)
+        return effect.effect_key(self._job.workflow_id, self._job.entered, name)
+
     def children(self, pipeline: HasData[Of]) -> Coroutine[Any, Any, list[Child[Of]]]:
         """Returns the children of this workflow in a pipeline, in the order of their entities, up to 10,000.
 
@@ -307,6 +360,13 @@ class SyncRun(Run[Data, Resources]):
     ) -> Result:
         """Calls a function and keeps its result. See `Run.once`."""
         result: Result = self._once(key, function, args, kwargs)
+        return result
+
+    def effect(  # type: ignore[override]
+        self, name: str, function: Callable[..., Result], *args: Any, on_unknown: OnUnknown = "ask", **kwargs: Any
+    ) -> Result:
+        """Calls a function whose effect must not happen twice, and keeps its result. See `Run.effect`."""
+        result: Result = self._effect(name, function, args, on_unknown, kwargs)
         return result
 
     def children(self, pipeline: HasData[Of]) -> list[Child[Of]]:  # type: ignore[override]

@@ -19,7 +19,7 @@ from ..database.given import Dsn
 from ..definition.run import Run
 from ..process.pulling import Pulling
 from ..process.threads import ENDING, NoThread
-from .checkpoint import Checkpoints
+from .effects import Ledger
 from .handle import begin, handle_async, handle_job
 from .handlers import Handler, Handlers, lost_after, where
 from .inflight import InFlight
@@ -45,7 +45,7 @@ class Attempts:
         dsn: Dsn,
         inflight: InFlight,
         releaser: Releaser,
-        checkpoints: Checkpoints,
+        checkpoints: Ledger,
         *,
         group: ConnectionGroup,
         pooled: bool,

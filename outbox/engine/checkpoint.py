@@ -162,9 +162,9 @@ def _type(function: Callable[..., Any]) -> Any:
         return None
 
 
-def written(function: Callable[..., Any], key: str, result: Any) -> str:
+def written(function: Callable[..., Any], key: str, result: Any, what: str = "once") -> str:
     """Returns a function's result as JSON text. Raises InvalidInput if it can't be kept."""
-    where = f"once({key!r})"
+    where = f"{what}({key!r})"
     said = _type(function)
     plain = said is None or said is Any
     text = documents.dump_any(result, where) if plain else documents.dump(TypeAdapter(said), result, where)

@@ -20,6 +20,7 @@ from ..definition.run import Run, SyncRun
 from ..errors import HandlerError, InvalidInput, TooNewData
 from ..process.forks import leave_if_forked
 from ..process.service import is_cancelled
+from . import effects
 from .job import Failed, Finished, Job, Missed, Outcome, PutBack, fail, newer_worker
 from .pacing import is_late
 
@@ -68,7 +69,7 @@ async def handle_async(runs: Sequence[Run[Any]]) -> list[Outcome]:
         leave_if_forked()
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise  # the worker's own cancellation, not the handler's
-        return [fail(run._job, error) for run in runs]
+        return [_failed(run, error) for run in runs]
 
 
 def handle_sync(runs: Sequence[Run[Any]]) -> list[Outcome]:
@@ -81,7 +82,7 @@ def handle_sync(runs: Sequence[Run[Any]]) -> list[Outcome]:
         return finish(runs, result)
     except BaseException as error:
         leave_if_forked()
-        return [fail(run._job, error) for run in runs]
+        return [_failed(run, error) for run in runs]
 
 
 def handle_job(job: Job) -> Outcome:
@@ -100,6 +101,11 @@ def _too_late(runs: Sequence[Run[Any]]) -> bool:
         if run._job.lost is not None or is_late(run._job.starts, now):
             return True
     return False
+
+
+def _failed(run: Run[Any], error: BaseException) -> Outcome:
+    failed = fail(run._job, error)
+    return failed if run._effects is None else effects.settled(run, failed)
 
 
 def _call(runs: Sequence[Run[Any]]) -> Any:
@@ -129,7 +135,8 @@ def finish(runs: Sequence[Run[Any]], result: Any) -> list[Outcome]:
             status, data, wait = returned.read(stage, one, run._job.status)
             if run._spawned:
                 wait = {**(wait or {}), "spawn": run._spawned}
-            outcomes.append(Finished(status, data, run._messages, wait))
+            finished = Finished(status, data, run._messages, wait)
+            outcomes.append(finished if run._effects is None else effects.settled(run, finished))
         except InvalidInput as error:
             raise HandlerError(f"stage {stage.queue} returned data that can't be stored: {error}") from None
     return outcomes

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..database.refusals import error_of
 from ..database.statements import array
+from ..definition.effect import Asked
 from ..definition.outcome import failure
 from ..definition.reasons import from_handler
 from ..definition.run import Held, Kept, Message
@@ -123,7 +124,8 @@ class Trouble:
     The put-backs of a job are counted instead. The first one waits for `first` seconds, the second for `next`, each
     further one for twice as long as the one before, up to `longest`. After `most` of them the attempt fails with
     `reason`. With `avoid` other workers have the first try. With `if_routed` there must be such workers: the pipeline
-    as it is deployed has this stage take the workflow's status. Else the attempt fails at once.
+    as it is deployed has this stage take the workflow's status. Else the attempt fails at once. A job of which people
+    are `asked` something is not put back, but waits for their answers, unless another session holds its workflow.
     """
 
     reason: str
@@ -133,6 +135,7 @@ class Trouble:
     most: int = 10
     avoid: bool = False
     if_routed: bool = False
+    asked: tuple[Asked, ...] = ()
 
 
 def newer_worker(reason: str, *, if_routed: bool = False) -> Trouble:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..database.link import Link
 from ..errors import HandlerError
 from ..texts import clean, printable
-from . import commit
+from . import commit, effects
 from .handlers import named
 from .inflight import InFlight
 from .job import Failed, Job, Trouble, fail
@@ -61,6 +61,8 @@ class Releaser:
 
     async def put_back(self, jobs: Sequence[Job], trouble: Trouble) -> None:
         """Puts jobs back, or fails those that were put back too often. Jobs that are no longer held were taken away."""
+        if trouble.asked and await self._ask(jobs[0], trouble):
+            return
         answers: dict[str, tuple[float | None, bool]] = {}
         for owner in {job.owner for job in jobs}:
             mine = [job for job in jobs if job.owner == owner]
@@ -82,6 +84,13 @@ class Releaser:
             else:
                 log.warning("%s: %s; it runs again in %.1f s", where, printable(trouble.reason), delay)
                 self._inflight.wakeups.due_in(delay)
+
+    async def _ask(self, job: Job, trouble: Trouble) -> bool:
+        """Asks people about effects of an attempt, and parks its job. Returns whether they are asked."""
+        ((asked,),) = await self._link.repeat(*effects.ask(job, trouble))
+        if asked:
+            log.warning("%s %s: %s", job.stage.queue, printable(job.entity_id), printable(trouble.reason))
+        return bool(asked)
 
     async def not_started(self, jobs: Sequence[Job], why: str) -> None:
         """Puts back jobs whose handler could not be called. Their attempts aren't counted."""

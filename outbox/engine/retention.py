@@ -30,6 +30,7 @@ EACH = {
     "retention_history": ("history_to_delete", "old state change"),
     "retention_dead_jobs": ("dead_jobs_to_drop", "old dead job of workflow"),
     "retention_checkpoints": ("checkpoints_to_delete", "old checkpoint"),
+    "retention_effects": ("effects_to_delete", "old effect"),
     "retention_rates": ("rates_to_delete", "old start time"),
     "retention_reactions": ("reactions_to_delete", "old reaction"),
 }
@@ -94,6 +95,7 @@ def steps(link: Link, apart: Apart, kept: Retention) -> Iterator[tuple[str, Awai
         ("retention_history", kept.history),
         ("retention_dead_jobs", kept.dead_jobs),
         ("retention_checkpoints", 0.0),
+        ("retention_effects", kept.history),
         ("retention_rates", 0.0),
         ("retention_reactions", KEEP_REACTIONS),
     ):

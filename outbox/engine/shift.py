@@ -21,9 +21,9 @@ from ..definition.schedule import Schedule
 from ..process.embedding import Signs
 from ..process.service import Service, side_by_side
 from .attempt import Attempts
-from .checkpoint import Checkpoints
 from .claimer import Claimer
 from .committer import COMMITS, Committer
+from .effects import Ledger
 from .inflight import Counts, InFlight
 from .lane import Lanes
 from .lease import Lease
@@ -80,7 +80,7 @@ class Shift:
             release=terms.release,
         )
         self._claimer = Claimer(claims, lease, inflight, releaser)
-        checkpoints = Checkpoints(link("checkpoint"))
+        checkpoints = Ledger(link("checkpoint"))
         self._attempts = Attempts(dsn, inflight, releaser, checkpoints, group=group, pooled=pooled)
         reports = Reports()
         committer = Committer(commits, link("commit"), inflight, releaser, reports)

@@ -188,6 +188,12 @@ def _waits(conn: Conn) -> Iterator[Finding]:
             "run a worker: any worker moves them on" if legal
             else f"from {status} to {leads_to} is not a legal change: deploy one, or run outbox set-status",
         )  # fmt: skip
+    for pipeline, stage, count, asked, seconds in tuples(conn, SQL["effects_unknown"]):
+        yield Finding(
+            "warn", f"{number(count, 'effect')} of {pipeline}.{stage} may or may not have happened, for up to "
+            f"{seconds / 3600:.1f} hours; a person is asked about {asked}",
+            "look: outbox effects --unknown; then answer: outbox decide ENTITY yes, no or repeat",
+        )  # fmt: skip
     for pipeline, schedule, seconds, attempts, error in tuples(conn, SQL["schedules_late"]):
         yield Finding(
             "warn", f"schedule {pipeline}.{schedule} is {seconds / 60:.0f} minutes late"

@@ -46,7 +46,9 @@ def status(conn: psycopg.Connection[Any]) -> dict[str, list[Row]]:
 
     `overview` has a row for each pipeline, status and stage, in the order of the flow.
     """
-    return tables(conn, ("overview", "overdue", "limits", "progress", "workers", "relays", "parked_deliveries"))
+    return tables(
+        conn, ("overview", "overdue", "effects_unknown", "limits", "progress", "workers", "relays", "parked_deliveries")
+    )
 
 
 def tables(conn: psycopg.Connection[Any], wanted: Sequence[str]) -> dict[str, list[Row]]:
@@ -138,6 +140,7 @@ def show(conn: psycopg.Connection[Any], workflow: Row, limit: int = MOST) -> Row
         "job": next(iter(rows(conn, SQL["job"], **key)), None),
         "dead_job": next(iter(rows(conn, SQL["dead_job"], **key)), None),
         "checkpoints": rows(conn, SQL["checkpoints_of_workflow"], **latest)[::-1],
+        "effects": rows(conn, SQL["effects_of_workflow"], **latest)[::-1],
         "approvals": rows(conn, SQL["approvals_of_workflow"], **latest)[::-1],
         "waits_for": next(
             ({**row.pop("details"), **row} for row in rows(conn, SQL["waiting_of_workflow"], **key)), None
@@ -198,6 +201,16 @@ def approvals(
     asked = {"pipeline": pipeline, "assignee": assignee}
     steps = questions.open_questions({**asked, "after": None, "limit": limit})
     found = _counted(conn, [asdict(row) for row in drive(conn, steps)], "approvals_open_count", limit, asked)
+    if not found:
+        _require_known(conn, pipeline)
+    return found
+
+
+def effects(
+    conn: psycopg.Connection[Any], *, pipeline: str | None = None, unknown: bool = False, limit: int = MOST
+) -> Listed:
+    """Returns effects, the latest first, or with `unknown` those that may have happened, the oldest first."""
+    found = _listed(conn, "effects", "effects_count", limit, pipeline=pipeline, unknown=unknown)
     if not found:
         _require_known(conn, pipeline)
     return found

@@ -16,12 +16,13 @@ from .. import documents, texts
 from ..checks import check_whole
 from ..definition import hooks
 from ..definition.data import VERSION
+from ..definition.effect import Known
 from ..definition.lifespan import Lifespans
 from ..definition.pipeline import Pipeline
 from ..definition.run import Message, Run
 from ..definition.stage import Stage
 from ..engine.handle import begin, finish
-from ..engine.job import Finished, Job, PutBack
+from ..engine.job import Failed, Finished, Job, PutBack
 from ..errors import HandlerError, InvalidInput
 from .connections import Connection, psycopg_of, require_color, savepoint, savepoint_async
 from .memory import Memory
@@ -59,8 +60,9 @@ class Attempt(Generic[Data]):
 
     `outcome` is what the handler returned. `status` is where the workflow goes, and `data` is what the next stage gets:
     the data as it is stored, and read again. `until` is when the workflow's wait, or the delay of its next stage, ends
-    by itself. `kept` are the results of `run.once` by their keys: pass them as `kept=` to the next attempt. `progress`
-    is the last text of `run.progress`.
+    by itself. `kept` are the results of `run.once` by their keys: pass them as `kept=` to the next attempt. `effects`
+    says of those of `run.effect` what is known of them: pass them as `effects=`. `progress` is the last text of
+    `run.progress`.
     """
 
     outcome: Any
@@ -69,6 +71,7 @@ class Attempt(Generic[Data]):
     messages: list[Published]
     spawned: list[Spawned]
     kept: dict[str, Any]
+    effects: dict[str, Known]
     progress: str | None
     until: datetime | None
     run: Run[Data] = field(repr=False, compare=False)
@@ -78,6 +81,7 @@ def attempt(
     pipeline: Pipeline[Data], stage: str, data: Data | Mapping[str, Any], *, attempt: int = 1,
     entity_id: str = "entity", kept: Mapping[str, Any] | None = None, connection: Any = None,
     now: datetime | None = None, resources: Any = None, status: str | None = None,
+    effects: Mapping[str, Known] | None = None,
 ) -> Attempt[Data]:  # fmt: skip
     """Calls the handler of a stage once, with this data, and returns what the attempt has come to.
 
@@ -88,11 +92,12 @@ def attempt(
     What the handler raises is raised, `Retry` and `Reject` included. Raises HandlerError if the engine would not take
     what the handler returns, and InvalidInput if the pipeline would not take the data, or the connection doesn't fit.
 
-    `kept` are results that `run.once` has kept in earlier attempts. `until` counts from `now`. `resources` are given
+    `kept` are results that `run.once` has kept in earlier attempts, and `effects` is what is known of their effects:
+    Done(result), NotDone(), or Ask() for one that is unknown. `until` counts from `now`. `resources` are given
     in place of what the pipeline's lifespan would make. `status` says where a stage that takes several statuses finds
     the workflow. No timeout ends the handler, and nothing is called after the commit, because there is none.
     """
-    alone = _Alone(attempt, [entity_id], kept, connection, now, resources, status)
+    alone = _Alone(attempt, [entity_id], kept, connection, now, resources, status, effects)
     (made,) = _run(_Handler(pipeline, _stage(pipeline, stage, batch=False), [data], alone), "attempt_async")
     return made
 
@@ -101,9 +106,10 @@ async def attempt_async(
     pipeline: Pipeline[Data], stage: str, data: Data | Mapping[str, Any], *, attempt: int = 1,
     entity_id: str = "entity", kept: Mapping[str, Any] | None = None, connection: Any = None,
     now: datetime | None = None, resources: Any = None, status: str | None = None,
+    effects: Mapping[str, Known] | None = None,
 ) -> Attempt[Data]:  # fmt: skip
     """Does what `attempt` does, in a running event loop. A plain function is called in a thread."""
-    alone = _Alone(attempt, [entity_id], kept, connection, now, resources, status)
+    alone = _Alone(attempt, [entity_id], kept, connection, now, resources, status, effects)
     (made,) = await _run_async(_Handler(pipeline, _stage(pipeline, stage, batch=False), [data], alone))
     return made
 
@@ -112,9 +118,10 @@ def attempt_batch(
     pipeline: Pipeline[Data], stage: str, data: Sequence[Data | Mapping[str, Any]], *, attempt: int = 1,
     entity_ids: Sequence[str] | None = None, kept: Mapping[str, Any] | None = None, connection: Any = None,
     now: datetime | None = None, resources: Any = None, status: str | None = None,
+    effects: Mapping[str, Known] | None = None,
 ) -> list[Attempt[Data]]:  # fmt: skip
     """Does what `attempt` does for a stage with `batch`: calls its handler once, with a run for each of `data`."""
-    alone = _Alone(attempt, entity_ids, kept, connection, now, resources, status)
+    alone = _Alone(attempt, entity_ids, kept, connection, now, resources, status, effects)
     return _run(_Handler(pipeline, _stage(pipeline, stage, batch=True), data, alone), "attempt_batch_async")
 
 
@@ -122,9 +129,10 @@ async def attempt_batch_async(
     pipeline: Pipeline[Data], stage: str, data: Sequence[Data | Mapping[str, Any]], *, attempt: int = 1,
     entity_ids: Sequence[str] | None = None, kept: Mapping[str, Any] | None = None, connection: Any = None,
     now: datetime | None = None, resources: Any = None, status: str | None = None,
+    effects: Mapping[str, Known] | None = None,
 ) -> list[Attempt[Data]]:  # fmt: skip
     """Does what `attempt_batch` does, in a running event loop."""
-    alone = _Alone(attempt, entity_ids, kept, connection, now, resources, status)
+    alone = _Alone(attempt, entity_ids, kept, connection, now, resources, status, effects)
     return await _run_async(_Handler(pipeline, _stage(pipeline, stage, batch=True), data, alone))
 
 
@@ -138,6 +146,7 @@ class _Alone(NamedTuple):
     now: datetime | None
     resources: Any
     status: str | None
+    effects: Mapping[str, Known] | None
 
 
 class _Handler(Generic[Data]):
@@ -156,7 +165,7 @@ class _Handler(Generic[Data]):
         self.stage = stage
         self._conn = _connection(stage, alone.connection)
         self._now = alone.now or datetime.now(UTC)
-        self._memory = Memory(alone.kept)
+        self._memory = Memory(alone.kept, alone.effects)
         self._status = _status(stage, alone.status)
         self._runs = [self._begin(pipeline, each, id_, alone.attempt) for each, id_ in zip(data, ids, strict=True)]
         if alone.resources is not None:
@@ -201,6 +210,11 @@ class _Handler(Generic[Data]):
             if run._transaction is not None:
                 run._transaction.end()
                 run._transaction.require()
+        for outcome in outcomes:
+            if isinstance(outcome, PutBack):  # it has caught EffectUnknown
+                raise HandlerError(outcome.trouble.reason)
+            if isinstance(outcome, Failed):
+                raise outcome.raised or HandlerError(outcome.error)
         return [
             self._attempt(run, one, outcome)
             for run, one, outcome in zip(self._runs, each, outcomes, strict=True)
@@ -216,6 +230,7 @@ class _Handler(Generic[Data]):
             messages=[_published(message) for message in outcome.messages],
             spawned=[_spawned(child) for child in (outcome.wait or {}).get("spawn", ())],
             kept=self._memory.kept,
+            effects=dict(self._memory.effects),
             progress=self._memory.progress,
             until=_until(outcome, self._now),
             run=run,

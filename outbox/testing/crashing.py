@@ -21,7 +21,7 @@ from ..database.user_transaction import Begin, Commit
 from ..database.user_transaction import Steps as TransactionSteps
 from ..definition.pipeline import Pipeline
 from ..definition.step_transaction import call_after_commit, call_after_commit_sync
-from ..engine import checkpoint, claim, commit, lease, maintenance, scheduler
+from ..engine import checkpoint, claim, commit, effects, lease, maintenance, scheduler
 from ..engine.apart import ALL
 from ..engine.handle import handle_sync
 from ..errors import InvalidInput
@@ -49,7 +49,7 @@ _LOOKS = {
 
 _NAMES = {
     statement: name
-    for module in (checkpoint, claim, commit, lease, maintenance, scheduler, sequence)
+    for module in (checkpoint, claim, commit, effects, lease, maintenance, scheduler, sequence)
     for name, statement in module.SQL.items()
     if name not in _LOOKS
 }
@@ -106,9 +106,9 @@ def crash_everywhere(
 
     `scenario` is given a function that drains, in place of `drain`; it makes its workflows, drains, and asserts what
     must be so whether there was a crash or not. Before each run the database is emptied by `clean`; what else the
-    scenario writes it puts back itself. Steps are the statements of a worker that write, calls of handlers, results
-    that `run.once` has called for or kept, and COMMITs. After a crash, whatever was not committed is gone, the job is
-    freed, as other workers do, and the drain goes on. A crash costs an attempt.
+    scenario writes it puts back itself. Steps are the statements of a worker that write, calls of handlers, what
+    `run.once` and `run.effect` have called for or kept, and COMMITs. After a crash, whatever was not committed is gone,
+    the job is freed, as other workers do, and the drain goes on. A crash costs an attempt.
 
     Returns the names of the steps. An assertion that fails has a note of where the crash was.
     """
@@ -254,8 +254,15 @@ class _Run:
         return cursor.fetchall() if cursor.description else []
 
 
+_WRITTEN = {
+    checkpoint.SQL["checkpoint_write"]: "a result of run.once was kept",
+    effects.SQL["effect_intend"]: "an effect was intended",
+    effects.SQL["effect_note"]: "what has become of an effect was kept",
+}
+
+
 class _KeptOnly(Kept):
-    """Keeps results of `run.once`, and tells of each that was called for, and of each that was kept."""
+    """Keeps results of `run.once` and effects, and tells of each that was called for, and of each that was kept."""
 
     def __init__(self, rows: Callable[[Statement], list[Any]], at: Callable[[str], None]) -> None:
         async def rows_async(statement: Statement) -> list[Any]:
@@ -279,6 +286,6 @@ class _KeptOnly(Kept):
 
     def _tell(self, step: Statement | Call) -> None:
         if isinstance(step, Call):
-            self._at("a call of run.once")
-        elif step[0] == checkpoint.SQL["checkpoint_write"]:
-            self._at("a result of run.once was kept")
+            self._at("a call of run.once or run.effect")
+        elif (place := _WRITTEN.get(step[0])) is not None:
+            self._at(place)

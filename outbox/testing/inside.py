@@ -22,9 +22,10 @@ from ..database.drivers.recognise import door
 from ..database.statements import text_array
 from ..database.steps import Call, Statement, perform, perform_async
 from ..database.user_transaction import Begin, Commit
+from ..definition.effect import Effects, OnUnknown
 from ..definition.run import Run
 from ..definition.step_transaction import call_after_commit, call_after_commit_sync
-from ..engine import checkpoint
+from ..engine import checkpoint, effects
 from ..engine.handle import handle_async, handle_sync
 from ..engine.job import Job, Outcome, fail
 from ..process.service import Service
@@ -48,8 +49,12 @@ _OWN = (
 """Settings that are the application's, and that the engine's statements, or a handler, change in a transaction."""
 
 
+_KEPT = {checkpoint.SQL["checkpoint_write"], effects.SQL["effect_intend"], effects.SQL["effect_note"]}
+"""What a worker writes in transactions of its own, and what stays when the attempt is rolled back."""
+
+
 class Kept:
-    """Keeps results of `run.once` in the caller's transaction, as a worker keeps them in the database.
+    """Keeps results of `run.once` and effects in the caller's transaction, as a worker keeps them in the database.
 
     `rows` runs a statement in the thread of a plain handler, `rows_async` in the event loop of an async one.
     """
@@ -65,6 +70,16 @@ class Kept:
         steps = checkpoint.once(job, key, function, partial(function, *args, **kwargs))
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
+    def effect(
+        self, job: Job, found: Effects, name: str, function: Callable[..., Any], args: Any, kwargs: Any,
+        on_unknown: OnUnknown,
+    ) -> Any:  # fmt: skip
+        """Does what `Ledger.effect` does."""
+        steps = effects.effect(job, found, name, function, partial(function, *args, **kwargs), on_unknown)
+        if job.stage.is_async:
+            return found.among_others(perform_async(steps, self._take_async))
+        return perform(steps, self._take)
+
     def children(self, job: Job, pipeline: Any) -> Any:
         """Does what `Checkpoints.children` does."""
         steps = checkpoint.children(job, pipeline)
@@ -74,7 +89,7 @@ class Kept:
         """Does nothing: progress is for others, who don't see this transaction."""
 
     def take_written(self) -> list[Statement]:
-        """Returns the statements that have kept a result since the last call: a rollback may have undone them."""
+        """Returns the statements that have kept something since the last call: a rollback may have undone them."""
         written, self._written = self._written, []
         return written
 
@@ -92,7 +107,7 @@ class Kept:
         return await self._rows_async(step)
 
     def _note(self, step: Statement) -> None:
-        if step[0] == checkpoint.SQL["checkpoint_write"]:
+        if step[0] in _KEPT:
             self._written.append(step)
 
 

@@ -1,4 +1,4 @@
-"""Keeps in memory what an attempt leaves for the next one: the results of `run.once`, and its progress."""
+"""Keeps in memory what an attempt leaves for the next one: results of `run.once`, effects, and its progress."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from functools import partial
 from typing import Any
 
 from ..database.steps import Call, Statement, perform, perform_async
-from ..engine import checkpoint
+from ..definition.effect import Ask, Done, Effects, Known, NotDone, OnUnknown
+from ..engine import checkpoint, effects
 from ..engine.job import Job
-from ..errors import HandlerError
+from ..errors import HandlerError, InvalidInput
+from ..texts import shown
 
 
 class Memory:
-    """Stands for the tables in which a worker keeps results and progress. `given` are results of earlier attempts."""
+    """Stands for the tables in which a worker keeps results, effects and progress.
 
-    def __init__(self, given: Mapping[str, Any] | None = None) -> None:
+    `given` are results of earlier attempts, and `known` says what has become of their effects.
+    """
+
+    def __init__(self, given: Mapping[str, Any] | None = None, known: Mapping[str, Known] | None = None) -> None:
         self._given = dict(given or {})
+        self.effects = _checked(known or {})
         self._kept: dict[str, tuple[Callable[..., Any], str]] = {}
         self.progress: str | None = None
 
@@ -41,6 +47,22 @@ class Memory:
 
         return perform_async(steps, take_async)
 
+    def effect(
+        self, job: Job, found: Effects, name: str, function: Callable[..., Any], args: Any, kwargs: Any,
+        on_unknown: OnUnknown,
+    ) -> Any:  # fmt: skip
+        """Does what `Ledger.effect` does."""
+        steps = effects.effect(job, found, name, function, partial(function, *args, **kwargs), on_unknown)
+        take = partial(self._take_effect, name, function)
+        if not job.stage.is_async:
+            return perform(steps, take)
+
+        async def take_async(step: Statement | Call) -> Any:
+            result = take(step)
+            return await result if inspect.isawaitable(result) else result
+
+        return found.among_others(perform_async(steps, take_async))
+
     def children(self, job: Job, pipeline: Any) -> Any:
         """Raises HandlerError: there is no database with children."""
         raise HandlerError("run.children needs a database: test this handler with outbox.testing.drain")
@@ -48,6 +70,25 @@ class Memory:
     def note(self, job: Job, text: str) -> None:
         """Keeps the last text."""
         self.progress = text
+
+    def _take_effect(self, name: str, function: Callable[..., Any], step: Statement | Call) -> Any:
+        if isinstance(step, Call):
+            return step.function()
+        statement, params = step
+        if statement == effects.SQL["effect_note"]:
+            if params["state"] == "done":
+                self.effects[name] = Done(checkpoint.read(function, params["result"]))
+            else:
+                self.effects[name] = NotDone() if params["state"] == "not done" else Ask()
+            return [(True,)]
+        match self.effects.get(name):
+            case Done(result):
+                text = checkpoint.written(function, name, result, "effect")
+                return [(True, False, params["call"], "done", params["function"], text, effects.CALL, None)]
+            case Ask() if not params["repeat"]:
+                return [(True, False, params["call"], "started", params["function"], None, None, None)]
+        self.effects[name] = Ask()
+        return [(True, True, params["call"], "started", params["function"], None, None, None)]
 
     def _take(self, key: str, function: Callable[..., Any], step: Statement | Call) -> Any:
         if isinstance(step, Call):
@@ -61,3 +102,10 @@ class Memory:
         made = key not in self._kept
         self._kept.setdefault(key, (function, params["result"]))
         return [(True, made)]
+
+
+def _checked(known: Mapping[str, Known]) -> dict[str, Known]:
+    for name, each in known.items():
+        if not isinstance(each, Done | NotDone | Ask):
+            raise InvalidInput("effects", f"{name}: must be Done(result), NotDone() or Ask(), not {shown(each)}")
+    return dict(known)

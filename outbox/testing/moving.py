@@ -43,6 +43,8 @@ NOT_MOVED = {
     "dead_jobs.died_at": _PAST,
     "delegations.since": _PAST,
     "delivery_attempts.at": _AGE,
+    "effects.ended_at": _PAST,
+    "effects.started_at": _PAST,
     "error_kinds.first_at": _PAST,
     "error_kinds.last_at": _PAST,
     "inbox.received_at": _AGE,

@@ -25,7 +25,7 @@ from ..definition.run import Kept, Run
 from ..definition.schedule import Schedule
 from ..definition.stage import Stage
 from ..definition.step_transaction import Hook
-from ..engine import claim, commit, lease, maintenance, scheduler, transaction
+from ..engine import claim, commit, effects, lease, maintenance, scheduler, transaction
 from ..engine.apart import ALL
 from ..engine.handle import begin
 from ..engine.inflight import Counts
@@ -329,6 +329,10 @@ class Sequence:
         return self.error_of(outcome)
 
     def _put_back(self, jobs: list[Job], trouble: Trouble) -> Steps[BaseException | None]:
+        if trouble.asked:
+            ((asked,),) = yield effects.ask(jobs[0], trouble)
+            if asked:
+                return None
         rows = yield commit.put_back(jobs, trouble)
         delays = {workflow: delay for workflow, delay, _ in rows}
         again = [job for job in jobs if delays.get(job.workflow_id) is None]

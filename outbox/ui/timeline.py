@@ -81,6 +81,10 @@ def _others(found: Row) -> Iterator[Event]:
     for row in found["checkpoints"]:
         name = f"checkpoint {row['key']} of {row['stage']}, attempt {row['attempt']}"
         yield Event(row["made_at"], "checkpoint", name, document=row["result"])
+    for row in found["effects"]:
+        name = f"effect {row['name']} of {row['stage']}, attempt {row['attempt']}: {row['state']}"
+        known = NOTHING if row["state"] != "done" else row["result"]
+        yield Event(row["started_at"], "effect", name, row["known_by"], text=row["error"], document=known)
     for row in found["signals"]:
         taken = "" if row["taken_at"] else ", not taken yet"
         title = f"signal {row['name']}{taken}"

@@ -268,6 +268,8 @@ BEGIN
         asked, decide.decision, actor, decide.groups, decide.reason, coalesce(outbox.shown(edited), seen))
     THEN
         NULL;  -- more votes are needed
+    ELSIF asked.effect IS NOT NULL THEN
+        PERFORM outbox.effect_answered(asked, decide.decision, actor, decide.reason, coalesce(decide.about, asked.edited));
     ELSIF decide.decision = ANY (asked.ends_wait) OR NOT EXISTS (
         SELECT FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id AND a.ended_at IS NULL AND a.id <> asked.id)
     THEN

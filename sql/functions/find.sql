@@ -160,6 +160,10 @@ BEGIN
              WHERE (wait IS NULL OR wait = 'worker')
                AND j.pipeline = r.pipeline AND j.status = r.status AND j.owner IS NOT NULL AND j.id > passed
              ORDER BY j.id LIMIT bound)
+            UNION ALL
+            (SELECT j.workflow_id, j.pipeline, j.status, j.id FROM outbox.jobs AS j
+             WHERE wait IS NULL AND j.pipeline = r.pipeline AND j.status = r.status AND j.due IS NULL AND j.id > passed
+             ORDER BY j.id LIMIT bound)
             -- In the line of a stage are also those in its in-progress status that wait for another attempt. They are
             -- told apart below, for there may be few of one among many of the other.
             UNION ALL

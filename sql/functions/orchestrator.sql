@@ -205,7 +205,7 @@ DECLARE
     -- What becomes of each: arrays of ids, null where there are none.
     ending    uuid[];     -- their open job ends
     keeping   uuid[];     -- their job goes on: the new status is the in-progress one of its stage
-    waited    uuid[];     -- no stage was at work, so they may have waited for something
+    waited    uuid[];     -- no stage was at work, or its job is parked, so they may have waited for something
     timed     uuid[];     -- their new status has a deadline
     resting   uuid[];     -- no stage takes their new status, and it is not final
     final     uuid[];     -- they have ended
@@ -232,7 +232,7 @@ BEGIN
            array_agg(CASE WHEN j.owner = worker AND j.status = c.from_status THEN j.attempt END),
            array_agg(c.id) FILTER (WHERE j.id IS NOT NULL AND (r.running AND j.goes_on) IS NOT TRUE AND NOT j.over),
            array_agg(c.id) FILTER (WHERE r.running AND j.goes_on AND NOT j.over),
-           array_agg(c.id) FILTER (WHERE j.stage IS NULL OR j.over),
+           array_agg(c.id) FILTER (WHERE j.stage IS NULL OR j.over OR j.due IS NULL),
            array_agg(c.id) FILTER (WHERE r.on_deadline IS NOT NULL AND NOT j.over),
            array_agg(c.id) FILTER (WHERE r.stage IS NULL AND NOT r.final AND NOT j.over),
            array_agg(c.id) FILTER (WHERE r.final),
@@ -257,7 +257,7 @@ BEGIN
              ON l.pipeline = c.pipeline AND l.from_status = c.from_status AND l.to_status = c.to_status
          LEFT JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.to_status
          -- OFFSET keeps it from becoming a join, which would walk over all of a queue that was analyzed when it was empty.
-         LEFT JOIN LATERAL (SELECT j.id, j.stage, j.owner, j.attempt, j.status, j.entered FROM outbox.jobs AS j
+         LEFT JOIN LATERAL (SELECT j.id, j.stage, j.owner, j.attempt, j.status, j.entered, j.due FROM outbox.jobs AS j
                             WHERE j.workflow_id = c.id OFFSET 0) AS held ON true
          -- A job of the status before tells that nothing has moved on; only without one the workflow is read again.
          CROSS JOIN LATERAL (
@@ -343,7 +343,7 @@ BEGIN
 
     -- 6. The next job; or the same one goes on.
     IF keeping IS NOT NULL THEN
-        UPDATE outbox.jobs AS j SET status = c.to_status
+        UPDATE outbox.jobs AS j SET status = c.to_status, due = coalesce(j.due, true)
         FROM unnest(ids, tos) AS c (id, to_status)
         WHERE j.workflow_id = c.id AND c.id = ANY (keeping);
     END IF;
@@ -427,6 +427,7 @@ BEGIN
     DELETE FROM outbox.waits AS w WHERE w.workflow_id = ANY (ids);
     DELETE FROM outbox.signals AS s WHERE s.workflow_id = ANY (ids);
     PERFORM outbox.approvals_forget(ids);
+    DELETE FROM outbox.effects AS e WHERE e.workflow_id = ANY (ids);
     INSERT INTO outbox.status_counts (pipeline, status, workflows)
     SELECT o.pipeline, o.current_status, -count(*) FROM old_rows AS o GROUP BY o.pipeline, o.current_status;
     RETURN NULL;

@@ -116,7 +116,8 @@ WHERE s.id = w.workflow_id AND s.pipeline = %(pipeline)s AND s.current_status = 
 -- Reads routes, workflow_states. Writes jobs. Uses routes_pkey, workflow_states_pkey.
 UPDATE outbox.jobs AS j
 SET id = nextval('outbox.job_ids'), stage = r.stage, attempt = 0, owner = NULL, claimed_at = NULL, careful = false,
-    error = NULL, progress = NULL, released = 0, released_by = NULL, due = r.stage IS NOT NULL,
+    error = NULL, progress = NULL, released = 0, released_by = NULL,
+    due = CASE WHEN r.stage IS NULL THEN false WHEN j.due IS NOT NULL THEN true END,  -- null: it waits for an answer, whatever its stage
     run_at = CASE WHEN r.stage IS NULL THEN j.deadline ELSE clock_timestamp() END,
     partition = CASE WHEN r.partition IS NOT NULL THEN outbox.partition_of(w.metadata, r.partition) END,
     priority = CASE WHEN r.partition IS NOT NULL THEN outbox.priority_of(w.metadata, r.priority) END

@@ -53,6 +53,48 @@ ORDER BY j.claimed_at LIMIT 50;
 SELECT c.stage, c.key, c.function, c.result, c.attempt, c.made_at
 FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s ORDER BY c.made_at DESC, c.key DESC LIMIT %(limit)s;
 
+-- name: effects_of_workflow
+-- Returns the effects of a workflow, latest first, and what is known of each.
+-- Reads effects. Uses effects_pkey.
+SELECT e.stage, e.name, e.function, outbox.effect_state(e) AS state, e.calls, e.attempt, e.result, e.error, e.known_by, e.started_at,
+       e.ended_at
+FROM outbox.effects AS e WHERE e.workflow_id = %(id)s ORDER BY e.started_at DESC, e.name DESC LIMIT %(limit)s;
+
+-- name: effects
+-- Returns effects of one pipeline or (null) of all, latest first, and what is known of each; with `unknown` only those of
+-- which that isn't, the oldest first.
+-- Reads effects, workflow_states. Uses effects_by_time, effects_started, workflow_states_pkey.
+SELECT k.* FROM (
+    SELECT w.pipeline, w.entity_id, w.current_status AS status, e.stage, e.name, outbox.effect_state(e) AS state, e.calls, e.error,
+           e.known_by, e.started_at, e.ended_at
+    FROM outbox.effects AS e JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
+    WHERE (NOT %(unknown)s::boolean OR e.state = 'started') AND (%(pipeline)s::text IS NULL OR w.pipeline = %(pipeline)s)
+) AS k
+WHERE NOT %(unknown)s::boolean OR k.state <> 'started'
+ORDER BY CASE WHEN %(unknown)s::boolean THEN k.started_at END, k.started_at DESC
+LIMIT %(limit)s;
+
+-- name: effects_count
+-- Returns how many such effects there are, up to a number.
+-- Reads effects, workflow_states. Uses effects_by_time, effects_started, workflow_states_pkey.
+SELECT count(*) FROM (
+    SELECT FROM outbox.effects AS e JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
+    WHERE (NOT %(unknown)s::boolean OR e.state = 'started' AND outbox.effect_state(e) <> 'started')
+      AND (%(pipeline)s::text IS NULL OR w.pipeline = %(pipeline)s)
+    LIMIT %(most)s) AS k;
+
+-- name: effects_unknown
+-- Counts the effects that may or may not have happened, and those of which people are asked, among the thousand oldest that
+-- are not known to have.
+-- Reads effects, workflow_states. Uses effects_started, workflow_states_pkey.
+SELECT w.pipeline, e.stage, count(*) AS unknown, count(*) FILTER (WHERE e.state = 'asked') AS asked,
+       extract(epoch FROM now() - min(e.started_at))::float8 AS oldest_seconds
+FROM (SELECT e.workflow_id, e.stage, e.started_at, outbox.effect_state(e) AS state
+      FROM outbox.effects AS e WHERE e.state = 'started' ORDER BY e.started_at LIMIT 1000) AS e
+JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
+WHERE e.state <> 'started'
+GROUP BY w.pipeline, e.stage ORDER BY w.pipeline, e.stage;
+
 -- name: workflows_of_entity
 -- Returns the workflows of an entity, in one pipeline or (null) in all.
 -- Reads pipelines, workflow_states. Uses workflow_states_entity_key.
@@ -73,7 +115,7 @@ FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s ORDER BY c.version D
 -- Returns the live job of a workflow, and its state.
 -- Reads jobs. Uses jobs_pkey.
 SELECT j.stage, j.attempt, j.owner, j.run_at, j.claimed_at, j.error, j.deadline, j.on_deadline, j.progress,
-       CASE WHEN j.stage IS NULL THEN 'waiting' WHEN j.owner IS NOT NULL THEN 'running' WHEN j.due OR j.run_at <= now() THEN 'ready' ELSE 'scheduled' END AS state
+       CASE WHEN j.stage IS NULL OR j.due IS NULL THEN 'waiting' WHEN j.owner IS NOT NULL THEN 'running' WHEN j.due OR j.run_at <= now() THEN 'ready' ELSE 'scheduled' END AS state
 FROM outbox.jobs AS j WHERE j.workflow_id = %(id)s;
 
 -- name: dead_job
@@ -133,10 +175,11 @@ SELECT EXISTS (SELECT FROM outbox.routes AS r
 
 -- name: sizes_of_workflow
 -- Returns how many rows of each kind a workflow has.
--- Reads approvals, checkpoints, children, messages, signals, state_changes. Uses approvals_by_workflow,
--- checkpoints_pkey, children_by_parent, messages_by_workflow, signals_are_one_by_id, state_changes_pkey.
+-- Reads approvals, checkpoints, children, effects, messages, signals, state_changes. Uses approvals_by_workflow,
+-- checkpoints_pkey, children_by_parent, effects_pkey, messages_by_workflow, signals_are_one_by_id, state_changes_pkey.
 SELECT (SELECT count(*) FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s) AS history,
        (SELECT count(*) FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s) AS checkpoints,
+       (SELECT count(*) FROM outbox.effects AS e WHERE e.workflow_id = %(id)s) AS effects,
        (SELECT count(*) FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s) AS approvals,
        (SELECT count(*) FROM outbox.children AS c WHERE c.parent_id = %(id)s) AS children,
        (SELECT count(*) FROM outbox.signals AS s WHERE s.workflow_id = %(id)s) AS signals,

@@ -107,6 +107,38 @@ WHERE c.made_at < now() - make_interval(secs => 3600 + %(days)s::float8 * 86400)
   AND jsonb_build_array(c.workflow_id, c.entered, c.stage, c.key)::text <> ALL (%(but)s::text[])
 LIMIT %(limit)s;
 
+-- name: retention_effects
+-- Deletes what is known of effects whose work is done or was given up. Returns how many.
+-- Reads dead_jobs, jobs. Writes effects. Locks effects, with SKIP LOCKED. Uses effects_by_time, effects_pkey, jobs_pkey,
+-- dead_jobs_pkey.
+WITH old AS MATERIALIZED (
+    SELECT e.workflow_id, e.entered, e.name
+    FROM outbox.effects AS e
+    WHERE e.started_at < now() - make_interval(secs => %(days)s::float8 * 86400)
+      AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = e.workflow_id AND j.entered = e.entered)
+      AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = e.workflow_id AND d.entered = e.entered)
+      AND (%(only)s::text[] IS NULL OR jsonb_build_array(e.workflow_id, e.entered, e.name)::text = ANY (%(only)s::text[]))
+      AND jsonb_build_array(e.workflow_id, e.entered, e.name)::text <> ALL (%(but)s::text[])
+    LIMIT %(limit)s
+    FOR UPDATE OF e SKIP LOCKED
+), deleted AS (
+    DELETE FROM outbox.effects AS e USING old
+    WHERE e.workflow_id = old.workflow_id AND e.entered = old.entered AND e.name = old.name
+    RETURNING 1
+)
+SELECT count(*) FROM deleted;
+
+-- name: effects_to_delete
+-- Returns the effects that retention_effects takes, each as the JSON array of its key.
+-- Reads dead_jobs, effects, jobs. Uses effects_by_time, jobs_pkey, dead_jobs_pkey.
+SELECT jsonb_build_array(e.workflow_id, e.entered, e.name)::text
+FROM outbox.effects AS e
+WHERE e.started_at < now() - make_interval(secs => %(days)s::float8 * 86400)
+  AND NOT EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = e.workflow_id AND j.entered = e.entered)
+  AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = e.workflow_id AND d.entered = e.entered)
+  AND jsonb_build_array(e.workflow_id, e.entered, e.name)::text <> ALL (%(but)s::text[])
+LIMIT %(limit)s;
+
 -- name: retention_rates
 -- Deletes the start times of partitions that have passed. Returns how many.
 -- Writes partition_rates. Locks these rows, with SKIP LOCKED. Uses partition_rates_pkey.

@@ -2,7 +2,7 @@
 --
 -- It is fast at a million rows because it counts none of them. Workflows and dead jobs come from the logs of differences. A
 -- workflow in a status that a stage takes has one job, live or dead; so the ready ones are what remains when the scheduled,
--- running and dead ones are taken off. The first two are few, and have an index of their own. Jobs without a stage are
+-- running, dead and parked ones are taken off. All but the dead ones are few, and have an index of their own. Jobs without a stage are
 -- deadlines, and are not counted.
 CREATE OR REPLACE VIEW outbox.overview AS
 WITH workflows AS (
@@ -10,6 +10,8 @@ WITH workflows AS (
 ), scheduled AS (
     SELECT pipeline, stage, status, count(*) AS n FROM outbox.jobs
     WHERE owner IS NULL AND NOT due AND stage IS NOT NULL AND run_at > now() GROUP BY pipeline, stage, status
+), parked AS (
+    SELECT pipeline, status, count(*) AS n FROM outbox.jobs WHERE due IS NULL GROUP BY pipeline, status
 ), running AS (
     SELECT pipeline, stage, status, count(*) AS n FROM outbox.jobs
     WHERE owner IS NOT NULL GROUP BY pipeline, stage, status
@@ -22,7 +24,7 @@ SELECT
     r.stage,
     coalesce(w.n, 0) AS workflows,
     CASE WHEN r.stage IS NULL THEN 0
-         ELSE greatest(coalesce(w.n, 0) - coalesce(s.n, 0) - coalesce(c.n, 0) - coalesce(d.n, 0)::bigint, 0)
+         ELSE greatest(coalesce(w.n, 0) - coalesce(s.n, 0) - coalesce(c.n, 0) - coalesce(d.n, 0)::bigint - coalesce(k.n, 0), 0)
     END AS ready,
     coalesce(s.n, 0) AS scheduled,
     coalesce(c.n, 0) AS running,
@@ -39,6 +41,7 @@ SELECT
 FROM outbox.routes AS r
 LEFT JOIN workflows AS w ON w.pipeline = r.pipeline AND w.status = r.status
 LEFT JOIN scheduled AS s ON s.pipeline = r.pipeline AND s.status = r.status AND s.stage = r.stage
+LEFT JOIN parked AS k ON k.pipeline = r.pipeline AND k.status = r.status
 LEFT JOIN running AS c ON c.pipeline = r.pipeline AND c.status = r.status AND c.stage = r.stage
 LEFT JOIN dead AS d ON d.pipeline = r.pipeline AND d.status = r.status AND d.stage = r.stage;
 COMMENT ON VIEW outbox.overview IS

@@ -4,10 +4,11 @@
 -- handler or from the pipeline. Each section starts from the table of its kind, by an index where it asks for one workflow
 -- (the key) or for deadlines that have passed (jobs_with_deadline); `since` of the last two is read only if it is asked for.
 CREATE OR REPLACE VIEW outbox.waiting AS
--- Approval: a person's answer.
+-- Approval: a person's answer. One of what has become of a call changes no status: its job runs again.
 SELECT a.workflow_id, a.pipeline, a.entity_id, a.status, 'approval' AS kind, a.question AS waits_for, a.asked_at AS since,
        j.deadline AS until,
-       (SELECT jsonb_object_agg('the answer ' || o.key, o.value) FROM jsonb_each_text(a.options) AS o (key, value))
+       coalesce((SELECT jsonb_object_agg('the answer ' || o.key, o.value)
+                 FROM jsonb_each_text(a.options) AS o (key, value) WHERE a.effect IS NULL), '{}')
            || jsonb_strip_nulls(jsonb_build_object('its deadline', j.on_deadline)) AS ended_by,
        jsonb_build_object('id', a.id, 'name', a.name, 'assignee', a.assignee, 'reminders', a.reminders,
                           'approvers', a.approvers, 'votes', a.votes) AS details

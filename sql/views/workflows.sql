@@ -5,7 +5,7 @@ CREATE OR REPLACE VIEW outbox.workflows AS
 SELECT
     w.id, w.pipeline, w.entity_id, w.current_status, w.metadata, w.version, w.created_at, w.updated_at,
     CASE WHEN r.final THEN 'finished' WHEN d.workflow_id IS NOT NULL THEN 'dead' WHEN j.owner IS NOT NULL THEN 'running'
-         WHEN j.stage IS NULL THEN 'waiting' WHEN j.due OR j.run_at <= now() THEN 'ready' ELSE 'scheduled' END AS state,
+         WHEN j.stage IS NULL OR j.due IS NULL THEN 'waiting' WHEN j.due OR j.run_at <= now() THEN 'ready' ELSE 'scheduled' END AS state,
     coalesce(s.since, (SELECT c.at FROM outbox.state_changes AS c
                        WHERE c.workflow_id = w.id AND c.version = coalesce(j.entered, d.entered)), w.updated_at) AS since,
     coalesce(j.stage, d.stage) AS stage,

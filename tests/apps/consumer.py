@@ -21,7 +21,7 @@ async def handle(delivery: Delivery) -> None:
     if payload.get("do") == "exit":
         os._exit(9)
     conn = delivery.connection
-    await conn.execute("INSERT INTO outbox.effects (n, attempt) VALUES (%s, %s)", (payload["n"], delivery.attempt))
+    await conn.execute("INSERT INTO outbox.witness (n, attempt) VALUES (%s, %s)", (payload["n"], delivery.attempt))
     killpoints.passing("K3")
     if payload.get("do") == "wait":
         async with await psycopg.AsyncConnection.connect(os.environ["OUTBOX_DSN"], autocommit=True) as other:

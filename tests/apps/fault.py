@@ -43,7 +43,7 @@ async def first(run: Run[Data]) -> Data:
     async with await psycopg.AsyncConnection.connect(DSN, autocommit=True) as conn:
         killpoints.passing("K2")
         await conn.execute(
-            "INSERT INTO outbox.effects (entity, attempt, key) VALUES (%s, %s, %s)",
+            "INSERT INTO outbox.witness (entity, attempt, key) VALUES (%s, %s, %s)",
             (run.entity_id, run.attempt, run.idempotency_key),
         )
         while run.entity_id.startswith("slow") and not await gate_is_open(conn):

@@ -51,7 +51,7 @@ def test_several_processes_share_the_work_and_stop_together(conn: Conn, app: Any
     first, both = family("--concurrency", "5")
     # More than one of them takes: what they hold until the gate is opened, each of them has a part of.
     submit(conn, app, *(f"slow{n}" for n in range(8)))
-    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.effects") == 8, what="both are at it")
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.witness") == 8, what="both are at it")
     submit(conn, app, *(f"e{n}" for n in range(292)))
     open_gate(conn)
     wait_for(lambda: drained(conn), what="all is done")
@@ -75,13 +75,13 @@ def test_one_sigterm_lets_running_handlers_finish_whichever_process_gets_it(
 ) -> None:
     first, both = family()
     submit(conn, app, "slow1", "slow2")
-    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.effects") == 2, what="both handlers run")
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.witness") == 2, what="both handlers run")
     for pid in (first.popen.pid, *(both if to_all else [])):  # a service manager tells every process of a service
         os.kill(pid, signal.SIGTERM)
     wait_for(lambda: first.text().count("stopping") == 2, what="both have heard it")
     open_gate(conn)
     assert first.wait() == 0, first.text()
-    assert value(conn, "SELECT max(attempt) FROM outbox.effects") == 1, "none was interrupted"
+    assert value(conn, "SELECT max(attempt) FROM outbox.witness") == 1, "none was interrupted"
 
 
 def test_a_second_sigterm_stops_them_at_once(conn: Conn, app: Any, family: Any) -> None:

@@ -18,7 +18,8 @@ Conn = psycopg.Connection[Any]
 
 # What design.md, README and docs name for users to read, write or call.
 PUBLIC = {
-    "approval_votes", "approvals", "checkpoints", "children", "dead_jobs", "delegations", "delivery_attempts", "inbox", "jobs", "legal_changes", "limits",
+    "approval_votes", "approvals", "checkpoints", "children", "dead_jobs", "delegations", "delivery_attempts",
+    "effect_state", "effects", "inbox", "jobs", "legal_changes", "limits",
     "messages", "overview", "parked_deliveries", "parked_messages", "pauses", "pipelines", "routes", "schedules",
     "schema_migrations", "signals", "stages", "state_changes", "waiting", "workers", "workflow_states", "workflows",
     "actor", "cancel", "commit_waits", "decide", "delegate", "delegation_end", "error_kind", "errors", "find", "flow",

@@ -24,16 +24,16 @@ DEFERRED = "effects_no_two"
 
 @pytest.fixture(autouse=True)
 def effects(conn: Conn) -> None:
-    conn.execute("CREATE TABLE outbox.effects (n integer)")
-    conn.execute(f"ALTER TABLE outbox.effects ADD CONSTRAINT {DEFERRED} UNIQUE (n) DEFERRABLE INITIALLY DEFERRED")
+    conn.execute("CREATE TABLE outbox.witness (n integer)")
+    conn.execute(f"ALTER TABLE outbox.witness ADD CONSTRAINT {DEFERRED} UNIQUE (n) DEFERRABLE INITIALLY DEFERRED")
 
 
 def write(n: int) -> Statement:
-    return b"INSERT INTO outbox.effects VALUES (%(n)s)", {"n": n}
+    return b"INSERT INTO outbox.witness VALUES (%(n)s)", {"n": n}
 
 
 def number_of(n: int) -> Statement:
-    return b"SELECT n FROM outbox.effects WHERE n = %(n)s", {"n": n}
+    return b"SELECT n FROM outbox.witness WHERE n = %(n)s", {"n": n}
 
 
 def calling(function: Function, conn: Any, *last: Statement, timeout: float | None = None) -> Steps[Any]:
@@ -105,7 +105,7 @@ class Colour:
 
     def numbers(self) -> list[int]:
         """What is committed."""
-        return [n for (n,) in self._conn.execute("SELECT n FROM outbox.effects ORDER BY n")]
+        return [n for (n,) in self._conn.execute("SELECT n FROM outbox.witness ORDER BY n")]
 
 
 async def awaited(step: Any) -> Any:
@@ -329,7 +329,7 @@ def test_an_async_function_that_takes_too_long_is_cancelled_and_rolled_back(dsn:
     end = asyncio.run(in_loop(dsn, lambda conn: calling(sleeps, conn, timeout=0.05)))
     assert isinstance(end.result, TimeoutError)
     assert str(end.result) == "not done within 0.05 s"
-    assert conn.execute("SELECT n FROM outbox.effects").fetchall() == []
+    assert conn.execute("SELECT n FROM outbox.witness").fetchall() == []
     assert as_before(end)
 
 
@@ -376,7 +376,7 @@ def test_a_task_that_is_cancelled_leaves_nothing(
 
     asyncio.run(asyncio.wait_for(act(), 30))
     holding.rollback()
-    assert conn.execute("SELECT n FROM outbox.effects").fetchall() == []
+    assert conn.execute("SELECT n FROM outbox.witness").fetchall() == []
 
 
 def waits_for_a_lock(conn: Conn) -> bool:

@@ -213,6 +213,12 @@ OLD_ROWS = {
         "OLD.entered = 3",
         "SELECT count(*) FROM outbox.checkpoints",
     ),
+    "effects": (
+        "INSERT INTO outbox.effects (workflow_id, entered, name, stage, function, call, attempt, started_at) "
+        "SELECT outbox.uuid7(), n, 'e', 's', 'f', outbox.uuid7(), 1, now() - interval '1 year' FROM generate_series(1, 5) AS n",
+        "OLD.entered = 3",
+        "SELECT count(*) FROM outbox.effects",
+    ),
     "partition_rates": (
         "INSERT INTO outbox.partition_rates (pipeline, stage, partition, next_at) "
         "SELECT 'p', 's', n, now() - interval '1 year' FROM generate_series(1, 5) AS n",

@@ -19,7 +19,7 @@ Runs = list[Run[Post]]
 
 @pytest.fixture
 def effects(conn: Conn) -> Conn:
-    conn.execute("CREATE TABLE outbox.effects (entity text, attempt int, xid xid8 DEFAULT pg_current_xact_id())")
+    conn.execute("CREATE TABLE outbox.witness (entity text, attempt int, xid xid8 DEFAULT pg_current_xact_id())")
     return conn
 
 
@@ -38,7 +38,7 @@ def run_all(conn: Conn, dsn: str, pipeline: Pipeline[Post], count: int) -> Any:
 
 
 def write(run: Run[Post]) -> tuple[str, tuple[Any, ...]]:
-    return "INSERT INTO outbox.effects VALUES (%s, %s)", (run.entity_id, run.attempt)
+    return "INSERT INTO outbox.witness VALUES (%s, %s)", (run.entity_id, run.attempt)
 
 
 async def write_all(runs: Runs) -> None:
@@ -47,7 +47,7 @@ async def write_all(runs: Runs) -> None:
 
 
 def entities(conn: Conn) -> set[str]:
-    rows = [row[0] for row in conn.execute("SELECT entity FROM outbox.effects")]
+    rows = [row[0] for row in conn.execute("SELECT entity FROM outbox.witness")]
     assert len(rows) == len(set(rows)), "an effect in the transaction happens once"
     return set(rows)
 
@@ -66,11 +66,11 @@ def test_many_workflows_share_a_transaction_each_with_its_own_change(effects: Co
     assert sum(sizes) == 250 == worker.counts.done
     assert max(sizes) == 100, "as many as it may get, where there are as many"
     assert entities(effects) == {f"e{n}" for n in range(250)}
-    assert value(effects, "SELECT count(DISTINCT xid) FROM outbox.effects") == len(sizes)
+    assert value(effects, "SELECT count(DISTINCT xid) FROM outbox.witness") == len(sizes)
     assert (
         value(
             effects,
-            "SELECT count(*) FROM outbox.effects e JOIN outbox.workflow_states w ON w.entity_id = e.entity AND w.xmin = xid::xid "
+            "SELECT count(*) FROM outbox.witness e JOIN outbox.workflow_states w ON w.entity_id = e.entity AND w.xmin = xid::xid "
             "JOIN outbox.state_changes c ON c.workflow_id = w.id AND c.xmin = w.xmin AND c.attempt = 1 AND c.stage = 'work' "
             "JOIN outbox.messages m ON m.workflow_id = w.id AND m.xmin = w.xmin WHERE w.current_status = 'DONE'",
         )
@@ -85,7 +85,7 @@ def test_sync_handlers_get_batches_too(effects: Conn, dsn: str) -> None:
 
     run_all(effects, dsn, batches(work), 30)
     assert len(entities(effects)) == 30
-    assert value(effects, "SELECT count(DISTINCT xid) FROM outbox.effects") < 30
+    assert value(effects, "SELECT count(DISTINCT xid) FROM outbox.witness") < 30
 
 
 def test_each_run_has_a_result_of_its_own(conn: Conn, dsn: str) -> None:
@@ -155,7 +155,7 @@ def test_a_constraint_that_is_checked_at_commit_refuses_one(effects: Conn, dsn: 
     effects.execute("CREATE TABLE outbox.known (entity text PRIMARY KEY)")
     effects.execute("INSERT INTO outbox.known SELECT 'e' || n FROM generate_series(0, 3) AS n")
     effects.execute(
-        "ALTER TABLE outbox.effects ADD FOREIGN KEY (entity) REFERENCES outbox.known DEFERRABLE INITIALLY DEFERRED"
+        "ALTER TABLE outbox.witness ADD FOREIGN KEY (entity) REFERENCES outbox.known DEFERRABLE INITIALLY DEFERRED"
     )
     run_all(effects, dsn, batches(write_all), 5)
     assert entities(effects) == {"e0", "e1", "e2", "e3"}
@@ -179,7 +179,7 @@ def test_a_batch_that_takes_too_long_fails_as_a_whole(effects: Conn, dsn: str) -
 
     first_out_of_time(effects, dsn, partial(batches, work), {f"e{n}": Post() for n in range(5)})
     assert entities(effects) == {f"e{n}" for n in range(5)}
-    assert value(effects, "SELECT min(attempt) FROM outbox.effects") == 2
+    assert value(effects, "SELECT min(attempt) FROM outbox.witness") == 2
 
 
 def test_an_in_progress_status_is_stored_before_a_batch_begins(effects: Conn, dsn: str) -> None:

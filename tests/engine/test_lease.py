@@ -40,9 +40,9 @@ def test_f07_a_worker_whose_row_is_deleted_takes_a_new_id_and_nothing_is_stuck(
 ) -> None:
     submit(conn, app, "slow1")
     worker = spawn(*WORKER, "--lease", "3")
-    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.effects") == 1)
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.witness") == 1)
     conn.execute("DELETE FROM outbox.workers")
-    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.effects WHERE attempt = 2") == 1, what="it runs again")
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.witness WHERE attempt = 2") == 1, what="it runs again")
     open_gate(conn)
     wait_for(lambda: drained(conn))
     assert worker.running
@@ -52,10 +52,10 @@ def test_f07_a_worker_whose_row_is_deleted_takes_a_new_id_and_nothing_is_stuck(
 def test_f07_workers_of_the_same_host_are_told_apart(conn: Conn, app: Any, spawn: Spawn) -> None:
     submit(conn, app, "slow1")
     killed = spawn(*WORKER)
-    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.effects") == 1)
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.witness") == 1)
     killed.kill9()
     other = spawn(*WORKER)  # the same host name: a start must not pass for the life sign of the one before
-    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.effects WHERE attempt = 2") == 1, what="it runs again")
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.witness WHERE attempt = 2") == 1, what="it runs again")
     open_gate(conn)
     wait_for(lambda: drained(conn))
     assert other.running

@@ -19,12 +19,12 @@ from outbox.engine import sharing, transaction
 
 Conn = psycopg.Connection[Any]
 Colour = Callable[[Callable[[Any], Generator[Any, Any, Any]]], Callable[[Any], Any]]
-INSERT = "INSERT INTO outbox.effects VALUES (%s)"
+INSERT = "INSERT INTO outbox.witness VALUES (%s)"
 
 
 @pytest.fixture(autouse=True)
 def effects(conn: Conn) -> None:
-    conn.execute("CREATE TABLE outbox.effects (entity text)")
+    conn.execute("CREATE TABLE outbox.witness (entity text)")
 
 
 @pytest.fixture(params=["async", "sync"])
@@ -47,7 +47,7 @@ def colour(request: pytest.FixtureRequest) -> Colour:
 
 
 def effects_of(conn: Conn) -> list[str]:
-    return [entity for (entity,) in conn.execute("SELECT entity FROM outbox.effects ORDER BY 1")]
+    return [entity for (entity,) in conn.execute("SELECT entity FROM outbox.witness ORDER BY 1")]
 
 
 def test_functions_are_called_after_the_commit_in_their_order(conn: Conn, dsn: str, colour: Colour) -> None:

@@ -31,7 +31,7 @@ from outbox.engine.sharing import LONGER, MOST_SLOW, SLOW, TRY_AGAIN, WINDOW_JOB
 Conn = psycopg.Connection[Any]
 Handler = Callable[[Run[Post]], Any]
 
-EFFECT = "INSERT INTO outbox.effects (entity, n) VALUES (%s, %s)"
+EFFECT = "INSERT INTO outbox.witness (entity, n) VALUES (%s, %s)"
 XIDS = "SELECT count(DISTINCT xmin::text) FROM outbox.workflow_states WHERE current_status = 'DONE'"
 
 
@@ -44,7 +44,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def effects(conn: Conn) -> None:
-    conn.execute("CREATE TABLE outbox.effects (entity text, n integer)")
+    conn.execute("CREATE TABLE outbox.witness (entity text, n integer)")
 
 
 @pytest.fixture(params=["async", "sync"])
@@ -79,7 +79,7 @@ def shared(conn: Conn, handler: Handler, count: int = 6, **options: Any) -> Pipe
 
 
 def effects_of(conn: Conn) -> list[str]:
-    return [entity for (entity,) in conn.execute("SELECT entity FROM outbox.effects ORDER BY entity")]
+    return [entity for (entity,) in conn.execute("SELECT entity FROM outbox.witness ORDER BY entity")]
 
 
 def done(conn: Conn) -> list[str]:
@@ -254,7 +254,7 @@ def test_savepoints_of_a_handler_are_its_own(conn: Conn, dsn: str, colour: Colou
     drain(shared(conn, colour(work), retry=LATER), dsn, concurrency=1)
     assert done(conn) == list("01245")
     assert value(conn, XIDS) == 1
-    found = conn.execute("SELECT entity, n FROM outbox.effects ORDER BY 1, 2").fetchall()
+    found = conn.execute("SELECT entity, n FROM outbox.witness ORDER BY 1, 2").fetchall()
     assert found == [(entity, n) for entity in "01245" for n in (0, 2)]
 
 
@@ -296,8 +296,8 @@ def test_one_that_ends_the_transaction_harms_no_other(conn: Conn, dsn: str, colo
 
 
 def test_a_deferred_constraint_costs_only_the_one_that_breaks_it(conn: Conn, dsn: str) -> None:
-    conn.execute("ALTER TABLE outbox.effects ADD CONSTRAINT once UNIQUE (n) DEFERRABLE INITIALLY DEFERRED")
-    conn.execute("INSERT INTO outbox.effects VALUES ('first', 3)")
+    conn.execute("ALTER TABLE outbox.witness ADD CONSTRAINT once UNIQUE (n) DEFERRABLE INITIALLY DEFERRED")
+    conn.execute("INSERT INTO outbox.witness VALUES ('first', 3)")
 
     async def work(run: Run[Post]) -> None:
         await run.connection.execute(EFFECT, (run.entity_id, int(run.entity_id)))
@@ -399,7 +399,7 @@ def test_a_server_that_ends_the_session_at_the_common_commit_costs_nobody_an_att
         " IF nextval('outbox.once') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NULL; END $$"
     )
     conn.execute(
-        "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON outbox.effects DEFERRABLE INITIALLY DEFERRED"
+        "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON outbox.witness DEFERRABLE INITIALLY DEFERRED"
         " FOR EACH ROW EXECUTE FUNCTION outbox.end_it()"
     )
     called: list[str] = []
@@ -437,7 +437,7 @@ def test_handlers_may_have_blocks_pipelines_copies_and_cursors_of_their_own(conn
                 async with connection.pipeline():
                     await connection.execute(EFFECT, (entity, 1))
             case 3:
-                async with connection.cursor().copy("COPY outbox.effects FROM STDIN") as copy:
+                async with connection.cursor().copy("COPY outbox.witness FROM STDIN") as copy:
                     await copy.write_row((entity, 1))
             case 4:
                 await connection.cursor().executemany(EFFECT, [(entity, 1)])

@@ -45,6 +45,11 @@ PAIRS = [
         "SELECT jsonb_build_array(workflow_id, entered, stage, key)::text FROM outbox.checkpoints",
     ),
     Pair(
+        "retention_effects",
+        "effects_to_delete",
+        "SELECT jsonb_build_array(workflow_id, entered, name)::text FROM outbox.effects",
+    ),
+    Pair(
         "retention_rates",
         "rates_to_delete",
         "SELECT jsonb_build_array(pipeline, stage, partition)::text FROM outbox.partition_rates",
@@ -93,6 +98,9 @@ ROWS = """
     INSERT INTO outbox.checkpoints (workflow_id, stage, entered, key, function, result, attempt, made_at)
     SELECT id, 'work', ceil(random() * 2), 'k "' || n, 'f', '1', 1, now() - random() * interval '20 days'
     FROM outbox.workflow_states CROSS JOIN generate_series(1, 2) AS n;
+    INSERT INTO outbox.effects (workflow_id, entered, name, stage, function, call, attempt, started_at)
+    SELECT id, ceil(random() * 2), 'k "' || n, 'work', 'f', outbox.uuid7(), 1, now() - random() * interval '20 days'
+    FROM outbox.workflow_states CROSS JOIN generate_series(3, 4) AS n;
     INSERT INTO outbox.partition_rates (pipeline, stage, partition, next_at)
     SELECT 'p', 'work', 'x ' || n, now() - random() * interval '20 days' FROM generate_series(1, 20) AS n;
 """

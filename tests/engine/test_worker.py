@@ -260,11 +260,11 @@ def test_a_thread_that_outlives_its_timeout_changes_nothing_and_learns_it(conn: 
 
 @pytest.fixture
 def effects(conn: Conn) -> Conn:
-    conn.execute("CREATE TABLE outbox.effects (entity text, attempt int)")
+    conn.execute("CREATE TABLE outbox.witness (entity text, attempt int)")
     return conn
 
 
-EFFECT = "INSERT INTO outbox.effects VALUES (%s, %s)"
+EFFECT = "INSERT INTO outbox.witness VALUES (%s, %s)"
 
 
 def test_what_a_handler_writes_in_its_transaction_commits_with_the_status(effects: Conn, dsn: str) -> None:
@@ -275,7 +275,7 @@ def test_what_a_handler_writes_in_its_transaction_commits_with_the_status(effect
             raise ValueError("after the effect")
 
     run_one(effects, dsn, work, transaction=True)
-    assert effects.execute("SELECT * FROM outbox.effects").fetchall() == [("a", 2)]
+    assert effects.execute("SELECT * FROM outbox.witness").fetchall() == [("a", 2)]
     assert effects.execute("SELECT payload FROM outbox.messages").fetchall() == [({"n": 2},)]
     assert effects.execute("SELECT stage, attempt FROM outbox.state_changes WHERE to_status = 'DONE'").fetchall() == [
         ("work", 2)
@@ -289,7 +289,7 @@ def test_sync_handlers_have_transactions_too(effects: Conn, dsn: str) -> None:
             raise ValueError("after the effect")
 
     run_one(effects, dsn, work, transaction=True)
-    assert effects.execute("SELECT * FROM outbox.effects").fetchall() == [("a", 2)]
+    assert effects.execute("SELECT * FROM outbox.witness").fetchall() == [("a", 2)]
     assert status_of(effects, "a") == "DONE"
 
 
@@ -299,7 +299,7 @@ def test_a_fenced_handler_transaction_is_rolled_back(effects: Conn, dsn: str) ->
         await asyncio.to_thread(effects.execute, "UPDATE outbox.workflow_states SET current_status = 'MOVED'")
 
     worker = run_one(effects, dsn, work, transaction=True)
-    assert value(effects, "SELECT count(*) FROM outbox.effects") == 0
+    assert value(effects, "SELECT count(*) FROM outbox.witness") == 0
     assert (status_of(effects, "a"), worker.counts.lost) == ("MOVED", 1)
 
 
@@ -637,10 +637,10 @@ def test_an_attempt_that_times_out_while_its_end_waits_for_a_lock_leaves_nothing
     freeing.start()
     drain(pipeline, dsn)
     freeing.join()
-    assert value(effects, "SELECT count(*) FROM outbox.effects") == 0
+    assert value(effects, "SELECT count(*) FROM outbox.witness") == 0
     effects.execute("UPDATE outbox.jobs SET run_at = now()")
     drain(make(timeout=DEADLINE, retry=LATER), dsn)
-    assert effects.execute("SELECT * FROM outbox.effects").fetchall() == [("a", 2)]
+    assert effects.execute("SELECT * FROM outbox.witness").fetchall() == [("a", 2)]
     assert status_of(effects, "a") == "DONE"
 
 

@@ -52,7 +52,7 @@ class Writer:
     def arrives(self, count: int = 50) -> None:
         """Write more, and wait until all that was written has had its effect."""
         self.more(count)
-        wait_for(lambda: value(self.conn, "SELECT count(DISTINCT n) FROM outbox.effects") == self.written)
+        wait_for(lambda: value(self.conn, "SELECT count(DISTINCT n) FROM outbox.witness") == self.written)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def during(dsn: str, conn: Conn, cluster: BrokerCluster) -> During:
 
     The consumer makes the queue, so the node also leads it.
     """
-    conn.execute("CREATE TABLE outbox.effects (id serial, n int, attempt int)")
+    conn.execute("CREATE TABLE outbox.witness (id serial, n int, attempt int)")
 
     def during(step: Callable[[Writer, Callable[[], Broker]], Any], at: Broker) -> None:
         urls = cluster.urls(cluster.new_vhost(), first=at)

@@ -27,7 +27,7 @@ Consume = Callable[..., Process]
 OURS = f'File "{Path(migrations.__file__).parents[1]}/'
 """How a line of a traceback begins that is in the package."""
 TABLES = """
-    CREATE TABLE outbox.effects (id serial, n int, attempt int);
+    CREATE TABLE outbox.witness (id serial, n int, attempt int);
     CREATE TABLE outbox.begun (n int);
     CREATE TABLE outbox.gate (opened int);
 """
@@ -55,11 +55,11 @@ def consume(dsn: str, amqp: str, tmp_path: Path) -> Iterator[Consume]:
 
 
 def ns(conn: Conn) -> list[int]:
-    return [row[0] for row in conn.execute("SELECT n FROM outbox.effects ORDER BY n")]
+    return [row[0] for row in conn.execute("SELECT n FROM outbox.witness ORDER BY n")]
 
 
 def all_of(conn: Conn, count: int) -> Callable[[], bool]:
-    return lambda: bool(value(conn, "SELECT count(DISTINCT n) FROM outbox.effects") == count)
+    return lambda: bool(value(conn, "SELECT count(DISTINCT n) FROM outbox.witness") == count)
 
 
 def nothing_left(url: str) -> bool:
@@ -185,7 +185,7 @@ def test_sessions_that_are_ended_cost_nothing(conn: Conn, consume: Consume, amqp
         "WHERE application_name = 'outbox consumer' AND datname = current_database()"
     )
     for mark in range(20, 180, 40):
-        wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.effects") >= mark)  # noqa: B023
+        wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.witness") >= mark)  # noqa: B023
         assert value(conn, victims) > 0
     wait_for(lambda: all_of(conn, 200)() and nothing_left(amqp))
     end(consumer)
@@ -206,7 +206,7 @@ def test_postgres_that_crashes_and_comes_back_costs_nothing(
 
     def at_least(count: int) -> bool:
         with psycopg.connect(dsn, autocommit=True) as conn:
-            return bool(value(conn, "SELECT count(*) FROM outbox.effects") >= count)
+            return bool(value(conn, "SELECT count(*) FROM outbox.witness") >= count)
 
     for mark in (20, 80):
         wait_for(lambda: at_least(mark))  # noqa: B023

@@ -89,7 +89,7 @@ def place(pair: Pair) -> Place:
     with pair.primary.admin() as conn:
         conn.execute(f"CREATE DATABASE {place.name} TEMPLATE migrated")
     with place.admin() as conn:
-        conn.execute(f"SET ROLE {OWNER}; CREATE TABLE outbox.effects (entity text, stage text)")
+        conn.execute(f"SET ROLE {OWNER}; CREATE TABLE outbox.witness (entity text, stage text)")
     return place
 
 
@@ -107,12 +107,12 @@ class Work:
         run.publish("t", {"entity": run.entity_id})
 
     async def in_loop(self, run: Run[Any]) -> None:
-        await run.connection.execute("INSERT INTO outbox.effects VALUES (%s, 'in_loop')", (run.entity_id,))
+        await run.connection.execute("INSERT INTO outbox.witness VALUES (%s, 'in_loop')", (run.entity_id,))
         await asyncio.to_thread(self._wait, "in_loop")
         await run.connection.execute("SELECT 1")
 
     def in_thread(self, run: Run[Any]) -> None:
-        run.connection.execute("INSERT INTO outbox.effects VALUES (%s, 'in_thread')", (run.entity_id,))
+        run.connection.execute("INSERT INTO outbox.witness VALUES (%s, 'in_thread')", (run.entity_id,))
         self._wait("in_thread")
         run.connection.execute("SELECT 1")
 
@@ -138,7 +138,7 @@ def all_done(place: Place, count: int) -> bool:
 def check(place: Place, count: int) -> None:
     """Each effect once, and each history without a gap or a repetition."""
     with place.admin() as conn:
-        found = conn.execute("SELECT count(*), count(DISTINCT (entity, stage)) FROM outbox.effects").fetchone()
+        found = conn.execute("SELECT count(*), count(DISTINCT (entity, stage)) FROM outbox.witness").fetchone()
         assert found == (2 * count, 2 * count)
         histories = conn.execute(
             "SELECT string_agg(to_status, '' ORDER BY version) FROM outbox.state_changes GROUP BY workflow_id"
@@ -347,7 +347,7 @@ def test_consumers_leave_a_server_that_is_read_only_and_one_that_is_frozen(
     monkeypatch.setattr(probe, "EVERY", 0.1)
     at_work: set[str] = set()
     go_on = threading.Event()
-    insert = "INSERT INTO outbox.effects VALUES (%s, %s)"
+    insert = "INSERT INTO outbox.witness VALUES (%s, %s)"
 
     async def in_loop(delivery: Delivery) -> None:
         await delivery.connection.execute(insert, (delivery.payload["n"], "in_loop"))
@@ -368,7 +368,7 @@ def test_consumers_leave_a_server_that_is_read_only_and_one_that_is_frozen(
             post(amqp, (uuid7(), {"n": n}), queue=queue)
 
     def have_had_effect(n: int) -> bool:
-        return bool(place.ask("SELECT count(*) FROM outbox.effects") == n * len(handlers))
+        return bool(place.ask("SELECT count(*) FROM outbox.witness") == n * len(handlers))
 
     async def main() -> None:
         consumers = [
@@ -399,7 +399,7 @@ def test_consumers_leave_a_server_that_is_read_only_and_one_that_is_frozen(
         for queue in handlers:
             opened.queue_declare(queue, durable=True)
     asyncio.run(main())
-    assert place.ask("SELECT count(DISTINCT (entity, stage)) FROM outbox.effects") == 6
+    assert place.ask("SELECT count(DISTINCT (entity, stage)) FROM outbox.witness") == 6
     assert place.ask("SELECT count(*) FROM outbox.parked_deliveries") == 0
 
 

@@ -83,3 +83,39 @@ def test_jobs_whose_claim_was_not_answered_are_given_back_and_run(conn: Conn, ds
     worker = drain(pipeline, cut(b"picked AS", prepared=True), listen_dsn=dsn)
     assert worker.counts.done == 20
     assert value(conn, "SELECT max(attempt) FROM outbox.state_changes") == 1, "no attempt is burnt"
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+@pytest.mark.parametrize("marker", [b"INSERT INTO outbox.effects", b"UPDATE outbox.effects"])
+def test_an_effect_whose_intention_or_result_was_not_answered_happens_once(
+    conn: Conn, dsn: str, cut: Cut, marker: bytes, transaction: bool
+) -> None:
+    calls: list[str] = []
+
+    async def charge(*, idempotency_key: str) -> str:
+        calls.append(idempotency_key)
+        return "paid"
+
+    async def work(run: Run[Any]) -> None:
+        assert await run.effect("charge", charge) == "paid"
+
+    pipeline = deployed(conn, one_stage(work, transaction=transaction))
+    pipeline.submit(conn, "a", Post())
+    worker = drain(pipeline, cut(marker, prepared=False), listen_dsn=dsn)
+    assert (worker.counts.done, worker.counts.retried, len(calls)) == (1, 0, 1)
+    assert value(conn, "SELECT state FROM outbox.effects WHERE calls = 1") == "done"
+
+
+def test_a_question_about_an_effect_that_was_not_answered_is_asked_once(conn: Conn, dsn: str, cut: Cut) -> None:
+    async def charge() -> None:
+        raise TimeoutError
+
+    async def work(run: Run[Any]) -> None:
+        await run.effect("charge", charge)
+
+    pipeline = deployed(conn, one_stage(work))
+    pipeline.submit(conn, "a", Post())
+    worker = drain(pipeline, cut(b"outbox.effects_ask", prepared=False), listen_dsn=dsn)
+    assert (worker.counts.lost, worker.counts.retried) == (0, 0)
+    assert value(conn, "SELECT count(*) FROM outbox.approvals WHERE ended IS NULL") == 1
+    assert value(conn, "SELECT due IS NULL AND owner IS NULL FROM outbox.jobs")

@@ -51,13 +51,13 @@ def test_f02_a_worker_frozen_past_its_lease_changes_nothing_when_it_comes_back(
 ) -> None:
     submit(conn, app, "slow1", "slow2")
     zombie = spawn(*WORKER, "--lease", "1")
-    ran = "SELECT count(*) FROM outbox.effects WHERE attempt = 1"
+    ran = "SELECT count(*) FROM outbox.witness WHERE attempt = 1"
     wait_for(lambda: value(conn, ran) == 2, what="both handlers run")
     first = value(conn, "SELECT id FROM outbox.workers")
     zombie.freeze()
     heir = spawn(*WORKER)
     wait_for(
-        lambda: value(conn, "SELECT count(*) FROM outbox.effects WHERE attempt = 2") == 2, what="the heir runs them"
+        lambda: value(conn, "SELECT count(*) FROM outbox.witness WHERE attempt = 2") == 2, what="the heir runs them"
     )
     open_gate(conn)
     wait_for(lambda: drained(conn), what="the heir ends them")
@@ -78,7 +78,7 @@ def start_with_jobs_waiting(conn: Conn, app: Any, spawn: Spawn, *options: str) -
     submit(conn, app, *(f"quick{n}" for n in range(3000)), *(f"slow{n}" for n in range(40)))
     # So eager that it claims ahead however slow this machine makes the quick ones.
     worker = spawn(*WORKER, "--stage", "first", "--concurrency", "2", *options, env={"PREFETCH": "1e6"})
-    wait_for(lambda: held(conn, "slow%") > 2 and value(conn, "SELECT count(*) FROM outbox.effects") == 2)
+    wait_for(lambda: held(conn, "slow%") > 2 and value(conn, "SELECT count(*) FROM outbox.witness") == 2)
     return worker
 
 
@@ -104,7 +104,7 @@ def test_f05_sigterm_gives_unstarted_jobs_back_at_once_and_lets_running_ones_fin
 def test_f05_interrupted_handlers_leave_their_jobs_free(conn: Conn, app: Any, spawn: Spawn, how: str) -> None:
     submit(conn, app, "slow1", "slow2")
     worker = spawn(*WORKER, "--grace", "0.3" if how == "end of the grace time" else "600")
-    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.effects") == 2)
+    wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.witness") == 2)
     worker.send(signal.SIGTERM)
     if how == "second SIGTERM":
         wait_for(lambda: "stopping" in worker.text(), what="the first signal has arrived")

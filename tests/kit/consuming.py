@@ -9,7 +9,7 @@ import psycopg
 from outbox import Delivery
 
 Conn = psycopg.Connection[Any]
-INSERT = "INSERT INTO outbox.effects (n, attempt) VALUES (%s, %s)"
+INSERT = "INSERT INTO outbox.witness (n, attempt) VALUES (%s, %s)"
 
 
 async def record(delivery: Delivery) -> None:
@@ -21,7 +21,7 @@ def record_in_a_thread(delivery: Delivery) -> None:
 
 
 def seen(conn: Conn) -> list[int]:
-    return [row[0] for row in conn.execute("SELECT n FROM outbox.effects ORDER BY id")]
+    return [row[0] for row in conn.execute("SELECT n FROM outbox.witness ORDER BY id")]
 
 
 def parked(conn: Conn) -> list[str]:

@@ -22,7 +22,7 @@ def prepare(conn: Conn, dsn: str) -> Any:
     from apps.fault import app
 
     deploy.deploy(conn, app)
-    conn.execute("CREATE TABLE outbox.effects (entity text, attempt int, key text)")
+    conn.execute("CREATE TABLE outbox.witness (entity text, attempt int, key text)")
     conn.execute("CREATE TABLE outbox.ledger (entity text, attempt int)")
     conn.execute("CREATE TABLE outbox.gate (opened int)")
     return app
@@ -69,12 +69,12 @@ def check_books(conn: Conn, count: int, dead: int = 0) -> None:
         == dead
     ), "the history of a workflow that ended is NEW, MID, DONE"
     assert (
-        value(conn, "SELECT count(*) FROM outbox.effects e GROUP BY key HAVING count(*) <> count(DISTINCT attempt)")
+        value(conn, "SELECT count(*) FROM outbox.witness e GROUP BY key HAVING count(*) <> count(DISTINCT attempt)")
         is None
     )
     assert (
         value(
-            conn, "SELECT count(*) FROM (SELECT entity FROM outbox.effects GROUP BY 1 HAVING count(DISTINCT key) > 1) x"
+            conn, "SELECT count(*) FROM (SELECT entity FROM outbox.witness GROUP BY 1 HAVING count(DISTINCT key) > 1) x"
         )
         == 0
     )

@@ -45,7 +45,7 @@ def reader(another: Another) -> Reader:
 def effects(request: pytest.FixtureRequest) -> None:
     """Make the table in which handlers leave what they did, where a test has a database."""
     if "conn" in request.fixturenames:
-        request.getfixturevalue("conn").execute("CREATE TABLE outbox.effects (id serial, n int, attempt int)")
+        request.getfixturevalue("conn").execute("CREATE TABLE outbox.witness (id serial, n int, attempt int)")
 
 
 @pytest.fixture

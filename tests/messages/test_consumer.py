@@ -243,8 +243,8 @@ def clerk(dsn: str, admin_dsn: str) -> Iterator[str]:
             GRANT SELECT ON outbox.schema_migrations TO {role};
             GRANT INSERT ON outbox.inbox TO {role};
             GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.parked_deliveries, outbox.delivery_attempts TO {role};
-            GRANT INSERT ON outbox.effects TO {role};
-            GRANT USAGE ON SEQUENCE outbox.effects_id_seq TO {role};
+            GRANT INSERT ON outbox.witness TO {role};
+            GRANT USAGE ON SEQUENCE outbox.witness_id_seq TO {role};
         """.encode()
         )
         yield dsn.replace(f"{OWNER}@", f"{role}@")

@@ -50,7 +50,7 @@ def test_whatever_a_handler_raises_the_message_is_tried_again(
 
     post(amqp, (uuid7(), {"n": 1}), (uuid7(), {"n": 2}))
     run(fails if colour == "async" else fails_in_a_thread, lambda: len(seen(conn)) == 2)
-    told = conn.execute("SELECT n, attempt FROM outbox.effects ORDER BY n").fetchall()
+    told = conn.execute("SELECT n, attempt FROM outbox.witness ORDER BY n").fetchall()
     assert told == [(1, 2), (2, 1)], "what the failed attempt wrote was rolled back"
     assert value(conn, "SELECT count(*) FROM outbox.delivery_attempts") == 0, "and its trouble is forgotten"
 

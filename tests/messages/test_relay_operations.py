@@ -309,13 +309,13 @@ def test_in_strict_mode_a_retried_message_waits_for_earlier_ones_of_its_key(
 def test_what_a_consumer_has_parked_is_handled_when_a_person_wants_it_tried_again(
     conn: Conn, dsn: str, outbox: Outbox, start: Start, amqp: str
 ) -> None:
-    conn.execute("CREATE TABLE outbox.effects (n int)")
+    conn.execute("CREATE TABLE outbox.witness (n int)")
     well = False
 
     async def handler(delivery: Delivery) -> None:
         if not well:
             raise ValueError("no such customer")
-        await delivery.connection.execute("INSERT INTO outbox.effects VALUES (%s)", [delivery.payload["n"]])
+        await delivery.connection.execute("INSERT INTO outbox.witness VALUES (%s)", [delivery.payload["n"]])
 
     async def run() -> None:
         nonlocal well
@@ -345,7 +345,7 @@ def test_what_a_consumer_has_parked_is_handled_when_a_person_wants_it_tried_agai
     conn.execute(MESSAGE, ("t.1", 1))
     assert start("--drain").wait() == 0
     asyncio.run(run())
-    assert value(conn, "SELECT array_agg(n) FROM outbox.effects") == [1]
+    assert value(conn, "SELECT array_agg(n) FROM outbox.witness") == [1]
     assert queue_depth(amqp, "q") == 0
     assert outbox.fails("parked", "--retry", "1") == "outbox: no message with the id 1 is parked"
 

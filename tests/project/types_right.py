@@ -16,11 +16,14 @@ from pydantic import BaseModel, PostgresDsn, SecretStr
 
 import outbox
 from outbox import (
+    Ask,
     Change,
     Child,
     Consumer,
     Delivery,
+    Done,
     Go,
+    NotDone,
     Pipeline,
     Reject,
     Run,
@@ -167,6 +170,10 @@ def count(text: str) -> int:
     return len(text)
 
 
+async def look_up(idempotency_key: str) -> Done[int] | NotDone | Ask:
+    return Done(5) if idempotency_key else NotDone()
+
+
 @orders.stage("inside", on="S", to="T", transaction=True)
 async def inside(run: Run[Order]) -> None:
     assert_type(run.connection, psycopg.AsyncConnection[TupleRow])
@@ -175,6 +182,8 @@ async def inside(run: Run[Order]) -> None:
         pass
     assert_type(await run.once("a", fetch, "x", times=2), Line)
     assert_type(await run.once("b", count, "x"), int)
+    assert_type(await run.effect("c", fetch, "x", times=2), Line)
+    assert_type(await run.effect("d", count, "x", on_unknown=look_up), int)
     assert_type(await run.children(lines), list[Child[Line]])
     run.publish("done", {"a": 5}, key=run.idempotency_key)
     run.log.info("%s", run.entity_id)
@@ -202,6 +211,7 @@ def inside_plain(run: SyncRun[Order]) -> None:
     assert_type(run.connection, psycopg.Connection[TupleRow])
     run.connection.execute("SELECT 1")
     assert_type(run.once("b", count, "x"), int)
+    assert_type(run.effect("c", count, "x", on_unknown=Ask("Was it?", assignee="ann")), int)
     assert_type(run.children(lines), list[Child[Line]])
 
 

@@ -81,16 +81,16 @@ def test_f04_completion_sweep_change_by_hand_and_heartbeat(conn: Conn, explore: 
 
 def test_a_handlers_own_transaction_and_a_cancellation(conn: Conn, explore: Explore) -> None:
     """What the handler wrote is there exactly if it was the handler that moved the workflow."""
-    conn.execute("CREATE TABLE outbox.effects (n integer)")
+    conn.execute("CREATE TABLE outbox.witness (n integer)")
 
     def work(run: Any) -> None:
-        run.connection.execute("INSERT INTO outbox.effects VALUES (1)")
+        run.connection.execute("INSERT INTO outbox.witness VALUES (1)")
 
     pipeline = deployed(conn, one_stage(work, transaction=True))
 
     def scene() -> Scene:
         table = Table(conn, pipeline)
-        conn.execute("DELETE FROM outbox.effects")
+        conn.execute("DELETE FROM outbox.witness")
 
         def run(conn: Conn) -> list[str]:
             ended = user_transaction.run(conn, transaction.attempt(conn, [table.job]))
@@ -105,7 +105,7 @@ def test_a_handlers_own_transaction_and_a_cancellation(conn: Conn, explore: Expl
             refused = isinstance(outcomes["sarah"], psycopg.Error) and outcomes["sarah"].sqlstate == "OB001"
             assert refused or outcomes["sarah"] == ["moved"]
             assert outcomes["worker"] == (["moved"] if refused else [])
-            assert value(conn, "SELECT count(*) FROM outbox.effects") == refused
+            assert value(conn, "SELECT count(*) FROM outbox.witness") == refused
 
         return Scene({"worker": run, "sarah": cancel}, check, may_raise=(psycopg.DatabaseError,))
 

@@ -536,10 +536,10 @@ def test_a_relay_that_finds_the_database_restored_loses_nothing(
 # The inbox: deliveries of one message, and what forgets.
 
 crm = Inbox("crm")
-EFFECTS = "CREATE TABLE outbox.effects (message_id uuid)"
-EFFECT = "INSERT INTO outbox.effects VALUES (%s)"
+EFFECTS = "CREATE TABLE outbox.witness (message_id uuid)"
+EFFECT = "INSERT INTO outbox.witness VALUES (%s)"
 PLAIN = "INSERT INTO outbox.inbox (consumer, message_id) VALUES ('crm', %s) ON CONFLICT DO NOTHING"
-NO_INBOX = "DELETE FROM outbox.inbox; DELETE FROM outbox.effects; SELECT setval('outbox.inbox_floor', 0)"
+NO_INBOX = "DELETE FROM outbox.inbox; DELETE FROM outbox.witness; SELECT setval('outbox.inbox_floor', 0)"
 
 
 @pytest.mark.parametrize("ends", [("commit", "commit"), ("rollback", "commit"), ("commit", "rollback")])
@@ -577,7 +577,7 @@ def test_f56_of_two_deliveries_at_once_the_first_to_commit_has_the_effect(
             told = outcomes["one"], outcomes["other"]
             seen.add(tuple(new if isinstance(new, bool) else "again" for new in told))
             effects = sum(new is True and end == "commit" for new, end in zip(told, ends, strict=True))
-            assert value(conn, "SELECT count(*) FROM outbox.effects") == effects <= 1
+            assert value(conn, "SELECT count(*) FROM outbox.witness") == effects <= 1
             assert crm.accept(conn, message) is (effects == 0)
 
         steps = "snapshot|INTO outbox.inbox|COMMIT"
@@ -635,7 +635,7 @@ def test_f56_a_message_that_is_being_forgotten_has_one_effect_or_is_refused(
 
         def check(outcomes: dict[str, Any]) -> None:
             ends.update((name, outcomes[name], *outcomes["forgetting"]) for name in ("accept", "insert"))
-            effects = value(conn, "SELECT count(*) FROM outbox.effects")
+            effects = value(conn, "SELECT count(*) FROM outbox.witness")
             assert effects == was_handled + [*outcomes.values()].count("new") <= 1
             assert accept(conn) == insert(conn) == "refused"
 
@@ -717,7 +717,7 @@ def test_f56_a_second_delivery_beside_the_handlers_transaction_has_no_second_eff
 
         def check(outcomes: dict[str, Any]) -> None:
             assert outcomes == {"one": True, "other": True}, "both are acknowledged"
-            assert value(conn, "SELECT count(*) FROM outbox.effects") == 1
+            assert value(conn, "SELECT count(*) FROM outbox.witness") == 1
             assert one.handling.handled + other.handling.handled == 1
             assert one.handling.handled + one.handling.duplicates + one.handling.parked == 1
             parked = conn.execute("SELECT id FROM outbox.parked_deliveries").fetchall()
@@ -726,7 +726,7 @@ def test_f56_a_second_delivery_beside_the_handlers_transaction_has_no_second_eff
                 alone(other.receive(arrival(parked=id_)))
             assert value(conn, "SELECT count(*) FROM outbox.parked_deliveries") == 0
             assert value(conn, "SELECT count(*) FROM outbox.delivery_attempts") == 0
-            assert value(conn, "SELECT count(*) FROM outbox.effects") == 1
+            assert value(conn, "SELECT count(*) FROM outbox.witness") == 1
 
         return Scene({"one": one.receive(arrival()), "other": other.receive(arrival(redelivered=redelivered))}, check)
 

@@ -21,9 +21,9 @@ from outbox.engine.apart import ALL
 from outbox.engine.job import Job
 
 Conn = psycopg.Connection[Any]
-WRITE = "INSERT INTO outbox.effects (workflow, attempt) VALUES (%s, %s)"
+WRITE = "INSERT INTO outbox.witness (workflow, attempt) VALUES (%s, %s)"
 
-STEPS = "outbox.effects|published AS"
+STEPS = "outbox.witness|published AS"
 """The steps of handlers that matter to others: what they write, and their end."""
 
 
@@ -36,7 +36,7 @@ def pipeline(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> Pipeline[Any]:
     # No time passes: a wait for a lock lasts until it is free, and no transaction is too long.
     monkeypatch.setattr(transaction, "LONGEST", 60.0)
     monkeypatch.setattr(transaction, "LOCK_WAIT", 3600.0)
-    conn.execute("CREATE TABLE outbox.effects (workflow uuid, attempt integer)")
+    conn.execute("CREATE TABLE outbox.witness (workflow uuid, attempt integer)")
     return one_stage(work, transaction=True, share=5)
 
 
@@ -45,7 +45,7 @@ class Pair(Table):
 
     def __init__(self, conn: Conn, pipeline: Pipeline[Any]) -> None:
         super().__init__(conn, pipeline)
-        conn.execute("DELETE FROM outbox.effects")
+        conn.execute("DELETE FROM outbox.witness")
         self.other = pipeline.submit(conn, "f", Post()).id
         (self.also,) = self.claimed(conn, self.first)
 
@@ -95,7 +95,7 @@ class Pair(Table):
         books_are_right(self.conn)
         worker = outcomes["worker"]
         moved = self.rows("SELECT workflow_id, attempt FROM outbox.state_changes WHERE to_status = 'DONE'")
-        assert self.rows("SELECT workflow, attempt FROM outbox.effects") == moved, "each with its handler's change"
+        assert self.rows("SELECT workflow, attempt FROM outbox.witness") == moved, "each with its handler's change"
         done = [{"e": self.id, "f": self.other}[entity] for entity, how in worker.items() if how == "Committed"]
         assert [id_ for id_, _ in moved] == sorted(done)
         assert set(worker.values()) <= {"Committed", "NotHeld"}
@@ -141,7 +141,7 @@ def test_a_lease_that_is_taken_away_takes_both_or_none(conn: Conn, explore: Expl
             assert set(outcomes["worker"].values()) == {"NotHeld" if outcomes["sweep"] else "Committed"}
             for job in pair.claimed(conn, pair.second):
                 assert isinstance(user_transaction.run(conn, transaction.attempt(conn, [job])), transaction.Committed)
-            assert value(conn, "SELECT count(*) FROM outbox.effects") == 2, "each once, by whom it may be"
+            assert value(conn, "SELECT count(*) FROM outbox.witness") == 2, "each once, by whom it may be"
 
         return Scene({"worker": Actor(pair.take_turns, STEPS), "sweep": holding(pair.lose)}, check)
 
@@ -194,7 +194,7 @@ def test_two_workers_that_write_the_same_row_end_one_after_the_other(
         def check(outcomes: dict[str, Any]) -> None:
             books_are_right(conn)
             assert {how for each in outcomes.values() for how in each.values()} == {"Committed"}
-            assert value(conn, "SELECT n FROM outbox.hot") == value(conn, "SELECT count(*) FROM outbox.effects") == 4
+            assert value(conn, "SELECT n FROM outbox.hot") == value(conn, "SELECT count(*) FROM outbox.witness") == 4
 
         steps = "outbox.hot|published AS"
         return Scene({"worker": Actor(pair.take_turns, steps), "other": Actor(others, steps)}, check)

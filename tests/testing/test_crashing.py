@@ -65,7 +65,7 @@ def test_what_commits_together_survives_a_crash_anywhere(books: Conn, dsn: str) 
     places = crash_everywhere(scenario, p, dsn)
     assert runs == len(places) + 1
     for place in (
-        "jobs_claim", "a call of run.once", "a result of run.once was kept", "the handler of p.pay",
+        "jobs_claim", "a call of run.once or run.effect", "a result of run.once was kept", "the handler of p.pay",
         "jobs_finish_if_held", "the BEGIN of stage p.book", "the function of stage p.book", "the COMMIT of stage p.book",
         "the COMMIT of stage p.send",
     ):  # fmt: skip

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from kit.browsing import Page, Visitor, visitor
 from kit.pipelines import deployed, drain, status_of, value
 from kit.waits import QUESTION, Order, orders, waiting
-from outbox import Pipeline, Question, WaitForApproval, approval_link, approve
+from outbox import Pipeline, Question, Run, WaitForApproval, approval_link, approve
 from outbox.ui import Person, dashboard
 
 Conn = psycopg.Connection[Any]
@@ -127,6 +127,32 @@ def test_data_without_a_schema_is_edited_as_json(conn: Conn, dsn: str) -> None:
         assert visit.submit(form, "approve", **{"field.edit": broken}).status == 400, broken
     visit.submit(form, "approve", **{"field.edit": "[2]"})
     assert value(conn, "SELECT edited FROM outbox.approvals") == [2]
+
+
+def test_what_has_become_of_an_effect_is_answered_and_shown(conn: Conn, dsn: str) -> None:
+    calls: list[str] = []
+
+    async def charge() -> str:
+        calls.append("charge")
+        raise TimeoutError("the bank is silent")
+
+    async def pay(run: Run[Order]) -> None:
+        assert await run.effect("charge", charge) == "receipt 7"
+
+    pipeline: Pipeline[Order] = Pipeline("orders", data=Order, initial="NEW", final={"PAID"})
+    pipeline.stage("pay", on="NEW", to="PAID")(pay)
+    deployed(conn, pipeline).submit(conn, "a", Order())
+    drain(pipeline, dsn)
+    visit = visitor(dsn)
+    page = opened(visit)
+    assert "Has effect &#34;charge&#34; happened?" in page.text or 'Has effect "charge" happened?' in page.text
+    form = page.form("/approvals/0")
+    known = json.loads(form.fields["field.edit"])
+    assert known["error"].startswith("TimeoutError: the bank is silent")
+    visit.submit(form, "yes", **{"field.edit": json.dumps({**known, "result": "receipt 7"})})
+    drain(pipeline, dsn)
+    assert (status_of(conn, "a"), len(calls)) == ("PAID", 1)
+    assert "effect charge of pay, attempt 1: done" in visit.get("/workflow?pipeline=orders&entity=a").text
 
 
 def test_an_answer_without_a_change_of_the_form_is_no_edit(conn: Conn, dsn: str) -> None:

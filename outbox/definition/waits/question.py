@@ -92,16 +92,7 @@ class Question:
             if self.alone:
                 raise InvalidInput("alone", "is for questions with approvers")
             return
-        if not isinstance(self.approvers, Mapping) or not 1 <= len(self.approvers) <= MOST_GROUPS:
-            raise InvalidInput(
-                "approvers", f"must be 1 to {MOST_GROUPS} groups with a number, not {shown(self.approvers)}"
-            )
-        for group, number in self.approvers.items():
-            texts.check_text(group, "approvers", MAX_NAME)
-            if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MOST_VOTES:
-                raise InvalidInput(
-                    "approvers", f"{shown(group)}: {shown(number)} is not a number from 1 to {MOST_VOTES:,}"
-                )
+        check_approvers(self.approvers)
 
     def as_question(self) -> dict[str, Any]:
         """Returns the question as JSON for the database."""
@@ -128,6 +119,16 @@ def check_answers(what: str, answers: Collection[str], options: Collection[str])
         raise InvalidInput(what, f"must be answers, not {shown(answers)}")
     if unknown := [answer for answer in answers if answer not in options]:
         raise InvalidInput(what, f"{shown(unknown[0])} is not one of the options")
+
+
+def check_approvers(approvers: object) -> None:
+    """Raises InvalidInput unless these are groups, each with the number of its members who must agree."""
+    if not isinstance(approvers, Mapping) or not 1 <= len(approvers) <= MOST_GROUPS:
+        raise InvalidInput("approvers", f"must be 1 to {MOST_GROUPS} groups with a number, not {shown(approvers)}")
+    for group, number in approvers.items():
+        texts.check_text(group, "approvers", MAX_NAME)
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MOST_VOTES:
+            raise InvalidInput("approvers", f"{shown(group)}: {shown(number)} is not a number from 1 to {MOST_VOTES:,}")
 
 
 def _is_id(name: str) -> bool:
