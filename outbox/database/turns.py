@@ -60,10 +60,10 @@ class NotHere(Exception):
 class Turn:
     """One function's part of a transaction: a block in which the connection watches what the function sends.
 
-    `opening` is what opens it; None for the first turn. Call `settle` before the block ends: the answer may be unread if
-    the function has sent nothing. Afterwards: `opened`: the savepoint is set. `odd`: after which statement no other turn may follow. `refused`: it was not
-    sent. `conflict`: a wait for a lock was given up. `failed`: it has left an error, which a rollback to its savepoint
-    removes. `broken`: the transaction has ended, or can't be gone on with.
+    `opening` is what opens it; None for the first turn. Call `settle` before the block ends: if the function has sent
+    nothing, the answer may be unread. Afterwards: `opened`: the savepoint is set. `odd`: after which statement no other
+    turn may follow. `refused`: it was not sent. `conflict`: a wait for a lock was given up. `failed`: it has left an
+    error, which a rollback to its savepoint removes. `broken`: the transaction has ended, or can't be gone on with.
     """
 
     def __init__(self, conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], opening: bytes | None) -> None:
