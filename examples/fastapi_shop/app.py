@@ -13,9 +13,9 @@ import outbox
 
 from .database import OrderRow, Session, engine
 from .pipeline import Order, orders
-from .settings import DSN
+from .settings import URL
 
-worker = outbox.Worker(orders, DSN, grace=20)
+worker = outbox.Worker(orders, URL, grace=20)
 
 
 @asynccontextmanager

@@ -218,6 +218,7 @@ def workflow(found: Row, *, traceback: bool = False) -> Group:
         if found[title]:
             parts += [Text(), table(title.replace("_", " "), ["", ""], found[title].items())]
     for title, columns in (
+        ("actions", ["at", "action", "stage", "actor", "reason"]),
         ("checkpoints", ["made_at", "stage", "key", "attempt", "result"]),
         ("approvals", asked),
         ("children", ["pipeline", "entity_id", "status"]),
