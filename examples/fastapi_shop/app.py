@@ -61,8 +61,8 @@ async def place(new: NewOrder, session: InTransaction) -> dict[str, int]:
 
 @app.get("/orders/{order_id}")
 async def look(order_id: int, session: InTransaction) -> dict[str, object]:
+    workflow = await orders.get(session, f"order_{order_id}")  # first: the row is as new as what is told of it
     row = await session.get(OrderRow, order_id)
-    workflow = await orders.get(session, f"order_{order_id}")
     if row is None or workflow is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND)
     return {"id": row.id, "status": workflow.status, "parcel": row.parcel}

@@ -49,7 +49,7 @@ def reaches(client: TestClient, order: int, status: str) -> Any:
 
 
 def test_a_small_order_is_shipped(client: TestClient) -> None:
-    assert client.get("/readyz").json()["ok"] is True
+    assert client.get("/readyz").status_code == 200
     assert client.get("/livez").status_code == 200
     order = place(client, 1_000)
     assert reaches(client, order, "SHIPPED")["parcel"] == f"parcel of order_{order}"

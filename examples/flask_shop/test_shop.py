@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from outbox.testing.databases import Databases
 
@@ -22,19 +23,23 @@ def client(outbox_databases: Databases) -> Iterator[FlaskClient]:
             yield app.app.test_client()
 
 
+def told(answer: TestResponse) -> Any:
+    return answer.json
+
+
 def place(client: FlaskClient, cents: int) -> int:
     answer = client.post("/orders", json={"customer": "ada", "cents": cents})
     assert answer.status_code == 201, answer.text
-    return int(answer.json["id"])
+    return int(told(answer)["id"])
 
 
 def reaches(client: FlaskClient, order: int, status: str) -> Any:
     """Waits until an order is in a status; returns what is told of it."""
     deadline = time.monotonic() + 60
-    while (told := client.get(f"/orders/{order}").json)["status"] != status:
-        assert time.monotonic() < deadline, told
+    while (found := told(client.get(f"/orders/{order}")))["status"] != status:
+        assert time.monotonic() < deadline, found
         time.sleep(0.02)
-    return told
+    return found
 
 
 def test_a_small_order_is_shipped(client: FlaskClient) -> None:
@@ -50,8 +55,8 @@ def test_a_person_rejects_a_large_order_and_another_one_is_too_late(client: Flas
     assert (answer.status_code, answer.json) == (200, {"status": "REJECTED"})
     late = client.post(f"/orders/{order}/approve", json={"by": "tom"})
     assert late.status_code == 409
-    assert "sarah" in late.json["detail"]
-    assert client.get(f"/orders/{order}").json["parcel"] is None
+    assert "sarah" in told(late)["detail"]
+    assert told(client.get(f"/orders/{order}"))["parcel"] is None
 
 
 def test_what_is_refused_leaves_nothing(client: FlaskClient) -> None:
