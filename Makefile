@@ -32,9 +32,9 @@ WHEEL_TESTS := $(addprefix tests/,project/test_structure.py database/test_migrat
 	database/test_embedded.py::test_commands_with_a_home_share_the_bundled_server_and_say_so_in_one_line \
 	examples/test_demo_run.py::test_the_demo_survives_outage_and_kill_and_its_books_are_right)
 
-# Every command's definition, and what data, the driver and the clock are read with.
+# Every command's definition, what data, the driver and the clock are read with, and an ORM in a step.
 LOWEST_TESTS := $(addprefix tests/,commands/test_cli.py::test_every_command_has_help commands/test_submit.py client/test_submit.py definition/test_waits.py \
-	commands/test_waits.py database/test_session.py)
+	commands/test_waits.py database/test_session.py test_sqlalchemy.py)
 
 .DEFAULT_GOAL := help
 # Modules are compiled when they are imported: most of what is installed never is.
@@ -116,7 +116,7 @@ wheel-test: $(STAMP) ## run what may differ against the built wheel, without the
 lowest-test: $(STAMP) ## run a few of the tests with the lowest versions of the dependencies that pyproject.toml allows
 	mkdir -p build && $(BIN)/python -m tools.lowest > build/lowest.txt
 	rm -rf .venv-lowest && $(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install $(PIP) --constraint build/lowest.txt --editable '.[embedded,rabbitmq]' $(PYTEST)
+	.venv-lowest/bin/python -m pip install $(PIP) --constraint build/lowest.txt --editable '.[embedded,rabbitmq,sqlalchemy,alembic]' $(PYTEST)
 	PYTHONPATH=tests .venv-lowest/bin/python -m pytest $(WORKERS) $(LOWEST_TESTS) $(ARGS)
 
 clean: ## remove what make has made

@@ -67,6 +67,7 @@ from .errors import (
     VoteRefused,
     WaitTimeout,
     WorkerBroken,
+    WrongCursor,
 )
 from .messages.consumer import Consumer, consume
 from .messages.delivery import Delivery, SyncDelivery
@@ -151,6 +152,7 @@ __all__ = [
     "Worker",
     "WorkerBroken",
     "Workflow",
+    "WrongCursor",
     "approval_link",
     "approvals",
     "approve",

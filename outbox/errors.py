@@ -44,6 +44,7 @@ OutboxError
     ├── PipelineInUse       OB031: a pipeline was deleted that has workflows
     ├── NotCancellable      OB032: a workflow was to be cancelled whose pipeline has no status for that
     ├── UnknownStage        OB033: a stage was paused that no deployed pipeline has; also a NotFound
+    ├── WrongCursor         OB034: a list was to go on after a cursor that isn't its own
     └── DataRefused         OB040: another program wrote data that the pipeline's type can't read
 """
 
@@ -474,3 +475,10 @@ class UnknownStage(Refused, NotFound):
     pipeline: str | None = None
     stage: str | None = None
     nearest: str | None = None
+
+
+class WrongCursor(Refused):
+    """A list was to go on after a cursor that isn't its own. Pass the filters with which the list began."""
+
+    sqlstate = "OB034"
+    after: str | None = None

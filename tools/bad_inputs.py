@@ -161,7 +161,7 @@ ROWS += [
     Row("Handlers", "a Retry whose `after` was set to any such value later", "handler, consumer",
         "the stage's own back-off; no other job of the batch is harmed",
         (RAISED, "tests/messages/test_receive.py::test_a_wish_to_wait_that_is_no_time_is_the_stages_own")),
-    Row("Handlers", "returns a coroutine, a generator, something not serialisable, a cycle, NUL, NaN, 40 MB", "handler",
+    Row("Handlers", "returns a coroutine, a generator, what `run.spawn` returned, something not serialisable, a cycle, NUL, NaN, 40 MB", "handler",
         "the attempt has failed: `HandlerError` that names the stage",
         (RETURNED, "tests/engine/test_worker.py::test_a_result_that_is_no_outcome_fails_the_attempt_and_says_why")),
     Row("Handlers", "returns a status that is none, none of the stage's, or no text", "handler",

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-EXTRAS = ("embedded", "rabbitmq")
+EXTRAS = ("embedded", "rabbitmq", "sqlalchemy", "alembic")
 
 
 def lowest() -> list[str]:

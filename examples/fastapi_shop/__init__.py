@@ -5,4 +5,5 @@ python -m examples.fastapi_shop.prepare
 uvicorn examples.fastapi_shop.app:app
 curl -X POST localhost:8000/orders -H 'Content-Type: application/json' -d '{"customer": "ada", "cents": 250000}'
 curl -X POST localhost:8000/orders/1/approve -H 'Content-Type: application/json' -d '{"by": "sarah"}'
+pytest examples/fastapi_shop                                  # its tests
 """

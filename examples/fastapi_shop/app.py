@@ -13,9 +13,9 @@ import outbox
 
 from .database import OrderRow, Session, engine
 from .pipeline import Order, orders
-from .settings import DSN
+from .settings import URL
 
-worker = outbox.Worker(orders, DSN, grace=20)
+worker = outbox.Worker(orders, URL, grace=20)
 
 
 @asynccontextmanager
@@ -61,8 +61,8 @@ async def place(new: NewOrder, session: InTransaction) -> dict[str, int]:
 
 @app.get("/orders/{order_id}")
 async def look(order_id: int, session: InTransaction) -> dict[str, object]:
+    workflow = await orders.get(session, f"order_{order_id}")  # first: the row is as new as what is told of it
     row = await session.get(OrderRow, order_id)
-    workflow = await orders.get(session, f"order_{order_id}")
     if row is None or workflow is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND)
     return {"id": row.id, "status": workflow.status, "parcel": row.parcel}

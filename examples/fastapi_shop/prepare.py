@@ -2,26 +2,23 @@
 
 import asyncio
 
-import psycopg
-
 import outbox
 
 from .database import Base, engine
 from .pipeline import orders
-from .settings import DSN
 
 
-async def make_tables() -> None:
+async def prepare() -> None:
+    """Does all of it in one transaction."""
     async with engine.begin() as conn:
+        await outbox.migrate(conn)
         await conn.run_sync(Base.metadata.create_all)
+        await outbox.deploy(conn, orders)
     await engine.dispose()
 
 
 def main() -> None:
-    outbox.migrate(DSN)
-    asyncio.run(make_tables())
-    with psycopg.connect(DSN) as conn:
-        outbox.deploy(conn, orders)
+    asyncio.run(prepare())
 
 
 if __name__ == "__main__":

@@ -2,8 +2,5 @@
 
 import os
 
-from sqlalchemy.engine import make_url
-
-URL = make_url(os.environ["DATABASE_URL"])
-DSN = URL.set(drivername="postgresql").render_as_string(hide_password=False)
-"""The same database for the worker, which brings its own driver."""
+URL = os.environ["DATABASE_URL"]
+"""The same for the engine of SQLAlchemy and for the worker, which brings its own driver."""

@@ -41,8 +41,8 @@ def place() -> ResponseReturnValue:
 @app.get("/orders/<int:order_id>")
 def look(order_id: int) -> ResponseReturnValue:
     with transaction() as conn:
+        workflow = orders.get(conn, f"order_{order_id}")  # first: the row is as new as what is told of it
         row = conn.execute("SELECT parcel FROM shop_orders WHERE id = %s", (order_id,)).fetchone()
-        workflow = orders.get(conn, f"order_{order_id}")
     if row is None or workflow is None:
         abort(404)
     return {"id": order_id, "status": workflow.status, "parcel": row[0]}

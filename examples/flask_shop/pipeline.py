@@ -6,7 +6,7 @@ NEW -> check -> APPROVED -> ship -> SHIPPED
 
 from pydantic import BaseModel
 
-from outbox import Go, Pipeline, Run, WaitForApproval
+from outbox import Go, Pipeline, SyncRun, WaitForApproval
 
 LARGE = 100_000
 """Cents from which on a person looks at an order."""
@@ -22,14 +22,14 @@ orders.allow("REVIEW", to={"APPROVED", "REJECTED"})
 
 
 @orders.stage("check", on="NEW", to={"APPROVED", "REVIEW"})
-def check(run: Run[Order]) -> Go[Order] | WaitForApproval[Order]:
+def check(run: SyncRun[Order]) -> Go[Order] | WaitForApproval[Order]:
     if run.data.cents < LARGE:
         return Go("APPROVED")
     return WaitForApproval(f"Order {run.data.order_id} is of {run.data.cents / 100:.2f}: send it?", status="REVIEW")
 
 
 @orders.stage("ship", on="APPROVED", to="SHIPPED", transaction=True)
-def ship(run: Run[Order]) -> None:
+def ship(run: SyncRun[Order]) -> None:
     """Writes the parcel into the shop's table in the transaction that moves the order on."""
     run.connection.execute(
         "UPDATE shop_orders SET parcel = %s WHERE id = %s", (f"parcel of {run.entity_id}", run.data.order_id)

@@ -224,6 +224,7 @@ def workflow(found: Row, *, traceback: bool = False) -> Group:
         if found[title]:
             parts += [Text(), table(title.replace("_", " "), ["", ""], found[title].items())]
     for title, columns in (
+        ("actions", ["at", "action", "stage", "actor", "reason"]),
         ("checkpoints", ["made_at", "stage", "key", "attempt", "result"]),
         ("effects", ["started_at", "stage", "name", "state", "known_by", "calls", "result", "error"]),
         ("approvals", asked),

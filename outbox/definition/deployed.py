@@ -93,7 +93,9 @@ class Definition:
         if (self.plain or 1) != (new.plain or 1):
             lines.append(f"data without $version has version {self.plain or 1} -> {new.plain or 1}")
         if self.initial is not None:
-            told = ("the data has another JSON schema", "the data has another version", "other checks of the data")
+            told = ["the data has another JSON schema", "the data has another version", "other checks of the data"]
+            if self.data[1] is None:  # as releases have left it that kept neither the schema nor the version
+                told[:2] = [f"the {what} of the data is kept from now on" for what in ("JSON schema", "version")]
             lines += [line for line, old, now in zip(told, self.data, new.data, strict=True) if old != now]
         lines += [
             f"status {now} was called {former}"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .. import texts
 from ..errors import HandlerError
+from .run import Spawned
 from .stage import Stage
 from .waits.wait import Wait, WaitJson
 
@@ -50,6 +51,10 @@ def read(stage: Stage, result: Any, now: str) -> Returned:
         if inspect.iscoroutine(data):
             data.close()
         raise HandlerError(f"stage {stage.queue} returned a {type(data).__name__}: return data, Go(…) or None")
+    if isinstance(data, Spawned):
+        raise HandlerError(
+            f"stage {stage.queue} returned what run.spawn returns: return data, Go(…), WaitForChildren(…) or None"
+        )
     return Returned(status, stage.data.dump(data), wait)
 
 

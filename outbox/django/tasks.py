@@ -41,6 +41,7 @@ _tasks, _base, _signals, _exceptions = (
 )
 _Backend: Any = importlib.import_module(f"{_interface}.backends.base").BaseTaskBackend
 Status = _base.TaskResultStatus
+InvalidTask = _exceptions.InvalidTask if _interface == "django.tasks" else _exceptions.InvalidTaskError
 
 QUEUE = "default"
 """The queue whose pipeline has the bare name."""
@@ -92,7 +93,7 @@ class OutboxBackend(_Backend):
     def validate_task(self, task: Any) -> None:
         super().validate_task(task)
         if task.queue_name not in self.pipelines:
-            raise _exceptions.InvalidTaskError(f'TASKS["{self.alias}"]["QUEUES"] has no {task.queue_name!r}.')
+            raise InvalidTask(f'TASKS["{self.alias}"]["QUEUES"] has no {task.queue_name!r}.')
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Enqueues a task in the ORM's transaction, and returns its result, which has the workflow's id."""

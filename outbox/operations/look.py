@@ -137,6 +137,7 @@ def show(conn: psycopg.Connection[Any], workflow: Row, limit: int = MOST) -> Row
         **workflow,
         "why": asdict(drive(conn, why.asked(workflow["pipeline"], workflow["entity_id"]))),
         "history": rows(conn, SQL["history"], **latest)[::-1],
+        "actions": rows(conn, SQL["actions_of_workflow"], **latest)[::-1],
         "job": next(iter(rows(conn, SQL["job"], **key)), None),
         "dead_job": next(iter(rows(conn, SQL["dead_job"], **key)), None),
         "checkpoints": rows(conn, SQL["checkpoints_of_workflow"], **latest)[::-1],

@@ -22,10 +22,11 @@ from ..texts import shown
 log = logging.getLogger("outbox.deploy")
 
 
-@overload
-def migrate(where: AnyDsn | SyncConn) -> list[str]: ...
+# Async connections first: some have the methods by which a sync one is told.
 @overload
 def migrate(where: AsyncConn) -> Coroutine[Any, Any, list[str]]: ...
+@overload
+def migrate(where: AnyDsn | SyncConn) -> list[str]: ...
 def migrate(where: AnyDsn | SyncConn | AsyncConn) -> list[str] | Coroutine[Any, Any, list[str]]:
     """Creates or updates the schema `outbox`, as `outbox migrate` does, and returns the names of what was applied.
 
@@ -44,16 +45,16 @@ def migrate(where: AnyDsn | SyncConn | AsyncConn) -> list[str] | Coroutine[Any, 
 
 @overload
 def deploy(
-    conn: SyncConn, pipelines: Pipeline[Any] | Iterable[Pipeline[Any]], *, end_waits: bool = False, strict: bool = False
-) -> dict[str, list[str]]: ...
-@overload
-def deploy(
     conn: AsyncConn,
     pipelines: Pipeline[Any] | Iterable[Pipeline[Any]],
     *,
     end_waits: bool = False,
     strict: bool = False,
 ) -> Coroutine[Any, Any, dict[str, list[str]]]: ...
+@overload
+def deploy(
+    conn: SyncConn, pipelines: Pipeline[Any] | Iterable[Pipeline[Any]], *, end_waits: bool = False, strict: bool = False
+) -> dict[str, list[str]]: ...
 def deploy(
     conn: SyncConn | AsyncConn,
     pipelines: Pipeline[Any] | Iterable[Pipeline[Any]],

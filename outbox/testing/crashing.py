@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,10 +30,14 @@ from ..texts import shown
 from . import sequence
 from .cleaning import clean
 from .draining import Pipelines, checked
-from .inside import Kept, handled_within, lifespans_open, log, within
+from .handling import handled_within, lifespans_open, within
+from .kept import Kept
 from .running import no_loop
-from .sequence import AfterCommit, Guard, Handle, InTransaction, PutBackSettings, Release, Rest, Sequence, Step, Undo
+from .sequence import Sequence
+from .steps import AfterCommit, Guard, Handle, InTransaction, PutBackSettings, Release, Rest, Step, Undo
 from .working import Drained
+
+log = logging.getLogger("outbox.worker")
 
 SQL = statements.load("crashing")
 

@@ -5,137 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import importlib
-import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from ..database import session
 from ..database.drivers.of_django import Django
 from ..database.drivers.recognise import door
-from ..database.statements import text_array
 from ..database.steps import Call, Statement, perform, perform_async
 from ..database.user_transaction import Begin, Commit
-from ..definition.effect import Effects, OnUnknown
 from ..definition.run import Run
 from ..definition.step_transaction import call_after_commit, call_after_commit_sync
-from ..engine import checkpoint, effects
-from ..engine.handle import handle_async, handle_sync
-from ..engine.job import Job, Outcome, fail
+from ..engine.handle import handle_sync
+from ..engine.job import Outcome
 from ..process.service import Service
 from .connections import plain, require_color
-from .sequence import AfterCommit, Guard, Handle, InTransaction, PutBackSettings, Release, Rest, Sequence, Step, Undo
+from .handling import handled_within, lifespans_open, within
+from .kept import Kept
+from .sequence import Sequence
+from .session_settings import READ, READING, SessionSettings, is_restore, set_local
+from .steps import AfterCommit, Guard, Handle, InTransaction, PutBackSettings, Release, Rest, Step, Undo
 
 log = logging.getLogger("outbox.worker")
-
-_ENGINES = tuple(f"outbox.{name}" for name in ("actor", "reason", "worker", "claim", "waits", "decision", "early"))
-"""What the engine's statements set for the triggers, until the end of a transaction."""
-
-_OWN = (
-    "client_encoding",
-    *session.READING,
-    "search_path",
-    "row_security",
-    "statement_timeout",
-    "lock_timeout",
-    "idle_in_transaction_session_timeout",
-)
-"""Settings that are the application's, and that the engine's statements, or a handler, change in a transaction."""
-
-
-_KEPT = {checkpoint.SQL["checkpoint_write"], effects.SQL["effect_intend"], effects.SQL["effect_note"]}
-"""What a worker writes in transactions of its own, and what stays when the attempt is rolled back."""
-
-
-class Kept:
-    """Keeps results of `run.once` and effects in the caller's transaction, as a worker keeps them in the database.
-
-    `rows` runs a statement in the thread of a plain handler, `rows_async` in the event loop of an async one.
-    """
-
-    def __init__(
-        self, rows: Callable[[Statement], list[Any]], rows_async: Callable[[Statement], Awaitable[list[Any]]]
-    ) -> None:
-        self._rows, self._rows_async = rows, rows_async
-        self._written: list[Statement] = []
-
-    def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Does what `Checkpoints.once` does."""
-        steps = checkpoint.once(job, key, function, partial(function, *args, **kwargs))
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
-
-    def effect(
-        self, job: Job, found: Effects, name: str, function: Callable[..., Any], args: Any, kwargs: Any,
-        on_unknown: OnUnknown,
-    ) -> Any:  # fmt: skip
-        """Does what `Ledger.effect` does."""
-        steps = effects.effect(job, found, name, function, partial(function, *args, **kwargs), on_unknown)
-        if job.stage.is_async:
-            return found.among_others(perform_async(steps, self._take_async))
-        return perform(steps, self._take)
-
-    def children(self, job: Job, pipeline: Any) -> Any:
-        """Does what `Checkpoints.children` does."""
-        steps = checkpoint.children(job, pipeline)
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
-
-    def note(self, job: Job, text: str) -> None:
-        """Does nothing: progress is for others, who don't see this transaction."""
-
-    def take_written(self) -> list[Statement]:
-        """Returns the statements that have kept something since the last call: a rollback may have undone them."""
-        written, self._written = self._written, []
-        return written
-
-    def _take(self, step: Statement | Call) -> Any:
-        if isinstance(step, Call):
-            return step.function()
-        self._note(step)
-        return self._rows(step)
-
-    async def _take_async(self, step: Statement | Call) -> Any:
-        if isinstance(step, Call):
-            result = step.function()
-            return await result if inspect.isawaitable(result) else result
-        self._note(step)
-        return await self._rows_async(step)
-
-    def _note(self, step: Statement) -> None:
-        if step[0] in _KEPT:
-            self._written.append(step)
-
-
-class _Settings:
-    """What the session's settings were before, to be put back."""
-
-    def __init__(self, rows: list[Any]) -> None:
-        found = dict(rows)
-        self.own = {name: value for name, value in found.items() if name in _OWN}
-        self.engines = {name: found.get(name) or "" for name in _ENGINES}
-
-    def put_back(self, *, own: bool = True) -> Statement:
-        """Returns the statement that sets them for the rest of the transaction; without `own` only the schema's."""
-        return _set({**self.engines, **(self.own if own else {})})
-
-
-def _set(settings: dict[str, str]) -> Statement:
-    names, values = text_array(settings), text_array(settings.values())
-    return session.SQL["session_set"], {"names": names, "values": values, "local": True, "path": False}
-
-
-_READ: Statement = session.SQL["session_read"], {"names": text_array([*_OWN, *_ENGINES])}
-_READING = {"client_encoding": "UTF8", **session.READING}
-
-
-def _is_restore(step: Statement) -> bool:
-    """Returns whether a statement puts back what a session of the engine's own begins with: this one is not."""
-    return step[0] == session.SQL["session_restore"]
 
 
 class Inside:
@@ -150,8 +45,8 @@ class Inside:
 
     def run(self, sequence: Sequence) -> None:
         """Drains. Whatever happens, the transaction goes on, and the session is as it was."""
-        self._settings = _Settings(self._rows(_READ))
-        self._rows(_set(_READING))
+        self._settings = SessionSettings(self._rows(READ))
+        self._rows(set_local(READING))
         try:
             with lifespans_open(sequence, self._in_loop):
                 perform(sequence.steps(), self._take)
@@ -191,9 +86,8 @@ class Inside:
         if not stage.is_async:
             return contextvars.copy_context().run(handle_sync, [run])[0]
         handling = partial(handled_within, run)
-        if (
-            self._django is not None
-        ):  # so that the ORM, called from async code, works in this thread, on this connection
+        if self._django is not None:
+            # So that the ORM, called from async code, works in this thread, on this connection.
             async_to_sync: Any = importlib.import_module("asgiref.sync").async_to_sync
             outcome: Outcome = async_to_sync(handling)()
             return outcome
@@ -217,12 +111,12 @@ class Inside:
                         return function()
                 case Commit(last):
                     for statement in last:
-                        if not _is_restore(statement):
+                        if not is_restore(statement):
                             self._rows(statement)
                     self._close(rollback=False)
                     return None
                 case _:
-                    return self._rows(self._settings.put_back() if _is_restore(inner) else inner)
+                    return self._rows(self._settings.put_back() if is_restore(inner) else inner)
 
         try:
             return perform(step.steps(self._conn), take)
@@ -266,8 +160,8 @@ class InsideAsync:
 
     async def run(self, sequence: Sequence) -> None:
         """Drains."""
-        self._settings = _Settings(await self._rows(_READ))
-        await self._rows(_set(_READING))
+        self._settings = SessionSettings(await self._rows(READ))
+        await self._rows(set_local(READING))
         try:
             await sequence.lifespans.open(Service("Drain"))
             try:
@@ -319,12 +213,12 @@ class InsideAsync:
                         return await within(step.timeout, function)
                 case Commit(last):
                     for statement in last:
-                        if not _is_restore(statement):
+                        if not is_restore(statement):
                             await self._rows(statement)
                     await self._close(rollback=False)
                     return None
                 case _:
-                    return await self._rows(self._settings.put_back() if _is_restore(inner) else inner)
+                    return await self._rows(self._settings.put_back() if is_restore(inner) else inner)
 
         try:
             return await perform_async(step.steps(self._conn), take)
@@ -353,33 +247,3 @@ class InsideAsync:
 
     def _rows_in_thread(self, statement: Statement) -> list[Any]:
         return asyncio.run_coroutine_threadsafe(self._rows(statement), self._loop).result()
-
-
-@contextmanager
-def lifespans_open(sequence: Sequence, in_loop: Callable[[Coroutine[Any, Any, Any]], Any]) -> Iterator[None]:
-    """Has open what the pipelines' lifespans make."""
-    if not any(pipeline.hooks.lifespan for pipeline in sequence.pipelines):
-        yield
-        return
-    in_loop(sequence.lifespans.open(Service("Drain")))
-    try:
-        yield
-    finally:
-        in_loop(sequence.lifespans.close(None, None, None))
-
-
-async def handled_within(run: Run[Any]) -> Outcome:
-    """Calls an async handler; returns its outcome, which is a failure after its stage's timeout."""
-    try:
-        return (await within(run._job.stage.timeout, partial(handle_async, [run])))[0]  # type: ignore[no-any-return]
-    except TimeoutError as error:
-        return fail(run._job, error)
-
-
-async def within(timeout: float, function: Callable[[], Awaitable[Any]]) -> Any:
-    """Calls an async function. Raises TimeoutError after `timeout` seconds."""
-    try:
-        async with asyncio.timeout(timeout):
-            return await function()
-    except TimeoutError:
-        raise TimeoutError(f"no outcome within its timeout of {timeout:g} s") from None

@@ -1,30 +1,23 @@
-"""Runs what is due in one sequence, by the engine's own statements: a generator of steps, which a runner takes.
-
-A runner decides what a transaction is. In inside.py it is a savepoint of the caller's, and nothing is committed. In
-crashing.py it is a transaction, and a step may be the last one before a crash.
-"""
+"""Runs what is due in one sequence, by the engine's own statements: a generator of steps, which a runner takes."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Generator, Iterable
-from collections.abc import Sequence as Several
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import psycopg
 
 from ..database import statements
 from ..database.statements import text_array
 from ..database.steps import Statement
-from ..database.user_transaction import Steps as TransactionSteps
 from ..definition.outcome import Reject, Retry
 from ..definition.pipeline import Pipeline
 from ..definition.reasons import leaves
 from ..definition.run import Kept, Run
 from ..definition.schedule import Schedule
 from ..definition.stage import Stage
-from ..definition.step_transaction import Hook
 from ..engine import claim, commit, effects, lease, maintenance, scheduler, transaction
 from ..engine.apart import ALL
 from ..engine.handle import begin
@@ -37,65 +30,15 @@ from ..engine.release import CHANGED, HELD_UP
 from ..engine.surroundings import Surroundings
 from ..errors import HandlerError
 from .running import own_name
+from .steps import AfterCommit, Guard, Handle, InTransaction, PutBackSettings, Release, Rest, Steps, Undo
 
 SQL = statements.load("sequence")
-T = TypeVar("T")
 
 LEASE = 86_400.0
 """Seconds of the lease of a drain that sends no heartbeats: longer than any."""
 
 LONGEST_REST = 1.0
 """Seconds that a drain waits at a time for a stage whose rate lets nothing start."""
-
-
-class Guard(NamedTuple):
-    """Opens a savepoint, where the steps are in one transaction."""
-
-
-class Release(NamedTuple):
-    """Closes the last savepoint. What was done since stays, unless an error has ended it."""
-
-
-class Undo(NamedTuple):
-    """Rolls back to the last savepoint, and closes it."""
-
-
-class PutBackSettings(NamedTuple):
-    """Sets in the session what the engine's statements have changed to what it was before."""
-
-
-class Rest(NamedTuple):
-    """Waits for some seconds."""
-
-    seconds: float
-
-
-class Handle(NamedTuple):
-    """Calls a handler that has no transaction. Its answer is the outcome."""
-
-    run: Run[Any]
-
-
-class InTransaction(NamedTuple):
-    """Takes the steps of a user's function in a transaction. `what` names it, and `timeout` is in seconds."""
-
-    what: str
-    is_async: bool
-    timeout: float
-    steps: Callable[[Any], TransactionSteps[Any]]
-
-
-class AfterCommit(NamedTuple):
-    """Calls what a user's function wants called after its COMMIT. `what` names it, and `timeout` is in seconds."""
-
-    what: str
-    is_async: bool
-    timeout: float
-    hooks: Several[Hook]
-
-
-Step = Guard | Release | Undo | PutBackSettings | Rest | Handle | InTransaction | AfterCommit | Statement
-Steps = Generator[Step, Any, T]
 
 
 @dataclass

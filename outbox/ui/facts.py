@@ -21,11 +21,6 @@ def moves_of(conn: Conn, workflow: Row) -> Row:
     return {**found, "cancellable": cancelled is not None and not found["final"]}
 
 
-def actions_of(conn: Conn, workflow: Row, limit: int) -> list[Row]:
-    """Returns the retries of a workflow, by whom and why, in their order."""
-    return rows(conn, SQL["actions_of_workflow"], id=workflow["id"], limit=limit)[::-1]
-
-
 def question(conn: Conn, id_: UUID) -> Row | None:
     """Returns a question, open or ended, with what it is about now; None if there is none."""
     return next(iter(rows(conn, SQL["question"], id=id_)), None)

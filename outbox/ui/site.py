@@ -83,7 +83,7 @@ class Site:
             return await self.reads.run(look)
         except NotFound as error:
             raise HTTPException(404, str(error)) from None
-        except (InvalidInput, psycopg.DataError) as error:  # such as a cursor that no page has given
+        except (InvalidInput, Refused, psycopg.DataError) as error:  # such as a cursor that no page has given
             raise HTTPException(400, _told(error)) from None
         except Exception as error:
             raise HTTPException(503, self.reads.explain(error)) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -28,9 +28,9 @@ class Event(NamedTuple):
         return self.document is not NOTHING
 
 
-def tell(found: Row, actions: Sequence[Row]) -> list[Event]:
+def tell(found: Row) -> list[Event]:
     """Returns the events of a workflow, the first one first."""
-    events = [*_changes(found), *_answers(found), *_jobs(found), *_others(found), *_actions(actions)]
+    events = [*_changes(found), *_answers(found), *_jobs(found), *_others(found), *_actions(found)]
     # A time that Python can't hold is text, and stands at the end.
     return sorted(events, key=lambda event: (not isinstance(event.at, datetime), event.at))
 
@@ -93,8 +93,8 @@ def _others(found: Row) -> Iterator[Event]:
         yield Event(row["created_at"], "message", f"message {row['topic']}", document=row["payload"])
 
 
-def _actions(actions: Sequence[Row]) -> Iterator[Event]:
-    for row in actions:
+def _actions(found: Row) -> Iterator[Event]:
+    for row in found["actions"]:
         yield Event(
             row["at"], "action", f"{row['action']} of {row['stage']}", row["actor"], row["login"], row["reason"]
         )

@@ -39,7 +39,8 @@ BEGIN
         ELSE 'i' END;
     IF left(after, 2) <> way || ':' OR substr(after, 3) !~ (CASE
         WHEN way IN ('p', 'd') THEN '^[0-9]{1,18}$' WHEN way = 'e' THEN '^\[".*", ".*"\]$' ELSE '^[0-9a-f-]{36}$' END) THEN
-        RAISE EXCEPTION 'the cursor "%" is not of this list', after USING ERRCODE = 'invalid_parameter_value',
+        RAISE EXCEPTION 'the cursor "%" is not of this list', after
+            USING ERRCODE = 'OB034', DETAIL = jsonb_build_object('after', after)::text,
             HINT = 'A list goes on with the filters that it began with.';
     END IF;
     RETURN way;

@@ -10,12 +10,6 @@ SELECT ARRAY(SELECT l.to_status FROM outbox.legal_changes AS l
                WHERE r.pipeline = %(pipeline)s::text AND r.status = %(status)s::text AND r.final) AS final,
        (SELECT p.cancelled FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s::text) AS cancelled;
 
--- name: actions_of_workflow
--- Returns what people have done to a workflow that changed no status, latest first.
--- Reads actions. Uses actions_by_workflow.
-SELECT a.action, a.stage, a.actor, a.login, a.reason, a.at
-FROM outbox.actions AS a WHERE a.workflow_id = %(id)s::uuid ORDER BY a.at DESC LIMIT %(limit)s::integer;
-
 -- name: question
 -- Returns a question with its answer, its votes, what it is about now, and the schema of that if it is the workflow's data.
 -- Reads approval_votes, approvals, pipelines, workflow_states. Uses approvals_pkey, approval_votes_pkey, pipelines_pkey,

@@ -152,6 +152,12 @@ FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version DESC,
 SELECT s.id, s.name, s.payload, s.signal_id, s.sent_by, s.login, s.sent_at, s.taken_at
 FROM outbox.signals AS s WHERE s.workflow_id = %(id)s ORDER BY s.id DESC LIMIT %(limit)s;
 
+-- name: actions_of_workflow
+-- Returns what people have done to a workflow that changed no status, latest first.
+-- Reads actions. Uses actions_by_workflow.
+SELECT a.at, a.action, a.stage, a.actor, a.login, a.reason
+FROM outbox.actions AS a WHERE a.workflow_id = %(id)s ORDER BY a.at DESC LIMIT %(limit)s;
+
 -- name: waiting_of_workflow
 -- Returns what a workflow waits for, the wait of a handler first.
 -- Reads waiting. Uses approvals_open, jobs_pkey, waits_pkey, workflow_states_pkey.
@@ -175,9 +181,11 @@ SELECT EXISTS (SELECT FROM outbox.routes AS r
 
 -- name: sizes_of_workflow
 -- Returns how many rows of each kind a workflow has.
--- Reads approvals, checkpoints, children, effects, messages, signals, state_changes. Uses approvals_by_workflow,
--- checkpoints_pkey, children_by_parent, effects_pkey, messages_by_workflow, signals_are_one_by_id, state_changes_pkey.
+-- Reads actions, approvals, checkpoints, children, effects, messages, signals, state_changes. Uses actions_by_workflow,
+-- approvals_by_workflow, checkpoints_pkey, children_by_parent, effects_pkey, messages_by_workflow, signals_are_one_by_id,
+-- state_changes_pkey.
 SELECT (SELECT count(*) FROM outbox.state_changes AS c WHERE c.workflow_id = %(id)s) AS history,
+       (SELECT count(*) FROM outbox.actions AS a WHERE a.workflow_id = %(id)s) AS actions,
        (SELECT count(*) FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s) AS checkpoints,
        (SELECT count(*) FROM outbox.effects AS e WHERE e.workflow_id = %(id)s) AS effects,
        (SELECT count(*) FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s) AS approvals,

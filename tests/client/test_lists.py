@@ -15,7 +15,19 @@ import pytest
 from kit.commands import Outbox
 from kit.pipelines import QUICK, Post, deployed, drain, make_posts, value
 from kit.waits import HOUR, PAYMENT, QUESTION, TIMED, Order, Task, families, orders
-from outbox import Go, InvalidInput, Page, Pipeline, Reject, Run, WaitForChildren, Workflow, decide, signal
+from outbox import (
+    Go,
+    InvalidInput,
+    Page,
+    Pipeline,
+    Reject,
+    Run,
+    WaitForChildren,
+    Workflow,
+    WrongCursor,
+    decide,
+    signal,
+)
 from outbox.database import statements
 
 Conn = psycopg.Connection[Any]
@@ -281,8 +293,9 @@ def test_what_no_list_can_have_is_refused_before_any_sql(conn: Conn, asked: dict
 
 @pytest.mark.parametrize("after", ["p:1", "i:1", "x", "i:", "e:[]", "d:-1", "p:99999999999999999999"])
 def test_a_cursor_of_another_list_is_refused(conn: Conn, worked: Pipeline[Any], after: str) -> None:
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="is not of this list"):
+    with pytest.raises(WrongCursor, match="is not of this list") as caught:
         worked.find(conn, after=after)
+    assert caught.value.after == after
 
 
 def test_entities_of_any_characters_are_paged(conn: Conn, worked: Pipeline[Any]) -> None:

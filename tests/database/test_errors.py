@@ -86,6 +86,7 @@ Q = {**A, "question": ...}
         ("OB032", ["SELECT outbox.cancel('posts', 'a')"], {**A, "status": "RECEIVED"}),
         ("OB033", [f"{PAUSE} ('posts', 'enrihc', 'ann')"], {"pipeline": "posts", "stage": "enrihc", "nearest": "posts.enrich"}),
         ("OB033", [f"{PAUSE} ('x', 'y', 'ann')"], {"pipeline": "x", "stage": "y", "nearest": None}),
+        ("OB034", ["SELECT outbox.find(after => 'p:1')"], {"after": "p:1"}),
     ],
 )  # fmt: skip
 def test_an_error_carries_its_data(conn: Conn, code: str, statements: list[str], data: dict[str, Any]) -> None:

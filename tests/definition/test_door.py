@@ -291,4 +291,9 @@ def test_the_schema_is_there_for_other_languages_and_changes_with_a_deploy(conn:
     other.stage("work", on="NEW", to={"ASKED", "DONE"})(lambda run: None)
     other.allow("ASKED", to="DONE")
     assert deploy.deploy(conn, other) == ["the data has another JSON schema", "other checks of the data"]
+    conn.execute("UPDATE outbox.pipelines SET json_schema = NULL, data_version = NULL")  # as an older release left them
+    assert deploy.deploy(conn, other) == [
+        "the JSON schema of the data is kept from now on", "the version of the data is kept from now on",
+    ]  # fmt: skip
+    assert deploy.deploy(conn, other) == []
     assert value(conn, "SELECT json_schema -> 'required' FROM outbox.pipelines") == ["n"]

@@ -11,9 +11,16 @@ import psycopg
 import pytest
 from django.db import transaction
 from django.utils import timezone
-from django_tasks import TaskResultStatus, default_task_backend
-from django_tasks.exceptions import InvalidTaskError, TaskResultDoesNotExist, TaskResultMismatch
-from django_tasks.signals import task_enqueued, task_finished, task_started
+
+try:
+    from django.tasks import TaskResultStatus, default_task_backend
+    from django.tasks.exceptions import InvalidTask as InvalidTaskError
+    from django.tasks.exceptions import TaskResultDoesNotExist, TaskResultMismatch
+    from django.tasks.signals import task_enqueued, task_finished, task_started
+except ModuleNotFoundError:  # before Django 6
+    from django_tasks import TaskResultStatus, default_task_backend
+    from django_tasks.exceptions import InvalidTaskError, TaskResultDoesNotExist, TaskResultMismatch
+    from django_tasks.signals import task_enqueued, task_finished, task_started
 
 from apps.django_shop import tasks
 from apps.django_shop.models import Order

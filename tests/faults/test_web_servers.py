@@ -22,9 +22,11 @@ Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
 
 APP = """
-import asyncio, os, sys, time
+import asyncio, os, sys
 from contextlib import asynccontextmanager
-from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 from outbox import Pipeline, Worker
 
 p = Pipeline("p", initial="NEW", final={"DONE"})
@@ -43,11 +45,10 @@ async def lifespan(app):
     async with worker:
         yield
 
-app = FastAPI(lifespan=lifespan)
+async def live(request):
+    return JSONResponse({"reason": worker.health().reason})
 
-@app.get("/livez")
-async def live():
-    return worker.health()
+app = Starlette(routes=[Route("/livez", live)], lifespan=lifespan)
 """
 
 
@@ -79,20 +80,24 @@ def app(tmp_path: Path, conn: Conn) -> Path:
     return tmp_path
 
 
-GUNICORN = ["-m", "gunicorn", "-k", "uvicorn.workers.UvicornWorker", "--workers", "4", "--graceful-timeout", "25"]
+GUNICORN = ["-m", "gunicorn", "-k", "uvicorn.workers.UvicornWorker", "--graceful-timeout", "25", "--workers"]
 UVICORN = ["-m", "uvicorn"]
 
 
-@pytest.mark.parametrize("program", [GUNICORN, [*GUNICORN, "--preload"]], ids=["gunicorn", "gunicorn --preload"])
+@pytest.mark.parametrize(
+    ("program", "many"),
+    [([*GUNICORN, "2"], 2), ([*GUNICORN, "4", "--preload"], 4)],
+    ids=["gunicorn", "gunicorn --preload"],
+)
 def test_each_process_of_gunicorn_has_its_worker_and_a_stop_ends_their_handlers(
-    conn: Conn, spawn: Spawn, app: Path, program: list[str]
+    conn: Conn, spawn: Spawn, app: Path, program: list[str], many: int
 ) -> None:
     port = free_port()
     home = {"HOME": str(app)}  # where gunicorn 27 puts a socket
     server = spawn("--chdir", str(app), "--bind", f"127.0.0.1:{port}", "served:app", program=program, env=home)
-    wait_for(lambda: len(workers(conn)) == 4, what="four workers serve")
+    wait_for(lambda: len(workers(conn)) == many, what="each process serves")
     wait_for(lambda: answers(port))
-    assert len(set(workers(conn))) == 4
+    assert len(set(workers(conn))) == many
     pipeline = one_stage(work, data=None)
     pipeline.submit_many(conn, ((f"slow{n}", {}) for n in range(8)))
     wait_for(lambda: server.text().count("begins slow") == 8, what="all have begun")

@@ -166,6 +166,17 @@ def test_show_tells_the_login_of_who_goes_by_another_name(outbox: Outbox, shop: 
     assert (last["actor"], last["login"]) == ("sarah", shop.info.user)
 
 
+def test_show_tells_who_had_a_dead_job_run_again_and_why(outbox: Outbox, shop: Conn) -> None:
+    assert outbox("show", "broken", "--json").json["actions"] == []
+    outbox("retry", "broken", "--by", "sarah", "--reason", "mended")
+    (action,) = outbox("show", "broken", "--json").json["actions"]
+    assert (action["action"], action["stage"], action["actor"], action["reason"]) == (
+        "retry", "decide", "sarah", "mended",
+    )  # fmt: skip
+    said = outbox("show", "broken").out
+    assert re.search(rf"retry +decide +sarah \({shop.info.user}\) +mended", said), said
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_lists_end_at_their_limit_and_say_how_many_more_there_are(
     outbox: Outbox, conn: Conn, admin_dsn: str, as_json: bool

@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 import sqlalchemy
 from pydantic import BaseModel
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 import outbox
@@ -171,3 +171,9 @@ def in_a_thread(tick: outbox.Tick, delivery: outbox.Delivery) -> None:
 def migrates(connection: sqlalchemy.Connection) -> None:
     assert_type(outbox.migrate(connection), list[str])
     assert_type(outbox.deploy(connection, posts), dict[str, list[str]])
+
+
+async def migrates_async(connection: AsyncConnection, session: AsyncSession) -> None:
+    assert_type(await outbox.migrate(connection), list[str])
+    assert_type(await outbox.deploy(connection, posts), dict[str, list[str]])
+    assert_type(await outbox.deploy(session, posts), dict[str, list[str]])

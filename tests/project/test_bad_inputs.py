@@ -39,6 +39,7 @@ from outbox import (
     Run,
     SchemaError,
     SettingsError,
+    Spawned,
     Worker,
 )
 from outbox.database import migrations
@@ -305,6 +306,7 @@ RETURNED: dict[str, tuple[Callable[[], Any], str]] = {
     "a generator": (lambda: (n for n in [1]), "returned a generator"),
     "an async generator": (stream, "returned a async_generator"),
     "a coroutine as data": (lambda: Go("DONE", coroutine()), "returned a coroutine"),
+    "what run.spawn returns": (lambda: Spawned("orders", "a"), "returned what run.spawn returns"),
     "a list as status": (lambda: Go(["DONE"]), "may not go to ['DONE']"),  # type: ignore[arg-type]
     "a status with a lone surrogate": (lambda: Go("\ud800"), "may not go to '\\ud800'"),
     "a status that can't be printed": (lambda: Go(Unprintable()), "may not go to a value of type"),  # type: ignore[arg-type]

@@ -1,7 +1,11 @@
 from django.core.mail import send_mail
-from django_tasks import task  # Django 6: from django.tasks import task
 
 from .models import Order
+
+try:
+    from django.tasks import task
+except ModuleNotFoundError:  # before Django 6
+    from django_tasks import task
 
 
 @task

@@ -81,8 +81,12 @@ class ShopTest(TransactionTestCase):
 class InOneTransaction(TestCase):
     """Tests in Django's TestCase see what they submit, and leave nothing behind."""
 
-    def test_a_workflow_is_there_in_the_tests_transaction(self) -> None:
-        orders = next(each for each in pipelines() if each.name == "orders")
-        orders.submit(connection, "order_0", {"number": 0, "cents": 1})
-        self.assertEqual(Workflow.objects.get(entity_id="order_0").current_status, "RECEIVED")
-        self.assertIn("No worker", outbox.why(connection, "orders", "order_0").sentence)
+    def test_an_order_is_shipped_in_the_tests_transaction(self) -> None:
+        Product.objects.create(name="table", cents=9_000, stock=3)
+        asked = {"product": "table", "quantity": 1, "email": "eve@example.com"}
+        number = self.client.post("/orders/", json.dumps(asked), content_type="application/json").json()["number"]
+        self.assertIn("No worker", outbox.why(connection, "orders", f"order_{number}").sentence)
+        drain(pipelines(), connection)
+        self.assertEqual(Workflow.objects.get(entity_id=f"order_{number}").current_status, "SHIPPED")
+        self.assertEqual(Product.objects.get(name="table").stock, 2)
+        self.assertEqual([each.to for each in mail.outbox], [["eve@example.com"]])

@@ -55,10 +55,7 @@ async def _show(
     def find(conn: Conn) -> dict[str, Any]:
         row = look.find_one(conn, entity, pipeline)
         found = look.show(conn, row, EVENTS)
-        return {
-            "found": found, "can": facts.moves_of(conn, row),
-            "events": timeline.tell(found, facts.actions_of(conn, row, EVENTS)),
-        }  # fmt: skip
+        return {"found": found, "can": facts.moves_of(conn, row), "events": timeline.tell(found)}
 
     try:
         shown = await site.find(find)

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from django_tasks import task
+try:
+    from django.tasks import task
+except ModuleNotFoundError:  # before Django 6
+    from django_tasks import task
 
 from apps.django_shop.models import Order
 
