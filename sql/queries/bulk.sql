@@ -1,0 +1,58 @@
+-- What a person does to all workflows of a list. Each statement takes the workflows of a batch: it locks them, ids ascending, and
+-- passes over those that have moved since they were listed.
+
+-- name: workflows_count
+-- Returns how many of the next rows of a list are meant, the cursor of the last row (null at the end of the list), and the time.
+-- Meant are those of a stage (null: of any) that came to their status before a time (null: now). See sql/functions/find.sql.
+-- Reads approvals, dead_jobs, jobs, pipelines, resting, routes, state_changes, waits, workflow_states. Uses
+-- workflow_states_entity_key, approvals_open_by_time, approvals_open_by_pipeline, approvals_open_by_assignee,
+-- dead_jobs_by_status, dead_jobs_by_kind, resting_by_status, jobs_ready_for_claim, jobs_scheduled_by_status, jobs_running,
+-- workflow_states_pkey.
+SELECT count(f.id) FILTER (WHERE (%(stage)s::text IS NULL OR f.stage = %(stage)s::text) AND f.since <= coalesce(%(until)s::timestamptz, now())),
+       CASE WHEN count(*) >= %(most)s::integer OR bool_or(f.id IS NULL) THEN (array_agg(f.cursor ORDER BY f.ordinality DESC))[1] END,
+       coalesce(%(until)s::timestamptz, now())::text
+FROM outbox.find(
+    of_pipeline => %(pipeline)s, in_status => %(status)s, entity_prefix => %(entity)s,
+    older_than => make_interval(secs => %(older)s::float8), assigned_to => %(assignee)s, waiting_for => %(waits_for)s,
+    only_dead => %(dead)s::boolean, of_kind => outbox.error_kind(%(error)s), after => %(after)s, most => %(most)s::integer
+) WITH ORDINALITY AS f;
+
+-- name: workflows_retry
+-- Makes new jobs for these workflows, and returns for how many. See the function in sql/functions/jobs.sql.
+-- Reads workflow_states. Writes actions, dead_jobs, jobs. Locks the workflows, ids ascending, and an advisory lock, shared. Uses
+-- workflow_states_pkey, dead_jobs_pkey, jobs_pkey.
+SELECT outbox.retry(%(ids)s::uuid[], %(by)s, %(reason)s);
+
+-- name: workflows_move
+-- Moves these workflows to a status, those for which that is a legal change, and returns how many.
+-- Reads legal_changes. Writes workflow_states. Locks the workflows, ids ascending. Uses workflow_states_pkey, legal_changes_pkey.
+WITH workflow AS MATERIALIZED (
+    SELECT w.id, w.pipeline, w.current_status FROM outbox.workflow_states AS w
+    WHERE w.id = ANY (%(ids)s::uuid[]) ORDER BY w.id FOR NO KEY UPDATE
+), moved AS (
+    UPDATE outbox.workflow_states AS w SET current_status = %(to_status)s::text
+    FROM workflow
+    JOIN unnest(%(ids)s::uuid[], %(statuses)s::text[]) AS seen (id, status)
+        ON seen.id = workflow.id AND seen.status = workflow.current_status
+    JOIN outbox.legal_changes AS l
+        ON l.pipeline = workflow.pipeline AND l.from_status = seen.status AND l.to_status = %(to_status)s::text
+    WHERE w.id = workflow.id
+    RETURNING w.id
+)
+SELECT count(*) FROM moved;
+
+-- name: workflows_cancel
+-- Cancels these workflows, those that have not ended and whose pipelines have a status for it, and returns how many. See the
+-- function in sql/functions/cancel.sql.
+-- Reads pipelines, routes. Writes workflow_states. Locks the workflows, ids ascending. Uses workflow_states_pkey, pipelines_pkey,
+-- routes_pkey.
+WITH workflow AS MATERIALIZED (
+    SELECT w.id, w.pipeline, w.entity_id, w.current_status FROM outbox.workflow_states AS w
+    WHERE w.id = ANY (%(ids)s::uuid[]) ORDER BY w.id FOR NO KEY UPDATE
+)
+SELECT count(outbox.cancel(workflow.pipeline, workflow.entity_id, %(by)s, %(reason)s))
+FROM workflow
+JOIN unnest(%(ids)s::uuid[], %(statuses)s::text[]) AS seen (id, status)
+    ON seen.id = workflow.id AND seen.status = workflow.current_status
+JOIN outbox.pipelines AS p ON p.pipeline = workflow.pipeline AND p.cancelled IS NOT NULL
+JOIN outbox.routes AS r ON r.pipeline = workflow.pipeline AND r.status = workflow.current_status AND NOT r.final;
