@@ -83,7 +83,10 @@ class Bulk:
         """Returns the parameters of a page of the list."""
         empty = dict.fromkeys(("pipeline", "status", "older", "assignee", "entity", "waits_for", "error", "dead"))
         asked: dict[str, Any] = {**empty, **self.filters, "limit": limit, "after": after}
-        return lists.checked(**{**asked, "dead": asked["dead"] or self.act == "retry"})
+        asked["dead"] = asked["dead"] or self.act == "retry"
+        if not any(asked[name] for name in ("status", "older", "assignee", "entity", "waits_for", "error", "dead")):
+            asked["older"] = 0.0  # the list of those that have not ended, which may be few of very many
+        return lists.checked(**asked)
 
 
 def count(conn: Conn, bulk: Bulk, after: str | None = None, until: str | None = None) -> Counted:
@@ -101,6 +104,7 @@ def some(conn: Conn, bulk: Bulk, until: datetime, after: str | None, limit: int)
     found, last, _ = drive(conn, lists.rows(bulk.page(after, limit), data=False))
     rows = [dict(zip(_FIELDS, row, strict=False)) for row in found]
     meant = [row for row in rows if row["since"] <= until and bulk.stage in (None, row["stage"])]
+    meant = [row for row in meant if row["state"] != "finished"]
     meant.sort(key=lambda row: row["id"])
     done, why = 0, None
     try:

@@ -27,7 +27,10 @@ class Shared(Generic[T]):
         """Returns what `ask` returns, or what the same question has been answered a moment ago, or is just now."""
         at, answer = self._asked.get(key, (0.0, None))
         loop = asyncio.get_running_loop()
-        if answer is None or time.monotonic() - at > self._kept or not (answer.done() or answer.get_loop() is loop):
+        if (
+            answer is None or answer.cancelled() or time.monotonic() - at > self._kept
+            or not (answer.done() or answer.get_loop() is loop)
+        ):  # fmt: skip
             if len(self._asked) >= MOST:
                 self.forget()
             answer = loop.create_task(ask)

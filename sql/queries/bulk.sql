@@ -3,12 +3,14 @@
 
 -- name: workflows_count
 -- Returns how many of the next rows of a list are meant, the cursor of the last row (null at the end of the list), and the time.
--- Meant are those of a stage (null: of any) that came to their status before a time (null: now). See sql/functions/find.sql.
+-- Meant are those of a stage (null: of any) that came to their status before a time (null: now) and have not ended. See
+-- sql/functions/find.sql.
 -- Reads approvals, dead_jobs, jobs, pipelines, resting, routes, state_changes, waits, workflow_states. Uses
 -- workflow_states_entity_key, approvals_open_by_time, approvals_open_by_pipeline, approvals_open_by_assignee,
 -- dead_jobs_by_status, dead_jobs_by_kind, resting_by_status, jobs_ready_for_claim, jobs_scheduled_by_status, jobs_running,
 -- workflow_states_pkey.
-SELECT count(f.id) FILTER (WHERE (%(stage)s::text IS NULL OR f.stage = %(stage)s::text) AND f.since <= coalesce(%(until)s::timestamptz, now())),
+SELECT count(f.id) FILTER (WHERE (%(stage)s::text IS NULL OR f.stage = %(stage)s::text) AND f.state <> 'finished'
+                                 AND f.since <= coalesce(%(until)s::timestamptz, now())),
        CASE WHEN count(*) >= %(most)s::integer OR bool_or(f.id IS NULL) THEN (array_agg(f.cursor ORDER BY f.ordinality DESC))[1] END,
        coalesce(%(until)s::timestamptz, now())::text
 FROM outbox.find(

@@ -14,6 +14,7 @@ from kit.browsing import visitor
 from kit.pipelines import Post, value
 from kit.shop import AHEAD, DELIVERY, PARKED, RELAY
 from kit.waits import QUESTION, Order, waiting
+from outbox import approve
 from outbox.operations import doctor
 
 Conn = psycopg.Connection[Any]
@@ -224,7 +225,7 @@ def test_messages_workers_and_schedules_are_shown(conn: Conn, shop: Conn, dsn: s
 
 def test_what_an_answer_did_to_the_data_is_shown_where_it_is_known(conn: Conn, dsn: str) -> None:
     pipeline = waiting(conn, dsn, QUESTION)
-    pipeline.decide(conn, "a", "approve", by="ann", edit=Order(total=7, payment={"pin": 1}))
+    approve(conn, pipeline, "a", by="ann", edit=Order(total=7, payment={"pin": 1}))
     conn.execute("UPDATE outbox.workflow_states SET metadata = jsonb_set(metadata, '{total}', '8')")
     page = visitor(dsn, hide={"pin"}).get("/workflow?pipeline=orders&entity=a")
     first, second = page.text.index("5 7"), page.text.index("7 8")

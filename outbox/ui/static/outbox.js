@@ -86,7 +86,7 @@
     source.addEventListener("changed", (event) => {
       if (event.data.split(",").some((name) => follows.has(name))) soon();
     });
-    source.addEventListener("error", () => { 
+    source.addEventListener("error", () => {
       if (!document.hidden) say(source.readyState === 2 ? "it can't follow what happens" : "it can't be reached");
     });
   };
