@@ -30,18 +30,18 @@ Act = Literal["retry", "move", "cancel"]
 BATCH = 200
 """Workflows of a transaction: it holds their locks, and workers wait, for well below a second."""
 
-AT_ONCE = 1_000
-"""Rows that are counted with one statement, so that each ends soon."""
+COUNTED = 1_000
+"""Where counting stops if no number is kept: what is counted is read."""
 
 
 class Counted(NamedTuple):
-    """How many workflows are meant of a part of the list. `after` leads to the next part; None: the list ends here.
+    """How many workflows are meant. `whole`: these are all, and else there may be more.
 
-    `at` is the database's time at the beginning: those that come to their status later are not meant.
+    `at` is the database's time: those that come to their status later are not meant.
     """
 
     workflows: int
-    after: str | None
+    whole: bool
     at: str
 
 
@@ -89,11 +89,21 @@ class Bulk:
         return lists.checked(**asked)
 
 
-def count(conn: Conn, bulk: Bulk, after: str | None = None, until: str | None = None) -> Counted:
-    """Counts the workflows that are meant among the next AT_ONCE of the list."""
-    page = {**bulk.page(after, AT_ONCE), "most": AT_ONCE, "stage": bulk.stage, "until": until}
+def count(conn: Conn, bulk: Bulk) -> Counted:
+    """Returns how many workflows are meant: the number that is kept of such, or else up to COUNTED."""
+    page = {**bulk.page(None, COUNTED), "most": COUNTED, "stage": bulk.stage}
+    if not any(bulk.filters.get(name) for name in ("older", "assignee", "entity", "waits_for")):
+        if page["dead"] or page["error"]:
+            return _kept(conn, SQL["dead_kept"], page)
+        if bulk.stage is None:
+            return _kept(conn, SQL["workflows_kept"], page)
     ((workflows, last, at),) = drive(conn, _one(SQL["workflows_count"], page))
-    return Counted(int(workflows), last, at)
+    return Counted(int(workflows), last is None, at)
+
+
+def _kept(conn: Conn, statement: bytes, page: dict[str, Any]) -> Counted:
+    ((workflows, at),) = drive(conn, _one(statement, page))
+    return Counted(int(workflows), True, at)
 
 
 def some(conn: Conn, bulk: Bulk, until: datetime, after: str | None, limit: int) -> Done:

@@ -1,22 +1,35 @@
 -- What a person does to all workflows of a list. Each statement takes the workflows of a batch: it locks them, ids ascending, and
 -- passes over those that have moved since they were listed.
 
+-- name: dead_kept
+-- Returns how many dead jobs there are of a pipeline, a status, a stage, an error or its kind (null: of any), and the time.
+-- Reads errors.
+SELECT coalesce(sum(e.jobs), 0)::bigint, now()::text FROM outbox.errors AS e
+WHERE (%(pipeline)s::text IS NULL OR e.pipeline = %(pipeline)s) AND (%(status)s::text IS NULL OR e.status = %(status)s)
+  AND (%(stage)s::text IS NULL OR e.stage = %(stage)s) AND (%(error)s::text IS NULL OR e.kind = outbox.error_kind(%(error)s));
+
+-- name: workflows_kept
+-- Returns how many workflows of a pipeline, or in a status (null: of any), have not ended, and the time.
+-- Reads routes, status_counts. Uses routes_pkey.
+SELECT coalesce(sum(c.workflows), 0)::bigint, now()::text
+FROM outbox.status_counts AS c
+JOIN outbox.routes AS r ON r.pipeline = c.pipeline AND r.status = c.status AND NOT r.final
+WHERE (%(pipeline)s::text IS NULL OR c.pipeline = %(pipeline)s) AND (%(status)s::text IS NULL OR c.status = %(status)s);
+
 -- name: workflows_count
--- Returns how many of the next rows of a list are meant, the cursor of the last row (null at the end of the list), and the time.
--- Meant are those of a stage (null: of any) that came to their status before a time (null: now) and have not ended. See
--- sql/functions/find.sql.
+-- Returns how many of the first rows of a list have not ended and are of a stage (null: of any), the cursor of the last row (null
+-- at the end of the list), and the time. See sql/functions/find.sql.
 -- Reads approvals, dead_jobs, jobs, pipelines, resting, routes, state_changes, waits, workflow_states. Uses
 -- workflow_states_entity_key, approvals_open_by_time, approvals_open_by_pipeline, approvals_open_by_assignee,
 -- dead_jobs_by_status, dead_jobs_by_kind, resting_by_status, jobs_ready_for_claim, jobs_scheduled_by_status, jobs_running,
 -- workflow_states_pkey.
-SELECT count(f.id) FILTER (WHERE (%(stage)s::text IS NULL OR f.stage = %(stage)s::text) AND f.state <> 'finished'
-                                 AND f.since <= coalesce(%(until)s::timestamptz, now())),
+SELECT count(f.id) FILTER (WHERE (%(stage)s::text IS NULL OR f.stage = %(stage)s::text) AND f.state <> 'finished'),
        CASE WHEN count(*) >= %(most)s::integer OR bool_or(f.id IS NULL) THEN (array_agg(f.cursor ORDER BY f.ordinality DESC))[1] END,
-       coalesce(%(until)s::timestamptz, now())::text
+       now()::text
 FROM outbox.find(
     of_pipeline => %(pipeline)s, in_status => %(status)s, entity_prefix => %(entity)s,
     older_than => make_interval(secs => %(older)s::float8), assigned_to => %(assignee)s, waiting_for => %(waits_for)s,
-    only_dead => %(dead)s::boolean, of_kind => outbox.error_kind(%(error)s), after => %(after)s, most => %(most)s::integer
+    only_dead => %(dead)s::boolean, of_kind => outbox.error_kind(%(error)s), most => %(most)s::integer
 ) WITH ORDINALITY AS f;
 
 -- name: workflows_retry

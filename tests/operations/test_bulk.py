@@ -58,18 +58,23 @@ def test_all_that_are_meant_are_moved_in_somebody_s_name_and_for_a_reason(conn: 
     assert value(conn, "SELECT current_setting('outbox.actor', true)") in (None, "")
 
 
-def test_the_number_is_that_of_those_that_are_there_at_the_beginning(
-    conn: Conn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bulk, "AT_ONCE", 2)
-    pipeline = lamps(conn, 5)
-    what = Bulk("move", {"pipeline": "lamps"}, to_status="ON")
-    n, after, at = bulk.count(conn, what)
-    pipeline.submit(conn, "later", {})
-    while after is not None:
-        more, after, at = bulk.count(conn, what, after, at)
-        n += more
-    assert n == 5
+def test_the_number_is_that_of_those_that_have_not_ended(conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lamps(conn, 5).move(conn, "lamp_00", "SOLD")
+    deployed(conn, posts)
+    posts.submit_many(conn, ((f"bad_{n}", Post(content=f"rejected: customer {n}")) for n in range(3)))
+    drain(posts, dsn)
+    kind = value(conn, "SELECT kind FROM outbox.dead_jobs LIMIT 1")
+
+    def counted(act: Any, stage: str | None = None, **filters: Any) -> tuple[int, bool]:
+        return bulk.count(conn, Bulk(act, filters, stage))[:2]
+
+    assert counted("move", pipeline="lamps") == counted("cancel", entity="lamp") == (4, True)
+    assert counted("cancel", pipeline="lamps", status="OFF") == (4, True)
+    assert counted("retry", pipeline="posts", error=kind) == counted("retry", "decide", dead=True) == (3, True)
+    assert counted("retry", "enrich", dead=True) == counted("retry", pipeline="lamps") == (0, True)
+    assert counted("retry", entity="bad_1") == (1, True)
+    monkeypatch.setattr(bulk, "COUNTED", 2)
+    assert counted("cancel", entity="lamp") == (1, False), "the first of them has been sold"
 
 
 def test_what_comes_into_the_list_again_is_not_done_again(conn: Conn) -> None:

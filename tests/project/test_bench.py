@@ -97,7 +97,9 @@ def test_the_ui_bench_reads_each_page_watches_open_tabs_and_runs_the_engine_besi
     out, document = run("ui", tmp_path / "figures.json", *sizes)
     figures = document["figures"]
     assert all(figure["median"] > 0 for name, figure in figures.items() if "%" not in name and "again" not in name)
-    assert figures.keys() > {f"20 tabs, {when}: Postgres, % of a core" for when in ("beside a working engine", "nothing happens")}
+    assert figures.keys() > {
+        f"20 tabs, {when}: Postgres, % of a core" for when in ("beside a working engine", "nothing happens")
+    }
     assert "with the page open : without" in out
 
 

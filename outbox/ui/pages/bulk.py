@@ -16,7 +16,6 @@ from starlette.responses import Response
 
 from ...errors import InvalidInput
 from ...operations import bulk
-from ...operations.look import COUNTED
 from .. import facts
 from ..person import Person
 from ..site import Conn, Site, back, form, person
@@ -29,22 +28,12 @@ PATIENCE = 2.0
 async def ask(site: Site, request: Request) -> Response:
     """Says how many workflows a filter holds, and asks whether it is to be done to all of them."""
     what, shown = _read(request.query_params, person(request, "operate"))
-    n, after, until = 0, None, None
-    stop = time.monotonic() + PATIENCE
-    while True:
-
-        def count(conn: Conn, after: str | None = after, until: str | None = until) -> bulk.Counted:
-            return bulk.count(conn, what, after, until)
-
-        some, after, until = await site.find(request, count)
-        n += some
-        if after is None or n >= COUNTED or time.monotonic() > stop:
-            break
+    n, whole, at = await site.find(request, lambda conn: bulk.count(conn, what))
     targets: list[str] = []
     if what.act == "move":
         of, status = what.filters["pipeline"], what.filters["status"]
         targets = await site.find(request, lambda conn: facts.moves_within(conn, of, status))
-    state = {"until": until, "total": n, "whole": int(after is None)}
+    state = {"until": at, "total": n, "whole": int(whole)}
     return site.page(request, "bulk.html", what=what, filters=shown, state=state, targets=targets, begun=False)
 
 
