@@ -18,7 +18,7 @@ from kit.browsing import ALL, served
 from kit.chromium import program
 from kit.databases import make_database
 from kit.pipelines import Post, deployed, drain, status_of, value
-from kit.servers import PostgresServer, Process
+from kit.servers import DEADLINE, PostgresServer, Process
 from kit.waits import TIMED, Order, orders
 from outbox import Pipeline
 from outbox.database import migrations
