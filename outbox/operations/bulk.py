@@ -1,8 +1,7 @@
 """Does to all workflows of a list what a person does to one: retries, moves or cancels them, in batches.
 
-Each batch is a transaction of the caller's. What the list holds is read anew for each, along its cursor, so nothing is
-done twice, and who stops has done what is done. A workflow that has come to its status since the beginning is not
-meant, so one that comes into the list again, even by what is done here, ends no loop late.
+Each batch is a transaction of the caller's. The list is read along its cursor. A workflow that came to its status after
+the beginning is left out: otherwise one that is moved here could come into the list again, and the end might not come.
 """
 
 from __future__ import annotations

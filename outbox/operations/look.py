@@ -57,7 +57,8 @@ def tables(conn: psycopg.Connection[Any], wanted: Sequence[str]) -> dict[str, li
 
 def overview(conn: psycopg.Connection[Any], pipeline: str | None = None) -> list[Row]:
     """Returns a row for each pipeline, status and stage, of one pipeline or of all, in the order of the flow."""
-    return [asdict(row) for row in drive(conn, counts.counts(pipeline))]
+    names = [each.name for each in fields(counts.StatusCount)]  # a hundred thousand rows take asdict seconds
+    return [{name: getattr(row, name) for name in names} for row in drive(conn, counts.counts(pipeline))]
 
 
 def workflows(

@@ -24,7 +24,7 @@ class Shared(Generic[T]):
         self._asked: dict[Hashable, tuple[float, asyncio.Future[T]]] = {}
 
     async def get(self, key: Hashable, ask: Coroutine[Any, Any, T]) -> T:
-        """Returns what `ask` returns, or what the same question has been answered a moment ago, or is just now."""
+        """Returns what `ask` returns, or the answer to the same question if it was asked a moment ago."""
         at, answer = self._asked.get(key, (0.0, None))
         loop = asyncio.get_running_loop()
         if (
@@ -38,7 +38,7 @@ class Shared(Generic[T]):
         else:
             ask.close()
         try:
-            # Who asked first may leave before there is an answer, and the others wait for it.
+            # The page that asked first may be closed before there is an answer, while others wait for it.
             return await asyncio.shield(answer) if not answer.done() else answer.result()
         except Exception:
             self._asked.pop(key, None)  # what has failed is asked again

@@ -1,6 +1,6 @@
 """Does to all workflows that a filter holds what a person does to one: says how many first, then goes on in batches.
 
-The state of it is in the form of each page, so it needs no process that lives on: who closes the page has stopped it.
+Its state is in the form of each page, not in the process. Closing the page stops it.
 """
 
 from __future__ import annotations
