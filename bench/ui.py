@@ -109,7 +109,7 @@ def watched(dsn: str, pid: int, address: str, tabs: int, seconds: float, when: s
     paths = [FOLLOWING[number % len(FOLLOWING)] for number in range(tabs)]
     process, most = psutil.Process(pid), 0.0
     with opened(address, paths) as done, psycopg.connect(dsn, autocommit=True) as conn:
-        time.sleep(min(seconds, 5.0))  # until each has asked for itself once more
+        time.sleep(min(seconds, 10.0))  # until each has asked for itself once more
         sessions = [number for (number,) in conn.execute(SESSIONS)]
         before, own, asked = sum(map(busy_seconds, sessions)), busy_seconds(pid), len(done.took)
         begun = time.monotonic()

@@ -22,7 +22,7 @@ from .shared import Shared
 EVERY = 1.0
 """Seconds between two looks."""
 
-BUSY = 5.0
+BUSY = 8.0
 """Seconds to the next look after a change: where something changes all the time, pages cost little."""
 
 ALIVE = 15.0
