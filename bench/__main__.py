@@ -49,6 +49,9 @@ BENCHES = {
     "limits": Bench("--jobs 2000 --rounds 1"),
     "due": Bench("--many 2000 --seconds 5 --rounds 1", headline="p(50|99) ms|gone"),
     "lists": Bench("--workflows 20000 --times 3", headline="p95"),
+    "ui": Bench(
+        "--workflows 20000 --times 2 --tabs 20 --seconds 3 --jobs 2000 --rounds 1", headline="p95|Postgres|MB|open :"
+    ),
     "scale": Bench(
         "--size 1000 --size 100000 --many 1 --many 100 --cycles 10 --rounds 2", headline="claim and commit|status"
     ),

@@ -5635,6 +5635,8 @@ CREATE INDEX approvals_open ON outbox.approvals USING btree (workflow_id) WHERE 
 
 CREATE INDEX approvals_open_by_assignee ON outbox.approvals USING btree (assignee, id) WHERE ((ended_at IS NULL) AND (assignee IS NOT NULL));
 
+CREATE INDEX approvals_open_by_deadline ON outbox.approvals USING btree (COALESCE(deadline, 'infinity'::timestamp with time zone), id) WHERE (ended_at IS NULL);
+
 CREATE UNIQUE INDEX approvals_open_by_name ON outbox.approvals USING btree (workflow_id, name) WHERE ((ended_at IS NULL) AND (name IS NOT NULL));
 
 CREATE INDEX approvals_open_by_pipeline ON outbox.approvals USING btree (pipeline, id) WHERE (ended_at IS NULL);

@@ -105,14 +105,18 @@ def worker(dsn: str, app: str = "bench.kit.app:posts") -> Iterator[subprocess.Po
 @contextmanager
 def engine(dsn: str, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a command of `outbox` as a process of its own. `settings` are added to its environment."""
-    root = Path(__file__).parents[2]
-    env = {**os.environ, "OUTBOX_DSN": dsn, "PYTHONPATH": str(root), **settings}
-    process = subprocess.Popen([sys.executable, "-m", "outbox", *arguments], env=env, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "outbox", *arguments]
+    process = subprocess.Popen(command, env=environment(dsn, **settings), stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
         process.terminate()
         process.wait(60)
+
+
+def environment(dsn: str, **settings: str) -> dict[str, str]:
+    """Returns the environment in which a command of `outbox` works on this database."""
+    return {**os.environ, "OUTBOX_DSN": dsn, "PYTHONPATH": str(Path(__file__).parents[2]), **settings}
 
 
 def megabytes(conn: psycopg.Connection, table: str) -> float:

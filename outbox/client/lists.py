@@ -172,9 +172,13 @@ def checked(
     }  # fmt: skip
 
 
-def rows(asked: dict[str, Any]) -> Steps[tuple[list[tuple[Any, ...]], str | None, bool]]:
-    """Returns the rows of a page, the cursor of the next one (None at the end), and whether it ends at the bound."""
-    found = [json.loads(text) for (text,) in (yield SQL["workflows_find"], {**asked, "most": asked["limit"] + 1})]
+def rows(asked: dict[str, Any], *, data: bool = True) -> Steps[tuple[list[tuple[Any, ...]], str | None, bool]]:
+    """Returns the rows of a page, the cursor of the next one (None at the end), and whether it ends at the bound.
+
+    Without `data`, no workflow's data is read, which may be large, and None stands in its place.
+    """
+    page = {**asked, "most": asked["limit"] + 1, "data": data}
+    found = [json.loads(text) for (text,) in (yield SQL["workflows_find"], page)]
     *_, bare = found or [None]
     if bare is not None and bare[0] is None:
         return [_row(row[:-1]) for row in found[:-1]], str(bare[-1]), True

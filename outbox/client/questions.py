@@ -80,9 +80,10 @@ def approvals(
     return execute(conn, open_questions(asked))
 
 
-def open_questions(asked: dict[str, Any]) -> Steps[list[Approval]]:
-    """Returns open questions."""
-    return [_approval(json.loads(text)) for (text,) in (yield SQL["approvals_open"], asked)]
+def open_questions(asked: dict[str, Any], *, by_deadline: bool = False) -> Steps[list[Approval]]:
+    """Returns open questions, the oldest first or the one first that ends first."""
+    found = yield SQL["approvals_open"], {**asked, "by_deadline": by_deadline}
+    return [_approval(json.loads(text)) for (text,) in found]
 
 
 def _approval(told: list[Any]) -> Approval:

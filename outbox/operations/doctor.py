@@ -42,16 +42,19 @@ Conn = psycopg.Connection[Any]
 
 
 def examine(
-    conn: Conn, pipelines: Sequence[Pipeline[Any]] = (), *, long_transaction: float = LONG_TRANSACTION
-) -> list[Finding]:
+    conn: Conn, pipelines: Sequence[Pipeline[Any]] = (), *, long_transaction: float = LONG_TRANSACTION,
+    all_workflows: bool = True,
+) -> list[Finding]:  # fmt: skip
     """Returns all findings. Compares `pipelines` with what is deployed.
 
-    A transaction that has been open for `long_transaction` seconds and keeps dead rows is reported.
+    A transaction that has been open for `long_transaction` seconds and keeps dead rows is reported. Without
+    `all_workflows`, those that lack a job are not looked for, which reads the whole table.
     """
     found = [*_installation(), *_server(conn), *_schema(conn)]
     if migrations.pending(conn):
         return found  # the other statements need the whole schema
-    found += [*cluster.look(conn), *_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn), *_waits(conn)]
+    found += [*cluster.look(conn), *_pipelines(conn, pipelines), *_workers(conn)]
+    found += [*_jobs(conn, all_workflows), *_waits(conn)]
     found += symptoms.look(conn, pipelines)
     return [*found, *_relays(conn), *_sessions(conn, long_transaction), *_tables(conn)]
 
@@ -144,7 +147,7 @@ def _workers(conn: Conn) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _jobs(conn: Conn) -> Iterator[Finding]:
+def _jobs(conn: Conn, all_workflows: bool) -> Iterator[Finding]:
     stuck = tuples(conn, SQL["jobs_without_worker"])[0][0]
     if stuck:
         yield Finding(
@@ -161,16 +164,17 @@ def _jobs(conn: Conn) -> Iterator[Finding]:
             f"{number(count, 'job')} of {pipeline}.{stage} running for up to {seconds / 3600:.1f} hours",
             "lower its timeout",
         )
-    for pipeline, status, count, entity in tuples(conn, SQL["workflows_without_job"]):
-        yield Finding(
-            "bad", f"{number(count, 'workflow')} of {pipeline} in {status} without a job, such as {printable(entity)}",
-            "run: outbox retry ENTITY, or move them on with outbox set-status",
-        )  # fmt: skip
     for pipeline, stage, count, dead in tuples(conn, SQL["handlers_hanging"]):
         yield Finding(
             "warn", f"{number(count, 'job')} of {pipeline}.{stage} ({dead} dead) ran out of time in a handler that "
             "can't be interrupted: such a handler keeps its slot for as long as it hangs",
             "give what it calls a timeout; a worker without a free slot ends, and its supervisor starts a new one",
+        )  # fmt: skip
+    lacking = tuples(conn, SQL["workflows_without_job"]) if all_workflows else []
+    for pipeline, status, count, entity in lacking:
+        yield Finding(
+            "bad", f"{number(count, 'workflow')} of {pipeline} in {status} without a job, such as {printable(entity)}",
+            "run: outbox retry ENTITY, or move them on with outbox set-status",
         )  # fmt: skip
     dead = tuples(conn, SQL["dead_jobs"])[0][0]
     if dead:

@@ -1,4 +1,4 @@
-"""Keeps results of `run.once` and effects in the transaction that a drain works in, as a worker keeps them in the database."""
+"""Keeps results of `run.once` and effects as a worker does, but in the transaction that a drain works in."""
 
 from __future__ import annotations
 

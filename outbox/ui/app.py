@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from ..definition.pipeline import Pipeline
 from .guard import Guard, Identify
 from .live import Live, events
-from .pages import dead, inbox, overview, pipeline, rest, workflow, workflows
+from .pages import bulk, dead, inbox, overview, pipeline, rest, workflow, workflows
 from .person import LOOKING, Person
 from .sessions import PATIENCE, Sessions
 from .site import Site
@@ -27,6 +27,7 @@ _PAGES: tuple[tuple[str, Any, Any], ...] = (
     ("/", overview.overview, None),
     ("/pipeline", pipeline.pipeline, None),
     ("/workflows", workflows.workflows, None),
+    ("/bulk", bulk.ask, bulk.do),
     ("/workflow", workflow.workflow, None),
     ("/workflow/data", workflow.data, None),
     ("/workflow/{act}", None, workflow.act),
@@ -34,7 +35,6 @@ _PAGES: tuple[tuple[str, Any, Any], ...] = (
     ("/approvals/{id}", inbox.question, inbox.decide),
     ("/answer/{token}", inbox.link, inbox.use),
     ("/dead", dead.dead, None),
-    ("/dead/retry", None, dead.retry),
     ("/messages", rest.messages, None),
     ("/messages/retry", None, rest.retry_parked),
     ("/workers", rest.workers, None),
@@ -90,7 +90,7 @@ def alone(
 
 
 def _routed(site: Site) -> ASGIApp:
-    live = Live(site.reads)
+    live = Live(site.reads, site.shared)
     routes = [
         Route("/static/{name}", _static, methods=["GET"]),
         Route("/events", partial(events, live), methods=["GET"]),

@@ -11,7 +11,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -65,6 +65,8 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
 
+        scope = _mounted(scope)
+
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -115,6 +117,15 @@ class Guard:
         if found is not None and not isinstance(found, Person):
             raise TypeError(f"identify must return a Person or None, not {type(found).__name__}")
         return found
+
+
+def _mounted(scope: Scope) -> Scope:
+    """Returns the scope with the whole path, and where we are mounted: Litestar hands on only the rest of the path."""
+    whole, rest = unquote(scope.get("raw_path") or b"").rstrip("/"), scope["path"].rstrip("/")
+    if scope.get("root_path") or not whole.endswith(rest) or whole == rest:
+        return scope
+    root = whole.removesuffix(rest)
+    return {**scope, "root_path": root, "path": root + (rest or "/")}
 
 
 def _foreign(headers: Headers) -> str | None:

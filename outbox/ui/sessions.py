@@ -11,7 +11,7 @@ import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,8 +87,12 @@ class Sessions:
 
     async def panel(self, look: Callable[[Conn], T]) -> Panel[T]:
         """Returns what a lookup finds, or says why it failed."""
+        return await self.told(self.run(look))
+
+    async def told(self, ask: Awaitable[T]) -> Panel[T]:
+        """Returns the answer, or says why there is none."""
         try:
-            return Panel(await self.run(look))
+            return Panel(await ask)
         except Exception as error:
             return Panel(trouble=self.explain(error))
 

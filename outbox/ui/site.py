@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl, quote, urlencode
 
 import psycopg
@@ -20,10 +20,12 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ..definition.pipeline import Pipeline
 from ..errors import InvalidInput, NotFound, OutboxError, Refused
+from ..operations.finding import Finding
 from ..operations.look import COUNTED
 from . import stored
 from .person import Person
-from .sessions import Late, Sessions
+from .sessions import Late, Panel, Sessions
+from .shared import Shared
 from .stored import Hide, Hiding
 
 log = logging.getLogger("outbox.ui")
@@ -36,9 +38,16 @@ MOST_BODY = 1_000_000
 MOST_FIELDS = 1_000
 """Fields of a form."""
 
+EXAMINED = 30.0
+"""Seconds for which the doctor's findings are shown before it looks again."""
+
+FOLLOWS = "x-outbox-follows"
+"""The header with which an open page asks for itself again after a change."""
+
 DONE = {
     "moved": "It was moved.",
     "retried": "It runs again.",
+    "bulk": "It was done to all of them.",
     "cancelled": "It was cancelled.",
     "signalled": "The signal was sent.",
     "decided": "Your answer is kept.",
@@ -62,6 +71,8 @@ class Site:
         self.reads, self.writes, self.read_only = reads, writes, read_only
         self.pipelines = {pipeline.name: pipeline for pipeline in pipelines}
         self.hiding = Hiding(hide)
+        self.shared: Shared[Any] = Shared()
+        self.findings: Shared[list[Finding]] = Shared(EXAMINED)
 
     def page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
         """Returns a page. `problem` is said at its top."""
@@ -77,10 +88,20 @@ class Site:
         text = _templates().get_template(template).render({**shared, **values})
         return HTMLResponse(text, status)
 
-    async def find(self, look: Callable[[Conn], T]) -> T:
+    async def panel(self, request: Request, name: str, look: Callable[[Conn], T]) -> Panel[T]:
+        """Returns what a lookup finds for a part of a page, or says why it failed."""
+        return await self._asked(request, name, self.reads.panel(look))
+
+    async def _asked(self, request: Request, name: str, ask: Coroutine[Any, Any, T]) -> T:
+        """Asks for a page. Pages that follow what happens share what their lookups find, by address and name."""
+        if FOLLOWS not in request.headers:
+            return await ask  # who opens a page sees what is there now
+        return cast(T, await self.shared.get((request.scope["path"], request.scope["query_string"], name), ask))
+
+    async def find(self, request: Request, look: Callable[[Conn], T]) -> T:
         """Returns what a page can't do without. Raises HTTPException if it isn't there or can't be read."""
         try:
-            return await self.reads.run(look)
+            return await self._asked(request, "", self.reads.run(look))
         except NotFound as error:
             raise HTTPException(404, str(error)) from None
         except (InvalidInput, Refused, psycopg.DataError) as error:  # such as a cursor that no page has given

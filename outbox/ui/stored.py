@@ -48,11 +48,11 @@ class Hiding:
 NOTHING = Hiding(None)
 
 
-def text(value: Any, hiding: Hiding = NOTHING, most: int | None = None) -> tuple[str, bool]:
-    """Returns a document as indented text, and whether it goes on after `most` characters."""
+def text(value: Any, hiding: Hiding = NOTHING, most: int | None = None, path: str = "") -> tuple[str, bool]:
+    """Returns a document as indented text, and whether it goes on after `most` characters. `path` leads to it."""
     parts: list[str] = []
     size = 0
-    for part in _parts(value, hiding, "", "\n"):
+    for part in _parts(value, hiding, path, "\n"):
         parts.append(part)
         size += len(part)
         if most is not None and size > most:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from ..operations.look import Row
+from .differences import Difference, differences
+from .stored import NOTHING as NOTHING_HIDDEN
+from .stored import Hiding
 
 NOTHING: Any = object()
 """An event has no document; None is one."""
 
 
 class Event(NamedTuple):
-    """Something that happened to a workflow. `who` did it, by the role `login`; `text` is a reason or an error."""
+    """Something that happened to a workflow. `who` did it, by the role `login`; `text` is a reason or an error.
+
+    `changed` is what is known to have changed in its data, and `more` whether that is not all.
+    """
 
     at: Any
     kind: str
@@ -22,15 +28,20 @@ class Event(NamedTuple):
     login: str | None = None
     text: str | None = None
     document: Any = NOTHING
+    changed: Sequence[Difference] = ()
+    more: bool = False
 
     @property
     def has_document(self) -> bool:
         return self.document is not NOTHING
 
 
-def tell(found: Row) -> list[Event]:
-    """Returns the events of a workflow, the first one first."""
-    events = [*_changes(found), *_answers(found), *_jobs(found), *_others(found), *_actions(found)]
+def tell(found: Row, known: Sequence[Row] = (), hiding: Hiding = NOTHING_HIDDEN) -> list[Event]:
+    """Returns the events of a workflow, the first one first. `known` is its data at earlier times."""
+    events = [
+        *_changes(found), *_answers(found), *_jobs(found), *_others(found), *_actions(found),
+        *_data(found, known, hiding),
+    ]  # fmt: skip
     # A time that Python can't hold is text, and stands at the end.
     return sorted(events, key=lambda event: (not isinstance(event.at, datetime), event.at))
 
@@ -98,3 +109,32 @@ def _actions(found: Row) -> Iterator[Event]:
         yield Event(
             row["at"], "action", f"{row['action']} of {row['stage']}", row["actor"], row["login"], row["reason"]
         )
+
+
+def _data(found: Row, known: Sequence[Row], hiding: Hiding) -> Iterator[Event]:
+    """Yields what has changed between the times at which the data is known: most handlers leave no older version."""
+    last, since = None, None
+    for row in known:
+        if row["asked"] is not None and row["own_data"] and row["edited"] is not None:
+            yield from _compared(
+                "what was asked about, as the answer has it", row["asked"], row["edited"], row["ended_at"], hiding
+            )
+        if row["own_data"]:
+            continue
+        for data, at in ((row["asked"], row["asked_at"]), (row["edited"], row["ended_at"])):
+            if data is None:
+                continue
+            if last is not None:
+                yield from _compared(_SINCE if at == row["asked_at"] else _EDITED, last, data, at, hiding)
+            last, since = data, at
+    if since is not None:
+        yield from _compared(_SINCE, last, found["metadata"], found["updated_at"], hiding)
+
+
+_SINCE, _EDITED = "the data has changed since then", "the data, as the answer has it"
+
+
+def _compared(title: str, before: Any, after: Any, at: Any, hiding: Hiding) -> Iterator[Event]:
+    changed, more = differences(before, after, hiding)
+    if changed:
+        yield Event(at, "data", title, changed=changed, more=more)

@@ -10,6 +10,13 @@ SELECT ARRAY(SELECT l.to_status FROM outbox.legal_changes AS l
                WHERE r.pipeline = %(pipeline)s::text AND r.status = %(status)s::text AND r.final) AS final,
        (SELECT p.cancelled FROM outbox.pipelines AS p WHERE p.pipeline = %(pipeline)s::text) AS cancelled;
 
+-- name: moves_within
+-- Returns the statuses to which legal changes of a pipeline lead, from one of its statuses or (null) from any.
+-- Reads legal_changes. Uses legal_changes_pkey.
+SELECT DISTINCT l.to_status AS status FROM outbox.legal_changes AS l
+WHERE l.pipeline = %(pipeline)s::text AND (%(status)s::text IS NULL OR l.from_status = %(status)s::text)
+ORDER BY l.to_status;
+
 -- name: question
 -- Returns a question with its answer, its votes, what it is about now, and the schema of that if it is the workflow's data.
 -- Reads approval_votes, approvals, pipelines, workflow_states. Uses approvals_pkey, approval_votes_pkey, pipelines_pkey,
@@ -59,3 +66,26 @@ SELECT coalesce((SELECT concat_ws(',', count(*), sum(c.workflows), max(c.at)) FR
        concat_ws(',', (SELECT string_agg(w.id::text, ',' ORDER BY w.id) FROM outbox.workers AS w
                        WHERE w.beat_at + w.lease >= now())) AS workers,
        (SELECT string_agg(concat_ws(':', r.name, r.relayed, r.trouble), ',' ORDER BY r.name) FROM outbox.relays AS r) AS relays;
+
+-- name: workflows_seen
+-- Returns marks of these workflows, each of which differs when something of that workflow has changed.
+-- Reads actions, approvals, checkpoints, dead_jobs, jobs, signals, waits, workflow_states. Uses actions_by_workflow,
+-- approvals_by_workflow, checkpoints_pkey, dead_jobs_pkey, jobs_pkey, signals_are_one_by_id, waits_pkey, workflow_states_pkey.
+SELECT w.id::text, concat_ws(',', w.version, w.updated_at, j.id, j.attempt, j.owner, j.run_at, d.place, t.children,
+       (SELECT max(a.at) FROM outbox.actions AS a WHERE a.workflow_id = w.id),
+       (SELECT concat_ws('.', count(*), sum(a.votes), max(a.ended_at)) FROM outbox.approvals AS a WHERE a.workflow_id = w.id),
+       (SELECT count(*) FROM outbox.checkpoints AS c WHERE c.workflow_id = w.id),
+       (SELECT concat_ws('.', count(*), count(s.taken_at)) FROM outbox.signals AS s WHERE s.workflow_id = w.id)) AS mark
+FROM outbox.workflow_states AS w
+LEFT JOIN outbox.jobs AS j ON j.workflow_id = w.id
+LEFT JOIN outbox.dead_jobs AS d ON d.workflow_id = w.id
+LEFT JOIN outbox.waits AS t ON t.workflow_id = w.id
+WHERE w.id = ANY (%(ids)s::uuid[]);
+
+-- name: data_known
+-- Returns what is known of a workflow's data at earlier times, latest first: as it was when a question was asked, and as a
+-- decision has left it. Large ones are left out. Null where a question or an answer tells nothing of it.
+-- Reads approvals. Uses approvals_by_workflow.
+SELECT a.asked_at, CASE WHEN pg_column_size(a.data) < %(most)s::integer THEN a.data END AS asked,
+       a.ended_at, CASE WHEN pg_column_size(a.edited) < %(most)s::integer THEN a.edited END AS edited, a.own_data
+FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s::uuid ORDER BY a.asked_at DESC LIMIT %(limit)s::integer;

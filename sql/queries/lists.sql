@@ -1,14 +1,15 @@
 -- Lists of workflows, one workflow, and its history.
 
 -- name: workflows_find
--- Returns a page of a list. See the function in sql/functions/find.sql.
+-- Returns a page of a list, with the workflows' data if it is wanted. See the function in sql/functions/find.sql.
 -- Reads approvals, dead_jobs, jobs, pipelines, resting, routes, state_changes, waits, workflow_states. Uses
 -- workflow_states_entity_key, approvals_open_by_time, approvals_open_by_pipeline, approvals_open_by_assignee,
 -- dead_jobs_by_status, dead_jobs_by_kind, resting_by_status, jobs_ready_for_claim, jobs_scheduled_by_status, jobs_running,
 -- workflow_states_pkey.
 SELECT json_build_array(
     f.id, f.pipeline, f.entity_id, f.current_status, f.version, f.created_at, f.updated_at, f.state, f.since, f.stage,
-    f.attempt, f.error, f.kind, f.waits_for, f.assignee, f.until, f.metadata::text, f.cursor)::text
+    f.attempt, f.error, f.kind, f.waits_for, f.assignee, f.until, CASE WHEN %(data)s::boolean THEN f.metadata::text END,
+    f.cursor)::text
 FROM outbox.find(
     of_pipeline => %(pipeline)s, in_status => %(status)s, entity_prefix => %(entity)s,
     older_than => make_interval(secs => %(older)s::float8), assigned_to => %(assignee)s, waiting_for => %(waits_for)s,

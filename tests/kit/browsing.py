@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
+import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -121,6 +125,10 @@ class Visitor:
         answer = self.ask("POST", path, data=fields, headers=OURS if headers is None else headers)
         return self.get(answer.headers["location"]) if answer.status_code == 303 else Page(answer)
 
+    def open(self, form: Form) -> Page:
+        """Presses the button of a form that only asks."""
+        return self.get(f"{urlsplit(form.action).path}?{urlencode(form.fields)}")
+
     def submit(self, form: Form, button: str | None = None, **fields: str) -> Page:
         """Fills in a form and presses a button: the one of this value, or the only one."""
         pressed = next((name, value) for name, value in form.buttons if button in (None, value))
@@ -129,6 +137,21 @@ class Visitor:
             sent[pressed[0]] = pressed[1] or ""
         path = urlsplit(form.action)
         return self.post(f"{path.path}{'?' if path.query else ''}{path.query}", sent)
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """Serves an application from a thread, for a real browser. Yields its address."""
+    options: dict[str, Any] = {"log_level": "warning", "lifespan": "off", "ws": "none", "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(app, **options))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def visitor(

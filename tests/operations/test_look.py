@@ -13,6 +13,7 @@ from kit.commands import Outbox
 from kit.pipelines import deployed, status_of, value
 from kit.shop import AHEAD, DELIVERY, PARKED, RELAY
 from kit.waits import Task, families
+from outbox.operations import look
 
 Conn = psycopg.Connection[Any]
 
@@ -235,3 +236,23 @@ def test_show_shows_the_latest_of_what_is_many(outbox: Outbox, conn: Conn, dsn: 
     ]
     everything = outbox("show", "many", "--limit", "500", "--json").json
     assert (len(everything["history"]), everything["more"]) == (500, {})
+
+
+def test_a_list_without_data_reads_none(conn: Conn, shop: Conn) -> None:
+    conn.execute("ALTER TABLE outbox.workflow_states ALTER COLUMN metadata SET STORAGE EXTERNAL")
+    conn.execute("UPDATE outbox.workflow_states SET metadata = jsonb_build_object('a', repeat('x', 100000))")
+
+    def read() -> int:
+        conn.execute("SELECT pg_stat_force_next_flush()")
+        found: int = value(conn, "SELECT toast_blks_hit + toast_blks_read FROM pg_statio_user_tables "
+                                 "WHERE schemaname = 'outbox' AND relname = 'workflow_states'")  # fmt: skip
+        return found
+
+    asked = {"status": None, "older": None, "assignee": None, "entity": None, "waits_for": None, "dead": False,
+             "error": None, "limit": 50, "after": None}  # fmt: skip
+    counts = [read()]
+    for data in (False, True):
+        found = look.workflows(conn, "posts", data=data, **asked)["workflows"]
+        assert [row["metadata"] is not None for row in found] == [data] * 4
+        counts.append(read())
+    assert counts[0] == counts[1] < counts[2]

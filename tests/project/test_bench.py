@@ -92,6 +92,17 @@ def test_the_lists_bench_reads_each_list_beside_a_working_engine(tmp_path: Path)
     assert "rare kind of error: first page, p95 ms" in out
 
 
+def test_the_ui_bench_reads_each_page_watches_open_tabs_and_runs_the_engine_beside_one(tmp_path: Path) -> None:
+    sizes = ("--workflows", "3000", "--times", "1", "--tabs", "20", "--seconds", "2", "--jobs", "400", "--rounds", "1")
+    out, document = run("ui", tmp_path / "figures.json", *sizes)
+    figures = document["figures"]
+    assert all(figure["median"] > 0 for name, figure in figures.items() if "%" not in name and "again" not in name)
+    assert figures.keys() > {
+        f"20 tabs, {when}: Postgres, % of a core" for when in ("beside a working engine", "nothing happens")
+    }
+    assert "with the page open : without" in out
+
+
 def test_the_due_bench_measures_others_with_and_without_what_is_due(tmp_path: Path) -> None:
     sizes = ("--many", "300", "--rate", "100", "--seconds", "4", "--rounds", "1")
     out, document = run("due", tmp_path / "figures.json", *sizes)

@@ -9,7 +9,17 @@ import pytest
 from pytest_postgresql.executors import NoopExecutor
 
 from kit.databases import clone
+from kit.servers import DEADLINE
 from kit.shop import stock
+from outbox.ui import dashboard
+from outbox.ui.sessions import Sessions
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets pages take their time on a busy machine: only tests of what is late say how long they wait."""
+    monkeypatch.setitem(dashboard.__kwdefaults__, "statement_timeout", DEADLINE)
+    monkeypatch.setitem(Sessions.__init__.__kwdefaults__, "patience", DEADLINE)
 
 
 @pytest.fixture(scope="module")

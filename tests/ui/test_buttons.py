@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+from urllib.parse import parse_qsl
 
 import psycopg
 import pytest
@@ -13,11 +15,18 @@ from kit.pipelines import Post, deployed, drain, one_stage, status_of, value
 from kit.roles import dsn_as
 from kit.shop import PARKED, RELAY
 from outbox import Pipeline, Reject
-from outbox.ui.pages import dead
+from outbox.operations import bulk as operation
+from outbox.ui.pages import bulk
 
 Conn = psycopg.Connection[Any]
 LAST = "SELECT c.actor, c.login, c.reason FROM outbox.state_changes AS c ORDER BY c.at DESC, c.version DESC LIMIT 1"
 ACTIONS = "SELECT a.action, a.actor, a.login, a.reason FROM outbox.actions AS a ORDER BY a.id DESC LIMIT 1"
+
+
+def bad(conn: Conn, dsn: str) -> None:
+    """Has five jobs more die of the same kind of error."""
+    posts.submit_many(conn, ((f"bad_{n}", Post(content=f"rejected: customer {n}")) for n in range(5)))
+    drain(posts, dsn)
 
 
 def test_a_move_is_in_the_history_with_the_person_the_login_and_the_reason(shop: Conn, dsn: str) -> None:
@@ -63,46 +72,109 @@ def test_a_dead_job_runs_again_in_the_name_of_the_person(shop: Conn, dsn: str) -
     assert (again.status, "no dead job any more" in again.text) == (409, True)
 
 
-def test_dead_jobs_of_a_kind_run_again_together_and_others_stay(
-    shop: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dead, "BATCH", 2)
-    posts.submit_many(shop, ((f"bad_{n}", Post(content=f"rejected: customer {n}")) for n in range(5)))
-    drain(posts, dsn)
+def test_dead_jobs_of_a_kind_run_again_together_and_others_stay(shop: Conn, dsn: str) -> None:
+    bad(shop, dsn)
     visit = visitor(dsn)
     page = visit.get("/dead")
     assert "Retry 5" in page.text
+    assert "Retry all 6" in page.text
     form = next(form for form in page.forms if form.fields.get("error", "").endswith("customer #"))
-    done = visit.submit(form)
+    asked = visit.open(form)
+    assert "Retry 5 workflows" in asked.text, "the number before it is done"
+    done = visit.submit(asked.form("/bulk"), reason="fixed")
     assert "(5)" in done.text
     assert [row[0] for row in shop.execute("SELECT entity_id FROM outbox.dead_jobs").fetchall()] == ["broken"]
-    assert value(shop, "SELECT count(*) FROM outbox.actions WHERE actor = 'sarah'") == 5
+    assert shop.execute(
+        "SELECT DISTINCT actor, login, reason, count(*) FROM outbox.actions GROUP BY 1, 2, 3"
+    ).fetchall() == [("sarah", "outbox_owner", "fixed", 5)]
 
 
-def test_a_long_retry_ends_after_a_while_and_goes_on_where_it_was(
+def test_all_dead_jobs_run_again(shop: Conn, dsn: str) -> None:
+    bad(shop, dsn)
+    visit = visitor(dsn)
+    asked = visit.open(next(form for form in visit.get("/dead").forms if "error" not in form.fields))
+    assert "(6)" in visit.submit(asked.form("/bulk")).text
+    assert value(shop, "SELECT count(*) FROM outbox.dead_jobs") == 0
+
+
+def test_what_a_filter_holds_is_moved_in_batches_with_progress(
     shop: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead, "BATCH", 2)
-    monkeypatch.setattr(dead, "PATIENCE", 1e-9)
-    posts.submit_many(shop, ((f"bad_{n}", Post(content=f"rejected: customer {n}")) for n in range(5)))
+    monkeypatch.setattr(operation, "BATCH", 2)
+    monkeypatch.setattr(bulk, "PATIENCE", 1e-9)
+    posts.submit_many(shop, ((f"risky_{n}", Post(content="risky")) for n in range(6)))
     drain(posts, dsn)
     visit = visitor(dsn)
-    form = next(form for form in visit.get("/dead").forms if form.fields.get("error", "").endswith("customer #"))
-    page = visit.submit(form)
-    rounds = 1
-    while "Go on" in page.text:
-        page = visit.submit(next(form for form in page.forms if form.fields.get("after")))
-        rounds += 1
-    assert rounds > 1
-    assert value(shop, "SELECT count(*) FROM outbox.dead_jobs WHERE entity_id LIKE 'bad%'") == 0
+    page = visit.get(visit.get("/workflows?pipeline=posts&status=WAITING_FOR_REVIEW&entity=risky").link("act=move"))
+    assert "6 workflows" in page.text
+    assert re.findall(r"<option>(\w+)", page.html) == ["APPROVED", "REJECTED"], "only what leads on from there"
+    posts.submit(shop, "risky_late", Post(content="risky"))
+    drain(posts, dsn)
+    page = visit.submit(page.form("/bulk"), to_status="REJECTED", reason="spam")
+    shown = []
+    while "done" in page.text and "Go on" in page.text:
+        shown.append(page.text.partition(" of 6 workflows done")[0].rpartition(" ")[2])
+        assert any("Stop" in part for part in page.html.split("<a ")), "it can be stopped"
+        page = visit.submit(page.form("/bulk"))
+    assert shown == ["2", "4", "6"]
+    assert "It was done to all of them. (6)" in page.text
+    assert status_of(shop, "risky_late") == status_of(shop, "review") == "WAITING_FOR_REVIEW"
+    assert shop.execute(LAST).fetchone() == ("sarah", "outbox_owner", "spam")
+
+
+def test_what_is_stopped_has_done_what_it_has_done(shop: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operation, "BATCH", 2)
+    monkeypatch.setattr(bulk, "PATIENCE", 1e-9)
+    posts.submit_many(shop, ((f"risky_{n}", Post(content="risky")) for n in range(6)))
+    drain(posts, dsn)
+    visit = visitor(dsn)
+    page = visit.get("/bulk?act=move&pipeline=posts&entity=risky")
+    page = visit.submit(page.form("/bulk"), to_status="REJECTED")
+    stopped = visit.get(next(link for link in page.links if "/workflows?" in link))
+    assert stopped.status == 200
+    assert value(shop, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'REJECTED'") == 2
 
 
 @pytest.mark.parametrize(
-    "sent", [{"reason": "x"}, {"pipeline": "posts"}, {"error": "x"}, {"pipeline": "posts", "error": ""}]
-)
-def test_a_retry_without_a_filter_is_refused(shop: Conn, dsn: str, sent: dict[str, str]) -> None:
-    assert visitor(dsn).post("/dead/retry", sent).status == 400
-    assert value(shop, "SELECT count(*) FROM outbox.dead_jobs") == 1
+    "query",
+    ["act=cancel", "act=retry", "act=move", "act=delete&pipeline=posts", "", "act=cancel&dead=0", "act=move&entity=r",
+     "act=cancel&pipeline=posts&older=soon", "act=cancel&entity=a%00"],
+)  # fmt: skip
+def test_what_is_done_to_many_says_to_which_and_what(shop: Conn, dsn: str, query: str) -> None:
+    visit = visitor(dsn)
+    assert visit.get(f"/bulk?{query}").status == 400
+    sent = {**dict(parse_qsl(query)), "until": "2026-01-01 00:00:00+00", "to_status": "REJECTED"}
+    assert visit.post("/bulk", sent).status == 400
+    assert status_of(shop, "review") == "WAITING_FOR_REVIEW"
+
+
+@pytest.mark.parametrize("change", [{"until": "x"}, {"until": "2026-01-01"}, {"done": "x"}, {"to_status": ""}])
+def test_a_form_for_many_that_no_page_of_ours_has_made_changes_nothing(
+    shop: Conn, dsn: str, change: dict[str, str]
+) -> None:
+    sent = {"act": "move", "pipeline": "posts", "until": "2126-01-01 00:00:00+00", "to_status": "REJECTED"}
+    assert visitor(dsn).post("/bulk", {**sent, **change}).status == 400
+    assert status_of(shop, "review") == "WAITING_FOR_REVIEW"
+
+
+def test_a_page_for_many_left_open_over_a_deploy_says_what_is_no_longer_possible(shop: Conn, dsn: str) -> None:
+    visit = visitor(dsn)
+    form = visit.get("/bulk?act=move&pipeline=posts&entity=review").form("/bulk")
+    shop.execute("DELETE FROM outbox.legal_changes WHERE to_status = 'REJECTED'")
+    page = visit.submit(form, to_status="REJECTED")
+    assert "0 of 1 workflow done, 1 passed over" in page.text
+    assert status_of(shop, "review") == "WAITING_FOR_REVIEW"
+
+
+def test_what_is_held_by_others_stops_it_where_it_is_and_it_can_go_on(shop: Conn, dsn: str, connect: Any) -> None:
+    other = connect(autocommit=False)
+    other.execute("SELECT FROM outbox.workflow_states WHERE entity_id = 'review' FOR UPDATE")
+    visit = visitor(dsn, statement_timeout=0.3)
+    form = visit.get("/bulk?act=move&pipeline=posts&entity=review").form("/bulk")
+    page = visit.submit(form, to_status="REJECTED")
+    assert (page.status, "nothing was changed" in page.text, "data-go-on" in page.html) == (503, True, False)
+    other.rollback()
+    assert "(1)" in visit.submit(page.form("/bulk")).text
 
 
 def test_a_signal_is_sent_with_its_payload_as_json(shop: Conn, dsn: str) -> None:

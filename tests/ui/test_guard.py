@@ -27,7 +27,7 @@ def unchanged(dsn: str) -> bool:
         )
 
 
-@pytest.mark.parametrize("path", [*PAGES, "/static/outbox.css", "/nothing"])
+@pytest.mark.parametrize("path", [*PAGES, "/bulk?act=cancel&pipeline=posts", "/static/outbox.css", "/nothing"])
 def test_every_answer_forbids_inline_scripts_styles_frames_and_foreign_sources(stocked: str, path: str) -> None:
     page = visitor(stocked).get(path)
     policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
@@ -96,9 +96,7 @@ def test_a_form_of_ours_is_known_by_its_origin_where_the_browser_says_no_more(co
     assert "It was moved." in page.text
 
 
-@pytest.mark.parametrize(
-    "path", ["/workflow/move", "/workflow/retry", "/dead/retry", "/stages/pause", "/messages/retry"]
-)
+@pytest.mark.parametrize("path", ["/workflow/move", "/workflow/retry", "/stages/pause", "/messages/retry"])
 def test_nothing_is_changed_by_a_get(stocked: str, path: str) -> None:
     assert visitor(stocked).get(f"{path}?pipeline=posts&entity=review&status=APPROVED").status in (404, 405)
     assert unchanged(stocked)
@@ -143,10 +141,12 @@ def test_without_a_right_there_is_no_button(stocked: str, path: str) -> None:
 @pytest.mark.parametrize("may", [("look",), ("look", "decide")])
 def test_without_the_right_to_operate_a_post_is_403(stocked: str, may: tuple[str, ...]) -> None:
     visit = visitor(stocked, may=may)
-    for path in ("/workflow/move", "/workflow/retry", "/workflow/cancel", "/workflow/signal", "/dead/retry", "/stages/pause",
+    for path in ("/workflow/move", "/workflow/retry", "/workflow/cancel", "/workflow/signal", "/bulk", "/stages/pause",
                  "/stages/resume", "/messages/retry"):  # fmt: skip
         page = visit.post(path, {**MOVE, "name": "x", "stage": "act", "error": "x", "relay": "x"})
         assert (page.status, "may not operate" in page.text) == (403, True), path
+    assert visit.get("/bulk?act=cancel&pipeline=posts").status == 403
+    assert "/bulk" not in visit.get("/workflows?pipeline=posts").html + visit.get("/dead").html
     assert unchanged(stocked)
 
 

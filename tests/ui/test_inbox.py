@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,9 +14,11 @@ from pydantic import BaseModel
 
 from kit.browsing import Page, Visitor, visitor
 from kit.pipelines import deployed, drain, status_of, value
+from kit.servers import wait_for
 from kit.waits import QUESTION, Order, orders, waiting
 from outbox import Pipeline, Question, Run, WaitForApproval, approval_link, approve
 from outbox.ui import Person, dashboard
+from outbox.ui.pages import inbox
 
 Conn = psycopg.Connection[Any]
 LAST = "SELECT a.decision, a.decided_by, a.login, a.reason FROM outbox.approvals AS a ORDER BY a.ended_at DESC NULLS LAST LIMIT 1"
@@ -209,6 +213,73 @@ def test_filters_and_pages_of_the_inbox(conn: Conn, dsn: str) -> None:
         assert len(seen) == wanted, query
 
 
+def test_the_inbox_is_read_by_deadline_page_by_page(conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "ON_A_PAGE", 2)
+    hours = {"e0": 9, "e1": None, "e2": 3, "e3": 6, "e4": 3, "e5": None}
+
+    def ask(run: Any) -> WaitForApproval:
+        ends = hours[run.entity_id]
+        if ends is None:
+            return WaitForApproval("Pay?", options=QUESTION.options, assignee="ann")
+        return WaitForApproval(
+            "Pay?", options=QUESTION.options, assignee="ann", deadline=timedelta(hours=ends), on_deadline="LATE"
+        )
+
+    pipeline = deployed(conn, orders(ask))
+    pipeline.submit_many(conn, ((name, Order()) for name in hours))
+    drain(pipeline, dsn)
+    conn.execute("UPDATE outbox.approvals SET deadline = date_trunc('hour', deadline)")
+    visit = visitor(dsn)
+
+    def listed(query: str) -> list[str]:
+        page, seen = visit.get(f"/approvals?{query}"), []
+        while True:
+            seen += re.findall(r"workflow\?pipeline=orders&amp;entity=(e\d)", page.html)
+            following = [link for link in page.links if "after=" in link]
+            if not following:
+                return seen
+            page = visit.get(following[0])
+
+    oldest = listed("")
+    assert listed("order=deadline") == sorted(oldest, key=lambda name: (hours[name] or 99, oldest.index(name)))
+    assert listed("order=deadline&assignee=ann&pipeline=orders") == listed("order=deadline")
+    assert listed("order=deadline&assignee=ben") == []
+
+
+def test_of_two_who_decide_at_the_same_time_one_wins_and_the_other_is_told(conn: Conn, dsn: str, connect: Any) -> None:
+    waiting(conn, dsn, QUESTION)
+    forms = {name: opened(visitor(dsn, name)).form("/approvals/0") for name in ("ann", "ben")}
+    other = connect(autocommit=False)
+    other.execute("SELECT FROM outbox.workflow_states FOR UPDATE")
+    pages: dict[str, Page] = {}
+
+    def decide(name: str, option: str) -> None:
+        pages[name] = visitor(dsn, name, statement_timeout=60).submit(forms[name], option)
+
+    threads = [threading.Thread(target=decide, args=each) for each in (("ann", "approve"), ("ben", "reject"))]
+    for thread in threads:
+        thread.start()
+    held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    wait_for(lambda: value(conn, held) == 2, what="both decide")
+    other.rollback()
+    for thread in threads:
+        thread.join()
+    assert sorted(page.status for page in pages.values()) == [200, 409]
+    winner = value(conn, "SELECT decided_by FROM outbox.approvals")
+    assert "Your answer is kept." in pages[winner].text
+    assert f"Too late: {winner} has decided" in pages["ben" if winner == "ann" else "ann"].text
+    assert status_of(conn, "a") == ("PAID" if winner == "ann" else "REFUSED")
+
+
+def test_a_page_left_open_over_a_deploy_says_that_the_question_is_gone(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+    visit = visitor(dsn)
+    form = opened(visit).form("/approvals/0")
+    pipeline.move(conn, "a", "LATE", by="deploy")
+    page = visit.submit(form, "approve")
+    assert (page.status, "Too late" in page.text) == (409, True)
+
+
 @pytest.fixture
 def token(conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("OUTBOX_LINK_KEYS", "k" * 32)
@@ -228,6 +299,47 @@ def test_a_signed_link_is_a_form_that_decides_by_post(conn: Conn, dsn: str, toke
     assert "This link was used to answer approve" in done.text
     assert conn.execute(LAST).fetchone() == ("approve", "ann", "outbox_owner", "by mail")
     assert visit.post(f"/answer/{token}", {"decision": "reject"}).status == 409
+
+
+def test_a_signed_link_edits_with_the_form_of_the_model_and_keeps_what_was_typed(
+    conn: Conn, dsn: str, token: str
+) -> None:
+    visit = Visitor(dashboard(dsn, identify=lambda request: None))
+    form = visit.get(f"/answer/{token}").form("/answer/")
+    assert form.fields["field.total"] == "5"
+    refused = visit.submit(form, "approve", **{"field.total": "many", "reason": "a bit less"})
+    assert (refused.status, "total" in refused.text) == (400, True)
+    kept = refused.form("/answer/")
+    assert (kept.fields["field.total"], kept.fields["reason"]) == ("many", "a bit less")
+    done = visit.submit(kept, "approve", **{"field.total": "4"})
+    assert "This link was used to answer approve" in done.text
+    assert value(conn, "SELECT metadata -> 'total' FROM outbox.workflow_states") == 4
+    assert conn.execute(LAST).fetchone() == ("approve", "ann", "outbox_owner", "a bit less")
+
+
+def test_a_signed_link_edits_the_question_s_own_data(conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_LINK_KEYS", "k" * 32)
+    waiting(conn, dsn, WaitForApproval("Call?", options=QUESTION.options, about={"number": 7}))
+    token = approval_link(conn, "orders", "a", person="ann", until=datetime.now(UTC) + timedelta(hours=1))
+    visit = Visitor(dashboard(dsn, identify=lambda request: None))
+    visit.submit(visit.get(f"/answer/{token}").form("/answer/"), "approve", **{"field.edit": '{"number": 8}'})
+    assert value(conn, "SELECT edited FROM outbox.approvals") == {"number": 8}
+
+
+def test_hidden_fields_are_on_no_signed_link(conn: Conn, dsn: str, token: str) -> None:
+    visit = Visitor(dashboard(dsn, identify=lambda request: None, hide={"total"}))
+    page = visit.get(f"/answer/{token}")
+    assert "(hidden)" in page.text
+    assert not [name for name in page.form("/answer/").fields if name.startswith("field.")]
+
+
+def test_a_link_to_data_that_has_changed_since_shows_it_and_asks_again(conn: Conn, dsn: str, token: str) -> None:
+    visit = Visitor(dashboard(dsn, identify=lambda request: None))
+    form = visit.get(f"/answer/{token}").form("/answer/")
+    conn.execute("UPDATE outbox.workflow_states SET metadata = '{\"total\": 6}'")
+    page = visit.submit(form, "approve")
+    assert (page.status, "changed while you read" in page.text) == (409, True)
+    assert "This link was used" in visit.submit(page.form("/answer/"), "approve").text
 
 
 def test_a_link_that_is_forged_is_refused_and_one_that_comes_too_late_is_told_so(

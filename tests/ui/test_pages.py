@@ -13,6 +13,9 @@ from apps.cli import posts
 from kit.browsing import visitor
 from kit.pipelines import Post, value
 from kit.shop import AHEAD, DELIVERY, PARKED, RELAY
+from kit.waits import QUESTION, Order, waiting
+from outbox import approve
+from outbox.operations import doctor
 
 Conn = psycopg.Connection[Any]
 ODD = (
@@ -218,3 +221,68 @@ def test_messages_workers_and_schedules_are_shown(conn: Conn, shop: Conn, dsn: s
         assert text in page.text, text
     shop.execute("INSERT INTO outbox.workers (name, stages, lease) VALUES ('box-1', '{posts.enrich}', '1 hour')")
     assert "box-1" in visitor(dsn).get("/workers").text
+
+
+def test_what_an_answer_did_to_the_data_is_shown_where_it_is_known(conn: Conn, dsn: str) -> None:
+    pipeline = waiting(conn, dsn, QUESTION)
+    approve(conn, pipeline, "a", by="ann", edit=Order(total=7, payment={"pin": 1}))
+    conn.execute("UPDATE outbox.workflow_states SET metadata = jsonb_set(metadata, '{total}', '8')")
+    page = visitor(dsn, hide={"pin"}).get("/workflow?pipeline=orders&entity=a")
+    first, second = page.text.index("5 7"), page.text.index("7 8")
+    assert first < second
+    assert "payment" in page.text[first:second]
+    assert "(hidden)" in page.text[first:second]
+
+
+def test_a_hundred_pipelines_with_a_thousand_statuses_are_shown(conn: Conn, dsn: str) -> None:
+    conn.execute(
+        """INSERT INTO outbox.pipelines (pipeline, initial_status) SELECT 'p' || lpad(p::text, 3, '0'), 'S1' FROM generate_series(1, 100) AS p;
+           INSERT INTO outbox.routes (pipeline, status, final)
+           SELECT p.pipeline, 'S' || s, s = 1000 FROM outbox.pipelines AS p, generate_series(1, 1000) AS s;
+           INSERT INTO outbox.legal_changes (pipeline, from_status, to_status)
+           SELECT p.pipeline, 'S' || s, 'S' || s + 1 FROM outbox.pipelines AS p, generate_series(1, 999) AS s;
+           ANALYZE outbox.pipelines, outbox.routes, outbox.legal_changes"""
+    )
+    conn.execute(
+        "INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status) VALUES ('p001', 'a', 'S900')"
+    )
+    visit = visitor(dsn, statement_timeout=60)
+    page = visit.get("/")
+    assert len(page.html) < 1_000_000
+    assert "S900" in page.text, "where something is comes first"
+    assert "p100" in page.text
+    drawn = visit.get(page.link("pipeline=p001"))
+    assert sum(tag == "rect" for tag, _ in drawn.tags) == 1000
+    assert "S900" in visit.get("/workflows?pipeline=p001").text
+    assert visit.get("/workflows").status == 200
+
+
+def test_a_long_error_is_folded_and_whole(shop: Conn, dsn: str) -> None:
+    shop.execute("UPDATE outbox.dead_jobs SET error = 'first line' || E'\\n' || repeat('y', 10000), traceback = NULL")
+    page = visitor(dsn).get("/workflow?pipeline=posts&entity=broken")
+    assert "y" * 10000 in page.text
+    assert any(tag == "details" for tag, _ in page.tags)
+
+
+@pytest.mark.parametrize("path", ["/", "/workflows", "/workflow?entity=review", "/approvals", "/dead", "/messages", "/workers",
+                                  "/doctor", "/pipeline?pipeline=posts"])  # fmt: skip
+def test_a_page_that_follows_shows_what_is_there(shop: Conn, dsn: str, path: str) -> None:
+    visit = visitor(dsn)
+    page = visit.get(path, headers={"x-outbox-follows": "1"})
+    assert (page.status, page.text) == (200, visit.get(path, headers={"x-outbox-follows": "1"}).text)
+
+
+def test_the_doctor_looks_once_for_many_who_open_the_overview(
+    shop: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[object] = []
+    examine = doctor.examine
+    monkeypatch.setattr(
+        doctor, "examine", lambda conn, *more, **options: looks.append(0) or examine(conn, *more, **options)
+    )
+    visit = visitor(dsn)
+    for _ in range(3):
+        assert "dead job" in visit.get("/").text
+    assert len(looks) == 1
+    visit.get("/doctor")
+    assert len(looks) == 2, "who asks the doctor wants to know it now"

@@ -25,9 +25,10 @@ ON_A_PAGE = 25
 
 
 async def inbox(site: Site, request: Request) -> Response:
-    """Shows the open questions, the oldest first."""
+    """Shows the open questions, the oldest first or the one first that ends first."""
     query = request.query_params
     asked = {name: query.get(name) or None for name in ("pipeline", "assignee", "after")}
+    by_deadline = query.get("order") == "deadline"
     try:
         after = approvals.question_id(asked["after"])
     except InvalidInput as error:
@@ -35,13 +36,15 @@ async def inbox(site: Site, request: Request) -> Response:
 
     def find(conn: Conn) -> list[questions.Approval]:
         limit = check_limit(ON_A_PAGE + 1)
-        return drive(conn, questions.open_questions({**asked, "after": after, "limit": limit}))
+        steps = questions.open_questions({**asked, "after": after, "limit": limit}, by_deadline=by_deadline)
+        return drive(conn, steps)
 
-    found = await site.find(find)
+    found = await site.find(request, find)
     more = found[ON_A_PAGE - 1].id if len(found) > ON_A_PAGE else None
-    names = await site.reads.panel(look.names)
+    names = await site.panel(request, "names", look.names)
+    filters = {**asked, "order": "deadline" if by_deadline else None}
     return site.page(
-        request, "inbox.html", found=found[:ON_A_PAGE], more=more, filters=asked, names=names.value or ([], [])
+        request, "inbox.html", found=found[:ON_A_PAGE], more=more, filters=filters, names=names.value or ([], [])
     )
 
 
@@ -54,7 +57,7 @@ async def decide(site: Site, request: Request) -> Response:
     """Answers a question: this one, about the data that was shown. Who comes too late is told who was first."""
     who = person(request, "decide")
     id_, sent = _id(request), await form(request)
-    asked = await site.find(lambda conn: facts.question(conn, id_))
+    asked = await site.find(request, lambda conn: facts.question(conn, id_))
     if asked is None:
         raise HTTPException(404, "There is no such question.")
     try:
@@ -82,46 +85,69 @@ async def use(site: Site, request: Request) -> Response:
     if site.read_only:
         raise HTTPException(403, "This page is read-only: without identify= it does not know who asks.")
     try:
+        _, asked = await _of_link(site, token)
+        pipeline, answer = _pipeline(site, asked["pipeline"]), _answer(site, asked, sent)
         await site.change(
-            lambda conn: links.use_link(
-                conn,
-                token,
-                sent.get("decision", ""),
-                reason=sent.get("reason") or None,
-                shown=sent.get("shown") or None,
-            )
+            lambda conn: links.use_link(conn, token, sent.get("decision", ""), pipeline=pipeline, **answer)
         )
+    except LinkRefused:
+        return await _show_link(site, request)
+    except InvalidInput as error:
+        return await _show_link(site, request, HTTPException(400, str(error)), sent)
     except HTTPException as error:
         if isinstance(error.__cause__, SettingsError):
             raise
-        return await _show_link(site, request, error)
+        return await _show_link(site, request, error, sent)
     return back(request, f"/answer/{token}", "decided")
 
 
 async def _show(
     site: Site, request: Request, id_: UUID, refused: HTTPException | None = None, sent: dict[str, str] | None = None
 ) -> Response:
-    asked = await site.find(lambda conn: facts.question(conn, id_))
+    asked = await site.find(request, lambda conn: facts.question(conn, id_))
     if asked is None:
         raise HTTPException(404, "There is no such question.")
-    status, problem = (refused.status_code, _why(refused)) if refused else (200, None)
-    return site.page(
-        request, "question.html", status, problem=problem, asked=asked, fields=_fields(site, asked), sent=sent or {},
-        too_large=_is_large(asked["data"]), hidden_fields=site.hiding.hides_some(asked["data"]),
-    )  # fmt: skip
+    return site.page(request, "question.html", asked=asked, **_form(site, asked, refused, sent))
 
 
-async def _show_link(site: Site, request: Request, refused: HTTPException | None = None) -> Response:
+async def _show_link(
+    site: Site, request: Request, refused: HTTPException | None = None, sent: dict[str, str] | None = None
+) -> Response:
     try:
-        found = await site.reads.run(lambda conn: links.open_link(conn, request.path_params["token"]))
+        found, asked = await _of_link(site, request.path_params["token"])
     except LinkRefused as error:
         return site.page(request, "answer.html", 410, problem=str(error), found=None, linked=True)
+    shown = _form(site, asked, refused, sent)
+    return site.page(request, "answer.html", found=found, asked=asked, linked=True, **shown)
+
+
+async def _of_link(site: Site, token: str) -> tuple[links.ApprovalLink, look.Row]:
+    """Returns what a signed link is for, and its question. Raises LinkRefused for one that can't be used."""
+
+    def find(conn: Conn) -> tuple[links.ApprovalLink, look.Row | None]:
+        found = links.open_link(conn, token)
+        return found, facts.question(conn, found.question_id)
+
+    try:
+        found, asked = await site.reads.run(find)
+    except LinkRefused:
+        raise
     except SettingsError as error:
-        raise HTTPException(404, str(error)) from None
+        raise HTTPException(404, str(error)) from error
     except Exception as error:
         raise HTTPException(503, site.reads.explain(error)) from error
+    if asked is None:
+        raise LinkRefused("this link can't be used: what it was for is gone", why="unknown")
+    return found, asked
+
+
+def _form(site: Site, asked: look.Row, refused: HTTPException | None, sent: dict[str, str] | None) -> dict[str, Any]:
+    """Returns what the form for an answer is made from, with what was sent if that was refused."""
     status, problem = (refused.status_code, _why(refused)) if refused else (200, None)
-    return site.page(request, "answer.html", status, problem=problem, found=found, linked=True)
+    return {
+        "status": status, "problem": problem, "fields": _fields(site, asked), "sent": sent or {},
+        "too_large": _is_large(asked["data"]), "hidden_fields": site.hiding.hides_some(asked["data"]),
+    }  # fmt: skip
 
 
 def _why(refused: HTTPException) -> str:

@@ -21,10 +21,9 @@ async def pipeline(site: Site, request: Request) -> Response:
         found = facts.pipeline_map(conn, name)
         if found is None:
             return None
-        rows = {row["status"]: row for row in look.tables(conn, ["overview"])["overview"] if row["pipeline"] == name}
-        return {**found, "rows": rows}
+        return {**found, "rows": {row["status"]: row for row in look.overview(conn, name)}}
 
-    found = await site.find(find)
+    found = await site.find(request, find)
     if found is None:
         raise HTTPException(404, f'Pipeline "{name}" is not deployed here.')
     drawing = graph.draw(found["initial"], found["changes"], found["final"])

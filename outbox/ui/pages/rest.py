@@ -17,7 +17,8 @@ from ..site import Conn, Site, back, form, person
 async def messages(site: Site, request: Request) -> Response:
     """Shows the relays, and what relays and consumers have parked."""
     standing, parked = await asyncio.gather(
-        site.reads.panel(lambda conn: look.tables(conn, ["relays", "parked_deliveries"])), site.reads.panel(look.parked)
+        site.panel(request, "standing", lambda conn: look.tables(conn, ["relays", "parked_deliveries"])),
+        site.panel(request, "parked", look.parked),
     )
     return site.page(request, "messages.html", standing=standing, parked=parked)
 
@@ -40,9 +41,9 @@ async def retry_parked(site: Site, request: Request) -> Response:
 async def workers(site: Site, request: Request) -> Response:
     """Shows the workers, what they run, limits, schedules and pauses."""
     standing, schedules, pauses = await asyncio.gather(
-        site.reads.panel(lambda conn: look.tables(conn, ["workers", "progress", "limits"])),
-        site.reads.panel(look.schedules),
-        site.reads.panel(facts.pauses),
+        site.panel(request, "standing", lambda conn: look.tables(conn, ["workers", "progress", "limits"])),
+        site.panel(request, "schedules", look.schedules),
+        site.panel(request, "pauses", facts.pauses),
     )
     return site.page(request, "workers.html", standing=standing, schedules=schedules, pauses=pauses)
 

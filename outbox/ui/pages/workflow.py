@@ -19,6 +19,9 @@ from ..site import Conn, Site, back, form, person
 EVENTS = 200
 """Events of each kind that a page shows: the latest."""
 
+QUESTIONS = 20
+"""Questions of which what they tell of older data is compared: the latest."""
+
 
 async def workflow(site: Site, request: Request) -> Response:
     """Shows a workflow."""
@@ -28,7 +31,7 @@ async def workflow(site: Site, request: Request) -> Response:
 async def data(site: Site, request: Request) -> Response:
     """Returns all of the data of a workflow as text, as it is stored but for what is hidden."""
     pipeline, entity = _asked(request)
-    found = await site.find(lambda conn: look.find_one(conn, entity, pipeline))
+    found = await site.find(request, lambda conn: look.find_one(conn, entity, pipeline))
     return PlainTextResponse(stored.text(found["metadata"], site.hiding)[0])
 
 
@@ -55,10 +58,14 @@ async def _show(
     def find(conn: Conn) -> dict[str, Any]:
         row = look.find_one(conn, entity, pipeline)
         found = look.show(conn, row, EVENTS)
-        return {"found": found, "can": facts.moves_of(conn, row), "events": timeline.tell(found)}
+        known = facts.data_known(conn, row, QUESTIONS)
+        return {
+            "found": found, "can": facts.moves_of(conn, row),
+            "events": timeline.tell(found, known, site.hiding),
+        }  # fmt: skip
 
     try:
-        shown = await site.find(find)
+        shown = await site.find(request, find)
     except HTTPException as error:
         raise (refused or error) from None
     status, problem = (refused.status_code, refused.detail) if refused else (200, None)

@@ -23,8 +23,13 @@
     }
   });
 
+  // What is done in batches goes on by itself, until the page is left.
+  const next = document.querySelector("form[data-go-on]");
+  if (next) setTimeout(() => next.requestSubmit(), 500);
+
   const address = document.body.dataset.events;
-  if (!address || !window.EventSource) return;
+  if (!address || !window.EventSource || !document.querySelector("[data-panel]")) return;
+  const follows = new Set(["opened", "database", ...document.body.dataset.follows.split(" ")]);
 
   // A panel in which somebody types, selects or stands stays as it is.
   const busy = (panel) => {
@@ -33,14 +38,26 @@
       || (selected && !selected.isCollapsed && panel.contains(selected.anchorNode))
       || [...panel.querySelectorAll("input, textarea")].some((field) => field.value !== field.defaultValue);
   };
-  let refreshing = false, again = false;
+  const stale = document.getElementById("stale");
+  const say = (trouble) => {
+    const text = trouble ? `This page is not up to date: ${trouble}` : "";
+    if (stale.textContent !== text) stale.textContent = text;
+    stale.hidden = !text;
+  };
+  let timer, refreshing = false, again = false;
   const refresh = async () => {
     if (refreshing) { again = true; return; }
     refreshing = true;
     try {
-      const answer = await fetch(location.href, {headers: {accept: "text/html"}});
-      if (!answer.ok) return;
+      const answer = await fetch(location.href, {headers: {accept: "text/html", "x-outbox-follows": "1"}});
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      if (!answer.ok) {
+        say(fresh.querySelector(".notice.bad")?.textContent.trim() || `the answer is ${answer.status}`);
+        clearTimeout(timer);
+        timer = setTimeout(refresh, 5000);
+        return;
+      }
+      say("");
       local(fresh);
       for (const panel of document.querySelectorAll("[data-panel][id]")) {
         const next = fresh.getElementById(panel.id);
@@ -49,12 +66,11 @@
         for (const each of next.querySelectorAll("details > summary")) if (open.has(each.textContent)) each.parentNode.open = true;
         if (next.innerHTML !== panel.innerHTML) panel.replaceChildren(...next.childNodes);
       }
-    } catch { /* the next event tries again */ } finally {
+    } catch { say("it can't be reached"); } finally {
       refreshing = false;
       if (again) { again = false; soon(); }
     }
   };
-  let timer;
   const soon = () => { clearTimeout(timer); timer = setTimeout(refresh, 250); };
 
   const button = document.createElement("button");
@@ -67,7 +83,12 @@
     button.setAttribute("aria-label", paused ? "Follow what happens" : "Pause: keep this page as it is");
     if (paused || document.hidden) return;
     source = new EventSource(address);
-    source.addEventListener("changed", soon);
+    source.addEventListener("changed", (event) => {
+      if (event.data.split(",").some((name) => follows.has(name))) soon();
+    });
+    source.addEventListener("error", () => {
+      if (!document.hidden) say(source.readyState === 2 ? "it can't follow what happens" : "it can't be reached");
+    });
   };
   button.addEventListener("click", () => {
     paused = !paused;
