@@ -123,6 +123,7 @@ class Reloading:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
                     process.kill()
+                await process.wait()  # what it has compiled is deleted next
         level = logging.ERROR if process.returncode else logging.INFO
         for line in said.decode(errors="replace").splitlines():
             deploy_log.log(level, "%s", line)
