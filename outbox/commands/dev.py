@@ -69,14 +69,19 @@ def dev(found: settings.Settings, app: str | None, port: int | None, name: str, 
             if applied := migrations.apply(dsn):
                 log.info("%s applied", number(len(applied), "migration"))
         listening = listening_dsn(found) or "" if given else dsn
+        env = {"OUTBOX_DSN": dsn, "OUTBOX_LISTEN_DSN": listening}
         with page.shown(dsn, name, port=port) as url:
-            click.echo(f"the page: {url}")
-            if given:
-                click.echo(f"the database: {redact(dsn)}")
-            else:
-                click.echo("for psql and your programs, in another terminal, while this runs:")
-                click.echo(f"export OUTBOX_DSN={shlex.quote(dsn)}")
-            asyncio.run(Reloading(app, folders, {"OUTBOX_DSN": dsn, "OUTBOX_LISTEN_DSN": listening}).run())
+            asyncio.run(Reloading(app, folders, env, lambda: _say(url, dsn, bool(given))).run())
+
+
+def _say(url: str, dsn: str, given: bool) -> None:
+    """Prints where the page is, and how to reach the database."""
+    click.echo(f"the page: {url}")
+    if given:
+        click.echo(f"the database: {redact(dsn)}")
+    else:
+        click.echo("for psql and your programs, in another terminal, while this runs:")
+        click.echo(f"export OUTBOX_DSN={shlex.quote(dsn)}")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})

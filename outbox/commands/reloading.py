@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import cache_from_source
 from pathlib import Path
@@ -43,10 +43,15 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 
 
 class Reloading:
-    """Deploys `app` and runs its worker, again whenever a Python file in `folders` changes. `env` is for both."""
+    """Deploys `app` and runs its worker, again whenever a Python file in `folders` changes. `env` is for both.
 
-    def __init__(self, app: str, folders: Sequence[Path], env: Mapping[str, str]) -> None:
-        self._app, self._folders, self._env = app, folders, env
+    `ready` is called once: when it has been tried for the first time.
+    """
+
+    def __init__(
+        self, app: str, folders: Sequence[Path], env: Mapping[str, str], ready: Callable[[], object]
+    ) -> None:  # fmt: skip
+        self._app, self._folders, self._env, self._ready = app, folders, env, ready
         self._service = Service("Reloading")
         self._worker = _Worker(app, env)
         self._edited = asyncio.Event()
@@ -93,6 +98,7 @@ class Reloading:
             ) from error
 
     async def _reload(self) -> None:
+        said = False
         while True:
             self._edited.clear()
             self._forget_compiled()
@@ -103,6 +109,9 @@ class Reloading:
             elif deployed is not None:
                 now = "the worker from before goes on" if self._worker.running else "no worker runs"
                 log.error("not deployed: %s, until the next edit", now)
+            if deployed is not None and not said:
+                said = True
+                self._ready()
             await self._until_edited(self._worker.keep())
 
     async def _until_edited(self, work: Coroutine[Any, Any, T]) -> T | None:

@@ -98,7 +98,7 @@ class Dev:
 
     def __init__(self, dsn: str, folder: Path, conn: Conn) -> None:
         self.folder, self.conn = folder, conn
-        self.write(SHOP)
+        self.write("def broken(:")
         self.process = Process(
             ["-m", "outbox", "dev", "--app", APP, "--port", "0", "--as", "sarah"], way_env(dsn), folder, cwd=folder
         )
@@ -154,8 +154,11 @@ def line(process: Process) -> str:
 
 
 def test_a_good_edit_runs_and_a_bad_one_is_said_while_the_old_worker_goes_on(dev: Dev) -> None:
+    dev.until("SyntaxError")
+    dev.until("not deployed: no worker runs")
     address = line(dev.process).removeprefix("the page: ")
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address), dev.process.text()
+    dev.write(SHOP)
     dev.until("serves orders.pay")
     assert dev.paid_by("a") == "first!"
     shown = httpx.get(address).text
@@ -166,21 +169,16 @@ def test_a_good_edit_runs_and_a_bad_one_is_said_while_the_old_worker_goes_on(dev
     dev.until("serves orders.pay")
     assert dev.paid_by("b") == "second"
 
-    dev.write("def broken(:")
-    dev.until("SyntaxError")
-    dev.until("not deployed: the worker from before goes on")
-    assert dev.paid_by("c") == "second"
-
     dev.write("while True:\n    pass\n")  # hangs while it is imported
     dev.until(f"{NAME}.py changed")
     dev.write(SHOP.replace('"PAID"', '"GONE"'))
     dev.until("refused")
     dev.until("not deployed: the worker from before goes on")
-    assert dev.paid_by("d") == "second"
+    assert dev.paid_by("c") == "second"
 
     dev.write(SHOP.replace("first!", "third!"))
     dev.until("serves orders.pay")
-    assert dev.paid_by("e") == "third!"
+    assert dev.paid_by("d") == "third!"
 
     worker = dev.child("worker")
     assert worker is not None
