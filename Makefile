@@ -46,18 +46,22 @@ N ?= 10
 LOAD ?= 0
 CHAOS := PYTHONPATH=tests $(BIN)/python -W ignore -m
 
-.PHONY: help demo setup check test test-repeat chaos failovers mutants bench schema docs wheel-test lowest-test clean
+.PHONY: help demo screens setup check test test-repeat chaos failovers mutants bench schema docs wheel-test lowest-test clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-demo: $(STAMP) ## run the social media agent on a Postgres of its own; RELAY=1: and out to a RabbitMQ of its own
+demo: $(STAMP) ## run the social media agent on a Postgres of its own; UI=1: with the page, on which you review; RELAY=1: and out to a RabbitMQ of its own
 ifdef RELAY
 	$(RUN) tools.packages rabbitmq-server
-	$(DEMO_HOME) $(RUN) kit.broker $(BIN)/outbox demo --relay $(ARGS)
+	$(DEMO_HOME) $(RUN) kit.broker $(BIN)/outbox demo --relay $(if $(UI),--ui) $(ARGS)
 else
-	$(DEMO_HOME) $(BIN)/outbox demo $(ARGS)
+	$(DEMO_HOME) $(BIN)/outbox demo $(if $(UI),--ui) $(ARGS)
 endif
+
+screens: $(STAMP) ## write the pictures of docs/, of a run of the demo, by headless Chromium
+	$(RUN) tools.packages chromium
+	$(RUN) tools.screens docs/pictures
 
 setup: $(STAMP) ## make .venv with everything for development
 

@@ -21,6 +21,7 @@ from .errors import OutboxError
 from .texts import printable
 
 COMMANDS = {
+    "dev": "outbox.commands.dev:dev",
     "migrate": "outbox.commands.deploy:migrate",
     "deploy": "outbox.commands.deploy:deploy_command",
     "drop": "outbox.commands.deploy:drop_command",
@@ -48,6 +49,7 @@ COMMANDS = {
     "parked": "outbox.commands.relay:parked",
     "doctor": "outbox.commands.look:doctor_command",
     "ui": "outbox.commands.ui:ui_command",
+    "psql": "outbox.commands.dev:psql",
     "demo": "outbox.demo.command:demo",
 }
 """The module and function of each command. A module is imported on use; a worker, for example, starts without rich.
@@ -137,7 +139,9 @@ def main(ctx: click.Context, dsn: str | None, bundled: bool) -> None:
     """Long-lived pipelines on the Postgres that you already run: change a status, and the next agent runs.
 
     \b
-    First steps:
+    First steps, in one terminal, on a Postgres of its own:
+      outbox dev --app shop.pipelines:orders     run everything, and start over with each edit
+    On your Postgres:
       outbox migrate                             create the schema
       outbox deploy --app shop.pipelines:orders  write the pipeline into the database
       outbox worker --app shop.pipelines:orders  run its stages
@@ -145,7 +149,8 @@ def main(ctx: click.Context, dsn: str | None, bundled: bool) -> None:
 
     Settings come from the command line, then OUTBOX_DSN, OUTBOX_LISTEN_DSN, OUTBOX_AMQP_URL, OUTBOX_TO_DSN,
     OUTBOX_APP, OUTBOX_LINK_KEYS, OUTBOX_RELEASE and OUTBOX_HOME, then [tool.outbox] in pyproject.toml. If none of
-    them names a database, DATABASE_URL does. Without it, only --bundled, OUTBOX_HOME and demo use the bundled Postgres.
+    them names a database, DATABASE_URL does. Without it, dev, psql and demo use the bundled Postgres, and so does any
+    command with --bundled or OUTBOX_HOME.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show ✔, or the data

@@ -19,6 +19,7 @@ from .pipeline import posts
 from .processes import Processes
 from .sources import Source
 
+REVIEWER = "sarah"  # to whom the pipeline assigns its questions
 Say = Callable[[str], None]
 
 
@@ -56,24 +57,33 @@ class Monitor:
 
 
 class Reviewer:
-    """Answers the questions for Sarah, as `outbox approve` and `outbox reject` would."""
+    """Answers the questions for Sarah, as `outbox approve` and `outbox reject` would.
+
+    First it leaves them for `patience` seconds to whoever is Sarah on the page.
+    """
 
     every = 0.5
 
-    def __init__(self, conn: Connection[Any], run: str) -> None:
+    def __init__(self, conn: Connection[Any], run: str, patience: float = 0.0) -> None:
         self.conn, self.run = conn, run
-        self.verdicts = {"APPROVED": 0, "REJECTED": 0}
+        self.begins = time.monotonic() + patience
+
+    @property
+    def waits(self) -> bool:
+        """Whether the questions are still left to a person."""
+        return time.monotonic() < self.begins
 
     def step(self) -> None:
-        asked = look.approvals(self.conn, pipeline="posts", assignee="sarah")
+        if self.waits:
+            return
+        asked = look.approvals(self.conn, pipeline="posts", assignee=REVIEWER)
         for entity, post in ((row["entity_id"], row["data"]) for row in asked):
             if not entity.startswith(self.run):
                 continue
             if post["enrichment"]["sentiment"] < -0.9:
-                status = reject(self.conn, posts, entity, by="sarah", reason="insults and threats stay out")
+                reject(self.conn, posts, entity, by=REVIEWER, reason="insults and threats stay out")
             else:
-                status = approve(self.conn, posts, entity, by="sarah", reason="angry, but it has a point")
-            self.verdicts[status] += 1
+                approve(self.conn, posts, entity, by=REVIEWER, reason="angry, but it has a point")
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--relay", is_flag=True, help="Also send posts.enriched to RabbitMQ (OUTBOX_AMQP_URL), and kill the consumer once."
 )
+@click.option("--ui", is_flag=True, help="Show the web page, and leave the reviews to you for a minute.")
 @click.pass_obj
 def demo(
     found: Settings,
@@ -38,14 +40,17 @@ def demo(
     limit: int | None,
     workers: int,
     relay: bool,
+    ui: bool,
 ) -> None:
     """Run a social media agent with faults, and check the results.
 
     Its service fails, and a worker is killed.
     """
+    from outbox.commands import page
     from outbox.commands.connection import dsn_of
 
     try:
+        from .actors import REVIEWER
         from .demo import run_demo
     except ModuleNotFoundError as error:
         raise click.ClickException(f'{error}. Run: pip install "outbox-engine[demo]"') from error
@@ -58,8 +63,9 @@ def demo(
             signal.signal(number, leave)
     if not found.dsn:  # not DATABASE_URL: that is an application's
         found = replace(found, bundled=True)
-    with dsn_of(found) as dsn:
-        code = run_demo(dsn, source, workers, amqp_url=found.amqp_url if relay else None)
+    with dsn_of(found) as dsn, ExitStack() as stack:
+        url = stack.enter_context(page.shown(dsn, REVIEWER, ("look", "decide"))) if ui else None
+        code = run_demo(dsn, source, workers, amqp_url=found.amqp_url if relay else None, page=url)
     sys.exit(code)
 
 

@@ -22,6 +22,7 @@ from .screen import Screen
 from .shipping import Shipping
 from .sources import Source, SourceError
 
+PATIENCE = 60.0  # seconds for which the reviews are left to the person who looks at the page
 STALL = 30.0  # seconds without any change of a status, after which the demo gives up
 # Queries for what the demo must not disturb or be disturbed by, and what it says if one finds something.
 OBJECTIONS = {
@@ -42,15 +43,25 @@ PROGRESS = """
     SELECT current_status, count(*) FROM outbox.workflow_states
     WHERE pipeline = 'posts' AND starts_with(entity_id, %s) GROUP BY current_status
 """
+VERDICTS = """
+    SELECT s.to_status, count(*) FROM outbox.workflow_states AS w
+    JOIN outbox.state_changes AS s ON s.workflow_id = w.id AND s.from_status = 'WAITING_FOR_REVIEW'
+    WHERE w.pipeline = 'posts' AND starts_with(w.entity_id, %s) GROUP BY s.to_status
+"""
 DEAD = """
     SELECT count(*) FROM outbox.dead_jobs WHERE pipeline = 'posts' AND starts_with(entity_id, %s)
 """
 
 
 def run_demo(
-    dsn: str, posts: Source, workers: int = 2, console: Console | None = None, amqp_url: str | None = None
+    dsn: str,
+    posts: Source,
+    workers: int = 2,
+    console: Console | None = None,
+    amqp_url: str | None = None,
+    page: str | None = None,
 ) -> int:
-    """Runs the demo on a database; with `amqp_url`, also through RabbitMQ.
+    """Runs the demo on a database; with `amqp_url`, also through RabbitMQ; with a `page`, with a person who reviews.
 
     Returns 0 if the books are right, and 1 if they are not or the demo had to stop.
     """
@@ -64,7 +75,8 @@ def run_demo(
             httpx.Client(trust_env=False) as client,
             Processes(dsn, amqp_url) as processes,
         ):
-            checks = Director(conn, client, processes, posts, total, workers, console, bool(amqp_url)).play()
+            director = Director(conn, client, processes, posts, total, workers, console, bool(amqp_url), page)
+            checks = director.play()
     except (SourceError, DemoError) as error:
         console.print(f"✘ {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -101,6 +113,7 @@ class Director:
     number_of_workers: int
     console: Console
     ships: bool
+    page: str | None = None
 
     def play(self) -> list[Check]:
         """Prepares, plays, stops, reports and checks the run."""
@@ -139,7 +152,9 @@ class Director:
         self.workers = [self.processes.start_worker() for _ in range(self.number_of_workers)]
         self.screen.say(f"posts: {self.total}, workers: {len(self.workers)}, and a service that fails at random")
         self.monitor = Monitor(self.conn, self.run, self.source, self.total)
-        self.reviewer = Reviewer(self.conn, self.run)
+        self.reviewer = Reviewer(self.conn, self.run, PATIENCE if self.page else 0.0)
+        if self.page:
+            self.screen.say(f"for {PATIENCE:.0f} seconds the reviews are yours: {self.page}approvals")
         self.killer = Killer(self.conn, self.processes, self.workers, self.enough_to_kill, self.screen.say)
         self.shipping = (
             Shipping(self.conn, self.processes, self.run, self.total, self.screen.say) if self.ships else None
@@ -175,7 +190,7 @@ class Director:
     def step(self) -> None:
         """Shows the run, reports the outage, and stops if something is wrong."""
         counts = dict(self.conn.execute(PROGRESS, (self.run,)).fetchall())
-        if counts != self.counts:
+        if counts != self.counts or self.reviewer.waits:
             self.counts, self.moved_at = counts, time.monotonic()
         self.dead = self.conn.execute(DEAD, (self.run,)).fetchall()[0][0]
         self.screen.show(counts)
@@ -213,13 +228,14 @@ class Director:
 
     def kill_rows(self) -> list[tuple[str, str]]:
         again = sorted(self.killer.again.values())
+        verdicts = dict(self.conn.execute(VERDICTS, (self.run,)).fetchall())
         return [
             ("jobs it held", str(len(self.killer.held))),
             ("of these, run again by other workers", str(len(again))),
             ("half of them within", f"{again[len(again) // 2]:.1f} s" if again else "-"),
             ("the last after", f"{again[-1]:.1f} s" if again else "-"),
-            ("reviews approved by hand", str(self.reviewer.verdicts["APPROVED"])),
-            ("reviews rejected by hand", str(self.reviewer.verdicts["REJECTED"])),
+            ("reviews approved by hand", str(verdicts.get("APPROVED", 0))),
+            ("reviews rejected by hand", str(verdicts.get("REJECTED", 0))),
         ]
 
     def check_run(self, stats: dict[str, float], codes: list[int]) -> list[Check]:

@@ -1,13 +1,18 @@
-"""Writes the logs of the command line to standard error, as text for people or as one JSON object per line."""
+"""Writes the logs of the command line to standard error: as text, short text for a terminal, or JSON objects."""
 
 from __future__ import annotations
 
 import json
 import logging
 import logging.config
+import os
+import sys
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import click
 
 from ..definition.reasons import describe, traceback_of
 from ..errors import SettingsError
@@ -22,6 +27,28 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname:<7} {record.name}: {printable(_message(record))}"
         return "\n    ".join([line, *_traceback(record)])
+
+
+class ShortFormatter(logging.Formatter):
+    """Formats a record for somebody who watches: the local time of day, who says it and what, in colours if wanted.
+
+    The level is named from warnings on. Our own loggers are named by what they belong to: worker, page.
+    """
+
+    def __init__(self, colours: bool) -> None:
+        super().__init__()
+        self._colours = colours
+
+    def format(self, record: logging.LogRecord) -> str:
+        who = record.name.split(".")[1] if record.name.startswith("outbox.") else record.name
+        level = f"{record.levelname} " if record.levelno >= logging.WARNING else ""
+        colour = "red" if record.levelno >= logging.ERROR else "yellow" if level else None
+        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        line = f"{self._in(f'{time} {who:<8}', dim=True)} {self._in(level + printable(_message(record)), fg=colour)}"
+        return "\n    ".join([line, *_traceback(record)])
+
+    def _in(self, text: str, **style: Any) -> str:
+        return click.style(text, **style) if self._colours else text
 
 
 class JsonFormatter(logging.Formatter):
@@ -44,7 +71,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(style: str, level: str = "INFO", config: Path | None = None) -> None:
-    """Sends logs to standard error, as `text` or `json`; with `config`, wherever that file says.
+    """Sends logs to standard error, as `text`, `short` or `json`; with `config`, wherever that file says.
 
     An application that configures logging when it is imported overrides this.
     """
@@ -52,11 +79,17 @@ def set_up(style: str, level: str = "INFO", config: Path | None = None) -> None:
         _configure(config)
         return
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.setFormatter(_formatter(style))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("psycopg.pool", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # the relay itself reports what matters
+
+
+def _formatter(style: str) -> logging.Formatter:
+    if style == "short":
+        return ShortFormatter(colours=sys.stderr.isatty() and not os.environ.get("NO_COLOR"))
+    return JsonFormatter() if style == "json" else TextFormatter()
 
 
 def _configure(file: Path) -> None:

@@ -114,10 +114,10 @@ def log_options(command: Command) -> Command:
         click.option(
             "--log",
             "log_style",
-            type=click.Choice(["text", "json"]),
+            type=click.Choice(["text", "short", "json"]),
             default="text",
             show_default=True,
-            help="Format of the log lines.",
+            help="Format of the log lines; short is for a terminal.",
         ),
     ):
         with_log = option(with_log)

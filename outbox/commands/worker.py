@@ -65,6 +65,7 @@ _DEFAULTS = gc.get_threshold()
     metavar="NAME",
     help="Name this release of the application in `outbox status`. Default: OUTBOX_RELEASE.",
 )
+@click.option("--stop-pipe", type=int, hidden=True)  # of `outbox dev`
 @log_options
 @click.option("--no-notify", is_flag=True, help="Only poll; don't LISTEN.")
 @click.option(
@@ -99,9 +100,9 @@ _DEFAULTS = gc.get_threshold()
 @click.pass_obj
 def worker(
     found: settings.Settings, app: str | None, stages: tuple[str, ...], concurrency: int | None, count: int,
-    drain: bool, lease: float, grace: float, release: str | None, log_to: LogOptions, no_notify: bool,
-    keep_workflows: float | None, keep_history: float | None, keep_dead: float, keep_messages: float | None,
-    keep_inbox: float,
+    drain: bool, lease: float, grace: float, release: str | None, stop_pipe: int | None, log_to: LogOptions,
+    no_notify: bool, keep_workflows: float | None, keep_history: float | None, keep_dead: float,
+    keep_messages: float | None, keep_inbox: float,
 ) -> None:  # fmt: skip
     """Run the stages of an application until SIGTERM or Ctrl-C.
 
@@ -111,7 +112,8 @@ def worker(
     """
     require_database(found)
     logs.set_up(*log_to)
-    stop_pipe = processes.Supervisor(count).fork() if count > 1 else None
+    if count > 1:
+        stop_pipe = processes.Supervisor(count).fork()
     with processes.last_word(stop_pipe):
         pipelines = application.load(app or found.app)
         _collect_rarely()

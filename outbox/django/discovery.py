@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+import django
 from django.apps import apps
 from django.conf import settings
 from django.utils.module_loading import module_has_submodule
@@ -56,6 +57,8 @@ class Declared:
     """The pipelines of the project, found when they are asked for."""
 
     def __iter__(self) -> Iterator[Pipeline[Any]]:
+        if not apps.ready:  # `outbox dev` imports the project in processes that are not manage.py's
+            django.setup()
         if not (found := pipelines()):
             raise SettingsError(
                 'this project has no pipelines. Define one in a module "pipelines" of an app in INSTALLED_APPS, or '

@@ -28,21 +28,29 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """A legal change. One that leads `back` runs below the boxes."""
+    """A legal change. One that leads `back` runs below the boxes, and one that leads `over` others above them."""
 
     source: Node
     target: Node
     back: bool
 
     @property
+    def over(self) -> bool:
+        """Whether a straight line to the target might be hidden behind other boxes."""
+        return self.source.y == self.target.y and self.target.x - self.source.x > WIDTH + GAP_X
+
+    @property
     def path(self) -> str:
         """The line, as SVG has it."""
         a, b = self.source, self.target
-        if not self.back:
+        if not (self.back or self.over):
             x, y, u, v = a.x + WIDTH, a.y + HEIGHT // 2, b.x - 4, b.y + HEIGHT // 2
             bend = max(GAP_X // 2, (u - x) // 2)
             return f"M{x} {y} C{x + bend} {y} {u - bend} {v} {u} {v}"
-        x, y, u, v = a.x + WIDTH // 2, a.y + HEIGHT, b.x + WIDTH // 2, b.y + HEIGHT + 4
+        x, u = a.x + WIDTH // 2, b.x + WIDTH // 2
+        if self.over:
+            return f"M{x} {a.y} C{x} {a.y - GAP_Y} {u} {a.y - GAP_Y} {u} {b.y - 4}"
+        y, v = a.y + HEIGHT, b.y + HEIGHT + 4
         low = max(y, v) + GAP_Y
         return f"M{x} {y} C{x} {low} {u} {low} {u} {v}"
 
@@ -84,7 +92,7 @@ def draw(initial: str, changes: Sequence[Sequence[str]], final: Mapping[str, boo
     """Returns the drawing of a pipeline."""
     columns = layers(initial, changes, final)
     nodes = {
-        status: Node(status, EDGE + x * (WIDTH + GAP_X), EDGE + y * (HEIGHT + GAP_Y))
+        status: Node(status, EDGE + x * (WIDTH + GAP_X), EDGE + GAP_Y + y * (HEIGHT + GAP_Y))
         for x, column in enumerate(columns)
         for y, status in enumerate(column)
     }
@@ -92,7 +100,7 @@ def draw(initial: str, changes: Sequence[Sequence[str]], final: Mapping[str, boo
     deepest = max((len(column) for column in columns), default=0)
     return Drawing(
         list(nodes.values()), arrows, 2 * EDGE + len(columns) * (WIDTH + GAP_X) - GAP_X,
-        2 * EDGE + deepest * (HEIGHT + GAP_Y) + GAP_Y,
+        2 * EDGE + deepest * (HEIGHT + GAP_Y) + 2 * GAP_Y,
     )  # fmt: skip
 
 

@@ -31,8 +31,8 @@ from outbox.database import schema
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Spawned]
 
-COMMANDS = ["migrate", "deploy", "drop", "worker", "submit", "status", "list", "show", "set-status", "cancel", "dead", "retry", "effects", "pause", "resume", "approvals", "approve",
-            "reject", "decide", "delegate", "delegations", "signal", "schedules", "relay", "parked", "doctor", "ui", "demo"]  # fmt: skip
+COMMANDS = ["dev", "migrate", "deploy", "drop", "worker", "submit", "status", "list", "show", "set-status", "cancel", "dead", "retry", "effects", "pause", "resume", "approvals", "approve",
+            "reject", "decide", "delegate", "delegations", "signal", "schedules", "relay", "parked", "doctor", "ui", "psql", "demo"]  # fmt: skip
 APP = "apps.cli:posts"
 CANARY = "canary-s3cret"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,21 @@ def fail(error: BaseException, log: logging.Logger) -> None:
         raise error
     except type(error):
         log.exception("it broke")
+
+
+def test_short_lines_tell_the_time_of_day_who_and_what_and_how_bad_only_if_it_is(
+    log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.set_up("short")
+    log.info("hello %s", "world")
+    log.warning("careful")
+    logging.getLogger("shop.orders").error(EVIL)
+    lines = said(capsys)
+    assert [line.partition(" ")[2] for line in lines[:2]] == ["test     hello world", "test     WARNING careful"]
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", lines[0].partition(" ")[0])
+    assert lines[2].partition(" ")[2].startswith("shop.orders ERROR a")
+    assert len(lines) == 3
+    assert "\x1b" not in "".join(lines)
 
 
 def test_text_lines_tell_when_how_bad_who_and_what(log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:

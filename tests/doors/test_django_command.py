@@ -20,6 +20,7 @@ from apps.django_shop.pipelines import orders
 from kit import django_project
 from kit.servers import Process, wait_for
 from outbox.django import dsn as dsn_of
+from outbox.django.management.commands.outbox import APP
 from outbox.django.management.commands.outbox import _settings as settings_of_project
 
 
@@ -47,6 +48,14 @@ def test_commands_work_on_the_projects_database_and_pipelines(project: str) -> N
         orders.submit(conn, "o-1", {})
     code, out, _ = run("show", "o-1", "--json")
     assert (code, json.loads(out)["current_status"]) == (0, "NEW")
+
+
+def test_what_outbox_dev_starts_finds_the_projects_pipelines_without_manage_py(spawn: Callable[..., Process]) -> None:
+    settings = {"DJANGO_SETTINGS_MODULE": "apps.django_shop.settings"}
+    process = spawn("deploy", "--app", APP, env=settings)
+    assert process.wait() == 0, process.text()
+    assert process.popen.stdout is not None
+    assert process.popen.stdout.readline().startswith(b"orders: initial status")
 
 
 def test_neither_the_environment_nor_pyproject_leads_elsewhere(project: str, monkeypatch: pytest.MonkeyPatch) -> None:

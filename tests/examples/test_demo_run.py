@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from outbox.demo.actors import REVIEWER, Reviewer
 from outbox.demo.books import Check, check_books
 from outbox.demo.demo import conclude, run_demo
-from outbox.demo.pipeline import posts
+from outbox.demo.pipeline import Enrichment, Post, posts
 from outbox.demo.processes import undisturbed
 from outbox.demo.sources import FileSource, bundled
 from pytest_postgresql.executors import NoopExecutor
@@ -21,8 +22,9 @@ from rich.console import Console
 
 from kit.commands import Outbox
 from kit.databases import OWNER, clone
-from kit.pipelines import value
-from kit.servers import PostgresServer, Process, wait_for
+from kit.pipelines import deployed, drain, status_of, value
+from kit.servers import DEADLINE, PostgresServer, Process, wait_for
+from outbox import Pipeline, WaitForApproval
 from outbox.definition import deploy
 
 CONTENTS = [
@@ -87,6 +89,23 @@ def test_every_post_has_ended_and_the_reviewer_decided(played: Played, conn: psy
     assert dict(rows) == {"COMPLETED": 15, "REJECTED": 3}
     rows = conn.execute("SELECT actor, count(*) FROM outbox.state_changes WHERE to_status = 'REJECTED' GROUP BY 1")
     assert rows.fetchall() == [("sarah", 3)]
+
+
+def test_the_reviewer_leaves_the_questions_for_a_while_to_the_person_at_the_page(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        patient, other = Reviewer(conn, "demo-x/", patience=DEADLINE), Reviewer(conn, "demo-x/")
+        asked = Pipeline("posts", data=Post, initial="NEW", final={"APPROVED", "REJECTED"})
+        angry = Post(author="a", content="b", enrichment=Enrichment(sentiment=-1, hashtags=[]))
+        asked.stage("ask", on="NEW", to="WAITING")(
+            lambda run: WaitForApproval("?", status="WAITING", assignee=REVIEWER)
+        )
+        asked.allow("WAITING", to={"APPROVED", "REJECTED"})
+        deployed(conn, asked).submit(conn, "demo-x/1", angry)
+        drain(asked, dsn)
+        patient.step()
+        assert (patient.waits, status_of(conn, "demo-x/1")) == (True, "WAITING")
+        other.step()
+        assert (other.waits, status_of(conn, "demo-x/1")) == (False, "REJECTED")
 
 
 def test_messages_go_out_to_rabbitmq_and_a_killed_consumer_doubles_nothing(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,21 +67,28 @@ class Reader:
     """Types what the README says into a database and a folder that are empty."""
 
     def __init__(self, dsn: str, folder: Path) -> None:
-        self.dsn, self.folder = dsn, folder
+        self.folder = folder
         self.env = {"OUTBOX_DSN": dsn, "OUTBOX_APP": "posts:posts"}
         self.running: list[Process] = []
+
+    @property
+    def dsn(self) -> str:
+        return self.env["OUTBOX_DSN"]
 
     def type(self, language: str, text: str) -> None:
         if language == "python":
             self.python(text)
         elif language == "sql":
-            with psycopg.connect(self.dsn, autocommit=True) as conn:
-                conn.execute(text.encode())
+            self.sql(text)
         else:
             for line in text.splitlines():
                 self.shell(line)
         if self.running:
             wait_for(self.is_quiet, what="the worker has done what is due")
+
+    def sql(self, text: str) -> None:
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            conn.execute(text.encode())
 
     def python(self, text: str) -> None:
         if named := re.match(r"# (\w+\.py)\n", text):
@@ -88,12 +97,11 @@ class Reader:
             self.run("-c", text)
 
     def shell(self, line: str) -> None:
-        if line.startswith(("outbox worker", "outbox relay", "python ")):
-            words = line.replace("outbox ", "-m outbox ").removeprefix("python ").split()
+        words = shlex.split(line.replace("outbox ", "python -m outbox ", 1), comments=True)[1:]
+        if line.startswith(("outbox dev", "outbox worker", "outbox relay", "python crm.py")):
             self.running.append(Process(words, self.env, self.folder, cwd=self.folder))
-        elif line.startswith("outbox "):
-            words = re.findall(r'"([^"]*)"|(\S+)', line)
-            self.run("-m", "outbox", *(quoted or plain for quoted, plain in words[1:]))
+        elif line.startswith(("outbox ", "python ")):
+            self.run(*words)
         else:
             assert line.startswith(("make ", "export OUTBOX_")), line
 
@@ -101,7 +109,7 @@ class Reader:
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         process = Popen(arguments, env={**os.environ, **self.env}, cwd=self.folder, **pipes)
         _, said = process.communicate(timeout=DEADLINE)
-        # Of all commands only doctor may find something: the tests' server has fsync off.
+        # Of all commands only doctor may find something: what a page prints need not be all that it wants.
         assert process.returncode == 0 or "doctor" in arguments, f"{arguments}: {said.decode()}"
 
     def is_quiet(self) -> bool:
@@ -115,16 +123,44 @@ class Reader:
             process.end()
 
 
-def test_what_the_readme_says_works_as_printed(empty_dsn: str, tmp_path: Path) -> None:
-    dsn = empty_dsn.replace(f"{OWNER}@", "postgres@")  # who owns the whole database, as on a laptop
-    reader = Reader(dsn, tmp_path)
-    try:
-        for language, text in BLOCKS:
-            reader.type(language, text)
-        with psycopg.connect(dsn) as conn:
-            check_what_has_happened(conn)
-    finally:
-        reader.end()
+class Newcomer(Reader):
+    """Has no Postgres: types the SQL into `outbox psql`, and what `outbox dev` prints into the other terminal."""
+
+    def sql(self, text: str) -> None:
+        self.run("-m", "outbox", "psql", "-v", "ON_ERROR_STOP=1", "-c", text)
+
+    def shell(self, line: str) -> None:
+        super().shell(line)
+        if line.startswith("export OUTBOX_APP="):
+            self.env["OUTBOX_APP"] = line.partition("=")[2]
+        elif line.startswith("outbox dev"):
+            dev = self.running[-1]
+            assert dev.popen.stdout is not None
+            for printed in iter(dev.popen.stdout.readline, b""):
+                if found := re.fullmatch(r"export OUTBOX_DSN=(.*)", printed.decode().strip()):
+                    (self.env["OUTBOX_DSN"],) = shlex.split(found[1])
+                    return
+            raise AssertionError(dev.text())
+
+
+def test_what_the_readme_says_works_as_printed_without_another_postgres(tmp_path: Path) -> None:
+    # Not tmp_path: as root, the server's user must be able to enter the folder.
+    with tempfile.TemporaryDirectory(prefix="ob", ignore_cleanup_errors=True) as home:
+        Path(home).chmod(0o755)
+        reader = Newcomer("", tmp_path)
+        reader.env |= {"OUTBOX_HOME": f"{home}/home", "DATABASE_URL": "", "OUTBOX_APP": ""}
+        try:
+            for language, text in BLOCKS:
+                reader.type(language, text)
+            with psycopg.connect(reader.dsn) as conn:
+                check_what_has_happened(conn)
+            dev = reader.running[0]
+            dev.send(signal.SIGINT)
+            assert dev.wait() == 0, dev.text()
+            with pytest.raises(psycopg.OperationalError):
+                psycopg.connect(reader.dsn)
+        finally:
+            reader.end()
 
 
 def is_bound(amqp: str) -> bool:

@@ -31,6 +31,7 @@ ONLY_HERE = {
     "starlette": ("ui",),
     "jinja2": ("ui",),
     "uvicorn": ("commands",),
+    "watchfiles": ("commands",),
 }
 FLOORS = (
     {"errors"},

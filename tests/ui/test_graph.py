@@ -24,6 +24,15 @@ def test_every_legal_change_is_an_arrow_and_one_that_leads_back_is_marked() -> N
     assert len({(node.x, node.y) for node in drawing.nodes}) == 5
 
 
+def test_an_arrow_that_skips_a_layer_is_not_hidden_behind_the_box_between() -> None:
+    drawing = graph.draw("A", [["A", "B"], ["B", "D"], ["A", "D"]], {"A": False, "B": False, "D": True})
+    assert [(arrow.source.name, arrow.target.name) for arrow in drawing.arrows if arrow.over] == [("A", "D")]
+    (over,) = (arrow.path for arrow in drawing.arrows if arrow.over)
+    top = min(node.y for node in drawing.nodes)
+    assert over.startswith(f"M{graph.EDGE + graph.WIDTH // 2} {top} ")
+    assert top >= graph.GAP_Y, "there is room above the boxes"
+
+
 def test_a_thousand_statuses_in_a_row_or_in_a_crowd_are_drawn() -> None:
     names = [f"S{n}" for n in range(1000)]
     row = [[a, b] for a, b in pairwise(names)]
