@@ -49,6 +49,7 @@ BENCHES = {
     "limits": Bench("--jobs 2000 --rounds 1"),
     "due": Bench("--many 2000 --seconds 5 --rounds 1", headline="p(50|99) ms|gone"),
     "lists": Bench("--workflows 20000 --times 3", headline="p95"),
+    "agents": Bench("--runs 5 --rounds 1", headline="adds"),
     "scale": Bench(
         "--size 1000 --size 100000 --many 1 --many 100 --cycles 10 --rounds 2", headline="claim and commit|status"
     ),
