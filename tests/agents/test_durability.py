@@ -47,7 +47,7 @@ def note(number: int) -> None:
     calls.append(f"request {number}")
 
 
-def look_up(q: str) -> str:
+async def look_up(q: str) -> str:
     calls.append(q)
     return q.upper()
 

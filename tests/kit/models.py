@@ -38,7 +38,7 @@ def script(*answers: Answer, said: Said = lambda number: None) -> FunctionModel:
                 yield f"{word} "
         else:
             for n, part in enumerate(answer):
-                yield {n: DeltaToolCall(part.tool_name, part.args_as_json_str(), part.tool_call_id)}
+                yield {n: DeltaToolCall(part.tool_name, part.args_as_json_str(), tool_call_id=part.tool_call_id)}
 
     return FunctionModel(respond, stream_function=stream)
 
