@@ -72,7 +72,7 @@ async def track_parcel(order: str) -> str:
     return "lost"
 
 
-@agent.tool(requires_approval=True)
+@agent.tool(requires_approval=True, metadata={"outbox": {"effect": True}})
 async def refund(ctx: RunContext[Customer], order: str, cents: int) -> str:
     """Pays money back. It is called after a person has approved, with the arguments that the person has left."""
     return f"We have sent you {cents} cents."

@@ -1,6 +1,6 @@
 """Makes agents of Pydantic AI durable: `Agent(…, capabilities=[OutboxDurability()])`. See docs/agents.md."""
 
-from .attempt import durable
+from .attempt import durable, idempotency_key
 from .budget import Budget
 from .durability import OutboxDurability
 from .errors import AgentChanged, BudgetExceeded, ConversationTooLong, ResultRefused
@@ -18,5 +18,6 @@ __all__ = [
     "Transcript",
     "agent_stage",
     "durable",
+    "idempotency_key",
     "report_progress",
 ]

@@ -29,9 +29,10 @@ class Attempt:
     each run of an agent has a number, and each tool call its id.
     """
 
-    def __init__(self, run: Run[Any], spending: Spending, path: str = "") -> None:
+    def __init__(self, run: Run[Any], spending: Spending, path: str = "", idempotency_key: str | None = None) -> None:
         self.run = run
         self.spending = spending
+        self.idempotency_key = idempotency_key
         self._path = path
         self._loop = None if isinstance(run, SyncRun) else asyncio.get_running_loop()
         self._labels: dict[str, str] = {}
@@ -69,9 +70,9 @@ class Attempt:
         return same
 
     @contextmanager
-    def within(self, key: str) -> Iterator[None]:
+    def within(self, key: str, idempotency_key: str) -> Iterator[None]:
         """Makes what agents do inside a tool call a part of it."""
-        token = _attempt.set(Attempt(self.run, self.spending, f"{key}/"))
+        token = _attempt.set(Attempt(self.run, self.spending, f"{key}/", idempotency_key))
         try:
             yield
         finally:
@@ -81,6 +82,17 @@ class Attempt:
 def current() -> Attempt | None:
     """Returns the attempt of the handler that runs here, or None."""
     return _attempt.get()
+
+
+def idempotency_key() -> str:
+    """Returns a key of the tool call that runs here, the same in every attempt: pass it to the services that it calls.
+
+    Raises HandlerError if none runs here whose result is kept.
+    """
+    attempt = current()
+    if attempt is None or attempt.idempotency_key is None:
+        raise HandlerError("idempotency_key() is for the tools of an agent with OutboxDurability, in a handler")
+    return attempt.idempotency_key
 
 
 @contextmanager

@@ -16,8 +16,10 @@ from pydantic_ai.durable_exec import (
     durable_unit_scope,
 )
 from pydantic_ai.toolsets import ToolsetTool
+from pydantic_core import to_json
 
 from ... import documents, texts
+from ...definition.effect import Ask, OnUnknown
 from ...errors import InvalidInput
 from . import policy
 from .attempt import Attempt, current
@@ -27,6 +29,9 @@ from .policy import NO_POLICY, ToolPolicy
 
 MAX_CONVERSATION = documents.MAX_BYTES * 3 // 4
 """Most bytes of JSON in a conversation before a request: with its answer, it must fit into the workflow's data."""
+
+_SHOWN = 1_000
+"""How many characters of a call's arguments a question about it shows."""
 
 Params = TypeVar("Params")
 Wire = TypeVar("Wire")
@@ -83,6 +88,7 @@ class Operation(BoundDurableOperation[Params, Wire, Result], Generic[Params, Wir
         what = describe(self._agent, operation.operation_id, params)
         key = attempt.key(what.run_id, what.place)
         of_tool = config if isinstance(config, ToolPolicy) else NO_POLICY
+        idempotency_key = attempt.run.effect_key(key) if of_tool.effect else f"{attempt.run.idempotency_key}:{key}"
 
         async def make() -> Result:
             if isinstance(params, ModelRequestParams):
@@ -90,12 +96,16 @@ class Operation(BoundDurableOperation[Params, Wire, Result], Generic[Params, Wir
             return await of_tool.call(once)
 
         async def once() -> Result:
-            with attempt.within(key), durable_unit_scope():
+            with attempt.within(key, idempotency_key), durable_unit_scope():
                 return await operation.handler(params)
 
         call = Call(make, operation.result_codec.dump, what)
         try:
-            kept = await attempt.run.once(key, call)
+            if of_tool.effect:
+                asking = _asking(self._agent, of_tool, params)
+                kept = _known(what, await attempt.run.effect(key, call, on_unknown=asking))
+            else:
+                kept = await attempt.run.once(key, call)
         except InvalidInput as error:
             if not call.returned:
                 raise  # it is the tool's own
@@ -109,6 +119,21 @@ class Operation(BoundDurableOperation[Params, Wire, Result], Generic[Params, Wir
         if isinstance(result, ModelResponse):
             attempt.spending.add(result.usage.total_tokens, made=call.returned)
         return result
+
+
+def _asking(agent: str, of_tool: ToolPolicy, params: Any) -> OnUnknown:
+    """Returns how an effect of a tool becomes known. A person is told which call it was."""
+    if of_tool.on_unknown != "ask":
+        return of_tool.on_unknown
+    arguments = to_json(params.tool_args, fallback=str).decode()[:_SHOWN]
+    return Ask(texts.clean(f"{agent}: has this call happened? {params.name} {arguments}"))
+
+
+def _known(what: Described, result: Any) -> dict[str, Any]:
+    """Returns what is kept of an effect. A result that a person or a look-up has given is that of the tool itself."""
+    if isinstance(result, dict) and result.keys() == {"of", "result"}:
+        return result
+    return {"of": what.identity, "result": {"kind": "tool_return", "result": result}}
 
 
 class Call:

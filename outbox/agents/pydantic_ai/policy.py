@@ -1,4 +1,4 @@
-"""Reads from a tool's metadata how its calls are kept: `metadata={"outbox": {"timeout": 30}}`."""
+"""Reads from a tool's metadata how its calls are made and kept: `metadata={"outbox": {"effect": True}}`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from ...checks import check_seconds
+from ...definition.effect import NotDone, OnUnknown, check_on_unknown
 from ...definition.outcome import Backoff, Reject, Retry
 from ...definition.stage import MAX_TIMEOUT, MIN_TIMEOUT
-from ...errors import DefinitionError, OutboxError
+from ...errors import DefinitionError, InvalidInput, OutboxError
 from ...texts import shown
 
 KEY = "outbox"
@@ -21,12 +22,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ToolPolicy:
-    """How the calls of a tool are kept.
+    """How the calls of a tool are made and kept.
 
-    `timeout` bounds one try of a call, in seconds. With `retry`, a call that fails is tried again within the attempt;
-    without it, the failure fails the attempt.
+    `effect`: a call must not happen twice, and is kept by `run.effect`; `on_unknown` is a parameter of that. `timeout`
+    bounds one try of a call, in seconds. With `retry`, a call that fails is tried again within the attempt, one of an
+    effect only if it raises NotDone. Without it, the failure fails the attempt.
     """
 
+    effect: bool = False
+    on_unknown: OnUnknown = "ask"
     retry: Backoff | None = None
     timeout: float | None = None
 
@@ -39,8 +43,9 @@ class ToolPolicy:
                     return await function()
             except (OutboxError, Reject, Retry):
                 raise  # they say what becomes of the attempt
-            except Exception:
-                delay = None if self.retry is None else self.retry.delay(tried)
+            except Exception as error:
+                may_repeat = not self.effect or isinstance(error, NotDone)
+                delay = self.retry.delay(tried) if self.retry is not None and may_repeat else None
                 if delay is None:
                     raise
                 tried += 1
@@ -69,4 +74,11 @@ def read(metadata: Mapping[str, Any] | None, tool: str) -> ToolPolicy | Literal[
         raise DefinitionError(f"{what}: retry={shown(retry)} is not a Backoff")
     if timeout is not None:
         timeout = check_seconds(timeout, f"{what}: timeout", MIN_TIMEOUT, MAX_TIMEOUT)
-    return ToolPolicy(retry, timeout)
+    effect, on_unknown = given.get("effect", False), given.get("on_unknown", "ask")
+    if not isinstance(effect, bool) or ("on_unknown" in given and not effect):
+        raise DefinitionError(f"{what}: effect={shown(effect)} must be True or False, and on_unknown is for an effect")
+    try:
+        check_on_unknown(on_unknown)
+    except InvalidInput as error:
+        raise DefinitionError(f"{what}: {error}") from None
+    return ToolPolicy(effect, on_unknown, retry, timeout)
