@@ -118,7 +118,7 @@ def test_an_approval_outlives_the_question_whether_the_call_has_happened(conn: C
     assert "it was paid" in str(Transcript.model_validate(found.data["transcript"]).messages)
 
 
-@pytest.mark.parametrize("wrong", [{"effect": 1}, {"effect": True, "on_unknown": 5}, {"on_unknown": "repeat"}])
+@pytest.mark.parametrize("wrong", [{"effect": 1}, {"on_unknown": "repeat"}])
 def test_an_effect_that_says_nothing_is_refused(conn: Conn, dsn: str, wrong: Any) -> None:
     agent = Agent(script([call("pay", "c1")], "done"), name="payer", capabilities=[OutboxDurability()])
     agent.tool_plain(lambda: 1, name="pay", metadata={"outbox": wrong})

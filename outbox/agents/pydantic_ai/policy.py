@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from ...checks import check_seconds
-from ...definition.effect import NotDone, OnUnknown, check_on_unknown
+from ...definition.effect import NotDone, OnUnknown
 from ...definition.outcome import Backoff, Reject, Retry
 from ...definition.stage import MAX_TIMEOUT, MIN_TIMEOUT
-from ...errors import DefinitionError, InvalidInput, OutboxError
+from ...errors import DefinitionError, OutboxError
 from ...texts import shown
 
 KEY = "outbox"
@@ -77,8 +77,4 @@ def read(metadata: Mapping[str, Any] | None, tool: str) -> ToolPolicy | Literal[
     effect, on_unknown = given.get("effect", False), given.get("on_unknown", "ask")
     if not isinstance(effect, bool) or ("on_unknown" in given and not effect):
         raise DefinitionError(f"{what}: effect={shown(effect)} must be True or False, and on_unknown is for an effect")
-    try:
-        check_on_unknown(on_unknown)
-    except InvalidInput as error:
-        raise DefinitionError(f"{what}: {error}") from None
     return ToolPolicy(effect, on_unknown, retry, timeout)
