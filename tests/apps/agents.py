@@ -66,7 +66,7 @@ def pipeline(number: int) -> Pipeline[Case]:
         await happens(f"look_up {order}", entity)
         return "shipped"
 
-    @agent.tool_plain(requires_approval=True)
+    @agent.tool_plain(requires_approval=True, metadata={"outbox": {"effect": True}})
     async def refund(cents: int) -> str:
         await happens(f"refund {cents}", entity)
         return "paid"
