@@ -28,6 +28,7 @@ from .definition.waits.signal import WaitForSignal
 from .engine.retention import Retention
 from .engine.worker import Worker
 from .errors import (
+    AgentChanged,
     AppendOnly,
     DataChanged,
     DataRefused,
@@ -75,6 +76,7 @@ from .operations.prepare import deploy, migrate
 from .process.embedding import Health
 
 __all__ = [
+    "AgentChanged",
     "Answer",
     "AppendOnly",
     "Approval",

@@ -3,13 +3,12 @@
 from .attempt import durable, idempotency_key
 from .budget import Budget
 from .durability import OutboxDurability
-from .errors import AgentChanged, BudgetExceeded, ConversationTooLong, ResultRefused
+from .errors import BudgetExceeded, ConversationTooLong, ResultRefused
 from .events import report_progress
 from .stage import agent_stage
 from .transcript import Transcript
 
 __all__ = [
-    "AgentChanged",
     "Budget",
     "BudgetExceeded",
     "ConversationTooLong",

@@ -1,19 +1,10 @@
-"""Defines what ends an attempt of an agent."""
+"""Defines what ends the job of an agent, so that it is not tried again."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ...definition.outcome import Reject
-from ...errors import HandlerError
-
-
-class AgentChanged(HandlerError):
-    """An attempt finds that the agent is not as it was when an earlier attempt kept a result: nothing goes on with it.
-
-    The code has changed under a running job: other tools, another order of runs, another prompt. Bring the code back
-    that the job began with, or move the workflow to its status again, which starts without results.
-    """
 
 
 class ResultRefused(Reject):

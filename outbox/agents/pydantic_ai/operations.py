@@ -20,11 +20,11 @@ from pydantic_core import to_json
 
 from ... import documents, texts
 from ...definition.effect import Ask, OnUnknown
-from ...errors import InvalidInput
+from ...errors import AgentChanged, InvalidInput
 from . import policy
 from .attempt import Attempt, current
 from .described import Described, describe, difference
-from .errors import AgentChanged, ConversationTooLong, ResultRefused
+from .errors import ConversationTooLong, ResultRefused
 from .policy import NO_POLICY, ToolPolicy
 
 MAX_CONVERSATION = documents.MAX_BYTES * 3 // 4
