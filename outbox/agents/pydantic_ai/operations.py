@@ -20,6 +20,7 @@ from pydantic_core import to_json
 
 from ... import documents, texts
 from ...definition.effect import Ask, OnUnknown
+from ...definition.run import Run
 from ...errors import AgentChanged, InvalidInput
 from . import policy
 from .attempt import Attempt, current
@@ -100,16 +101,8 @@ class Operation(BoundDurableOperation[Params, Wire, Result], Generic[Params, Wir
                 return await operation.handler(params)
 
         call = Call(make, operation.result_codec.dump, what)
-        try:
-            if of_tool.effect:
-                asking = _asking(self._agent, of_tool, params)
-                kept = _known(what, await attempt.run.effect(key, call, on_unknown=asking))
-            else:
-                kept = await attempt.run.once(key, call)
-        except InvalidInput as error:
-            if not call.returned:
-                raise  # it is the tool's own
-            raise ResultRefused(what.title, error.problem) from error
+        on_unknown = _asking(self._agent, of_tool, params) if of_tool.effect else None
+        kept = await call.kept(attempt.run, key, on_unknown)
         if kept["of"] != what.identity:
             raise AgentChanged(
                 f"agent {self._agent}: an earlier attempt has kept {key!r}: {difference(kept['of'], what.identity)}. "
@@ -129,13 +122,6 @@ def _asking(agent: str, of_tool: ToolPolicy, params: Any) -> OnUnknown:
     return Ask(texts.clean(f"{agent}: has this call happened? {params.name} {arguments}"))
 
 
-def _known(what: Described, result: Any) -> dict[str, Any]:
-    """Returns what is kept of an effect. A result that a person or a look-up has given is that of the tool itself."""
-    if isinstance(result, dict) and result.keys() == {"of", "result"}:
-        return result
-    return {"of": what.identity, "result": {"kind": "tool_return", "result": result}}
-
-
 class Call:
     """A call as `run.once` makes it. Keys belong to the name of this class, whatever is called."""
 
@@ -144,6 +130,21 @@ class Call:
         self._dump = dump
         self._what = what
         self.returned = False
+
+    async def kept(self, run: Run[Any], key: str, on_unknown: OnUnknown | None) -> dict[str, Any]:
+        """Makes the call and keeps its result, or returns what was kept. With `on_unknown`, it is an effect."""
+        try:
+            kept: Any = await (
+                run.once(key, self) if on_unknown is None else run.effect(key, self, on_unknown=on_unknown)
+            )
+        except InvalidInput as error:
+            if not self.returned:
+                raise  # it is the tool's own
+            raise ResultRefused(self._what.title, error.problem) from error
+        if isinstance(kept, dict) and kept.keys() == {"of", "result"}:
+            return kept
+        # The result of an effect that a person or a look-up has given is that of the tool itself.
+        return {"of": self._what.identity, "result": {"kind": "tool_return", "result": kept}}
 
     async def __call__(self) -> dict[str, Any]:
         result = await self._make()
