@@ -14,6 +14,7 @@ from pydantic_ai import (
     ModelRetry,
     ModelSettings,
     RunContext,
+    RunTimedOut,
     ToolFailed,
     UsageLimitExceeded,
     UsageLimits,
@@ -233,3 +234,17 @@ def test_a_tool_has_a_key_that_is_the_same_in_every_attempt() -> None:
     assert len(set(keys)) == 2
     with pytest.raises(HandlerError, match="for the tools of an agent"):
         idempotency_key()
+
+
+def test_a_run_with_a_timeout_counts_from_its_first_attempt() -> None:
+    agent = agent_of("ok")
+
+    async def handle(run: Run[Post]) -> None:
+        await agent.run("go", timeout=3600)
+
+    pipeline = one_stage(handle)
+    kept = attempt(pipeline, "work", Post()).kept
+    assert "run 1/start 1" in kept
+    kept["run 1/start 1"] = "2020-01-01T00:00:00+00:00"
+    with pytest.raises(RunTimedOut):
+        attempt(pipeline, "work", Post(), attempt=2, kept={"run 1/start 1": kept["run 1/start 1"]})
