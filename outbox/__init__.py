@@ -19,7 +19,7 @@ from .definition.failed_attempts import FailedAttempt
 from .definition.outcome import Backoff, Go, Reject, Retry
 from .definition.pipeline import Pipeline
 from .definition.reactions import Change
-from .definition.run import Child, Run, Spawned, SyncRun
+from .definition.run import Answer, Child, Run, Spawned, SyncRun
 from .definition.schedule import SyncTick, Tick
 from .definition.waits.approval import WaitForApproval
 from .definition.waits.children import WaitForChildren
@@ -28,6 +28,7 @@ from .definition.waits.signal import WaitForSignal
 from .engine.retention import Retention
 from .engine.worker import Worker
 from .errors import (
+    AgentChanged,
     AppendOnly,
     DataChanged,
     DataRefused,
@@ -76,6 +77,8 @@ from .operations.prepare import deploy, migrate
 from .process.embedding import Health
 
 __all__ = [
+    "AgentChanged",
+    "Answer",
     "AppendOnly",
     "Approval",
     "ApprovalLink",

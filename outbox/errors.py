@@ -12,7 +12,8 @@ OutboxError
 │   └── WaitTimeout         a workflow has not come to where it was waited for in time; also a TimeoutError
 ├── NotFound                there is no such workflow, dead job, stage, relay or pipeline
 ├── HandlerError            a handler returned a value that is not an outcome, or ended the engine's transaction
-│   └── TooNewData          a workflow's data was stored by newer code than this
+│   ├── TooNewData          a workflow's data was stored by newer code than this
+│   └── AgentChanged        an agent is not as it was when an earlier attempt kept a result of it
 ├── EffectUnknown           a person is asked whether an effect has happened; the handler ends here
 ├── LeaseLost               the job was taken away; nothing that this attempt does counts any more
 ├── WorkerBroken            a worker can't go on in this process, because handlers hold all slots of a stage, say
@@ -148,6 +149,14 @@ class EffectUnknown(OutboxError):
     def __init__(self, name: str, why: str) -> None:
         super().__init__(f'it is not known whether effect "{name}" has happened ({why}): a person is asked')
         self.name = name
+
+
+class AgentChanged(HandlerError):
+    """An attempt finds that an agent is not as it was when an earlier attempt kept a result: nothing goes on with it.
+
+    The code has changed under a running job: other tools, another order of runs, another prompt. Bring the code back
+    that the job began with, or move the workflow to its status again, which starts without results.
+    """
 
 
 class LeaseLost(OutboxError):

@@ -77,8 +77,27 @@ class Child(Generic[Data]):
     data: Data
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a question of a workflow has ended.
+
+    `ended` is "decided", "deadline" or "withdrawn". `decision` is one of the question's options. It is None if nobody
+    has decided, or if somebody moved the workflow by hand to a status to which several options lead. `about` is what a
+    question with data of its own was about, with the edit of who has answered; None for other questions.
+    """
+
+    name: str | None
+    question: str
+    ended: str
+    decision: str | None
+    by: str | None
+    reason: str | None
+    about: Any = field(repr=False)
+    edited: bool
+
+
 class Kept(Protocol):
-    """What a worker does for a handler: results of calls, effects, progress, children. See engine/checkpoint.py."""
+    """What a worker does for a handler: results of calls, effects, progress, children, answers."""
 
     def once(self, job: Any, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any: ...
 
@@ -90,6 +109,8 @@ class Kept(Protocol):
     def note(self, job: Any, text: str) -> None: ...
 
     def children(self, job: Any, pipeline: Any) -> Any: ...
+
+    def answers(self, job: Any) -> Any: ...
 
 
 class Held(Protocol):
@@ -321,6 +342,19 @@ class Run(Generic[Data, Resources]):
         self._still_held()
         return self._worker("children").children(self._job, pipeline)
 
+    def answers(self) -> Coroutine[Any, Any, list[Answer]]:
+        """Returns the answers to the questions that the workflow has waited for last.
+
+        In an async handler, await it; in a plain handler it returns them. The list is empty if it has never asked.
+        Raises LeaseLost if the job was taken away.
+        """
+        found: Coroutine[Any, Any, list[Answer]] = self._answers()
+        return found
+
+    def _answers(self) -> Any:
+        self._still_held()
+        return self._worker("answers").answers(self._job)
+
     def _worker(self, what: str) -> Kept:
         if self._job.checkpoints is None:
             raise HandlerError(f"run.{what} needs a worker")
@@ -372,4 +406,9 @@ class SyncRun(Run[Data, Resources]):
     def children(self, pipeline: HasData[Of]) -> list[Child[Of]]:  # type: ignore[override]
         """Returns the children of this workflow in a pipeline. See `Run.children`."""
         found: list[Child[Of]] = self._children(pipeline)
+        return found
+
+    def answers(self) -> list[Answer]:  # type: ignore[override]
+        """Returns the answers to the questions that the workflow has waited for last. See `Run.answers`."""
+        found: list[Answer] = self._answers()
         return found

@@ -22,7 +22,7 @@ from ..database import statements
 from ..database.link import Link, temporary
 from ..database.statements import text_array
 from ..database.steps import Call, Statement, perform, perform_async
-from ..definition.run import Child
+from ..definition.run import Answer, Child
 from ..errors import HandlerError, InvalidInput, LeaseLost
 from .job import Job, fence
 
@@ -61,6 +61,11 @@ class Checkpoints:
     def children(self, job: Job, pipeline: Any) -> Any:
         """Returns the children of a job's workflow in a pipeline. Async handlers await it."""
         steps = children(job, pipeline)
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
+    def answers(self, job: Job) -> Any:
+        """Returns the answers to the questions that a job's workflow has waited for last. Async handlers await it."""
+        steps = answers(job)
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
     def note(self, job: Job, text: str) -> None:
@@ -141,6 +146,14 @@ def children(job: Job, pipeline: Any) -> Steps[list[Child[Any]]]:
             f"{job.stage.queue} {job.entity_id} has more than {MAX_CHILDREN:,} children: read them by SQL"
         )
     return [Child(UUID(id_), entity, status, ended, pipeline.load(data)) for id_, entity, status, ended, data in found]
+
+
+def answers(job: Job) -> Steps[list[Answer]]:
+    found = yield SQL["answers_read"], {"id": job.workflow_id}
+    return [
+        Answer(name, question, ended, decision, by, reason, None if about is None else documents.read(about), edited)
+        for name, question, ended, decision, by, reason, about, edited in found
+    ]
 
 
 def _work(job: Job, key: str) -> dict[str, Any]:

@@ -48,6 +48,11 @@ class Kept:
         steps = checkpoint.children(job, pipeline)
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
+    def answers(self, job: Job) -> Any:
+        """Does what `Checkpoints.answers` does."""
+        steps = checkpoint.answers(job)
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
     def note(self, job: Job, text: str) -> None:
         """Does nothing: progress is for others, who don't see this transaction."""
 

@@ -67,6 +67,10 @@ class Memory:
         """Raises HandlerError: there is no database with children."""
         raise HandlerError("run.children needs a database: test this handler with outbox.testing.drain")
 
+    def answers(self, job: Job) -> Any:
+        """Raises HandlerError: there is no database with questions."""
+        raise HandlerError("run.answers needs a database: test this handler with outbox.testing.drain")
+
     def note(self, job: Job, text: str) -> None:
         """Keeps the last text."""
         self.progress = text

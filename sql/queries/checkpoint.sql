@@ -1,4 +1,4 @@
--- What an attempt leaves for the next one: results of calls, and its progress.
+-- What an attempt leaves for the next one: results of calls, and its progress. What it may ask: children and answers.
 
 -- name: checkpoint_read
 -- Returns the result kept under this key of this work.
@@ -32,6 +32,16 @@ JOIN outbox.workflow_states AS w ON w.id = c.child_id
 LEFT JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
 WHERE c.parent_id = %(id)s::uuid AND w.pipeline = %(pipeline)s
 ORDER BY w.entity_id LIMIT %(limit)s;
+
+-- name: answers_read
+-- Returns how the questions have ended that a workflow has waited for last. Those about effects are the engine's own.
+-- Reads approvals. Uses approvals_by_workflow.
+SELECT a.name, a.question, a.ended, a.decision, a.decided_by, a.reason,
+       CASE WHEN a.own_data THEN coalesce(a.edited, a.data)::text END, a.edited IS NOT NULL
+FROM outbox.approvals AS a
+WHERE a.workflow_id = %(id)s::uuid AND a.ended_at IS NOT NULL AND a.effect IS NULL
+  AND a.version = (SELECT max(l.version) FROM outbox.approvals AS l WHERE l.workflow_id = %(id)s::uuid AND l.effect IS NULL)
+ORDER BY a.id;
 
 -- name: progress_write
 -- Writes the progress of those jobs that this worker still holds.

@@ -10,10 +10,12 @@ import psycopg
 import pytest
 from pydantic import BaseModel
 
+import outbox
 from kit.commands import Outbox
 from kit.pipelines import Post, deployed, drain, drain_all, one_stage, run_one, status_of, value
 from kit.servers import DEADLINE, Process, wait_for
-from outbox import Backoff, Run
+from kit.waits import HOUR, put_off
+from outbox import Answer, Backoff, Go, Pipeline, Question, Run, SyncRun, WaitForApproval
 from outbox.definition import deploy
 from outbox.engine.apart import ALL
 from outbox.engine.retention import SQL
@@ -185,3 +187,43 @@ def test_calls_are_made_once_through_kills(conn: Conn, dsn: str, spawn: Spawn) -
     wait_for(lambda: status_of(conn, "a") == "DONE", what="it ends")
     assert value(conn, "SELECT count(*) = 5 AND count(DISTINCT key) = 5 FROM outbox.calls")
     assert value(conn, "SELECT metadata -> 'sum' FROM outbox.workflow_states") == 10
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_stage_reads_the_answers_to_the_questions_that_were_asked_last(conn: Conn, dsn: str, is_async: bool) -> None:
+    seen: list[list[Answer]] = []
+
+    def ask(found: list[Answer], status: str) -> Any:
+        seen.append(sorted(found, key=lambda each: str(each.name)))
+        if status == "ANSWERED" and len(seen) == 3:
+            return Go("DONE")
+        options = {"yes": "ANSWERED", "no": "ANSWERED"}
+        first = Question("Pay?", name="pay", options=options, about={"cents": len(seen)})
+        more = [Question("Ship?", name="ship", options=options)] if len(seen) == 1 else []
+        return WaitForApproval(questions=[first, *more], status="WAITING", deadline=HOUR, on_deadline="ANSWERED")
+
+    async def work(run: Run[Post]) -> Any:
+        return ask(await run.answers(), run.status)
+
+    def plain_work(run: SyncRun[Post]) -> Any:
+        return ask(run.answers(), run.status)
+
+    pipeline = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
+    pipeline.stage("work", on={"NEW", "ANSWERED"}, to={"WAITING", "DONE"})(work if is_async else plain_work)
+    pipeline.allow("WAITING", to="ANSWERED")
+    deployed(conn, pipeline).submit(conn, "a", Post())
+    drain(pipeline, dsn)
+    pay, ship = sorted(outbox.approvals(conn), key=lambda each: str(each.name))
+    outbox.decide(conn, pipeline, "a", "yes", by="ann", about={"cents": 7}, question=pay.id)
+    outbox.decide(conn, pipeline, "a", "no", by="ben", reason="late", question=ship.id)
+    drain(pipeline, dsn)
+    put_off(conn, 7200)
+    drain_all(conn, dsn, pipeline)
+    assert seen == [
+        [],
+        [
+            Answer("pay", "Pay?", "decided", "yes", "ann", None, {"cents": 7}, True),
+            Answer("ship", "Ship?", "decided", "no", "ben", "late", None, False),
+        ],
+        [Answer("pay", "Pay?", "deadline", None, "outbox", "deadline", {"cents": 2}, False)],
+    ]

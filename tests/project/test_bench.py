@@ -239,6 +239,12 @@ def test_the_connections_bench_submits_through_each_kind_of_connection(tmp_path:
     assert "AsyncSession, asyncpg" in out
 
 
+def test_the_agents_bench_measures_kept_calls_beside_plain_ones(tmp_path: Path) -> None:
+    options = ("--runs", "3", "--turns", "2", "--parallel", "3", "--rounds", "1")
+    _, document = run("agents", tmp_path / "figures.json", *options)
+    assert len(document["figures"]) == 8
+
+
 def test_the_idle_bench_sees_what_a_worker_asks_and_takes_without_work(tmp_path: Path) -> None:
     sizes = ("--seconds", "3", "--settle", "0", "--rounds", "1")
     out, document = run("idle", tmp_path / "figures.json", *sizes)

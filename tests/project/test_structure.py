@@ -28,6 +28,7 @@ ONLY_HERE = {
     "sqlalchemy": ("sqlalchemy",),
     "alembic": ("alembic",),
     "django": ("django",),
+    "pydantic_ai": ("agents.pydantic_ai",),
     "starlette": ("ui",),
     "jinja2": ("ui",),
     "uvicorn": ("commands",),
@@ -42,12 +43,12 @@ FLOORS = (
     {"definition"},
     {"messages", "operations"},
     {"engine"},
-    {"testing", "sqlalchemy", "alembic", "ui"},
+    {"testing", "sqlalchemy", "alembic", "ui", "agents"},
     {"commands"},
     {"cli"},
     {"django"},
 )
-DOORS = {"sqlalchemy.py", "alembic.py", "django", "ui"}
+DOORS = {"sqlalchemy.py", "alembic.py", "django", "ui", "agents"}
 QUERIES = {file.name.removesuffix(".sql") for file in files("outbox.sql").joinpath("queries").iterdir()}
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, PostgresDsn, SecretStr
 
 import outbox
 from outbox import (
+    Answer,
     Ask,
     Change,
     Child,
@@ -185,6 +186,7 @@ async def inside(run: Run[Order]) -> None:
     assert_type(await run.effect("c", fetch, "x", times=2), Line)
     assert_type(await run.effect("d", count, "x", on_unknown=look_up), int)
     assert_type(await run.children(lines), list[Child[Line]])
+    assert_type(await run.answers(), list[Answer])
     run.publish("done", {"a": 5}, key=run.idempotency_key)
     run.log.info("%s", run.entity_id)
 
@@ -213,6 +215,7 @@ def inside_plain(run: SyncRun[Order]) -> None:
     assert_type(run.once("b", count, "x"), int)
     assert_type(run.effect("c", count, "x", on_unknown=Ask("Was it?", assignee="ann")), int)
     assert_type(run.children(lines), list[Child[Line]])
+    assert_type(run.answers(), list[Answer])
 
 
 @nightly.every("0 3 * * *")

@@ -1,0 +1,191 @@
+"""Makes an agent a stage: it runs, asks people about tool calls, and goes on with what they decide."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from pydantic_ai import Agent, DeferredToolRequests, ModelMessage, UserContent, capture_run_messages
+from pydantic_ai.usage import UsageLimits
+
+from ...definition.outcome import Backoff, Go
+from ...definition.pipeline import Pipeline
+from ...definition.routes import targets
+from ...definition.run import Run
+from ...definition.waits.approval import WaitForApproval
+from ...definition.waits.wait import Wait
+from ...errors import DefinitionError
+from .attempt import durable
+from .budget import Budget, Spending
+from .durability import OutboxDurability
+from .errors import BudgetExceeded
+from .questions import Ask, problems, questions, results, settle
+from .transcript import Transcript, calls_as_json, messages_as_json, transcript_in, with_transcript
+
+Data = TypeVar("Data")
+Output = TypeVar("Output")
+Deps = TypeVar("Deps")
+
+Prompt = str | Sequence[UserContent] | None
+Finish = Callable[[Run[Data], Output], Any]
+
+
+def agent_stage(
+    pipeline: Pipeline[Data],
+    agent: Agent[Deps, Any],
+    *,
+    on: str | Iterable[str],
+    to: str | Iterable[str],
+    prompt: Callable[[Data], Prompt],
+    name: str | None = None,
+    deps: Callable[[Run[Data]], Deps] | None = None,
+    waiting: str = "WAITING_FOR_APPROVAL",
+    answered: str = "ANSWERED",
+    deadline: timedelta | None = None,
+    ask: Ask | None = None,
+    budget: Budget | None = None,
+    on_budget: str | None = None,
+    transcript: str = "transcript",
+    retry: Backoff | None = None,
+    timeout: float | timedelta = 600.0,
+    **options: Any,
+) -> Callable[[Finish[Data, Any]], Finish[Data, Any]]:
+    """Makes an agent the handler of workflows in `on`; the decorated function gets the run and the agent's output.
+
+    The function, plain or async, returns what a handler returns: data, `Go(status, data)` or None. `run.data` then has
+    the conversation. `prompt` makes the agent's prompt from the data; of a workflow that has a conversation already, it
+    is the next message of the user. `deps` makes the agent's dependencies from the run.
+
+    Each tool call that needs approval becomes a question: the workflow waits in `waiting`, and any answer leads to
+    `answered`, which the stage takes, too. "approve" makes the call, with the arguments of the answer's `about` if it
+    has any; arguments that don't fit the tool are asked about again. "deny", a question that was withdrawn and one
+    whose `deadline` has passed deny the call; the reason is told to the agent. The question about a call that is made
+    elsewhere has "answer" instead of "approve", and its result is `result` in `about`. `ask` returns further parameters
+    of the question about a call, such as `assignee`.
+
+    `transcript` names the field of the data, a Transcript. Above its `budget` the agent is stopped: the workflow moves
+    to `on_budget`, or without that its job is dead. `retry`, `timeout` and `options` are those of `Pipeline.stage`.
+
+    Raises DefinitionError if the agent has no OutboxDurability, or the stage is defined wrongly.
+    """
+    called = name or agent.name or ""
+    if OutboxDurability.from_agent(agent) is None:
+        raise DefinitionError(f"stage {called}: the agent needs capabilities=[OutboxDurability()]")
+    pipeline.data_type().require_field((transcript,), f"stage {called}: transcript=")
+    ends = targets(to, f"stage {called}: to=")
+    further = {waiting} if on_budget is None else {waiting, on_budget}
+    loop = _Loop(agent, prompt, deps, waiting, answered, deadline, ask, budget, on_budget, transcript)
+    decorate: Any = pipeline.stage(
+        called, on={*targets(on, f"stage {called}: status on="), answered}, to={*ends, *further}, retry=retry,
+        timeout=timeout, **options,
+    )  # fmt: skip
+    pipeline.allow(waiting, to=answered)
+
+    def register(function: Finish[Data, Any]) -> Finish[Data, Any]:
+        async def handle(run: Run[Data]) -> Any:
+            return await loop.turn(run, function, ends)
+
+        decorate(handle)
+        return function
+
+    return register
+
+
+class _Loop:
+    """One agent in one pipeline."""
+
+    def __init__(
+        self, agent: Agent[Any, Any], prompt: Callable[[Any], Prompt], deps: Callable[[Any], Any] | None, waiting: str,
+        answered: str, deadline: timedelta | None, ask: Ask | None, budget: Budget | None, on_budget: str | None,
+        field: str,
+    ) -> None:  # fmt: skip
+        self._agent = agent
+        self._prompt = prompt
+        self._deps = deps
+        self._waiting = waiting
+        self._answered = answered
+        self._deadline = deadline
+        self._ask = ask
+        self._budget = budget
+        self._on_budget = on_budget
+        self._field = field
+
+    async def turn(self, run: Run[Any], finish: Finish[Any, Any], ends: frozenset[str]) -> Any:
+        """Runs the agent until it has an output, or asks; returns what the handler returns."""
+        before = transcript_in(run.data, self._field)
+        calls, settled = before.open_calls(), dict(before.settled)
+        if calls is not None:
+            settled = {**settle(calls, await run.answers()), **settled}
+            if wrong := problems(self._agent, calls, settled):
+                rest = {id_: each for id_, each in settled.items() if id_ not in wrong}
+                return self._wait(run, calls, before.model_copy(update={"settled": rest}), wrong)
+        with durable(run, budget=self._budget, spent=(before.requests, before.tokens)) as spending:
+            with capture_run_messages() as messages:
+                try:
+                    output = await self._run(run, before, calls, settled)
+                except BudgetExceeded as error:
+                    if self._on_budget is None:
+                        raise
+                    after = _after(messages, spending, stopped=str(error))
+                    return Go(self._on_budget, with_transcript(run.data, self._field, after))
+            after = _after(messages, spending)
+            if isinstance(output, DeferredToolRequests):
+                return self._wait(run, output, after)
+            run.data = with_transcript(run.data, self._field, after)
+            outcome = finish(run, output)
+            if inspect.isawaitable(outcome):
+                outcome = await outcome
+        return _with_data(outcome, run.data, ends)
+
+    async def _run(
+        self, run: Run[Any], before: Transcript, calls: DeferredToolRequests | None, settled: Mapping[str, Any]
+    ) -> Any:
+        given: dict[str, Any] = {"output_type": _output_types(self._agent)}
+        if self._deps is not None:
+            given["deps"] = self._deps(run)
+        if before.messages:
+            given["message_history"] = before.history()
+        if self._budget is not None:
+            given["usage_limits"] = UsageLimits(request_limit=None)  # the framework's own would end it at 50
+        if calls is not None:
+            given["deferred_tool_results"] = results(calls, settled)
+        result = await self._agent.run(self._prompt(run.data) if calls is None else None, **given)
+        return result.output
+
+    def _wait(
+        self, run: Run[Any], calls: DeferredToolRequests, after: Transcript, wrong: Mapping[str, str] | None = None
+    ) -> WaitForApproval[Any]:
+        return WaitForApproval(
+            questions=questions(self._agent, calls, after.settled, wrong or {}, self._answered, self._ask),
+            status=self._waiting,
+            deadline=self._deadline,
+            on_deadline=None if self._deadline is None else self._answered,
+            data=with_transcript(run.data, self._field, after.model_copy(update={"asked": calls_as_json(calls)})),
+        )
+
+
+def _after(messages: Sequence[ModelMessage], spending: Spending, stopped: str | None = None) -> Transcript:
+    return Transcript(
+        messages=messages_as_json(messages), requests=spending.workflow_requests, tokens=spending.workflow_tokens,
+        stopped=stopped,
+    )  # fmt: skip
+
+
+def _with_data(outcome: Any, data: Any, ends: frozenset[str]) -> Any:
+    """Returns what the function has returned, with the conversation, and with its status if there is only one."""
+    end = min(ends) if len(ends) == 1 else None
+    if not isinstance(outcome, Wait):
+        data = data if outcome is None else outcome
+        return data if end is None else Go(end, data)
+    given: Any = outcome
+    return replace(given, status=outcome.status or end, data=data if outcome.data is None else outcome.data)
+
+
+def _output_types(agent: Agent[Any, Any]) -> Any:
+    """Returns the agent's types of output, and calls that wait for people. None if its own types have those."""
+    given: Any = agent.output_type
+    types = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    return None if DeferredToolRequests in types else [*types, DeferredToolRequests]

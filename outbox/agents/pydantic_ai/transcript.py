@@ -1,0 +1,66 @@
+"""Defines what `agent_stage` keeps of an agent in the data of a workflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass, replace
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic_ai import DeferredToolRequests, ModelMessage, ModelMessagesTypeAdapter
+
+Data = TypeVar("Data")
+
+_REQUESTS = TypeAdapter(DeferredToolRequests)
+
+
+class Transcript(BaseModel):
+    """An agent's conversation in a workflow's data: `transcript: Transcript = Transcript()`.
+
+    `messages` are as Pydantic AI writes them. `asked` are the tool calls that wait for people, and `settled` the
+    decisions on some of them, by the ids of the calls. `requests` and `tokens` are what the workflow has spent.
+    `stopped` says why the agent was stopped.
+    """
+
+    messages: list[Any] = []
+    asked: dict[str, Any] | None = None
+    settled: dict[str, Any] = {}
+    requests: int = 0
+    tokens: int = 0
+    stopped: str | None = None
+
+    def history(self) -> list[ModelMessage]:
+        """Returns the messages for the agent's next run."""
+        return ModelMessagesTypeAdapter.validate_python(self.messages)
+
+    def open_calls(self) -> DeferredToolRequests | None:
+        """Returns the tool calls that wait for people. None if there are none."""
+        return None if self.asked is None else _REQUESTS.validate_python(self.asked)
+
+
+def messages_as_json(messages: Sequence[ModelMessage]) -> list[Any]:
+    """Returns messages as a transcript keeps them."""
+    written: list[Any] = ModelMessagesTypeAdapter.dump_python(list(messages), mode="json")
+    return written
+
+
+def calls_as_json(requests: DeferredToolRequests) -> dict[str, Any]:
+    """Returns tool calls that wait for people as a transcript keeps them."""
+    written: dict[str, Any] = _REQUESTS.dump_python(requests, mode="json")
+    return written
+
+
+def transcript_in(data: Any, field: str) -> Transcript:
+    """Returns the transcript in a workflow's data: in a field, or under a key of a plain JSON object."""
+    found = data.get(field) if isinstance(data, Mapping) else getattr(data, field)
+    return Transcript() if found is None else Transcript.model_validate(found)
+
+
+def with_transcript(data: Data, field: str, transcript: Transcript) -> Data:
+    """Returns the data with another transcript."""
+    if isinstance(data, BaseModel):
+        return data.model_copy(update={field: transcript})
+    if is_dataclass(data) and not isinstance(data, type):
+        return replace(data, **{field: transcript})
+    written: Any = {**cast("dict[str, Any]", data), field: transcript.model_dump(mode="json")}
+    return cast(Data, written)
