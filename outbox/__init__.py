@@ -3,6 +3,7 @@
 from .client.approvals import approve, decide, reject
 from .client.dead import DeadJob, dead, retry, retry_all
 from .client.delegations import delegate, end_delegation
+from .client.erase import Erased
 from .client.inbox import Inbox
 from .client.links import ApprovalLink, approval_link, open_link, use_link
 from .client.lists import Page, StateChange, Workflow
@@ -14,6 +15,7 @@ from .client.stages import pause, resume
 from .client.submit import Submitted
 from .client.why import Why, why
 from .database.refusals import error_of
+from .definition.blob import Blob
 from .definition.failed_attempts import FailedAttempt
 from .definition.outcome import Backoff, Go, Reject, Retry
 from .definition.pipeline import Pipeline
@@ -77,6 +79,7 @@ __all__ = [
     "Approval",
     "ApprovalLink",
     "Backoff",
+    "Blob",
     "Change",
     "Child",
     "Consumer",
@@ -87,6 +90,7 @@ __all__ = [
     "Delivery",
     "EditRefused",
     "EmbeddedUnavailable",
+    "Erased",
     "FailedAttempt",
     "Go",
     "HandlerError",

@@ -51,8 +51,8 @@ def examine(
     found = [*_installation(), *_server(conn), *_schema(conn)]
     if migrations.pending(conn):
         return found  # the other statements need the whole schema
-    found += [*cluster.look(conn), *_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn), *_waits(conn)]
-    found += symptoms.look(conn, pipelines)
+    found += [*cluster.look(conn), *_pipelines(conn, pipelines), *_workers(conn), *_jobs(conn), *_blobs(conn)]
+    found += [*_waits(conn), *symptoms.look(conn, pipelines)]
     return [*found, *_relays(conn), *_sessions(conn, long_transaction), *_tables(conn)]
 
 
@@ -179,6 +179,20 @@ def _jobs(conn: Conn) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "no job is dead or stuck")
+
+
+def _blobs(conn: Conn) -> Iterator[Finding]:
+    parts, size, torn = tuples(conn, SQL["blobs_in_doubt"])[0]
+    if torn:
+        yield Finding(
+            "bad", f"{number(torn, 'large content')} without all parts: somebody has deleted from outbox.blob_parts",
+            "restore outbox.blob_parts from a backup: rows that are there stay as they are",
+        )  # fmt: skip
+    if parts:
+        yield Finding(
+            "warn", f"{number(parts, 'part')} of large contents ({size / 2**20:.0f} MB), unused for two days",
+            "start a worker: its maintenance deletes them",
+        )  # fmt: skip
 
 
 def _waits(conn: Conn) -> Iterator[Finding]:

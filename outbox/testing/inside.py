@@ -24,7 +24,7 @@ from ..database.steps import Call, Statement, perform, perform_async
 from ..database.user_transaction import Begin, Commit
 from ..definition.run import Run
 from ..definition.step_transaction import call_after_commit, call_after_commit_sync
-from ..engine import checkpoint
+from ..engine import blobs, checkpoint
 from ..engine.handle import handle_async, handle_sync
 from ..engine.job import Job, Outcome, fail
 from ..process.service import Service
@@ -65,6 +65,20 @@ class Kept:
         steps = checkpoint.once(job, key, function, partial(function, *args, **kwargs))
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
+    def store(self, job: Job, content: Any) -> Any:
+        """Does what `Checkpoints.store` does."""
+        steps = blobs.store(job, content)
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
+    def load(self, job: Job, blob: Any) -> Any:
+        """Does what `Checkpoints.load` does."""
+        steps = blobs.load(blob)
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
+    def stream(self, job: Job, blob: Any) -> Any:
+        """Does what `Checkpoints.stream` does."""
+        return blobs.stream_async(blob, self._take_async) if job.stage.is_async else blobs.stream(blob, self._take)
+
     def children(self, job: Job, pipeline: Any) -> Any:
         """Does what `Checkpoints.children` does."""
         steps = checkpoint.children(job, pipeline)
@@ -92,7 +106,7 @@ class Kept:
         return await self._rows_async(step)
 
     def _note(self, step: Statement) -> None:
-        if step[0] == checkpoint.SQL["checkpoint_write"]:
+        if step[0] == checkpoint.SQL["checkpoint_write"] or step[0] in blobs.WRITES:
             self._written.append(step)
 
 

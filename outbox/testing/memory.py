@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 from ..database.steps import Call, Statement, perform, perform_async
-from ..engine import checkpoint
+from ..engine import blobs, checkpoint
 from ..engine.job import Job
 from ..errors import HandlerError
 
@@ -19,6 +20,8 @@ class Memory:
     def __init__(self, given: Mapping[str, Any] | None = None) -> None:
         self._given = dict(given or {})
         self._kept: dict[str, tuple[Callable[..., Any], str]] = {}
+        self._parts: dict[bytes, bytes] = {}
+        self._blobs: dict[str, list[bytes]] = {}
         self.progress: str | None = None
 
     @property
@@ -30,16 +33,30 @@ class Memory:
         """Does what `Checkpoints.once` does."""
         if key in self._given and key not in self._kept:
             self._kept[key] = function, checkpoint.written(function, key, self._given[key])
-        steps = checkpoint.once(job, key, function, partial(function, *args, **kwargs))
+        call = partial(function, *args, **kwargs)
+        steps = checkpoint.once(job, key, function, call, inline=checkpoint.MAX_RESULT)
         take = partial(self._take, key, function)
-        if not job.stage.is_async:
-            return perform(steps, take)
+        return perform_async(steps, _awaiting(take)) if job.stage.is_async else perform(steps, take)
 
-        async def take_async(step: Statement | Call) -> Any:
-            result = take(step)
-            return await result if inspect.isawaitable(result) else result
+    def store(self, job: Job, content: Any) -> Any:
+        """Does what `Checkpoints.store` does."""
+        steps = blobs.store(job, content)
+        return (
+            perform_async(steps, _awaiting(self._take_part)) if job.stage.is_async else perform(steps, self._take_part)
+        )
 
-        return perform_async(steps, take_async)
+    def load(self, job: Job, blob: Any) -> Any:
+        """Does what `Checkpoints.load` does."""
+        steps = blobs.load(blob)
+        return (
+            perform_async(steps, _awaiting(self._take_part)) if job.stage.is_async else perform(steps, self._take_part)
+        )
+
+    def stream(self, job: Job, blob: Any) -> Any:
+        """Does what `Checkpoints.stream` does."""
+        if job.stage.is_async:
+            return blobs.stream_async(blob, _awaiting(self._take_part))
+        return blobs.stream(blob, self._take_part)
 
     def children(self, job: Job, pipeline: Any) -> Any:
         """Raises HandlerError: there is no database with children."""
@@ -57,7 +74,31 @@ class Memory:
             if key not in self._kept:
                 return []
             kept_by, text = self._kept[key]
-            return [(checkpoint.name_of(kept_by), text)]
+            return [(checkpoint.name_of(kept_by), text, None)]
         made = key not in self._kept
         self._kept.setdefault(key, (function, params["result"]))
         return [(True, made)]
+
+    def _take_part(self, step: Statement | Call) -> Any:
+        """Stands for the tables of blobs: `_parts` has the contents of parts by their hashes, `_blobs` the hashes."""
+        if isinstance(step, Call):
+            return step.function()
+        statement, params = step
+        if statement == blobs.SQL["parts_keep"]:
+            return [(part.hex(),) for part in params["parts"] if part in self._parts]
+        if statement == blobs.SQL["parts_write"]:
+            self._parts.update({sha256(content).digest(): content for content in params["contents"]})
+            return []
+        if statement == blobs.SQL["blob_write"]:
+            self._blobs[params["blob"]] = params["parts"]
+            return [(True, True, False)]
+        parts = self._blobs.get(params["blob"], [])[params["first"] - 1 : params["last"]]
+        return [(self._parts[part],) for part in parts]
+
+
+def _awaiting(take: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
+    async def take_async(step: Statement | Call) -> Any:
+        result = take(step)
+        return await result if inspect.isawaitable(result) else result
+
+    return take_async

@@ -16,6 +16,7 @@ from pydantic import BaseModel, PostgresDsn, SecretStr
 
 import outbox
 from outbox import (
+    Blob,
     Change,
     Child,
     Consumer,
@@ -175,6 +176,8 @@ async def inside(run: Run[Order]) -> None:
         pass
     assert_type(await run.once("a", fetch, "x", times=2), Line)
     assert_type(await run.once("b", count, "x"), int)
+    assert_type(await run.store(b"x"), Blob)
+    assert_type(await run.load(await run.store([b"x"])), bytes)
     assert_type(await run.children(lines), list[Child[Line]])
     run.publish("done", {"a": 5}, key=run.idempotency_key)
     run.log.info("%s", run.entity_id)
@@ -202,6 +205,7 @@ def inside_plain(run: SyncRun[Order]) -> None:
     assert_type(run.connection, psycopg.Connection[TupleRow])
     run.connection.execute("SELECT 1")
     assert_type(run.once("b", count, "x"), int)
+    assert_type(run.load(run.store(b"x")), bytes)
     assert_type(run.children(lines), list[Child[Line]])
 
 
