@@ -1,14 +1,13 @@
 """Stores large contents in parts that contents share, and reads them part by part.
 
-A content is cut where its text says so, not where it is full: after the end of a JSON object or array, chosen by the
-bytes before it. A conversation that has grown has all of its former parts but the last, and so does one to which
+A content is cut where its text says so, not where a part is full: after the end of a JSON object, chosen by the bytes
+before it. A conversation that has grown has all of its former parts but the last, and so does one to which
 something was added at the beginning.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from hashlib import sha256
@@ -25,8 +24,11 @@ SQL = statements.load("blobs")
 MAX_SIZE = 2**30
 """Most bytes of a content: 4,000 parts or more."""
 
-LEAST_PART, MOST_PART = 8 * 2**10, 256 * 2**10
-"""Bytes of a part. Each turn of a conversation writes its last part again; each part costs a row and its hash."""
+LEAST_PART, NEAR, MOST_PART = 4 * 2**10, 16 * 2**10, 256 * 2**10
+"""Bytes of a part: between the first two where its text says so, and up to the third where there is no text.
+
+Each turn of a conversation writes its last part again, and each part costs a row and its hash with each content.
+"""
 
 BATCH = 4 * 2**20
 """Bytes of parts that are in memory at a time, and go into one statement."""
@@ -37,11 +39,8 @@ TRIES = 3
 WRITES = frozenset({SQL["parts_write"], SQL["blob_write"]})
 """The statements that keep something."""
 
-_END = re.compile(rb"[}\]],")
-"""Where a part may end: where an object or an array in a list ends."""
-
-_ONE_IN = 4
-"""Of so many places where a part may end, it ends at about one."""
+_END = b"},"
+"""Where a part may end: where an object in a list ends, or in another object."""
 
 _BEFORE = 48
 """Bytes before such a place that choose."""
@@ -74,9 +73,9 @@ class Parts:
     def rest(self) -> list[bytes]:
         """Returns the parts that are left at the end."""
         rest = []
-        while self._held:
+        while len(self._held) > NEAR:
             rest.append(self._take())
-        return rest
+        return [*rest, bytes(self._held)] if self._held else rest
 
     def _take(self) -> bytes:
         end = self._end()
@@ -85,12 +84,14 @@ class Parts:
         return part
 
     def _end(self) -> int:
-        at = LEAST_PART
-        while (match := _END.search(self._held, at, MOST_PART)) is not None:
-            if zlib.crc32(self._held[match.start() - _BEFORE : match.start()]) % _ONE_IN == 0:
-                return match.end()
-            at = match.end()
-        return min(len(self._held), MOST_PART)
+        """Returns the end before which the bytes have the least checksum: two that look nearly there find the same."""
+        ends, at = {}, LEAST_PART
+        while (at := self._held.find(_END, at, NEAR) + len(_END)) >= LEAST_PART:
+            ends[zlib.crc32(self._held[at - _BEFORE : at])] = at
+        if ends:
+            return ends[min(ends)]
+        at = self._held.find(_END, NEAR - 1, MOST_PART)
+        return min(len(self._held), MOST_PART) if at < 0 else at + len(_END)
 
 
 def store(job: Job, content: Content) -> Steps[Blob]:

@@ -32,7 +32,7 @@ BEGIN
         FROM unnest(ids) AS i (id)
         CROSS JOIN LATERAL (SELECT w.version, w.metadata FROM outbox.workflow_states AS w WHERE w.id = i.id OFFSET 0) AS w
         CROSS JOIN LATERAL jsonb_path_query(w.metadata, 'lax $.**.sha256 ? (@ like_regex "^[0-9a-f]{64}$")') AS h (hash)
-        ORDER BY 1, 3
+        ORDER BY 3, 1
     ) AS f
     CROSS JOIN LATERAL (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = f.sha256 FOR KEY SHARE) AS b
     -- It locks the use that is there in any case, and makes it younger than what a sweep looks at: one that has looked before

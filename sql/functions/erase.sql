@@ -178,6 +178,11 @@ DECLARE
     reactions uuid[];
     found     jsonb;
 BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'outbox.erase must see what others have just written: this transaction is %',
+            upper(current_setting('transaction_isolation'))
+            USING ERRCODE = 'invalid_transaction_state', HINT = 'Call it in a transaction that is READ COMMITTED.';
+    END IF;
     IF NOT EXISTS (SELECT FROM outbox.routes AS r
                    WHERE r.pipeline = workflow.pipeline AND r.status = workflow.current_status AND r.final) THEN
         status := outbox.cancel(workflow.pipeline, workflow.entity_id, erase.erased_by, 'erased');

@@ -28,15 +28,20 @@ ON CONFLICT (sha256) DO UPDATE SET loose_since = clock_timestamp() WHERE blob_pa
 -- Writes a blob, that its workflow uses it, and, with a `key`, the checkpoint whose result it is: if this attempt still holds its
 -- job, and all parts are there. Returns whether it holds the job, whether they are there, and whether the result was kept.
 -- It can be repeated.
--- Reads jobs. Writes blob_parts, blob_uses, blobs, checkpoints. Locks the job, shared, then the parts, ascending, then the
--- blob. Uses jobs_pkey, blob_parts_pkey, blobs_pkey, blob_uses_pkey, checkpoints_pkey.
+-- Reads jobs. Writes blob_parts, blob_uses, blobs, checkpoints. Locks the job, shared, then the blob, then the parts,
+-- ascending. Uses jobs_pkey, blob_parts_pkey, blobs_pkey, blob_uses_pkey, checkpoints_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id FROM outbox.jobs AS j
     WHERE j.workflow_id = %(id)s::uuid AND j.id = %(job)s AND j.owner = %(worker)s AND j.attempt = %(attempt)s
     FOR SHARE
+), same AS MATERIALIZED (
+    -- The blob before its parts, as what removes them.
+    SELECT b.sha256 FROM outbox.blobs AS b
+    WHERE b.sha256 = decode(%(blob)s::text, 'hex') AND (SELECT count(*) FROM held) > 0
+    FOR NO KEY UPDATE
 ), there AS MATERIALIZED (
     SELECT p.sha256, p.loose_since FROM outbox.blob_parts AS p
-    WHERE p.sha256 = ANY (%(parts)s::bytea[]) AND (SELECT count(*) FROM held) > 0
+    WHERE p.sha256 = ANY (%(parts)s::bytea[]) AND (SELECT count(*) FROM held) + (SELECT count(*) FROM same) > 0
     ORDER BY p.sha256
     FOR NO KEY UPDATE
 ), complete AS MATERIALIZED (

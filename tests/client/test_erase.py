@@ -38,7 +38,7 @@ LONG = f"{MARK} " * 20_000
 
 
 class Case(BaseModel):
-    who: str = MARK
+    who: str
     act: str
     letter: Blob | None = None
     payment: Any = None
@@ -69,6 +69,8 @@ def cases() -> Pipeline[Case]:
                     status="ASKED", data=data,
                     questions=[Question(f"Is {MARK} right?", name=MARK, about={"who": MARK}, **asked)],
                 )  # fmt: skip
+            case "answer":
+                return WaitForApproval(f"Is {MARK} right?", status="ASKED", options={"yes": "DONE"}, data=data)
             case "wait":
                 return WaitForSignal("payment", status="UNPAID", to="DONE", into="payment", data=data)
         return Go("DONE", data)
@@ -88,10 +90,11 @@ def cases() -> Pipeline[Case]:
 
 def play(conn: Conn, dsn: str) -> Pipeline[Case]:
     pipeline = deployed(conn, cases())
-    for act in ("done", "die", "fail", "ask", "wait", "paid", "cancel"):
-        pipeline.submit(conn, act, Case(act="wait" if act == "paid" else act), reason=MARK)
+    for act in ("done", "die", "fail", "ask", "answer", "wait", "paid", "cancel"):
+        pipeline.submit(conn, act, Case(who=MARK, act="wait" if act == "paid" else act), reason=MARK)
     drain(pipeline, dsn)
     decide(conn, pipeline, "ask", "yes", by="ann", groups=["finance"], reason=MARK, about={"who": f"{MARK} now"})
+    decide(conn, pipeline, "answer", "yes", by="ann", reason=MARK)
     signal(conn, pipeline, "paid", "payment", {"of": MARK}, id=MARK)
     signal(conn, pipeline, "wait", "other", {"of": MARK}, id=MARK)
     drain(pipeline, dsn)
@@ -137,7 +140,7 @@ def value_of(conn: Conn, query: str) -> Any:
 
 
 PLANTED = {
-    "actions.reason", "approval_votes.reason", "approvals.data", "approvals.edited", "approvals.name", "approvals.question",
+    "actions.reason", "approval_votes.reason", "approvals.data", "approvals.edited", "approvals.name", "approvals.question", "approvals.reason",
     "blob_parts.content", "checkpoints.result", "dead_counts.kind", "dead_jobs.error", "dead_jobs.kind", "dead_jobs.traceback",
     "jobs.error", "jobs.partition", "jobs.progress", "limits.served", "messages.headers", "messages.key", "messages.payload",
     "parked_deliveries.body", "parked_deliveries.headers", "parked_deliveries.reason", "parked_messages.headers",
@@ -201,7 +204,7 @@ def test_after_erasing_no_table_has_any_text_of_the_entity(conn: Conn, dsn: str,
     entities = [
         entity for (entity,) in conn.execute("SELECT entity_id FROM outbox.workflow_states WHERE pipeline = 'cases'")
     ]
-    assert len(entities) == 7
+    assert len(entities) == 8
     for entity in entities:
         erased = pipeline.erase(conn, entity, by="tom", reason="their wish")
         assert erased.status == status_of(conn, entity)
@@ -230,7 +233,7 @@ def test_it_tells_what_went_and_what_is_out_of_reach(conn: Conn, dsn: str) -> No
     pipeline = play(conn, dsn)
     drain(pipeline, dsn)
     conn.execute("INSERT INTO outbox.relays (name, cluster, window_start) VALUES ('r', 'x', pg_current_snapshot())")
-    pipeline.submit(conn, "later", Case(act="done"))
+    pipeline.submit(conn, "later", Case(who=MARK, act="done"))
     drain(pipeline, dsn)
     later = pipeline.erase(conn, "later")
     assert (later.unsent, later.published, later.reactions, later.reactions_not_run) == (2, {}, 1, 0)
@@ -330,6 +333,14 @@ def test_only_the_owner_may_and_history_stays_closed_to_all(conn: Conn, dsn: str
     pipeline.erase(conn, "done")
     with pytest.raises(psycopg.Error):
         conn.execute("UPDATE outbox.state_changes SET reason = NULL")
+
+
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_transaction_that_does_not_see_what_others_write_is_refused(conn: Conn, dsn: str, isolation: str) -> None:
+    pipeline = play(conn, dsn)
+    conn.execute(f"SET default_transaction_isolation = '{isolation}'".encode())
+    with pytest.raises(psycopg.errors.InvalidTransactionState, match=isolation):
+        pipeline.erase(conn, "done")
 
 
 # On the command line

@@ -112,7 +112,7 @@ def test_a_content_that_has_changed_in_one_place_shares_its_other_parts(changed:
     at = {"appended": 200, "prepended": 0, "in the middle": 100}[changed]
     old, now = (set(cut(json.dumps(each).encode())) for each in (before, [*before[:at], new, *before[at:]]))
     assert len(now) > 40
-    assert len(now - old) <= 2
+    assert len(now - old) <= 6
 
 
 # run.once

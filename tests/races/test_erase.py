@@ -42,7 +42,18 @@ class Person(Table):
 
     def __init__(self, conn: Conn, pipeline: Pipeline[Any]) -> None:
         conn.execute("SET outbox.retention = 'on'")
-        for table in ("messages", "signals", "dead_jobs", "dead_counts", "error_kinds", "checkpoints", "state_changes"):
+        for table in (
+            "messages",
+            "signals",
+            "dead_jobs",
+            "dead_counts",
+            "error_kinds",
+            "checkpoints",
+            "blob_uses",
+            "blobs",
+            "blob_parts",
+            "state_changes",
+        ):
             conn.execute(f"DELETE FROM outbox.{table}".encode())
         super().__init__(conn, pipeline)
 
