@@ -17,7 +17,7 @@ WITH there AS MATERIALIZED (
 SELECT encode(there.sha256, 'hex') FROM there;
 
 -- name: parts_write
--- Writes parts. One that another session has written meanwhile is kept as parts_keep keeps it.
+-- Stores parts. One that another session has stored meanwhile is kept as parts_keep keeps it.
 -- Writes blob_parts. Locks these parts, ascending. Uses blob_parts_pkey.
 INSERT INTO outbox.blob_parts (sha256, content)
 SELECT sha256(o.content), o.content FROM unnest(%(contents)s::bytea[]) AS o (content)
@@ -25,7 +25,7 @@ ORDER BY 1
 ON CONFLICT (sha256) DO UPDATE SET loose_since = clock_timestamp() WHERE blob_parts.loose_since IS NOT NULL;
 
 -- name: blob_write
--- Writes a blob, that its workflow uses it, and, with a `key`, the checkpoint whose result it is: if this attempt still holds its
+-- Stores a blob, that its workflow uses it, and, with a `key`, the checkpoint whose result it is: if this attempt still holds its
 -- job, and all parts are there. Returns whether it holds the job, whether they are there, and whether the result was kept.
 -- It can be repeated.
 -- Reads jobs. Writes blob_parts, blob_uses, blobs, checkpoints. Locks the job, shared, then the blob, then the parts,
