@@ -3,6 +3,7 @@
 from .client.approvals import approve, decide, reject
 from .client.dead import DeadJob, dead, retry, retry_all
 from .client.delegations import delegate, end_delegation
+from .client.erase import Erased
 from .client.inbox import Inbox
 from .client.links import ApprovalLink, approval_link, open_link, use_link
 from .client.lists import Page, StateChange, Workflow
@@ -14,6 +15,7 @@ from .client.stages import pause, resume
 from .client.submit import Submitted
 from .client.why import Why, why
 from .database.refusals import error_of
+from .definition.blob import Blob
 from .definition.effect import Ask, Done, NotDone
 from .definition.failed_attempts import FailedAttempt
 from .definition.outcome import Backoff, Go, Reject, Retry
@@ -84,6 +86,7 @@ __all__ = [
     "ApprovalLink",
     "Ask",
     "Backoff",
+    "Blob",
     "Change",
     "Child",
     "Consumer",
@@ -96,6 +99,7 @@ __all__ = [
     "EditRefused",
     "EffectUnknown",
     "EmbeddedUnavailable",
+    "Erased",
     "FailedAttempt",
     "Go",
     "HandlerError",

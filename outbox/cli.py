@@ -32,6 +32,7 @@ COMMANDS = {
     "show": "outbox.commands.look:show",
     "set-status": "outbox.commands.change:set_status",
     "cancel": "outbox.commands.change:cancel",
+    "erase": "outbox.commands.erase:erase",
     "dead": "outbox.commands.look:dead",
     "retry": "outbox.commands.change:retry",
     "effects": "outbox.commands.look:effects_command",

@@ -47,10 +47,10 @@ def entity(given: object) -> str:
     return check_text(given, "entity_id", MAX_ENTITY_ID)
 
 
-def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
+def dump(adapter: TypeAdapter[Any], value: Any, field: str, *, most: int = MAX_BYTES) -> str:
     """Returns `value` as JSON text that Postgres can store and from which `adapter` reads the same value.
 
-    Raises InvalidInput, which names `field`, if there is no such text.
+    Raises InvalidInput, which names `field`, if there is no such text, or it has more than `most` bytes.
     """
     try:
         value = adapter.validate_python(value)
@@ -60,12 +60,12 @@ def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
         raise InvalidInput(field, explain(error)) from None
     except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:
         raise InvalidInput(field, f"can't be written as JSON: {clean(str(error), 300)}") from None
-    _check_size(len(written), field)
+    _check_size(len(written), field, most)
     text = written.decode()
     # pydantic writes NaN and Infinity as null, so the values are searched only if the text has a null.
     if "null" in text and _has_nonfinite(adapter.dump_python(value)):
         raise InvalidInput(field, "NaN and Infinity are not JSON")
-    check(text, field)
+    check(text, field, most)
     try:
         # By alias and name: Outbox writes the fields by their names, and others may write them by their aliases.
         read = adapter.validate_json(written, by_alias=True, by_name=True)
@@ -77,14 +77,14 @@ def dump(adapter: TypeAdapter[Any], value: Any, field: str) -> str:
     return text
 
 
-def dump_any(value: Any, field: str) -> str:
+def dump_any(value: Any, field: str, *, most: int = MAX_BYTES) -> str:
     """Returns a value without a declared type, such as a message's payload, as JSON text that Postgres can store.
 
     The value consists of plain JSON types, or is a pydantic model. Raises InvalidInput, which names `field`, for
     everything else: the caller chooses how to write dates, bytes, sets and keys that aren't strings as JSON.
     """
     if isinstance(value, BaseModel):
-        return dump(TypeAdapter(type(value)), value, field)
+        return dump(TypeAdapter(type(value)), value, field, most=most)
     try:
         text = _encode(value)
         if (key := _no_text(value)) is not None:
@@ -95,13 +95,13 @@ def dump_any(value: Any, field: str) -> str:
         raise
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(field, f"can't be written as JSON: {clean(str(error), 300)}") from None
-    return check(text, field)
+    return check(text, field, most)
 
 
-def check(text: str, field: str) -> str:
+def check(text: str, field: str, most: int = MAX_BYTES) -> str:
     """Returns JSON text unchanged. Raises InvalidInput if Postgres or a later reader would refuse it."""
-    if len(text) > MAX_BYTES // 4:
-        _check_size(len(text) if len(text) > MAX_BYTES else len(text.encode()), field)
+    if len(text) > most // 4:
+        _check_size(len(text) if len(text) > most else len(text.encode()), field, most)
     if "\\u0000" in text and "\0" in _strings(text, field):
         raise InvalidInput(field, "has a NUL character, which Postgres can't store in JSON")
     if "NaN" in text or "Infinity" in text:
@@ -133,11 +133,9 @@ def read(text: str) -> Any:
         return text
 
 
-def _check_size(size: int, field: str) -> None:
-    if size > MAX_BYTES:
-        raise InvalidInput(
-            field, f"{size:,} bytes of JSON; the limit is {MAX_BYTES:,}. Store it elsewhere, keep a link"
-        )
+def _check_size(size: int, field: str, most: int) -> None:
+    if size > most:
+        raise InvalidInput(field, f"{size:,} bytes of JSON; the limit is {most:,}. Store it elsewhere, keep a link")
 
 
 def decoder(field: str) -> Callable[[str], Any]:

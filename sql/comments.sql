@@ -185,7 +185,8 @@ COMMENT ON COLUMN outbox.checkpoints.stage IS 'The stage.';
 COMMENT ON COLUMN outbox.checkpoints.entered IS 'The workflow''s version when it came to the stage.';
 COMMENT ON COLUMN outbox.checkpoints.key IS 'Which call.';
 COMMENT ON COLUMN outbox.checkpoints.function IS 'The function that was called.';
-COMMENT ON COLUMN outbox.checkpoints.result IS 'What it returned.';
+COMMENT ON COLUMN outbox.checkpoints.result IS 'What it returned; null if it is a blob.';
+COMMENT ON COLUMN outbox.checkpoints.blob IS 'The hash of the blob that is the result, as JSON text: outbox.blob(encode(blob, ''hex'')).';
 COMMENT ON COLUMN outbox.checkpoints.attempt IS 'The attempt that called it.';
 COMMENT ON COLUMN outbox.checkpoints.made_at IS 'When.';
 
@@ -206,6 +207,23 @@ COMMENT ON COLUMN outbox.effects.error IS 'What it raised.';
 COMMENT ON COLUMN outbox.effects.known_by IS 'How that is known: by the call, by look_up, or by the person who has said so.';
 COMMENT ON COLUMN outbox.effects.started_at IS 'When the last call was intended.';
 COMMENT ON COLUMN outbox.effects.ended_at IS 'When it was known whether it has happened.';
+COMMENT ON TABLE outbox.blobs IS
+    'Contents that are too large for a row. outbox.blob(HASH) returns one.';
+COMMENT ON COLUMN outbox.blobs.sha256 IS 'The hash of the content, by which data names it.';
+COMMENT ON COLUMN outbox.blobs.size IS 'Its bytes.';
+COMMENT ON COLUMN outbox.blobs.parts IS 'The hashes of its parts, in their order.';
+COMMENT ON COLUMN outbox.blobs.loose IS 'Internal: whether the next sweep looks for uses of it.';
+
+COMMENT ON TABLE outbox.blob_parts IS 'Parts of blobs. Blobs that have a part in common share it.';
+COMMENT ON COLUMN outbox.blob_parts.sha256 IS 'The hash of the part.';
+COMMENT ON COLUMN outbox.blob_parts.content IS 'Its bytes.';
+COMMENT ON COLUMN outbox.blob_parts.loose_since IS 'Internal: since when no blob may have it.';
+
+COMMENT ON TABLE outbox.blob_uses IS 'Which workflow uses which blob.';
+COMMENT ON COLUMN outbox.blob_uses.workflow_id IS 'The workflow.';
+COMMENT ON COLUMN outbox.blob_uses.sha256 IS 'The blob.';
+COMMENT ON COLUMN outbox.blob_uses.entered IS 'Internal: the workflow''s version when it came to the stage that has stored it.';
+COMMENT ON COLUMN outbox.blob_uses.seen_at IS 'Internal: when it was last seen that it is used.';
 
 COMMENT ON TABLE outbox.approvals IS 'Questions to people, and their answers. Open until ended_at.';
 COMMENT ON COLUMN outbox.approvals.id IS 'The question''s id.';

@@ -65,6 +65,10 @@ GRANT EXECUTE ON FUNCTION outbox.decide(text, text, text, text, text, jsonb, tex
 GRANT EXECUTE ON FUNCTION outbox.cancel(text, text, text, text) TO outbox_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.checkpoints, outbox.effects TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.effects_ask(uuid, bigint, integer, integer, jsonb) TO outbox_worker;
+GRANT SELECT, INSERT (sha256, content), UPDATE (loose_since) ON outbox.blob_parts TO outbox_worker;
+GRANT SELECT, INSERT (sha256, size, parts), UPDATE (loose) ON outbox.blobs TO outbox_worker;
+GRANT SELECT, INSERT (workflow_id, sha256, entered), UPDATE (entered, seen_at) ON outbox.blob_uses TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.blob_uses_sweep(float8, integer), outbox.blobs_sweep(float8, integer) TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.orphans TO outbox_worker;
 GRANT SELECT ON outbox.children, outbox.pauses, outbox.limits TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.jobs_claim_limited(integer, text, text, integer, boolean, float8, float8, float8) TO outbox_worker;

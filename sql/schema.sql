@@ -379,6 +379,159 @@ $$;
 
 COMMENT ON FUNCTION outbox.approvals_forget(ids uuid[]) IS 'Internal: deletes the questions of workflows, with votes and links.';
 
+CREATE FUNCTION outbox.blob(sha256 text) RETURNS bytea
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT coalesce((
+        SELECT string_agg(p.content, '' ORDER BY o.n)
+        FROM unnest(b.parts) WITH ORDINALITY AS o (sha256, n)
+        CROSS JOIN LATERAL (SELECT p.content FROM outbox.blob_parts AS p WHERE p.sha256 = o.sha256 OFFSET 0) AS p), '')
+    FROM outbox.blobs AS b WHERE b.sha256 = decode(blob.sha256, 'hex')
+$$;
+
+COMMENT ON FUNCTION outbox.blob(sha256 text) IS 'Returns the content of a blob by its hash, as a handle in data names it; null if there is none.';
+
+CREATE FUNCTION outbox.blob_uses_sweep(hours double precision, most integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    looked integer;
+    ended  bytea[];
+BEGIN
+    WITH old AS MATERIALIZED (
+        SELECT u.workflow_id, u.sha256, u.entered, encode(u.sha256, 'hex') AS hash FROM outbox.blob_uses AS u
+        WHERE u.seen_at < clock_timestamp() - make_interval(secs => hours * 3600)
+        ORDER BY u.seen_at LIMIT most
+        FOR UPDATE SKIP LOCKED
+    ), looked AS MATERIALIZED (
+        SELECT old.workflow_id, old.sha256,
+               EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = old.workflow_id AND j.entered = old.entered)
+            OR EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = old.workflow_id AND d.entered = old.entered)
+            OR EXISTS (SELECT FROM outbox.workflow_states AS w
+                       WHERE w.id = old.workflow_id AND strpos(w.metadata::text, old.hash) > 0)
+            OR EXISTS (SELECT FROM outbox.approvals AS a
+                       WHERE a.workflow_id = old.workflow_id AND a.ended_at IS NULL
+                         AND strpos(concat(a.data, a.edited), old.hash) > 0) AS used
+        FROM old
+    ), kept AS (
+        UPDATE outbox.blob_uses AS u SET seen_at = clock_timestamp() FROM looked AS l
+        WHERE l.used AND u.workflow_id = l.workflow_id AND u.sha256 = l.sha256
+    ), gone AS (
+        DELETE FROM outbox.blob_uses AS u USING looked AS l
+        WHERE NOT l.used AND u.workflow_id = l.workflow_id AND u.sha256 = l.sha256
+        RETURNING u.sha256
+    )
+    SELECT (SELECT count(*) FROM looked), (SELECT array_agg(gone.sha256) FROM gone) INTO looked, ended;
+    PERFORM outbox.blobs_loosen(ended);
+    RETURN looked;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.blob_uses_sweep(hours double precision, most integer) IS 'Internal: ends uses of blobs that are no longer named, and returns at how many it has looked.';
+
+CREATE FUNCTION outbox.blobs_forget(ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    ended bytea[];
+BEGIN
+    WITH gone AS (DELETE FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids) RETURNING u.sha256)
+    SELECT array_agg(gone.sha256) INTO ended FROM gone;
+    PERFORM outbox.blobs_loosen(ended);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.blobs_forget(ids uuid[]) IS 'Internal: ends the uses of blobs by these workflows.';
+
+CREATE FUNCTION outbox.blobs_loosen(hashes bytea[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    UPDATE outbox.blobs AS b SET loose = true
+    FROM (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes) AND NOT b.loose
+          ORDER BY b.sha256 FOR NO KEY UPDATE) AS o
+    WHERE b.sha256 = o.sha256
+$$;
+
+COMMENT ON FUNCTION outbox.blobs_loosen(hashes bytea[]) IS 'Internal: has the next sweep look whether anything uses these blobs.';
+
+CREATE FUNCTION outbox.blobs_remove(hashes bytea[]) RETURNS bytea[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    left_over bytea[];
+BEGIN
+    WITH gone AS (
+        DELETE FROM outbox.blobs AS b
+        WHERE b.sha256 = ANY (hashes) AND NOT EXISTS (SELECT FROM outbox.blob_uses AS u WHERE u.sha256 = b.sha256)
+        RETURNING b.parts
+    )
+    SELECT array_agg(DISTINCT p.sha256) INTO left_over FROM gone CROSS JOIN LATERAL unnest(gone.parts) AS p (sha256);
+    UPDATE outbox.blobs AS b SET loose = false WHERE b.sha256 = ANY (hashes) AND b.loose;
+    RETURN left_over;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.blobs_remove(hashes bytea[]) IS 'Internal: deletes those of these blobs that nothing uses, and returns the parts that they had.';
+
+CREATE FUNCTION outbox.blobs_sweep(hours double precision, most integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    found  bytea[];
+    parts  bytea[];
+    looked integer;
+BEGIN
+    found := ARRAY(SELECT b.sha256 FROM outbox.blobs AS b WHERE b.loose LIMIT most FOR UPDATE SKIP LOCKED);
+    parts := outbox.blobs_remove(found);
+    UPDATE outbox.blob_parts AS p SET loose_since = clock_timestamp()
+    FROM (SELECT p.sha256 FROM outbox.blob_parts AS p WHERE p.sha256 = ANY (parts)
+          ORDER BY p.sha256 FOR NO KEY UPDATE) AS o
+    WHERE p.sha256 = o.sha256;
+    looked := cardinality(found);
+    found := ARRAY(SELECT p.sha256 FROM outbox.blob_parts AS p
+                   WHERE p.loose_since < clock_timestamp() - make_interval(secs => hours * 3600)
+                   ORDER BY p.loose_since LIMIT most FOR UPDATE SKIP LOCKED);
+    PERFORM outbox.parts_remove(found);
+    RETURN greatest(looked, cardinality(found));
+END
+$$;
+
+COMMENT ON FUNCTION outbox.blobs_sweep(hours double precision, most integer) IS 'Internal: removes blobs that nothing uses, and parts that no blob has; returns at how many it has looked.';
+
+CREATE FUNCTION outbox.blobs_use(ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+BEGIN
+    INSERT INTO outbox.blob_uses (workflow_id, sha256, entered)
+    SELECT f.id, b.sha256, f.version
+    FROM (
+        SELECT DISTINCT i.id, w.version, decode(h.hash #>> '{}', 'hex') AS sha256
+        FROM unnest(ids) AS i (id)
+        CROSS JOIN LATERAL (SELECT w.version, w.metadata FROM outbox.workflow_states AS w WHERE w.id = i.id OFFSET 0) AS w
+        CROSS JOIN LATERAL jsonb_path_query(w.metadata, 'lax $.**.sha256 ? (@ like_regex "^[0-9a-f]{64}$")') AS h (hash)
+        ORDER BY 3, 1
+    ) AS f
+    CROSS JOIN LATERAL (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = f.sha256 FOR KEY SHARE) AS b
+    -- It locks the use that is there in any case, and makes it younger than what a sweep looks at: one that has looked before
+    -- this change must not end it after.
+    ON CONFLICT (workflow_id, sha256) DO UPDATE SET seen_at = clock_timestamp()
+        WHERE blob_uses.seen_at < clock_timestamp() - interval '30 minutes';
+END
+$_$;
+
+COMMENT ON FUNCTION outbox.blobs_use(ids uuid[]) IS 'Internal: notes which blobs the data of these workflows names.';
+
 CREATE FUNCTION outbox.cancel(pipeline text, entity_id text, cancelled_by text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -934,6 +1087,247 @@ END
 $$;
 
 COMMENT ON FUNCTION outbox.effects_ask(workflow uuid, job bigint, worker integer, attempt integer, questions jsonb) IS 'Internal: asks people what has become of calls, and parks the job of their attempt.';
+
+CREATE FUNCTION outbox.erase(pipeline text, entity_id text, erased_by text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    workflow  outbox.workflow_states := outbox.workflow_locked(erase.pipeline, erase.entity_id);
+    actor     text := coalesce(outbox.actor_named(erase.erased_by), outbox.actor());
+    status    text := workflow.current_status;
+    reactions uuid[];
+    found     jsonb;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'outbox.erase must see what others have just written: this transaction is %',
+            upper(current_setting('transaction_isolation'))
+            USING ERRCODE = 'invalid_transaction_state', HINT = 'Call it in a transaction that is READ COMMITTED.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM outbox.routes AS r
+                   WHERE r.pipeline = workflow.pipeline AND r.status = workflow.current_status AND r.final) THEN
+        status := outbox.cancel(workflow.pipeline, workflow.entity_id, erase.erased_by, 'erased');
+    END IF;
+    reactions := ARRAY(
+        SELECT w.id
+        FROM outbox.pipelines AS p
+        JOIN outbox.workflow_states AS w
+            ON w.pipeline = p.pipeline
+            AND w.entity_id >= left(workflow.entity_id, 450) || '@' AND w.entity_id < left(workflow.entity_id, 450) || 'A'
+        WHERE p.reaction_of = workflow.pipeline AND right(w.entity_id, 37) = '@' || workflow.id
+        ORDER BY w.id
+        FOR UPDATE OF w);
+    found := jsonb_build_object('pipeline', workflow.pipeline, 'entity_id', workflow.entity_id, 'status', status)
+        || outbox.erase_messages(workflow.id || reactions);
+    PERFORM outbox.erase_beside(workflow.id || reactions);
+    found := found || jsonb_build_object('blobs_of_others', outbox.erase_blobs(workflow.id || reactions))
+        || outbox.erase_reactions(reactions);
+    PERFORM outbox.erase_derived(workflow, ARRAY(SELECT p.pipeline FROM outbox.pipelines AS p
+                                                 WHERE workflow.pipeline IN (p.pipeline, p.reaction_of)));
+    RETURN found || jsonb_build_object(
+        'version', outbox.erase_workflow(workflow.id, actor, erase.reason),
+        'relatives', (SELECT coalesce(jsonb_agg(jsonb_build_object('pipeline', w.pipeline, 'entity_id', w.entity_id)
+                                                ORDER BY w.pipeline, w.entity_id), '[]')
+                      FROM outbox.children AS c
+                      JOIN outbox.workflow_states AS w
+                          ON w.id = CASE c.child_id WHEN workflow.id THEN c.parent_id ELSE c.child_id END
+                      WHERE workflow.id IN (c.child_id, c.parent_id)));
+END
+$$;
+
+COMMENT ON FUNCTION outbox.erase(pipeline text, entity_id text, erased_by text, reason text) IS 'Erases the data of a workflow, and every text that Outbox has of it, for the owner of the schema. It leaves a row of history. One that has not ended is cancelled first. Returns what went, and what was published before and can''t be reached.';
+
+CREATE FUNCTION outbox.erase_beside(ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    DELETE FROM outbox.checkpoints AS c WHERE c.workflow_id = ANY (ids);
+    DELETE FROM outbox.effects AS e WHERE e.workflow_id = ANY (ids);
+    UPDATE outbox.signals AS s SET payload = NULL, signal_id = NULL WHERE s.workflow_id = ANY (ids);
+    UPDATE outbox.actions AS a SET reason = NULL WHERE a.workflow_id = ANY (ids) AND a.reason IS NOT NULL;
+    UPDATE outbox.approval_votes AS v SET reason = NULL, shown = ''
+    FROM outbox.approvals AS a WHERE a.workflow_id = ANY (ids) AND v.approval_id = a.id;
+    UPDATE outbox.approvals AS a
+    SET question = 'erased', name = NULL, data = NULL, shown = '', edited = NULL, reason = NULL
+    WHERE a.workflow_id = ANY (ids);
+    UPDATE outbox.jobs AS j SET error = NULL, progress = NULL WHERE j.workflow_id = ANY (ids);
+    DELETE FROM outbox.dead_jobs AS d WHERE d.workflow_id = ANY (ids);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.erase_beside(ids uuid[]) IS 'Internal: erases what stands beside workflows.';
+
+CREATE FUNCTION outbox.erase_blobs(ids uuid[]) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    hashes bytea[] := ARRAY(SELECT u.sha256 FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids));
+    parts  bytea[];
+BEGIN
+    PERFORM outbox.blobs_forget(ids);
+    PERFORM FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes) ORDER BY b.sha256 FOR UPDATE;
+    parts := outbox.blobs_remove(hashes);
+    PERFORM FROM outbox.blob_parts AS p WHERE p.sha256 = ANY (parts) ORDER BY p.sha256 FOR UPDATE;
+    PERFORM outbox.parts_remove(parts);
+    RETURN (SELECT count(*) FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes));
+END
+$$;
+
+COMMENT ON FUNCTION outbox.erase_blobs(ids uuid[]) IS 'Internal: deletes the large contents of workflows, and returns how many others use as well.';
+
+CREATE TABLE outbox.workflow_states (
+    id uuid DEFAULT outbox.uuid7() NOT NULL,
+    pipeline text NOT NULL COLLATE pg_catalog."C",
+    entity_id text NOT NULL COLLATE pg_catalog."C",
+    current_status text NOT NULL COLLATE pg_catalog."C",
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    version bigint DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    updated_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
+)
+WITH (autovacuum_vacuum_scale_factor='0.05', fillfactor='50');
+
+COMMENT ON TABLE outbox.workflow_states IS 'One row for each workflow: an entity on its way through a pipeline. INSERT starts it, UPDATE of current_status moves it.';
+
+COMMENT ON COLUMN outbox.workflow_states.id IS 'Its id, a UUIDv7.';
+
+COMMENT ON COLUMN outbox.workflow_states.pipeline IS 'Its pipeline.';
+
+COMMENT ON COLUMN outbox.workflow_states.entity_id IS 'What it is about; unique within the pipeline.';
+
+COMMENT ON COLUMN outbox.workflow_states.current_status IS 'Where it stands. If an INSERT leaves it out, the pipeline''s initial status.';
+
+COMMENT ON COLUMN outbox.workflow_states.metadata IS 'Its data.';
+
+COMMENT ON COLUMN outbox.workflow_states.version IS 'Moves by one with each change of status or data.';
+
+COMMENT ON COLUMN outbox.workflow_states.created_at IS 'When it started.';
+
+COMMENT ON COLUMN outbox.workflow_states.updated_at IS 'When its status or data last changed.';
+
+CREATE FUNCTION outbox.erase_derived(workflow outbox.workflow_states, pipelines text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    partitions text[] := ARRAY(
+        SELECT DISTINCT outbox.partition_of(workflow.metadata, r.partition) FROM outbox.routes AS r
+        WHERE r.pipeline = workflow.pipeline AND cardinality(r.partition) > 0);
+BEGIN
+    UPDATE outbox.limits AS l SET served = '' WHERE l.pipeline = workflow.pipeline AND l.served = ANY (partitions);
+    DELETE FROM outbox.partition_rates AS r
+    WHERE r.pipeline = workflow.pipeline AND r.partition = ANY (partitions) AND r.next_at <= clock_timestamp();
+    -- Maintenance folds these rows, too: the lock keeps the two apart.
+    PERFORM pg_advisory_xact_lock(hashtext('outbox.deaths_fold'));
+    WITH over AS MATERIALIZED (
+        SELECT k.pipeline, k.stage, k.status, k.kind
+        FROM (SELECT c.pipeline, c.stage, c.status, c.kind, c.jobs FROM outbox.dead_counts AS c
+              UNION ALL
+              SELECT e.pipeline, e.stage, e.status, e.kind, e.jobs FROM outbox.error_kinds AS e) AS k
+        WHERE k.pipeline = ANY (pipelines)
+        GROUP BY k.pipeline, k.stage, k.status, k.kind
+        HAVING sum(k.jobs) = 0
+    ), counts AS (
+        DELETE FROM outbox.dead_counts AS c USING over AS o
+        WHERE (c.pipeline, c.stage, c.status, c.kind) = (o.pipeline, o.stage, o.status, o.kind)
+    )
+    DELETE FROM outbox.error_kinds AS e USING over AS o
+    WHERE (e.pipeline, e.stage, e.status, e.kind) = (o.pipeline, o.stage, o.status, o.kind);
+END
+$$;
+
+COMMENT ON FUNCTION outbox.erase_derived(workflow outbox.workflow_states, pipelines text[]) IS 'Internal: erases what limits and lists have made of the texts of a workflow.';
+
+CREATE FUNCTION outbox.erase_messages(ids uuid[]) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    read    uuid[];
+    parked  uuid[];
+    found   jsonb;
+BEGIN
+    read := ARRAY(
+        SELECT m.message_id FROM outbox.messages AS m
+        WHERE m.workflow_id = ANY (ids) AND EXISTS (
+            SELECT FROM outbox.relays AS r WHERE pg_visible_in_snapshot(m.xid, coalesce(r.window_end, r.window_start))));
+    WITH gone AS (
+        DELETE FROM outbox.parked_messages AS p WHERE p.workflow_id = ANY (ids) RETURNING p.message_id
+    )
+    SELECT array_agg(gone.message_id) INTO parked FROM gone;
+    WITH gone AS (
+        DELETE FROM outbox.messages AS m WHERE m.workflow_id = ANY (ids) RETURNING m.message_id, m.topic
+    ), deliveries AS (
+        DELETE FROM outbox.parked_deliveries AS d
+        WHERE d.message_id = ANY (ARRAY(SELECT gone.message_id::text FROM gone) || parked::text[])
+        RETURNING 1
+    )
+    SELECT jsonb_build_object(
+        'unsent', (SELECT count(*) FROM gone WHERE gone.message_id <> ALL (read)),
+        'parked', coalesce(cardinality(parked), 0), 'parked_deliveries', (SELECT count(*) FROM deliveries),
+        'published', coalesce((SELECT jsonb_object_agg(t.topic, t.messages)
+                               FROM (SELECT gone.topic, count(*) AS messages FROM gone
+                                     WHERE gone.message_id = ANY (read) AND gone.message_id <> ALL (coalesce(parked, '{}'))
+                                     GROUP BY gone.topic) AS t), '{}'))
+    INTO found;
+    RETURN found;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.erase_messages(ids uuid[]) IS 'Internal: deletes the messages of workflows, and returns how many were there, sent and not sent.';
+
+CREATE FUNCTION outbox.erase_reactions(ids uuid[]) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    found jsonb;
+BEGIN
+    PERFORM set_config('outbox.retention', 'on', true);
+    DELETE FROM outbox.state_changes AS c WHERE c.workflow_id = ANY (ids);
+    DELETE FROM outbox.actions AS a WHERE a.workflow_id = ANY (ids);
+    WITH gone AS (DELETE FROM outbox.workflow_states AS w WHERE w.id = ANY (ids) RETURNING w.current_status)
+    SELECT jsonb_build_object('reactions', count(*), 'reactions_not_run', count(*) FILTER (WHERE gone.current_status <> 'DONE'))
+    INTO found FROM gone;
+    PERFORM set_config('outbox.retention', '', true);
+    RETURN found;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.erase_reactions(ids uuid[]) IS 'Internal: deletes reactions, with their history, and returns how many.';
+
+CREATE FUNCTION outbox.erase_workflow(workflow uuid, actor text, reason text) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+DECLARE
+    now_is outbox.workflow_states;
+BEGIN
+    PERFORM set_config('outbox.erasing', 'on', true);
+    UPDATE outbox.workflow_states AS w SET metadata = jsonb_build_object('$erased', clock_timestamp())
+    WHERE w.id = workflow RETURNING * INTO now_is;
+    -- A row that leads nowhere tells of an erasing before.
+    UPDATE outbox.state_changes AS c SET reason = NULL
+    WHERE c.workflow_id = workflow AND c.reason IS NOT NULL AND c.from_status IS DISTINCT FROM c.to_status;
+    INSERT INTO outbox.state_changes (workflow_id, from_status, to_status, version, actor, reason)
+    VALUES (workflow, now_is.current_status, now_is.current_status, now_is.version, actor, concat_ws(': ', 'erased', reason));
+    PERFORM set_config('outbox.erasing', '', true);
+    RETURN now_is.version;
+END
+$_$;
+
+COMMENT ON FUNCTION outbox.erase_workflow(workflow uuid, actor text, reason text) IS 'Internal: erases the data of a workflow and the reasons in its history.';
 
 CREATE FUNCTION outbox.error_kind(error text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -1864,6 +2258,26 @@ CREATE FUNCTION outbox.partition_of(metadata jsonb, path text[]) RETURNS text
 
 COMMENT ON FUNCTION outbox.partition_of(metadata jsonb, path text[]) IS 'Internal: the partition of a limited stage that data belongs to.';
 
+CREATE FUNCTION outbox.parts_remove(hashes bytea[]) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'on'
+    AS $$
+DECLARE
+    removed integer;
+BEGIN
+    DELETE FROM outbox.blob_parts AS p
+    WHERE p.sha256 = ANY (hashes)
+      AND NOT EXISTS (SELECT FROM outbox.blobs AS b WHERE b.parts @> ARRAY[p.sha256] OFFSET 0);
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    UPDATE outbox.blob_parts AS p SET loose_since = NULL WHERE p.sha256 = ANY (hashes) AND p.loose_since IS NOT NULL;
+    RETURN removed;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.parts_remove(hashes bytea[]) IS 'Internal: deletes those of these parts that no blob has; returns how many.';
+
 CREATE FUNCTION outbox.pause(pipeline text, stage text, by text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1965,37 +2379,6 @@ COMMENT ON COLUMN outbox.children.child_id IS 'The child.';
 COMMENT ON COLUMN outbox.children.parent_id IS 'Its parent.';
 
 COMMENT ON COLUMN outbox.children.cancel_to IS 'The status that the child moves to when its parent ends first; null: it goes on alone.';
-
-CREATE TABLE outbox.workflow_states (
-    id uuid DEFAULT outbox.uuid7() NOT NULL,
-    pipeline text NOT NULL COLLATE pg_catalog."C",
-    entity_id text NOT NULL COLLATE pg_catalog."C",
-    current_status text NOT NULL COLLATE pg_catalog."C",
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    version bigint DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
-    updated_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
-    CONSTRAINT workflow_states_entity_id_length CHECK (((char_length(entity_id) >= 1) AND (char_length(entity_id) <= 512)))
-)
-WITH (autovacuum_vacuum_scale_factor='0.05', fillfactor='50');
-
-COMMENT ON TABLE outbox.workflow_states IS 'One row for each workflow: an entity on its way through a pipeline. INSERT starts it, UPDATE of current_status moves it.';
-
-COMMENT ON COLUMN outbox.workflow_states.id IS 'Its id, a UUIDv7.';
-
-COMMENT ON COLUMN outbox.workflow_states.pipeline IS 'Its pipeline.';
-
-COMMENT ON COLUMN outbox.workflow_states.entity_id IS 'What it is about; unique within the pipeline.';
-
-COMMENT ON COLUMN outbox.workflow_states.current_status IS 'Where it stands. If an INSERT leaves it out, the pipeline''s initial status.';
-
-COMMENT ON COLUMN outbox.workflow_states.metadata IS 'Its data.';
-
-COMMENT ON COLUMN outbox.workflow_states.version IS 'Moves by one with each change of status or data.';
-
-COMMENT ON COLUMN outbox.workflow_states.created_at IS 'When it started.';
-
-COMMENT ON COLUMN outbox.workflow_states.updated_at IS 'When its status or data last changed.';
 
 CREATE FUNCTION outbox.pipelines_of_children(parent uuid) RETURNS text[]
     LANGUAGE sql STABLE
@@ -2719,10 +3102,13 @@ CREATE FUNCTION outbox.state_changes_are_append_only() RETURNS trigger
 BEGIN
     IF TG_OP = 'DELETE' AND current_setting('outbox.retention', true) = 'on' THEN
         RETURN NULL;
+    ELSIF TG_OP = 'UPDATE' AND TG_LEVEL = 'STATEMENT' AND current_setting('outbox.erasing', true) = 'on'
+        AND pg_has_role((SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE') THEN
+        RETURN NULL;
     END IF;
     RAISE EXCEPTION 'outbox.% is append-only: % is refused', TG_TABLE_NAME, TG_OP
         USING ERRCODE = 'OB005', DETAIL = jsonb_build_object('table', TG_TABLE_NAME, 'operation', TG_OP)::text,
-              HINT = 'Retention deletes old history: outbox worker --keep-history DAYS.';
+              HINT = 'Retention deletes old history: outbox worker --keep-history DAYS. `outbox erase` erases the reasons in it.';
 END
 $$;
 
@@ -3650,7 +4036,7 @@ BEGIN
     IF OLD.metadata ? '$version' AND NOT NEW.metadata ? '$version' THEN
         NEW.metadata := outbox.data_stamped(NEW.metadata, outbox.plain_of(NEW.pipeline));
     END IF;
-    IF NEW.metadata IS DISTINCT FROM OLD.metadata AND outbox.told('outbox.worker') IS NULL THEN
+    IF NEW.metadata IS DISTINCT FROM OLD.metadata AND outbox.told('outbox.worker') IS NULL AND outbox.told('outbox.erasing') IS NULL THEN
         door := outbox.door_of(NEW.pipeline);
         IF door IS NOT NULL THEN
             PERFORM outbox.data_check(NEW.pipeline, NEW.entity_id, NEW.metadata, door);
@@ -3706,6 +4092,8 @@ DECLARE
     ended     integer := 0;
     n         integer;
 BEGIN
+    PERFORM outbox.blobs_use(array_agg(n.id)) FROM new_rows AS n HAVING EXISTS (SELECT FROM outbox.blobs);
+
     -- 1. What has changed, and what becomes of each.
     --
     -- Old and new rows are kept side by side, so they pair by position. A join would be planned once for the size of the
@@ -3914,6 +4302,7 @@ BEGIN
     DELETE FROM outbox.signals AS s WHERE s.workflow_id = ANY (ids);
     PERFORM outbox.approvals_forget(ids);
     DELETE FROM outbox.effects AS e WHERE e.workflow_id = ANY (ids);
+    PERFORM outbox.blobs_forget(ids);
     INSERT INTO outbox.status_counts (pipeline, status, workflows)
     SELECT o.pipeline, o.current_status, -count(*) FROM old_rows AS o GROUP BY o.pipeline, o.current_status;
     RETURN NULL;
@@ -4005,6 +4394,8 @@ BEGIN
         PERFORM outbox.commit_waits();  -- all of them were there already
         RETURN NULL;
     END IF;
+
+    PERFORM outbox.blobs_use(array_agg(s.id)) FROM new_rows AS s HAVING EXISTS (SELECT FROM outbox.blobs);
 
     -- 6 and 7. The first job, with its deadline.
     WITH made AS (
@@ -4126,15 +4517,66 @@ COMMENT ON COLUMN outbox.approval_votes.reason IS 'Why.';
 
 COMMENT ON COLUMN outbox.approval_votes.voted_at IS 'When.';
 
+CREATE TABLE outbox.blob_parts (
+    sha256 bytea NOT NULL,
+    content bytea NOT NULL,
+    loose_since timestamp with time zone DEFAULT clock_timestamp(),
+    CONSTRAINT blob_parts_are_named_by_content CHECK ((sha256 = sha256(content)))
+);
+
+COMMENT ON TABLE outbox.blob_parts IS 'Parts of blobs. Blobs that have a part in common share it.';
+
+COMMENT ON COLUMN outbox.blob_parts.sha256 IS 'The hash of the part.';
+
+COMMENT ON COLUMN outbox.blob_parts.content IS 'Its bytes.';
+
+COMMENT ON COLUMN outbox.blob_parts.loose_since IS 'Internal: since when no blob may have it.';
+
+CREATE TABLE outbox.blob_uses (
+    workflow_id uuid NOT NULL,
+    sha256 bytea NOT NULL,
+    entered bigint NOT NULL,
+    seen_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+COMMENT ON TABLE outbox.blob_uses IS 'Which workflow uses which blob.';
+
+COMMENT ON COLUMN outbox.blob_uses.workflow_id IS 'The workflow.';
+
+COMMENT ON COLUMN outbox.blob_uses.sha256 IS 'The blob.';
+
+COMMENT ON COLUMN outbox.blob_uses.entered IS 'Internal: the workflow''s version when it came to the stage that has stored it.';
+
+COMMENT ON COLUMN outbox.blob_uses.seen_at IS 'Internal: when it was last seen that it is used.';
+
+CREATE TABLE outbox.blobs (
+    sha256 bytea NOT NULL,
+    size bigint NOT NULL,
+    parts bytea[] NOT NULL,
+    loose boolean DEFAULT false NOT NULL
+);
+
+COMMENT ON TABLE outbox.blobs IS 'Contents that are too large for a row. outbox.blob(HASH) returns one.';
+
+COMMENT ON COLUMN outbox.blobs.sha256 IS 'The hash of the content, by which data names it.';
+
+COMMENT ON COLUMN outbox.blobs.size IS 'Its bytes.';
+
+COMMENT ON COLUMN outbox.blobs.parts IS 'The hashes of its parts, in their order.';
+
+COMMENT ON COLUMN outbox.blobs.loose IS 'Internal: whether the next sweep looks for uses of it.';
+
 CREATE TABLE outbox.checkpoints (
     workflow_id uuid NOT NULL,
     stage text NOT NULL COLLATE pg_catalog."C",
     entered bigint NOT NULL,
     key text NOT NULL COLLATE pg_catalog."C",
     function text NOT NULL,
-    result jsonb NOT NULL,
+    result jsonb,
     attempt integer NOT NULL,
-    made_at timestamp with time zone DEFAULT now() NOT NULL
+    made_at timestamp with time zone DEFAULT now() NOT NULL,
+    blob bytea,
+    CONSTRAINT checkpoints_have_one_result CHECK ((num_nonnulls(result, blob) = 1))
 );
 
 COMMENT ON TABLE outbox.checkpoints IS 'Results of calls that a later attempt at the same work does not make again.';
@@ -4149,11 +4591,13 @@ COMMENT ON COLUMN outbox.checkpoints.key IS 'Which call.';
 
 COMMENT ON COLUMN outbox.checkpoints.function IS 'The function that was called.';
 
-COMMENT ON COLUMN outbox.checkpoints.result IS 'What it returned.';
+COMMENT ON COLUMN outbox.checkpoints.result IS 'What it returned; null if it is a blob.';
 
 COMMENT ON COLUMN outbox.checkpoints.attempt IS 'The attempt that called it.';
 
 COMMENT ON COLUMN outbox.checkpoints.made_at IS 'When.';
+
+COMMENT ON COLUMN outbox.checkpoints.blob IS 'The hash of the blob that is the result, as JSON text: outbox.blob(encode(blob, ''hex'')).';
 
 CREATE TABLE outbox.dead_counts (
     pipeline text NOT NULL COLLATE pg_catalog."C",
@@ -5428,6 +5872,15 @@ ALTER TABLE ONLY outbox.approval_votes
 ALTER TABLE ONLY outbox.approvals
     ADD CONSTRAINT approvals_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY outbox.blob_parts
+    ADD CONSTRAINT blob_parts_pkey PRIMARY KEY (sha256);
+
+ALTER TABLE ONLY outbox.blob_uses
+    ADD CONSTRAINT blob_uses_pkey PRIMARY KEY (workflow_id, sha256);
+
+ALTER TABLE ONLY outbox.blobs
+    ADD CONSTRAINT blobs_pkey PRIMARY KEY (sha256);
+
 ALTER TABLE ONLY outbox.checkpoints
     ADD CONSTRAINT checkpoints_pkey PRIMARY KEY (workflow_id, entered, stage, key);
 
@@ -5647,6 +6100,16 @@ CREATE INDEX approvals_to_escalate ON outbox.approvals USING btree (escalate_at)
 
 CREATE INDEX approvals_to_remind ON outbox.approvals USING btree (remind_at) WHERE ((ended_at IS NULL) AND (remind_at IS NOT NULL));
 
+CREATE INDEX blob_parts_loose ON outbox.blob_parts USING btree (loose_since) WHERE (loose_since IS NOT NULL);
+
+CREATE INDEX blob_uses_by_blob ON outbox.blob_uses USING btree (sha256);
+
+CREATE INDEX blob_uses_by_time ON outbox.blob_uses USING btree (seen_at);
+
+CREATE INDEX blobs_by_part ON outbox.blobs USING gin (parts);
+
+CREATE INDEX blobs_loose ON outbox.blobs USING btree (sha256) WHERE loose;
+
 CREATE INDEX checkpoints_by_time ON outbox.checkpoints USING brin (made_at) WITH (autosummarize='on');
 
 CREATE INDEX children_by_parent ON outbox.children USING btree (parent_id);
@@ -5775,6 +6238,8 @@ CREATE TRIGGER signal_take AFTER INSERT ON outbox.signals FOR EACH ROW EXECUTE F
 
 CREATE TRIGGER state_changes_are_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON outbox.state_changes FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
 
+CREATE TRIGGER state_changes_stay BEFORE UPDATE ON outbox.state_changes FOR EACH ROW WHEN ((((((((((((old.id IS DISTINCT FROM new.id) OR (old.workflow_id IS DISTINCT FROM new.workflow_id)) OR (old.from_status IS DISTINCT FROM new.from_status)) OR (old.to_status IS DISTINCT FROM new.to_status)) OR (old.version IS DISTINCT FROM new.version)) OR (old.actor IS DISTINCT FROM new.actor)) OR (old.stage IS DISTINCT FROM new.stage)) OR (old.attempt IS DISTINCT FROM new.attempt)) OR (old.at IS DISTINCT FROM new.at)) OR (old.login IS DISTINCT FROM new.login)) OR (new.reason IS NOT NULL))) EXECUTE FUNCTION outbox.state_changes_are_append_only();
+
 CREATE TRIGGER workflow_fill_initial BEFORE INSERT ON outbox.workflow_states FOR EACH ROW WHEN (((new.current_status IS NULL) OR (new.version <> 1) OR (current_setting('outbox.of_code'::text, true) IS DISTINCT FROM (statement_timestamp())::text))) EXECUTE FUNCTION outbox.workflow_fill_initial();
 
 CREATE TRIGGER workflow_move_version BEFORE UPDATE ON outbox.workflow_states FOR EACH ROW WHEN (((new.version <> (old.version + 1)) OR (new.current_status = old.current_status) OR ((new.updated_at < statement_timestamp()) OR (new.updated_at > clock_timestamp())) OR (new.id <> old.id) OR (new.pipeline <> old.pipeline) OR (new.entity_id <> old.entity_id))) EXECUTE FUNCTION outbox.workflow_move_version();
@@ -5786,3 +6251,6 @@ CREATE TRIGGER workflows_changed AFTER UPDATE ON outbox.workflow_states REFERENC
 CREATE TRIGGER workflows_deleted AFTER DELETE ON outbox.workflow_states REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION outbox.workflows_deleted();
 
 CREATE TRIGGER workflows_started AFTER INSERT ON outbox.workflow_states REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION outbox.workflows_started();
+
+ALTER TABLE ONLY outbox.blob_uses
+    ADD CONSTRAINT blob_uses_are_of_a_blob FOREIGN KEY (sha256) REFERENCES outbox.blobs(sha256);

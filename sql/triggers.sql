@@ -51,6 +51,16 @@ CREATE OR REPLACE TRIGGER state_changes_are_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON outbox.state_changes
     FOR EACH STATEMENT EXECUTE FUNCTION outbox.state_changes_are_append_only();
 
+-- What erasing may not change: what happened, who did it, and when.
+CREATE OR REPLACE TRIGGER state_changes_stay
+    BEFORE UPDATE ON outbox.state_changes
+    FOR EACH ROW
+    WHEN ((OLD.id, OLD.workflow_id, OLD.from_status, OLD.to_status, OLD.version, OLD.actor, OLD.stage, OLD.attempt, OLD.at, OLD.login)
+          IS DISTINCT FROM
+          (NEW.id, NEW.workflow_id, NEW.from_status, NEW.to_status, NEW.version, NEW.actor, NEW.stage, NEW.attempt, NEW.at, NEW.login)
+          OR NEW.reason IS NOT NULL)
+    EXECUTE FUNCTION outbox.state_changes_are_append_only();
+
 CREATE OR REPLACE TRIGGER dead_job_placed
     BEFORE INSERT OR UPDATE ON outbox.dead_jobs
     FOR EACH ROW EXECUTE FUNCTION outbox.dead_job_placed();

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, overload
 from ..checks import check_name, check_seconds
 from ..client import lists
 from ..client.cancel import cancel
+from ..client.erase import Erased, erase
 from ..client.lists import Page, StateChange, Workflow
 from ..client.move import move
 from ..client.submit import Submitted, submit, submit_many
@@ -442,6 +443,37 @@ class Pipeline(HasData[Data]):
         """
         cancelled: str | Awaitable[str] = cancel(self.name, conn, entity_id, by, reason)
         return cancelled
+
+    # Erasing: see client/erase.py.
+
+    @overload
+    def erase(
+        self, conn: AsyncConn, entity_id: EntityId, *, by: str | None = None, reason: str | None = None
+    ) -> Coroutine[Any, Any, Erased]: ...
+    @overload
+    def erase(
+        self, conn: SyncConn, entity_id: EntityId, *, by: str | None = None, reason: str | None = None
+    ) -> Erased: ...
+    def erase(
+        self,
+        conn: AsyncConn | SyncConn,
+        entity_id: EntityId,
+        *,
+        by: str | None = None,
+        reason: str | None = None,
+    ) -> Erased | Awaitable[Erased]:
+        """Erases the data of a workflow, and every text of it, in the caller's transaction. Await it on an async one.
+
+        Only the owner of the schema may. A workflow that has not ended is cancelled first. What happened, when and by
+        whom stays in the history, with a row that says who has erased the rest: `by` (default: the database role) and
+        `reason`. Returns what went, and what can't be reached: messages that were published, parents and children.
+
+        Raises InvalidInput before any SQL if a value can't be stored. The database raises NoWorkflow, and
+        NotCancellable if the workflow has not ended and the deployed pipeline has no status for cancelled ones; like
+        any error in a transaction, they end it.
+        """
+        erased: Erased | Awaitable[Erased] = erase(self.name, conn, entity_id, by, reason)
+        return erased
 
     # Moving: see client/move.py.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from uuid import UUID
@@ -18,6 +18,7 @@ from ..client.publish import MAX_TOPIC, checked
 from ..documents import EntityId
 from ..errors import HandlerError, InvalidInput, LeaseLost
 from . import effect
+from .blob import Blob, Content
 from .data import HasData
 from .effect import Effects, OnUnknown
 from .lifespan import NO_RESOURCES
@@ -97,7 +98,7 @@ class Answer:
 
 
 class Kept(Protocol):
-    """What a worker does for a handler: results of calls, effects, progress, children, answers."""
+    """What a worker does for a handler: results of calls, effects, large contents, progress, children, answers."""
 
     def once(self, job: Any, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any: ...
 
@@ -105,6 +106,12 @@ class Kept(Protocol):
         self, job: Any, effects: Effects, name: str, function: Callable[..., Any], args: Any, kwargs: Any,
         on_unknown: OnUnknown,
     ) -> Any: ...  # fmt: skip
+
+    def store(self, job: Any, content: Content) -> Any: ...
+
+    def load(self, job: Any, blob: Blob) -> Any: ...
+
+    def stream(self, job: Any, blob: Blob) -> Any: ...
 
     def note(self, job: Any, text: str) -> None: ...
 
@@ -272,7 +279,7 @@ class Run(Generic[Data, Resources]):
         """Calls a function and keeps its result: the next attempt at this work gets the result without a call.
 
         In an async handler, await it, also for plain functions; in a plain handler it returns the result. The result is
-        kept as JSON of up to a megabyte, in a transaction of its own, and stays when this attempt fails. It comes back
+        kept as JSON of up to 64 MB, in a transaction of its own, and stays when this attempt fails. It comes back
         as the type of the function's return annotation, such as a pydantic model. The function may be called twice if
         the process dies before the result is kept. Raises HandlerError if the key belongs to another function,
         InvalidInput if the result can't be kept, LeaseLost if the job was taken away.
@@ -328,6 +335,37 @@ class Run(Generic[Data, Resources]):
         """Returns the idempotency key of an effect: the same in every attempt, whatever the stage is called."""
         texts.check_text(name, "name", MAX_TOPIC)
         return effect.effect_key(self._job.workflow_id, self._job.entered, name)
+
+    def store(self, content: Content) -> Coroutine[Any, Any, Blob]:
+        """Stores up to a gigabyte beside the data, and returns the handle by which data names it.
+
+        `content` is bytes, a binary file, or an iterable of bytes, also an async one. Only a few megabytes of it are in
+        memory at a time, and parts that another content has are not stored again. It is there for this work, and as
+        long as the workflow's data has the handle. In an async handler, await it; in a plain handler it returns the
+        handle. Raises InvalidInput if the content can't be stored, LeaseLost if the job was taken away.
+        """
+        stored: Coroutine[Any, Any, Blob] = self._store(content)
+        return stored
+
+    def _store(self, content: Content) -> Any:
+        self._still_held()
+        return self._worker("store").store(self._job, content)
+
+    def load(self, blob: Blob) -> Coroutine[Any, Any, bytes]:
+        """Returns a content that was stored. Raises NotFound if it isn't there.
+
+        In an async handler, await it; in a plain handler it returns the bytes.
+        """
+        loaded: Coroutine[Any, Any, bytes] = self._worker("load").load(self._job, blob)
+        return loaded
+
+    def stream(self, blob: Blob) -> AsyncGenerator[bytes]:
+        """Yields a content that was stored, in parts of up to 256 kB. Raises NotFound if it isn't there.
+
+        In an async handler, use it in `async for`; in a plain handler, in `for`.
+        """
+        streamed: AsyncGenerator[bytes] = self._worker("stream").stream(self._job, blob)
+        return streamed
 
     def children(self, pipeline: HasData[Of]) -> Coroutine[Any, Any, list[Child[Of]]]:
         """Returns the children of this workflow in a pipeline, in the order of their entities, up to 10,000.
@@ -412,3 +450,18 @@ class SyncRun(Run[Data, Resources]):
         """Returns the answers to the questions that the workflow has waited for last. See `Run.answers`."""
         found: list[Answer] = self._answers()
         return found
+
+    def store(self, content: Content) -> Blob:  # type: ignore[override]
+        """Stores up to a gigabyte beside the data, and returns the handle. See `Run.store`."""
+        stored: Blob = self._store(content)
+        return stored
+
+    def load(self, blob: Blob) -> bytes:  # type: ignore[override]
+        """Returns a content that was stored. See `Run.load`."""
+        loaded: bytes = self._worker("load").load(self._job, blob)
+        return loaded
+
+    def stream(self, blob: Blob) -> Iterator[bytes]:  # type: ignore[override]
+        """Yields a content that was stored, in parts. See `Run.stream`."""
+        streamed: Iterator[bytes] = self._worker("stream").stream(self._job, blob)
+        return streamed

@@ -23,14 +23,18 @@ from ..database.link import Link, temporary
 from ..database.statements import text_array
 from ..database.steps import Call, Statement, perform, perform_async
 from ..definition.run import Answer, Child
-from ..errors import HandlerError, InvalidInput, LeaseLost
+from ..errors import HandlerError, LeaseLost
+from . import blobs
 from .job import Job, fence
 
 SQL = statements.load("checkpoint")
 log = logging.getLogger("outbox.worker")
 
-MAX_RESULT = 2**20
-"""Most characters of JSON in a result: it is a checkpoint, not a store."""
+MAX_RESULT = 64 * 2**20
+"""Most bytes of JSON in a result. It is in memory a few times over while it is written and read."""
+
+MAX_INLINE = 64 * 2**10
+"""Most characters of JSON in the checkpoint's own row. What is larger is a blob: growing results share its parts."""
 
 MAX_CHILDREN = 10_000
 """Most children that a handler is given at once: they and their data are held in memory."""
@@ -67,6 +71,20 @@ class Checkpoints:
         """Returns the answers to the questions that a job's workflow has waited for last. Async handlers await it."""
         steps = answers(job)
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
+    def store(self, job: Job, content: Any) -> Any:
+        """Stores a content for a job's workflow, and returns its handle. Async handlers await it."""
+        steps = blobs.store(job, content)
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
+    def load(self, job: Job, blob: Any) -> Any:
+        """Returns a stored content. Async handlers await it."""
+        steps = blobs.load(blob)
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
+    def stream(self, job: Job, blob: Any) -> Any:
+        """Yields a stored content part by part; for async handlers, asynchronously."""
+        return blobs.stream_async(blob, self._take_async) if job.stage.is_async else blobs.stream(blob, self._take)
 
     def note(self, job: Job, text: str) -> None:
         """Has a job's progress written soon. It may be called from any thread."""
@@ -107,11 +125,16 @@ class Checkpoints:
 Steps = Generator[Statement | Call, Any, T]
 
 
-def once(job: Job, key: str, function: Callable[..., Any], call: Callable[[], Any]) -> Steps[Any]:
-    """Returns the steps that read the result kept under this key, or make the call and keep its result."""
+def once(
+    job: Job, key: str, function: Callable[..., Any], call: Callable[[], Any], *, inline: int = MAX_INLINE
+) -> Steps[Any]:
+    """Returns the steps that read the result kept under this key, or make the call and keep its result.
+
+    A result of more than `inline` characters is kept as a blob.
+    """
     kept = yield from _find(job, key, function)
     if kept is None:
-        kept = yield from _keep(job, key, function, (yield Call(call)))
+        kept = yield from _keep(job, key, function, (yield Call(call)), inline)
     return read(function, kept)
 
 
@@ -119,19 +142,22 @@ def _find(job: Job, key: str, function: Callable[..., Any]) -> Steps[str | None]
     rows = yield SQL["checkpoint_read"], _work(job, key)
     if not rows:
         return None
-    ((made_by, result),) = rows
+    ((made_by, result, blob),) = rows
     if made_by != name_of(function):
         raise HandlerError(
             f"stage {job.stage.queue}: once({key!r}) was {made_by}, and is {name_of(function)} now: "
             "give another function another key"
         )
-    return str(result)
+    return str(result) if blob is None else (yield from blobs.load_text(blob))
 
 
-def _keep(job: Job, key: str, function: Callable[..., Any], result: Any) -> Steps[str]:
+def _keep(job: Job, key: str, function: Callable[..., Any], result: Any, inline: int) -> Steps[str]:
     text = written(function, key, result)
-    params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": name_of(function)}
-    ((held, made),) = yield SQL["checkpoint_write"], {**_work(job, key), **params, "result": text}
+    if len(text) > inline:
+        held, made = yield from blobs.keep(job, text.encode(), key, name_of(function))
+    else:
+        params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": name_of(function)}
+        ((held, made),) = yield SQL["checkpoint_write"], {**_work(job, key), **params, "result": text}
     if not held:
         raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
     # Another attempt may have kept its result first. All attempts get the same one.
@@ -175,15 +201,14 @@ def _type(function: Callable[..., Any]) -> Any:
         return None
 
 
-def written(function: Callable[..., Any], key: str, result: Any, what: str = "once") -> str:
+def written(function: Callable[..., Any], key: str, result: Any, what: str = "once", most: int = MAX_RESULT) -> str:
     """Returns a function's result as JSON text. Raises InvalidInput if it can't be kept."""
     where = f"{what}({key!r})"
     said = _type(function)
     plain = said is None or said is Any
-    text = documents.dump_any(result, where) if plain else documents.dump(TypeAdapter(said), result, where)
-    if len(text) > MAX_RESULT:
-        raise InvalidInput(where, f"{len(text):,} characters of JSON; the limit is {MAX_RESULT:,}. Keep a link instead")
-    return text
+    if plain:
+        return documents.dump_any(result, where, most=most)
+    return documents.dump(TypeAdapter(said), result, where, most=most)
 
 
 def read(function: Callable[..., Any], text: str) -> Any:

@@ -39,6 +39,9 @@ log = logging.getLogger("outbox.worker")
 CALL, LOOK_UP = "call", "look_up"
 """By what it is known what has become of an effect, if not by a person."""
 
+MAX_RESULT = 2**20
+"""Bytes of a result: unlike those of `run.once`, it is a column of the ledger's row."""
+
 HELD_UP = Trouble("", first=0.5, next=0.5, longest=10.0, most=500)
 """What becomes of the job if another session holds its workflow, so that nothing can be asked: it runs again."""
 
@@ -93,7 +96,7 @@ def _make(
     try:
         result = yield Call(call)
         killpoints.passing("K15")
-        text = written(function, name, result, "effect")
+        text = written(function, name, result, "effect", MAX_RESULT)
     except NotDone as error:
         yield from _note(job, name, id_, "not done", error=describe(error), known_by=CALL)
         found.may_begin_again(name)
@@ -183,7 +186,7 @@ def _look_up(
     if isinstance(answer, Ask):
         _ask(found, Asked(name, known.call, answer), known.error)
     elif isinstance(answer, Done):
-        text = written(function, name, answer.result, "effect")
+        text = written(function, name, answer.result, "effect", MAX_RESULT)
         yield from _note(job, name, known.call, "done", result=text, known_by=LOOK_UP)
         known = known._replace(state="done", result=text, known_by=LOOK_UP)
     elif isinstance(answer, NotDone):

@@ -36,6 +36,12 @@ EACH = {
 }
 """What names the rows that each statement takes, and what they are in the log: triggers of others may refuse some."""
 
+KEEP_BLOB_USES, KEEP_PARTS = 1.0, 24.0
+"""Hours before it is looked whether a blob is still used, and for which parts without a blob stay.
+
+A blob that is stored slowly, from a download, finds the parts that it has written or found at first.
+"""
+
 KEEP_REACTIONS = 7.0
 """Days for which a finished reaction can still be looked at. The function refuses fewer."""
 
@@ -101,6 +107,8 @@ def steps(link: Link, apart: Apart, kept: Retention) -> Iterator[tuple[str, Awai
     ):
         if days is not None:
             yield name.replace("_", " "), _delete(apart, name, days)
+    yield "retention blob uses", _look(link, "retention_blob_uses", KEEP_BLOB_USES)
+    yield "retention blobs", _look(link, "retention_blobs", KEEP_PARTS)
     if kept.inbox is not None:
         yield "retention inbox", _forget_inbox(link, kept.inbox)
     if kept.messages is not None:
@@ -119,6 +127,14 @@ async def _delete(apart: Apart, name: str, days: float) -> None:
         await asyncio.sleep(0.05)  # others first
     if total:
         log.info("%s: %s were old and are gone", name.replace("_", " "), total)
+
+
+async def _look(link: Link, name: str, hours: float) -> None:
+    """Looks at what may no longer be used, in batches, and deletes what isn't."""
+    looked = BATCH
+    while looked == BATCH:
+        ((looked,),) = await link.execute(SQL[name], {"hours": hours, "limit": BATCH})
+        await asyncio.sleep(0.05)  # others first
 
 
 async def _forget_inbox(link: Link, days: float) -> None:

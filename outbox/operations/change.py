@@ -1,4 +1,4 @@
-"""Makes the changes that a person asks for: cancel, retry, forget a relay."""
+"""Makes the changes that a person asks for: cancel, erase, retry, forget a relay."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import psycopg
 
 from ..client import dead
 from ..client.cancel import cancel as client_cancel
+from ..client.erase import Erased
+from ..client.erase import erase as client_erase
 from ..database import statements, turn
 from ..errors import NotFound, OutboxError
 from .look import parked_by, rows
@@ -57,6 +59,15 @@ def cancel(
     with conn.transaction():
         conn.execute(SQL["answer_waits"])
         return str(client_cancel(pipeline, conn, entity_id, by, reason))
+
+
+def erase(
+    conn: psycopg.Connection[Any], pipeline: str, entity_id: str, *, by: str | None = None, reason: str | None = None
+) -> Erased:
+    """Erases a workflow of a pipeline that is given by its name. See Pipeline.erase."""
+    with conn.transaction():
+        erased: Erased = client_erase(pipeline, conn, entity_id, by, reason)
+        return erased
 
 
 def retry(

@@ -54,7 +54,7 @@ def examine(
     if migrations.pending(conn):
         return found  # the other statements need the whole schema
     found += [*cluster.look(conn), *_pipelines(conn, pipelines), *_workers(conn)]
-    found += [*_jobs(conn, all_workflows), *_waits(conn)]
+    found += [*_jobs(conn, all_workflows), *_blobs(conn), *_waits(conn)]
     found += symptoms.look(conn, pipelines)
     return [*found, *_relays(conn), *_sessions(conn, long_transaction), *_tables(conn)]
 
@@ -183,6 +183,20 @@ def _jobs(conn: Conn, all_workflows: bool) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "no job is dead or stuck")
+
+
+def _blobs(conn: Conn) -> Iterator[Finding]:
+    parts, size, torn = tuples(conn, SQL["blobs_in_doubt"])[0]
+    if torn:
+        yield Finding(
+            "bad", f"{number(torn, 'large content')} without all parts: somebody has deleted from outbox.blob_parts",
+            "restore outbox.blob_parts from a backup: rows that are there stay as they are",
+        )  # fmt: skip
+    if parts:
+        yield Finding(
+            "warn", f"{number(parts, 'part')} of large contents ({size / 2**20:.0f} MB), unused for two days",
+            "start a worker: its maintenance deletes them",
+        )  # fmt: skip
 
 
 def _waits(conn: Conn) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from ..database.user_transaction import Begin, Commit
 from ..database.user_transaction import Steps as TransactionSteps
 from ..definition.pipeline import Pipeline
 from ..definition.step_transaction import call_after_commit, call_after_commit_sync
-from ..engine import checkpoint, claim, commit, effects, lease, maintenance, scheduler
+from ..engine import blobs, checkpoint, claim, commit, effects, lease, maintenance, scheduler
 from ..engine.apart import ALL
 from ..engine.handle import handle_sync
 from ..errors import InvalidInput
@@ -294,3 +294,5 @@ class _KeptOnly(Kept):
             self._at("a call of run.once or run.effect")
         elif (place := _WRITTEN.get(step[0])) is not None:
             self._at(place)
+        elif step[0] in blobs.WRITES:
+            self._at("a part of a blob was written" if "contents" in step[1] else "a blob was written")

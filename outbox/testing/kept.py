@@ -9,10 +9,10 @@ from typing import Any
 
 from ..database.steps import Call, Statement, perform, perform_async
 from ..definition.effect import Effects, OnUnknown
-from ..engine import checkpoint, effects
+from ..engine import blobs, checkpoint, effects
 from ..engine.job import Job
 
-_KEPT = {checkpoint.SQL["checkpoint_write"], effects.SQL["effect_intend"], effects.SQL["effect_note"]}
+_KEPT = {checkpoint.SQL["checkpoint_write"], effects.SQL["effect_intend"], effects.SQL["effect_note"], *blobs.WRITES}
 """What a worker writes in transactions of its own, and what stays when the attempt is rolled back."""
 
 
@@ -42,6 +42,20 @@ class Kept:
         if job.stage.is_async:
             return found.among_others(perform_async(steps, self._take_async))
         return perform(steps, self._take)
+
+    def store(self, job: Job, content: Any) -> Any:
+        """Does what `Checkpoints.store` does."""
+        steps = blobs.store(job, content)
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
+    def load(self, job: Job, blob: Any) -> Any:
+        """Does what `Checkpoints.load` does."""
+        steps = blobs.load(blob)
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
+    def stream(self, job: Job, blob: Any) -> Any:
+        """Does what `Checkpoints.stream` does."""
+        return blobs.stream_async(blob, self._take_async) if job.stage.is_async else blobs.stream(blob, self._take)
 
     def children(self, job: Job, pipeline: Any) -> Any:
         """Does what `Checkpoints.children` does."""

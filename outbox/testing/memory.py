@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 from ..database.steps import Call, Statement, perform, perform_async
 from ..definition.effect import Ask, Done, Effects, Known, NotDone, OnUnknown
-from ..engine import checkpoint, effects
+from ..engine import blobs, checkpoint, effects
 from ..engine.job import Job
 from ..errors import HandlerError, InvalidInput
 from ..texts import shown
@@ -25,6 +26,8 @@ class Memory:
         self._given = dict(given or {})
         self.effects = _checked(known or {})
         self._kept: dict[str, tuple[Callable[..., Any], str]] = {}
+        self._parts: dict[bytes, bytes] = {}
+        self._blobs: dict[str, list[bytes]] = {}
         self.progress: str | None = None
 
     @property
@@ -36,16 +39,30 @@ class Memory:
         """Does what `Checkpoints.once` does."""
         if key in self._given and key not in self._kept:
             self._kept[key] = function, checkpoint.written(function, key, self._given[key])
-        steps = checkpoint.once(job, key, function, partial(function, *args, **kwargs))
+        call = partial(function, *args, **kwargs)
+        steps = checkpoint.once(job, key, function, call, inline=checkpoint.MAX_RESULT)
         take = partial(self._take, key, function)
-        if not job.stage.is_async:
-            return perform(steps, take)
+        return perform_async(steps, _awaiting(take)) if job.stage.is_async else perform(steps, take)
 
-        async def take_async(step: Statement | Call) -> Any:
-            result = take(step)
-            return await result if inspect.isawaitable(result) else result
+    def store(self, job: Job, content: Any) -> Any:
+        """Does what `Checkpoints.store` does."""
+        steps = blobs.store(job, content)
+        return (
+            perform_async(steps, _awaiting(self._take_part)) if job.stage.is_async else perform(steps, self._take_part)
+        )
 
-        return perform_async(steps, take_async)
+    def load(self, job: Job, blob: Any) -> Any:
+        """Does what `Checkpoints.load` does."""
+        steps = blobs.load(blob)
+        return (
+            perform_async(steps, _awaiting(self._take_part)) if job.stage.is_async else perform(steps, self._take_part)
+        )
+
+    def stream(self, job: Job, blob: Any) -> Any:
+        """Does what `Checkpoints.stream` does."""
+        if job.stage.is_async:
+            return blobs.stream_async(blob, _awaiting(self._take_part))
+        return blobs.stream(blob, self._take_part)
 
     def effect(
         self, job: Job, found: Effects, name: str, function: Callable[..., Any], args: Any, kwargs: Any,
@@ -87,7 +104,7 @@ class Memory:
             return [(True,)]
         match self.effects.get(name):
             case Done(result):
-                text = checkpoint.written(function, name, result, "effect")
+                text = checkpoint.written(function, name, result, "effect", effects.MAX_RESULT)
                 return [(True, False, params["call"], "done", params["function"], text, effects.CALL, None)]
             case Ask() if not params["repeat"]:
                 return [(True, False, params["call"], "started", params["function"], None, None, None)]
@@ -102,10 +119,26 @@ class Memory:
             if key not in self._kept:
                 return []
             kept_by, text = self._kept[key]
-            return [(checkpoint.name_of(kept_by), text)]
+            return [(checkpoint.name_of(kept_by), text, None)]
         made = key not in self._kept
         self._kept.setdefault(key, (function, params["result"]))
         return [(True, made)]
+
+    def _take_part(self, step: Statement | Call) -> Any:
+        """Stands for the tables of blobs: `_parts` has the contents of parts by their hashes, `_blobs` the hashes."""
+        if isinstance(step, Call):
+            return step.function()
+        statement, params = step
+        if statement == blobs.SQL["parts_keep"]:
+            return [(part.hex(),) for part in params["parts"] if part in self._parts]
+        if statement == blobs.SQL["parts_write"]:
+            self._parts.update({sha256(content).digest(): content for content in params["contents"]})
+            return []
+        if statement == blobs.SQL["blob_write"]:
+            self._blobs[params["blob"]] = params["parts"]
+            return [(True, True, False)]
+        parts = self._blobs.get(params["blob"], [])[params["first"] - 1 : params["last"]]
+        return [(self._parts[part],) for part in parts]
 
 
 def _checked(known: Mapping[str, Known]) -> dict[str, Known]:
@@ -113,3 +146,11 @@ def _checked(known: Mapping[str, Known]) -> dict[str, Known]:
         if not isinstance(each, Done | NotDone | Ask):
             raise InvalidInput("effects", f"{name}: must be Done(result), NotDone() or Ask(), not {shown(each)}")
     return dict(known)
+
+
+def _awaiting(take: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
+    async def take_async(step: Statement | Call) -> Any:
+        result = take(step)
+        return await result if inspect.isawaitable(result) else result
+
+    return take_async

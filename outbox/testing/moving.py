@@ -38,6 +38,8 @@ NOT_MOVED = {
     "approvals.asked_at": _PAST,
     "approvals.ended_at": _PAST,
     "approvals.escalated_at": _PAST,
+    "blob_parts.loose_since": _AGE,
+    "blob_uses.seen_at": _AGE,
     "checkpoints.made_at": _AGE,
     "dead_counts.at": _PAST,
     "dead_jobs.died_at": _PAST,

@@ -74,7 +74,7 @@ BEGIN
     IF OLD.metadata ? '$version' AND NOT NEW.metadata ? '$version' THEN
         NEW.metadata := outbox.data_stamped(NEW.metadata, outbox.plain_of(NEW.pipeline));
     END IF;
-    IF NEW.metadata IS DISTINCT FROM OLD.metadata AND outbox.told('outbox.worker') IS NULL THEN
+    IF NEW.metadata IS DISTINCT FROM OLD.metadata AND outbox.told('outbox.worker') IS NULL AND outbox.told('outbox.erasing') IS NULL THEN
         door := outbox.door_of(NEW.pipeline);
         IF door IS NOT NULL THEN
             PERFORM outbox.data_check(NEW.pipeline, NEW.entity_id, NEW.metadata, door);
@@ -143,6 +143,8 @@ BEGIN
         PERFORM outbox.commit_waits();  -- all of them were there already
         RETURN NULL;
     END IF;
+
+    PERFORM outbox.blobs_use(array_agg(s.id)) FROM new_rows AS s HAVING EXISTS (SELECT FROM outbox.blobs);
 
     -- 6 and 7. The first job, with its deadline.
     WITH made AS (
@@ -220,6 +222,8 @@ DECLARE
     ended     integer := 0;
     n         integer;
 BEGIN
+    PERFORM outbox.blobs_use(array_agg(n.id)) FROM new_rows AS n HAVING EXISTS (SELECT FROM outbox.blobs);
+
     -- 1. What has changed, and what becomes of each.
     --
     -- Old and new rows are kept side by side, so they pair by position. A join would be planned once for the size of the
@@ -428,6 +432,7 @@ BEGIN
     DELETE FROM outbox.signals AS s WHERE s.workflow_id = ANY (ids);
     PERFORM outbox.approvals_forget(ids);
     DELETE FROM outbox.effects AS e WHERE e.workflow_id = ANY (ids);
+    PERFORM outbox.blobs_forget(ids);
     INSERT INTO outbox.status_counts (pipeline, status, workflows)
     SELECT o.pipeline, o.current_status, -count(*) FROM old_rows AS o GROUP BY o.pipeline, o.current_status;
     RETURN NULL;

@@ -1,9 +1,9 @@
 -- What an attempt leaves for the next one: results of calls, and its progress. What it may ask: children and answers.
 
 -- name: checkpoint_read
--- Returns the result kept under this key of this work.
+-- Returns the result kept under this key of this work, or the blob that it is.
 -- Reads checkpoints. Uses checkpoints_pkey.
-SELECT c.function, c.result::text
+SELECT c.function, c.result::text, encode(c.blob, 'hex')
 FROM outbox.checkpoints AS c
 WHERE c.workflow_id = %(id)s::uuid AND c.entered = %(entered)s AND c.stage = %(stage)s AND c.key = %(key)s;
 

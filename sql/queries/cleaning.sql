@@ -23,8 +23,8 @@ WITH gone AS (DELETE FROM outbox.workflow_states RETURNING 1) SELECT count(*)::i
 -- name: rest_clean
 -- Deletes history, messages, the inbox, questions, and all that is left of workflows that were there. Keeps what deploys have
 -- written.
--- Writes approval_links, approval_votes, approvals, checkpoints, children, dead_counts, dead_jobs, delegations, delivery_attempts,
--- effects, error_kinds, inbox, jobs, messages, orphans, parked_deliveries, parked_messages, partition_rates, pauses, resting, signal_names,
+-- Writes approval_links, approval_votes, approvals, blob_parts, blob_uses, blobs, checkpoints, children, dead_counts, dead_jobs,
+-- delegations, delivery_attempts, effects, error_kinds, inbox, jobs, messages, orphans, parked_deliveries, parked_messages, partition_rates, pauses, resting, signal_names,
 -- signals, state_changes, status_flow, waits.
 WITH a AS (DELETE FROM outbox.approval_links), b AS (DELETE FROM outbox.approval_votes), c AS (DELETE FROM outbox.approvals),
      d AS (DELETE FROM outbox.checkpoints), e AS (DELETE FROM outbox.children), f AS (DELETE FROM outbox.dead_counts),
@@ -34,7 +34,8 @@ WITH a AS (DELETE FROM outbox.approval_links), b AS (DELETE FROM outbox.approval
      p AS (DELETE FROM outbox.parked_messages), q AS (DELETE FROM outbox.partition_rates), r AS (DELETE FROM outbox.pauses),
      s AS (DELETE FROM outbox.resting), t AS (DELETE FROM outbox.signals), u AS (DELETE FROM outbox.state_changes),
      v AS (DELETE FROM outbox.status_flow), w AS (DELETE FROM outbox.waits), x AS (DELETE FROM outbox.signal_names),
-     y AS (DELETE FROM outbox.effects)
+     y AS (DELETE FROM outbox.effects), uses AS (DELETE FROM outbox.blob_uses), z AS (DELETE FROM outbox.blobs),
+     parts AS (DELETE FROM outbox.blob_parts)
 SELECT true;
 
 -- name: counts_clean

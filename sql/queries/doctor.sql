@@ -117,6 +117,16 @@ FROM (SELECT e.workflow_id, e.stage, e.started_at, outbox.effect_state(e) AS sta
 JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
 WHERE e.state <> 'started'
 GROUP BY w.pipeline, e.stage ORDER BY w.pipeline, e.stage;
+-- name: blobs_in_doubt
+-- Counts parts that no blob has had for two days, with their bytes, and blobs that lack a part, among a thousand.
+-- Reads blob_parts, blobs. Uses blob_parts_loose, blob_parts_pkey.
+SELECT loose.parts, loose.bytes, (
+    SELECT count(*)
+    FROM (SELECT b.parts FROM outbox.blobs AS b LIMIT 1000) AS b
+    WHERE EXISTS (SELECT FROM unnest(b.parts) AS o (sha256)
+                  WHERE NOT EXISTS (SELECT FROM outbox.blob_parts AS p WHERE p.sha256 = o.sha256)))
+FROM (SELECT count(*) AS parts, coalesce(sum(length(p.content)), 0)::bigint AS bytes
+      FROM outbox.blob_parts AS p WHERE p.loose_since < now() - interval '2 days') AS loose;
 
 -- name: waits_overdue
 -- Counts deadlines that passed more than 15 seconds ago: no worker runs, or the change that they lead to is no longer

@@ -48,9 +48,10 @@ WHERE j.owner IS NOT NULL AND j.progress IS NOT NULL
 ORDER BY j.claimed_at LIMIT 50;
 
 -- name: checkpoints_of_workflow
--- Returns the results kept for a workflow, latest first.
+-- Returns the results kept for a workflow, latest first. Of one that is a blob, its hash.
 -- Reads checkpoints. Uses checkpoints_pkey.
-SELECT c.stage, c.key, c.function, c.result, c.attempt, c.made_at
+SELECT c.stage, c.key, c.function, coalesce(c.result, jsonb_build_object('blob', encode(c.blob, 'hex'))) AS result, c.attempt,
+       c.made_at
 FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s ORDER BY c.made_at DESC, c.key DESC LIMIT %(limit)s;
 
 -- name: effects_of_workflow

@@ -138,6 +138,18 @@ WHERE e.started_at < now() - make_interval(secs => %(days)s::float8 * 86400)
   AND NOT EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = e.workflow_id AND d.entered = e.entered)
   AND jsonb_build_array(e.workflow_id, e.entered, e.name)::text <> ALL (%(but)s::text[])
 LIMIT %(limit)s;
+-- name: retention_blob_uses
+-- Ends uses of blobs that no data names any more. Returns at how many it has looked. See the functions in
+-- sql/functions/blobs.sql.
+-- Reads approvals, dead_jobs, jobs, workflow_states. Writes blob_uses, blobs. Locks uses, with SKIP LOCKED. Uses
+-- blob_uses_by_time, jobs_pkey, dead_jobs_pkey, workflow_states_pkey, approvals_open.
+SELECT outbox.blob_uses_sweep(%(hours)s::float8, %(limit)s::integer);
+
+-- name: retention_blobs
+-- Deletes blobs that nothing uses, and parts that no blob has. Returns at how many it has looked.
+-- Reads blob_uses. Writes blob_parts, blobs. Locks blobs, then parts, both with SKIP LOCKED. Uses blobs_loose,
+-- blob_uses_by_blob, blob_parts_loose, blobs_by_part.
+SELECT outbox.blobs_sweep(%(hours)s::float8, %(limit)s::integer);
 
 -- name: retention_rates
 -- Deletes the start times of partitions that have passed. Returns how many.

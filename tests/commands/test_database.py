@@ -27,6 +27,7 @@ ARGUMENTS: Mapping[str, list[str]] = {
     "show": ["a"],
     "set-status": ["a", "DONE"],
     "cancel": ["a"],
+    "erase": ["a", "--yes"],
     "retry": ["--all"],
     "pause": ["plain"],
     "resume": ["plain"],

@@ -96,6 +96,7 @@ def forged(workflow: str, version: int) -> dict[str, str]:
         "outbox.decision": "(deadline)",
         "outbox.early": json.dumps({workflow: {"status": "UNPAID", "stage": "pay", "attempt": 9}}),
         "outbox.retention": "on",
+        "outbox.erasing": "on",
         "outbox.claim": "1:1:1",
         # These are for everybody: they are what somebody says of himself, and of the shape of his own data.
         "outbox.of_code": "now",

@@ -24,7 +24,7 @@ from kit.inbox import made
 from kit.pipelines import status_of, value
 from kit.roles import GROUPS, As, dsn_as, forget_groups
 from kit.servers import DEADLINE, PostgresServer, Process, wait_for
-from outbox import Consumer, Delivery, SchemaError
+from outbox import Consumer, Delivery, Pipeline, Run, SchemaError, Worker
 from outbox.database import migrations, schema
 from outbox.definition import deploy
 from outbox.engine import maintenance, retention
@@ -234,6 +234,39 @@ def test_workers_sweep_fold_and_forget_without_owning_anything(parcels: Conn, as
     assert value(parcels, "SELECT sum(workflows) FROM outbox.status_counts") == before
     assert value(login, "SELECT array_agg(emptied) FROM outbox.inbox_forget(90)") == [True]
     login.execute(retention.SQL["retention_dead_jobs"], {"days": 1.0, "limit": 10, **ALL})
+
+
+def test_large_contents_are_stored_swept_and_seen_by_roles_and_erased_by_the_owner_alone(
+    parcels: Conn, as_: As, dsn: str
+) -> None:
+    large: Pipeline[Any] = Pipeline("large", data=dict, initial="NEW", final={"DONE"})
+
+    @large.stage("work", on="NEW", to="DONE")
+    async def work(run: Run[Any]) -> Any:
+        await run.once("key", lambda: "x" * 100_000)
+        await run.store(b"left" * 10_000)
+        return {"letter": (await run.store(b"content")).model_dump()}
+
+    deploy.deploy(parcels, large)
+    large.submit(as_("submitter"), "a", {})
+    asyncio.run(Worker(large, dsn_as("login_worker", dsn), drain=True).run())
+    parcels.execute("UPDATE outbox.blob_uses SET seen_at = now() - interval '2 hours'")
+    for name in ("retention_blob_uses", "retention_blobs"):
+        as_("worker").execute(retention.SQL[name], {"hours": 1.0, "limit": 10})
+    assert value(parcels, "SELECT count(*) FROM outbox.blobs") == 1
+    assert value(as_("viewer"), "SELECT outbox.blob(encode(sha256, 'hex')) FROM outbox.blobs") == b"content"
+    for group in GROUPS:
+        for attempt in (
+            "SELECT outbox.erase('large', 'a')",
+            "SELECT outbox.erase_workflow('00000000-0000-0000-0000-000000000000', 'x', 'y')",
+            "SET outbox.erasing = 'on'; UPDATE outbox.state_changes SET reason = NULL",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                as_(group).execute(attempt.encode())
+    refused = Outbox(dsn_as("login_operator", dsn)).fails("erase", "a", "--pipeline", "large", "--yes")
+    assert "erasing is for the owner of the schema outbox" in refused
+    Outbox(dsn)("erase", "a", "--pipeline", "large", "--yes")
+    assert value(parcels, "SELECT count(*) FROM outbox.blob_parts WHERE content = 'content'") == 0
 
 
 @pytest.mark.parametrize("option", ["--keep-workflows", "--keep-history", "--keep-messages"])

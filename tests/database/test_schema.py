@@ -18,11 +18,11 @@ Conn = psycopg.Connection[Any]
 
 # What design.md, README and docs name for users to read, write or call.
 PUBLIC = {
-    "approval_votes", "approvals", "checkpoints", "children", "dead_jobs", "delegations", "delivery_attempts",
+    "approval_votes", "approvals", "blob", "blob_parts", "blob_uses", "blobs", "checkpoints", "children", "dead_jobs", "delegations", "delivery_attempts",
     "effect_state", "effects", "inbox", "jobs", "legal_changes", "limits",
     "messages", "overview", "parked_deliveries", "parked_messages", "pauses", "pipelines", "routes", "schedules",
     "schema_migrations", "signals", "stages", "state_changes", "waiting", "workers", "workflow_states", "workflows",
-    "actor", "cancel", "commit_waits", "decide", "delegate", "delegation_end", "error_kind", "errors", "find", "flow",
+    "actor", "cancel", "commit_waits", "decide", "delegate", "delegation_end", "erase", "error_kind", "errors", "find", "flow",
     "inbox_forget", "inbox_oldest", "is_worker", "may_speak", "retry", "shown", "uuid7", "uuid7_time", "why",
     "act_as", "actions", "move", "pause", "resume", "signal", "signal_names", "signal_unknown", "submit",
 }  # fmt: skip

@@ -119,7 +119,7 @@ def test_a_key_is_one_functions(conn: Conn, dsn: str) -> None:
     assert "give another function another key" in value(conn, "SELECT error FROM outbox.dead_jobs")
 
 
-@pytest.mark.parametrize("result", [object(), "x" * 2**20, float("nan"), "a\0b"])
+@pytest.mark.parametrize("result", [object(), "x" * 2**26, float("nan"), "a\0b"])
 def test_a_result_that_can_not_be_kept_is_told(conn: Conn, dsn: str, result: Any) -> None:
     async def work(run: Run[Post]) -> None:
         await run.once("key", lambda: result)

@@ -202,6 +202,18 @@ def horizon_holders(conn: Conn) -> list[str]:
     return [finding.what for finding in found if "keeps Postgres from removing dead rows" in finding.what]
 
 
+def test_parts_that_are_left_over_and_contents_that_lack_one_are_found(outbox: Outbox, shop: Conn) -> None:
+    shop.execute(
+        "INSERT INTO outbox.blob_parts (sha256, content, loose_since) "
+        "SELECT sha256(c), c, now() - interval '3 days' FROM (VALUES (decode(repeat('00', 2097152), 'hex'))) AS v (c)"
+    )
+    shop.execute("INSERT INTO outbox.blobs (sha256, size, parts) VALUES ('x', 5, ARRAY['y'::bytea])")
+    assert troubles(outbox) == [
+        ("bad", "1 large content without all parts: somebody has deleted from outbox.blob_parts"),
+        ("warn", "1 part of large contents (2 MB), unused for two days"),
+    ]
+
+
 def test_a_transaction_with_an_old_snapshot_is_found(conn: Conn, connect: Callable[..., Conn]) -> None:
     reader = connect(autocommit=False)
     reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ

@@ -18,6 +18,7 @@ import outbox
 from outbox import (
     Answer,
     Ask,
+    Blob,
     Change,
     Child,
     Consumer,
@@ -185,6 +186,8 @@ async def inside(run: Run[Order]) -> None:
     assert_type(await run.once("b", count, "x"), int)
     assert_type(await run.effect("c", fetch, "x", times=2), Line)
     assert_type(await run.effect("d", count, "x", on_unknown=look_up), int)
+    assert_type(await run.store(b"x"), Blob)
+    assert_type(await run.load(await run.store([b"x"])), bytes)
     assert_type(await run.children(lines), list[Child[Line]])
     assert_type(await run.answers(), list[Answer])
     run.publish("done", {"a": 5}, key=run.idempotency_key)
@@ -214,6 +217,7 @@ def inside_plain(run: SyncRun[Order]) -> None:
     run.connection.execute("SELECT 1")
     assert_type(run.once("b", count, "x"), int)
     assert_type(run.effect("c", count, "x", on_unknown=Ask("Was it?", assignee="ann")), int)
+    assert_type(run.load(run.store(b"x")), bytes)
     assert_type(run.children(lines), list[Child[Line]])
     assert_type(run.answers(), list[Answer])
 

@@ -25,6 +25,7 @@ from outbox import (
     Reject,
     Retry,
     Run,
+    SyncRun,
     WaitForApproval,
     WaitForSignal,
 )
@@ -123,6 +124,24 @@ def test_kept_results_are_not_made_again() -> None:
     assert first.kept == {"draft": Order(total=8, note="hello"), "plain": 4}
     second = attempt(shop(work), "work", Order(), attempt=2, kept=first.kept)
     assert (second.data, second.kept, calls) == (first.data, first.kept, ["hello"])
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_large_contents_and_results_come_back_without_a_database(is_async: bool) -> None:
+    content = b"content" * 100_000
+
+    def work(run: SyncRun[Order]) -> Order:
+        blob = run.store(content)
+        assert run.load(blob) == b"".join(run.stream(blob)) == content
+        assert run.once("large", lambda: "x" * 100_000) == "x" * 100_000
+        return Order(total=blob.size)
+
+    async def work_async(run: Run[Order]) -> Order:
+        blob = await run.store(content)
+        assert await run.load(blob) == b"".join([part async for part in run.stream(blob)]) == content
+        return Order(total=blob.size)
+
+    assert attempt(shop(work_async if is_async else work), "work", Order()).data == Order(total=700_000)
 
 
 def test_a_result_that_cannot_be_kept_and_a_key_of_two_functions_are_refused() -> None:

@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from kit.pipelines import QUICK, Post, deployed, make_posts, one_stage, status_of, value
 from outbox import (
     Backoff,
+    Blob,
     Change,
     Go,
     HandlerError,
@@ -25,6 +26,7 @@ from outbox import (
     Reject,
     Retry,
     Run,
+    SyncRun,
     Tick,
     WaitForApproval,
     WaitForChildren,
@@ -267,6 +269,22 @@ def test_kept_results_stay_when_the_attempt_is_rolled_back(inside: Conn) -> None
     started(inside, p)
     drain(p, inside, retries=True)
     assert (len(calls), p.get(inside, "a").data) == (2, Post(content="77"))  # type: ignore[union-attr]
+
+
+def test_large_contents_stay_when_the_attempt_is_rolled_back(inside: Conn) -> None:
+    stored: list[Blob] = []
+
+    def work(run: SyncRun[Post]) -> Post:
+        if run.attempt == 1:
+            stored.append(run.store(b"content" * 10_000))
+            run.connection.execute("SELECT 1/0")
+        return Post(content=run.load(stored[0])[:7].decode())
+
+    p = Pipeline("p", data=Post, initial="NEW", final={"DONE"})
+    p.stage("work", on="NEW", to="DONE", transaction=True, retry=QUICK)(work)
+    started(inside, p)
+    drain(p, inside, retries=True)
+    assert p.get(inside, "a").data == Post(content="content")  # type: ignore[union-attr]
 
 
 def test_batches_limits_and_running_statuses(inside: Conn) -> None:

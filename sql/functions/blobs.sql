@@ -1,0 +1,184 @@
+-- Large contents: which workflow uses which, and the removal of what none uses any more.
+--
+-- What refers to a blob locks the blob's row, and so does what removes it, before it looks for uses. So of a commit that refers to
+-- a blob and the sweep that removes it, one waits: the commit finds that the blob is gone, or the sweep that it is used. The
+-- look is a statement of its own after the lock, for a statement sees nothing that was committed after its start. Parts are locked
+-- in the same way.
+
+CREATE OR REPLACE FUNCTION outbox.blob(sha256 text) RETURNS bytea
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce((
+        SELECT string_agg(p.content, '' ORDER BY o.n)
+        FROM unnest(b.parts) WITH ORDINALITY AS o (sha256, n)
+        CROSS JOIN LATERAL (SELECT p.content FROM outbox.blob_parts AS p WHERE p.sha256 = o.sha256 OFFSET 0) AS p), '')
+    FROM outbox.blobs AS b WHERE b.sha256 = decode(blob.sha256, 'hex')
+$$;
+COMMENT ON FUNCTION outbox.blob(text) IS
+    'Returns the content of a blob by its hash, as a handle in data names it; null if there is none.';
+
+-- Data names a blob by its hash, wherever an object has it: {"sha256": "...", "size": 7}. So whatever writes such data, also SQL that
+-- copies it to another workflow, keeps the blob.
+CREATE OR REPLACE FUNCTION outbox.blobs_use(ids uuid[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO outbox.blob_uses (workflow_id, sha256, entered)
+    SELECT f.id, b.sha256, f.version
+    FROM (
+        SELECT DISTINCT i.id, w.version, decode(h.hash #>> '{}', 'hex') AS sha256
+        FROM unnest(ids) AS i (id)
+        CROSS JOIN LATERAL (SELECT w.version, w.metadata FROM outbox.workflow_states AS w WHERE w.id = i.id OFFSET 0) AS w
+        CROSS JOIN LATERAL jsonb_path_query(w.metadata, 'lax $.**.sha256 ? (@ like_regex "^[0-9a-f]{64}$")') AS h (hash)
+        ORDER BY 3, 1
+    ) AS f
+    CROSS JOIN LATERAL (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = f.sha256 FOR KEY SHARE) AS b
+    -- It locks the use that is there in any case, and makes it younger than what a sweep looks at: one that has looked before
+    -- this change must not end it after.
+    ON CONFLICT (workflow_id, sha256) DO UPDATE SET seen_at = clock_timestamp()
+        WHERE blob_uses.seen_at < clock_timestamp() - interval '30 minutes';
+END
+$$;
+COMMENT ON FUNCTION outbox.blobs_use(uuid[]) IS 'Internal: notes which blobs the data of these workflows names.';
+
+CREATE OR REPLACE FUNCTION outbox.blobs_forget(ids uuid[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    ended bytea[];
+BEGIN
+    WITH gone AS (DELETE FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids) RETURNING u.sha256)
+    SELECT array_agg(gone.sha256) INTO ended FROM gone;
+    PERFORM outbox.blobs_loosen(ended);
+END
+$$;
+COMMENT ON FUNCTION outbox.blobs_forget(uuid[]) IS 'Internal: ends the uses of blobs by these workflows.';
+
+-- Ascending, as all that locks several blobs.
+CREATE OR REPLACE FUNCTION outbox.blobs_loosen(hashes bytea[]) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE outbox.blobs AS b SET loose = true
+    FROM (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes) AND NOT b.loose
+          ORDER BY b.sha256 FOR NO KEY UPDATE) AS o
+    WHERE b.sha256 = o.sha256
+$$;
+COMMENT ON FUNCTION outbox.blobs_loosen(bytea[]) IS 'Internal: has the next sweep look whether anything uses these blobs.';
+
+-- The caller has locked them. What turns out to be used stays.
+CREATE OR REPLACE FUNCTION outbox.blobs_remove(hashes bytea[]) RETURNS bytea[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    left_over bytea[];
+BEGIN
+    WITH gone AS (
+        DELETE FROM outbox.blobs AS b
+        WHERE b.sha256 = ANY (hashes) AND NOT EXISTS (SELECT FROM outbox.blob_uses AS u WHERE u.sha256 = b.sha256)
+        RETURNING b.parts
+    )
+    SELECT array_agg(DISTINCT p.sha256) INTO left_over FROM gone CROSS JOIN LATERAL unnest(gone.parts) AS p (sha256);
+    UPDATE outbox.blobs AS b SET loose = false WHERE b.sha256 = ANY (hashes) AND b.loose;
+    RETURN left_over;
+END
+$$;
+COMMENT ON FUNCTION outbox.blobs_remove(bytea[]) IS
+    'Internal: deletes those of these blobs that nothing uses, and returns the parts that they had.';
+
+-- The caller has locked them, too. A part of a blob that is there stays.
+CREATE OR REPLACE FUNCTION outbox.parts_remove(hashes bytea[]) RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = on
+AS $$
+DECLARE
+    removed integer;
+BEGIN
+    DELETE FROM outbox.blob_parts AS p
+    WHERE p.sha256 = ANY (hashes)
+      AND NOT EXISTS (SELECT FROM outbox.blobs AS b WHERE b.parts @> ARRAY[p.sha256] OFFSET 0);
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    UPDATE outbox.blob_parts AS p SET loose_since = NULL WHERE p.sha256 = ANY (hashes) AND p.loose_since IS NOT NULL;
+    RETURN removed;
+END
+$$;
+COMMENT ON FUNCTION outbox.parts_remove(bytea[]) IS 'Internal: deletes those of these parts that no blob has; returns how many.';
+
+-- Looks at up to `most` uses that were not looked at for `hours`: those end that neither the work that has stored the blob, nor
+-- the workflow's data, nor an open question has any more.
+CREATE OR REPLACE FUNCTION outbox.blob_uses_sweep(hours float8, most integer) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    looked integer;
+    ended  bytea[];
+BEGIN
+    WITH old AS MATERIALIZED (
+        SELECT u.workflow_id, u.sha256, u.entered, encode(u.sha256, 'hex') AS hash FROM outbox.blob_uses AS u
+        WHERE u.seen_at < clock_timestamp() - make_interval(secs => hours * 3600)
+        ORDER BY u.seen_at LIMIT most
+        FOR UPDATE SKIP LOCKED
+    ), looked AS MATERIALIZED (
+        SELECT old.workflow_id, old.sha256,
+               EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = old.workflow_id AND j.entered = old.entered)
+            OR EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = old.workflow_id AND d.entered = old.entered)
+            OR EXISTS (SELECT FROM outbox.workflow_states AS w
+                       WHERE w.id = old.workflow_id AND strpos(w.metadata::text, old.hash) > 0)
+            OR EXISTS (SELECT FROM outbox.approvals AS a
+                       WHERE a.workflow_id = old.workflow_id AND a.ended_at IS NULL
+                         AND strpos(concat(a.data, a.edited), old.hash) > 0) AS used
+        FROM old
+    ), kept AS (
+        UPDATE outbox.blob_uses AS u SET seen_at = clock_timestamp() FROM looked AS l
+        WHERE l.used AND u.workflow_id = l.workflow_id AND u.sha256 = l.sha256
+    ), gone AS (
+        DELETE FROM outbox.blob_uses AS u USING looked AS l
+        WHERE NOT l.used AND u.workflow_id = l.workflow_id AND u.sha256 = l.sha256
+        RETURNING u.sha256
+    )
+    SELECT (SELECT count(*) FROM looked), (SELECT array_agg(gone.sha256) FROM gone) INTO looked, ended;
+    PERFORM outbox.blobs_loosen(ended);
+    RETURN looked;
+END
+$$;
+COMMENT ON FUNCTION outbox.blob_uses_sweep(float8, integer) IS
+    'Internal: ends uses of blobs that are no longer named, and returns at how many it has looked.';
+
+-- Removes up to `most` blobs that nothing uses, and as many parts that no blob has had for `hours`: until then, something that is being
+-- stored may have found them there.
+CREATE OR REPLACE FUNCTION outbox.blobs_sweep(hours float8, most integer) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    found  bytea[];
+    parts  bytea[];
+    looked integer;
+BEGIN
+    found := ARRAY(SELECT b.sha256 FROM outbox.blobs AS b WHERE b.loose LIMIT most FOR UPDATE SKIP LOCKED);
+    parts := outbox.blobs_remove(found);
+    UPDATE outbox.blob_parts AS p SET loose_since = clock_timestamp()
+    FROM (SELECT p.sha256 FROM outbox.blob_parts AS p WHERE p.sha256 = ANY (parts)
+          ORDER BY p.sha256 FOR NO KEY UPDATE) AS o
+    WHERE p.sha256 = o.sha256;
+    looked := cardinality(found);
+    found := ARRAY(SELECT p.sha256 FROM outbox.blob_parts AS p
+                   WHERE p.loose_since < clock_timestamp() - make_interval(secs => hours * 3600)
+                   ORDER BY p.loose_since LIMIT most FOR UPDATE SKIP LOCKED);
+    PERFORM outbox.parts_remove(found);
+    RETURN greatest(looked, cardinality(found));
+END
+$$;
+COMMENT ON FUNCTION outbox.blobs_sweep(float8, integer) IS
+    'Internal: removes blobs that nothing uses, and parts that no blob has; returns at how many it has looked.';
+REVOKE EXECUTE ON FUNCTION outbox.blobs_use(uuid[]), outbox.blobs_forget(uuid[]), outbox.blobs_loosen(bytea[]),
+    outbox.blobs_remove(bytea[]), outbox.parts_remove(bytea[]), outbox.blob_uses_sweep(float8, integer),
+    outbox.blobs_sweep(float8, integer) FROM PUBLIC;
