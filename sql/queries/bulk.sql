@@ -59,8 +59,8 @@ SELECT count(*) FROM moved;
 -- name: workflows_cancel
 -- Cancels these workflows, those that have not ended and whose pipelines have a status for it, and returns how many. See the
 -- function in sql/functions/cancel.sql.
--- Reads pipelines, routes. Writes workflow_states. Locks the workflows, ids ascending. Uses workflow_states_pkey, pipelines_pkey,
--- routes_pkey.
+-- Reads pipelines, routes, workflow_states. Writes workflow_states. Locks the workflows, ids ascending. Uses workflow_states_pkey,
+-- pipelines_pkey, routes_pkey.
 WITH workflow AS MATERIALIZED (
     SELECT w.id, w.pipeline, w.entity_id, w.current_status FROM outbox.workflow_states AS w
     WHERE w.id = ANY (%(ids)s::uuid[]) ORDER BY w.id FOR NO KEY UPDATE
