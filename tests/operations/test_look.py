@@ -29,7 +29,9 @@ def test_status_shows_where_everything_is(outbox: Outbox, shop: Conn) -> None:
 
 def test_status_json_is_one_document(outbox: Outbox, shop: Conn) -> None:
     found = outbox("status", "--json").json
-    assert found.keys() == {"overview", "overdue", "limits", "progress", "workers", "relays", "parked_deliveries"}
+    assert found.keys() == {
+        "overview", "overdue", "limits", "progress", "workers", "relays", "parked_deliveries", "effects_unknown",
+    }  # fmt: skip
     standing = {row["status"]: row["workflows"] for row in found["overview"]}
     assert standing == {
         "RECEIVED": 1, "ENRICHED": 1, "WAITING_FOR_REVIEW": 1, "APPROVED": 0, "COMPLETED": 1, "REJECTED": 0,
@@ -49,7 +51,7 @@ def test_status_shows_a_worker_with_jobs_as_working(outbox: Outbox, shop: Conn) 
 def test_status_of_an_empty_database_says_so(outbox: Outbox) -> None:
     assert "no pipeline is deployed here" in outbox("status").out
     assert outbox("status", "--json").json == {
-        "overview": [], "overdue": [], "limits": [], "progress": [], "workers": [], "relays": [], "parked_deliveries": []}  # fmt: skip
+        "overview": [], "overdue": [], "limits": [], "progress": [], "workers": [], "relays": [], "parked_deliveries": [], "effects_unknown": []}  # fmt: skip
 
 
 def test_status_shows_each_relay_with_its_lag_its_trouble_and_whether_it_runs(outbox: Outbox, shop: Conn) -> None:
