@@ -52,9 +52,7 @@ def read(stage: Stage, result: Any, now: str) -> Returned:
             data.close()
         raise HandlerError(f"stage {stage.queue} returned a {type(data).__name__}: return data, Go(…) or None")
     if isinstance(data, Spawned):
-        raise HandlerError(
-            f"stage {stage.queue} returned what run.spawn returns: return data, Go(…), WaitForChildren(…) or None"
-        )
+        raise HandlerError(f"stage {stage.queue} returned what run.spawn returns: return data, Go(…), a wait or None")
     return Returned(status, stage.data.dump(data), wait)
 
 
