@@ -60,7 +60,7 @@ def test_a_module_may_have_one(shared, outbox_server):
 
 def run(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     (folder / "test_suite.py").write_text(textwrap.dedent(SUITE))
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(("PYTEST_", "OUTBOX_"))}
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(("PYTEST_", "OUTBOX_", "DJANGO_"))}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(folder), *arguments],
         cwd=folder, env={**kept, **(env or {})}, capture_output=True, text=True, check=False,
