@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -35,8 +36,13 @@ def project(dsn: str) -> Iterator[str]:
 def run(*arguments: str) -> tuple[int, str, str]:
     """Runs `manage.py outbox …` in this process; returns its exit code and what it has printed."""
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-        ManagementUtility(["/shop/manage.py", "outbox", *arguments]).execute()
+    before = dict(os.environ)  # --settings stays in it
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+            ManagementUtility(["/shop/manage.py", "outbox", *arguments]).execute()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     assert isinstance(end.value.code, int)
     return end.value.code, out.getvalue(), err.getvalue()
 
