@@ -1256,6 +1256,7 @@ DECLARE
     parked  uuid[];
     found   jsonb;
 BEGIN
+    PERFORM FROM outbox.relays AS r ORDER BY r.name FOR SHARE;
     read := ARRAY(
         SELECT m.message_id FROM outbox.messages AS m
         WHERE m.workflow_id = ANY (ids) AND EXISTS (
@@ -6173,6 +6174,8 @@ CREATE INDEX parked_deliveries_to_retry ON outbox.parked_deliveries USING btree 
 CREATE INDEX parked_messages_by_end ON outbox.parked_messages USING btree (relay, waits_until) WHERE ((waits_until IS NOT NULL) AND (NOT retry));
 
 CREATE INDEX parked_messages_by_key ON outbox.parked_messages USING btree (relay, key, id) WHERE (key IS NOT NULL);
+
+CREATE INDEX parked_messages_by_workflow ON outbox.parked_messages USING btree (workflow_id) WHERE (workflow_id IS NOT NULL);
 
 CREATE INDEX parked_messages_stopping ON outbox.parked_messages USING btree (relay, key, id) WHERE ((key IS NOT NULL) AND (waits_until IS NULL) AND (NOT retry));
 

@@ -213,6 +213,7 @@ class Log:
             created=text_array(message.created_at.isoformat() for message in messages),
             reasons=text_array(unsent.reason for unsent in parked.values()),
             routing_keys=text_array(unsent.routing_key for unsent in parked.values()),
+            workflows=text_array(message.workflow_id for message in messages),
             waits=text_array(None if unsent.waits is None else str(unsent.waits) for unsent in parked.values()),
         )
         if not rows:

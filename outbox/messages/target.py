@@ -31,6 +31,7 @@ class Outgoing:
     payload: str | None
     headers: str | None
     created_at: datetime
+    workflow_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

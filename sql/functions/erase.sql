@@ -25,7 +25,8 @@ END
 $$;
 COMMENT ON FUNCTION outbox.erase_beside(uuid[]) IS 'Internal: erases what stands beside workflows.';
 
--- Messages that no relay has read yet are never sent. Of the others only the copies here go. Returns both.
+-- Messages that no relay has read yet are never sent. Of the others only the copies here go. Returns both. Until the end of the
+-- transaction no relay cuts a window or parks a message.
 CREATE OR REPLACE FUNCTION outbox.erase_messages(ids uuid[]) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -36,6 +37,7 @@ DECLARE
     parked  uuid[];
     found   jsonb;
 BEGIN
+    PERFORM FROM outbox.relays AS r ORDER BY r.name FOR SHARE;
     read := ARRAY(
         SELECT m.message_id FROM outbox.messages AS m
         WHERE m.workflow_id = ANY (ids) AND EXISTS (

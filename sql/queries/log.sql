@@ -101,12 +101,12 @@ RETURNING r.window_start::text, r.window_end::text;
 DECLARE outbox_window NO SCROLL CURSOR WITH HOLD FOR
 SELECT m.id, m.message_id::text, m.topic, m.key, m.payload::text, m.headers::text,
        -- The nearest time that exists outside Postgres: a value written by hand must not stop the log.
-       greatest(least(m.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00')
+       greatest(least(m.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00'), m.workflow_id::text
 FROM (
-    SELECT n.id, n.message_id, n.topic, n.key, n.payload, n.headers, n.created_at, n.xid FROM outbox.messages AS n
+    SELECT n.id, n.message_id, n.topic, n.key, n.payload, n.headers, n.created_at, n.xid, n.workflow_id FROM outbox.messages AS n
     WHERE n.xid >= pg_snapshot_xmax(%(start)s::pg_snapshot) AND n.xid < pg_snapshot_xmax(%(end)s::pg_snapshot)
     UNION ALL
-    SELECT l.id, l.message_id, l.topic, l.key, l.payload, l.headers, l.created_at, l.xid FROM outbox.messages AS l
+    SELECT l.id, l.message_id, l.topic, l.key, l.payload, l.headers, l.created_at, l.xid, l.workflow_id FROM outbox.messages AS l
     WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(%(start)s::pg_snapshot)))
 ) AS m
 WHERE m.id > %(position)s AND pg_visible_in_snapshot(m.xid, %(end)s::pg_snapshot)
@@ -123,8 +123,10 @@ CLOSE outbox_window;
 
 -- name: relay_advance
 -- Moves the cursor and parks what could not be sent, in one transaction. `done`: the whole window. No row: the name was
--- taken over, and nothing was changed.
--- Writes parked_messages, relays. Uses relays_pkey, parked_messages_pkey.
+-- taken over, and nothing was changed. A message that an erasure has deleted meanwhile is not parked: the erasure locks
+-- the relays first, and then deletes.
+-- Reads messages. Writes parked_messages, relays. Locks the messages that are parked. Uses relays_pkey, parked_messages_pkey,
+-- messages_by_workflow.
 WITH moved AS (
     UPDATE outbox.relays AS r
     SET window_start = CASE WHEN %(done)s THEN r.window_end ELSE r.window_start END,
@@ -133,15 +135,21 @@ WITH moved AS (
         relayed = r.relayed + %(count)s, updated_at = now()
     WHERE r.name = %(name)s AND r.epoch = %(epoch)s AND r.nonce = %(nonce)s::uuid AND r.window_end IS NOT NULL
     RETURNING r.name
+), remaining AS MATERIALIZED (
+    SELECT m.message_id
+    FROM moved, outbox.messages AS m
+    WHERE m.workflow_id = ANY (%(workflows)s::uuid[]) AND m.message_id = ANY (%(message_ids)s::uuid[])
+    FOR KEY SHARE OF m
 ), parked AS (
     INSERT INTO outbox.parked_messages
-        (relay, id, message_id, topic, key, payload, headers, created_at, reason, routing_key, waits_until)
-    SELECT moved.name, p.id, p.message_id, p.topic, p.key, p.payload::jsonb, p.headers::jsonb, p.created_at, p.reason,
-           p.routing_key, now() + make_interval(secs => p.waits)
+        (relay, id, message_id, topic, key, payload, headers, workflow_id, created_at, reason, routing_key, waits_until)
+    SELECT moved.name, p.id, p.message_id, p.topic, p.key, p.payload::jsonb, p.headers::jsonb, p.workflow_id, p.created_at,
+           p.reason, p.routing_key, now() + make_interval(secs => p.waits)
     FROM moved, unnest(%(ids)s::bigint[], %(message_ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(payloads)s::text[],
                        %(headers)s::text[], %(created)s::timestamptz[], %(reasons)s::text[], %(routing_keys)s::text[],
-                       %(waits)s::float8[])
-        AS p (id, message_id, topic, key, payload, headers, created_at, reason, routing_key, waits)
+                       %(waits)s::float8[], %(workflows)s::uuid[])
+        AS p (id, message_id, topic, key, payload, headers, created_at, reason, routing_key, waits, workflow_id)
+    WHERE p.workflow_id IS NULL OR p.message_id IN (SELECT remaining.message_id FROM remaining)
     ON CONFLICT (relay, id) DO NOTHING
 )
 SELECT moved.name FROM moved;
