@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from .. import texts
 from ..database import killpoints, statements
+from ..database.link import Link
 from ..database.steps import Call, Statement, perform, perform_async
 from ..definition.effect import Ask, Asked, Done, Effects, NotDone, OnUnknown, effect_key
 from ..definition.reasons import describe
@@ -32,6 +33,7 @@ from ..errors import EffectUnknown, HandlerError, LeaseLost
 from ..texts import printable
 from .checkpoint import Checkpoints, Steps, name_of, read, written
 from .job import Failed, Finished, Job, Outcome, PutBack, Trouble, fail
+from .lease import Lease
 
 SQL = statements.load("effects")
 log = logging.getLogger("outbox.worker")
@@ -59,6 +61,14 @@ class _Known(NamedTuple):
 
 class Ledger(Checkpoints):
     """Checkpoints, and what is known of effects."""
+
+    def __init__(self, link: Link, lease: Lease) -> None:
+        super().__init__(link)
+        self._lease = lease
+
+    def trusted(self) -> bool:
+        """Returns whether the worker's claims still count, by this process's own clock."""
+        return self._lease.is_trusted()
 
     def effect(
         self, job: Job, found: Effects, name: str, function: Callable[..., Any], args: Any, kwargs: Any,
@@ -90,7 +100,8 @@ def _make(
     on_unknown: OnUnknown,
 ) -> Steps[_Known]:  # fmt: skip
     """Makes a call that is intended, and writes what has come of it."""
-    if job.lost is not None:  # it may have stood still since the intention was written
+    # It may have stood still since the intention was written.
+    if job.lost is not None or (job.checkpoints is not None and not job.checkpoints.trusted()):
         raise _lost(job)
     killpoints.passing("K14")
     try:

@@ -80,7 +80,7 @@ class Shift:
             release=terms.release,
         )
         self._claimer = Claimer(claims, lease, inflight, releaser)
-        checkpoints = Ledger(link("checkpoint"))
+        checkpoints = Ledger(link("checkpoint"), lease)
         self._attempts = Attempts(dsn, inflight, releaser, checkpoints, group=group, pooled=pooled)
         reports = Reports()
         committer = Committer(commits, link("commit"), inflight, releaser, reports)

@@ -22,6 +22,7 @@ from kit.commands import Outbox
 from kit.pipelines import LATER, QUICK, Post, deployed, drain, one_stage, status_of, value
 from kit.servers import wait_for
 from outbox import Ask, Backoff, Done, NotDone, NothingAsked, Pipeline, Reject, Retry, Run, TooLate, approvals, decide
+from outbox.engine import effects
 from outbox.engine.apart import ALL
 from outbox.engine.retention import SQL as RETENTION
 
@@ -301,6 +302,26 @@ def test_look_up_says_that_it_is_not_done(conn: Conn, dsn: str, raised: bool) ->
 
     paying(conn, dsn, unknown(look_up))
     assert (status_of(conn, "a"), len(bank), state(conn)) == ("DONE", 2, "done")
+
+
+def test_a_process_that_has_stood_still_since_the_intention_makes_no_call(
+    conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own clock: nothing has told it yet that its lease is over, and another attempt may have begun."""
+    trusted, looked_up = iter([False]), []
+    monkeypatch.setattr(effects.Ledger, "trusted", lambda _: next(trusted, True))
+
+    def look_up(key: str) -> NotDone:
+        looked_up.append((key, list(bank)))
+        return NotDone()
+
+    async def work(run: Run[Post]) -> None:
+        await run.effect("pay", charge, 5, on_unknown=look_up)
+
+    paying(conn, dsn, work, retry=QUICK)
+    assert status_of(conn, "a") == "DONE"
+    assert [made for _, made in looked_up] == [[]], "nothing had been paid when it was looked up"
+    assert len(bank) == 1
 
 
 def test_look_up_does_not_know_and_a_person_is_asked(conn: Conn, dsn: str) -> None:
