@@ -15,7 +15,7 @@ from ..definition import dead_ends, deploy
 from ..definition.pipeline import Pipeline
 from ..errors import DefinitionError, Stranded
 from ..texts import number, printable, word
-from . import cluster, symptoms
+from . import cluster, look, symptoms
 from .finding import Finding
 
 SQL = statements.load("doctor")
@@ -206,10 +206,10 @@ def _waits(conn: Conn) -> Iterator[Finding]:
             "run a worker: any worker moves them on" if legal
             else f"from {status} to {leads_to} is not a legal change: deploy one, or run outbox set-status",
         )  # fmt: skip
-    for pipeline, stage, count, asked, seconds in tuples(conn, SQL["effects_unknown"]):
+    for row in look.tables(conn, ["effects_unknown"])["effects_unknown"]:
         yield Finding(
-            "warn", f"{number(count, 'effect')} of {pipeline}.{stage} may or may not have happened, for up to "
-            f"{seconds / 3600:.1f} hours; a person is asked about {asked}",
+            "warn", f"{number(row['unknown'], 'effect')} of {row['pipeline']}.{row['stage']} may or may not have happened, "
+            f"for up to {row['oldest_seconds'] / 3600:.1f} hours; a person is asked about {row['asked']}",
             "look: outbox effects --unknown; then answer: outbox decide ENTITY yes, no or repeat",
         )  # fmt: skip
     for pipeline, schedule, seconds, attempts, error in tuples(conn, SQL["schedules_late"]):

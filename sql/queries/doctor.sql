@@ -106,17 +106,6 @@ GROUP BY h.pipeline, h.stage ORDER BY h.pipeline, h.stage;
 -- Reads errors.
 SELECT coalesce(sum(e.jobs), 0)::bigint FROM outbox.errors AS e;
 
--- name: effects_unknown
--- Counts the effects that may or may not have happened, and those of which people are asked, among the thousand oldest that
--- are not known to have.
--- Reads effects, workflow_states. Uses effects_started, workflow_states_pkey.
-SELECT w.pipeline, e.stage, count(*), count(*) FILTER (WHERE e.state = 'asked'),
-       extract(epoch FROM now() - min(e.started_at))::float8
-FROM (SELECT e.workflow_id, e.stage, e.started_at, outbox.effect_state(e) AS state
-      FROM outbox.effects AS e WHERE e.state = 'started' ORDER BY e.started_at LIMIT 1000) AS e
-JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
-WHERE e.state <> 'started'
-GROUP BY w.pipeline, e.stage ORDER BY w.pipeline, e.stage;
 -- name: blobs_in_doubt
 -- Counts parts that no blob has had for two days, with their bytes, and blobs that lack a part, among a thousand.
 -- Reads blob_parts, blobs. Uses blob_parts_loose, blob_parts_pkey.

@@ -69,12 +69,15 @@ SELECT coalesce((SELECT concat_ws(',', count(*), sum(c.workflows), max(c.at)) FR
 
 -- name: workflows_seen
 -- Returns marks of these workflows, each of which differs when something of that workflow has changed.
--- Reads actions, approvals, checkpoints, dead_jobs, jobs, signals, waits, workflow_states. Uses actions_by_workflow,
--- approvals_by_workflow, checkpoints_pkey, dead_jobs_pkey, jobs_pkey, signals_are_one_by_id, waits_pkey, workflow_states_pkey.
+-- Reads actions, approvals, checkpoints, dead_jobs, effects, jobs, signals, waits, workflow_states. Uses actions_by_workflow,
+-- approvals_by_workflow, checkpoints_pkey, dead_jobs_pkey, effects_pkey, jobs_pkey, signals_are_one_by_id, waits_pkey,
+-- workflow_states_pkey.
 SELECT w.id::text, concat_ws(',', w.version, w.updated_at, j.id, j.attempt, j.owner, j.run_at, d.place, t.children,
        (SELECT max(a.at) FROM outbox.actions AS a WHERE a.workflow_id = w.id),
        (SELECT concat_ws('.', count(*), sum(a.votes), max(a.ended_at)) FROM outbox.approvals AS a WHERE a.workflow_id = w.id),
        (SELECT count(*) FROM outbox.checkpoints AS c WHERE c.workflow_id = w.id),
+       (SELECT concat_ws('.', sum(e.calls), max(e.started_at), max(e.ended_at), count(e.error))
+        FROM outbox.effects AS e WHERE e.workflow_id = w.id),
        (SELECT concat_ws('.', count(*), count(s.taken_at)) FROM outbox.signals AS s WHERE s.workflow_id = w.id)) AS mark
 FROM outbox.workflow_states AS w
 LEFT JOIN outbox.jobs AS j ON j.workflow_id = w.id

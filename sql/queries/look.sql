@@ -85,15 +85,17 @@ SELECT count(*) FROM (
     LIMIT %(most)s) AS k;
 
 -- name: effects_unknown
--- Counts the effects that may or may not have happened, and those of which people are asked, among the thousand oldest that
--- are not known to have.
--- Reads effects, workflow_states. Uses effects_started, workflow_states_pkey.
+-- Counts the effects that may or may not have happened, and those of which people are asked, among the ten thousand oldest
+-- that are not known to have. Those of work that was given up, as by a change by hand, wait for nobody.
+-- Reads dead_jobs, effects, jobs, workflow_states. Uses effects_started, jobs_pkey, dead_jobs_pkey, workflow_states_pkey.
 SELECT w.pipeline, e.stage, count(*) AS unknown, count(*) FILTER (WHERE e.state = 'asked') AS asked,
        extract(epoch FROM now() - min(e.started_at))::float8 AS oldest_seconds
-FROM (SELECT e.workflow_id, e.stage, e.started_at, outbox.effect_state(e) AS state
-      FROM outbox.effects AS e WHERE e.state = 'started' ORDER BY e.started_at LIMIT 1000) AS e
+FROM (SELECT e.workflow_id, e.entered, e.stage, e.started_at, outbox.effect_state(e) AS state
+      FROM outbox.effects AS e WHERE e.state = 'started' ORDER BY e.started_at LIMIT 10000) AS e
 JOIN outbox.workflow_states AS w ON w.id = e.workflow_id
 WHERE e.state <> 'started'
+  AND (EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = e.workflow_id AND j.entered = e.entered)
+       OR EXISTS (SELECT FROM outbox.dead_jobs AS d WHERE d.workflow_id = e.workflow_id AND d.entered = e.entered))
 GROUP BY w.pipeline, e.stage ORDER BY w.pipeline, e.stage;
 
 -- name: workflows_of_entity

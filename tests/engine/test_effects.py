@@ -794,6 +794,19 @@ def test_the_commands_show_it(conn: Conn, dsn: str, outbox: Outbox) -> None:
     assert [each["entity_id"] for each in outbox("list", "--status", "NEW", "--json").json["workflows"]] == ["a"]
 
 
+def test_an_effect_whose_work_was_given_up_is_listed_and_alarms_nobody(conn: Conn, dsn: str, outbox: Outbox) -> None:
+    async def work(run: Run[Post]) -> None:
+        await run.effect("pay", charge_and_fail, 5)
+
+    paying(conn, dsn, work)
+    assert outbox("status", "--json").json["effects_unknown"]
+    assert any("may or may not" in each["what"] for each in outbox("doctor", "--json", code=None).json)
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'DONE'")
+    assert outbox("status", "--json").json["effects_unknown"] == []
+    assert not any("may or may not" in each["what"] for each in outbox("doctor", "--json", code=None).json)
+    assert len(outbox("effects", "--unknown", "--json").json) == 1
+
+
 def test_known_effects_are_not_listed_as_unknown(conn: Conn, dsn: str, outbox: Outbox) -> None:
     paying(conn, dsn, unknown("repeat"))
     assert "no effects" in outbox("effects", "--unknown").out
