@@ -208,8 +208,8 @@ def _waits(conn: Conn) -> Iterator[Finding]:
         )  # fmt: skip
     for row in look.tables(conn, ["effects_unknown"])["effects_unknown"]:
         yield Finding(
-            "warn", f"{number(row['unknown'], 'effect')} of {row['pipeline']}.{row['stage']} may or may not have happened, "
-            f"for up to {row['oldest_seconds'] / 3600:.1f} hours; a person is asked about {row['asked']}",
+            "warn", f"{number(row['unknown'], 'effect')} of {row['pipeline']}.{row['stage']} may or may not have "
+            f"happened, for up to {row['oldest_seconds'] / 3600:.1f} hours; a person is asked about {row['asked']}",
             "look: outbox effects --unknown; then answer: outbox decide ENTITY yes, no or repeat",
         )  # fmt: skip
     for pipeline, schedule, seconds, attempts, error in tuples(conn, SQL["schedules_late"]):
