@@ -3243,6 +3243,33 @@ $$;
 
 COMMENT ON FUNCTION outbox.submit(pipeline text, entity_id text, data jsonb, by text, reason text, OUT id uuid, OUT status text, OUT created boolean) IS 'Starts a workflow, and returns its id and status, and whether it is new. An entity that has one already keeps it as it is.';
 
+CREATE FUNCTION outbox.submit_of_code(pipeline text, entity_id text, metadata text, OUT id uuid, OUT status text, OUT created boolean) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    created := false;
+    PERFORM set_config('outbox.of_code', statement_timestamp()::text, true);
+    -- Several tries: a workflow that is there may be deleted before it is read.
+    FOR try IN 1 .. 3 LOOP
+        INSERT INTO outbox.workflow_states AS w (pipeline, entity_id, current_status, metadata)
+        SELECT p.pipeline, submit_of_code.entity_id, p.initial_status,
+               outbox.data_of_code(submit_of_code.metadata::jsonb, p.plain)
+        FROM outbox.pipelines AS p WHERE p.pipeline = submit_of_code.pipeline
+        ON CONFLICT ON CONSTRAINT workflow_states_entity_key DO NOTHING
+        RETURNING w.id, w.current_status INTO submit_of_code.id, submit_of_code.status;
+        created := FOUND;
+        IF NOT created THEN
+            SELECT w.id, w.current_status INTO submit_of_code.id, submit_of_code.status FROM outbox.workflow_states AS w
+            WHERE w.pipeline = submit_of_code.pipeline AND w.entity_id = submit_of_code.entity_id;
+        END IF;
+        EXIT WHEN FOUND;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION outbox.submit_of_code(pipeline text, entity_id text, metadata text, OUT id uuid, OUT status text, OUT created boolean) IS 'Internal: starts a workflow with data that the pipeline''s own code has made. No id: the pipeline is not deployed.';
+
 CREATE FUNCTION outbox.timeouts_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$

@@ -82,22 +82,10 @@ def _checked(pipeline: PipelineLike, entity_id: Any, data: Any) -> tuple[str, st
 
 
 def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted]:
-    # Three tries: an existing workflow may be deleted between the INSERT and the SELECT.
-    for _ in range(3):
-        started = yield (
-            SQL["workflows_submit"],
-            {"pipeline": pipeline, "entities": text_array([entity_id]), "metadata": text_array([metadata])},
-        )
-        if started:
-            return _submitted(started[0], created=True)
-        found = yield SQL["workflows_find"], {"pipeline": pipeline, "entities": text_array([entity_id])}
-        if found:
-            return _submitted(found[0], created=False)
-    raise _not_deployed(pipeline)
-
-
-def _submitted(row: Any, *, created: bool) -> Submitted:
-    id_, entity_id, status = row
+    told = {"pipeline": pipeline, "entity": entity_id, "metadata": metadata}
+    ((id_, status, created),) = yield SQL["workflow_submit"], told
+    if id_ is None:
+        raise _not_deployed(pipeline)
     return Submitted(UUID(id_), entity_id, status, created)
 
 

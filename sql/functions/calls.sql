@@ -50,6 +50,35 @@ $$;
 COMMENT ON FUNCTION outbox.submit(text, text, jsonb, text, text) IS
     'Starts a workflow, and returns its id and status, and whether it is new. An entity that has one already keeps it as it is.';
 
+-- What the client in Python calls. A function's statements are planned once a session, also for drivers that prepare nothing.
+CREATE OR REPLACE FUNCTION outbox.submit_of_code(
+    pipeline text, entity_id text, metadata text, OUT id uuid, OUT status text, OUT created boolean
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    created := false;
+    PERFORM set_config('outbox.of_code', statement_timestamp()::text, true);
+    -- Several tries: a workflow that is there may be deleted before it is read.
+    FOR try IN 1 .. 3 LOOP
+        INSERT INTO outbox.workflow_states AS w (pipeline, entity_id, current_status, metadata)
+        SELECT p.pipeline, submit_of_code.entity_id, p.initial_status,
+               outbox.data_of_code(submit_of_code.metadata::jsonb, p.plain)
+        FROM outbox.pipelines AS p WHERE p.pipeline = submit_of_code.pipeline
+        ON CONFLICT ON CONSTRAINT workflow_states_entity_key DO NOTHING
+        RETURNING w.id, w.current_status INTO submit_of_code.id, submit_of_code.status;
+        created := FOUND;
+        IF NOT created THEN
+            SELECT w.id, w.current_status INTO submit_of_code.id, submit_of_code.status FROM outbox.workflow_states AS w
+            WHERE w.pipeline = submit_of_code.pipeline AND w.entity_id = submit_of_code.entity_id;
+        END IF;
+        EXIT WHEN FOUND;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION outbox.submit_of_code(text, text, text) IS
+    'Internal: starts a workflow with data that the pipeline''s own code has made. No id: the pipeline is not deployed.';
+
 CREATE OR REPLACE FUNCTION outbox.signal(
     pipeline text, entity_id text, name text, payload jsonb DEFAULT NULL, id text DEFAULT NULL, by text DEFAULT NULL,
     OUT status text, OUT created boolean, OUT taken boolean

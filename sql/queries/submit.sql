@@ -1,18 +1,11 @@
 -- Step 1: starts workflows in the caller's own transaction.
 
--- name: workflows_submit
--- Starts the workflows that are new, and returns them; the trigger adds history and the first job.
+-- name: workflow_submit
+-- Starts a workflow, or finds the one that the entity has, and returns its id and status, and whether it is new. No id: the
+-- pipeline is not deployed. See the function in sql/functions/calls.sql.
 -- Reads pipelines. Writes workflow_states. Uses workflow_states_entity_key, pipelines_pkey.
-WITH me AS MATERIALIZED (
-    SELECT set_config('outbox.of_code', statement_timestamp()::text, true)
-)
-INSERT INTO outbox.workflow_states (pipeline, entity_id, current_status, metadata)
-SELECT p.pipeline, s.entity_id, p.initial_status, outbox.data_of_code(s.metadata::jsonb, p.plain)
-FROM me, unnest(%(entities)s::text[], %(metadata)s::text[]) WITH ORDINALITY AS s (entity_id, metadata, n)
-JOIN outbox.pipelines AS p ON p.pipeline = %(pipeline)s
-ORDER BY s.n
-ON CONFLICT (pipeline, entity_id) DO NOTHING
-RETURNING id::text, entity_id, current_status;
+SELECT s.id::text, s.status, s.created
+FROM outbox.submit_of_code(%(pipeline)s::text, %(entity)s::text, %(metadata)s::text) AS s;
 
 -- name: workflows_submit_count
 -- Starts the workflows that are new, and returns how many: for bulk.
@@ -31,14 +24,6 @@ WITH me AS MATERIALIZED (
     RETURNING 1
 )
 SELECT count(*) FROM started;
-
--- name: workflows_find
--- Returns the workflows that already exist. It is a separate statement because it must see what the one before has run
--- into.
--- Reads workflow_states. Uses workflow_states_entity_key.
-SELECT w.id::text, w.entity_id, w.current_status
-FROM outbox.workflow_states AS w
-WHERE w.pipeline = %(pipeline)s AND w.entity_id = ANY (%(entities)s::text[]);
 
 -- name: pipeline_is_deployed
 -- Returns whether a pipeline is deployed.

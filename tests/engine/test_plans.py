@@ -329,7 +329,7 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
         return list(lane.waiting)
 
     by_hand = "UPDATE outbox.workflow_states SET current_status = 'ENRICHED' WHERE pipeline = 'posts' AND entity_id = ANY (%(e)s)"
-    submit = statements.load("submit")["workflows_submit"]
+    submit = statements.load("submit")["workflows_submit_count"]
     those = {"first": 900_000 + start, "last": 900_099 + start}
     asked: dict[str, tuple[bytes, dict[str, Any]]] = {
         "claim": claim.request(1, [(Lane(posts.stages["enrich"], 100), 100)], 1e9, careful=True),
@@ -337,7 +337,7 @@ def plans_of_a_hundred(conn: Conn, posts: Pipeline[Post], start: int) -> Iterato
         "fail": commit.fail([(job, Failed("no", 1.0)) for job in taken()]),
         "give back": commit.release(taken()),
         "by hand": (by_hand.encode(), {"e": [f"e{800_000 + start + n}" for n in range(100)]}),
-        "submit": (submit, {"pipeline": "posts", "entities": [f"x{start + n}" for n in range(100)], "metadata": ["{}"] * 100}),
+        "submit": (submit, {"pipeline": "posts", "entities": [f"x{start + n}" for n in range(100)], "metadata": ["{}"] * 100, "of_code": True}),
         "promote": (maintenance["jobs_promote_due"], {"limit": 100, "now": None, **ALL}),
         "sweep": (maintenance["jobs_sweep"], {"limit": 100, **ALL}),
     }  # fmt: skip
