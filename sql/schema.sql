@@ -3659,7 +3659,7 @@ COMMENT ON FUNCTION outbox.why_word(word text) IS 'Internal: a word of a command
 
 CREATE FUNCTION outbox.why_command(command text, entity_id text, arguments text, pipeline text) RETURNS text
     LANGUAGE sql IMMUTABLE
-    RETURN CASE WHEN ((entity_id ~ '^-'::text) OR (arguments ~ '(^|[|])[$'']*-'::text)) THEN concat_ws(' '::text, 'outbox', command, '--pipeline', outbox.why_word(pipeline), '--', outbox.why_word(entity_id), arguments) ELSE concat_ws(' '::text, 'outbox', command, outbox.why_word(entity_id), arguments, '--pipeline', outbox.why_word(pipeline)) END;
+    RETURN CASE WHEN ((entity_id ~ '^-'::text) OR (arguments ~ '^[$'']*-'::text)) THEN concat_ws(' '::text, 'outbox', command, '--pipeline', outbox.why_word(pipeline), '--', outbox.why_word(entity_id), arguments) ELSE concat_ws(' '::text, 'outbox', command, outbox.why_word(entity_id), arguments, '--pipeline', outbox.why_word(pipeline)) END;
 
 COMMENT ON FUNCTION outbox.why_command(command text, entity_id text, arguments text, pipeline text) IS 'Internal: a command for a workflow.';
 
@@ -3882,7 +3882,7 @@ BEGIN
     SELECT sum(f.went) / 10.0 INTO rate FROM outbox.flow AS f
     WHERE f.pipeline = job.pipeline AND f.status = job.status AND f.minute >= date_trunc('minute', now()) - interval '10 minutes';
     RETURN QUERY SELECT CASE ahead WHEN 0 THEN 'next' ELSE 'behind' END,
-        CASE ahead WHEN 0 THEN format('It is next for stage %s, whose workers are busy.', job.stage)
+        CASE ahead WHEN 0 THEN format('It is next for stage %s, when a worker is free.', job.stage)
              ELSE format('It is behind %s for stage %s; %s.', CASE WHEN ahead >= 1000 THEN '1,000 others or more'
                       WHEN ahead = 1 THEN '1 other' ELSE ahead || ' others' END, job.stage,
                   CASE WHEN coalesce(rate, 0) = 0 THEN 'none has left it in the last ten minutes'
@@ -3932,16 +3932,16 @@ BEGIN
     END IF;
     SELECT a.question, a.assignee, a.options, a.asked_at, a.id, a.approvers, a.votes,
            (SELECT string_agg(format('%s of %s', g.value, g.key), ' and ' ORDER BY g.key) FROM jsonb_each_text(a.approvers) AS g) AS voters,
+           (SELECT string_agg(outbox.why_word(o.key), ', ' ORDER BY o.key) FROM jsonb_object_keys(a.options) AS o (key)) AS choices,
            (SELECT count(*) FROM (SELECT FROM outbox.approvals AS b WHERE b.workflow_id = workflow.id AND b.ended_at IS NULL LIMIT 100) AS b) AS n
     INTO asked FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id AND a.ended_at IS NULL ORDER BY a.id LIMIT 1;
     IF FOUND THEN
-        RETURN QUERY SELECT 'person', format('It waits for %s to answer "%s"%s%s, since %s%s',
-            coalesce(asked.voters, asked.assignee, 'a person'), asked.question,
-            CASE WHEN asked.votes > 0 THEN format(' (votes so far: %s)', asked.votes) ELSE '' END,
+        RETURN QUERY SELECT 'person', format('It waits for %s to answer "%s" (%s%s)%s, since %s%s',
+            coalesce(asked.voters, asked.assignee, 'a person'), asked.question, asked.choices,
+            CASE WHEN asked.votes > 0 THEN format('; votes so far: %s', asked.votes) ELSE '' END,
             CASE WHEN asked.n > 1 THEN format(' and %s more', asked.n - 1) ELSE '' END, outbox.why_time(asked.asked_at), until),
             outbox.why_command('decide' || CASE WHEN asked.n > 1 THEN ' --question ' || asked.id ELSE '' END, workflow.entity_id,
-                (SELECT string_agg(outbox.why_word(o.key), '|' ORDER BY o.key) FROM jsonb_object_keys(asked.options) AS o (key)),
-                workflow.pipeline),
+                'OPTION', workflow.pipeline),
             jsonb_build_object('question', asked.id, 'assignee', asked.assignee, 'approvers', asked.approvers, 'votes', asked.votes,
                                'since', asked.asked_at, 'until', job.deadline, 'questions', asked.n);
         RETURN;

@@ -19,7 +19,7 @@ COMMENT ON FUNCTION outbox.why_word(text) IS 'Internal: a word of a command, quo
 -- options.
 CREATE OR REPLACE FUNCTION outbox.why_command(command text, entity_id text, arguments text, pipeline text) RETURNS text
 LANGUAGE sql IMMUTABLE
-RETURN CASE WHEN entity_id ~ '^-' OR arguments ~ '(^|[|])[$'']*-'
+RETURN CASE WHEN entity_id ~ '^-' OR arguments ~ '^[$'']*-'
             THEN concat_ws(' ', 'outbox', command, '--pipeline', outbox.why_word(pipeline), '--', outbox.why_word(entity_id), arguments)
             ELSE concat_ws(' ', 'outbox', command, outbox.why_word(entity_id), arguments, '--pipeline', outbox.why_word(pipeline)) END;
 COMMENT ON FUNCTION outbox.why_command(text, text, text, text) IS 'Internal: a command for a workflow.';
@@ -96,16 +96,16 @@ BEGIN
     END IF;
     SELECT a.question, a.assignee, a.options, a.asked_at, a.id, a.approvers, a.votes,
            (SELECT string_agg(format('%s of %s', g.value, g.key), ' and ' ORDER BY g.key) FROM jsonb_each_text(a.approvers) AS g) AS voters,
+           (SELECT string_agg(outbox.why_word(o.key), ', ' ORDER BY o.key) FROM jsonb_object_keys(a.options) AS o (key)) AS choices,
            (SELECT count(*) FROM (SELECT FROM outbox.approvals AS b WHERE b.workflow_id = workflow.id AND b.ended_at IS NULL LIMIT 100) AS b) AS n
     INTO asked FROM outbox.approvals AS a WHERE a.workflow_id = workflow.id AND a.ended_at IS NULL ORDER BY a.id LIMIT 1;
     IF FOUND THEN
-        RETURN QUERY SELECT 'person', format('It waits for %s to answer "%s"%s%s, since %s%s',
-            coalesce(asked.voters, asked.assignee, 'a person'), asked.question,
-            CASE WHEN asked.votes > 0 THEN format(' (votes so far: %s)', asked.votes) ELSE '' END,
+        RETURN QUERY SELECT 'person', format('It waits for %s to answer "%s" (%s%s)%s, since %s%s',
+            coalesce(asked.voters, asked.assignee, 'a person'), asked.question, asked.choices,
+            CASE WHEN asked.votes > 0 THEN format('; votes so far: %s', asked.votes) ELSE '' END,
             CASE WHEN asked.n > 1 THEN format(' and %s more', asked.n - 1) ELSE '' END, outbox.why_time(asked.asked_at), until),
             outbox.why_command('decide' || CASE WHEN asked.n > 1 THEN ' --question ' || asked.id ELSE '' END, workflow.entity_id,
-                (SELECT string_agg(outbox.why_word(o.key), '|' ORDER BY o.key) FROM jsonb_object_keys(asked.options) AS o (key)),
-                workflow.pipeline),
+                'OPTION', workflow.pipeline),
             jsonb_build_object('question', asked.id, 'assignee', asked.assignee, 'approvers', asked.approvers, 'votes', asked.votes,
                                'since', asked.asked_at, 'until', job.deadline, 'questions', asked.n);
         RETURN;

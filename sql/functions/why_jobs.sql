@@ -85,7 +85,7 @@ BEGIN
     SELECT sum(f.went) / 10.0 INTO rate FROM outbox.flow AS f
     WHERE f.pipeline = job.pipeline AND f.status = job.status AND f.minute >= date_trunc('minute', now()) - interval '10 minutes';
     RETURN QUERY SELECT CASE ahead WHEN 0 THEN 'next' ELSE 'behind' END,
-        CASE ahead WHEN 0 THEN format('It is next for stage %s, whose workers are busy.', job.stage)
+        CASE ahead WHEN 0 THEN format('It is next for stage %s, when a worker is free.', job.stage)
              ELSE format('It is behind %s for stage %s; %s.', CASE WHEN ahead >= 1000 THEN '1,000 others or more'
                       WHEN ahead = 1 THEN '1 other' ELSE ahead || ' others' END, job.stage,
                   CASE WHEN coalesce(rate, 0) = 0 THEN 'none has left it in the last ten minutes'

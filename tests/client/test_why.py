@@ -155,14 +155,14 @@ PUT_BACK = (
 CASES: dict[str, tuple[Callable[[Conn, str], Any], str, str, str]] = {
     # what is planted: how, the cause, what the sentence says, and the remedy
     "a person, with a deadline": (lambda conn, dsn: waiting(conn, dsn, TIMED), "person",
-        'It waits for sarah to answer "Pay it?", since * UTC, until * UTC, when it moves to LATE.',
-        "outbox decide a approve|reject --pipeline orders"),
+        'It waits for sarah to answer "Pay it?" (approve, reject), since * UTC, until * UTC, when it moves to LATE.',
+        "outbox decide a OPTION --pipeline orders"),
     "a person, whoever it is": (lambda conn, dsn: waiting(conn, dsn, QUESTION), "person",
-        'It waits for a person to answer "Pay it?", since * UTC.', "outbox decide a approve|reject --pipeline orders"),
+        'It waits for a person to answer "Pay it?" (approve, reject), since * UTC.', "outbox decide a OPTION --pipeline orders"),
     "several people": (lambda conn, dsn: waiting(conn, dsn, WaitForApproval(questions=[Question("Legal?", options=OPTIONS), Question("Paid?", options=OPTIONS)])), "person",
-        'It waits for a person to answer "Legal?" and 1 more, since * UTC.', "outbox decide --question *-*-* a approve|reject --pipeline orders"),
+        'It waits for a person to answer "Legal?" (approve, reject) and 1 more, since * UTC.', "outbox decide --question *-*-* a OPTION --pipeline orders"),
     "votes": (voted, "person",
-        'It waits for 2 of finance and 1 of law to answer "Pay it?" (votes so far: 1), since * UTC.', "outbox decide a approve|reject --pipeline orders"),
+        'It waits for 2 of finance and 1 of law to answer "Pay it?" (approve, reject; votes so far: 1), since * UTC.', "outbox decide a OPTION --pipeline orders"),
     "a signal": (lambda conn, dsn: waiting(conn, dsn, WaitForSignal("paid", to="PAID")), "signal",
         'It waits for the signal "paid", since * UTC.', "outbox signal a paid --pipeline orders"),
     "a signal, with a deadline": (lambda conn, dsn: waiting(conn, dsn, PAYMENT), "signal",
@@ -213,7 +213,7 @@ CASES: dict[str, tuple[Callable[[Conn, str], Any], str, str, str]] = {
     "others that go": (lambda conn, dsn: (others(conn, 3), conn.execute(
                 "INSERT INTO outbox.status_flow SELECT date_trunc('minute', now()) - interval '1 minute', 'p', 'NEW', 0, 15")), "behind",
         "It is behind 3 others for stage work; 1.5 a minute have left it, so this takes about 2 min.", "wait, or start more workers: *"),
-    "nobody is before it": (after(), "next", "It is next for stage work, whose workers are busy.", "wait, or start more workers: *"),
+    "nobody is before it": (after(), "next", "It is next for stage work, when a worker is free.", "wait, or start more workers: *"),
     "no job": (after("DELETE FROM outbox.jobs"), "no job", "Stage work takes it, but it has no job.", "outbox retry a --pipeline p"),
     "a dead end": (dead_end, "dead end", "No change leads out of MOVED, and it is not final.", "deploy a pipeline that allows one"),
     "a dead end, but a cancellation": (dead_end_but_a_cancellation, "dead end",
@@ -333,9 +333,11 @@ def test_a_shell_reads_the_remedy_as_it_is_meant(
     assert said.split("\0")[:-1] == words
 
 
-def test_each_option_of_a_remedy_is_a_word_of_its_own(conn: Conn, dsn: str) -> None:
+def test_each_option_of_a_question_is_a_word_for_a_shell_and_none_is_a_pipe(conn: Conn, dsn: str) -> None:
     pipeline = waiting(conn, dsn, WaitForApproval("?", options={"yes, pay | now": "PAID", "-no": "REFUSED"}))
-    assert why(conn, pipeline, "a").remedy == "outbox decide --pipeline orders -- a -no|'yes, pay | now'"
+    found = why(conn, pipeline, "a")
+    assert found.remedy == "outbox decide a OPTION --pipeline orders"
+    assert found.sentence.startswith("""It waits for a person to answer "?" (-no, 'yes, pay | now'), since """)
 
 
 def test_names_of_stages_with_spaces_are_quoted_in_remedies(conn: Conn, dsn: str) -> None:
@@ -351,8 +353,8 @@ def test_the_first_line_of_show_says_why(conn: Conn, dsn: str, outbox: Outbox) -
     waiting(conn, dsn, TIMED)
     said = outbox("show", "a")
     first = said.out.splitlines()[0]
-    assert first.startswith('It waits for sarah to answer "Pay it?", since ')
-    assert first.endswith(" → outbox decide a approve|reject --pipeline orders")
+    assert first.startswith('It waits for sarah to answer "Pay it?" (approve, reject), since ')
+    assert first.endswith(" → outbox decide a OPTION --pipeline orders")
     assert outbox("show", "a", "--json").json["why"]["cause"] == "person"
 
 
