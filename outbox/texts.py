@@ -100,6 +100,14 @@ def number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def span(seconds: float) -> str:
+    """Returns a span of time in the largest unit of which there are two: "1 second", "90 minutes", "2 days"."""
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= 2 * length:
+            return number(round(seconds / length), unit)
+    return number(max(0, round(seconds)), "second")
+
+
 def explain(error: ValidationError) -> str:
     """Returns a validation error in one line. It leaves out the values, which may be large or secret."""
     found = error.errors(include_url=False, include_context=False, include_input=False)

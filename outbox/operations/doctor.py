@@ -14,7 +14,7 @@ from ..database.session import tuples
 from ..definition import dead_ends, deploy
 from ..definition.pipeline import Pipeline
 from ..errors import DefinitionError, Stranded
-from ..texts import number, printable, word
+from ..texts import number, printable, span, word
 from . import cluster, look, symptoms
 from .finding import Finding
 
@@ -155,13 +155,13 @@ def _jobs(conn: Conn, all_workflows: bool) -> Iterator[Finding]:
         )
     for pipeline, stage, ready, seconds in tuples(conn, SQL["stages_behind"]):
         yield Finding(
-            "warn", f"{pipeline}.{stage} is {seconds / 60:.0f} minutes behind, with {number(ready, 'job')} ready",
+            "warn", f"{pipeline}.{stage} is {span(seconds)} behind, with {number(ready, 'job')} ready",
             "start more workers for it, or check the log of `outbox worker`",
         )  # fmt: skip
     for pipeline, stage, count, seconds in tuples(conn, SQL["jobs_running_long"]):
         yield Finding(
             "warn",
-            f"{number(count, 'job')} of {pipeline}.{stage} running for up to {seconds / 3600:.1f} hours",
+            f"{number(count, 'job')} of {pipeline}.{stage} running for up to {span(seconds)}",
             "lower its timeout",
         )
     for pipeline, stage, count, dead in tuples(conn, SQL["handlers_hanging"]):
@@ -209,12 +209,12 @@ def _waits(conn: Conn) -> Iterator[Finding]:
     for row in look.tables(conn, ["effects_unknown"])["effects_unknown"]:
         yield Finding(
             "warn", f"{number(row['unknown'], 'effect')} of {row['pipeline']}.{row['stage']} may or may not have "
-            f"happened, for up to {row['oldest_seconds'] / 3600:.1f} hours; a person is asked about {row['asked']}",
+            f"happened, for up to {span(row['oldest_seconds'])}; a person is asked about {row['asked']}",
             "look: outbox effects --unknown; then answer: outbox decide ENTITY yes, no or repeat",
         )  # fmt: skip
     for pipeline, schedule, seconds, attempts, error in tuples(conn, SQL["schedules_late"]):
         yield Finding(
-            "warn", f"schedule {pipeline}.{schedule} is {seconds / 60:.0f} minutes late"
+            "warn", f"schedule {pipeline}.{schedule} is {span(seconds)} late"
             + (f", with {number(attempts, 'failed attempt')}: {error}" if attempts else ""),
             "fix its function" if attempts else "run a worker that serves all stages of the pipeline",
         )  # fmt: skip
@@ -225,7 +225,7 @@ def _waits(conn: Conn) -> Iterator[Finding]:
         )  # fmt: skip
     for pipeline, stage, by, reason, seconds in tuples(conn, SQL["pauses"]):
         yield Finding(
-            "warn", f"{pipeline}.{stage} is paused by {by} for {seconds / 3600:.1f} hours"
+            "warn", f"{pipeline}.{stage} is paused by {by} for {span(seconds)}"
             + (f": {reason}" if reason else ""),
             f"to resume it: outbox resume {word(f'{pipeline}.{stage}')}",
         )  # fmt: skip
@@ -237,16 +237,13 @@ def _relays(conn: Conn) -> Iterator[Finding]:
         if not runs and behind is not None:
             yield Finding(
                 "warn",
-                f"relay {name} is not running: messages have been waiting for it for {behind / 60:.0f} minutes; "
-                "none is lost",
+                f"relay {name} is not running: messages have been waiting for it for {span(behind)}; none is lost",
                 f"run: outbox relay --name {name}; or, if it is gone for good: outbox relay --forget {name}",
             )
         elif runs and trouble:
             yield Finding("warn", f"relay {name}: {trouble}", "check the broker; the relay continues by itself")
         elif runs and behind is not None and behind > RELAY_BEHIND:
-            yield Finding(
-                "warn", f"relay {name} is {behind / 60:.0f} minutes behind", "check the log of `outbox relay`"
-            )
+            yield Finding("warn", f"relay {name} is {span(behind)} behind", "check the log of `outbox relay`")
         if waiting:
             yield Finding(
                 "warn",
@@ -271,7 +268,7 @@ def _relays(conn: Conn) -> Iterator[Finding]:
     count, oldest = tuples(conn, SQL["messages_kept"])[0]
     if not relays and oldest is not None:
         much = count > MANY_MESSAGES or oldest > OLD_MESSAGES
-        what = f"there is no relay: the log keeps messages, the oldest for {oldest / 3600:.0f} hours"
+        what = f"there is no relay: the log keeps messages, the oldest for {span(oldest)}"
         yield Finding(
             "warn" if much else "ok",
             what,
@@ -283,7 +280,7 @@ def _sessions(conn: Conn, long_transaction: float) -> Iterator[Finding]:
     if not tuples(conn, SQL["sees_all_sessions"])[0][0]:
         yield Finding("ok", "this role sees only its own sessions' transactions (pg_read_all_stats would show all)")
     for kind, name, seconds in tuples(conn, SQL["horizon_holders"], long=long_transaction):
-        how_long = "" if seconds is None else f" for {seconds / 60:.0f} minutes"
+        how_long = "" if seconds is None else f" for {span(seconds)}"
         yield Finding(
             "warn", f"{kind} {name} keeps Postgres from removing dead rows{how_long}",
             "end it: commit it, pg_terminate_backend(pid), ROLLBACK PREPARED or pg_drop_replication_slot()",

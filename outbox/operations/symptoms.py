@@ -13,7 +13,7 @@ import psycopg
 from ..database import statements
 from ..database.session import tuples
 from ..definition.pipeline import Pipeline
-from ..texts import number, printable, word
+from ..texts import number, printable, span, word
 from .finding import Finding
 
 SQL = statements.load("symptoms")
@@ -64,7 +64,7 @@ def _jobs(conn: Conn, pipelines: Sequence[Pipeline[Any]]) -> Iterator[Finding]:
     for pipeline, stage, jobs, seconds in held:
         yield Finding(
             "bad",
-            f"{number(jobs, 'job')} of {pipeline}.{stage} held for {seconds / 60:.0f} minutes, far beyond its timeout",
+            f"{number(jobs, 'job')} of {pipeline}.{stage} held for {span(seconds)}, far beyond its timeout",
             "look for `held up` or for errors in the log of `outbox worker`, and restart that worker if there is none",
         )  # fmt: skip
     for pipeline, status, entity, to_status, legal in tuples(conn, SQL["parents_stuck"]):

@@ -18,6 +18,7 @@ from kit.servers import PostgresServer, Process, wait_for
 from kit.shop import AHEAD
 from outbox import Go, Pipeline
 from outbox.operations import doctor
+from outbox.texts import span
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
@@ -172,7 +173,7 @@ def test_a_stage_that_is_behind_and_a_job_that_runs_for_hours_are_found(outbox: 
         "UPDATE outbox.jobs SET attempt = 1, claimed_at = now() - interval '90 minutes', "
         "owner = (SELECT id FROM outbox.workers)"
     )
-    assert troubles(outbox) == [("warn", "2 jobs of posts.enrich running for up to 1.5 hours")]
+    assert troubles(outbox) == [("warn", "2 jobs of posts.enrich running for up to 90 minutes")]
 
 
 def test_dead_jobs_are_found_until_a_person_retries_them(outbox: Outbox, shop: Conn, dsn: str) -> None:
@@ -357,6 +358,15 @@ def test_what_consumers_have_parked_is_found_and_whether_it_only_waits_for_the_c
     assert troubles(outbox) == []
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(-1, "0 seconds"), (1, "1 second"), (119, "119 seconds"), (120, "2 minutes"), (5_400, "90 minutes"),
+     (7_200, "2 hours"), (172_800, "2 days"), (1e9, "11,574 days")],
+)  # fmt: skip
+def test_times_are_told_in_units_of_which_there_are_two(seconds: float, told: str) -> None:
+    assert span(seconds) == told
+
+
 def test_messages_without_a_relay_are_reported_and_are_a_problem_when_they_are_old_or_many(
     outbox: Outbox, shop: Conn, admin_dsn: str
 ) -> None:
@@ -370,7 +380,7 @@ def test_messages_without_a_relay_are_reported_and_are_a_problem_when_they_are_o
     with psycopg.connect(admin_dsn, autocommit=True) as admin:
         admin.execute("UPDATE pg_class SET reltuples = 0 WHERE oid = 'outbox.messages_1'::regclass")
     shop.execute("UPDATE outbox.messages SET created_at = now() - interval '8 days'")
-    assert troubles(outbox) == [("warn", f"{said}192 hours")]
+    assert troubles(outbox) == [("warn", f"{said}8 days")]
     assert "outbox worker --keep-messages 7" in outbox("doctor").out
 
 
@@ -389,11 +399,12 @@ def test_waits_that_are_not_ended_are_found(outbox: Outbox, conn: Conn, dsn: str
         "UPDATE outbox.schedules SET next_at = now() - interval '5 minutes', attempts = 3, error = 'ValueError: no'"
     )
     outbox("pause", "waits.work", "--by", "sarah", "--reason", "the service is down")
+    conn.execute("UPDATE outbox.pauses SET paused_at = now() - interval '5 minutes'")
     assert troubles(outbox) == [
         ("bad", "1 workflow of waits in WAITING past the deadline"),
         ("bad", "1 workflow of waits in WAITING past the deadline"),
         ("warn", "schedule waits.look is 5 minutes late, with 3 failed attempts: ValueError: no"),
-        ("warn", "waits.work is paused by sarah for 0.0 hours: the service is down"),
+        ("warn", "waits.work is paused by sarah for 5 minutes: the service is down"),
     ]
 
 
