@@ -47,8 +47,8 @@ def dev(found: settings.Settings, app: str | None, port: int | None, name: str, 
     """Run everything in one terminal while you write a pipeline.
 
     It migrates the database, deploys the pipelines, runs a worker, and shows the web page with buttons. When a Python
-    file changes, it deploys again and the worker starts over. What can't be deployed is said, and the worker from
-    before goes on. Ctrl-C ends all of it.
+    file changes, it deploys again and the worker starts over. If an edit can't be deployed, it says why, and the
+    previous worker keeps running. Ctrl-C ends all of it.
 
     Without OUTBOX_DSN or DATABASE_URL, it works on the bundled Postgres, which keeps its data in OUTBOX_HOME. It prints
     the DSN, for psql and for your programs while it runs.

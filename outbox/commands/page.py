@@ -34,27 +34,29 @@ def shown(
     except ModuleNotFoundError as error:
         raise SettingsError(f"the page needs {error.name}: pip install 'outbox-engine[ui]'") from None
     page = alone(dsn, Person(name, may))
-    with closing(_listening(port)) as listening:
+    with closing(listening("127.0.0.1", port)) as opened:
         config = uvicorn.Config(
             page, log_config=None, access_log=False, lifespan="off", proxy_headers=False, server_header=False,
             timeout_graceful_shutdown=1,
         )  # fmt: skip
         server = uvicorn.Server(config)
-        serving = Thread(target=server.run, args=([listening],), name="page", daemon=True)
+        serving = Thread(target=server.run, args=([opened],), name="page", daemon=True)
         serving.start()
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+            yield f"http://127.0.0.1:{opened.getsockname()[1]}/"
         finally:
             server.should_exit = True
             serving.join(CLOSE_WITHIN)
 
 
-def _listening(port: int | None) -> socket.socket:
+def listening(host: str, port: int | None) -> socket.socket:
+    """Returns a socket that listens on the port. None is the usual one, or any that is free if that is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server(("127.0.0.1", PORT if port is None else port))
+        return socket.create_server((host, PORT if port is None else port), family=family)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
         if port is not None:
             raise SettingsError(f"--port {port}: something else listens there") from None
-        return socket.create_server(("127.0.0.1", 0))
+        return socket.create_server((host, 0), family=family)

@@ -1,7 +1,7 @@
 """Runs the code of an application that is being edited: with each edit it is deployed, and the worker starts over.
 
 The code is imported only by processes that end with the next edit: one that deploys, and then a worker. If a deploy
-fails or is refused, the worker from before goes on.
+fails or is refused, the previous worker keeps running.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class Reloading:
                 await self._worker.stop()
                 await self._worker.start()
             elif deployed is not None:
-                now = "the worker from before goes on" if self._worker.running else "no worker runs"
-                log.error("not deployed: %s, until the next edit", now)
+                now = "the previous worker keeps running" if self._worker.running else "no worker runs"
+                log.error("not deployed: %s until the next edit", now)
             if deployed is not None and not said:
                 said = True
                 self._ready()

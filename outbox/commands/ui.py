@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import socket
+from contextlib import closing
 from ipaddress import ip_address
 
 import click
 
 from .. import settings
 from ..errors import SettingsError
-from . import application
+from . import application, page
 from .connection import dsn_of
 from .options import app_option, user_name
 
@@ -17,8 +17,8 @@ from .options import app_option, user_name
 @click.command("ui")
 @click.option("--host", metavar="HOST", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
-    "--port", metavar="PORT", type=click.IntRange(0, 65535), default=8088, show_default=True,
-    help="The port to listen on. 0 takes any that is free.",
+    "--port", metavar="PORT", type=click.IntRange(0, 65535),
+    help=f"The port to listen on; 0 takes any that is free. Default: {page.PORT}, or any if that is taken.",
 )  # fmt: skip
 @click.option("--operate", is_flag=True, help="Let who looks decide, retry, move, cancel and pause, too.")
 @click.option(
@@ -32,7 +32,7 @@ from .options import app_option, user_name
 @app_option
 @click.pass_obj
 def ui_command(
-    found: settings.Settings, host: str, port: int, operate: bool, name: str, insecure: bool, app: str | None
+    found: settings.Settings, host: str, port: int | None, operate: bool, name: str, insecure: bool, app: str | None
 ) -> None:
     """Show the web page: what is where, and what waits for you.
 
@@ -53,15 +53,15 @@ def ui_command(
         )
     pipelines = application.load(app or found.app) if app or found.app else []
     person = Person(name, RIGHTS if operate else {"look"})
-    with dsn_of(found) as dsn, socket.create_server((host, port), family=_family(host)) as listening:
-        page = alone(dsn, person, pipelines, anywhere=insecure)
+    with dsn_of(found) as dsn, closing(page.listening(host, port)) as opened:
+        shown_page = alone(dsn, person, pipelines, anywhere=insecure)
         shown = f"[{host}]" if ":" in host else host
-        click.echo(f"http://{shown}:{listening.getsockname()[1]}/")
+        click.echo(f"http://{shown}:{opened.getsockname()[1]}/")
         config = uvicorn.Config(
-            page, log_level="warning", lifespan="off", proxy_headers=False, server_header=False,
+            shown_page, log_level="warning", lifespan="off", proxy_headers=False, server_header=False,
             timeout_graceful_shutdown=1,
         )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(config).run(sockets=[opened])
 
 
 def _is_near(host: str) -> bool:
@@ -69,7 +69,3 @@ def _is_near(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -173,7 +173,7 @@ def test_a_good_edit_runs_and_a_bad_one_is_said_while_the_old_worker_goes_on(dev
     dev.until(f"{NAME}.py changed")
     dev.write(SHOP.replace('"PAID"', '"GONE"'))
     dev.until("refused")
-    dev.until("not deployed: the worker from before goes on")
+    dev.until("not deployed: the previous worker keeps running")
     assert dev.paid_by("c") == "second"
 
     dev.write(SHOP.replace("first!", "third!"))
@@ -234,6 +234,12 @@ def test_the_page_is_at_its_usual_port_or_at_another_one_but_not_at_another_than
             httpx.get(url)
         with pytest.raises(SettingsError, match=f"--port {port}"), page.shown(dsn, "sarah", port=port):
             pass
+
+
+def test_ui_says_which_port_is_taken(outbox: Outbox) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"--port {port}: something else listens there" in outbox.fails("ui", "--port", str(port))
 
 
 def test_psql_is_opened_on_the_database_and_gets_all_arguments(outbox: Outbox) -> None:
