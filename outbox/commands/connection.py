@@ -99,7 +99,13 @@ def reaching(dsn: str) -> Iterator[None]:
     except psycopg.OperationalError as error:
         if error.diag.message_primary:  # the answer of a server
             raise
-        raise OutboxError(cannot_connect(dsn, error)) from None
+        why = cannot_connect(dsn, error)
+        if embedded.is_bundled(dsn):
+            why += (
+                " (This is the bundled Postgres, which runs only while a command uses it: "
+                "start `outbox dev --bundled`, or add --bundled to this command.)"
+            )
+        raise OutboxError(why) from None
 
 
 def asked(ask: Callable[[str], Coroutine[Any, Any, T]], dsn: str) -> T:

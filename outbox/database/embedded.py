@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from ..errors import EmbeddedUnavailable
 from .server import Postgres
@@ -43,6 +44,15 @@ def server(home: Path) -> Iterator[str]:
         except (OSError, psycopg.Error) as error:
             raise EmbeddedUnavailable(f"the folder {home} of the bundled Postgres can't be used: {error}") from error
         yield dsn
+
+
+def is_bundled(dsn: str) -> bool:
+    """Returns whether a DSN leads to the folder of a bundled Postgres, which may run or not."""
+    try:
+        host = str(conninfo_to_dict(dsn).get("host", ""))
+    except psycopg.Error:
+        return False
+    return host.startswith("/") and os.path.exists(os.path.join(os.path.dirname(host), "users.lock"))
 
 
 def _enter(home: Path, leaving: ExitStack) -> str:

@@ -17,7 +17,8 @@ import psycopg
 import pytest
 
 from kit.servers import DEADLINE, wait_for
-from outbox import EmbeddedUnavailable
+from outbox import EmbeddedUnavailable, OutboxError
+from outbox.commands.connection import reaching
 from outbox.database import embedded
 
 USER = """
@@ -125,6 +126,15 @@ def test_commands_with_a_home_share_the_bundled_server_and_say_so_in_one_line(ho
     submitted, _ = submit.communicate(timeout=DEADLINE)
     assert submitted == "submitted 1, existing 0, skipped 0\n"
     assert postmaster(home) is None
+
+
+def test_the_dsn_of_a_bundled_server_that_has_stopped_is_answered_with_how_to_start_it(home: Path) -> None:
+    with embedded.server(home) as dsn:
+        assert embedded.is_bundled(dsn)
+    with pytest.raises(OutboxError, match=r"runs only while a command uses it.*--bundled"), reaching(dsn):
+        psycopg.connect(dsn)
+    for other in ("host=/nowhere/data", f"host={home}", "host=localhost", "host=/a,/b", "nonsense", ""):
+        assert not embedded.is_bundled(other)
 
 
 def test_a_command_that_is_terminated_stops_the_server_too(home: Path) -> None:
