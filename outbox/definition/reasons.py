@@ -207,11 +207,15 @@ def _without_ours(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _place(error: BaseException) -> str:
-    """Returns where the user's code raised an exception, or called the library that raised it."""
+    """Returns where the user's code raised an exception, or called the library that raised it.
+
+    A module that can't be compiled has no such line: its place is in the message.
+    """
     steps = list(_steps(error.__traceback__))
     if isinstance(error, OutboxError) or not all(map(_is_ours, steps)):
         steps = [step for step in steps if not _is_ours(step)]
-    return f" ({place_in([(step.tb_frame, step.tb_lineno) for step in steps])})" if steps else ""
+    place = place_in([(step.tb_frame, step.tb_lineno) for step in steps]) if steps else ""
+    return f" ({place})" if place and not place.startswith("<frozen ") else ""
 
 
 def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:

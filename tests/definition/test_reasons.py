@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from outbox import InvalidInput, Reject, Retry
+from outbox import InvalidInput, Reject, Retry, SettingsError
+from outbox.commands import application
 from outbox.definition.reasons import MAX_TRACEBACK, describe, from_handler, leaves, traceback_of
 from outbox.documents import dump_any
 
@@ -118,6 +121,17 @@ def test_an_error_is_told_with_every_reason_and_the_line_of_the_user(
         assert type(each).__name__ in trace
         assert str(each).partition("\n")[0] in trace
     assert "/outbox/documents.py" not in trace, "our own frames are no news for the user"
+
+
+def test_a_module_that_can_not_be_compiled_has_only_its_own_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_module.py").write_text("x = (")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SettingsError) as raised:
+        application.load("broken_module:x")
+    assert str(raised.value).endswith("SyntaxError: '(' was never closed (broken_module.py, line 1)")
 
 
 def test_an_application_that_is_installed_is_no_library_of_its_own(tmp_path: Any) -> None:
