@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import psycopg
 import pytest
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
@@ -23,6 +24,7 @@ from kit.databases import OWNER
 from kit.forked import Popen
 from kit.pipelines import status_of, value
 from kit.servers import DEADLINE, Process, wait_for
+from outbox.cli import main
 from tools.cli_reference import reference
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,14 @@ INBOX_BLOCKS = blocks((ROOT / "docs" / "inbox.md").read_text(encoding="utf-8"))
 
 def test_cli_md_is_what_the_help_says() -> None:
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == reference(), "run: make docs"
+
+
+def test_every_command_that_a_page_names_is_there() -> None:
+    names = {*main.list_commands(click.Context(main)), "hosts"}  # `outbox hosts` is the name of a connection
+    texts = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
+    named = [(path.name, name) for path, text in texts.items() for name in re.findall(r"`outbox ([a-z][a-z-]*)", text)]
+    assert len(named) > 100
+    assert [each for each in named if each[1] not in names] == []
 
 
 def test_the_two_commands_come_first_and_are_in_the_makefile() -> None:
