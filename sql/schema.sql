@@ -288,34 +288,43 @@ COMMENT ON FUNCTION outbox.approval_link(pipeline text, entity_id text, person t
 CREATE FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    owning uuid[];  -- what they are about may name blobs that the workflow's data doesn't
 BEGIN
     -- The deadline is that of its job, the handler's or the pipeline's. One of the handler counts from when it is asked. Who asks is the person who has started the workflow,
     -- unless the question says otherwise.
-    INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, name, question, data, own_data, shown,
-                                  options, ends_wait, edits_allowed, assignee, stage, worker, asked_by, asked_login, approvers,
-                                  alone, asked_at, deadline, remind_every, remind_at, escalate_at, escalate_to)
-    SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, q.name, q.question, coalesce(q.about, w.metadata),
-           q.about IS NOT NULL, outbox.shown(coalesce(q.about, w.metadata)), q.options, q.ends_wait, coalesce(q.edits, true),
-           q.assignee, c.stage, c.actor, coalesce(q.asked_by, s.actor), CASE WHEN q.asked_by IS NULL THEN s.login END,
-           q.approvers, q.alone, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
-           j.deadline, q.remind_every, clock_timestamp() + q.remind_every,
-           clock_timestamp() + make_interval(secs => q.escalate_after), q.escalate_to
-    FROM (SELECT (e.item ->> 'id')::uuid AS id, (e.item ->> 'within')::float8 AS within,
-                 CASE WHEN e.item ? 'questions' THEN e.item -> 'questions'
-                      WHEN e.item ->> 'question' IS NOT NULL THEN jsonb_build_array(e.item) ELSE '[]' END AS questions
-          FROM jsonb_array_elements(items) AS e (item)) AS i
-    CROSS JOIN LATERAL (
-        SELECT q.*, make_interval(secs => q.remind) AS remind_every
-        FROM ROWS FROM (jsonb_to_recordset(i.questions) AS (
-            name text, question text, about jsonb, options jsonb, ends_wait text[], edits boolean, assignee text, asked_by text,
-            approvers jsonb, alone text[], remind float8, escalate_after float8, escalate_to text)) WITH ORDINALITY
-            AS q (name, question, about, options, ends_wait, edits, assignee, asked_by, approvers, alone, remind,
-                  escalate_after, escalate_to, n)) AS q
-    JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
-    LEFT JOIN outbox.jobs AS j ON j.workflow_id = i.id
-    LEFT JOIN outbox.state_changes AS c ON c.workflow_id = w.id AND c.version = w.version
-    LEFT JOIN outbox.state_changes AS s ON s.workflow_id = w.id AND s.version = 1
-    ORDER BY w.id, q.n;
+    WITH asked AS (
+        INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, name, question, data, own_data, shown,
+                                      options, ends_wait, edits_allowed, assignee, stage, worker, asked_by, asked_login, approvers,
+                                      alone, asked_at, deadline, remind_every, remind_at, escalate_at, escalate_to)
+        SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, q.name, q.question, coalesce(q.about, w.metadata),
+               q.about IS NOT NULL, outbox.shown(coalesce(q.about, w.metadata)), q.options, q.ends_wait, coalesce(q.edits, true),
+               q.assignee, c.stage, c.actor, coalesce(q.asked_by, s.actor), CASE WHEN q.asked_by IS NULL THEN s.login END,
+               q.approvers, q.alone, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
+               j.deadline, q.remind_every, clock_timestamp() + q.remind_every,
+               clock_timestamp() + make_interval(secs => q.escalate_after), q.escalate_to
+        FROM (SELECT (e.item ->> 'id')::uuid AS id, (e.item ->> 'within')::float8 AS within,
+                     CASE WHEN e.item ? 'questions' THEN e.item -> 'questions'
+                          WHEN e.item ->> 'question' IS NOT NULL THEN jsonb_build_array(e.item) ELSE '[]' END AS questions
+              FROM jsonb_array_elements(items) AS e (item)) AS i
+        CROSS JOIN LATERAL (
+            SELECT q.*, make_interval(secs => q.remind) AS remind_every
+            FROM ROWS FROM (jsonb_to_recordset(i.questions) AS (
+                name text, question text, about jsonb, options jsonb, ends_wait text[], edits boolean, assignee text, asked_by text,
+                approvers jsonb, alone text[], remind float8, escalate_after float8, escalate_to text)) WITH ORDINALITY
+                AS q (name, question, about, options, ends_wait, edits, assignee, asked_by, approvers, alone, remind,
+                      escalate_after, escalate_to, n)) AS q
+        JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
+        LEFT JOIN outbox.jobs AS j ON j.workflow_id = i.id
+        LEFT JOIN outbox.state_changes AS c ON c.workflow_id = w.id AND c.version = w.version
+        LEFT JOIN outbox.state_changes AS s ON s.workflow_id = w.id AND s.version = 1
+        ORDER BY w.id, q.n
+        RETURNING workflow_id, own_data
+    )
+    SELECT array_agg(DISTINCT asked.workflow_id) INTO owning FROM asked WHERE asked.own_data;
+    IF owning IS NOT NULL AND EXISTS (SELECT FROM outbox.blobs) THEN
+        PERFORM outbox.blobs_use(owning);
+    END IF;
 END
 $$;
 
@@ -414,8 +423,14 @@ BEGIN
             OR EXISTS (SELECT FROM outbox.workflow_states AS w
                        WHERE w.id = old.workflow_id AND strpos(w.metadata::text, old.hash) > 0)
             OR EXISTS (SELECT FROM outbox.approvals AS a
-                       WHERE a.workflow_id = old.workflow_id AND a.ended_at IS NULL
-                         AND strpos(concat(a.data, a.edited), old.hash) > 0) AS used
+                       WHERE a.workflow_id = old.workflow_id AND strpos(concat(a.data, a.edited), old.hash) > 0
+                         AND (a.ended_at IS NULL
+                              OR a.own_data AND a.effect IS NULL
+                              AND a.version = (SELECT max(l.version) FROM outbox.approvals AS l
+                                               WHERE l.workflow_id = old.workflow_id AND l.effect IS NULL)
+                              AND EXISTS (SELECT FROM outbox.workflow_states AS w
+                                          LEFT JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+                                          WHERE w.id = old.workflow_id AND r.final IS NOT TRUE))) AS used
         FROM old
     ), kept AS (
         UPDATE outbox.blob_uses AS u SET seen_at = clock_timestamp() FROM looked AS l
@@ -519,7 +534,13 @@ BEGIN
         SELECT DISTINCT i.id, w.version, decode(h.hash #>> '{}', 'hex') AS sha256
         FROM unnest(ids) AS i (id)
         CROSS JOIN LATERAL (SELECT w.version, w.metadata FROM outbox.workflow_states AS w WHERE w.id = i.id OFFSET 0) AS w
-        CROSS JOIN LATERAL jsonb_path_query(w.metadata, 'lax $.**.sha256 ? (@ like_regex "^[0-9a-f]{64}$")') AS h (hash)
+        CROSS JOIN LATERAL (
+            SELECT w.metadata
+            UNION ALL
+            SELECT e.data FROM outbox.approvals AS a CROSS JOIN LATERAL (VALUES (a.data), (a.edited)) AS e (data)
+            WHERE a.workflow_id = i.id AND a.ended_at IS NULL AND a.own_data
+        ) AS d (data)
+        CROSS JOIN LATERAL jsonb_path_query(d.data, 'lax $.**.sha256 ? (@ like_regex "^[0-9a-f]{64}$")') AS h (hash)
         ORDER BY 3, 1
     ) AS f
     CROSS JOIN LATERAL (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = f.sha256 FOR KEY SHARE) AS b
@@ -530,7 +551,7 @@ BEGIN
 END
 $_$;
 
-COMMENT ON FUNCTION outbox.blobs_use(ids uuid[]) IS 'Internal: notes which blobs the data of these workflows names.';
+COMMENT ON FUNCTION outbox.blobs_use(ids uuid[]) IS 'Internal: notes which blobs the data and the open questions of these workflows name.';
 
 CREATE FUNCTION outbox.cancel(pipeline text, entity_id text, cancelled_by text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -838,6 +859,7 @@ BEGIN
     target := asked.options ->> decide.decision;
     IF edited IS NOT NULL THEN
         UPDATE outbox.approvals AS a SET edited = coalesce(decide.about, decide.edit) WHERE a.id = asked.id;
+        PERFORM outbox.blobs_use(ARRAY[workflow.id]) WHERE EXISTS (SELECT FROM outbox.blobs);
     END IF;
     IF asked.approvers IS NOT NULL AND NOT outbox.vote_counts(
         asked, decide.decision, actor, decide.groups, decide.reason, coalesce(outbox.shown(edited), seen))

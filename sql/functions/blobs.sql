@@ -31,7 +31,13 @@ BEGIN
         SELECT DISTINCT i.id, w.version, decode(h.hash #>> '{}', 'hex') AS sha256
         FROM unnest(ids) AS i (id)
         CROSS JOIN LATERAL (SELECT w.version, w.metadata FROM outbox.workflow_states AS w WHERE w.id = i.id OFFSET 0) AS w
-        CROSS JOIN LATERAL jsonb_path_query(w.metadata, 'lax $.**.sha256 ? (@ like_regex "^[0-9a-f]{64}$")') AS h (hash)
+        CROSS JOIN LATERAL (
+            SELECT w.metadata
+            UNION ALL
+            SELECT e.data FROM outbox.approvals AS a CROSS JOIN LATERAL (VALUES (a.data), (a.edited)) AS e (data)
+            WHERE a.workflow_id = i.id AND a.ended_at IS NULL AND a.own_data
+        ) AS d (data)
+        CROSS JOIN LATERAL jsonb_path_query(d.data, 'lax $.**.sha256 ? (@ like_regex "^[0-9a-f]{64}$")') AS h (hash)
         ORDER BY 3, 1
     ) AS f
     CROSS JOIN LATERAL (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = f.sha256 FOR KEY SHARE) AS b
@@ -41,7 +47,7 @@ BEGIN
         WHERE blob_uses.seen_at < clock_timestamp() - interval '30 minutes';
 END
 $$;
-COMMENT ON FUNCTION outbox.blobs_use(uuid[]) IS 'Internal: notes which blobs the data of these workflows names.';
+COMMENT ON FUNCTION outbox.blobs_use(uuid[]) IS 'Internal: notes which blobs the data and the open questions of these workflows name.';
 
 CREATE OR REPLACE FUNCTION outbox.blobs_forget(ids uuid[]) RETURNS void
 LANGUAGE plpgsql
@@ -110,7 +116,8 @@ $$;
 COMMENT ON FUNCTION outbox.parts_remove(bytea[]) IS 'Internal: deletes those of these parts that no blob has; returns how many.';
 
 -- Looks at up to `most` uses that were not looked at for `hours`: those end that neither the work that has stored the blob, nor
--- the workflow's data, nor an open question has any more.
+-- the workflow's data, nor a question has any more: an open one, or one that the handlers of a workflow that has not ended may
+-- still read the answer of, as answers_read does.
 CREATE OR REPLACE FUNCTION outbox.blob_uses_sweep(hours float8, most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -132,8 +139,14 @@ BEGIN
             OR EXISTS (SELECT FROM outbox.workflow_states AS w
                        WHERE w.id = old.workflow_id AND strpos(w.metadata::text, old.hash) > 0)
             OR EXISTS (SELECT FROM outbox.approvals AS a
-                       WHERE a.workflow_id = old.workflow_id AND a.ended_at IS NULL
-                         AND strpos(concat(a.data, a.edited), old.hash) > 0) AS used
+                       WHERE a.workflow_id = old.workflow_id AND strpos(concat(a.data, a.edited), old.hash) > 0
+                         AND (a.ended_at IS NULL
+                              OR a.own_data AND a.effect IS NULL
+                              AND a.version = (SELECT max(l.version) FROM outbox.approvals AS l
+                                               WHERE l.workflow_id = old.workflow_id AND l.effect IS NULL)
+                              AND EXISTS (SELECT FROM outbox.workflow_states AS w
+                                          LEFT JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+                                          WHERE w.id = old.workflow_id AND r.final IS NOT TRUE))) AS used
         FROM old
     ), kept AS (
         UPDATE outbox.blob_uses AS u SET seen_at = clock_timestamp() FROM looked AS l

@@ -21,8 +21,8 @@ CREATE INDEX blobs_by_part ON outbox.blobs USING gin (parts);
 CREATE INDEX blobs_loose ON outbox.blobs (sha256) WHERE loose;
 
 -- Which workflow uses which blob. `entered` names the work that has stored it, as in checkpoints: while that has a job, the
--- blob is used. After that it is used as long as the workflow's data, or an open question, has its hash; `seen_at` is when
--- that was last found to be so.
+-- blob is used. After that it is used as long as the workflow's data, or a question, has its hash; `seen_at` is when that was
+-- last found to be so.
 CREATE TABLE outbox.blob_uses (
     workflow_id uuid NOT NULL,
     sha256      bytea NOT NULL,

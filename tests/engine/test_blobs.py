@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from pydantic import BaseModel
 
+import outbox
 from kit.pipelines import QUICK, deployed, drain, run_one, status_of, value
 from outbox import (
     Backoff,
@@ -28,9 +29,11 @@ from outbox import (
     LeaseLost,
     NotFound,
     Pipeline,
+    Question,
     Retention,
     Run,
     SyncRun,
+    WaitForApproval,
 )
 from outbox.database.link import PLANNING, Link
 from outbox.engine import blobs, checkpoint, retention
@@ -393,6 +396,41 @@ def test_a_question_about_it_keeps_a_blob(conn: Conn, dsn: str) -> None:
     conn.execute("UPDATE outbox.approvals SET ended = 'withdrawn', ended_at = now()")
     sweep(conn)
     assert value(conn, "SELECT outbox.blob(%s)", hash_) is None
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_what_a_question_was_about_is_there_when_its_answer_is_read(conn: Conn, dsn: str, edited: bool) -> None:
+    """It is another workflow's content at first, and that one goes."""
+    contents = [incompressible(MB, 1), incompressible(MB, 2)]
+    first, second = ({"of": {"sha256": sha256(each).hexdigest(), "size": MB}} for each in contents)
+    turns(conn, dsn, *contents)
+    seen: list[bytes] = []
+
+    def work(run: SyncRun[Any]) -> Any:
+        if run.status == "NEW":
+            about = Question("This?", options={"yes": "ANSWERED"}, about=first)
+            return WaitForApproval(questions=[about], status="WAITING")
+        (answer,) = run.answers()
+        assert answer.about is not None
+        seen.append(run.load(Blob(**answer.about["of"])))
+        return Go("DONE")
+
+    pipeline: Pipeline[Any] = Pipeline("asking", initial="NEW", final={"DONE"})
+    pipeline.stage("work", on={"NEW", "ANSWERED"}, to={"WAITING", "DONE"}, retry=ONCE)(work)
+    pipeline.allow("WAITING", to="ANSWERED")
+    deployed(conn, pipeline).submit(conn, "q", {})
+    drain(pipeline, dsn)
+    if edited:
+        outbox.decide(conn, pipeline, "q", "yes", by="ann", about=second)
+    conn.execute("DELETE FROM outbox.workflow_states WHERE pipeline = 'cases'")
+    sweep(conn)
+    if not edited:
+        outbox.decide(conn, pipeline, "q", "yes", by="ann")
+    sweep(conn)
+    drain(pipeline, dsn)
+    assert seen == [contents[edited]]
+    sweep(conn)
+    assert counts(conn) == (0, 0, 0)
 
 
 def test_reactions_and_copies_by_sql_keep_a_blob_when_the_first_one_goes(conn: Conn, dsn: str) -> None:
