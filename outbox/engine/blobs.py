@@ -117,56 +117,69 @@ def keep(job: Job, content: bytes, key: str, function: str) -> Steps[tuple[bool,
 
 def load_text(hash_: str) -> Steps[str]:
     """Returns the steps that read a result that `keep` has stored."""
-    ((size,),) = yield SQL["blob_size"], {"blob": hash_}
-    return (yield from load(Blob(sha256=hash_, size=size))).decode()
+    return (yield from _load(Reading(hash_))).decode()
 
 
 def load(blob: Blob) -> Steps[bytes]:
     """Returns the steps that read a content whole. Raises NotFound if it isn't there."""
+    return (yield from _load(Reading(blob.sha256, blob.size)))
+
+
+def _load(reading: Reading) -> Steps[bytes]:
     found = bytearray()
-    step = reading(blob)
-    rows = None
-    while (statement := step(rows)) is not None:
-        rows = yield statement
-        for content in rows:
-            found += content[0]
+    while statement := reading.next():
+        for content in reading.take((yield statement)):
+            found += content
     return bytes(found)
 
 
-def reading(blob: Blob) -> Callable[[list[Any] | None], Statement | None]:
-    """Returns a function that is given the rows of each statement that it has returned, and returns the next one."""
-    at, size = 1, 0
-    window = BATCH // MOST_PART
+class Reading:
+    """Reads a content, a few of its parts at a time: `next` returns a statement, and `take` what its rows tell.
 
-    def step(rows: list[Any] | None) -> Statement | None:
-        nonlocal at, size
-        if rows is not None:
-            size += sum(len(content) for (content,) in rows)
-            if not rows and size < blob.size:
-                raise NotFound(f"there is no blob {blob.sha256}: no data of its workflow has named it for an hour")
-        if size >= blob.size:
-            return None
-        first, at = at, at + window
-        return SQL["blob_read"], {"blob": blob.sha256, "first": first, "last": at - 1}
+    The handle comes from data, which others may write: its `size` is checked, and nothing else depends on it.
+    """
 
-    return step
+    def __init__(self, hash_: str, size: int | None = None) -> None:
+        self._hash, self._size = hash_, size
+        self._parts: list[bytes] | None = None
+        self._at = 0
+
+    def next(self) -> Statement | None:
+        """Returns the next statement, or None at the end."""
+        if self._parts is None:
+            return SQL["blob_parts"], {"blob": self._hash}
+        parts = self._parts[self._at : self._at + BATCH // NEAR]
+        return (SQL["blob_read"], {"parts": parts, "most": BATCH}) if parts else None
+
+    def take(self, rows: list[Any]) -> list[bytes]:
+        """Returns the contents of the parts that a statement has read. Raises NotFound if the content isn't there."""
+        if self._parts is None:
+            if not rows:
+                raise NotFound(f"there is no blob {self._hash}: no data of its workflow has named it for an hour")
+            ((size, self._parts),) = rows
+            if self._size not in (None, size):
+                raise NotFound(f"there is no blob {self._hash} of {self._size:,} bytes: it has {size:,}")
+            return []
+        self._at += len(rows)
+        contents = [content for (content,) in rows]
+        if None in contents:
+            raise NotFound(f"blob {self._hash} is not there any more: it was deleted while it was read")
+        return contents
 
 
 def stream(blob: Blob, take: Callable[[Statement], list[Any]]) -> Iterator[bytes]:
     """Yields a content part by part."""
-    step, rows = reading(blob), None
-    while (statement := step(rows)) is not None:
-        rows = take(statement)
-        for (content,) in rows:
+    reading = Reading(blob.sha256, blob.size)
+    while statement := reading.next():
+        for content in reading.take(take(statement)):
             yield bytes(content)
 
 
 async def stream_async(blob: Blob, take: Callable[[Statement], Awaitable[list[Any]]]) -> AsyncGenerator[bytes]:
     """Yields a content part by part."""
-    step, rows = reading(blob), None
-    while (statement := step(rows)) is not None:
-        rows = await take(statement)
-        for (content,) in rows:
+    reading = Reading(blob.sha256, blob.size)
+    while statement := reading.next():
+        for content in reading.take(await take(statement)):
             yield bytes(content)
 
 

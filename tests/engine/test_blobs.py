@@ -36,6 +36,7 @@ from outbox import (
     WaitForApproval,
 )
 from outbox.database.link import PLANNING, Link
+from outbox.database.steps import perform
 from outbox.engine import blobs, checkpoint, retention
 from outbox.engine.apart import Apart
 from outbox.engine.retention import SQL
@@ -465,6 +466,38 @@ def test_a_handle_of_what_is_gone_is_told(conn: Conn, dsn: str) -> None:
     pipeline.submit(conn, "a", Case())
     drain(pipeline, dsn)
     assert status_of(conn, "a") == "DONE"
+
+
+@pytest.mark.parametrize("size", [0, MB - 1, MB + 1])
+def test_a_handle_of_another_size_is_told_and_no_content_is_cut(conn: Conn, dsn: str, size: int) -> None:
+    """Whoever writes data writes handles."""
+    content = incompressible(MB)
+    turns(conn, dsn, content)
+    for hash_ in (sha256(content).hexdigest(), "0" * 64):
+        blob = Blob(sha256=hash_, size=size)
+        with pytest.raises(NotFound, match="there is no blob"):
+            perform(blobs.load(blob), lambda step: conn.execute(*step).fetchall())
+        with pytest.raises(NotFound, match="there is no blob"):
+            list(blobs.stream(blob, lambda step: conn.execute(*step).fetchall()))
+
+
+@pytest.mark.parametrize("content", [json.dumps([{"n": n} for n in range(400_000)]).encode(), incompressible(8 * MB)])
+def test_a_content_is_read_a_few_megabytes_at_a_time(conn: Conn, dsn: str, content: bytes) -> None:
+    """Its list of parts is read once: it is as long as the content is."""
+    turns(conn, dsn, content)
+    steps: list[str] = []
+    read: list[int] = []
+
+    def take(step: Any) -> Any:
+        rows = conn.execute(*step).fetchall()
+        steps.append(step[0])
+        read.append(sum(len(row[0]) for row in rows if len(row) == 1))
+        return rows
+
+    assert b"".join(blobs.stream(Blob(sha256=sha256(content).hexdigest(), size=len(content)), take)) == content
+    assert steps == [blobs.SQL["blob_parts"], *[blobs.SQL["blob_read"]] * (len(steps) - 1)]
+    assert max(read) <= blobs.BATCH
+    assert len(read) <= 2 + len(content) / MB
 
 
 def test_maintenance_sweeps(conn: Conn, dsn: str) -> None:
