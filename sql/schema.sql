@@ -408,14 +408,23 @@ CREATE FUNCTION outbox.blob_uses_sweep(hours double precision, most integer) RET
     SET jit TO 'off'
     AS $$
 DECLARE
+    until  timestamptz := clock_timestamp() - make_interval(secs => hours * 3600);
+    ids    uuid[];
+    hashes bytea[];
+    locked bytea[];
     looked integer;
     ended  bytea[];
 BEGIN
+    SELECT array_agg(o.workflow_id), array_agg(o.sha256) INTO ids, hashes
+    FROM (SELECT u.workflow_id, u.sha256 FROM outbox.blob_uses AS u WHERE u.seen_at < until ORDER BY u.seen_at LIMIT most) AS o;
+    locked := ARRAY(SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes)
+                    ORDER BY b.sha256 FOR NO KEY UPDATE SKIP LOCKED);
     WITH old AS MATERIALIZED (
-        SELECT u.workflow_id, u.sha256, u.entered, encode(u.sha256, 'hex') AS hash FROM outbox.blob_uses AS u
-        WHERE u.seen_at < clock_timestamp() - make_interval(secs => hours * 3600)
-        ORDER BY u.seen_at LIMIT most
-        FOR UPDATE SKIP LOCKED
+        SELECT u.workflow_id, u.sha256, u.entered, encode(u.sha256, 'hex') AS hash
+        FROM unnest(ids, hashes) AS o (workflow_id, sha256)
+        JOIN outbox.blob_uses AS u ON u.workflow_id = o.workflow_id AND u.sha256 = o.sha256
+        WHERE o.sha256 = ANY (locked) AND u.seen_at < until
+        FOR UPDATE OF u SKIP LOCKED
     ), looked AS MATERIALIZED (
         SELECT old.workflow_id, old.sha256,
                EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = old.workflow_id AND j.entered = old.entered)
@@ -441,7 +450,7 @@ BEGIN
         RETURNING u.sha256
     )
     SELECT (SELECT count(*) FROM looked), (SELECT array_agg(gone.sha256) FROM gone) INTO looked, ended;
-    PERFORM outbox.blobs_loosen(ended);
+    UPDATE outbox.blobs AS b SET loose = true WHERE b.sha256 = ANY (ended) AND NOT b.loose;
     RETURN looked;
 END
 $$;
@@ -453,27 +462,17 @@ CREATE FUNCTION outbox.blobs_forget(ids uuid[]) RETURNS void
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
-    ended bytea[];
+    locked bytea[];
 BEGIN
-    WITH gone AS (DELETE FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids) RETURNING u.sha256)
-    SELECT array_agg(gone.sha256) INTO ended FROM gone;
-    PERFORM outbox.blobs_loosen(ended);
+    locked := ARRAY(SELECT b.sha256 FROM outbox.blobs AS b
+                    WHERE b.sha256 = ANY (ARRAY(SELECT u.sha256 FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids)))
+                    ORDER BY b.sha256 FOR NO KEY UPDATE);
+    DELETE FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids) AND u.sha256 = ANY (locked);
+    UPDATE outbox.blobs AS b SET loose = true WHERE b.sha256 = ANY (locked) AND NOT b.loose;
 END
 $$;
 
 COMMENT ON FUNCTION outbox.blobs_forget(ids uuid[]) IS 'Internal: ends the uses of blobs by these workflows.';
-
-CREATE FUNCTION outbox.blobs_loosen(hashes bytea[]) RETURNS void
-    LANGUAGE sql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-    UPDATE outbox.blobs AS b SET loose = true
-    FROM (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes) AND NOT b.loose
-          ORDER BY b.sha256 FOR NO KEY UPDATE) AS o
-    WHERE b.sha256 = o.sha256
-$$;
-
-COMMENT ON FUNCTION outbox.blobs_loosen(hashes bytea[]) IS 'Internal: has the next sweep look whether anything uses these blobs.';
 
 CREATE FUNCTION outbox.blobs_remove(hashes bytea[]) RETURNS bytea[]
     LANGUAGE plpgsql
@@ -1192,8 +1191,8 @@ DECLARE
     hashes bytea[] := ARRAY(SELECT u.sha256 FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids));
     parts  bytea[];
 BEGIN
-    PERFORM outbox.blobs_forget(ids);
     PERFORM FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes) ORDER BY b.sha256 FOR UPDATE;
+    PERFORM outbox.blobs_forget(ids);
     parts := outbox.blobs_remove(hashes);
     PERFORM FROM outbox.blob_parts AS p WHERE p.sha256 = ANY (parts) ORDER BY p.sha256 FOR UPDATE;
     PERFORM outbox.parts_remove(parts);

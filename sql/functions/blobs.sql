@@ -3,7 +3,7 @@
 -- What refers to a blob locks the blob's row, and so does what removes it, before it looks for uses. So of a commit that refers to
 -- a blob and the sweep that removes it, one waits: the commit finds that the blob is gone, or the sweep that it is used. The
 -- look is a statement of its own after the lock, for a statement sees nothing that was committed after its start. Parts are locked
--- in the same way.
+-- in the same way. The order is: blobs, ascending; then their uses; then parts.
 
 CREATE OR REPLACE FUNCTION outbox.blob(sha256 text) RETURNS bytea
 LANGUAGE sql STABLE
@@ -54,26 +54,16 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    ended bytea[];
+    locked bytea[];
 BEGIN
-    WITH gone AS (DELETE FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids) RETURNING u.sha256)
-    SELECT array_agg(gone.sha256) INTO ended FROM gone;
-    PERFORM outbox.blobs_loosen(ended);
+    locked := ARRAY(SELECT b.sha256 FROM outbox.blobs AS b
+                    WHERE b.sha256 = ANY (ARRAY(SELECT u.sha256 FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids)))
+                    ORDER BY b.sha256 FOR NO KEY UPDATE);
+    DELETE FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids) AND u.sha256 = ANY (locked);
+    UPDATE outbox.blobs AS b SET loose = true WHERE b.sha256 = ANY (locked) AND NOT b.loose;
 END
 $$;
 COMMENT ON FUNCTION outbox.blobs_forget(uuid[]) IS 'Internal: ends the uses of blobs by these workflows.';
-
--- Ascending, as all that locks several blobs.
-CREATE OR REPLACE FUNCTION outbox.blobs_loosen(hashes bytea[]) RETURNS void
-LANGUAGE sql
-SET search_path = pg_catalog, pg_temp
-AS $$
-    UPDATE outbox.blobs AS b SET loose = true
-    FROM (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes) AND NOT b.loose
-          ORDER BY b.sha256 FOR NO KEY UPDATE) AS o
-    WHERE b.sha256 = o.sha256
-$$;
-COMMENT ON FUNCTION outbox.blobs_loosen(bytea[]) IS 'Internal: has the next sweep look whether anything uses these blobs.';
 
 -- The caller has locked them. What turns out to be used stays.
 CREATE OR REPLACE FUNCTION outbox.blobs_remove(hashes bytea[]) RETURNS bytea[]
@@ -124,14 +114,23 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET jit = off
 AS $$
 DECLARE
+    until  timestamptz := clock_timestamp() - make_interval(secs => hours * 3600);
+    ids    uuid[];
+    hashes bytea[];
+    locked bytea[];
     looked integer;
     ended  bytea[];
 BEGIN
+    SELECT array_agg(o.workflow_id), array_agg(o.sha256) INTO ids, hashes
+    FROM (SELECT u.workflow_id, u.sha256 FROM outbox.blob_uses AS u WHERE u.seen_at < until ORDER BY u.seen_at LIMIT most) AS o;
+    locked := ARRAY(SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes)
+                    ORDER BY b.sha256 FOR NO KEY UPDATE SKIP LOCKED);
     WITH old AS MATERIALIZED (
-        SELECT u.workflow_id, u.sha256, u.entered, encode(u.sha256, 'hex') AS hash FROM outbox.blob_uses AS u
-        WHERE u.seen_at < clock_timestamp() - make_interval(secs => hours * 3600)
-        ORDER BY u.seen_at LIMIT most
-        FOR UPDATE SKIP LOCKED
+        SELECT u.workflow_id, u.sha256, u.entered, encode(u.sha256, 'hex') AS hash
+        FROM unnest(ids, hashes) AS o (workflow_id, sha256)
+        JOIN outbox.blob_uses AS u ON u.workflow_id = o.workflow_id AND u.sha256 = o.sha256
+        WHERE o.sha256 = ANY (locked) AND u.seen_at < until
+        FOR UPDATE OF u SKIP LOCKED
     ), looked AS MATERIALIZED (
         SELECT old.workflow_id, old.sha256,
                EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = old.workflow_id AND j.entered = old.entered)
@@ -157,7 +156,7 @@ BEGIN
         RETURNING u.sha256
     )
     SELECT (SELECT count(*) FROM looked), (SELECT array_agg(gone.sha256) FROM gone) INTO looked, ended;
-    PERFORM outbox.blobs_loosen(ended);
+    UPDATE outbox.blobs AS b SET loose = true WHERE b.sha256 = ANY (ended) AND NOT b.loose;
     RETURN looked;
 END
 $$;
@@ -192,6 +191,6 @@ END
 $$;
 COMMENT ON FUNCTION outbox.blobs_sweep(float8, integer) IS
     'Internal: removes blobs that nothing uses, and parts that no blob has; returns at how many it has looked.';
-REVOKE EXECUTE ON FUNCTION outbox.blobs_use(uuid[]), outbox.blobs_forget(uuid[]), outbox.blobs_loosen(bytea[]),
+REVOKE EXECUTE ON FUNCTION outbox.blobs_use(uuid[]), outbox.blobs_forget(uuid[]),
     outbox.blobs_remove(bytea[]), outbox.parts_remove(bytea[]), outbox.blob_uses_sweep(float8, integer),
     outbox.blobs_sweep(float8, integer) FROM PUBLIC;
