@@ -399,6 +399,18 @@ def test_a_question_about_it_keeps_a_blob(conn: Conn, dsn: str) -> None:
     assert value(conn, "SELECT outbox.blob(%s)", hash_) is None
 
 
+def test_only_data_that_has_changed_is_read_for_blobs(conn: Conn, dsn: str) -> None:
+    """Data may be long, and a workflow has many statuses. A use that is found is written."""
+    turns(conn, dsn, b"1" * MB)
+    noted = "SELECT count(*) FROM outbox.blob_uses WHERE seen_at > now() - interval '1 hour'"
+    for change in ("current_status = 'NEW'", "metadata = metadata"):
+        conn.execute("UPDATE outbox.blob_uses SET seen_at = now() - interval '2 hours'")
+        conn.execute(f"UPDATE outbox.workflow_states SET {change}".encode())
+        assert value(conn, noted) == 0
+    conn.execute("UPDATE outbox.workflow_states SET metadata = metadata || '{\"b\": 1}'")
+    assert value(conn, noted) == 1
+
+
 @pytest.mark.parametrize("edited", [False, True])
 def test_what_a_question_was_about_is_there_when_its_answer_is_read(conn: Conn, dsn: str, edited: bool) -> None:
     """It is another workflow's content at first, and that one goes."""
