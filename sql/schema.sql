@@ -416,14 +416,14 @@ DECLARE
     ended  bytea[];
 BEGIN
     SELECT array_agg(o.workflow_id), array_agg(o.sha256) INTO ids, hashes
-    FROM (SELECT u.workflow_id, u.sha256 FROM outbox.blob_uses AS u WHERE u.seen_at < until ORDER BY u.seen_at LIMIT most) AS o;
+    FROM (SELECT u.workflow_id, u.sha256 FROM outbox.blob_uses AS u WHERE u.kept_until < until ORDER BY u.kept_until LIMIT most) AS o;
     locked := ARRAY(SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes)
                     ORDER BY b.sha256 FOR NO KEY UPDATE SKIP LOCKED);
     WITH old AS MATERIALIZED (
         SELECT u.workflow_id, u.sha256, u.entered, encode(u.sha256, 'hex') AS hash
         FROM unnest(ids, hashes) AS o (workflow_id, sha256)
         JOIN outbox.blob_uses AS u ON u.workflow_id = o.workflow_id AND u.sha256 = o.sha256
-        WHERE o.sha256 = ANY (locked) AND u.seen_at < until
+        WHERE o.sha256 = ANY (locked) AND u.kept_until < until
         FOR UPDATE OF u SKIP LOCKED
     ), looked AS MATERIALIZED (
         SELECT old.workflow_id, old.sha256,
@@ -442,7 +442,10 @@ BEGIN
                                           WHERE w.id = old.workflow_id AND r.final IS NOT TRUE))) AS used
         FROM old
     ), kept AS (
-        UPDATE outbox.blob_uses AS u SET seen_at = clock_timestamp() FROM looked AS l
+        UPDATE outbox.blob_uses AS u
+        SET kept_until = clock_timestamp() + CASE WHEN u.since < clock_timestamp() - interval '1 day'
+                                                  THEN least(clock_timestamp() - u.since, interval '14 days') ELSE '0' END
+        FROM looked AS l
         WHERE l.used AND u.workflow_id = l.workflow_id AND u.sha256 = l.sha256
     ), gone AS (
         DELETE FROM outbox.blob_uses AS u USING looked AS l
@@ -545,8 +548,8 @@ BEGIN
     CROSS JOIN LATERAL (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = f.sha256 FOR KEY SHARE) AS b
     -- It locks the use that is there in any case, and makes it younger than what a sweep looks at: one that has looked before
     -- this change must not end it after.
-    ON CONFLICT (workflow_id, sha256) DO UPDATE SET seen_at = clock_timestamp()
-        WHERE blob_uses.seen_at < clock_timestamp() - interval '30 minutes';
+    ON CONFLICT (workflow_id, sha256) DO UPDATE SET kept_until = clock_timestamp()
+        WHERE blob_uses.kept_until < clock_timestamp() - interval '30 minutes';
 END
 $_$;
 
@@ -4589,7 +4592,8 @@ CREATE TABLE outbox.blob_uses (
     workflow_id uuid NOT NULL,
     sha256 bytea NOT NULL,
     entered bigint NOT NULL,
-    seen_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    kept_until timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
 COMMENT ON TABLE outbox.blob_uses IS 'Which workflow uses which blob.';
@@ -4600,7 +4604,9 @@ COMMENT ON COLUMN outbox.blob_uses.sha256 IS 'The blob.';
 
 COMMENT ON COLUMN outbox.blob_uses.entered IS 'Internal: the workflow''s version when it came to the stage that has stored it.';
 
-COMMENT ON COLUMN outbox.blob_uses.seen_at IS 'Internal: when it was last seen that it is used.';
+COMMENT ON COLUMN outbox.blob_uses.since IS 'Since when.';
+
+COMMENT ON COLUMN outbox.blob_uses.kept_until IS 'Internal: an hour after this it is looked whether it is used.';
 
 CREATE TABLE outbox.blobs (
     sha256 bytea NOT NULL,
@@ -6157,7 +6163,7 @@ CREATE INDEX blob_parts_loose ON outbox.blob_parts USING btree (loose_since) WHE
 
 CREATE INDEX blob_uses_by_blob ON outbox.blob_uses USING btree (sha256);
 
-CREATE INDEX blob_uses_by_time ON outbox.blob_uses USING btree (seen_at);
+CREATE INDEX blob_uses_by_time ON outbox.blob_uses USING btree (kept_until);
 
 CREATE INDEX blobs_by_part ON outbox.blobs USING gin (parts);
 

@@ -43,8 +43,8 @@ BEGIN
     CROSS JOIN LATERAL (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = f.sha256 FOR KEY SHARE) AS b
     -- It locks the use that is there in any case, and makes it younger than what a sweep looks at: one that has looked before
     -- this change must not end it after.
-    ON CONFLICT (workflow_id, sha256) DO UPDATE SET seen_at = clock_timestamp()
-        WHERE blob_uses.seen_at < clock_timestamp() - interval '30 minutes';
+    ON CONFLICT (workflow_id, sha256) DO UPDATE SET kept_until = clock_timestamp()
+        WHERE blob_uses.kept_until < clock_timestamp() - interval '30 minutes';
 END
 $$;
 COMMENT ON FUNCTION outbox.blobs_use(uuid[]) IS 'Internal: notes which blobs the data and the open questions of these workflows name.';
@@ -105,9 +105,10 @@ END
 $$;
 COMMENT ON FUNCTION outbox.parts_remove(bytea[]) IS 'Internal: deletes those of these parts that no blob has; returns how many.';
 
--- Looks at up to `most` uses that were not looked at for `hours`: those end that neither the work that has stored the blob, nor
+-- Looks at up to `most` uses that have had to be looked at for `hours`: those end that neither the work that has stored the blob, nor
 -- the workflow's data, nor a question has any more: an open one, or one that the handlers of a workflow that has not ended may
--- still read the answer of, as answers_read does.
+-- still read the answer of, as answers_read does. A use that is a day old is looked at again after as long as it has lasted, two weeks at most: else
+-- each use would be looked at each hour for as long as there is data.
 CREATE OR REPLACE FUNCTION outbox.blob_uses_sweep(hours float8, most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -122,14 +123,14 @@ DECLARE
     ended  bytea[];
 BEGIN
     SELECT array_agg(o.workflow_id), array_agg(o.sha256) INTO ids, hashes
-    FROM (SELECT u.workflow_id, u.sha256 FROM outbox.blob_uses AS u WHERE u.seen_at < until ORDER BY u.seen_at LIMIT most) AS o;
+    FROM (SELECT u.workflow_id, u.sha256 FROM outbox.blob_uses AS u WHERE u.kept_until < until ORDER BY u.kept_until LIMIT most) AS o;
     locked := ARRAY(SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes)
                     ORDER BY b.sha256 FOR NO KEY UPDATE SKIP LOCKED);
     WITH old AS MATERIALIZED (
         SELECT u.workflow_id, u.sha256, u.entered, encode(u.sha256, 'hex') AS hash
         FROM unnest(ids, hashes) AS o (workflow_id, sha256)
         JOIN outbox.blob_uses AS u ON u.workflow_id = o.workflow_id AND u.sha256 = o.sha256
-        WHERE o.sha256 = ANY (locked) AND u.seen_at < until
+        WHERE o.sha256 = ANY (locked) AND u.kept_until < until
         FOR UPDATE OF u SKIP LOCKED
     ), looked AS MATERIALIZED (
         SELECT old.workflow_id, old.sha256,
@@ -148,7 +149,10 @@ BEGIN
                                           WHERE w.id = old.workflow_id AND r.final IS NOT TRUE))) AS used
         FROM old
     ), kept AS (
-        UPDATE outbox.blob_uses AS u SET seen_at = clock_timestamp() FROM looked AS l
+        UPDATE outbox.blob_uses AS u
+        SET kept_until = clock_timestamp() + CASE WHEN u.since < clock_timestamp() - interval '1 day'
+                                                  THEN least(clock_timestamp() - u.since, interval '14 days') ELSE '0' END
+        FROM looked AS l
         WHERE l.used AND u.workflow_id = l.workflow_id AND u.sha256 = l.sha256
     ), gone AS (
         DELETE FROM outbox.blob_uses AS u USING looked AS l

@@ -60,7 +60,7 @@ WITH held AS MATERIALIZED (
 ), used AS (
     INSERT INTO outbox.blob_uses (workflow_id, sha256, entered)
     SELECT complete.workflow_id, blob.sha256, %(entered)s::bigint FROM complete, blob
-    ON CONFLICT (workflow_id, sha256) DO UPDATE SET entered = excluded.entered, seen_at = clock_timestamp()
+    ON CONFLICT (workflow_id, sha256) DO UPDATE SET entered = excluded.entered, kept_until = clock_timestamp()
 ), made AS (
     INSERT INTO outbox.checkpoints (workflow_id, stage, entered, key, function, blob, attempt)
     SELECT complete.workflow_id, %(stage)s, %(entered)s::bigint, %(key)s::text, %(function)s::text, blob.sha256, %(attempt)s

@@ -402,9 +402,9 @@ def test_a_question_about_it_keeps_a_blob(conn: Conn, dsn: str) -> None:
 def test_only_data_that_has_changed_is_read_for_blobs(conn: Conn, dsn: str) -> None:
     """Data may be long, and a workflow has many statuses. A use that is found is written."""
     turns(conn, dsn, b"1" * MB)
-    noted = "SELECT count(*) FROM outbox.blob_uses WHERE seen_at > now() - interval '1 hour'"
+    noted = "SELECT count(*) FROM outbox.blob_uses WHERE kept_until > now() - interval '1 hour'"
     for change in ("current_status = 'NEW'", "metadata = metadata"):
-        conn.execute("UPDATE outbox.blob_uses SET seen_at = now() - interval '2 hours'")
+        conn.execute("UPDATE outbox.blob_uses SET kept_until = now() - interval '2 hours'")
         conn.execute(f"UPDATE outbox.workflow_states SET {change}".encode())
         assert value(conn, noted) == 0
     conn.execute("UPDATE outbox.workflow_states SET metadata = metadata || '{\"b\": 1}'")
@@ -515,7 +515,7 @@ def test_a_content_is_read_a_few_megabytes_at_a_time(conn: Conn, dsn: str, conte
 def test_maintenance_sweeps(conn: Conn, dsn: str) -> None:
     """With the plans and the rights of a worker."""
     turns(conn, dsn, b"1" * MB, b"2" * MB)
-    conn.execute("UPDATE outbox.blob_uses SET seen_at = now() - interval '2 hours'")
+    conn.execute("UPDATE outbox.blob_uses SET kept_until = now() - interval '2 hours'")
     link = Link(dsn, "maintenance", settings=PLANNING)
 
     async def retain() -> None:
@@ -529,6 +529,37 @@ def test_maintenance_sweeps(conn: Conn, dsn: str) -> None:
     assert "retention blobs" in names
     assert counts(conn)[:2] == (1, 1)
     assert value(conn, "SELECT count(*) FROM outbox.blob_parts WHERE loose_since IS NOT NULL") > 0
+
+
+@pytest.mark.parametrize(("hours", "next_look"), [(3, 0), (72, 72), (10_000, 14 * 24)])
+def test_the_longer_a_blob_has_been_used_the_later_it_is_looked_at_again(
+    conn: Conn, dsn: str, hours: int, next_look: int
+) -> None:
+    turns(conn, dsn, b"1" * MB)
+    conn.execute(
+        "UPDATE outbox.blob_uses SET since = now() - make_interval(hours => %s), kept_until = now() - interval '2 hours'",
+        [hours],
+    )
+    assert value(conn, "SELECT outbox.blob_uses_sweep(1, 10)") == 1
+    later = "SELECT round(extract(epoch FROM kept_until - now()) / 3600)::integer FROM outbox.blob_uses"
+    assert value(conn, later) == next_look
+    assert value(conn, "SELECT outbox.blob_uses_sweep(1, 10)") == 0
+
+
+def test_a_run_of_retention_looks_at_a_few_batches(conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tick that it is a part of must not be late."""
+    monkeypatch.setattr(retention, "BATCH", 1)
+    monkeypatch.setattr(retention, "MOST_LOOKS", 2)
+    turns(conn, dsn, b"1" * MB, b"2" * MB, b"3" * MB)
+    conn.execute("UPDATE outbox.blob_uses SET kept_until = now() - interval '2 hours'")
+    link = Link(dsn, "maintenance", settings=PLANNING)
+
+    async def look() -> None:
+        await retention._look(link, "retention_blob_uses", 1.0)
+        await link.close()
+
+    asyncio.run(look())
+    assert value(conn, "SELECT count(*) FROM outbox.blob_uses WHERE kept_until < now() - interval '1 hour'") == 1
 
 
 # Memory

@@ -152,7 +152,7 @@ def test_data_that_names_a_blob_again_and_the_sweep_that_ends_its_use(conn: Conn
     def scene() -> Scene:
         shelf = Shelf(conn, pipeline)
         storing(shelf.job)(conn)
-        conn.execute("UPDATE outbox.blob_uses SET entered = 0, seen_at = now() - interval '2 hours'")
+        conn.execute("UPDATE outbox.blob_uses SET entered = 0, kept_until = now() - interval '2 hours'")
 
         def put_back(conn: Conn) -> None:
             conn.execute("UPDATE outbox.workflow_states SET metadata = %s", [named])
@@ -178,7 +178,7 @@ def test_a_use_that_is_written_again_while_it_ends(conn: Conn, explore: Explore,
     def scene() -> Scene:
         shelf = Shelf(conn, pipeline)
         storing(shelf.job)(conn)
-        conn.execute("UPDATE outbox.blob_uses SET entered = 0, seen_at = now() - interval '2 hours'")
+        conn.execute("UPDATE outbox.blob_uses SET entered = 0, kept_until = now() - interval '2 hours'")
         ((workflow, hash_),) = conn.execute("SELECT workflow_id, sha256 FROM outbox.blob_uses").fetchall()
 
         def store(conn: Conn) -> None:
@@ -187,7 +187,7 @@ def test_a_use_that_is_written_again_while_it_ends(conn: Conn, explore: Explore,
             conn.execute("UPDATE outbox.blobs SET loose = false WHERE sha256 = %s", [hash_])
             conn.execute(
                 "INSERT INTO outbox.blob_uses (workflow_id, sha256, entered) VALUES (%s, %s, 1) "
-                "ON CONFLICT (workflow_id, sha256) DO UPDATE SET seen_at = clock_timestamp()",
+                "ON CONFLICT (workflow_id, sha256) DO UPDATE SET kept_until = clock_timestamp()",
                 [workflow, hash_],
             )
 
