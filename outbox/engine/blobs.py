@@ -34,7 +34,7 @@ BATCH = 4 * 2**20
 """Bytes of parts that are in memory at a time, and go into one statement."""
 
 TRIES = 3
-"""How often a content in memory is stored before it is given up, if its parts are swept away meanwhile."""
+"""How often a content in memory is stored before it is given up, if its parts are deleted meanwhile."""
 
 WRITES = frozenset({SQL["parts_write"], SQL["blob_write"]})
 """The statements that keep something."""
@@ -96,13 +96,18 @@ class Parts:
 
 def store(job: Job, content: Content) -> Steps[Blob]:
     """Returns the steps that store a content for a job's workflow. Raises LeaseLost if the job was taken away."""
-    stored = yield from _upload(pieces(content, is_async=job.stage.is_async))
-    held, there, _ = yield from _refer(job, stored)
-    if not held:
-        raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
-    if not there:
-        raise HandlerError("parts of the content were swept away before all of it was stored: it took more than a day")
-    return stored.blob
+    again = isinstance(content, bytes | bytearray | memoryview)  # a file or an iterable has been read
+    for _ in range(TRIES if again else 1):
+        stored = yield from _upload(pieces(content, is_async=job.stage.is_async))
+        held, there, _ = yield from _refer(job, stored)
+        if not held:
+            raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
+        if there:
+            return stored.blob
+    raise HandlerError(
+        "parts of the content were deleted before all of it was stored: a workflow that had them was erased, "
+        "or it took more than a day. Store it again"
+    )
 
 
 def keep(job: Job, content: bytes, key: str, function: str) -> Steps[tuple[bool, bool]]:
@@ -112,7 +117,7 @@ def keep(job: Job, content: bytes, key: str, function: str) -> Steps[tuple[bool,
         held, there, made = yield from _refer(job, stored, key, function)
         if there or not held:
             return held, made
-    raise HandlerError(f"once({key!r}): parts of the result are swept away as soon as they are written")
+    raise HandlerError(f"once({key!r}): parts of the result are deleted as soon as they are written")
 
 
 def load_text(hash_: str) -> Steps[str]:

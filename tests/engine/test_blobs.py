@@ -310,8 +310,11 @@ def test_parts_that_were_swept_away_meanwhile_are_written_again(
     async def work(run: Run[Case]) -> Go[Case]:
         assert await run.once("key", large, "ab") == {"text": "ab" * 300_000}
         frozen.append(True)
-        with pytest.raises(HandlerError, match="swept away"):
-            await run.store(incompressible(MB))
+        stored = await run.store(incompressible(MB))
+        assert await run.load(stored) == incompressible(MB)
+        frozen.append(True)
+        with pytest.raises(HandlerError, match="more than a day"):
+            await run.store(as_pieces(incompressible(MB)))
         return Go("DONE")
 
     pipeline = deployed(conn, cases(work, retry=ONCE))
@@ -319,6 +322,37 @@ def test_parts_that_were_swept_away_meanwhile_are_written_again(
     drain(pipeline, dsn)
     assert value(conn, "SELECT error FROM outbox.dead_jobs") is None
     assert status_of(conn, "a") == "DONE"
+
+
+@pytest.mark.parametrize("as_it_comes", [bytes, iter])
+def test_a_content_that_is_stored_while_another_workflow_that_has_it_is_erased(
+    conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch, as_it_comes: Any
+) -> None:
+    """Erasing deletes at once, also parts that have just been found to be there. What is in memory is stored again."""
+    content = incompressible(MB)
+    pipeline = turns(conn, dsn, content)
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'DONE'")
+    refer = blobs._refer
+
+    def late(*given: Any) -> Any:
+        if value(conn, "SELECT count(*) FROM outbox.blob_uses"):
+            pipeline.erase(conn, "a")
+        return refer(*given)
+
+    monkeypatch.setattr(blobs, "_refer", late)
+
+    async def work(run: Run[Case]) -> Go[Case]:
+        return Go("DONE", Case(history=await run.store(as_it_comes([content]) if as_it_comes is iter else content)))
+
+    other = Pipeline("others", data=Case, initial="NEW", final={"DONE"})
+    other.stage("work", on="NEW", to="DONE", retry=ONCE)(work)
+    deployed(conn, other).submit(conn, "b", Case())
+    drain(other, dsn)
+    if as_it_comes is bytes:
+        assert status_of(conn, "b") == "DONE"
+        assert value(conn, "SELECT outbox.blob(%s)", sha256(content).hexdigest()) == content
+    else:
+        assert "a workflow that had them was erased" in value(conn, "SELECT error FROM outbox.dead_jobs")
 
 
 # How long it is there
