@@ -531,7 +531,7 @@ def test_a_handle_of_another_size_is_told_and_no_content_is_cut(conn: Conn, dsn:
 def test_a_content_is_read_a_few_megabytes_at_a_time(conn: Conn, dsn: str, content: bytes) -> None:
     """Its list of parts is read once: it is as long as the content is."""
     turns(conn, dsn, content)
-    steps: list[str] = []
+    steps: list[bytes] = []
     read: list[int] = []
 
     def take(step: Any) -> Any:
