@@ -223,7 +223,8 @@ COMMENT ON TABLE outbox.blob_uses IS 'Which workflow uses which blob.';
 COMMENT ON COLUMN outbox.blob_uses.workflow_id IS 'The workflow.';
 COMMENT ON COLUMN outbox.blob_uses.sha256 IS 'The blob.';
 COMMENT ON COLUMN outbox.blob_uses.entered IS 'Internal: the workflow''s version when it came to the stage that has stored it.';
-COMMENT ON COLUMN outbox.blob_uses.seen_at IS 'Internal: when it was last seen that it is used.';
+COMMENT ON COLUMN outbox.blob_uses.since IS 'Since when.';
+COMMENT ON COLUMN outbox.blob_uses.kept_until IS 'Internal: an hour after this it is looked whether it is used.';
 
 COMMENT ON TABLE outbox.approvals IS 'Questions to people, and their answers. Open until ended_at.';
 COMMENT ON COLUMN outbox.approvals.id IS 'The question''s id.';

@@ -67,7 +67,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.checkpoints, outbox.effects TO ou
 GRANT EXECUTE ON FUNCTION outbox.effects_ask(uuid, bigint, integer, integer, jsonb) TO outbox_worker;
 GRANT SELECT, INSERT (sha256, content), UPDATE (loose_since) ON outbox.blob_parts TO outbox_worker;
 GRANT SELECT, INSERT (sha256, size, parts), UPDATE (loose) ON outbox.blobs TO outbox_worker;
-GRANT SELECT, INSERT (workflow_id, sha256, entered), UPDATE (entered, seen_at) ON outbox.blob_uses TO outbox_worker;
+GRANT SELECT, INSERT (workflow_id, sha256, entered), UPDATE (entered, kept_until) ON outbox.blob_uses TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.blob_uses_sweep(float8, integer), outbox.blobs_sweep(float8, integer) TO outbox_worker;
 GRANT SELECT, UPDATE, DELETE ON outbox.orphans TO outbox_worker;
 GRANT SELECT ON outbox.children, outbox.pauses, outbox.limits TO outbox_worker;

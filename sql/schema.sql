@@ -288,34 +288,43 @@ COMMENT ON FUNCTION outbox.approval_link(pipeline text, entity_id text, person t
 CREATE FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    owning uuid[];  -- what they are about may name blobs that the workflow's data doesn't
 BEGIN
     -- The deadline is that of its job, the handler's or the pipeline's. One of the handler counts from when it is asked. Who asks is the person who has started the workflow,
     -- unless the question says otherwise.
-    INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, name, question, data, own_data, shown,
-                                  options, ends_wait, edits_allowed, assignee, stage, worker, asked_by, asked_login, approvers,
-                                  alone, asked_at, deadline, remind_every, remind_at, escalate_at, escalate_to)
-    SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, q.name, q.question, coalesce(q.about, w.metadata),
-           q.about IS NOT NULL, outbox.shown(coalesce(q.about, w.metadata)), q.options, q.ends_wait, coalesce(q.edits, true),
-           q.assignee, c.stage, c.actor, coalesce(q.asked_by, s.actor), CASE WHEN q.asked_by IS NULL THEN s.login END,
-           q.approvers, q.alone, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
-           j.deadline, q.remind_every, clock_timestamp() + q.remind_every,
-           clock_timestamp() + make_interval(secs => q.escalate_after), q.escalate_to
-    FROM (SELECT (e.item ->> 'id')::uuid AS id, (e.item ->> 'within')::float8 AS within,
-                 CASE WHEN e.item ? 'questions' THEN e.item -> 'questions'
-                      WHEN e.item ->> 'question' IS NOT NULL THEN jsonb_build_array(e.item) ELSE '[]' END AS questions
-          FROM jsonb_array_elements(items) AS e (item)) AS i
-    CROSS JOIN LATERAL (
-        SELECT q.*, make_interval(secs => q.remind) AS remind_every
-        FROM ROWS FROM (jsonb_to_recordset(i.questions) AS (
-            name text, question text, about jsonb, options jsonb, ends_wait text[], edits boolean, assignee text, asked_by text,
-            approvers jsonb, alone text[], remind float8, escalate_after float8, escalate_to text)) WITH ORDINALITY
-            AS q (name, question, about, options, ends_wait, edits, assignee, asked_by, approvers, alone, remind,
-                  escalate_after, escalate_to, n)) AS q
-    JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
-    LEFT JOIN outbox.jobs AS j ON j.workflow_id = i.id
-    LEFT JOIN outbox.state_changes AS c ON c.workflow_id = w.id AND c.version = w.version
-    LEFT JOIN outbox.state_changes AS s ON s.workflow_id = w.id AND s.version = 1
-    ORDER BY w.id, q.n;
+    WITH asked AS (
+        INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, name, question, data, own_data, shown,
+                                      options, ends_wait, edits_allowed, assignee, stage, worker, asked_by, asked_login, approvers,
+                                      alone, asked_at, deadline, remind_every, remind_at, escalate_at, escalate_to)
+        SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, q.name, q.question, coalesce(q.about, w.metadata),
+               q.about IS NOT NULL, outbox.shown(coalesce(q.about, w.metadata)), q.options, q.ends_wait, coalesce(q.edits, true),
+               q.assignee, c.stage, c.actor, coalesce(q.asked_by, s.actor), CASE WHEN q.asked_by IS NULL THEN s.login END,
+               q.approvers, q.alone, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
+               j.deadline, q.remind_every, clock_timestamp() + q.remind_every,
+               clock_timestamp() + make_interval(secs => q.escalate_after), q.escalate_to
+        FROM (SELECT (e.item ->> 'id')::uuid AS id, (e.item ->> 'within')::float8 AS within,
+                     CASE WHEN e.item ? 'questions' THEN e.item -> 'questions'
+                          WHEN e.item ->> 'question' IS NOT NULL THEN jsonb_build_array(e.item) ELSE '[]' END AS questions
+              FROM jsonb_array_elements(items) AS e (item)) AS i
+        CROSS JOIN LATERAL (
+            SELECT q.*, make_interval(secs => q.remind) AS remind_every
+            FROM ROWS FROM (jsonb_to_recordset(i.questions) AS (
+                name text, question text, about jsonb, options jsonb, ends_wait text[], edits boolean, assignee text, asked_by text,
+                approvers jsonb, alone text[], remind float8, escalate_after float8, escalate_to text)) WITH ORDINALITY
+                AS q (name, question, about, options, ends_wait, edits, assignee, asked_by, approvers, alone, remind,
+                      escalate_after, escalate_to, n)) AS q
+        JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
+        LEFT JOIN outbox.jobs AS j ON j.workflow_id = i.id
+        LEFT JOIN outbox.state_changes AS c ON c.workflow_id = w.id AND c.version = w.version
+        LEFT JOIN outbox.state_changes AS s ON s.workflow_id = w.id AND s.version = 1
+        ORDER BY w.id, q.n
+        RETURNING workflow_id, own_data
+    )
+    SELECT array_agg(DISTINCT asked.workflow_id) INTO owning FROM asked WHERE asked.own_data;
+    IF owning IS NOT NULL AND EXISTS (SELECT FROM outbox.blobs) THEN
+        PERFORM outbox.blobs_use(owning);
+    END IF;
 END
 $$;
 
@@ -399,14 +408,23 @@ CREATE FUNCTION outbox.blob_uses_sweep(hours double precision, most integer) RET
     SET jit TO 'off'
     AS $$
 DECLARE
+    until  timestamptz := clock_timestamp() - make_interval(secs => hours * 3600);
+    ids    uuid[];
+    hashes bytea[];
+    locked bytea[];
     looked integer;
     ended  bytea[];
 BEGIN
+    SELECT array_agg(o.workflow_id), array_agg(o.sha256) INTO ids, hashes
+    FROM (SELECT u.workflow_id, u.sha256 FROM outbox.blob_uses AS u WHERE u.kept_until < until ORDER BY u.kept_until LIMIT most) AS o;
+    locked := ARRAY(SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes)
+                    ORDER BY b.sha256 FOR NO KEY UPDATE SKIP LOCKED);
     WITH old AS MATERIALIZED (
-        SELECT u.workflow_id, u.sha256, u.entered, encode(u.sha256, 'hex') AS hash FROM outbox.blob_uses AS u
-        WHERE u.seen_at < clock_timestamp() - make_interval(secs => hours * 3600)
-        ORDER BY u.seen_at LIMIT most
-        FOR UPDATE SKIP LOCKED
+        SELECT u.workflow_id, u.sha256, u.entered, encode(u.sha256, 'hex') AS hash
+        FROM unnest(ids, hashes) AS o (workflow_id, sha256)
+        JOIN outbox.blob_uses AS u ON u.workflow_id = o.workflow_id AND u.sha256 = o.sha256
+        WHERE o.sha256 = ANY (locked) AND u.kept_until < until
+        FOR UPDATE OF u SKIP LOCKED
     ), looked AS MATERIALIZED (
         SELECT old.workflow_id, old.sha256,
                EXISTS (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = old.workflow_id AND j.entered = old.entered)
@@ -414,11 +432,20 @@ BEGIN
             OR EXISTS (SELECT FROM outbox.workflow_states AS w
                        WHERE w.id = old.workflow_id AND strpos(w.metadata::text, old.hash) > 0)
             OR EXISTS (SELECT FROM outbox.approvals AS a
-                       WHERE a.workflow_id = old.workflow_id AND a.ended_at IS NULL
-                         AND strpos(concat(a.data, a.edited), old.hash) > 0) AS used
+                       WHERE a.workflow_id = old.workflow_id AND strpos(concat(a.data, a.edited), old.hash) > 0
+                         AND (a.ended_at IS NULL
+                              OR a.own_data AND a.effect IS NULL
+                              AND a.version = (SELECT max(l.version) FROM outbox.approvals AS l
+                                               WHERE l.workflow_id = old.workflow_id AND l.effect IS NULL)
+                              AND EXISTS (SELECT FROM outbox.workflow_states AS w
+                                          LEFT JOIN outbox.routes AS r ON r.pipeline = w.pipeline AND r.status = w.current_status
+                                          WHERE w.id = old.workflow_id AND r.final IS NOT TRUE))) AS used
         FROM old
     ), kept AS (
-        UPDATE outbox.blob_uses AS u SET seen_at = clock_timestamp() FROM looked AS l
+        UPDATE outbox.blob_uses AS u
+        SET kept_until = clock_timestamp() + CASE WHEN u.since < clock_timestamp() - interval '1 day'
+                                                  THEN least(clock_timestamp() - u.since, interval '14 days') ELSE '0' END
+        FROM looked AS l
         WHERE l.used AND u.workflow_id = l.workflow_id AND u.sha256 = l.sha256
     ), gone AS (
         DELETE FROM outbox.blob_uses AS u USING looked AS l
@@ -426,7 +453,7 @@ BEGIN
         RETURNING u.sha256
     )
     SELECT (SELECT count(*) FROM looked), (SELECT array_agg(gone.sha256) FROM gone) INTO looked, ended;
-    PERFORM outbox.blobs_loosen(ended);
+    UPDATE outbox.blobs AS b SET loose = true WHERE b.sha256 = ANY (ended) AND NOT b.loose;
     RETURN looked;
 END
 $$;
@@ -438,27 +465,17 @@ CREATE FUNCTION outbox.blobs_forget(ids uuid[]) RETURNS void
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
-    ended bytea[];
+    locked bytea[];
 BEGIN
-    WITH gone AS (DELETE FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids) RETURNING u.sha256)
-    SELECT array_agg(gone.sha256) INTO ended FROM gone;
-    PERFORM outbox.blobs_loosen(ended);
+    locked := ARRAY(SELECT b.sha256 FROM outbox.blobs AS b
+                    WHERE b.sha256 = ANY (ARRAY(SELECT u.sha256 FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids)))
+                    ORDER BY b.sha256 FOR NO KEY UPDATE);
+    DELETE FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids) AND u.sha256 = ANY (locked);
+    UPDATE outbox.blobs AS b SET loose = true WHERE b.sha256 = ANY (locked) AND NOT b.loose;
 END
 $$;
 
 COMMENT ON FUNCTION outbox.blobs_forget(ids uuid[]) IS 'Internal: ends the uses of blobs by these workflows.';
-
-CREATE FUNCTION outbox.blobs_loosen(hashes bytea[]) RETURNS void
-    LANGUAGE sql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-    UPDATE outbox.blobs AS b SET loose = true
-    FROM (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes) AND NOT b.loose
-          ORDER BY b.sha256 FOR NO KEY UPDATE) AS o
-    WHERE b.sha256 = o.sha256
-$$;
-
-COMMENT ON FUNCTION outbox.blobs_loosen(hashes bytea[]) IS 'Internal: has the next sweep look whether anything uses these blobs.';
 
 CREATE FUNCTION outbox.blobs_remove(hashes bytea[]) RETURNS bytea[]
     LANGUAGE plpgsql
@@ -519,18 +536,24 @@ BEGIN
         SELECT DISTINCT i.id, w.version, decode(h.hash #>> '{}', 'hex') AS sha256
         FROM unnest(ids) AS i (id)
         CROSS JOIN LATERAL (SELECT w.version, w.metadata FROM outbox.workflow_states AS w WHERE w.id = i.id OFFSET 0) AS w
-        CROSS JOIN LATERAL jsonb_path_query(w.metadata, 'lax $.**.sha256 ? (@ like_regex "^[0-9a-f]{64}$")') AS h (hash)
+        CROSS JOIN LATERAL (
+            SELECT w.metadata
+            UNION ALL
+            SELECT e.data FROM outbox.approvals AS a CROSS JOIN LATERAL (VALUES (a.data), (a.edited)) AS e (data)
+            WHERE a.workflow_id = i.id AND a.ended_at IS NULL AND a.own_data
+        ) AS d (data)
+        CROSS JOIN LATERAL jsonb_path_query(d.data, 'lax $.**.sha256 ? (@ like_regex "^[0-9a-f]{64}$")') AS h (hash)
         ORDER BY 3, 1
     ) AS f
     CROSS JOIN LATERAL (SELECT b.sha256 FROM outbox.blobs AS b WHERE b.sha256 = f.sha256 FOR KEY SHARE) AS b
     -- It locks the use that is there in any case, and makes it younger than what a sweep looks at: one that has looked before
     -- this change must not end it after.
-    ON CONFLICT (workflow_id, sha256) DO UPDATE SET seen_at = clock_timestamp()
-        WHERE blob_uses.seen_at < clock_timestamp() - interval '30 minutes';
+    ON CONFLICT (workflow_id, sha256) DO UPDATE SET kept_until = clock_timestamp()
+        WHERE blob_uses.kept_until < clock_timestamp() - interval '30 minutes';
 END
 $_$;
 
-COMMENT ON FUNCTION outbox.blobs_use(ids uuid[]) IS 'Internal: notes which blobs the data of these workflows names.';
+COMMENT ON FUNCTION outbox.blobs_use(ids uuid[]) IS 'Internal: notes which blobs the data and the open questions of these workflows name.';
 
 CREATE FUNCTION outbox.cancel(pipeline text, entity_id text, cancelled_by text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -838,6 +861,7 @@ BEGIN
     target := asked.options ->> decide.decision;
     IF edited IS NOT NULL THEN
         UPDATE outbox.approvals AS a SET edited = coalesce(decide.about, decide.edit) WHERE a.id = asked.id;
+        PERFORM outbox.blobs_use(ARRAY[workflow.id]) WHERE EXISTS (SELECT FROM outbox.blobs);
     END IF;
     IF asked.approvers IS NOT NULL AND NOT outbox.vote_counts(
         asked, decide.decision, actor, decide.groups, decide.reason, coalesce(outbox.shown(edited), seen))
@@ -1170,8 +1194,8 @@ DECLARE
     hashes bytea[] := ARRAY(SELECT u.sha256 FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids));
     parts  bytea[];
 BEGIN
-    PERFORM outbox.blobs_forget(ids);
     PERFORM FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes) ORDER BY b.sha256 FOR UPDATE;
+    PERFORM outbox.blobs_forget(ids);
     parts := outbox.blobs_remove(hashes);
     PERFORM FROM outbox.blob_parts AS p WHERE p.sha256 = ANY (parts) ORDER BY p.sha256 FOR UPDATE;
     PERFORM outbox.parts_remove(parts);
@@ -4120,7 +4144,11 @@ DECLARE
     ended     integer := 0;
     n         integer;
 BEGIN
-    PERFORM outbox.blobs_use(array_agg(n.id)) FROM new_rows AS n HAVING EXISTS (SELECT FROM outbox.blobs);
+    -- To read data for hashes is dear: only where it has changed. A full join is never made row by row, whatever it was planned for.
+    IF EXISTS (SELECT FROM outbox.blobs) THEN
+        PERFORM outbox.blobs_use(array_agg(n.id)) FROM old_rows AS o FULL JOIN new_rows AS n ON n.id = o.id
+        WHERE o.metadata IS DISTINCT FROM n.metadata HAVING count(n.id) > 0;
+    END IF;
 
     -- 1. What has changed, and what becomes of each.
     --
@@ -4564,7 +4592,8 @@ CREATE TABLE outbox.blob_uses (
     workflow_id uuid NOT NULL,
     sha256 bytea NOT NULL,
     entered bigint NOT NULL,
-    seen_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    kept_until timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
 COMMENT ON TABLE outbox.blob_uses IS 'Which workflow uses which blob.';
@@ -4575,7 +4604,9 @@ COMMENT ON COLUMN outbox.blob_uses.sha256 IS 'The blob.';
 
 COMMENT ON COLUMN outbox.blob_uses.entered IS 'Internal: the workflow''s version when it came to the stage that has stored it.';
 
-COMMENT ON COLUMN outbox.blob_uses.seen_at IS 'Internal: when it was last seen that it is used.';
+COMMENT ON COLUMN outbox.blob_uses.since IS 'Since when.';
+
+COMMENT ON COLUMN outbox.blob_uses.kept_until IS 'Internal: an hour after this it is looked whether it is used.';
 
 CREATE TABLE outbox.blobs (
     sha256 bytea NOT NULL,
@@ -6132,7 +6163,7 @@ CREATE INDEX blob_parts_loose ON outbox.blob_parts USING btree (loose_since) WHE
 
 CREATE INDEX blob_uses_by_blob ON outbox.blob_uses USING btree (sha256);
 
-CREATE INDEX blob_uses_by_time ON outbox.blob_uses USING btree (seen_at);
+CREATE INDEX blob_uses_by_time ON outbox.blob_uses USING btree (kept_until);
 
 CREATE INDEX blobs_by_part ON outbox.blobs USING gin (parts);
 

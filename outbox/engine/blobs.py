@@ -34,7 +34,7 @@ BATCH = 4 * 2**20
 """Bytes of parts that are in memory at a time, and go into one statement."""
 
 TRIES = 3
-"""How often a content in memory is stored before it is given up, if its parts are swept away meanwhile."""
+"""How often a content in memory is stored before it is given up, if its parts are deleted meanwhile."""
 
 WRITES = frozenset({SQL["parts_write"], SQL["blob_write"]})
 """The statements that keep something."""
@@ -96,13 +96,18 @@ class Parts:
 
 def store(job: Job, content: Content) -> Steps[Blob]:
     """Returns the steps that store a content for a job's workflow. Raises LeaseLost if the job was taken away."""
-    stored = yield from _upload(pieces(content, is_async=job.stage.is_async))
-    held, there, _ = yield from _refer(job, stored)
-    if not held:
-        raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
-    if not there:
-        raise HandlerError("parts of the content were swept away before all of it was stored: it took more than a day")
-    return stored.blob
+    again = isinstance(content, bytes | bytearray | memoryview)  # a file or an iterable has been read
+    for _ in range(TRIES if again else 1):
+        stored = yield from _upload(pieces(content, is_async=job.stage.is_async))
+        held, there, _ = yield from _refer(job, stored)
+        if not held:
+            raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
+        if there:
+            return stored.blob
+    raise HandlerError(
+        "parts of the content were deleted before all of it was stored: a workflow that had them was erased, "
+        "or it took more than a day. Store it again"
+    )
 
 
 def keep(job: Job, content: bytes, key: str, function: str) -> Steps[tuple[bool, bool]]:
@@ -112,61 +117,74 @@ def keep(job: Job, content: bytes, key: str, function: str) -> Steps[tuple[bool,
         held, there, made = yield from _refer(job, stored, key, function)
         if there or not held:
             return held, made
-    raise HandlerError(f"once({key!r}): parts of the result are swept away as soon as they are written")
+    raise HandlerError(f"once({key!r}): parts of the result are deleted as soon as they are written")
 
 
 def load_text(hash_: str) -> Steps[str]:
     """Returns the steps that read a result that `keep` has stored."""
-    ((size,),) = yield SQL["blob_size"], {"blob": hash_}
-    return (yield from load(Blob(sha256=hash_, size=size))).decode()
+    return (yield from _load(Reading(hash_))).decode()
 
 
 def load(blob: Blob) -> Steps[bytes]:
     """Returns the steps that read a content whole. Raises NotFound if it isn't there."""
+    return (yield from _load(Reading(blob.sha256, blob.size)))
+
+
+def _load(reading: Reading) -> Steps[bytes]:
     found = bytearray()
-    step = reading(blob)
-    rows = None
-    while (statement := step(rows)) is not None:
-        rows = yield statement
-        for content in rows:
-            found += content[0]
+    while statement := reading.next():
+        for content in reading.take((yield statement)):
+            found += content
     return bytes(found)
 
 
-def reading(blob: Blob) -> Callable[[list[Any] | None], Statement | None]:
-    """Returns a function that is given the rows of each statement that it has returned, and returns the next one."""
-    at, size = 1, 0
-    window = BATCH // MOST_PART
+class Reading:
+    """Reads a content, a few of its parts at a time: `next` returns a statement, and `take` what its rows tell.
 
-    def step(rows: list[Any] | None) -> Statement | None:
-        nonlocal at, size
-        if rows is not None:
-            size += sum(len(content) for (content,) in rows)
-            if not rows and size < blob.size:
-                raise NotFound(f"there is no blob {blob.sha256}: no data of its workflow has named it for an hour")
-        if size >= blob.size:
-            return None
-        first, at = at, at + window
-        return SQL["blob_read"], {"blob": blob.sha256, "first": first, "last": at - 1}
+    The handle comes from data, which others may write: its `size` is checked, and nothing else depends on it.
+    """
 
-    return step
+    def __init__(self, hash_: str, size: int | None = None) -> None:
+        self._hash, self._size = hash_, size
+        self._parts: list[bytes] | None = None
+        self._at = 0
+
+    def next(self) -> Statement | None:
+        """Returns the next statement, or None at the end."""
+        if self._parts is None:
+            return SQL["blob_parts"], {"blob": self._hash}
+        parts = self._parts[self._at : self._at + BATCH // NEAR]
+        return (SQL["blob_read"], {"parts": parts, "most": BATCH}) if parts else None
+
+    def take(self, rows: list[Any]) -> list[bytes]:
+        """Returns the contents of the parts that a statement has read. Raises NotFound if the content isn't there."""
+        if self._parts is None:
+            if not rows:
+                raise NotFound(f"there is no blob {self._hash}: no data of its workflow has named it for an hour")
+            ((size, self._parts),) = rows
+            if self._size not in (None, size):
+                raise NotFound(f"there is no blob {self._hash} of {self._size:,} bytes: it has {size:,}")
+            return []
+        self._at += len(rows)
+        contents = [content for (content,) in rows]
+        if None in contents:
+            raise NotFound(f"blob {self._hash} is not there any more: it was deleted while it was read")
+        return contents
 
 
 def stream(blob: Blob, take: Callable[[Statement], list[Any]]) -> Iterator[bytes]:
     """Yields a content part by part."""
-    step, rows = reading(blob), None
-    while (statement := step(rows)) is not None:
-        rows = take(statement)
-        for (content,) in rows:
+    reading = Reading(blob.sha256, blob.size)
+    while statement := reading.next():
+        for content in reading.take(take(statement)):
             yield bytes(content)
 
 
 async def stream_async(blob: Blob, take: Callable[[Statement], Awaitable[list[Any]]]) -> AsyncGenerator[bytes]:
     """Yields a content part by part."""
-    step, rows = reading(blob), None
-    while (statement := step(rows)) is not None:
-        rows = await take(statement)
-        for (content,) in rows:
+    reading = Reading(blob.sha256, blob.size)
+    while statement := reading.next():
+        for content in reading.take(await take(statement)):
             yield bytes(content)
 
 

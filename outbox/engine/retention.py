@@ -42,6 +42,9 @@ KEEP_BLOB_USES, KEEP_PARTS = 1.0, 24.0
 A blob that is stored slowly, from a download, finds the parts that it has written or found at first.
 """
 
+MOST_LOOKS = 10
+"""Most batches of blobs that one run looks at. The rest wait for the next: dead workers are looked for in the same tick."""
+
 KEEP_REACTIONS = 7.0
 """Days for which a finished reaction can still be looked at. The function refuses fewer."""
 
@@ -130,10 +133,11 @@ async def _delete(apart: Apart, name: str, days: float) -> None:
 
 
 async def _look(link: Link, name: str, hours: float) -> None:
-    """Looks at what may no longer be used, in batches, and deletes what isn't."""
-    looked = BATCH
-    while looked == BATCH:
+    """Looks at what may no longer be used, in a few batches, and deletes what isn't."""
+    for _ in range(MOST_LOOKS):
         ((looked,),) = await link.execute(SQL[name], {"hours": hours, "limit": BATCH})
+        if looked < BATCH:
+            break
         await asyncio.sleep(0.05)  # others first
 
 

@@ -27,7 +27,7 @@ class Memory:
         self.effects = _checked(known or {})
         self._kept: dict[str, tuple[Callable[..., Any], str]] = {}
         self._parts: dict[bytes, bytes] = {}
-        self._blobs: dict[str, list[bytes]] = {}
+        self._blobs: dict[str, tuple[int, list[bytes]]] = {}
         self.progress: str | None = None
 
     @property
@@ -129,7 +129,7 @@ class Memory:
         return [(True, made)]
 
     def _take_part(self, step: Statement | Call) -> Any:
-        """Stands for the tables of blobs: `_parts` has the contents of parts by their hashes, `_blobs` the hashes."""
+        """Stands for the tables of blobs: `_parts` has contents of parts by their hashes, `_blobs` sizes and parts."""
         if isinstance(step, Call):
             return step.function()
         statement, params = step
@@ -139,10 +139,11 @@ class Memory:
             self._parts.update({sha256(content).digest(): content for content in params["contents"]})
             return []
         if statement == blobs.SQL["blob_write"]:
-            self._blobs[params["blob"]] = params["parts"]
+            self._blobs[params["blob"]] = params["size"], params["parts"]
             return [(True, True, False)]
-        parts = self._blobs.get(params["blob"], [])[params["first"] - 1 : params["last"]]
-        return [(self._parts[part],) for part in parts]
+        if statement == blobs.SQL["blob_parts"]:
+            return [self._blobs[params["blob"]]] if params["blob"] in self._blobs else []
+        return [(self._parts[part],) for part in params["parts"]]
 
 
 def _checked(known: Mapping[str, Known]) -> dict[str, Known]:

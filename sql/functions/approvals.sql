@@ -9,34 +9,43 @@ COMMENT ON FUNCTION outbox.shown(jsonb) IS 'Returns the hash by which a decision
 CREATE OR REPLACE FUNCTION outbox.approvals_begin(items jsonb, ids uuid[]) RETURNS void
 LANGUAGE plpgsql
 AS $$
+DECLARE
+    owning uuid[];  -- what they are about may name blobs that the workflow's data doesn't
 BEGIN
     -- The deadline is that of its job, the handler's or the pipeline's. One of the handler counts from when it is asked. Who asks is the person who has started the workflow,
     -- unless the question says otherwise.
-    INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, name, question, data, own_data, shown,
-                                  options, ends_wait, edits_allowed, assignee, stage, worker, asked_by, asked_login, approvers,
-                                  alone, asked_at, deadline, remind_every, remind_at, escalate_at, escalate_to)
-    SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, q.name, q.question, coalesce(q.about, w.metadata),
-           q.about IS NOT NULL, outbox.shown(coalesce(q.about, w.metadata)), q.options, q.ends_wait, coalesce(q.edits, true),
-           q.assignee, c.stage, c.actor, coalesce(q.asked_by, s.actor), CASE WHEN q.asked_by IS NULL THEN s.login END,
-           q.approvers, q.alone, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
-           j.deadline, q.remind_every, clock_timestamp() + q.remind_every,
-           clock_timestamp() + make_interval(secs => q.escalate_after), q.escalate_to
-    FROM (SELECT (e.item ->> 'id')::uuid AS id, (e.item ->> 'within')::float8 AS within,
-                 CASE WHEN e.item ? 'questions' THEN e.item -> 'questions'
-                      WHEN e.item ->> 'question' IS NOT NULL THEN jsonb_build_array(e.item) ELSE '[]' END AS questions
-          FROM jsonb_array_elements(items) AS e (item)) AS i
-    CROSS JOIN LATERAL (
-        SELECT q.*, make_interval(secs => q.remind) AS remind_every
-        FROM ROWS FROM (jsonb_to_recordset(i.questions) AS (
-            name text, question text, about jsonb, options jsonb, ends_wait text[], edits boolean, assignee text, asked_by text,
-            approvers jsonb, alone text[], remind float8, escalate_after float8, escalate_to text)) WITH ORDINALITY
-            AS q (name, question, about, options, ends_wait, edits, assignee, asked_by, approvers, alone, remind,
-                  escalate_after, escalate_to, n)) AS q
-    JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
-    LEFT JOIN outbox.jobs AS j ON j.workflow_id = i.id
-    LEFT JOIN outbox.state_changes AS c ON c.workflow_id = w.id AND c.version = w.version
-    LEFT JOIN outbox.state_changes AS s ON s.workflow_id = w.id AND s.version = 1
-    ORDER BY w.id, q.n;
+    WITH asked AS (
+        INSERT INTO outbox.approvals (workflow_id, pipeline, entity_id, status, version, name, question, data, own_data, shown,
+                                      options, ends_wait, edits_allowed, assignee, stage, worker, asked_by, asked_login, approvers,
+                                      alone, asked_at, deadline, remind_every, remind_at, escalate_at, escalate_to)
+        SELECT w.id, w.pipeline, w.entity_id, w.current_status, w.version, q.name, q.question, coalesce(q.about, w.metadata),
+               q.about IS NOT NULL, outbox.shown(coalesce(q.about, w.metadata)), q.options, q.ends_wait, coalesce(q.edits, true),
+               q.assignee, c.stage, c.actor, coalesce(q.asked_by, s.actor), CASE WHEN q.asked_by IS NULL THEN s.login END,
+               q.approvers, q.alone, coalesce(j.deadline - make_interval(secs => i.within), clock_timestamp()),
+               j.deadline, q.remind_every, clock_timestamp() + q.remind_every,
+               clock_timestamp() + make_interval(secs => q.escalate_after), q.escalate_to
+        FROM (SELECT (e.item ->> 'id')::uuid AS id, (e.item ->> 'within')::float8 AS within,
+                     CASE WHEN e.item ? 'questions' THEN e.item -> 'questions'
+                          WHEN e.item ->> 'question' IS NOT NULL THEN jsonb_build_array(e.item) ELSE '[]' END AS questions
+              FROM jsonb_array_elements(items) AS e (item)) AS i
+        CROSS JOIN LATERAL (
+            SELECT q.*, make_interval(secs => q.remind) AS remind_every
+            FROM ROWS FROM (jsonb_to_recordset(i.questions) AS (
+                name text, question text, about jsonb, options jsonb, ends_wait text[], edits boolean, assignee text, asked_by text,
+                approvers jsonb, alone text[], remind float8, escalate_after float8, escalate_to text)) WITH ORDINALITY
+                AS q (name, question, about, options, ends_wait, edits, assignee, asked_by, approvers, alone, remind,
+                      escalate_after, escalate_to, n)) AS q
+        JOIN outbox.workflow_states AS w ON w.id = i.id AND i.id = ANY (ids)
+        LEFT JOIN outbox.jobs AS j ON j.workflow_id = i.id
+        LEFT JOIN outbox.state_changes AS c ON c.workflow_id = w.id AND c.version = w.version
+        LEFT JOIN outbox.state_changes AS s ON s.workflow_id = w.id AND s.version = 1
+        ORDER BY w.id, q.n
+        RETURNING workflow_id, own_data
+    )
+    SELECT array_agg(DISTINCT asked.workflow_id) INTO owning FROM asked WHERE asked.own_data;
+    IF owning IS NOT NULL AND EXISTS (SELECT FROM outbox.blobs) THEN
+        PERFORM outbox.blobs_use(owning);
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION outbox.approvals_begin(jsonb, uuid[]) IS 'Internal: asks the questions that handlers have returned.';
@@ -263,6 +272,7 @@ BEGIN
     target := asked.options ->> decide.decision;
     IF edited IS NOT NULL THEN
         UPDATE outbox.approvals AS a SET edited = coalesce(decide.about, decide.edit) WHERE a.id = asked.id;
+        PERFORM outbox.blobs_use(ARRAY[workflow.id]) WHERE EXISTS (SELECT FROM outbox.blobs);
     END IF;
     IF asked.approvers IS NOT NULL AND NOT outbox.vote_counts(
         asked, decide.decision, actor, decide.groups, decide.reason, coalesce(outbox.shown(edited), seen))

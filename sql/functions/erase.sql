@@ -77,8 +77,8 @@ DECLARE
     hashes bytea[] := ARRAY(SELECT u.sha256 FROM outbox.blob_uses AS u WHERE u.workflow_id = ANY (ids));
     parts  bytea[];
 BEGIN
-    PERFORM outbox.blobs_forget(ids);
     PERFORM FROM outbox.blobs AS b WHERE b.sha256 = ANY (hashes) ORDER BY b.sha256 FOR UPDATE;
+    PERFORM outbox.blobs_forget(ids);
     parts := outbox.blobs_remove(hashes);
     PERFORM FROM outbox.blob_parts AS p WHERE p.sha256 = ANY (parts) ORDER BY p.sha256 FOR UPDATE;
     PERFORM outbox.parts_remove(parts);

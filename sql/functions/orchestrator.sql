@@ -222,7 +222,11 @@ DECLARE
     ended     integer := 0;
     n         integer;
 BEGIN
-    PERFORM outbox.blobs_use(array_agg(n.id)) FROM new_rows AS n HAVING EXISTS (SELECT FROM outbox.blobs);
+    -- To read data for hashes is dear: only where it has changed. A full join is never made row by row, whatever it was planned for.
+    IF EXISTS (SELECT FROM outbox.blobs) THEN
+        PERFORM outbox.blobs_use(array_agg(n.id)) FROM old_rows AS o FULL JOIN new_rows AS n ON n.id = o.id
+        WHERE o.metadata IS DISTINCT FROM n.metadata HAVING count(n.id) > 0;
+    END IF;
 
     -- 1. What has changed, and what becomes of each.
     --

@@ -60,7 +60,7 @@ WITH held AS MATERIALIZED (
 ), used AS (
     INSERT INTO outbox.blob_uses (workflow_id, sha256, entered)
     SELECT complete.workflow_id, blob.sha256, %(entered)s::bigint FROM complete, blob
-    ON CONFLICT (workflow_id, sha256) DO UPDATE SET entered = excluded.entered, seen_at = clock_timestamp()
+    ON CONFLICT (workflow_id, sha256) DO UPDATE SET entered = excluded.entered, kept_until = clock_timestamp()
 ), made AS (
     INSERT INTO outbox.checkpoints (workflow_id, stage, entered, key, function, blob, attempt)
     SELECT complete.workflow_id, %(stage)s, %(entered)s::bigint, %(key)s::text, %(function)s::text, blob.sha256, %(attempt)s
@@ -71,17 +71,17 @@ WITH held AS MATERIALIZED (
 )
 SELECT EXISTS (SELECT FROM held), EXISTS (SELECT FROM complete), EXISTS (SELECT FROM made);
 
--- name: blob_size
--- Returns the size of a blob.
+-- name: blob_parts
+-- Returns the size of a blob, and the hashes of its parts in their order.
 -- Reads blobs. Uses blobs_pkey.
-SELECT b.size FROM outbox.blobs AS b WHERE b.sha256 = decode(%(blob)s::text, 'hex');
+SELECT b.size, b.parts FROM outbox.blobs AS b WHERE b.sha256 = decode(%(blob)s::text, 'hex');
 
 -- name: blob_read
--- Returns the contents of the parts from `first` to `last` of a blob, in their order.
--- Reads blob_parts, blobs. Uses blobs_pkey, blob_parts_pkey.
-SELECT p.content
-FROM outbox.blobs AS b
-CROSS JOIN LATERAL unnest(b.parts[%(first)s::integer:%(last)s::integer]) WITH ORDINALITY AS o (sha256, n)
-JOIN outbox.blob_parts AS p ON p.sha256 = o.sha256
-WHERE b.sha256 = decode(%(blob)s::text, 'hex')
-ORDER BY o.n;
+-- Returns the contents of the first of these parts, as many as have no more than `most` bytes, but one at least. Null: it isn't there.
+-- Reads blob_parts. Uses blob_parts_pkey.
+SELECT r.content
+FROM (SELECT o.n, p.content, sum(length(p.content)) OVER (ORDER BY o.n) AS bytes
+      FROM unnest(%(parts)s::bytea[]) WITH ORDINALITY AS o (sha256, n)
+      LEFT JOIN outbox.blob_parts AS p ON p.sha256 = o.sha256) AS r
+WHERE r.n = 1 OR r.bytes <= %(most)s
+ORDER BY r.n;

@@ -141,8 +141,9 @@ LIMIT %(limit)s;
 -- name: retention_blob_uses
 -- Ends uses of blobs that no data names any more. Returns at how many it has looked. See the functions in
 -- sql/functions/blobs.sql.
--- Reads approvals, dead_jobs, jobs, workflow_states. Writes blob_uses, blobs. Locks uses, with SKIP LOCKED. Uses
--- blob_uses_by_time, jobs_pkey, dead_jobs_pkey, workflow_states_pkey, approvals_open.
+-- Reads approvals, dead_jobs, jobs, routes, workflow_states. Writes blob_uses, blobs. Locks blobs, then uses, both with SKIP
+-- LOCKED. Uses blob_uses_by_time, blobs_pkey, blob_uses_pkey, jobs_pkey, dead_jobs_pkey, workflow_states_pkey, routes_pkey,
+-- approvals_by_workflow.
 SELECT outbox.blob_uses_sweep(%(hours)s::float8, %(limit)s::integer);
 
 -- name: retention_blobs

@@ -21,18 +21,19 @@ CREATE INDEX blobs_by_part ON outbox.blobs USING gin (parts);
 CREATE INDEX blobs_loose ON outbox.blobs (sha256) WHERE loose;
 
 -- Which workflow uses which blob. `entered` names the work that has stored it, as in checkpoints: while that has a job, the
--- blob is used. After that it is used as long as the workflow's data, or an open question, has its hash; `seen_at` is when
--- that was last found to be so.
+-- blob is used. After that it is used as long as the workflow's data, or a question, has its hash. Whether that is so is looked at an
+-- hour after `kept_until`, which a look puts the further into the future the longer the blob has been used.
 CREATE TABLE outbox.blob_uses (
     workflow_id uuid NOT NULL,
     sha256      bytea NOT NULL,
     entered     bigint NOT NULL,
-    seen_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    since       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    kept_until  timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT blob_uses_pkey PRIMARY KEY (workflow_id, sha256),
     CONSTRAINT blob_uses_are_of_a_blob FOREIGN KEY (sha256) REFERENCES outbox.blobs (sha256)
 );
 CREATE INDEX blob_uses_by_blob ON outbox.blob_uses (sha256);
-CREATE INDEX blob_uses_by_time ON outbox.blob_uses (seen_at);
+CREATE INDEX blob_uses_by_time ON outbox.blob_uses (kept_until);
 
 -- A result that is large is a blob.
 ALTER TABLE outbox.checkpoints

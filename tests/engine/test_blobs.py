@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from pydantic import BaseModel
 
+import outbox
 from kit.pipelines import QUICK, deployed, drain, run_one, status_of, value
 from outbox import (
     Backoff,
@@ -28,11 +29,14 @@ from outbox import (
     LeaseLost,
     NotFound,
     Pipeline,
+    Question,
     Retention,
     Run,
     SyncRun,
+    WaitForApproval,
 )
 from outbox.database.link import PLANNING, Link
+from outbox.database.steps import perform
 from outbox.engine import blobs, checkpoint, retention
 from outbox.engine.apart import Apart
 from outbox.engine.retention import SQL
@@ -306,8 +310,11 @@ def test_parts_that_were_swept_away_meanwhile_are_written_again(
     async def work(run: Run[Case]) -> Go[Case]:
         assert await run.once("key", large, "ab") == {"text": "ab" * 300_000}
         frozen.append(True)
-        with pytest.raises(HandlerError, match="swept away"):
-            await run.store(incompressible(MB))
+        stored = await run.store(incompressible(MB))
+        assert await run.load(stored) == incompressible(MB)
+        frozen.append(True)
+        with pytest.raises(HandlerError, match="more than a day"):
+            await run.store(as_pieces(incompressible(MB)))
         return Go("DONE")
 
     pipeline = deployed(conn, cases(work, retry=ONCE))
@@ -315,6 +322,37 @@ def test_parts_that_were_swept_away_meanwhile_are_written_again(
     drain(pipeline, dsn)
     assert value(conn, "SELECT error FROM outbox.dead_jobs") is None
     assert status_of(conn, "a") == "DONE"
+
+
+@pytest.mark.parametrize("as_it_comes", [bytes, iter])
+def test_a_content_that_is_stored_while_another_workflow_that_has_it_is_erased(
+    conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch, as_it_comes: Any
+) -> None:
+    """Erasing deletes at once, also parts that have just been found to be there. What is in memory is stored again."""
+    content = incompressible(MB)
+    pipeline = turns(conn, dsn, content)
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'DONE'")
+    refer = blobs._refer
+
+    def late(*given: Any) -> Any:
+        if value(conn, "SELECT count(*) FROM outbox.blob_uses"):
+            pipeline.erase(conn, "a")
+        return refer(*given)
+
+    monkeypatch.setattr(blobs, "_refer", late)
+
+    async def work(run: Run[Case]) -> Go[Case]:
+        return Go("DONE", Case(history=await run.store(as_it_comes([content]) if as_it_comes is iter else content)))
+
+    other = Pipeline("others", data=Case, initial="NEW", final={"DONE"})
+    other.stage("work", on="NEW", to="DONE", retry=ONCE)(work)
+    deployed(conn, other).submit(conn, "b", Case())
+    drain(other, dsn)
+    if as_it_comes is bytes:
+        assert status_of(conn, "b") == "DONE"
+        assert value(conn, "SELECT outbox.blob(%s)", sha256(content).hexdigest()) == content
+    else:
+        assert "a workflow that had them was erased" in value(conn, "SELECT error FROM outbox.dead_jobs")
 
 
 # How long it is there
@@ -395,6 +433,53 @@ def test_a_question_about_it_keeps_a_blob(conn: Conn, dsn: str) -> None:
     assert value(conn, "SELECT outbox.blob(%s)", hash_) is None
 
 
+def test_only_data_that_has_changed_is_read_for_blobs(conn: Conn, dsn: str) -> None:
+    """Data may be long, and a workflow has many statuses. A use that is found is written."""
+    turns(conn, dsn, b"1" * MB)
+    noted = "SELECT count(*) FROM outbox.blob_uses WHERE kept_until > now() - interval '1 hour'"
+    for change in ("current_status = 'NEW'", "metadata = metadata"):
+        conn.execute("UPDATE outbox.blob_uses SET kept_until = now() - interval '2 hours'")
+        conn.execute(f"UPDATE outbox.workflow_states SET {change}".encode())
+        assert value(conn, noted) == 0
+    conn.execute("UPDATE outbox.workflow_states SET metadata = metadata || '{\"b\": 1}'")
+    assert value(conn, noted) == 1
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_what_a_question_was_about_is_there_when_its_answer_is_read(conn: Conn, dsn: str, edited: bool) -> None:
+    """It is another workflow's content at first, and that one goes."""
+    contents = [incompressible(MB, 1), incompressible(MB, 2)]
+    first, second = ({"of": {"sha256": sha256(each).hexdigest(), "size": MB}} for each in contents)
+    turns(conn, dsn, *contents)
+    seen: list[bytes] = []
+
+    def work(run: SyncRun[Any]) -> Any:
+        if run.status == "NEW":
+            about = Question("This?", options={"yes": "ANSWERED"}, about=first)
+            return WaitForApproval(questions=[about], status="WAITING")
+        (answer,) = run.answers()
+        assert answer.about is not None
+        seen.append(run.load(Blob(**answer.about["of"])))
+        return Go("DONE")
+
+    pipeline: Pipeline[Any] = Pipeline("asking", initial="NEW", final={"DONE"})
+    pipeline.stage("work", on={"NEW", "ANSWERED"}, to={"WAITING", "DONE"}, retry=ONCE)(work)
+    pipeline.allow("WAITING", to="ANSWERED")
+    deployed(conn, pipeline).submit(conn, "q", {})
+    drain(pipeline, dsn)
+    if edited:
+        outbox.decide(conn, pipeline, "q", "yes", by="ann", about=second)
+    conn.execute("DELETE FROM outbox.workflow_states WHERE pipeline = 'cases'")
+    sweep(conn)
+    if not edited:
+        outbox.decide(conn, pipeline, "q", "yes", by="ann")
+    sweep(conn)
+    drain(pipeline, dsn)
+    assert seen == [contents[edited]]
+    sweep(conn)
+    assert counts(conn) == (0, 0, 0)
+
+
 def test_reactions_and_copies_by_sql_keep_a_blob_when_the_first_one_goes(conn: Conn, dsn: str) -> None:
     async def tell(run: Run[Change]) -> None:
         seen.append(await run.load(Blob(**run.data.data["history"])))
@@ -429,10 +514,42 @@ def test_a_handle_of_what_is_gone_is_told(conn: Conn, dsn: str) -> None:
     assert status_of(conn, "a") == "DONE"
 
 
+@pytest.mark.parametrize("size", [0, MB - 1, MB + 1])
+def test_a_handle_of_another_size_is_told_and_no_content_is_cut(conn: Conn, dsn: str, size: int) -> None:
+    """Whoever writes data writes handles."""
+    content = incompressible(MB)
+    turns(conn, dsn, content)
+    for hash_ in (sha256(content).hexdigest(), "0" * 64):
+        blob = Blob(sha256=hash_, size=size)
+        with pytest.raises(NotFound, match="there is no blob"):
+            perform(blobs.load(blob), lambda step: conn.execute(*step).fetchall())
+        with pytest.raises(NotFound, match="there is no blob"):
+            list(blobs.stream(blob, lambda step: conn.execute(*step).fetchall()))
+
+
+@pytest.mark.parametrize("content", [json.dumps([{"n": n} for n in range(400_000)]).encode(), incompressible(8 * MB)])
+def test_a_content_is_read_a_few_megabytes_at_a_time(conn: Conn, dsn: str, content: bytes) -> None:
+    """Its list of parts is read once: it is as long as the content is."""
+    turns(conn, dsn, content)
+    steps: list[bytes] = []
+    read: list[int] = []
+
+    def take(step: Any) -> Any:
+        rows = conn.execute(*step).fetchall()
+        steps.append(step[0])
+        read.append(sum(len(row[0]) for row in rows if len(row) == 1))
+        return rows
+
+    assert b"".join(blobs.stream(Blob(sha256=sha256(content).hexdigest(), size=len(content)), take)) == content
+    assert steps == [blobs.SQL["blob_parts"], *[blobs.SQL["blob_read"]] * (len(steps) - 1)]
+    assert max(read) <= blobs.BATCH
+    assert len(read) <= 2 + len(content) / MB
+
+
 def test_maintenance_sweeps(conn: Conn, dsn: str) -> None:
     """With the plans and the rights of a worker."""
     turns(conn, dsn, b"1" * MB, b"2" * MB)
-    conn.execute("UPDATE outbox.blob_uses SET seen_at = now() - interval '2 hours'")
+    conn.execute("UPDATE outbox.blob_uses SET kept_until = now() - interval '2 hours'")
     link = Link(dsn, "maintenance", settings=PLANNING)
 
     async def retain() -> None:
@@ -446,6 +563,37 @@ def test_maintenance_sweeps(conn: Conn, dsn: str) -> None:
     assert "retention blobs" in names
     assert counts(conn)[:2] == (1, 1)
     assert value(conn, "SELECT count(*) FROM outbox.blob_parts WHERE loose_since IS NOT NULL") > 0
+
+
+@pytest.mark.parametrize(("hours", "next_look"), [(3, 0), (72, 72), (10_000, 14 * 24)])
+def test_the_longer_a_blob_has_been_used_the_later_it_is_looked_at_again(
+    conn: Conn, dsn: str, hours: int, next_look: int
+) -> None:
+    turns(conn, dsn, b"1" * MB)
+    conn.execute(
+        "UPDATE outbox.blob_uses SET since = now() - make_interval(hours => %s), kept_until = now() - interval '2 hours'",
+        [hours],
+    )
+    assert value(conn, "SELECT outbox.blob_uses_sweep(1, 10)") == 1
+    later = "SELECT round(extract(epoch FROM kept_until - now()) / 3600)::integer FROM outbox.blob_uses"
+    assert value(conn, later) == next_look
+    assert value(conn, "SELECT outbox.blob_uses_sweep(1, 10)") == 0
+
+
+def test_a_run_of_retention_looks_at_a_few_batches(conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tick that it is a part of must not be late."""
+    monkeypatch.setattr(retention, "BATCH", 1)
+    monkeypatch.setattr(retention, "MOST_LOOKS", 2)
+    turns(conn, dsn, b"1" * MB, b"2" * MB, b"3" * MB)
+    conn.execute("UPDATE outbox.blob_uses SET kept_until = now() - interval '2 hours'")
+    link = Link(dsn, "maintenance", settings=PLANNING)
+
+    async def look() -> None:
+        await retention._look(link, "retention_blob_uses", 1.0)
+        await link.close()
+
+    asyncio.run(look())
+    assert value(conn, "SELECT count(*) FROM outbox.blob_uses WHERE kept_until < now() - interval '1 hour'") == 1
 
 
 # Memory

@@ -152,7 +152,7 @@ def test_data_that_names_a_blob_again_and_the_sweep_that_ends_its_use(conn: Conn
     def scene() -> Scene:
         shelf = Shelf(conn, pipeline)
         storing(shelf.job)(conn)
-        conn.execute("UPDATE outbox.blob_uses SET entered = 0, seen_at = now() - interval '2 hours'")
+        conn.execute("UPDATE outbox.blob_uses SET entered = 0, kept_until = now() - interval '2 hours'")
 
         def put_back(conn: Conn) -> None:
             conn.execute("UPDATE outbox.workflow_states SET metadata = %s", [named])
@@ -165,5 +165,42 @@ def test_data_that_names_a_blob_again_and_the_sweep_that_ends_its_use(conn: Conn
             assert value(conn, "SELECT outbox.blob(%s)", HASH.hexdigest()) == CONTENT
 
         return Scene({"put back": holding(put_back), "sweep": Actor(holding(sweep))}, check)
+
+    explore(scene)
+
+
+@pytest.mark.parametrize("end", ["looked at", "deleted", "erased"])
+def test_a_use_that_is_written_again_while_it_ends(conn: Conn, explore: Explore, end: str) -> None:
+    """A result is stored again under its blob's lock, and then its use is written. What ends the use locks in that order."""
+    pipeline = deployed(conn, one_stage(lambda run: None))
+    conn.execute("SET outbox.retention = 'on'")
+
+    def scene() -> Scene:
+        shelf = Shelf(conn, pipeline)
+        storing(shelf.job)(conn)
+        conn.execute("UPDATE outbox.blob_uses SET entered = 0, kept_until = now() - interval '2 hours'")
+        ((workflow, hash_),) = conn.execute("SELECT workflow_id, sha256 FROM outbox.blob_uses").fetchall()
+
+        def store(conn: Conn) -> None:
+            if value(conn, "SELECT 1 FROM outbox.blobs WHERE sha256 = %s FOR NO KEY UPDATE", hash_) is None:
+                return  # it would be written again
+            conn.execute("UPDATE outbox.blobs SET loose = false WHERE sha256 = %s", [hash_])
+            conn.execute(
+                "INSERT INTO outbox.blob_uses (workflow_id, sha256, entered) VALUES (%s, %s, 1) "
+                "ON CONFLICT (workflow_id, sha256) DO UPDATE SET kept_until = clock_timestamp()",
+                [workflow, hash_],
+            )
+
+        ends = {
+            "looked at": lambda conn: conn.execute("SELECT outbox.blob_uses_sweep(1, 10)"),
+            "deleted": lambda conn: conn.execute("SELECT outbox.blobs_forget(%s)", [[workflow]]),
+            "erased": lambda conn: conn.execute("SELECT outbox.erase_blobs(%s)", [[workflow]]),
+        }
+
+        def check(outcomes: dict[str, Any]) -> None:
+            if end == "looked at":
+                assert value(conn, "SELECT count(*) FROM outbox.blob_uses") == 1
+
+        return Scene({"store": holding(store), "end": holding(lambda conn: bool(ends[end](conn)))}, check)
 
     explore(scene)
