@@ -2288,6 +2288,7 @@ CREATE FUNCTION outbox.parts_remove(hashes bytea[]) RETURNS integer
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'on'
+    SET jit TO 'off'
     AS $$
 DECLARE
     removed integer;

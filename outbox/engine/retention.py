@@ -43,7 +43,7 @@ A blob that is stored slowly, from a download, finds the parts that it has writt
 """
 
 MOST_LOOKS = 10
-"""Most batches of blobs that one run looks at. The rest wait for the next: dead workers are looked for in the same tick."""
+"""Most batches of blobs that one run looks at: dead workers are looked for in the same tick."""
 
 KEEP_REACTIONS = 7.0
 """Days for which a finished reaction can still be looked at. The function refuses fewer."""

@@ -90,7 +90,7 @@ COMMENT ON FUNCTION outbox.blobs_remove(bytea[]) IS
 CREATE OR REPLACE FUNCTION outbox.parts_remove(hashes bytea[]) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = on
+SET enable_seqscan = off SET enable_bitmapscan = on SET jit = off
 AS $$
 DECLARE
     removed integer;
@@ -105,10 +105,10 @@ END
 $$;
 COMMENT ON FUNCTION outbox.parts_remove(bytea[]) IS 'Internal: deletes those of these parts that no blob has; returns how many.';
 
--- Looks at up to `most` uses that have had to be looked at for `hours`: those end that neither the work that has stored the blob, nor
--- the workflow's data, nor a question has any more: an open one, or one that the handlers of a workflow that has not ended may
--- still read the answer of, as answers_read does. A use that is a day old is looked at again after as long as it has lasted, two weeks at most: else
--- each use would be looked at each hour for as long as there is data.
+-- Looks at up to `most` uses that have had to be looked at for `hours`. A use ends when neither the work that has stored the blob has
+-- it any more, nor the workflow's data, nor a question that is open or whose answer a handler may still read (answers_read). A use
+-- that is a day old is looked at again after as long as it has lasted, two weeks at most. Otherwise each use would be looked at each
+-- hour for as long as there is data.
 CREATE OR REPLACE FUNCTION outbox.blob_uses_sweep(hours float8, most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
