@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
+from .. import documents
 from ..checks import MAX_NAME, MAX_QUESTION
 from ..errors import EffectUnknown, HandlerError, InvalidInput
 from ..texts import check_optional, shown
@@ -39,17 +40,20 @@ class NotDone(Exception):
 class Ask:
     """Has a person asked whether an effect has happened: `on_unknown=Ask("Was invoice 17 sent?")`, or of a `look_up`.
 
-    `assignee` is who is asked, and `approvers` are the groups whose votes it needs, as in a `Question`. Raises
-    InvalidInput if a value can't be stored.
+    `about` is shown with the question, as JSON. `assignee` is who is asked, and `approvers` are the groups whose votes
+    it needs, as in a `Question`. Raises InvalidInput if a value can't be stored.
     """
 
     question: str | None = None
+    about: Any = field(default=None, kw_only=True, repr=False)
     assignee: str | None = field(default=None, kw_only=True)
     approvers: Mapping[str, int] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_optional(self.question, "question", MAX_QUESTION)
         check_optional(self.assignee, "assignee", MAX_NAME)
+        if self.about is not None:
+            documents.dump_any(self.about, "about")
         if self.approvers is not None:
             check_approvers(self.approvers)
 

@@ -119,7 +119,7 @@ class Kept(Protocol):
 
     def children(self, job: Any, pipeline: Any) -> Any: ...
 
-    def answers(self, job: Any) -> Any: ...
+    def answers(self, job: Any, back: int | None = None) -> Any: ...
 
 
 class Held(Protocol):
@@ -391,9 +391,9 @@ class Run(Generic[Data, Resources]):
         found: Coroutine[Any, Any, list[Answer]] = self._answers()
         return found
 
-    def _answers(self) -> Any:
+    def _answers(self, back: int | None = None) -> Any:
         self._still_held()
-        return self._worker("answers").answers(self._job)
+        return self._worker("answers").answers(self._job, back)
 
     def _worker(self, what: str) -> Kept:
         if self._job.checkpoints is None:

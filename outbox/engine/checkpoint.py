@@ -67,9 +67,13 @@ class Checkpoints:
         steps = children(job, pipeline)
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
-    def answers(self, job: Job) -> Any:
-        """Returns the answers to the questions that a job's workflow has waited for last. Async handlers await it."""
-        steps = answers(job)
+    def answers(self, job: Job, back: int | None = None) -> Any:
+        """Returns the answers to the questions that a job's workflow has waited for last. Async handlers await it.
+
+        With `back`, only those to questions of the job's own stage: with 0 of the wait directly before the job's
+        status, with 1 of the wait before that.
+        """
+        steps = answers(job, back)
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
     def store(self, job: Job, content: Any) -> Any:
@@ -174,8 +178,12 @@ def children(job: Job, pipeline: Any) -> Steps[list[Child[Any]]]:
     return [Child(UUID(id_), entity, status, ended, pipeline.load(data)) for id_, entity, status, ended, data in found]
 
 
-def answers(job: Job) -> Steps[list[Answer]]:
-    found = yield SQL["answers_read"], {"id": job.workflow_id}
+def answers(job: Job, back: int | None = None) -> Steps[list[Answer]]:
+    if back is None:
+        found = yield SQL["answers_read"], {"id": job.workflow_id}
+    else:
+        params = {"id": job.workflow_id, "entered": job.entered, "stage": job.stage.name, "back": back}
+        found = yield SQL["answers_before"], params
     return [
         Answer(name, question, ended, decision, by, reason, None if about is None else documents.read(about), edited)
         for name, question, ended, decision, by, reason, about, edited in found

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from .. import texts
+from .. import documents, texts
 from ..database import killpoints, statements
 from ..database.link import Link
 from ..database.steps import Call, Statement, perform, perform_async
@@ -148,6 +148,7 @@ def ask(job: Job, trouble: Trouble) -> Statement:
             "call": each.call,
             "key": effect_key(job.workflow_id, job.entered, each.name),
             "question": each.ask.question or f'Has effect "{each.name}" happened?',
+            "about": None if each.ask.about is None else json.loads(documents.dump_any(each.ask.about, "about")),
             "assignee": each.ask.assignee,
             "approvers": None if each.ask.approvers is None else dict(each.ask.approvers),
             "error": each.error,

@@ -66,9 +66,9 @@ class Kept:
         steps = checkpoint.children(job, pipeline)
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
-    def answers(self, job: Job) -> Any:
+    def answers(self, job: Job, back: int | None = None) -> Any:
         """Does what `Checkpoints.answers` does."""
-        steps = checkpoint.answers(job)
+        steps = checkpoint.answers(job, back)
         return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
     def note(self, job: Job, text: str) -> None:

@@ -88,7 +88,7 @@ class Memory:
         """Raises HandlerError: there is no database with children."""
         raise HandlerError("run.children needs a database: test this handler with outbox.testing.drain")
 
-    def answers(self, job: Job) -> Any:
+    def answers(self, job: Job, back: int | None = None) -> Any:
         """Raises HandlerError: there is no database with questions."""
         raise HandlerError("run.answers needs a database: test this handler with outbox.testing.drain")
 

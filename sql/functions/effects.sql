@@ -53,12 +53,13 @@ BEGIN
            jsonb_build_object('yes', asking.current_status, 'no', asking.current_status, 'repeat', asking.current_status),
            q.assignee, held.stage, 'worker-' || worker, s.actor, s.login, q.approvers, '{}', clock_timestamp(), held.deadline, e.call
     FROM ROWS FROM (jsonb_to_recordset(questions) AS (
-             call uuid, key text, question text, assignee text, approvers jsonb, error text)) WITH ORDINALITY
-         AS q (call, key, question, assignee, approvers, error, n)
+             call uuid, key text, question text, about jsonb, assignee text, approvers jsonb, error text)) WITH ORDINALITY
+         AS q (call, key, question, about, assignee, approvers, error, n)
     JOIN outbox.effects AS e ON e.workflow_id = asking.id AND e.entered = held.entered AND e.call = q.call
     CROSS JOIN LATERAL (
         SELECT jsonb_build_object('effect', e.name, 'idempotency_key', q.key, 'function', e.function, 'called_at', e.started_at,
-                                  'attempt', e.attempt, 'error', coalesce(q.error, e.error), 'result', NULL) AS data) AS d
+                                  'attempt', e.attempt, 'error', coalesce(q.error, e.error), 'result', NULL)
+               || CASE WHEN q.about IS NULL THEN '{}' ELSE jsonb_build_object('about', q.about) END AS data) AS d
     LEFT JOIN outbox.state_changes AS s ON s.workflow_id = asking.id AND s.version = 1
     ORDER BY q.n;
     -- An effect of an earlier answer that can't be used is unknown again.

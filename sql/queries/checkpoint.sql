@@ -43,6 +43,23 @@ WHERE a.workflow_id = %(id)s::uuid AND a.ended_at IS NOT NULL AND a.effect IS NU
   AND a.version = (SELECT max(l.version) FROM outbox.approvals AS l WHERE l.workflow_id = %(id)s::uuid AND l.effect IS NULL)
 ORDER BY a.id;
 
+-- name: answers_before
+-- Returns how the questions have ended that this stage has asked, and that the workflow has waited for directly before it came
+-- to its status with the version `entered`. `back` is how many waits are skipped: after each, the stage has only asked again.
+-- A status that was renamed is the same one, and old history may be deleted.
+-- Reads approvals, state_changes. Uses approvals_by_workflow, state_changes_pkey.
+SELECT a.name, a.question, a.ended, a.decision, a.decided_by, a.reason,
+       CASE WHEN a.own_data THEN coalesce(a.edited, a.data)::text END, a.edited IS NOT NULL
+FROM outbox.approvals AS a
+WHERE a.workflow_id = %(id)s::uuid AND a.ended_at IS NOT NULL AND a.effect IS NULL AND a.stage = %(stage)s::text
+  AND a.version = (SELECT DISTINCT l.version FROM outbox.approvals AS l
+                   WHERE l.workflow_id = %(id)s::uuid AND l.effect IS NULL AND l.version < %(entered)s::bigint
+                   ORDER BY l.version DESC OFFSET %(back)s::integer LIMIT 1)
+  AND (SELECT count(*) FROM outbox.state_changes AS c
+       WHERE c.workflow_id = a.workflow_id AND c.version > a.version AND c.version < %(entered)s::bigint
+         AND c.reason IS DISTINCT FROM 'renamed') <= 2 * %(back)s::integer
+ORDER BY a.id;
+
 -- name: progress_write
 -- Writes the progress of those jobs that this worker still holds.
 -- Writes jobs. Uses jobs_pkey.

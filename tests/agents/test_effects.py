@@ -60,7 +60,8 @@ def test_a_person_says_whether_a_call_has_happened(
     pipeline.submit(conn, "a", Post())
     drain(pipeline, dsn)
     (asked,) = outbox.approvals(conn)
-    assert asked.question == 'payer: has this call happened? pay {"cents":5}'
+    assert asked.question == "payer: has this call happened? pay"
+    assert asked.data["about"] == {"cents": 5}
     outbox.decide(conn, pipeline, "a", answer, by="sarah", about=about)
     drain_all(conn, dsn, pipeline)
     assert (status_of(conn, "a"), content(conn), len(calls)) == ("DONE", told, made)
@@ -124,3 +125,17 @@ def test_an_effect_that_says_nothing_is_refused(conn: Conn, dsn: str, wrong: Any
     agent.tool_plain(lambda: 1, name="pay", metadata={"outbox": wrong})
     run_one(conn, dsn, handler(agent), retry=Backoff(attempts=1))
     assert "DefinitionError: tool pay: " in value(conn, "SELECT error FROM outbox.dead_jobs")
+
+
+def test_arguments_that_postgres_can_not_hold_are_not_shown(conn: Conn, dsn: str) -> None:
+    async def pay(memo: str = "\0") -> str:
+        calls.append(memo)
+        raise ConnectionError("cut off")
+
+    agent = Agent(script([call("pay", "c1")], "done"), name="payer", capabilities=[OutboxDurability()])
+    agent.tool_plain(pay, metadata={"outbox": {"effect": True}})
+    pipeline = deployed(conn, one_stage(handler(agent), retry=QUICK))
+    pipeline.submit(conn, "a", Post())
+    drain(pipeline, dsn)
+    (asked,) = outbox.approvals(conn)
+    assert (calls, "about" in asked.data) == (["\0"], False)

@@ -106,7 +106,7 @@ def test_an_agent_that_asks_nobody_ends(conn: Conn, dsn: str) -> None:
 def test_a_call_is_asked_about_and_made_when_it_is_approved(conn: Conn, dsn: str) -> None:
     pipeline = asking(conn, dsn)
     (asked,) = outbox.approvals(conn)
-    assert asked.question == 'support: refund {"cents": 900}'
+    assert asked.question == "support: refund"
     assert (asked.data, sorted(asked.options), asked.edits_allowed) == ({"cents": 900}, ["approve", "deny"], True)
     assert calls == []
     outbox.approve(conn, pipeline, "a", by="sarah", reason="fair")

@@ -31,7 +31,7 @@ def test_a_refund_waits_for_a_person_who_edits_it(
     first.kill9()
     cli = Outbox(dsn)
     (asked,) = cli("approvals", "--json").json
-    assert asked["question"] == 'support: refund {"order": "7", "cents": 1999}'
+    assert asked["question"] == "support: refund"
     edit = json.dumps({"order": "7", "cents": 500})
     assert "by sarah -> ANSWERED" in cli("approve", "case_7", "--by", "sarah", "--about", edit).out
     spawn(*WORKER, env=HERE)

@@ -16,7 +16,7 @@ from pydantic_ai.durable_exec import (
     durable_unit_scope,
 )
 from pydantic_ai.toolsets import ToolsetTool
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from ... import documents, texts
 from ...definition.effect import Ask, OnUnknown
@@ -30,9 +30,6 @@ from .policy import NO_POLICY, ToolPolicy
 
 MAX_CONVERSATION = documents.MAX_BYTES * 3 // 4
 """Most bytes of JSON in a conversation before a request: with its answer, it must fit into the workflow's data."""
-
-_SHOWN = 1_000
-"""How many characters of a call's arguments a question about it shows."""
 
 Params = TypeVar("Params")
 Wire = TypeVar("Wire")
@@ -118,8 +115,11 @@ def _asking(agent: str, of_tool: ToolPolicy, params: Any) -> OnUnknown:
     """Returns how an effect of a tool becomes known. A person is told which call it was."""
     if of_tool.on_unknown != "ask":
         return of_tool.on_unknown
-    arguments = to_json(params.tool_args, fallback=str).decode()[:_SHOWN]
-    return Ask(texts.clean(f"{agent}: has this call happened? {params.name} {arguments}"))
+    question = texts.clean(f"{agent}: has this call happened? {params.name}")
+    try:
+        return Ask(question, about=from_json(to_json(params.tool_args, fallback=str)))
+    except InvalidInput:  # Postgres can't hold them, but the call needs no place there
+        return Ask(question)
 
 
 class Call:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from pydantic_ai import Agent, DeferredToolRequests, ModelMessage, UserContent, capture_run_messages
+from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.usage import UsageLimits
 
 from ...definition.outcome import Backoff, Go
@@ -18,11 +19,12 @@ from ...definition.run import Run
 from ...definition.waits.approval import WaitForApproval
 from ...definition.waits.wait import Wait
 from ...errors import DefinitionError
+from .answers import Decision, decisions, pending, results
 from .attempt import durable
 from .budget import Budget, Spending
 from .durability import OutboxDurability
 from .errors import BudgetExceeded
-from .questions import Ask, problems, questions, results, settle
+from .questions import Ask, problems, questions
 from .transcript import Transcript, calls_as_json, messages_as_json, transcript_in, with_transcript
 
 Data = TypeVar("Data")
@@ -64,7 +66,10 @@ def agent_stage(
     has any; arguments that don't fit the tool are asked about again. "deny", a question that was withdrawn and one
     whose `deadline` has passed deny the call; the reason is told to the agent. The question about a call that is made
     elsewhere has "answer" instead of "approve", and its result is `result` in `about`. `ask` returns further parameters
-    of the question about a call, such as `assignee`.
+    of the question about a call, such as `assignee`; not `name`, `options` and `about`.
+
+    Only the answers in the database count, to what this stage has asked right before, and with the arguments there. A
+    call in the conversation without one is asked about in `answered`, and denied in the statuses `on`.
 
     `transcript` names the field of the data, a Transcript. Above its `budget` the agent is stopped: the workflow moves
     to `on_budget`, or without that its job is dead. `retry`, `timeout` and `options` are those of `Pipeline.stage`.
@@ -116,16 +121,17 @@ class _Loop:
     async def turn(self, run: Run[Any], finish: Finish[Any, Any], ends: frozenset[str]) -> Any:
         """Runs the agent until it has an output, or asks; returns what the handler returns."""
         before = transcript_in(run.data, self._field)
-        calls, settled = before.open_calls(), dict(before.settled)
-        if calls is not None:
-            settled = {**settle(calls, await run.answers()), **settled}
-            if wrong := problems(self._agent, calls, settled):
-                rest = {id_: each for id_, each in settled.items() if id_ not in wrong}
-                return self._wait(run, calls, before.model_copy(update={"settled": rest}), wrong)
+        history = before.history()
+        calls = pending(history)
+        decided = await decisions(run, calls)
+        if run.status == self._answered:
+            wrong = problems(self._agent, calls, decided)
+            if again := [each for each in calls if each.tool_call_id in wrong or each.tool_call_id not in decided]:
+                return self._wait(run, _requests(again, before.made_elsewhere()), before, wrong)
         with durable(run, budget=self._budget, spent=(before.requests, before.tokens)) as spending:
             with capture_run_messages() as messages:
                 try:
-                    output = await self._run(run, before, calls, settled)
+                    output = await self._run(run, history, calls, decided)
                 except BudgetExceeded as error:
                     if self._on_budget is None:
                         raise
@@ -141,30 +147,37 @@ class _Loop:
         return _with_data(outcome, run.data, ends)
 
     async def _run(
-        self, run: Run[Any], before: Transcript, calls: DeferredToolRequests | None, settled: Mapping[str, Any]
-    ) -> Any:
+        self, run: Run[Any], history: Sequence[ModelMessage], calls: Sequence[ToolCallPart],
+        decided: Mapping[str, Decision],
+    ) -> Any:  # fmt: skip
         given: dict[str, Any] = {"output_type": _output_types(self._agent)}
         if self._deps is not None:
             given["deps"] = self._deps(run)
-        if before.messages:
-            given["message_history"] = before.history()
+        if history:
+            given["message_history"] = history
         if self._budget is not None:
             given["usage_limits"] = UsageLimits(request_limit=None)  # the framework's own would end it at 50
-        if calls is not None:
-            given["deferred_tool_results"] = results(calls, settled)
-        result = await self._agent.run(self._prompt(run.data) if calls is None else None, **given)
+        if calls:
+            given["deferred_tool_results"] = results(calls, decided)
+        goes_on = calls and run.status == self._answered
+        result = await self._agent.run(None if goes_on else self._prompt(run.data), **given)
         return result.output
 
     def _wait(
-        self, run: Run[Any], calls: DeferredToolRequests, after: Transcript, wrong: Mapping[str, str] | None = None
+        self, run: Run[Any], requests: DeferredToolRequests, after: Transcript, wrong: Mapping[str, str] | None = None
     ) -> WaitForApproval[Any]:
         return WaitForApproval(
-            questions=questions(self._agent, calls, after.settled, wrong or {}, self._answered, self._ask),
+            questions=questions(self._agent, requests, self._answered, self._ask, wrong),
             status=self._waiting,
             deadline=self._deadline,
             on_deadline=None if self._deadline is None else self._answered,
-            data=with_transcript(run.data, self._field, after.model_copy(update={"asked": calls_as_json(calls)})),
+            data=with_transcript(run.data, self._field, after.model_copy(update={"asked": calls_as_json(requests)})),
         )
+
+
+def _requests(calls: Sequence[ToolCallPart], made_elsewhere: set[str]) -> DeferredToolRequests:
+    external = [each for each in calls if each.tool_call_id in made_elsewhere]
+    return DeferredToolRequests(approvals=[each for each in calls if each not in external], calls=external)
 
 
 def _after(messages: Sequence[ModelMessage], spending: Spending, stopped: str | None = None) -> Transcript:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 from pydantic_ai import DeferredToolRequests, ModelMessage, ModelMessagesTypeAdapter
 
 Data = TypeVar("Data")
@@ -17,25 +17,28 @@ _REQUESTS = TypeAdapter(DeferredToolRequests)
 class Transcript(BaseModel):
     """An agent's conversation in a workflow's data: `transcript: Transcript = Transcript()`.
 
-    `messages` are as Pydantic AI writes them. `asked` are the tool calls that wait for people, and `settled` the
-    decisions on some of them, by the ids of the calls. `requests` and `tokens` are what the workflow has spent.
-    `stopped` says why the agent was stopped.
+    `messages` are as Pydantic AI writes them. `asked` are the tool calls that people have been asked about; what they
+    have answered is in the database only. `requests` and `tokens` are what the workflow has spent. `stopped` says why
+    the agent was stopped.
+
+    It is part of the data: who may write that may change the conversation and the counts, but can't approve a call.
     """
 
     messages: list[Any] = []
     asked: dict[str, Any] | None = None
-    settled: dict[str, Any] = {}
-    requests: int = 0
-    tokens: int = 0
+    requests: int = Field(default=0, ge=0)
+    tokens: int = Field(default=0, ge=0)
     stopped: str | None = None
 
     def history(self) -> list[ModelMessage]:
         """Returns the messages for the agent's next run."""
         return ModelMessagesTypeAdapter.validate_python(self.messages)
 
-    def open_calls(self) -> DeferredToolRequests | None:
-        """Returns the tool calls that wait for people. None if there are none."""
-        return None if self.asked is None else _REQUESTS.validate_python(self.asked)
+    def made_elsewhere(self) -> set[str]:
+        """Returns the ids of those calls in `asked` that the agent doesn't make itself."""
+        return (
+            set() if self.asked is None else {each.tool_call_id for each in _REQUESTS.validate_python(self.asked).calls}
+        )
 
 
 def messages_as_json(messages: Sequence[ModelMessage]) -> list[Any]:
