@@ -211,11 +211,13 @@ def _place(error: BaseException) -> str:
 
     A module that can't be compiled has no such line: its place is in the message.
     """
+    if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
+        return ""
     steps = list(_steps(error.__traceback__))
     if isinstance(error, OutboxError) or not all(map(_is_ours, steps)):
         steps = [step for step in steps if not _is_ours(step)]
     place = place_in([(step.tb_frame, step.tb_lineno) for step in steps]) if steps else ""
-    return f" ({place})" if place and not place.startswith("<frozen ") else ""
+    return f" ({place})" if place else ""
 
 
 def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:

@@ -250,7 +250,7 @@ def test_large_contents_are_stored_swept_and_seen_by_roles_and_erased_by_the_own
     deploy.deploy(parcels, large)
     large.submit(as_("submitter"), "a", {})
     asyncio.run(Worker(large, dsn_as("login_worker", dsn), drain=True).run())
-    parcels.execute("UPDATE outbox.blob_uses SET seen_at = now() - interval '2 hours'")
+    parcels.execute("UPDATE outbox.blob_uses SET kept_until = now() - interval '2 hours'")
     for name in ("retention_blob_uses", "retention_blobs"):
         as_("worker").execute(retention.SQL[name], {"hours": 1.0, "limit": 10})
     assert value(parcels, "SELECT count(*) FROM outbox.blobs") == 1
