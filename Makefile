@@ -17,7 +17,7 @@ RUN := PYTHONPATH=tests $(BIN)/python -m
 PACKAGES := $(RUN) tools.packages $(if $(filter rabbitmq,$(SKIPPED)),,rabbitmq-server) \
 	$(if $(filter pgbouncer,$(SKIPPED)),,pgbouncer)
 # Each worker takes tests in their order, so what a module sets up is set up once or twice, not by every worker.
-WORKERS := -n 3 --dist worksteal
+WORKERS := -n 4 --dist worksteal
 EMPTY :=
 MARKED := $(if $(strip $(SKIPPED)),-m "not ($(subst $(EMPTY) $(EMPTY), or ,$(strip $(SKIPPED))))")
 
