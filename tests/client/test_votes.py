@@ -241,7 +241,9 @@ def test_the_command_line_counts_votes(conn: Conn, dsn: str, outbox: Outbox) -> 
     waiting(conn, dsn, TWO)
     said = outbox("approve", "a", "--by", "ann", "--group", "finance").out.splitlines()
     assert said[0] == "a: approve by ann -> WAITING"
-    assert said[1].startswith('It waits for 2 of finance to answer "Pay it?" (approve, reject; votes so far: 1), since ')
+    assert said[1].startswith(
+        'It waits for 2 of finance to answer "Pay it?" (approve, reject; votes so far: 1), since '
+    )
     assert "approve by ann; needs 2 of finance" in " ".join(outbox("show", "a").out.split())
     table = " ".join(outbox("approvals").out.split())
     assert "approve by ann" in table
