@@ -59,7 +59,7 @@ class Monitor:
 class Reviewer:
     """Answers the questions for Sarah, as `outbox approve` and `outbox reject` would.
 
-    First it leaves them for `patience` seconds to whoever is Sarah on the page.
+    First it leaves them for `patience` seconds to the person who is Sarah on the page.
     """
 
     every = 0.5

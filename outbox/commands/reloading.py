@@ -141,6 +141,7 @@ class Reloading:
     def _forget_compiled(self) -> None:
         """Deletes what Python has compiled of the files: it would miss an edit in the same second, of equal size."""
         for file in self._files:
+            # It may not be there, the name may be an odd one, and some interpreters keep nothing compiled.
             with suppress(OSError, ValueError, NotImplementedError):
                 os.unlink(cache_from_source(file))
         self._files.clear()

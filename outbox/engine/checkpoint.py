@@ -45,27 +45,22 @@ PROGRESS_EVERY = 0.5
 T = TypeVar("T")
 
 
-class Checkpoints:
-    """Reads and writes checkpoints and progress on a connection of the worker."""
+class ForHandlers:
+    """Does what handlers ask for, in steps of which each is a statement or a call of a function of theirs.
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._loop = asyncio.get_running_loop()
-        self._progress: dict[str, tuple[Job, str]] = {}
-        self._noted = asyncio.Event()
+    `_take` takes a step for a plain handler, in its thread, and `_take_async` one for an async handler.
+    """
 
     def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Returns the result kept under this key, or calls the function and keeps what it returns.
 
         Async handlers await it. For a sync handler, the function is called in the handler's thread.
         """
-        steps = once(job, key, function, partial(function, *args, **kwargs))
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+        return self._do(job, once(job, key, function, partial(function, *args, **kwargs)))
 
     def children(self, job: Job, pipeline: Any) -> Any:
         """Returns the children of a job's workflow in a pipeline. Async handlers await it."""
-        steps = children(job, pipeline)
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+        return self._do(job, children(job, pipeline))
 
     def answers(self, job: Job, back: int | None = None) -> Any:
         """Returns the answers to the questions that a job's workflow has waited for last. Async handlers await it.
@@ -73,22 +68,38 @@ class Checkpoints:
         With `back`, only those to questions of the job's own stage: with 0 of the wait directly before the job's
         status, with 1 of the wait before that.
         """
-        steps = answers(job, back)
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+        return self._do(job, answers(job, back))
 
     def store(self, job: Job, content: Any) -> Any:
         """Stores a content for a job's workflow, and returns its handle. Async handlers await it."""
-        steps = blobs.store(job, content)
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+        return self._do(job, blobs.store(job, content))
 
     def load(self, job: Job, blob: Any) -> Any:
         """Returns a stored content. Async handlers await it."""
-        steps = blobs.load(blob)
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+        return self._do(job, blobs.load(blob))
 
     def stream(self, job: Job, blob: Any) -> Any:
         """Yields a stored content part by part; for async handlers, asynchronously."""
         return blobs.stream_async(blob, self._take_async) if job.stage.is_async else blobs.stream(blob, self._take)
+
+    def _do(self, job: Job, steps: Steps[Any]) -> Any:
+        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
+
+    def _take(self, step: Statement | Call) -> Any:
+        raise NotImplementedError
+
+    async def _take_async(self, step: Statement | Call) -> Any:
+        raise NotImplementedError
+
+
+class Checkpoints(ForHandlers):
+    """Reads and writes checkpoints and progress on a connection of the worker."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._progress: dict[str, tuple[Job, str]] = {}
+        self._noted = asyncio.Event()
 
     def note(self, job: Job, text: str) -> None:
         """Has a job's progress written soon. It may be called from any thread."""

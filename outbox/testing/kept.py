@@ -16,7 +16,7 @@ _KEPT = {checkpoint.SQL["checkpoint_write"], effects.SQL["effect_intend"], effec
 """What a worker writes in transactions of its own, and what stays when the attempt is rolled back."""
 
 
-class Kept:
+class Kept(checkpoint.ForHandlers):
     """Stands for the checkpoints and the ledger of a worker.
 
     `rows` runs a statement in the thread of a plain handler, `rows_async` in the event loop of an async one.
@@ -28,11 +28,6 @@ class Kept:
         self._rows, self._rows_async = rows, rows_async
         self._written: list[Statement] = []
 
-    def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Does what `Checkpoints.once` does."""
-        steps = checkpoint.once(job, key, function, partial(function, *args, **kwargs))
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
-
     def effect(
         self, job: Job, found: Effects, name: str, function: Callable[..., Any], args: Any, kwargs: Any,
         on_unknown: OnUnknown,
@@ -43,33 +38,9 @@ class Kept:
             return found.among_others(perform_async(steps, self._take_async))
         return perform(steps, self._take)
 
-    def store(self, job: Job, content: Any) -> Any:
-        """Does what `Checkpoints.store` does."""
-        steps = blobs.store(job, content)
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
-
-    def load(self, job: Job, blob: Any) -> Any:
-        """Does what `Checkpoints.load` does."""
-        steps = blobs.load(blob)
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
-
-    def stream(self, job: Job, blob: Any) -> Any:
-        """Does what `Checkpoints.stream` does."""
-        return blobs.stream_async(blob, self._take_async) if job.stage.is_async else blobs.stream(blob, self._take)
-
     def trusted(self) -> bool:
         """Returns True: there is no lease that could end."""
         return True
-
-    def children(self, job: Job, pipeline: Any) -> Any:
-        """Does what `Checkpoints.children` does."""
-        steps = checkpoint.children(job, pipeline)
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
-
-    def answers(self, job: Job, back: int | None = None) -> Any:
-        """Does what `Checkpoints.answers` does."""
-        steps = checkpoint.answers(job, back)
-        return perform_async(steps, self._take_async) if job.stage.is_async else perform(steps, self._take)
 
     def note(self, job: Job, text: str) -> None:
         """Does nothing: progress is for others, who don't see this transaction."""

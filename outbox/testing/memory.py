@@ -71,14 +71,9 @@ class Memory:
         """Does what `Ledger.effect` does."""
         steps = effects.effect(job, found, name, function, partial(function, *args, **kwargs), on_unknown)
         take = partial(self._take_effect, name, function)
-        if not job.stage.is_async:
-            return perform(steps, take)
-
-        async def take_async(step: Statement | Call) -> Any:
-            result = take(step)
-            return await result if inspect.isawaitable(result) else result
-
-        return found.among_others(perform_async(steps, take_async))
+        if job.stage.is_async:
+            return found.among_others(perform_async(steps, _awaiting(take)))
+        return perform(steps, take)
 
     def trusted(self) -> bool:
         """Returns True: there is no lease that could end."""
