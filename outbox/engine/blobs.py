@@ -160,7 +160,7 @@ class Reading:
         """Returns the contents of the parts that a statement has read. Raises NotFound if the content isn't there."""
         if self._parts is None:
             if not rows:
-                raise NotFound(f"there is no blob {self._hash}: no data of its workflow has named it for an hour")
+                raise NotFound(f"there is no blob {self._hash}: it was never stored, or nothing used it any more")
             ((size, self._parts),) = rows
             if self._size not in (None, size):
                 raise NotFound(f"there is no blob {self._hash} of {self._size:,} bytes: it has {size:,}")
