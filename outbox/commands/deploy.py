@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -15,7 +15,7 @@ from ..definition.pipeline import Pipeline
 from ..errors import OutboxError, Stranded
 from ..operations import drop
 from ..texts import number, printable
-from . import application
+from . import application, processes
 from .connection import database
 from .options import app_option
 
@@ -74,10 +74,12 @@ def migrate(found: settings.Settings, check: bool, as_sql: bool, roles: bool) ->
 @click.option("--all", "every", is_flag=True, help="With --check: validate the data of all workflows, not of a sample.")
 @click.option("--end-waits", is_flag=True, help="End waits in statuses that a stage takes from now on.")
 @click.option("--strict", is_flag=True, help="Refuse dead ends, and stages and statuses that nothing leads to.")
+@click.option("--stop-pipe", type=int, hidden=True)  # of `outbox dev`
 @click.pass_obj
 def deploy_command(
-    found: settings.Settings, app: str | None, check: bool, every: bool, end_waits: bool, strict: bool
-) -> None:
+    found: settings.Settings, app: str | None, check: bool, every: bool, end_waits: bool, strict: bool,
+    stop_pipe: int | None,
+) -> None:  # fmt: skip
     """Write the pipelines of an application into the database.
 
     These are their statuses, legal changes, routes and schedules. Refused, with a list, if workflows are in a
@@ -87,7 +89,14 @@ def deploy_command(
     """
     if every and not check:
         raise click.UsageError("--all needs --check")
-    pipelines = application.load(app or found.app)
+    with processes.ends_with_parent(stop_pipe):
+        _deploy(found, application.load(app or found.app), check, every, end_waits, strict)
+
+
+def _deploy(
+    found: settings.Settings, pipelines: Sequence[Pipeline[Any]], check: bool, every: bool, end_waits: bool,
+    strict: bool,
+) -> None:  # fmt: skip
     refused = False
     with database(found) as conn:
         migrations.require(conn)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -64,6 +66,31 @@ def _tell(pipe: int | None, word: bytes) -> None:
     if pipe is not None:
         with suppress(OSError):  # the parent has ended
             os.write(pipe, word)
+
+
+@contextmanager
+def ends_with_parent(pipe: int | None) -> Iterator[None]:
+    """Ends this process at once if its parent ends meanwhile, for what nobody can interrupt: an import may hang."""
+    if pipe is None:
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        watching = threading.Thread(target=_leave_with_parent, args=(pipe, theirs.fileno()), daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            ours.close()
+            watching.join()
+
+
+def _leave_with_parent(pipe: int, done: int) -> None:
+    ends = select.poll()
+    for end in (pipe, done):
+        ends.register(end, 0)  # only that the other side has closed: what it has sent is for others
+    if pipe in dict(ends.poll()):
+        os._exit(1)
 
 
 class Supervisor:

@@ -125,14 +125,15 @@ class Reloading:
 
     async def _deploy(self) -> bool:
         """Deploys, and logs what the command says. Returns whether it has deployed."""
-        process = await _start(self._env, "deploy", "--app", self._app, stdout=PIPE, stderr=STDOUT)
-        try:
-            said, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()  # what it has compiled is deleted next
+        process, pipe = await _start(self._env, "deploy", "--app", self._app, stdout=PIPE, stderr=STDOUT)
+        with pipe:
+            try:
+                said, _ = await process.communicate()
+            finally:
+                if process.returncode is None:
+                    with suppress(ProcessLookupError):
+                        process.kill()
+                    await process.wait()  # what it has compiled is deleted next
         level = logging.ERROR if process.returncode else logging.INFO
         for line in said.decode(errors="replace").splitlines():
             deploy_log.log(level, "%s", line)
@@ -162,14 +163,10 @@ class _Worker:
 
     async def start(self) -> None:
         self._started = time.monotonic()
-        # The worker stops when this end closes, however this process ends.
-        ours, theirs = socket.socketpair()
-        with theirs:
-            if self._pipe is not None:
-                self._pipe.close()
-            self._pipe = ours
-            options = ["--grace", str(GRACE), "--log", "short", "--stop-pipe", str(theirs.fileno())]
-            self._process = await _start(self._env, "worker", "--app", self._app, *options, pass_fds=[theirs.fileno()])
+        if self._pipe is not None:
+            self._pipe.close()
+        options = ["--grace", str(GRACE), "--log", "short"]
+        self._process, self._pipe = await _start(self._env, "worker", "--app", self._app, *options)
 
     async def keep(self) -> None:
         """Starts it again whenever it has ended. Waits forever if it never was started."""
@@ -199,11 +196,18 @@ class _Worker:
             self._delays.reset()
 
 
-async def _start(env: Mapping[str, str], *arguments: str, **options: Any) -> Process:
-    """Starts a command of Outbox, which Ctrl-C at the terminal doesn't reach: it is for us, who tell the worker."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "outbox", *arguments, env={**os.environ, **env}, stdin=DEVNULL, process_group=0, **options
-    )
+async def _start(env: Mapping[str, str], *arguments: str, **options: Any) -> tuple[Process, socket.socket]:
+    """Starts a command of Outbox, which Ctrl-C at the terminal doesn't reach: it is for us, who tell the worker.
+
+    Returns it with our end of its stop pipe: it stops when that closes, however this process ends.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "outbox", *arguments, "--stop-pipe", str(theirs.fileno()), env={**os.environ, **env},
+            stdin=DEVNULL, process_group=0, pass_fds=[theirs.fileno()], **options,
+        )  # fmt: skip
+    return process, ours
 
 
 def _shown(file: str) -> str:

@@ -115,7 +115,8 @@ def worker(
     if count > 1:
         stop_pipe = processes.Supervisor(count).fork()
     with processes.last_word(stop_pipe):
-        pipelines = application.load(app or found.app)
+        with processes.ends_with_parent(stop_pipe):
+            pipelines = application.load(app or found.app)
         _collect_rarely()
         direct = listening_dsn(found)
         with dsn_of(found) as dsn:

@@ -191,6 +191,16 @@ def test_a_good_edit_runs_and_a_bad_one_is_said_while_the_old_worker_goes_on(dev
     wait_for(lambda: not worker.is_running(), what="the worker ends with what has started it")
 
 
+def test_a_deploy_that_hangs_ends_with_what_has_started_it(dev: Dev) -> None:
+    dev.until("not deployed")
+    dev.write("import pathlib, time\npathlib.Path('hangs').touch()\nwhile True:\n    time.sleep(1)\n")
+    wait_for((dev.folder / "hangs").exists, what="it is being imported")
+    deploy = dev.child("deploy")
+    assert deploy is not None
+    dev.process.kill9()
+    wait_for(lambda: not deploy.is_running(), what="the deploy ends")
+
+
 def test_ctrl_c_at_the_terminal_ends_all_and_a_second_one_at_once(empty_dsn: str, tmp_path: Path) -> None:
     slow = SHOP.replace("from outbox", "import asyncio\nfrom outbox").replace(
         "    return", "    await asyncio.sleep(3600)\n    return"

@@ -125,6 +125,17 @@ def test_when_the_first_process_is_killed_the_others_finish_and_end(conn: Conn, 
     assert value(conn, "SELECT count(*) FROM outbox.workers") == 0, "in order"
 
 
+def test_when_the_first_process_is_killed_those_that_hang_in_an_import_end(
+    conn: Conn, spawn: Spawn, tmp_path: Path
+) -> None:
+    (tmp_path / "hanging_import.py").write_text("import time\nwhile True:\n    time.sleep(1)\n")
+    first = spawn("worker", "--app", "hanging_import:app", "--processes", "2", env={"PYTHONPATH": str(tmp_path)})
+    wait_for(lambda: len(pids(first)) == 2, what="both have started")
+    both = pids(first)
+    first.kill9()
+    wait_for(lambda: all(map(ended, both)), what="they end too")
+
+
 def test_what_can_not_run_is_said_and_ends_them_all(conn: Conn, app: Any, spawn: Spawn) -> None:
     conn.execute("DELETE FROM outbox.pipelines")
     first = spawn(*WORKER, "--processes", "2")
