@@ -51,12 +51,19 @@ def shown(
 
 def listening(host: str, port: int | None) -> socket.socket:
     """Returns a socket that listens on the port. None is the usual one, or any that is free if that is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, PORT if port is None else port), family=family)
+        opened = _listening(host, PORT if port is None else port)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
         if port is not None:
             raise SettingsError(f"--port {port}: something else listens there") from None
-        return socket.create_server((host, 0), family=family)
+        opened = _listening(host, 0)
+    # For the connections, which inherit it: asyncio sets it for sockets of its own only, and without it an answer that
+    # is sent in two parts waits 40 ms for the acknowledgement of the first.
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    return opened
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

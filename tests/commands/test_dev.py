@@ -246,6 +246,14 @@ def test_the_page_is_at_its_usual_port_or_at_another_one_but_not_at_another_than
             pass
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_answer_in_two_parts_waits_for_no_acknowledgement(host: str) -> None:
+    with page.listening(host, 0) as opened, socket.create_connection(opened.getsockname()[:2]):
+        connection, _ = opened.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_ui_says_which_port_is_taken(outbox: Outbox) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
