@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -57,7 +58,7 @@ FOLLOWING = [path for name, path in PAGES.items() if not name.startswith(("a que
 @click.option("--tabs", default=50, show_default=True, help="Open tabs.")
 @click.option("--seconds", default=30.0, show_default=True, help="How long the open tabs are watched.")
 @click.option("--jobs", default=60_000, show_default=True, help="Workflows of a run of the engine.")
-@click.option("--rounds", default=5, show_default=True, help="Runs of the engine, without and with an open page.")
+@click.option("--rounds", default=10, show_default=True, help="Runs of the engine, without and with an open page.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file too.")
 @report.svg_option
 def main(
@@ -136,10 +137,12 @@ def compared(postgres: Server, jobs: int, rounds: int) -> dict[str, list[float]]
     alone, beside_it = [], []
     for number in range(1, rounds + 1):
         report.progress(f"round {number} of {rounds}: the engine without and with an open page")
-        with postgres.database() as dsn:
-            alone.append(steps(dsn, jobs))
-        with postgres.database() as dsn, page(dsn) as (_, address), opened(address, [""]):
-            beside_it.append(steps(dsn, jobs))
+        for is_open in (False, True) if number % 2 else (True, False):
+            with postgres.database() as dsn, ExitStack() as stack:
+                if is_open:
+                    _, address = stack.enter_context(page(dsn))
+                    stack.enter_context(opened(address, [""]))
+                (beside_it if is_open else alone).append(steps(dsn, jobs))
     return {
         "without the page, steps/s": alone,
         "with the page open, steps/s": beside_it,
