@@ -32,7 +32,7 @@ _mine: list[Path] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     if _HOME not in os.environ:
-        _mine.append(_folder() / f"outbox-test-{os.getpid()}")
+        _mine.append(folder() / f"outbox-test-{os.getpid()}")
         os.environ[_HOME] = str(_mine[0])
 
 
@@ -79,7 +79,8 @@ def outbox_conn(outbox_database: str) -> Iterator[psycopg.Connection[Any]]:
         yield conn
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Returns the folder in which that of the bundled server is made."""
     if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
         found = os.statvfs(MEMORY)
         if found.f_bavail * found.f_frsize >= PLENTY:

@@ -40,6 +40,7 @@ BENCHES = {
     "recovery": Bench("--kills 8 --peer-kills 0", headline="jobs, s$|last.* p99|^[A-Z].*, s$"),
     "submit": Bench("--single 100 --bulk 2000 --rounds 1"),
     "connections": Bench("--calls 10 --rounds 1", headline="adds"),
+    "embedding": Bench("--calls 10 --times 2 --rounds 1"),
     "idle": Bench("--seconds 5 --settle 0 --rounds 1", headline="statements|CPU|PSS"),
     "backlog": Bench("--jobs 20000 --seconds 3"),
     "relay": Bench("--messages 5000 --rounds 1 --single 20 --backlog 20000", headline="^(?!.*CPU)"),

@@ -134,7 +134,8 @@ def watched(dsn: str, pid: int, address: str, tabs: int, seconds: float, when: s
 
 def compared(postgres: Server, jobs: int, rounds: int) -> dict[str, list[float]]:
     """Returns the steps/s of a worker, without the page and with it open in a tab, and their ratio in each round."""
-    alone, beside_it = [], []
+    alone: list[float] = []
+    beside_it: list[float] = []
     for number in range(1, rounds + 1):
         report.progress(f"round {number} of {rounds}: the engine without and with an open page")
         for is_open in (False, True) if number % 2 else (True, False):
