@@ -22,6 +22,7 @@ from ..definition.pipeline import Pipeline
 from ..errors import InvalidInput, NotFound, OutboxError, Refused
 from ..operations.finding import Finding
 from ..operations.look import COUNTED
+from ..texts import age
 from . import stored
 from .person import Person
 from .sessions import Late, Panel, Sessions
@@ -188,7 +189,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "time": time, "age": age, "signs": signs, "document": document, "summary": summary, "up_to": up_to,
+        "time": time, "ago": ago, "signs": signs, "document": document, "summary": summary, "up_to": up_to,
     }  # fmt: skip
     return made
 
@@ -217,17 +218,11 @@ def time(value: Any) -> Markup | str:
     return Markup('<time datetime="{}" title="{}">{} UTC</time>').format(exact, exact, f"{at:%Y-%m-%d %H:%M:%S}")
 
 
-def age(value: Any) -> str:
-    """Returns how long ago a time was, or a number of seconds, as people say it: 5s, 3m, 2h, 4d."""
+def ago(value: Any) -> str:
+    """Returns how long ago a time was, or a number of seconds, in short."""
     if isinstance(value, datetime):
         value = (datetime.now(UTC) - value).total_seconds()
-    if not isinstance(value, int | float):
-        return ""
-    sign, value = ("-" if value < 0 else ""), abs(value)
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if value >= 2 * length:
-            return f"{sign}{value / length:.0f}{unit}"
-    return f"{sign}{value:.0f}s"
+    return age(value) if isinstance(value, int | float) else ""
 
 
 def summary(text: object, most: int = 200) -> str:
