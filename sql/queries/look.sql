@@ -55,10 +55,11 @@ SELECT c.stage, c.key, c.function, coalesce(c.result, jsonb_build_object('blob',
 FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s ORDER BY c.made_at DESC, c.key DESC LIMIT %(limit)s;
 
 -- name: effects_of_workflow
--- Returns the effects of a workflow, latest first, and what is known of each.
+-- Returns the effects of a workflow, latest first, and what is known of each. Of a result that is a blob, its hash.
 -- Reads effects. Uses effects_pkey.
-SELECT e.stage, e.name, e.function, outbox.effect_state(e) AS state, e.calls, e.attempt, e.result, e.error, e.known_by, e.started_at,
-       e.ended_at
+SELECT e.stage, e.name, e.function, outbox.effect_state(e) AS state, e.calls, e.attempt,
+       CASE WHEN e.blob IS NULL THEN e.result ELSE jsonb_build_object('blob', encode(e.blob, 'hex')) END AS result,
+       e.error, e.known_by, e.started_at, e.ended_at
 FROM outbox.effects AS e WHERE e.workflow_id = %(id)s ORDER BY e.started_at DESC, e.name DESC LIMIT %(limit)s;
 
 -- name: effects
