@@ -39,8 +39,8 @@ HEADERS = {
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-_ANSWERS = "/answer/"
-"""Where signed links lead: who has one is its person, and needs no other name."""
+_OPEN = ("/answer/", "/static/")
+"""Where signed links lead: who has one is its person, and needs no other name. And what their pages are made with."""
 
 
 class Guard:
@@ -79,7 +79,7 @@ class Guard:
             person = await self._who(scope)
             if person is None:
                 refusal = "you are not known here"
-            elif "look" not in person.may and not _is_link(scope):
+            elif "look" not in person.may and not _is_open(scope):
                 refusal = f"{person.name} may not look"
             else:
                 scope = {**scope, "outbox.person": person}
@@ -105,7 +105,7 @@ class Guard:
         return None
 
     async def _who(self, scope: Scope) -> Person | None:
-        if _is_link(scope):
+        if _is_open(scope):
             return Person("link", ())
         request = Request(scope)  # without the body, which is for the page
         if inspect.iscoroutinefunction(self._identify):
@@ -141,9 +141,9 @@ def _foreign(headers: Headers) -> str | None:
     return None if host and urlsplit(origin).netloc.lower() == host.lower() else "another site has sent this"
 
 
-def _is_link(scope: Scope) -> bool:
+def _is_open(scope: Scope) -> bool:
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "")).startswith(_ANSWERS)
+    return path.removeprefix(scope.get("root_path", "")).startswith(_OPEN)
 
 
 def _name(host: str) -> str:

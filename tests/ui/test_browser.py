@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -20,7 +21,7 @@ from kit.databases import make_database
 from kit.pipelines import Post, deployed, drain, status_of, value
 from kit.servers import DEADLINE, PostgresServer, Process
 from kit.waits import TIMED, Order, orders
-from outbox import Pipeline
+from outbox import Pipeline, approval_link
 from outbox.database import migrations
 from outbox.operations import bulk as operation
 from outbox.ui import Person, dashboard, live, sessions
@@ -130,6 +131,22 @@ def test_every_page_and_action_works(address: str, full: Conn, browser: Browser,
     )
     assert value(full, "SELECT metadata -> 'total' FROM outbox.workflow_states WHERE entity_id = 'order'") == 4
     assert value(full, "SELECT count(*) FROM outbox.dead_jobs") == 0
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_a_signed_link_works_in_the_browser_of_somebody_who_is_not_known(
+    full: Conn, dsn: str, browser: Browser, javascript: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_LINK_KEYS", "k" * 32)
+    until = datetime.now(UTC) + timedelta(hours=1)
+    token = approval_link(full, "orders", "order", person="ann", until=until)
+    with served(dashboard(dsn, identify=lambda request: None)) as address:
+        page, wrong = watched(browser, address, java_script_enabled=javascript)
+        page.goto(f"{address}answer/{token}")
+        page.get_by_role("button", name="approve").click()
+        expect(page.get_by_text("This link was used to answer approve")).to_be_visible(timeout=PATIENCE)
+        page.context.close()
+    assert wrong == []
 
 
 def test_what_is_done_to_many_goes_on_by_itself_until_it_is_stopped(
