@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ... import documents
 from ...client import stages
 from ...operations import change, look
 from .. import facts
@@ -18,9 +19,17 @@ async def messages(site: Site, request: Request) -> Response:
     """Shows the relays, and what relays and consumers have parked."""
     standing, parked = await asyncio.gather(
         site.panel(request, "standing", lambda conn: look.tables(conn, ["relays", "parked_deliveries"])),
-        site.panel(request, "parked", look.parked),
+        site.panel(request, "parked", _parked),
     )
     return site.page(request, "messages.html", standing=standing, parked=parked)
+
+
+def _parked(conn: Conn) -> look.Listed:
+    found = look.parked(conn)
+    for row in found:
+        if row["body"] is not None:
+            row["payload"] = documents.read(row["body"])
+    return found
 
 
 async def retry_parked(site: Site, request: Request) -> Response:
