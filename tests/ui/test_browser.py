@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from starlette.responses import PlainTextResponse
 
 from apps.cli import posts
 from kit import node
@@ -195,6 +196,53 @@ def test_an_open_page_follows_and_keeps_what_is_being_typed(address: str, full: 
     page.get_by_role("button", name="Pause: keep this page as it is").click()
     expect(page.get_by_role("button", name="Follow what happens")).to_be_visible(timeout=PATIENCE)
     assert wrong == []
+
+
+def test_what_was_selected_is_brought_up_to_date_when_it_is_not_any_more(
+    address: str, full: Conn, browser: Browser
+) -> None:
+    page, wrong = watched(browser, address)
+    page.goto(f"{address}workflow?pipeline=lamps&entity=lamp_0")
+    why, button = page.locator("#why"), page.get_by_role("button", name="Pause: keep this page as it is")
+    expect(button).to_be_visible(timeout=PATIENCE)
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('#why .entity'))")
+    full.execute("UPDATE outbox.workflow_states SET current_status = 'ON' WHERE entity_id = 'lamp_0'")
+    expect(page.locator("#story")).to_contain_text("OFF → ON", timeout=PATIENCE)
+    expect(why).to_contain_text("lamps: OFF")
+    page.evaluate("getSelection().removeAllRanges()")
+    expect(why).to_contain_text("lamps: ON", timeout=PATIENCE)
+    why.get_by_role("link", name="lamps").focus()
+    full.execute("UPDATE outbox.workflow_states SET current_status = 'GONE' WHERE entity_id = 'lamp_0'")
+    expect(page.locator("#story")).to_contain_text("ON → GONE", timeout=PATIENCE)
+    button.focus()
+    expect(why).to_contain_text("lamps: GONE", timeout=PATIENCE)
+    assert wrong == []
+
+
+def test_a_page_that_a_proxy_refuses_for_a_while_follows_again(
+    full: Conn, dsn: str, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("EVERY", "BUSY"):
+        monkeypatch.setattr(live, name, 0.05)
+    mounted, down = dashboard(dsn), [False]
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        await (PlainTextResponse("bad gateway", 502) if down[0] else mounted)(scope, receive, send)
+
+    with served(proxy) as address:
+        page = browser.new_page()
+        page.clock.install()
+        page.goto(f"{address}workflow?pipeline=lamps&entity=lamp_0")
+        page.get_by_role("button", name="Pause: keep this page as it is").click(timeout=PATIENCE)
+        down[0] = True
+        page.get_by_role("button", name="Follow what happens").click()
+        expect(page.locator("#stale")).to_contain_text("is not up to date", timeout=PATIENCE)
+        down[0] = False
+        page.clock.fast_forward(10_000)
+        expect(page.locator("#stale")).to_be_hidden(timeout=PATIENCE)
+        full.execute("UPDATE outbox.workflow_states SET current_status = 'ON' WHERE entity_id = 'lamp_0'")
+        expect(page.locator("#why")).to_contain_text("lamps: ON", timeout=PATIENCE)
+        page.context.close()
 
 
 def test_the_keyboard_leads_everywhere(address: str, full: Conn, browser: Browser) -> None:
