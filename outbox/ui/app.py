@@ -38,7 +38,8 @@ _PAGES: tuple[tuple[str, Any, Any], ...] = (
     ("/messages", rest.messages, None),
     ("/messages/retry", None, rest.retry_parked),
     ("/workers", rest.workers, None),
-    ("/stages/{act:str}", None, rest.pause),
+    ("/stages/pause", None, rest.pause),
+    ("/stages/resume", None, rest.resume),
     ("/doctor", overview.doctor_page, None),
 )
 """Each path, with what shows it, and what changes it by POST."""
