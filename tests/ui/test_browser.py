@@ -134,6 +134,26 @@ def test_every_page_and_action_works(address: str, full: Conn, browser: Browser,
     assert value(full, "SELECT count(*) FROM outbox.dead_jobs") == 0
 
 
+def test_enter_in_a_field_gives_no_answer(
+    address: str, full: Conn, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_LINK_KEYS", "k" * 32)
+    token = approval_link(full, "orders", "order", person="ann", until=datetime.now(UTC) + timedelta(hours=1))
+    page, wrong = watched(browser, address)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    question = value(full, "SELECT id FROM outbox.approvals WHERE entity_id = 'order'")
+    for path in ("approvals?pipeline=orders", f"approvals/{question}", f"answer/{token}"):
+        page.goto(address + path)
+        page.get_by_label("Reason").fill("half a reas")
+        page.get_by_label("Reason").press("Enter")
+        assert page.evaluate("document.activeElement.value") == "half a reas", path
+        assert sent == [], path
+    page.get_by_role("button", name="reject").click()
+    expect(page.get_by_text("This link was used to answer reject")).to_be_visible(timeout=PATIENCE)
+    assert wrong == []
+
+
 @pytest.mark.parametrize("javascript", [True, False])
 def test_a_signed_link_works_in_the_browser_of_somebody_who_is_not_known(
     full: Conn, dsn: str, browser: Browser, javascript: bool, monkeypatch: pytest.MonkeyPatch
