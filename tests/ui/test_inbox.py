@@ -110,6 +110,28 @@ def test_an_edit_keeps_types_and_what_was_left_as_it_is(conn: Conn, dsn: str) ->
     }  # fmt: skip
 
 
+def test_an_edit_of_one_field_keeps_each_digit_and_line_break_of_the_others(conn: Conn, dsn: str) -> None:
+    class Note(BaseModel):
+        total: int
+        note: str
+
+    pipeline: Pipeline[Any] = Pipeline("orders", data=Note, initial="NEW", final={"PAID", "REFUSED"})
+    pipeline.stage("ask", on="NEW", to="WAITING")(lambda run: QUESTION)
+    pipeline.allow("WAITING", to={"PAID", "REFUSED"})
+    deployed(conn, pipeline)
+    pipeline.submit(conn, "a", Note(total=5, note="one\r\ntwo\rthree"))
+    drain(pipeline, dsn)
+    number = '{"price": 12345678901234567890.123456789}'
+    conn.execute("UPDATE outbox.workflow_states SET metadata = metadata || %s", (number,))
+    visit = visitor(dsn)
+    form = opened(visit).form("/approvals/0")
+    form.fields["field.note"] = "one\r\ntwo\r\nthree"  # as a browser sends it
+    visit.submit(form, "approve", **{"field.total": "6"})
+    assert conn.execute(
+        "SELECT metadata ->> 'total', metadata ->> 'note', metadata ->> 'price' FROM outbox.workflow_states"
+    ).fetchone() == ("6", "one\r\ntwo\rthree", "12345678901234567890.123456789")
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_an_edit_that_does_not_fit_is_refused_by_the_model_or_the_database(conn: Conn, dsn: str, known: bool) -> None:
     pipeline = waiting(conn, dsn, QUESTION)
