@@ -54,7 +54,9 @@ class Guard:
         self._app = app
         self._identify = identify
         self._near = near
-        self._hosts = None if hosts is None else {host.lower() for host in hosts}
+        if isinstance(hosts, str):
+            raise TypeError("hosts must be names, not a string")
+        self._hosts = None if hosts is None else {_name(host) for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
