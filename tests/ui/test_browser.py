@@ -134,6 +134,23 @@ def test_every_page_and_action_works(address: str, full: Conn, browser: Browser,
     assert value(full, "SELECT count(*) FROM outbox.dead_jobs") == 0
 
 
+def test_names_with_two_spaces_are_found_and_moved_to(address: str, full: Conn, browser: Browser) -> None:
+    odd: Pipeline[Any] = Pipeline("two  spaces", initial="OFF  NOW", final={"ON  NOW"})
+    odd.allow("OFF  NOW", to="ON  NOW")
+    deployed(full, odd).submit(full, "odd", {})
+    page, wrong = watched(browser, address)
+    page.goto(f"{address}workflows")
+    page.get_by_label("Pipeline").select_option("two  spaces")
+    page.get_by_role("button", name="Find").click()
+    page.wait_for_url("**pipeline=two**")
+    assert "entity=odd" in page.content()
+    page.get_by_role("link", name="odd").click()
+    page.get_by_role("button", name="Move").click()
+    page.wait_for_load_state()
+    assert "It was moved." in page.content()
+    assert (status_of(full, "odd"), wrong) == ("ON  NOW", [])
+
+
 def test_enter_in_a_field_gives_no_answer(
     address: str, full: Conn, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

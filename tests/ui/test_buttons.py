@@ -108,7 +108,7 @@ def test_what_a_filter_holds_is_moved_in_batches_with_progress(
     visit = visitor(dsn)
     page = visit.get(visit.get("/workflows?pipeline=posts&status=WAITING_FOR_REVIEW&entity=risky").link("act=move"))
     assert "6 workflows" in page.text
-    assert re.findall(r"<option>(\w+)", page.html) == ["APPROVED", "REJECTED"], "only what leads on from there"
+    assert re.findall(r'<option value="(\w+)"', page.html) == ["APPROVED", "REJECTED"], "only what leads on from there"
     posts.submit(shop, "risky_late", Post(content="risky"))
     drain(posts, dsn)
     page = visit.submit(page.form("/bulk"), to_status="REJECTED", reason="spam")
