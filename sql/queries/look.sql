@@ -145,7 +145,8 @@ SELECT EXISTS (SELECT FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s AN
 SELECT a.id, a.status, a.version, a.name, a.question, a.shown, a.options, a.assignee, a.asked_by, a.stage, a.asked_at, a.deadline,
        a.reminders, a.approvers, a.votes, a.ended, a.decision, a.to_status, a.decided_by, a.login, a.reason, a.edited, a.ended_at,
        CASE WHEN a.votes > 0 THEN
-           ARRAY(SELECT jsonb_build_object('person', v.person, 'cast_by', v.cast_by, 'option', v.option, 'groups', v.groups)
+           ARRAY(SELECT jsonb_build_object('person', v.person, 'cast_by', v.cast_by, 'login', v.login, 'option', v.option,
+                                           'groups', v.groups, 'reason', v.reason, 'voted_at', v.voted_at)
                  FROM outbox.approval_votes AS v WHERE v.approval_id = a.id ORDER BY v.voted_at)
        ELSE '{}' END AS voted
 FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version DESC, a.id DESC LIMIT %(limit)s;
