@@ -51,6 +51,7 @@ DONE = {
     "bulk": "It was done to all of them.",
     "cancelled": "It was cancelled.",
     "signalled": "The signal was sent.",
+    "signalled before": "This form has sent the same signal already: it was sent once.",
     "decided": "Your answer is kept.",
     "paused": "The stage is paused.",
     "resumed": "The stage runs again.",

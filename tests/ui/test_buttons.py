@@ -178,6 +178,16 @@ def test_what_is_held_by_others_stops_it_where_it_is_and_it_can_go_on(shop: Conn
     assert "(1)" in visit.submit(page.form("/bulk")).text
 
 
+def test_a_form_that_is_sent_twice_sends_one_signal(shop: Conn, dsn: str) -> None:
+    visit = visitor(dsn)
+    form = visit.get("/workflow?entity=new").form("/workflow/signal")
+    assert "was sent" in visit.submit(form, name="go", payload="1").text
+    assert "it was sent once" in visit.submit(form, name="go", payload="1").text
+    assert "was sent" in visit.submit(form, name="go", payload="2").text  # after Back: another signal
+    sent = shop.execute("SELECT payload FROM outbox.signals ORDER BY payload").fetchall()
+    assert sent == [(1,), (2,)]
+
+
 def test_a_signal_is_sent_with_its_payload_as_json(shop: Conn, dsn: str) -> None:
     visit = visitor(dsn)
     form = visit.get("/workflow?entity=new").form("/workflow/signal")
