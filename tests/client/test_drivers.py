@@ -296,6 +296,7 @@ def test_a_session_is_flushed_before(shop: Pipeline[Any], conn: Conn, dsn: str) 
         ),
         ("asyncpg", "asyncpg.pool.Pool.__new__(asyncpg.pool.Pool)", "is a pool: pass a connection of it"),
         ("psycopg2.pool", "psycopg2.pool.SimpleConnectionPool(0, 1, {dsn!r})", "is a pool: pass a connection of it"),
+        ("psycopg2", "psycopg2.connect({dsn!r}, async_=True)", "is an asynchronous connection of psycopg2: pass one"),
         ("django.db", "django.db.connections", "is a set of connections: pass one"),
         ("json", "{dsn!r}", "is a DSN: pass a connection"),
         (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from ...errors import InvalidInput
 from ..steps import Statement
 from . import spelling
 from .connection import Door
@@ -16,6 +17,8 @@ class Psycopg2(Door):
     """Leads to a connection."""
 
     def __init__(self, conn: Any) -> None:
+        if conn.async_:
+            raise InvalidInput("conn", "is an asynchronous connection of psycopg2: pass one without async_=True")
         self._conn = conn
         self._plain = sys.modules["psycopg2.extensions"].cursor  # whatever cursors and rows the connection makes
 
