@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, null
 from typing import Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..steps import Statement
@@ -23,7 +23,12 @@ class Psycopg(Door):
         """Runs a statement, and returns its rows."""
         with psycopg.Cursor(self._conn, row_factory=tuple_row) as cursor:
             cursor.execute(*statement)
-            return cursor.fetchall() if cursor.description else []
+            try:
+                return cursor.fetchall() if cursor.description or _is_later(self._conn) else []
+            except psycopg.ProgrammingError:
+                if cursor.pgresult is None:
+                    raise
+                return []  # a statement in pipeline mode that returns none
 
     def run(self, commands: str) -> None:
         """Runs commands, in one round trip."""
@@ -44,7 +49,12 @@ class PsycopgAsync(AsyncDoor):
         """Runs a statement, and returns its rows."""
         async with psycopg.AsyncCursor(self._conn, row_factory=tuple_row) as cursor:
             await cursor.execute(*statement)
-            return await cursor.fetchall() if cursor.description else []
+            try:
+                return await cursor.fetchall() if cursor.description or _is_later(self._conn) else []
+            except psycopg.ProgrammingError:
+                if cursor.pgresult is None:
+                    raise
+                return []  # a statement in pipeline mode that returns none
 
     async def run(self, commands: str) -> None:
         """Runs commands, in one round trip."""
@@ -57,3 +67,8 @@ class PsycopgAsync(AsyncDoor):
 
 def _commits(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
     return conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE
+
+
+def _is_later(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Whether an answer is there only once it is fetched: in pipeline mode."""
+    return conn.pgconn.pipeline_status != PipelineStatus.OFF
