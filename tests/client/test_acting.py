@@ -9,7 +9,7 @@ import pytest
 
 from kit.pipelines import Post, deployed, drain, make_posts
 from kit.waits import PAYMENT, Order, orders
-from outbox import InvalidInput, signal
+from outbox import InvalidInput, NotDeployed, Pipeline, signal
 
 Conn = psycopg.Connection[Any]
 LAST = "SELECT actor, reason FROM outbox.state_changes ORDER BY at, version"
@@ -31,6 +31,18 @@ def test_who_submits_and_why_is_kept_for_this_call_only(conn: Conn) -> None:
         "a": "(sarah,nightly)", "b": '(import,"by hand")', "c": "(tom,again)", "d": "(import,nightly)",
         "e": '(sarah,"in autocommit")', "f": f"({conn.info.user},)",
     }  # fmt: skip
+
+
+def test_after_a_call_that_failed_others_are_not_in_its_name(conn: Conn) -> None:
+    posts = deployed(conn, make_posts())
+    missing = Pipeline("missing", initial="NEW", final={"DONE"})
+    with conn.transaction():
+        with pytest.raises(InvalidInput):
+            posts.submit_many(conn, [("a", Post()), ("", Post())], by="sarah", reason="by hand")
+        with pytest.raises(NotDeployed):
+            missing.submit(conn, "b", {}, by="tom")
+        posts.submit(conn, "c", Post())
+    assert conn.execute(LAST).fetchall() == [(conn.info.user, None)]
 
 
 def test_who_signals_is_kept(conn: Conn, dsn: str) -> None:
