@@ -10,6 +10,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..steps import Statement
+from .alone import async_lock, lock
 from .connection import AsyncDoor, Door
 
 
@@ -33,6 +34,10 @@ class Psycopg(Door):
     def run(self, commands: str) -> None:
         """Runs commands, in one round trip."""
         self._conn.execute(commands.encode(), prepare=False)
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Takes the connection's lock."""
+        return lock(self._conn)
 
     def whole(self) -> AbstractContextManager[object]:
         """Opens a transaction in autocommit."""
@@ -59,6 +64,10 @@ class PsycopgAsync(AsyncDoor):
     async def run(self, commands: str) -> None:
         """Runs commands, in one round trip."""
         await self._conn.execute(commands.encode(), prepare=False)
+
+    def alone(self) -> AbstractAsyncContextManager[object]:
+        """Takes the connection's lock."""
+        return async_lock(self._conn)
 
     def whole(self) -> AbstractAsyncContextManager[object]:
         """Opens a transaction in autocommit."""

@@ -10,6 +10,7 @@ from typing import Any
 from ...errors import InvalidInput
 from ..steps import Statement
 from . import spelling
+from .alone import lock
 from .connection import Door
 
 
@@ -32,6 +33,10 @@ class Psycopg2(Door):
         """Runs commands, in one round trip."""
         with self._conn.cursor(cursor_factory=self._plain) as cursor:
             cursor.execute(commands)
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Takes the connection's lock."""
+        return lock(self._conn)
 
     def whole(self) -> AbstractContextManager[object]:
         """Opens a transaction in autocommit."""
