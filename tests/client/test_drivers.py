@@ -369,6 +369,23 @@ def autocommitting(kind: str, dsn: str, stack: ExitStack) -> Held:
     return Held((conn, None), runner)
 
 
+def test_a_session_whose_texts_are_bytes_is_refused_before_any_sql(shop: Pipeline[Any], conn: Conn, dsn: str) -> None:
+    with (
+        psycopg.connect(dsn, client_encoding="SQL_ASCII", autocommit=True) as app,
+        pytest.raises(InvalidInput, match="client_encoding SQL_ASCII, in which psycopg reads texts as bytes"),
+    ):
+        shop.submit(app, "a", {})
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states") == 0
+
+
+def test_a_paramstyle_that_is_not_the_drivers_is_named(shop: Pipeline[Any], dsn: str) -> None:
+    with (
+        sqlalchemy.create_engine(url(dsn, "psycopg"), paramstyle="named", poolclass=NullPool).connect() as app,
+        pytest.raises(InvalidInput, match="uses psycopg with paramstyle 'named'"),
+    ):
+        shop.submit(app, "a", {})
+
+
 @pytest.mark.parametrize("kind", ["psycopg", "psycopg async", "psycopg2", "asyncpg", "django"])
 def test_several_statements_are_one_transaction_where_each_would_be_committed(
     kind: str, shop: Pipeline[Any], conn: Conn, dsn: str, monkeypatch: pytest.MonkeyPatch

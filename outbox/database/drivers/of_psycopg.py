@@ -9,6 +9,7 @@ import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
+from ...errors import InvalidInput
 from ..steps import Statement
 from .alone import async_lock, lock
 from .connection import AsyncDoor, Door
@@ -22,6 +23,7 @@ class Psycopg(Door):
 
     def rows(self, statement: Statement) -> list[Any]:
         """Runs a statement, and returns its rows."""
+        _require_texts(self._conn)
         with psycopg.Cursor(self._conn, row_factory=tuple_row) as cursor:
             cursor.execute(*statement)
             try:
@@ -52,6 +54,7 @@ class PsycopgAsync(AsyncDoor):
 
     async def rows(self, statement: Statement) -> list[Any]:
         """Runs a statement, and returns its rows."""
+        _require_texts(self._conn)
         async with psycopg.AsyncCursor(self._conn, row_factory=tuple_row) as cursor:
             await cursor.execute(*statement)
             try:
@@ -81,3 +84,10 @@ def _commits(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bo
 def _is_later(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
     """Whether an answer is there only once it is fetched: in pipeline mode."""
     return conn.pgconn.pipeline_status != PipelineStatus.OFF
+
+
+def _require_texts(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Raises InvalidInput for a session in which psycopg reads texts as bytes."""
+    if conn.pgconn.parameter_status(b"client_encoding") == b"SQL_ASCII":
+        told = "has the client_encoding SQL_ASCII, in which psycopg reads texts as bytes: connect with UTF8"
+        raise InvalidInput("conn", told)

@@ -54,7 +54,8 @@ class Sqlalchemy(Door):
         if dialect.name != "postgresql":
             raise InvalidInput("conn", f"leads to {dialect.name}: Outbox's tables are in a Postgres")
         if dialect.paramstyle not in _SPELLINGS:
-            raise InvalidInput("conn", f"uses {dialect.driver}: use psycopg, psycopg2 or asyncpg")
+            problem = f"uses {dialect.driver} with paramstyle {dialect.paramstyle!r}"
+            raise InvalidInput("conn", f"{problem}: use psycopg, psycopg2 or asyncpg, with the paramstyle they have")
         return connection
 
 
