@@ -146,7 +146,8 @@ class Links:
 
 def back(request: Request, path: str, done: str, n: int | None = None, **query: Any) -> Response:
     """Sends the browser from a form to a page, which says what was done."""
-    return RedirectResponse(Links(request)(path, **query, done=done, n=n), 303)
+    number = None if n is None else str(n)  # a link leaves out 0, and that nothing was done is to be said
+    return RedirectResponse(Links(request)(path, **query, done=done, n=number), 303)
 
 
 def person(request: Request, right: str) -> Person:

@@ -190,8 +190,9 @@ class _Unchecked:
         self.name = name
 
     def dump_readable(self, data: Any) -> str:
-        """Returns data as JSON text."""
-        return documents.dump_any(data, "edit")
+        """Returns data as JSON text, with the numbers that were left as they are as they are stored."""
+        documents.dump_any(data, "edit")  # checks it
+        return stored.text(data)[0]
 
 
 def _pipeline(site: Site, name: str) -> PipelineLike:
