@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from psycopg.abc import Buffer
@@ -212,6 +213,11 @@ def approvals(
     if not found:
         _require_known(conn, pipeline)
     return found
+
+
+def question(conn: psycopg.Connection[Any], id_: UUID) -> Row | None:
+    """Returns a question, open or ended, with what it is about now; None if there is none."""
+    return next(iter(rows(conn, SQL["question"], id=id_)), None)
 
 
 def effects(

@@ -19,7 +19,7 @@ from .guard import Guard, Identify
 from .live import Live, events
 from .pages import bulk, dead, inbox, overview, pipeline, rest, workflow, workflows
 from .person import LOOKING, Person
-from .sessions import PATIENCE, Sessions
+from ..operations.sessions import PATIENCE, Sessions
 from .site import Site
 from .stored import Hide
 

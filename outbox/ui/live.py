@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from . import facts
-from .sessions import Conn, Sessions
+from ..operations.sessions import Conn, Sessions
 from .shared import Shared
 
 EVERY = 1.0

@@ -24,7 +24,7 @@ from ..operations.finding import Finding
 from ..operations.look import COUNTED
 from . import stored
 from .person import Person
-from .sessions import Late, Panel, Sessions
+from ..operations.sessions import Late, Panel, Sessions
 from .shared import Shared
 from .stored import Hide, Hiding
 

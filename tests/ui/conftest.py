@@ -12,7 +12,7 @@ from kit.databases import clone
 from kit.servers import DEADLINE
 from kit.shop import stock
 from outbox.ui import dashboard
-from outbox.ui.sessions import Sessions
+from outbox.operations.sessions import Sessions
 
 
 @pytest.fixture(autouse=True)

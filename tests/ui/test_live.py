@@ -14,7 +14,7 @@ from kit.pipelines import value
 from kit.servers import DEADLINE
 from outbox.ui import live
 from outbox.ui.live import Live, events
-from outbox.ui.sessions import Sessions
+from outbox.operations.sessions import Sessions
 from outbox.ui.shared import Shared
 
 Conn = psycopg.Connection[Any]

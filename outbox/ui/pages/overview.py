@@ -13,7 +13,7 @@ from ...operations import doctor, look
 from ...operations.finding import Finding
 from .. import facts
 from ..graph import sparkline
-from ..sessions import Panel
+from ...operations.sessions import Panel
 from ..site import FOLLOWS, Conn, Site
 
 STATUSES = 100
