@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from . import facts
 from ..operations.sessions import Conn, Sessions
+from . import facts
 from .shared import Shared
 
 EVERY = 1.0
