@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,22 +64,23 @@ def mcp_command(
     """
     if not http and hosts:
         raise click.UsageError("--allow-host goes with --http")
-    with _kept_for_the_protocol():
-        logs.set_up(*log_to)
-        pipelines = application.load(app or found.app) if app or found.app else []
+    try:
+        from ..mcp import mcp_server, stdio
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"this needs {error.name}: pip install 'outbox-engine[mcp]'") from None
+    with stdio.unbuffered():
+        with stdio.diverted():
+            logs.set_up(*log_to)
+            pipelines = application.load(app or found.app) if app or found.app else []
         named = _named(tools, pipelines)
-        try:
-            from .. import mcp
-        except ModuleNotFoundError as error:
-            raise SettingsError(f"this needs {error.name}: pip install 'outbox-engine[mcp]'") from None
-    with dsn_of(found) as dsn:
-        server = mcp.mcp_server(
-            dsn, by=name, operate=operate, decide_as=decide_as, pipelines=pipelines, tools=named, wait=wait
-        )
-        if http:
-            _serve(server, host, port, hosts)
-        else:
-            server.run("stdio")
+        with dsn_of(found) as dsn:
+            server = mcp_server(
+                dsn, by=name, operate=operate, decide_as=decide_as, pipelines=pipelines, tools=named, wait=wait
+            )
+            if http:
+                _serve(server, host, port, hosts)
+            else:
+                stdio.serve(server)
 
 
 def _serve(server: MCPServer[Any], host: str, port: int, hosts: tuple[str, ...]) -> None:
@@ -113,22 +112,8 @@ def _named(tools: tuple[str, ...], pipelines: list[Pipeline[Any]]) -> dict[str, 
         pipeline, _, name = (each, "", each) if each in known else each.rpartition("=")
         if pipeline not in known:
             which = f"; --app has {', '.join(known)}" if known else ": give its module with --app"
-            raise SettingsError(f"--tool {each}: there is no pipeline {pipeline or each!r}{which}")
+            raise SettingsError(f"--tool {each}: there is no pipeline {pipeline or each}{which}")
         if name in found:
             raise SettingsError(f"--tool {each}: two tools have the name {name!r}. Give another: --tool PIPELINE=NAME")
         found[name] = known[pipeline]
     return found
-
-
-@contextmanager
-def _kept_for_the_protocol() -> Iterator[None]:
-    """Sends what an application prints while it is imported to standard error. Later, the SDK does so."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)

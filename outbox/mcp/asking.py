@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,13 +13,16 @@ from ..operations.sessions import Conn, Late, Sessions
 from ..texts import printable, without_passwords
 from . import results
 
-log = logging.getLogger("outbox.mcp")
 T = TypeVar("T")
 
 VIEWER = (
     "the database role of this server may only look. Give one that may operate, of the group outbox_operator "
     "(docs/roles.md)"
 )
+
+
+class Unavailable(ToolError):
+    """The database doesn't answer now. It may do so later."""
 
 
 class Asking:
@@ -47,21 +49,27 @@ class Asking:
             raise _told(error, self._reads) from error
 
     async def change(self, what: Callable[[Conn], Any]) -> str:
-        """Makes a change in a transaction, and returns what it returns as a text. Raises ToolError if it is refused."""
+        """Makes a change, and returns what it returns as the text of a result. Raises what `make` raises."""
+        return results.document(await self.make(what))
+
+    async def make(self, what: Callable[[Conn], T]) -> T:
+        """Makes a change in a transaction, and returns what it returns. Raises ToolError if it is refused."""
         try:
-            return results.document(await self._writes.run(what))
+            return await self._writes.run(what)
         except psycopg.errors.QueryCanceled as error:
             raise ToolError("It is held by somebody else's transaction: nothing was changed. Try again.") from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise ToolError(f"Nothing was changed: {VIEWER}") from error
-        except (Late, psycopg.OperationalError) as error:
-            said = self._writes.explain(error)
-            raise ToolError(f"{said} It may have been done: look whether it was before you try again.") from error
         except Exception as error:
-            raise _told(error, self._writes) from error
+            told = _told(error, self._writes)
+            if isinstance(told, Unavailable):
+                told = Unavailable(f"{told} It may have been done: look whether it was before you try again.")
+            raise told from error
 
 
 def _told(error: Exception, sessions: Sessions) -> ToolError:
+    if isinstance(error, Late | psycopg.OperationalError) and not isinstance(error, OutboxError):
+        return Unavailable(sessions.explain(error))
     if not isinstance(error, OutboxError):
         return ToolError(sessions.explain(error))
     diag = error.diag if isinstance(error, psycopg.Error) else None

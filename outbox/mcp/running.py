@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -28,7 +28,7 @@ from ..errors import NotFound, SettingsError
 from ..operations import look
 from ..operations.sessions import Conn
 from . import results
-from .asking import Asking
+from .asking import Asking, Unavailable
 from .operating import started
 
 WAIT = 45.0
@@ -84,45 +84,66 @@ class Running:
         entity = data.pop(self._entity, None)
         if entity is None:
             entity = f"mcp-{uuid4()}"
-        await self._asking.change(lambda conn: asdict(started(conn, self._pipeline, entity, data, self._by, None)))
-        return await self._ended(entity, context)
+        try:
+            made = await self._asking.make(lambda conn: started(conn, self._pipeline, entity, data, self._by, None))
+        except Unavailable as error:
+            raise ToolError(f"{error} Call this tool again with the {self._entity} {entity}.") from error
+        return await self._ended(
+            {"pipeline": self._pipeline.name, self._entity: entity, "created": made.created}, context
+        )
 
-    async def _ended(self, entity: str, context: Context[Any, Any]) -> str:
-        """Waits until the workflow has ended, and returns its data. Raises ToolError if its job is dead."""
-        until, pause, seen, steps = time.monotonic() + self._wait, FIRST, None, 0
+    async def _ended(self, run: dict[str, Any], context: Context[Any, Any]) -> str:
+        """Waits until the workflow has ended, and returns its data. Raises ToolError if its job is dead.
 
-        def look_again(conn: Conn) -> tuple[str, bool, bool]:
-            status, ended, dead = drive(conn, standing(self._pipeline.name, entity))
-            if status is None:
-                raise NotFound(f'the workflow of entity "{entity}" was deleted')
-            return status, ended, dead
-
+        A database that doesn't answer meanwhile is asked again.
+        """
+        until, pause, told = time.monotonic() + self._wait, FIRST, list[_Standing]()
         while True:
-            now = await self._asking.read(look_again)
-            status, ended, dead = now
             left = until - time.monotonic()
-            if ended:
-                return await self._asking.look(lambda conn: self._result(conn, entity), _how(entity, self._pipeline))
-            if now != seen or left <= 0:
-                said = await self._asking.read(lambda conn: drive(conn, why.asked(self._pipeline.name, entity)))
-                about = {"pipeline": self._pipeline.name, self._entity: entity, "status": status, "why": said.sentence}
-                if dead:
-                    raise ToolError(results.text({"error": "its job is dead", **about, "remedy": said.remedy}))
-                if left <= 0:
-                    how = f"It goes on. Call this tool again with this {self._entity} to wait for it."
-                    return results.document({**about, "ended": False, "what_now": how})
-                steps += 1
-                await context.report_progress(steps, None, results.text(about))
-            seen = now
+            try:
+                now = await self._asking.read(lambda conn: self._standing(conn, run[self._entity]))
+                if now.ended:
+                    how = "Call show_workflow for it with `at`, and with `offset` = `shown`."
+                    return await self._asking.look(lambda conn: {**run, **self._result(conn, run[self._entity])}, how)
+                why = now.why
+            except Unavailable as error:
+                now, why = None, str(error)
+            if now is not None and now.dead:
+                raise ToolError(results.text({"error": "its job is dead", **run, **asdict(now)}))
+            if left <= 0:
+                how = f"It goes on. Call this tool again with this {self._entity} to wait for it."
+                return results.document(
+                    {**run, "ended": False, "status": now and now.status, "why": why, "what_now": how}
+                )
+            if now is not None and now not in told[-1:]:
+                told.append(now)
+                await context.report_progress(len(told), None, results.text({**run, "status": now.status, "why": why}))
             await asyncio.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST)
 
+    def _standing(self, conn: Conn, entity: str) -> _Standing:
+        status, ended, dead = drive(conn, standing(self._pipeline.name, entity))
+        if status is None:
+            raise NotFound(f'the workflow of entity "{entity}" was deleted')
+        if ended:
+            return _Standing(status, True, False, "It has ended.", None)
+        said = drive(conn, why.asked(self._pipeline.name, entity))
+        return _Standing(status, False, dead, said.sentence, said.remedy)
+
     def _result(self, conn: Conn, entity: str) -> dict[str, Any]:
         row = look.find_one(conn, entity, self._pipeline.name)
-        return {
-            "pipeline": row["pipeline"], self._entity: entity, "status": row["current_status"], "ended": True,
-            "metadata": row["metadata"],
-        }  # fmt: skip
+        return {"ended": True, "status": row["current_status"], "metadata": row["metadata"]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """Where a workflow is. Two are the same if nothing has happened to it in between."""
+
+    status: str
+    ended: bool
+    dead: bool
+    why: str = field(compare=False)
+    remedy: str | None = field(compare=False)
 
 
 def check_names(names: Collection[str], taken: Collection[str]) -> None:
@@ -149,9 +170,3 @@ def _schema(name: str, pipeline: Pipeline[Any]) -> dict[str, Any]:
             "object with a JSON schema"
         )
     return {**schema, "properties": schema.get("properties", {})}
-
-
-def _how(entity: str, pipeline: Pipeline[Any]) -> str:
-    return (
-        f"Call show_workflow with entity_id {entity}, pipeline {pipeline.name} and `at`, and with `offset` = `shown`."
-    )
