@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,10 +13,7 @@ from ..definition.pipeline import Pipeline
 from ..errors import SettingsError
 from . import application, logs, page
 from .connection import dsn_of
-from .options import app_option, log_options, user_name
-
-if TYPE_CHECKING:
-    from mcp.server import MCPServer
+from .options import Number, app_option, log_options, user_name
 
 TOKEN = "OUTBOX_MCP_TOKEN"  # noqa: S105 - the name of a setting
 """The setting with the token. It is no option, because lists of processes show those."""
@@ -36,7 +33,7 @@ TOKEN = "OUTBOX_MCP_TOKEN"  # noqa: S105 - the name of a setting
     help="Offer a pipeline of --app as a tool, which starts a workflow and returns its result; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--wait", metavar="SECONDS", type=click.FloatRange(0, 86_400), default=45.0, show_default=True,
+    "--wait", metavar="SECONDS", type=Number(0, 86_400), default=45.0, show_default=True,
     help="How long a call of such a tool waits for the result.",
 )  # fmt: skip
 @click.option("--http", is_flag=True, help="Serve by streamable HTTP, at /mcp, instead of standard input and output.")
@@ -83,7 +80,7 @@ def mcp_command(
                 stdio.serve(server)
 
 
-def _serve(server: MCPServer[Any], host: str, port: int, hosts: tuple[str, ...]) -> None:
+def _serve(server: Any, host: str, port: int, hosts: tuple[str, ...]) -> None:
     """Serves by HTTP until a signal."""
     import uvicorn
 

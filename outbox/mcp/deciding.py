@@ -12,6 +12,7 @@ from ..checks import MAX_NAME
 from ..client import approvals
 from ..client.pipelines import PipelineLike, Unchecked
 from ..definition.pipeline import Pipeline
+from ..operations import look
 from ..operations.sessions import Conn
 from .asking import Asking
 from .errors import OwnQuestion
@@ -55,8 +56,8 @@ class Deciding:
 
         def make(conn: Conn) -> dict[str, Any]:
             asked = found_question(conn, question)
-            if asked["asked_by"] in (self._decide_as, self._by):
-                raise OwnQuestion(asked["asked_by"])
+            for name in look.askers(conn, asked["id"]) & {self._decide_as, self._by}:
+                raise OwnQuestion(name)
             pipeline: PipelineLike = self._pipelines.get(asked["pipeline"]) or Unchecked(asked["pipeline"])
             status = approvals.decide(
                 conn, pipeline, asked["entity_id"], decision, by=self._decide_as, reason=reason, edit=edit, about=about,

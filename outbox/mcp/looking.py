@@ -47,8 +47,8 @@ class Looking:
         is not known whether they have happened, limits, workers and relays. With a pipeline, only its statuses.
         """
         if pipeline is None:
-            return await self._asking.look(look.status)
-        return await self._asking.look(lambda conn: {"overview": _overview(conn, pipeline)})
+            return await self._asking.look(look.status, "Call this tool for one pipeline.")
+        return await self._asking.look(lambda conn: {"overview": _overview(conn, pipeline)}, "Use list_workflows.")
 
     async def list_workflows(
         self,

@@ -23,6 +23,9 @@ MOST = 16_000
 LEAST = 40
 """Characters that a value has room for, if it is there at all. With less, fewer values are shown."""
 
+KEY = 200
+"""Characters of a key that are shown. Keys are names, and longer ones are data in the wrong place."""
+
 CUTS = 20
 """How many of the cut places a result lists."""
 
@@ -42,12 +45,11 @@ def part(value: Any, at: str, offset: int) -> str:
     Raises NotFound if the pointer leads nowhere.
     """
     found = _at(value, at)
-    whole = found if isinstance(found, str) else text(found)
-    piece = whole[offset : offset + MOST]
-    end = offset + len(piece)
+    is_string = isinstance(found, str)
+    ahead = found[offset : offset + MOST + 1] if is_string else _between(found, offset, offset + MOST + 1)
     return text({
-        "at": at, "is": "string" if isinstance(found, str) else "JSON", "characters": len(whole), "offset": offset,
-        "text": piece, "next_offset": end if end < len(whole) else None,
+        "at": at, "is": "string" if is_string else "JSON", "offset": offset, "text": ahead[:MOST],
+        "next_offset": offset + MOST if len(ahead) > MOST else None,
     })  # fmt: skip
 
 
@@ -79,6 +81,18 @@ def _parts(value: Any) -> Iterator[str]:
         yield _string(value.isoformat() if isinstance(value, datetime) else str(value))
 
 
+def _between(value: Any, start: int, end: int) -> str:
+    """Returns characters of a value's JSON text. What comes later is not written."""
+    found, place = list[str](), 0
+    for each in _parts(value):
+        if place + len(each) > start:
+            found.append(each[max(0, start - place) : end - place])
+        place += len(each)
+        if place >= end:
+            break
+    return "".join(found)
+
+
 _UNSEEN = re.compile(r"[^ -~]")
 
 
@@ -93,7 +107,7 @@ def _string(value: str) -> str:
 def _size(value: Any, most: int) -> int:
     """Returns how many characters of JSON a value has, counted until it is more than `most`."""
     size = 0
-    for each in _parts(value if not isinstance(value, str) else value[: most + 1]):
+    for each in _parts(value[: most + 1] if isinstance(value, str) else value):
         size += len(each)
         if size > most:
             break
@@ -115,13 +129,21 @@ def _fit(value: Any, room: int, at: str, cuts: list[dict[str, Any]]) -> Any:
     items = list(islice(value.items() if isinstance(value, dict) else enumerate(value), max(1, room // LEAST)))
     if len(items) < len(value):
         cuts.append({"at": at, "items": len(value), "shown": len(items)})
+    if any(len(key) > KEY for key, _ in items if isinstance(key, str)):
+        cuts.append({"at": at, "long keys": "are cut"})
     fitted: dict[Any, Any] = {}
     for done, (key, each) in enumerate(sorted(items, key=lambda item: _size(item[1], room))):
-        share = max(LEAST, room // (len(items) - done))
-        name = f"{key}" if isinstance(value, list | tuple) else f'"{key}": '
-        fitted[key] = _fit(each, max(LEAST, share - len(name)), f"{at}/{_token(key)}", cuts)
-        room -= _size(fitted[key], share) + len(name)
-    return {key: fitted[key] for key, _ in items} if isinstance(value, dict) else [fitted[key] for key, _ in items]
+        name = _size(_key(key), room) + len(": , ")
+        share = max(LEAST, room // (len(items) - done) - name)
+        fitted[key] = _fit(each, share, f"{at}/{_token(key)}", cuts)
+        room -= _size(fitted[key], share) + name
+    if isinstance(value, dict):
+        return {_key(key): fitted[key] for key, _ in items}
+    return [fitted[key] for key, _ in items]
+
+
+def _key(key: Any) -> Any:
+    return key[:KEY] + "…" if isinstance(key, str) and len(key) > KEY else key
 
 
 def _token(key: object) -> str:

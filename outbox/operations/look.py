@@ -220,6 +220,11 @@ def question(conn: psycopg.Connection[Any], id_: UUID) -> Row | None:
     return next(iter(rows(conn, SQL["question"], id=id_)), None)
 
 
+def askers(conn: psycopg.Connection[Any], id_: UUID) -> set[str]:
+    """Returns who has asked a question: who it says, or else who has started the workflow or one of its ancestors."""
+    return {row["name"] for row in rows(conn, SQL["askers"], id=id_)}
+
+
 def effects(
     conn: psycopg.Connection[Any], *, pipeline: str | None = None, unknown: bool = False, limit: int = MOST
 ) -> Listed:

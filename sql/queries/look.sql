@@ -165,6 +165,18 @@ JOIN outbox.workflow_states AS w ON w.id = a.workflow_id
 CROSS JOIN LATERAL (SELECT CASE WHEN a.own_data THEN coalesce(a.edited, a.data) ELSE w.metadata END AS data) AS d
 WHERE a.id = %(id)s::uuid;
 
+-- name: askers
+-- Returns who has asked a question: who it says, or else who has started its workflow or, of one that was spawned, an ancestor of it.
+-- Reads approvals, children, state_changes. Uses approvals_pkey, children_pkey, state_changes_pkey.
+WITH RECURSIVE line (id) AS (
+    SELECT a.workflow_id FROM outbox.approvals AS a WHERE a.id = %(id)s::uuid AND a.asked_login IS NOT NULL
+    UNION
+    SELECT c.parent_id FROM line AS l JOIN outbox.children AS c ON c.child_id = l.id
+)
+SELECT a.asked_by AS name FROM outbox.approvals AS a WHERE a.id = %(id)s::uuid AND a.asked_by IS NOT NULL
+UNION
+SELECT s.actor FROM line AS l JOIN outbox.state_changes AS s ON s.workflow_id = l.id AND s.version = 1;
+
 -- name: signals_of_workflow
 -- Returns the signals sent to a workflow, latest first.
 -- Reads signals. Uses signals_are_one_by_id.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from apps.cli import orders, posts, tickets
 from kit.pipelines import deployed, drain, status_of, value
 from kit.roles import dsn_as, forget_groups
 from kit.talking import ask, ask_in_vain, said, talk
-from outbox import InvalidInput, Pipeline, WaitForApproval
+from outbox import InvalidInput, Pipeline, Run, WaitForApproval, WaitForChildren
 from outbox.database import migrations
 from outbox.mcp import mcp_server
 
@@ -270,3 +271,57 @@ def test_questions_are_listed_page_by_page_and_large_data_is_read_to_its_end(con
                 return found
 
     assert talk(server, read) == texts
+
+
+def test_nobody_decides_what_a_child_of_their_workflow_has_asked(conn: Conn, dsn: str) -> None:
+    child = deployed(conn, reviewed())
+    parents: Pipeline[Any] = Pipeline("parents", initial="NEW", final={"DONE"})
+
+    def spawn(run: Run[Any]) -> WaitForChildren[Any]:
+        run.spawn(child, "r1", {})
+        return WaitForChildren(to="DONE", status="WAITING")
+
+    parents.stage("spawn", on="NEW", to={"WAITING", "DONE"})(spawn)
+    parents.allow("WAITING", to="DONE")
+    deployed(conn, parents)
+    server = mcp_server(dsn, operate=True, by="helper", decide_as="sarah")
+    ask(server, "submit_workflow", pipeline="parents", entity_id="p1", data={})
+    drain([parents, child], dsn)
+    (asked,) = ask(server, "list_questions")["questions"]
+    answer = {"question": asked["id"], "decision": "approve", "shown": asked["shown"]}
+    assert '"helper" has asked this question' in ask_in_vain(server, "decide", **answer)
+    assert ask(mcp_server(dsn, decide_as="ben"), "decide", **answer)["status"] == "APPROVED"
+
+
+def test_who_a_question_names_as_its_asker_is_the_only_one(conn: Conn, dsn: str) -> None:
+    """The program that has submitted it for somebody may decide it; the person that it names may not."""
+    pipeline: Pipeline[Any] = Pipeline("named", initial="NEW", final={"APPROVED", "REJECTED"})
+    pipeline.stage("ask", on="NEW", to="WAITING")(
+        lambda run: WaitForApproval("Send it?", status="WAITING", asked_by="eva")
+    )
+    pipeline.allow("WAITING", to={"APPROVED", "REJECTED"})
+    deployed(conn, pipeline)
+    pipeline.submit(conn, "n1", {}, by="shop")
+    drain(pipeline, dsn)
+    (asked,) = ask(mcp_server(dsn), "list_questions")["questions"]
+    answer = {"question": asked["id"], "decision": "approve", "shown": asked["shown"]}
+    assert '"eva" has asked' in ask_in_vain(mcp_server(dsn, decide_as="eva"), "decide", **answer)
+    assert ask(mcp_server(dsn, decide_as="shop"), "decide", **answer)["status"] == "APPROVED"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"text": "a\0b"}, "NUL"),
+        ({"text": "\ud800"}, "surrogate"),
+        ({"text": "x" * 33 * 2**20}, "the limit is"),
+        ({"deep": json.loads("[" * 200 + "]" * 200)}, "nested"),
+        ("no object", "dict"),
+    ],
+    ids=["nul", "surrogate", "large", "deep", "text"],
+)
+def test_data_that_cannot_be_stored_is_refused_and_starts_nothing(conn: Conn, dsn: str, data: Any, words: str) -> None:
+    deployed(conn, reviewed())
+    server = mcp_server(dsn, operate=True)
+    assert words in ask_in_vain(server, "submit_workflow", pipeline="reviewed", entity_id="e", data=data)
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states") == 0
