@@ -23,6 +23,9 @@ MOST = 16_000
 LEAST = 40
 """Characters that a value has room for, if it is there at all. With less, fewer values are shown."""
 
+PLACE = 1_000
+"""Characters of the pointer to a place. What is further in is read with what it is in."""
+
 KEY = 200
 """Characters of a key that are shown. Keys are names, and longer ones are data in the wrong place."""
 
@@ -128,14 +131,17 @@ def _fit(value: Any, room: int, at: str, cuts: list[dict[str, Any]]) -> Any:
         return value  # a number of thousands of digits
     items = list(islice(value.items() if isinstance(value, dict) else enumerate(value), max(1, room // LEAST)))
     if len(items) < len(value):
-        cuts.append({"at": at, "items": len(value), "shown": len(items)})
-    if any(len(key) > KEY for key, _ in items if isinstance(key, str)):
-        cuts.append({"at": at, "long keys": "are cut"})
+        cuts.append({"at": at, "items": len(value), "items_shown": len(items)})
     fitted: dict[Any, Any] = {}
     for done, (key, each) in enumerate(sorted(items, key=lambda item: _size(item[1], room))):
         name = _size(_key(key), room) + len(": , ")
         share = max(LEAST, room // (len(items) - done) - name)
-        fitted[key] = _fit(each, share, f"{at}/{_token(key)}", cuts)
+        place, inner = f"{at}/{_token(key)}", list[dict[str, Any]]()
+        fitted[key] = _fit(each, share, place, inner)
+        if len(place) <= PLACE and _key(key) == key:
+            cuts += inner
+        elif {"at": at} not in cuts:
+            cuts.append({"at": at})
         room -= _size(fitted[key], share) + name
     if isinstance(value, dict):
         return {_key(key): fitted[key] for key, _ in items}

@@ -103,7 +103,7 @@ class Running:
             try:
                 now = await self._asking.read(lambda conn: self._standing(conn, run[self._entity]))
                 if now.ended:
-                    how = "Call show_workflow for it with `at`, and with `offset` = `shown`."
+                    how = "Call show_workflow for it with `at`; for a string, go on with `offset` = `shown`."
                     return await self._asking.look(lambda conn: {**run, **self._result(conn, run[self._entity])}, how)
                 why = now.why
             except Unavailable as error:

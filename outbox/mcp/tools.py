@@ -23,7 +23,7 @@ At = Annotated[
 ]
 Offset = Annotated[int, Field(ge=0, description="With `at`: the character at which to begin.")]
 
-REST = "Call this tool again with `at`, and with `offset` = `shown`."
+REST = "Call this tool again with `at`; for a string, go on with `offset` = `shown`."
 
 
 def looks(function: Callable[..., Any]) -> Tool:

@@ -58,7 +58,9 @@ def test_what_is_large_is_cut_and_says_where(value: dict[str, Any]) -> None:
     found = json.loads(written)
     assert found["how_to_read_what_is_cut"] == "read on"
     assert found["cut"]
+    assert len(json.dumps(found["cut"])) < 2 * MOST
     for cut in found["cut"]:
+        assert len(cut["at"]) <= 1_000
         json.loads(part(value, cut["at"], 0))
     if "small" in value:
         assert found["small"] == "kept"
