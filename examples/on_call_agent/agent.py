@@ -47,9 +47,9 @@ async def model(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
 
 
 def _read(part: ToolReturnPart) -> dict[str, Any]:
-    content = part.content
-    found: dict[str, Any] = json.loads(content) if isinstance(content, str) else content
-    return found
+    content = json.loads(part.content) if isinstance(part.content, str) else part.content
+    assert isinstance(content, dict)
+    return content
 
 
 outbox = MCPToolset(
