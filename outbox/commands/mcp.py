@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import closing
 from typing import Any
 
@@ -77,6 +78,8 @@ def mcp_command(
             if http:
                 _serve(server, host, port, hosts)
             else:
+                if sys.stdin.isatty():
+                    click.echo("A client talks to this by standard input and output: see docs/mcp.md", err=True)
                 stdio.serve(server)
 
 

@@ -20,10 +20,17 @@ from typing import Any
 
 from mcp.server import MCPServer
 
+from ..errors import SettingsError
+
 
 @contextmanager
 def unbuffered() -> Iterator[None]:
-    """Is a block in which nothing printed waits for a time when standard output is the protocol's again."""
+    """Is a block in which nothing printed waits for a time when standard output is the protocol's again.
+
+    Raises SettingsError if standard input or output is closed.
+    """
+    if sys.stdin is None or sys.stdout is None:
+        raise SettingsError("standard input or output is closed: the client that starts this talks by them")
     sys.stdout.flush()
     # As `python -u` does it.
     raw = io.FileIO(1, "wb", closefd=False)
@@ -59,6 +66,8 @@ def serve(server: MCPServer[Any]) -> None:
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run("stdio")
+    except* BrokenPipeError:
+        pass  # the client has gone without waiting for its answer
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -114,6 +117,33 @@ def test_a_signal_ends_it_in_the_middle_of_a_call_without_a_traceback(
         process.send_signal(number)
         assert process.wait(DEADLINE) == code
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_client_that_goes_without_its_answer_is_no_failure(dsn: str) -> None:
+    with Outbox(dsn).process("mcp") as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write(HELLO)
+        process.stdin.flush()
+        process.stdout.readline()
+        process.stdout.close()
+        process.stdin.write(rpc(2, "tools/list"))
+        process.stdin.close()
+        assert process.wait(DEADLINE) == 0
+        assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_without_standard_input_or_output_it_says_so(dsn: str, closed: str) -> None:
+    ours = command(dsn)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m outbox mcp {closed}', sys.executable],
+        env={**os.environ, **(ours.env or {})}, capture_output=True, timeout=DEADLINE,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "standard input or output is closed" in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
 
 
 def test_a_server_that_is_killed_in_a_call_leaves_the_workflow_to_the_workers(conn: Conn, dsn: str) -> None:
