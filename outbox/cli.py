@@ -50,6 +50,7 @@ COMMANDS = {
     "parked": "outbox.commands.relay:parked",
     "doctor": "outbox.commands.look:doctor_command",
     "ui": "outbox.commands.ui:ui_command",
+    "mcp": "outbox.commands.mcp:mcp_command",
     "psql": "outbox.commands.dev:psql",
     "demo": "outbox.demo.command:demo",
 }

@@ -47,6 +47,9 @@ SQL = _OWN + "test_what_cannot_be_is_refused_of_plain_sql_too"
 AMQP = "tests/messages/test_publisher.py::test_what_amqp_cannot_carry_is_parked_and_says_what_it_is"
 UNREADABLE = "tests/messages/test_receive.py::test_what_cannot_be_read_is_parked_once_with_its_reason"
 
+_MCP = "tests/doors/test_mcp_"
+_MCP_LOOKS = _MCP + "looking.py::"
+
 _INVALID = "refused: `InvalidInput`, field `data`"
 
 ROWS = [
@@ -426,6 +429,46 @@ ROWS += [
         "dead with the reason; put back until a newer worker takes it",
         ("tests/definition/test_stranded.py::test_data_of_a_version_that_has_no_upgrade_is_dead_and_listed",
          "tests/definition/test_stranded.py::test_an_old_worker_leaves_newer_data_to_newer_workers")),
+    # The Model Context Protocol.
+    Row("MCP", "arguments that don't fit, that a tool doesn't have; an unknown workflow, question, pipeline or tool", "mcp",
+        "an error of the tool, which says what fits; the server goes on",
+        (_MCP_LOOKS + "test_arguments_that_do_not_fit_are_an_error_of_the_tool",)),
+    Row("MCP", "NUL, a lone surrogate, 33 MB, nested 200 deep; what doesn't fit the model", "mcp",
+        "an error of the tool; nothing is started",
+        (_MCP + "operating.py::test_data_that_cannot_be_stored_is_refused_and_starts_nothing",
+         _MCP + "operating.py::test_data_is_validated_by_the_model_or_else_by_the_database",
+         _MCP + "running.py::test_arguments_that_do_not_fit_start_nothing")),
+    Row("MCP", "an answer to one's own question, to a question that has ended, about data that has changed", "mcp",
+        "an error of the tool; nothing is decided",
+        (_MCP + "operating.py::test_nobody_decides_what_they_have_asked",
+         _MCP + "operating.py::test_nobody_decides_what_a_child_of_their_workflow_has_asked",
+         _MCP + "operating.py::test_a_decision_on_data_that_has_changed_is_refused_until_it_is_read_again")),
+    Row("MCP", "a database that is down, frozen, without the schema, or held by others", "mcp",
+        "an error of the tool, without a password; the server recovers",
+        (_MCP + "transports.py::test_a_database_that_is_down_or_frozen_is_an_error_of_the_tool_and_the_server_recovers",
+         _MCP + "transports.py::test_a_call_that_waits_outlives_a_restart_of_the_database",
+         _MCP + "transports.py::test_no_password_is_in_an_error_or_in_the_log",
+         _MCP + "operating.py::test_what_is_held_by_another_transaction_is_left_as_it_is")),
+    Row("MCP", "data of megabytes, of a hundred thousand keys, with keys of 50,000 characters", "mcp",
+        "cut, with the places at which the same tool reads on to the end",
+        (_MCP + "results.py::test_what_is_large_is_cut_and_says_where",
+         _MCP_LOOKS + "test_large_data_is_cut_and_can_be_read_to_its_end")),
+    Row("MCP", "texts with instructions, ends of documents, escapes, signs that are not seen", "mcp",
+        "stay strings of a JSON document, in which each of them is seen",
+        (_MCP_LOOKS + "test_texts_of_the_database_stay_strings_in_which_nothing_is_invisible",
+         _MCP + "results.py::test_what_fits_is_the_same_document_without_a_character_that_is_not_seen")),
+    Row("MCP", "an application that prints; lines that are no JSON or not UTF-8", "mcp, stdio",
+        "nothing but the protocol is on standard output",
+        (_MCP + "transports.py::test_nothing_but_the_protocol_is_on_stdout_whatever_the_application_and_the_data_say",)),
+    Row("MCP", "another Host or Origin, no token or a wrong one, a proxy, a request of 5 MB", "mcp, HTTP",
+        "refused: 421, 403, 401, 403, 413",
+        (_MCP + "transports.py::test_this_machine_talks_to_it_by_http_and_pages_of_others_do_not",
+         _MCP + "transports.py::test_with_a_token_nobody_comes_in_without_it",
+         _MCP + "transports.py::test_a_request_that_is_too_large_is_refused_and_the_server_goes_on")),
+    Row("MCP", "a tool that can't be one: a name of another, no object, no pipeline; a host without a token", "mcp",
+        "refused at the start: `SettingsError`",
+        (_MCP + "running.py::test_what_can_be_no_tool_is_refused_at_the_start",
+         _MCP + "transports.py::test_wrong_usage_is_said_at_the_start")),
     # The broker.
     Row("Broker", "a routing key over 255 bytes; headers that AMQP can't encode", "relay",
         "parked with the reason; the others go", (AMQP,)),

@@ -13,13 +13,14 @@ from uuid import UUID
 import psycopg
 
 from .. import documents, texts
+from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
 from ..database.statements import text_array
 from ..documents import EntityId
 from ..errors import InvalidInput, NotDeployed
 from .acting import acting
 from .execute import Steps, drive, execute
-from .pipelines import PipelineLike
+from .pipelines import PipelineLike, name_of
 
 SQL = statements.load("submit")
 
@@ -46,6 +47,20 @@ def submit(
     """Starts a workflow. See Pipeline.submit."""
     steps = acting(_submit_one(pipeline.name, *_checked(pipeline, entity_id, data)), by, reason)
     return execute(conn, steps, whole=(by or reason) is not None)
+
+
+def submit_by_name(pipeline: str, conn: Any, entity_id: EntityId, data: Any, by: str | None, reason: str | None) -> Any:
+    """Starts a workflow of a pipeline whose code isn't here: the database checks the data, as that of any program.
+
+    The database raises UnknownPipeline and DataRefused.
+    """
+    texts.check_optional(by, "by", MAX_NAME)
+    texts.check_optional(reason, "reason", MAX_QUESTION)
+    told = {
+        "pipeline": name_of(pipeline), "entity": documents.entity(entity_id),
+        "metadata": documents.dump_any(data, "data"), "by": by, "reason": reason,
+    }  # fmt: skip
+    return execute(conn, _submit_by_name(told))
 
 
 def submit_many(
@@ -87,6 +102,11 @@ def _submit_one(pipeline: str, entity_id: str, metadata: str) -> Steps[Submitted
     if id_ is None:
         raise _not_deployed(pipeline)
     return Submitted(UUID(id_), entity_id, status, created)
+
+
+def _submit_by_name(told: dict[str, Any]) -> Steps[Submitted]:
+    ((id_, status, created),) = yield SQL["workflow_submit_by_name"], told
+    return Submitted(UUID(id_), told["entity"], status, created)
 
 
 def _submit_all(pipeline: str, items: Iterable[tuple[str, str]], of_code: bool = True) -> Steps[int]:

@@ -22,7 +22,7 @@ from ..database.statements import text_array
 from ..database.steps import Statement, perform, perform_async
 from ..errors import InvalidInput, NeverReached, NotFound, WaitTimeout
 from . import lists, why
-from .execute import taking, taking_async
+from .execute import Steps, taking, taking_async
 
 SQL = statements.load("wait")
 Data = TypeVar("Data")
@@ -93,6 +93,13 @@ async def wait_async(
             _wait(pipeline, wanted, seconds), taking_async(found), nap
         )
         return workflow
+
+
+def standing(pipeline: str, entity_id: str) -> Steps[tuple[str | None, bool, bool]]:
+    """Returns a workflow's status (None: there is none), whether it has ended, and whether its job is dead."""
+    about = {"pipeline": pipeline, "entity": entity_id, "statuses": text_array(()), "since": 0}
+    ((status, ended, dead, *_),) = yield SQL["standing"], about
+    return status, ended, dead
 
 
 def _wait_on_own(dsn: str, steps: Any, wanted: Wanted, listens: bool) -> Any:

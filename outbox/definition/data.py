@@ -160,6 +160,16 @@ class DataType:
         # By alias and name: Outbox writes the fields by their names, and others may write them by their aliases.
         return self._adapter.validate_json(text, by_alias=True, by_name=True)
 
+    def read_given(self, text: str) -> Any:
+        """Returns data from JSON text that fits `json_schema`, such as a program or a model sends it.
+
+        Raises InvalidInput if it doesn't fit.
+        """
+        try:
+            return self._adapter.validate_json(text, by_alias=True, by_name=True)
+        except ValidationError as error:
+            raise InvalidInput("data", texts.explain(error)) from None
+
     def _marked(self, text: str) -> str:
         if self._version == 1:
             return text

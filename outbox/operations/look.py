@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from psycopg.abc import Buffer
@@ -212,6 +213,16 @@ def approvals(
     if not found:
         _require_known(conn, pipeline)
     return found
+
+
+def question(conn: psycopg.Connection[Any], id_: UUID) -> Row | None:
+    """Returns a question, open or ended, with what it is about now; None if there is none."""
+    return next(iter(rows(conn, SQL["question"], id=id_)), None)
+
+
+def askers(conn: psycopg.Connection[Any], id_: UUID) -> set[str]:
+    """Returns who has asked a question: who it says, or else who has started the workflow or one of its ancestors."""
+    return {row["name"] for row in rows(conn, SQL["askers"], id=id_)}
 
 
 def effects(

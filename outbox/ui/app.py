@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 
 from ..checks import check_seconds
 from ..definition.pipeline import Pipeline
+from ..operations.sessions import PATIENCE, Sessions
 from .guard import Guard, Identify
 from .live import Live, events
 from .pages import bulk, dead, inbox, overview, pipeline, rest, workflow, workflows
 from .person import LOOKING, Person
-from .sessions import PATIENCE, Sessions
 from .site import Site
 from .stored import Hide
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
-from uuid import UUID
 
 import psycopg
 
@@ -28,11 +27,6 @@ def moves_of(conn: Conn, workflow: Row) -> Row:
 def moves_within(conn: Conn, pipeline: str, status: str | None) -> list[str]:
     """Returns the statuses to which some workflow of a pipeline may be moved, or those in one of its statuses."""
     return [row["status"] for row in rows(conn, SQL["moves_within"], pipeline=pipeline, status=status)]
-
-
-def question(conn: Conn, id_: UUID) -> Row | None:
-    """Returns a question, open or ended, with what it is about now; None if there is none."""
-    return next(iter(rows(conn, SQL["question"], id=id_)), None)
 
 
 def pipeline_map(conn: Conn, pipeline: str) -> Row | None:

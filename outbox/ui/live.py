@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from ..operations.sessions import Conn, Sessions
 from . import facts
-from .sessions import Conn, Sessions
 from .shared import Shared
 
 EVERY = 1.0

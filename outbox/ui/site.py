@@ -22,10 +22,10 @@ from ..definition.pipeline import Pipeline
 from ..errors import InvalidInput, NotFound, OutboxError, Refused
 from ..operations.finding import Finding
 from ..operations.look import COUNTED
+from ..operations.sessions import Late, Panel, Sessions
 from ..texts import age
 from . import stored
 from .person import Person
-from .sessions import Late, Panel, Sessions
 from .shared import Shared
 from .stored import Hide, Hiding
 

@@ -17,22 +17,6 @@ SELECT DISTINCT l.to_status AS status FROM outbox.legal_changes AS l
 WHERE l.pipeline = %(pipeline)s::text AND (%(status)s::text IS NULL OR l.from_status = %(status)s::text)
 ORDER BY l.to_status;
 
--- name: question
--- Returns a question with its answer, its votes, what it is about now, and the schema of that if it is the workflow's data.
--- Reads approval_votes, approvals, pipelines, workflow_states. Uses approvals_pkey, approval_votes_pkey, pipelines_pkey,
--- workflow_states_pkey.
-SELECT a.id, a.pipeline, a.entity_id, a.status, a.name, a.question, a.options, a.edits_allowed, a.own_data, a.assignee, a.asked_by,
-       a.asked_at, a.deadline, a.approvers, a.ended, a.decision, a.to_status, a.decided_by, a.login, a.reason, a.ended_at,
-       ARRAY(SELECT jsonb_build_object('person', v.person, 'option', v.option, 'cast_by', v.cast_by, 'reason', v.reason,
-                                       'counts', v.shown = outbox.shown(d.data))
-             FROM outbox.approval_votes AS v WHERE v.approval_id = a.id ORDER BY v.voted_at) AS votes,
-       d.data, outbox.shown(d.data) AS shown, outbox.shown(d.data) <> a.shown AS changed,
-       CASE WHEN NOT a.own_data THEN (SELECT p.json_schema FROM outbox.pipelines AS p WHERE p.pipeline = a.pipeline) END AS schema
-FROM outbox.approvals AS a
-JOIN outbox.workflow_states AS w ON w.id = a.workflow_id
-CROSS JOIN LATERAL (SELECT CASE WHEN a.own_data THEN coalesce(a.edited, a.data) ELSE w.metadata END AS data) AS d
-WHERE a.id = %(id)s::uuid;
-
 -- name: pipeline_map
 -- Returns the initial status of a pipeline, its statuses with their stages, and its legal changes. No row if it isn't deployed.
 -- Reads legal_changes, pipelines, routes. Uses legal_changes_pkey, pipelines_pkey, routes_pkey.

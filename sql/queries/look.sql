@@ -151,6 +151,34 @@ SELECT a.id, a.status, a.version, a.name, a.question, a.shown, a.options, a.assi
        ELSE '{}' END AS voted
 FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version DESC, a.id DESC LIMIT %(limit)s;
 
+-- name: question
+-- Returns a question with its answer, its votes, what it is about now, and the schema of that if it is the workflow's data.
+-- Reads approval_votes, approvals, pipelines, workflow_states. Uses approvals_pkey, approval_votes_pkey, pipelines_pkey,
+-- workflow_states_pkey.
+SELECT a.id, a.pipeline, a.entity_id, a.status, a.name, a.question, a.options, a.edits_allowed, a.own_data, a.assignee, a.asked_by,
+       a.asked_at, a.deadline, a.approvers, a.ended, a.decision, a.to_status, a.decided_by, a.login, a.reason, a.ended_at,
+       ARRAY(SELECT jsonb_build_object('person', v.person, 'option', v.option, 'cast_by', v.cast_by, 'reason', v.reason,
+                                       'counts', v.shown = outbox.shown(d.data))
+             FROM outbox.approval_votes AS v WHERE v.approval_id = a.id ORDER BY v.voted_at) AS votes,
+       d.data, outbox.shown(d.data) AS shown, outbox.shown(d.data) <> a.shown AS changed,
+       CASE WHEN NOT a.own_data THEN (SELECT p.json_schema FROM outbox.pipelines AS p WHERE p.pipeline = a.pipeline) END AS schema
+FROM outbox.approvals AS a
+JOIN outbox.workflow_states AS w ON w.id = a.workflow_id
+CROSS JOIN LATERAL (SELECT CASE WHEN a.own_data THEN coalesce(a.edited, a.data) ELSE w.metadata END AS data) AS d
+WHERE a.id = %(id)s::uuid;
+
+-- name: askers
+-- Returns who has asked a question: who it says, or else who has started its workflow or, of one that was spawned, an ancestor of it.
+-- Reads approvals, children, state_changes. Uses approvals_pkey, children_pkey, state_changes_pkey.
+WITH RECURSIVE line (id) AS (
+    SELECT a.workflow_id FROM outbox.approvals AS a WHERE a.id = %(id)s::uuid AND a.asked_login IS NOT NULL
+    UNION
+    SELECT c.parent_id FROM line AS l JOIN outbox.children AS c ON c.child_id = l.id
+)
+SELECT a.asked_by AS name FROM outbox.approvals AS a WHERE a.id = %(id)s::uuid AND a.asked_by IS NOT NULL
+UNION
+SELECT s.actor FROM line AS l JOIN outbox.state_changes AS s ON s.workflow_id = l.id AND s.version = 1;
+
 -- name: signals_of_workflow
 -- Returns the signals sent to a workflow, latest first.
 -- Reads signals. Uses signals_are_one_by_id.

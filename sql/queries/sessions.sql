@@ -1,4 +1,4 @@
--- What the sessions of the web page set.
+-- What the sessions of the web page and of MCP set.
 
 -- name: patience_set
 -- Sets for how many ms a statement of this transaction may run.

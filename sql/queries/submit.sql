@@ -7,6 +7,13 @@
 SELECT s.id::text, s.status, s.created
 FROM outbox.submit_of_code(%(pipeline)s::text, %(entity)s::text, %(metadata)s::text) AS s;
 
+-- name: workflow_submit_by_name
+-- Starts a workflow, or finds the one that the entity has, with data that the pipeline's code has not seen: the database checks it.
+-- See the function in sql/functions/calls.sql.
+-- Reads pipelines. Writes workflow_states. Uses workflow_states_entity_key, pipelines_pkey.
+SELECT s.id::text, s.status, s.created
+FROM outbox.submit(%(pipeline)s::text, %(entity)s::text, %(metadata)s::jsonb, %(by)s::text, %(reason)s::text) AS s;
+
 -- name: workflows_submit_count
 -- Starts the workflows that are new, and returns how many: for bulk.
 -- Reads pipelines. Writes workflow_states. Uses workflow_states_entity_key, pipelines_pkey.

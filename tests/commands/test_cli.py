@@ -32,7 +32,7 @@ Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Spawned]
 
 COMMANDS = ["dev", "migrate", "deploy", "drop", "worker", "submit", "status", "list", "show", "set-status", "cancel", "erase", "dead", "retry", "effects", "pause", "resume", "approvals", "approve",
-            "reject", "decide", "delegate", "delegations", "signal", "schedules", "relay", "parked", "doctor", "ui", "psql", "demo"]  # fmt: skip
+            "reject", "decide", "delegate", "delegations", "signal", "schedules", "relay", "parked", "doctor", "ui", "mcp", "psql", "demo"]  # fmt: skip
 APP = "apps.cli:posts"
 CANARY = "canary-s3cret"
 

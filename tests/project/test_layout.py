@@ -12,7 +12,7 @@ from tools import lowest
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 OF_NO_PACKAGE = {"apps", "chaos", "doors", "examples", "faults", "kit", "project", "races"}
-IN_DOORS = {"django"}
+IN_DOORS = {"django", "mcp"}
 """The doors whose tests are in tests/doors: a room of that name would hide the library."""
 
 

@@ -29,7 +29,8 @@ ONLY_HERE = {
     "alembic": ("alembic",),
     "django": ("django",),
     "pydantic_ai": ("agents.pydantic_ai",),
-    "starlette": ("ui",),
+    "mcp": ("mcp",),
+    "starlette": ("ui", "mcp"),
     "jinja2": ("ui",),
     "uvicorn": ("commands",),
     "watchfiles": ("commands",),
@@ -43,12 +44,12 @@ FLOORS = (
     {"definition"},
     {"messages", "operations"},
     {"engine"},
-    {"testing", "sqlalchemy", "alembic", "ui", "agents"},
+    {"testing", "sqlalchemy", "alembic", "ui", "mcp", "agents"},
     {"commands"},
     {"cli"},
     {"django"},
 )
-DOORS = {"sqlalchemy.py", "alembic.py", "django", "ui", "agents"}
+DOORS = {"sqlalchemy.py", "alembic.py", "django", "ui", "mcp", "agents"}
 QUERIES = {file.name.removesuffix(".sql") for file in files("outbox.sql").joinpath("queries").iterdir()}
 
 

@@ -11,8 +11,8 @@ from pytest_postgresql.executors import NoopExecutor
 from kit.databases import clone
 from kit.servers import DEADLINE
 from kit.shop import stock
+from outbox.operations.sessions import Sessions
 from outbox.ui import dashboard
-from outbox.ui.sessions import Sessions
 
 
 @pytest.fixture(autouse=True)

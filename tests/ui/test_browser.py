@@ -25,7 +25,8 @@ from kit.waits import TIMED, Order, orders
 from outbox import Pipeline, approval_link
 from outbox.database import migrations
 from outbox.operations import bulk as operation
-from outbox.ui import Person, dashboard, live, sessions
+from outbox.operations import sessions
+from outbox.ui import Person, dashboard, live
 from outbox.ui.pages import bulk
 
 Conn = psycopg.Connection[Any]

@@ -12,9 +12,9 @@ from starlette.requests import Request
 
 from kit.pipelines import value
 from kit.servers import DEADLINE
+from outbox.operations.sessions import Sessions
 from outbox.ui import live
 from outbox.ui.live import Live, events
-from outbox.ui.sessions import Sessions
 from outbox.ui.shared import Shared
 
 Conn = psycopg.Connection[Any]

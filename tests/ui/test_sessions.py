@@ -15,8 +15,8 @@ from kit.databases import make_database
 from kit.pipelines import value
 from kit.servers import PostgresServer
 from outbox.database import migrations
-from outbox.ui import sessions
-from outbox.ui.sessions import Late, Sessions
+from outbox.operations import sessions
+from outbox.operations.sessions import Late, Sessions
 
 Conn = psycopg.Connection[Any]
 

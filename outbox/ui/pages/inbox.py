@@ -9,14 +9,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ... import documents
 from ...client import approvals, links, questions
 from ...client.execute import drive
 from ...client.lists import check_limit
-from ...client.pipelines import PipelineLike
+from ...client.pipelines import PipelineLike, Unchecked
 from ...errors import DataChanged, InvalidInput, LinkRefused, SettingsError, TooLate
 from ...operations import look
-from .. import facts, stored
+from .. import stored
 from ..form import MOST, Field, edited, fields
 from ..site import Conn, Site, back, form, person
 
@@ -57,7 +56,7 @@ async def decide(site: Site, request: Request) -> Response:
     """Answers a question: this one, about the data that was shown. Who comes too late is told who was first."""
     who = person(request, "decide")
     id_, sent = _id(request), await form(request)
-    asked = await site.find(request, lambda conn: facts.question(conn, id_))
+    asked = await site.find(request, lambda conn: look.question(conn, id_))
     if asked is None:
         raise HTTPException(404, "There is no such question.")
     try:
@@ -104,7 +103,7 @@ async def use(site: Site, request: Request) -> Response:
 async def _show(
     site: Site, request: Request, id_: UUID, refused: HTTPException | None = None, sent: dict[str, str] | None = None
 ) -> Response:
-    asked = await site.find(request, lambda conn: facts.question(conn, id_))
+    asked = await site.find(request, lambda conn: look.question(conn, id_))
     if asked is None:
         raise HTTPException(404, "There is no such question.")
     return site.page(request, "question.html", asked=asked, **_form(site, asked, refused, sent))
@@ -126,7 +125,7 @@ async def _of_link(site: Site, token: str) -> tuple[links.ApprovalLink, look.Row
 
     def find(conn: Conn) -> tuple[links.ApprovalLink, look.Row | None]:
         found = links.open_link(conn, token)
-        return found, facts.question(conn, found.question_id)
+        return found, look.question(conn, found.question_id)
 
     try:
         found, asked = await site.reads.run(find)
@@ -183,20 +182,17 @@ def _is_large(data: Any) -> bool:
     return stored.text(data, most=MOST)[1]
 
 
-class _Unchecked:
-    """A pipeline whose code isn't here: the database checks its data as it checks that of any program."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+class _AsStored(Unchecked):
+    """A pipeline whose code isn't here. Numbers of the data that were left as they are stay as they are stored."""
 
     def dump_readable(self, data: Any) -> str:
-        """Returns data as JSON text, with the numbers that were left as they are as they are stored."""
-        documents.dump_any(data, "edit")  # checks it
+        """Returns data as JSON text."""
+        super().dump_readable(data)  # checks it
         return stored.text(data)[0]
 
 
 def _pipeline(site: Site, name: str) -> PipelineLike:
-    return site.pipelines.get(name) or _Unchecked(name)
+    return site.pipelines.get(name) or _AsStored(name)
 
 
 def _id(request: Request) -> UUID:

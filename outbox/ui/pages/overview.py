@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from ...operations import doctor, look
 from ...operations.finding import Finding
+from ...operations.sessions import Panel
 from .. import facts
 from ..graph import sparkline
-from ..sessions import Panel
 from ..site import FOLLOWS, Conn, Site
 
 STATUSES = 100

@@ -1,7 +1,7 @@
-"""Asks Postgres for the panels of a page: a few at once, each in a transaction of its own, and none for long.
+"""Asks Postgres for the page and for MCP: a few at once, each in a transaction of its own, and none for long.
 
-The lookups that the page shares with the command line are synchronous, so they run in threads. A statement that takes
-too long is ended by Postgres; if Postgres itself hangs, the socket is shut.
+The lookups that these share with the command line are synchronous, so they run in threads. A statement that takes too
+long is ended by Postgres; if Postgres itself hangs, the socket is shut.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from ..texts import printable, without_passwords
 
 SQL = statements.load("sessions")
 
-log = logging.getLogger("outbox.ui")
+log = logging.getLogger("outbox.sessions")
 T = TypeVar("T")
 Conn = psycopg.Connection[Any]
 
 PATIENCE = 3.0
-"""Seconds that a statement may run: a page that takes longer is not read any more."""
+"""Seconds that a statement may run: nobody waits longer for a page."""
 
 GRACE = 2.0
 """Seconds beyond that after which Postgres itself is given up."""
 
 MOST = 4
-"""Sessions of a page with one DSN, at most."""
+"""Sessions with one DSN in a process, at most."""
 
 _CONNECT_TIMEOUT = "3"
 """Seconds that each host has to answer, unless the DSN says otherwise."""
@@ -108,7 +108,7 @@ class Sessions:
             return f"Postgres refused this: {_line(error.diag.message_primary or error)}"
         if isinstance(error, OutboxError):
             return _line(error)
-        log.error("a panel failed", exc_info=error)
+        log.error("a lookup failed", exc_info=error)
         return "This failed. The log says why."
 
     def _work(self, task: _Task[T]) -> T:
