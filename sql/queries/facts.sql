@@ -43,7 +43,11 @@ WHERE f.minute > date_trunc('minute', now()) - interval '60 minutes' AND f.went 
 -- Reads actions, approvals, dead_counts, pauses, relays, status_counts, workers. Uses approvals_open_by_time, actions_pkey.
 SELECT coalesce((SELECT concat_ws(',', count(*), sum(c.workflows), max(c.at)) FROM outbox.status_counts AS c), '') AS flow,
        coalesce((SELECT concat_ws(',', count(*), max(c.at)) FROM outbox.dead_counts AS c), '') AS dead,
-       concat_ws(',', (SELECT count(*) FROM (SELECT FROM outbox.approvals AS a WHERE a.ended_at IS NULL LIMIT 1000) AS a),
+       -- Where there are more than are counted, an answer is seen by the status that it changes.
+       concat_ws(',', (SELECT concat_ws('.', count(*), sum(a.votes),
+                                        CASE WHEN count(*) = 1000 THEN (SELECT max(c.at) FROM outbox.status_counts AS c) END)
+                       FROM (SELECT a.votes FROM outbox.approvals AS a WHERE a.ended_at IS NULL
+                             ORDER BY a.id LIMIT 1000) AS a),
                       (SELECT a.id FROM outbox.approvals AS a WHERE a.ended_at IS NULL ORDER BY a.id DESC LIMIT 1)) AS approvals,
        concat_ws(',', (SELECT string_agg(concat_ws('.', p.pipeline, p.stage), ',') FROM outbox.pauses AS p),
                       (SELECT a.id FROM outbox.actions AS a ORDER BY a.id DESC LIMIT 1)) AS actions,

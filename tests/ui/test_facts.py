@@ -7,7 +7,8 @@ from typing import Any
 import psycopg
 
 from apps.cli import posts
-from kit.pipelines import drain, status_of
+from kit.pipelines import deployed, drain, status_of, value
+from outbox import Pipeline, Run, WaitForApproval, decide
 from outbox.operations import look
 from outbox.ui import facts
 
@@ -38,6 +39,32 @@ def test_a_mark_changes_with_what_it_is_of_and_with_nothing_else(shop: Conn, dsn
     assert status_of(shop, "new") != "RECEIVED"
     moved = facts.changes_seen(shop)
     assert "flow" in {name for name in before if after[name] != moved[name]}
+
+
+def test_the_mark_of_questions_changes_with_a_vote_and_with_an_answer_however_many_are_open(
+    conn: Conn, dsn: str
+) -> None:
+    pipeline: Pipeline[Any] = Pipeline("p", initial="NEW", final={"YES", "NO"})
+
+    @pipeline.stage("ask", on="NEW", to="ASKED", batch=100, transaction=True)
+    def ask(runs: list[Run[Any]]) -> list[WaitForApproval[Any]]:
+        return [WaitForApproval("Well?", options={"yes": "YES", "no": "NO"}, approvers={"team": 2}) for _ in runs]
+
+    pipeline.allow("ASKED", to={"YES", "NO"})
+    deployed(conn, pipeline)
+    pipeline.submit_many(conn, ((f"e{number}", {}) for number in range(1_005)))
+    drain(pipeline, dsn)
+    seen = [facts.changes_seen(conn)["approvals"]]
+    for person in ("ann", "bob"):
+        decide(conn, pipeline, "e0", "yes", by=person, groups=["team"])
+        seen.append(facts.changes_seen(conn)["approvals"])
+    latest = value(
+        conn, "SELECT entity_id FROM outbox.approvals WHERE ended_at IS NULL ORDER BY id DESC OFFSET 1 LIMIT 1"
+    )
+    for person in ("ann", "bob"):
+        decide(conn, pipeline, latest, "yes", by=person, groups=["team"])
+    seen.append(facts.changes_seen(conn)["approvals"])
+    assert len(set(seen)) == 4, seen
 
 
 def test_a_pipeline_that_is_not_deployed_has_no_map(shop: Conn) -> None:
