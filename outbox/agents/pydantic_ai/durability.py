@@ -16,8 +16,8 @@ from pydantic_ai.durable_exec import (
 from pydantic_ai.models import Model
 from pydantic_ai.tools import AgentDepsT
 
-from . import policy
-from .attempt import current, everywhere
+from .. import policy
+from ..attempt import current, everywhere
 from .operations import Backend
 
 

@@ -11,9 +11,9 @@ from contextvars import ContextVar
 from copy import copy
 from typing import Any
 
-from ...definition import hooks
-from ...definition.run import Run, SyncRun
-from ...errors import HandlerError
+from ..definition import hooks
+from ..definition.run import Run, SyncRun
+from ..errors import HandlerError
 from .budget import Budget, Spending
 
 _LONGEST = 200
