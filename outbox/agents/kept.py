@@ -41,13 +41,15 @@ class Kept:
 
 async def keep(
     attempt: Attempt, what: Described, make: Callable[[], Awaitable[Any]], *, policy: ToolPolicy = NO_POLICY,
-    before: Callable[[], None] = lambda: None, about: Any = None, told: Callable[[Any], Any] = lambda result: result,
+    before: Callable[[], None] = lambda: None, failed: Callable[[Exception], Awaitable[Any]] | None = None,
+    about: Any = None, told: Callable[[Any], Any] = lambda result: result,
 ) -> Kept:  # fmt: skip
     """Makes a call and keeps the result, which is JSON, or returns what an attempt has kept.
 
-    If the call is made, `before` is called first. A person who is asked whether an effect has happened sees `about`,
-    its arguments; `told` makes the result of the call from what the person says. Raises AgentChanged if what was kept
-    is the result of something else, and ResultRefused if the result can't be kept.
+    If the call is made, `before` is called first, and `failed` returns what the error of its last try comes to. A
+    person who is asked whether an effect has happened sees `about`, its arguments; `told` makes the result of the call
+    from what the person says. Raises AgentChanged if what was kept is the result of something else, and ResultRefused
+    if the result can't be kept.
     """
     run = attempt.run
     idempotency_key = run.effect_key(what.key) if policy.effect else f"{run.idempotency_key}:{what.key}"
@@ -58,7 +60,12 @@ async def keep(
 
     async def tried() -> Any:
         before()
-        return await policy.call(once)
+        try:
+            return await policy.call(once)
+        except Exception as error:
+            if failed is None:
+                raise
+            return await failed(error)
 
     call = Call(tried, what, told)
     kept = await call.kept(run, _asking(what, policy, about) if policy.effect else None)

@@ -1,0 +1,20 @@
+"""Makes agents of the OpenAI Agents SDK durable: `await OutboxRunner.run(agent, …)`. See docs/agents.md."""
+
+from ..attempt import durable, idempotency_key
+from ..budget import Budget
+from ..errors import BudgetExceeded, ConversationTooLong, ResultRefused
+from .place import decision
+from .runner import OutboxRunner
+from .tools import tool_policy
+
+__all__ = [
+    "Budget",
+    "BudgetExceeded",
+    "ConversationTooLong",
+    "OutboxRunner",
+    "ResultRefused",
+    "decision",
+    "durable",
+    "idempotency_key",
+    "tool_policy",
+]
