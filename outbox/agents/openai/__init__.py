@@ -5,7 +5,9 @@ from ..budget import Budget
 from ..errors import BudgetExceeded, ConversationTooLong, ResultRefused
 from .place import decision
 from .runner import OutboxRunner
+from .stage import agent_stage
 from .tools import tool_policy
+from .transcript import Transcript
 
 __all__ = [
     "Budget",
@@ -13,6 +15,8 @@ __all__ = [
     "ConversationTooLong",
     "OutboxRunner",
     "ResultRefused",
+    "Transcript",
+    "agent_stage",
     "decision",
     "durable",
     "idempotency_key",

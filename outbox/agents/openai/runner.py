@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from agents import Agent, Model, RunConfig, Runner, RunResult, RunState
-from agents.exceptions import UserError
 from agents.items import TResponseInputItem
 from agents.run import AgentRunner, RunOptions, get_default_agent_runner, set_default_agent_runner
 from typing_extensions import Unpack
 
-from ...errors import AgentChanged, HandlerError
+from ...errors import HandlerError
 from ..attempt import Attempt, current, everywhere
 from .copies import Copies
 from .model import kept_model, kept_provider
 from .place import Place, conversation, place, tool_call
+from .states import bind
 from .tools import OURS
 
 Context = TypeVar("Context")
@@ -97,7 +97,7 @@ async def _run(runner: AgentRunner, attempt: Attempt, agent: Agent[Any], input: 
     of_place, of_call, of_conversation = place.set(here), tool_call.set(None), conversation.set(None)
     try:
         if isinstance(input, RunState):
-            input = await _with_agent(input, durable)
+            await bind(input, durable)
         result = await runner.run(durable, input, **{**options, "run_config": config})
     except Exception as error:
         if (ours := _ours(error)) is not None and ours is not error:
@@ -122,24 +122,6 @@ def _config(given: Any) -> RunConfig:
         model=kept_model(config.model) if isinstance(config.model, Model) else config.model,
         model_provider=kept_provider(config.model_provider),
     )
-
-
-async def _with_agent(state: RunState[Any], agent: Agent[Any]) -> RunState[Any]:
-    """Returns the same state of a run, of another copy of its agents."""
-    context = None if state._context is None else state._context.context
-    written = state.to_json(context_serializer=lambda _: {})
-    return await restored(agent, written, context)
-
-
-async def restored(agent: Agent[Any], written: dict[str, Any], context: Any) -> RunState[Any]:
-    """Returns the state of a run as it was written. Raises AgentChanged if it isn't one of this agent."""
-    try:
-        return await RunState.from_json(agent, written, context_override=context)
-    except UserError as error:
-        raise AgentChanged(
-            f"agent {agent.name}: the run that waits for people can't go on: {error}. Bring back the agents and tools "
-            "that it began with"
-        ) from error
 
 
 def _ours(error: BaseException | None) -> Exception | None:

@@ -8,6 +8,7 @@ from copy import copy
 from typing import Any, Literal, TypeVar
 
 from agents import FunctionTool, RunContextWrapper, Tool
+from agents.agent_tool_state import drop_agent_tool_run_result, get_agent_tool_state_scope
 from agents.exceptions import ModelBehaviorError, ToolTimeoutError
 from agents.tool import (
     ApplyPatchTool,
@@ -120,6 +121,9 @@ class _Call:
             )  # fmt: skip
         except _Waits as waits:
             return waits.result
+        if not kept.made and self._ctx.tool_call is not None:
+            # It has ended: an agent within it that waited for people, as its state says, doesn't wait any more.
+            drop_agent_tool_run_result(self._ctx.tool_call, scope_id=get_agent_tool_state_scope(self._ctx))
         return kept.result
 
     async def _make(self) -> Any:
