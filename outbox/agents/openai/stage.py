@@ -11,6 +11,7 @@ from agents import (
     Agent,
     InputGuardrailTripwireTriggered,
     MaxTurnsExceeded,
+    ModelBehaviorError,
     OutputGuardrailTripwireTriggered,
     RunConfig,
     RunContextWrapper,
@@ -44,7 +45,7 @@ Output = TypeVar("Output")
 Prompt = str | list[TResponseInputItem]
 Finish = Callable[[Run[Data], Output], Any]
 
-_FINAL = (MaxTurnsExceeded, InputGuardrailTripwireTriggered, OutputGuardrailTripwireTriggered)
+_FINAL = (MaxTurnsExceeded, ModelBehaviorError, InputGuardrailTripwireTriggered, OutputGuardrailTripwireTriggered)
 """What another attempt would come to as well, with the results that are kept."""
 
 
