@@ -106,7 +106,7 @@ def idempotency_key() -> str:
     """
     attempt = current()
     if attempt is None or attempt.idempotency_key is None:
-        raise HandlerError("idempotency_key() is for the tools of a durable agent, in a handler")
+        raise HandlerError("idempotency_key() is for the tools of an agent in a handler, whose results are kept")
     return attempt.idempotency_key
 
 

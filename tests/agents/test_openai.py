@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from agents import (
     RunConfig,
     RunContextWrapper,
     Runner,
+    RunState,
     SQLiteSession,
     function_tool,
     handoff,
@@ -31,12 +33,13 @@ from agents import (
     tool_input_guardrail,
 )
 from agents.mcp import MCPServerStdio
+from agents.run import get_default_agent_runner, set_default_agent_runner
 from agents.tool_guardrails import ToolGuardrailFunctionOutput, ToolInputGuardrailData
 from pydantic import BaseModel
 
 import outbox
 from kit.openai_models import Script, call, returned
-from kit.pipelines import Post, one_stage, run_one, value
+from kit.pipelines import Post, deployed, drain_all, one_stage, run_one, value
 from outbox import Backoff, Retry, Run
 from outbox.agents.openai import OutboxRunner, durable, idempotency_key, tool_policy
 from outbox.errors import DefinitionError, HandlerError
@@ -556,7 +559,7 @@ def test_a_tool_has_a_key_that_is_the_same_in_every_attempt(conn: Conn, dsn: str
 
     run_one(conn, dsn, handle)
     assert (len(calls), len(set(calls))) == (4, 1)
-    with pytest.raises(HandlerError, match="is for the tools of a durable agent"):
+    with pytest.raises(HandlerError, match="is for the tools of an agent"):
         idempotency_key()
 
 
@@ -616,3 +619,111 @@ def test_a_tool_that_acts_without_a_function_is_refused(conn: Conn, dsn: str) ->
 
     agent = agent_of("ok", tools=[LocalShellTool(executor=lambda request: "x")])
     assert "LocalShellTool 'local_shell' can't be kept" in failing(conn, dsn, agent)
+
+
+def asking() -> Agent[Any]:
+    @function_tool(needs_approval=True)
+    async def refund(cents: int) -> str:
+        calls.append(cents)
+        return f"{cents} paid"
+
+    return agent_of([*TWO, call("refund", "r", cents=5)], "refunded", tools=[look_up, refund])
+
+
+def test_a_handler_may_decide_on_interruptions_itself() -> None:
+    agent = asking()
+
+    async def work() -> Any:
+        result = await OutboxRunner.run(agent, "find")
+        (asked,) = result.interruptions
+        state = result.to_state()
+        state.approve(asked)
+        result = await OutboxRunner.run(agent, state)
+        return result.final_output, returned(result.to_input_list())
+
+    assert twice(work) == ("refunded", {"c1": "A", "c2": "B", "r": "5 paid"})
+    assert calls == ["request 1", "a", "b", 5, "request 2"]
+
+
+def test_a_state_that_was_written_may_be_restored_with_the_agent_itself() -> None:
+    agent = asking()
+
+    async def work() -> Any:
+        written = (await OutboxRunner.run(agent, "find", context={"a": 1})).to_state().to_string()
+        state = await RunState.from_string(agent, written)
+        for asked in state.get_interruptions():
+            state.reject(asked, rejection_message="no")
+        result = await OutboxRunner.run(agent, state)
+        return result.final_output, returned(result.to_input_list()), result.context_wrapper.context
+
+    assert twice(work) == ("refunded", {"c1": "A", "c2": "B", "r": "no"}, {"a": 1})
+
+
+def test_an_agent_may_run_many_times_at_once(conn: Conn, dsn: str) -> None:
+    agent = agent_of(TWO, "found")
+
+    async def handle(run: Run[Post]) -> Post:
+        results = await asyncio.gather(*(OutboxRunner.run(agent, f"{run.entity_id} {n}") for n in range(3)))
+        if run.attempt == 1:
+            raise ValueError("after the agents")
+        return Post(content=" ".join(result.final_output for result in results))
+
+    pipeline = deployed(conn, one_stage(handle))
+    pipeline.submit_many(conn, {str(n): Post() for n in range(5)}.items())
+    drain_all(conn, dsn, pipeline)
+    assert value(conn, "SELECT array_agg(DISTINCT metadata ->> 'content') FROM outbox.workflow_states") == [
+        "found found found"
+    ]
+    assert (len(calls), calls.count("request 1"), calls.count("a")) == (60, 15, 15)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "Ünïcödé 🦆", "a/b 1", " "])
+def test_names_of_agents_tools_and_calls_may_be_odd(name: str) -> None:
+    odd = function_tool(lambda: "ok", name_override=name.strip() or "tool")
+    agent = agent_of([call(odd.name, f"call {name}")], "found", tools=[odd], name=name)
+    assert returned(handled(agent)[1]) == {f"call {name}": "ok"}
+
+
+def test_a_tool_may_end_the_run_with_its_result() -> None:
+    agent = agent_of(TWO, "never", tool_use_behavior="stop_on_first_tool")
+    assert handled(agent)[0] == "A"
+    assert calls == ["request 1", "a", "b"]
+
+
+def test_a_handoff_that_has_changed_is_said(conn: Conn, dsn: str) -> None:
+    async def handle(run: Run[Post]) -> None:
+        other = agent_of("-", "bye", name=f"other {run.attempt}")
+        await OutboxRunner.run(agent_of("hello", handoffs=[other]), "hi")
+        raise ValueError("after the agent")
+
+    run_one(conn, dsn, handle, retry=Backoff(first=0, attempts=2))
+    assert "transfer_to_other_1, and is look_up, transfer_to_other_2 now" in value(
+        conn, "SELECT error FROM outbox.dead_jobs"
+    )
+
+
+def test_another_default_runner_stays_the_one_that_runs() -> None:
+    class Counting:
+        async def run(self, *args: Any, **kwargs: Any) -> Any:
+            runs.append(1)
+            return await before.run(*args, **kwargs)
+
+    runs: list[int] = []
+    before = get_default_agent_runner()
+    set_default_agent_runner(Counting())  # type: ignore[arg-type]
+    try:
+        sub = agent_of("details", name="sub").as_tool("sub", "")
+        assert handled(agent_of([call("sub", "s", input="x")], "found", tools=[sub]))[0] == "found"
+    finally:
+        set_default_agent_runner(before)
+    assert len(runs) == 2 + 1, "the agent and the one in its tool, whose result the second attempt has"
+
+
+def test_a_blocking_tool_runs_in_a_thread_and_knows_its_key() -> None:
+    @function_tool
+    def pay() -> str:
+        calls.append(threading.current_thread() is threading.main_thread())
+        return idempotency_key()
+
+    assert handled(agent_of([call("pay", "p")], "ok", tools=[pay]))[0] == "ok"
+    assert calls == ["request 1", False, "request 2"]
