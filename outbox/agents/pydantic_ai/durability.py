@@ -20,6 +20,8 @@ from .. import policy
 from ..attempt import current, everywhere
 from .operations import Backend
 
+everywhere()
+
 
 class OutboxDurability(BaseDurabilityCapability[AgentDepsT]):
     """Keeps what an agent does inside a handler: each model request, tool call and MCP call is made once.
@@ -49,7 +51,6 @@ class OutboxDurability(BaseDurabilityCapability[AgentDepsT]):
         name: str | None = None,
     ) -> None:
         super().__init__(models=models, event_stream_handler=event_stream_handler, name=name)
-        everywhere()
 
     @property
     def in_durable_context(self) -> bool:
