@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from agents import FunctionTool, RunContextWrapper, Tool
 from agents.agent_tool_state import drop_agent_tool_run_result, get_agent_tool_state_scope
@@ -115,12 +116,16 @@ class _Call:
             title=f"tool {name}",
         )  # fmt: skip
         try:
-            kept = await keep(
-                here.attempt, self._what, self._make, policy=self._policy, failed=self._failed,
-                about=_read(self._arguments),
-            )  # fmt: skip
+            with here.effect() if self._policy.effect else nullcontext():
+                kept = await keep(
+                    here.attempt, self._what, self._make, policy=self._policy, failed=self._failed,
+                    about=_read(self._arguments),
+                )  # fmt: skip
         except _Waits as waits:
             return waits.result
+        except Exception:
+            await here.effects_end()  # the SDK cancels the other calls of the response
+            raise
         if not kept.made and self._ctx.tool_call is not None:
             # It has ended: an agent within it that waited for people, as its state says, doesn't wait any more.
             drop_agent_tool_run_result(self._ctx.tool_call, scope_id=get_agent_tool_state_scope(self._ctx))
@@ -185,14 +190,13 @@ class _Waits(OutboxError, NotDone):
         self.result = result
 
 
+class _Named(NamedTuple):
+    tool_name: str
+    tool_call_id: str
+
+
 def _decision(ctx: ToolContext[Any]) -> Decision | None:
     return decided.get({}).get(name_of(_Named(ctx.tool_name, ctx.tool_call_id)))
-
-
-class _Named:
-    def __init__(self, tool_name: str, tool_call_id: str) -> None:
-        self.tool_name = tool_name
-        self.tool_call_id = tool_call_id
 
 
 def _read(arguments: str) -> Any:
