@@ -134,6 +134,13 @@ def test_arguments_may_be_edited(conn: Conn, dsn: str) -> None:
     assert results(conn, pipeline) == {"c1": "500 paid"}
 
 
+def test_arguments_of_a_call_that_is_not_kept_are_those_of_the_answer_too(conn: Conn, dsn: str) -> None:
+    pipeline = asking(conn, dsn, supporter(tools=[tool_policy(False)(refunding())]))
+    outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": 500})
+    drain(pipeline, dsn)
+    assert (calls, results(conn, pipeline)) == ([(500, "sarah")], {"c1": "500 paid"})
+
+
 @pytest.mark.parametrize("edit", [{"cents": "much"}, {"euros": 5}, [1], "all", {"cents": 5, "more": 1}])
 def test_arguments_that_do_not_fit_are_asked_about_again(conn: Conn, dsn: str, edit: Any) -> None:
     pipeline = asking(conn, dsn)

@@ -74,12 +74,10 @@ def kept_tool(tool: Tool, agent: str) -> Tool:
     if not isinstance(tool, FunctionTool):
         return tool  # it runs at the model's side, and is a part of the response
     found: ToolPolicy | Literal[False] = getattr(tool, _POLICY, NO_POLICY)
-    if found is False:
-        return tool
-    of_tool = found
 
     async def invoke(ctx: ToolContext[Any], arguments: str) -> Any:
-        return await _Call(tool, of_tool, ctx, arguments).kept()
+        call = _Call(tool, found or NO_POLICY, ctx, arguments)
+        return await (call.plain() if found is False else call.kept())
 
     same = copy(tool)
     same.on_invoke_tool = invoke
@@ -104,11 +102,19 @@ class _Call:
         self._arguments = arguments
         self._raised: list[Exception] = []
 
+    async def plain(self) -> Any:
+        """Makes the call. What was approved counts here, too."""
+        token = tool_call.set(ToolCallPlace(self._decision))
+        try:
+            return await self._invoke(self._tool)
+        finally:
+            tool_call.reset(token)
+
     async def kept(self) -> Any:
         """Returns the result that an attempt has kept, or makes the call and keeps its result."""
         here = place.get()
         if here is None:
-            return await self._invoke(self._tool)
+            return await self.plain()
         agent = here.agent if self._ctx.agent is None else self._ctx.agent.name
         name = self._tool.qualified_name
         self._what = Described(
