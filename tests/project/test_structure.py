@@ -29,6 +29,8 @@ ONLY_HERE = {
     "alembic": ("alembic",),
     "django": ("django",),
     "pydantic_ai": ("agents.pydantic_ai",),
+    "agents": ("agents.openai",),
+    "openai": ("agents.openai",),
     "mcp": ("mcp",),
     "starlette": ("ui", "mcp"),
     "jinja2": ("ui",),

@@ -1,9 +1,9 @@
 """Makes agents of Pydantic AI durable: `Agent(…, capabilities=[OutboxDurability()])`. See docs/agents.md."""
 
-from .attempt import durable, idempotency_key
-from .budget import Budget
+from ..attempt import durable, idempotency_key
+from ..budget import Budget
+from ..errors import BudgetExceeded, ConversationTooLong, ResultRefused
 from .durability import OutboxDurability
-from .errors import BudgetExceeded, ConversationTooLong, ResultRefused
 from .events import report_progress
 from .stage import agent_stage
 from .transcript import Transcript

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic_ai import ModelMessage, RunContext
@@ -21,22 +20,12 @@ from pydantic_ai.messages import UserPromptPart
 from pydantic_ai.models import ModelRequestParameters
 from pydantic_core import to_json
 
-_LONGEST_ID = 64
-"""The longest id of a tool call, in characters, that is a part of a key as it is. Models make shorter ones."""
+from ..attempt import Attempt
+from ..kept import Described, short
 
 
-@dataclass(frozen=True, slots=True)
-class Described:
-    """An operation: its place in the run `run_id`, what it must be in each attempt (JSON), and a title for people."""
-
-    run_id: str | None
-    place: str
-    identity: dict[str, Any]
-    title: str
-
-
-def describe(agent: str, operation: DurableOperationId, params: Any) -> Described:
-    """Returns what an operation of an agent is."""
+def describe(agent: str, attempt: Attempt, operation: DurableOperationId, params: Any) -> Described:
+    """Returns what an operation of an agent is in an attempt, and its key there."""
     context: RunContext[Any] | None = getattr(params, "run_context", None) or getattr(params, "ctx", None)
     run_id = None if context is None else context.run_id
     identity: dict[str, Any] = {"agent": agent}
@@ -48,7 +37,7 @@ def describe(agent: str, operation: DurableOperationId, params: Any) -> Describe
             assert context is not None
             title = f"tool {params.name}"
             of = "call" if isinstance(operation, ToolsetCallToolId) else "check"
-            place = f"step {context.run_step} {of} {params.name} {_short(context.tool_call_id or '')}"
+            place = f"step {context.run_step} {of} {params.name} {short(context.tool_call_id or '')}"
             identity["tool"] = params.name
         case ToolsetGetToolsId(toolset_id=toolset):
             place = title = f"tools of {toolset}"
@@ -58,21 +47,7 @@ def describe(agent: str, operation: DurableOperationId, params: Any) -> Describe
             place = title = f"{capability}.{method}"
         case _:
             place = title = type(operation).__name__
-    return Described(run_id, place, identity, title)
-
-
-def difference(kept: dict[str, Any], now: dict[str, Any]) -> str:
-    """Returns what differs between two identities, in words."""
-    for name, value in now.items():
-        if (before := kept.get(name)) != value:
-            if name == "said":
-                return "what is said before it is not the same: another prompt, or other calls"
-            return f"its {name} was {_listed(before)}, and is {_listed(value)} now"
-    return "it was another kind of operation"
-
-
-def _listed(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    return Described(agent, attempt.key(run_id, place), identity, title)
 
 
 def _tools(parameters: ModelRequestParameters) -> list[str]:
@@ -94,7 +69,3 @@ def _parts(messages: Sequence[ModelMessage]) -> Iterator[list[Any]]:
             if isinstance(part, UserPromptPart):
                 said.append(part.content)
             yield said
-
-
-def _short(id_: str) -> str:
-    return id_ if len(id_) <= _LONGEST_ID else hashlib.sha256(id_.encode()).hexdigest()[:_LONGEST_ID]

@@ -16,9 +16,11 @@ from pydantic_ai.durable_exec import (
 from pydantic_ai.models import Model
 from pydantic_ai.tools import AgentDepsT
 
-from . import policy
-from .attempt import current, everywhere
+from .. import policy
+from ..attempt import current, everywhere
 from .operations import Backend
+
+everywhere()
 
 
 class OutboxDurability(BaseDurabilityCapability[AgentDepsT]):
@@ -49,7 +51,6 @@ class OutboxDurability(BaseDurabilityCapability[AgentDepsT]):
         name: str | None = None,
     ) -> None:
         super().__init__(models=models, event_stream_handler=event_stream_handler, name=name)
-        everywhere()
 
     @property
     def in_durable_context(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable
 from pydantic_ai import AgentStreamEvent, FunctionToolCallEvent, FunctionToolResultEvent, PartStartEvent, RunContext
 from pydantic_ai.messages import TextPart, ThinkingPart, ToolCallPart
 
-from .attempt import current
+from ..attempt import current
 
 
 async def report_progress(ctx: RunContext[object], events: AsyncIterable[AgentStreamEvent]) -> None:

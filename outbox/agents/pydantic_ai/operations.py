@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from pydantic_ai import ModelMessagesTypeAdapter, ModelResponse
@@ -16,17 +16,14 @@ from pydantic_ai.durable_exec import (
     durable_unit_scope,
 )
 from pydantic_ai.toolsets import ToolsetTool
-from pydantic_core import from_json, to_json
 
-from ... import documents, texts
-from ...definition.effect import Ask, OnUnknown
-from ...definition.run import Run
-from ...errors import AgentChanged, InvalidInput
-from . import policy
-from .attempt import Attempt, current
-from .described import Described, describe, difference
-from .errors import ConversationTooLong, ResultRefused
-from .policy import NO_POLICY, ToolPolicy
+from ... import documents
+from .. import policy
+from ..attempt import Attempt, current
+from ..errors import ConversationTooLong
+from ..kept import dumped, keep
+from ..policy import NO_POLICY, ToolPolicy
+from .described import describe
 
 MAX_CONVERSATION = documents.MAX_BYTES * 3 // 4
 """Most bytes of JSON in a conversation before a request: with its answer, it must fit into the workflow's data."""
@@ -83,76 +80,25 @@ class Operation(BoundDurableOperation[Params, Wire, Result], Generic[Params, Wir
         if attempt is None or isinstance(operation.operation_id, EventStreamHandlerId):
             return await operation.handler(params)
         attempt.require_loop()
-        what = describe(self._agent, operation.operation_id, params)
-        key = attempt.key(what.run_id, what.place)
-        of_tool = config if isinstance(config, ToolPolicy) else NO_POLICY
-        idempotency_key = attempt.run.effect_key(key) if of_tool.effect else f"{attempt.run.idempotency_key}:{key}"
+        what = describe(self._agent, attempt, operation.operation_id, params)
 
-        async def make() -> Result:
+        async def make() -> object:
+            with durable_unit_scope():
+                result = await operation.handler(params)
+            return dumped(operation.result_codec.dump, result, what)
+
+        def before() -> None:
             if isinstance(params, ModelRequestParams):
                 _require_room(attempt, params)
-            return await of_tool.call(once)
 
-        async def once() -> Result:
-            with attempt.within(key, idempotency_key), durable_unit_scope():
-                return await operation.handler(params)
-
-        call = Call(make, operation.result_codec.dump, what)
-        on_unknown = _asking(self._agent, of_tool, params) if of_tool.effect else None
-        kept = await call.kept(attempt.run, key, on_unknown)
-        if kept["of"] != what.identity:
-            raise AgentChanged(
-                f"agent {self._agent}: an earlier attempt has kept {key!r}: {difference(kept['of'], what.identity)}. "
-                "Bring back the code that the job began with, or move the workflow to its status again"
-            )
-        result = operation.result_codec.load(kept["result"])
+        kept = await keep(
+            attempt, what, make, before=before, policy=config if isinstance(config, ToolPolicy) else NO_POLICY,
+            about=getattr(params, "tool_args", None), told=lambda result: {"kind": "tool_return", "result": result},
+        )  # fmt: skip
+        result = operation.result_codec.load(kept.result)
         if isinstance(result, ModelResponse):
-            attempt.spending.add(result.usage.total_tokens, made=call.returned)
+            attempt.spending.add(result.usage.total_tokens, made=kept.made)
         return result
-
-
-def _asking(agent: str, of_tool: ToolPolicy, params: Any) -> OnUnknown:
-    """Returns how an effect of a tool becomes known. A person is told which call it was."""
-    if of_tool.on_unknown != "ask":
-        return of_tool.on_unknown
-    question = texts.clean(f"{agent}: has this call happened? {params.name}")
-    try:
-        return Ask(question, about=from_json(to_json(params.tool_args, fallback=str)))
-    except InvalidInput:  # Postgres can't hold them, but the call needs no place there
-        return Ask(question)
-
-
-class Call:
-    """A call as `run.once` makes it. Keys belong to the name of this class, whatever is called."""
-
-    def __init__(self, make: Callable[[], Awaitable[Any]], dump: Callable[[Any], object], what: Described) -> None:
-        self._make = make
-        self._dump = dump
-        self._what = what
-        self.returned = False
-
-    async def kept(self, run: Run[Any], key: str, on_unknown: OnUnknown | None) -> dict[str, Any]:
-        """Makes the call and keeps its result, or returns what was kept. With `on_unknown`, it is an effect."""
-        try:
-            kept: Any = await (
-                run.once(key, self) if on_unknown is None else run.effect(key, self, on_unknown=on_unknown)
-            )
-        except InvalidInput as error:
-            if not self.returned:
-                raise  # it is the tool's own
-            raise ResultRefused(self._what.title, error.problem) from error
-        if isinstance(kept, dict) and kept.keys() == {"of", "result"}:
-            return kept
-        # The result of an effect that a person or a look-up has given is that of the tool itself.
-        return {"of": self._what.identity, "result": {"kind": "tool_return", "result": kept}}
-
-    async def __call__(self) -> dict[str, Any]:
-        result = await self._make()
-        self.returned = True
-        try:
-            return {"of": self._what.identity, "result": self._dump(result)}
-        except Exception as error:  # whatever a user's serializer raises
-            raise ResultRefused(self._what.title, texts.printable(error)) from error
 
 
 def _require_room(attempt: Attempt, params: ModelRequestParams) -> None:

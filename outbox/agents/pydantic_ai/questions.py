@@ -1,4 +1,4 @@
-"""Asks people about the tool calls that an agent may not make by itself."""
+"""Asks about the tool calls of an agent of Pydantic AI, and checks the arguments that people give."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ from pydantic_ai.toolsets import AbstractToolset
 
 from ... import texts
 from ...definition.waits.question import Question
-from ...errors import DefinitionError
-from .answers import AGAIN, Decision, name_of
+from ..decisions import Decision
+from ..questions import question
 
 Ask = Callable[[ToolCallPart], Mapping[str, Any]]
-
-_SHOWN = 1_000
-"""How many characters of a problem a question shows."""
-
-_OWN = ("name", "options", "about")
-"""The parameters of a question by which its answer is read."""
 
 
 def questions(
@@ -37,20 +31,14 @@ def questions(
     for call in [*requests.approvals, *requests.calls]:
         arguments = call.args_as_dict()
         approves = call in requests.approvals
-        text = f"{agent.name}: {call.tool_name}"
-        if problem := (wrong or {}).get(call.tool_call_id):
-            text = f"{text}\nThe arguments given before don't fit: {problem[:_SHOWN]}"
-        given = dict(ask(call)) if ask else {}
-        if refused := next((name for name in _OWN if name in given), None):
-            raise DefinitionError(f"agent {agent.name}: ask= can't give {refused}: the answer is read by it")
         asked.append(
-            Question(
-                **{"question": text, **given},
-                name=name_of(call) + ("" if wrong is None else AGAIN),
-                options=dict.fromkeys(("approve", "deny") if approves else ("answer", "deny"), answered),
-                about=arguments if approves else {"arguments": arguments, "result": None},
+            question(
+                agent.name or "", call, arguments if approves else {"arguments": arguments, "result": None},
+                options=("approve", "deny") if approves else ("answer", "deny"), answered=answered,
+                given=ask(call) if ask else {}, again=wrong is not None,
+                problem=(wrong or {}).get(call.tool_call_id),
             )
-        )
+        )  # fmt: skip
     return asked
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,15 +16,16 @@ from ...definition.pipeline import Pipeline
 from ...definition.routes import targets
 from ...definition.run import Run
 from ...definition.waits.approval import WaitForApproval
-from ...definition.waits.wait import Wait
 from ...errors import DefinitionError
-from .answers import Decision, decisions, pending, results
-from .attempt import durable
-from .budget import Budget, Spending
+from .. import data
+from ..attempt import durable
+from ..budget import Budget, Spending
+from ..decisions import Decision, decisions
+from ..errors import BudgetExceeded
+from .answers import pending, results
 from .durability import OutboxDurability
-from .errors import BudgetExceeded
 from .questions import Ask, problems, questions
-from .transcript import Transcript, calls_as_json, messages_as_json, transcript_in, with_transcript
+from .transcript import Transcript, calls_as_json, messages_as_json
 
 Data = TypeVar("Data")
 Output = TypeVar("Output")
@@ -120,7 +120,7 @@ class _Loop:
 
     async def turn(self, run: Run[Any], finish: Finish[Any, Any], ends: frozenset[str]) -> Any:
         """Runs the agent until it has an output, or asks; returns what the handler returns."""
-        before = transcript_in(run.data, self._field)
+        before = data.read(Transcript, run.data, self._field)
         history = before.history()
         calls = pending(history)
         decided = await decisions(run, calls)
@@ -136,15 +136,15 @@ class _Loop:
                     if self._on_budget is None:
                         raise
                     after = _after(messages, spending, stopped=str(error))
-                    return Go(self._on_budget, with_transcript(run.data, self._field, after))
+                    return Go(self._on_budget, data.write(run.data, self._field, after))
             after = _after(messages, spending)
             if isinstance(output, DeferredToolRequests):
                 return self._wait(run, output, after)
-            run.data = with_transcript(run.data, self._field, after)
+            run.data = data.write(run.data, self._field, after)
             outcome = finish(run, output)
             if inspect.isawaitable(outcome):
                 outcome = await outcome
-        return _with_data(outcome, run.data, ends)
+        return data.with_data(outcome, run.data, ends)
 
     async def _run(
         self, run: Run[Any], history: Sequence[ModelMessage], calls: Sequence[ToolCallPart],
@@ -171,7 +171,7 @@ class _Loop:
             status=self._waiting,
             deadline=self._deadline,
             on_deadline=None if self._deadline is None else self._answered,
-            data=with_transcript(run.data, self._field, after.model_copy(update={"asked": calls_as_json(requests)})),
+            data=data.write(run.data, self._field, after.model_copy(update={"asked": calls_as_json(requests)})),
         )
 
 
@@ -185,16 +185,6 @@ def _after(messages: Sequence[ModelMessage], spending: Spending, stopped: str | 
         messages=messages_as_json(messages), requests=spending.workflow_requests, tokens=spending.workflow_tokens,
         stopped=stopped,
     )  # fmt: skip
-
-
-def _with_data(outcome: Any, data: Any, ends: frozenset[str]) -> Any:
-    """Returns what the function has returned, with the conversation, and with its status if there is only one."""
-    end = min(ends) if len(ends) == 1 else None
-    if not isinstance(outcome, Wait):
-        data = data if outcome is None else outcome
-        return data if end is None else Go(end, data)
-    given: Any = outcome
-    return replace(given, status=outcome.status or end, data=data if outcome.data is None else outcome.data)
 
 
 def _output_types(agent: Agent[Any, Any]) -> Any:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass, replace
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 from pydantic_ai import DeferredToolRequests, ModelMessage, ModelMessagesTypeAdapter
-
-Data = TypeVar("Data")
 
 _REQUESTS = TypeAdapter(DeferredToolRequests)
 
@@ -51,19 +48,3 @@ def calls_as_json(requests: DeferredToolRequests) -> dict[str, Any]:
     """Returns tool calls that wait for people as a transcript keeps them."""
     written: dict[str, Any] = _REQUESTS.dump_python(requests, mode="json")
     return written
-
-
-def transcript_in(data: Any, field: str) -> Transcript:
-    """Returns the transcript in a workflow's data: in a field, or under a key of a plain JSON object."""
-    found = data.get(field) if isinstance(data, Mapping) else getattr(data, field)
-    return Transcript() if found is None else Transcript.model_validate(found)
-
-
-def with_transcript(data: Data, field: str, transcript: Transcript) -> Data:
-    """Returns the data with another transcript."""
-    if isinstance(data, BaseModel):
-        return data.model_copy(update={field: transcript})
-    if is_dataclass(data) and not isinstance(data, type):
-        return replace(data, **{field: transcript})
-    written: Any = {**cast("dict[str, Any]", data), field: transcript.model_dump(mode="json")}
-    return cast(Data, written)

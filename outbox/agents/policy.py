@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
-from ...checks import check_seconds
-from ...definition.effect import NotDone, OnUnknown
-from ...definition.outcome import Backoff, Reject, Retry
-from ...definition.stage import MAX_TIMEOUT, MIN_TIMEOUT
-from ...errors import DefinitionError, OutboxError
-from ...texts import shown
+from ..checks import check_seconds
+from ..definition.effect import NotDone, OnUnknown
+from ..definition.outcome import Backoff, Reject, Retry
+from ..definition.stage import MAX_TIMEOUT, MIN_TIMEOUT
+from ..errors import DefinitionError, OutboxError
+from ..texts import shown
 
 KEY = "outbox"
 """The key of a tool's metadata under which its policy is."""

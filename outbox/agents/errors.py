@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...definition.outcome import Reject
+from ..definition.outcome import Reject
 
 
 class ResultRefused(Reject):

@@ -11,9 +11,9 @@ from contextvars import ContextVar
 from copy import copy
 from typing import Any
 
-from ...definition import hooks
-from ...definition.run import Run, SyncRun
-from ...errors import HandlerError
+from ..definition import hooks
+from ..definition.run import Run, SyncRun
+from ..errors import HandlerError
 from .budget import Budget, Spending
 
 _LONGEST = 200
@@ -36,22 +36,33 @@ class Attempt:
         self._path = path
         self._loop = None if isinstance(run, SyncRun) else asyncio.get_running_loop()
         self._labels: dict[str, str] = {}
+        self._begun: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self.sizes: dict[str, tuple[int, int]] = {}
 
-    def begin(self) -> str:
-        """Returns the id of the next run of an agent: the same in each attempt at this work."""
-        label = f"run {len(self._labels) + 1}"
+    def begin(self, name: str = "run") -> str:
+        """Returns the id of the next run of an agent: the same in each attempt at this work.
+
+        Runs of another `name` are counted for themselves, so they may begin in any order.
+        """
+        self._begun[name] += 1
+        label = f"{name} {self._begun[name]}"
         run_id = f"{self.run.idempotency_key}:{self._path}{label}"
         self._labels[run_id] = label
         return run_id
 
     def key(self, run_id: str | None, what: str) -> str:
         """Returns the key of the next `what` in a run of an agent."""
-        place = f"{self._path}{self._labels.get(run_id or '', run_id)}/{what}"
+        place = self._place(run_id, what)
         self._counts[place] += 1
-        key = f"{place} {self._counts[place]}"
-        return key if len(key) <= _LONGEST else hashlib.sha256(key.encode()).hexdigest()
+        return _short(f"{place} {self._counts[place]}")
+
+    def only_key(self, run_id: str, what: str) -> str:
+        """Returns the key of the only `what` in a run of an agent. It may be asked for again, after a failure."""
+        return _short(self._place(run_id, what))
+
+    def _place(self, run_id: str | None, what: str) -> str:
+        return f"{self._path}{self._labels.get(run_id or '', run_id)}/{what}"
 
     def require_loop(self) -> None:
         """Raises HandlerError unless this is the event loop of an async handler, in which results are kept."""
@@ -79,6 +90,10 @@ class Attempt:
             _attempt.reset(token)
 
 
+def _short(key: str) -> str:
+    return key if len(key) <= _LONGEST else hashlib.sha256(key.encode()).hexdigest()
+
+
 def current() -> Attempt | None:
     """Returns the attempt of the handler that runs here, or None."""
     return _attempt.get()
@@ -91,7 +106,7 @@ def idempotency_key() -> str:
     """
     attempt = current()
     if attempt is None or attempt.idempotency_key is None:
-        raise HandlerError("idempotency_key() is for the tools of an agent with OutboxDurability, in a handler")
+        raise HandlerError("idempotency_key() is for the tools of an agent in a handler, whose results are kept")
     return attempt.idempotency_key
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ...checks import check_whole
+from ..checks import check_whole
 from .errors import BudgetExceeded
 
 _MOST = 10**12
