@@ -125,12 +125,18 @@ class Stored(float):
         return float, (float(self),)
 
 
+class Unread(str):
+    """The text of a document that Python can't read or write. It is not a document that is a string."""
+
+    __slots__ = ()
+
+
 def read(text: str) -> Any:
-    """Returns a stored document, or its text if Python can't read or write the document."""
+    """Returns a stored document, or its text, as Unread, if Python can't read or write the document."""
     try:
         return json.loads(check(text, "document"), parse_float=Stored)
     except ValueError:
-        return text
+        return Unread(text)
 
 
 def _check_size(size: int, field: str, most: int) -> None:

@@ -108,6 +108,16 @@ def span(seconds: float) -> str:
     return number(max(0, round(seconds)), "second")
 
 
+def age(seconds: float | None) -> str:
+    """Returns a span of time in short: "5s", "3m", "2h", "4d". A clock that is behind makes it "0s"."""
+    if seconds is None:
+        return ""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{max(0.0, seconds):.0f}s"
+
+
 def explain(error: ValidationError) -> str:
     """Returns a validation error in one line. It leaves out the values, which may be large or secret."""
     found = error.errors(include_url=False, include_context=False, include_input=False)

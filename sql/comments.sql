@@ -202,7 +202,8 @@ COMMENT ON COLUMN outbox.effects.calls IS 'How often it was called.';
 COMMENT ON COLUMN outbox.effects.attempt IS 'The attempt that has made the last call.';
 COMMENT ON COLUMN outbox.effects.state IS
     'started, done or not done. It is unknown if it stays started when its attempt has ended, or with an error.';
-COMMENT ON COLUMN outbox.effects.result IS 'What the function returned.';
+COMMENT ON COLUMN outbox.effects.result IS 'What the function returned; null if it is a blob.';
+COMMENT ON COLUMN outbox.effects.blob IS 'The hash of the blob that is the result, as JSON text. It is kept while the work has a job.';
 COMMENT ON COLUMN outbox.effects.error IS 'What it raised.';
 COMMENT ON COLUMN outbox.effects.known_by IS 'How that is known: by the call, by look_up, or by the person who has said so.';
 COMMENT ON COLUMN outbox.effects.started_at IS 'When the last call was intended.';

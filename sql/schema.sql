@@ -761,7 +761,8 @@ BEGIN
     END IF;
     RAISE EXCEPTION 'pipeline "%", entity "%": %', pipeline, entity_id,
         CASE WHEN wrong.found IS NULL THEN format('the data has no field "%s"', wrong.field)
-             ELSE format('%s is %s, and must be %s', coalesce(format('the field "%s" of the data', wrong.field), 'the data'),
+             ELSE format('%s is %s, and must be %s',
+                         CASE WHEN wrong.field IS NULL THEN 'the data' ELSE format('the field "%s" of the data', wrong.field) END,
                          wrong.found, (SELECT string_agg(e.type, ' or ') FROM jsonb_array_elements_text(wrong.expected) AS e (type)))
         END
         USING ERRCODE = 'OB040',
@@ -1014,6 +1015,7 @@ CREATE TABLE outbox.effects (
     known_by text,
     started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     ended_at timestamp with time zone,
+    blob bytea,
     CONSTRAINT effects_state_known CHECK ((state = ANY (ARRAY['started'::text, 'done'::text, 'not done'::text])))
 );
 
@@ -1037,7 +1039,7 @@ COMMENT ON COLUMN outbox.effects.attempt IS 'The attempt that has made the last 
 
 COMMENT ON COLUMN outbox.effects.state IS 'started, done or not done. It is unknown if it stays started when its attempt has ended, or with an error.';
 
-COMMENT ON COLUMN outbox.effects.result IS 'What the function returned.';
+COMMENT ON COLUMN outbox.effects.result IS 'What the function returned; null if it is a blob.';
 
 COMMENT ON COLUMN outbox.effects.error IS 'What it raised.';
 
@@ -1046,6 +1048,8 @@ COMMENT ON COLUMN outbox.effects.known_by IS 'How that is known: by the call, by
 COMMENT ON COLUMN outbox.effects.started_at IS 'When the last call was intended.';
 
 COMMENT ON COLUMN outbox.effects.ended_at IS 'When it was known whether it has happened.';
+
+COMMENT ON COLUMN outbox.effects.blob IS 'The hash of the blob that is the result, as JSON text. It is kept while the work has a job.';
 
 CREATE FUNCTION outbox.effect_state(effect outbox.effects) RETURNS text
     LANGUAGE sql STABLE
@@ -1104,7 +1108,7 @@ BEGIN
     LEFT JOIN outbox.state_changes AS s ON s.workflow_id = asking.id AND s.version = 1
     ORDER BY q.n;
     -- An effect of an earlier answer that can't be used is unknown again.
-    UPDATE outbox.effects AS e SET state = 'started', result = NULL, known_by = NULL, ended_at = NULL
+    UPDATE outbox.effects AS e SET state = 'started', result = NULL, blob = NULL, known_by = NULL, ended_at = NULL
     WHERE e.workflow_id = asking.id AND e.entered = held.entered
       AND e.call IN (SELECT (q.asked ->> 'call')::uuid FROM jsonb_array_elements(questions) AS q (asked));
     RETURN true;

@@ -139,6 +139,21 @@ def test_an_error_of_the_last_flush_is_the_handlers(conn: Conn, dsn: str, handle
     assert (status_of(conn, "a"), authors(conn)) == ("NEW", [])
 
 
+def test_calls_of_several_statements_are_part_of_the_step(conn: Conn, dsn: str, handler: Make) -> None:
+    others = deployed(conn, Pipeline("others", initial="NEW", final={"DONE"}))
+
+    def work(session: Session, run: Run[Post]) -> None:
+        assert others.submit(session, run.entity_id, {}, by="sarah").created
+        assert others.submit_many(session, [("b", {}), ("c", {})]) == 2
+        if run.attempt == 1:
+            raise ValueError("not yet")
+
+    assert run_it(conn, dsn, handler(work), retry=QUICK) is None
+    actors = "SELECT array_agg(c.actor = 'sarah' ORDER BY w.entity_id) FROM outbox.state_changes AS c "
+    joined = "JOIN outbox.workflow_states AS w ON w.id = c.workflow_id WHERE w.pipeline = 'others'"
+    assert value(conn, actors + joined) == [True, False, False]
+
+
 def test_a_savepoint_is_rolled_back_alone(conn: Conn, dsn: str, handler: Make) -> None:
     def part(session: Session) -> None:
         with session.begin_nested():

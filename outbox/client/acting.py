@@ -6,12 +6,14 @@ such as `decide`, doesn't need this.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TypeVar
 
 from .. import texts
 from ..checks import MAX_NAME, MAX_QUESTION
 from ..database import statements
 from ..database.drivers.connection import SyncConn
+from ..database.refusals import sqlstate_of
 from .execute import Steps, execute
 
 SQL = statements.load("acting")
@@ -27,7 +29,13 @@ def acting(steps: Steps[T], by: str | None, reason: str | None = None) -> Steps[
 
 def _between(steps: Steps[T], by: str | None, reason: str | None) -> Steps[T]:
     before = yield from _act_as(by, reason)
-    done = yield from steps
+    try:
+        done = yield from steps
+    except Exception as error:
+        if sqlstate_of(error) is None:  # else the transaction has failed, and its rollback puts them back
+            with suppress(Exception):
+                yield from _act_as(*before)
+        raise
     yield from _act_as(*before)
     return done
 

@@ -9,7 +9,7 @@ refuses a statement, the matching error of Outbox is raised.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import psycopg
@@ -67,17 +67,13 @@ def taking_async(found: AsyncDoor) -> Callable[[Statement], Coroutine[Any, Any, 
 
 def _run(found: Door, steps: Steps[T], whole: bool) -> T:
     take = taking(found)
-    if not whole:
-        return perform(steps, take)
-    with found.whole():
+    with found.alone(), found.whole() if whole else nullcontext():
         return perform(steps, take)
 
 
 async def _run_async(found: AsyncDoor, steps: Steps[T], whole: bool) -> T:
     take = taking_async(found)
-    if not whole:
-        return await perform_async(steps, take)
-    async with found.whole():
+    async with found.alone(), found.whole() if whole else nullcontext():
         return await perform_async(steps, take)
 
 

@@ -19,7 +19,7 @@ from ..client.why import Why
 from ..definition.limits import Limits
 from ..operations import look
 from ..operations.finding import Finding
-from ..texts import printable
+from ..texts import age, printable
 
 Row = dict[str, Any]
 
@@ -88,16 +88,6 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any
     for row in filled:
         made.add_row(*map(cell, row))
     return made
-
-
-def age(seconds: float | None) -> str:
-    """Returns a time span as people write it: 5s, 3m, 2h, 4d."""
-    if seconds is None:
-        return ""
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{max(0.0, seconds):.0f}s"
 
 
 def _limits(row: Row) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Any, TypeVar, overload
 
 from ..checks import check_name, check_seconds
@@ -20,7 +21,8 @@ from ..client.submit import Submitted, submit, submit_many
 from ..client.wait import wait, wait_async
 from ..database.drivers.connection import AsyncConn, SyncConn
 from ..documents import EntityId
-from ..errors import DefinitionError
+from ..errors import DefinitionError, InvalidInput
+from ..texts import shown
 from . import hooks, limits, schedule
 from .data import DataType, HasData
 from .failed_attempts import OnError
@@ -534,6 +536,7 @@ class Pipeline(HasData[Data]):
         its job is dead. Raises NotFound if there is no such workflow, and InvalidInput for a connection whose
         transaction has written, or sees no changes.
         """
+        self._check_statuses(statuses)
         waited: Workflow[Data] | Awaitable[Workflow[Data]] = wait(
             self, where, entity_id, statuses, timeout, since, bool(self.notify)
         )
@@ -543,7 +546,17 @@ class Pipeline(HasData[Data]):
         self, dsn: str, entity_id: str, *statuses: str, timeout: float | timedelta, since: int = 0
     ) -> Workflow[Data]:
         """Does what `wait` does with a DSN, async."""
+        self._check_statuses(statuses)
         return await wait_async(self, dsn, entity_id, statuses, timeout, since, bool(self.notify))
+
+    def _check_statuses(self, wanted: tuple[str, ...]) -> None:
+        """Raises InvalidInput for a status that this pipeline doesn't have: no workflow will ever come to it."""
+        known = self.routes()
+        for status in wanted:
+            if status not in known:
+                near = get_close_matches(str(status), known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise InvalidInput("statuses", f'pipeline "{self.name}" has no status {shown(status)}{hint}')
 
     # Looking: see client/lists.py.
 

@@ -14,7 +14,20 @@ from django.db import DEFAULT_DB_ALIAS, models, router
 from . import project
 
 
-class Reader(models.Manager):
+class Rows(models.QuerySet):
+    """Rows that are read. An UPDATE of statuses is left: it goes through the triggers."""
+
+    def delete(self) -> NoReturn:
+        _refuse(self.model)
+
+    def bulk_create(self, *_: Any, **__: Any) -> NoReturn:
+        _refuse(self.model)
+
+    def bulk_update(self, *_: Any, **__: Any) -> NoReturn:
+        _refuse(self.model)
+
+
+class Reader(models.Manager.from_queryset(Rows)):  # type: ignore[misc]
     """Reads from the database of OUTBOX, unless a router of the project names another one, such as a replica."""
 
     def get_queryset(self) -> Any:
@@ -35,14 +48,15 @@ class ReadOnly(models.Model):
         default_permissions = ("view",)
 
     def save(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
+        _refuse(type(self))
 
     def delete(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
+        _refuse(type(self))
 
-    def _refuse(self) -> NoReturn:
-        told = "use Pipeline.submit, outbox.decide, outbox.signal or Pipeline.cancel"
-        raise TypeError(f"{type(self).__name__} is for reading: {told}")
+
+def _refuse(model: Any) -> NoReturn:
+    told = "use Pipeline.submit, outbox.decide, outbox.signal or Pipeline.cancel"
+    raise TypeError(f"{model.__name__} is for reading: {told}")
 
 
 class Workflow(ReadOnly):

@@ -32,6 +32,7 @@ from ..definition.outcome import Backoff, Go
 from ..definition.pipeline import Pipeline
 from ..definition.run import Run
 from ..errors import DefinitionError
+from ..texts import clean
 from . import project
 from .models import Workflow
 
@@ -204,7 +205,13 @@ class OutboxBackend(_Backend):
             if run.attempt < self._attempts:
                 raise
             ended["error"] = f"{type(error).__module__}.{type(error).__qualname__}"
-            ended["traceback"] = "".join(traceback.format_exception(error))
+            told = "".join(traceback.format_exception(error))
+            ended["traceback"] = clean(told, len(told))
+            return self._ended(run, result, ended)  # here, where who receives the signal finds the exception
+        return self._ended(run, result, ended)
+
+    def _ended(self, run: Run[Enqueued], result: Any, ended: dict[str, Any]) -> Go[Enqueued]:
+        """Tells Django how a task has ended, and returns what the workflow is to keep of it."""
         status = "FAILED" if "error" in ended else "SUCCESSFUL"
         ended["finished_at"] = timezone.now()
         if result is not None:

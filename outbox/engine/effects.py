@@ -31,7 +31,8 @@ from ..definition.effect import Ask, Asked, Done, Effects, NotDone, OnUnknown, e
 from ..definition.reasons import describe
 from ..errors import EffectUnknown, HandlerError, LeaseLost
 from ..texts import printable
-from .checkpoint import Checkpoints, Steps, name_of, read, written
+from . import blobs
+from .checkpoint import MAX_INLINE, Checkpoints, Steps, name_of, read, written
 from .job import Failed, Finished, Job, Outcome, PutBack, Trouble, fail
 from .lease import Lease
 
@@ -40,9 +41,6 @@ log = logging.getLogger("outbox.worker")
 
 CALL, LOOK_UP = "call", "look_up"
 """By what it is known what has become of an effect, if not by a person."""
-
-MAX_RESULT = 2**20
-"""Bytes of a result: unlike those of `run.once`, it is a column of the ledger's row."""
 
 HELD_UP = Trouble("", first=0.5, next=0.5, longest=10.0, most=500)
 """What becomes of the job if another session holds its workflow, so that nothing can be asked: it runs again."""
@@ -57,6 +55,7 @@ class _Known(NamedTuple):
     result: str | None
     known_by: str | None
     error: str | None
+    blob: str | None = None
 
 
 class Ledger(Checkpoints):
@@ -82,22 +81,26 @@ class Ledger(Checkpoints):
 
 
 def effect(
-    job: Job, found: Effects, name: str, function: Callable[..., Any], call: Callable[[], Any], on_unknown: OnUnknown
-) -> Steps[Any]:
-    """Returns the steps that make the call and keep its result, or find out what has become of an earlier call."""
+    job: Job, found: Effects, name: str, function: Callable[..., Any], call: Callable[[], Any], on_unknown: OnUnknown,
+    *, inline: int = MAX_INLINE,
+) -> Steps[Any]:  # fmt: skip
+    """Returns the steps that make the call and keep its result, or find out what has become of an earlier call.
+
+    A result of more than `inline` characters is kept as a blob.
+    """
     known = yield from _intend(job, name, function, repeat=on_unknown == "repeat")
     if not known.ours and known.state == "started":
-        known = yield from _look_up(job, found, name, function, known, on_unknown)
+        known = yield from _look_up(job, found, name, function, known, on_unknown, inline)
     if known.ours:
-        known = yield from _make(job, found, name, function, known.call, call, on_unknown)
-    result = _kept(job, found, name, function, known)
+        known = yield from _make(job, found, name, function, known.call, call, on_unknown, inline)
+    result = yield from _kept(job, found, name, function, known)
     del found.unknown[name]
     return result
 
 
 def _make(
     job: Job, found: Effects, name: str, function: Callable[..., Any], id_: str, call: Callable[[], Any],
-    on_unknown: OnUnknown,
+    on_unknown: OnUnknown, inline: int,
 ) -> Steps[_Known]:  # fmt: skip
     """Makes a call that is intended, and writes what has come of it."""
     # It may have stood still since the intention was written.
@@ -107,7 +110,7 @@ def _make(
     try:
         result = yield Call(call)
         killpoints.passing("K15")
-        text = written(function, name, result, "effect", MAX_RESULT)
+        text = written(function, name, result, "effect")
     except NotDone as error:
         yield from _note(job, name, id_, "not done", error=describe(error), known_by=CALL)
         found.may_begin_again(name)
@@ -120,9 +123,9 @@ def _make(
             log.warning("%s %s: effect %s is unknown: %s", job.stage.queue, *map(printable, (job.entity_id, name, why)))
             yield from _note(job, name, id_, "started", error=why)
         raise
-    yield from _note(job, name, id_, "done", result=text, known_by=CALL)
+    known = yield from _done(job, name, id_, text, CALL, inline)
     killpoints.passing("K16")
-    return _Known(False, id_, "done", text, CALL, None)
+    return known
 
 
 def settled(run: Any, outcome: Finished | Failed) -> Outcome:
@@ -184,7 +187,7 @@ def _intend(job: Job, name: str, function: Callable[..., Any], *, repeat: bool) 
 
 
 def _look_up(
-    job: Job, found: Effects, name: str, function: Callable[..., Any], known: _Known, on_unknown: OnUnknown
+    job: Job, found: Effects, name: str, function: Callable[..., Any], known: _Known, on_unknown: OnUnknown, inline: int
 ) -> Steps[_Known]:
     """Finds out what has become of a call. Raises EffectUnknown if a person is to be asked."""
     if on_unknown == "ask" or isinstance(on_unknown, Ask):
@@ -198,9 +201,8 @@ def _look_up(
     if isinstance(answer, Ask):
         _ask(found, Asked(name, known.call, answer), known.error)
     elif isinstance(answer, Done):
-        text = written(function, name, answer.result, "effect", MAX_RESULT)
-        yield from _note(job, name, known.call, "done", result=text, known_by=LOOK_UP)
-        known = known._replace(state="done", result=text, known_by=LOOK_UP)
+        text = written(function, name, answer.result, "effect")
+        known = yield from _done(job, name, known.call, text, LOOK_UP, inline)
     elif isinstance(answer, NotDone):
         known = yield from _intend(job, name, function, repeat=True)
     else:
@@ -210,10 +212,13 @@ def _look_up(
     return known
 
 
-def _kept(job: Job, found: Effects, name: str, function: Callable[..., Any], known: _Known) -> Any:
+def _kept(job: Job, found: Effects, name: str, function: Callable[..., Any], known: _Known) -> Steps[Any]:
     """Returns the result of an earlier call. One that a person has given, and that doesn't fit, is asked for again."""
+    text = known.result or "null"
+    if known.blob is not None and known.result is None:
+        text = yield from blobs.load_text(known.blob)
     try:
-        return read(function, known.result or "null")
+        return read(function, text)
     except ValidationError as error:
         if known.known_by in (CALL, LOOK_UP):
             raise HandlerError(
@@ -228,11 +233,18 @@ def _ask(found: Effects, asked: Asked, why: str | None) -> None:
     raise EffectUnknown(asked.name, why or "the process that has called it ended before its result was written")
 
 
+def _done(job: Job, name: str, call: str, text: str, known_by: str, inline: int) -> Steps[_Known]:
+    """Writes that a call is done, with its result, which is a blob if it is large."""
+    blob = (yield from blobs.store(job, text.encode())).sha256 if len(text) > inline else None
+    yield from _note(job, name, call, "done", result=None if blob else text, blob=blob, known_by=known_by)
+    return _Known(False, call, "done", text, known_by, None, blob)
+
+
 def _note(
-    job: Job, name: str, call: str, state: str, *, result: str | None = None, error: str | None = None,
-    known_by: str | None = None,
+    job: Job, name: str, call: str, state: str, *, result: str | None = None, blob: str | None = None,
+    error: str | None = None, known_by: str | None = None,
 ) -> Steps[None]:  # fmt: skip
-    what = {"call": call, "state": state, "result": result, "error": error, "known_by": known_by}
+    what = {"call": call, "state": state, "result": result, "blob": blob, "error": error, "known_by": known_by}
     ((held,),) = yield SQL["effect_note"], {**_work(job, name), **what}
     if not held:
         raise _lost(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import sysconfig
 import traceback
@@ -15,8 +16,11 @@ _CALLERS = tuple(f"{_PACKAGE}{room}/" for room in ("engine", "messages"))  # the
 _STDLIB = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib")})
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 
+_MADE = re.compile(r"<\w+ generated |.*\.pyx$")
+"""Files that code made by a library says to be in: SQLAlchemy's and attrs' generated functions, and what was Cython."""
+
 _PYTHON = "python"
-"""Stands for Python's own files, where other files have the name of their library."""
+"""Stands for Python's own files and those that are in no folder, where other files have the name of their library."""
 
 Step = tuple[FrameType, int]
 """A frame and its line number."""
@@ -53,4 +57,6 @@ def _library(file: str) -> str | None:
     for folder in _INSTALLED:
         if folder in file:
             return file.rpartition(folder)[2].partition("/")[0]
-    return _PYTHON if file.startswith(("<frozen ", *_STDLIB)) else None
+    if file.startswith(("<frozen ", *_STDLIB)) or _MADE.match(file):
+        return _PYTHON
+    return None

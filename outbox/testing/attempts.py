@@ -21,6 +21,7 @@ from ..definition.lifespan import Lifespans
 from ..definition.pipeline import Pipeline
 from ..definition.run import Message, Run
 from ..definition.stage import Stage
+from ..documents import EntityId
 from ..engine.handle import begin, finish
 from ..engine.job import Failed, Finished, Job, PutBack
 from ..errors import HandlerError, InvalidInput
@@ -79,7 +80,7 @@ class Attempt(Generic[Data]):
 
 def attempt(
     pipeline: Pipeline[Data], stage: str, data: Data | Mapping[str, Any], *, attempt: int = 1,
-    entity_id: str = "entity", kept: Mapping[str, Any] | None = None, connection: Any = None,
+    entity_id: EntityId = "entity", kept: Mapping[str, Any] | None = None, connection: Any = None,
     now: datetime | None = None, resources: Any = None, status: str | None = None,
     effects: Mapping[str, Known] | None = None,
 ) -> Attempt[Data]:  # fmt: skip
@@ -104,7 +105,7 @@ def attempt(
 
 async def attempt_async(
     pipeline: Pipeline[Data], stage: str, data: Data | Mapping[str, Any], *, attempt: int = 1,
-    entity_id: str = "entity", kept: Mapping[str, Any] | None = None, connection: Any = None,
+    entity_id: EntityId = "entity", kept: Mapping[str, Any] | None = None, connection: Any = None,
     now: datetime | None = None, resources: Any = None, status: str | None = None,
     effects: Mapping[str, Known] | None = None,
 ) -> Attempt[Data]:  # fmt: skip
@@ -116,7 +117,7 @@ async def attempt_async(
 
 def attempt_batch(
     pipeline: Pipeline[Data], stage: str, data: Sequence[Data | Mapping[str, Any]], *, attempt: int = 1,
-    entity_ids: Sequence[str] | None = None, kept: Mapping[str, Any] | None = None, connection: Any = None,
+    entity_ids: Sequence[EntityId] | None = None, kept: Mapping[str, Any] | None = None, connection: Any = None,
     now: datetime | None = None, resources: Any = None, status: str | None = None,
     effects: Mapping[str, Known] | None = None,
 ) -> list[Attempt[Data]]:  # fmt: skip
@@ -127,7 +128,7 @@ def attempt_batch(
 
 async def attempt_batch_async(
     pipeline: Pipeline[Data], stage: str, data: Sequence[Data | Mapping[str, Any]], *, attempt: int = 1,
-    entity_ids: Sequence[str] | None = None, kept: Mapping[str, Any] | None = None, connection: Any = None,
+    entity_ids: Sequence[EntityId] | None = None, kept: Mapping[str, Any] | None = None, connection: Any = None,
     now: datetime | None = None, resources: Any = None, status: str | None = None,
     effects: Mapping[str, Known] | None = None,
 ) -> list[Attempt[Data]]:  # fmt: skip
@@ -140,7 +141,7 @@ class _Alone(NamedTuple):
     """What stands for the database in one call."""
 
     attempt: int
-    entity_ids: Sequence[str] | None
+    entity_ids: Sequence[EntityId] | None
     kept: Mapping[str, Any] | None
     connection: Any
     now: datetime | None
@@ -184,8 +185,8 @@ class _Handler(Generic[Data]):
         async with savepoint_async(self._conn):
             return self._finished(await self._handler(self._argument()))
 
-    def _begin(self, pipeline: Pipeline[Data], data: Any, entity_id: str, attempt: int) -> Run[Data]:
-        texts.check_text(entity_id, "entity_id", documents.MAX_ENTITY_ID)
+    def _begin(self, pipeline: Pipeline[Data], data: Any, entity: EntityId, attempt: int) -> Run[Data]:
+        entity_id = documents.entity(entity)
         stage, workflow_id = self.stage, uuid.uuid5(_IDS, f"{pipeline.name}/{entity_id}")
         job = Job(
             stage, owner=1, id=1, workflow_id=str(workflow_id), entered=1, attempt=attempt, careful=False,

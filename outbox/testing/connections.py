@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..database.drivers.of_django import Django
@@ -73,6 +73,8 @@ async def savepoint_async(conn: Connection | None) -> AsyncIterator[None]:
 
 def require_transaction(conn: Connection) -> None:
     """Raises InvalidInput if each statement on this connection would be committed by itself, or can't be run."""
+    if conn.pgconn.pipeline_status != PipelineStatus.OFF:
+        raise InvalidInput("conn", "is in pipeline mode: leave the block of conn.pipeline() first, or pass the DSN")
     status = conn.info.transaction_status
     if status == TransactionStatus.INERROR:
         raise InvalidInput("conn", "is in a transaction that has failed: roll it back first")

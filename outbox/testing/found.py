@@ -8,13 +8,14 @@ from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel
 
-from .. import texts
+from .. import documents, texts
 from ..client import lists
 from ..client.execute import Steps, execute
 from ..client.lists import StateChange, Workflow
 from ..database import statements
 from ..database.drivers.connection import AsyncConn, SyncConn
 from ..definition.pipeline import Pipeline
+from ..documents import EntityId
 from .attempts import Published
 
 SQL = statements.load("found")
@@ -27,34 +28,44 @@ SHOWN = 20
 
 @overload
 def submitted(
-    conn: AsyncConn, pipeline: Pipeline[Data], *, entity_id: str | None = None, status: str | None = None, **data: Any
+    conn: AsyncConn,
+    pipeline: Pipeline[Data],
+    *,
+    entity_id: EntityId | None = None,
+    status: str | None = None,
+    **data: Any,
 ) -> Coroutine[Any, Any, list[Workflow[Data]]]: ...
 @overload
 def submitted(
-    conn: SyncConn, pipeline: Pipeline[Data], *, entity_id: str | None = None, status: str | None = None, **data: Any
+    conn: SyncConn,
+    pipeline: Pipeline[Data],
+    *,
+    entity_id: EntityId | None = None,
+    status: str | None = None,
+    **data: Any,
 ) -> list[Workflow[Data]]: ...
 def submitted(
-    conn: Any, pipeline: Pipeline[Any], *, entity_id: str | None = None, status: str | None = None, **data: Any
+    conn: Any, pipeline: Pipeline[Any], *, entity_id: EntityId | None = None, status: str | None = None, **data: Any
 ) -> Any:
     """Returns the workflows of a pipeline that match, in the order in which they were submitted.
 
     `data` are fields of the workflow's data with their values. Await it on an async connection.
     """
-    return execute(conn, _submitted(pipeline, _wanted(entity_id=entity_id, status=status), data, None))
+    return execute(conn, _submitted(pipeline, _wanted(entity_id=_entity(entity_id), status=status), data, None))
 
 
 @overload
 def assert_submitted(
-    conn: AsyncConn, pipeline: Pipeline[Data], *, count: int | None = None, entity_id: str | None = None,
+    conn: AsyncConn, pipeline: Pipeline[Data], *, count: int | None = None, entity_id: EntityId | None = None,
     status: str | None = None, **data: Any,
 ) -> Coroutine[Any, Any, list[Workflow[Data]]]: ...  # fmt: skip
 @overload
 def assert_submitted(
-    conn: SyncConn, pipeline: Pipeline[Data], *, count: int | None = None, entity_id: str | None = None,
+    conn: SyncConn, pipeline: Pipeline[Data], *, count: int | None = None, entity_id: EntityId | None = None,
     status: str | None = None, **data: Any,
 ) -> list[Workflow[Data]]: ...  # fmt: skip
 def assert_submitted(
-    conn: Any, pipeline: Pipeline[Any], *, count: int | None = None, entity_id: str | None = None,
+    conn: Any, pipeline: Pipeline[Any], *, count: int | None = None, entity_id: EntityId | None = None,
     status: str | None = None, **data: Any,
 ) -> Any:  # fmt: skip
     """Does what `submitted` does, and fails unless `count` match; without `count`, unless any does.
@@ -62,7 +73,7 @@ def assert_submitted(
     The AssertionError lists the workflows of the pipeline that are there.
     """
     check = _check("workflow", "workflows", count)
-    return execute(conn, _submitted(pipeline, _wanted(entity_id=entity_id, status=status), data, check))
+    return execute(conn, _submitted(pipeline, _wanted(entity_id=_entity(entity_id), status=status), data, check))
 
 
 @overload
@@ -101,15 +112,21 @@ def assert_published(
 
 
 @overload
-def history(conn: AsyncConn, pipeline: Pipeline[Any], entity_id: str) -> Coroutine[Any, Any, list[StateChange]]: ...
+def history(
+    conn: AsyncConn, pipeline: Pipeline[Any], entity_id: EntityId
+) -> Coroutine[Any, Any, list[StateChange]]: ...
 @overload
-def history(conn: SyncConn, pipeline: Pipeline[Any], entity_id: str) -> list[StateChange]: ...
-def history(conn: Any, pipeline: Pipeline[Any], entity_id: str) -> Any:
+def history(conn: SyncConn, pipeline: Pipeline[Any], entity_id: EntityId) -> list[StateChange]: ...
+def history(conn: Any, pipeline: Pipeline[Any], entity_id: EntityId) -> Any:
     """Returns the changes of an entity's workflow in their order, as `Pipeline.history` does."""
     return lists.history(pipeline, conn, entity_id, lists.MOST)
 
 
 Check = Callable[[Sequence[Any], Sequence[Any], Mapping[str, Any], Callable[[Any], str]], None]
+
+
+def _entity(entity_id: EntityId | None) -> str | None:
+    return None if entity_id is None else documents.entity(entity_id)
 
 
 def _wanted(**fields: Any) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class Memory:
         on_unknown: OnUnknown,
     ) -> Any:  # fmt: skip
         """Does what `Ledger.effect` does."""
-        steps = effects.effect(job, found, name, function, partial(function, *args, **kwargs), on_unknown)
+        call = partial(function, *args, **kwargs)
+        steps = effects.effect(job, found, name, function, call, on_unknown, inline=checkpoint.MAX_RESULT)
         take = partial(self._take_effect, name, function)
         if job.stage.is_async:
             return found.among_others(perform_async(steps, _awaiting(take)))
@@ -103,12 +104,12 @@ class Memory:
             return [(True,)]
         match self.effects.get(name):
             case Done(result):
-                text = checkpoint.written(function, name, result, "effect", effects.MAX_RESULT)
-                return [(True, False, params["call"], "done", params["function"], text, effects.CALL, None)]
+                text = checkpoint.written(function, name, result, "effect")
+                return [(True, False, params["call"], "done", params["function"], text, effects.CALL, None, None)]
             case Ask() if not params["repeat"]:
-                return [(True, False, params["call"], "started", params["function"], None, None, None)]
+                return [(True, False, params["call"], "started", params["function"], None, None, None, None)]
         self.effects[name] = Ask()
-        return [(True, True, params["call"], "started", params["function"], None, None, None)]
+        return [(True, True, params["call"], "started", params["function"], None, None, None, None)]
 
     def _take(self, key: str, function: Callable[..., Any], step: Statement | Call) -> Any:
         if isinstance(step, Call):

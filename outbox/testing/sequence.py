@@ -28,7 +28,8 @@ from ..engine.lane import Lane, Lanes
 from ..engine.pacing import ServerClock
 from ..engine.release import CHANGED, HELD_UP
 from ..engine.surroundings import Surroundings
-from ..errors import HandlerError
+from ..errors import HandlerError, InvalidInput
+from ..texts import shown
 from .running import own_name
 from .steps import AfterCommit, Guard, Handle, InTransaction, PutBackSettings, Release, Rest, Steps, Undo
 
@@ -296,9 +297,15 @@ def is_meant(error: BaseException) -> bool:
 
 
 def stages_before(pipelines: Iterable[Pipeline[Any]], until: str | Collection[str] | None) -> list[str] | None:
-    """Returns all stages but those that take one of the statuses `until`. None if `until` is."""
+    """Returns all stages but those that take one of the statuses `until`. None if `until` is.
+
+    Raises InvalidInput for a status that no pipeline has.
+    """
     if until is None:
         return None
+    pipelines = list(pipelines)
     ends = {until} if isinstance(until, str) else set(until)
+    if unknown := ends.difference(*(pipeline.routes() for pipeline in pipelines)):
+        raise InvalidInput("until", f"no pipeline has a status {shown(sorted(unknown, key=str)[0])}")
     every: list[Stage] = [stage for pipeline in pipelines for stage in pipeline.stages.values()]
     return [stage.queue for stage in every if not stage.on & ends]

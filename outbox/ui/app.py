@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from ..checks import check_seconds
 from ..definition.pipeline import Pipeline
 from ..operations.sessions import PATIENCE, Sessions
 from .guard import Guard, Identify
@@ -38,10 +39,14 @@ _PAGES: tuple[tuple[str, Any, Any], ...] = (
     ("/messages", rest.messages, None),
     ("/messages/retry", None, rest.retry_parked),
     ("/workers", rest.workers, None),
-    ("/stages/{act:str}", None, rest.pause),
+    ("/stages/pause", None, rest.pause),
+    ("/stages/resume", None, rest.resume),
     ("/doctor", overview.doctor_page, None),
 )
 """Each path, with what shows it, and what changes it by POST."""
+
+_SHORTEST, _LONGEST = 0.001, 3_600.0
+"""Seconds for which a statement may run. Postgres counts milliseconds, and takes 0 for no bound at all."""
 
 _STATIC = {"outbox.css": "text/css", "outbox.js": "text/javascript"}
 
@@ -68,11 +73,12 @@ def dashboard(
     `pipelines` validate edits; without one, the database checks them as those of any program. `statement_timeout` is
     for how many seconds a statement of a page may run.
 
-    Raises SettingsError for a DSN that can't be read.
+    Raises SettingsError for a DSN that can't be read, and DefinitionError for a time that can't be waited.
     """
+    patience = check_seconds(statement_timeout, "statement_timeout", _SHORTEST, _LONGEST)
     site = Site(
-        Sessions(dsn, "ui", patience=statement_timeout),
-        Sessions(operate_dsn or dsn, "ui operator", writes=True, patience=statement_timeout),
+        Sessions(dsn, "ui", patience=patience),
+        Sessions(operate_dsn or dsn, "ui operator", writes=True, patience=patience),
         pipelines,
         hide,
         read_only=identify is None,

@@ -34,12 +34,13 @@ def differences(before: Any, after: Any, hiding: Hiding = stored.NOTHING) -> tup
 
 def _compare(before: Any, after: Any, hiding: Hiding, shown: str, path: str) -> Iterator[Difference]:
     """Yields what differs at a path. `shown` is the path with the places in lists."""
-    if isinstance(before, dict) and isinstance(after, dict):
+    whole = bool(path) and hiding.hides(path)  # of what is hidden, nothing within is told
+    if isinstance(before, dict) and isinstance(after, dict) and not whole:
         for key in dict.fromkeys([*before, *after]):
             at = f"{shown}.{key}" if shown else str(key)
             where = f"{path}.{key}" if path else str(key)
             yield from _compare(before.get(key, _ABSENT), after.get(key, _ABSENT), hiding, at, where)
-    elif isinstance(before, list) and isinstance(after, list):
+    elif isinstance(before, list) and isinstance(after, list) and not whole:
         for n, (a, b) in enumerate(zip_longest(before, after, fillvalue=_ABSENT)):
             yield from _compare(a, b, hiding, f"{shown}[{n}]", path)
     elif before is _ABSENT or after is _ABSENT or stored.text(before)[0] != stored.text(after)[0]:

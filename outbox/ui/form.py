@@ -54,11 +54,16 @@ def edited(found: list[Field], data: Any, sent: Mapping[str, str]) -> Any:
     changed = {}
     for field in found:
         text = sent.get(field.input)
-        if text is not None and text != field.text:
+        if text is not None and text != _lines(field.text):
             if field.kind == "whole":
                 return _json(text, field.name)
             changed[field.name] = _value(field, text)
     return {**data, **changed} if changed else None
+
+
+def _lines(text: str) -> str:
+    """Returns a text with the line breaks that come back from a browser: it doesn't keep CR."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _field(name: str, schema: Any, root: Row, value: Any) -> Field:

@@ -39,8 +39,8 @@ HEADERS = {
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-_ANSWERS = "/answer/"
-"""Where signed links lead: who has one is its person, and needs no other name."""
+_OPEN = ("/answer/", "/static/")
+"""Where signed links lead: who has one is its person, and needs no other name. And what their pages are made with."""
 
 
 class Guard:
@@ -54,7 +54,9 @@ class Guard:
         self._app = app
         self._identify = identify
         self._near = near
-        self._hosts = None if hosts is None else {host.lower() for host in hosts}
+        if isinstance(hosts, str):
+            raise TypeError("hosts must be names, not a string")
+        self._hosts = None if hosts is None else {_name(host) for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
@@ -79,7 +81,7 @@ class Guard:
             person = await self._who(scope)
             if person is None:
                 refusal = "you are not known here"
-            elif "look" not in person.may and not _is_link(scope):
+            elif "look" not in person.may and not _is_open(scope):
                 refusal = f"{person.name} may not look"
             else:
                 scope = {**scope, "outbox.person": person}
@@ -105,7 +107,7 @@ class Guard:
         return None
 
     async def _who(self, scope: Scope) -> Person | None:
-        if _is_link(scope):
+        if _is_open(scope):
             return Person("link", ())
         request = Request(scope)  # without the body, which is for the page
         if inspect.iscoroutinefunction(self._identify):
@@ -141,9 +143,9 @@ def _foreign(headers: Headers) -> str | None:
     return None if host and urlsplit(origin).netloc.lower() == host.lower() else "another site has sent this"
 
 
-def _is_link(scope: Scope) -> bool:
+def _is_open(scope: Scope) -> bool:
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "")).startswith(_ANSWERS)
+    return path.removeprefix(scope.get("root_path", "")).startswith(_OPEN)
 
 
 def _name(host: str) -> str:

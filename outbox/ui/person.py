@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .. import texts
 from ..checks import MAX_NAME
+from ..client.approvals import checked_groups
 from ..errors import InvalidInput
 
 RIGHTS = ("look", "decide", "operate")
@@ -19,7 +20,7 @@ class Person:
     `may` has "look" (to see all pages), "decide" (to answer questions) and "operate" (to retry, move, cancel, signal,
     pause). `groups` are those that count for votes; by default, those of the database role of that name.
 
-    Raises InvalidInput for a name that can't be stored, and for a right that doesn't exist.
+    Raises InvalidInput for a name or a group that can't be stored, and for a right that doesn't exist.
     """
 
     name: str
@@ -28,8 +29,9 @@ class Person:
 
     def __post_init__(self) -> None:
         texts.check_text(self.name, "name", MAX_NAME)
-        if isinstance(self.may, str) or not set(self.may) <= set(RIGHTS):
+        if isinstance(self.may, str) or not isinstance(self.may, Collection) or not all(r in RIGHTS for r in self.may):
             raise InvalidInput("may", f"must be some of {', '.join(RIGHTS)}, not {texts.shown(self.may)}")
+        checked_groups(self.groups)
 
 
 LOOKING = Person("local", {"look"})

@@ -23,6 +23,7 @@ from ..errors import InvalidInput, NotFound, OutboxError, Refused
 from ..operations.finding import Finding
 from ..operations.look import COUNTED
 from ..operations.sessions import Late, Panel, Sessions
+from ..texts import age
 from . import stored
 from .person import Person
 from .shared import Shared
@@ -50,6 +51,7 @@ DONE = {
     "bulk": "It was done to all of them.",
     "cancelled": "It was cancelled.",
     "signalled": "The signal was sent.",
+    "signalled before": "This form has sent the same signal already: it was sent once.",
     "decided": "Your answer is kept.",
     "paused": "The stage is paused.",
     "resumed": "The stage runs again.",
@@ -145,7 +147,8 @@ class Links:
 
 def back(request: Request, path: str, done: str, n: int | None = None, **query: Any) -> Response:
     """Sends the browser from a form to a page, which says what was done."""
-    return RedirectResponse(Links(request)(path, **query, done=done, n=n), 303)
+    number = None if n is None else str(n)  # a link leaves out 0, and that nothing was done is to be said
+    return RedirectResponse(Links(request)(path, **query, done=done, n=number), 303)
 
 
 def person(request: Request, right: str) -> Person:
@@ -188,7 +191,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "time": time, "age": age, "signs": signs, "document": document, "summary": summary, "up_to": up_to,
+        "time": time, "ago": ago, "signs": signs, "document": document, "summary": summary, "up_to": up_to,
     }  # fmt: skip
     return made
 
@@ -217,17 +220,11 @@ def time(value: Any) -> Markup | str:
     return Markup('<time datetime="{}" title="{}">{} UTC</time>').format(exact, exact, f"{at:%Y-%m-%d %H:%M:%S}")
 
 
-def age(value: Any) -> str:
-    """Returns how long ago a time was, or a number of seconds, as people say it: 5s, 3m, 2h, 4d."""
+def ago(value: Any) -> str:
+    """Returns how long ago a time was, or a number of seconds, in short."""
     if isinstance(value, datetime):
         value = (datetime.now(UTC) - value).total_seconds()
-    if not isinstance(value, int | float):
-        return ""
-    sign, value = ("-" if value < 0 else ""), abs(value)
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if value >= 2 * length:
-            return f"{sign}{value / length:.0f}{unit}"
-    return f"{sign}{value:.0f}s"
+    return age(value) if isinstance(value, int | float) else ""
 
 
 def summary(text: object, most: int = 200) -> str:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from ..documents import Stored
+from ..documents import Stored, Unread
 
 HIDDEN = "(hidden)"
 FOLD = 20_000
@@ -39,6 +39,8 @@ class Hiding:
         """Tells whether a document has a hidden field."""
         if self.is_empty:
             return False
+        if isinstance(value, Unread):
+            return True  # nobody knows
         if isinstance(value, dict):
             paths = ((f"{path}.{key}" if path else key, each) for key, each in value.items())
             return any(self.hides(where) or self.hides_some(each, where) for where, each in paths)
@@ -86,5 +88,7 @@ def _parts(value: Any, hiding: Hiding, path: str, line: str) -> Iterator[str]:
             yield from _parts(each, hiding, path, f"{line}  ")
             start = ","
         yield f"{line}]"
+    elif isinstance(value, Unread):
+        yield HIDDEN if hiding.hides_some(value) else value
     else:
         yield scalar(value)

@@ -60,18 +60,22 @@ def _answers(found: Row) -> Iterator[Event]:
         whom = f", for {row['assignee']}" if row["assignee"] else ""
         yield Event(row["asked_at"], "question", f"asked{whom}: {row['question']}", row["asked_by"])
         for vote in row["voted"]:
-            yield Event(
-                row["ended_at"] or row["asked_at"],
-                "vote",
-                f"vote for {vote['option']}",
-                vote["person"],
-                vote["cast_by"],
-            )
+            place = "" if vote["cast_by"] == vote["person"] else f", in the place of {vote['person']}"
+            title = f"vote for {vote['option']}{place}"
+            yield Event(_time(vote["voted_at"]), "vote", title, vote["cast_by"], vote["login"], vote["reason"])
         if row["ended_at"] is not None:
             how = row["decision"] if row["ended"] == "decided" else row["ended"]
             title = f"answered {how or row['to_status']}: {row['question']}"
             edited = NOTHING if row["edited"] is None else row["edited"]
             yield Event(row["ended_at"], "answer", title, row["decided_by"], row["login"], row["reason"], edited)
+
+
+def _time(text: str) -> datetime | str:
+    """Returns the time in a document, or its text if Python can't hold that time."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return text
 
 
 def _jobs(found: Row) -> Iterator[Event]:

@@ -34,7 +34,8 @@ BEGIN
     END IF;
     RAISE EXCEPTION 'pipeline "%", entity "%": %', pipeline, entity_id,
         CASE WHEN wrong.found IS NULL THEN format('the data has no field "%s"', wrong.field)
-             ELSE format('%s is %s, and must be %s', coalesce(format('the field "%s" of the data', wrong.field), 'the data'),
+             ELSE format('%s is %s, and must be %s',
+                         CASE WHEN wrong.field IS NULL THEN 'the data' ELSE format('the field "%s" of the data', wrong.field) END,
                          wrong.found, (SELECT string_agg(e.type, ' or ') FROM jsonb_array_elements_text(wrong.expected) AS e (type)))
         END
         USING ERRCODE = 'OB040',

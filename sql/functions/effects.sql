@@ -63,7 +63,7 @@ BEGIN
     LEFT JOIN outbox.state_changes AS s ON s.workflow_id = asking.id AND s.version = 1
     ORDER BY q.n;
     -- An effect of an earlier answer that can't be used is unknown again.
-    UPDATE outbox.effects AS e SET state = 'started', result = NULL, known_by = NULL, ended_at = NULL
+    UPDATE outbox.effects AS e SET state = 'started', result = NULL, blob = NULL, known_by = NULL, ended_at = NULL
     WHERE e.workflow_id = asking.id AND e.entered = held.entered
       AND e.call IN (SELECT (q.asked ->> 'call')::uuid FROM jsonb_array_elements(questions) AS q (asked));
     RETURN true;

@@ -20,7 +20,7 @@ WITH held AS MATERIALIZED (
     RETURNING e.call
 )
 SELECT EXISTS (SELECT FROM held), EXISTS (SELECT FROM made) OR coalesce(e.call = %(call)s::uuid, false),
-       e.call::text, e.state, e.function, e.result::text, e.known_by, e.error
+       e.call::text, e.state, e.function, e.result::text, e.known_by, e.error, encode(e.blob, 'hex')
 FROM (VALUES (1)) AS one (n)
 LEFT JOIN outbox.effects AS e ON e.workflow_id = %(id)s::uuid AND e.entered = %(entered)s AND e.name = %(name)s;
 
@@ -33,8 +33,8 @@ WITH held AS MATERIALIZED (
     FOR SHARE
 ), noted AS (
     UPDATE outbox.effects AS e
-    SET state = %(state)s, result = %(result)s::text::jsonb, error = %(error)s::text, known_by = %(known_by)s::text,
-        ended_at = CASE WHEN %(state)s <> 'started' THEN clock_timestamp() END
+    SET state = %(state)s, result = %(result)s::text::jsonb, blob = decode(%(blob)s::text, 'hex'), error = %(error)s::text,
+        known_by = %(known_by)s::text, ended_at = CASE WHEN %(state)s <> 'started' THEN clock_timestamp() END
     FROM held
     WHERE e.workflow_id = held.workflow_id AND e.entered = %(entered)s AND e.name = %(name)s AND e.call = %(call)s::uuid
     RETURNING e.call

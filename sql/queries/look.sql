@@ -55,10 +55,11 @@ SELECT c.stage, c.key, c.function, coalesce(c.result, jsonb_build_object('blob',
 FROM outbox.checkpoints AS c WHERE c.workflow_id = %(id)s ORDER BY c.made_at DESC, c.key DESC LIMIT %(limit)s;
 
 -- name: effects_of_workflow
--- Returns the effects of a workflow, latest first, and what is known of each.
+-- Returns the effects of a workflow, latest first, and what is known of each. Of a result that is a blob, its hash.
 -- Reads effects. Uses effects_pkey.
-SELECT e.stage, e.name, e.function, outbox.effect_state(e) AS state, e.calls, e.attempt, e.result, e.error, e.known_by, e.started_at,
-       e.ended_at
+SELECT e.stage, e.name, e.function, outbox.effect_state(e) AS state, e.calls, e.attempt,
+       CASE WHEN e.blob IS NULL THEN e.result ELSE jsonb_build_object('blob', encode(e.blob, 'hex')) END AS result,
+       e.error, e.known_by, e.started_at, e.ended_at
 FROM outbox.effects AS e WHERE e.workflow_id = %(id)s ORDER BY e.started_at DESC, e.name DESC LIMIT %(limit)s;
 
 -- name: effects
@@ -144,7 +145,8 @@ SELECT EXISTS (SELECT FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s AN
 SELECT a.id, a.status, a.version, a.name, a.question, a.shown, a.options, a.assignee, a.asked_by, a.stage, a.asked_at, a.deadline,
        a.reminders, a.approvers, a.votes, a.ended, a.decision, a.to_status, a.decided_by, a.login, a.reason, a.edited, a.ended_at,
        CASE WHEN a.votes > 0 THEN
-           ARRAY(SELECT jsonb_build_object('person', v.person, 'cast_by', v.cast_by, 'option', v.option, 'groups', v.groups)
+           ARRAY(SELECT jsonb_build_object('person', v.person, 'cast_by', v.cast_by, 'login', v.login, 'option', v.option,
+                                           'groups', v.groups, 'reason', v.reason, 'voted_at', v.voted_at)
                  FROM outbox.approval_votes AS v WHERE v.approval_id = a.id ORDER BY v.voted_at)
        ELSE '{}' END AS voted
 FROM outbox.approvals AS a WHERE a.workflow_id = %(id)s ORDER BY a.version DESC, a.id DESC LIMIT %(limit)s;

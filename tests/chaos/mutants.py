@@ -10,6 +10,8 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
+import os
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -23,6 +25,7 @@ from typing import Any
 
 import click
 import psycopg
+import pytest
 
 from kit.broker import Broker
 from outbox.database import statements
@@ -33,12 +36,15 @@ from .run import Result, run
 
 Patch = Callable[[], None]
 
+RED = "red test"
+
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A mutant. `why`: what is broken, and who once was. `faults` expose it; any of `anomalies` proves it.
 
-    Beside those of the checker there is "exit": a process has ended that nothing had ended; and what failovers.py finds.
+    Beside those of the checker there is "exit": a process has ended that nothing had ended; what failovers.py finds; and
+    RED: the mutant's test fails.
     """
 
     why: str
@@ -53,6 +59,8 @@ class Mutant:
     jobs: int = 0  # that there are at least, however slow the machine is
     failovers: tuple[str, ...] = ()
     """The failovers that bring it out, one after the other, if a run of the configurations does not."""
+    test: str = ""
+    """The test that it turns red, if no run brings it out."""
 
     def patch(self) -> None:
         """Breaks this process."""
@@ -311,11 +319,10 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "pulling-thread-says-nothing": Mutant(
         "a thread that was called for an item goes idle, as another one has taken it, and counts as on its way for ever",
-        frozenset({"stuck", "lost"}),
+        frozenset({RED}),  # in a run, the items are released after their timeout, and all ends well but late
         (),
         (code("outbox.process.pulling:Pulling._run", ("if coming:", "if coming and self._waiting:")),),
-        seconds=5,
-        jobs=500,
+        test="process/test_pulling.py::test_a_thread_whose_item_another_one_has_taken_is_called_again",
     ),
     "error-text-not-cleaned": Mutant(
         "an error with a NUL can't be stored: the job can neither succeed nor fail (hatchet #4619)",
@@ -620,6 +627,35 @@ def attempt_failovers(name: str, seed: int) -> tuple[Counter[str], set[str]]:
     return found, set(found) & mutant.anomalies
 
 
+TESTED = """
+import sys, pytest
+
+class Patched:
+    def pytest_collection_finish(self):
+        if sys.argv[1]:
+            from chaos.mutants import MUTANTS
+            MUTANTS[sys.argv[1]].patch()
+
+options = ["-q", "-p", "no:cacheprovider", "--timeout", "60", sys.argv[2]]
+sys.exit(10 + pytest.main(options, [Patched()]))
+"""
+
+
+def attempt_test(name: str) -> tuple[Counter[str], set[str]]:
+    """Runs the test of a mutant, which must be green without it; returns all anomalies, and which of its own were found."""
+    mutant = MUTANTS[name]
+    tests = Path(__file__).parents[1]
+    command, env = [sys.executable, "-c", TESTED], {**os.environ, "PYTHONPATH": str(tests)}
+    ends = []
+    for which in ("", name):
+        done = subprocess.run([*command, which, tests / mutant.test], env=env, capture_output=True, text=True)
+        ends.append(done.returncode - 10)
+        assert ends[-1] in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), done.stdout + done.stderr
+    assert ends[0] == pytest.ExitCode.OK, f"{mutant.test} is red without the mutant"
+    found = Counter([RED] if ends[1] else [])
+    return found, set(found) & mutant.anomalies
+
+
 @click.command()
 @click.option(
     "--only", "names", multiple=True, type=click.Choice(sorted(MUTANTS)), help="Only this one; may be given again."
@@ -634,6 +670,8 @@ def main(names: tuple[str, ...], seed: int, rate: float | None) -> None:
         began = time.monotonic()
         if MUTANTS[name].failovers:
             counted, found = attempt_failovers(name, seed)
+        elif MUTANTS[name].test:
+            counted, found = attempt_test(name)
         else:
             result, found = attempt(name, seed, rate)
             counted = Counter(anomaly.name for anomaly in result.verdict.anomalies)

@@ -296,6 +296,7 @@ def test_a_session_is_flushed_before(shop: Pipeline[Any], conn: Conn, dsn: str) 
         ),
         ("asyncpg", "asyncpg.pool.Pool.__new__(asyncpg.pool.Pool)", "is a pool: pass a connection of it"),
         ("psycopg2.pool", "psycopg2.pool.SimpleConnectionPool(0, 1, {dsn!r})", "is a pool: pass a connection of it"),
+        ("psycopg2", "psycopg2.connect({dsn!r}, async_=True)", "is an asynchronous connection of psycopg2: pass one"),
         ("django.db", "django.db.connections", "is a set of connections: pass one"),
         ("json", "{dsn!r}", "is a DSN: pass a connection"),
         (
@@ -366,6 +367,23 @@ def autocommitting(kind: str, dsn: str, stack: ExitStack) -> Held:
         conn = runner.run(asyncpg.connect(dsn))
     stack.callback(lambda: runner.run(conn.close()))
     return Held((conn, None), runner)
+
+
+def test_a_session_whose_texts_are_bytes_is_refused_before_any_sql(shop: Pipeline[Any], conn: Conn, dsn: str) -> None:
+    with (
+        psycopg.connect(dsn, client_encoding="SQL_ASCII", autocommit=True) as app,
+        pytest.raises(InvalidInput, match="client_encoding SQL_ASCII, in which psycopg reads texts as bytes"),
+    ):
+        shop.submit(app, "a", {})
+    assert value(conn, "SELECT count(*) FROM outbox.workflow_states") == 0
+
+
+def test_a_paramstyle_that_is_not_the_drivers_is_named(shop: Pipeline[Any], dsn: str) -> None:
+    with (
+        sqlalchemy.create_engine(url(dsn, "psycopg"), paramstyle="named", poolclass=NullPool).connect() as app,
+        pytest.raises(InvalidInput, match="uses psycopg with paramstyle 'named'"),
+    ):
+        shop.submit(app, "a", {})
 
 
 @pytest.mark.parametrize("kind", ["psycopg", "psycopg async", "psycopg2", "asyncpg", "django"])

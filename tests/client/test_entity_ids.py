@@ -12,7 +12,7 @@ import pytest
 
 import outbox
 from kit.pipelines import Post, deployed, drain, status_of
-from outbox import InvalidInput, Pipeline, Run, WaitForApproval, WaitForSignal
+from outbox import InvalidInput, Pipeline, Run, WaitForApproval, WaitForSignal, testing
 
 Conn = psycopg.Connection[Any]
 KEY = UUID("0190a5a0-0000-7000-8000-000000000001")
@@ -58,6 +58,11 @@ def test_every_call_takes_a_key(conn: Conn, dsn: str, key: Any, text: str) -> No
     assert found is not None
     assert found.status == "DONE"
     assert [change.to_status for change in posts.history(conn, key)] == ["NEW", "WAITING", "DONE"]
+    assert testing.assert_submitted(conn, posts, entity_id=key, count=1) == testing.submitted(
+        conn, posts, entity_id=text
+    )
+    assert len(testing.history(conn, posts, key)) == 3
+    assert testing.attempt(posts, "ask", Post(content="x"), entity_id=key).run.entity_id == text
     posts.submit(conn, 100, Post(content="approval"))
     assert posts.cancel(conn, 100) == "GONE"
     assert outbox.shard(key, 8) == outbox.shard(text, 8)
@@ -75,6 +80,7 @@ def test_what_names_no_entity_is_refused_before_any_sql(conn: Conn, wrong: Any) 
         lambda: outbox.signal(conn, posts, wrong, "payment"),
         lambda: outbox.approve(conn, posts, wrong),
         lambda: outbox.why(conn, posts, wrong),
+        lambda: testing.attempt(posts, "ask", Post(content="x"), entity_id=wrong),
     ):
         with pytest.raises(InvalidInput, match="entity_id"):
             call()

@@ -181,7 +181,7 @@ NO_TEXT = {
         "workflow_states.pipeline"
     ),
     "hashes": (
-        "approval_votes.shown approvals.shown blob_parts.sha256 blob_uses.sha256 blobs.parts blobs.sha256 checkpoints.blob "
+        "approval_votes.shown approvals.shown blob_parts.sha256 blob_uses.sha256 blobs.parts blobs.sha256 checkpoints.blob effects.blob "
         "parked_deliveries.digest"
     ),
     "what deploys have written and processes are": "legal_changes. pipelines. relays. routes. schedules. schema_migrations. stages. workers.",

@@ -97,6 +97,8 @@ def test_what_makes_no_sense_is_refused(conn: Conn, wrong: dict[str, Any]) -> No
         pipeline().wait(conn, "a", **wrong)
     with pytest.raises(InvalidInput, match="statuses"):
         pipeline().wait(conn, "a", "", timeout=1)
+    with pytest.raises(InvalidInput, match=r"no status 'DOEN'; did you mean DONE\?"):
+        pipeline().wait(conn, "a", "ASKED", "DOEN", timeout=3600)
     with pytest.raises(InvalidInput, match="dsn"):
         asyncio.run(pipeline().wait_async(conn, "a", timeout=1))  # type: ignore[arg-type]
 

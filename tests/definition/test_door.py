@@ -220,6 +220,13 @@ def test_plain_sql_is_checked_at_the_door(conn: Conn, write: str) -> None:
     conn.execute(write.encode(), ['{"total": "7"}'])
 
 
+def test_data_that_is_no_object_is_refused_as_a_whole(conn: Conn) -> None:
+    deployed(conn, strict())
+    with pytest.raises(DataRefused, match='"b": the data is array, and must be object') as refusal, raised_as_ours():
+        conn.execute("SELECT outbox.submit('orders', 'b', '[]')")
+    assert refusal.value.field is None
+
+
 def test_without_strict_nothing_is_checked(conn: Conn) -> None:
     deployed(conn, one_stage(lambda run: None))
     conn.execute("INSERT INTO outbox.workflow_states (pipeline, entity_id, metadata) VALUES ('p', 'a', '[]')")

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+import sqlalchemy
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from outbox import InvalidInput, Reject, Retry, SettingsError
 from outbox.commands import application
@@ -148,6 +151,32 @@ def test_an_application_that_is_installed_is_no_library_of_its_own(tmp_path: Any
     assert error.__traceback__ is not None
     error.__traceback__ = error.__traceback__.tb_next  # as the worker calls it: without a frame of the test's
     assert "(steps.py:2 in work)" in describe(error)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Row(Base):
+    __tablename__ = "rows"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+def test_code_that_a_library_has_generated_or_compiled_is_not_the_users(dsn: str) -> None:
+    def commit_session() -> None:
+        with Session(sqlalchemy.create_engine("sqlite://")) as session:
+            session.add(Row())  # its table is missing
+            session.commit()
+
+    def commit_connection() -> None:
+        with psycopg.connect(dsn) as conn, conn.transaction():
+            conn.commit()
+
+    for work in (commit_session, commit_connection):
+        error = raised_by(work)
+        assert error.__traceback__ is not None
+        error.__traceback__ = error.__traceback__.tb_next  # as the worker calls it: without a frame of the test's
+        assert f" in {work.__name__})" in describe(error)
 
 
 def test_what_comes_from_itself_is_told_once() -> None:

@@ -99,9 +99,16 @@ def test_every_column_that_a_model_names_is_there(site: str) -> None:
 def test_models_are_not_saved_or_deleted(site: str) -> None:
     first = Workflow.objects.get(entity_id=f"first-{site}")
     first.current_status = "DONE"
-    for call in (first.save, first.delete, Workflow(pipeline="posts").save):
+    for call in (
+        first.save, first.delete, Workflow(pipeline="posts").save, Workflow.objects.all().delete,
+        lambda: Workflow.objects.bulk_create([first]), lambda: Workflow.objects.bulk_update([first], ["current_status"]),
+    ):  # fmt: skip
         with pytest.raises(TypeError, match="Workflow is for reading: use Pipeline"):
             call()
+    with pytest.raises(TypeError, match="StateChange is for reading"):
+        first.changes.all().delete()
+    with pytest.raises(TypeError, match="Job is for reading"):
+        Job.objects.filter(workflow=first).delete()
 
 
 def test_models_read_the_database_of_outbox_unless_a_router_says_otherwise(site: str, migrated: str) -> None:

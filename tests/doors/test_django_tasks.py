@@ -75,6 +75,23 @@ def test_what_a_task_raises_is_in_its_result_and_it_runs_once(queues: str, conn:
     assert conn.execute("SELECT count(*) FROM outbox.dead_jobs").fetchone() == (0,)
 
 
+def test_what_a_task_raises_is_logged_with_its_traceback(queues: str, caplog: pytest.LogCaptureFixture) -> None:
+    tasks.fail.enqueue("no such thing")
+    work(queues)
+    (found,) = [record for record in caplog.records if "FAILED" in record.getMessage()]
+    assert found.exc_info is not None
+    assert str(found.exc_info[1]) == "no such thing"
+
+
+def test_an_error_whose_text_postgres_can_not_store_is_kept_as_far_as_it_can_be(queues: str) -> None:
+    result = tasks.fail_oddly.enqueue()
+    work(queues)
+    result.refresh()
+    (error,) = result.errors
+    assert (result.status, error.exception_class) == (TaskResultStatus.FAILED, ValueError)
+    assert "ValueError: in the file \ufffd" in error.traceback
+
+
 def test_a_value_that_cannot_be_stored_fails_the_task(queues: str) -> None:
     result = tasks.unstorable.enqueue()
     with pytest.raises(TypeError):

@@ -24,6 +24,7 @@ from kit.servers import wait_for
 from outbox import Ask, Backoff, Done, NotDone, NothingAsked, Pipeline, Reject, Retry, Run, TooLate, approvals, decide
 from outbox.engine import effects
 from outbox.engine.apart import ALL
+from outbox.engine.checkpoint import MAX_RESULT
 from outbox.engine.retention import SQL as RETENTION
 
 Conn = psycopg.Connection[Any]
@@ -116,6 +117,40 @@ def test_an_effect_happens_once_over_all_attempts(conn: Conn, dsn: str, transact
     assert status_of(conn, "a") == "DONE"
     kept = conn.execute("SELECT name, state, calls, attempt, known_by, result FROM outbox.effects").fetchall()
     assert kept == [("charge", "done", 1, 1, "call", {"id": "r1 of 900"})]
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+@pytest.mark.parametrize("looked_up", [False, True])
+def test_a_large_result_is_a_blob_that_goes_with_the_work(
+    conn: Conn, dsn: str, outbox: Outbox, looked_up: bool, transaction: bool
+) -> None:
+    large = ["☃" * 1_000] * 2_000  # 6 MB
+    seen: list[Any] = []
+
+    def report() -> list[str]:
+        bank.append("made")
+        if looked_up:
+            raise TimeoutError
+        return large
+
+    async def work(run: Run[Post]) -> None:
+        with suppress(TimeoutError):
+            seen.append(await run.effect("report", report, on_unknown=lambda key: Done(large)))
+        if run.attempt < 3:
+            raise ValueError("after the call")
+
+    paying(conn, dsn, work, transaction=transaction)
+    assert (status_of(conn, "a"), len(bank)) == ("DONE", 1)
+    assert seen == [large] * (2 if looked_up else 3)
+    assert value(conn, "SELECT result IS NULL AND state = 'done' FROM outbox.effects")
+    digest = value(conn, "SELECT encode(blob, 'hex') FROM outbox.effects")
+    assert value(conn, "SELECT convert_from(outbox.blob(%s), 'UTF8')::jsonb", digest) == large
+    (shown,) = outbox("show", "a", "--json").json["effects"]
+    assert shown["result"] == {"blob": digest}
+
+    conn.execute("SELECT outbox.blob_uses_sweep(-1, 100), outbox.blobs_sweep(-1, 100)")
+    assert value(conn, "SELECT outbox.blob(%s) IS NULL", digest), "no work has it any more"
+    assert outbox("show", "a", "--json").json["effects"] == [shown]
 
 
 @pytest.mark.parametrize("transaction", [False, True])
@@ -376,11 +411,11 @@ def test_a_dead_job_keeps_its_unknown_effect_and_retry_asks(conn: Conn, dsn: str
     assert (state(conn), len(bank)) == ("asked", 1)
 
 
-@pytest.mark.parametrize("result", [object(), "x" * 2**20, float("nan"), "a\0b"])
-def test_a_result_that_can_not_be_kept_is_asked_for(conn: Conn, dsn: str, result: Any) -> None:
+@pytest.mark.parametrize("result", [object, lambda: "x" * MAX_RESULT, lambda: float("nan"), lambda: "a\0b"])
+def test_a_result_that_can_not_be_kept_is_asked_for(conn: Conn, dsn: str, result: Callable[[], Any]) -> None:
     def pay() -> Any:
         bank.append("key")
-        return result
+        return result()
 
     async def work(run: Run[Post]) -> None:
         await run.effect("charge", pay)

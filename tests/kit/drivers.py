@@ -103,6 +103,18 @@ async def psycopg_async(dsn: str) -> AsyncIterator[Opened]:
 
 
 @contextmanager
+def psycopg_pipeline(dsn: str) -> Iterator[Opened]:
+    with psycopg.connect(dsn) as conn, conn.pipeline():
+        yield conn, conn.transaction
+
+
+@asynccontextmanager
+async def psycopg_async_pipeline(dsn: str) -> AsyncIterator[Opened]:
+    async with await psycopg.AsyncConnection.connect(dsn) as conn, conn.pipeline():
+        yield conn, conn.transaction
+
+
+@contextmanager
 def psycopg2_connection(dsn: str) -> Iterator[Opened]:
     conn = psycopg2.connect(dsn, cursor_factory=psycopg2.extras.RealDictCursor)
     try:
@@ -199,6 +211,8 @@ def django_connection(alias: str, dsn: str) -> Iterator[Opened]:
 KINDS: dict[str, Callable[[str], AbstractContextManager[Opened] | Any]] = {
     "psycopg": psycopg_connection,
     "psycopg async": psycopg_async,
+    "psycopg pipeline": psycopg_pipeline,
+    "psycopg async pipeline": psycopg_async_pipeline,
     "psycopg2": psycopg2_connection,
     "asyncpg": asyncpg_connection,
     "asyncpg pool": asyncpg_pool,

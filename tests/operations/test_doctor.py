@@ -18,7 +18,7 @@ from kit.servers import PostgresServer, Process, wait_for
 from kit.shop import AHEAD
 from outbox import Go, Pipeline
 from outbox.operations import doctor
-from outbox.texts import span
+from outbox.texts import age, span
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
@@ -365,6 +365,23 @@ def test_what_consumers_have_parked_is_found_and_whether_it_only_waits_for_the_c
 )  # fmt: skip
 def test_times_are_told_in_units_of_which_there_are_two(seconds: float, told: str) -> None:
     assert span(seconds) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (None, ""),
+        (-0.2, "0s"),
+        (-90.0, "0s"),
+        (0.4, "0s"),
+        (119.0, "119s"),
+        (120.0, "2m"),
+        (7_300.0, "2h"),
+        (172_800, "2d"),
+    ],
+)
+def test_an_age_is_short_and_never_negative(seconds: float | None, told: str) -> None:
+    assert age(seconds) == told
 
 
 def test_messages_without_a_relay_are_reported_and_are_a_problem_when_they_are_old_or_many(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -45,6 +46,42 @@ def test_all_that_is_put_in_is_worked_off_whatever_the_timing() -> None:
     asyncio.run(main())
     assert sorted(results) == sorted(-item for item in range(3_000))
     assert in_loop == {threading.get_ident()}
+
+
+def test_a_thread_whose_item_another_one_has_taken_is_called_again() -> None:
+    both, worked = threading.Barrier(2), threading.Event()
+
+    async def main() -> None:
+        def work(item: str) -> None:
+            if item == "at once":
+                both.wait(DEADLINE)
+            elif item == "first":
+                pulls.put("second")  # wakes the other thread, but this one comes back sooner: it has the interpreter
+            else:
+                worked.set()
+
+        def rest() -> None:
+            wait_for(lambda: len(pulls._idle) == 2, what="both threads are idle")
+
+        # The loop is never left, so nothing is handed over: that would let the other thread go first.
+        pulls = Pulling("test", work, lambda ended: None)
+        for _ in range(2):
+            pulls.put("at once")
+        rest()
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(DEADLINE)
+        try:
+            pulls.put("first")
+            assert worked.wait(DEADLINE)
+        finally:
+            sys.setswitchinterval(interval)
+        rest()
+        worked.clear()
+        pulls.put("third")
+        assert worked.wait(DEADLINE)
+        pulls.close()
+
+    asyncio.run(main())
 
 
 def test_what_takes_long_holds_up_nothing_and_has_a_thread_of_its_own() -> None:

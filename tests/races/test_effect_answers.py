@@ -47,7 +47,7 @@ class Unknown(Table):
         return ["asked"] if asked else []
 
     def note(self, conn: Conn) -> list[str]:
-        what = {"state": "done", "result": "1", "error": None, "known_by": "call"}
+        what = {"state": "done", "result": "1", "error": None, "known_by": "call", "blob": None}
         ((noted,),) = conn.execute(effects.SQL["effect_note"], {**self.intention, **what}).fetchall()
         return ["noted"] if noted else []
 

@@ -80,6 +80,8 @@ def test_with_retries_only_the_last_failure_is_raised(conn: Conn, dsn: str) -> N
 
 def test_until_leaves_workflows_in_a_status(conn: Conn, dsn: str) -> None:
     posts = submitted(conn, make_posts())
+    with pytest.raises(InvalidInput, match="until: no pipeline has a status 'APROVED'"):
+        drain(posts, dsn, until={"APROVED", "COMPLETED"})
     drain(posts, dsn, until="APPROVED")
     assert status_of(conn, "a") == "APPROVED"
 

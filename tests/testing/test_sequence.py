@@ -365,6 +365,8 @@ def test_what_can_not_be_done_in_a_transaction_is_said(inside: Conn, dsn: str) -
     with pytest.raises(InvalidInput, match=r"is sync, and stage p\.work"):
         drain(p, inside)
     assert value(inside, "SELECT attempt FROM outbox.jobs WHERE owner IS NULL") == 0
+    with inside.pipeline(), pytest.raises(InvalidInput, match="is in pipeline mode"):
+        drain(p, inside)
     with pytest.raises(InvalidInput, match="concurrency is for a worker"):
         drain(p, inside, concurrency=3)
     with pytest.raises(NotDeployed):

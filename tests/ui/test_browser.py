@@ -6,11 +6,13 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from starlette.responses import PlainTextResponse
 
 from apps.cli import posts
 from kit import node
@@ -20,7 +22,7 @@ from kit.databases import make_database
 from kit.pipelines import Post, deployed, drain, status_of, value
 from kit.servers import DEADLINE, PostgresServer, Process
 from kit.waits import TIMED, Order, orders
-from outbox import Pipeline
+from outbox import Pipeline, approval_link
 from outbox.database import migrations
 from outbox.operations import bulk as operation
 from outbox.operations import sessions
@@ -133,6 +135,59 @@ def test_every_page_and_action_works(address: str, full: Conn, browser: Browser,
     assert value(full, "SELECT count(*) FROM outbox.dead_jobs") == 0
 
 
+def test_names_with_two_spaces_are_found_and_moved_to(address: str, full: Conn, browser: Browser) -> None:
+    odd: Pipeline[Any] = Pipeline("two  spaces", initial="OFF  NOW", final={"ON  NOW"})
+    odd.allow("OFF  NOW", to="ON  NOW")
+    deployed(full, odd).submit(full, "odd", {})
+    page, wrong = watched(browser, address)
+    page.goto(f"{address}workflows")
+    page.get_by_label("Pipeline").select_option("two  spaces")
+    page.get_by_role("button", name="Find").click()
+    page.wait_for_url("**pipeline=two**")
+    assert "entity=odd" in page.content()
+    page.get_by_role("link", name="odd").click()
+    page.get_by_role("button", name="Move").click()
+    page.wait_for_load_state()
+    assert "It was moved." in page.content()
+    assert (status_of(full, "odd"), wrong) == ("ON  NOW", [])
+
+
+def test_enter_in_a_field_gives_no_answer(
+    address: str, full: Conn, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_LINK_KEYS", "k" * 32)
+    token = approval_link(full, "orders", "order", person="ann", until=datetime.now(UTC) + timedelta(hours=1))
+    page, wrong = watched(browser, address)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    question = value(full, "SELECT id FROM outbox.approvals WHERE entity_id = 'order'")
+    for path in ("approvals?pipeline=orders", f"approvals/{question}", f"answer/{token}"):
+        page.goto(address + path)
+        page.get_by_label("Reason").fill("half a reas")
+        page.get_by_label("Reason").press("Enter")
+        assert page.evaluate("document.activeElement.value") == "half a reas", path
+        assert sent == [], path
+    page.get_by_role("button", name="reject").click()
+    expect(page.get_by_text("This link was used to answer reject")).to_be_visible(timeout=PATIENCE)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_a_signed_link_works_in_the_browser_of_somebody_who_is_not_known(
+    full: Conn, dsn: str, browser: Browser, javascript: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_LINK_KEYS", "k" * 32)
+    until = datetime.now(UTC) + timedelta(hours=1)
+    token = approval_link(full, "orders", "order", person="ann", until=until)
+    with served(dashboard(dsn, identify=lambda request: None)) as address:
+        page, wrong = watched(browser, address, java_script_enabled=javascript)
+        page.goto(f"{address}answer/{token}")
+        page.get_by_role("button", name="approve").click()
+        expect(page.get_by_text("This link was used to answer approve")).to_be_visible(timeout=PATIENCE)
+        page.context.close()
+    assert wrong == []
+
+
 def test_what_is_done_to_many_goes_on_by_itself_until_it_is_stopped(
     address: str, full: Conn, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +234,53 @@ def test_an_open_page_follows_and_keeps_what_is_being_typed(address: str, full: 
     page.get_by_role("button", name="Pause: keep this page as it is").click()
     expect(page.get_by_role("button", name="Follow what happens")).to_be_visible(timeout=PATIENCE)
     assert wrong == []
+
+
+def test_what_was_selected_is_brought_up_to_date_when_it_is_not_any_more(
+    address: str, full: Conn, browser: Browser
+) -> None:
+    page, wrong = watched(browser, address)
+    page.goto(f"{address}workflow?pipeline=lamps&entity=lamp_0")
+    why, button = page.locator("#why"), page.get_by_role("button", name="Pause: keep this page as it is")
+    expect(button).to_be_visible(timeout=PATIENCE)
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('#why .entity'))")
+    full.execute("UPDATE outbox.workflow_states SET current_status = 'ON' WHERE entity_id = 'lamp_0'")
+    expect(page.locator("#story")).to_contain_text("OFF → ON", timeout=PATIENCE)
+    expect(why).to_contain_text("lamps: OFF")
+    page.evaluate("getSelection().removeAllRanges()")
+    expect(why).to_contain_text("lamps: ON", timeout=PATIENCE)
+    why.get_by_role("link", name="lamps").focus()
+    full.execute("UPDATE outbox.workflow_states SET current_status = 'GONE' WHERE entity_id = 'lamp_0'")
+    expect(page.locator("#story")).to_contain_text("ON → GONE", timeout=PATIENCE)
+    button.focus()
+    expect(why).to_contain_text("lamps: GONE", timeout=PATIENCE)
+    assert wrong == []
+
+
+def test_a_page_that_a_proxy_refuses_for_a_while_follows_again(
+    full: Conn, dsn: str, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("EVERY", "BUSY"):
+        monkeypatch.setattr(live, name, 0.05)
+    mounted, down = dashboard(dsn), [False]
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        await (PlainTextResponse("bad gateway", 502) if down[0] else mounted)(scope, receive, send)
+
+    with served(proxy) as address:
+        page = browser.new_page()
+        page.clock.install()
+        page.goto(f"{address}workflow?pipeline=lamps&entity=lamp_0")
+        page.get_by_role("button", name="Pause: keep this page as it is").click(timeout=PATIENCE)
+        down[0] = True
+        page.get_by_role("button", name="Follow what happens").click()
+        expect(page.locator("#stale")).to_contain_text("is not up to date", timeout=PATIENCE)
+        down[0] = False
+        page.clock.fast_forward(10_000)
+        expect(page.locator("#stale")).to_be_hidden(timeout=PATIENCE)
+        full.execute("UPDATE outbox.workflow_states SET current_status = 'ON' WHERE entity_id = 'lamp_0'")
+        expect(page.locator("#why")).to_contain_text("lamps: ON", timeout=PATIENCE)
+        page.context.close()
 
 
 def test_the_keyboard_leads_everywhere(address: str, full: Conn, browser: Browser) -> None:

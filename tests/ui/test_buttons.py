@@ -95,6 +95,7 @@ def test_all_dead_jobs_run_again(shop: Conn, dsn: str) -> None:
     asked = visit.open(next(form for form in visit.get("/dead").forms if "error" not in form.fields))
     assert "(6)" in visit.submit(asked.form("/bulk")).text
     assert value(shop, "SELECT count(*) FROM outbox.dead_jobs") == 0
+    assert "(0)" in visit.submit(asked.form("/bulk")).text, "who presses it next is told that nothing was left"
 
 
 def test_what_a_filter_holds_is_moved_in_batches_with_progress(
@@ -107,7 +108,7 @@ def test_what_a_filter_holds_is_moved_in_batches_with_progress(
     visit = visitor(dsn)
     page = visit.get(visit.get("/workflows?pipeline=posts&status=WAITING_FOR_REVIEW&entity=risky").link("act=move"))
     assert "6 workflows" in page.text
-    assert re.findall(r"<option>(\w+)", page.html) == ["APPROVED", "REJECTED"], "only what leads on from there"
+    assert re.findall(r'<option value="(\w+)"', page.html) == ["APPROVED", "REJECTED"], "only what leads on from there"
     posts.submit(shop, "risky_late", Post(content="risky"))
     drain(posts, dsn)
     page = visit.submit(page.form("/bulk"), to_status="REJECTED", reason="spam")
@@ -177,6 +178,16 @@ def test_what_is_held_by_others_stops_it_where_it_is_and_it_can_go_on(shop: Conn
     assert "(1)" in visit.submit(page.form("/bulk")).text
 
 
+def test_a_form_that_is_sent_twice_sends_one_signal(shop: Conn, dsn: str) -> None:
+    visit = visitor(dsn)
+    form = visit.get("/workflow?entity=new").form("/workflow/signal")
+    assert "was sent" in visit.submit(form, name="go", payload="1").text
+    assert "it was sent once" in visit.submit(form, name="go", payload="1").text
+    assert "was sent" in visit.submit(form, name="go", payload="2").text  # after Back: another signal
+    sent = shop.execute("SELECT payload FROM outbox.signals ORDER BY payload").fetchall()
+    assert sent == [(1,), (2,)]
+
+
 def test_a_signal_is_sent_with_its_payload_as_json(shop: Conn, dsn: str) -> None:
     visit = visitor(dsn)
     form = visit.get("/workflow?entity=new").form("/workflow/signal")
@@ -224,6 +235,8 @@ def test_a_stage_is_paused_and_resumed_in_the_name_of_the_person(shop: Conn, dsn
     assert "The stage runs again." in page.text
     assert value(shop, "SELECT count(*) FROM outbox.pauses") == 0
     assert visit.post("/stages/pause", {"pipeline": "posts", "stage": "nope"}).status == 404
+    assert visit.post("/stages/stop", {"pipeline": "posts", "stage": "enrich"}).status == 404
+    assert value(shop, "SELECT count(*) FROM outbox.pauses") == 0
 
 
 def test_a_parked_message_is_tried_again(shop: Conn, dsn: str) -> None:

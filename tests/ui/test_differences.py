@@ -38,6 +38,16 @@ def test_what_is_hidden_is_told_only_to_have_changed() -> None:
     assert found[0].after == HIDDEN
 
 
+def test_of_what_is_hidden_nothing_within_is_told() -> None:
+    before, after = (
+        {"card": {"number": n}, "list": [{"card": {"number": n}}], "pins": [{"of": n}]} for n in (4111, 4222)
+    )
+    for hide in ({"card", "pins"}, lambda path: path in ("card", "list.card", "pins")):
+        found, _ = differences(before, after, Hiding(hide))
+        assert not [number for number in ("4111", "4222") if number in str(found)]
+        assert [each.path for each in found] == ["card", "list[0].card", "pins"]
+
+
 def test_what_is_long_or_much_ends() -> None:
     found, more = differences({}, {str(n): "x" * 10_000 for n in range(1000)})
     assert (len(found), more) == (MOST, True)

@@ -9,7 +9,7 @@ import pytest
 
 from kit.browsing import ALL, OURS, Visitor, visitor
 from kit.pipelines import value
-from outbox import InvalidInput, SettingsError
+from outbox import DefinitionError, InvalidInput, SettingsError
 from outbox.ui import Person, dashboard
 
 PAGES = ("/", "/workflows", "/approvals", "/dead", "/messages", "/workers", "/doctor", "/pipeline?pipeline=posts",
@@ -66,7 +66,7 @@ def test_a_request_from_elsewhere_is_refused_whatever_host_it_names(stocked: str
 
 
 def test_a_rebinding_host_is_refused_where_the_hosts_are_named(stocked: str) -> None:
-    app = dashboard(stocked, identify=lambda request: Person("sarah"), hosts={"Shop.example"})
+    app = dashboard(stocked, identify=lambda request: Person("sarah"), hosts={"Shop.example:443"})
     for host, status in (("http://shop.example:8443", 200), ("http://localhost", 200), ("http://evil.example", 403)):
         assert Visitor(app, host=host).get("/").status == status
 
@@ -196,6 +196,23 @@ def test_no_page_shows_a_password(stocked: str) -> None:
 
 def test_a_person_has_a_name_and_rights_that_exist() -> None:
     assert Person("sarah").may == {"look"}
-    for name, may in (("", ALL), ("a\0b", ALL), ("sarah", {"look", "delete"}), ("sarah", "look")):
+    wrong: Any
+    for wrong in (
+        ("", ALL), ("a\0b", ALL), ("sarah", {"look", "delete"}), ("sarah", "look"), ("sarah", None), ("sarah", [["look"]]),
+        ("sarah", ALL, "finance"), ("sarah", ALL, {7}),
+    ):  # fmt: skip
         with pytest.raises(InvalidInput):
-            Person(name, may)
+            Person(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"hosts": "shop.example"}, "not a string"),
+        ({"statement_timeout": 0}, "statement_timeout: 0 is not a time"),
+        ({"statement_timeout": "3s"}, "statement_timeout: '3s' is not a time"),
+    ],
+)
+def test_what_no_page_can_be_made_with_is_refused_when_it_is_made(stocked: str, wrong: Any, reason: str) -> None:
+    with pytest.raises((TypeError, DefinitionError), match=reason):
+        dashboard(stocked, **wrong)

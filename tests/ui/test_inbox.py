@@ -16,7 +16,7 @@ from kit.browsing import Page, Visitor, visitor
 from kit.pipelines import deployed, drain, status_of, value
 from kit.servers import wait_for
 from kit.waits import QUESTION, Order, orders, waiting
-from outbox import Pipeline, Question, Run, WaitForApproval, approval_link, approve
+from outbox import Pipeline, Question, Run, WaitForApproval, approval_link, approve, delegate, signal
 from outbox.ui import Person, dashboard
 from outbox.ui.pages import inbox
 
@@ -110,6 +110,28 @@ def test_an_edit_keeps_types_and_what_was_left_as_it_is(conn: Conn, dsn: str) ->
     }  # fmt: skip
 
 
+def test_an_edit_of_one_field_keeps_each_digit_and_line_break_of_the_others(conn: Conn, dsn: str) -> None:
+    class Note(BaseModel):
+        total: int
+        note: str
+
+    pipeline: Pipeline[Any] = Pipeline("orders", data=Note, initial="NEW", final={"PAID", "REFUSED"})
+    pipeline.stage("ask", on="NEW", to="WAITING")(lambda run: QUESTION)
+    pipeline.allow("WAITING", to={"PAID", "REFUSED"})
+    deployed(conn, pipeline)
+    pipeline.submit(conn, "a", Note(total=5, note="one\r\ntwo\rthree"))
+    drain(pipeline, dsn)
+    number = '{"price": 12345678901234567890.123456789}'
+    conn.execute("UPDATE outbox.workflow_states SET metadata = metadata || %s", (number,))
+    visit = visitor(dsn)
+    form = opened(visit).form("/approvals/0")
+    form.fields["field.note"] = "one\r\ntwo\r\nthree"  # as a browser sends it
+    visit.submit(form, "approve", **{"field.total": "6"})
+    assert conn.execute(
+        "SELECT metadata ->> 'total', metadata ->> 'note', metadata ->> 'price' FROM outbox.workflow_states"
+    ).fetchone() == ("6", "one\r\ntwo\rthree", "12345678901234567890.123456789")
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_an_edit_that_does_not_fit_is_refused_by_the_model_or_the_database(conn: Conn, dsn: str, known: bool) -> None:
     pipeline = waiting(conn, dsn, QUESTION)
@@ -193,6 +215,27 @@ def test_votes_are_those_of_the_person_and_their_groups(conn: Conn, dsn: str) ->
     assert status_of(conn, "a") == "WAITING"
     ben.submit(opened(ben).form("/approvals/0"), "approve")
     assert status_of(conn, "a") == "PAID"
+
+
+def test_the_story_has_who_voted_when_and_why_and_in_whose_place(conn: Conn, dsn: str) -> None:
+    waiting(conn, dsn, WaitForApproval("Pay?", options=QUESTION.options, approvers={"finance": 2}))
+    delegate(conn, "eva", until=datetime.now(UTC) + timedelta(hours=1), by="ann", groups=["finance"])
+
+    def vote(name: str, *groups: str) -> Visitor:
+        visit = Visitor(dashboard(dsn, identify=lambda request: Person(name, {"look", "decide"}, groups)))
+        visit.submit(opened(visit).form("/approvals/0"), "approve", reason=f"{name} has looked")
+        return visit
+
+    vote("eva")
+    signal(conn, "orders", "a", "hurry")
+    page = vote("ben", "finance").get("/workflow?pipeline=orders&entity=a")
+    story = (
+        "asked: Pay?", "vote for approve, in the place of ann eva (outbox_owner) eva has looked", "signal hurry",
+        "vote for approve ben (outbox_owner) ben has looked", "answered approve: Pay?",
+    )  # fmt: skip
+    places = [page.text.find(each) for each in story]
+    assert places == sorted(places), page.text
+    assert -1 not in places, page.text
 
 
 def test_filters_and_pages_of_the_inbox(conn: Conn, dsn: str) -> None:

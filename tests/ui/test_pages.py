@@ -158,6 +158,25 @@ def test_hidden_fields_are_on_no_page(conn: Conn, shop: Conn, dsn: str) -> None:
         visitor(dsn, hide="pin")
 
 
+def test_hidden_fields_of_what_is_parked_are_not_shown(shop: Conn, dsn: str) -> None:
+    bodies = (b'{"pin": "1234-y", "kept": "shown-1"}', b'{"pin": "1234-y", cut off')
+    for body in bodies:
+        shop.execute(DELIVERY, ("crm", "m-1", "t", body, "{}", "no such customer", 3))
+    page = visitor(dsn, hide={"pin"}).get("/messages")
+    assert ("1234-y" in page.html, "shown-1" in page.text, page.text.count("(hidden)")) == (False, True, 2)
+    assert '{"pin": "1234-y", cut off' in visitor(dsn).get("/messages").text, "it is shown as it arrived"
+
+
+def test_data_that_python_can_not_read_is_shown_as_stored_and_hides_all_of_it(conn: Conn, shop: Conn, dsn: str) -> None:
+    conn.execute("""UPDATE outbox.workflow_states SET metadata = jsonb_build_object('pin', '1234-y', 'n', 10::numeric ^ 5000)
+                    WHERE entity_id = 'new'""")
+    for path in ("/workflow", "/workflow/data"):
+        asked = f"{path}?pipeline=posts&entity=new"
+        assert '"pin": "1234-y"' in visitor(dsn).get(asked).text
+        page = visitor(dsn, hide={"pin"}).get(asked)
+        assert ("1234-y" in page.html, "(hidden)" in page.text) == (False, True)
+
+
 def test_lists_have_their_filters_in_the_url_and_go_on_page_by_page(conn: Conn, shop: Conn, dsn: str) -> None:
     posts.submit_many(conn, ((f"many_{n:03}", Post()) for n in range(120)))
     visit = visitor(dsn)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import psycopg
@@ -75,6 +75,10 @@ class Door(ABC):
     def run(self, commands: str) -> None:
         """Runs one or more commands that have no values. What they return is left."""
 
+    def alone(self) -> AbstractContextManager[object]:
+        """Keeps other threads' calls on the connection out of this one, where the driver would let them in."""
+        return nullcontext()
+
     @abstractmethod
     def whole(self) -> AbstractContextManager[object]:
         """Makes several statements one transaction, if the connection would commit each of them by itself."""
@@ -90,6 +94,10 @@ class AsyncDoor(ABC):
     @abstractmethod
     async def run(self, commands: str) -> None:
         """Does what `Door.run` does."""
+
+    def alone(self) -> AbstractAsyncContextManager[object]:
+        """Keeps other tasks' calls on the connection out of this one, where the driver would let them in."""
+        return nullcontext()
 
     @abstractmethod
     def whole(self) -> AbstractAsyncContextManager[object]:

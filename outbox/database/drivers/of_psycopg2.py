@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from ...errors import InvalidInput
 from ..steps import Statement
 from . import spelling
+from .alone import lock
 from .connection import Door
 
 
@@ -16,6 +18,8 @@ class Psycopg2(Door):
     """Leads to a connection."""
 
     def __init__(self, conn: Any) -> None:
+        if conn.async_:
+            raise InvalidInput("conn", "is an asynchronous connection of psycopg2: pass one without async_=True")
         self._conn = conn
         self._plain = sys.modules["psycopg2.extensions"].cursor  # whatever cursors and rows the connection makes
 
@@ -29,6 +33,10 @@ class Psycopg2(Door):
         """Runs commands, in one round trip."""
         with self._conn.cursor(cursor_factory=self._plain) as cursor:
             cursor.execute(commands)
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Takes the connection's lock."""
+        return lock(self._conn)
 
     def whole(self) -> AbstractContextManager[object]:
         """Opens a transaction in autocommit."""

@@ -37,8 +37,10 @@ class Sqlalchemy(Door):
             connection.exec_driver_sql(command, execution_options={"no_parameters": True}).close()
 
     def whole(self) -> AbstractContextManager[object]:
-        """Refuses a connection in autocommit."""
-        if getattr(self._connection().connection.dbapi_connection, "autocommit", False):
+        """Refuses a connection in autocommit, unless a transaction was begun on it otherwise, as a step's is."""
+        pooled = self._connection().connection
+        begun = getattr(getattr(pooled.driver_connection, "info", None), "transaction_status", 0)
+        if getattr(pooled.dbapi_connection, "autocommit", False) and not begun:
             problem = "is in autocommit, and this takes several statements: take isolation_level='AUTOCOMMIT' away"
             raise InvalidInput("conn", problem)
         return nullcontext()
@@ -52,7 +54,8 @@ class Sqlalchemy(Door):
         if dialect.name != "postgresql":
             raise InvalidInput("conn", f"leads to {dialect.name}: Outbox's tables are in a Postgres")
         if dialect.paramstyle not in _SPELLINGS:
-            raise InvalidInput("conn", f"uses {dialect.driver}: use psycopg, psycopg2 or asyncpg")
+            problem = f"uses {dialect.driver} with paramstyle {dialect.paramstyle!r}"
+            raise InvalidInput("conn", f"{problem}: use psycopg, psycopg2 or asyncpg, with the paramstyle they have")
         return connection
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ... import documents
 from ...client import stages
 from ...operations import change, look
 from .. import facts
@@ -18,9 +20,17 @@ async def messages(site: Site, request: Request) -> Response:
     """Shows the relays, and what relays and consumers have parked."""
     standing, parked = await asyncio.gather(
         site.panel(request, "standing", lambda conn: look.tables(conn, ["relays", "parked_deliveries"])),
-        site.panel(request, "parked", look.parked),
+        site.panel(request, "parked", _parked),
     )
     return site.page(request, "messages.html", standing=standing, parked=parked)
+
+
+def _parked(conn: Conn) -> look.Listed:
+    found = look.parked(conn)
+    for row in found:
+        if row["body"] is not None:
+            row["payload"] = documents.read(row["body"])
+    return found
 
 
 async def retry_parked(site: Site, request: Request) -> Response:
@@ -49,14 +59,18 @@ async def workers(site: Site, request: Request) -> Response:
 
 
 async def pause(site: Site, request: Request) -> Response:
-    """Pauses a stage, or resumes it."""
+    """Pauses a stage."""
+    return await _stage(site, request, stages.pause, "paused")
+
+
+async def resume(site: Site, request: Request) -> Response:
+    """Has a paused stage run again."""
+    return await _stage(site, request, stages.resume, "resumed")
+
+
+async def _stage(site: Site, request: Request, act: Callable[..., object], done: str) -> Response:
     who = person(request, "operate")
     sent = await form(request)
     stage, pipeline, reason = sent.get("stage", ""), sent.get("pipeline", ""), sent.get("reason") or None
-    resume = request.path_params["act"] == "resume"
-
-    def do(conn: Conn) -> object:
-        return (stages.resume if resume else stages.pause)(conn, stage, pipeline=pipeline, by=who.name, reason=reason)
-
-    await site.change(do)
-    return back(request, "/workers" if sent.get("from") == "workers" else "/", "resumed" if resume else "paused")
+    await site.change(lambda conn: act(conn, stage, pipeline=pipeline, by=who.name, reason=reason))
+    return back(request, "/workers" if sent.get("from") == "workers" else "/", done)

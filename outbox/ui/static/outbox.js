@@ -45,6 +45,7 @@
     stale.hidden = !text;
   };
   let timer, refreshing = false, again = false;
+  const held = new Set();  // panels that are older than the page, because somebody is busy there
   const refresh = async () => {
     if (refreshing) { again = true; return; }
     refreshing = true;
@@ -59,9 +60,11 @@
       }
       say("");
       local(fresh);
+      held.clear();
       for (const panel of document.querySelectorAll("[data-panel][id]")) {
         const next = fresh.getElementById(panel.id);
-        if (!next || busy(panel)) continue;
+        if (!next) continue;
+        if (busy(panel)) { held.add(panel); continue; }
         const open = new Set([...panel.querySelectorAll("details[open] > summary")].map((each) => each.textContent));
         for (const each of next.querySelectorAll("details > summary")) if (open.has(each.textContent)) each.parentNode.open = true;
         if (next.innerHTML !== panel.innerHTML) panel.replaceChildren(...next.childNodes);
@@ -75,8 +78,9 @@
 
   const button = document.createElement("button");
   button.type = "button";
-  let paused = sessionStorage.getItem("outbox-paused") === "1", source;
+  let paused = sessionStorage.getItem("outbox-paused") === "1", source, retry;
   const follow = () => {
+    clearTimeout(retry);
     source?.close();
     source = undefined;
     button.textContent = paused ? "Follow" : "Pause";
@@ -87,9 +91,15 @@
       if (event.data.split(",").some((name) => follows.has(name))) soon();
     });
     source.addEventListener("error", () => {
-      if (!document.hidden) say(source.readyState === 2 ? "it can't follow what happens" : "it can't be reached");
+      if (document.hidden || !source) return;
+      const refused = source.readyState === 2;  // the browser doesn't try again then
+      say(refused ? "it can't follow what happens" : "it can't be reached");
+      if (refused) retry = setTimeout(follow, 5000);
     });
   };
+  const freed = () => { if (!paused && [...held].some((panel) => !busy(panel))) soon(); };
+  document.addEventListener("focusout", freed);
+  document.addEventListener("selectionchange", freed);
   button.addEventListener("click", () => {
     paused = !paused;
     sessionStorage.setItem("outbox-paused", paused ? "1" : "0");

@@ -30,6 +30,11 @@ def fail(text: str) -> None:
     raise ValueError(text)
 
 
+@task
+def fail_oddly() -> None:
+    raise ValueError("in the file \0")
+
+
 @task(takes_context=True)
 def tell(context: Any) -> list[Any]:
     return [context.attempt, context.task_result.id]
