@@ -29,6 +29,8 @@ ONLY_HERE = {
     "alembic": ("alembic",),
     "django": ("django",),
     "pydantic_ai": ("agents.pydantic_ai",),
+    "langgraph": ("agents.langgraph",),
+    "langchain_core": ("agents.langgraph",),
     "starlette": ("ui",),
     "jinja2": ("ui",),
     "uvicorn": ("commands",),
