@@ -69,6 +69,7 @@ class Saver(BaseCheckpointSaver[int]):
         self._encoding = encoding
         self._journal = journal
         self._loop = asyncio.get_running_loop()
+        self._refused: StateRefused | None = None
         self._stored: dict[Place, dict[str, Stored]] = {}
         self._written: dict[tuple[str, str, str], Written] = {}
 
@@ -217,10 +218,13 @@ class Saver(BaseCheckpointSaver[int]):
         for number, channel, tree in trees:
             at = task, number
             if channel == INTERRUPT and at in written.writes:
-                asked = {each["value"][1] for each in tree}
-                written.answered |= {each["value"][1] for each in written.writes[at][2]} - asked
+                written.answered |= self._ids(written.writes[at][2]) - self._ids(tree)
             if number < 0 or at not in written.writes:  # only what says how the task is may change
                 written.writes[at] = path, channel, tree
+
+    def _ids(self, interrupts: Json) -> set[str]:
+        found = self._encoding.decode(interrupts)
+        return {each.id for each in found} if isinstance(found, Sequence) else {found.id}
 
     def _values_of(self, place: Place, id_: str | None) -> dict[str, Json]:
         stored = self._stored.get(place, {}).get(id_ or "")
@@ -270,13 +274,18 @@ class Saver(BaseCheckpointSaver[int]):
         try:
             return self._encoding.encode(value)
         except Unstorable as error:
-            raise StateRefused(where, str(error)) from error
+            raise self._refuse(where, error) from error
 
     def _check(self, tree: Json, where: str) -> None:
         try:
             self._encoding.check(tree)
         except Unstorable as error:
-            raise StateRefused(where, str(error)) from error
+            raise self._refuse(where, error) from error
+
+    def _refuse(self, where: str, error: Unstorable) -> StateRefused:
+        """Returns the first refusal: the node's own, which its channel repeats."""
+        self._refused = self._refused or StateRefused(where, str(error))
+        return self._refused
 
     def _from_thread(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:
