@@ -27,7 +27,7 @@ class Journal:
     def __init__(self, run: Run[Any]) -> None:
         self._run = run
         self._entries = 0
-        self._waiting: list[Json] = []
+        self._waiting: list[str] = []
         self._writer: asyncio.Task[None] | None = None
         self._failed: BaseException | None = None
 
@@ -42,11 +42,18 @@ class Journal:
             operations += json.loads(text)
             self._entries += 1
 
-    async def append(self, operation: Json) -> None:
-        """Stores an operation. Raises LeaseLost if the job was taken away, StateTooLarge if it has too many bytes."""
+    async def append(self, operation: Json, where: str) -> None:
+        """Stores an operation. `where` names what it is about.
+
+        Raises LeaseLost if the job was taken away, StateTooLarge if the operation has too many bytes.
+        """
         if self._failed is not None:
             raise self._failed
-        self._waiting.append(operation)
+        try:
+            self._waiting.append(fitting(dumps(operation), where))
+        except StateTooLarge as error:
+            self._failed = error
+            raise
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
         await asyncio.shield(self._writer)  # a node that is cancelled doesn't leave half an entry
@@ -61,8 +68,7 @@ class Journal:
     async def _write(self) -> None:
         try:
             while self._waiting:
-                operations, self._waiting = self._waiting, []
-                text = fitting(dumps(operations), "what a step of the graph has written")
+                text = f"[{','.join(self._taken())}]"
                 kept = await self._run.once(_KEY.format(self._entries + 1), entry, text)
                 if kept != text:
                     raise HandlerError(f"stage {self._run.stage}: this attempt has stored another state of the graph")
@@ -70,6 +76,13 @@ class Journal:
         except BaseException as error:
             self._failed = error
             raise
+
+    def _taken(self) -> list[str]:
+        """Takes what is waiting, as much as fits into an entry."""
+        taken, size = [self._waiting.pop(0)], 0
+        while self._waiting and (size := size + len(taken[-1])) + len(self._waiting[0]) < MAX_ENTRY // 4:
+            taken.append(self._waiting.pop(0))
+        return taken
 
 
 def entry(text: str | None) -> str:

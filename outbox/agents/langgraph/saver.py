@@ -40,7 +40,7 @@ Place = tuple[str, str]
 class Keeps(Protocol):
     """What stores the operations."""
 
-    async def append(self, operation: Json) -> None: ...
+    async def append(self, operation: Json, where: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class Saver(BaseCheckpointSaver[int]):
             "kept": kept,
         }
         self.apply(operation)
-        await self._journal.append(operation)
+        await self._journal.append(operation, f"channel {', '.join(values)}")
         return _config(thread, ns, checkpoint["id"])
 
     async def aput_writes(
@@ -116,7 +116,7 @@ class Saver(BaseCheckpointSaver[int]):
             trees.append([WRITES_IDX_MAP.get(channel, number), channel, tree])
         operation = {"write": [thread, ns, get_checkpoint_id(config)], "task": [task_id, task_path], "values": trees}
         self.apply(operation)
-        await self._journal.append(operation)
+        await self._journal.append(operation, node.removesuffix(", ") or "what a task has written")
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Returns a checkpoint, or the last one."""
@@ -137,7 +137,7 @@ class Saver(BaseCheckpointSaver[int]):
         """Deletes all checkpoints of a thread."""
         operation = {"delete": thread_id}
         self.apply(operation)
-        await self._journal.append(operation)
+        await self._journal.append(operation, f"thread {thread_id}")
 
     def put(
         self,
@@ -321,9 +321,10 @@ def _in_order(written: Written) -> Iterator[tuple[str, str, str, Json]]:
 
 
 def _as_put(thread: str, ns: str, stored: Stored) -> Json:
+    # What is different each time comes last: the parts of the blob before it are those of the turn before.
     return {
-        "put": [thread, ns, stored.parent], "checkpoint": stored.checkpoint, "metadata": stored.metadata,
         "values": {channel: {"all": tree} for channel, tree in stored.values.items()}, "kept": [],
+        "put": [thread, ns, stored.parent], "metadata": stored.metadata, "checkpoint": stored.checkpoint,
     }  # fmt: skip
 
 
