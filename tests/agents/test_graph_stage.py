@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import operator
+import re
+import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, TypedDict
 
 import psycopg
@@ -442,6 +446,22 @@ def test_state_that_can_not_be_stored_is_said_with_its_node_and_channel(conn: Co
     begun(conn, dsn, chain(first=say("first"), bad=bad, last=say("last")))
     assert error(conn).startswith("node bad, channel said: ")
     assert calls == ["first", "bad"], "once, and nothing after it"
+
+
+def test_the_graph_of_the_docs_runs(conn: Conn, dsn: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "agents.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^## I have a graph in LangGraph$.*?^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    module = ModuleType("letters")
+    sys.modules["letters"] = module
+    exec(compile(code, "agents.md", "exec"), module.__dict__)
+    pipeline = deployed(conn, module.letters)
+    pipeline.submit(conn, "a", {"topic": "owls"})
+    drain(pipeline, dsn)
+    outbox.decide(conn, pipeline, "a", "yes", by="eva", about="All about owls, and larks")
+    drain(pipeline, dsn)
+    assert status_of(conn, "a") == "SENT"
+    found = "SELECT convert_from(outbox.blob(metadata -> 'thread' -> 'state' ->> 'sha256'), 'UTF8') FROM outbox.workflow_states"
+    assert "and larks" in value(conn, found)
 
 
 def test_what_a_graph_can_not_be_is_refused_when_it_is_defined() -> None:
