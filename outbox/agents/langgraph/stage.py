@@ -145,7 +145,7 @@ class _Turns:
         if (stored := await saver.aget_tuple(config)) is not None:
             require_same(graph, stored, await graph.aget_state(config))
         if run.status == self.answered:
-            pending = await _pending(graph, config)
+            pending = (await graph.aget_state(config)).interrupts
             answers = await self._answers(run, thread, pending)
             for id_ in saver.answered():
                 answers.pop(id_, None)
@@ -159,9 +159,13 @@ class _Turns:
         except Exception as error:
             if not is_invalid_resume(error):
                 raise
-            return await self._wait(run, saver, await _pending(graph, config), wrong=describe(error))
-        if pending := await _pending(graph, config):
-            return await self._wait(run, saver, pending)
+            pending = (await graph.aget_state(config)).interrupts
+            return await self._wait(run, saver, pending, wrong=describe(error))
+        state = await graph.aget_state(config)
+        if state.interrupts:
+            return await self._wait(run, saver, state.interrupts)
+        if state.next:
+            raise HandlerError(f"the graph has stopped before {', '.join(state.next)}, and asks nothing")
         run.data = with_values(run.data, **{self.field: await self._stored(run, saver)})
         outcome = finish(run, output)
         if inspect.isawaitable(outcome):
@@ -216,14 +220,6 @@ class _Turns:
     async def _stored(self, run: Run[Any], saver: Saver, signal: str | None = None) -> Thread:
         text = saver.snapshot(str(run.workflow_id), whole=self.has_changes)
         return Thread(state=await run.store(text.encode()), signal=signal)
-
-
-async def _pending(graph: Graph, config: RunnableConfig) -> Sequence[Interrupt]:
-    """Returns the interrupts that wait for an answer, and none if the graph has ended."""
-    state = await graph.aget_state(config)
-    if state.next and not state.interrupts:
-        raise HandlerError(f"the graph has stopped before {', '.join(state.next)}, and asks nothing")
-    return state.interrupts
 
 
 def _check(graph: Graph, where: str, options: Mapping[str, Any]) -> None:
