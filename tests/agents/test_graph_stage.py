@@ -116,6 +116,7 @@ def cases(graph: Any, data: Any = Case, retry: Backoff = QUICK, **options: Any) 
         return run.data.model_copy(update={"said": output["said"]})
 
     pipeline.allow("WAITING_FOR_ANSWER", to="MORE")
+    pipeline.allow("ANSWERED", to="MORE")
     return pipeline
 
 
@@ -434,6 +435,70 @@ def test_a_node_that_is_gone_is_said_and_nothing_is_skipped(conn: Conn, dsn: str
     assert said(conn, back) == ["first", "ask: approve by eva", "more", "last"]
 
 
+def test_a_graph_without_the_node_begins_again_with_new_input(conn: Conn, dsn: str) -> None:
+    begun(conn, dsn, chain(first=say("first"), ask=asking("ask")))
+    changed = deployed(conn, cases(chain(first=say("first"), other=say("other"))))
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'MORE'")
+    drain(changed, dsn)
+    assert (status_of(conn, "a"), said(conn, changed)) == ("DONE", ["first", "first", "other"])
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"question": "Go?", "optoins": ["yes"]}, "no parameter optoins"),
+        ({"question": "Go?", "options": []}, "options"),
+        ({"question": "Go?", "options": 7}, "can't be asked"),
+        ({"question": "x\0"}, "question"),
+        ({"question": 7}, "question"),
+        ({"question": "Go?", "about": float("nan")}, "about"),
+        ({"question": "Go?", "name": "mine"}, "no parameter name"),
+        ({"signal": "paid", "then": "DONE"}, "no parameter then"),
+        ({"signal": ""}, "name"),
+        ({"signal": "paid", "timeout": 7}, "timeout"),
+    ],
+)
+def test_what_can_not_be_asked_is_said(conn: Conn, dsn: str, given: Any, why: str) -> None:
+    begun(conn, dsn, chain(ask=asking("ask", given)))
+    assert why in error(conn)
+    assert (status_of(conn, "a"), calls) == ("NEW", ["ask begins"])
+
+
+def test_a_signal_without_a_field_for_its_payload_is_said(conn: Conn, dsn: str) -> None:
+    begun(conn, dsn, chain(ask=asking("ask", {"signal": "paid"})), signal_into=None)
+    assert "give graph_stage signal_into=" in error(conn)
+
+
+def test_more_interrupts_than_a_wait_may_ask_are_asked_after_each_other(conn: Conn, dsn: str) -> None:
+    def ask(state: dict[str, Any]) -> State:
+        return {"said": [interrupt(f"{state['number']}?")["by"]]}
+
+    builder = StateGraph(State)
+    builder.add_node("ask", ask)
+    builder.add_conditional_edges(START, lambda state: [Send("ask", {"number": n}) for n in range(101)], ["ask"])
+    pipeline = begun(conn, dsn, builder.compile(name="support"))
+    for number in (100, 1):
+        asked = outbox.approvals(conn, limit=200)
+        assert len(asked) == number
+        for each in asked:
+            outbox.approve(conn, pipeline, "a", by="eva", question=each.id)
+        drain(pipeline, dsn)
+    assert (status_of(conn, "a"), said(conn, pipeline)) == ("DONE", ["eva"] * 101)
+
+
+def test_a_node_that_runs_out_of_time_is_repeated_and_none_before_it(conn: Conn, dsn: str) -> None:
+    async def slow(state: State) -> State:
+        calls.append("slow")
+        if calls.count("slow") == 1:
+            await asyncio.sleep(DEADLINE)
+        return {"said": ["slow"]}
+
+    pipeline = deployed(conn, cases(chain(first=say("first"), slow=slow), timeout=2))
+    pipeline.submit(conn, "a", Case())
+    drain_all(conn, dsn, pipeline)
+    assert (said(conn, pipeline), calls) == (["first", "slow"], ["first", "slow", "slow"])
+
+
 @pytest.mark.parametrize("part", ["a lock", "a class that no schema names"])
 def test_state_that_can_not_be_stored_is_said_with_its_node_and_channel(conn: Conn, dsn: str, part: str) -> None:
     class Unknown(BaseModel):
@@ -462,6 +527,35 @@ def test_the_graph_of_the_docs_runs(conn: Conn, dsn: str) -> None:
     assert status_of(conn, "a") == "SENT"
     found = "SELECT convert_from(outbox.blob(metadata -> 'thread' -> 'state' ->> 'sha256'), 'UTF8') FROM outbox.workflow_states"
     assert "and larks" in value(conn, found)
+
+
+class Unnamed(BaseModel):
+    cents: int
+
+
+def test_a_class_that_no_schema_names_may_be_named(conn: Conn, dsn: str) -> None:
+    def pays(state: State) -> State:
+        return {"said": [Unnamed(cents=9)]}  # type: ignore[list-item]
+
+    def says(state: State) -> State:
+        (given,) = state["said"]
+        assert isinstance(given, Unnamed)
+        return {"said": [interrupt("Go on?")["by"]]}
+
+    def text(case: Any) -> list[str]:
+        return [str(each) for each in case]
+
+    pipeline: Pipeline[Any] = Pipeline("cases", data=Case, initial="NEW", final={"DONE"})
+
+    @graph_stage(pipeline, chain(pays=pays, says=says), on="NEW", to="DONE", input=lambda case: {}, types=[Unnamed])
+    def ended(run: Run[Case], output: Any) -> Case:
+        return run.data.model_copy(update={"said": text(output["said"])})
+
+    deployed(conn, pipeline).submit(conn, "a", Case())
+    drain(pipeline, dsn)
+    outbox.approve(conn, pipeline, "a", by="eva")
+    drain(pipeline, dsn)
+    assert said(conn, pipeline) == ["cents=9", "eva"]
 
 
 def test_what_a_graph_can_not_be_is_refused_when_it_is_defined() -> None:

@@ -34,4 +34,4 @@ def require_same(graph: Pregel[Any, Any, Any, Any], stored: Any, state: StateSna
 
 def _advice(nodes: Iterable[str]) -> str:
     there = ", ".join(sorted(name for name in nodes if not name.startswith("__")))
-    return f"it has {there}. Bring the node back, or move the workflow to its first status, which starts with new input"
+    return f"it has {there}. Bring the node back, or move the workflow to a first status: that begins with new input"

@@ -110,10 +110,6 @@ class Interrupts:
             if _name(each) in found and "signal" not in self._described(each)
         }
 
-    def signalled(self, interrupt: Interrupt, payload: Any) -> Any:
-        """Returns what an interrupt returns that has waited for a signal: its payload, or None after the timeout."""
-        return payload
-
     def _described(self, interrupt: Interrupt) -> Mapping[str, Any]:
         given = self._ask(interrupt.value)
         if not isinstance(given, Mapping):

@@ -11,8 +11,8 @@ from ...errors import HandlerError
 from .encoding import Json, dumps
 from .errors import StateTooLarge
 
-MAX_ENTRY = 48 * 2**20
-"""Most bytes of JSON that are stored at once. The entry is a text in JSON, whose quotes are written as two bytes."""
+MAX_ENTRY = 60 * 2**20
+"""Most bytes of JSON that are stored at once. It is in memory a few times over while it is written and read."""
 
 _KEY = "langgraph:{}"
 
@@ -80,7 +80,7 @@ class Journal:
     def _taken(self) -> list[str]:
         """Takes what is waiting, as much as fits into an entry."""
         taken, size = [self._waiting.pop(0)], 0
-        while self._waiting and (size := size + len(taken[-1])) + len(self._waiting[0]) < MAX_ENTRY // 4:
+        while self._waiting and (size := size + len(taken[-1])) + len(self._waiting[0]) < MAX_ENTRY // 8:
             taken.append(self._waiting.pop(0))
         return taken
 
@@ -94,7 +94,8 @@ def entry(text: str | None) -> str:
 
 def fitting(text: str, where: str) -> str:
     """Returns JSON text. Raises StateTooLarge, which names `where`, if it is larger than what is stored at once."""
-    if len(text) > MAX_ENTRY // 4 and (size := len(text.encode())) > MAX_ENTRY:
+    # An entry is a text within JSON, so its quotes are two bytes each. A character may have four.
+    if len(text) > MAX_ENTRY // 8 and (size := len(dumps(text).encode())) > MAX_ENTRY:
         raise StateTooLarge(where, size, MAX_ENTRY)
     return text
 

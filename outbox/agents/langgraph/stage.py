@@ -142,10 +142,12 @@ class _Turns:
         for operation in before:
             saver.apply(operation)
         graph, config = self.graph.copy({"checkpointer": saver}), self._config(run)
-        if (stored := await saver.aget_tuple(config)) is not None:
-            require_same(graph, stored, await graph.aget_state(config))
+        begins = run.status != self.answered and not _has_input(before)
+        state = await graph.aget_state(config)
+        if not begins and (stored := await saver.aget_tuple(config)) is not None:
+            require_same(graph, stored, state)
         if run.status == self.answered:
-            pending = (await graph.aget_state(config)).interrupts
+            pending = state.interrupts
             answers = await self._answers(run, thread, pending)
             for id_ in saver.answered():
                 answers.pop(id_, None)
@@ -153,7 +155,7 @@ class _Turns:
                 return await self._wait(run, saver, pending)
             given: Any = Command(resume=answers) if answers else None
         else:
-            given = None if _has_input(before) else self.input(run.data)
+            given = self.input(run.data) if begins else None
         try:
             output = await self._stream(graph, config, given, run)
         except Exception as error:
