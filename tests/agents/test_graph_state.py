@@ -24,7 +24,7 @@ from langgraph.types import Command, Interrupt, Overwrite, Send, interrupt
 from pydantic import BaseModel, Field, RootModel, SecretStr
 
 import outbox
-from kit.pipelines import QUICK, deployed, drain, run_one, status_of, value
+from kit.pipelines import QUICK, deployed, drain, drain_all, run_one, status_of, value
 from outbox import Pipeline, Run
 from outbox.agents.langgraph import NodeError, Thread, graph_stage, journal
 from outbox.agents.langgraph.encoding import Encoding, Unstorable, dumps
@@ -184,13 +184,6 @@ def test_the_checkpointer_does_what_checkpointers_must(conn: Conn, dsn: str) -> 
     assert sum(result.tests_passed for result in results.values()) >= 50
 
 
-def saver_of(operations: list[Any]) -> Saver:
-    saver = Saver(encoding, Memory())
-    for each in operations:
-        saver.apply(each)
-    return saver
-
-
 class Talk(TypedDict, total=False):
     messages: Annotated[list[AnyMessage], add_messages]
     turns: int
@@ -341,7 +334,7 @@ def test_a_graph_run_by_invoke_in_the_event_loop_is_refused(conn: Conn, dsn: str
         lambda run, output: None
     )
     deployed(conn, pipeline).submit(conn, "a", Data())
-    drain(pipeline, dsn)
+    drain_all(conn, dsn, pipeline)
     assert "await its ainvoke()" in value(conn, "SELECT error FROM outbox.dead_jobs")
 
 
@@ -391,5 +384,24 @@ def test_a_cancelled_caller_leaves_no_gap() -> None:
         run.go.set()
         await asyncio.gather(second, third)
         assert run.kept == ["[1]", "[2,3]"], "one entry for what has come meanwhile"
+
+    asyncio.run(main())
+
+
+def test_an_answered_interrupt_is_known_though_the_graph_above_does_not_say_so_yet() -> None:
+    """A crash between the two writes: the answer to the first question must not become that of the second one."""
+
+    async def main() -> None:
+        saver = Saver(encoding, Memory())
+        inner: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": "inner:1", "checkpoint_id": "a"}}
+        outer: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "b"}}
+        first, second = (Interrupt("one?", "1" * 32),), (Interrupt("two?", "2" * 32),)
+        await saver.aput_writes(inner, [("__interrupt__", first)], "task")
+        await saver.aput_writes(outer, [("__interrupt__", first)], "1")
+        assert saver.answered() == set()
+        await saver.aput_writes(inner, [("__interrupt__", second), ("__resume__", ["yes"])], "task")
+        assert saver.answered() == {"1" * 32}
+        await saver.aput_writes(outer, [("__interrupt__", second)], "1")
+        assert saver.answered() == {"1" * 32}
 
     asyncio.run(main())
