@@ -253,8 +253,8 @@ def test_a_long_conversation_costs_its_length_within_a_work(conn: Conn, dsn: str
 
 
 def test_a_long_conversation_costs_its_length_over_many_works(conn: Conn, dsn: str) -> None:
-    turns = 60
-    pipeline = deployed(conn, talking(turns=turns, size=2_000))
+    turns = 25
+    pipeline = deployed(conn, talking(turns=turns, size=4_000))
     pipeline.submit(conn, "a", Data())
     for _ in range(turns):
         drain(pipeline, dsn)
@@ -262,10 +262,10 @@ def test_a_long_conversation_costs_its_length_over_many_works(conn: Conn, dsn: s
     drain(pipeline, dsn)
     found = pipeline.get(conn, "a")
     assert found is not None
-    assert (found.status, found.data.said) == ("DONE", turns * 2_000)
+    assert (found.status, found.data.said) == ("DONE", turns * 4_000)
     (entries, parts) = conn.execute(BYTES).fetchall()[0]
-    assert entries < turns * 12_000, "what each work has written"
-    assert parts < turns * 20_000, "what each wait has stored: a part or two"
+    assert entries < turns * 24_000, "what each work has written"
+    assert parts < turns * 24_000, "what each wait has stored: a part or two"
 
 
 def test_what_a_channel_has_as_changes_is_there_after_a_wait(conn: Conn, dsn: str) -> None:
