@@ -21,6 +21,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_stream_writer
 from langgraph.func import entrypoint, task
 from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime
 from langgraph.types import Command, RetryPolicy, Send, interrupt
 from pydantic import BaseModel
 
@@ -407,8 +408,6 @@ def test_what_the_graph_is_at_is_reported(conn: Conn, dsn: str) -> None:
 
 
 def test_context_and_config_come_from_the_stage(conn: Conn, dsn: str) -> None:
-    from langgraph.runtime import Runtime
-
     def look(state: State, runtime: Runtime[str]) -> State:
         return {"said": [runtime.context]}
 
@@ -419,6 +418,27 @@ def test_context_and_config_come_from_the_stage(conn: Conn, dsn: str) -> None:
         conn, dsn, builder.compile(name="support"), context=lambda run: run.entity_id, config={"recursion_limit": 7}
     )
     assert said(conn, pipeline) == ["a"]
+
+
+def test_a_call_in_a_node_that_must_not_happen_twice_is_an_effect(conn: Conn, dsn: str) -> None:
+    async def charge(cents: int) -> str:
+        calls.append(f"charge {cents}")
+        return "receipt"
+
+    async def pay(state: State, runtime: Runtime[Run[Case]]) -> State:
+        receipt = await runtime.context.effect("charge", charge, 9)
+        calls.append("pay")
+        if calls.count("pay") == 1:
+            raise ConnectionError("down")
+        return {"said": [receipt]}
+
+    builder = StateGraph(State, context_schema=Run)
+    builder.add_node("pay", pay)
+    builder.add_edge(START, "pay")
+    pipeline = deployed(conn, cases(builder.compile(name="support"), context=lambda run: run))
+    pipeline.submit(conn, "a", Case())
+    drain_all(conn, dsn, pipeline)
+    assert (said(conn, pipeline), calls) == (["receipt"], ["charge 9", "pay", "pay"])
 
 
 def test_a_node_that_is_gone_is_said_and_nothing_is_skipped(conn: Conn, dsn: str) -> None:
