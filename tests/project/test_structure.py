@@ -31,6 +31,8 @@ ONLY_HERE = {
     "pydantic_ai": ("agents.pydantic_ai",),
     "agents": ("agents.openai",),
     "openai": ("agents.openai",),
+    "langgraph": ("agents.langgraph",),
+    "langchain_core": ("agents.langgraph",),
     "mcp": ("mcp",),
     "starlette": ("ui", "mcp"),
     "jinja2": ("ui",),
