@@ -244,10 +244,12 @@ def test_the_connections_bench_submits_through_each_kind_of_connection(tmp_path:
     assert "AsyncSession, asyncpg" in out
 
 
-def test_the_agents_bench_measures_kept_calls_beside_plain_ones(tmp_path: Path) -> None:
-    options = ("--runs", "3", "--turns", "2", "--parallel", "3", "--rounds", "1")
-    _, document = run("agents", tmp_path / "figures.json", *options)
-    assert len(document["figures"]) == 8
+def test_the_agents_bench_measures_kept_calls_and_a_worker_beside_agents_that_wait(tmp_path: Path) -> None:
+    kept = ("--runs", "3", "--turns", "2", "--parallel", "3", "--rounds", "1")
+    out, document = run("agents", tmp_path / "figures.json", *kept, "--agents", "5", "--seconds", "3", "--settle", "0")
+    assert len(document["figures"]) == 8 + 2 * 6
+    assert document["figures"]["5 agents wait: an idle worker's statements/s"]["median"] > 0
+    assert "5 agents ended" in out
 
 
 def test_the_kills_bench_counts_what_an_agent_does_again_with_and_without_an_engine(tmp_path: Path) -> None:
