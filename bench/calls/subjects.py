@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import select
-import subprocess
-import sys
-import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-import psutil
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from kit.broker import Broker
-from kit.servers import free_port
 
 from ..kit import environments
 from ..kit.database import Server, address
 from ..peers.job import SCHEMA, STATUS_AFTER
+from . import processes
+from .processes import START_UP, require
 from .service import BOOKS, answers
 from .work import BEGAN, PAUSE, path
 
 HERE = Path(__file__).parent
 TIMEOUT = 300
-START_UP = 120
 STATEMENT = re.compile(r" LOG:  (?:statement|execute [^:]*): ")
 """A line of Postgres' log for each statement, with log_statement = all."""
+
+OUR_BOOKS = """
+    SELECT (SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'COMPLETED'),
+           (SELECT count(*) FROM outbox.state_changes),
+           (SELECT count(*) FROM outbox.jobs) + (SELECT count(*) FROM outbox.dead_jobs)
+"""
+THEIR_BOOKS = "SELECT count(*) FILTER (WHERE status = 'COMPLETED'), sum(steps), 0 FROM workflows"
+"""Completed workflows, changes of their status, and jobs that are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +85,13 @@ def turn(postgres: Server, subject: Subject, workflows: int, seed: int, broker: 
     """
     with ExitStack() as using:
         dsn = using.enter_context(postgres.database())
-        port = using.enter_context(_service(seed))
+        port = using.enter_context(processes.service(seed))
         settings, servers = {}, list[int]()
         if subject.server == "RabbitMQ" and broker:
             settings, servers = {"OUTBOX_AMQP_URL": broker.new_url()}, [broker.pid]
         elif subject.server == "Temporal":
-            at, pid = using.enter_context(_temporal(subject))
+            program = Path(environments.python_of(subject.requirements)).with_name("temporal")
+            at, pid = using.enter_context(processes.temporal(program))
             settings, servers = {"TEMPORAL_ADDRESS": at}, [pid]
         conn = using.enter_context(psycopg.connect(dsn, autocommit=True))
         conn.execute(SCHEMA.encode())
@@ -105,12 +105,13 @@ def turn(postgres: Server, subject: Subject, workflows: int, seed: int, broker: 
             environments.python_of(subject.requirements), "-m", f"bench.calls.{subject.module}", address(dsn),
             str(port), str(workflows),
         ]  # fmt: skip
-        process = using.enter_context(_started(command, settings))
-        _require(_line(process, START_UP).strip() == BEGAN, f"{subject.title} has not begun")
-        before = busy([postmaster]), busy(servers), (folder / "log").stat().st_size
-        done = json.loads(_line(process, TIMEOUT))
+        process = using.enter_context(processes.started(command, settings))
+        require(processes.line(process, START_UP).strip() == BEGAN, f"{subject.title} has not begun")
+        before = processes.busy([postmaster]), processes.busy(servers), (folder / "log").stat().st_size
+        processes.go_on(process)
+        done = json.loads(processes.line(process, TIMEOUT))
         process.wait(30)
-        after = busy([postmaster]), busy(servers)
+        after = processes.busy([postmaster]), processes.busy(servers)
         statements = _statements(folder / "log", before[2]) if counts else 0
         ended = {int(workflow): float(seconds) for workflow, seconds in done["ended"].items()}
         asked = _books(port)
@@ -132,20 +133,6 @@ def waited(asked: dict[str, list[float]], workflow: int) -> float:
     return sum(sum(took) + (len(took) - 1) * PAUSE for took in tries)
 
 
-def busy(pids: list[int]) -> float:
-    """Returns the CPU seconds of processes and of all that they have started, also of those that have ended."""
-    found = 0.0
-    for pid in pids:
-        parent = psutil.Process(pid)
-        for each in (parent, *parent.children(recursive=True)):
-            try:
-                times = each.cpu_times()
-            except psutil.NoSuchProcess:
-                continue  # its parent has its time now
-            found += times.user + times.system + times.children_user + times.children_system
-    return found
-
-
 def _check(
     subject: Subject, conn: psycopg.Connection, workflows: int, ended: dict[int, float], asked: dict[str, list[float]],
     seed: int,
@@ -153,25 +140,16 @@ def _check(
     """Raises unless each workflow has ended, and each of its steps has asked as often as it had to."""
     paths = [path(workflow, stage) for workflow in range(workflows) for stage in STATUS_AFTER]
     wrong = [each for each in paths if len(asked.get(each, ())) != len(answers(seed, each))]
-    _require(not wrong and asked.keys() == {*paths}, f"{subject.title} has asked too often or too seldom: {wrong[:5]}")
-    _require(ended.keys() == {*range(workflows)}, f"{subject.title} has ended {len(ended)} of {workflows} workflows")
-    if subject.module == "outbox":
-        question = (
-            "SELECT (SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'COMPLETED'),"
-            " (SELECT count(*) FROM outbox.jobs) + (SELECT count(*) FROM outbox.dead_jobs)"
-        )
-    else:
-        question = (
-            f"SELECT count(*) FILTER (WHERE status = 'COMPLETED' AND steps = {len(STATUS_AFTER)}), 0 FROM workflows"
-        )
-    books = conn.execute(question.encode()).fetchone()
-    expected = (workflows if subject.uses_postgres else 0, 0)
-    _require(books == expected, f"the books of {subject.title} are wrong: completed, left: {books}, not {expected}")
-
-
-def _require(right: bool, otherwise: str) -> None:
-    if not right:
-        raise click.ClickException(otherwise)
+    require(not wrong and asked.keys() == {*paths}, f"{subject.title} has asked too often or too seldom: {wrong[:5]}")
+    require(ended.keys() == {*range(workflows)}, f"{subject.title} has ended {len(ended)} of {workflows} workflows")
+    mine = subject.module == "outbox"
+    books = conn.execute((OUR_BOOKS if mine else THEIR_BOOKS).encode()).fetchone()
+    completed = workflows if subject.uses_postgres else 0
+    changes = completed * (len(STATUS_AFTER) + 1 if mine else len(STATUS_AFTER))  # our history has the submit, too
+    require(
+        books == (completed, changes, 0),
+        f"the books of {subject.title} are wrong: completed, changes, left: {books} of {workflows} workflows",
+    )
 
 
 def _books(port: int) -> dict[str, list[float]]:
@@ -184,63 +162,6 @@ def _statements(log: Path, since: int) -> int:
     with log.open("rb") as file:
         file.seek(since)
         return len(STATEMENT.findall(file.read().decode(errors="replace")))
-
-
-@contextmanager
-def _service(seed: int) -> Iterator[int]:
-    with _started([sys.executable, "-m", "bench.calls.service", str(seed)], {}) as process:
-        yield int(_line(process, START_UP))
-
-
-@contextmanager
-def _temporal(subject: Subject) -> Iterator[tuple[str, int]]:
-    """Starts the development server that the package brings, with its data in a file."""
-    program = Path(environments.python_of(subject.requirements)).with_name("temporal")
-    at = f"127.0.0.1:{(port := free_port())}"
-    with tempfile.TemporaryDirectory(
-        prefix="outbox-temporal-", dir=os.environ.get("OUTBOX_BENCH_DIR", "/tmp")
-    ) as folder:
-        options = ["--headless", "--ip", "127.0.0.1", "--port", str(port), "--log-level", "error"]
-        command = [str(program), "server", "start-dev", *options, "--db-filename", f"{folder}/temporal.db"]
-        with _started(command, {"HOME": folder}) as process:
-            ready = [str(program), "operator", "cluster", "health", "--address", at]
-            _wait(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, "Temporal's server")
-            yield at, process.pid
-
-
-def _wait(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + START_UP
-    while not condition():
-        _require(time.monotonic() < deadline, f"{what} has not started")
-        time.sleep(0.2)
-
-
-@contextmanager
-def _started(command: list[str], settings: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            command, cwd=environments.ROOT, env=environments.variables() | settings, stdout=subprocess.PIPE,
-            stderr=errors, text=True,
-        )  # fmt: skip
-        try:
-            yield process
-        except click.ClickException as error:
-            errors.seek(0)
-            raise click.ClickException(f"{error.message}\n{' '.join(command)}: {errors.read()[-3000:]}") from error
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _line(process: subprocess.Popen[str], timeout: float) -> str:
-    """Returns the next line that a process writes. Raises if none comes in time, or if it ends instead."""
-    assert process.stdout is not None
-    if not select.select([process.stdout], [], [], timeout)[0]:
-        raise click.ClickException(f"not within {timeout:g} s")
-    line = process.stdout.readline()
-    if not line:
-        raise click.ClickException("it has ended")
-    return line
 
 
 def packages(subject: Subject) -> dict[str, Any]:

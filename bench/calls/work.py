@@ -3,7 +3,7 @@
 A workflow is a row of the application's table `workflows`. Each of its two steps asks a service by HTTP, then changes
 the row's status and makes the next step's job, in as few transactions as the subject can. A step that is refused is
 tried again by the subject's own means, after PAUSE. `python -m bench.calls.NAME DSN PORT WORKFLOWS` does all of them.
-It prints a line when the first handler begins, and one of JSON when all have ended.
+When the first handler begins, it prints a line and waits for one. When all have ended, it prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -73,9 +73,10 @@ class Work:
         _check(answer.status)
 
     def begin(self) -> None:
-        """Starts the clocks with the first handler."""
+        """Starts the clocks with the first handler, when the process that measures has looked at its own."""
         if not self._began:
             print(BEGAN, flush=True)
+            sys.stdin.readline()
             self._began, self._cpu = time.monotonic(), time.process_time()
 
     def end(self, workflow: int) -> None:
