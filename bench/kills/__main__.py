@@ -51,7 +51,11 @@ ENGINES = {
     "--engine", "names", multiple=True, type=click.Choice(list(ENGINES)), help="Only this one (may be repeated)."
 )
 @click.option(
-    "--point", "numbers", multiple=True, type=click.IntRange(1, len(POINTS)), help="Only this one (may be repeated)."
+    "--point",
+    "numbers",
+    multiple=True,
+    type=click.IntRange(1, len(POINTS)),
+    help="Only this one, by its number (may be repeated).",
 )
 @click.option("--patience", default=120.0, show_default=True, help="Seconds after which a run counts as lost.")
 @click.option("--at-once", default=2, show_default=True, help="Runs of an engine beside each other.")
