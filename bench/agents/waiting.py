@@ -60,7 +60,7 @@ def figures(postgres: Server, agents: int, seconds: float, settle: float, number
                 deploy(conn, cases)
             work = partial(run_all, dsn, cases, agents, status)
             each = watched(postgres.dsn, dsn, seconds, settle, f"bench.agents.waiting:{cases.name}", work)
-            found |= {f"{agents:,} agents {does}: an idle worker's {name}": value for name, value in each.items()}
+            found |= {f"{agents:,} agents {does}: {name}": value for name, value in each.items()}
     return found
 
 
