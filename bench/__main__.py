@@ -53,7 +53,9 @@ BENCHES = {
     "ui": Bench(
         "--workflows 20000 --times 2 --tabs 20 --seconds 3 --jobs 2000 --rounds 1", headline="p95|Postgres|MB|open :"
     ),
-    "agents": Bench("--runs 5 --rounds 1", headline="adds"),
+    "agents": Bench("--runs 5 --agents 20 --seconds 5 --settle 0 --rounds 1", headline="adds|statements|CPU"),
+    "calls": Bench("--workflows 100 --rounds 1 --peer none", headline="workflows/s$|p99|statements"),
+    "kills": Bench("--engine nothing --engine outbox --point 10"),
     "scale": Bench(
         "--size 1000 --size 100000 --many 1 --many 100 --cycles 10 --rounds 2", headline="claim and commit|status"
     ),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ from .kit.database import busy_seconds, machine, server, worker
 from .kit.steps import submitted, wait_until
 
 WARM_UP = 200
+POSTS = "bench.kit.app:posts"
 IDLE = "SELECT coalesce(bool_and(idle), false) AND NOT EXISTS (SELECT FROM outbox.jobs) FROM outbox.workers"
 SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND application_name LIKE 'outbox%%'"
 TRANSACTIONS = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
@@ -41,12 +43,17 @@ def main(seconds: float, settle: float, rounds: int, json_file: Path | None) -> 
     report.show("idle", {"seconds": seconds, "rounds": rounds}, figures, where, json_file)
 
 
-def watched(admin_dsn: str, dsn: str, seconds: float, settle: float) -> dict[str, float]:
-    """Returns the figures of one worker. It queries from another database, so only the worker counts in its own."""
+def watched(
+    admin_dsn: str, dsn: str, seconds: float, settle: float, app: str = POSTS, work: Callable[[], object] | None = None
+) -> dict[str, float]:
+    """Returns the figures of one worker. It queries from another database, so only the worker counts in its own.
+
+    `work` gives the worker what it has done before, and returns when that is done; None: a few workflows of POSTS.
+    """
     database = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
-    with worker(dsn) as process, psycopg.connect(admin_dsn, autocommit=True) as conn:
+    with worker(dsn, app) as process, psycopg.connect(admin_dsn, autocommit=True) as conn:
         wait_until(dsn, IDLE, 60)
-        submitted(dsn, WARM_UP)
+        submitted(dsn, WARM_UP) if work is None else work()
         wait_until(dsn, IDLE, 60)
         time.sleep(settle)
         sessions = [pid for (pid,) in conn.execute(SESSIONS, (database,))]

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from outbox.database import embedded, migrations
 from outbox.definition import deploy
@@ -117,6 +117,13 @@ def engine(dsn: str, *arguments: str, **settings: str) -> Iterator[subprocess.Po
 def environment(dsn: str, **settings: str) -> dict[str, str]:
     """Returns the environment in which a command of `outbox` works on this database."""
     return {**os.environ, "OUTBOX_DSN": dsn, "PYTHONPATH": str(Path(__file__).parents[2]), **settings}
+
+
+def address(dsn: str) -> str:
+    """Returns the DSN in the one form that libpq, asyncpg, SQLAlchemy and sqlx all understand, sockets included."""
+    parts = conninfo_to_dict(dsn)
+    query = "&".join(f"{name}={parts[name]}" for name in ("host", "port", "user", "password") if parts.get(name))
+    return f"postgresql:///{parts['dbname']}?{query}"
 
 
 def megabytes(conn: psycopg.Connection, table: str) -> float:

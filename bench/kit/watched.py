@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from outbox import Worker
+from outbox import Pipeline, Worker
 from outbox.database.link import PLANNING, Link
 
 from .app import posts
@@ -30,13 +30,15 @@ class WatchedLink(Link):
 
 
 class WatchedWorker(Worker):
-    def __init__(self, dsn: str, on_answer: OnAnswer) -> None:
-        super().__init__(posts, dsn)
+    def __init__(
+        self, pipeline: Pipeline[Any], dsn: str, on_answer: OnAnswer, *, concurrency: int | None = None
+    ) -> None:
+        super().__init__(pipeline, dsn, concurrency=concurrency)
         self._link = lambda dsn, step, **_: WatchedLink(dsn, step, on_answer)
 
 
 async def work(dsn: str, on_answer: OnAnswer) -> None:
     """Runs the worker until SIGTERM."""
-    worker = WatchedWorker(dsn, on_answer)
+    worker = WatchedWorker(posts, dsn, on_answer)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
     await worker.run()

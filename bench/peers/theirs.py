@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +13,14 @@ from pathlib import Path
 
 import click
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
 from kit.broker import Broker
 
-from ..kit import report
+from ..kit import environments
+from ..kit.database import address
 from .job import HOLD, SCHEMA, STATUS_AFTER
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-ENVIRONMENTS = ROOT / "build" / "peers"
 TIMEOUT = 300
 SETTLE = 5.0
 """Seconds that a second worker of a peer has to start up: the peers have no common way to report that they did."""
@@ -60,14 +56,11 @@ PEERS = {
 
 def environment(peer: Peer) -> dict[str, str]:
     """Makes the peer's environment, unless it exists with these versions. Returns the pinned versions."""
-    folder, wanted = ENVIRONMENTS / peer.requirements, (HERE / f"{peer.requirements}.txt").read_text()
-    made = folder / "requirements.txt"
-    if not made.exists() or made.read_text() != wanted:
-        report.progress(f"an environment for {peer.title}, from the package index")
-        _run([sys.executable, "-m", "venv", "--clear", str(folder)])
-        _run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *wanted.split()])
-        made.write_text(wanted)
-    return dict(line.split("==", 1) for line in wanted.split())
+    return environments.make(requirements(peer), peer.title)
+
+
+def requirements(peer: Peer) -> Path:
+    return HERE / f"{peer.requirements}.txt"
 
 
 @contextmanager
@@ -123,14 +116,25 @@ def recovery(dsn: str, peer: Peer, url: str | None, patience: float) -> float | 
 
 
 def _command(peer: Peer, kind: str, dsn: str, workflows: int) -> list[str]:
-    python = str(ENVIRONMENTS / peer.requirements / "bin" / "python")
-    return [python, "-m", f"bench.peers.{peer.module}", kind, address(dsn), str(workflows)]
+    return [
+        environments.python_of(requirements(peer)),
+        "-m",
+        f"bench.peers.{peer.module}",
+        kind,
+        address(dsn),
+        str(workflows),
+    ]
 
 
 @contextmanager
 def _started(command: list[str], settings: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        command, cwd=ROOT, env=_environ() | settings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        cwd=environments.ROOT,
+        env=environments.variables() | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         yield process
@@ -150,22 +154,16 @@ def _line(process: subprocess.Popen[str], timeout: float) -> str | None:
     return line
 
 
-def address(dsn: str) -> str:
-    """Returns the DSN in the one form that libpq, asyncpg, SQLAlchemy and sqlx all understand, sockets included."""
-    parts = conninfo_to_dict(dsn)
-    query = "&".join(f"{name}={parts[name]}" for name in ("host", "port", "user", "password") if parts.get(name))
-    return f"postgresql:///{parts['dbname']}?{query}"
-
-
-def _environ() -> dict[str, str]:
-    # The path of this process must not be on the peer's path.
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-
-
 def _run(command: list[str], **settings: str) -> str:
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=_environ() | settings, capture_output=True, text=True, timeout=TIMEOUT, check=False
+            command,
+            cwd=environments.ROOT,
+            env=environments.variables() | settings,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise click.ClickException(f"not within {TIMEOUT} s: {' '.join(command)}") from None

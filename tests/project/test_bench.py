@@ -15,6 +15,11 @@ import psycopg
 import pytest
 
 from bench import endurance
+from bench.calls.service import answers
+from bench.calls.subjects import waited
+from bench.calls.work import PAUSE, path
+from bench.kills.__main__ import counted
+from bench.kills.agent import ASKED, POINTS, READS, REQUESTS, WRITE
 from bench.kit import chains, history, picture
 from bench.kit.doors import DOORS
 from kit.servers import DEADLINE, store
@@ -239,10 +244,60 @@ def test_the_connections_bench_submits_through_each_kind_of_connection(tmp_path:
     assert "AsyncSession, asyncpg" in out
 
 
-def test_the_agents_bench_measures_kept_calls_beside_plain_ones(tmp_path: Path) -> None:
-    options = ("--runs", "3", "--turns", "2", "--parallel", "3", "--rounds", "1")
-    _, document = run("agents", tmp_path / "figures.json", *options)
-    assert len(document["figures"]) == 8
+def test_the_agents_bench_measures_kept_calls_and_a_worker_beside_agents_that_wait(tmp_path: Path) -> None:
+    kept = ("--runs", "3", "--turns", "2", "--parallel", "3", "--rounds", "1")
+    out, document = run("agents", tmp_path / "figures.json", *kept, "--agents", "5", "--seconds", "3", "--settle", "0")
+    assert len(document["figures"]) == 8 + 2 * 6
+    assert document["figures"]["5 agents wait: statements/s"]["median"] > 0
+    assert "5 agents ended" in out
+
+
+def test_the_kills_bench_counts_what_an_agent_does_again_with_and_without_an_engine(tmp_path: Path) -> None:
+    options = ("--engine", "nothing", "--engine", "outbox", "--point", str(POINTS.index("after charge") + 1))
+    _, document = run("kills", tmp_path / "figures.json", *options)
+    found = {name: figure["median"] for name, figure in document["figures"].items()}
+    assert found == {
+        "Nothing: model requests repeated": 2, "Nothing: reads repeated": 2, "Nothing: write made again": 1,
+        "Nothing: asked about a write": 0, "Nothing: lost": 0,
+        "OutboxDurability: model requests repeated": 0, "OutboxDurability: reads repeated": 0,
+        "OutboxDurability: write made again": 0, "OutboxDurability: asked about a write": 1, "OutboxDurability: lost": 0,
+    }  # fmt: skip
+
+
+def test_what_the_kills_bench_counts_of_each_run() -> None:
+    whole = [*REQUESTS, *READS, WRITE]
+    again = [REQUESTS[0], *whole, READS[1], WRITE, WRITE, ASKED]
+    assert counted([whole, again, whole[:-1], None]) == {
+        "model requests repeated": 1, "reads repeated": 1, "write made again": 2, "asked about a write": 1, "lost": 2,
+    }  # fmt: skip
+
+
+def test_the_calls_bench_measures_workflows_that_wait_for_http_with_the_peers_left_out(tmp_path: Path) -> None:
+    options = ("--workflows", "20", "--rounds", "1", "--peer", "none")
+    out, document = run("calls", tmp_path / "figures.json", *options)
+    assert len(document["figures"]) == 5 + 7
+    assert 0 < document["figures"]["Outbox: statements/step"]["median"] < 20
+    assert "asyncio alone: workflows/s" in out
+
+
+def test_the_service_of_the_calls_bench_gives_the_same_answers_again_and_the_last_one_is_no_refusal() -> None:
+    given = [answers(7, path(workflow, "enrich")) for workflow in range(500)]
+    assert given == [answers(7, path(workflow, "enrich")) for workflow in range(500)]
+    assert given != [answers(8, path(workflow, "enrich")) for workflow in range(500)]
+    assert {each[-1][0] for each in given} == {200}
+    assert {status for each in given for status, _ in each[:-1]} == {429, 503}
+    assert {0.05 <= seconds <= 0.5 for each in given for _, seconds in each} == {True}
+
+
+def test_what_a_workflow_waits_for_is_no_time_of_the_engine() -> None:
+    asked = {"/enrich/0": [0.2, 0.3], "/act/0": [0.4]}
+    assert waited(asked, 0) == pytest.approx(0.9 + PAUSE)
+
+
+def test_each_environment_of_the_benches_has_pinned_versions() -> None:
+    files = [*ROOT.glob("bench/*/*.txt")]
+    assert len({file.stem for file in files}) == len(files) > 0
+    assert [line for file in files for line in file.read_text().splitlines() if "==" not in line] == []
 
 
 def test_the_idle_bench_sees_what_a_worker_asks_and_takes_without_work(tmp_path: Path) -> None:
@@ -331,5 +386,5 @@ def test_each_peer_of_the_bench_has_a_module_and_pinned_requirements() -> None:
 
 
 def test_a_socket_s_dsn_is_told_to_peers_in_the_form_that_all_their_drivers_take() -> None:
-    code = "from bench.peers.theirs import address; print(address('host=/tmp/s port=5432 dbname=b user=u'))"
+    code = "from bench.kit.database import address; print(address('host=/tmp/s port=5432 dbname=b user=u'))"
     assert python("-c", code).stdout == "postgresql:///b?host=/tmp/s&port=5432&user=u\n"

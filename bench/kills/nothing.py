@@ -1,0 +1,14 @@
+"""Runs the agent without an engine: whoever starts the process again starts the agent again."""
+
+from __future__ import annotations
+
+from .agent import END, World, agent, run
+
+
+async def main(dsn: str, world: World, is_new: bool) -> None:
+    await agent(world).run("help")
+    world.point(END)
+
+
+if __name__ == "__main__":
+    run(main)
