@@ -1,0 +1,1 @@
+"""A research agent of Pydantic AI: tools in parallel, in one stage."""
