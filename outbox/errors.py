@@ -14,6 +14,7 @@ OutboxError
 ├── HandlerError            a handler returned a value that is not an outcome, or ended the engine's transaction
 │   ├── TooNewData          a workflow's data was stored by newer code than this
 │   └── AgentChanged        an agent is not as it was when an earlier attempt kept a result of it
+├── OwnQuestion             a server of MCP was to answer a question that it has asked itself
 ├── EffectUnknown           a person is asked whether an effect has happened; the handler ends here
 ├── LeaseLost               the job was taken away; nothing that this attempt does counts any more
 ├── WorkerBroken            a worker can't go on in this process, because handlers hold all slots of a stage, say
@@ -138,6 +139,20 @@ class HandlerError(OutboxError):
 
 class TooNewData(HandlerError):
     """The stored data was written by newer code than this. A newer worker can read it."""
+
+
+class OwnQuestion(OutboxError):
+    """A question was to be decided in the name that has asked it, or by the server that has. Let a person decide it.
+
+    `asked_by` is the name that has asked.
+    """
+
+    def __init__(self, asked_by: str) -> None:
+        super().__init__(
+            f'"{asked_by}" has asked this question, so this server may not answer it: let somebody else decide it, '
+            "on the page or with `outbox decide`"
+        )
+        self.asked_by = asked_by
 
 
 class EffectUnknown(OutboxError):

@@ -1,9 +1,10 @@
-"""Defines what ends the job of an agent, so that it is not tried again."""
+"""Defines what ends the job of an agent, so that it is not tried again, and what ends a call that waits."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..definition.effect import NotDone
 from ..definition.outcome import Reject
 
 
@@ -47,3 +48,11 @@ class BudgetExceeded(Reject):
 
     def __reduce__(self) -> Any:
         return type(self), (self.limit, self.allowed, self.spent)
+
+
+class StillWaits(NotDone):
+    """A tool call has not ended, because an agent within it waits for people. It isn't kept, and not tried again."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__("an agent in a tool waits for people")
+        self.result = result

@@ -13,6 +13,7 @@ from ..definition.outcome import Backoff, Reject, Retry
 from ..definition.stage import MAX_TIMEOUT, MIN_TIMEOUT
 from ..errors import DefinitionError, OutboxError
 from ..texts import shown
+from .errors import StillWaits
 
 KEY = "outbox"
 """The key of a tool's metadata under which its policy is."""
@@ -41,7 +42,7 @@ class ToolPolicy:
             try:
                 async with asyncio.timeout(self.timeout):
                     return await function()
-            except (OutboxError, Reject, Retry):
+            except (OutboxError, Reject, Retry, StillWaits):
                 raise  # they say what becomes of the attempt
             except Exception as error:
                 may_repeat = not self.effect or isinstance(error, NotDone)

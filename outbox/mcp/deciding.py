@@ -12,10 +12,10 @@ from ..checks import MAX_NAME
 from ..client import approvals
 from ..client.pipelines import PipelineLike, Unchecked
 from ..definition.pipeline import Pipeline
+from ..errors import OwnQuestion
 from ..operations import look
 from ..operations.sessions import Conn
 from .asking import Asking
-from .errors import OwnQuestion
 from .looking import found_question
 from .tools import Reason, changes
 

@@ -14,6 +14,7 @@ import pytest
 
 from kit.pipelines import LATER, QUICK, Post, deployed, drain, drain_all, status_of, value
 from outbox import DefinitionError, Pipeline, Reject, Run, Tick, Worker
+from outbox.engine import surroundings
 from outbox.engine.lane import Lanes
 from outbox.engine.surroundings import Surroundings
 
@@ -261,7 +262,8 @@ def test_ticks_and_reactions_have_it_too(conn: Conn, dsn: str, is_async: bool) -
     assert status_of(conn, "ticked") == "DONE"
 
 
-def test_without_hooks_handlers_are_called_as_they_are() -> None:
+def test_without_hooks_handlers_are_called_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surroundings, "EVERYWHERE", [])  # what other tests' imports have put there
     pipeline = one(work, ())
     pipeline.every("* * * * *")(work)
     lanes = Lanes.of([pipeline], None, None, Surroundings().stage)

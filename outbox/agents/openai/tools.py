@@ -29,6 +29,7 @@ from ...definition.outcome import Reject, Retry
 from ...errors import DefinitionError, OutboxError
 from .. import policy
 from ..decisions import Decision, name_of
+from ..errors import StillWaits
 from ..kept import Described, dumped, keep, short
 from ..policy import NO_POLICY, ToolPolicy
 from .place import ToolCallPlace, decided, place, tool_call
@@ -127,7 +128,7 @@ class _Call:
                     here.attempt, self._what, self._make, policy=self._policy, failed=self._failed,
                     about=_read(self._arguments),
                 )  # fmt: skip
-        except _Waits as waits:
+        except StillWaits as waits:
             return waits.result
         except Exception:
             await here.effects_end()  # the SDK cancels the other calls of the response
@@ -146,7 +147,7 @@ class _Call:
             tool_call.reset(token)
             place.reset(run)
         if mine.waits:
-            raise _Waits(result)
+            raise StillWaits(result)
         return dumped(to_jsonable_python, result, self._what)
 
     async def _invoke(self, tool: FunctionTool) -> Any:
@@ -186,14 +187,6 @@ class _Call:
     def _refused(self, error: Exception) -> bool:
         """Whether the arguments don't fit, so the function was not called."""
         return isinstance(error, ModelBehaviorError) and str(error).startswith("Invalid JSON input for tool ")
-
-
-class _Waits(OutboxError, NotDone):
-    """A tool call has not ended, because an agent within it waits for people. It isn't kept."""
-
-    def __init__(self, result: Any) -> None:
-        super().__init__("an agent in a tool waits for people")
-        self.result = result
 
 
 class _Named(NamedTuple):
