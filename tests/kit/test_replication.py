@@ -66,6 +66,7 @@ def test_a_switch_leaves_a_server_that_is_read_only(pair: Pair) -> None:
 
 
 def test_what_the_standby_had_not_is_lost_with_an_asynchronous_primary(pair: Pair) -> None:
+    write(pair.dsn(), 9)
     pair.detach()
     pair.primary.configure(synchronous_standby_names="")
     pair.primary.send(signal.SIGHUP)
@@ -74,7 +75,7 @@ def test_what_the_standby_had_not_is_lost_with_an_asynchronous_primary(pair: Pai
     pair.kill()
     pair.promote()
     assert 8 not in kept(pair.hosts(options="?target_session_attrs=read-write"))
-    assert 7 in kept(pair.dsn())
+    assert 9 in kept(pair.dsn())
 
 
 def value_of(pair: Pair, query: str) -> object:
