@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
+import kit.django_project  # noqa: F401 - before the models of outbox.django are imported
 import outbox
 from outbox import IllegalChange, NotDeployed, NotFound, NoWorkflow, OutboxError, Refused, UnknownPipeline, errors
 
