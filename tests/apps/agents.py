@@ -6,18 +6,15 @@ each model request and each call of a tool, which the world counts. The last pro
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 from typing import Any
 
-import psycopg
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+from kit import points
 from kit.models import call
-from outbox import Backoff, Pipeline, Run, Worker
+from outbox import Backoff, Pipeline, Run
 from outbox.agents.pydantic_ai import OutboxDurability, Transcript, agent_stage
 
 POINTS = 12
@@ -28,7 +25,6 @@ ANSWERS: list[Any] = [
     [call("refund", "r", cents=900)],
     "done",
 ]
-left = 0
 
 
 class Case(BaseModel):
@@ -36,26 +32,12 @@ class Case(BaseModel):
     transcript: Transcript = Transcript()
 
 
-async def happens(what: str, entity: str) -> None:
-    point()
-    async with await psycopg.AsyncConnection.connect(os.environ["OUTBOX_DSN"], autocommit=True) as world:
-        await world.execute("INSERT INTO outbox.calls (entity, what) VALUES (%s, %s)", (entity, what))
-    point()
-
-
-def point() -> None:
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def pipeline(number: int) -> Pipeline[Case]:
     entity = str(number)
 
     async def respond(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         turn = sum(isinstance(each, ModelResponse) for each in messages)
-        await happens(f"request {turn}", entity)
+        await points.happens_async(f"request {turn}", entity)
         answer = ANSWERS[turn]
         return ModelResponse(parts=[TextPart(answer)] if isinstance(answer, str) else answer)
 
@@ -63,12 +45,12 @@ def pipeline(number: int) -> Pipeline[Case]:
 
     @agent.tool_plain
     async def look_up(order: str) -> str:
-        await happens(f"look_up {order}", entity)
+        await points.happens_async(f"look_up {order}", entity)
         return "shipped"
 
     @agent.tool_plain(requires_approval=True, metadata={"outbox": {"effect": True}})
     async def refund(cents: int) -> str:
-        await happens(f"refund {cents}", entity)
+        await points.happens_async(f"refund {cents}", entity)
         return "paid"
 
     cases: Pipeline[Case] = Pipeline(f"cases {number}", data=Case, initial="NEW", final={"DONE"})
@@ -80,22 +62,5 @@ def pipeline(number: int) -> Pipeline[Case]:
     return cases
 
 
-def main() -> None:
-    global left
-    pipelines = [pipeline(number) for number in range(POINTS + 1)]
-    children = []
-    for number, mine in enumerate(pipelines):
-        if (child := os.fork()) == 0:
-            left = number
-            asyncio.run(Worker(mine, os.environ["OUTBOX_DSN"]).run())
-            os._exit(1)
-        children.append(child)
-    for child in children[1:]:
-        _, status = os.waitpid(child, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL, status
-    os.kill(children[0], signal.SIGKILL)
-    asyncio.run(Worker(pipelines, os.environ["OUTBOX_DSN"]).run())
-
-
 if __name__ == "__main__":
-    main()
+    points.run([pipeline(number) for number in range(POINTS + 1)])

@@ -6,24 +6,19 @@ each node, which the world counts, and before its output is returned. The last p
 
 from __future__ import annotations
 
-import asyncio
 import operator
-import os
-import signal
 from typing import Annotated, Any, TypedDict
 
-import psycopg
 from langgraph.graph import START, StateGraph
 from langgraph.types import interrupt
 from pydantic import BaseModel
 
-from outbox import Backoff, Pipeline, Run, Worker
+from kit import points
+from outbox import Backoff, Pipeline, Run
 from outbox.agents.langgraph import Thread, graph_stage
 
 POINTS = 15
 """Before and after each of seven nodes, and before the graph's output is returned."""
-
-left = 0
 
 
 class Case(BaseModel):
@@ -35,33 +30,19 @@ class State(TypedDict, total=False):
     said: Annotated[list[str], operator.add]
 
 
-def happens(what: str, entity: str) -> None:
-    point()
-    with psycopg.connect(os.environ["OUTBOX_DSN"], autocommit=True) as world:
-        world.execute("INSERT INTO outbox.calls (entity, what) VALUES (%s, %s)", (entity, what))
-    point()
-
-
-def point() -> None:
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def graph(entity: str) -> Any:
     """first -> two branches, of which one is a subgraph that asks twice -> last."""
 
     def node(name: str) -> Any:
         def run(state: State) -> State:
-            happens(name, entity)
+            points.happens(name, entity)
             return {"said": [name]}
 
         return run
 
     def ask(state: State) -> State:
         one, two = interrupt("one?"), interrupt("two?")
-        happens("ask", entity)
+        points.happens("ask", entity)
         return {"said": [f"{one['decision']} {two['decision']}"]}
 
     inner = StateGraph(State)
@@ -92,28 +73,11 @@ def pipeline(number: int) -> Pipeline[Case]:
         retry=Backoff(first=0.05, attempts=9),
     )
     async def ended(run: Run[Case], output: dict[str, Any]) -> Case:
-        point()
+        points.point()
         return run.data.model_copy(update={"said": output["said"]})
 
     return graphs
 
 
-def main() -> None:
-    global left
-    pipelines = [pipeline(number) for number in range(POINTS + 1)]
-    children = []
-    for number, mine in enumerate(pipelines):
-        if (child := os.fork()) == 0:
-            left = number
-            asyncio.run(Worker(mine, os.environ["OUTBOX_DSN"]).run())
-            os._exit(1)
-        children.append(child)
-    for child in children[1:]:
-        _, status = os.waitpid(child, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL, status
-    os.kill(children[0], signal.SIGKILL)
-    asyncio.run(Worker(pipelines, os.environ["OUTBOX_DSN"]).run())
-
-
 if __name__ == "__main__":
-    main()
+    points.run([pipeline(number) for number in range(POINTS + 1)])
