@@ -18,11 +18,11 @@ from langgraph.types import Command, Interrupt
 from ...definition.outcome import Backoff, Go
 from ...definition.pipeline import Pipeline
 from ...definition.reasons import describe
-from ...definition.routes import targets
 from ...definition.run import Run
 from ...definition.waits.approval import WaitForApproval
 from ...definition.waits.wait import Wait
 from ...errors import DefinitionError, HandlerError
+from ..stages import stage_of_turns
 from .changed import require_same
 from .encoding import Encoding
 from .errors import InterruptRefused
@@ -88,30 +88,23 @@ def graph_stage(
     require((thread,), f"stage {called}: thread=")
     if signal_into is not None:
         require((signal_into,), f"stage {called}: signal_into=")
-    ends = targets(to, f"stage {called}: to=")
-    starts = targets(on, f"stage {called}: status on=")
     interrupts = Interrupts(ask or as_asked, resume or as_resumed, answered)
     turns = _Turns(
         graph, Encoding(known_to(graph, types)), _has_changes(graph), input, context, dict(config or {}), interrupts,
         waiting, answered, deadline, signal_into, thread,
     )  # fmt: skip
-    decorate: Any = pipeline.stage(
-        called, on={*starts, answered}, to={*ends, waiting}, retry=retry, timeout=timeout, **options
-    )
-    pipeline.allow(waiting, to=answered)
 
-    def register(function: Finish[Data]) -> Finish[Data]:
-        async def handle(run: Run[Data]) -> Any:
-            journal = Journal(run)
-            try:
-                return await turns.turn(run, journal, function, ends)
-            finally:
-                await journal.close()
+    async def turn(run: Run[Any], function: Any, ends: frozenset[str]) -> Any:
+        journal = Journal(run)
+        try:
+            return await turns.turn(run, journal, function, ends)
+        finally:
+            await journal.close()
 
-        decorate(handle)
-        return function
-
-    return register
+    return stage_of_turns(
+        pipeline, called, turn, on=on, to=to, waiting=waiting, answered=answered, stopped=None, retry=retry,
+        timeout=timeout, options=options,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from agents.items import ItemHelpers, TResponseInputItem
 
 from ...definition.outcome import Backoff, Go, Reject
 from ...definition.pipeline import Pipeline
-from ...definition.routes import targets
 from ...definition.run import Run
 from ...definition.waits.approval import WaitForApproval
 from ...errors import DefinitionError
@@ -32,6 +31,7 @@ from ..attempt import durable
 from ..budget import Budget, Spending
 from ..decisions import Decision, decisions
 from ..errors import BudgetExceeded
+from ..stages import stage_of_turns
 from .copies import agents_of
 from .place import conversation, decided
 from .questions import Ask, Pending, decide, pending, problems, questions
@@ -96,23 +96,11 @@ def agent_stage(
         raise DefinitionError("agent_stage() is for an Agent of the OpenAI Agents SDK")
     called = name or agent.name
     pipeline.data_type().require_field((transcript,), f"stage {called}: transcript=")
-    ends = targets(to, f"stage {called}: to=")
-    further = {waiting} if on_budget is None else {waiting, on_budget}
     loop = _Loop(agent, prompt, context, waiting, answered, deadline, ask, budget, on_budget, run_config, transcript)
-    decorate: Any = pipeline.stage(
-        called, on={*targets(on, f"stage {called}: status on="), answered}, to={*ends, *further}, retry=retry,
-        timeout=timeout, **options,
+    return stage_of_turns(
+        pipeline, called, loop.turn, on=on, to=to, waiting=waiting, answered=answered, stopped=on_budget, retry=retry,
+        timeout=timeout, options=options,
     )  # fmt: skip
-    pipeline.allow(waiting, to=answered)
-
-    def register(function: Finish[Data, Any]) -> Finish[Data, Any]:
-        async def handle(run: Run[Data]) -> Any:
-            return await loop.turn(run, function, ends)
-
-        decorate(handle)
-        return function
-
-    return register
 
 
 class _Loop:

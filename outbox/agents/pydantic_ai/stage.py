@@ -13,7 +13,6 @@ from pydantic_ai.usage import UsageLimits
 
 from ...definition.outcome import Backoff, Go
 from ...definition.pipeline import Pipeline
-from ...definition.routes import targets
 from ...definition.run import Run
 from ...definition.waits.approval import WaitForApproval
 from ...errors import DefinitionError
@@ -22,6 +21,7 @@ from ..attempt import durable
 from ..budget import Budget, Spending
 from ..decisions import Decision, decisions
 from ..errors import BudgetExceeded
+from ..stages import stage_of_turns
 from .answers import pending, results
 from .durability import OutboxDurability
 from .questions import Ask, problems, questions
@@ -80,23 +80,11 @@ def agent_stage(
     if OutboxDurability.from_agent(agent) is None:
         raise DefinitionError(f"stage {called}: the agent needs capabilities=[OutboxDurability()]")
     pipeline.data_type().require_field((transcript,), f"stage {called}: transcript=")
-    ends = targets(to, f"stage {called}: to=")
-    further = {waiting} if on_budget is None else {waiting, on_budget}
     loop = _Loop(agent, prompt, deps, waiting, answered, deadline, ask, budget, on_budget, transcript)
-    decorate: Any = pipeline.stage(
-        called, on={*targets(on, f"stage {called}: status on="), answered}, to={*ends, *further}, retry=retry,
-        timeout=timeout, **options,
+    return stage_of_turns(
+        pipeline, called, loop.turn, on=on, to=to, waiting=waiting, answered=answered, stopped=on_budget, retry=retry,
+        timeout=timeout, options=options,
     )  # fmt: skip
-    pipeline.allow(waiting, to=answered)
-
-    def register(function: Finish[Data, Any]) -> Finish[Data, Any]:
-        async def handle(run: Run[Data]) -> Any:
-            return await loop.turn(run, function, ends)
-
-        decorate(handle)
-        return function
-
-    return register
 
 
 class _Loop:
