@@ -1,4 +1,4 @@
-"""Runs the agent without an engine: whoever starts the process again starts the agent again."""
+"""Runs the agent without an engine: a restarted process runs it from the beginning."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _tell(pipe: int | None, word: bytes) -> None:
 
 @contextmanager
 def ends_with_parent(pipe: int | None) -> Iterator[None]:
-    """Ends this process at once if its parent ends meanwhile, for what nobody can interrupt: an import may hang."""
+    """Ends this process at once if its parent ends within the block, such as during an import that hangs."""
     if pipe is None:
         yield
         return

@@ -35,7 +35,7 @@ T = TypeVar("T")
 Conn = psycopg.Connection[Any]
 
 PATIENCE = 3.0
-"""Seconds that a statement may run: nobody waits longer for a page."""
+"""Seconds that a statement may run. Readers of a page give up by then."""
 
 GRACE = 2.0
 """Seconds beyond that after which Postgres itself is given up."""

@@ -40,7 +40,7 @@ class Hiding:
         if self.is_empty:
             return False
         if isinstance(value, Unread):
-            return True  # nobody knows
+            return True  # it can't be read, so it may have one
         if isinstance(value, dict):
             paths = ((f"{path}.{key}" if path else key, each) for key, each in value.items())
             return any(self.hides(where) or self.hides_some(each, where) for where, each in paths)

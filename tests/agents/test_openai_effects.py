@@ -42,7 +42,7 @@ def payer(pay: Any, **policy: Any) -> Agent[Any]:
 
 
 async def cut_off(cents: int) -> str:
-    """Pays, and then the connection is cut: nobody knows."""
+    """Pays, and then the connection is cut, so the result is unknown."""
     calls.append((cents, idempotency_key()))
     if len(calls) == 1:
         raise ConnectionError("cut off")

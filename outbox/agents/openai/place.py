@@ -17,7 +17,7 @@ from ..decisions import Decision
 class Place:
     """A run of an agent in an attempt. `turn` counts the responses that it has got.
 
-    `conversation` is a list that gets what the run has said so far, for whoever wants to know it if the run fails.
+    `conversation` is a list that the run extends as it goes on, so that it can be read if the run fails.
     """
 
     attempt: Attempt
@@ -29,7 +29,7 @@ class Place:
     effects: set[asyncio.Future[None]] = field(default_factory=set)
 
     async def effects_end(self) -> None:
-        """Waits for the calls of tools with an effect that are under way: cut off, nobody would know of them."""
+        """Waits for the calls of tools with an effect that are under way: one that is cut off is unknown."""
         while self.effects:
             await asyncio.wait(self.effects)
 
@@ -65,6 +65,6 @@ decided: ContextVar[dict[str, Decision]] = ContextVar("outbox_agents_openai_deci
 
 
 def decision() -> Decision | None:
-    """Returns who has approved the tool call that runs here, and why: `by` and `reason`. None if nobody was asked."""
+    """Returns who has approved the tool call that runs here, and why. None if it needed no approval."""
     call = tool_call.get()
     return None if call is None else call.decision

@@ -93,7 +93,7 @@ async def _problem(call: Pending, arguments: Any, context: RunContextWrapper[Any
 def decide(state: RunState[Any], calls: Sequence[Pending], decided: Mapping[str, Decision]) -> dict[str, Decision]:
     """Approves and rejects the calls as people have decided. Returns what was decided, by the names of the questions.
 
-    A call that nobody has approved is rejected.
+    A call without an approval is rejected.
     """
     found: dict[str, Decision] = {}
     for call in calls:

@@ -32,7 +32,7 @@ def pending(history: Sequence[ModelMessage]) -> list[ToolCallPart]:
 
 
 def results(calls: Sequence[ToolCallPart], decided: Mapping[str, Decision]) -> DeferredToolResults:
-    """Returns the decisions as the agent takes them. A call that nobody has approved is denied.
+    """Returns the decisions as the agent takes them. A call without an approval is denied.
 
     An approved call has the arguments of the answer, not those of the conversation. Tools find who has decided in
     `ctx.tool_call_metadata`.
