@@ -1,4 +1,4 @@
-"""Reads and writes what a stage keeps of an agent: one field of a workflow's data."""
+"""Reads and writes what a stage keeps of an agent or a graph: fields of a workflow's data."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ Data = TypeVar("Data")
 Kept = TypeVar("Kept", bound=BaseModel)
 
 
+def value(data: Any, field: str) -> Any:
+    """Returns a field of the data, or what is under this key of a plain JSON object; None if there is nothing."""
+    return data.get(field) if isinstance(data, Mapping) else getattr(data, field)
+
+
 def read(kept: type[Kept], data: Any, field: str) -> Kept:
     """Returns what is kept in a field of the data, or under a key of a plain JSON object."""
-    found = data.get(field) if isinstance(data, Mapping) else getattr(data, field)
+    found = value(data, field)
     return kept() if found is None else kept.model_validate(found)
 
 
-def write(data: Data, field: str, value: BaseModel) -> Data:
-    """Returns the data with another value in the field."""
+def write(data: Data, **values: Any) -> Data:
+    """Returns the data with other values in some fields."""
     if isinstance(data, BaseModel):
-        return data.model_copy(update={field: value})
+        return data.model_copy(update=values)
     if is_dataclass(data) and not isinstance(data, type):
-        return replace(data, **{field: value})
-    written: Any = {**cast("dict[str, Any]", data), field: value.model_dump(mode="json")}
-    return cast(Data, written)
+        return replace(data, **values)
+    plain = {
+        name: each.model_dump(mode="json") if isinstance(each, BaseModel) else each for name, each in values.items()
+    }
+    return cast(Data, {**cast("dict[str, Any]", data), **plain})
 
 
 def with_data(outcome: Any, data: Any, ends: frozenset[str]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -15,13 +15,14 @@ from langgraph.errors import is_invalid_resume
 from langgraph.pregel import Pregel
 from langgraph.types import Command, Interrupt
 
-from ...definition.outcome import Backoff, Go
+from ...definition.outcome import Backoff
 from ...definition.pipeline import Pipeline
 from ...definition.reasons import describe
 from ...definition.run import Run
 from ...definition.waits.approval import WaitForApproval
 from ...definition.waits.wait import Wait
 from ...errors import DefinitionError, HandlerError
+from ..data import read, value, with_data, write
 from ..stages import stage_of_turns
 from .changed import require_same
 from .encoding import Encoding
@@ -31,7 +32,7 @@ from .journal import Journal
 from .known import known_to, with_subgraphs
 from .progress import progress
 from .saver import Saver
-from .thread import Thread, thread_in, value_in, with_values
+from .thread import Thread
 
 Data = TypeVar("Data")
 
@@ -126,7 +127,7 @@ class _Turns:
 
     async def turn(self, run: Run[Any], journal: Journal, finish: Finish[Any], ends: frozenset[str]) -> Any:
         """Runs the graph until it ends, or asks; returns what the handler returns."""
-        thread = thread_in(run.data, self.field)
+        thread = read(Thread, run.data, self.field)
         saver = Saver(self.encoding, journal)
         if thread.state is not None:
             for operation in json.loads(await run.load(thread.state)):
@@ -161,11 +162,11 @@ class _Turns:
             return await self._wait(run, saver, state.interrupts)
         if state.next:
             raise HandlerError(f"the graph has stopped before {', '.join(state.next)}, and asks nothing")
-        run.data = with_values(run.data, **{self.field: await self._stored(run, saver)})
+        run.data = write(run.data, **{self.field: await self._stored(run, saver)})
         outcome = finish(run, output)
         if inspect.isawaitable(outcome):
             outcome = await outcome
-        return _with_data(outcome, run.data, ends)
+        return with_data(outcome, run.data, ends)
 
     def _config(self, run: Run[Any]) -> RunnableConfig:
         configurable = {**self.config.get("configurable", {}), "thread_id": str(run.workflow_id)}
@@ -190,7 +191,7 @@ class _Turns:
         waited = [each for each in pending if each.id == thread.signal]
         if self.signal_into is None or self.interrupts.signal(waited) is None:
             return {}
-        return {thread.signal: value_in(run.data, self.signal_into)}
+        return {thread.signal: value(run.data, self.signal_into)}
 
     async def _wait(
         self, run: Run[Any], saver: Saver, pending: Sequence[Interrupt], wrong: str | None = None
@@ -201,7 +202,7 @@ class _Turns:
             if self.signal_into is None:
                 raise InterruptRefused(f"an interrupt waits for the signal {name}: give graph_stage signal_into=")
             thread = await self._stored(run, saver, signal=interrupt.id)
-            data = with_values(run.data, **{self.field: thread, self.signal_into: None})
+            data = write(run.data, **{self.field: thread, self.signal_into: None})
             wait: Wait[Any] = self.interrupts.wait_for_signal(
                 name, timeout or self.deadline, self.signal_into, self.waiting, data
             )
@@ -209,7 +210,7 @@ class _Turns:
         return WaitForApproval(
             questions=questions, status=self.waiting, deadline=self.deadline,
             on_deadline=None if self.deadline is None else self.answered,
-            data=with_values(run.data, **{self.field: await self._stored(run, saver)}),
+            data=write(run.data, **{self.field: await self._stored(run, saver)}),
         )  # fmt: skip
 
     async def _stored(self, run: Run[Any], saver: Saver, signal: str | None = None) -> Thread:
@@ -235,13 +236,3 @@ def _has_changes(graph: Graph) -> bool:
 def _has_input(operations: Iterable[Any]) -> bool:
     """Returns whether an earlier attempt has stored the input: then it isn't given again."""
     return any("put" in each and each["put"][1] == "" for each in operations)
-
-
-def _with_data(outcome: Any, data: Any, ends: frozenset[str]) -> Any:
-    """Returns what the function has returned, with the state, and with its status if there is only one."""
-    end = min(ends) if len(ends) == 1 else None
-    if not isinstance(outcome, Wait):
-        data = data if outcome is None else outcome
-        return data if end is None else Go(end, data)
-    given: Any = outcome
-    return replace(given, status=outcome.status or end, data=data if outcome.data is None else outcome.data)

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import is_dataclass, replace
-from typing import Any, TypeVar, cast
-
 from pydantic import BaseModel
 
 from ...definition.blob import Blob
-
-Data = TypeVar("Data")
 
 
 class Thread(BaseModel):
@@ -23,26 +17,3 @@ class Thread(BaseModel):
 
     state: Blob | None = None
     signal: str | None = None
-
-
-def thread_in(data: Any, field: str) -> Thread:
-    """Returns the thread in a workflow's data: in a field, or under a key of a plain JSON object."""
-    found = value_in(data, field)
-    return Thread() if found is None else Thread.model_validate(found)
-
-
-def value_in(data: Any, field: str) -> Any:
-    """Returns a field of a workflow's data."""
-    return data.get(field) if isinstance(data, Mapping) else getattr(data, field)
-
-
-def with_values(data: Data, **values: Any) -> Data:
-    """Returns the data with other values in some fields."""
-    if isinstance(data, BaseModel):
-        return data.model_copy(update=values)
-    if is_dataclass(data) and not isinstance(data, type):
-        return replace(data, **values)
-    plain = {
-        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for name, value in values.items()
-    }
-    return cast(Data, {**cast("dict[str, Any]", data), **plain})
