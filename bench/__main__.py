@@ -33,6 +33,7 @@ class Bench:
 
 BENCHES = {
     "throughput": Bench("--jobs 4000 --rounds 1"),
+    "sharing": Bench("--jobs 400 --rounds 1", headline="shared"),
     "peers": Bench("--jobs 400 --rounds 1 --peer none"),
     "latency": Bench(
         "--seconds 3 --single 20 --saturated 4000 --rounds 1", headline="capacity|: COMMIT to .* p(50|99) ms"

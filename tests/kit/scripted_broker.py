@@ -144,12 +144,13 @@ class Line:
             self.send(arrived)
         elif isinstance(arrived, frame.Method):
             if arrived.channel_number not in self.closing or isinstance(arrived.method, spec.Channel.CloseOk):
-                if instead is not None:
-                    instead(self, arrived.channel_number)
-                else:
-                    self._obey(arrived.channel_number, arrived.method)
-                # Recorded after the answer, so that a test that waits for the record can send only after it.
-                self._broker.methods.append(arrived.method)
+                # One step for those who count: nobody sees an answer without its record, or a record before its answer.
+                with self._broker.answering:
+                    if instead is not None:
+                        instead(self, arrived.channel_number)
+                    else:
+                        self._obey(arrived.channel_number, arrived.method)
+                    self._broker.methods.append(arrived.method)
         elif isinstance(arrived, frame.Header | frame.Body) and arrived.channel_number in self._publish:
             self._collect(arrived)
 
@@ -212,8 +213,8 @@ class Line:
 class ScriptedBroker:
     """Listens on loopback. Each script answers one message, the last one all that follow.
 
-    `messages`, `methods` and `lines` are what has arrived, over all connections and in order of arrival. A method
-    appears there once its answer is on its way. `instead` maps a method (or the protocol's header) to what is done
+    `messages`, `methods` and `lines` are what has arrived, over all connections and in order of arrival. `count` knows
+    a method as soon as the client has its answer. `instead` maps a method (or the protocol's header) to what is done
     instead of its answer, such as nothing.
     """
 
@@ -223,6 +224,7 @@ class ScriptedBroker:
         self.methods: list[amqp_object.Method] = []
         self.lines: list[Line] = []
         self.instead: dict[type, Answer] = {}
+        self.answering = threading.Lock()
         self._scripts = list(scripts or [confirm])
         self._taking = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -236,7 +238,8 @@ class ScriptedBroker:
 
     def count(self, kind: type[amqp_object.Method]) -> int:
         """Returns how many methods of a kind have arrived: `count(spec.Channel.Open)`."""
-        return sum(isinstance(method, kind) for method in self.methods)
+        with self.answering:
+            return sum(isinstance(method, kind) for method in self.methods)
 
     def arrived(self, message: Message) -> None:
         with self._taking:
