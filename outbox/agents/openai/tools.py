@@ -146,7 +146,8 @@ class _Call:
         finally:
             tool_call.reset(token)
             place.reset(run)
-        if mine.waits:
+        # Of other tools, it is their own affair what becomes of an agent that they have run: they have ended.
+        if mine.waits and self._tool._is_agent_tool:
             raise StillWaits(result)
         return dumped(to_jsonable_python, result, self._what)
 
