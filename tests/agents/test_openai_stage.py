@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from agents import Agent, RunContextWrapper, function_tool, input_guardrail
+from agents import Agent, RunContextWrapper, function_tool, input_guardrail, tool_namespace
 from agents.guardrail import GuardrailFunctionOutput
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel
@@ -152,6 +152,20 @@ def test_arguments_that_do_not_fit_are_asked_about_again(conn: Conn, dsn: str, e
     outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": 1})
     drain(pipeline, dsn)
     assert calls == [(1, "sarah")]
+
+
+def test_an_edit_is_checked_by_the_tool_of_the_same_namespace(conn: Conn, dsn: str) -> None:
+    async def in_euros(euros: int) -> str:
+        return "paid"
+
+    other = function_tool(in_euros, name_override="refund")
+    tools = [*tool_namespace(name="shop", description="-", tools=[other])]
+    tools += tool_namespace(name="bank", description="-", tools=[refunding()])
+    asked = call("refund", "c1", cents=900).model_copy(update={"namespace": "bank"})
+    pipeline = asking(conn, dsn, supporter([asked], "done", tools=tools))
+    outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": 500})
+    drain(pipeline, dsn)
+    assert (status_of(conn, "a"), calls) == ("DONE", [(500, "sarah")])
 
 
 def test_a_denial_is_told_to_the_agent(conn: Conn, dsn: str) -> None:

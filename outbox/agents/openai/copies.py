@@ -75,5 +75,5 @@ def _target(handoff: Handoff[Any, Any]) -> Agent[Any] | None:
 
 
 def function_tool_of(tools: list[Tool], name: str | None) -> FunctionTool | None:
-    """Returns the function tool of a name."""
-    return next((tool for tool in tools if isinstance(tool, FunctionTool) and tool.name == name), None)
+    """Returns the function tool of a name, which has the namespace before it if there is one."""
+    return next((tool for tool in tools if isinstance(tool, FunctionTool) and tool.qualified_name == name), None)
