@@ -166,6 +166,15 @@ def test_arguments_that_do_not_fit_are_asked_about_again(conn: Conn, dsn: str, e
     assert calls == [(1, "sarah")]
 
 
+@pytest.mark.parametrize("text", ["Pay it?", "?" * 10_000])
+def test_a_question_in_the_words_of_the_application_says_what_does_not_fit(conn: Conn, dsn: str, text: str) -> None:
+    pipeline = asking(conn, dsn, ask=lambda item: {"question": text})
+    outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": "much"})
+    drain(pipeline, dsn)
+    (asked,) = outbox.approvals(conn)
+    assert asked.question.startswith(f"{text}\nThe arguments given before don't fit: "[:10_000])
+
+
 def test_an_edit_is_checked_by_the_tool_of_the_same_namespace(conn: Conn, dsn: str) -> None:
     async def in_euros(euros: int) -> str:
         return "paid"
