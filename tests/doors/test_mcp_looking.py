@@ -121,6 +121,8 @@ def test_dead_jobs_are_listed_and_counted_by_kind(shop: Conn, dsn: str) -> None:
         ("list_workflows", {"pipeline": "shops"}, 'pipeline "shops" is not deployed here; deployed are posts'),
         ("list_workflows", {"status": "GONE"}, 'no status "GONE"'),
         ("list_workflows", {"statuss": "COMPLETED"}, "Extra inputs are not permitted"),
+        ("list_workflows", {"status": "null"}, 'no status "null"'),
+        ("list_workflows", {"pipeline": "[]"}, 'pipeline "[]" is not deployed here'),
         ("list_workflows", {"limit": 0}, "greater than or equal to 1"),
         ("list_workflows", {"limit": 100_000}, "less than or equal to 100"),
         ("list_workflows", {"waits_for": "godot"}, "must be one of"),
