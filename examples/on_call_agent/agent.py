@@ -1,5 +1,6 @@
 """An agent on call. It works on any Outbox through `outbox mcp`: it looks at what is dead, and retries what may pass.
 
+    pip install 'outbox-engine[mcp]' 'pydantic-ai-slim[mcp]'
     export OUTBOX_DSN=postgresql://me@localhost/shop
     python -m examples.on_call_agent.agent
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..checks import MAX_QUESTION
 from ..definition.waits.question import Question
 from ..errors import DefinitionError
 from .decisions import AGAIN, ToolCall, name_of
@@ -26,13 +27,13 @@ def question(
     says what doesn't fit in the arguments that a person has given before. Raises DefinitionError if `given` has one by
     which the answer is read.
     """
-    text = f"{agent}: {call.tool_name}"
+    text = given.get("question", f"{agent}: {call.tool_name}")
     if problem:
-        text = f"{text}\nThe arguments given before don't fit: {problem[:_SHOWN]}"
+        text = f"{text}\nThe arguments given before don't fit: {problem[:_SHOWN]}"[:MAX_QUESTION]
     if refused := next((name for name in _OWN if name in given), None):
         raise DefinitionError(f"agent {agent}: ask= can't give {refused}: the answer is read by it")
     return Question(
-        **{"question": text, **given},
+        **{**given, "question": text},
         name=name_of(call) + (AGAIN if again else ""),
         options=dict.fromkeys(options, answered),
         about=about,

@@ -87,13 +87,13 @@ def _serve(server: Any, host: str, port: int, hosts: tuple[str, ...]) -> None:
     """Serves by HTTP until a signal."""
     import uvicorn
 
-    from ..mcp.http import http_app, is_near
+    from ..mcp.http import ending, http_app, is_near
 
     token = os.environ.get(TOKEN) or None
     if token is None and not is_near(host):
         raise click.UsageError(f"--host {host}: others would reach it, and it doesn't know who they are: set {TOKEN}")
     anywhere = host in ("0.0.0.0", "::")  # noqa: S104 - not a name that is called
-    app = http_app(server, token=token, hosts=hosts if anywhere else (host, *hosts))
+    app = ending(http_app(server, token=token, hosts=hosts if anywhere else (host, *hosts)))
     with closing(page.listening(host, port)) as opened:
         shown = f"[{host}]" if ":" in host else host
         click.echo(f"http://{shown}:{opened.getsockname()[1]}/mcp")

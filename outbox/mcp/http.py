@@ -6,6 +6,7 @@ browser on this machine reaches it by DNS rebinding.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Collection
 from ipaddress import ip_address
@@ -17,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import SettingsError
 
@@ -56,6 +57,30 @@ def http_app(
     app = server.streamable_http_app(streamable_http_path=path, transport_security=security)
     app.user_middleware.append(Middleware(_Guard, token=token))
     return app
+
+
+def ending(app: ASGIApp) -> ASGIApp:
+    """Returns an application for a server that cancels requests when it ends: they end, and are no failure."""
+
+    async def until_cancelled(scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await app(scope, receive, noting)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            if started:
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await PlainTextResponse("503: the server ends\n", 503)(scope, receive, send)
+
+    return until_cancelled
 
 
 def is_near(host: str) -> bool:

@@ -16,13 +16,14 @@ from ..errors import NotFound
 from ..operations import look
 from ..operations.sessions import Conn
 from ..texts import MAX_ERROR
+from . import results
 from .asking import Asking
 from .tools import REST, At, Entity, Offset, OfPipeline, OnlyPipeline, looks
 
 EVENTS = 20
 """Events of each kind that show_workflow tells: the latest."""
 
-Limit = Annotated[int, Field(ge=1, le=100, description="How many at most.")]
+Limit = Annotated[int, Field(ge=1, le=100, description="How many at most. Fewer if more would be too long to read.")]
 Error = Annotated[str | None, Field(max_length=MAX_ERROR, description="Only what died of this error, or of its kind.")]
 
 
@@ -82,7 +83,7 @@ class Looking:
         early, and there may be more behind `after`.
         """
 
-        def find(conn: Conn) -> dict[str, Any]:
+        def page(conn: Conn, limit: int) -> dict[str, Any]:
             found = look.workflows(
                 conn, pipeline, data=False, status=status, entity=entity_prefix, older=older_than_seconds,
                 waits_for=waits_for, assignee=assignee, dead=dead, error=error, limit=limit, after=after,
@@ -90,6 +91,11 @@ class Looking:
             for row in found["workflows"]:
                 del row["metadata"]
             return found
+
+        def find(conn: Conn) -> dict[str, Any]:
+            found = page(conn, limit)
+            fitting = results.rows(found["workflows"])
+            return found if fitting >= len(found["workflows"]) else page(conn, fitting)
 
         return await self._asking.look(find, "show_workflow shows one of them.")
 
@@ -130,7 +136,8 @@ class Looking:
             if by_kind:
                 return {"kinds": look.errors(conn, pipeline, error)}
             found = look.dead(conn, pipeline, limit, error)
-            return {"dead_jobs": list(found), "more": found.more}
+            shown = found[: results.rows(found)]
+            return {"dead_jobs": shown, "more": found.more + len(found) - len(shown)}
 
         return await self._asking.look(find, "show_workflow shows one of them.")
 
@@ -151,8 +158,8 @@ class Looking:
             found = [asdict(each) for each in drive(conn, steps)]
             if not found:
                 look.approvals(conn, pipeline=pipeline, limit=1)  # says that there is no such pipeline
-            more = found[limit - 1]["id"] if len(found) > limit else None
-            return {"questions": found[:limit], "after": more}
+            shown = found[: min(limit, results.rows(found))]
+            return {"questions": shown, "after": shown[-1]["id"] if len(found) > len(shown) else None}
 
         return await self._asking.look(find, "show_question shows one of them.")
 

@@ -23,6 +23,9 @@ MOST = 16_000
 LEAST = 40
 """Characters that a value has room for, if it is there at all. With less, fewer values are shown."""
 
+ROW = 1_000
+"""Characters that a row of a list has room for: all its names and ids, and the beginning of its long texts."""
+
 PLACE = 1_000
 """Characters of the pointer to a place. What is further in is read with what it is in."""
 
@@ -40,6 +43,17 @@ def document(value: Any, rest: str = "") -> str:
     if not cuts:
         return text(fitted)
     return text({**fitted, "cut": cuts[:CUTS], "how_to_read_what_is_cut": rest})
+
+
+def rows(found: Sequence[Any]) -> int:
+    """Returns how many rows of a list have room in a result: one at least. The others are for the next page."""
+    room, fitting = MOST, 0
+    for row in found:
+        room -= min(_size(row, ROW), ROW) + len(", ")
+        if room < 0:
+            break
+        fitting += 1
+    return max(1, fitting)
 
 
 def part(value: Any, at: str, offset: int) -> str:

@@ -27,6 +27,7 @@ from ..definition.pipeline import Pipeline
 from ..errors import NotFound, SettingsError
 from ..operations import look
 from ..operations.sessions import Conn
+from ..texts import shown
 from . import results
 from .asking import Asking, Unavailable
 from .operating import started
@@ -61,6 +62,9 @@ class Running:
         # A model may have such a field.
         self._entity = ENTITY if ENTITY not in self._schema["properties"] else f"_{ENTITY}"
 
+        # A model that ignores what it doesn't know would ignore an argument that is misspelt.
+        self._is_closed = not self._schema.get("additionalProperties")
+
     def tool(self) -> Tool:
         """Returns the tool. Its arguments are the fields of the pipeline's data, and the entity id."""
         said = self._schema.get("description", "")
@@ -72,6 +76,7 @@ class Running:
             f"ended. {said}".strip(),
             parameters={
                 **self._schema, "properties": {**self._schema["properties"], self._entity: _ENTITY_SCHEMA},
+                "additionalProperties": not self._is_closed,
             },
             fn_metadata=_AsGiven(arg_model=ArgModelBase),
             is_async=True,
@@ -82,6 +87,8 @@ class Running:
     async def _run(self, given: dict[str, Any], context: Context[Any, Any]) -> str:
         data = dict(given)
         entity = data.pop(self._entity, None)
+        if unknown := sorted(data.keys() - self._schema["properties"].keys() if self._is_closed else ()):
+            raise ToolError(f"{self._name} has no argument {shown(unknown[0])}")
         if entity is None:
             entity = f"mcp-{uuid4()}"
         try:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp_types import ToolAnnotations
 from pydantic import ConfigDict, Field
 
@@ -24,6 +25,22 @@ At = Annotated[
 Offset = Annotated[int, Field(ge=0, description="With `at`: the character at which to begin.")]
 
 REST = "Call this tool again with `at`; for a string, go on with `offset` = `shown`."
+
+
+class _AsSaid(FuncMetadata):
+    """Reads an argument that is JSON in a string only if it is an object or a list, and a text was not asked for.
+
+    The SDK reads "null" as no argument: a list with this filter would be a list of all.
+    """
+
+    def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
+        fields = self.arg_model.model_fields
+        texts = {name for name, field in fields.items() if field.annotation == (str | None)}
+        parsed = super().pre_parse_json(data)
+        return {
+            name: value if isinstance(value, dict | list) and name not in texts else data[name]
+            for name, value in parsed.items()
+        }
 
 
 def looks(function: Callable[..., Any]) -> Tool:
@@ -49,5 +66,6 @@ def _made(function: Callable[..., Any], annotations: ToolAnnotations) -> Tool:
     made.fn_metadata.arg_model = type(
         arguments.__name__, (arguments,), {"model_config": ConfigDict(extra="forbid"), "__module__": __name__}
     )
+    made.fn_metadata = _AsSaid(**{name: getattr(made.fn_metadata, name) for name in FuncMetadata.model_fields})
     made.parameters = made.fn_metadata.arg_model.model_json_schema(by_alias=True)
     return made

@@ -284,19 +284,20 @@ def test_answers_may_be_made_to_what_a_graph_expects(conn: Conn, dsn: str) -> No
     assert said(conn, pipeline) == ["refund 5 ok"]
 
 
-def test_an_answer_that_does_not_fit_is_asked_about_again(conn: Conn, dsn: str) -> None:
+@pytest.mark.parametrize("question", ["How much?", "?" * 10_000])
+def test_an_answer_that_does_not_fit_is_asked_about_again(conn: Conn, dsn: str, question: str) -> None:
     class Amount(BaseModel):
         cents: int
 
     def ask(state: State) -> State:
-        amount = interrupt({"question": "How much?", "about": {"cents": 0}}, response_schema=Amount)
+        amount = interrupt({"question": question, "about": {"cents": 0}}, response_schema=Amount)
         return {"said": [str(amount.cents)]}
 
     pipeline = begun(conn, dsn, chain(ask=ask), resume=lambda it, answer: answer.about)
     outbox.approve(conn, pipeline, "a", by="eva", about={"cents": "much"})
     drain(pipeline, dsn)
     (found,) = outbox.approvals(conn)
-    assert found.question.startswith("How much?\nThe answer before doesn't fit: ")
+    assert found.question.startswith(f"{question}\nThe answer before doesn't fit: "[:10_000])
     outbox.approve(conn, pipeline, "a", by="eva", about={"cents": 7})
     drain(pipeline, dsn)
     assert said(conn, pipeline) == ["7"]
@@ -364,6 +365,35 @@ def test_a_workflow_that_comes_again_goes_on_with_its_state(conn: Conn, dsn: str
     outbox.approve(conn, pipeline, "a", by="eva")
     drain(pipeline, dsn)
     assert said(conn, pipeline) == ["first", "first", "ask: approve by eva"], "the input is new, the list is the same"
+
+
+def test_the_output_is_that_of_the_output_schema(conn: Conn, dsn: str) -> None:
+    class Output(TypedDict):
+        said: list[str]
+
+    builder = StateGraph(State, output_schema=Output).add_sequence([("a", say("a")), ("quiet", lambda state: {})])
+    builder.add_edge(START, "a")
+    pipeline: Pipeline[Any] = Pipeline("cases", data=Case, initial="NEW", final={"DONE"})
+    outputs: list[Any] = []
+
+    @graph_stage(
+        pipeline, builder.compile(name="support"), on="NEW", to="DONE", input=lambda case: {"prompt": "-"}, retry=QUICK
+    )
+    async def ended(run: Run[Case], output: Any) -> None:
+        outputs.append(output)
+        if len(outputs) == 1:
+            raise ConnectionError("cut off")
+
+    deployed(conn, pipeline).submit(conn, "a", Case())
+    drain_all(conn, dsn, pipeline)
+    assert outputs == [{"said": ["a"]}, {"said": ["a"]}]
+
+
+def test_a_graph_that_never_ends_is_ended_at_its_recursion_limit(conn: Conn, dsn: str) -> None:
+    builder = StateGraph(State).add_node("again", say("again")).add_edge(START, "again").add_edge("again", "again")
+    begun(conn, dsn, builder.compile(name="support"), config={"recursion_limit": 5})
+    assert "Recursion limit of 5 reached" in error(conn)
+    assert calls == ["again"] * 5, "another attempt would go on"
 
 
 def test_functions_of_the_functional_api_are_kept(conn: Conn, dsn: str) -> None:
@@ -469,6 +499,8 @@ def test_a_graph_without_the_node_begins_again_with_new_input(conn: Conn, dsn: s
         ({"question": "Go?", "optoins": ["yes"]}, "no parameter optoins"),
         ({"question": "Go?", "options": []}, "options"),
         ({"question": "Go?", "options": 7}, "can't be asked"),
+        ({"question": "Go?", "options": "yes"}, "a list of answers"),
+        ({"question": "Go?", "options": {"yes": "DONE"}}, "a list of answers"),
         ({"question": "x\0"}, "question"),
         ({"question": 7}, "question"),
         ({"question": "Go?", "about": float("nan")}, "about"),

@@ -34,6 +34,7 @@ from agents import (
 )
 from agents.mcp import MCPServerStdio
 from agents.run import get_default_agent_runner, set_default_agent_runner
+from agents.sandbox import SandboxAgent
 from agents.tool_guardrails import ToolGuardrailFunctionOutput, ToolInputGuardrailData
 from pydantic import BaseModel
 
@@ -619,6 +620,13 @@ def test_a_tool_that_acts_without_a_function_is_refused(conn: Conn, dsn: str) ->
 
     agent = agent_of("ok", tools=[LocalShellTool(executor=lambda request: "x")])
     assert "LocalShellTool 'local_shell' can't be kept" in failing(conn, dsn, agent)
+
+
+def test_an_agent_that_acts_in_a_sandbox_is_refused(conn: Conn, dsn: str) -> None:
+    """Its tools are made while it runs, so they would be called again by each attempt."""
+    inside = SandboxAgent(name="inside", model=Script("ok"))
+    agent = agent_of([call("transfer_to_inside", "h")], handoffs=[inside])
+    assert "a SandboxAgent does in its sandbox can't be kept" in failing(conn, dsn, agent)
 
 
 def asking() -> Agent[Any]:

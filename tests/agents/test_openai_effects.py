@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from agents import Agent, function_tool
+from agents import Agent, Runner, function_tool
 
 import outbox
 from kit.openai_models import Script, call, returned
@@ -104,6 +104,34 @@ def test_a_call_that_has_not_happened_is_tried_again(conn: Conn, dsn: str) -> No
 
     run_one(conn, dsn, handle)
     assert (content(conn), calls) == ("paid", [5, 5, 5])
+
+
+def test_a_tool_that_decides_on_its_own_agent_has_ended_and_is_kept(conn: Conn, dsn: str) -> None:
+    @function_tool(needs_approval=True)
+    async def charge(cents: int) -> str:
+        return "charged"
+
+    clerk = Agent[Any](name="clerk", model=Script([call("charge", "c", cents=5)], "charged"), tools=[charge])
+
+    async def pay(cents: int) -> str:
+        result = await Runner.run(clerk, "charge it")
+        state = result.to_state()
+        state.approve(result.interruptions[0])
+        ended = await Runner.run(clerk, state)
+        calls.append(cents)
+        return str(ended.final_output)
+
+    agent = payer(pay)
+    assert isinstance(agent.model, Script)
+    failing = iter([None, ConnectionError("cut off")])
+
+    def said(number: int) -> None:
+        if error := next(failing, None):
+            raise error
+
+    agent.model.said = said
+    run_one(conn, dsn, handler(agent))
+    assert (status_of(conn, "a"), content(conn), calls) == ("DONE", "charged", [5])
 
 
 def test_a_call_that_takes_too_long_is_unknown(conn: Conn, dsn: str) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from copy import copy
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from agents import Agent, RunContextWrapper, function_tool, input_guardrail
+from agents import (
+    Agent,
+    RunContextWrapper,
+    ToolInputGuardrailData,
+    function_tool,
+    input_guardrail,
+    tool_input_guardrail,
+    tool_namespace,
+    tool_output_guardrail,
+)
 from agents.guardrail import GuardrailFunctionOutput
+from agents.tool_guardrails import ToolGuardrailFunctionOutput
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel
 
@@ -152,6 +164,46 @@ def test_arguments_that_do_not_fit_are_asked_about_again(conn: Conn, dsn: str, e
     outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": 1})
     drain(pipeline, dsn)
     assert calls == [(1, "sarah")]
+
+
+@pytest.mark.parametrize("text", ["Pay it?", "?" * 10_000])
+def test_a_question_in_the_words_of_the_application_says_what_does_not_fit(conn: Conn, dsn: str, text: str) -> None:
+    pipeline = asking(conn, dsn, ask=lambda item: {"question": text})
+    outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": "much"})
+    drain(pipeline, dsn)
+    (asked,) = outbox.approvals(conn)
+    assert asked.question.startswith(f"{text}\nThe arguments given before don't fit: "[:10_000])
+
+
+def test_an_edit_is_checked_by_the_tool_of_the_same_namespace(conn: Conn, dsn: str) -> None:
+    async def in_euros(euros: int) -> str:
+        return "paid"
+
+    other = function_tool(in_euros, name_override="refund")
+    tools = [*tool_namespace(name="shop", description="-", tools=[other])]
+    tools += tool_namespace(name="bank", description="-", tools=[refunding()])
+    asked = call("refund", "c1", cents=900).model_copy(update={"namespace": "bank"})
+    pipeline = asking(conn, dsn, supporter([asked], "done", tools=tools))
+    outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": 500})
+    drain(pipeline, dsn)
+    assert (status_of(conn, "a"), calls) == ("DONE", [(500, "sarah")])
+
+
+def test_a_guardrail_of_a_tool_judges_the_arguments_that_a_person_has_left(conn: Conn, dsn: str) -> None:
+    @tool_input_guardrail
+    async def at_most_600(given: ToolInputGuardrailData) -> ToolGuardrailFunctionOutput:
+        cents = json.loads(given.context.tool_arguments)["cents"]
+        return (ToolGuardrailFunctionOutput.allow if cents <= 600 else ToolGuardrailFunctionOutput.reject_content)("-")
+
+    refund = refunding()
+    refund.tool_input_guardrails = [at_most_600]
+    both = [call("refund", "c1", cents=500), call("refund", "c2", cents=900)]
+    pipeline = asking(conn, dsn, supporter(both, "done", tools=[refund]))
+    for asked in outbox.approvals(conn):
+        outbox.approve(conn, pipeline, "a", by="sarah", question=asked.id, about={"cents": 1400 - asked.data["cents"]})
+    drain(pipeline, dsn)
+    assert (status_of(conn, "a"), calls) == ("DONE", [(500, "sarah")])
+    assert results(conn, pipeline) == {"c1": "-", "c2": "500 paid"}
 
 
 def test_a_denial_is_told_to_the_agent(conn: Conn, dsn: str) -> None:
@@ -455,6 +507,10 @@ def test_a_definition_that_can_not_work_is_refused() -> None:
     pipeline: Pipeline[Any] = Pipeline("cases", data=Case, initial="NEW", final={"DONE"})
     with pytest.raises(DefinitionError, match="an Agent of the OpenAI Agents SDK"):
         agent_stage(pipeline, "agent", on="NEW", to="DONE", prompt=lambda case: "")  # type: ignore[arg-type]
+    twin = supporter(name="refunds")
+    refunds = supporter(name="refunds", tools=[twin.as_tool("twin", "")])
+    with pytest.raises(DefinitionError, match="two agents have the name 'refunds'"):
+        agent_stage(pipeline, supporter(handoffs=[refunds]), on="NEW", to="DONE", prompt=lambda case: "")
     with pytest.raises(DefinitionError, match="Case has no field 'talk'"):
         agent_stage(pipeline, supporter(), on="NEW", to="DONE", prompt=lambda case: "", transcript="talk")
 
@@ -499,6 +555,24 @@ def test_a_tripwire_ends_the_job_with_the_reason(conn: Conn, dsn: str) -> None:
     pipeline.submit(conn, "a", Case())
     drain(pipeline, dsn)
     assert "InputGuardrailTripwireTriggered" in value(conn, "SELECT error FROM outbox.dead_jobs")
+
+
+@pytest.mark.parametrize("where", ["tool_input_guardrails", "tool_output_guardrails"])
+def test_a_tripwire_of_a_tool_ends_the_job_at_once(conn: Conn, dsn: str, where: str) -> None:
+    wrap: Any = tool_input_guardrail if where == "tool_input_guardrails" else tool_output_guardrail
+    tool = copy(look_up)
+    setattr(tool, where, [wrap(lambda given: ToolGuardrailFunctionOutput.raise_exception())])
+    pipeline = deployed(conn, cases(supporter([call("look_up", "c", order="7")], tools=[tool])))
+    pipeline.submit(conn, "a", Case())
+    drain(pipeline, dsn)
+    assert "GuardrailTripwireTriggered: " in value(conn, "SELECT error FROM outbox.dead_jobs")
+
+
+def test_a_state_that_the_sdk_can_not_read_is_said(conn: Conn, dsn: str) -> None:
+    pipeline = deployed(conn, cases(supporter()))
+    pipeline.submit(conn, "a", Case(transcript=Transcript(state={"$schemaVersion": "1.21"})))
+    drain_all(conn, dsn, pipeline)
+    assert "AgentChanged: agent support: the run that waits" in value(conn, "SELECT error FROM outbox.dead_jobs")
 
 
 def test_two_calls_with_one_id_are_never_asked_about(conn: Conn, dsn: str) -> None:

@@ -11,7 +11,7 @@ from mcp import Client
 
 import outbox
 from apps.cli import posts
-from kit.pipelines import Post
+from kit.pipelines import Post, deployed
 from kit.talking import ask, ask_in_vain, refused, said, talk
 from outbox.mcp import mcp_server
 from outbox.mcp.results import MOST
@@ -69,6 +69,26 @@ def test_lists_are_searched_and_read_page_by_page(shop: Conn, dsn: str) -> None:
         assert [row["entity_id"] for row in ask(server, "list_workflows", **asked)["workflows"]] == [expected], asked
 
 
+def test_a_page_of_many_rows_is_shorter_and_leaves_nothing_out(conn: Conn, dsn: str) -> None:
+    deployed(conn, posts)
+    expected = [f"customer-{number}-" + "f" * 400 for number in range(60)]
+    posts.submit_many(conn, ((entity, Post(content="hello")) for entity in expected))
+
+    async def all_pages(client: Client) -> list[Any]:
+        found: list[Any] = []
+        after = None
+        while True:
+            page = await said(client, "list_workflows", limit=100, after=after)
+            assert "cut" not in page
+            found += page["workflows"]
+            if (after := page["after"]) is None:
+                return found
+
+    found = talk(mcp_server(dsn), all_pages)
+    assert sorted(row["entity_id"] for row in found) == sorted(expected)
+    assert {row["status"] for row in found} == {"RECEIVED"}
+
+
 def test_a_workflow_is_shown_with_why_it_does_not_move(shop: Conn, dsn: str) -> None:
     found = ask(mcp_server(dsn), "show_workflow", entity_id="broken")
     assert (found["current_status"], found["why"]["cause"]) == ("ENRICHED", "dead")
@@ -101,6 +121,8 @@ def test_dead_jobs_are_listed_and_counted_by_kind(shop: Conn, dsn: str) -> None:
         ("list_workflows", {"pipeline": "shops"}, 'pipeline "shops" is not deployed here; deployed are posts'),
         ("list_workflows", {"status": "GONE"}, 'no status "GONE"'),
         ("list_workflows", {"statuss": "COMPLETED"}, "Extra inputs are not permitted"),
+        ("list_workflows", {"status": "null"}, 'no status "null"'),
+        ("list_workflows", {"pipeline": "[]"}, 'pipeline "[]" is not deployed here'),
         ("list_workflows", {"limit": 0}, "greater than or equal to 1"),
         ("list_workflows", {"limit": 100_000}, "less than or equal to 100"),
         ("list_workflows", {"waits_for": "godot"}, "must be one of"),

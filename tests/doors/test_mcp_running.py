@@ -118,6 +118,7 @@ def test_a_run_that_asks_a_person_ends_after_the_answer(conn: Conn, dsn: str, sp
     [
         ({}, "topic"),
         ({"topic": 7}, "topic"),
+        ({"topic": "tea", "wrods": 5}, "write_draft has no argument 'wrods'"),
         ({"topic": "tea", "words": 0}, "words"),
         ({"topic": "tea", "words": "many"}, "words"),
         ({"topic": "a\x00b"}, "NUL"),

@@ -345,14 +345,19 @@ def test_a_request_that_is_too_large_is_refused_and_the_server_goes_on(shop: Con
     assert ask(url, "why", entity_id="done")["cause"] == "finished"
 
 
-def test_a_signal_ends_it_while_a_client_is_connected(shop: Conn, dsn: str, spawn: Spawn) -> None:
-    process = spawn("mcp", "--http", "--port", "0")
+def test_a_signal_ends_it_in_the_middle_of_a_call_of_http(conn: Conn, dsn: str, spawn: Spawn) -> None:
+    deployed(conn, drafts)
+    process = spawn("mcp", "--http", "--port", "0", *DRAFTS, "--tool", "drafts")
     url = address(process)
 
     async def call(client: Client) -> int:
-        await said(client, "status")
+        calling = asyncio.ensure_future(client.call_tool("drafts", {"topic": "tea"}))
+        count = "SELECT count(*) FROM outbox.workflow_states"
+        await asyncio.to_thread(wait_for, lambda: value(conn, count) == 1, what="it has started")
         process.send(signal.SIGTERM)
-        return await asyncio.to_thread(process.wait)
+        ended = await asyncio.to_thread(process.wait)
+        calling.cancel()
+        return ended
 
     assert talk(url, call) in (0, -signal.SIGTERM)
     assert "Traceback" not in process.text()

@@ -92,10 +92,14 @@ class Interrupts:
                 continue
             if unknown := sorted(given.keys() - _PARAMETERS):
                 raise InterruptRefused(f"a question has no parameter {unknown[0]}; a graph's interrupt gives it")
+            options = given.get("options", OPTIONS)
+            if isinstance(options, str | Mapping):  # each letter, or each key, would be one
+                raise InterruptRefused(f"options of an interrupt are a list of answers, not {texts.shown(options)}")
             try:
                 if wrong is not None:
-                    given["question"] = f"{given['question']}\nThe answer before doesn't fit: {wrong[:_SHOWN]}"
-                given["options"] = dict.fromkeys(given.get("options", OPTIONS), self._answered)
+                    text = f"{given['question']}\nThe answer before doesn't fit: {wrong[:_SHOWN]}"
+                    given["question"] = text[:MAX_QUESTION]
+                given["options"] = dict.fromkeys(options, self._answered)
                 asked.append(Question(**given, name=_name(each)))
             except (InvalidInput, TypeError) as error:
                 raise InterruptRefused(f"what an interrupt asks can't be asked: {error}") from error

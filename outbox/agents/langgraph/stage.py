@@ -11,11 +11,11 @@ from typing import Any, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels import DeltaChannel
-from langgraph.errors import is_invalid_resume
+from langgraph.errors import GraphRecursionError, is_invalid_resume
 from langgraph.pregel import Pregel
 from langgraph.types import Command, Interrupt
 
-from ...definition.outcome import Backoff
+from ...definition.outcome import Backoff, Reject
 from ...definition.pipeline import Pipeline
 from ...definition.reasons import describe
 from ...definition.run import Run
@@ -152,6 +152,8 @@ class _Turns:
             given = self.input(run.data) if begins else None
         try:
             output = await self._stream(graph, config, given, run)
+        except GraphRecursionError as error:  # the next attempt would go on, for as many steps again
+            raise Reject(f"{type(error).__name__}: {error}") from error
         except Exception as error:
             if not is_invalid_resume(error):
                 raise
@@ -177,7 +179,13 @@ class _Turns:
         context = {} if self.context is None else {"context": self.context(run)}
         modes: Any = ["values", "tasks", "custom"]
         async for namespace, mode, chunk in graph.astream(
-            given, config, stream_mode=modes, subgraphs=True, durability="sync", **context
+            given,
+            config,
+            stream_mode=modes,
+            output_keys=graph.output_channels,
+            subgraphs=True,
+            durability="sync",
+            **context,
         ):
             if mode != "values":
                 progress(run, namespace, mode, chunk)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
 from agents import Agent, FunctionTool, Handoff, Model, RunContextWrapper, Tool
+from agents.sandbox import SandboxAgent
 
+from ...errors import DefinitionError
 from .model import kept_model
 from .tools import kept_tool
 
@@ -27,6 +30,10 @@ class Copies:
         original: Agent[Any] = getattr(agent, _ORIGINAL, agent)
         if id(original) in self._made:
             return self._made[id(original)][1]
+        if isinstance(original, SandboxAgent):
+            raise DefinitionError(
+                f"agent {original.name}: what a SandboxAgent does in its sandbox can't be kept: use an Agent"
+            )
         same = copy(original)
         self._made[id(original)] = original, same
         setattr(same, _ORIGINAL, original)
@@ -56,8 +63,8 @@ class Copies:
         return same
 
 
-def agents_of(agent: Agent[Any]) -> Iterator[Agent[Any]]:
-    """Yields an agent and those that it may hand off to."""
+def agents_of(agent: Agent[Any], *, tools: bool = False) -> Iterator[Agent[Any]]:
+    """Yields an agent and those that it may hand off to, with those that are `tools` of them if it is asked for."""
     seen: dict[int, Agent[Any]] = {}
     found = [agent]
     while found:
@@ -67,6 +74,14 @@ def agents_of(agent: Agent[Any]) -> Iterator[Agent[Any]]:
             yield each
             targets = (other if isinstance(other, Agent) else _target(other) for other in each.handoffs)
             found.extend(target for target in targets if target is not None)
+            if tools:
+                found.extend(inner for tool in each.tools if (inner := getattr(tool, "_agent_instance", None)))
+
+
+def names_twice(agent: Agent[Any]) -> list[str]:
+    """Returns the names that several of the agents have to which this one may hand off, or which are its tools."""
+    names = Counter(each.name for each in agents_of(agent, tools=True))
+    return [name for name, count in names.items() if count > 1]
 
 
 def _target(handoff: Handoff[Any, Any]) -> Agent[Any] | None:
@@ -75,5 +90,5 @@ def _target(handoff: Handoff[Any, Any]) -> Agent[Any] | None:
 
 
 def function_tool_of(tools: list[Tool], name: str | None) -> FunctionTool | None:
-    """Returns the function tool of a name."""
-    return next((tool for tool in tools if isinstance(tool, FunctionTool) and tool.name == name), None)
+    """Returns the function tool of a name, which has the namespace before it if there is one."""
+    return next((tool for tool in tools if isinstance(tool, FunctionTool) and tool.qualified_name == name), None)

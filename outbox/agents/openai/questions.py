@@ -82,7 +82,7 @@ async def _problem(call: Pending, arguments: Any, context: RunContextWrapper[Any
         return "only the arguments of a function can be changed"
     if not isinstance(arguments, dict):
         return "they are not an object"
-    tool = function_tool_of(await call.item.agent.get_all_tools(context), call.tool_name)
+    tool = function_tool_of(await call.item.agent.get_all_tools(context), call.item.qualified_name)
     if tool is None:
         return None
     error = jsonschema.Draft202012Validator(tool.params_json_schema).iter_errors(arguments)

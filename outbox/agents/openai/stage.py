@@ -12,11 +12,14 @@ from agents import (
     InputGuardrailTripwireTriggered,
     MaxTurnsExceeded,
     ModelBehaviorError,
+    ModelRefusalError,
     OutputGuardrailTripwireTriggered,
     RunConfig,
     RunContextWrapper,
     RunResult,
     RunState,
+    ToolInputGuardrailTripwireTriggered,
+    ToolOutputGuardrailTripwireTriggered,
 )
 from agents.exceptions import UserError
 from agents.items import ItemHelpers, TResponseInputItem
@@ -32,7 +35,7 @@ from ..budget import Budget, Spending
 from ..decisions import Decision, decisions
 from ..errors import BudgetExceeded
 from ..stages import stage_of_turns
-from .copies import agents_of
+from .copies import agents_of, names_twice
 from .place import conversation, decided
 from .questions import Ask, Pending, decide, pending, problems, questions
 from .runner import OutboxRunner
@@ -45,7 +48,10 @@ Output = TypeVar("Output")
 Prompt = str | list[TResponseInputItem]
 Finish = Callable[[Run[Data], Output], Any]
 
-_FINAL = (MaxTurnsExceeded, ModelBehaviorError, InputGuardrailTripwireTriggered, OutputGuardrailTripwireTriggered)
+_FINAL = (
+    MaxTurnsExceeded, ModelBehaviorError, ModelRefusalError, InputGuardrailTripwireTriggered,
+    OutputGuardrailTripwireTriggered, ToolInputGuardrailTripwireTriggered, ToolOutputGuardrailTripwireTriggered,
+)  # fmt: skip
 """What another attempt would come to as well, with the results that are kept."""
 
 
@@ -94,6 +100,10 @@ def agent_stage(
     """
     if not isinstance(agent, Agent):
         raise DefinitionError("agent_stage() is for an Agent of the OpenAI Agents SDK")
+    if twice := next(iter(names_twice(agent)), None):
+        raise DefinitionError(
+            f"agent_stage: two agents have the name {twice!r}: a decision names the agent that it is for"
+        )
     called = name or agent.name
     pipeline.data_type().require_field((transcript,), f"stage {called}: transcript=")
     loop = _Loop(agent, prompt, context, waiting, answered, deadline, ask, budget, on_budget, run_config, transcript)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from agents import Agent, RunState
-from agents.exceptions import UserError
 
 from ...errors import AgentChanged
 
@@ -30,9 +29,10 @@ async def restored(agent: Agent[Any], state: dict[str, Any], context: Any) -> Ru
     """Returns a state as it was written. Raises AgentChanged if it isn't one of this agent."""
     try:
         return await RunState.from_json(agent, state, context_override=context)
-    except UserError as error:
+    except Exception as error:  # the SDK redacts those of a state that it can't read, and then they have no class
+        why = str(error).rstrip(".")
         raise AgentChanged(
-            f"agent {agent.name}: the run that waits for people can't go on: {error}. Bring back the agents and tools "
+            f"agent {agent.name}: the run that waits for people can't go on: {why}. Bring back the agents and tools "
             "that it began with"
         ) from error
 

@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import copy
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from agents import FunctionTool, RunContextWrapper, Tool
+from agents import FunctionTool, RunContextWrapper, Tool, ToolInputGuardrail, ToolInputGuardrailData
 from agents.agent_tool_state import drop_agent_tool_run_result, get_agent_tool_state_scope
 from agents.exceptions import ModelBehaviorError, ToolTimeoutError
 from agents.tool import (
@@ -83,6 +84,7 @@ def kept_tool(tool: Tool, agent: str) -> Tool:
     same = copy(tool)
     same.on_invoke_tool = invoke
     same.timeout_seconds = None  # it bounds the call, not the keeping
+    same.tool_input_guardrails = [_judges_what_is_called(each) for each in tool.tool_input_guardrails or ()]
     if callable(tool.needs_approval):
         same.needs_approval = _asks(tool)
     return same
@@ -96,10 +98,8 @@ class _Call:
         self._policy = policy
         self._ctx = ctx
         self._decision = _decision(ctx)
-        if self._decision is not None and self._decision.approved:
-            # The approved arguments are those of the answer, not those of the conversation.
-            arguments = json.dumps(self._decision.arguments, ensure_ascii=False)
-            ctx.tool_arguments = arguments
+        if (approved := _approved(self._decision)) is not None:
+            arguments = ctx.tool_arguments = approved
         self._arguments = arguments
         self._raised: list[Exception] = []
 
@@ -146,7 +146,8 @@ class _Call:
         finally:
             tool_call.reset(token)
             place.reset(run)
-        if mine.waits:
+        # Of other tools, it is their own affair what becomes of an agent that they have run: they have ended.
+        if mine.waits and self._tool._is_agent_tool:
             raise StillWaits(result)
         return dumped(to_jsonable_python, result, self._what)
 
@@ -196,6 +197,24 @@ class _Named(NamedTuple):
 
 def _decision(ctx: ToolContext[Any]) -> Decision | None:
     return decided.get({}).get(name_of(_Named(ctx.tool_name, ctx.tool_call_id)))
+
+
+def _approved(decision: Decision | None) -> str | None:
+    """Returns the arguments that a person has approved: those of the answer, not those of the conversation."""
+    if decision is None or not decision.approved:
+        return None
+    return json.dumps(decision.arguments, ensure_ascii=False)
+
+
+def _judges_what_is_called(guardrail: ToolInputGuardrail[Any]) -> ToolInputGuardrail[Any]:
+    """Returns a guardrail that is shown the arguments with which the call is made, after an edit, too."""
+
+    def judge(given: ToolInputGuardrailData) -> Any:
+        if (approved := _approved(_decision(given.context))) is not None:
+            given.context.tool_arguments = approved
+        return guardrail.guardrail_function(given)
+
+    return replace(guardrail, guardrail_function=judge, name=guardrail.get_name())
 
 
 def _read(arguments: str) -> Any:
