@@ -241,7 +241,7 @@ BYTES = """
     "channel", [None, Annotated[list[AnyMessage], DeltaChannel(extended)]], ids=["list", "changes"]
 )
 def test_a_long_conversation_costs_its_length_within_a_work(conn: Conn, dsn: str, channel: Any) -> None:
-    turns = 200
+    turns = 100
     pipeline = deployed(conn, talking(channel, turns, ask=False))
     pipeline.submit(conn, "a", Data())
     drain(pipeline, dsn)

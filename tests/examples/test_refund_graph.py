@@ -15,7 +15,7 @@ from kit.servers import Process, wait_for
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 WORKER = ["worker", "--app", "refund_graph.pipeline:refunds"]
-HERE = {"PYTHONPATH": EXAMPLES}
+HERE = {"PYTHONPATH": EXAMPLES, "OUTBOX_TEST_IMPORTED": "outbox.agents.langgraph"}
 
 
 def test_a_refund_is_asked_about_and_a_person_changes_it(

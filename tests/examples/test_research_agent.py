@@ -13,6 +13,7 @@ from kit.servers import Process, wait_for
 from outbox.testing import Drained, crash_everywhere
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
+HERE = {"PYTHONPATH": EXAMPLES, "OUTBOX_TEST_IMPORTED": "outbox.agents.pydantic_ai"}
 ANSWER = " ".join(f"https://{place}.example/1 says that they sleep." for place in ("news", "papers", "forum"))
 
 
@@ -24,7 +25,7 @@ def test_a_worker_answers_with_what_parallel_tools_have_found(
 
     deployed(conn, questions)
     questions.submit(conn, "cats", Question(topic="cats"))
-    spawn("worker", "--app", "research_agent.pipeline:questions", env={"PYTHONPATH": EXAMPLES})
+    spawn("worker", "--app", "research_agent.pipeline:questions", env=HERE)
     wait_for(lambda: status_of(conn, "cats") == "ANSWERED", what="the question is answered")
     assert value(conn, "SELECT metadata ->> 'answer' FROM outbox.workflow_states") == ANSWER
 

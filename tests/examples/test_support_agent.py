@@ -15,7 +15,7 @@ from kit.servers import Process, wait_for
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 WORKER = ["worker", "--app", "support_agent.pipeline:cases"]
-HERE = {"PYTHONPATH": EXAMPLES}
+HERE = {"PYTHONPATH": EXAMPLES, "OUTBOX_TEST_IMPORTED": "outbox.agents.pydantic_ai"}
 
 
 def test_a_refund_waits_for_a_person_who_edits_it(

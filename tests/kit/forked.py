@@ -3,7 +3,8 @@
 The import takes most of the processor time of a command, and the suite starts many hundreds of them. What is started is a process like
 any other: a child of the test's, with its own pid, arguments, environment and streams, and its interpreter ends as
 usual. `OUTBOX_TEST_EXEC=1` starts interpreters instead, and so does everything that a fork can't give: another option
-of the interpreter than `-m`, or a variable that counts only while it starts.
+of the interpreter than `-m`, or a variable that counts only while it starts. `OUTBOX_TEST_IMPORTED` names more modules
+that a program imports, such as an SDK: it is a fork of a process that has imported these, too.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Popen(subprocess.Popen[bytes]):
         program = {"arguments": args[2:], "cwd": os.fspath(cwd or os.getcwd()), "env": dict(env or os.environ)}
         streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
         try:
-            self.pid = _server().fork(program, streams)
+            self.pid = _server(program["env"].get("OUTBOX_TEST_IMPORTED", "")).fork(program, streams)
             self._child_created = True
         finally:
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
@@ -84,11 +85,11 @@ def _alike(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
 class _Server:
     """The process that forks, as its client sees it."""
 
-    def __init__(self) -> None:
+    def __init__(self, more: str) -> None:
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(other.fileno())],
+                [sys.executable, "-m", __name__, str(other.fileno()), *more.split()],
                 cwd=TESTS.parent,
                 env={**os.environ, "PYTHONPATH": str(TESTS)},
                 stdin=subprocess.DEVNULL,
@@ -110,17 +111,17 @@ class _Server:
         self.process.wait()
 
 
-_servers: dict[int, _Server] = {}
+_servers: dict[tuple[int, str], _Server] = {}
 _starting = threading.Lock()
 
 
-def _server() -> _Server:
-    """Returns the server of this process: a fork of it has another one."""
+def _server(more: str) -> _Server:
+    """Returns the server of this process that has imported `more`: a fork of it has another one."""
     with _starting:
-        if os.getpid() not in _servers:
-            _servers[os.getpid()] = server = _Server()
+        if (os.getpid(), more) not in _servers:
+            _servers[os.getpid(), more] = server = _Server(more)
             atexit.register(server.end)
-        return _servers[os.getpid()]
+        return _servers[os.getpid(), more]
 
 
 def serve(asked: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -174,7 +175,7 @@ def _text(like: Any, stream: Any) -> io.TextIOWrapper:
 
 
 if __name__ == "__main__":
-    for name in IMPORTED:
+    for name in (*IMPORTED, *sys.argv[2:]):
         import_module(name)
     gc.freeze()
     become(*serve(socket.socket(fileno=int(sys.argv[1]))))

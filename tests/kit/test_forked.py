@@ -103,3 +103,9 @@ def test_what_counts_only_while_an_interpreter_starts_starts_one(tmp_path: Path)
     env |= {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "ascii"}
     assert communicated(arguments, env=env)[1] == "0 ascii\n"
     assert communicated(["-c", "print(__name__)"])[1] == "__main__\n"
+
+
+def test_more_is_imported_where_a_program_asks_for_it(tmp_path: Path) -> None:
+    arguments, env = program(tmp_path, "import sys; print('tabnanny' in sys.modules)")
+    assert communicated(arguments, env={**env, "OUTBOX_TEST_IMPORTED": "tabnanny"})[1] == "True\n"
+    assert communicated(arguments, env=env)[1] == "False\n"
