@@ -15,6 +15,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Send, interrupt
 
 import outbox
+from kit import forked
 from kit.pipelines import QUICK, deployed, drain, drain_all, status_of, value
 from kit.servers import Process, wait_for
 from outbox import Pipeline, Run
@@ -23,7 +24,6 @@ from outbox.testing import crash_everywhere
 
 Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
-SDK = {"OUTBOX_TEST_IMPORTED": "outbox.agents.langgraph"}
 NODES = ("first", "beside", "before", "ask", "after", "last", "end")
 
 ENTRIES = """
@@ -51,7 +51,8 @@ def test_a_worker_that_is_killed_at_any_point_repeats_no_node_that_was_kept(conn
     conn.execute("CREATE TABLE outbox.calls (entity text, what text, at timestamptz DEFAULT clock_timestamp())")
     for number, each in enumerate(pipelines):
         each.submit(conn, str(number), {})
-    process = spawn(program=("-m", "apps.graphs"), env=SDK)
+    forked.imports("outbox.agents.langgraph")
+    process = spawn(program=("-m", "apps.graphs"))
 
     def ended() -> bool:
         assert process.running, process.text()
@@ -180,11 +181,12 @@ def test_a_worker_that_has_lost_its_lease_stores_nothing_any_more(conn: Conn, ga
     from apps.gated import gated
 
     deployed(conn, gated).submit(conn, "a", {})
+    forked.imports("outbox.agents.langgraph")
     worker = ["worker", "--app", "apps.gated:gated", "--lease", "1"]
-    zombie = spawn(*worker, env={**SDK, "GATE": "1", "WHO": "zombie"})
+    zombie = spawn(*worker, env={"GATE": "1", "WHO": "zombie"})
     wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.calls") == 1, what="the node is under way")
     zombie.freeze()
-    spawn(*worker, env={**SDK, "WHO": "heir"})
+    spawn(*worker, env={"WHO": "heir"})
     wait_for(lambda: status_of(conn, "a") == "WAITING_FOR_ANSWER", what="the heir asks")
     conn.execute("INSERT INTO outbox.gate VALUES (1)")
     zombie.send(signal.SIGCONT)

@@ -20,6 +20,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
 from apps.mcp_pipelines import drafts
+from kit import forked
 from kit.commands import Outbox
 from kit.databases import make_database
 from kit.pipelines import deployed, drain, value
@@ -35,10 +36,10 @@ TOKEN = "a-token-that-nobody-guesses"
 DRAFTS = ("--app", "apps.mcp_pipelines:drafts")
 
 
-@pytest.fixture(autouse=True)
-def imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK takes most of the time of a server that starts."""
-    monkeypatch.setenv("OUTBOX_TEST_IMPORTED", "outbox.commands.mcp outbox.mcp.stdio outbox.mcp.http uvicorn")
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """Imports the SDK once, which takes most of the time of a server that starts."""
+    forked.imports("outbox.commands.mcp", "outbox.mcp.stdio", "outbox.mcp.http", "uvicorn")
 
 
 # stdio

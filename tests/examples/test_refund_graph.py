@@ -9,18 +9,20 @@ from typing import Any
 
 import psycopg
 
+from kit import forked
 from kit.commands import Outbox
 from kit.pipelines import deployed, status_of, value
 from kit.servers import Process, wait_for
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 WORKER = ["worker", "--app", "refund_graph.pipeline:refunds"]
-HERE = {"PYTHONPATH": EXAMPLES, "OUTBOX_TEST_IMPORTED": "outbox.agents.langgraph"}
+HERE = {"PYTHONPATH": EXAMPLES}
 
 
 def test_a_refund_is_asked_about_and_a_person_changes_it(
     conn: psycopg.Connection[Any], dsn: str, spawn: Callable[..., Process], monkeypatch: Any
 ) -> None:
+    forked.imports("outbox.agents.langgraph")
     monkeypatch.syspath_prepend(EXAMPLES)
     from refund_graph.pipeline import refunds
 

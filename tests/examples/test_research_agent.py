@@ -8,24 +8,25 @@ from typing import Any
 
 import psycopg
 
+from kit import forked
 from kit.pipelines import deployed, status_of, value
 from kit.servers import Process, wait_for
 from outbox.testing import Drained, crash_everywhere
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
-HERE = {"PYTHONPATH": EXAMPLES, "OUTBOX_TEST_IMPORTED": "outbox.agents.pydantic_ai"}
 ANSWER = " ".join(f"https://{place}.example/1 says that they sleep." for place in ("news", "papers", "forum"))
 
 
 def test_a_worker_answers_with_what_parallel_tools_have_found(
     conn: psycopg.Connection[Any], spawn: Callable[..., Process], monkeypatch: Any
 ) -> None:
+    forked.imports("outbox.agents.pydantic_ai")
     monkeypatch.syspath_prepend(EXAMPLES)
     from research_agent.pipeline import Question, questions
 
     deployed(conn, questions)
     questions.submit(conn, "cats", Question(topic="cats"))
-    spawn("worker", "--app", "research_agent.pipeline:questions", env=HERE)
+    spawn("worker", "--app", "research_agent.pipeline:questions", env={"PYTHONPATH": EXAMPLES})
     wait_for(lambda: status_of(conn, "cats") == "ANSWERED", what="the question is answered")
     assert value(conn, "SELECT metadata ->> 'answer' FROM outbox.workflow_states") == ANSWER
 

@@ -9,18 +9,20 @@ from typing import Any
 
 import psycopg
 
+from kit import forked
 from kit.commands import Outbox
 from kit.pipelines import deployed, status_of, value
 from kit.servers import Process, wait_for
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 WORKER = ["worker", "--app", "support_agent.pipeline:cases"]
-HERE = {"PYTHONPATH": EXAMPLES, "OUTBOX_TEST_IMPORTED": "outbox.agents.pydantic_ai"}
+HERE = {"PYTHONPATH": EXAMPLES}
 
 
 def test_a_refund_waits_for_a_person_who_edits_it(
     conn: psycopg.Connection[Any], dsn: str, spawn: Callable[..., Process], monkeypatch: Any
 ) -> None:
+    forked.imports("outbox.agents.pydantic_ai")
     monkeypatch.syspath_prepend(EXAMPLES)
     from support_agent.pipeline import cases
 

@@ -3,8 +3,7 @@
 The import takes most of the processor time of a command, and the suite starts many hundreds of them. What is started is a process like
 any other: a child of the test's, with its own pid, arguments, environment and streams, and its interpreter ends as
 usual. `OUTBOX_TEST_EXEC=1` starts interpreters instead, and so does everything that a fork can't give: another option
-of the interpreter than `-m`, or a variable that counts only while it starts. `OUTBOX_TEST_IMPORTED` names more modules
-that a program imports, such as an SDK: it is a fork of a process that has imported these, too.
+of the interpreter than `-m`, or a variable that counts only while it starts.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ IMPORTED = (
     *(f"outbox.commands.{name}" for name in ("change", "deploy", "look", "relay", "submit", "waits", "worker")),
     *("outbox.cli", "outbox.messages.rabbitmq.publisher", "outbox.messages.consumer"),
 )
-"""What is imported once: modules of the engine and of its dependencies, none of the tests'."""
+"""What is imported once: modules of the engine and of its dependencies, none of the tests'. See also `imports`."""
 
 AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC", "TZ", "SSL", "GLIBC", "OUTBOX_KILL_AT")
 """How the names of variables begin that count while an interpreter starts and imports."""
@@ -68,10 +67,16 @@ class Popen(subprocess.Popen[bytes]):
         program = {"arguments": args[2:], "cwd": os.fspath(cwd or os.getcwd()), "env": dict(env or os.environ)}
         streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
         try:
-            self.pid = _server(program["env"].get("OUTBOX_TEST_IMPORTED", "")).fork(program, streams)
+            self.pid = _server().fork(program, streams)
             self._child_created = True
         finally:
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+def imports(*names: str) -> None:
+    """Imports modules once for all programs that are forked from now on: libraries that several of them would import."""
+    if _alike(["-m"], os.environ):
+        _server().imports(names)
 
 
 def _alike(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
@@ -85,11 +90,11 @@ def _alike(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
 class _Server:
     """The process that forks, as its client sees it."""
 
-    def __init__(self, more: str) -> None:
+    def __init__(self) -> None:
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(other.fileno()), *more.split()],
+                [sys.executable, "-m", __name__, str(other.fileno())],
                 cwd=TESTS.parent,
                 env={**os.environ, "PYTHONPATH": str(TESTS)},
                 stdin=subprocess.DEVNULL,
@@ -99,29 +104,36 @@ class _Server:
 
     def fork(self, program: Mapping[str, Any], streams: Sequence[int]) -> int:
         """Returns the pid of a new child of this process, which runs the program."""
+        return int(self._asked(program, streams))
+
+    def imports(self, names: Sequence[str]) -> None:
+        """Has it import these modules, for all that it forks from now on."""
+        self._asked({"imports": names}, [])
+
+    def _asked(self, message: Mapping[str, Any], streams: Sequence[int]) -> bytes:
         with self._one:
-            socket.send_fds(self._socket, [json.dumps(program).encode()], streams)
-            pid = self._socket.recv(_LARGEST)
-        if not pid:
+            socket.send_fds(self._socket, [json.dumps(message).encode()], streams)
+            answer = self._socket.recv(_LARGEST)
+        if not answer:
             raise RuntimeError(f"the process that forks programs has ended with {self.process.wait()}")
-        return int(pid)
+        return answer
 
     def end(self) -> None:
         self._socket.close()
         self.process.wait()
 
 
-_servers: dict[tuple[int, str], _Server] = {}
+_servers: dict[int, _Server] = {}
 _starting = threading.Lock()
 
 
-def _server(more: str) -> _Server:
-    """Returns the server of this process that has imported `more`: a fork of it has another one."""
+def _server() -> _Server:
+    """Returns the server of this process: a fork of it has another one."""
     with _starting:
-        if (os.getpid(), more) not in _servers:
-            _servers[os.getpid(), more] = server = _Server(more)
+        if os.getpid() not in _servers:
+            _servers[os.getpid()] = server = _Server()
             atexit.register(server.end)
-        return _servers[os.getpid(), more]
+        return _servers[os.getpid()]
 
 
 def serve(asked: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -130,9 +142,16 @@ def serve(asked: socket.socket) -> tuple[dict[str, Any], list[int]]:
         message, streams, _, _ = socket.recv_fds(asked, _LARGEST, 3)
         if not message:
             os._exit(0)
+        program = json.loads(message)
+        if "imports" in program:
+            for name in program["imports"]:
+                import_module(name)
+            gc.freeze()
+            asked.send(b"imported")
+            continue
         if (child := fork_sibling()) == 0:
             asked.close()
-            return json.loads(message), streams
+            return program, streams
         asked.send(str(child).encode())
         for stream in streams:
             os.close(stream)
@@ -175,7 +194,7 @@ def _text(like: Any, stream: Any) -> io.TextIOWrapper:
 
 
 if __name__ == "__main__":
-    for name in (*IMPORTED, *sys.argv[2:]):
+    for name in IMPORTED:
         import_module(name)
     gc.freeze()
     become(*serve(socket.socket(fileno=int(sys.argv[1]))))
