@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from . import kept, waiting
 
 
 @click.command()
-@click.option("--runs", default=300, show_default=True, help="Runs of each agent in a round.")
+@click.option("--runs", default=60, show_default=True, help="Runs of each agent in a round.")
 @click.option("--turns", default=5, show_default=True, help="Tool calls of a run, each after a model request.")
 @click.option("--parallel", default=8, show_default=True, help="Tool calls of one response, in the runs with many.")
 @click.option("--agents", default=1_000, show_default=True, help="Agents that wait for approvals.")
@@ -29,12 +30,14 @@ def main(
 ) -> None:  # fmt: skip
     """Measure kept calls, one workflow at a time, whose model and tools answer at once; then an idle worker."""
     found: dict[str, list[float]] = {}
-    with server() as postgres:
+    with server() as postgres, ExitStack() as made:
+        report.progress(f"{agents:,} agents run until they wait, and as many until they end")
+        prepared = made.enter_context(waiting.prepared(postgres, agents))
         for number in range(1, rounds + 1):
             report.progress(f"round {number} of {rounds}: kept calls")
             figures = kept.figures(postgres, runs, turns, parallel)
             report.progress(f"round {number} of {rounds}: a worker beside {agents:,} agents that wait")
-            figures |= waiting.figures(postgres, agents, seconds, settle, number)
+            figures |= waiting.figures(postgres, prepared, agents, seconds, settle)
             for name, value in figures.items():
                 found.setdefault(name, []).append(value)
         where = machine(postgres.dsn)

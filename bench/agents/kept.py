@@ -1,75 +1,62 @@
-"""Measures what it adds to an agent's model requests and tool calls that they are kept: durable beside plain agents."""
+"""Measures what it adds to an agent's requests and calls, and to a graph's nodes, that they are kept."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import psycopg
-from pydantic_ai import Agent, ModelMessage, ModelResponse, TextPart, ToolCallPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from outbox import Pipeline, Run, Worker, deploy
-from outbox.agents.pydantic_ai import OutboxDurability
+from outbox import Pipeline, Worker, deploy
 
 from ..kit import report
 from ..kit.database import Server
+from . import of_langgraph, of_openai, of_pydantic_ai
+from .timed import Ran
 
 PARTS = {"p50": 0.5, "p95": 0.95}
+
+
+class Subject(NamedTuple):
+    """A framework, what of it is kept, and a pipeline that runs an agent of it twice: plain, and kept."""
+
+    name: str
+    what: str
+    pipeline: Callable[[int, int, Ran], Pipeline[Any]]
+
+
+SUBJECTS = (
+    Subject("Pydantic AI", "request or call", of_pydantic_ai.pipeline),
+    Subject("OpenAI Agents SDK", "request or call", of_openai.pipeline),
+    Subject("LangGraph", "node", of_langgraph.pipeline),
+)
 
 
 def figures(postgres: Server, runs: int, turns: int, parallel: int) -> dict[str, float]:
     """Returns the figures of a round: one tool call of a response at a time, then `parallel` of them at once."""
     found: dict[str, float] = {}
-    for name, width in (("one at a time", 1), (f"{parallel} at once", parallel)):
-        with postgres.database() as dsn:
-            times = measured(dsn, runs, turns, width)
-        calls = 1 + turns * (1 + width)
-        added = [(kept - plain) / calls * 1000 for plain, kept in times]
-        plain = [each / calls * 1000 for each, _ in times]
-        for part, share in PARTS.items():
-            found[f"{name}: a kept request or call adds, {part} ms"] = report.percentile(added, share)
-            found[f"{name}: a plain request or call, {part} ms"] = report.percentile(plain, share)
+    for subject in SUBJECTS:
+        for how, width in (("one at a time", 1), (f"{parallel} at once", parallel)):
+            with postgres.database() as dsn:
+                times = measured(dsn, subject, runs, turns, width)
+            calls = 1 + turns * (1 + width)
+            added = [(kept - plain) / calls * 1000 for plain, kept in times]
+            plain = [each / calls * 1000 for each, _ in times]
+            for part, share in PARTS.items():
+                name = f"{subject.name}, {how}"
+                found[f"{name}: a kept {subject.what} adds, {part} ms"] = report.percentile(added, share)
+                found[f"{name}: a plain {subject.what}, {part} ms"] = report.percentile(plain, share)
     return found
 
 
-def measured(dsn: str, runs: int, turns: int, width: int) -> list[tuple[float, float]]:
-    """Returns the seconds that each run has taken, of the plain agent and of the durable one, in turn."""
-    plain, kept = agent(turns, width), agent(turns, width, OutboxDurability())
+def measured(dsn: str, subject: Subject, runs: int, turns: int, width: int) -> list[tuple[float, float]]:
+    """Returns the seconds of each run, plain and kept, one workflow at a time."""
     times: list[tuple[float, float]] = []
-    pipeline: Pipeline[dict[str, Any]] = Pipeline("agents", initial="NEW", final={"DONE"})
-
-    @pipeline.stage("run", on="NEW", to="DONE", concurrency=1)
-    async def run(run: Run[dict[str, Any]]) -> None:
-        taken = []
-        for each in (plain, kept):
-            started = time.perf_counter()
-            await each.run("go")
-            taken.append(time.perf_counter() - started)
-        times.append((taken[0], taken[1]))
-
+    pipeline = subject.pipeline(turns, width, lambda plain, kept: times.append((plain, kept)))
     with psycopg.connect(dsn, autocommit=True) as conn:
         deploy(conn, pipeline)
         pipeline.submit_many(conn, ((f"run_{n}", {}) for n in range(runs)))
     asyncio.run(Worker(pipeline, dsn, drain=True).run())
-    assert len(times) == runs, f"{len(times)} of {runs} runs have ended"
+    assert len(times) == runs, f"{subject.name}: {len(times)} of {runs} runs have ended"
     return times
-
-
-def agent(turns: int, width: int, *capabilities: OutboxDurability[None]) -> Agent[None, str]:
-    """Returns an agent that calls a tool `width` times at once, in each of its turns."""
-
-    async def respond(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        turn = sum(isinstance(message, ModelResponse) for message in messages)
-        if turn == turns:
-            return ModelResponse(parts=[TextPart("done")])
-        return ModelResponse(parts=[ToolCallPart("add", {"n": n}, f"call_{turn}_{n}") for n in range(width)])
-
-    made = Agent(FunctionModel(respond), name="bench", capabilities=capabilities)
-
-    @made.tool_plain
-    async def add(n: int) -> int:
-        return n + 1
-
-    return made

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
+import click
 import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
@@ -13,7 +19,7 @@ from outbox import Pipeline, Run, deploy
 from outbox.agents.pydantic_ai import OutboxDurability, Transcript, agent_stage
 
 from ..idle import watched
-from ..kit.database import Server
+from ..kit.database import Server, engine
 from ..kit.steps import wait_until
 
 
@@ -47,25 +53,78 @@ asking = pipeline("asking", asks=True)
 ending = pipeline("ending", asks=False)
 
 
-def figures(postgres: Server, agents: int, seconds: float, settle: float, number: int) -> dict[str, float]:
-    """Returns the figures of a round: the worker beside agents that have ended, and beside agents that wait.
+class Kind(NamedTuple):
+    """Agents, the status that they come to, and what they do there."""
 
-    Each round takes the two in another order, so that a busy moment of the machine doesn't always meet the same one.
+    cases: Pipeline[Case]
+    status: str
+    does: str
+
+
+KINDS = (Kind(ending, "DONE", "ended"), Kind(asking, "WAITING_FOR_APPROVAL", "wait"))
+
+MORE = 20
+"""Agents that the watched worker runs itself: it is one that has done some work."""
+
+
+@contextmanager
+def prepared(postgres: Server, agents: int) -> Iterator[dict[str, str]]:
+    """Yields a database for each kind, by what its agents do, in which all of them have run.
+
+    They are run once for all rounds, and by workers that don't wait for the disk: how fast is not measured here.
     """
-    found: dict[str, float] = {}
-    kinds = [("ended", ending, "DONE"), ("wait", asking, "WAITING_FOR_APPROVAL")]
-    for does, cases, status in kinds if number % 2 else reversed(kinds):
-        with postgres.database() as dsn:
-            with psycopg.connect(dsn, autocommit=True) as conn:
-                deploy(conn, cases)
-            work = partial(run_all, dsn, cases, agents, status)
-            each = watched(postgres.dsn, dsn, seconds, settle, f"bench.agents.waiting:{cases.name}", work)
-            found |= {f"{agents:,} agents {does}: {name}": value for name, value in each.items()}
-    return found
+    with ExitStack() as made, ThreadPoolExecutor() as both:
+        found = {kind.does: made.enter_context(postgres.database()) for kind in KINDS}
+        list(both.map(lambda kind: run_all(found[kind.does], kind, agents), KINDS))
+        yield {does: str(conninfo_to_dict(dsn)["dbname"]) for does, dsn in found.items()}
 
 
-def run_all(dsn: str, cases: Pipeline[Case], agents: int, status: str) -> None:
-    """Submits all agents. Returns when the worker has brought each of them to the status."""
+def run_all(dsn: str, kind: Kind, agents: int) -> None:
+    """Runs agents to their status by worker processes, which end when that is done."""
+    name = sql.Identifier(str(conninfo_to_dict(dsn)["dbname"]))
     with psycopg.connect(dsn, autocommit=True) as conn:
-        cases.submit_many(conn, ((f"case_{number}", Case()) for number in range(agents)))
-    wait_until(dsn, f"SELECT sum(workflows) = {agents} FROM outbox.status_counts WHERE status = '{status}'", 600)
+        deploy(conn, kind.cases)
+        conn.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(name))
+        submit(conn, kind, 0, agents)
+    with engine(dsn, "worker", "--app", app_of(kind), "--drain", "--processes", "2") as workers:
+        workers.wait()
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(sql.SQL("ALTER DATABASE {} RESET synchronous_commit").format(name))
+        found = conn.execute(COUNT, (kind.status,)).fetchone()
+    if found != (agents,):
+        raise click.ClickException(f"{found} of {agents} agents have come to {kind.status}")
+
+
+COUNT = "SELECT sum(workflows) FROM outbox.status_counts WHERE status = %s"
+
+
+def submit(conn: psycopg.Connection, kind: Kind, first: int, agents: int) -> None:
+    kind.cases.submit_many(conn, ((f"case_{first + number}", Case()) for number in range(agents)))
+
+
+def app_of(kind: Kind) -> str:
+    return f"bench.agents.waiting:{kind.cases.name}"
+
+
+def figures(
+    postgres: Server, templates: dict[str, str], agents: int, seconds: float, settle: float
+) -> dict[str, float]:
+    """Returns the figures of a round: a worker beside agents that have ended, and one beside agents that wait.
+
+    Both are watched at the same time, so that a busy moment of the machine meets both.
+    """
+
+    def watch(kind: Kind) -> dict[str, float]:
+        with postgres.database(templates[kind.does]) as dsn:
+
+            def work() -> None:
+                with psycopg.connect(dsn, autocommit=True) as conn:
+                    submit(conn, kind, agents, MORE)
+                all_are_there = f"SELECT sum(workflows) = {agents + MORE} FROM outbox.status_counts"
+                wait_until(dsn, f"{all_are_there} WHERE status = '{kind.status}'", 600)
+
+            each = watched(postgres.dsn, dsn, seconds, settle, app_of(kind), work)
+        return {f"{agents:,} agents {kind.does}: {name}": value for name, value in each.items()}
+
+    with ThreadPoolExecutor() as both:
+        return {name: value for found in both.map(watch, KINDS) for name, value in found.items()}

@@ -53,12 +53,15 @@ class Server:
     programs: Path
 
     @contextmanager
-    def database(self) -> Iterator[str]:
-        """Yields the DSN of a fresh database with all pipelines deployed, after flushing what earlier runs wrote."""
+    def database(self, template: str = TEMPLATE) -> Iterator[str]:
+        """Yields the DSN of a fresh database with all pipelines deployed, after flushing what earlier runs wrote.
+
+        It is a copy of `template`, to which nobody may be connected.
+        """
         name = f"bench_{next(_numbers)}"
         with psycopg.connect(self.dsn, autocommit=True) as admin:
             admin.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(TEMPLATE))
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
             )
             try:
                 admin.execute("CHECKPOINT")

@@ -9,10 +9,11 @@ import pytest
 from pydantic_ai import Agent
 
 import outbox
+from kit.frameworks import PYDANTIC_AI, Framework, each_framework
 from kit.models import call, script
 from kit.pipelines import QUICK, Post, deployed, drain, drain_all, one_stage, run_one, status_of, value
-from outbox import Backoff, Done, NotDone, Run
-from outbox.agents.pydantic_ai import OutboxDurability, Transcript, agent_stage, idempotency_key
+from outbox import Backoff, Done, NotDone, Pipeline, Run
+from outbox.agents.pydantic_ai import OutboxDurability, idempotency_key
 
 Conn = psycopg.Connection[Any]
 calls: list[Any] = []
@@ -23,13 +24,6 @@ def no_calls() -> None:
     calls.clear()
 
 
-def payer(pay: Any, requires_approval: bool = False, **policy: Any) -> Agent[None, str]:
-    agent = Agent(script([call("pay", "c1", cents=5)], "done"), name="payer", capabilities=[OutboxDurability()])
-    metadata = {"outbox": {"effect": True, **policy}}
-    agent.tool_plain(pay, name="pay", requires_approval=requires_approval, metadata=metadata)
-    return agent
-
-
 async def cut_off(cents: int) -> str:
     """Pays, and then the connection is cut, so the result is unknown."""
     calls.append((cents, idempotency_key()))
@@ -38,9 +32,13 @@ async def cut_off(cents: int) -> str:
     return "paid"
 
 
-def handler(agent: Agent[None, str]) -> Any:
+def payer(of: Framework, pay: Any, **policy: Any) -> Any:
+    return of.payer(pay, [of.call("pay", "c1", cents=5)], "done", **policy)
+
+
+def handler(of: Framework, agent: Any) -> Any:
     async def handle(run: Run[Post]) -> Post:
-        return Post(content=str((await agent.run("go")).all_messages()[2].parts[0].content))  # type: ignore[union-attr]
+        return Post(content=await of.paid(agent))
 
     return handle
 
@@ -49,14 +47,15 @@ def content(conn: Conn) -> str:
     return str(value(conn, "SELECT metadata ->> 'content' FROM outbox.workflow_states"))
 
 
+@each_framework
 @pytest.mark.parametrize(
     ("answer", "about", "told", "made"),
     [("yes", {"result": "paid by hand"}, "paid by hand", 1), ("no", None, "paid", 2), ("repeat", None, "paid", 2)],
 )
 def test_a_person_says_whether_a_call_has_happened(
-    conn: Conn, dsn: str, answer: str, about: Any, told: str, made: int
+    conn: Conn, dsn: str, of: Framework, answer: str, about: Any, told: str, made: int
 ) -> None:
-    pipeline = deployed(conn, one_stage(handler(payer(cut_off)), retry=QUICK))
+    pipeline = deployed(conn, one_stage(handler(of, payer(of, cut_off)), retry=QUICK))
     pipeline.submit(conn, "a", Post())
     drain(pipeline, dsn)
     (asked,) = outbox.approvals(conn)
@@ -68,18 +67,20 @@ def test_a_person_says_whether_a_call_has_happened(
     assert len(set(calls)) == 1, "with the same idempotency key"
 
 
-def test_a_call_is_looked_up(conn: Conn, dsn: str) -> None:
+@each_framework
+def test_a_call_is_looked_up(conn: Conn, dsn: str, of: Framework) -> None:
     keys: list[str] = []
 
     async def look_up(key: str) -> Done[str]:
         keys.append(key)
         return Done("found")
 
-    run_one(conn, dsn, handler(payer(cut_off, on_unknown=look_up)))
+    run_one(conn, dsn, handler(of, payer(of, cut_off, on_unknown=look_up)))
     assert (content(conn), keys) == ("found", [calls[0][1]])
 
 
-def test_a_call_that_has_not_happened_is_tried_again(conn: Conn, dsn: str) -> None:
+@each_framework
+def test_a_call_that_has_not_happened_is_tried_again(conn: Conn, dsn: str, of: Framework) -> None:
     async def pay(cents: int) -> str:
         calls.append(cents)
         if len(calls) < 3:
@@ -88,42 +89,43 @@ def test_a_call_that_has_not_happened_is_tried_again(conn: Conn, dsn: str) -> No
 
     async def handle(run: Run[Post]) -> Post:
         assert run.attempt == 1
-        return await handler(payer(pay, retry=Backoff(first=0, attempts=5)))(run)  # type: ignore[no-any-return]
+        return await handler(of, payer(of, pay, retry=Backoff(first=0, attempts=5)))(run)  # type: ignore[no-any-return]
 
     run_one(conn, dsn, handle)
     assert (content(conn), calls) == ("paid", [5, 5, 5])
 
 
-def test_an_approval_outlives_the_question_whether_the_call_has_happened(conn: Conn, dsn: str) -> None:
-    from outbox import Pipeline
+@each_framework
+def test_an_approval_outlives_the_question_whether_the_call_has_happened(conn: Conn, dsn: str, of: Framework) -> None:
+    pipeline: Pipeline[Any] = Pipeline("cases", data=of.case, initial="NEW", final={"DONE"})
 
-    pipeline: Pipeline[dict[str, Any]] = Pipeline("cases", initial="NEW", final={"DONE"})
-
-    @agent_stage(
-        pipeline, payer(cut_off, requires_approval=True), on="NEW", to="DONE", prompt=lambda case: "go", retry=QUICK
+    @of.agent_stage(  # type: ignore[untyped-decorator]
+        pipeline, payer(of, cut_off, approval=True), on="NEW", to="DONE", prompt=lambda case: "go", retry=QUICK
     )
-    async def answered(run: Run[dict[str, Any]], output: str) -> None:
+    async def answered(run: Run[Any], output: str) -> None:
         calls.append(output)
 
     deployed(conn, pipeline)
-    pipeline.submit(conn, "a", {})
+    pipeline.submit(conn, "a", of.case())
     drain(pipeline, dsn)
     outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": 4})
     drain(pipeline, dsn)
+    (asked,) = outbox.approvals(conn)
+    assert (asked.question, asked.data["about"]) == ("payer: has this call happened? pay", {"cents": 4})
     outbox.decide(conn, pipeline, "a", "yes", by="tom", about={"result": "it was paid"})
     drain_all(conn, dsn, pipeline)
     assert status_of(conn, "a") == "DONE"
     assert [each if isinstance(each, str) else each[0] for each in calls] == [4, "done"]
     found = pipeline.get(conn, "a")
     assert found is not None
-    assert "it was paid" in str(Transcript.model_validate(found.data["transcript"]).messages)
+    assert of.returned(found.data.transcript) == {"c1": "it was paid"}
 
 
 @pytest.mark.parametrize("wrong", [{"effect": 1}, {"on_unknown": "repeat"}])
 def test_an_effect_that_says_nothing_is_refused(conn: Conn, dsn: str, wrong: Any) -> None:
     agent = Agent(script([call("pay", "c1")], "done"), name="payer", capabilities=[OutboxDurability()])
     agent.tool_plain(lambda: 1, name="pay", metadata={"outbox": wrong})
-    run_one(conn, dsn, handler(agent), retry=Backoff(attempts=1))
+    run_one(conn, dsn, handler(PYDANTIC_AI, agent), retry=Backoff(attempts=1))
     assert "DefinitionError: tool pay: " in value(conn, "SELECT error FROM outbox.dead_jobs")
 
 
@@ -134,7 +136,7 @@ def test_arguments_that_postgres_can_not_hold_are_not_shown(conn: Conn, dsn: str
 
     agent = Agent(script([call("pay", "c1")], "done"), name="payer", capabilities=[OutboxDurability()])
     agent.tool_plain(pay, metadata={"outbox": {"effect": True}})
-    pipeline = deployed(conn, one_stage(handler(agent), retry=QUICK))
+    pipeline = deployed(conn, one_stage(handler(PYDANTIC_AI, agent), retry=QUICK))
     pipeline.submit(conn, "a", Post())
     drain(pipeline, dsn)
     (asked,) = outbox.approvals(conn)

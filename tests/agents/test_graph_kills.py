@@ -15,6 +15,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Send, interrupt
 
 import outbox
+from kit import forked
 from kit.pipelines import QUICK, deployed, drain, drain_all, status_of, value
 from kit.servers import Process, wait_for
 from outbox import Pipeline, Run
@@ -50,6 +51,7 @@ def test_a_worker_that_is_killed_at_any_point_repeats_no_node_that_was_kept(conn
     conn.execute("CREATE TABLE outbox.calls (entity text, what text, at timestamptz DEFAULT clock_timestamp())")
     for number, each in enumerate(pipelines):
         each.submit(conn, str(number), {})
+    forked.imports("outbox.agents.langgraph")
     process = spawn(program=("-m", "apps.graphs"))
 
     def ended() -> bool:
@@ -179,6 +181,7 @@ def test_a_worker_that_has_lost_its_lease_stores_nothing_any_more(conn: Conn, ga
     from apps.gated import gated
 
     deployed(conn, gated).submit(conn, "a", {})
+    forked.imports("outbox.agents.langgraph")
     worker = ["worker", "--app", "apps.gated:gated", "--lease", "1"]
     zombie = spawn(*worker, env={"GATE": "1", "WHO": "zombie"})
     wait_for(lambda: value(conn, "SELECT count(*) FROM outbox.calls") == 1, what="the node is under way")

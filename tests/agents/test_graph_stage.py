@@ -437,6 +437,41 @@ def test_what_the_graph_is_at_is_reported(conn: Conn, dsn: str) -> None:
     assert seen == ["look", "checking 3 of 10"]
 
 
+def test_what_the_graph_streams_reaches_a_function_and_a_node_that_was_kept_streams_nothing(
+    conn: Conn, dsn: str
+) -> None:
+    heard: list[list[Any]] = []
+
+    async def hear(run: Run[Case], events: Any) -> None:
+        heard.append([chunk async for _, _, chunk in events])
+
+    def fails_once(state: State) -> State:
+        get_stream_writer()("half")
+        if len(heard) == 0:
+            heard.append([])
+            raise ConnectionError("down")
+        return {"said": ["second"]}
+
+    pipeline = cases(
+        chain(first=say("first"), second=fails_once), event_stream_handler=hear, stream_mode=["updates", "custom"]
+    )
+    deployed(conn, pipeline).submit(conn, "a", Case())
+    drain_all(conn, dsn, pipeline)
+    assert heard == [[], ["half", {"second": {"said": ["second"]}}]]
+    assert (said(conn, pipeline), calls) == (["first", "second"], ["first"])
+
+
+def test_a_function_that_stops_listening_does_not_stop_the_graph(conn: Conn, dsn: str) -> None:
+    async def hear(run: Run[Case], events: Any) -> None:
+        async for _ in events:
+            return
+
+    pipeline = cases(chain(first=say("first"), second=say("second")), event_stream_handler=hear)
+    deployed(conn, pipeline).submit(conn, "a", Case())
+    drain(pipeline, dsn)
+    assert said(conn, pipeline) == ["first", "second"]
+
+
 def test_context_and_config_come_from_the_stage(conn: Conn, dsn: str) -> None:
     def look(state: State, runtime: Runtime[str]) -> State:
         return {"said": [runtime.context]}

@@ -241,7 +241,7 @@ BYTES = """
     "channel", [None, Annotated[list[AnyMessage], DeltaChannel(extended)]], ids=["list", "changes"]
 )
 def test_a_long_conversation_costs_its_length_within_a_work(conn: Conn, dsn: str, channel: Any) -> None:
-    turns = 200
+    turns = 100
     pipeline = deployed(conn, talking(channel, turns, ask=False))
     pipeline.submit(conn, "a", Data())
     drain(pipeline, dsn)
@@ -253,7 +253,7 @@ def test_a_long_conversation_costs_its_length_within_a_work(conn: Conn, dsn: str
 
 
 def test_a_long_conversation_costs_its_length_over_many_works(conn: Conn, dsn: str) -> None:
-    turns = 25
+    turns = 16
     pipeline = deployed(conn, talking(turns=turns, size=4_000))
     pipeline.submit(conn, "a", Data())
     for _ in range(turns):

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 import outbox
-from kit import models, openai_models
+from kit import forked, models, openai_models
 from kit.pipelines import deployed, value
 from kit.servers import Process, wait_for
 
@@ -68,6 +68,7 @@ def test_a_worker_that_is_killed_at_any_point_repeats_nothing_that_was_kept(
     conn.execute("CREATE TABLE outbox.calls (entity text, what text, at timestamptz DEFAULT clock_timestamp())")
     for number, each in enumerate(pipelines):
         each.submit(conn, str(number), {})
+    forked.imports(f"outbox.agents.{kind}")
     process = spawn(program=("-m", program))
 
     def ended() -> bool:

@@ -476,7 +476,7 @@ def test_a_session_and_a_stream_are_refused(conn: Conn, dsn: str) -> None:
         with pytest.raises(HandlerError, match="a session can't be kept"):
             await OutboxRunner.run(agent_of("ok"), "find", session=SQLiteSession("s"))
         tool = agent_of("ok", name="sub").as_tool("sub", "", on_stream=lambda event: None)
-        with pytest.raises(HandlerError, match="a streamed run of an agent can't be kept"):
+        with pytest.raises(HandlerError, match="what run_streamed returns can't be kept"):
             await OutboxRunner.run(agent_of([call("sub", "s", input="x")], "ok", tools=[tool]), "find")
 
     run_one(conn, dsn, handle)

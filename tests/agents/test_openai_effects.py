@@ -13,7 +13,7 @@ from agents import Agent, Runner, function_tool
 import outbox
 from kit.openai_models import Script, call, returned
 from kit.pipelines import QUICK, Post, deployed, drain, drain_all, one_stage, run_one, status_of, value
-from outbox import Backoff, Done, NotDone, Pipeline, Run, documents
+from outbox import Backoff, Pipeline, Run, documents
 from outbox.agents.openai import (
     Budget,
     BudgetExceeded,
@@ -59,51 +59,6 @@ def handler(agent: Agent[Any]) -> Any:
 
 def content(conn: Conn) -> str:
     return str(value(conn, "SELECT metadata ->> 'content' FROM outbox.workflow_states"))
-
-
-@pytest.mark.parametrize(
-    ("answer", "about", "told", "made"),
-    [("yes", {"result": "paid by hand"}, "paid by hand", 1), ("no", None, "paid", 2), ("repeat", None, "paid", 2)],
-)
-def test_a_person_says_whether_a_call_has_happened(
-    conn: Conn, dsn: str, answer: str, about: Any, told: str, made: int
-) -> None:
-    pipeline = deployed(conn, one_stage(handler(payer(cut_off)), retry=QUICK))
-    pipeline.submit(conn, "a", Post())
-    drain(pipeline, dsn)
-    (asked,) = outbox.approvals(conn)
-    assert asked.question == "payer: has this call happened? pay"
-    assert asked.data["about"] == {"cents": 5}
-    outbox.decide(conn, pipeline, "a", answer, by="sarah", about=about)
-    drain_all(conn, dsn, pipeline)
-    assert (status_of(conn, "a"), content(conn), len(calls)) == ("DONE", told, made)
-    assert len(set(calls)) == 1, "with the same idempotency key"
-
-
-def test_a_call_is_looked_up(conn: Conn, dsn: str) -> None:
-    keys: list[str] = []
-
-    async def look_up(key: str) -> Done[str]:
-        keys.append(key)
-        return Done("found")
-
-    run_one(conn, dsn, handler(payer(cut_off, on_unknown=look_up)))
-    assert (content(conn), keys) == ("found", [calls[0][1]])
-
-
-def test_a_call_that_has_not_happened_is_tried_again(conn: Conn, dsn: str) -> None:
-    async def pay(cents: int) -> str:
-        calls.append(cents)
-        if len(calls) < 3:
-            raise NotDone("busy")
-        return "paid"
-
-    async def handle(run: Run[Post]) -> Post:
-        assert run.attempt == 1
-        return await handler(payer(pay, retry=Backoff(first=0, attempts=5)))(run)  # type: ignore[no-any-return]
-
-    run_one(conn, dsn, handle)
-    assert (content(conn), calls) == ("paid", [5, 5, 5])
 
 
 def test_a_tool_that_decides_on_its_own_agent_has_ended_and_is_kept(conn: Conn, dsn: str) -> None:

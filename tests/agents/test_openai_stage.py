@@ -1,11 +1,10 @@
-"""An agent of the OpenAI Agents SDK in a pipeline: people approve, edit, deny, are late, and answer twice."""
+"""What only the loop of the OpenAI Agents SDK has: handoffs, agents in tools, its context, and its own RunState."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from copy import copy
-from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -28,13 +27,11 @@ from pydantic import BaseModel
 import outbox
 from kit.openai_models import Answer, Script, call, returned
 from kit.pipelines import QUICK, deployed, drain, drain_all, status_of, value
-from kit.waits import put_off
-from outbox import DefinitionError, Go, Pipeline, Run, TooLate
-from outbox.agents.openai import Budget, Transcript, agent_stage, decision, tool_policy
+from outbox import DefinitionError, Go, Pipeline, Run
+from outbox.agents.openai import Transcript, agent_stage, decision, tool_policy
 from outbox.testing import crash_everywhere
 
 Conn = psycopg.Connection[Any]
-HOUR = timedelta(hours=1)
 calls: list[Any] = []
 
 
@@ -82,8 +79,8 @@ def supporter(*answers: Answer, **options: Any) -> Agent[Any]:
     return Agent(**{"name": "support", "model": model, "tools": [refunding(), look_up], **options})
 
 
-def cases(agent: Agent[Any], data: Any = Case, **options: Any) -> Pipeline[Any]:
-    pipeline: Pipeline[Any] = Pipeline("cases", data=data, initial="NEW", final={"DONE", "STOPPED"})
+def cases(agent: Agent[Any], **options: Any) -> Pipeline[Any]:
+    pipeline: Pipeline[Any] = Pipeline("cases", data=Case, initial="NEW", final={"DONE"})
 
     @agent_stage(
         pipeline, agent, on={"NEW", "MORE"}, to="DONE", prompt=lambda case: case.prompt, retry=QUICK, **options
@@ -114,38 +111,6 @@ def results(conn: Conn, pipeline: Pipeline[Any]) -> dict[str, Any]:
     return returned(case(conn, pipeline).transcript.messages)
 
 
-def test_an_agent_that_asks_nobody_ends(conn: Conn, dsn: str) -> None:
-    pipeline = deployed(conn, cases(supporter([call("look_up", "c1", order="7")], "it is on its way")))
-    pipeline.submit(conn, "a", Case())
-    drain(pipeline, dsn)
-    found = case(conn, pipeline)
-    assert (status_of(conn, "a"), found.answer, calls) == ("DONE", "it is on its way", ["7"])
-    kept = found.transcript
-    assert (kept.requests, kept.tokens, kept.state, kept.agent) == (2, 100, None, "support")
-
-
-def test_a_call_is_asked_about_and_made_when_it_is_approved(conn: Conn, dsn: str) -> None:
-    pipeline = asking(conn, dsn)
-    (asked,) = outbox.approvals(conn)
-    assert asked.question == "support: refund"
-    assert (asked.data, sorted(asked.options), asked.edits_allowed) == ({"cents": 900}, ["approve", "deny"], True)
-    assert calls == []
-    outbox.approve(conn, pipeline, "a", by="sarah", reason="fair")
-    drain(pipeline, dsn)
-    assert (status_of(conn, "a"), case(conn, pipeline).answer, calls) == ("DONE", "done", [(900, "sarah")])
-    answered = pipeline.history(conn, "a")[2]
-    assert (answered.to_status, answered.actor, answered.reason) == ("ANSWERED", "sarah", "fair")
-    assert results(conn, pipeline) == {"c1": "900 paid"}
-
-
-def test_arguments_may_be_edited(conn: Conn, dsn: str) -> None:
-    pipeline = asking(conn, dsn)
-    outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": 500})
-    drain(pipeline, dsn)
-    assert calls == [(500, "sarah")]
-    assert results(conn, pipeline) == {"c1": "500 paid"}
-
-
 def test_arguments_of_a_call_that_is_not_kept_are_those_of_the_answer_too(conn: Conn, dsn: str) -> None:
     pipeline = asking(conn, dsn, supporter(tools=[tool_policy(False)(refunding())]))
     outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": 500})
@@ -153,10 +118,9 @@ def test_arguments_of_a_call_that_is_not_kept_are_those_of_the_answer_too(conn: 
     assert (calls, results(conn, pipeline)) == ([(500, "sarah")], {"c1": "500 paid"})
 
 
-@pytest.mark.parametrize("edit", [{"cents": "much"}, {"euros": 5}, [1], "all", {"cents": 5, "more": 1}])
-def test_arguments_that_do_not_fit_are_asked_about_again(conn: Conn, dsn: str, edit: Any) -> None:
+def test_an_argument_that_the_tool_does_not_have_is_asked_about_again(conn: Conn, dsn: str) -> None:
     pipeline = asking(conn, dsn)
-    outbox.approve(conn, pipeline, "a", by="sarah", about=edit)
+    outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": 5, "more": 1})
     drain(pipeline, dsn)
     (asked,) = outbox.approvals(conn)
     assert "The arguments given before don't fit: " in asked.question
@@ -204,60 +168,6 @@ def test_a_guardrail_of_a_tool_judges_the_arguments_that_a_person_has_left(conn:
     drain(pipeline, dsn)
     assert (status_of(conn, "a"), calls) == ("DONE", [(500, "sarah")])
     assert results(conn, pipeline) == {"c1": "-", "c2": "500 paid"}
-
-
-def test_a_denial_is_told_to_the_agent(conn: Conn, dsn: str) -> None:
-    pipeline = asking(conn, dsn)
-    outbox.decide(conn, pipeline, "a", "deny", by="sarah", reason="not ours")
-    drain(pipeline, dsn)
-    assert (calls, status_of(conn, "a"), results(conn, pipeline)) == ([], "DONE", {"c1": "not ours"})
-
-
-def test_a_deadline_is_a_denial(conn: Conn, dsn: str) -> None:
-    pipeline = asking(conn, dsn, deadline=HOUR)
-    put_off(conn, 7200)
-    drain_all(conn, dsn, pipeline)
-    assert (calls, status_of(conn, "a")) == ([], "DONE")
-    assert results(conn, pipeline) == {"c1": "Nobody has decided in time."}
-
-
-@pytest.mark.parametrize("status", ["ANSWERED", "MORE"])
-def test_a_change_by_hand_is_no_approval(conn: Conn, dsn: str, status: str) -> None:
-    pipeline = asking(conn, dsn)
-    pipeline.move(conn, "a", status, by="tom")
-    drain(pipeline, dsn)
-    assert (calls, status_of(conn, "a")) == ([], "DONE")
-    assert "c1" in results(conn, pipeline)
-    prompts = [each["content"] for each in case(conn, pipeline).transcript.messages if each.get("role") == "user"]
-    assert prompts == (["refund me"] if status == "ANSWERED" else ["refund me", "refund me"])
-
-
-def test_of_two_decisions_on_one_call_one_counts(conn: Conn, dsn: str) -> None:
-    pipeline = asking(conn, dsn)
-    outbox.approve(conn, pipeline, "a", by="sarah")
-    with pytest.raises(TooLate, match="sarah"):
-        outbox.decide(conn, pipeline, "a", "deny", by="tom")
-    drain(pipeline, dsn)
-    assert calls == [(900, "sarah")]
-
-
-def test_each_of_several_calls_is_decided_by_itself(conn: Conn, dsn: str) -> None:
-    several = [call("refund", f"c{n}", cents=n) for n in range(4)]
-    pipeline = asking(conn, dsn, supporter([*several, call("look_up", "l", order="7")], "done"))
-    assert calls == ["7"], "what needs no approval is made at once"
-    asked = {each.data["cents"]: each for each in outbox.approvals(conn)}
-    outbox.approve(conn, pipeline, "a", by="ann", question=asked[0].id)
-    outbox.decide(conn, pipeline, "a", "deny", by="ben", question=asked[1].id, reason="no")
-    outbox.approve(conn, pipeline, "a", by="eva", question=asked[2].id, about={"cents": "x"})
-    assert status_of(conn, "a") == "WAITING_FOR_APPROVAL"
-    outbox.approve(conn, pipeline, "a", by="eva", question=asked[3].id, about={"cents": 33})
-    drain(pipeline, dsn)
-    (again,) = outbox.approvals(conn)
-    assert (again.data, calls) == ({"cents": 2}, ["7"]), "nothing is called before all are decided"
-    outbox.approve(conn, pipeline, "a", by="eva", about={"cents": 22})
-    drain(pipeline, dsn)
-    assert sorted(calls[1:]) == [(0, "ann"), (22, "eva"), (33, "eva")]
-    assert results(conn, pipeline)["c1"] == "no"
 
 
 def test_an_agent_may_ask_again_and_again(conn: Conn, dsn: str) -> None:
@@ -349,21 +259,6 @@ def test_a_user_writes_again_and_the_agent_that_had_the_last_word_goes_on(conn: 
     assert said == ["refund me", "more"]
 
 
-def test_plain_json_may_be_the_data(conn: Conn, dsn: str) -> None:
-    pipeline: Pipeline[dict[str, Any]] = Pipeline("cases", initial="NEW", final={"DONE"})
-
-    @agent_stage(pipeline, supporter(), on="NEW", to="DONE", prompt=lambda case: case["prompt"], retry=QUICK)
-    async def finished(run: Run[dict[str, Any]], output: str) -> None:
-        calls.append(output)
-
-    deployed(conn, pipeline)
-    pipeline.submit(conn, "a", {"prompt": "hello"})
-    drain(pipeline, dsn)
-    outbox.approve(conn, pipeline, "a", by="sarah")
-    drain(pipeline, dsn)
-    assert (status_of(conn, "a"), calls) == ("DONE", [(900, "sarah"), "done"])
-
-
 class Secrets:
     """A context that JSON can't hold."""
 
@@ -387,16 +282,6 @@ def test_the_context_is_made_of_the_run_and_not_kept(conn: Conn, dsn: str) -> No
         drain(pipeline, dsn)
         assert seen == ["a"] * (n + 1)
         conn.execute("DELETE FROM outbox.workflow_states")
-
-
-def test_a_conversation_outlives_a_deploy_of_an_agent_with_other_tools(conn: Conn, dsn: str) -> None:
-    asking(conn, dsn)
-    agent = supporter()
-    agent.tools.append(function_tool(lambda: 1, name_override="new"))
-    pipeline = deployed(conn, cases(agent))
-    outbox.approve(conn, pipeline, "a", by="sarah")
-    drain(pipeline, dsn)
-    assert (status_of(conn, "a"), calls) == ("DONE", [(900, "sarah")])
 
 
 def test_an_agent_of_another_name_is_said_and_stopped(conn: Conn, dsn: str) -> None:
@@ -443,28 +328,6 @@ def test_approved_arguments_are_those_of_the_answer_whatever_the_data_says(conn:
     assert [each for each in calls if each != (900, "sarah")] == []
 
 
-def test_a_crash_at_any_step_loses_nothing_and_repeats_at_most_one_call(conn: Conn, dsn: str) -> None:
-    several = [call("look_up", "l1", order="7"), call("look_up", "l2", order="8"), call("refund", "c1", cents=5)]
-    pipeline = deployed(conn, cases(supporter(several, "done")))
-    made: list[Any] = []
-
-    def scenario(drain: Any) -> None:
-        calls.clear()
-        with psycopg.connect(dsn, autocommit=True) as person:
-            pipeline.submit(person, "a", Case())
-            drain()
-            outbox.approve(person, pipeline, "a", by="sarah")
-            drain()
-            assert status_of(person, "a") == "DONE"
-            assert results(person, pipeline) == {"l1": "shipped", "l2": "shipped", "c1": "5 paid"}
-        assert {*calls} == {"7", "8", (5, "sarah")}
-        assert len(calls) <= 5, "of two calls at once, both may be under way"
-        made.append(list(calls))
-        calls.clear()
-
-    assert len(crash_everywhere(scenario, pipeline, dsn)) > 10
-
-
 def test_a_crash_while_an_agent_in_a_tool_waits_asks_all_the_same(conn: Conn, dsn: str) -> None:
     refunds = Agent[Any](name="refunds", model=Script(REFUND, "refunded"), tools=[refunding()])
     agent = supporter([call("refunds", "r", input="x")], "done", tools=[refunds.as_tool("refunds", "")])
@@ -485,24 +348,6 @@ def test_a_crash_while_an_agent_in_a_tool_waits_asks_all_the_same(conn: Conn, ds
     assert len(crash_everywhere(scenario, pipeline, dsn)) > 8
 
 
-def test_an_approval_outlives_the_question_whether_the_call_has_happened(conn: Conn, dsn: str) -> None:
-    @tool_policy(effect=True)
-    @function_tool(needs_approval=True)
-    async def pay(cents: int) -> str:
-        paid.append(cents)
-        raise ConnectionError("cut off")
-
-    paid: list[int] = []
-    pipeline = asking(conn, dsn, supporter([call("pay", "p", cents=5)], "done", tools=[pay]))
-    outbox.approve(conn, pipeline, "a", by="sarah", about={"cents": 4})
-    drain(pipeline, dsn)
-    (asked,) = outbox.approvals(conn)
-    assert (asked.question, asked.data["about"]) == ("support: has this call happened? pay", {"cents": 4})
-    outbox.decide(conn, pipeline, "a", "yes", by="tom", about={"result": "it was paid"})
-    drain_all(conn, dsn, pipeline)
-    assert (status_of(conn, "a"), paid, results(conn, pipeline)) == ("DONE", [4], {"p": "it was paid"})
-
-
 def test_a_definition_that_can_not_work_is_refused() -> None:
     pipeline: Pipeline[Any] = Pipeline("cases", data=Case, initial="NEW", final={"DONE"})
     with pytest.raises(DefinitionError, match="an Agent of the OpenAI Agents SDK"):
@@ -517,25 +362,6 @@ def test_a_definition_that_can_not_work_is_refused() -> None:
 
 def endless() -> Agent[Any]:
     return supporter(*([call("look_up", f"c{n}", order=str(n))] for n in range(99)))
-
-
-def test_a_model_that_never_stops_is_ended_with_the_reason(conn: Conn, dsn: str) -> None:
-    pipeline = deployed(conn, cases(endless(), budget=Budget(requests=12)))
-    pipeline.submit(conn, "a", Case())
-    drain(pipeline, dsn)
-    told = "the agent has spent its budget: 12 requests in this attempt, of 12"
-    assert value(conn, "SELECT error FROM outbox.dead_jobs") == told
-    assert calls == [str(n) for n in range(12)]
-
-
-def test_a_model_that_never_stops_goes_where_the_stage_says(conn: Conn, dsn: str) -> None:
-    pipeline = deployed(conn, cases(endless(), budget=Budget(workflow_tokens=200), on_budget="STOPPED"))
-    pipeline.submit(conn, "a", Case())
-    drain(pipeline, dsn)
-    found = case(conn, pipeline).transcript
-    assert status_of(conn, "a") == "STOPPED"
-    assert found.stopped == "the agent has spent its budget: 200 tokens in this workflow, of 200"
-    assert len(found.messages) == 1 + 2 * found.requests
 
 
 def test_without_a_budget_the_turns_of_the_sdk_end_it_at_once(conn: Conn, dsn: str) -> None:

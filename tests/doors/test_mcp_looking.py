@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -11,7 +12,9 @@ from mcp import Client
 
 import outbox
 from apps.cli import posts
+from kit.databases import clone
 from kit.pipelines import Post, deployed
+from kit.shop import stock
 from kit.talking import ask, ask_in_vain, refused, said, talk
 from outbox.mcp import mcp_server
 from outbox.mcp.results import MOST
@@ -24,6 +27,14 @@ OPERATE = {"submit_workflow", "send_signal", "retry_dead_job", "pause_stage", "r
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(mcp_server.__kwdefaults__, "statement_timeout", 60.0)
+
+
+@pytest.fixture(scope="module")
+def shown(template: Any) -> Iterator[str]:
+    """The DSN of what `shop` has, for tests that change nothing."""
+    with clone(template) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+        stock(conn, dsn)
+        yield dsn
 
 
 def test_it_only_looks_unless_more_is_asked_for(dsn: str) -> None:
@@ -40,14 +51,14 @@ def test_it_only_looks_unless_more_is_asked_for(dsn: str) -> None:
         assert all(each.get("description") for each in tool.input_schema["properties"].values()), tool.name
 
 
-def test_status_tells_the_statuses_in_the_order_of_the_flow(shop: Conn, dsn: str) -> None:
-    found = ask(mcp_server(dsn), "status")
+def test_status_tells_the_statuses_in_the_order_of_the_flow(shown: str) -> None:
+    found = ask(mcp_server(shown), "status")
     counted = {row["status"]: row["workflows"] for row in found["overview"] if row["workflows"]}
     assert counted == {"RECEIVED": 1, "ENRICHED": 1, "WAITING_FOR_REVIEW": 1, "COMPLETED": 1}
-    assert {row["pipeline"] for row in ask(mcp_server(dsn), "status", pipeline="posts")["overview"]} == {"posts"}
+    assert {row["pipeline"] for row in ask(mcp_server(shown), "status", pipeline="posts")["overview"]} == {"posts"}
 
 
-def test_lists_are_searched_and_read_page_by_page(shop: Conn, dsn: str) -> None:
+def test_lists_are_searched_and_read_page_by_page(shown: str) -> None:
     async def all_pages(client: Client) -> list[str]:
         found: list[str] = []
         after = None
@@ -57,7 +68,7 @@ def test_lists_are_searched_and_read_page_by_page(shop: Conn, dsn: str) -> None:
             if (after := page["after"]) is None:
                 return found
 
-    server = mcp_server(dsn)
+    server = mcp_server(shown)
     assert sorted(talk(server, all_pages)) == ["broken", "done", "new", "review"]
     for asked, expected in [
         ({"status": "COMPLETED"}, "done"),
@@ -89,20 +100,20 @@ def test_a_page_of_many_rows_is_shorter_and_leaves_nothing_out(conn: Conn, dsn: 
     assert {row["status"] for row in found} == {"RECEIVED"}
 
 
-def test_a_workflow_is_shown_with_why_it_does_not_move(shop: Conn, dsn: str) -> None:
-    found = ask(mcp_server(dsn), "show_workflow", entity_id="broken")
+def test_a_workflow_is_shown_with_why_it_does_not_move(shown: str) -> None:
+    found = ask(mcp_server(shown), "show_workflow", entity_id="broken")
     assert (found["current_status"], found["why"]["cause"]) == ("ENRICHED", "dead")
     assert found["metadata"]["content"] == "rejected: no such customer"
     assert [change["to_status"] for change in found["history"]] == ["RECEIVED", "ENRICHED"]
-    said_why = ask(mcp_server(dsn), "why", entity_id="broken")
+    said_why = ask(mcp_server(shown), "why", entity_id="broken")
     assert "rejected: no such customer" in said_why["sentence"]
     assert "outbox retry" in said_why["remedy"]
 
 
-def test_dead_jobs_are_listed_and_counted_by_kind(shop: Conn, dsn: str) -> None:
-    (job,) = ask(mcp_server(dsn), "list_dead_jobs")["dead_jobs"]
+def test_dead_jobs_are_listed_and_counted_by_kind(shown: str) -> None:
+    (job,) = ask(mcp_server(shown), "list_dead_jobs")["dead_jobs"]
     assert (job["entity_id"], job["stage"]) == ("broken", "decide")
-    (kind,) = ask(mcp_server(dsn), "list_dead_jobs", by_kind=True, pipeline="posts")["kinds"]
+    (kind,) = ask(mcp_server(shown), "list_dead_jobs", by_kind=True, pipeline="posts")["kinds"]
     assert kind["jobs"] == 1
 
 
@@ -139,9 +150,9 @@ def test_dead_jobs_are_listed_and_counted_by_kind(shop: Conn, dsn: str) -> None:
     ],
 )
 def test_arguments_that_do_not_fit_are_an_error_of_the_tool(
-    shop: Conn, dsn: str, tool: str, arguments: dict[str, Any], words: str
+    shown: str, tool: str, arguments: dict[str, Any], words: str
 ) -> None:
-    server = mcp_server(dsn)
+    server = mcp_server(shown)
 
     async def twice(client: Client) -> str:
         said_wrong = await refused(client, tool, **arguments)

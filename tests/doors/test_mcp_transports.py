@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ import httpx2
 import psycopg
 import pytest
 from mcp import Client
-from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
 from apps.mcp_pipelines import drafts
+from kit import forked
 from kit.commands import Outbox
 from kit.databases import make_database
 from kit.pipelines import deployed, drain, value
@@ -35,6 +34,12 @@ Conn = psycopg.Connection[Any]
 Spawn = Callable[..., Process]
 TOKEN = "a-token-that-nobody-guesses"
 DRAFTS = ("--app", "apps.mcp_pipelines:drafts")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """Imports the SDK once, which takes most of the time of a server that starts."""
+    forked.imports("outbox.commands.mcp", "outbox.mcp.stdio", "outbox.mcp.http", "uvicorn")
 
 
 # stdio
@@ -156,7 +161,7 @@ def test_a_server_that_is_killed_in_a_call_leaves_the_workflow_to_the_workers(co
         process.kill()
         process.wait(DEADLINE)
     drain(drafts, dsn)
-    again = ask(command(dsn, *DRAFTS, "--tool", "drafts"), "drafts", topic="tea", entity_id="d")
+    again = ask(mcp_server(dsn, tools={"drafts": drafts}), "drafts", topic="tea", entity_id="d")
     assert (again["status"], again["created"]) == ("DONE", False)
 
 
@@ -262,23 +267,25 @@ def test_no_password_is_in_an_error_or_in_the_log(empty_dsn: str, what: str, tmp
         "no schema": empty_dsn.replace("@", f":{canary}@", 1),
         "unreadable": f"postgresql://me:{canary}@127.0.0.1:port/x",
     }[what]
-    log = tmp_path / "err"
-
-    async def call() -> str:
-        async with AsyncExitStack() as stack:
-            err = stack.enter_context(log.open("w"))
-            client = await stack.enter_async_context(Client(stdio_client(command(dsn, "--log-level", "debug"), err)))
-            return await refused(client, "list_workflows")
-
     if what == "unreadable":
         with Outbox(dsn).process("mcp") as process:
             ended = process.done(b"")
         assert ended.code != 0
         assert canary not in ended.out + ended.err
         return
-    told = asyncio.run(asyncio.wait_for(call(), DEADLINE))
-    assert ("can't be reached" if what == "nothing listens" else "outbox migrate") in told
-    assert canary not in told + log.read_text()
+    log = tmp_path / "err"
+    with log.open("wb") as err, Outbox(dsn).process("mcp", "--log-level", "debug", stderr=err) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(HELLO + rpc(2, "tools/call", name="list_workflows", arguments={}))
+        process.stdin.flush()
+        answers = [process.stdout.readline() for _ in range(2)]
+        process.stdin.close()
+        assert process.wait(DEADLINE) == 0
+    told = json.loads(answers[1])["result"]
+    assert told["isError"]
+    assert ("can't be reached" if what == "nothing listens" else "outbox migrate") in told["content"][0]["text"]
+    assert canary not in answers[1].decode() + log.read_text()
 
 
 # HTTP

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from agents import Model, ModelResponse, Usage, set_tracing_disabled
-from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage, ResponseOutputText
+from agents.items import TResponseStreamEvent
+from openai.types.responses import (
+    Response,
+    ResponseCompletedEvent,
+    ResponseFunctionToolCall,
+    ResponseOutputItemAddedEvent,
+    ResponseOutputItemDoneEvent,
+    ResponseOutputMessage,
+    ResponseOutputText,
+    ResponseTextDeltaEvent,
+    ResponseUsage,
+)
+from pydantic import BaseModel
 
 Answer = str | Sequence[ResponseFunctionToolCall]
 
@@ -56,8 +69,29 @@ class Script(Model):
         self.said(number + 1)
         return response(self.answers[number])
 
-    def stream_response(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[TResponseStreamEvent]:
+        made = await self.get_response(*args, **kwargs)
+        for event in streamed(made):
+            yield event
+
+
+def streamed(made: ModelResponse) -> Iterator[TResponseStreamEvent]:
+    """Yields the events of a response: each item when it begins and when it is done, and the text word by word."""
+    for index, item in enumerate(made.output):
+        yield _event(ResponseOutputItemAddedEvent, "output_item.added", item=item, output_index=index)
+        if isinstance(item, ResponseOutputMessage) and isinstance(item.content[0], ResponseOutputText):
+            for word in re.findall(r"\S+\s*", item.content[0].text):
+                yield _event(ResponseTextDeltaEvent, "output_text.delta", delta=word, output_index=index)
+        yield _event(ResponseOutputItemDoneEvent, "output_item.done", item=item, output_index=index)
+    usage = ResponseUsage.model_construct(
+        **{name: getattr(made.usage, name) for name in ResponseUsage.model_fields}  # as the SDK counts them
+    )
+    response = Response.model_construct(id="r", object="response", status="completed", output=made.output, usage=usage)
+    yield _event(ResponseCompletedEvent, "completed", response=response)
+
+
+def _event(kind: type[BaseModel], name: str, **fields: Any) -> Any:
+    return kind.model_construct(type=f"response.{name}", sequence_number=0, **fields)
 
 
 def returned(items: list[Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from kit import forked
 from kit.forked import Popen
 from kit.servers import DEADLINE
 
@@ -50,10 +51,10 @@ def communicated(arguments: list[str], input: bytes = b"", **options: Any) -> tu
 
 def test_it_is_told_the_same(tmp_path: Path) -> None:
     arguments, env = program(tmp_path, TELLS)
-    forked = communicated([*arguments, "a b", "ü"], "gelesen ü".encode(), env=env, cwd=tmp_path)
+    told = communicated([*arguments, "a b", "ü"], "gelesen ü".encode(), env=env, cwd=tmp_path)
     env["OUTBOX_TEST_EXEC"] = "1"
-    assert forked == communicated([*arguments, "a b", "ü"], "gelesen ü".encode(), env=env, cwd=tmp_path)
-    assert f'"parent": {os.getpid()}' in forked[1]
+    assert told == communicated([*arguments, "a b", "ü"], "gelesen ü".encode(), env=env, cwd=tmp_path)
+    assert f'"parent": {os.getpid()}' in told[1]
 
 
 @pytest.mark.usefixtures("started")
@@ -96,6 +97,13 @@ def test_many_are_started_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(DEADLINE)
     assert codes == {number: number for number in range(20)}
+
+
+def test_what_is_imported_once_is_imported_in_all_that_is_forked_later(tmp_path: Path) -> None:
+    arguments, env = program(tmp_path, "import sys; print('tabnanny' in sys.modules)")
+    assert communicated(arguments, env=env)[1] == "False\n"
+    forked.imports("tabnanny")
+    assert communicated(arguments, env=env)[1] == "True\n"
 
 
 def test_what_counts_only_while_an_interpreter_starts_starts_one(tmp_path: Path) -> None:

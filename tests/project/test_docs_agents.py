@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 import outbox
 from kit.openai_models import Script, call
@@ -17,11 +19,15 @@ PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text(encoding="ut
 SECTION = PAGE.partition("## I have an agent in the OpenAI Agents SDK")[2]
 
 
-def test_what_the_page_on_agents_says_of_the_openai_agents_sdk_works(conn: Conn, dsn: str) -> None:
+def test_what_the_page_on_agents_says_of_the_openai_agents_sdk_works(
+    conn: Conn, dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     found: dict[str, Any] = {"__name__": "page"}
     for typed in re.findall(r"^```python\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE):
         exec(compile(typed, "agents.md", "exec", dont_inherit=True), found)
     found["agent"].model = Script([call("search", "c1", query="ducks")], "quack")
+    assert asyncio.run(found["ask"]("What do ducks say?")) == "quack"
+    assert capsys.readouterr().out == "quack", "word by word"
     found["support"].model = Script([call("refund", "c1", order="7", cents=5)], "done")
     questions, cases = deployed(conn, found["questions"]), deployed(conn, found["cases"])
     questions.submit(conn, "q", found["Question"](text="What do ducks say?"))

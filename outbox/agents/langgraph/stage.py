@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -13,7 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.channels import DeltaChannel
 from langgraph.errors import GraphRecursionError, is_invalid_resume
 from langgraph.pregel import Pregel
-from langgraph.types import Command, Interrupt
+from langgraph.types import Command, Interrupt, StreamMode
 
 from ...definition.outcome import Backoff, Reject
 from ...definition.pipeline import Pipeline
@@ -39,6 +40,14 @@ Data = TypeVar("Data")
 Graph = Pregel[Any, Any, Any, Any]
 Finish = Callable[[Run[Data], Any], Any]
 
+StreamedEvent = tuple[tuple[str, ...], StreamMode, Any]
+"""What a graph streams: the namespace of its subgraph, the mode, and a chunk."""
+
+EventStreamHandler = Callable[[Run[Any], AsyncIterator[StreamedEvent]], Awaitable[None]]
+
+_OWN_MODES: frozenset[StreamMode] = frozenset({"values", "tasks", "custom"})
+"""What the output and the progress are taken from."""
+
 
 def graph_stage(
     pipeline: Pipeline[Data],
@@ -58,6 +67,8 @@ def graph_stage(
     signal_into: str | None = None,
     thread: str = "thread",
     types: Sequence[type] = (),
+    event_stream_handler: EventStreamHandler | None = None,
+    stream_mode: Sequence[StreamMode] = ("updates", "messages", "custom"),
     retry: Backoff | None = None,
     timeout: float | timedelta = 600.0,
     **options: Any,
@@ -78,8 +89,10 @@ def graph_stage(
     For an interrupt `{"signal": name, "timeout": …}` the workflow waits for a signal. Its payload is stored in the
     field `signal_into`, and is what `interrupt()` returns: None after the timeout, which is `deadline` by default.
 
-    `types` are classes of objects in the state that no schema of the graph names. `retry`, `timeout` and `options` are
-    those of `Pipeline.stage`.
+    `types` are classes of objects in the state that no schema of the graph names. `event_stream_handler`, an
+    `async def hear(run, events)`, gets what the graph streams in the modes of `stream_mode`, as `(namespace, mode,
+    chunk)`, in each attempt. A node whose end was kept doesn't run again, so it streams nothing. `retry`, `timeout` and
+    `options` are those of `Pipeline.stage`.
 
     Raises DefinitionError if the graph has a checkpointer or breakpoints, or the stage is defined wrongly.
     """
@@ -92,7 +105,7 @@ def graph_stage(
     interrupts = Interrupts(ask or as_asked, resume or as_resumed, answered)
     turns = _Turns(
         graph, Encoding(known_to(graph, types)), _has_changes(graph), input, context, dict(config or {}), interrupts,
-        waiting, answered, deadline, signal_into, thread,
+        waiting, answered, deadline, signal_into, thread, event_stream_handler, frozenset(stream_mode),
     )  # fmt: skip
 
     async def turn(run: Run[Any], function: Any, ends: frozenset[str]) -> Any:
@@ -124,6 +137,8 @@ class _Turns:
     deadline: timedelta | None
     signal_into: str | None
     field: str
+    handler: EventStreamHandler | None
+    handled: frozenset[StreamMode]
 
     async def turn(self, run: Run[Any], journal: Journal, finish: Finish[Any], ends: frozenset[str]) -> Any:
         """Runs the graph until it ends, or asks; returns what the handler returns."""
@@ -177,20 +192,32 @@ class _Turns:
     async def _stream(self, graph: Graph, config: RunnableConfig, given: Any, run: Run[Any]) -> Any:
         output: Any = None
         context = {} if self.context is None else {"context": self.context(run)}
-        modes: Any = ["values", "tasks", "custom"]
-        async for namespace, mode, chunk in graph.astream(
-            given,
-            config,
-            stream_mode=modes,
-            output_keys=graph.output_channels,
-            subgraphs=True,
-            durability="sync",
-            **context,
-        ):
-            if mode != "values":
-                progress(run, namespace, mode, chunk)
-            elif not namespace:
-                output = chunk
+        modes: Any = list(_OWN_MODES if self.handler is None else _OWN_MODES | self.handled)
+
+        async def streamed() -> AsyncGenerator[StreamedEvent, None]:
+            nonlocal output
+            found = graph.astream(
+                given,
+                config,
+                stream_mode=modes,
+                output_keys=graph.output_channels,
+                subgraphs=True,
+                durability="sync",
+                **context,
+            )
+            async with aclosing(cast("AsyncGenerator[Any, None]", found)) as chunks:
+                async for namespace, mode, chunk in chunks:
+                    if mode == "values" and not namespace:
+                        output = chunk
+                    progress(run, namespace, mode, chunk)
+                    if mode in self.handled:
+                        yield namespace, mode, chunk
+
+        async with aclosing(streamed()) as events:
+            if self.handler is not None:
+                await self.handler(run, events)
+            async for _ in events:
+                pass  # what the handler has left
         return output
 
     async def _answers(self, run: Run[Any], thread: Thread, pending: Sequence[Interrupt]) -> dict[str, Any]:

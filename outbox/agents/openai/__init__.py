@@ -3,6 +3,7 @@
 from ..attempt import durable, idempotency_key
 from ..budget import Budget
 from ..errors import BudgetExceeded, ConversationTooLong, ResultRefused
+from .events import report_progress
 from .place import decision
 from .runner import OutboxRunner
 from .stage import agent_stage
@@ -20,5 +21,6 @@ __all__ = [
     "decision",
     "durable",
     "idempotency_key",
+    "report_progress",
     "tool_policy",
 ]

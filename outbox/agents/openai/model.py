@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agents import Handoff, Model, ModelProvider, ModelResponse, Tool
@@ -13,10 +13,10 @@ from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from ... import documents
-from ...errors import HandlerError
 from ..errors import ConversationTooLong
 from ..kept import Described, dumped, keep
 from .place import Place, place
+from .streaming import Streamed, Tell, streamed
 
 MAX_CONVERSATION = documents.MAX_BYTES // 6
 """Most bytes of JSON in a conversation before a request: a RunState has each part of it about five times."""
@@ -50,27 +50,28 @@ class KeptModel(Model):
                 system_instructions, input, model_settings, tools, output_schema, handoffs, tracing, **more
             )
 
-        if here is None:
-            return await request()
-        named = sorted([*(tool.name for tool in tools), *(handoff.tool_name for handoff in handoffs)])
-        what = Described(
-            here.agent, here.key("request"), {"tools": named, "said": _said(input)}, title=f"the model of {here.agent}"
-        )
+        return await (request() if here is None else _kept(here, input, tools, handoffs, request))
 
-        async def make() -> Any:
-            return dumped(_dump, await request(), what)
+    def stream_response(
+        self, system_instructions: str | None, input: Input, model_settings: Any, tools: list[Tool], output_schema: Any,
+        handoffs: list[Handoff], tracing: Any, **more: Any,
+    ) -> AsyncIterator[TResponseStreamEvent]:  # fmt: skip
+        """Streams a response, and keeps it when it is complete. Of one that is kept, it streams only the last event.
 
-        _note(here, input)
-        kept = await keep(here.attempt, what, make, before=lambda: _require_room(here, input))
-        response = _RESPONSE.validate_python(kept.result)
-        here.turn += 1
-        here.attempt.spending.add(response.usage.total_tokens, made=kept.made)
-        return response
+        Raises what `get_response` raises.
+        """
+        here, response = place.get(), Streamed()
 
-    def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[TResponseStreamEvent]:
-        """Streams a response outside of handlers. Raises HandlerError where responses are kept."""
-        require_no_stream()
-        return self._model.stream_response(*args, **kwargs)
+        def stream() -> AsyncIterator[TResponseStreamEvent]:
+            return self._model.stream_response(
+                system_instructions, input, model_settings, tools, output_schema, handoffs, tracing, **more
+            )
+
+        async def make(tell: Tell) -> TResponseStreamEvent:
+            assert here is not None
+            return response.last(await _kept(here, input, tools, handoffs, lambda: response.read(stream(), tell)))
+
+        return stream() if here is None else streamed(make)
 
     def get_retry_advice(self, request: ModelRetryAdviceRequest) -> ModelRetryAdvice | None:
         return self._model.get_retry_advice(request)
@@ -105,10 +106,24 @@ def kept_provider(provider: ModelProvider) -> ModelProvider:
     return provider if isinstance(provider, KeptProvider) else KeptProvider(provider)
 
 
-def require_no_stream() -> None:
-    """Raises HandlerError in a run of an agent whose results are kept: a stream can't be."""
-    if place.get() is not None:
-        raise HandlerError("a streamed run of an agent can't be kept: use Runner.run, and as_tool without on_stream")
+async def _kept(
+    here: Place, input: Input, tools: list[Tool], handoffs: list[Handoff],
+    request: Callable[[], Awaitable[ModelResponse]],
+) -> ModelResponse:  # fmt: skip
+    named = sorted([*(tool.name for tool in tools), *(handoff.tool_name for handoff in handoffs)])
+    what = Described(
+        here.agent, here.key("request"), {"tools": named, "said": _said(input)}, title=f"the model of {here.agent}"
+    )
+
+    async def make() -> Any:
+        return dumped(_dump, await request(), what)
+
+    _note(here, input)
+    kept = await keep(here.attempt, what, make, before=lambda: _require_room(here, input))
+    response = _RESPONSE.validate_python(kept.result)
+    here.turn += 1
+    here.attempt.spending.add(response.usage.total_tokens, made=kept.made)
+    return response
 
 
 def _dump(response: ModelResponse) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
-from agents import Agent, Model, RunConfig, Runner, RunResult, RunState
+from agents import Agent, Model, RunConfig, Runner, RunResult, RunResultStreaming, RunState
 from agents.items import TResponseInputItem
 from agents.run import AgentRunner, RunOptions, get_default_agent_runner, set_default_agent_runner
 from typing_extensions import Unpack
@@ -17,6 +17,7 @@ from .copies import Copies
 from .model import kept_model, kept_provider
 from .place import Place, conversation, place, tool_call
 from .states import bind
+from .streaming import EventStreamHandler, deliver
 from .tools import OURS
 
 Context = TypeVar("Context")
@@ -32,12 +33,31 @@ class OutboxRunner:
     that tools and guardrails run, are kept, too.
     """
 
+    @overload
     @classmethod
     async def run(
-        cls, starting_agent: Agent[Context], input: str | list[TResponseInputItem] | RunState[Context],
-        **options: Unpack[RunOptions[Context]],
-    ) -> RunResult:  # fmt: skip
+        cls, starting_agent: Agent[Context], input: str | list[TResponseInputItem] | RunState[Context], *,
+        event_stream_handler: None = None, **options: Unpack[RunOptions[Context]],
+    ) -> RunResult: ...  # fmt: skip
+
+    @overload
+    @classmethod
+    async def run(
+        cls, starting_agent: Agent[Context], input: str | list[TResponseInputItem] | RunState[Context], *,
+        event_stream_handler: EventStreamHandler, **options: Unpack[RunOptions[Context]],
+    ) -> RunResultStreaming: ...  # fmt: skip
+
+    @classmethod
+    async def run(
+        cls, starting_agent: Agent[Context], input: str | list[TResponseInputItem] | RunState[Context], *,
+        event_stream_handler: EventStreamHandler | None = None, **options: Unpack[RunOptions[Context]],
+    ) -> RunResult | RunResultStreaming:  # fmt: skip
         """Runs an agent, with the options of `agents.Runner.run`. Outside of handlers, it is that function.
+
+        With `event_stream_handler`, it runs as by `agents.Runner.run_streamed`: the function, `async def hear(ctx,
+        events)`, gets the events of the whole run as they come. An attempt that gets a kept response doesn't stream it
+        again: of its raw events the function gets `response.completed`, with the whole response. Events of items,
+        such as calls of tools, come in each attempt.
 
         Raises HandlerError in a plain handler and for a `session`: the next attempt would find there what this one has
         written. Raises AgentChanged if the agent isn't as it was when an attempt kept a result, ResultRefused if a
@@ -45,13 +65,13 @@ class OutboxRunner:
         """
         attempt = current()
         if attempt is None:
-            return await Runner.run(starting_agent, input, **options)
+            return await _begun(Runner, starting_agent, input, options, event_stream_handler)
         runner = get_default_agent_runner()
         if not isinstance(runner, _Nested):
             set_default_agent_runner(cast(AgentRunner, _Nested(runner)))
         else:
             runner = runner.inner
-        return await _run(runner, attempt, starting_agent, input, options)
+        return await _run(runner, attempt, starting_agent, input, options, event_stream_handler)
 
 
 class _Nested:
@@ -64,7 +84,7 @@ class _Nested:
         attempt = current()
         if attempt is None or not _within():
             return await self.inner.run(starting_agent, input, **options)
-        return await _run(self.inner, attempt, starting_agent, input, options)
+        return cast(RunResult, await _run(self.inner, attempt, starting_agent, input, options))
 
     def run_sync(self, starting_agent: Agent[Any], input: Any, **options: Any) -> RunResult:
         if _within():
@@ -76,7 +96,8 @@ class _Nested:
     def run_streamed(self, starting_agent: Agent[Any], input: Any, **options: Any) -> Any:
         if _within():
             raise HandlerError(
-                "a streamed run of an agent can't be kept: use Runner.run, and as_tool without on_stream"
+                "what run_streamed returns can't be kept: await OutboxRunner.run(…, event_stream_handler=…), and use "
+                "as_tool without on_stream"
             )
         return self.inner.run_streamed(starting_agent, input, **options)
 
@@ -85,7 +106,10 @@ def _within() -> bool:
     return place.get() is not None or tool_call.get() is not None
 
 
-async def _run(runner: AgentRunner, attempt: Attempt, agent: Agent[Any], input: Any, options: Any) -> RunResult:
+async def _run(
+    runner: AgentRunner, attempt: Attempt, agent: Agent[Any], input: Any, options: Any,
+    handler: EventStreamHandler | None = None,
+) -> RunResult | RunResultStreaming:  # fmt: skip
     attempt.require_loop()
     if options.get("session") is not None:
         raise HandlerError(f"agent {agent.name}: a session can't be kept: keep the conversation in the workflow's data")
@@ -98,7 +122,7 @@ async def _run(runner: AgentRunner, attempt: Attempt, agent: Agent[Any], input: 
     try:
         if isinstance(input, RunState):
             await bind(input, durable)
-        result = await runner.run(durable, input, **{**options, "run_config": config})
+        result = await _begun(runner, durable, input, {**options, "run_config": config}, handler)
     except Exception as error:
         if (ours := _ours(error)) is not None and ours is not error:
             raise ours from ours.__cause__
@@ -111,6 +135,17 @@ async def _run(runner: AgentRunner, attempt: Attempt, agent: Agent[Any], input: 
             await config.model_provider.aclose()
     if result.interruptions and call is not None:
         call.waits = True
+    return result
+
+
+async def _begun(
+    runner: AgentRunner | type[Runner], agent: Agent[Any], input: Any, options: Any, handler: EventStreamHandler | None
+) -> RunResult | RunResultStreaming:
+    """Runs an agent to its end, streamed if there is a handler of its events."""
+    if handler is None:
+        return await runner.run(agent, input, **options)
+    result = runner.run_streamed(agent, input, **options)
+    await deliver(result, handler, place.get())
     return result
 
 

@@ -17,6 +17,7 @@ from agents import (
     RunConfig,
     RunContextWrapper,
     RunResult,
+    RunResultStreaming,
     RunState,
     ToolInputGuardrailTripwireTriggered,
     ToolOutputGuardrailTripwireTriggered,
@@ -40,6 +41,7 @@ from .place import conversation, decided
 from .questions import Ask, Pending, decide, pending, problems, questions
 from .runner import OutboxRunner
 from .states import restored, without_decisions, written
+from .streaming import EventStreamHandler
 from .transcript import Transcript
 
 Data = TypeVar("Data")
@@ -71,6 +73,7 @@ def agent_stage(
     budget: Budget | None = None,
     on_budget: str | None = None,
     run_config: RunConfig | None = None,
+    event_stream_handler: EventStreamHandler | None = None,
     transcript: str = "transcript",
     retry: Backoff | None = None,
     timeout: float | timedelta = 600.0,
@@ -93,8 +96,9 @@ def agent_stage(
     call in the conversation without one is asked about in `answered`, and denied in the statuses `on`.
 
     `transcript` names the field of the data, a Transcript. Above its `budget` the agent is stopped: the workflow moves
-    to `on_budget`, or without that its job is dead. With a budget, the SDK's `max_turns` doesn't count. `retry`,
-    `timeout` and `options` are those of `Pipeline.stage`.
+    to `on_budget`, or without that its job is dead. With a budget, the SDK's `max_turns` doesn't count.
+    `event_stream_handler` is that of `OutboxRunner.run`. `retry`, `timeout` and `options` are those of
+    `Pipeline.stage`.
 
     Raises DefinitionError if the stage is defined wrongly.
     """
@@ -106,7 +110,8 @@ def agent_stage(
         )
     called = name or agent.name
     pipeline.data_type().require_field((transcript,), f"stage {called}: transcript=")
-    loop = _Loop(agent, prompt, context, waiting, answered, deadline, ask, budget, on_budget, run_config, transcript)
+    loop = _Loop(agent, prompt, context, waiting, answered, deadline, ask, budget, on_budget, run_config,
+                 event_stream_handler, transcript)  # fmt: skip
     return stage_of_turns(
         pipeline, called, loop.turn, on=on, to=to, waiting=waiting, answered=answered, stopped=on_budget, retry=retry,
         timeout=timeout, options=options,
@@ -119,7 +124,7 @@ class _Loop:
     def __init__(
         self, agent: Agent[Any], prompt: Callable[[Any], Prompt], context: Callable[[Any], Any] | None, waiting: str,
         answered: str, deadline: timedelta | None, ask: Ask | None, budget: Budget | None, on_budget: str | None,
-        run_config: RunConfig | None, field: str,
+        run_config: RunConfig | None, handler: EventStreamHandler | None, field: str,
     ) -> None:  # fmt: skip
         self._agent = agent
         self._prompt = prompt
@@ -131,6 +136,7 @@ class _Loop:
         self._budget = budget
         self._on_budget = on_budget
         self._run_config = run_config
+        self._handler = handler
         self._field = field
 
     async def turn(self, run: Run[Any], finish: Finish[Any, Any], ends: frozenset[str]) -> Any:
@@ -171,7 +177,7 @@ class _Loop:
     async def _run(
         self, run: Run[Any], before: Transcript, state: RunState[Any] | None, calls: list[Pending],
         answers: dict[str, Decision], context: Any, said: list[Any],
-    ) -> RunResult:  # fmt: skip
+    ) -> RunResult | RunResultStreaming:  # fmt: skip
         agent, input = self._agent, self._input(run, before, state)
         made = {} if state is None else decide(state, calls, answers)
         if state is None:
@@ -183,7 +189,7 @@ class _Loop:
             given["max_turns"] = None  # the SDK's own would end it at 10
         tokens = decided.set(made), conversation.set(said)
         try:
-            return await OutboxRunner.run(agent, input, **given)
+            return await OutboxRunner.run(agent, input, event_stream_handler=self._handler, **given)
         finally:
             decided.reset(tokens[0])
             conversation.reset(tokens[1])
