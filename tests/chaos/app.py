@@ -274,9 +274,10 @@ chaos.stage(
 def pay(key: str) -> str:
     """Charges a key. The bank may not be reached, refuse, or not answer."""
     trouble()
-    if random.random() < TROUBLE and bank.refuse(key):
+    if random.random() >= TROUBLE:
+        bank.charge(key)
+    elif bank.refuse(key):
         raise NotDone("the bank is closed")
-    bank.charge(key)
     trouble(often=3)
     return bank.receipt(key)
 
