@@ -52,7 +52,6 @@ class _Checker:
         self.calls = {call.client: call for call in history.calls}
         self.found: dict[tuple[str, str], Anomaly] = {}
         self.replay = Replay(history.rules, self.calls, self.find)
-        self.charges: Counter[str] = Counter()  # what there was of effects by run.effect
 
     def find(self, name: str, subject: str, why: str) -> None:
         self.found.setdefault((name, subject), Anomaly(name, subject, why))
@@ -199,7 +198,7 @@ class _Checker:
     # The bank saw what the ledger says.
 
     def _effects(self) -> None:
-        self.charges = self.replay.ledger.check(self.history.book)
+        self.replay.ledger.check(self.history.book)
 
     # Every message was delivered, as it was written.
 
@@ -284,8 +283,10 @@ class _Checker:
             "effects inside": effects["inside"],
             "effects of consumers": effects["consumer"],
             "effects of the ledger": len(replay.ledger.rows),
-            **{f"of these {what}": self.charges[what] for what in ("called", "looked up", "called late")},
-            "of these asked": replay.ledger.asked,
+            **{
+                f"of these {what}": replay.ledger.counts[what]
+                for what in ("called", "looked up", "asked", "called late")
+            },
             "commits of several handlers": replay.shared,
             "dead": len(history.dead_jobs),
             "parked": len(history.parked),

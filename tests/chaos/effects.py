@@ -30,7 +30,7 @@ class Ledger:
     def __init__(self, rules: Rules, calls: dict[str, Call], find: Find) -> None:
         self.rules, self.calls, self.find = rules, calls, find
         self.rows: dict[str, Row] = {}
-        self.asked = 0
+        self.counts: Counter[str] = Counter()  # called, looked up, called late, asked
         self._intended: Counter[str] = Counter()
         self._not_done: Counter[str] = Counter()  # answers of people by which the call may be made again
         self._repeat: set[str] = set()  # whose last answer was given without a look into the book
@@ -71,7 +71,7 @@ class Ledger:
             if key is None:
                 self.find("phantom", id_, f"a question is about a call that nobody intended: {row['effect']}")
             elif row["ended"] is None:
-                self.asked += 1
+                self.counts["asked"] += 1
                 if said != "started":
                     self.find("phantom", id_, f"it is asked what has become of {key}, which is {said}")
             else:
@@ -104,28 +104,26 @@ class Ledger:
             elif json.loads(row["result"] or "null") != receipt(key):
                 self.find("lost", id_, f"it went on, and the result of {key} is {row['result']}")
 
-    def check(self, book: Iterable[Entry]) -> Counter[str]:
-        """Checks in the end that the bank has what the ledger says. Returns how much there was."""
+    def check(self, book: Iterable[Entry]) -> None:
+        """Checks in the end that the bank has what the ledger says."""
         entries: dict[str, list[Entry]] = {key: [] for key in self.rows}
         for entry in book:
             entries.setdefault(entry.key, []).append(entry)
-        counts: Counter[str] = Counter()
-        for key, all_ in entries.items():
-            self._calls(key, all_, counts)
+        for key, of_key in entries.items():
+            self._calls(key, of_key)
         for (id_, _), keys in self._work.items():
             if len(keys) > 1:
                 self.find("effect twice", id_, f"one handler has {keys}")
-        return counts
 
-    def _calls(self, key: str, entries: list[Entry], counts: Counter[str]) -> None:
+    def _calls(self, key: str, entries: list[Entry]) -> None:
         id_, row = key.partition(":")[0], self.rows.get(key)
         calls = [entry for entry in entries if entry.what in ("charge", "refuse")]
         first = next((n for n, entry in enumerate(entries) if entry.what == "charge"), len(entries))
         denied = Counter(entry.what for entry in entries[:first])  # in the bank's answers before it was charged
         intended, is_charged = self._intended[key], first < len(entries)
-        counts["called"] += len(calls)
-        counts["looked up"] += sum(entry.what == "look" for entry in entries)
-        counts["called late"] += max(0, sum(entry.what == "charge" for entry in entries) - 1)
+        self.counts["called"] += len(calls)
+        self.counts["looked up"] += sum(entry.what == "look" for entry in entries)
+        self.counts["called late"] += sum(entry.what == "charge" for entry in entries[first + 1 :])
         if row is None:
             self.find("phantom", id_, f"{key} was called, and nobody intended it")
             return
