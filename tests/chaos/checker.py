@@ -285,7 +285,7 @@ class _Checker:
             "effects of the ledger": len(replay.ledger.rows),
             **{
                 f"of these {what}": replay.ledger.counts[what]
-                for what in ("called", "looked up", "asked", "called late")
+                for what in ("called", "looked up", "asked", "charged again")
             },
             "commits of several handlers": replay.shared,
             "dead": len(history.dead_jobs),

@@ -30,7 +30,7 @@ class Ledger:
     def __init__(self, rules: Rules, calls: dict[str, Call], find: Find) -> None:
         self.rules, self.calls, self.find = rules, calls, find
         self.rows: dict[str, Row] = {}
-        self.counts: Counter[str] = Counter()  # called, looked up, called late, asked
+        self.counts: Counter[str] = Counter()  # called, looked up, charged again, asked
         self._intended: Counter[str] = Counter()
         self._not_done: Counter[str] = Counter()  # answers of people by which the call may be made again
         self._repeat: set[str] = set()  # whose last answer was given without a look into the book
@@ -123,7 +123,7 @@ class Ledger:
         intended, is_charged = self._intended[key], first < len(entries)
         self.counts["called"] += len(calls)
         self.counts["looked up"] += sum(entry.what == "look" for entry in entries)
-        self.counts["called late"] += sum(entry.what == "charge" for entry in entries[first + 1 :])
+        self.counts["charged again"] += sum(entry.what == "charge" for entry in entries[first + 1 :])
         if row is None:
             self.find("phantom", id_, f"{key} was called, and nobody intended it")
             return

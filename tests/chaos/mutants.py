@@ -395,7 +395,7 @@ MUTANTS: dict[str, Mutant] = {
     "call-before-its-intention": Mutant(
         "a call is made, and its intention and result are written after it: whatever comes in between, it is made again",
         frozenset({"effect twice", "phantom"}),
-        ("kill-9",),
+        ("buried",),
         (
             code("outbox.engine.effects:effect",
                  ("    known = yield from _intend(",
@@ -407,7 +407,7 @@ MUTANTS: dict[str, Mutant] = {
     "unknown-call-made-again": Mutant(
         "what is unknown of an effect is not asked: the next attempt makes the call again (every queue that retries)",
         frozenset({"effect twice"}),
-        ("kill-points",),
+        ("buried",),
         (code("outbox.engine.effects:effect", ('repeat=on_unknown == "repeat"', "repeat=True")),),
         seconds=1,
         jobs=500,
@@ -415,7 +415,7 @@ MUTANTS: dict[str, Mutant] = {
     "answer-about-an-effect-ignored": Mutant(
         "a person answers that it has happened, and the next attempt makes the call again",
         frozenset({"lost", "effect twice"}),
-        ("kill-9",),
+        ("buried",),
         database=(("outbox.effect_answered", "WHEN 'yes' THEN 'done' ELSE 'not done' END", "WHEN 'maybe' THEN 'done' ELSE 'not done' END"),),
         seconds=1,
         jobs=1_000,

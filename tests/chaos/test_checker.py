@@ -140,7 +140,7 @@ def test_counts_say_how_much_there_was() -> None:
         "of these called": 0,
         "of these looked up": 0,
         "of these asked": 0,
-        "of these called late": 0,
+        "of these charged again": 0,
         "commits of several handlers": 0,
         "dead": 1,
         "parked": 0,
@@ -246,7 +246,13 @@ def test_effects_that_are_looked_up_asked_about_and_called_late_have_no_anomaly(
     run.finish("w", "PAID")
     verdict = check(run.end())
     assert verdict.anomalies == []
-    told = ("effects of the ledger", "of these called", "of these looked up", "of these called late", "of these asked")
+    told = (
+        "effects of the ledger",
+        "of these called",
+        "of these looked up",
+        "of these charged again",
+        "of these asked",
+    )
     assert [verdict.counts[what] for what in told] == [6, 10, 2, 3, 2]
 
 
