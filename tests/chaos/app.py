@@ -1,7 +1,8 @@
 """Defines the workload: handlers that have effects, fail at random, and publish one message for each change.
 
 It runs as real worker processes. Effects go into tables without any unique constraint. Those "outside" the engine's
-transaction are written by a connection straight to Postgres, those "inside" by the handler's connection.
+transaction are written by a connection straight to Postgres, those "inside" by the handler's connection. Those of the
+"ledger" are charges in the bank's book.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ import psycopg
 from pydantic import BaseModel
 
 from outbox import (
+    Ask,
     Backoff,
+    Done,
     Go,
+    NotDone,
     Pipeline,
     Question,
     Reject,
     Retry,
     Run,
+    SyncRun,
     WaitForApproval,
     WaitForChildren,
     WaitForSignal,
@@ -35,6 +40,7 @@ from outbox import (
 from outbox.database import killpoints
 from outbox.database.sockets import shut
 
+from . import bank
 from .history import Rules, Stage
 
 WORLD = os.environ.get("CHAOS_WORLD", "")
@@ -77,8 +83,8 @@ for other in VERSIONS.values():
             chaos.rename(other[status], name)
 
 
-def trouble(failing: Callable[[str], Exception] = RuntimeError) -> None:
-    if random.random() < TROUBLE:
+def trouble(failing: Callable[[str], Exception] = RuntimeError, often: float = 1) -> None:
+    if random.random() < TROUBLE * often:
         raise failing("words that Postgres can't store: \0")
 
 
@@ -265,7 +271,70 @@ chaos.stage(
 )(act_on_all if BATCH else act_plainly if PLAIN else act)
 
 
-@chaos.stage("notify", on="SHIPPED", to="DONE", retry=retry(3), timeout=10, rate="400/second")
+def pay(key: str) -> str:
+    """Charges a key. The bank may not be reached, refuse, or not answer."""
+    trouble()
+    if random.random() >= TROUBLE:
+        bank.charge(key)
+    elif bank.refuse(key):
+        raise NotDone("the bank is closed")
+    trouble(often=3)
+    return bank.receipt(key)
+
+
+async def transfer(*, idempotency_key: str) -> str:
+    await asyncio.sleep(random.random() * 0.02)
+    return pay(idempotency_key)
+
+
+def transfer_plainly(*, idempotency_key: str) -> str:
+    time.sleep(random.random() * 0.005)
+    if does("hang", 0.05):
+        time.sleep(random.uniform(4, 12))  # it goes on in its thread, and pays late
+    return pay(idempotency_key)
+
+
+transfer_plainly.__qualname__ = transfer.__qualname__  # for the ledger, what has begun in one goes on in the other
+
+
+def look_up(idempotency_key: str) -> Done[str] | NotDone | Ask:
+    trouble()
+    if random.random() < TROUBLE:
+        return Ask("The bank does not say. Was it charged?")
+    return Done(bank.receipt(idempotency_key)) if bank.look(idempotency_key) else NotDone()
+
+
+EFFECTS: tuple[tuple[str, Any], ...] = (("charge-ask", "ask"), ("charge-look-up", look_up), ("charge-repeat", "repeat"))
+"""Effects by their names, and what happens if one is unknown."""
+
+
+def effect_of(run: Run[Data] | SyncRun[Data]) -> tuple[str, Any]:
+    """Returns the effect that a workflow has, in all its attempts."""
+    return EFFECTS[int(str(run.workflow_id)[-4:], 16) % len(EFFECTS)]
+
+
+async def charge(run: Run[Data]) -> None:
+    trouble()
+    name, on_unknown = effect_of(run)
+    receipt = await run.effect(name, transfer, on_unknown=on_unknown)
+    trouble()
+    run.publish("chaos.paid", {"entity": run.entity_id, "receipt": receipt})
+
+
+def charge_plainly(run: SyncRun[Data]) -> None:
+    trouble()
+    name, on_unknown = effect_of(run)
+    receipt = run.effect(name, transfer_plainly, on_unknown=on_unknown)
+    trouble()
+    run.publish("chaos.paid", {"entity": run.entity_id, "receipt": receipt})
+
+
+chaos.stage(
+    "charge", on="SHIPPED", to="PAID", transaction=random.random() < 0.3, retry=retry(12), timeout=5,
+)(charge_plainly if random.random() < 0.5 else charge)  # fmt: skip
+
+
+@chaos.stage("notify", on="PAID", to="DONE", retry=retry(3), timeout=10, rate="400/second")
 async def notify(run: Run[Data]) -> None:
     trouble(Reject)
     trouble()
@@ -298,7 +367,8 @@ def rules() -> Rules:
             most_each=1,
         ),
         Stage("act", "APPROVED", frozenset({"SHIPPED"}), 12, "inside", backoff=twelve, most=30),
-        Stage("notify", "SHIPPED", frozenset({"DONE"}), 3, backoff=three, rejects=True),
+        Stage("charge", "SHIPPED", frozenset({"PAID"}), 12, "ledger", backoff=twelve),
+        Stage("notify", "PAID", frozenset({"DONE"}), 3, backoff=three, rejects=True),
     )
     stages_of = {status for stage in stages for status in (stage.on, stage.running) if status}
     waiting = frozenset({"REVIEW", "CALLED", "FAMILY"})
@@ -315,4 +385,5 @@ def rules() -> Rules:
         timed=frozenset((status, "EXPIRED") for status in waiting),
         cancelled="CANCELLED",
         renamed={new: old for old, new in RENAMED.items()},
+        repeated=frozenset(name for name, on_unknown in EFFECTS if on_unknown == "repeat"),
     )

@@ -40,7 +40,11 @@ EXCHANGE = "chaos"
 """The exchange to which relays publish. One binding, which a fault may cut, leads to that of consumers and witness."""
 LEASE = 4.0
 LIMITS = "connect_timeout=5&keepalives_idle=2&keepalives_interval=1&keepalives_count=3&tcp_user_timeout=5000"
-KILL_POINTS = {"worker": ("K1", "K2", "K3", "K4", "K5", "K7", "K8"), "relay": ("K9", "K10"), "consumer": ("K13",)}
+KILL_POINTS = {
+    "worker": ("K1", "K2", "K3", "K4", "K5", "K7", "K8", "K14", "K15", "K16"),
+    "relay": ("K9", "K10"),
+    "consumer": ("K13",),
+}
 """Where each kind of process may be told to kill itself."""
 
 WORLD = f"""
@@ -138,7 +142,11 @@ class Cast:
         self.not_started = 0  # processes that found no server, reported it, and are started again
         self.version = "first"  # of the application; see app.py
         self.deadly = 0.0  # the share of started processes that are told to kill themselves
+        self.calls = folder / "calls.jsonl"  # of the clients,
+        self.answers = folder / "answers.jsonl"  # of the person who is asked about effects,
+        self.book = folder / "book.jsonl"  # and the bank's
         self.clients: subprocess.Popen[bytes] | None = None
+        self.person: subprocess.Popen[bytes] | None = None
         self._watching = True
         self._turn = threading.RLock()
 
@@ -272,7 +280,7 @@ class Cast:
             self.begin(role)
             self.roles.append(role)
         threading.Thread(target=self._watch, daemon=True).start()
-        self.calls = self.folder / "calls.jsonl"
+        self.person = self._popen(("-m", "chaos.person", str(self.answers)), self.folder / "person.log", {})
         command = ("-m", "chaos.clients", str(self.calls), str(rate))
         self.clients = self._popen(command, self.folder / "clients.log", {})
         wait_for(lambda: self.calls.exists() and self.calls.stat().st_size, what="the clients begin")
@@ -310,13 +318,17 @@ class Cast:
         return [role for role in self.roles if role.kind in kinds]
 
     def stop_clients(self) -> None:
-        if self.clients is not None and self.clients.poll() is None:
-            self.clients.terminate()
+        """Ends the clients. The person who is asked stays until all is done."""
+        self._stop(self.clients, "the clients")
+
+    def _stop(self, popen: subprocess.Popen[bytes] | None, who: str) -> None:
+        if popen is not None and popen.poll() is None:
+            popen.terminate()
             try:
-                self.clients.wait(DEADLINE)
+                popen.wait(DEADLINE)
             except subprocess.TimeoutExpired:
-                self.clients.kill()
-                self.exits.append("the clients did not end")
+                popen.kill()
+                self.exits.append(f"{who} did not end")
 
     def calm(self) -> None:
         """Ends the deaths: processes that would kill themselves are replaced."""
@@ -330,6 +342,7 @@ class Cast:
     def end(self) -> None:
         """Ends everything, in an orderly way where that works."""
         self._watching = False
+        self._stop(self.person, "the person")
         with self._turn:
             running = [role for role in self.roles if role.popen is not None and role.popen.poll() is None]
             for role in running:
@@ -353,8 +366,9 @@ class Cast:
         for role in self.roles:
             if role.popen is not None and role.popen.poll() is None:
                 role.popen.kill()
-        if self.clients is not None and self.clients.poll() is None:
-            self.clients.kill()
+        for popen in (self.clients, self.person):
+            if popen is not None and popen.poll() is None:
+                popen.kill()
         if self.pooler is not None:
             self.pooler.remove()
         (self.cluster or self.broker).remove()
@@ -415,6 +429,7 @@ class Cast:
             "CHAOS_TROUBLE": str(self.trouble),
             "CHAOS_SEED": str(self.seed),
             "CHAOS_MUTANT": self.config.mutant or "",
+            "CHAOS_BOOK": str(self.book),
             "CHAOS_MISCHIEF": str(self.folder / "mischief"),
             "CHAOS_VERSION_FILE": str(self.folder / "version"),
             # Mutants and older releases are not what a fork has imported.

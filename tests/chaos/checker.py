@@ -63,6 +63,7 @@ class _Checker:
         self._answers()
         self._ends()
         self._world()
+        self._effects()
         self._messages()
         self._consumer()
         if self.history.strict:
@@ -89,6 +90,12 @@ class _Checker:
                 if (row is not None) != (id_ in rows):
                     how = "was committed, and is not there" if row is not None else "is there, and was not committed"
                     self.find("lost" if row is not None else "phantom", id_, f"its {what} {how}")
+        known = {row.key: (row.workflow_id, row.call, row.state) for row in self.history.ledger}
+        for key, row in self.replay.ledger.rows.items():
+            if known.pop(key, None) != (row["workflow_id"], row["call"], row["state"]):
+                self.find("lost", str(row["workflow_id"]), f"{key} was committed as {row['state']}, and is not that")
+        for key, (id_, *_) in known.items():
+            self.find("phantom", id_, f"no transaction has intended {key}")
 
     def _audit_trail(self) -> None:
         committed = dict(self.replay.changes)
@@ -151,6 +158,8 @@ class _Checker:
         for id_, flow in self.replay.flows.items():
             if flow.without_job:
                 self.find("lost", id_, f"in {flow.without_job} it has no job, so nobody will go on with it")
+            if flow.has_effect_asked and flow.job is not None:
+                self.find("stuck", id_, "a question about its effect is open")
             for child in flow.children if flow.left_children else ():
                 other = self.replay.flows[child]
                 if self.replay.first(other.status) not in self.history.rules.final:
@@ -185,6 +194,11 @@ class _Checker:
     def _same(self, subject: str, what: str, seen: int, written: int) -> None:
         if seen != written:
             self.find("lost" if seen < written else "phantom", subject, f"{written} {what} committed, and {seen} seen")
+
+    # The bank saw what the ledger says.
+
+    def _effects(self) -> None:
+        self.replay.ledger.check(self.history.book)
 
     # Every message was delivered, as it was written.
 
@@ -268,6 +282,11 @@ class _Checker:
             "effects outside": effects["outside"],
             "effects inside": effects["inside"],
             "effects of consumers": effects["consumer"],
+            "effects of the ledger": len(replay.ledger.rows),
+            **{
+                f"of these {what}": replay.ledger.counts[what]
+                for what in ("called", "looked up", "asked", "charged again")
+            },
             "commits of several handlers": replay.shared,
             "dead": len(history.dead_jobs),
             "parked": len(history.parked),

@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 import psycopg
@@ -67,7 +68,7 @@ class Failed(Exception):
     """The call certainly had no effect."""
 
 
-def _failed(error: psycopg.DatabaseError) -> Exception:
+def failed(error: psycopg.DatabaseError) -> Exception:
     """Returns what is to be raised: Failed if Outbox has refused it."""
     return Failed(str(error)) if (error.sqlstate or "").startswith("OB") else error
 
@@ -132,7 +133,7 @@ class Client:
                 return await self.call("change", entity, to, self.changing(id_, entity, status, to))
             if (status in ANSWERS or status == "FAMILY") and self.random.random() < 0.2:
                 return await self.cancel(entity)
-            takes_away = status in ("CHECKED", "APPROVED", "SHIPPED")
+            takes_away = status in ("CHECKED", "APPROVED", "SHIPPED", "PAID")
             if status in REVIEWS and self.random.random() < 0.7:
                 option = self.random.choice(list(OPTIONS))
                 to = {"approve": "APPROVED", "reject": ANSWERS[status]}[option]
@@ -164,7 +165,7 @@ class Client:
                 else:
                     await conn.execute("SELECT outbox.cancel('chaos', %s)", (entity,))
             except psycopg.DatabaseError as error:
-                raise _failed(error) from None
+                raise failed(error) from None
             row = await (await conn.execute(CANCELLED, (entity,))).fetchone()
             if not row or not row[0]:
                 raise Failed("it was cancelled before")
@@ -251,7 +252,7 @@ class Client:
             try:
                 row = await (await conn.execute(DECIDE, (entity, option, by, question, groups))).fetchone()
             except psycopg.DatabaseError as error:
-                raise _failed(error) from None
+                raise failed(error) from None
             if row and row[0] in REVIEWS:
                 return VOICE  # counted, and others are needed
             await conn.execute(MESSAGE, ("chaos.decided", entity, json.dumps({"entity": entity}), id_))
@@ -287,8 +288,8 @@ class Client:
                 outcome = "unknown"
                 await conn.execute("COMMIT")
                 outcome = "ok"
-        except Failed as failed:
-            said = str(failed)
+        except Failed as refused:
+            said = str(refused)
             assert conn is not None
             await conn.execute("ROLLBACK")
         except psycopg.Error as error:
@@ -335,13 +336,17 @@ class Client:
                 conn.pgconn.finish()
 
 
-async def main(log: TextIO, rate: float) -> None:
-    """Runs all clients. `rate` is their calls a second, in all."""
+async def run(clients: Iterable[Client]) -> None:
+    """Runs clients until the process is told to end."""
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    clients = [Client(key, os.environ["OUTBOX_DSN"], KEYS / rate, log) for key in range(KEYS)]
     await asyncio.gather(*(client.run(stopping) for client in clients))
+
+
+async def main(log: TextIO, rate: float) -> None:
+    """Runs all clients. `rate` is their calls a second, in all."""
+    await run(Client(key, os.environ["OUTBOX_DSN"], KEYS / rate, log) for key in range(KEYS))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 There are four independent witnesses: what clients were told (`calls`), the history (`changes`) with the tables' final
 contents, the write-ahead log by logical decoding (`transactions`), and what the world saw (`effects` in tables without
-any unique constraint, `arrivals` at a queue of the harness). Times are seconds since 1970.
+any unique constraint, the `book` of a bank, `arrivals` at a queue of the harness). Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Stage:
     """What a stage may do.
 
     `effect`: "outside" is a row of another connection, written before the handler returns; "inside" is a row in the
-    transaction of the status change. `running` is its in-progress status. `backoff[n]` is the least delay (s) of
+    transaction of the status change; "ledger" is a call by `run.effect`. `running` is its in-progress status. `backoff[n]` is the least delay (s) of
     attempt n+2. `rejects`: its handler may give up before its attempts are used up. At most `most` of its jobs are held
     at once, and `most_each` of each partition.
     """
@@ -26,7 +26,7 @@ class Stage:
     on: str
     to: frozenset[str]
     attempts: int
-    effect: Literal["outside", "inside"] | None = None
+    effect: Literal["outside", "inside", "ledger"] | None = None
     running: str | None = None
     backoff: tuple[float, ...] = ()
     rejects: bool = False
@@ -48,6 +48,7 @@ class Rules:
     timed: frozenset[tuple[str, str]] = frozenset()  # (from, to) of waits that end at their deadline
     cancelled: str | None = None  # where cancelled workflows go
     renamed: Mapping[str, str] = field(default_factory=dict)  # the first name of each other name that a status may have
+    repeated: frozenset[str] = frozenset()  # names of effects whose call may be repeated
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ class Call:
     """A client's call and its answer. Whatever has not provably failed is unknown."""
 
     client: str
-    kind: Literal["submit", "change", "voice", "signal", "cancel", "retry", "delegate", "end"]
-    """A voice is an answer that moved nothing; an end is one of a delegation."""
+    kind: Literal["submit", "change", "voice", "answer", "signal", "cancel", "retry", "delegate", "end"]
+    """A voice is an answer that moved nothing, an answer one about an effect that didn't count; an end is one of a delegation."""
     entity: str  # of a delegation: who delegates
     outcome: Literal["ok", "failed", "unknown"]
     began: float
@@ -149,6 +150,26 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the bank's book. A handler makes a charge, or is refused, or its look_up looks; a person views the book."""
+
+    what: Literal["charge", "refuse", "look", "view"]
+    key: str
+    by: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A row of the ledger of effects, at the end."""
+
+    workflow_id: str
+    key: str
+    call: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """A delivery as the harness's own queue saw it, in its order. `at` is when it was seen, for the story."""
 
@@ -173,6 +194,8 @@ class History:
     dead_jobs: list[DeadJob] = field(default_factory=list)
     transactions: list[Transaction] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
+    ledger: list[Known] = field(default_factory=list)
+    book: list[Entry] = field(default_factory=list)  # in the order in which the bank has written it
     arrivals: list[Arrival] = field(default_factory=list)
     parked: list[tuple[str, str]] = field(default_factory=list)  # (message id, reason): by relays and by consumers
     inbox: list[str] = field(default_factory=list)  # message ids that the consumer has recorded

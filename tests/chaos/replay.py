@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from .effects import Ledger
 from .history import Call, Rules, Stage, Transaction
 
 Row = dict[str, str | None]
@@ -45,6 +46,11 @@ class Flow:
     left_children: bool = False  # it was cancelled while it waited for them
     made_again: int = 0
     without_job: str | None = None  # the status that it came to without the job of its stage
+
+    @property
+    def has_effect_asked(self) -> bool:
+        """Whether people are asked what has become of a call: its job is parked."""
+        return any(question.get("effect") for question in self.questions.values())
 
 
 @dataclass(slots=True)
@@ -81,6 +87,7 @@ class Replay:
         self.waits = rules.called | rules.joining
         self.known = {rules.initial, *rules.final, *self.takes, *self.timed}  # the statuses' names at present
         self.flows: dict[str, Flow] = {}
+        self.ledger = Ledger(rules, calls, find)
         self.changes: dict[tuple[str, int], Row] = {}  # history, by workflow and version
         self.told_by: Counter[str] = Counter()  # rows of the history by actor
         self.votes: dict[str | None, dict[str | None, Row]] = defaultdict(dict)  # by question and person
@@ -140,6 +147,9 @@ class Replay:
             ("children", "update"): self._child,
             ("approvals", "insert"): self._asked,
             ("approvals", "update"): self._answered,
+            ("effects", "insert"): self._effect,
+            ("effects", "update"): self._effect,
+            ("effects", "delete"): lambda row: self.find("lost", str(row["workflow_id"]), "its effect was forgotten"),
             ("delegations", "insert"): self._delegated,
             ("delegations", "update"): self._delegated,
             ("delegations", "delete"): self._delegation_ended,
@@ -172,6 +182,7 @@ class Replay:
                 self._parts = {}
             if self._deploying:
                 self._settle_names()
+            self.ledger.settle()
             if self._now_recorded or self._now_consumed:
                 self._settle_inbox()
             if self._began:
@@ -299,6 +310,9 @@ class Replay:
             # The commit came after the moment by which it is judged here. What is too early even by this is too early.
             if self._at < seconds(row["run_at"]) - SLACK:
                 self.find("too early", id_, f"attempt {int(row['attempt'] or 0) + 1} is made ready before its time")
+        elif old["due"] is None:
+            if self.flows[id_].has_effect_asked:
+                self.find("too early", id_, "its job is made ready, and a question about its effect is open")
         elif row["owner"] is None and old["run_at"] != row["run_at"]:
             self.find("zombie write", id_, "its job is put back by somebody who did not hold it")
 
@@ -320,6 +334,8 @@ class Replay:
 
     def _given_back(self, id_: str, old: Row, row: Row) -> None:
         """No attempt is counted. If it had begun, the put-back is, and waits, but for the first; or its worker ends."""
+        if row["due"] is None:
+            self._part(id_)  # it is parked: somebody must be asked in this transaction
         attempt = id_, str(old["stage"]), int(old["attempt"] or 0)
         times = int(row.get("released") or 0)
         if times > int(old.get("released") or 0):
@@ -502,19 +518,30 @@ class Replay:
         self._flow(parent).children[child] = row
         self._flow(child).parent = parent
 
+    def _effect(self, row: Row) -> None:
+        self.ledger.written(row, self._flow(str(row["workflow_id"])).job)
+
     def _answered(self, row: Row) -> None:
         flow = self._flow(str(row["workflow_id"]))
         if row["ended"] is None:
             flow.questions[row.get("id")] = row
         else:
             flow.questions.pop(row.get("id"), None)
-        if row["ended"] is not None and row["edited"] is None:
+        if row.get("effect"):
+            if row["ended"] == "decided":
+                self.ledger.question(row)
+                self._count_votes(row)
+        elif row["ended"] is not None and row["edited"] is None:
             self._part(str(row["workflow_id"])).answered.append(row)
             if row["ended"] == "decided":
                 self._count_votes(row)
 
     def _asked(self, row: Row) -> None:
-        self._part(str(row["workflow_id"])).asked.append(row)
+        part = self._part(str(row["workflow_id"]))
+        if row.get("effect"):
+            self.ledger.question(row)
+        else:
+            part.asked.append(row)
         self._flow(str(row["workflow_id"])).questions[row.get("id")] = row
         self.askers[row.get("id")] = {row.get("asked_by"), row.get("asked_login")} - {None}
 
@@ -659,6 +686,8 @@ class Replay:
             # What is committed belongs to another attempt, or to none.
             name = "zombie write" if self.keys.get((id_, stage.name)) else "lost"
             self.find(name, id_, f"{stage.name} finished, and attempt {row['attempt']} had no effect outside")
+        if stage.effect == "ledger" and job is not None:
+            self.ledger.passed(id_, job["entered"])
         if stage.effect == "inside" and after != stage.running:
             if not inside:
                 self._lacks_inside[id_].append(f"the change to {after}")
@@ -693,6 +722,8 @@ class Replay:
         """Checks that the open job ends with the change and the next one begins; none comes or goes without reason."""
         status = self.first(flow.status)
         stage, job = self.takes.get(status or ""), flow.job
+        if job is not None and job["due"] is None and not flow.has_effect_asked:
+            self.find("lost", id_, "its job is parked, and nobody is asked")
         if job is None and part.moves and status in self.timed:
             self.find("lost", id_, f"in {flow.status} it waits without a deadline: nobody ends that")
         if job is not None and stage is None and (job["stage"], job["status"]) == (None, flow.status):

@@ -10,14 +10,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from .bank import receipt
+from .effects import key_of
 from .history import (  # fmt: skip
     Arrival,
     Call,
     Change,
     DeadJob,
     Effect,
+    Entry,
     History,
     Job,
+    Known,
     Rules,
     Stage,
     Transaction,
@@ -26,15 +30,28 @@ from .history import (  # fmt: skip
 )
 from .replay import seconds
 
-STATUSES = ("NEW", "CHECKING", "CHECKED", "APPROVED", "SHIPPED", "REVIEW", "CALLED", "FAMILY")  # all but the final ones
+STATUSES = (
+    "NEW",
+    "CHECKING",
+    "CHECKED",
+    "APPROVED",
+    "SHIPPED",
+    "UNPAID",
+    "REVIEW",
+    "CALLED",
+    "FAMILY",
+)  # all but the final ones
 RULES = Rules(
     initial="NEW",
-    final=frozenset({"DONE", "REJECTED", "CANCELLED", "EXPIRED"}),
+    final=frozenset({"DONE", "PAID", "REJECTED", "CANCELLED", "EXPIRED"}),
     stages=(
         Stage("check", "NEW", frozenset({"CHECKED"}), 3, "outside", "CHECKING", (0.2, 0.4)),
-        Stage("decide", "CHECKED", frozenset({"REVIEW", "CALLED", "FAMILY", "APPROVED"}), 3, most=2, most_each=1),
+        Stage(
+            "decide", "CHECKED", frozenset({"REVIEW", "CALLED", "FAMILY", "APPROVED", "UNPAID"}), 3, most=2, most_each=1
+        ),
         Stage("act", "APPROVED", frozenset({"SHIPPED"}), 3, "inside"),
         Stage("notify", "SHIPPED", frozenset({"DONE"}), 2, rejects=True),
+        Stage("charge", "UNPAID", frozenset({"PAID"}), 3, "ledger"),
     ),
     by_hand=frozenset(
         {("REVIEW", "APPROVED"), ("REVIEW", "REJECTED"), ("CALLED", "APPROVED"), ("FAMILY", "APPROVED")}
@@ -46,6 +63,7 @@ RULES = Rules(
     timed=frozenset((status, "EXPIRED") for status in ("REVIEW", "CALLED", "FAMILY")),
     cancelled="CANCELLED",
     renamed={"IN_REVIEW": "REVIEW", "LATE": "EXPIRED"},
+    repeated=frozenset({"charge-repeat"}),
 )
 WAITS = ("REVIEW", "CALLED", "FAMILY")
 TAKES = {status: stage for stage in RULES.stages for status in (stage.on, stage.running) if status}
@@ -66,6 +84,9 @@ class Script:
         self.not_consumed: set[str] = set()
         self.waits: set[str] = set()  # who waits for a signal or for children
         self.children: dict[str, list[str]] = {}  # by parent
+        self.ledger: dict[str, dict[str, Any]] = {}  # the last effect of each workflow
+        self.asked: dict[str, dict[str, Any]] = {}  # the open question about it
+        self.book: list[Entry] = []
         for worker in (1, 2):
             self.commit(write("workers", "insert", id=worker))
 
@@ -122,6 +143,61 @@ class Script:
                 "outside", "insert", workflow_id=id_, stage=job["stage"], attempt=job["attempt"], key=key, at=self.now
             )
         )
+
+    def intend(self, id_: str, name: str = "charge-ask") -> None:
+        """Writes that a call will be made, for the first time or again."""
+        job, old = self.jobs[id_], self.ledger.get(id_)
+        self.ledger[id_] = {
+            "workflow_id": id_, "entered": job["entered"], "name": name, "call": f"c{len(self.transactions)}", "attempt": job["attempt"],
+            "state": "started", "result": None, "error": None, "known_by": None,
+        }  # fmt: skip
+        self.commit(write("effects", "update" if old else "insert", **self.ledger[id_]))
+
+    def bank(self, id_: str, *what: Any) -> None:
+        """Has the bank write lines of an effect into its book: charge, refuse, look, view."""
+        for each in what:
+            self.book.append(
+                Entry(each, key_of(texts(self.ledger[id_])), "somebody", BEGAN + len(self.transactions) - 0.5)
+            )
+
+    def note(self, id_: str, state: str, known_by: str = "call") -> None:
+        """Writes what has come of a call."""
+        self.commit(self.known(id_, state, known_by))
+
+    def known(self, id_: str, state: str, known_by: str | None) -> Write:
+        row = self.ledger[id_]
+        result = f'"{receipt(key_of(texts(row)))}"' if state == "done" else None
+        row.update(state=state, known_by=known_by, result=result)
+        return write("effects", "update", **row)
+
+    def ask(self, id_: str) -> None:
+        """Parks a job, and asks what has become of its call."""
+        job, row = self.jobs[id_], self.ledger[id_]
+        job.update(owner=None, claimed_at=None, attempt=job["attempt"] - 1, due=None, run_at=self.now)
+        question = f"{id_}/{len(self.transactions)}"
+        self.asked[id_] = {"id": question, "workflow_id": id_, "status": job["status"], "effect": row["call"]}
+        self.commit(
+            write("jobs", "update", **job),
+            write("approvals", "insert", **self.asked[id_], ended=None, asked_by=self.submitted[id_]),
+            self.known(id_, "started", None),
+        )
+
+    def answer(self, id_: str, decision: str, outcome: str = "ok", *, by: str | None = None) -> None:
+        """Answers the question about an effect, which has its job run again."""
+        actor = by or self.call("voice", self.states[id_]["entity_id"], None, outcome, "counted")
+        ended = {"ended": "decided", "decision": decision, "decided_by": actor, "edited": None}
+        self.jobs[id_].update(due=True, run_at=self.now)
+        self.commit(
+            write("approvals", "update", **self.asked.pop(id_), **ended),
+            self.known(id_, "done" if decision == "yes" else "not done", actor),
+            write("jobs", "update", **self.jobs[id_]),
+        )
+
+    def pay(self, id_: str, name: str = "charge-ask") -> None:
+        """Makes an effect, as it is without a fault."""
+        self.intend(id_, name)
+        self.bank(id_, "charge")
+        self.note(id_, "done")
 
     def finish(self, id_: str, to: str) -> None:
         job = self.jobs[id_]
@@ -264,6 +340,8 @@ class Script:
             ended = "deadline" if actor == "outbox" else "decided"
             row = {"id": id_, "workflow_id": id_, "status": before, "to_status": to, "ended": ended, "edited": None}
             yield write("approvals", "update", **row)
+        if id_ in self.asked:
+            yield write("approvals", "update", **self.asked.pop(id_), ended="withdrawn", edited=None)
         if id_ in self.waits:
             self.waits.remove(id_)
             yield write("waits", "delete", workflow_id=id_)
@@ -347,6 +425,8 @@ class Script:
             if TAKES[self.states[id_]["current_status"]].running:
                 self.start(id_)
                 self.outside(id_)
+            if to == "PAID":
+                self.pay(id_)
             self.finish(id_, to)
 
     # What they write.
@@ -481,6 +561,11 @@ class Script:
             for n, row in enumerate(written)
         ]
         history.inbox = [str(each.row["message_id"]) for each in self._writes("inbox")]
+        history.book = self.book
+        effects = {key_of(each.row): each.row for each in self._writes("effects")}
+        history.ledger = [
+            Known(str(row["workflow_id"]), key, str(row["call"]), str(row["state"])) for key, row in effects.items()
+        ]
         history.ended = BEGAN + len(self.transactions)
         return history
 

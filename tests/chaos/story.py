@@ -18,6 +18,8 @@ SHOWN = {
     "messages": ("message_id", "topic"),
     "outside": ("stage", "attempt", "key"),
     "inside": ("stage", "attempt", "found"),
+    "effects": ("name", "call", "attempt", "state", "known_by", "error"),
+    "approvals": ("status", "question", "effect", "decision", "decided_by", "ended"),
 }
 """The informative columns, by table."""
 
@@ -80,6 +82,9 @@ def _events(history: History, id_: str, entity: str | None, messages: set[str]) 
         elif effect.workflow_id == id_:
             key = f", key {effect.key}" if effect.key else ""
             yield effect.at, "world", f"effect {effect.kind} of {effect.stage}, attempt {effect.attempt}{key}"
+    for entry in history.book:
+        if entry.key.startswith(f"{id_}:"):
+            yield entry.at, "bank", f"{entry.what} {entry.key}, for {entry.by}"
     for arrival in history.arrivals:
         if arrival.message_id in messages:
             yield arrival.at, "queue", f"{arrival.topic} of {arrival.key} arrives: {arrival.wire_id}"

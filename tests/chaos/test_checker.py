@@ -136,6 +136,11 @@ def test_counts_say_how_much_there_was() -> None:
         "effects outside": 10,
         "effects inside": 3,
         "effects of consumers": 28,
+        "effects of the ledger": 0,
+        "of these called": 0,
+        "of these looked up": 0,
+        "of these asked": 0,
+        "of these charged again": 0,
         "commits of several handlers": 0,
         "dead": 1,
         "parked": 0,
@@ -181,6 +186,83 @@ def test_handlers_that_share_a_commit_have_no_anomaly() -> None:
     verdict = check(run.end())
     assert {anomaly.name for anomaly in verdict.anomalies} <= {"stuck"}, "no worker goes on with them"
     assert verdict.counts["commits of several handlers"] == 1
+
+
+def unpaid(run: Script, name: str = "charge-ask", id_: str = "w") -> None:
+    """Has an attempt intend an effect."""
+    run.through(id_, "CHECKED", "UNPAID")
+    run.claim(id_)
+    run.intend(id_, name)
+
+
+def asked(run: Script, *book: str) -> None:
+    """Has an attempt fail in the middle of a call, and the next one ask what has become of it."""
+    unpaid(run)
+    run.bank("w", *book)
+    run.fail("w")
+    run.claim("w", 2)
+    run.ask("w")
+
+
+def paid(run: Script) -> None:
+    """Has the last attempt find what is known of the effect, and end well."""
+    run.claim("w", 2)
+    run.finish("w", "PAID")
+
+
+def test_effects_that_are_looked_up_asked_about_and_called_late_have_no_anomaly() -> None:
+    run = Script()
+    run.through("good", "CHECKED", "UNPAID", "PAID")
+    unpaid(run, "charge-look-up", "late")
+    unpaid(run, "charge-look-up", "found")
+    run.bank("found", "charge")
+    unpaid(run, "charge-repeat", "again")
+    run.bank("again", "charge")
+    unpaid(run, id_="refused")
+    run.bank("refused", "refuse")
+    run.note("refused", "not done")
+    run.fail("refused")
+    asked(run, "charge")
+    for id_ in ("late", "found", "again"):
+        run.fail(id_)
+    for id_ in ("late", "found", "again", "refused"):
+        run.claim(id_, 2)
+    run.bank("late", "look")
+    run.intend("late", "charge-look-up")
+    run.bank("late", "charge", "charge")
+    run.note("late", "done")
+    run.bank("found", "look")
+    run.note("found", "done", "look_up")
+    run.pay("again", "charge-repeat")
+    run.pay("refused")
+    for id_ in ("late", "found", "again", "refused"):
+        run.finish(id_, "PAID")
+    run.answer("w", "yes")
+    run.claim("w", 2)
+    run.ask("w")  # the result that was given can't be used
+    run.answer("w", "repeat")
+    run.claim("w", 2)
+    run.pay("w")
+    run.finish("w", "PAID")
+    verdict = check(run.end())
+    assert verdict.anomalies == []
+    told = (
+        "effects of the ledger",
+        "of these called",
+        "of these looked up",
+        "of these charged again",
+        "of these asked",
+    )
+    assert [verdict.counts[what] for what in told] == [6, 10, 2, 3, 2]
+
+
+def test_an_effect_that_is_unknown_when_its_workflow_is_cancelled_has_no_anomaly() -> None:
+    run = Script()
+    asked(run, "charge")
+    run.cancel("w")
+    unpaid(run, "charge-repeat", "v")
+    run.cancel("v")
+    assert check(run.end()).anomalies == []
 
 
 def test_an_empty_run_has_no_anomaly() -> None:
@@ -1029,6 +1111,193 @@ def _drop_of(id_: str, run: Script, table: str) -> None:
     last = run.transactions[-1]
     writes = [each for each in last.writes if each.table != table or each.row.get("workflow_id") != id_]
     run.transactions[-1] = dataclasses.replace(last, writes=tuple(writes))
+
+
+@broken("lost")
+def an_end_without_the_effect(run: Script) -> None:
+    run.through("w", "CHECKED", "UNPAID")
+    run.claim("w")
+    run.finish("w", "PAID")
+
+
+@broken("lost")
+def an_end_though_the_effect_is_unknown(run: Script) -> None:
+    unpaid(run)
+    run.bank("w", "charge")
+    run.finish("w", "PAID")
+
+
+@broken("lost")
+def an_effect_that_is_done_and_that_the_bank_does_not_know(run: Script) -> None:
+    unpaid(run)
+    run.note("w", "done")
+    run.finish("w", "PAID")
+
+
+@broken("lost")
+def an_end_with_the_result_of_another_effect(run: Script) -> None:
+    unpaid(run)
+    run.bank("w", "charge")
+    run.note("w", "done")
+    run.rewrite("effects", "update", result='"another"')
+    run.finish("w", "PAID")
+
+
+@broken("lost")
+def an_answer_that_is_ignored(run: Script) -> None:
+    asked(run, "charge")
+    run.answer("w", "yes")
+    run.rewrite("effects", "update", state="started", known_by=None)
+    run.claim("w", 2)
+    run.cancel("w")
+
+
+@broken("lost")
+def an_effect_that_is_not_done_and_was_charged(run: Script) -> None:
+    unpaid(run)
+    run.bank("w", "charge")
+    run.note("w", "not done")
+    run.cancel("w")
+
+
+@broken("lost")
+def a_job_that_is_parked_and_of_which_nobody_is_asked(run: Script) -> None:
+    asked(run, "charge")
+    run.drop("approvals")
+    run.cancel("w")
+
+
+@broken("lost")
+def an_effect_that_is_forgotten(run: Script) -> None:
+    run.through("w", "CHECKED", "UNPAID", "PAID")
+    row = run.ledger["w"]
+    run.commit(write("effects", "delete", **row))
+    run.commit(write("effects", "insert", **row))
+
+
+@broken("phantom")
+def an_effect_that_is_done_of_what_was_cancelled_and_that_the_bank_does_not_know(run: Script) -> None:
+    unpaid(run)
+    run.note("w", "done")
+    run.cancel("w")
+
+
+@broken("phantom")
+def a_call_that_nobody_intended(run: Script) -> None:
+    unpaid(run)
+    run.bank("w", "charge")
+    run.transactions.pop()
+    run.cancel("w")
+
+
+@broken("phantom")
+def a_question_about_what_is_known(run: Script) -> None:
+    asked(run, "charge")
+    run.rewrite("effects", "update", state="done", known_by="somebody")
+    run.cancel("w")
+
+
+@broken("phantom")
+def an_answer_of_who_was_told_that_it_failed(run: Script) -> None:
+    asked(run, "charge")
+    run.answer("w", "yes", outcome="failed")
+    paid(run)
+
+
+@broken("phantom")
+def an_answer_that_nobody_gave(run: Script) -> None:
+    asked(run, "charge")
+    run.answer("w", "yes", by="nobody")
+    paid(run)
+
+
+@broken("zombie write")
+def an_intention_of_an_attempt_whose_job_was_taken_away(run: Script) -> None:
+    run.through("w", "CHECKED", "UNPAID")
+    run.claim("w")
+    run.fail("w")
+    run.intend("w")
+    run.cancel("w")
+
+
+@broken("zombie write")
+def a_result_of_an_attempt_whose_job_was_taken_away(run: Script) -> None:
+    unpaid(run)
+    run.bank("w", "charge")
+    run.fail("w")
+    run.note("w", "done")
+    paid(run)
+
+
+@broken("effect twice")
+def a_call_before_its_intention(run: Script) -> None:
+    unpaid(run)
+    run.bank("w", "charge", "charge")
+    run.note("w", "done")
+    run.finish("w", "PAID")
+
+
+@broken("effect twice")
+def a_call_that_is_made_again_though_it_is_not_known_what_has_become_of_it(run: Script) -> None:
+    unpaid(run)
+    run.bank("w", "charge")
+    run.fail("w")
+    run.claim("w", 2)
+    run.pay("w")
+    run.finish("w", "PAID")
+
+
+@broken("effect twice")
+def a_look_up_that_has_found_the_effect_and_is_not_believed(run: Script) -> None:
+    unpaid(run, "charge-look-up")
+    run.bank("w", "charge")
+    run.fail("w")
+    run.claim("w", 2)
+    run.bank("w", "look")
+    run.pay("w", "charge-look-up")
+    run.finish("w", "PAID")
+
+
+@broken("effect twice")
+def an_effect_that_is_done_and_is_made_again(run: Script) -> None:
+    unpaid(run, "charge-repeat")
+    run.bank("w", "charge")
+    run.note("w", "done")
+    run.fail("w")
+    run.claim("w")
+    run.pay("w", "charge-repeat")
+    run.finish("w", "PAID")
+
+
+@broken("effect twice")
+def another_key_in_the_next_attempt(run: Script) -> None:
+    unpaid(run)
+    run.bank("w", "charge")
+    run.note("w", "done")
+    run.fail("w")
+    run.claim("w")
+    run.ledger.clear()
+    run.pay("w", "another")
+    run.finish("w", "PAID")
+
+
+@broken("too early")
+def a_parked_job_that_is_made_ready_before_the_answer(run: Script) -> None:
+    asked(run, "charge")
+    run.promote("w")
+    run.cancel("w")
+
+
+@broken("stuck")
+def a_question_about_an_effect_that_nobody_answers(run: Script) -> None:
+    asked(run, "charge")
+
+
+@broken("torn commit")
+def a_cancellation_that_leaves_the_question_about_an_effect(run: Script) -> None:
+    asked(run, "charge")
+    run.cancel("w")
+    run.drop("approvals", "update")
 
 
 @broken("too early")

@@ -12,10 +12,11 @@ import pika
 import psycopg
 from psycopg.rows import namedtuple_row
 
+from . import bank
 from .app import rules
 from .cast import WITNESS, Cast
 from .consumer import QUEUE
-from .history import Arrival, Call, Change, DeadJob, Effect, History, Job, Workflow
+from .history import Arrival, Call, Change, DeadJob, Effect, History, Job, Known, Workflow
 
 CHANGES = """
     SELECT id, workflow_id::text, from_status, to_status, version, actor, stage, attempt,
@@ -36,6 +37,9 @@ EFFECTS = """
     SELECT 'inside', workflow_id::text, stage, attempt, NULL, NULL, extract(epoch FROM at)::float8 FROM world.inside
     UNION ALL
     SELECT 'consumer', NULL, NULL, NULL, NULL, message_id::text, extract(epoch FROM at)::float8 FROM world.consumed
+"""
+LEDGER = """
+    SELECT workflow_id::text, workflow_id || ':' || entered || ':' || name AS key, call::text, state FROM outbox.effects
 """
 PARKED = """
     SELECT message_id::text, reason FROM outbox.parked_messages
@@ -154,7 +158,8 @@ def remaining(conn: psycopg.Connection[Any], cast: Cast, tap: Tap) -> list[str]:
 def gather(cast: Cast, tap: Tap, not_drained: list[str]) -> History:
     """Returns all that the witnesses saw."""
     history = History(rules(), cast.config.strict, not_drained=not_drained, held_up=cast.held_up, ended=time.time())
-    history.calls = calls(cast.calls)
+    history.calls = calls(cast.calls) + calls(cast.answers)
+    history.book = bank.read(cast.book)
     history.transactions = cast.decoder.transactions
     history.arrivals = tap.arrivals
     with cast.admin() as conn, conn.cursor(row_factory=namedtuple_row) as cursor:
@@ -167,6 +172,7 @@ def gather(cast: Cast, tap: Tap, not_drained: list[str]) -> History:
         history.jobs = [Job(**row) for row in rows(JOBS)]
         history.dead_jobs = [DeadJob(**row) for row in rows(DEAD_JOBS)]
         history.effects = [Effect(**row) for row in rows(EFFECTS)]
+        history.ledger = [Known(**row) for row in rows(LEDGER)]
         history.parked = [(row["message_id"], row["reason"]) for row in rows(PARKED)]
         history.inbox = [row["message_id"] for row in rows(INBOX)]
     return history
