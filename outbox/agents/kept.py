@@ -14,7 +14,7 @@ from ..definition.effect import Ask, OnUnknown
 from ..definition.run import Run
 from ..errors import AgentChanged, InvalidInput
 from .attempt import Attempt
-from .errors import ResultRefused
+from .errors import ResultRefused, StillWaits
 from .policy import NO_POLICY, ToolPolicy
 
 _LONGEST_ID = 64
@@ -68,12 +68,14 @@ async def keep(
             return await failed(error)
 
     call = Call(tried, what, told)
-    kept = await call.kept(run, _asking(what, policy, about) if policy.effect else None)
-    if kept["of"] != what.identity:
-        raise AgentChanged(
-            f"agent {what.agent}: an earlier attempt has kept {what.key!r}: {_difference(kept['of'], what.identity)}. "
-            "Bring back the code that the job began with, or move the workflow to its status again"
-        )
+    try:
+        kept = await call.kept(run, _asking(what, policy, about) if policy.effect else None)
+        _require_same(kept["of"], what)
+    except StillWaits:
+        raise
+    except Exception:
+        await run._others_end()  # the framework cuts off the other calls of the response
+        raise
     return Kept(kept["result"], call.returned)
 
 
@@ -125,6 +127,14 @@ def _asking(what: Described, policy: ToolPolicy, about: Any) -> OnUnknown:
         return Ask(question, about=from_json(to_json(about, fallback=str)))
     except InvalidInput:  # Postgres can't hold them, but the call needs no place there
         return Ask(question)
+
+
+def _require_same(kept: dict[str, Any], what: Described) -> None:
+    if kept != what.identity:
+        raise AgentChanged(
+            f"agent {what.agent}: an earlier attempt has kept {what.key!r}: {_difference(kept, what.identity)}. "
+            "Bring back the code that the job began with, or move the workflow to its status again"
+        )
 
 
 def _difference(kept: dict[str, Any], now: dict[str, Any]) -> str:

@@ -333,6 +333,10 @@ class Run(Generic[Data, Resources]):
         self._effects.begin(name, f"stage {stage.queue}")
         return worker.effect(self._job, self._effects, name, function, args, kwargs, on_unknown)
 
+    async def _others_end(self) -> None:
+        if self._effects is not None:
+            await self._effects.under_way.others_end()
+
     def effect_key(self, name: str) -> str:
         """Returns the idempotency key of an effect: the same in every attempt, whatever the stage is called."""
         texts.check_text(name, "name", MAX_TOPIC)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from .. import documents, texts
 from ..database import killpoints, statements
 from ..database.link import Link
 from ..database.steps import Call, Statement, perform, perform_async
-from ..definition.effect import Ask, Asked, Done, Effects, NotDone, OnUnknown, effect_key
+from ..definition.effect import Ask, Asked, Done, Effects, NotDone, OnUnknown, UnderWay, effect_key
 from ..definition.reasons import describe
 from ..errors import EffectUnknown, HandlerError, LeaseLost
 from ..texts import printable
@@ -76,7 +76,7 @@ class Ledger(Checkpoints):
         """Makes a call whose effect must not happen twice, or returns its result. Async handlers await it."""
         steps = effect(job, found, name, function, partial(function, *args, **kwargs), on_unknown)
         if job.stage.is_async:
-            return found.among_others(perform_async(steps, self._take_async))
+            return found.under_way.among_others(perform_async(steps, self._take_async))
         return perform(steps, self._take)
 
 
@@ -126,6 +126,13 @@ def _make(
     known = yield from _done(job, name, id_, text, CALL, inline)
     killpoints.passing("K16")
     return known
+
+
+def together(runs: Sequence[Any]) -> None:
+    """Makes the effects of several runs, which one handler gets, effects beside each other."""
+    under_way = UnderWay()
+    for run in runs:
+        run._effects = Effects(under_way)
 
 
 def settled(run: Any, outcome: Finished | Failed) -> Outcome:

@@ -73,7 +73,7 @@ class Memory:
         steps = effects.effect(job, found, name, function, call, on_unknown, inline=checkpoint.MAX_RESULT)
         take = partial(self._take_effect, name, function)
         if job.stage.is_async:
-            return found.among_others(perform_async(steps, _awaiting(take)))
+            return found.under_way.among_others(perform_async(steps, _awaiting(take)))
         return perform(steps, take)
 
     def trusted(self) -> bool:

@@ -559,6 +559,50 @@ def test_effects_at_once_are_told_apart_and_one_that_fails_cuts_off_no_other(con
     assert (status_of(conn, "a"), sorted(each.split(":")[2] for each in bank)) == ("DONE", ["fails", "fails", "slow"])
 
 
+def test_an_effect_within_an_effect_that_fails_does_not_wait_for_it(conn: Conn, dsn: str) -> None:
+    failing = once_failing(charge, OSError())
+
+    async def work(run: Run[Post]) -> None:
+        async def outer() -> None:
+            await run.effect("inner", failing, 1)
+
+        await run.effect("outer", outer)
+
+    pipeline = paying(conn, dsn, work)
+    inner, outer = approvals(conn)
+    assert (inner.name, outer.name) == ("inner", "outer")
+    decide(conn, pipeline, "a", "yes", question=inner.id, about={"result": {"id": "r"}})
+    decide(conn, pipeline, "a", "no", question=outer.id)
+    run(conn, dsn, pipeline)
+    assert (status_of(conn, "a"), len(bank)) == ("DONE", 1)
+
+
+def test_in_a_batch_one_that_fails_cuts_off_no_other(conn: Conn, dsn: str) -> None:
+    begun = asyncio.Event()
+    failed: list[bool] = []
+
+    async def pay(entity: str, *, idempotency_key: str) -> None:
+        if entity == "a":
+            await begun.wait()
+            if not failed:
+                failed.append(True)
+                raise NotDone
+        else:
+            begun.set()
+            await asyncio.sleep(0.05)
+        bank.append(entity)
+
+    async def work(runs: list[Run[Post]]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for run in runs:
+                group.create_task(run.effect("pay", pay, run.entity_id))
+
+    pipeline = deployed(conn, one_stage(work, transaction=True, batch=2))
+    pipeline.submit_many(conn, ((name, Post()) for name in "ab"))
+    run(conn, dsn, pipeline)
+    assert (status_of(conn, "a"), status_of(conn, "b"), bank) == ("DONE", "DONE", ["b", "a"])
+
+
 def test_a_job_waits_for_the_answers_to_all_its_questions(conn: Conn, dsn: str) -> None:
     functions = {name: once_failing(charge, OSError()) for name in ("one", "two")}
 

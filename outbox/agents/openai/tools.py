@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import copy
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -123,16 +122,12 @@ class _Call:
             title=f"tool {name}",
         )  # fmt: skip
         try:
-            with here.effect() if self._policy.effect else nullcontext():
-                kept = await keep(
-                    here.attempt, self._what, self._make, policy=self._policy, failed=self._failed,
-                    about=_read(self._arguments),
-                )  # fmt: skip
+            kept = await keep(
+                here.attempt, self._what, self._make, policy=self._policy, failed=self._failed,
+                about=_read(self._arguments),
+            )  # fmt: skip
         except StillWaits as waits:
             return waits.result
-        except Exception:
-            await here.effects_end()  # the SDK cancels the other calls of the response
-            raise
         if not kept.made and self._ctx.tool_call is not None:
             # It has ended: an agent within it that waited for people, as its state says, doesn't wait any more.
             drop_agent_tool_run_result(self._ctx.tool_call, scope_id=get_agent_tool_state_scope(self._ctx))
