@@ -168,15 +168,18 @@ def _find(job: Job, key: str, function: Callable[..., Any]) -> Steps[str | None]
 
 def _keep(job: Job, key: str, function: Callable[..., Any], result: Any, inline: int) -> Steps[str]:
     text = written(function, key, result)
+    kept: str | None
     if len(text) > inline:
         held, made = yield from blobs.keep(job, text.encode(), key, name_of(function))
+        kept = text if made else None
     else:
         params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": name_of(function)}
-        ((held, made),) = yield SQL["checkpoint_write"], {**_work(job, key), **params, "result": text}
+        # The database has keys in an order of its own, and 1e22 without an exponent. All attempts get the same.
+        ((held, kept),) = yield SQL["checkpoint_write"], {**_work(job, key), **params, "result": text}
     if not held:
         raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
-    # Another attempt may have kept its result first. All attempts get the same one.
-    kept = None if made else (yield from _find(job, key, function))
+    if kept is None:  # another attempt may have kept its result first
+        kept = yield from _find(job, key, function)
     return text if kept is None else kept
 
 

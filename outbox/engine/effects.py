@@ -243,18 +243,20 @@ def _ask(found: Effects, asked: Asked, why: str | None) -> None:
 def _done(job: Job, name: str, call: str, text: str, known_by: str, inline: int) -> Steps[_Known]:
     """Writes that a call is done, with its result, which is a blob if it is large."""
     blob = (yield from blobs.store(job, text.encode())).sha256 if len(text) > inline else None
-    yield from _note(job, name, call, "done", result=None if blob else text, blob=blob, known_by=known_by)
-    return _Known(False, call, "done", text, known_by, None, blob)
+    kept = yield from _note(job, name, call, "done", result=None if blob else text, blob=blob, known_by=known_by)
+    return _Known(False, call, "done", kept or text, known_by, None, blob)
 
 
 def _note(
     job: Job, name: str, call: str, state: str, *, result: str | None = None, blob: str | None = None,
     error: str | None = None, known_by: str | None = None,
-) -> Steps[None]:  # fmt: skip
+) -> Steps[str | None]:  # fmt: skip
+    """Writes what has come of a call. Returns its result as later attempts read it."""
     what = {"call": call, "state": state, "result": result, "blob": blob, "error": error, "known_by": known_by}
-    ((held,),) = yield SQL["effect_note"], {**_work(job, name), **what}
+    ((held, kept),) = yield SQL["effect_note"], {**_work(job, name), **what}
     if not held:
         raise _lost(job)
+    return kept  # type: ignore[no-any-return]
 
 
 def _work(job: Job, name: str) -> dict[str, Any]:
