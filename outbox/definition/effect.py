@@ -157,7 +157,9 @@ def checked(function: object, on_unknown: object, *, is_async: bool) -> None:
     """Raises InvalidInput unless a handler of this colour can call both, or `on_unknown` says what else to do."""
     if not callable(function):
         raise InvalidInput("function", f"must be a function, not {shown(function)}")
-    if on_unknown not in ("ask", "repeat") and not isinstance(on_unknown, Ask) and not callable(on_unknown):
+    # A class is callable, too: NotDone in place of a look_up would have each call repeated.
+    looks_up = callable(on_unknown) and not isinstance(on_unknown, type)
+    if on_unknown not in ("ask", "repeat") and not isinstance(on_unknown, Ask) and not looks_up:
         raise InvalidInput("on_unknown", f'must be "ask", Ask(…), "repeat" or a function, not {shown(on_unknown)}')
     for what, each in (("function", function), ("on_unknown", on_unknown)):
         if not is_async and inspect.iscoroutinefunction(each):

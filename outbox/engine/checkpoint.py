@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-from pydantic import TypeAdapter
+from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 
 from .. import documents, texts
 from ..database import statements
@@ -147,6 +147,7 @@ def once(
 
     A result of more than `inline` characters is kept as a blob.
     """
+    require_type(function)
     kept = yield from _find(job, key, function)
     if kept is None:
         kept = yield from _keep(job, key, function, (yield Call(call)), inline)
@@ -221,6 +222,22 @@ def _type(function: Callable[..., Any]) -> Any:
         return typing.get_type_hints(getattr(function, "func", function)).get("return")
     except Exception:  # there are no annotations, or they can't be resolved here
         return None
+
+
+def require_type(function: Callable[..., Any]) -> None:
+    """Raises HandlerError if pydantic doesn't know the type that the function's return annotation names.
+
+    Its results could not be kept. That is said before it is called.
+    """
+    said = _type(function)
+    try:
+        if said is not None:
+            TypeAdapter(said)
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+        raise HandlerError(
+            f"{name_of(function)} returns {texts.shown(said)}, which can't be kept: return plain JSON, a dataclass or "
+            "a pydantic model, and annotate it"
+        ) from error
 
 
 def written(function: Callable[..., Any], key: str, result: Any, what: str = "once", most: int = MAX_RESULT) -> str:

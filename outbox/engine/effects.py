@@ -13,6 +13,7 @@ Whatever ends the process between the two, the next attempt finds the intention,
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from ..definition.reasons import describe
 from ..errors import EffectUnknown, HandlerError, LeaseLost
 from ..texts import printable
 from . import blobs
-from .checkpoint import MAX_INLINE, Checkpoints, Steps, name_of, read, written
+from .checkpoint import MAX_INLINE, Checkpoints, Steps, name_of, read, require_type, written
 from .job import Failed, Finished, Job, Outcome, PutBack, Trouble, fail
 from .lease import Lease
 
@@ -88,6 +89,11 @@ def effect(
 
     A result of more than `inline` characters is kept as a blob.
     """
+    try:
+        require_type(function)
+    except HandlerError:
+        found.may_begin_again(name)
+        raise
     known = yield from _intend(job, name, function, repeat=on_unknown == "repeat")
     if not known.ours and known.state == "started":
         known = yield from _look_up(job, found, name, function, known, on_unknown, inline)
@@ -109,6 +115,9 @@ def _make(
     killpoints.passing("K14")
     try:
         result = yield Call(call)
+        if inspect.iscoroutine(result):  # nothing has run it
+            result.close()
+            raise NotDone("the function is async, and the handler is a plain function")
         killpoints.passing("K15")
         text = written(function, name, result, "effect")
     except NotDone as error:
