@@ -7,15 +7,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
 
-from .. import texts
+from .. import documents, texts
 from ..definition.effect import Ask, OnUnknown
 from ..definition.run import Run
 from ..errors import AgentChanged, InvalidInput
 from .attempt import Attempt
 from .errors import ResultRefused, StillWaits
 from .policy import NO_POLICY, ToolPolicy
+
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 _LONGEST_ID = 64
 """The longest id of a tool call, in characters, that is a part of a key as it is. Models make shorter ones."""
@@ -85,6 +88,14 @@ def dumped(dump: Callable[[Any], Any], result: Any, what: Described) -> Any:
         return dump(result)
     except Exception as error:  # whatever a user's serializer raises
         raise ResultRefused(what.title, texts.printable(error)) from error
+
+
+def tool_result(dump: Callable[[Any], Any], result: Any, what: Described) -> Any:
+    """Returns the result of a tool as JSON. Raises ResultRefused also if pydantic would write null for a number."""
+    written = dumped(dump, result, what)
+    if documents.has_null(written) and documents.has_nonfinite(_ANY.dump_python(result)):
+        raise ResultRefused(what.title, "NaN and Infinity are not JSON")
+    return written
 
 
 class Call:

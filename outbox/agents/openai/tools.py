@@ -29,7 +29,7 @@ from ...errors import DefinitionError, OutboxError
 from .. import policy
 from ..decisions import Decision, name_of
 from ..errors import StillWaits
-from ..kept import Described, dumped, keep, short
+from ..kept import Described, keep, short, tool_result
 from ..policy import NO_POLICY, ToolPolicy
 from .place import ToolCallPlace, decided, place, tool_call
 
@@ -143,7 +143,7 @@ class _Call:
             place.reset(run)
         if mine.waits:
             raise StillWaits(result)
-        return dumped(to_jsonable_python, result, self._what)
+        return tool_result(to_jsonable_python, result, self._what)
 
     async def _invoke(self, tool: FunctionTool) -> Any:
         return await invoke_function_tool(function_tool=tool, context=self._ctx, arguments=self._arguments)
