@@ -287,6 +287,28 @@ def test_a_definition_that_can_not_work_is_refused() -> None:
         agent_stage(pipeline, supporter(), on="NEW", to="DONE", prompt=lambda case: "", transcript="talk")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"on": []}, "on= is empty"),
+        ({"to": []}, "to= is empty"),
+        ({"answered": "NEW"}, "answered='NEW' must be a status of its own"),
+        ({"waiting": "NEW"}, "waiting='NEW' must be a status in which people answer"),
+        ({"on_budget": "NEW"}, "'NEW', where the workflow is stopped"),
+        ({"deadline": 5}, "deadline"),
+        ({"budget": 5}, "budget=5 is not a Budget"),
+        ({"prompt": "help"}, "prompt='help' is not a function"),
+        ({"ask": {"assignee": "sarah"}}, "is not a function"),
+    ],
+)
+def test_a_stage_that_would_fail_when_it_runs_is_refused_before(wrong: dict[str, Any], told: str) -> None:
+    pipeline: Pipeline[Any] = Pipeline("cases", data=Case, initial="NEW", final={"DONE"})
+    given: dict[str, Any] = {"on": "NEW", "to": "DONE", "prompt": lambda case: "", **wrong}
+    with pytest.raises(DefinitionError, match=f"stage support: .*{told}"):
+        agent_stage(pipeline, supporter(), **given)
+    assert pipeline.stages == {}
+
+
 def test_a_model_that_never_stops_is_ended_with_the_reason(conn: Conn, dsn: str) -> None:
     endless = [[call("look_up", f"c{n}", order=str(n))] for n in range(99)]
     pipeline = deployed(conn, cases(supporter(*endless), budget=Budget(requests=3)))
@@ -296,6 +318,15 @@ def test_a_model_that_never_stops_is_ended_with_the_reason(conn: Conn, dsn: str)
         "the agent has spent its budget: 3 requests in this attempt, of 3"
     )
     assert calls == ["0", "1", "2"]
+
+
+def test_without_a_budget_the_limit_of_the_framework_ends_it_at_once(conn: Conn, dsn: str) -> None:
+    endless = [[call("look_up", f"c{n}", order=str(n))] for n in range(99)]
+    pipeline = deployed(conn, cases(supporter(*endless)))
+    pipeline.submit(conn, "a", Case())
+    drain(pipeline, dsn)
+    assert "request_limit of 50" in value(conn, "SELECT error FROM outbox.dead_jobs")
+    assert len(calls) == 50
 
 
 def test_a_model_that_never_stops_goes_where_the_stage_says(conn: Conn, dsn: str) -> None:
