@@ -69,7 +69,10 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class Child(Generic[Data]):
-    """A child of a workflow: its status, whether it has ended, and its data as its pipeline's type."""
+    """A child of a workflow: its status, whether it has ended, and its data as its pipeline's type.
+
+    `data` is None if it was erased.
+    """
 
     workflow_id: UUID
     entity_id: str
