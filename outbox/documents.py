@@ -7,6 +7,7 @@ reader would refuse: NUL, NaN, depth, size. Texts that the engine itself makes, 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import fields, is_dataclass
@@ -63,7 +64,7 @@ def dump(adapter: TypeAdapter[Any], value: Any, field: str, *, most: int = MAX_B
     _check_size(len(written), field, most)
     text = written.decode()
     # pydantic writes NaN and Infinity as null, so the values are searched only if the text has a null.
-    if "null" in text and _has_nonfinite(adapter.dump_python(value)):
+    if "null" in text and has_nonfinite(adapter.dump_python(value)):
         raise InvalidInput(field, "NaN and Infinity are not JSON")
     check(text, field, most)
     try:
@@ -256,11 +257,21 @@ _NULL = "None"
 """How an error names the key None."""
 
 
-def _has_nonfinite(value: Any) -> bool:
+def has_nonfinite(value: Any) -> bool:
+    """Returns whether NaN or Infinity is in a value of plain Python types."""
+    return _any(value, lambda item: isinstance(item, float) and not math.isfinite(item))
+
+
+def has_null(value: Any) -> bool:
+    """Returns whether None is in a value of plain Python types."""
+    return _any(value, lambda item: item is None)
+
+
+def _any(value: Any, is_it: Callable[[Any], bool]) -> bool:
     stack = [value]
     while stack:
         item = stack.pop()
-        if isinstance(item, float) and (item != item or item in (float("inf"), float("-inf"))):
+        if is_it(item):
             return True
         if isinstance(item, dict):
             stack.extend(item.values())

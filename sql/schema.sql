@@ -971,6 +971,13 @@ CREATE FUNCTION outbox.effect_answered(asked outbox.approvals, decision text, ac
 DECLARE
     due record;
 BEGIN
+    -- A result in another place would not be found, and the handler would get null.
+    IF effect_answered.decision = 'yes' AND about IS NOT NULL AND NOT (jsonb_typeof(about) = 'object' AND about ? 'result') THEN
+        RAISE EXCEPTION 'pipeline "%", entity "%": the answer to "%" has no result', asked.pipeline, asked.entity_id, asked.question
+            USING ERRCODE = 'OB023',
+                  DETAIL = jsonb_build_object('pipeline', asked.pipeline, 'entity_id', asked.entity_id, 'question', asked.id)::text,
+                  HINT = 'Give about (--about) as {"result": ...}, or leave it out: then the result is null.';
+    END IF;
     UPDATE outbox.approvals AS a
     SET ended = 'decided', decision = effect_answered.decision, to_status = a.status, decided_by = actor, login = session_user,
         reason = effect_answered.reason, ended_at = clock_timestamp()

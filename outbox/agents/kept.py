@@ -7,15 +7,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
 
-from .. import texts
+from .. import documents, texts
 from ..definition.effect import Ask, OnUnknown
 from ..definition.run import Run
 from ..errors import AgentChanged, InvalidInput
 from .attempt import Attempt
-from .errors import ResultRefused
+from .errors import ResultRefused, StillWaits
 from .policy import NO_POLICY, ToolPolicy
+
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 _LONGEST_ID = 64
 """The longest id of a tool call, in characters, that is a part of a key as it is. Models make shorter ones."""
@@ -68,12 +71,14 @@ async def keep(
             return await failed(error)
 
     call = Call(tried, what, told)
-    kept = await call.kept(run, _asking(what, policy, about) if policy.effect else None)
-    if kept["of"] != what.identity:
-        raise AgentChanged(
-            f"agent {what.agent}: an earlier attempt has kept {what.key!r}: {_difference(kept['of'], what.identity)}. "
-            "Bring back the code that the job began with, or move the workflow to its status again"
-        )
+    try:
+        kept = await call.kept(run, _asking(what, policy, about) if policy.effect else None)
+        _require_same(kept["of"], what)
+    except StillWaits:
+        raise
+    except Exception:
+        await run._others_end()  # the framework cuts off the other calls of the response
+        raise
     return Kept(kept["result"], call.returned)
 
 
@@ -83,6 +88,14 @@ def dumped(dump: Callable[[Any], Any], result: Any, what: Described) -> Any:
         return dump(result)
     except Exception as error:  # whatever a user's serializer raises
         raise ResultRefused(what.title, texts.printable(error)) from error
+
+
+def tool_result(dump: Callable[[Any], Any], result: Any, what: Described) -> Any:
+    """Returns the result of a tool as JSON. Raises ResultRefused also if pydantic would write null for a number."""
+    written = dumped(dump, result, what)
+    if documents.has_null(written) and documents.has_nonfinite(_ANY.dump_python(result)):
+        raise ResultRefused(what.title, "NaN and Infinity are not JSON")
+    return written
 
 
 class Call:
@@ -125,6 +138,14 @@ def _asking(what: Described, policy: ToolPolicy, about: Any) -> OnUnknown:
         return Ask(question, about=from_json(to_json(about, fallback=str)))
     except InvalidInput:  # Postgres can't hold them, but the call needs no place there
         return Ask(question)
+
+
+def _require_same(kept: dict[str, Any], what: Described) -> None:
+    if kept != what.identity:
+        raise AgentChanged(
+            f"agent {what.agent}: an earlier attempt has kept {what.key!r}: {_difference(kept, what.identity)}. "
+            "Bring back the code that the job began with, or move the workflow to its status again"
+        )
 
 
 def _difference(kept: dict[str, Any], now: dict[str, Any]) -> str:

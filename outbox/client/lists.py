@@ -78,7 +78,7 @@ class Workflow(Generic[Data]):
     def data(self) -> Data:
         """Its data, upgraded and validated when it is first asked for: data that no code can read spoils no list.
 
-        Raises what `Pipeline.load` raises.
+        None if it was erased. Raises what `Pipeline.load` raises.
         """
         return self.load(self.text)
 

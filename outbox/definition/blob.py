@@ -6,10 +6,10 @@ import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InvalidInput
-from ..texts import shown
+from ..texts import explain, shown
 
 READ = 2**20
 """Bytes that are read from a content at a time."""
@@ -28,6 +28,14 @@ class Blob(BaseModel):
     size: int = Field(ge=0)
 
 
+def handle(given: Any) -> Blob:
+    """Returns a handle, also one that plain JSON data has. Raises InvalidInput, which names `blob`, if it is none."""
+    try:
+        return given if isinstance(given, Blob) else Blob.model_validate(given)
+    except ValidationError as error:
+        raise InvalidInput("blob", f"is no handle, as run.store returns it: {explain(error)}") from None
+
+
 class Readable(Protocol):
     """A file that is open for reading bytes."""
 
@@ -44,7 +52,8 @@ def pieces(content: Content, *, is_async: bool) -> Callable[[], Any]:
     Raises InvalidInput, which names `content`, if it is nothing that can be read.
     """
     if isinstance(content, bytes | bytearray | memoryview):
-        given = memoryview(content).cast("B")
+        view = memoryview(content)
+        given = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
         slices = iter([given[at : at + READ] for at in range(0, len(given), READ)])
         return lambda: next(slices, None)
     if callable(read := getattr(content, "read", None)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
@@ -19,6 +19,9 @@ VERSION = "$version"
 MAX_VERSION = 10_000
 """The highest version of a type. Each version needs an upgrade written by hand, so only a mistake exceeds it."""
 
+ERASED = "$erased"
+"""The key of what `outbox erase` leaves of a document. Its value is the time."""
+
 Data = TypeVar("Data")
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -30,6 +33,14 @@ def version_problem(version: Any) -> str | None:
     if not 1 <= version <= MAX_VERSION:
         return f"is {texts.shown(version)}, which is not from 1 to {MAX_VERSION:,}"
     return None
+
+
+def is_erased(text: str) -> bool:
+    """Returns whether stored JSON text is what is left of data that was erased: a type may accept it as data."""
+    if ERASED not in text:
+        return False
+    document = json.loads(text)
+    return isinstance(document, dict) and document.keys() - {VERSION} == {ERASED}
 
 
 class DataType:
@@ -226,6 +237,9 @@ class HasData(Generic[Data]):
         return self._data.dump_readable(data)
 
     def load(self, text: str) -> Data:
-        """Returns data from stored JSON text. Raises pydantic's ValidationError if it doesn't fit the type."""
-        data: Data = self._data.load(text)
+        """Returns data from stored JSON text; None if it was erased.
+
+        Raises pydantic's ValidationError if it doesn't fit the type.
+        """
+        data: Data = cast(Data, None) if is_erased(text) else self._data.load(text)
         return data

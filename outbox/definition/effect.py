@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -73,17 +74,58 @@ class Asked:
     error: str | None = None
 
 
+Under = asyncio.Future[None]
+"""An effect under way. It is done when the effect has ended."""
+
+_within: ContextVar[Under | None] = ContextVar("outbox_effect", default=None)
+"""The effect whose function runs here."""
+
+
+class UnderWay:
+    """The effects under way in one call of a handler.
+
+    What raises beside one waits for its end. A TaskGroup, or an agent's framework, would cut it off, half done.
+    """
+
+    __slots__ = ("_effects",)
+
+    def __init__(self) -> None:
+        self._effects: dict[Under, Under | None] = {}  # each with the effect whose function makes it
+
+    async def among_others(self, effect: Coroutine[Any, Any, Any]) -> Any:
+        """Awaits an effect. If it raises, those beside it end first."""
+        ended: Under = asyncio.get_running_loop().create_future()
+        self._effects[ended] = _within.get()
+        token = _within.set(ended)
+        try:
+            try:
+                return await effect
+            finally:
+                _within.reset(token)
+                del self._effects[ended]
+                ended.set_result(None)
+        except Exception:
+            await self.others_end()
+            raise
+
+    async def others_end(self) -> None:
+        """Waits for the effects under way beside what runs here. One within which it runs waits for it."""
+        here = _within.get()
+        while beside := [each for each, within in self._effects.items() if within is here]:
+            await asyncio.wait(beside)
+
+
 class Effects:
     """What one call of a handler knows of its effects.
 
     `asked` are the questions to people. `unknown` says why it is not known what has become of some, by their names.
     """
 
-    __slots__ = ("_names", "_under_way", "asked", "unknown")
+    __slots__ = ("_names", "asked", "under_way", "unknown")
 
-    def __init__(self) -> None:
+    def __init__(self, under_way: UnderWay | None = None) -> None:
+        self.under_way = under_way or UnderWay()
         self._names: set[str] = set()
-        self._under_way: set[asyncio.Future[None]] = set()
         self.asked: list[Asked] = []
         self.unknown: dict[str, str] = {}
 
@@ -105,21 +147,6 @@ class Effects:
         self._names.discard(name)
         self.unknown.pop(name, None)
 
-    async def among_others(self, effect: Coroutine[Any, Any, Any]) -> Any:
-        """Awaits an effect. One that raises waits for those under way: a TaskGroup would cut them off, half done."""
-        ended = asyncio.get_running_loop().create_future()
-        self._under_way.add(ended)
-        try:
-            try:
-                return await effect
-            finally:
-                self._under_way.discard(ended)
-                ended.set_result(None)
-        except Exception:
-            while self._under_way:
-                await asyncio.wait(self._under_way)
-            raise
-
 
 def effect_key(workflow_id: str, entered: int, name: str) -> str:
     """Returns the idempotency key of an effect. The stage is no part of it: it may have another name tomorrow."""
@@ -130,7 +157,9 @@ def checked(function: object, on_unknown: object, *, is_async: bool) -> None:
     """Raises InvalidInput unless a handler of this colour can call both, or `on_unknown` says what else to do."""
     if not callable(function):
         raise InvalidInput("function", f"must be a function, not {shown(function)}")
-    if on_unknown not in ("ask", "repeat") and not isinstance(on_unknown, Ask) and not callable(on_unknown):
+    # A class is callable, too: NotDone in place of a look_up would have each call repeated.
+    looks_up = callable(on_unknown) and not isinstance(on_unknown, type)
+    if on_unknown not in ("ask", "repeat") and not isinstance(on_unknown, Ask) and not looks_up:
         raise InvalidInput("on_unknown", f'must be "ask", Ask(…), "repeat" or a function, not {shown(on_unknown)}')
     for what, each in (("function", function), ("on_unknown", on_unknown)):
         if not is_async and inspect.iscoroutinefunction(each):

@@ -18,7 +18,7 @@ from ..client.publish import MAX_TOPIC, checked
 from ..documents import EntityId
 from ..errors import HandlerError, InvalidInput, LeaseLost
 from . import effect
-from .blob import Blob, Content
+from .blob import Blob, Content, handle
 from .data import HasData
 from .effect import Effects, OnUnknown
 from .lifespan import NO_RESOURCES
@@ -69,7 +69,10 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class Child(Generic[Data]):
-    """A child of a workflow: its status, whether it has ended, and its data as its pipeline's type."""
+    """A child of a workflow: its status, whether it has ended, and its data as its pipeline's type.
+
+    `data` is None if it was erased.
+    """
 
     workflow_id: UUID
     entity_id: str
@@ -333,6 +336,10 @@ class Run(Generic[Data, Resources]):
         self._effects.begin(name, f"stage {stage.queue}")
         return worker.effect(self._job, self._effects, name, function, args, kwargs, on_unknown)
 
+    async def _others_end(self) -> None:
+        if self._effects is not None:
+            await self._effects.under_way.others_end()
+
     def effect_key(self, name: str) -> str:
         """Returns the idempotency key of an effect: the same in every attempt, whatever the stage is called."""
         texts.check_text(name, "name", MAX_TOPIC)
@@ -353,20 +360,20 @@ class Run(Generic[Data, Resources]):
         self._still_held()
         return self._worker("store").store(self._job, content)
 
-    def load(self, blob: Blob) -> Coroutine[Any, Any, bytes]:
-        """Returns a content that was stored. Raises NotFound if it isn't there.
+    def load(self, blob: Blob | Mapping[str, Any]) -> Coroutine[Any, Any, bytes]:
+        """Returns a content that was stored. Raises NotFound if it isn't there, InvalidInput if `blob` is no handle.
 
         In an async handler, await it; in a plain handler it returns the bytes.
         """
-        loaded: Coroutine[Any, Any, bytes] = self._worker("load").load(self._job, blob)
+        loaded: Coroutine[Any, Any, bytes] = self._worker("load").load(self._job, handle(blob))
         return loaded
 
-    def stream(self, blob: Blob) -> AsyncGenerator[bytes]:
-        """Yields a content that was stored, in parts of up to 256 kB. Raises NotFound if it isn't there.
+    def stream(self, blob: Blob | Mapping[str, Any]) -> AsyncGenerator[bytes]:
+        """Yields a content that was stored, in parts of up to 256 kB. Raises as `load` does.
 
         In an async handler, use it in `async for`; in a plain handler, in `for`.
         """
-        streamed: AsyncGenerator[bytes] = self._worker("stream").stream(self._job, blob)
+        streamed: AsyncGenerator[bytes] = self._worker("stream").stream(self._job, handle(blob))
         return streamed
 
     def children(self, pipeline: HasData[Of]) -> Coroutine[Any, Any, list[Child[Of]]]:
@@ -458,12 +465,12 @@ class SyncRun(Run[Data, Resources]):
         stored: Blob = self._store(content)
         return stored
 
-    def load(self, blob: Blob) -> bytes:  # type: ignore[override]
+    def load(self, blob: Blob | Mapping[str, Any]) -> bytes:  # type: ignore[override]
         """Returns a content that was stored. See `Run.load`."""
-        loaded: bytes = self._worker("load").load(self._job, blob)
+        loaded: bytes = self._worker("load").load(self._job, handle(blob))
         return loaded
 
-    def stream(self, blob: Blob) -> Iterator[bytes]:  # type: ignore[override]
+    def stream(self, blob: Blob | Mapping[str, Any]) -> Iterator[bytes]:  # type: ignore[override]
         """Yields a content that was stored, in parts. See `Run.stream`."""
-        streamed: Iterator[bytes] = self._worker("stream").stream(self._job, blob)
+        streamed: Iterator[bytes] = self._worker("stream").stream(self._job, handle(blob))
         return streamed

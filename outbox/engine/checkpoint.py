@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-from pydantic import TypeAdapter
+from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 
 from .. import documents, texts
 from ..database import statements
@@ -147,6 +147,7 @@ def once(
 
     A result of more than `inline` characters is kept as a blob.
     """
+    require_type(function)
     kept = yield from _find(job, key, function)
     if kept is None:
         kept = yield from _keep(job, key, function, (yield Call(call)), inline)
@@ -168,15 +169,18 @@ def _find(job: Job, key: str, function: Callable[..., Any]) -> Steps[str | None]
 
 def _keep(job: Job, key: str, function: Callable[..., Any], result: Any, inline: int) -> Steps[str]:
     text = written(function, key, result)
+    kept: str | None
     if len(text) > inline:
         held, made = yield from blobs.keep(job, text.encode(), key, name_of(function))
+        kept = text if made else None
     else:
         params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": name_of(function)}
-        ((held, made),) = yield SQL["checkpoint_write"], {**_work(job, key), **params, "result": text}
+        # The database has keys in an order of its own, and 1e22 without an exponent. All attempts get the same.
+        ((held, kept),) = yield SQL["checkpoint_write"], {**_work(job, key), **params, "result": text}
     if not held:
         raise LeaseLost(f"{job.stage.queue} {job.entity_id}: {job.lost or 'the job was taken away'}")
-    # Another attempt may have kept its result first. All attempts get the same one.
-    kept = None if made else (yield from _find(job, key, function))
+    if kept is None:  # another attempt may have kept its result first
+        kept = yield from _find(job, key, function)
     return text if kept is None else kept
 
 
@@ -218,6 +222,22 @@ def _type(function: Callable[..., Any]) -> Any:
         return typing.get_type_hints(getattr(function, "func", function)).get("return")
     except Exception:  # there are no annotations, or they can't be resolved here
         return None
+
+
+def require_type(function: Callable[..., Any]) -> None:
+    """Raises HandlerError if pydantic doesn't know the type that the function's return annotation names.
+
+    Its results could not be kept. That is said before it is called.
+    """
+    said = _type(function)
+    try:
+        if said is not None:
+            TypeAdapter(said)
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+        raise HandlerError(
+            f"{name_of(function)} returns {texts.shown(said)}, which can't be kept: return plain JSON, a dataclass or "
+            "a pydantic model, and annotate it"
+        ) from error
 
 
 def written(function: Callable[..., Any], key: str, result: Any, what: str = "once", most: int = MAX_RESULT) -> str:

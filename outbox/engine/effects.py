@@ -13,9 +13,10 @@ Whatever ends the process between the two, the next attempt finds the intention,
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,12 +28,12 @@ from .. import documents, texts
 from ..database import killpoints, statements
 from ..database.link import Link
 from ..database.steps import Call, Statement, perform, perform_async
-from ..definition.effect import Ask, Asked, Done, Effects, NotDone, OnUnknown, effect_key
+from ..definition.effect import Ask, Asked, Done, Effects, NotDone, OnUnknown, UnderWay, effect_key
 from ..definition.reasons import describe
 from ..errors import EffectUnknown, HandlerError, LeaseLost
 from ..texts import printable
 from . import blobs
-from .checkpoint import MAX_INLINE, Checkpoints, Steps, name_of, read, written
+from .checkpoint import MAX_INLINE, Checkpoints, Steps, name_of, read, require_type, written
 from .job import Failed, Finished, Job, Outcome, PutBack, Trouble, fail
 from .lease import Lease
 
@@ -76,7 +77,7 @@ class Ledger(Checkpoints):
         """Makes a call whose effect must not happen twice, or returns its result. Async handlers await it."""
         steps = effect(job, found, name, function, partial(function, *args, **kwargs), on_unknown)
         if job.stage.is_async:
-            return found.among_others(perform_async(steps, self._take_async))
+            return found.under_way.among_others(perform_async(steps, self._take_async))
         return perform(steps, self._take)
 
 
@@ -88,6 +89,11 @@ def effect(
 
     A result of more than `inline` characters is kept as a blob.
     """
+    try:
+        require_type(function)
+    except HandlerError:
+        found.may_begin_again(name)
+        raise
     known = yield from _intend(job, name, function, repeat=on_unknown == "repeat")
     if not known.ours and known.state == "started":
         known = yield from _look_up(job, found, name, function, known, on_unknown, inline)
@@ -109,6 +115,9 @@ def _make(
     killpoints.passing("K14")
     try:
         result = yield Call(call)
+        if inspect.iscoroutine(result):  # nothing has run it
+            result.close()
+            raise NotDone("the function is async, and the handler is a plain function")
         killpoints.passing("K15")
         text = written(function, name, result, "effect")
     except NotDone as error:
@@ -126,6 +135,13 @@ def _make(
     known = yield from _done(job, name, id_, text, CALL, inline)
     killpoints.passing("K16")
     return known
+
+
+def together(runs: Sequence[Any]) -> None:
+    """Makes the effects of several runs, which one handler gets, effects beside each other."""
+    under_way = UnderWay()
+    for run in runs:
+        run._effects = Effects(under_way)
 
 
 def settled(run: Any, outcome: Finished | Failed) -> Outcome:
@@ -236,18 +252,20 @@ def _ask(found: Effects, asked: Asked, why: str | None) -> None:
 def _done(job: Job, name: str, call: str, text: str, known_by: str, inline: int) -> Steps[_Known]:
     """Writes that a call is done, with its result, which is a blob if it is large."""
     blob = (yield from blobs.store(job, text.encode())).sha256 if len(text) > inline else None
-    yield from _note(job, name, call, "done", result=None if blob else text, blob=blob, known_by=known_by)
-    return _Known(False, call, "done", text, known_by, None, blob)
+    kept = yield from _note(job, name, call, "done", result=None if blob else text, blob=blob, known_by=known_by)
+    return _Known(False, call, "done", kept or text, known_by, None, blob)
 
 
 def _note(
     job: Job, name: str, call: str, state: str, *, result: str | None = None, blob: str | None = None,
     error: str | None = None, known_by: str | None = None,
-) -> Steps[None]:  # fmt: skip
+) -> Steps[str | None]:  # fmt: skip
+    """Writes what has come of a call. Returns its result as later attempts read it."""
     what = {"call": call, "state": state, "result": result, "blob": blob, "error": error, "known_by": known_by}
-    ((held,),) = yield SQL["effect_note"], {**_work(job, name), **what}
+    ((held, kept),) = yield SQL["effect_note"], {**_work(job, name), **what}
     if not held:
         raise _lost(job)
+    return kept  # type: ignore[no-any-return]
 
 
 def _work(job: Job, name: str) -> dict[str, Any]:

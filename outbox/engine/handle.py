@@ -112,7 +112,10 @@ def _call(runs: Sequence[Run[Any]]) -> Any:
     stage = runs[0]._job.stage
     for run in runs:
         run._job.begin()
-    return stage.handler(runs[0] if stage.batch is None else list(runs))
+    if stage.batch is None:
+        return stage.handler(runs[0])
+    effects.together(runs)
+    return stage.handler(list(runs))
 
 
 def finish(runs: Sequence[Run[Any]], result: Any) -> list[Outcome]:

@@ -22,6 +22,7 @@ from ..definition.pipeline import Pipeline
 from ..definition.run import Message, Run
 from ..definition.stage import Stage
 from ..documents import EntityId
+from ..engine.effects import together
 from ..engine.handle import begin, finish
 from ..engine.job import Failed, Finished, Job, PutBack
 from ..errors import HandlerError, InvalidInput
@@ -202,7 +203,10 @@ class _Handler(Generic[Data]):
         raise run.raised or HandlerError(run.error)
 
     def _argument(self) -> Any:
-        return self._runs[0] if self.stage.batch is None else list(self._runs)
+        if self.stage.batch is None:
+            return self._runs[0]
+        together(self._runs)
+        return list(self._runs)
 
     def _finished(self, returned: Any) -> list[Attempt[Data]]:
         each = [returned] * len(self._runs) if self.stage.batch is None or returned is None else list(returned)

@@ -35,7 +35,7 @@ class Kept(checkpoint.ForHandlers):
         """Does what `Ledger.effect` does."""
         steps = effects.effect(job, found, name, function, partial(function, *args, **kwargs), on_unknown)
         if job.stage.is_async:
-            return found.among_others(perform_async(steps, self._take_async))
+            return found.under_way.among_others(perform_async(steps, self._take_async))
         return perform(steps, self._take)
 
     def trusted(self) -> bool:

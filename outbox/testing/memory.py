@@ -73,7 +73,7 @@ class Memory:
         steps = effects.effect(job, found, name, function, call, on_unknown, inline=checkpoint.MAX_RESULT)
         take = partial(self._take_effect, name, function)
         if job.stage.is_async:
-            return found.among_others(perform_async(steps, _awaiting(take)))
+            return found.under_way.among_others(perform_async(steps, _awaiting(take)))
         return perform(steps, take)
 
     def trusted(self) -> bool:
@@ -101,7 +101,7 @@ class Memory:
                 self.effects[name] = Done(checkpoint.read(function, params["result"]))
             else:
                 self.effects[name] = NotDone() if params["state"] == "not done" else Ask()
-            return [(True,)]
+            return [(True, params["result"])]
         match self.effects.get(name):
             case Done(result):
                 text = checkpoint.written(function, name, result, "effect")
@@ -122,7 +122,7 @@ class Memory:
             return [(checkpoint.name_of(kept_by), text, None)]
         made = key not in self._kept
         self._kept.setdefault(key, (function, params["result"]))
-        return [(True, made)]
+        return [(True, params["result"] if made else None)]
 
     def _take_part(self, step: Statement | Call) -> Any:
         """Stands for the tables of blobs: `_parts` has contents of parts by their hashes, `_blobs` sizes and parts."""

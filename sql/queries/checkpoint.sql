@@ -9,7 +9,7 @@ WHERE c.workflow_id = %(id)s::uuid AND c.entered = %(entered)s AND c.stage = %(s
 
 -- name: checkpoint_write
 -- Keeps a result, if this attempt still holds its job and no result is kept under this key. Returns whether the job is
--- held, and whether this result was kept. It can be repeated.
+-- held, and the result as later attempts read it, if it was kept. It can be repeated.
 -- Reads jobs. Writes checkpoints. Locks the job, shared. Uses jobs_pkey, checkpoints_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id FROM outbox.jobs AS j
@@ -19,9 +19,9 @@ WITH held AS MATERIALIZED (
     INSERT INTO outbox.checkpoints (workflow_id, stage, entered, key, function, result, attempt)
     SELECT held.workflow_id, %(stage)s, %(entered)s, %(key)s, %(function)s, %(result)s::text::jsonb, %(attempt)s FROM held
     ON CONFLICT DO NOTHING
-    RETURNING key
+    RETURNING result
 )
-SELECT EXISTS (SELECT FROM held), EXISTS (SELECT FROM made);
+SELECT EXISTS (SELECT FROM held), (SELECT made.result::text FROM made);
 
 -- name: children_read
 -- Returns the children of a workflow in a pipeline, whether each has ended, and their data.

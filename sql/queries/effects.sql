@@ -25,7 +25,8 @@ FROM (VALUES (1)) AS one (n)
 LEFT JOIN outbox.effects AS e ON e.workflow_id = %(id)s::uuid AND e.entered = %(entered)s AND e.name = %(name)s;
 
 -- name: effect_note
--- Writes what has come of a call, if this attempt still holds its job. Returns whether it does. It can be repeated.
+-- Writes what has come of a call, if this attempt still holds its job. Returns whether it does, and the result as later
+-- attempts read it. It can be repeated.
 -- Reads jobs. Writes effects. Locks the job, shared. Uses jobs_pkey, effects_pkey.
 WITH held AS MATERIALIZED (
     SELECT j.workflow_id FROM outbox.jobs AS j
@@ -37,9 +38,9 @@ WITH held AS MATERIALIZED (
         known_by = %(known_by)s::text, ended_at = CASE WHEN %(state)s <> 'started' THEN clock_timestamp() END
     FROM held
     WHERE e.workflow_id = held.workflow_id AND e.entered = %(entered)s AND e.name = %(name)s AND e.call = %(call)s::uuid
-    RETURNING e.call
+    RETURNING e.result
 )
-SELECT EXISTS (SELECT FROM held) AND EXISTS (SELECT FROM noted);
+SELECT EXISTS (SELECT FROM held) AND EXISTS (SELECT FROM noted), (SELECT noted.result::text FROM noted);
 
 -- name: effects_ask
 -- Asks people what has become of calls, and parks the job. See the function in sql/functions/effects.sql.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -219,7 +220,14 @@ class Opaque:
     pass
 
 
-@pytest.mark.parametrize("result", [Opaque(), {"a": [Opaque()]}, "a\0b"])
+class Rate(BaseModel):
+    value: float
+
+
+@pytest.mark.parametrize(
+    "result",
+    [Opaque(), {"a": [Opaque()]}, "a\0b", "\ud800", float("nan"), {"a": [1, float("inf")]}, Rate(value=math.nan)],
+)
 def test_a_result_that_json_can_not_hold_ends_the_job_and_names_the_tool(conn: Conn, dsn: str, result: Any) -> None:
     agent = searcher([call("odd", "c1")], "ok")
 

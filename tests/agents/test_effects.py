@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import psycopg
@@ -119,6 +120,29 @@ def test_an_approval_outlives_the_question_whether_the_call_has_happened(conn: C
     found = pipeline.get(conn, "a")
     assert found is not None
     assert of.returned(found.data.transcript) == {"c1": "it was paid"}
+
+
+def test_a_crash_beside_an_effect_lets_it_end(conn: Conn, dsn: str) -> None:
+    crashed = asyncio.Event()
+
+    async def pay(cents: int) -> str:
+        calls.append(cents)
+        async with asyncio.timeout(30):
+            await crashed.wait()
+        await asyncio.sleep(0.05)
+        return "paid"
+
+    async def crash() -> str:
+        if not crashed.is_set():
+            crashed.set()
+            raise RuntimeError("crash")
+        return "-"
+
+    answers = [call("pay", "c1", cents=5), call("crash", "c2")], "done"
+    agent = Agent(script(*answers), name="payer", capabilities=[OutboxDurability()], tools=[crash])
+    agent.tool_plain(pay, metadata={"outbox": {"effect": True}})
+    run_one(conn, dsn, handler(agent))
+    assert (content(conn), calls, outbox.approvals(conn)) == ("paid", [5], [])
 
 
 @pytest.mark.parametrize("wrong", [{"effect": 1}, {"on_unknown": "repeat"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -363,7 +364,11 @@ class Opaque:
     pass
 
 
-@pytest.mark.parametrize("result", [Opaque(), {"a": [Opaque()]}, "a\0b", float("nan"), "\ud800"])
+class Rate(BaseModel):
+    value: float
+
+
+@pytest.mark.parametrize("result", [Opaque(), {"a": [Opaque()]}, "a\0b", float("nan"), "\ud800", Rate(value=math.nan)])
 def test_a_result_that_json_can_not_hold_is_refused_by_the_name_of_its_tool(conn: Conn, dsn: str, result: Any) -> None:
     @function_tool
     async def odd() -> Any:

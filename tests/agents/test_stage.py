@@ -12,7 +12,7 @@ from pydantic_ai.models.test import TestModel
 
 import outbox
 from kit.models import Answer, call, returned, script
-from kit.pipelines import QUICK, deployed, drain, status_of
+from kit.pipelines import QUICK, deployed, drain, status_of, value
 from outbox import DefinitionError, Go, Pipeline, Run
 from outbox.agents.pydantic_ai import OutboxDurability, Transcript, agent_stage
 
@@ -121,3 +121,40 @@ def test_a_definition_that_can_not_work_is_refused() -> None:
         agent_stage(pipeline, Agent(TestModel(), name="x"), on="NEW", to="DONE", prompt=lambda case: "")
     with pytest.raises(DefinitionError, match="Case has no field 'talk'"):
         agent_stage(pipeline, supporter(), on="NEW", to="DONE", prompt=lambda case: "", transcript="talk")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"on": []}, "on= is empty"),
+        ({"to": []}, "to= is empty"),
+        ({"answered": "NEW"}, "answered='NEW' must be a status of its own"),
+        ({"waiting": "NEW"}, "waiting='NEW' must be a status in which people answer"),
+        ({"on_budget": "NEW"}, "'NEW', where the workflow is stopped"),
+        ({"deadline": 5}, "deadline"),
+        ({"budget": 5}, "budget=5 is not a Budget"),
+        ({"prompt": "help"}, "prompt='help' is not a function"),
+        ({"ask": {"assignee": "sarah"}}, "is not a function"),
+    ],
+)
+def test_a_stage_that_would_fail_when_it_runs_is_refused_before(wrong: dict[str, Any], told: str) -> None:
+    pipeline: Pipeline[Any] = Pipeline("cases", data=Case, initial="NEW", final={"DONE"})
+    given: dict[str, Any] = {"on": "NEW", "to": "DONE", "prompt": lambda case: "", **wrong}
+    with pytest.raises(DefinitionError, match=f"stage support: .*{told}"):
+        agent_stage(pipeline, supporter(), **given)
+    assert pipeline.stages == {}
+
+
+def test_without_a_budget_the_limit_of_the_framework_ends_it_at_once(conn: Conn, dsn: str) -> None:
+    endless = [[call("look_up", f"c{n}", order=str(n))] for n in range(99)]
+    agent, orders = supporter(*endless), list[str]()
+
+    @agent.tool_plain
+    def look_up(order: str) -> str:
+        orders.append(order)
+        return "sent"
+
+    pipeline = asking(conn, dsn, agent)
+    assert "request_limit of 50" in value(conn, "SELECT error FROM outbox.dead_jobs WHERE attempts = 1")
+    assert len(orders) == 50
+    assert status_of(conn, "a") == pipeline.initial

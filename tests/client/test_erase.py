@@ -277,6 +277,34 @@ def test_parents_and_children_are_named(conn: Conn, dsn: str) -> None:
     assert parents.erase(conn, "parent").relatives == [("children", "child")]
 
 
+class Person(BaseModel):
+    name: str = "nobody"
+
+
+def test_data_that_was_erased_is_none_and_not_what_its_type_makes_of_nothing(conn: Conn, dsn: str) -> None:
+    children = deployed(conn, Pipeline("children", data=Person, initial="DONE", final={"DONE"}, version=2))
+    parents: Pipeline[Any] = Pipeline("parents", data=dict, initial="NEW", final={"DONE"})
+    seen: list[Any] = []
+
+    @parents.stage("split", on="NEW", to="SPLIT")
+    async def split(run: Run[Any]) -> None:
+        run.spawn(children, "child", {"name": MARK})
+
+    @parents.stage("look", on="LOOK", to="DONE")
+    async def look(run: Run[Any]) -> None:
+        seen.extend((child.entity_id, child.data) for child in await run.children(children))
+
+    parents.allow("SPLIT", to="LOOK")
+    deployed(conn, parents).submit(conn, "parent", {})
+    drain(parents, dsn)
+    children.erase(conn, "child")
+    conn.execute("UPDATE outbox.workflow_states SET current_status = 'LOOK' WHERE entity_id = 'parent'")
+    drain(parents, dsn)
+    found = children.get(conn, "child")
+    assert found is not None
+    assert (seen, found.data) == ([("child", None)], None)
+
+
 def test_what_has_not_ended_and_can_not_be_cancelled_is_refused(conn: Conn) -> None:
     pipeline = deployed(conn, Pipeline("p", data=dict, initial="NEW", final={"DONE"}))
     pipeline.allow("NEW", to="DONE")

@@ -26,6 +26,7 @@ from outbox import (
     Change,
     Go,
     HandlerError,
+    InvalidInput,
     LeaseLost,
     NotFound,
     Pipeline,
@@ -207,6 +208,10 @@ async def as_async_pieces(content: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
+def every_other(content: bytes) -> memoryview:
+    return memoryview(b"".join(bytes([each, 0]) for each in content))[::2]
+
+
 class AsyncFile:
     def __init__(self, content: bytes) -> None:
         self._file = io.BytesIO(content)
@@ -215,7 +220,9 @@ class AsyncFile:
         return self._file.read(size)
 
 
-@pytest.mark.parametrize("come_as", [bytes, bytearray, memoryview, io.BytesIO, as_pieces, as_async_pieces, AsyncFile])
+@pytest.mark.parametrize(
+    "come_as", [bytes, bytearray, memoryview, every_other, io.BytesIO, as_pieces, as_async_pieces, AsyncFile]
+)
 @pytest.mark.parametrize("size", [0, 1, 3 * MB + 5])
 def test_what_is_stored_comes_back(conn: Conn, dsn: str, come_as: Any, size: int) -> None:
     content = incompressible(size)
@@ -506,6 +513,22 @@ def test_a_handle_of_what_is_gone_is_told(conn: Conn, dsn: str) -> None:
     async def work(run: Run[Case]) -> Go[Case]:
         with pytest.raises(NotFound, match="there is no blob 00"):
             await run.load(Blob(sha256="0" * 64, size=5))
+        return Go("DONE")
+
+    pipeline = deployed(conn, cases(work, retry=ONCE))
+    pipeline.submit(conn, "a", Case())
+    drain(pipeline, dsn)
+    assert status_of(conn, "a") == "DONE"
+
+
+def test_a_handle_in_plain_json_is_read_and_what_is_none_is_refused(conn: Conn, dsn: str) -> None:
+    async def work(run: Run[Case]) -> Go[Case]:
+        blob = await run.store(b"content")
+        plain = json.loads(blob.model_dump_json())
+        assert await run.load(plain) == b"".join([part async for part in run.stream(plain)]) == b"content"
+        for wrong in (None, "content", {"sha256": "7", "size": 7}):
+            with pytest.raises(InvalidInput, match="blob: is no handle"):
+                await run.load(wrong)  # type: ignore[arg-type]
         return Go("DONE")
 
     pipeline = deployed(conn, cases(work, retry=ONCE))

@@ -69,6 +69,21 @@ def test_a_call_is_made_once_over_all_attempts(conn: Conn, dsn: str, transaction
     assert kept[1] == ("draft", 1, {"text": "3 words on cats"})
 
 
+def test_the_first_attempt_gets_a_result_as_later_ones_do(conn: Conn, dsn: str) -> None:
+    seen: list[str] = []
+
+    def made() -> Any:
+        return {"b": 1, "aa": 1e22, "a": -0.0}
+
+    async def work(run: Run[Post]) -> None:
+        seen.append(f"{await run.once('made', made)} {await run.effect('made', made)}")
+        if run.attempt == 1:
+            raise ValueError("after the calls")
+
+    run_one(conn, dsn, work)
+    assert seen[0] == seen[1]
+
+
 def test_plain_handlers_have_it_without_await(conn: Conn, dsn: str) -> None:
     def work(run: Run[Post]) -> None:
         assert run.once("count", count, run.attempt) == {"number": 1}

@@ -440,6 +440,14 @@ def test_an_answer_whose_result_does_not_fit_is_asked_for_again(conn: Conn, dsn:
     assert (status_of(conn, "a"), len(bank)) == ("DONE", 1)
 
 
+@pytest.mark.parametrize("about", ["r1", ["r1"], {"results": "r1"}])
+def test_an_answer_whose_result_is_in_the_wrong_place_is_refused(conn: Conn, dsn: str, about: Any) -> None:
+    pipeline = paying(conn, dsn, unknown("ask"))
+    with pytest.raises(api.EditRefused, match="has no result"), conn.transaction():
+        decide(conn, pipeline, "a", "yes", about=about)
+    assert state(conn) == "asked"
+
+
 def test_an_attempt_that_times_out_in_the_call_is_asked_about(conn: Conn, dsn: str) -> None:
     async def hang(cents: int, *, idempotency_key: str) -> Receipt:
         bank.append(idempotency_key)
@@ -479,7 +487,16 @@ def test_a_name_is_one_functions(conn: Conn, dsn: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "policy"), [("", "ask"), (7, "ask"), ("x" * 300, "ask"), ("charge", "never"), ("charge", None)]
+    ("name", "policy"),
+    [
+        ("", "ask"),
+        (7, "ask"),
+        ("x" * 300, "ask"),
+        ("charge", "never"),
+        ("charge", None),
+        ("charge", Ask),
+        ("charge", NotDone),
+    ],
 )
 def test_bad_names_and_policies_are_refused_before_the_call(conn: Conn, dsn: str, name: Any, policy: Any) -> None:
     async def work(run: Run[Post]) -> None:
@@ -505,6 +522,30 @@ def test_what_can_not_be_called_is_refused_before_the_intention(conn: Conn, dsn:
     assert told[0] == "function: is async, and the handler is a plain function"
     assert told[1:] == ["missing a required argument: 'obj'", "function: must be a function, not 7"]
     assert value(conn, "SELECT count(*) FROM outbox.effects") == 0
+
+
+def test_a_result_of_a_type_that_can_not_be_kept_is_refused_before_the_intention(conn: Conn, dsn: str) -> None:
+    def connect() -> ThreadPoolExecutor:
+        bank.append("called")
+        return ThreadPoolExecutor()
+
+    def work(run: Run[Post]) -> None:
+        for make in (run.effect, run.once):
+            with pytest.raises(api.HandlerError, match="ThreadPoolExecutor'>, which can't be kept"):
+                make("charge", connect)
+
+    paying(conn, dsn, work)
+    assert (status_of(conn, "a"), bank) == ("DONE", [])
+    assert value(conn, "SELECT count(*) FROM outbox.effects") == 0
+
+
+def test_an_async_function_that_a_plain_handler_can_not_call_is_not_done(conn: Conn, dsn: str) -> None:
+    def work(run: Run[Post]) -> None:
+        run.effect("charge", lambda: charge(1, idempotency_key="k"))  # type: ignore[arg-type,return-value]
+
+    paying(conn, dsn, work, retry=ONCE)
+    assert "the function is async" in value(conn, "SELECT error FROM outbox.dead_jobs")
+    assert (state(conn), bank) == ("not done", [])
 
 
 @pytest.mark.parametrize("caught", [False, True])
@@ -557,6 +598,50 @@ def test_effects_at_once_are_told_apart_and_one_that_fails_cuts_off_no_other(con
     decide(conn, pipeline, "a", "no")
     run(conn, dsn, pipeline)
     assert (status_of(conn, "a"), sorted(each.split(":")[2] for each in bank)) == ("DONE", ["fails", "fails", "slow"])
+
+
+def test_an_effect_within_an_effect_that_fails_does_not_wait_for_it(conn: Conn, dsn: str) -> None:
+    failing = once_failing(charge, OSError())
+
+    async def work(run: Run[Post]) -> None:
+        async def outer() -> None:
+            await run.effect("inner", failing, 1)
+
+        await run.effect("outer", outer)
+
+    pipeline = paying(conn, dsn, work)
+    inner, outer = approvals(conn)
+    assert (inner.name, outer.name) == ("inner", "outer")
+    decide(conn, pipeline, "a", "yes", question=inner.id, about={"result": {"id": "r"}})
+    decide(conn, pipeline, "a", "no", question=outer.id)
+    run(conn, dsn, pipeline)
+    assert (status_of(conn, "a"), len(bank)) == ("DONE", 1)
+
+
+def test_in_a_batch_one_that_fails_cuts_off_no_other(conn: Conn, dsn: str) -> None:
+    begun = asyncio.Event()
+    failed: list[bool] = []
+
+    async def pay(entity: str, *, idempotency_key: str) -> None:
+        if entity == "a":
+            await begun.wait()
+            if not failed:
+                failed.append(True)
+                raise NotDone
+        else:
+            begun.set()
+            await asyncio.sleep(0.05)
+        bank.append(entity)
+
+    async def work(runs: list[Run[Post]]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for run in runs:
+                group.create_task(run.effect("pay", pay, run.entity_id))
+
+    pipeline = deployed(conn, one_stage(work, transaction=True, batch=2))
+    pipeline.submit_many(conn, ((name, Post()) for name in "ab"))
+    run(conn, dsn, pipeline)
+    assert (status_of(conn, "a"), status_of(conn, "b"), bank) == ("DONE", "DONE", ["b", "a"])
 
 
 def test_a_job_waits_for_the_answers_to_all_its_questions(conn: Conn, dsn: str) -> None:

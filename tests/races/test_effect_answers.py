@@ -48,7 +48,7 @@ class Unknown(Table):
 
     def note(self, conn: Conn) -> list[str]:
         what = {"state": "done", "result": "1", "error": None, "known_by": "call", "blob": None}
-        ((noted,),) = conn.execute(effects.SQL["effect_note"], {**self.intention, **what}).fetchall()
+        ((noted, _),) = conn.execute(effects.SQL["effect_note"], {**self.intention, **what}).fetchall()
         return ["noted"] if noted else []
 
     def yes(self, conn: Conn) -> list[str]:

@@ -24,7 +24,7 @@ from ...definition.waits.approval import WaitForApproval
 from ...definition.waits.wait import Wait
 from ...errors import DefinitionError, HandlerError
 from ..data import read, value, with_data, write
-from ..stages import stage_of_turns
+from ..stages import check_given, stage_of_turns
 from .changed import require_same
 from .encoding import Encoding
 from .errors import InterruptRefused
@@ -100,6 +100,7 @@ def graph_stage(
     _check(graph, f"stage {called}: ", options)
     require = pipeline.data_type().require_field
     require((thread,), f"stage {called}: thread=")
+    check_given(f"stage {called}", deadline=deadline, input=input, context=context, ask=ask, resume=resume)
     if signal_into is not None:
         require((signal_into,), f"stage {called}: signal_into=")
     interrupts = Interrupts(ask or as_asked, resume or as_resumed, answered)

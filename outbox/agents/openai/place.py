@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,23 +23,6 @@ class Place:
     turn: int = 0
     measured: tuple[int, int] = (0, 0)
     conversation: list[Any] | None = None
-    effects: set[asyncio.Future[None]] = field(default_factory=set)
-
-    async def effects_end(self) -> None:
-        """Waits for the calls of tools with an effect that are under way: one that is cut off is unknown."""
-        while self.effects:
-            await asyncio.wait(self.effects)
-
-    @contextmanager
-    def effect(self) -> Iterator[None]:
-        """Notes that a call of a tool with an effect is under way."""
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.effects.add(ended)
-        try:
-            yield
-        finally:
-            self.effects.discard(ended)
-            ended.set_result(None)
 
     def key(self, what: str) -> str:
         """Returns the key of the only `what` in this turn."""

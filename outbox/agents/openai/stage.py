@@ -35,7 +35,7 @@ from ..attempt import durable
 from ..budget import Budget, Spending
 from ..decisions import Decision, decisions
 from ..errors import BudgetExceeded
-from ..stages import stage_of_turns
+from ..stages import check_given, stage_of_turns
 from .copies import agents_of, names_twice
 from .place import conversation, decided
 from .questions import Ask, Pending, decide, pending, problems, questions
@@ -110,6 +110,7 @@ def agent_stage(
         )
     called = name or agent.name
     pipeline.data_type().require_field((transcript,), f"stage {called}: transcript=")
+    check_given(f"stage {called}", deadline=deadline, budget=budget, prompt=prompt, context=context, ask=ask)
     loop = _Loop(agent, prompt, context, waiting, answered, deadline, ask, budget, on_budget, run_config,
                  event_stream_handler, transcript)  # fmt: skip
     return stage_of_turns(

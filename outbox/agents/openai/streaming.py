@@ -85,7 +85,7 @@ async def deliver(result: RunResultStreaming, handler: EventStreamHandler, here:
             pass  # it raises what a handler isn't told that has closed its events
     except Exception:
         if here is not None:
-            await here.effects_end()
+            await here.attempt.run._others_end()
         raise
     finally:
         if not running.done():

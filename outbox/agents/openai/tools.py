@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -31,7 +30,7 @@ from ...errors import DefinitionError, OutboxError
 from .. import policy
 from ..decisions import Decision, name_of
 from ..errors import StillWaits
-from ..kept import Described, dumped, keep, short
+from ..kept import Described, keep, short, tool_result
 from ..policy import NO_POLICY, ToolPolicy
 from .place import ToolCallPlace, decided, place, tool_call
 
@@ -123,16 +122,12 @@ class _Call:
             title=f"tool {name}",
         )  # fmt: skip
         try:
-            with here.effect() if self._policy.effect else nullcontext():
-                kept = await keep(
-                    here.attempt, self._what, self._make, policy=self._policy, failed=self._failed,
-                    about=_read(self._arguments),
-                )  # fmt: skip
+            kept = await keep(
+                here.attempt, self._what, self._make, policy=self._policy, failed=self._failed,
+                about=_read(self._arguments),
+            )  # fmt: skip
         except StillWaits as waits:
             return waits.result
-        except Exception:
-            await here.effects_end()  # the SDK cancels the other calls of the response
-            raise
         if not kept.made and self._ctx.tool_call is not None:
             # It has ended: an agent within it that waited for people, as its state says, doesn't wait any more.
             drop_agent_tool_run_result(self._ctx.tool_call, scope_id=get_agent_tool_state_scope(self._ctx))
@@ -149,7 +144,7 @@ class _Call:
         # Of other tools, it is their own affair what becomes of an agent that they have run: they have ended.
         if mine.waits and self._tool._is_agent_tool:
             raise StillWaits(result)
-        return dumped(to_jsonable_python, result, self._what)
+        return tool_result(to_jsonable_python, result, self._what)
 
     async def _invoke(self, tool: FunctionTool) -> Any:
         return await invoke_function_tool(function_tool=tool, context=self._ctx, arguments=self._arguments)

@@ -12,6 +12,7 @@ from pydantic_ai.durable_exec import (
     DurableOperationBackend,
     EventStreamHandlerId,
     ModelRequestParams,
+    ToolsetCallToolId,
     ToolsetValidateToolArgumentsId,
     durable_unit_scope,
 )
@@ -21,7 +22,7 @@ from ... import documents
 from .. import policy
 from ..attempt import Attempt, current
 from ..errors import ConversationTooLong
-from ..kept import dumped, keep
+from ..kept import dumped, keep, tool_result
 from ..policy import NO_POLICY, ToolPolicy
 from .described import describe
 
@@ -85,7 +86,8 @@ class Operation(BoundDurableOperation[Params, Wire, Result], Generic[Params, Wir
         async def make() -> object:
             with durable_unit_scope():
                 result = await operation.handler(params)
-            return dumped(operation.result_codec.dump, result, what)
+            dump = tool_result if isinstance(operation.operation_id, ToolsetCallToolId) else dumped
+            return dump(operation.result_codec.dump, result, what)
 
         def before() -> None:
             if isinstance(params, ModelRequestParams):

@@ -8,10 +8,11 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from pydantic_ai import Agent, DeferredToolRequests, ModelMessage, UserContent, capture_run_messages
+from pydantic_ai.exceptions import UsageLimitExceeded
 from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.usage import UsageLimits
 
-from ...definition.outcome import Backoff, Go
+from ...definition.outcome import Backoff, Go, Reject
 from ...definition.pipeline import Pipeline
 from ...definition.run import Run
 from ...definition.waits.approval import WaitForApproval
@@ -21,7 +22,7 @@ from ..attempt import durable
 from ..budget import Budget, Spending
 from ..decisions import Decision, decisions
 from ..errors import BudgetExceeded
-from ..stages import stage_of_turns
+from ..stages import check_given, stage_of_turns
 from .answers import pending, results
 from .durability import OutboxDurability
 from .questions import Ask, problems, questions
@@ -80,6 +81,7 @@ def agent_stage(
     if OutboxDurability.from_agent(agent) is None:
         raise DefinitionError(f"stage {called}: the agent needs capabilities=[OutboxDurability()]")
     pipeline.data_type().require_field((transcript,), f"stage {called}: transcript=")
+    check_given(f"stage {called}", deadline=deadline, budget=budget, prompt=prompt, deps=deps, ask=ask)
     loop = _Loop(agent, prompt, deps, waiting, answered, deadline, ask, budget, on_budget, transcript)
     return stage_of_turns(
         pipeline, called, loop.turn, on=on, to=to, waiting=waiting, answered=answered, stopped=on_budget, retry=retry,
@@ -125,6 +127,8 @@ class _Loop:
                         raise
                     after = _after(messages, spending, stopped=str(error))
                     return Go(self._on_budget, data.write(run.data, **{self._field: after}))
+                except UsageLimitExceeded as error:  # what was kept leads another attempt to the same
+                    raise Reject(f"{type(error).__name__}: {error}") from error
             after = _after(messages, spending)
             if isinstance(output, DeferredToolRequests):
                 return self._wait(run, output, after)
