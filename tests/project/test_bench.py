@@ -80,7 +80,7 @@ def removed(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_throughput_bench_measures_all_its_subjects_and_writes_json(measure: Measure) -> None:
-    out, document = measure("throughput", "--jobs", "800", "--rounds", "1")
+    out, document = measure("throughput", "--jobs", "400", "--rounds", "1")
     assert len(document["figures"]) == 17
     assert document["figures"]["one process: WAL records/step"]["median"] < 30
     assert all(figure["median"] > 0 for figure in document["figures"].values())
@@ -119,7 +119,7 @@ def test_what_is_kept_is_of_one_form() -> None:
 
 
 def test_the_limits_bench_measures_each_kind_beside_none(measure: Measure) -> None:
-    out, document = measure("limits", "--jobs", "600", "--rounds", "1")
+    out, document = measure("limits", "--jobs", "200", "--rounds", "1")
     assert len(document["figures"]) == 16
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert "10,000 tenants in turn : no limits" in out
@@ -133,7 +133,7 @@ def test_the_lists_bench_reads_each_list_beside_a_working_engine(measure: Measur
 
 
 def test_the_ui_bench_reads_each_page_watches_open_tabs_and_runs_the_engine_beside_one(measure: Measure) -> None:
-    sizes = ("--workflows", "3000", "--times", "1", "--tabs", "20", "--seconds", "2", "--jobs", "400", "--rounds", "1")
+    sizes = ("--workflows", "3000", "--times", "1", "--tabs", "20", "--seconds", "1", "--jobs", "100", "--rounds", "1")
     out, document = measure("ui", *sizes)
     figures = document["figures"]
     assert all(figure["median"] > 0 for name, figure in figures.items() if "%" not in name and "again" not in name)
@@ -144,7 +144,7 @@ def test_the_ui_bench_reads_each_page_watches_open_tabs_and_runs_the_engine_besi
 
 
 def test_the_due_bench_measures_others_with_and_without_what_is_due(measure: Measure) -> None:
-    sizes = ("--many", "300", "--rate", "100", "--seconds", "4", "--rounds", "1")
+    sizes = ("--many", "300", "--rate", "50", "--seconds", "4", "--rounds", "1")
     out, document = measure("due", *sizes)
     assert len(document["figures"]) == 11
     assert "300 deadlines due: until the last of them has gone" in out
@@ -152,7 +152,7 @@ def test_the_due_bench_measures_others_with_and_without_what_is_due(measure: Mea
 
 @pytest.mark.rabbitmq
 def test_the_relay_bench_measures_all_its_subjects_and_writes_json(measure: Measure, removed: list[str]) -> None:
-    sizes = ("--messages", "500", "--rounds", "1", "--single", "3", "--backlog", "2000")
+    sizes = ("--messages", "300", "--rounds", "1", "--single", "3", "--backlog", "1000")
     out, document = measure("relay", *sizes)
     assert len(document["figures"]) == 11
     assert all(figure["median"] > 0 for name, figure in document["figures"].items() if "CPU" not in name)
@@ -192,7 +192,7 @@ def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_
 def test_the_endurance_bench_lets_load_come_while_the_horizon_is_held_and_counts_every_step(
     measure: Measure, tmp_path: Path
 ) -> None:
-    sizes = ("--seconds", "8", "--slice", "2", "--rate", "200")
+    sizes = ("--seconds", "8", "--slice", "2", "--rate", "100")
     out, document = measure("endurance", *sizes, "--svg", str(tmp_path / "picture.svg"))
     assert "horizon held" in (tmp_path / "picture.svg").read_text()
     for lines in document["series"].values():
@@ -257,7 +257,7 @@ def test_the_scale_bench_measures_sizes_stages_and_pipelines_side_by_side(measur
 
 
 def test_the_latency_bench_measures_an_idle_worker_and_three_loads(measure: Measure) -> None:
-    sizes = ("--seconds", "1", "--single", "3", "--saturated", "400", "--rounds", "1")
+    sizes = ("--seconds", "0.3", "--single", "3", "--saturated", "200", "--rounds", "1")
     out, document = measure("latency", *sizes)
     for load in ("idle", "10 %", "50 %", "80 %"):
         assert document["figures"][f"{load}: COMMIT to final status, p99.9 ms"]["median"] > 0
@@ -424,7 +424,7 @@ def test_each_bench_is_a_program_that_takes_its_quick_sizes(bench: str) -> None:
 
 
 def test_the_peers_bench_measures_outbox_with_the_peers_left_out(measure: Measure) -> None:
-    sizes = ("--peer", "none", "--jobs", "200", "--rounds", "1")
+    sizes = ("--peer", "none", "--jobs", "100", "--rounds", "1")
     out, document = measure("peers", *sizes)
     assert len(document["figures"]) == 4
     assert all(figure["median"] > 0 for figure in document["figures"].values())
