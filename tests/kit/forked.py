@@ -37,7 +37,7 @@ IMPORTED = (
 AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC", "TZ", "SSL", "GLIBC", "OUTBOX_KILL_AT")
 """How the names of variables begin that count while an interpreter starts and imports."""
 
-GIVEN = {"env", "cwd", "stdin", "stdout", "stderr", "text"}
+GIVEN = {"env", "cwd", "stdin", "stdout", "stderr", "text", "start_new_session"}
 """The options of `subprocess.Popen` that a fork can have."""
 
 TESTS = Path(__file__).parents[1]
@@ -56,6 +56,7 @@ class Popen(subprocess.Popen[bytes]):
     def __init__(self, arguments: Sequence[str], **options: Any) -> None:
         env = options.get("env") or os.environ
         self._forked = set(options) <= GIVEN and _alike(arguments, env)
+        self._session = bool(options.get("start_new_session"))
         super().__init__([sys.executable, *arguments], **options)
 
     # As subprocess calls it in Python 3.11 to 3.14.
@@ -72,6 +73,7 @@ class Popen(subprocess.Popen[bytes]):
             "arguments": [os.fspath(each) for each in args[2:]],
             "cwd": os.fspath(cwd or os.getcwd()),
             "env": dict(env or os.environ),
+            "session": self._session,
         }
         streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
         try:
@@ -154,15 +156,18 @@ def _server() -> _Server:
 
 
 def serve(asked: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Forks once for each message, and answers with the pid; returns the program and its three streams in each fork."""
+    """Forks once for each message; returns the program and its three streams in each fork, which answers with its pid."""
     while True:
         message, streams, _, _ = socket.recv_fds(asked, _LARGEST, 3)
         if not message:
             os._exit(0)
-        if (child := fork_sibling()) == 0:
+        if fork_sibling() == 0:
+            program = json.loads(message)
+            if program["session"]:
+                os.setsid()  # as of a program that was started, nobody sees it before
+            asked.send(str(os.getpid()).encode())
             asked.close()
-            return json.loads(message), streams
-        asked.send(str(child).encode())
+            return program, streams
         for stream in streams:
             os.close(stream)
 
