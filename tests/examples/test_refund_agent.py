@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from kit import forked
 from kit.commands import Outbox
 from kit.pipelines import deployed, status_of, value
 from kit.servers import Process, wait_for
@@ -21,6 +22,7 @@ HERE = {"PYTHONPATH": EXAMPLES}
 def test_a_refund_waits_for_a_person_who_edits_it(
     conn: psycopg.Connection[Any], dsn: str, spawn: Callable[..., Process], monkeypatch: Any
 ) -> None:
+    forked.imports("outbox.agents.openai")
     monkeypatch.syspath_prepend(EXAMPLES)
     from refund_agent.pipeline import cases
 

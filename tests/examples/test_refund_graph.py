@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from kit import forked
 from kit.commands import Outbox
 from kit.pipelines import deployed, status_of, value
 from kit.servers import Process, wait_for
@@ -21,6 +22,7 @@ HERE = {"PYTHONPATH": EXAMPLES}
 def test_a_refund_is_asked_about_and_a_person_changes_it(
     conn: psycopg.Connection[Any], dsn: str, spawn: Callable[..., Process], monkeypatch: Any
 ) -> None:
+    forked.imports("outbox.agents.langgraph")
     monkeypatch.syspath_prepend(EXAMPLES)
     from refund_graph.pipeline import refunds
 

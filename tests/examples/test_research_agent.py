@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 
+from kit import forked
 from kit.pipelines import deployed, status_of, value
 from kit.servers import Process, wait_for
 from outbox.testing import Drained, crash_everywhere
@@ -19,6 +20,7 @@ ANSWER = " ".join(f"https://{place}.example/1 says that they sleep." for place i
 def test_a_worker_answers_with_what_parallel_tools_have_found(
     conn: psycopg.Connection[Any], spawn: Callable[..., Process], monkeypatch: Any
 ) -> None:
+    forked.imports("outbox.agents.pydantic_ai")
     monkeypatch.syspath_prepend(EXAMPLES)
     from research_agent.pipeline import Question, questions
 

@@ -32,7 +32,7 @@ IMPORTED = (
     *(f"outbox.commands.{name}" for name in ("change", "deploy", "look", "relay", "submit", "waits", "worker")),
     *("outbox.cli", "outbox.messages.rabbitmq.publisher", "outbox.messages.consumer"),
 )
-"""What is imported once: modules of the engine and of its dependencies, none of the tests'."""
+"""What is imported once: modules of the engine and of its dependencies, none of the tests'. See also `imports`."""
 
 AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC", "TZ", "SSL", "GLIBC", "OUTBOX_KILL_AT")
 """How the names of variables begin that count while an interpreter starts and imports."""
@@ -105,6 +105,12 @@ def programs() -> Iterator[None]:
         subprocess.Popen = popen  # type: ignore[misc]
 
 
+def imports(*names: str) -> None:
+    """Imports modules once for all programs that are forked from now on: libraries that several of them would import."""
+    if _alike(["-m"], os.environ):
+        _server().imports(names)
+
+
 def _alike(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
     """Returns whether a fork is the same as an interpreter that starts."""
     if CLONE is None or sys.platform != "linux" or env.get("OUTBOX_TEST_EXEC") or arguments[0] != "-m":
@@ -130,12 +136,19 @@ class _Server:
 
     def fork(self, program: Mapping[str, Any], streams: Sequence[int]) -> int:
         """Returns the pid of a new child of this process, which runs the program."""
+        return int(self._asked(program, streams))
+
+    def imports(self, names: Sequence[str]) -> None:
+        """Has it import these modules, for all that it forks from now on."""
+        self._asked({"imports": names}, [])
+
+    def _asked(self, message: Mapping[str, Any], streams: Sequence[int]) -> bytes:
         with self._one:
-            socket.send_fds(self._socket, [json.dumps(program).encode()], streams)
-            pid = self._socket.recv(_LARGEST)
-        if not pid:
+            socket.send_fds(self._socket, [json.dumps(message).encode()], streams)
+            answer = self._socket.recv(_LARGEST)
+        if not answer:
             raise RuntimeError(f"the process that forks programs has ended with {self.process.wait()}")
-        return int(pid)
+        return answer
 
     def end(self) -> None:
         self._socket.close()
@@ -161,8 +174,14 @@ def serve(asked: socket.socket) -> tuple[dict[str, Any], list[int]]:
         message, streams, _, _ = socket.recv_fds(asked, _LARGEST, 3)
         if not message:
             os._exit(0)
+        program = json.loads(message)
+        if "imports" in program:
+            for name in program["imports"]:
+                import_module(name)
+            gc.freeze()
+            asked.send(b"imported")
+            continue
         if fork_sibling() == 0:
-            program = json.loads(message)
             if program["session"]:
                 os.setsid()  # as of a program that was started, nobody sees it before
             asked.send(str(os.getpid()).encode())

@@ -112,6 +112,13 @@ def test_many_are_started_at_once(tmp_path: Path) -> None:
     assert codes == {number: number for number in range(20)}
 
 
+def test_what_is_imported_once_is_imported_in_all_that_is_forked_later(tmp_path: Path) -> None:
+    arguments, env = program(tmp_path, "import sys; print('tabnanny' in sys.modules)")
+    assert communicated(arguments, env=env)[1] == "False\n"
+    forked.imports("tabnanny")
+    assert communicated(arguments, env=env)[1] == "True\n"
+
+
 def test_what_counts_only_while_an_interpreter_starts_starts_one(tmp_path: Path) -> None:
     arguments, env = program(tmp_path, "import sys; print(sys.flags.hash_randomization, sys.stdout.encoding)")
     env |= {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "ascii"}

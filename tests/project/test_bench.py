@@ -285,6 +285,7 @@ def test_the_connections_bench_submits_through_each_kind_of_connection(measure: 
 
 
 def test_the_agents_bench_measures_kept_calls_and_a_worker_beside_agents_that_wait(measure: Measure) -> None:
+    forked.imports("outbox.agents.pydantic_ai")
     kept = ("--runs", "3", "--turns", "2", "--parallel", "3", "--rounds", "1")
     out, document = measure("agents", *kept, "--agents", "5", "--seconds", "3", "--settle", "0")
     assert len(document["figures"]) == 8 + 2 * 6
@@ -293,6 +294,7 @@ def test_the_agents_bench_measures_kept_calls_and_a_worker_beside_agents_that_wa
 
 
 def test_the_kills_bench_counts_what_an_agent_does_again_with_and_without_an_engine(measure: Measure) -> None:
+    forked.imports("outbox.agents.pydantic_ai")
     options = ("--engine", "nothing", "--engine", "outbox", "--point", str(POINTS.index("after charge") + 1))
     _, document = measure("kills", *options)
     found = {name: figure["median"] for name, figure in document["figures"].items()}
