@@ -96,7 +96,10 @@ class _Program(Popen):
 
 @contextmanager
 def programs() -> Iterator[None]:
-    """Has all programs of this interpreter forked that this process starts by `subprocess`, where that is the same."""
+    """Has all programs of this interpreter forked that this process starts by `subprocess`, where that is the same.
+
+    Not for pytest, which refuses to rewrite a module that a fork has imported.
+    """
     popen = subprocess.Popen
     subprocess.Popen = _Program  # type: ignore[misc]
     try:

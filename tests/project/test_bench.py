@@ -287,7 +287,7 @@ def test_the_connections_bench_submits_through_each_kind_of_connection(measure: 
 def test_the_agents_bench_measures_kept_calls_and_a_worker_beside_agents_that_wait(measure: Measure) -> None:
     forked.imports("outbox.agents.pydantic_ai")
     kept = ("--runs", "3", "--turns", "2", "--parallel", "3", "--rounds", "1")
-    out, document = measure("agents", *kept, "--agents", "5", "--seconds", "3", "--settle", "0")
+    out, document = measure("agents", *kept, "--agents", "5", "--seconds", "1", "--settle", "0")
     assert len(document["figures"]) == 8 + 2 * 6
     assert document["figures"]["5 agents wait: statements/s"]["median"] > 0
     assert "5 agents ended" in out
@@ -343,7 +343,7 @@ def test_each_environment_of_the_benches_has_pinned_versions() -> None:
 
 
 def test_the_idle_bench_sees_what_a_worker_asks_and_takes_without_work(measure: Measure) -> None:
-    sizes = ("--seconds", "3", "--settle", "0", "--rounds", "1")
+    sizes = ("--seconds", "1", "--settle", "0", "--rounds", "1")
     out, document = measure("idle", *sizes)
     assert document["figures"]["statements/s"]["median"] > 0
     assert document["figures"]["resident memory (RSS), MB"]["median"] > 0
