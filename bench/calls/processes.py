@@ -46,11 +46,13 @@ def temporal(program: Path) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def started(command: list[str], settings: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
             command, cwd=environments.ROOT, env=environments.variables() | settings, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=errors, text=True,
-        )  # fmt: skip
+        ) as process,
+    ):  # fmt: skip
         try:
             yield process
         except click.ClickException as error:
@@ -58,7 +60,6 @@ def started(command: list[str], settings: dict[str, str]) -> Iterator[subprocess
             raise click.ClickException(f"{error.message}\n{' '.join(command)}: {errors.read()[-3000:]}") from error
         finally:
             process.kill()
-            process.wait()
 
 
 def line(process: subprocess.Popen[str], timeout: float) -> str:

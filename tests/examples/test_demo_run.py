@@ -20,6 +20,7 @@ from outbox.demo.sources import FileSource, bundled
 from pytest_postgresql.executors import NoopExecutor
 from rich.console import Console
 
+from kit import forked
 from kit.commands import Outbox
 from kit.databases import OWNER, clone
 from kit.pipelines import deployed, drain, status_of, value
@@ -60,7 +61,8 @@ def played(demo_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Played:
     path: Path = tmp_path_factory.mktemp("demo") / "posts.jsonl"
     path.write_text("".join(json.dumps({"content": content}) + "\n" for content in CONTENTS))
     console = Console(file=StringIO(), width=120)
-    code = run_demo(demo_dsn, FileSource(path), workers=2, console=console)
+    with forked.programs():
+        code = run_demo(demo_dsn, FileSource(path), workers=2, console=console)
     assert isinstance(console.file, StringIO)
     text = console.file.getvalue()
     with psycopg.connect(demo_dsn) as conn:
@@ -118,7 +120,8 @@ def test_messages_go_out_to_rabbitmq_and_a_killed_consumer_doubles_nothing(
     path = tmp_path / "posts.jsonl"
     path.write_text("".join(json.dumps({"content": content}) + "\n" for content in CONTENTS))
     console = Console(file=StringIO(), width=120)
-    code = run_demo(dsn, FileSource(path), console=console, amqp_url=amqp)
+    with forked.programs():
+        code = run_demo(dsn, FileSource(path), console=console, amqp_url=amqp)
     assert isinstance(console.file, StringIO)
     text = console.file.getvalue()
     assert code == 0, text
@@ -214,7 +217,8 @@ def test_the_demo_keeps_away_from_what_is_not_its_own(dsn: str, objection: str) 
         conn.execute(OBJECTIONABLE[objection])
         before = conn.execute("SELECT count(*) FROM outbox.state_changes").fetchone()
         console = Console(file=StringIO(), width=200)
-        assert run_demo(dsn, bundled(limit=3), console=console) == 1
+        with forked.programs():
+            assert run_demo(dsn, bundled(limit=3), console=console) == 1
         assert isinstance(console.file, StringIO)
         assert objection in console.file.getvalue()
         assert conn.execute("SELECT count(*) FROM outbox.state_changes").fetchone() == before

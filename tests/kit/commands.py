@@ -13,6 +13,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from click import Command
 from click.testing import CliRunner
 
 from kit.forked import Popen
@@ -41,6 +42,16 @@ class Done:
         return json.loads(self.out)
 
 
+def invoke(
+    command: Command, *arguments: str, input: str | bytes | None = None, env: Mapping[str, str | None] | None = None
+) -> Done:
+    """Runs a command of click's in this process. An exception that would be a traceback fails the test."""
+    result = CliRunner(**_APART).invoke(command, list(arguments), input=input, env=env)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise AssertionError(f"{command.name} {' '.join(arguments)} broke") from result.exception
+    return Done(result.exit_code, result.stdout, result.stderr)
+
+
 class Outbox:
     """The command `outbox` on one database. A call runs it in this process and checks its exit code (None: any)."""
 
@@ -56,10 +67,7 @@ class Outbox:
     ) -> Done:
         settings: dict[str, str | None] = dict.fromkeys(SETTINGS)
         settings |= {**(way_env(self.dsn) if self.dsn else {}), **(env or {})}
-        result = CliRunner(**_APART).invoke(main, list(arguments), input=input, env=settings)
-        done = Done(result.exit_code, result.stdout, result.stderr)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise AssertionError(f"outbox {' '.join(arguments)} broke") from result.exception
+        done = invoke(main, *arguments, input=input, env=settings)
         assert code is None or done.code == code, done
         return done
 

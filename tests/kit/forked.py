@@ -22,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ IMPORTED = (
 
 AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC", "TZ", "SSL", "GLIBC", "OUTBOX_KILL_AT")
 """How the names of variables begin that count while an interpreter starts and imports."""
+
+GIVEN = {"env", "cwd", "stdin", "stdout", "stderr", "text", "start_new_session"}
+"""The options of `subprocess.Popen` that a fork can have."""
 
 TESTS = Path(__file__).parents[1]
 
@@ -51,7 +55,8 @@ class Popen(subprocess.Popen[bytes]):
 
     def __init__(self, arguments: Sequence[str], **options: Any) -> None:
         env = options.get("env") or os.environ
-        self._forked = set(options) <= {"env", "cwd", "stdin", "stdout", "stderr"} and _alike(arguments, env)
+        self._forked = set(options) <= GIVEN and _alike(arguments, env)
+        self._session = bool(options.get("start_new_session"))
         super().__init__([sys.executable, *arguments], **options)
 
     # As subprocess calls it in Python 3.11 to 3.14.
@@ -64,13 +69,43 @@ class Popen(subprocess.Popen[bytes]):
                 args, executable, preexec, close, keep, cwd, env, startup, flags, shell, *pipes, *more
             )  # type: ignore[misc]
             return
-        program = {"arguments": args[2:], "cwd": os.fspath(cwd or os.getcwd()), "env": dict(env or os.environ)}
+        program = {
+            "arguments": [os.fspath(each) for each in args[2:]],
+            "cwd": os.fspath(cwd or os.getcwd()),
+            "env": dict(env or os.environ),
+            "session": self._session,
+        }
         streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
         try:
             self.pid = _server().fork(program, streams)
             self._child_created = True
         finally:
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+class _Program(Popen):
+    """Any program, forked if it is one of this interpreter."""
+
+    def __init__(self, arguments: Any, **options: Any) -> None:
+        if isinstance(arguments, list) and arguments[0] == sys.executable:
+            super().__init__(arguments[1:], **options)
+        else:
+            self._forked = False
+            super(Popen, self).__init__(arguments, **options)
+
+
+@contextmanager
+def programs() -> Iterator[None]:
+    """Has all programs of this interpreter forked that this process starts by `subprocess`, where that is the same.
+
+    Not for pytest, which refuses to rewrite a module that a fork has imported.
+    """
+    popen = subprocess.Popen
+    subprocess.Popen = _Program  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        subprocess.Popen = popen  # type: ignore[misc]
 
 
 def imports(*names: str) -> None:
@@ -137,7 +172,7 @@ def _server() -> _Server:
 
 
 def serve(asked: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Forks once for each message, and answers with the pid; returns the program and its three streams in each fork."""
+    """Forks once for each message; returns the program and its three streams in each fork, which answers with its pid."""
     while True:
         message, streams, _, _ = socket.recv_fds(asked, _LARGEST, 3)
         if not message:
@@ -149,10 +184,12 @@ def serve(asked: socket.socket) -> tuple[dict[str, Any], list[int]]:
             gc.freeze()
             asked.send(b"imported")
             continue
-        if (child := fork_sibling()) == 0:
+        if fork_sibling() == 0:
+            if program["session"]:
+                os.setsid()  # as of a program that was started, nobody sees it before
+            asked.send(str(os.getpid()).encode())
             asked.close()
             return program, streams
-        asked.send(str(child).encode())
         for stream in streams:
             os.close(stream)
 

@@ -121,18 +121,23 @@ def test_two_brokers_do_not_disturb_each_other_and_a_removed_one_leaves_nothing(
     with letters(broker.url), letters(other.url) as opened:
         publish(opened)
         assert (queue_depth(broker.url, "letters"), queue_depth(other.url, "letters")) == (0, 1)
-    assert other.node in other.ctl("eval", "node().")
+    assert other.node in other.ask("node().")
     processes = family(other)
     other.freeze()
     other.remove()
     assert psutil.wait_procs(processes, DEADLINE)[1] == []
     assert not other.folder.exists()
-    assert broker.node in broker.ctl("eval", "node().")
+    assert broker.node in broker.ask("node().")
 
 
 def test_each_test_has_a_virtual_host_of_its_own(broker: Broker, amqp: str) -> None:
     with letters(amqp), pytest.raises(pika.exceptions.ChannelClosedByBroker, match="NOT_FOUND"):
         queue_depth(broker.new_url(), "letters")
+
+
+def test_what_the_node_refuses_is_an_error(broker: Broker) -> None:
+    with pytest.raises(RuntimeError, match=r"badmatch.*refused"):
+        broker.ask("ok = refused.")
 
 
 def test_no_package_may_start_a_service_during_an_installation(tmp_path: Path) -> None:

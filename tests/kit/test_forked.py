@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +74,10 @@ def test_it_ends_the_same(tmp_path: Path, text: str, code: int, said: str) -> No
 @pytest.mark.usefixtures("started")
 def test_it_is_a_child_that_takes_signals(tmp_path: Path) -> None:
     arguments, env = program(tmp_path, "import time\nprint(1, flush=True)\ntime.sleep(3600)")
-    process = Popen(arguments, env=env, stdout=subprocess.PIPE)
+    process = Popen(arguments, env=env, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
     with process:
+        assert os.getsid(process.pid) == process.pid
         assert process.stdout.readline() == b"1\n"
         assert process.pid in {child.pid for child in psutil.Process().children()}
         process.send_signal(signal.SIGSTOP)
@@ -82,6 +85,16 @@ def test_it_is_a_child_that_takes_signals(tmp_path: Path) -> None:
         assert process.poll() is None
         process.kill()
     assert process.returncode == -signal.SIGKILL
+
+
+def test_what_other_code_starts_is_forked_if_it_is_a_program_of_this_interpreter(tmp_path: Path) -> None:
+    arguments, env = program(tmp_path, "from pathlib import Path\nprint(Path('/proc/self/cmdline').read_text())")
+    for within, made_by in ((forked.programs(), "kit.forked"), (nullcontext(), "told")):
+        with within:
+            told = subprocess.run([sys.executable, *arguments], env=env, stdout=subprocess.PIPE, text=True, check=True)
+            said = subprocess.run(["echo", "told"], stdout=subprocess.PIPE, text=True, check=True)
+        assert made_by in told.stdout.split("\0")
+        assert said.stdout == "told\n"
 
 
 def test_many_are_started_at_once(tmp_path: Path) -> None:

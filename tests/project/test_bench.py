@@ -3,49 +3,84 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import psycopg
 import pytest
 
-from bench import endurance
+from bench import __main__ as one
+from bench import endurance, relay, scale
 from bench.calls.service import answers
 from bench.calls.subjects import waited
 from bench.calls.work import PAUSE, path
 from bench.kills.__main__ import counted
 from bench.kills.agent import ASKED, POINTS, READS, REQUESTS, WRITE
-from bench.kit import chains, history, picture
+from bench.kit import chains, database, history, picture
+from bench.kit.database import Server, address
 from bench.kit.doors import DOORS
-from kit.servers import DEADLINE, store
+from bench.peers.theirs import PEERS
+from kit import forked
+from kit.broker import Broker
+from kit.commands import invoke
+from kit.servers import store
 from outbox import Go, Run, testing
 from outbox.definition import deploy
 
 ROOT = Path(__file__).parents[2]
+Measure = Callable[..., tuple[str, dict[str, Any]]]
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *arguments]
-    env = {**os.environ, "OUTBOX_BENCH_DIR": str(store())}
-    return subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=10 * DEADLINE, check=False
-    )
+def program(bench: str) -> Any:
+    """Returns the module that `python -m bench.NAME` runs."""
+    found = find_spec(f"bench.{bench}")
+    assert found is not None
+    return import_module(f"bench.{bench}.__main__" if found.submodule_search_locations else f"bench.{bench}")
 
 
-def run(bench: str, file: Path, *options: str) -> tuple[str, dict[str, Any]]:
-    """Run a bench; return its standard output and the document that it writes."""
-    done = python("-m", f"bench.{bench}", *options, "--json", str(file))
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(file.read_text())
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Server]:
+    """The server of all benches, which each of them would start for itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OUTBOX_BENCH_DIR", str(store()))
+        with database.server() as postgres:
+            yield postgres
 
 
-def test_the_throughput_bench_measures_all_its_subjects_and_writes_json(tmp_path: Path) -> None:
-    out, document = run("throughput", tmp_path / "figures.json", "--jobs", "800", "--rounds", "1")
+@pytest.fixture
+def measure(postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
+    """Run a bench in this process; return its standard output and the document that it writes."""
+
+    def measure(bench: str, *options: str) -> tuple[str, dict[str, Any]]:
+        module, file = program(bench), tmp_path / "figures.json"
+        monkeypatch.setattr(module, "server", lambda: nullcontext(postgres))
+        with forked.programs():
+            done = invoke(module.main, *options, "--json", str(file))
+        assert done.code == 0, done.err
+        return done.out, json.loads(file.read_text())
+
+    return measure
+
+
+@pytest.fixture
+def removed(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The test process's RabbitMQ in place of the bench's own; lists what is removed at the bench's end."""
+    removed: list[str] = []
+    own = SimpleNamespace(start=lambda: broker, remove=lambda: removed.append("the broker"))
+    monkeypatch.setattr(relay, "Broker", lambda: own)
+    return removed
+
+
+def test_the_throughput_bench_measures_all_its_subjects_and_writes_json(measure: Measure) -> None:
+    out, document = measure("throughput", "--jobs", "400", "--rounds", "1")
     assert len(document["figures"]) == 17
     assert document["figures"]["one process: WAL records/step"]["median"] < 30
     assert all(figure["median"] > 0 for figure in document["figures"].values())
@@ -83,23 +118,23 @@ def test_what_is_kept_is_of_one_form() -> None:
         assert all(bench["figures"] for bench in kept["benches"].values())
 
 
-def test_the_limits_bench_measures_each_kind_beside_none(tmp_path: Path) -> None:
-    out, document = run("limits", tmp_path / "figures.json", "--jobs", "600", "--rounds", "1")
+def test_the_limits_bench_measures_each_kind_beside_none(measure: Measure) -> None:
+    out, document = measure("limits", "--jobs", "200", "--rounds", "1")
     assert len(document["figures"]) == 16
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert "10,000 tenants in turn : no limits" in out
 
 
-def test_the_lists_bench_reads_each_list_beside_a_working_engine(tmp_path: Path) -> None:
-    out, document = run("lists", tmp_path / "figures.json", "--workflows", "11000", "--times", "1")
+def test_the_lists_bench_reads_each_list_beside_a_working_engine(measure: Measure) -> None:
+    out, document = measure("lists", "--workflows", "11000", "--times", "1")
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert document["figures"]["all: hundredth page, p95 ms"]
     assert "rare kind of error: first page, p95 ms" in out
 
 
-def test_the_ui_bench_reads_each_page_watches_open_tabs_and_runs_the_engine_beside_one(tmp_path: Path) -> None:
-    sizes = ("--workflows", "3000", "--times", "1", "--tabs", "20", "--seconds", "2", "--jobs", "400", "--rounds", "1")
-    out, document = run("ui", tmp_path / "figures.json", *sizes)
+def test_the_ui_bench_reads_each_page_watches_open_tabs_and_runs_the_engine_beside_one(measure: Measure) -> None:
+    sizes = ("--workflows", "3000", "--times", "1", "--tabs", "20", "--seconds", "1", "--jobs", "100", "--rounds", "1")
+    out, document = measure("ui", *sizes)
     figures = document["figures"]
     assert all(figure["median"] > 0 for name, figure in figures.items() if "%" not in name and "again" not in name)
     assert figures.keys() > {
@@ -108,42 +143,45 @@ def test_the_ui_bench_reads_each_page_watches_open_tabs_and_runs_the_engine_besi
     assert "with the page open : without" in out
 
 
-def test_the_due_bench_measures_others_with_and_without_what_is_due(tmp_path: Path) -> None:
-    sizes = ("--many", "300", "--rate", "100", "--seconds", "4", "--rounds", "1")
-    out, document = run("due", tmp_path / "figures.json", *sizes)
+def test_the_due_bench_measures_others_with_and_without_what_is_due(measure: Measure) -> None:
+    sizes = ("--many", "300", "--rate", "50", "--seconds", "4", "--rounds", "1")
+    out, document = measure("due", *sizes)
     assert len(document["figures"]) == 11
     assert "300 deadlines due: until the last of them has gone" in out
 
 
 @pytest.mark.rabbitmq
-def test_the_relay_bench_measures_all_its_subjects_and_writes_json(tmp_path: Path) -> None:
-    sizes = ("--messages", "500", "--rounds", "1", "--single", "3", "--backlog", "2000")
-    out, document = run("relay", tmp_path / "figures.json", *sizes)
+def test_the_relay_bench_measures_all_its_subjects_and_writes_json(measure: Measure, removed: list[str]) -> None:
+    sizes = ("--messages", "300", "--rounds", "1", "--single", "3", "--backlog", "1000")
+    out, document = measure("relay", *sizes)
     assert len(document["figures"]) == 11
     assert all(figure["median"] > 0 for name, figure in document["figures"].items() if "CPU" not in name)
     assert "pika alone" in out
+    assert removed == ["the broker"]
 
 
 @pytest.mark.rabbitmq
 def test_the_bench_of_a_topic_without_a_queue_counts_what_is_delivered_and_what_is_beside_the_log(
-    tmp_path: Path,
+    measure: Measure, removed: list[str]
 ) -> None:
-    out, document = run("unroutable", tmp_path / "figures.json", "--messages", "90", "--rounds", "1")
+    out, document = measure("unroutable", "--messages", "90", "--rounds", "1")
     assert len(document["figures"]) == 10
     assert all(figure["median"] > 0 for name, figure in document["figures"].items() if "CPU" not in name)
     assert "rate beside it : alone" in out
+    assert removed == ["the broker"]
 
 
-def test_without_rabbitmq_the_relay_bench_says_so_and_measures_nothing() -> None:
-    done = python("-c", "from bench import relay; relay.programs = lambda: None; relay.main()")
-    assert done.returncode == 0
-    assert "there is no RabbitMQ on this machine" in done.stderr
-    assert done.stdout == ""
+def test_without_rabbitmq_the_relay_bench_says_so_and_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "programs", lambda: None)
+    done = invoke(relay.main)
+    assert done.code == 0
+    assert "there is no RabbitMQ on this machine" in done.err
+    assert done.out == ""
 
 
-def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_log(tmp_path: Path) -> None:
+def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_log(measure: Measure) -> None:
     sizes = ("--seconds", "3", "--slice", "1", "--rate", "500")
-    out, document = run("bloat", tmp_path / "figures.json", *sizes)
+    out, document = measure("bloat", *sizes)
     log, plain = document["series"]["Outbox"], document["series"]["SKIP LOCKED"]
     assert [line["dead rows"] for line in log] == [0, 0, 0]
     assert plain[1]["dead rows"] > 0
@@ -151,9 +189,11 @@ def test_the_bloat_bench_shows_dead_rows_where_rows_are_deleted_and_none_in_the_
     assert "SKIP LOCKED" in out
 
 
-def test_the_endurance_bench_lets_load_come_while_the_horizon_is_held_and_counts_every_step(tmp_path: Path) -> None:
-    sizes = ("--seconds", "8", "--slice", "2", "--rate", "200")
-    out, document = run("endurance", tmp_path / "figures.json", *sizes, "--svg", str(tmp_path / "picture.svg"))
+def test_the_endurance_bench_lets_load_come_while_the_horizon_is_held_and_counts_every_step(
+    measure: Measure, tmp_path: Path
+) -> None:
+    sizes = ("--seconds", "8", "--slice", "2", "--rate", "100")
+    out, document = measure("endurance", *sizes, "--svg", str(tmp_path / "picture.svg"))
     assert "horizon held" in (tmp_path / "picture.svg").read_text()
     for lines in document["series"].values():
         assert [line["horizon"] for line in lines] == ["", "held", "held", ""]
@@ -207,55 +247,57 @@ def test_the_workflows_that_the_scale_bench_makes_are_those_that_a_worker_leaves
     assert filled == left
 
 
-def test_the_scale_bench_measures_sizes_stages_and_pipelines_side_by_side(tmp_path: Path) -> None:
+def test_the_scale_bench_measures_sizes_stages_and_pipelines_side_by_side(measure: Measure) -> None:
     sizes = ("--size", "10", "--size", "1000", "--many", "1", "--many", "5", "--cycles", "2", "--rounds", "1")
-    out, document = run("scale", tmp_path / "figures.json", *sizes)
+    out, document = measure("scale", *sizes)
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert document["figures"]["claim and commit 200: 1,000 workflows : 10 workflows"]
     assert document["figures"]["claim and commit 200 of all stages: 5 pipelines : 1 stage"]
     assert "status" in out
 
 
-def test_the_latency_bench_measures_an_idle_worker_and_three_loads(tmp_path: Path) -> None:
-    sizes = ("--seconds", "1", "--single", "3", "--saturated", "400", "--rounds", "1")
-    out, document = run("latency", tmp_path / "figures.json", *sizes)
+def test_the_latency_bench_measures_an_idle_worker_and_three_loads(measure: Measure) -> None:
+    sizes = ("--seconds", "0.3", "--single", "3", "--saturated", "200", "--rounds", "1")
+    out, document = measure("latency", *sizes)
     for load in ("idle", "10 %", "50 %", "80 %"):
         assert document["figures"][f"{load}: COMMIT to final status, p99.9 ms"]["median"] > 0
     assert "COMMIT to handler" in out
 
 
-def test_the_recovery_bench_kills_workers_and_sees_all_their_jobs_again(tmp_path: Path) -> None:
-    out, document = run("recovery", tmp_path / "figures.json", "--kills", "2", "--at-once", "2", "--peer-kills", "0")
+def test_the_recovery_bench_kills_workers_and_sees_all_their_jobs_again(measure: Measure) -> None:
+    out, document = measure("recovery", "--kills", "2", "--at-once", "2", "--peer-kills", "0")
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert "to the last of its jobs" in out
 
 
-def test_the_submit_bench_measures_each_way_in_with_each_size(tmp_path: Path) -> None:
-    out, document = run("submit", tmp_path / "figures.json", "--single", "20", "--bulk", "40", "--rounds", "1")
+def test_the_submit_bench_measures_each_way_in_with_each_size(measure: Measure) -> None:
+    out, document = measure("submit", "--single", "20", "--bulk", "40", "--rounds", "1")
     assert len(document["figures"]) == 15
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert "outbox submit FILE" in out
 
 
-def test_the_connections_bench_submits_through_each_kind_of_connection(tmp_path: Path) -> None:
-    out, document = run("connections", tmp_path / "figures.json", "--calls", "5", "--rounds", "1")
+def test_the_connections_bench_submits_through_each_kind_of_connection(measure: Measure) -> None:
+    out, document = measure("connections", "--calls", "5", "--rounds", "1")
     assert len(document["figures"]) == 3 * len(DOORS)
     assert all(figure["median"] > 0 for name, figure in document["figures"].items() if name.endswith(", ms"))
     assert "AsyncSession, asyncpg" in out
 
 
-def test_the_agents_bench_measures_kept_calls_and_a_worker_beside_agents_that_wait(tmp_path: Path) -> None:
+def test_the_agents_bench_measures_kept_calls_and_a_worker_beside_agents_that_wait(measure: Measure) -> None:
+    forked.imports("outbox.agents.pydantic_ai")
     kept = ("--runs", "3", "--turns", "2", "--parallel", "3", "--rounds", "1")
-    out, document = run("agents", tmp_path / "figures.json", *kept, "--agents", "5", "--seconds", "3", "--settle", "0")
+    out, document = measure("agents", *kept, "--agents", "5", "--seconds", "1", "--settle", "0")
     assert len(document["figures"]) == 3 * 8 + 2 * 6
     assert document["figures"]["LangGraph, 3 at once: a kept node adds, p50 ms"]["median"] > 0
     assert document["figures"]["5 agents wait: statements/s"]["median"] > 0
     assert "5 agents ended" in out
 
 
-def test_the_kills_bench_counts_what_an_agent_does_again_with_and_without_an_engine(tmp_path: Path) -> None:
+def test_the_kills_bench_counts_what_an_agent_does_again_with_and_without_an_engine(measure: Measure) -> None:
+    forked.imports("outbox.agents.pydantic_ai")
     options = ("--engine", "nothing", "--engine", "outbox", "--point", str(POINTS.index("after charge") + 1))
-    _, document = run("kills", tmp_path / "figures.json", *options)
+    _, document = measure("kills", *options)
     found = {name: figure["median"] for name, figure in document["figures"].items()}
     assert found == {
         "Nothing: model requests repeated": 2, "Nothing: reads repeated": 2, "Nothing: write made again": 1,
@@ -273,9 +315,9 @@ def test_what_the_kills_bench_counts_of_each_run() -> None:
     }  # fmt: skip
 
 
-def test_the_calls_bench_measures_workflows_that_wait_for_http_with_the_peers_left_out(tmp_path: Path) -> None:
+def test_the_calls_bench_measures_workflows_that_wait_for_http_with_the_peers_left_out(measure: Measure) -> None:
     options = ("--workflows", "20", "--rounds", "1", "--peer", "none")
-    out, document = run("calls", tmp_path / "figures.json", *options)
+    out, document = measure("calls", *options)
     assert len(document["figures"]) == 5 + 7
     assert 0 < document["figures"]["Outbox: statements/step"]["median"] < 20
     assert "asyncio alone: workflows/s" in out
@@ -301,9 +343,9 @@ def test_each_environment_of_the_benches_has_pinned_versions() -> None:
     assert [line for file in files for line in file.read_text().splitlines() if "==" not in line] == []
 
 
-def test_the_idle_bench_sees_what_a_worker_asks_and_takes_without_work(tmp_path: Path) -> None:
-    sizes = ("--seconds", "3", "--settle", "0", "--rounds", "1")
-    out, document = run("idle", tmp_path / "figures.json", *sizes)
+def test_the_idle_bench_sees_what_a_worker_asks_and_takes_without_work(measure: Measure) -> None:
+    sizes = ("--seconds", "1", "--settle", "0", "--rounds", "1")
+    out, document = measure("idle", *sizes)
     assert document["figures"]["statements/s"]["median"] > 0
     assert document["figures"]["resident memory (RSS), MB"]["median"] > 0
     assert "CPU of the process" in out
@@ -344,23 +386,32 @@ def test_a_picture_is_labelled_and_the_same_each_time(
     assert [text for text in texts if text not in drawn] == []
 
 
-def test_without_matplotlib_a_picture_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
-    without = "import sys; sys.modules['matplotlib'] = None; from bench import __main__ as one, scale; "
-    for call in ("one.main(['--quick'])", f"scale.main(['--svg', {str(tmp_path / 'picture.svg')!r}])"):
-        done = python("-c", without + call)
-        assert done.returncode == 1
-        assert "pip install 'outbox-engine[bench]'" in done.stderr
-        assert "is made" not in done.stderr
+def test_without_matplotlib_a_picture_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for bench, options in ((one, ["--quick"]), (scale, ["--svg", str(tmp_path / "picture.svg")])):
+        done = invoke(bench.main, *options)
+        assert done.code == 1
+        assert "pip install 'outbox-engine[bench]'" in done.err
+        assert "is made" not in done.err
 
 
-def test_one_command_runs_the_benches_says_which_failed_and_shows_the_others(tmp_path: Path) -> None:
+def test_one_command_runs_the_benches_says_which_failed_and_shows_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "idle.json").write_text("of an older run")
-    benches = "{'idle': one.Bench('--no-such-option'), 'recovery': one.Bench('--kills 1 --at-once 1 --peer-kills 0', 'jobs, s$')}"
-    command = f"one.main(['--quick', '--out', {str(tmp_path)!r}])"
-    done = python("-c", f"from bench import __main__ as one; one.BENCHES = {benches}; {command}")
-    assert done.returncode == 1
-    assert done.stderr.rstrip().endswith("not all was measured. idle: exit code 2")
-    _, _, table = done.stdout.partition("all benches")
+    benches = {
+        "idle": one.Bench("--no-such-option"),
+        "recovery": one.Bench("--kills 1 --at-once 1 --peer-kills 0", "jobs, s$"),
+    }
+    monkeypatch.setattr(one, "BENCHES", benches)
+    monkeypatch.setenv("OUTBOX_BENCH_DIR", str(store()))
+    with forked.programs():
+        done = invoke(one.main, "--quick", "--out", str(tmp_path))
+    assert done.code == 1
+    assert done.err.rstrip().endswith("not all was measured. idle: exit code 2")
+    _, _, table = done.out.partition("all benches")
     assert "to the first of its jobs, s" in table
     assert "p99" not in table
     assert sorted(file.name for file in tmp_path.iterdir()) == ["recovery.json", "recovery.svg"]
@@ -368,24 +419,27 @@ def test_one_command_runs_the_benches_says_which_failed_and_shows_the_others(tmp
     assert document["machine"].keys() >= {"cores", "memory", "outbox-engine", "postgres", "engine", "payload"}
 
 
-def test_the_peers_bench_measures_outbox_with_the_peers_left_out(tmp_path: Path) -> None:
-    sizes = ("--peer", "none", "--jobs", "200", "--rounds", "1")
-    out, document = run("peers", tmp_path / "figures.json", *sizes)
+@pytest.mark.parametrize("bench", one.BENCHES)
+def test_each_bench_is_a_program_that_takes_its_quick_sizes(bench: str) -> None:
+    module = program(bench)
+    assert Path(module.__file__).read_text().endswith('\n\nif __name__ == "__main__":\n    main()\n')
+    module.main.make_context(bench, one.BENCHES[bench].quick.split())
+
+
+def test_the_peers_bench_measures_outbox_with_the_peers_left_out(measure: Measure) -> None:
+    sizes = ("--peer", "none", "--jobs", "100", "--rounds", "1")
+    out, document = measure("peers", *sizes)
     assert len(document["figures"]) == 4
     assert all(figure["median"] > 0 for figure in document["figures"].values())
     assert "Outbox, transaction=True, batch=100" in out
 
 
 def test_each_peer_of_the_bench_has_a_module_and_pinned_requirements() -> None:
-    code = "import json; from bench.peers.theirs import PEERS; print(json.dumps([(p.module, p.requirements) for p in PEERS.values()]))"
-    done = python("-c", code)
-    assert done.returncode == 0, done.stderr
     folder = ROOT / "bench" / "peers"
-    for module, requirements in json.loads(done.stdout):
-        assert (folder / f"{module}.py").exists()
-        assert all("==" in line for line in (folder / f"{requirements}.txt").read_text().splitlines())
+    for peer in PEERS.values():
+        assert (folder / f"{peer.module}.py").exists()
+        assert all("==" in line for line in (folder / f"{peer.requirements}.txt").read_text().splitlines())
 
 
 def test_a_socket_s_dsn_is_told_to_peers_in_the_form_that_all_their_drivers_take() -> None:
-    code = "from bench.kit.database import address; print(address('host=/tmp/s port=5432 dbname=b user=u'))"
-    assert python("-c", code).stdout == "postgresql:///b?host=/tmp/s&port=5432&user=u\n"
+    assert address("host=/tmp/s port=5432 dbname=b user=u") == "postgresql:///b?host=/tmp/s&port=5432&user=u"

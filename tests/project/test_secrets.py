@@ -7,8 +7,6 @@ import json
 import logging
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,14 +68,22 @@ def dsn_of(server: PostgresServer, database: str = "app", password: str = CANARY
     return f"postgresql://{OWNER}:{password}@127.0.0.1:{server.port}/{database}"
 
 
+@pytest.fixture(scope="module")
+def amqp_secrets(shared_broker: Broker) -> list[str]:
+    """Virtual hosts for a user whose password is the canary, made in one call: more than there are tests here."""
+    vhosts = [shared_broker.new_url().rpartition("/")[2] for _ in range(20)]
+    rights = {"user": "canary", "configure": ".*", "write": ".*", "read": ".*"}
+    shared_broker.define(
+        users=[{"name": "canary", "password": CANARY, "tags": []}],
+        permissions=[{"vhost": vhost, **rights} for vhost in vhosts],
+    )
+    return [f"amqp://canary:{CANARY}@127.0.0.1:{shared_broker.port}/{vhost}" for vhost in vhosts]
+
+
 @pytest.fixture
-def amqp_secret(broker: Broker, amqp: str) -> str:
-    """The test's virtual host, for a user whose password is the canary."""
-    vhost = amqp.rpartition("/")[2]
-    if "canary" not in broker.ctl("list_users"):
-        broker.ctl("add_user", "canary", CANARY)
-    broker.ctl("set_permissions", "-p", vhost, "canary", ".*", ".*", ".*")
-    return f"amqp://canary:{CANARY}@127.0.0.1:{broker.port}/{vhost}"
+def amqp_secret(broker: Broker, amqp_secrets: list[str]) -> str:
+    """A virtual host of the test's own, for a user whose password is the canary."""
+    return amqp_secrets.pop()
 
 
 def given(way: str, folder: Path, **values: str) -> tuple[list[str], dict[str, str]]:
@@ -196,52 +202,16 @@ def test_a_relay_and_a_consumer_that_are_refused_say_so_without_the_password(
         quiet(process.text())
 
 
-IN_THE_APP = """
-import asyncio, logging, sys
-from apps.cli import posts
-from outbox import Consumer, Worker
-from outbox.messages.handoff import Handoff
-from outbox.messages.relay import Relay
-
-logging.basicConfig(level=logging.DEBUG)
-dsn, amqp = sys.stdin.read().splitlines()
-async def handle(delivery): ...
-
-class EndsWhatIsTriedAgain(logging.Handler):
-    # A relay waits for a database that refuses it: the first time is enough.
-    def __init__(self, running):
-        super().__init__()
-        self.running = running
-
-    def emit(self, record):
-        if "trying again" in record.getMessage():
-            self.running.cancel()
-
-async def main():
-    logging.getLogger("outbox.relay").addHandler(EndsWhatIsTriedAgain(asyncio.current_task()))
-    made = [lambda: Worker(posts, dsn, drain=True), lambda: Consumer("q", handle, dsn=dsn, amqp_url=amqp),
-            lambda: Relay(dsn, Handoff(dsn, "posts"))]
-    await made[int(sys.argv[1])]().run()
-
-asyncio.run(main())
-"""
-
-
 @pytest.mark.parametrize("kind", ["worker", "consumer", "relay"])
 def test_a_traceback_of_an_application_and_its_log_at_debug_have_no_password(
-    strict: PostgresServer, amqp_secret: str, tmp_path: Path, kind: str
+    strict: PostgresServer, amqp_secret: str, kind: str
 ) -> None:
-    number = ["worker", "consumer", "relay"].index(kind)
     for dsn in (dsn_of(strict, "empty"), dsn_of(strict, password=f"{CANARY}-wrong"), *TORN):
-        done = subprocess.run(
-            [sys.executable, "-c", IN_THE_APP, str(number)],
-            input=f"{dsn}\n{amqp_secret}",
-            env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": ""},
-            capture_output=True, text=True, timeout=DEADLINE, check=False,
-        )  # fmt: skip
-        assert done.returncode, done
-        assert "Traceback" in done.stderr
-        quiet(done.stdout + done.stderr)
+        with Outbox(None).process(kind, program=("-m", "apps.debugging")) as process:
+            done = process.done(f"{dsn}\n{amqp_secret}".encode())
+        assert done.code, done
+        assert "Traceback" in done.err
+        quiet(done.out + done.err)
 
 
 def test_a_consumer_at_debug_says_no_password_while_it_works_or_is_refused(

@@ -6,6 +6,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -56,6 +57,8 @@ FLOORS = (
 DOORS = {"sqlalchemy.py", "alembic.py", "django", "ui", "mcp", "agents"}
 QUERIES = {file.name.removesuffix(".sql") for file in files("outbox.sql").joinpath("queries").iterdir()}
 
+TEST_FILES = {file.name for file in Path(__file__).parents[1].rglob("test_*.py")}
+
 
 def name_of(file: Path) -> str:
     return ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
@@ -65,9 +68,19 @@ FILES = {name_of(file): file for file in sorted(PACKAGE.rglob("*.py")) if not fi
 MODULES = {name: file for name, file in FILES.items() if name.partition(".")[0] not in ("sql", "demo")}
 
 
+# Each file is read and parsed once: nearly every test here goes over all of them.
+TEXTS = {module: file.read_text(encoding="utf-8") for module, file in MODULES.items()}
+
+
+@cache
+def statements_of_import(module: str) -> list[ast.Import | ast.ImportFrom]:
+    """Returns all imports in a module's text, wherever they stand."""
+    return [node for node in ast.walk(ast.parse(TEXTS[module])) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imports(module: str) -> Iterator[str]:
     """Yields what of ours a module imports anywhere in its text, by its name in the package."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in statements_of_import(module):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = [*module.split(".")[: -node.level], *(node.module.split(".") if node.module else [])]
             for alias in node.names:
@@ -77,10 +90,10 @@ def imports(module: str) -> Iterator[str]:
 
 def libraries(module: str) -> Iterator[str]:
     """Yields what else it imports, by its first name. A door has the name of the library that it leads to."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in statements_of_import(module):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif node.module and not node.level:
             yield node.module.partition(".")[0]
 
 
@@ -134,9 +147,9 @@ def test_there_is_no_circle() -> None:
 
 @pytest.mark.parametrize("step", sorted(QUERIES))
 def test_statements_are_loaded_by_the_module_of_their_name_and_have_a_test_of_it(step: str) -> None:
-    loading = [name for name, file in MODULES.items() if f'statements.load("{step}")' in file.read_text("utf-8")]
+    loading = [name for name, text in TEXTS.items() if f'statements.load("{step}")' in text]
     assert [name.rpartition(".")[2] for name in loading] == [step]
-    assert list(Path(__file__).parents[1].rglob(f"test_{step}.py")), f"there is no test_{step}.py"
+    assert f"test_{step}.py" in TEST_FILES, f"there is no test_{step}.py"
 
 
 @pytest.mark.parametrize("library", ONLY_HERE)
@@ -146,7 +159,7 @@ def test_a_library_is_imported_in_one_place(library: str) -> None:
 
 
 def test_every_statement_is_used_and_says_what_it_does() -> None:
-    code = "\n".join(file.read_text(encoding="utf-8") for file in MODULES.values())
+    code = "\n".join(TEXTS.values())
     for file in files("outbox.sql").joinpath("queries").iterdir():
         step = file.name.removesuffix(".sql")
         text = file.read_text(encoding="utf-8")
