@@ -54,7 +54,6 @@ class _Known(NamedTuple):
     call: str
     state: str
     result: str | None
-    known_by: str | None
     error: str | None
     blob: str | None = None
 
@@ -191,7 +190,7 @@ def _intend(job: Job, name: str, function: Callable[..., Any], *, repeat: bool) 
         if not held:
             raise _lost(job)
         if ours:
-            return _Known(True, new, "started", None, None, None)
+            return _Known(True, new, "started", None, None)
         if call is None:
             continue  # it was written while the statement ran
         if made_by != params["function"]:
@@ -236,7 +235,8 @@ def _kept(job: Job, found: Effects, name: str, function: Callable[..., Any], kno
     try:
         return read(function, text)
     except ValidationError as error:
-        if known.known_by in (CALL, LOOK_UP):
+        ((by_person,),) = yield SQL["effect_told"], {"id": job.workflow_id, "call": known.call}
+        if not by_person:
             raise HandlerError(
                 f"stage {job.stage.queue}: the result of effect {name!r} doesn't fit: {texts.explain(error)}"
             ) from None
@@ -253,7 +253,7 @@ def _done(job: Job, name: str, call: str, text: str, known_by: str, inline: int)
     """Writes that a call is done, with its result, which is a blob if it is large."""
     blob = (yield from blobs.store(job, text.encode())).sha256 if len(text) > inline else None
     kept = yield from _note(job, name, call, "done", result=None if blob else text, blob=blob, known_by=known_by)
-    return _Known(False, call, "done", kept or text, known_by, None, blob)
+    return _Known(False, call, "done", kept or text, None, blob)
 
 
 def _note(

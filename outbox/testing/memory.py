@@ -102,14 +102,16 @@ class Memory:
             else:
                 self.effects[name] = NotDone() if params["state"] == "not done" else Ask()
             return [(True, params["result"])]
+        if statement == effects.SQL["effect_told"]:
+            return [(False,)]
         match self.effects.get(name):
             case Done(result):
                 text = checkpoint.written(function, name, result, "effect")
-                return [(True, False, params["call"], "done", params["function"], text, effects.CALL, None, None)]
+                return [(True, False, params["call"], "done", params["function"], text, None, None)]
             case Ask() if not params["repeat"]:
-                return [(True, False, params["call"], "started", params["function"], None, None, None, None)]
+                return [(True, False, params["call"], "started", params["function"], None, None, None)]
         self.effects[name] = Ask()
-        return [(True, True, params["call"], "started", params["function"], None, None, None, None)]
+        return [(True, True, params["call"], "started", params["function"], None, None, None)]
 
     def _take(self, key: str, function: Callable[..., Any], step: Statement | Call) -> Any:
         if isinstance(step, Call):

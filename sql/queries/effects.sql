@@ -20,7 +20,7 @@ WITH held AS MATERIALIZED (
     RETURNING e.call
 )
 SELECT EXISTS (SELECT FROM held), EXISTS (SELECT FROM made) OR coalesce(e.call = %(call)s::uuid, false),
-       e.call::text, e.state, e.function, e.result::text, e.known_by, e.error, encode(e.blob, 'hex')
+       e.call::text, e.state, e.function, e.result::text, e.error, encode(e.blob, 'hex')
 FROM (VALUES (1)) AS one (n)
 LEFT JOIN outbox.effects AS e ON e.workflow_id = %(id)s::uuid AND e.entered = %(entered)s AND e.name = %(name)s;
 
@@ -41,6 +41,12 @@ WITH held AS MATERIALIZED (
     RETURNING e.result
 )
 SELECT EXISTS (SELECT FROM held) AND EXISTS (SELECT FROM noted), (SELECT noted.result::text FROM noted);
+
+-- name: effect_told
+-- Returns whether it was a person who said that a call has happened.
+-- Reads approvals. Uses approvals_by_workflow.
+SELECT EXISTS (SELECT FROM outbox.approvals AS a
+               WHERE a.workflow_id = %(id)s::uuid AND a.effect = %(call)s::uuid AND a.decision = 'yes');
 
 -- name: effects_ask
 -- Asks people what has become of calls, and parks the job. See the function in sql/functions/effects.sql.

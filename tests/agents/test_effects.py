@@ -141,7 +141,7 @@ def test_a_crash_beside_an_effect_lets_it_end(conn: Conn, dsn: str) -> None:
     answers = [call("pay", "c1", cents=5), call("crash", "c2")], "done"
     agent = Agent(script(*answers), name="payer", capabilities=[OutboxDurability()], tools=[crash])
     agent.tool_plain(pay, metadata={"outbox": {"effect": True}})
-    run_one(conn, dsn, handler(agent))
+    run_one(conn, dsn, handler(PYDANTIC_AI, agent))
     assert (content(conn), calls, outbox.approvals(conn)) == ("paid", [5], [])
 
 

@@ -154,7 +154,8 @@ def test_without_a_budget_the_limit_of_the_framework_ends_it_at_once(conn: Conn,
         orders.append(order)
         return "sent"
 
-    pipeline = asking(conn, dsn, agent)
+    pipeline = deployed(conn, cases(agent))
+    pipeline.submit(conn, "a", Case())
+    drain(pipeline, dsn)
     assert "request_limit of 50" in value(conn, "SELECT error FROM outbox.dead_jobs WHERE attempts = 1")
     assert len(orders) == 50
-    assert status_of(conn, "a") == pipeline.initial

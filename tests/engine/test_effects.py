@@ -428,9 +428,10 @@ def test_a_result_that_can_not_be_kept_is_asked_for(conn: Conn, dsn: str, result
     assert (status_of(conn, "a"), len(bank)) == ("DONE", 1)
 
 
-def test_an_answer_whose_result_does_not_fit_is_asked_for_again(conn: Conn, dsn: str) -> None:
+@pytest.mark.parametrize("by", ["sarah", effects.CALL, effects.LOOK_UP])
+def test_an_answer_whose_result_does_not_fit_is_asked_for_again(conn: Conn, dsn: str, by: str) -> None:
     pipeline = paying(conn, dsn, unknown("ask"))
-    decide(conn, pipeline, "a", "yes")
+    decide(conn, pipeline, "a", "yes", by=by)
     run(conn, dsn, pipeline)
     (asked,) = approvals(conn)
     assert "the result that was given doesn't fit" in asked.data["error"]

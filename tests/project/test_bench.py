@@ -125,6 +125,13 @@ def test_the_limits_bench_measures_each_kind_beside_none(measure: Measure) -> No
     assert "10,000 tenants in turn : no limits" in out
 
 
+def test_the_sharing_bench_measures_each_handler_alone_and_shared(measure: Measure) -> None:
+    out, document = measure("sharing", "--jobs", "60", "--rounds", "1")
+    assert len(document["figures"]) == 3 * 4
+    assert all(figure["median"] > 0 for figure in document["figures"].values())
+    assert "one of 50 hot rows, shared : alone" in out
+
+
 def test_the_lists_bench_reads_each_list_beside_a_working_engine(measure: Measure) -> None:
     out, document = measure("lists", "--workflows", "11000", "--times", "1")
     assert all(figure["median"] > 0 for figure in document["figures"].values())
