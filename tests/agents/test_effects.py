@@ -122,7 +122,8 @@ def test_an_approval_outlives_the_question_whether_the_call_has_happened(conn: C
     assert of.returned(found.data.transcript) == {"c1": "it was paid"}
 
 
-def test_a_crash_beside_an_effect_lets_it_end(conn: Conn, dsn: str) -> None:
+@each_framework
+def test_a_crash_beside_an_effect_lets_it_end(conn: Conn, dsn: str, of: Framework) -> None:
     crashed = asyncio.Event()
 
     async def pay(cents: int) -> str:
@@ -138,10 +139,9 @@ def test_a_crash_beside_an_effect_lets_it_end(conn: Conn, dsn: str) -> None:
             raise RuntimeError("crash")
         return "-"
 
-    answers = [call("pay", "c1", cents=5), call("crash", "c2")], "done"
-    agent = Agent(script(*answers), name="payer", capabilities=[OutboxDurability()], tools=[crash])
-    agent.tool_plain(pay, metadata={"outbox": {"effect": True}})
-    run_one(conn, dsn, handler(PYDANTIC_AI, agent))
+    agent = of.payer(pay, [of.call("pay", "c1", cents=5), of.call("new", "c2")], "done")
+    of.add_tool(agent, crash)
+    run_one(conn, dsn, handler(of, agent))
     assert (content(conn), calls, outbox.approvals(conn)) == ("paid", [5], [])
 
 

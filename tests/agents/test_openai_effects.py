@@ -147,30 +147,6 @@ def test_a_crash_in_one_of_several_tools_repeats_only_that_one(conn: Conn, dsn: 
     assert (content(conn), calls) == ("2", ["one", "two", "two"])
 
 
-def test_a_crash_beside_an_effect_lets_it_end(conn: Conn, dsn: str) -> None:
-    crashed = asyncio.Event()
-
-    async def pay(cents: int) -> str:
-        calls.append(cents)
-        async with asyncio.timeout(30):
-            await crashed.wait()
-        await asyncio.sleep(0.05)
-        return "paid"
-
-    @function_tool(failure_error_function=None)
-    async def crash() -> str:
-        if not crashed.is_set():
-            crashed.set()
-            raise RuntimeError("crash")
-        return "-"
-
-    agent = payer(pay)
-    agent.tools.append(crash)
-    agent.model = Script([call("crash", "c0"), call("pay", "c1", cents=5)], "done")
-    run_one(conn, dsn, handler(agent))
-    assert (content(conn), calls, outbox.approvals(conn)) == ("paid", [5], [])
-
-
 def test_an_attempt_that_runs_out_of_time_is_cancelled_and_the_next_one_goes_on(conn: Conn, dsn: str) -> None:
     @function_tool
     async def stuck() -> str:

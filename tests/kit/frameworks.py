@@ -34,7 +34,7 @@ class Framework(NamedTuple):
     supporter: Callable[..., Any]
     payer: Callable[..., Any]
     paid: Callable[[Any], Awaitable[str]]
-    add_tool: Callable[[Any, Callable[[], int]], object]
+    add_tool: Callable[[Any, Callable[[], Any]], object]
     returned: Callable[[Any], dict[str, Any]]
     prompts: Callable[[Any], list[Any]]
     waits: Callable[[Any], Any]
@@ -112,7 +112,9 @@ PYDANTIC_AI = Framework(
 
 OPENAI = Framework(
     "openai", openai_models.call, OpenAICase, of_openai.agent_stage, of_openai.Budget, _openai_supporter,
-    _openai_payer, _openai_paid, lambda agent, tool: agent.tools.append(function_tool(tool, name_override="new")),
+    _openai_payer, _openai_paid, lambda agent, tool: agent.tools.append(
+        function_tool(tool, name_override="new", failure_error_function=None)  # else the SDK tells the model of errors
+    ),
     lambda transcript: openai_models.returned(transcript.messages),
     lambda transcript: [each["content"] for each in transcript.messages if each.get("role") == "user"],
     lambda transcript: transcript.state,
