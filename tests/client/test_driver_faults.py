@@ -62,7 +62,10 @@ def test_a_connection_that_is_lost_is_the_drivers_error_and_leaves_nothing(
     lost = pytest.raises(OF_DRIVERS)
     with suppress(Ours, *OF_DRIVERS), held(kind, dsn) as app:
         app.call(work.submit, app.conn, "a", Post())
-        others = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        others = (
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND datname = current_database() AND pid <> pg_backend_pid()"
+        )
         assert conn.execute(others).fetchall() == [(True,)]
         for _ in range(2):
             with lost as caught:

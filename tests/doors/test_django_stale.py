@@ -20,7 +20,10 @@ from outbox.django.stale import Healing, close_stale
 Conn = psycopg.Connection[Any]
 LOST = {"CONN_MAX_AGE": None, "AUTOCOMMIT": True, "CONN_HEALTH_CHECKS": False}
 
-OURS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = ''"
+OURS = (
+    "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = current_database() "
+    "AND pid <> pg_backend_pid() AND application_name = ''"
+)
 
 
 opened: list[Any] = []
