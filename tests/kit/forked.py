@@ -24,9 +24,11 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
+from importlib import import_module, reload
 from pathlib import Path
 from typing import Any
+
+from outbox.database import killpoints
 
 IMPORTED = (
     *(f"outbox.commands.{name}" for name in ("change", "deploy", "look", "relay", "submit", "waits", "worker")),
@@ -34,7 +36,7 @@ IMPORTED = (
 )
 """What is imported once: modules of the engine and of its dependencies, none of the tests'. See also `imports`."""
 
-AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC", "TZ", "SSL", "GLIBC", "OUTBOX_KILL_AT")
+AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC", "TZ", "SSL", "GLIBC")
 """How the names of variables begin that count while an interpreter starts and imports."""
 
 GIVEN = {"env", "cwd", "stdin", "stdout", "stderr", "text", "start_new_session"}
@@ -219,6 +221,7 @@ def become(program: dict[str, Any], streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(program["env"])
     tempfile.tempdir = None
+    reload(killpoints)  # it has read the environment
     sys.path[:0] = [program["cwd"], *filter(None, program["env"].get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = program["arguments"]
     sys.stdin = sys.__stdin__ = _text(sys.stdin, io.BufferedReader(io.FileIO(0, closefd=False)))
