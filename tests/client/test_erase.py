@@ -48,7 +48,7 @@ class Case(BaseModel):
     payment: Any = None
 
 
-def cases() -> Pipeline[Case]:
+def cases(conn: Conn) -> Pipeline[Case]:
     """Each case does what its `act` says, and leaves the mark wherever it can."""
     cases: Pipeline[Case] = Pipeline(
         "cases", data=Case, initial="NEW", final={"DONE"}, cancelled="CANCELLED", strict=True
@@ -66,7 +66,8 @@ def cases() -> Pipeline[Case]:
                 raise ValueError(f"no such customer: {MARK}")
             case "fail":
                 run.progress(MARK)
-                await asyncio.sleep(0.6)
+                while not value(conn, "SELECT count(*) FROM outbox.jobs WHERE progress IS NOT NULL"):
+                    await asyncio.sleep(0.01)
                 raise Retry(3600, f"{MARK} is not at home")
             case "ask":
                 asked = {"options": {"yes": "DONE", "no": "DONE"}, "approvers": {"finance": 2}}
@@ -96,7 +97,7 @@ def cases() -> Pipeline[Case]:
 
 
 def play(conn: Conn, dsn: str) -> Pipeline[Case]:
-    pipeline = deployed(conn, cases())
+    pipeline = deployed(conn, cases(conn))
     for act in ("done", "die", "fail", "ask", "answer", "wait", "paid", "cancel", "unsure"):
         pipeline.submit(conn, act, Case(who=MARK, act="wait" if act == "paid" else act), reason=MARK)
     while not value(conn, "SELECT count(*) FROM outbox.dead_jobs WHERE entity_id = 'die'"):  # a retry isn't due at once
