@@ -26,8 +26,8 @@ def read(kept: type[Kept], data: Any, field: str) -> Kept:
     return kept() if found is None else kept.model_validate(found)
 
 
-def write(data: Data, **values: Any) -> Data:
-    """Returns the data with other values in some fields."""
+def write(data: Data, values: Mapping[str, Any]) -> Data:
+    """Returns the data with other values in some fields, by their names."""
     if isinstance(data, BaseModel):
         return data.model_copy(update=values)
     if is_dataclass(data) and not isinstance(data, type):

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 import outbox
-from kit.frameworks import OPENAI, Framework, each_framework
+from kit.frameworks import OPENAI, Framework, each_framework, require_approvals
 from kit.pipelines import QUICK, deployed, drain, drain_all, status_of, value
 from kit.waits import put_off
 from outbox import Pipeline, Run, TooLate
@@ -26,13 +26,7 @@ def approved_only(conn: Conn) -> Any:
     """Requires of every test that each refund was approved in the database: once, and with these arguments."""
     calls.clear()
     yield
-    approved = conn.execute(
-        "SELECT coalesce(a.edited, a.data) -> 'cents', a.decided_by FROM outbox.approvals AS a "
-        "WHERE a.decision = 'approve' AND a.ended = 'decided'"
-    ).fetchall()
-    for each in calls:
-        if isinstance(each, tuple):
-            approved.remove(each)
+    require_approvals(conn, calls)
 
 
 def refund(cents: int, by: Any) -> str:
@@ -100,6 +94,22 @@ def test_an_agent_that_asks_nobody_ends(conn: Conn, dsn: str, of: Framework) -> 
     assert found.transcript.tokens > 0
     if of is OPENAI:  # its fake model counts 50 a request
         assert (found.transcript.tokens, found.transcript.agent) == (100, "support")
+
+
+def test_the_transcript_may_be_a_field_of_any_name(conn: Conn, dsn: str, of: Framework) -> None:
+    pipeline: Pipeline[Any] = Pipeline("cases", initial="NEW", final={"DONE"})
+
+    @of.agent_stage(  # type: ignore[untyped-decorator]
+        pipeline, supporter(of, "hello"), on="NEW", to="DONE", prompt=lambda case: "hello", transcript="data"
+    )
+    def answered(run: Run[Any], output: str) -> None:
+        calls.append(output)
+
+    deployed(conn, pipeline)
+    pipeline.submit(conn, "a", {})
+    drain(pipeline, dsn)
+    assert (status_of(conn, "a"), calls) == ("DONE", ["hello"])
+    assert value(conn, "SELECT metadata -> 'data' ->> 'requests' FROM outbox.workflow_states") == "1"
 
 
 def test_a_call_is_asked_about_and_made_when_it_is_approved(conn: Conn, dsn: str, of: Framework) -> None:

@@ -25,6 +25,7 @@ from psycopg.types.json import Jsonb
 from pydantic import BaseModel
 
 import outbox
+from kit.frameworks import require_approvals
 from kit.openai_models import Answer, Script, call, returned
 from kit.pipelines import QUICK, deployed, drain, drain_all, status_of, value
 from outbox import DefinitionError, Go, Pipeline, Run
@@ -40,13 +41,7 @@ def approved_only(conn: Conn) -> Any:
     """Requires of every test that each refund was approved in the database: once, and with these arguments."""
     calls.clear()
     yield
-    approved = conn.execute(
-        "SELECT coalesce(a.edited, a.data) -> 'cents', a.decided_by FROM outbox.approvals AS a "
-        "WHERE a.decision = 'approve' AND a.ended = 'decided'"
-    ).fetchall()
-    for each in calls:
-        if isinstance(each, tuple):
-            approved.remove(each)
+    require_approvals(conn, calls)
 
 
 class Case(BaseModel):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
 import agents
+import psycopg
 import pydantic_ai
 import pytest
 from agents import function_tool
@@ -122,3 +123,14 @@ OPENAI = Framework(
 
 each_framework = pytest.mark.parametrize("of", [PYDANTIC_AI, OPENAI], ids=["pydantic_ai", "openai"])
 """Runs a test with each framework, as `of`."""
+
+
+def require_approvals(conn: psycopg.Connection[Any], refunds: Iterable[Any]) -> None:
+    """Requires that each refund, `(cents, by)`, was approved in the database: once, and with these arguments."""
+    approved = conn.execute(
+        "SELECT coalesce(a.edited, a.data) -> 'cents', a.decided_by FROM outbox.approvals AS a "
+        "WHERE a.decision = 'approve' AND a.ended = 'decided'"
+    ).fetchall()
+    for each in refunds:
+        if isinstance(each, tuple):
+            approved.remove(each)

@@ -180,7 +180,7 @@ class _Turns:
             return await self._wait(run, saver, state.interrupts)
         if state.next:
             raise HandlerError(f"the graph has stopped before {', '.join(state.next)}, and asks nothing")
-        run.data = write(run.data, **{self.field: await self._stored(run, saver)})
+        run.data = write(run.data, {self.field: await self._stored(run, saver)})
         outcome = finish(run, output)
         if inspect.isawaitable(outcome):
             outcome = await outcome
@@ -238,7 +238,7 @@ class _Turns:
             if self.signal_into is None:
                 raise InterruptRefused(f"an interrupt waits for the signal {name}: give graph_stage signal_into=")
             thread = await self._stored(run, saver, signal=interrupt.id)
-            data = write(run.data, **{self.field: thread, self.signal_into: None})
+            data = write(run.data, {self.field: thread, self.signal_into: None})
             wait: Wait[Any] = self.interrupts.wait_for_signal(
                 name, timeout or self.deadline, self.signal_into, self.waiting, data
             )
@@ -246,7 +246,7 @@ class _Turns:
         return WaitForApproval(
             questions=questions, status=self.waiting, deadline=self.deadline,
             on_deadline=None if self.deadline is None else self.answered,
-            data=write(run.data, **{self.field: await self._stored(run, saver)}),
+            data=write(run.data, {self.field: await self._stored(run, saver)}),
         )  # fmt: skip
 
     async def _stored(self, run: Run[Any], saver: Saver, signal: str | None = None) -> Thread:

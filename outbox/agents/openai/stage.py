@@ -161,7 +161,7 @@ class _Loop:
                 if self._on_budget is None:
                     raise
                 after = _spent(spending, messages=said, agent=before.agent, stopped=str(error))
-                return Go(self._on_budget, data.write(run.data, **{self._field: after}))
+                return Go(self._on_budget, data.write(run.data, {self._field: after}))
             except _FINAL as error:
                 raise Reject(f"{type(error).__name__}: {error}") from error
             agent = result.last_agent.name
@@ -169,7 +169,7 @@ class _Loop:
                 after = _spent(spending, state=without_decisions(written(result.to_state())), agent=agent)
                 return self._wait(run, pending(result.interruptions), after)
             after = _spent(spending, messages=result.to_input_list(), agent=agent)
-            run.data = data.write(run.data, **{self._field: after})
+            run.data = data.write(run.data, {self._field: after})
             outcome = finish(run, result.final_output)
             if inspect.isawaitable(outcome):
                 outcome = await outcome
@@ -214,7 +214,7 @@ class _Loop:
             status=self._waiting,
             deadline=self._deadline,
             on_deadline=None if self._deadline is None else self._answered,
-            data=data.write(run.data, **{self._field: after}),
+            data=data.write(run.data, {self._field: after}),
         )
 
 

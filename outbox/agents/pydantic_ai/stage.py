@@ -126,13 +126,13 @@ class _Loop:
                     if self._on_budget is None:
                         raise
                     after = _after(messages, spending, stopped=str(error))
-                    return Go(self._on_budget, data.write(run.data, **{self._field: after}))
+                    return Go(self._on_budget, data.write(run.data, {self._field: after}))
                 except UsageLimitExceeded as error:  # what was kept leads another attempt to the same
                     raise Reject(f"{type(error).__name__}: {error}") from error
             after = _after(messages, spending)
             if isinstance(output, DeferredToolRequests):
                 return self._wait(run, output, after)
-            run.data = data.write(run.data, **{self._field: after})
+            run.data = data.write(run.data, {self._field: after})
             outcome = finish(run, output)
             if inspect.isawaitable(outcome):
                 outcome = await outcome
@@ -163,7 +163,7 @@ class _Loop:
             status=self._waiting,
             deadline=self._deadline,
             on_deadline=None if self._deadline is None else self._answered,
-            data=data.write(run.data, **{self._field: after.model_copy(update={"asked": calls_as_json(requests)})}),
+            data=data.write(run.data, {self._field: after.model_copy(update={"asked": calls_as_json(requests)})}),
         )
 
 
