@@ -147,34 +147,34 @@ def once(
 
     A result of more than `inline` characters is kept as a blob.
     """
-    require_type(function)
-    kept = yield from _find(job, key, function)
+    results = Results(function)
+    kept = yield from _find(job, key, results.name)
     if kept is None:
-        kept = yield from _keep(job, key, function, (yield Call(call)), inline)
-    return read(function, kept)
+        text = results.write((yield Call(call)), key)
+        kept = yield from _keep(job, key, results.name, text, inline)
+    return results.read(kept)
 
 
-def _find(job: Job, key: str, function: Callable[..., Any]) -> Steps[str | None]:
+def _find(job: Job, key: str, function: str) -> Steps[str | None]:
     rows = yield SQL["checkpoint_read"], _work(job, key)
     if not rows:
         return None
     ((made_by, result, blob),) = rows
-    if made_by != name_of(function):
+    if made_by != function:
         raise HandlerError(
-            f"stage {job.stage.queue}: once({key!r}) was {made_by}, and is {name_of(function)} now: "
+            f"stage {job.stage.queue}: once({key!r}) was {made_by}, and is {function} now: "
             "give another function another key"
         )
     return str(result) if blob is None else (yield from blobs.load_text(blob))
 
 
-def _keep(job: Job, key: str, function: Callable[..., Any], result: Any, inline: int) -> Steps[str]:
-    text = written(function, key, result)
+def _keep(job: Job, key: str, function: str, text: str, inline: int) -> Steps[str]:
     kept: str | None
     if len(text) > inline:
-        held, made = yield from blobs.keep(job, text.encode(), key, name_of(function))
+        held, made = yield from blobs.keep(job, text.encode(), key, function)
         kept = text if made else None
     else:
-        params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": name_of(function)}
+        params = {"job": job.id, "worker": job.owner, "attempt": job.attempt, "function": function}
         # The database has keys in an order of its own, and 1e22 without an exponent. All attempts get the same.
         ((held, kept),) = yield SQL["checkpoint_write"], {**_work(job, key), **params, "result": text}
     if not held:
@@ -216,41 +216,39 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+class Results:
+    """Writes and reads the results of a function as JSON text, of the type that its return annotation names.
+
+    `name` is the function's, which a key belongs to. Raises HandlerError if pydantic doesn't know the type: that is
+    said before the function is called.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.name = name_of(function)
+        said = _type(function)
+        try:
+            self._adapter = None if said is None or said is Any else TypeAdapter(said)
+        except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+            raise HandlerError(
+                f"{self.name} returns {texts.shown(said)}, which can't be kept: return plain JSON, a dataclass or a "
+                "pydantic model, and annotate it"
+            ) from error
+
+    def write(self, result: Any, key: str, what: str = "once") -> str:
+        """Returns a result as JSON text. Raises InvalidInput if it can't be kept."""
+        where = f"{what}({key!r})"
+        if self._adapter is None:
+            return documents.dump_any(result, where, most=MAX_RESULT)
+        return documents.dump(self._adapter, result, where, most=MAX_RESULT)
+
+    def read(self, text: str) -> Any:
+        """Returns a kept result. Raises pydantic's ValidationError if it doesn't fit the type."""
+        return json.loads(text) if self._adapter is None else self._adapter.validate_json(text)
+
+
 def _type(function: Callable[..., Any]) -> Any:
-    """Returns the function's return annotation, as which a result is read back; None if there is none."""
+    """Returns the function's return annotation; None if there is none."""
     try:
         return typing.get_type_hints(getattr(function, "func", function)).get("return")
     except Exception:  # there are no annotations, or they can't be resolved here
         return None
-
-
-def require_type(function: Callable[..., Any]) -> None:
-    """Raises HandlerError if pydantic doesn't know the type that the function's return annotation names.
-
-    Its results could not be kept. That is said before it is called.
-    """
-    said = _type(function)
-    try:
-        if said is not None:
-            TypeAdapter(said)
-    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
-        raise HandlerError(
-            f"{name_of(function)} returns {texts.shown(said)}, which can't be kept: return plain JSON, a dataclass or "
-            "a pydantic model, and annotate it"
-        ) from error
-
-
-def written(function: Callable[..., Any], key: str, result: Any, what: str = "once", most: int = MAX_RESULT) -> str:
-    """Returns a function's result as JSON text. Raises InvalidInput if it can't be kept."""
-    where = f"{what}({key!r})"
-    said = _type(function)
-    plain = said is None or said is Any
-    if plain:
-        return documents.dump_any(result, where, most=most)
-    return documents.dump(TypeAdapter(said), result, where, most=most)
-
-
-def read(function: Callable[..., Any], text: str) -> Any:
-    """Returns a kept result as the type that the function's return annotation names."""
-    said = _type(function)
-    return json.loads(text) if said is None or said is Any else TypeAdapter(said).validate_json(text)

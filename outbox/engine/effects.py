@@ -33,7 +33,7 @@ from ..definition.reasons import describe
 from ..errors import EffectUnknown, HandlerError, LeaseLost
 from ..texts import printable
 from . import blobs
-from .checkpoint import MAX_INLINE, Checkpoints, Steps, name_of, read, require_type, written
+from .checkpoint import MAX_INLINE, Checkpoints, Results, Steps
 from .job import Failed, Finished, Job, Outcome, PutBack, Trouble, fail
 from .lease import Lease
 
@@ -89,22 +89,22 @@ def effect(
     A result of more than `inline` characters is kept as a blob.
     """
     try:
-        require_type(function)
+        results = Results(function)
     except HandlerError:
         found.may_begin_again(name)
         raise
-    known = yield from _intend(job, name, function, repeat=on_unknown == "repeat")
+    known = yield from _intend(job, name, results.name, repeat=on_unknown == "repeat")
     if not known.ours and known.state == "started":
-        known = yield from _look_up(job, found, name, function, known, on_unknown, inline)
+        known = yield from _look_up(job, found, name, results, known, on_unknown, inline)
     if known.ours:
-        known = yield from _make(job, found, name, function, known.call, call, on_unknown, inline)
-    result = yield from _kept(job, found, name, function, known)
+        known = yield from _make(job, found, name, results, known.call, call, on_unknown, inline)
+    result = yield from _kept(job, found, name, results, known)
     del found.unknown[name]
     return result
 
 
 def _make(
-    job: Job, found: Effects, name: str, function: Callable[..., Any], id_: str, call: Callable[[], Any],
+    job: Job, found: Effects, name: str, results: Results, id_: str, call: Callable[[], Any],
     on_unknown: OnUnknown, inline: int,
 ) -> Steps[_Known]:  # fmt: skip
     """Makes a call that is intended, and writes what has come of it."""
@@ -118,7 +118,7 @@ def _make(
             result.close()
             raise NotDone("the function is async, and the handler is a plain function")
         killpoints.passing("K15")
-        text = written(function, name, result, "effect")
+        text = results.write(result, name, "effect")
     except NotDone as error:
         yield from _note(job, name, id_, "not done", error=describe(error), known_by=CALL)
         found.may_begin_again(name)
@@ -182,9 +182,9 @@ def ask(job: Job, trouble: Trouble) -> Statement:
     }
 
 
-def _intend(job: Job, name: str, function: Callable[..., Any], *, repeat: bool) -> Steps[_Known]:
+def _intend(job: Job, name: str, function: str, *, repeat: bool) -> Steps[_Known]:
     new = str(uuid4())
-    params = {"stage": job.stage.name, "function": name_of(function), "call": new, "repeat": repeat}
+    params = {"stage": job.stage.name, "function": function, "call": new, "repeat": repeat}
     while True:
         ((held, ours, call, state, made_by, *rest),) = yield SQL["effect_intend"], {**_work(job, name), **params}
         if not held:
@@ -202,7 +202,7 @@ def _intend(job: Job, name: str, function: Callable[..., Any], *, repeat: bool) 
 
 
 def _look_up(
-    job: Job, found: Effects, name: str, function: Callable[..., Any], known: _Known, on_unknown: OnUnknown, inline: int
+    job: Job, found: Effects, name: str, results: Results, known: _Known, on_unknown: OnUnknown, inline: int
 ) -> Steps[_Known]:
     """Finds out what has become of a call. Raises EffectUnknown if a person is to be asked."""
     if on_unknown == "ask" or isinstance(on_unknown, Ask):
@@ -216,10 +216,10 @@ def _look_up(
     if isinstance(answer, Ask):
         _ask(found, Asked(name, known.call, answer), known.error)
     elif isinstance(answer, Done):
-        text = written(function, name, answer.result, "effect")
+        text = results.write(answer.result, name, "effect")
         known = yield from _done(job, name, known.call, text, LOOK_UP, inline)
     elif isinstance(answer, NotDone):
-        known = yield from _intend(job, name, function, repeat=True)
+        known = yield from _intend(job, name, results.name, repeat=True)
     else:
         what = texts.shown(answer)
         raise HandlerError(f"stage {job.stage.queue}: look_up of effect {name!r} returned {what}: "
@@ -227,20 +227,20 @@ def _look_up(
     return known
 
 
-def _kept(job: Job, found: Effects, name: str, function: Callable[..., Any], known: _Known) -> Steps[Any]:
+def _kept(job: Job, found: Effects, name: str, results: Results, known: _Known) -> Steps[Any]:
     """Returns the result of an earlier call. One that a person has given, and that doesn't fit, is asked for again."""
     text = known.result or "null"
     if known.blob is not None and known.result is None:
         text = yield from blobs.load_text(known.blob)
     try:
-        return read(function, text)
+        return results.read(text)
     except ValidationError as error:
         ((by_person,),) = yield SQL["effect_told"], {"id": job.workflow_id, "call": known.call}
         if not by_person:
             raise HandlerError(
                 f"stage {job.stage.queue}: the result of effect {name!r} doesn't fit: {texts.explain(error)}"
             ) from None
-        why = f"the result that was given doesn't fit {name_of(function)}: {texts.explain(error)}"
+        why = f"the result that was given doesn't fit {results.name}: {texts.explain(error)}"
         _ask(found, Asked(name, known.call, Ask(), texts.clean(why)), why)
 
 

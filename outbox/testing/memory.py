@@ -25,7 +25,7 @@ class Memory:
     def __init__(self, given: Mapping[str, Any] | None = None, known: Mapping[str, Known] | None = None) -> None:
         self._given = dict(given or {})
         self.effects = _checked(known or {})
-        self._kept: dict[str, tuple[Callable[..., Any], str]] = {}
+        self._kept: dict[str, tuple[checkpoint.Results, str]] = {}
         self._parts: dict[bytes, bytes] = {}
         self._blobs: dict[str, tuple[int, list[bytes]]] = {}
         self.progress: str | None = None
@@ -33,15 +33,16 @@ class Memory:
     @property
     def kept(self) -> dict[str, Any]:
         """The results by their keys, as the next attempt would get them."""
-        return {**self._given, **{key: checkpoint.read(function, text) for key, (function, text) in self._kept.items()}}
+        return {**self._given, **{key: results.read(text) for key, (results, text) in self._kept.items()}}
 
     def once(self, job: Job, key: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Does what `Checkpoints.once` does."""
+        results = checkpoint.Results(function)
         if key in self._given and key not in self._kept:
-            self._kept[key] = function, checkpoint.written(function, key, self._given[key])
+            self._kept[key] = results, results.write(self._given[key], key)
         call = partial(function, *args, **kwargs)
         steps = checkpoint.once(job, key, function, call, inline=checkpoint.MAX_RESULT)
-        take = partial(self._take, key, function)
+        take = partial(self._take, key, results)
         return perform_async(steps, _awaiting(take)) if job.stage.is_async else perform(steps, take)
 
     def store(self, job: Job, content: Any) -> Any:
@@ -98,7 +99,7 @@ class Memory:
         statement, params = step
         if statement == effects.SQL["effect_note"]:
             if params["state"] == "done":
-                self.effects[name] = Done(checkpoint.read(function, params["result"]))
+                self.effects[name] = Done(checkpoint.Results(function).read(params["result"]))
             else:
                 self.effects[name] = NotDone() if params["state"] == "not done" else Ask()
             return [(True, params["result"])]
@@ -106,14 +107,14 @@ class Memory:
             return [(False,)]
         match self.effects.get(name):
             case Done(result):
-                text = checkpoint.written(function, name, result, "effect")
+                text = checkpoint.Results(function).write(result, name, "effect")
                 return [(True, False, params["call"], "done", params["function"], text, None, None)]
             case Ask() if not params["repeat"]:
                 return [(True, False, params["call"], "started", params["function"], None, None, None)]
         self.effects[name] = Ask()
         return [(True, True, params["call"], "started", params["function"], None, None, None)]
 
-    def _take(self, key: str, function: Callable[..., Any], step: Statement | Call) -> Any:
+    def _take(self, key: str, results: checkpoint.Results, step: Statement | Call) -> Any:
         if isinstance(step, Call):
             return step.function()
         statement, params = step
@@ -121,9 +122,9 @@ class Memory:
             if key not in self._kept:
                 return []
             kept_by, text = self._kept[key]
-            return [(checkpoint.name_of(kept_by), text, None)]
+            return [(kept_by.name, text, None)]
         made = key not in self._kept
-        self._kept.setdefault(key, (function, params["result"]))
+        self._kept.setdefault(key, (results, params["result"]))
         return [(True, params["result"] if made else None)]
 
     def _take_part(self, step: Statement | Call) -> Any:
