@@ -14,8 +14,8 @@ from outbox.definition import deploy
 
 from .kit import report, turns
 from .kit.app import Shape
-from .kit.database import machine, server, worker
-from .kit.steps import check_books, submitted, wait_until
+from .kit.database import machine, server
+from .kit.steps import steps
 
 
 @click.command()
@@ -24,41 +24,37 @@ from .kit.steps import check_books, submitted, wait_until
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file too.")
 def main(jobs: int, rounds: int, json_file: Path | None) -> None:
     """Measure steps a second with a transaction for each job and with shared ones, in the other order each round."""
-    subjects = {
-        f"{what}, {how}, steps/s": Shape(pipeline, 2, rows=2)
-        for pair in zip(turns.HANDLERS.values(), turns.ALONE, turns.SHARED, strict=True)
-        for (what, _), how, pipeline in ((pair[0], "alone", pair[1]), (pair[0], "shared", pair[2]))
-    }
+    subjects: dict[str, Shape] = {}
+    for (what, _), alone, shared in zip(turns.HANDLERS.values(), turns.ALONE, turns.SHARED, strict=True):
+        for how, pipeline in (("alone", alone), ("shared", shared)):
+            subjects[f"{what}, {how}, steps/s"] = Shape(pipeline, 2, rows=2, module=turns.__name__)
     found: dict[str, list[float]] = {}
     with server() as postgres:
         for number in range(1, rounds + 1):
             for name in list(subjects)[:: 1 if number % 2 else -1]:
                 report.progress(f"round {number} of {rounds}: {name}")
                 with postgres.database() as dsn:
-                    found.setdefault(name, []).append(steps(dsn, subjects[name], jobs))
+                    found.setdefault(name, []).append(measured(dsn, subjects[name], jobs))
         where = machine(postgres.dsn)
     for what, _ in turns.HANDLERS.values():
         pairs = zip(found[f"{what}, shared, steps/s"], found[f"{what}, alone, steps/s"], strict=True)
-        found[f"{what}, shared : alone"] = [shared / alone for shared, alone in pairs]
+        found[f"{what}, shared : alone"] = [with_ / without for with_, without in pairs]
     figures = {name: report.spread(values) for name, values in found.items()}
     report.show("sharing", {"jobs": jobs, "rounds": rounds, "share": turns.SHARE}, figures, where, json_file)
 
 
-def steps(dsn: str, shape: Shape, jobs: int) -> float:
+def measured(dsn: str, shape: Shape, jobs: int) -> float:
     """Returns the steps/s of one worker. Raises unless each handler's changes were made once."""
     hot = "hot" in shape.pipeline.name
     with psycopg.connect(dsn, autocommit=True) as conn:
         deploy.deploy(conn, shape.pipeline)
         conn.execute(turns.TABLE)
         conn.execute("INSERT INTO accounts SELECT generate_series(0, %s)", (turns.ACCOUNTS - 1,))
-        with worker(dsn, f"bench.kit.turns:{shape.pipeline.name}"):
-            wait_until(dsn, "SELECT count(*) = 1 FROM outbox.workers WHERE idle", 60)
-            _, start = submitted(dsn, jobs, shape)
-            wait_until(dsn, f"SELECT sum(workflows) = {jobs} FROM outbox.status_counts WHERE status = 'COMPLETED'", 600)
+        rate = steps(dsn, jobs, shape=shape)
         changes = conn.execute("SELECT sum(changes)::int FROM accounts").fetchone()
     if changes != (jobs * shape.steps * hot,):
         raise click.ClickException(f"the books are wrong: {changes} changes of accounts for {jobs} workflows")
-    return check_books(dsn, jobs, start, shape)
+    return rate
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Calls(Model):
         return ModelResponse(output=[*calls] if turn < self.turns else [DONE], usage=Usage(), response_id=None)
 
     def stream_response(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("the SDK's Model demands it, and these runs are not streamed")
 
 
 @function_tool

@@ -93,12 +93,13 @@ for name, on, to in (("first", "RECEIVED", "BOOKED"), ("second", "BOOKED", "COMP
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A pipeline, with the steps, messages and application rows that each of its workflows makes."""
+    """A pipeline of a module, with the steps, messages and application rows that each of its workflows makes."""
 
     pipeline: Pipeline[Any]
     steps: int
     messages: int = 0
     rows: int = 0
+    module: str = __name__
 
 
 POSTS, PLAIN, NOOP = Shape(posts, 3, messages=3), Shape(plain, 3, messages=3), Shape(noop, 1)

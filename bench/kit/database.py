@@ -56,7 +56,7 @@ class Server:
     def database(self, template: str = TEMPLATE) -> Iterator[str]:
         """Yields the DSN of a fresh database with all pipelines deployed, after flushing what earlier runs wrote.
 
-        It is a copy of `template`, to which nobody may be connected.
+        It is a copy of `template`, which must have no sessions meanwhile.
         """
         name = f"bench_{next(_numbers)}"
         with psycopg.connect(self.dsn, autocommit=True) as admin:

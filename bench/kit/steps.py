@@ -49,7 +49,7 @@ def steps(
     """
     with ExitStack() as running:
         for _ in range(workers):
-            running.enter_context(worker(dsn, f"bench.kit.app:{shape.pipeline.name}"))
+            running.enter_context(worker(dsn, f"{shape.module}:{shape.pipeline.name}"))
         wait_until(dsn, f"SELECT count(*) = {workers} FROM outbox.workers WHERE idle", 60)
         _, start = submitted(dsn, jobs, shape, size)
         begun()
