@@ -1,7 +1,7 @@
 """Checks the effects of `run.effect`: the ledger as the log has it, and against the bank's book.
 
 Each intention has at most one call. An effect is intended again only if the bank, a look-up or a person has said that
-it has not happened; with "repeat" nobody has to. A process that was frozen may call late: the bank honours the key, and
+it has not happened, or if it is one of "repeat". A process that was frozen may call late: the bank honours the key, and
 the order in its book tells what could be known by then.
 
 Nothing is exempt. An intention that is lost after its call would have to be: the call is made again with the same key.
@@ -69,7 +69,7 @@ class Ledger:
             key = self._keys.get(row["effect"])
             said = self.rows[key]["state"] if key is not None else None
             if key is None:
-                self.find("phantom", id_, f"a question is about a call that nobody intended: {row['effect']}")
+                self.find("phantom", id_, f"a question is about a call without an intention: {row['effect']}")
             elif row["ended"] is None:
                 self.counts["asked"] += 1
                 if said != "started":
@@ -88,7 +88,7 @@ class Ledger:
             self._repeat.discard(key)
         call = self.calls.get(str(row["decided_by"]))
         if call is None:
-            self.find("phantom", id_, f"{row['decided_by']} has answered, and nobody has called")
+            self.find("phantom", id_, f"{row['decided_by']} has answered about a call that was not made")
         elif call.outcome == "failed":
             self.find("phantom", id_, f"{call.client} has answered, and was told that it failed: {call.said}")
 
@@ -125,7 +125,7 @@ class Ledger:
         self.counts["looked up"] += sum(entry.what == "look" for entry in entries)
         self.counts["charged again"] += sum(entry.what == "charge" for entry in entries[first + 1 :])
         if row is None:
-            self.find("phantom", id_, f"{key} was called, and nobody intended it")
+            self.find("phantom", id_, f"{key} was called without an intention")
             return
         if len(calls) > intended:
             self.find("effect twice", id_, f"{key} was called {len(calls)} times, and intended {intended} times")

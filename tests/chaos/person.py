@@ -46,7 +46,7 @@ class Person(Client):
     def knows(self, key: str) -> tuple[str, str | None]:
         """Returns an honest answer, and the result that is put beside it. One without is asked for again."""
         if self.random.random() < 0.1:
-            return "repeat", None  # nobody has looked
+            return "repeat", None  # without a look into the book
         if not bank.look(key, "view"):
             return "no", None
         return "yes", None if self.random.random() < 0.1 else json.dumps({"result": bank.receipt(key)})

@@ -723,7 +723,7 @@ class Replay:
         status = self.first(flow.status)
         stage, job = self.takes.get(status or ""), flow.job
         if job is not None and job["due"] is None and not flow.has_effect_asked:
-            self.find("lost", id_, "its job is parked, and nobody is asked")
+            self.find("lost", id_, "its job is parked without a question")
         if job is None and part.moves and status in self.timed:
             self.find("lost", id_, f"in {flow.status} it waits without a deadline: nobody ends that")
         if job is not None and stage is None and (job["stage"], job["status"]) == (None, flow.status):

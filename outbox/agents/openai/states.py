@@ -29,7 +29,7 @@ async def restored(agent: Agent[Any], state: dict[str, Any], context: Any) -> Ru
     """Returns a state as it was written. Raises AgentChanged if it isn't one of this agent."""
     try:
         return await RunState.from_json(agent, state, context_override=context)
-    except Exception as error:  # the SDK redacts those of a state that it can't read, and then they have no class
+    except Exception as error:  # also RuntimeError: the SDK replaces errors that quote the state
         why = str(error).rstrip(".")
         raise AgentChanged(
             f"agent {agent.name}: the run that waits for people can't go on: {why}. Bring back the agents and tools "
