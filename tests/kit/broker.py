@@ -117,7 +117,7 @@ class Broker:
         if self._epmd is None and self._has_epmd:
             self._epmd = self._start(self._epmd_program, "-port", str(self.epmd_port), "-address", LOOPBACK)
             # If RabbitMQ found no epmd, it would start one that outlives it.
-            wait_for(lambda: self._answers(self.epmd_port, b""), what="epmd listens")
+            wait_for(self._has_mapper, what="epmd listens")
         self._beam = self._start(str(self.bin / "rabbitmq-server"))
 
     def stop(self) -> None:
@@ -254,11 +254,21 @@ class Broker:
         beam.wait(DEADLINE)
         self._alarmed = False
 
+    def _has_mapper(self) -> bool:
+        if self._epmd is not None and self._epmd.poll() is not None:
+            self._epmd = None
+            raise RuntimeError(f"epmd did not start on port {self.epmd_port}: {self._output()}")
+        return self._answers(self.epmd_port, b"")
+
     def _is_up(self) -> bool:
         if self._beam is not None and self._beam.poll() is not None:
             self._beam = None
-            raise RuntimeError(f"RabbitMQ did not start: {(self.folder / 'output').read_text()[-3000:]}")
+            raise RuntimeError(f"RabbitMQ did not start: {self._output()}")
         return self._answers(self.port, b"AMQP\x00\x00\x09\x01")
+
+    def _output(self) -> str:
+        # Its first lines name the cause; a page of Erlang's terms follows.
+        return (self.folder / "output").read_text()[-20_000:]
 
     @staticmethod
     def _answers(port: int, greeting: bytes) -> bool:

@@ -27,6 +27,7 @@ from kit.forked import Popen
 from outbox.database import embedded
 
 _dice = random.SystemRandom()  # not the seed that processes of one test run may share
+_claims: list[socket.socket] = []
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 MEMORY = Path("/dev/shm")
 PLENTY = 8 * 2**30
@@ -81,11 +82,21 @@ def freeze(pid: int) -> None:
 
 
 def free_port() -> int:
-    """Returns a free port below the system's ephemeral ones: a server binds it later, and again after a crash."""
+    """Returns a free port below the system's ephemeral ones: a server binds it later, and again after a crash.
+
+    No other process of the tests is given it as long as this one lives: it has a socket whose name says so.
+    """
     while True:
         port = _dice.randrange(10_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0outbox-test-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+        else:
+            _claims.append(claim)
             return port
 
 
