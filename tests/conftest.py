@@ -7,6 +7,7 @@ The tests work as `outbox_owner`, who owns the schema `outbox` and nothing more.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ from pytest_postgresql.executors import NoopExecutor
 from kit import pooler as pooling
 from kit.broker import Broker
 from kit.commands import Outbox
-from kit.databases import OWNER, clone, templates
+from kit.databases import OWNER, clone, end_sessions, templates
 from kit.faults import prepare
 from kit.interleave import Explore, Scheduler
 from kit.pooler import Pooler, way_env
@@ -54,6 +55,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("chromium")
 
 
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over what is loaded by now: hundreds of thousands of objects, which stay."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Print a failure when it happens: a run that is cut off never comes to its summary."""
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
@@ -68,6 +75,7 @@ def server() -> Iterator[PostgresServer]:
         try:
             yield server
         finally:
+            end_sessions()
             if pooling.between is not None:
                 pooling.between.remove()
 

@@ -14,9 +14,10 @@ from outbox.commands import worker
 @pytest.fixture(autouse=True)
 def defaults() -> Iterator[None]:
     before = gc.get_threshold()
+    gc.unfreeze()  # what tests/conftest.py has frozen
     yield
     gc.enable()
-    gc.unfreeze()
+    gc.freeze()
     gc.set_threshold(*before)
 
 

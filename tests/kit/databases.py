@@ -26,6 +26,7 @@ from outbox.database import migrations
 OWNER = "outbox_owner"
 
 _numbers = itertools.count(1)
+_sessions: dict[tuple[str, int], psycopg.Connection[Any]] = {}
 
 
 def templates() -> tuple[Any, Any]:
@@ -50,12 +51,25 @@ def migrate(*, host: str, port: int, dbname: str, **_: object) -> None:
 
 
 class _Janitor(DatabaseJanitor):
+    """Works through a session if it is given one. The package's own opens two for each database."""
+
+    session: psycopg.Connection[Any] | None = None
+
+    @contextmanager
+    def cursor(self, dbname: str | None = None) -> Iterator[psycopg.Cursor[Any]]:
+        if self.session is None:
+            with super().cursor(dbname) as cursor:
+                yield cursor
+        else:
+            with self.session.cursor() as cursor:
+                yield cursor
+
     def _build_create_database_sql(self) -> sql.Composed:
         # Copies the files, with the catalogs' cache: half the work of Postgres' default, which logs each page.
         return super()._build_create_database_sql() + sql.SQL(" STRATEGY file_copy")
 
 
-def janitor(server: PostgresServer | NoopExecutor, name: str, template: str | None = None) -> DatabaseJanitor:
+def janitor(server: PostgresServer | NoopExecutor, name: str, template: str | None = None) -> _Janitor:
     """Returns what makes a database of this name on the server, and drops it even if sessions are still connected."""
     return _Janitor(host=server.host, port=server.port, user=server.user, dbname=name, template_dbname=template)
 
@@ -64,8 +78,31 @@ def janitor(server: PostgresServer | NoopExecutor, name: str, template: str | No
 def clone(template: NoopExecutor, name: str | None = None) -> Iterator[str]:
     """Clones a template for as long as the context lasts; yields the owner's DSN."""
     name = name or f"test_{next(_numbers)}"
-    with janitor(template, name, template.template_dbname):
+    made = janitor(template, name, template.template_dbname)
+    made.session = _session(template)
+    with made:
         yield _dsn(template.host, template.port, name)
+
+
+def end_sessions() -> None:
+    """Ends the sessions through which clones were made."""
+    while _sessions:
+        _sessions.popitem()[1].close()
+
+
+def _session(server: NoopExecutor) -> psycopg.Connection[Any]:
+    """Returns the session that makes and drops all clones of a server: to open one takes as long as half a clone."""
+    at = server.host, server.port
+    if at in _sessions:
+        try:
+            _sessions[at].execute("SELECT 1")
+        except psycopg.OperationalError:  # a test has ended its server
+            _sessions.pop(at).close()
+    if at not in _sessions:
+        _sessions[at] = psycopg.connect(
+            host=server.host, port=server.port, user=server.user, dbname="postgres", autocommit=True
+        )
+    return _sessions[at]
 
 
 def make_database(server: PostgresServer, name: str) -> str:
