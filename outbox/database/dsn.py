@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -17,6 +20,13 @@ from ..texts import printable
 _ESCAPED = "write it as key=value pairs, or as a URL with %40 for @, %2F for / and %3A for : in the password"
 
 
+# A worker asks some 15 times for each session that it opens.
+@lru_cache(maxsize=32)
+def params_of(dsn: str) -> Mapping[str, Any]:
+    """Returns the parameters of a DSN as libpq reads them. Raises psycopg's error, which may quote a password."""
+    return MappingProxyType(conninfo_to_dict(dsn))
+
+
 def engine_conninfo(dsn: str, role: str, *, writable: bool = False, several: bool = False) -> str:
     """Returns the DSN with the parameters that sessions of Outbox have unless the DSN says otherwise.
 
@@ -26,7 +36,7 @@ def engine_conninfo(dsn: str, role: str, *, writable: bool = False, several: boo
     """
     if not readable(dsn):
         raise SettingsError(f"can't read the DSN {printable(redact(dsn))}: {_how_to_write(dsn)}")
-    given = conninfo_to_dict(dsn)
+    given = params_of(dsn)
     defaults = {
         # For each address: a host that hangs must not keep us long from the next one. A lone one may be slow, and
         # attempts.py makes others beside it.
@@ -60,12 +70,12 @@ def ways(
         any_server = make_conninfo(any_server, target_session_attrs="any")
     if not (pooled or read_only):
         return [(writable, True)]
-    return [(writable, False), (any_server, True)] if _has_hosts(conninfo_to_dict(dsn)) else [(any_server, True)]
+    return [(writable, False), (any_server, True)] if _has_hosts(params_of(dsn)) else [(any_server, True)]
 
 
 def host_last(dsn: str, host: str, port: str) -> str:
     """Returns a DSN of several hosts with one of them at the end, and any other one as it is."""
-    given = conninfo_to_dict(dsn)
+    given = params_of(dsn)
     lists = {key: str(given[key]).split(",") for key in ("host", "hostaddr", "port") if "," in str(given.get(key, ""))}
     count = max(map(len, lists.values()), default=1)
     if any(len(each) != count for each in lists.values()):
@@ -149,7 +159,7 @@ def _parts(dsn: str) -> dict[str, str] | None:
     like that counts as one that can't be read.
     """
     try:
-        parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
+        parts = {key: str(value) for key, value in params_of(dsn).items()}
     except (psycopg.Error, ValueError):
         return None  # not the message, which quotes what libpq couldn't read
     torn = any("@" in parts.get(key, "") for key in ("host", "dbname"))

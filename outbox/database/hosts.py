@@ -15,12 +15,12 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
 from ..texts import printable
 from . import statements
-from .dsn import engine_conninfo
+from .dsn import engine_conninfo, params_of
 from .given import Dsn, current_async
 from .sockets import shut
 
@@ -97,7 +97,7 @@ def listed(conninfo: Mapping[str, Any]) -> list[Host]:
 
 async def resolved(dsn: str) -> list[Host]:
     """Returns the hosts of a DSN, each with each of its addresses: libpq tries all of them."""
-    return [each for host in listed(conninfo_to_dict(dsn)) for each in await _addresses(host)]
+    return [each for host in listed(params_of(dsn)) for each in await _addresses(host)]
 
 
 async def ask(dsn: Dsn) -> list[Standing]:
@@ -114,7 +114,7 @@ def standing(host: Host, row: tuple[Any, ...]) -> Standing:
 
 async def ask_one(dsn: str, host: Host) -> Standing:
     """Asks one of them. Never raises for what a server does or says."""
-    given = {key: value for key, value in conninfo_to_dict(engine_conninfo(dsn, "hosts")).items()
+    given = {key: value for key, value in params_of(engine_conninfo(dsn, "hosts")).items()
              if key not in ("host", "hostaddr", "port")}  # fmt: skip
     given |= {**host.params, "connect_timeout": f"{ANSWER_WITHIN:.0f}", "target_session_attrs": "any"}
     conninfo = make_conninfo("", **given)

@@ -16,10 +16,10 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from . import hosts
-from .dsn import readable
+from .dsn import params_of, readable
 from .given import Dsn, current_async
 from .hosts import Host, Standing
 from .steps import Statement
@@ -169,13 +169,13 @@ async def asked(dsn: Dsn) -> AsyncGenerator[Primary]:
 def narrowed(conninfo: str) -> str:
     """Returns a connection string that leads first where sessions may be."""
     known = _known.get(_key(conninfo))
-    order = [(host.name, host.port) for host in hosts.listed(conninfo_to_dict(conninfo))]
+    order = [(host.name, host.port) for host in hosts.listed(params_of(conninfo))]
     ordered = known.ordered(order) if known else None
     if ordered is None:
         return conninfo
     params = [host.params for host in ordered]
     places = {key: ",".join(each.get(key, "") for each in params) for key in ("host", "hostaddr", "port")}
-    given = {key: value for key, value in conninfo_to_dict(conninfo).items() if key not in places}
+    given = {key: value for key, value in params_of(conninfo).items() if key not in places}
     given |= {key: value for key, value in places.items() if value.strip(",")}
     return make_conninfo("", **{**given, "load_balance_hosts": "disable"})
 
@@ -207,4 +207,4 @@ def arriving(conninfo: str, conn: Connection) -> Generator[Statement, Any, int]:
 
 
 def _key(dsn: str) -> frozenset[Host]:
-    return frozenset(hosts.listed(conninfo_to_dict(dsn)))
+    return frozenset(hosts.listed(params_of(dsn)))
