@@ -221,7 +221,8 @@ def _strings(text: str, field: str) -> str:
     return "".join(found)
 
 
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+# A string's characters are taken at once, and not one by one, which takes five times as long.
+_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]')
 
 
 def _depth(text: str) -> int:

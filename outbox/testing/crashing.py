@@ -68,29 +68,44 @@ class Crash(BaseException):
 
 
 class Crashes:
-    """One run of a scenario. `place` is the number of the step after which it crashes; None: it doesn't."""
+    """Runs a scenario. `place` is the number of the step after which it crashes; None: it doesn't."""
 
-    def __init__(self, pipelines: list[Pipeline[Any]], dsn: str, place: int | None, options: dict[str, Any]) -> None:
-        self._pipelines, self._dsn, self._place, self._options = pipelines, dsn, place, options
-        self.places: list[str] = []
+    def __init__(self, pipelines: list[Pipeline[Any]], dsn: str, options: dict[str, Any]) -> None:
+        self._pipelines, self._dsn, self._options = pipelines, dsn, options
+        self._process: _Process | None = None
+        self._place: int | None = None
+        self._places: list[str] = []
 
-    def drain(self) -> Drained:
+    def run(self, scenario: Callable[[Callable[[], Drained]], Any], place: int | None) -> list[str]:
+        """Runs the scenario in an empty database. Returns the names of its steps."""
+        self._place, self._places = place, []
+        with connect(self._dsn, "clean") as conn:
+            clean(conn)
+        scenario(self._drain)
+        return self._places
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.end()
+
+    def _drain(self) -> Drained:
         """Drains. If a crash ends it, frees the jobs of the worker that was lost, and drains once more."""
-        first = _Run(self._dsn, self._at)
+        first = self._next(self._at)
         try:
-            return first.drain(self._sequence(first))
+            return first.drain()
         except Crash:
             pass
         self._recover(first)
-        again = _Run(self._dsn, lambda place: None)
-        return again.drain(self._sequence(again))
+        return self._next(lambda place: None).drain()
 
-    def _sequence(self, run: _Run) -> Sequence:
-        return Sequence(self._pipelines, run.kept, **self._options)
+    def _next(self, at: Callable[[str], None]) -> _Run:
+        if self._process is None or self._process.has_ended:
+            self._process = _Process(self._dsn)
+        return _Run(self._process, self._pipelines, self._options, at)
 
     def _at(self, place: str) -> None:
-        self.places.append(place)
-        if self._place == len(self.places):
+        self._places.append(place)
+        if self._place == len(self._places):
             raise Crash
 
     def _recover(self, run: _Run) -> None:
@@ -121,51 +136,91 @@ def crash_everywhere(
         raise InvalidInput("dsn", f"must be a DSN, not {shown(dsn)}: a crash ends connections")
     no_loop("crash_everywhere")
     several, options = checked(pipelines), {"retries": retries, "raise_errors": raise_errors}
-
-    def run(place: int | None) -> list[str]:
-        with connect(dsn, "clean") as conn:
-            clean(conn)
-        crashes = Crashes(several, dsn, place, options)
-        scenario(crashes.drain)
-        return crashes.places
-
-    places = run(None)
-    for number, place in enumerate(places, 1):
-        try:
-            run(number)
-        except BaseException as error:
-            error.add_note(f"with a crash at step {number} of {len(places)}: after {place}")
-            raise
+    crashes = Crashes(several, dsn, options)
+    try:
+        places = crashes.run(scenario, None)
+        for number, place in enumerate(places, 1):
+            try:
+                crashes.run(scenario, number)
+            except BaseException as error:
+                error.add_note(f"with a crash at step {number} of {len(places)}: after {place}")
+                raise
+    finally:
+        crashes.close()
     return places
 
 
-class _Run:
-    """One drain on connections of its own. `at` is called after each step, and may raise Crash."""
+class _Process:
+    """What the process of a worker has: connections, and an event loop. One drain after the other goes on with it."""
 
-    def __init__(self, dsn: str, at: Callable[[str], None]) -> None:
+    def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        self._at_step = at
-        self._crashed = False
+        self.conn = connect(dsn, "drain")
+        self._for_handlers: psycopg.Connection[Any] | None = None
+        self._for_async_handlers: psycopg.AsyncConnection[Any] | None = None
         self._loop: asyncio.Runner | None = None
-        self._conn = connect(dsn, "drain")
-        self._others: dict[bool, Any] = {}  # connections of handlers, by whether they are async
-        self.kept = _KeptOnly(self._rows, self._at)
-        self.worker = 0
-        self.pids = [self._conn.info.backend_pid]
+        self.has_ended = False
 
-    def drain(self, sequence: Sequence) -> Drained:
+    def in_loop(self, work: Any) -> Any:
+        self._loop = self._loop or asyncio.Runner()
+        return self._loop.run(work)
+
+    def for_handlers(self) -> psycopg.Connection[Any]:
+        if self._for_handlers is None:
+            self._for_handlers = connect(self._dsn, "handler", settings=READING)
+        return self._for_handlers
+
+    async def for_async_handlers(self) -> psycopg.AsyncConnection[Any]:
+        if self._for_async_handlers is None:
+            self._for_async_handlers = await connect_async(self._dsn, "handler", settings=READING)
+        return self._for_async_handlers
+
+    def cut(self) -> list[int]:
+        """Cuts all connections, as the end of a process does: what was not committed is rolled back.
+
+        Returns the pids of their sessions.
+        """
+        self.has_ended, pids = True, []
+        for conn in filter(None, (self.conn, self._for_handlers, self._for_async_handlers)):
+            with suppress(psycopg.Error, OSError):
+                pids.append(conn.pgconn.backend_pid)
+                conn.pgconn.finish()
+        return pids
+
+    def end(self) -> None:
+        self.cut()
+        if self._loop is not None:
+            self._loop.close()
+
+
+class _Run:
+    """One drain in a process. `at` is called after each step, and may raise Crash."""
+
+    def __init__(
+        self, process: _Process, pipelines: list[Pipeline[Any]], options: dict[str, Any], at: Callable[[str], None]
+    ) -> None:
+        self._process = process
+        self._at_step = at
+        self._sequence = Sequence(pipelines, _KeptOnly(self._rows, self._at), **options)
+        self.pids: list[int] = []
+
+    @property
+    def worker(self) -> int:
+        return self._sequence.worker
+
+    def drain(self) -> Drained:
         """Drains until the end, or a crash."""
         try:
-            with lifespans_open(sequence, self._in_loop):
-                perform(sequence.steps(), self._take)
-        finally:
-            self.worker = sequence.worker
-            if not self._crashed:
-                self._rows(sequence.leave())
-            self._cut()
-            if self._loop is not None:
-                self._loop.close()
-        return Drained(sequence.counts)
+            try:
+                with lifespans_open(self._sequence, self._process.in_loop):
+                    perform(self._sequence.steps(), self._take)
+            finally:
+                if not self._process.has_ended:
+                    self._rows(self._sequence.leave())
+        except BaseException:
+            self._process.end()
+            raise
+        return Drained(self._sequence.counts)
 
     def _take(self, step: Step) -> Any:
         match step:
@@ -175,7 +230,7 @@ class _Run:
                 return time.sleep(seconds)
             case Handle(run):
                 if run._job.stage.is_async:
-                    outcome: Any = self._in_loop(handled_within(run))
+                    outcome: Any = self._process.in_loop(handled_within(run))
                 else:
                     outcome = contextvars.copy_context().run(handle_sync, [run])[0]
                 self._at(f"the handler of {run._job.stage.queue}")
@@ -184,7 +239,7 @@ class _Run:
                 return self._in_transaction(step)
             case AfterCommit(what, is_async, timeout, hooks):
                 if is_async:
-                    return self._in_loop(call_after_commit(hooks, what, timeout, log))
+                    return self._process.in_loop(call_after_commit(hooks, what, timeout, log))
                 return call_after_commit_sync(hooks, what, log)
             case _:
                 rows = self._rows(step)
@@ -195,18 +250,12 @@ class _Run:
 
     def _in_transaction(self, step: InTransaction) -> Any:
         if step.is_async:
-            return self._in_loop(self._in_transaction_async(step))
-        if False not in self._others:
-            self._others[False] = connect(self._dsn, "handler", settings=READING)
-            self.pids.append(self._others[False].info.backend_pid)
-        conn = self._others[False]
+            return self._process.in_loop(self._in_transaction_async(step))
+        conn = self._process.for_handlers()
         return user_transaction.run(conn, self._watched(step, step.steps(conn)))
 
     async def _in_transaction_async(self, step: InTransaction) -> Any:
-        if True not in self._others:
-            self._others[True] = await connect_async(self._dsn, "handler", settings=READING)
-            self.pids.append(self._others[True].info.backend_pid)
-        conn = self._others[True]
+        conn = await self._process.for_async_handlers()
         return await user_transaction.run_async(conn, self._watched(step, step.steps(conn)))
 
     def _watched(self, of: InTransaction, steps: TransactionSteps[Any]) -> TransactionSteps[Any]:
@@ -235,27 +284,16 @@ class _Run:
 
     def _at(self, place: str) -> None:
         """Crashes here, or after a handler in which there was a crash."""
-        if self._crashed:
+        if self._process.has_ended:
             raise Crash
         try:
             self._at_step(place)
         except Crash:
-            self._crashed = True
-            self._cut()
+            self.pids = self._process.cut()
             raise
 
-    def _cut(self) -> None:
-        """Cuts all connections, as the end of a process does: what was not committed is rolled back."""
-        for conn in [self._conn, *self._others.values()]:
-            with suppress(psycopg.Error, OSError):
-                conn.pgconn.finish()
-
-    def _in_loop(self, work: Any) -> Any:
-        self._loop = self._loop or asyncio.Runner()
-        return self._loop.run(work)
-
     def _rows(self, statement: Statement) -> list[Any]:
-        cursor = self._conn.execute(*statement)
+        cursor = self._process.conn.execute(*statement)
         return cursor.fetchall() if cursor.description else []
 
 
