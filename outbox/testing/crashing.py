@@ -72,6 +72,7 @@ class Crashes:
 
     def __init__(self, pipelines: list[Pipeline[Any]], dsn: str, options: dict[str, Any]) -> None:
         self._pipelines, self._dsn, self._options = pipelines, dsn, options
+        self._conn = connect(dsn, "clean")
         self._process: _Process | None = None
         self._place: int | None = None
         self._places: list[str] = []
@@ -79,12 +80,12 @@ class Crashes:
     def run(self, scenario: Callable[[Callable[[], Drained]], Any], place: int | None) -> list[str]:
         """Runs the scenario in an empty database. Returns the names of its steps."""
         self._place, self._places = place, []
-        with connect(self._dsn, "clean") as conn:
-            clean(conn)
+        clean(self._conn)
         scenario(self._drain)
         return self._places
 
     def close(self) -> None:
+        self._conn.close()
         if self._process is not None:
             self._process.end()
 
@@ -110,12 +111,11 @@ class Crashes:
 
     def _recover(self, run: _Run) -> None:
         """Does what the other workers do about a worker that has died."""
-        with connect(self._dsn, "drain") as conn:
-            until = time.monotonic() + GONE_WITHIN
-            while tuples(conn, SQL["sessions_left"], pids=array(run.pids))[0][0] and time.monotonic() < until:
-                time.sleep(0.002)
-            tuples(conn, maintenance.SQL["workers_bury"], dead=[run.worker], leases=False, now=None)
-            tuples(conn, maintenance.SQL["jobs_sweep"], **ALL, limit=maintenance.BATCH)
+        until = time.monotonic() + GONE_WITHIN
+        while tuples(self._conn, SQL["sessions_left"], pids=array(run.pids))[0][0] and time.monotonic() < until:
+            time.sleep(0.002)
+        tuples(self._conn, maintenance.SQL["workers_bury"], dead=[run.worker], leases=False, now=None)
+        tuples(self._conn, maintenance.SQL["jobs_sweep"], **ALL, limit=maintenance.BATCH)
 
 
 def crash_everywhere(
