@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 from pydantic import BaseModel
+from pytest_postgresql.executors import NoopExecutor
+from pytest_postgresql.factories import postgresql_noproc
 
 from kit.commands import Outbox
+from kit.databases import OWNER, clone
 from kit.pipelines import QUICK, deployed, drain, status_of, value
 from kit.waits import trail
 from outbox import (
@@ -96,7 +100,14 @@ def cases(conn: Conn) -> Pipeline[Case]:
     return cases
 
 
-def play(conn: Conn, dsn: str) -> Pipeline[Case]:
+def play(*, host: str, port: int, dbname: str, **_: object) -> None:
+    """Plays the scene, once for all tests, each of which has a clone of its database."""
+    dsn = f"postgresql://{OWNER}@{host}:{port}/{dbname}"
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        _play(conn, dsn)
+
+
+def _play(conn: Conn, dsn: str) -> None:
     pipeline = deployed(conn, cases(conn))
     for act in ("done", "die", "fail", "ask", "answer", "wait", "paid", "cancel", "unsure"):
         pipeline.submit(conn, act, Case(who=MARK, act="wait" if act == "paid" else act), reason=MARK)
@@ -120,7 +131,21 @@ def play(conn: Conn, dsn: str) -> Pipeline[Case]:
         "SELECT 'c', 'q', m.message_id::text, m.topic, 'Zyxwvut', m.headers, 'bad Zyxwvut', '' FROM outbox.messages AS m "
         "WHERE topic = 't.ask'"
     )
-    return pipeline
+
+
+scene = postgresql_noproc(depends_on="template", dbname="erasing", load=[play])
+
+
+class Played(NamedTuple):
+    conn: Conn
+    pipeline: Pipeline[Case]
+
+
+@pytest.fixture
+def played(scene: NoopExecutor) -> Iterator[Played]:
+    """A database in which the scene was played."""
+    with clone(scene) as dsn, psycopg.connect(dsn, autocommit=True) as conn:
+        yield Played(conn, cases(conn))
 
 
 TEXTS = """
@@ -202,8 +227,8 @@ def test_every_column_that_can_have_a_text_of_an_entity_is_planted_or_has_a_reas
 
 
 @pytest.mark.parametrize("folded", [False, True])
-def test_after_erasing_no_table_has_any_text_of_the_entity(conn: Conn, dsn: str, folded: bool) -> None:
-    pipeline = play(conn, dsn)
+def test_after_erasing_no_table_has_any_text_of_the_entity(played: Played, folded: bool) -> None:
+    conn, pipeline = played
     kinds = {"dead_counts.kind", "error_kinds.kind"}  # a worker folds the first ones into the others now and then
     assert marked(conn) | kinds == PLANTED | kinds
     assert marked(conn) & kinds
@@ -225,8 +250,8 @@ def test_after_erasing_no_table_has_any_text_of_the_entity(conn: Conn, dsn: str,
     assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE pipeline <> 'cases'") == 0
 
 
-def test_what_happened_stays_with_a_row_that_says_who_has_erased_the_rest(conn: Conn, dsn: str) -> None:
-    pipeline = play(conn, dsn)
+def test_what_happened_stays_with_a_row_that_says_who_has_erased_the_rest(played: Played) -> None:
+    conn, pipeline = played
     before = trail(conn, "done")
     erased = pipeline.erase(conn, "done", by="tom", reason="their wish")
     after = trail(conn, "done")
@@ -240,12 +265,12 @@ def test_what_happened_stays_with_a_row_that_says_who_has_erased_the_rest(conn: 
     assert pipeline.erase(conn, "done").version == erased.version + 1
 
 
-def test_it_tells_what_went_and_what_is_out_of_reach(conn: Conn, dsn: str) -> None:
-    pipeline = play(conn, dsn)
-    drain(pipeline, dsn)
+def test_it_tells_what_went_and_what_is_out_of_reach(played: Played) -> None:
+    conn, pipeline = played
+    drain(pipeline, conn.info.dsn)
     conn.execute("INSERT INTO outbox.relays (name, cluster, window_start) VALUES ('r', 'x', pg_current_snapshot())")
     pipeline.submit(conn, "later", Case(who=MARK, act="done"))
-    drain(pipeline, dsn)
+    drain(pipeline, conn.info.dsn)
     later = pipeline.erase(conn, "later")
     assert (later.unsent, later.published, later.reactions, later.reactions_not_run) == (2, {}, 1, 0)
     asked = pipeline.erase(conn, "ask")
@@ -255,8 +280,8 @@ def test_it_tells_what_went_and_what_is_out_of_reach(conn: Conn, dsn: str) -> No
     assert (done.parked, done.published) == (1, {"told": 1}), "what is parked was not published"
 
 
-def test_contents_that_others_have_too_stay(conn: Conn, dsn: str) -> None:
-    pipeline = play(conn, dsn)
+def test_contents_that_others_have_too_stay(played: Played) -> None:
+    conn, pipeline = played
     assert pipeline.erase(conn, "done").blobs_of_others > 0
     letter = (
         "SELECT outbox.blob(metadata -> 'letter' ->> 'sha256') FROM outbox.workflow_states WHERE entity_id = 'paid'"
@@ -335,22 +360,22 @@ def test_what_a_running_attempt_returns_after_it_changes_nothing(conn: Conn, dsn
     assert marked(conn) == set()
 
 
-def test_it_is_part_of_the_caller_s_transaction_sync_and_async(conn: Conn, dsn: str) -> None:
-    pipeline = play(conn, dsn)
+def test_it_is_part_of_the_caller_s_transaction_sync_and_async(played: Played) -> None:
+    conn, pipeline = played
     before = marked(conn)
     with conn.transaction(force_rollback=True):
         pipeline.erase(conn, "done")
     assert marked(conn) == before
 
     async def erase() -> Any:
-        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        async with await psycopg.AsyncConnection.connect(played.conn.info.dsn, autocommit=True) as conn:
             return await pipeline.erase(conn, "done")
 
     assert asyncio.run(erase()).entity_id == "done"
 
 
-def test_only_the_owner_may_and_history_stays_closed_to_all(conn: Conn, dsn: str) -> None:
-    pipeline = play(conn, dsn)
+def test_only_the_owner_may_and_history_stays_closed_to_all(played: Played) -> None:
+    conn, pipeline = played
     for statement in (
         "UPDATE outbox.state_changes SET reason = NULL",
         "UPDATE outbox.state_changes SET reason = 'another'",
@@ -375,8 +400,8 @@ def test_only_the_owner_may_and_history_stays_closed_to_all(conn: Conn, dsn: str
 
 
 @pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_a_transaction_that_does_not_see_what_others_write_is_refused(conn: Conn, dsn: str, isolation: str) -> None:
-    pipeline = play(conn, dsn)
+def test_a_transaction_that_does_not_see_what_others_write_is_refused(played: Played, isolation: str) -> None:
+    conn, pipeline = played
     conn.execute(f"SET default_transaction_isolation = '{isolation}'".encode())
     with pytest.raises(psycopg.errors.InvalidTransactionState, match=isolation):
         pipeline.erase(conn, "done")
@@ -385,8 +410,8 @@ def test_a_transaction_that_does_not_see_what_others_write_is_refused(conn: Conn
 # On the command line
 
 
-def test_the_command_asks_first_and_tells_what_it_did(conn: Conn, dsn: str, outbox: Outbox) -> None:
-    play(conn, dsn)
+def test_the_command_asks_first_and_tells_what_it_did(played: Played) -> None:
+    conn, outbox = played.conn, Outbox(played.conn.info.dsn)
     refused = outbox("erase", "done", input="n\n", code=1)
     assert "Erase done of pipeline cases, which is in DONE, for good?" in refused.err
     assert status_of(conn, "done") == "DONE"
