@@ -100,12 +100,12 @@ def test_parts_do_not_depend_on_the_pieces_and_make_up_the_content(content: byte
     assert all(len(part) >= blobs.LEAST_PART for part in whole[:-1])
 
 
-def conversation(turns: int) -> list[dict[str, str]]:
-    """Messages of half a kilobyte to ten."""
+def conversation(turns: int, most: int = 10_000) -> list[dict[str, str]]:
+    """Messages of half a kilobyte to `most` bytes."""
     chance = random.Random(7)
     words = "".join(chance.choices('abcdefghij "\\{}[],', k=10_000))
     return [
-        {"role": ("user", "assistant")[n % 2], "content": words[: chance.randrange(500, 10_000)] + str(n)}
+        {"role": ("user", "assistant")[n % 2], "content": words[: chance.randrange(500, most)] + str(n)}
         for n in range(turns)
     ]
 
@@ -180,7 +180,7 @@ def test_a_small_result_touches_no_blob(conn: Conn, dsn: str) -> None:
 
 def test_results_that_grow_cost_storage_linear_in_their_length(conn: Conn, dsn: str) -> None:
     """A conversation of 200 turns, each of which keeps all of it."""
-    messages = conversation(200)
+    messages = conversation(200, most=5_000)
 
     async def work(run: Run[Any]) -> None:
         for turn in range(1, 201):
