@@ -122,8 +122,9 @@ def test_an_approval_outlives_the_question_whether_the_call_has_happened(conn: C
     assert of.returned(found.data.transcript) == {"c1": "it was paid"}
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
 @each_framework
-def test_a_crash_beside_an_effect_lets_it_end(conn: Conn, dsn: str, of: Framework) -> None:
+def test_a_crash_beside_an_effect_lets_it_end(conn: Conn, dsn: str, of: Framework, kept: bool) -> None:
     crashed = asyncio.Event()
 
     async def pay(cents: int) -> str:
@@ -140,7 +141,7 @@ def test_a_crash_beside_an_effect_lets_it_end(conn: Conn, dsn: str, of: Framewor
         return "-"
 
     agent = of.payer(pay, [of.call("pay", "c1", cents=5), of.call("new", "c2")], "done")
-    of.add_tool(agent, crash)
+    of.add_tool(agent, crash, kept)
     run_one(conn, dsn, handler(of, agent))
     assert (content(conn), calls, outbox.approvals(conn)) == ("paid", [5], [])
 

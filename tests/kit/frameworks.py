@@ -23,7 +23,7 @@ class Framework(NamedTuple):
     """`supporter` makes an agent with the tools `refund`, which needs approval and gets who has approved, and `look_up`.
 
     `payer` makes one that calls the tool `pay`, which has an effect, and `paid` runs it and returns what that has
-    returned. `case` is the data of a workflow, with a transcript. `returned`, `prompts` and `waits` read that: what
+    returned. `add_tool` adds the tool `new`, whose calls are kept or not. `case` is the data of a workflow, with a transcript. `returned`, `prompts` and `waits` read that: what
     tools have returned, what users have said, and what is kept while people are asked.
     """
 
@@ -35,7 +35,7 @@ class Framework(NamedTuple):
     supporter: Callable[..., Any]
     payer: Callable[..., Any]
     paid: Callable[[Any], Awaitable[str]]
-    add_tool: Callable[[Any, Callable[[], Any]], object]
+    add_tool: Callable[..., None]
     returned: Callable[[Any], dict[str, Any]]
     prompts: Callable[[Any], list[Any]]
     waits: Callable[[Any], Any]
@@ -100,6 +100,17 @@ async def _openai_paid(agent: Any) -> str:
     return str(openai_models.returned(result.to_input_list())["c1"])
 
 
+def _pydantic_add(agent: Any, tool: Callable[[], Any], kept: bool = True) -> None:
+    agent.tool_plain(tool, name="new", metadata=None if kept else {"outbox": False})
+
+
+def _openai_add(agent: Any, tool: Callable[[], Any], kept: bool = True) -> None:
+    made = function_tool(
+        tool, name_override="new", failure_error_function=None
+    )  # else the SDK tells the model of errors
+    agent.tools.append(made if kept else of_openai.tool_policy(False)(made))
+
+
 def _pydantic_prompts(transcript: Any) -> list[Any]:
     parts = [part for message in transcript.history() for part in message.parts]
     return [part.content for part in parts if part.part_kind == "user-prompt"]
@@ -107,15 +118,13 @@ def _pydantic_prompts(transcript: Any) -> list[Any]:
 
 PYDANTIC_AI = Framework(
     "pydantic_ai", models.call, PydanticCase, of_pydantic_ai.agent_stage, of_pydantic_ai.Budget, _pydantic_supporter,
-    _pydantic_payer, _pydantic_paid, lambda agent, tool: agent.tool_plain(tool, name="new"),
+    _pydantic_payer, _pydantic_paid, _pydantic_add,
     lambda transcript: models.returned(transcript.history()), _pydantic_prompts, lambda transcript: transcript.asked,
 )  # fmt: skip
 
 OPENAI = Framework(
     "openai", openai_models.call, OpenAICase, of_openai.agent_stage, of_openai.Budget, _openai_supporter,
-    _openai_payer, _openai_paid, lambda agent, tool: agent.tools.append(
-        function_tool(tool, name_override="new", failure_error_function=None)  # else the SDK tells the model of errors
-    ),
+    _openai_payer, _openai_paid, _openai_add,
     lambda transcript: openai_models.returned(transcript.messages),
     lambda transcript: [each["content"] for each in transcript.messages if each.get("role") == "user"],
     lambda transcript: transcript.state,

@@ -78,7 +78,7 @@ def kept_tool(tool: Tool, agent: str) -> Tool:
 
     async def invoke(ctx: ToolContext[Any], arguments: str) -> Any:
         call = _Call(tool, found or NO_POLICY, ctx, arguments)
-        return await (call.plain() if found is False else call.kept())
+        return await (call.not_kept() if found is False else call.kept())
 
     same = copy(tool)
     same.on_invoke_tool = invoke
@@ -109,6 +109,15 @@ class _Call:
             return await self._invoke(self._tool)
         finally:
             tool_call.reset(token)
+
+    async def not_kept(self) -> Any:
+        """Makes the call. If it fails, effects beside it end first: the SDK cuts off what is beside a failure."""
+        try:
+            return await self.plain()
+        except Exception:
+            if (here := place.get()) is not None:
+                await here.attempt.run._others_end()
+            raise
 
     async def kept(self) -> Any:
         """Returns the result that an attempt has kept, or makes the call and keeps its result."""

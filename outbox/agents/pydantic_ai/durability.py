@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from pydantic_ai import RunContext, ToolCallPart, ToolDefinition
 from pydantic_ai.agent import EventStreamHandler
 from pydantic_ai.durable_exec import (
     JSON_CODEC,
@@ -76,6 +77,20 @@ class OutboxDurability(BaseDurabilityCapability[AgentDepsT]):
             return None
         attempt.require_loop()
         return datetime.fromisoformat(await attempt.run.once(attempt.key(run_id, "start"), now))
+
+    async def on_tool_execute_error(
+        self,
+        ctx: RunContext[AgentDepsT],
+        *,
+        call: ToolCallPart,
+        tool_def: ToolDefinition,
+        args: dict[str, Any],
+        error: Exception,
+    ) -> Any:
+        """Lets effects beside a call that has failed end, also if the call isn't kept. The run would cut them off."""
+        if (attempt := current()) is not None:
+            await attempt.run._others_end()
+        return await super().on_tool_execute_error(ctx, call=call, tool_def=tool_def, args=args, error=error)
 
 
 def now() -> str:
