@@ -21,6 +21,7 @@ from agents import (
 )
 from agents.guardrail import GuardrailFunctionOutput
 from agents.tool_guardrails import ToolGuardrailFunctionOutput
+from openai.types.responses import ResponseOutputMessage, ResponseOutputRefusal
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel
 
@@ -376,6 +377,20 @@ def test_a_tripwire_ends_the_job_with_the_reason(conn: Conn, dsn: str) -> None:
     pipeline.submit(conn, "a", Case())
     drain(pipeline, dsn)
     assert "InputGuardrailTripwireTriggered" in value(conn, "SELECT error FROM outbox.dead_jobs")
+
+
+class Verdict(BaseModel):
+    right: bool
+
+
+def test_a_model_that_refuses_to_answer_ends_the_job_with_its_words(conn: Conn, dsn: str) -> None:
+    no = ResponseOutputRefusal(type="refusal", refusal="I won't judge this")
+    said = ResponseOutputMessage(id="m", type="message", role="assistant", status="completed", content=[no])
+    deployed(conn, pipeline := cases(supporter([said], output_type=Verdict))).submit(conn, "a", Case())
+    drain(pipeline, dsn)
+    assert conn.execute("SELECT attempts, error FROM outbox.dead_jobs").fetchall() == [
+        (1, "ModelRefusalError: Model refused to produce output: I won't judge this")
+    ]
 
 
 @pytest.mark.parametrize("where", ["tool_input_guardrails", "tool_output_guardrails"])

@@ -22,7 +22,7 @@ from openai.types.responses import (
 )
 from pydantic import BaseModel
 
-Answer = str | Sequence[ResponseFunctionToolCall]
+Answer = str | Sequence[ResponseFunctionToolCall | ResponseOutputMessage]
 
 set_tracing_disabled(True)
 
