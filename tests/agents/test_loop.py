@@ -13,6 +13,8 @@ from kit.frameworks import OPENAI, Framework, each_framework, require_approvals
 from kit.pipelines import QUICK, deployed, drain, drain_all, status_of, value
 from kit.waits import put_off
 from outbox import Pipeline, Run, TooLate
+from outbox.agents.openai import questions as of_openai
+from outbox.agents.pydantic_ai import questions as of_pydantic_ai
 from outbox.testing import crash_everywhere
 
 Conn = psycopg.Connection[Any]
@@ -94,6 +96,22 @@ def test_an_agent_that_asks_nobody_ends(conn: Conn, dsn: str, of: Framework) -> 
     assert found.transcript.tokens > 0
     if of is OPENAI:  # its fake model counts 50 a request
         assert (found.transcript.tokens, found.transcript.agent) == (100, "support")
+
+
+def test_more_calls_than_a_wait_may_ask_about_are_asked_about_after_each_other(
+    conn: Conn, dsn: str, of: Framework, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for questions in (of_pydantic_ai, of_openai):
+        assert questions.MOST_QUESTIONS == 100
+        monkeypatch.setattr(questions, "MOST_QUESTIONS", 2)
+    pipeline = asking(conn, dsn, of, [of.call("refund", f"c{n}", cents=n) for n in range(5)], "done")
+    for number in (2, 2, 1):
+        asked = outbox.approvals(conn)
+        assert (len(asked), calls) == (number, [])
+        for each in asked:
+            outbox.approve(conn, pipeline, "a", by="eva", question=each.id)
+        drain(pipeline, dsn)
+    assert (status_of(conn, "a"), sorted(calls)) == ("DONE", [(n, "eva") for n in range(5)])
 
 
 def test_the_transcript_may_be_a_field_of_any_name(conn: Conn, dsn: str, of: Framework) -> None:

@@ -11,6 +11,7 @@ from agents import RunContextWrapper, RunState, ToolApprovalItem
 from pydantic_core import from_json
 
 from ...definition.outcome import Reject
+from ...definition.waits.approval import MOST_QUESTIONS
 from ...definition.waits.question import Question
 from ..decisions import NOT_ASKED, Decision, name_of
 from ..questions import question
@@ -51,7 +52,7 @@ def pending(interruptions: Iterable[ToolApprovalItem]) -> list[Pending]:
 def questions(
     calls: Sequence[Pending], answered: str, ask: Ask | None, wrong: Mapping[str, str] | None = None
 ) -> list[Question]:
-    """Returns a question for each call. All answers lead to the status `answered`.
+    """Returns a question for each call, as far as a wait may ask them. All answers lead to the status `answered`.
 
     `ask` gives further parameters of a question. With `wrong`, it is asked before the agent has gone on: it says of
     calls, by their ids, what doesn't fit in the arguments that a person has given before.
@@ -61,7 +62,7 @@ def questions(
             call.item.agent.name, call, call.arguments, options=("approve", "deny"), answered=answered,
             given=ask(call.item) if ask else {}, again=wrong is not None, problem=(wrong or {}).get(call.tool_call_id),
         )
-        for call in calls
+        for call in calls[:MOST_QUESTIONS]
     ]  # fmt: skip
 
 

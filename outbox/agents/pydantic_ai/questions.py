@@ -11,6 +11,7 @@ from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.toolsets import AbstractToolset
 
 from ... import texts
+from ...definition.waits.approval import MOST_QUESTIONS
 from ...definition.waits.question import Question
 from ..decisions import Decision
 from ..questions import question
@@ -22,13 +23,13 @@ def questions(
     agent: Agent[Any, Any], requests: DeferredToolRequests, answered: str, ask: Ask | None,
     wrong: Mapping[str, str] | None = None,
 ) -> list[Question]:  # fmt: skip
-    """Returns a question for each call. All answers lead to the status `answered`.
+    """Returns a question for each call, as far as a wait may ask them. All answers lead to the status `answered`.
 
     `ask` gives further parameters of a question. With `wrong`, it is asked before the agent has gone on: it says of
     calls, by their ids, what doesn't fit in the arguments that a person has given before.
     """
     asked: list[Question] = []
-    for call in [*requests.approvals, *requests.calls]:
+    for call in [*requests.approvals, *requests.calls][:MOST_QUESTIONS]:
         arguments = call.args_as_dict()
         approves = call in requests.approvals
         asked.append(
