@@ -63,6 +63,16 @@ SELECT CASE WHEN to_regrole('outbox_viewer') IS NOT NULL AND to_regnamespace('ou
             THEN has_schema_privilege(to_regrole('outbox_viewer')::oid, 'outbox', 'USAGE') ELSE false END
 """
 
+_OTHER_TABLES = (
+    psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable,
+    psycopg.errors.DuplicateColumn, psycopg.errors.DuplicateTable,
+)  # fmt: skip
+"""What the SQL of this release raises on tables that aren't those of its steps."""
+
+_START_OVER = (
+    "Dump what you need of the schema outbox, then run: DROP SCHEMA outbox CASCADE, outbox migrate, outbox deploy"
+)
+
 _OLDEST = 15
 """Oldest supported major version of Postgres."""
 
@@ -82,8 +92,7 @@ def applied(conn: psycopg.Connection[Any]) -> dict[str, str | None]:
     if _UNRELEASED in recorded:
         raise SchemaError(
             "this database was made by an Outbox from before the first release and can't be migrated: it has "
-            f"{', '.join(sorted(recorded))}. Dump what you need of the schema outbox, then run: "
-            "DROP SCHEMA outbox CASCADE, outbox migrate, outbox deploy"
+            f"{', '.join(sorted(recorded))}. {_START_OVER}"
         )
     return recorded
 
@@ -127,7 +136,10 @@ def apply(where: AnyDsn | psycopg.Connection[Any]) -> list[str]:
                 continue
             where.execute(_PREPARE, prepare=False)
             for migration in todo:
-                where.execute(migration.sql.encode(), prepare=False)
+                try:
+                    where.execute(migration.sql.encode(), prepare=False)
+                except _OTHER_TABLES as error:
+                    raise SchemaError(_other_tables(migration, error)) from error
                 where.execute(*_record(migration))
         done += [migration.name for migration in todo]
         killpoints.passing("K12")
@@ -220,6 +232,14 @@ def _refuse_older(recorded: Mapping[str, str | None]) -> None:
             f"the database has {', '.join(sorted(later))} of a later release, and this Outbox doesn't put its own over "
             "them. Migrate with the release that made them, or a later one; this one runs on the schema as it is"
         )
+
+
+def _other_tables(migration: Migration, error: psycopg.Error) -> str:
+    """Returns what to do about tables that are not what this release's steps have made."""
+    return (
+        f"{migration.name} can't be applied: {error.diag.message_primary}. This database has tables of an Outbox "
+        f"between two releases, or they were changed by hand. {_START_OVER}"
+    )
 
 
 def _record(migration: Migration) -> tuple[bytes, dict[str, str | None]]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -194,6 +194,25 @@ def test_a_database_from_before_the_first_release_is_told_what_to_do_and_is_not_
         ]
         tables = "SELECT count(*) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace AND relkind = 'r'"
         assert value(conn, tables) == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "lost", "refused"),
+    [
+        ("ALTER TABLE outbox.pauses RENAME paused_by TO by_whom", "comments", "comments can't be applied: column"),
+        ("DROP TABLE outbox.pauses CASCADE", "comments", "comments can't be applied: relation"),
+        ("SELECT 1", "0006_inbox", "0006_inbox can't be applied: relation"),
+    ],
+)
+def test_a_database_between_two_releases_is_told_what_to_do(
+    conn: Conn, outbox: Outbox, statement: LiteralString, lost: str, refused: str
+) -> None:
+    conn.execute(statement)
+    conn.execute("DELETE FROM outbox.schema_migrations WHERE name = %s", [lost])
+    with pytest.raises(SchemaError, match=refused) as caught:
+        migrations.apply(conn)
+    assert "DROP SCHEMA outbox CASCADE, outbox migrate, outbox deploy" in str(caught.value)
+    assert refused in outbox("migrate", code=1).err
 
 
 @pytest.mark.parametrize("version", versions())
