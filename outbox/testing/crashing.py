@@ -73,7 +73,7 @@ class Crashes:
     def __init__(self, pipelines: list[Pipeline[Any]], dsn: str, options: dict[str, Any]) -> None:
         self._pipelines, self._dsn, self._options = pipelines, dsn, options
         self._conn = connect(dsn, "clean")
-        self._process: _Process | None = None
+        self._draining: psycopg.Connection[Any] | None = None  # that of one drain after the other, until a crash
         self._place: int | None = None
         self._places: list[str] = []
 
@@ -86,8 +86,8 @@ class Crashes:
 
     def close(self) -> None:
         self._conn.close()
-        if self._process is not None:
-            self._process.end()
+        if self._draining is not None:
+            self._draining.close()
 
     def _drain(self) -> Drained:
         """Drains. If a crash ends it, frees the jobs of the worker that was lost, and drains once more."""
@@ -100,9 +100,9 @@ class Crashes:
         return self._next(lambda place: None).drain()
 
     def _next(self, at: Callable[[str], None]) -> _Run:
-        if self._process is None or self._process.has_ended:
-            self._process = _Process(self._dsn)
-        return _Run(self._process, self._pipelines, self._options, at)
+        if self._draining is None or self._draining.closed:
+            self._draining = connect(self._dsn, "drain")
+        return _Run(self._draining, self._dsn, self._pipelines, self._options, at)
 
     def _at(self, place: str) -> None:
         self._places.append(place)
@@ -150,76 +150,41 @@ def crash_everywhere(
     return places
 
 
-class _Process:
-    """What the process of a worker has: connections, and an event loop. One drain after the other goes on with it."""
-
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
-        self.conn = connect(dsn, "drain")
-        self._for_handlers: psycopg.Connection[Any] | None = None
-        self._for_async_handlers: psycopg.AsyncConnection[Any] | None = None
-        self._loop: asyncio.Runner | None = None
-        self.has_ended = False
-
-    def in_loop(self, work: Any) -> Any:
-        self._loop = self._loop or asyncio.Runner()
-        return self._loop.run(work)
-
-    def for_handlers(self) -> psycopg.Connection[Any]:
-        if self._for_handlers is None:
-            self._for_handlers = connect(self._dsn, "handler", settings=READING)
-        return self._for_handlers
-
-    async def for_async_handlers(self) -> psycopg.AsyncConnection[Any]:
-        if self._for_async_handlers is None:
-            self._for_async_handlers = await connect_async(self._dsn, "handler", settings=READING)
-        return self._for_async_handlers
-
-    def cut(self) -> list[int]:
-        """Cuts all connections, as the end of a process does: what was not committed is rolled back.
-
-        Returns the pids of their sessions.
-        """
-        self.has_ended, pids = True, []
-        for conn in filter(None, (self.conn, self._for_handlers, self._for_async_handlers)):
-            with suppress(psycopg.Error, OSError):
-                pids.append(conn.pgconn.backend_pid)
-                conn.pgconn.finish()
-        return pids
-
-    def end(self) -> None:
-        self.cut()
-        if self._loop is not None:
-            self._loop.close()
-
-
 class _Run:
-    """One drain in a process. `at` is called after each step, and may raise Crash."""
+    """One drain. `at` is called after each step, and may raise Crash. The connections of handlers are its own."""
 
     def __init__(
-        self, process: _Process, pipelines: list[Pipeline[Any]], options: dict[str, Any], at: Callable[[str], None]
-    ) -> None:
-        self._process = process
+        self, conn: psycopg.Connection[Any], dsn: str, pipelines: list[Pipeline[Any]], options: dict[str, Any],
+        at: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._conn, self._dsn = conn, dsn
         self._at_step = at
+        self._crashed = False
+        self._loop: asyncio.Runner | None = None
+        self._others: dict[bool, Any] = {}  # connections of handlers, by whether they are async
         self._sequence = Sequence(pipelines, _KeptOnly(self._rows, self._at), **options)
-        self.pids: list[int] = []
+        self.pids = [conn.info.backend_pid]
 
     @property
     def worker(self) -> int:
         return self._sequence.worker
 
     def drain(self) -> Drained:
-        """Drains until the end, or a crash."""
+        """Drains until the end, or a crash. After a crash or an error, the connection is closed."""
         try:
             try:
-                with lifespans_open(self._sequence, self._process.in_loop):
+                with lifespans_open(self._sequence, self._in_loop):
                     perform(self._sequence.steps(), self._take)
             finally:
-                if not self._process.has_ended:
+                if not self._crashed:
                     self._rows(self._sequence.leave())
         except BaseException:
-            self._process.end()
+            self._cut(self._conn)
             raise
+        finally:
+            self._cut(*self._others.values())
+            if self._loop is not None:
+                self._loop.close()
         return Drained(self._sequence.counts)
 
     def _take(self, step: Step) -> Any:
@@ -230,7 +195,7 @@ class _Run:
                 return time.sleep(seconds)
             case Handle(run):
                 if run._job.stage.is_async:
-                    outcome: Any = self._process.in_loop(handled_within(run))
+                    outcome: Any = self._in_loop(handled_within(run))
                 else:
                     outcome = contextvars.copy_context().run(handle_sync, [run])[0]
                 self._at(f"the handler of {run._job.stage.queue}")
@@ -239,7 +204,7 @@ class _Run:
                 return self._in_transaction(step)
             case AfterCommit(what, is_async, timeout, hooks):
                 if is_async:
-                    return self._process.in_loop(call_after_commit(hooks, what, timeout, log))
+                    return self._in_loop(call_after_commit(hooks, what, timeout, log))
                 return call_after_commit_sync(hooks, what, log)
             case _:
                 rows = self._rows(step)
@@ -250,12 +215,18 @@ class _Run:
 
     def _in_transaction(self, step: InTransaction) -> Any:
         if step.is_async:
-            return self._process.in_loop(self._in_transaction_async(step))
-        conn = self._process.for_handlers()
+            return self._in_loop(self._in_transaction_async(step))
+        if False not in self._others:
+            self._others[False] = connect(self._dsn, "handler", settings=READING)
+            self.pids.append(self._others[False].info.backend_pid)
+        conn = self._others[False]
         return user_transaction.run(conn, self._watched(step, step.steps(conn)))
 
     async def _in_transaction_async(self, step: InTransaction) -> Any:
-        conn = await self._process.for_async_handlers()
+        if True not in self._others:
+            self._others[True] = await connect_async(self._dsn, "handler", settings=READING)
+            self.pids.append(self._others[True].info.backend_pid)
+        conn = self._others[True]
         return await user_transaction.run_async(conn, self._watched(step, step.steps(conn)))
 
     def _watched(self, of: InTransaction, steps: TransactionSteps[Any]) -> TransactionSteps[Any]:
@@ -284,16 +255,28 @@ class _Run:
 
     def _at(self, place: str) -> None:
         """Crashes here, or after a handler in which there was a crash."""
-        if self._process.has_ended:
+        if self._crashed:
             raise Crash
         try:
             self._at_step(place)
         except Crash:
-            self.pids = self._process.cut()
+            self._crashed = True
+            self._cut(self._conn, *self._others.values())
             raise
 
+    @staticmethod
+    def _cut(*conns: Any) -> None:
+        """Cuts connections, as the end of a process does: what was not committed is rolled back."""
+        for conn in conns:
+            with suppress(psycopg.Error, OSError):
+                conn.pgconn.finish()
+
+    def _in_loop(self, work: Any) -> Any:
+        self._loop = self._loop or asyncio.Runner()
+        return self._loop.run(work)
+
     def _rows(self, statement: Statement) -> list[Any]:
-        cursor = self._process.conn.execute(*statement)
+        cursor = self._conn.execute(*statement)
         return cursor.fetchall() if cursor.description else []
 
 
