@@ -177,8 +177,8 @@ def make_server() -> Iterator[Callable[[str], PostgresServer]]:
 
 
 @pytest.fixture(scope="session")
-def pooler(server: PostgresServer) -> Iterator[Pooler]:
-    """PgBouncer in transaction mode, in front of the test process's Postgres."""
+def pooler(server: PostgresServer, template: NoopExecutor) -> Iterator[Pooler]:
+    """PgBouncer in transaction mode, in front of the test process's Postgres, where the template has made the role."""
     pooler = Pooler(server, OWNER)
     try:
         yield pooler.start()

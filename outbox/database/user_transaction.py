@@ -8,9 +8,10 @@ The connection must be in autocommit mode. Otherwise psycopg would send a BEGIN 
 way.
 
 `clean` is a statement that forgets what a function has left in the session. It is sent with the COMMIT, and costs no
-round trip of its own; after a transaction that was rolled back it does. Behind a pooler it is `inside` the transaction:
-after it, the session is somebody else's. If it answers that the server is read-only now,
-the connection is closed: another server is the primary.
+round trip of its own; after a transaction that was rolled back it does. Behind a pooler it is `inside` the transaction,
+or in one message with the ROLLBACK, which keeps no advisory lock and no PREPARE from staying: after it, the session is
+somebody else's. If it answers that the server is read-only now, the connection is closed: another server is the
+primary.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext, s
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from ..process.forks import leave_if_forked
 from .connection_group import READ_ONLY
@@ -123,6 +125,10 @@ def run(conn: psycopg.Connection[Any], steps: Steps[T], clean: Clean | None = No
         raise
     finally:
         with suppress(psycopg.Error):
+            if dirty and clean and clean.inside and _can_roll_back(conn):
+                conn.execute(_rollback(psycopg.ClientCursor(conn), clean))
+                block.pop_all()  # it has ended
+                conn._num_transactions = 0
             block.close()
         try:
             conn.rollback()  # a commit that was refused; else there is nothing to do
@@ -190,6 +196,10 @@ async def run_async(conn: psycopg.AsyncConnection[Any], steps: Steps[T], clean: 
         raise
     finally:
         with suppress(psycopg.Error):
+            if dirty and clean and clean.inside and _can_roll_back(conn):
+                await conn.execute(_rollback(psycopg.AsyncClientCursor(conn), clean))
+                block.pop_all()  # it has ended
+                conn._num_transactions = 0
             await block.aclose()
         try:
             await conn.rollback()  # a commit that was refused or cancelled; else there is nothing to do
@@ -212,6 +222,17 @@ async def _within(timeout: float | None, result: Awaitable[Any]) -> Any:
         # The traceback shows where the function was cancelled, which is where it hung.
         hung = error.__cause__.__traceback__ if error.__cause__ else None
         raise TimeoutError(f"not done within {timeout:g} s").with_traceback(hung) from None
+
+
+def _can_roll_back(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Whether a connection is in our transaction alone. Any other is closed, and the pooler ends its session."""
+    in_ours = conn._num_transactions <= 1 and conn._pipeline is None  # 0 after a COMMIT that was not reached
+    return in_ours and conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+
+def _rollback(cursor: psycopg.ClientCursor[Any] | psycopg.AsyncClientCursor[Any], clean: Clean) -> bytes:
+    """Returns a ROLLBACK and what cleans the session as one message: a pooler takes the session back after it."""
+    return b"ROLLBACK; " + cursor.mogrify(*clean.statement).encode()
 
 
 def _require_writable(cleaned: list[tuple[Any, ...]]) -> None:

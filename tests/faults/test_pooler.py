@@ -130,6 +130,10 @@ LEFT = (
     "SELECT pg_advisory_lock(42)",
     "PREPARE mine AS SELECT 1",
 )
+REFUSING = """
+CREATE FUNCTION outbox.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
+CREATE TRIGGER refuse BEFORE UPDATE ON outbox.workflow_states FOR EACH ROW WHEN (NEW.entity_id = '1') EXECUTE FUNCTION outbox.refuse();
+"""
 SEEN = """
 SELECT current_setting('search_path') = 'nowhere', current_setting('array_nulls') = 'off',
        current_setting('DateStyle') LIKE 'German%', current_setting('app.tenant', true) = 'a',
@@ -139,24 +143,30 @@ SELECT current_setting('search_path') = 'nowhere', current_setting('array_nulls'
 """
 
 
+@pytest.mark.parametrize("end", ["done", "raises", "its statement fails", "its end is refused"])
 @pytest.mark.parametrize("colour", ["async", "sync"])
 def test_a_handler_leaves_nothing_in_a_session_that_the_pooler_gives_to_others(
-    conn: Conn, pooled: str, dsn: str, colour: str
+    conn: Conn, pooled: str, dsn: str, colour: str, end: str
 ) -> None:
+    last = "SELECT 1 / 0" if end == "its statement fails" else "SELECT 1"
     pids: list[int] = []
     seen: list[tuple[Any, ...]] = []
 
     def sync_work(run: Run[Any]) -> None:
         pids.append(value(run.connection, "SELECT pg_backend_pid()"))
         seen.append(run.connection.execute(SEEN).fetchone())
-        for statement in LEFT if run.entity_id == "1" else ():
-            run.connection.execute(statement)
+        if run.entity_id == "1":
+            for statement in (*LEFT, last):
+                run.connection.execute(statement)
+            assert end != "raises"
 
     async def work(run: Run[Any]) -> None:
         pids.append((await (await run.connection.execute("SELECT pg_backend_pid()")).fetchone())[0])
         seen.append(await (await run.connection.execute(SEEN)).fetchone())
-        for statement in LEFT if run.entity_id == "1" else ():
-            await run.connection.execute(statement)
+        if run.entity_id == "1":
+            for statement in (*LEFT, last):
+                await run.connection.execute(statement)
+            assert end != "raises"
 
     pipeline: Pipeline[Any] = Pipeline("p", initial="NEW", final={"DONE"})
     handler: Any = work if colour == "async" else sync_work
@@ -164,8 +174,11 @@ def test_a_handler_leaves_nothing_in_a_session_that_the_pooler_gives_to_others(
     deployed(conn, pipeline)
     for number in range(1, 6):
         pipeline.submit(conn, str(number), {})
+    if end == "its end is refused":
+        conn.execute(REFUSING)
     asyncio.run(Worker(pipeline, dsn=pooled, listen_dsn=dsn, drain=True).run())
-    assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == 5
+    done = value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'")
+    assert done == (5 if end == "done" else 4)
     assert pids[0] in pids[1:], "or the test shows nothing"
     assert {any(row) for row in seen} == {False}, seen
 
