@@ -25,9 +25,9 @@ from ..database import statements, user_transaction
 from ..database.connection_group import ConnectionGroup
 from ..database.given import Dsn
 from ..database.link import Link, first_line, idle_ms
-from ..database.session import READING, connect, connect_async, restore
+from ..database.session import READING, clean, connect, connect_async, restore
 from ..database.steps import Call, Statement
-from ..database.user_transaction import Begin, Commit, Steps
+from ..database.user_transaction import Begin, Clean, Commit, Steps
 from ..definition.failed_attempts import FailedAttempt, Reports
 from ..definition.reasons import describe, from_handler, log_with
 from ..definition.schedule import Schedule, SyncTick, Tick
@@ -60,6 +60,8 @@ class Scheduler:
     ) -> None:
         self._dsn, self._pooled, self._group = dsn, pooled, group
         self._schedules = {(schedule.pipeline, schedule.name): schedule for schedule in schedules}
+        # Each tick has a connection of its own. Behind a pooler, its session is somebody else's afterwards.
+        self._clean = Clean(clean("schedule", pooled=True), inside=True) if pooled else None
         self._link = Link(dsn, "schedules", pooled=pooled, group=group)
         self._running: dict[Schedule, asyncio.Task[Any]] = {}
         self._in_threads: dict[Schedule, float] = {}  # each with the time by which it should have ended
@@ -160,7 +162,7 @@ class Scheduler:
     async def _in_loop(self, schedule: Schedule) -> Ran | Failed | None:
         connecting = connect_async(self._dsn, "schedule", settings=READING, pooled=self._pooled, group=self._group)
         async with await connecting as conn:
-            ended = await user_transaction.run_async(conn, ticking(conn, schedule))
+            ended = await user_transaction.run_async(conn, ticking(conn, schedule), self._clean)
         if isinstance(ended, Ran):
             await call_after_commit(ended.hooks, f"schedule {schedule.label}", schedule.timeout, log)
         return ended
@@ -169,7 +171,7 @@ class Scheduler:
         self._in_threads[schedule] = time.monotonic() + schedule.timeout
         try:
             with connect(self._dsn, "schedule", settings=READING, pooled=self._pooled, group=self._group) as conn:
-                ended = user_transaction.run(conn, ticking(conn, schedule))
+                ended = user_transaction.run(conn, ticking(conn, schedule), self._clean)
             if isinstance(ended, Ran):
                 call_after_commit_sync(ended.hooks, f"schedule {schedule.label}", log)
             return ended

@@ -15,7 +15,7 @@ from kit.faults import WORKER, check_books, drained, prepare, submit
 from kit.pipelines import deployed, make_posts, value
 from kit.pooler import Pooler
 from kit.servers import DEADLINE, Process, wait_for
-from outbox import Backoff, Pipeline, Run, SettingsError, Worker
+from outbox import Backoff, Pipeline, Run, SettingsError, SyncTick, Tick, Worker
 from outbox.database.session import require_pooled
 from outbox.engine.wakeups import Wakeups
 
@@ -181,6 +181,39 @@ def test_a_handler_leaves_nothing_in_a_session_that_the_pooler_gives_to_others(
     assert done == (5 if end == "done" else 4)
     assert pids[0] in pids[1:], "or the test shows nothing"
     assert {any(row) for row in seen} == {False}, seen
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_a_schedule_leaves_nothing_in_a_session_that_the_pooler_gives_to_others(
+    conn: Conn, pooled: str, dsn: str, colour: str, fails: bool
+) -> None:
+    pids: list[int] = []
+
+    def tick(tick: SyncTick) -> None:
+        pids.append(value(tick.connection, "SELECT pg_backend_pid()"))
+        for statement in LEFT:
+            tick.connection.execute(statement)
+        assert not fails
+
+    async def async_tick(tick: Tick) -> None:
+        cursor = await tick.connection.execute("SELECT pg_backend_pid()")
+        pids.extend(pid for (pid,) in await cursor.fetchall())
+        for statement in LEFT:
+            await tick.connection.execute(statement)
+        assert not fails
+
+    pipeline: Pipeline[Any] = Pipeline("p", initial="NEW", final={"DONE"})
+    pipeline.every("0 0 1 1 *", name="look")(async_tick if colour == "async" else tick)
+    deployed(conn, pipeline)
+    conn.execute("UPDATE outbox.schedules SET next_at = date_trunc('year', now(), 'UTC')")
+    asyncio.run(asyncio.wait_for(Worker(pipeline, dsn=pooled, listen_dsn=dsn, drain=True).run(), DEADLINE))
+    seen: list[Any] = []
+    with psycopg.connect(pooled, autocommit=True, prepare_threshold=None, application_name="outbox test") as client:
+        while not seen or (pids[0] not in {pid for pid, *_ in seen} and len(seen) < 100):
+            seen += client.execute(f"SELECT pg_backend_pid(), * FROM ({SEEN}) AS s").fetchall()
+    assert pids[0] in {pid for pid, *_ in seen}, "or the test shows nothing"
+    assert {any(row) for _, *row in seen} == {False}, seen
 
 
 @pytest.mark.parametrize(
