@@ -29,6 +29,9 @@ server_idle_timeout = 600
 server_login_retry = 1
 """
 
+SESSIONS = 5
+"""Sessions that a pooler has for each database and user, unless it is told otherwise."""
+
 
 between: Pooler | None = None
 """With OUTBOX_TEST_POOLER=1, the pooler between the engine and the test process's Postgres in all tests."""
@@ -60,7 +63,7 @@ def program() -> Path | None:
 class Pooler:
     """PgBouncer: each transaction may run in another session, and finds what other clients have set there."""
 
-    def __init__(self, server: PostgresServer, *users: str, size: int = 5) -> None:
+    def __init__(self, server: PostgresServer, *users: str, size: int = SESSIONS) -> None:
         found = program()
         if found is None:
             raise RuntimeError("PgBouncer is not on this machine; say make test PGBOUNCER=skip")
