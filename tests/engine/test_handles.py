@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from kit.commands import Outbox
 from kit.pipelines import deployed, drain, status_of, value
 from kit.servers import wait_for
+from kit.waits import put_off
 from outbox import (
     Child,
     DefinitionError,
@@ -71,7 +72,7 @@ def parent(*, sync: bool, transaction: bool = False) -> tuple[Pipeline[Order], l
             seen.append(run.spawn(lines, f"{run.entity_id}/{number}", Line(product=product)))
         seen.append(run.spawn(others, KEY, {}))
         seen.append(await run.children(lines))
-        return WaitForChildren(to="READY", timeout=timedelta(seconds=0.001), on_timeout="READY")
+        return WaitForChildren(to="READY", timeout=timedelta(hours=1), on_timeout="READY")
 
     def added(children: list[Child[Line]]) -> Order:
         seen.append(children)
@@ -100,6 +101,7 @@ def test_a_join_gives_the_children_with_their_data(conn: Conn, dsn: str, sync: b
     deploy(conn, [lines, others, orders])
     orders.submit(conn, "o", Order(products=["apple", "?", "fig"]))
     drain([orders, lines], dsn)
+    put_off(conn, 3600)
     wait_for(lambda: drain([orders, lines], dsn) and status_of(conn, "o") == "DONE", what="the timeout is over")
     *spawned, other, before, after = seen
     assert [(each.pipeline, each.entity_id, each.workflow_id) for each in spawned] == [
