@@ -24,7 +24,7 @@ from outbox.engine.lane import Lane, Lanes
 from outbox.engine.lease import Lease
 
 Conn = psycopg.Connection[Any]
-SESSIONS = b"""SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+SESSIONS = b"""SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name LIKE 'outbox %' AND pid <> pg_backend_pid()"""
 REGISTER = statements.load("lease")["worker_register"]
 
@@ -133,8 +133,10 @@ def test_an_attempt_whose_claim_a_failover_has_lost_ends_before_the_job_runs_aga
 
         def act() -> None:
             with conn.transaction():
-                scene.fail_over(worker=False)
+                # No session of before reads the jobs as they are then, and none of after as they were.
+                conn.execute("LOCK TABLE outbox.jobs")
                 conn.execute(SESSIONS)
+                scene.fail_over(worker=False)
 
         def run_again() -> bool:
             if scene.runs == [1, 1] and len(scene.order) == 3:
