@@ -50,7 +50,7 @@ class Scene:
 
         self.posts: Pipeline[Any] = deployed(conn, one_stage(work))
         self.posts.submit(conn, "a", Post())
-        self.worker = Worker(self.posts, **way(dsn), lease=1.5)
+        self.worker = Worker(self.posts, **way(dsn), lease=6)
 
     def fail_over(self, *, worker: bool) -> None:
         """Set the database back to before the claim, and with `worker` to before the worker's registration."""
