@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -54,11 +55,14 @@ def finish(
         for job, outcome in jobs
         if outcome.wait is not None
     ]
-    return SQL["jobs_finish_if_held"], {
+    if marked and wait is None:
+        wait = LOCK_WAIT_IN_TRANSACTION
+    statement = SQL["jobs_finish_if_held"]
+    return statement if wait is None else waiting(statement), {
         **fence([job for job, _ in jobs]),
         "actor": actor(jobs[0][0].owner),
         "claim": _claim(jobs[0][0]) if marked else "",
-        **_patience(LOCK_WAIT_IN_TRANSACTION if marked and wait is None else wait),
+        "lock_ms": _lock_ms(wait),
         "versions": array(job.version for job, _ in jobs),
         "waits": json.dumps(waits) if waits else "",
         "statuses": text_array(outcome.status for _, outcome in jobs),
@@ -73,9 +77,10 @@ def finish(
 
 def fail(jobs: Sequence[tuple[Job, Failed]], *, wait: float | None = None) -> tuple[bytes, dict[str, Any]]:
     """Returns the statement that puts back failed jobs of one owner or marks them dead; `wait` as in `finish`."""
-    return SQL["jobs_fail_if_held"], {
+    statement = SQL["jobs_fail_if_held"]
+    return statement if wait is None else waiting(statement), {
         **fence([job for job, _ in jobs]),
-        **_patience(wait),
+        "lock_ms": _lock_ms(wait),
         "now": None,
         "delays": array("NULL" if outcome.delay is None else outcome.delay for _, outcome in jobs),
         "in_row": array(outcome.in_row for _, outcome in jobs),
@@ -179,8 +184,14 @@ def _traceback(outcome: Failed) -> str | None:
     return text.encode("ascii", "backslashreplace").decode() if outcome.plain else text
 
 
-def _patience(wait: float | None) -> dict[str, Any]:
-    return {"wait": wait is not None, "lock_ms": round(1000 * (LOCK_WAIT if wait is None else wait))}
+@cache
+def waiting(statement: bytes) -> bytes:
+    """Returns a statement that waits for what other sessions have locked, made from the one that leaves it out."""
+    return statement.replace(b" SKIP LOCKED", b"")
+
+
+def _lock_ms(wait: float | None) -> int:
+    return round(1000 * (LOCK_WAIT if wait is None else wait))
 
 
 def _claim(job: Job) -> str:
