@@ -684,5 +684,6 @@ def test_a_worker_that_can_open_no_more_files_says_so_and_goes_on_when_it_can(
         await asyncio.gather(Worker(p, dsn=dsn, drain=True).run(), until_it_is_said())
 
     asyncio.run(both())
+    drain_all(conn, dsn, p)  # what was put back for a moment
     assert value(conn, "SELECT count(*) FROM outbox.workflow_states WHERE current_status = 'DONE'") == 10
     assert "see ulimit -n" in caplog.text
