@@ -18,7 +18,7 @@ from ..database.connection_group import ConnectionGroup
 from ..database.given import Dsn
 from ..definition.run import Run
 from ..process.pulling import Pulling
-from ..process.task_traces import current, differ, traces
+from ..process.task_traces import current, traces
 from ..process.threads import ENDING, NoThread
 from .effects import Ledger
 from .handle import begin, handle_async, handle_job
@@ -119,14 +119,14 @@ class Attempts:
         """
         lane.coming -= 1
         task = current()
-        before, until = traces(task), time.monotonic() + TURN
+        as_it_was, until = traces(task), time.monotonic() + TURN
         while handler := self._begin(lane):
             self._send_tasks(lane)
             (job,) = handler.jobs
             handler.task = job.task = task
             await self._attempt(handler, self._handle(handler))
             handler.task = job.task = None  # what cancels the job from now on must not cancel the next one
-            if differ(before, traces(task)):
+            if traces(task) != as_it_was:
                 break
             if time.monotonic() > until:
                 lane.coming += 1

@@ -8,6 +8,8 @@ import sys
 import weakref
 from typing import Any
 
+Traces = tuple[contextvars.Context, int, int, int, bool]
+
 
 def current() -> asyncio.Task[Any]:
     """Returns the task that this runs in."""
@@ -16,11 +18,11 @@ def current() -> asyncio.Task[Any]:
     return task
 
 
-def traces(task: asyncio.Task[Any]) -> tuple[object, ...]:
-    """Returns what code that runs in a task may leave in it, to be compared by `differ`.
+def traces(task: asyncio.Task[Any]) -> Traces:
+    """Returns what code that has run in a task may have left in it: compare it with what it was before.
 
-    These are context variables; who knows the task, as a registry does that keeps a session for each; requests to
-    cancel it; and functions to be called when it is done.
+    Context variables; who knows the task, as a registry does that keeps something for each, such as a session; requests
+    to cancel it; and functions to be called when it is done.
     """
     return (
         contextvars.copy_context(),
@@ -29,11 +31,3 @@ def traces(task: asyncio.Task[Any]) -> tuple[object, ...]:
         task.cancelling(),
         bool(getattr(task, "_callbacks", None)),
     )
-
-
-def differ(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
-    """Returns whether something was left in a task between two looks at its traces."""
-    try:
-        return before != now
-    except Exception:  # a context variable has a value that can't be compared
-        return True
