@@ -84,7 +84,7 @@ def dump_any(value: Any, field: str, *, most: int = MAX_BYTES) -> str:
     The value consists of plain JSON types, or is a pydantic model. Raises InvalidInput, which names `field`, for
     everything else: the caller chooses how to write dates, bytes, sets and keys that aren't strings as JSON.
     """
-    if not isinstance(value, dict) and isinstance(value, BaseModel):
+    if isinstance(value, BaseModel):
         return dump(TypeAdapter(type(value)), value, field, most=most)
     try:
         text = _encode(value)

@@ -25,7 +25,7 @@ $$;
 COMMENT ON FUNCTION outbox.act_as(by text, reason text) IS 'Names who acts, and why, for the rest of the transaction (null: as before). Returns the name and the reason before.';
 
 CREATE FUNCTION outbox.actor_refused(name text) RETURNS text
-    LANGUAGE plpgsql STABLE
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN

@@ -47,7 +47,7 @@ def pgbench_script(stage: str, to: str) -> str:
     claims = {"worker": "1", "pipelines": "'{posts}'", "stages": f"'{{{stage}}}'", "careful": "false", "now": "NULL",
               "marks": "array[:mark]", "limits": f"'{{{BATCH}}}'"}  # fmt: skip
     finishes = {"worker": "1", "actor": "'worker-1'", "claim": "''", "waits": "''", "data": ":metadata",
-                "lock_ms": "500"} | {
+                "wait": "false", "lock_ms": "500"} | {
         name: f":{name}" for name in
         ("ids", "jobs", "attempts", "versions", "statuses", "senders", "topics", "keys", "payloads", "headers")
     }  # fmt: skip

@@ -49,7 +49,7 @@ def checked(
     topic: str, payload: Any, key: str | None, headers: Mapping[str, str] | None
 ) -> tuple[str, str | None, str, str | None]:
     """Returns a message as texts: topic, key, payload, headers. Raises InvalidInput if it can't be stored."""
-    if headers is not None and not isinstance(headers, Mapping):
+    if not isinstance(headers, Mapping | None):
         raise InvalidInput("headers", f"must be a mapping, not {type(headers).__name__}")
     texts.check_optional(key, "key", MAX_KEY)
     return (

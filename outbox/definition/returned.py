@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from types import AsyncGeneratorType, GeneratorType
 from typing import Any, NamedTuple
 
 from .. import texts
@@ -29,7 +28,7 @@ def read(stage: Stage, result: Any, now: str) -> Returned:
     """
     status: str | None = None
     data, wait = result, None
-    if result is not None and isinstance(result, Wait):
+    if isinstance(result, Wait):
         status, data, wait = result.status, result.data, result.as_wait()
     if status is None and len(stage.to) == 1:
         (status,) = stage.to
@@ -38,8 +37,8 @@ def read(stage: Stage, result: Any, now: str) -> Returned:
             f"stage {stage.queue} has several next statuses ({', '.join(sorted(stage.to))}): return Go(status), "
             "or say where to wait with status="
         )
-    if not isinstance(status, str) or status not in stage.to or status == now:
-        there = stage.to - {now}
+    there = stage.to - {now}
+    if not isinstance(status, str) or status not in there:
         where = f"from {now} " if len(stage.on) > 1 else ""
         raise HandlerError(
             f"stage {stage.queue} may not go {where}to {texts.shown(status)}, only to {', '.join(sorted(there))}"
@@ -48,8 +47,7 @@ def read(stage: Stage, result: Any, now: str) -> Returned:
         _check(stage, status, result)
     if data is None:
         return Returned(status, None, wait)
-    # Not by inspect.isawaitable: it asks an abstract class, which takes as long as all else here.
-    if hasattr(type(data), "__await__") or isinstance(data, GeneratorType | AsyncGeneratorType):
+    if inspect.isawaitable(data) or inspect.isgenerator(data) or inspect.isasyncgen(data):
         if inspect.iscoroutine(data):
             data.close()
         raise HandlerError(f"stage {stage.queue} returned a {type(data).__name__}: return data, Go(…) or None")

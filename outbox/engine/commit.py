@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import psycopg
@@ -55,14 +54,11 @@ def finish(
         for job, outcome in jobs
         if outcome.wait is not None
     ]
-    if marked and wait is None:
-        wait = LOCK_WAIT_IN_TRANSACTION
-    statement = SQL["jobs_finish_if_held"]
-    return statement if wait is None else waiting(statement), {
+    return SQL["jobs_finish_if_held"], {
         **fence([job for job, _ in jobs]),
         "actor": actor(jobs[0][0].owner),
         "claim": _claim(jobs[0][0]) if marked else "",
-        "lock_ms": _lock_ms(wait),
+        **_patience(LOCK_WAIT_IN_TRANSACTION if marked and wait is None else wait),
         "versions": array(job.version for job, _ in jobs),
         "waits": json.dumps(waits) if waits else "",
         "statuses": text_array(outcome.status for _, outcome in jobs),
@@ -77,10 +73,9 @@ def finish(
 
 def fail(jobs: Sequence[tuple[Job, Failed]], *, wait: float | None = None) -> tuple[bytes, dict[str, Any]]:
     """Returns the statement that puts back failed jobs of one owner or marks them dead; `wait` as in `finish`."""
-    statement = SQL["jobs_fail_if_held"]
-    return statement if wait is None else waiting(statement), {
+    return SQL["jobs_fail_if_held"], {
         **fence([job for job, _ in jobs]),
-        "lock_ms": _lock_ms(wait),
+        **_patience(wait),
         "now": None,
         "delays": array("NULL" if outcome.delay is None else outcome.delay for _, outcome in jobs),
         "in_row": array(outcome.in_row for _, outcome in jobs),
@@ -184,14 +179,8 @@ def _traceback(outcome: Failed) -> str | None:
     return text.encode("ascii", "backslashreplace").decode() if outcome.plain else text
 
 
-@cache
-def waiting(statement: bytes) -> bytes:
-    """Returns a statement that waits for what other sessions have locked, made from the one that leaves it out."""
-    return statement.replace(b" SKIP LOCKED", b"")
-
-
-def _lock_ms(wait: float | None) -> int:
-    return round(1000 * (LOCK_WAIT if wait is None else wait))
+def _patience(wait: float | None) -> dict[str, Any]:
+    return {"wait": wait is not None, "lock_ms": round(1000 * (LOCK_WAIT if wait is None else wait))}
 
 
 def _claim(job: Job) -> str:

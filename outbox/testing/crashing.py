@@ -53,11 +53,10 @@ _LOOKS = {
 """Statements after which a crash is the same as before them: they change nothing that counts."""
 
 _NAMES = {
-    text: name
+    statement: name
     for module in (checkpoint, claim, commit, effects, lease, maintenance, scheduler, sequence)
     for name, statement in module.SQL.items()
     if name not in _LOOKS
-    for text in (statement, commit.waiting(statement))
 }
 
 GONE_WITHIN = 30.0

@@ -41,9 +41,8 @@ LANGUAGE sql STABLE
 RETURN CASE WHEN current_setting(setting, true) <> '' AND outbox.is_worker() THEN current_setting(setting, true) END;
 COMMENT ON FUNCTION outbox.told(text) IS 'Internal: what a setting of the engine says; null unless a worker has set it.';
 
--- STABLE, as what calls it: else that would be no part of the statement that calls it, but planned and run by itself each time.
 CREATE OR REPLACE FUNCTION outbox.actor_refused(name text) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RAISE EXCEPTION 'only the engine acts as "%"', name

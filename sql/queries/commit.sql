@@ -9,7 +9,7 @@
 -- Writes the new status, data and messages of jobs that this worker still holds on unchanged data; the trigger adds
 -- history, ends the job and makes the next one. Returns the workflows that were still held. With a claim (the mark of a
 -- handler's transaction), it commits all of them or raises an error. A workflow that another session has locked is left
--- out, so that it holds up no other; without SKIP LOCKED the statement waits for it. No wait for a lock is longer than
+-- out, so that it holds up no other; with `wait` the statement waits for it. No wait for a lock is longer than
 -- `lock_ms`.
 -- Reads jobs. Writes messages, workflow_states. Locks the workflow, then the job, ids ascending. Uses
 -- workflow_states_pkey, jobs_pkey.
@@ -19,12 +19,19 @@ WITH me AS MATERIALIZED (
     SELECT set_config('outbox.worker', %(worker)s::integer::text, true), set_config('outbox.actor', %(actor)s, true),
            set_config('outbox.waits', %(waits)s, true), set_config('lock_timeout', %(lock_ms)s::integer::text, true)
     WHERE coalesce(current_setting('outbox.claim', true), '') = %(claim)s
+), awaited AS MATERIALIZED (
+    SELECT w.id
+    FROM me, unnest(CASE WHEN %(wait)s::boolean THEN %(ids)s::uuid[] ELSE '{}' END) AS o (id)
+    JOIN outbox.workflow_states AS w ON w.id = o.id
+    ORDER BY w.id
+    FOR NO KEY UPDATE OF w
 ), workflow AS MATERIALIZED (
     -- First lock the workflow, in the same order as a change by hand. Its version shows whether there was one.
     SELECT w.id, o.job, o.attempt, o.status, o.data, w.current_status AS was
     FROM me, unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(versions)s::bigint[],
                     %(statuses)s::text[], %(data)s::text[]) AS o (id, job, attempt, version, status, data)
     JOIN outbox.workflow_states AS w ON w.id = o.id AND w.version = o.version
+    WHERE (SELECT count(*) FROM awaited) >= 0  -- locks those first
     ORDER BY w.id
     FOR NO KEY UPDATE OF w SKIP LOCKED
 ), held AS MATERIALIZED (
@@ -59,24 +66,30 @@ WITH me AS MATERIALIZED (
 -- A condition without a column is evaluated once, even if nothing has moved.
 SELECT moved.id::text FROM moved
 WHERE (SELECT %(claim)s = '' OR outbox.require_held(%(claim)s, cardinality(%(ids)s::uuid[]), count(*)) FROM held)
-  AND (SELECT h.n <= m.n OR outbox.require_moved(h.n, m.n)
-       FROM (SELECT count(*) FROM held) AS h (n), (SELECT count(*) FROM moved AS m WHERE m.gone) AS m (n));
+  AND (SELECT outbox.require_moved((SELECT count(*) FROM held), (SELECT count(*) FROM moved AS m WHERE m.gone)));
 
 -- name: jobs_fail_if_held
 -- Puts failed jobs back for later or, where `delays[n]` is null, makes them dead with their error and traceback.
--- Returns those that were still held. A job that another session has locked is left out; without SKIP LOCKED the
--- statement waits for it, as in jobs_finish_if_held. If a job was made by hand beside a dead one, it replaces the dead one.
+-- Returns those that were still held. A job that another session has locked is left out; with `wait` the statement
+-- waits for it, as in jobs_finish_if_held. If a job was made by hand beside a dead one, it replaces the dead one.
 -- Reads routes, workflow_states. Writes dead_jobs, jobs. Locks jobs only, ids ascending. Uses jobs_pkey,
 -- workflow_states_pkey, dead_jobs_pkey, routes_pkey.
 WITH me AS MATERIALIZED (
     SELECT set_config('lock_timeout', %(lock_ms)s::integer::text, true)
+), awaited AS MATERIALIZED (
+    SELECT o.id
+    FROM (SELECT o.id FROM unnest(CASE WHEN %(wait)s::boolean THEN %(ids)s::uuid[] ELSE '{}' END) AS o (id)
+          WHERE (SELECT count(*) FROM me) > 0
+          ORDER BY o.id) AS o
+    -- Not a join: see jobs_finish_if_held.
+    CROSS JOIN LATERAL (SELECT FROM outbox.jobs AS j WHERE j.workflow_id = o.id FOR UPDATE) AS j
 ), held AS MATERIALIZED (
     SELECT j.workflow_id, o.delay, o.in_row, o.error, o.traceback
     FROM (SELECT o.id, o.job, o.attempt, o.delay, o.in_row, o.error, o.traceback
           FROM unnest(%(ids)s::uuid[], %(jobs)s::bigint[], %(attempts)s::integer[], %(delays)s::float8[],
                       %(in_row)s::boolean[], %(errors)s::text[], %(tracebacks)s::text[])
               AS o (id, job, attempt, delay, in_row, error, traceback)
-          WHERE (SELECT count(*) FROM me) > 0
+          WHERE (SELECT count(*) FROM me) + (SELECT count(*) FROM awaited) > 0
           ORDER BY o.id) AS o
     CROSS JOIN LATERAL (
         SELECT j.workflow_id FROM outbox.jobs AS j

@@ -108,17 +108,6 @@ def test_every_function_is_valid(conn: Conn) -> None:
     assert validated[1] > 30
 
 
-def test_no_function_is_kept_out_of_the_statements_that_call_it(conn: Conn) -> None:
-    """A STABLE function of SQL becomes a part of a statement only if all that it calls is STABLE too."""
-    apart = conn.execute(
-        "SELECT f.oid::regprocedure::text, called.oid::regprocedure::text FROM pg_proc AS f "
-        "JOIN pg_depend AS d ON d.classid = 'pg_proc'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_proc'::regclass "
-        "JOIN pg_proc AS called ON called.oid = d.refobjid "
-        "WHERE f.pronamespace = 'outbox'::regnamespace AND f.provolatile IN ('s', 'i') AND called.provolatile = 'v'"
-    ).fetchall()
-    assert apart == []
-
-
 @pytest.mark.parametrize(
     "name", [migration.name for migration in schema.all_migrations() if "functions/" in migration.name]
 )

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
-from typing import Any
 
-import psycopg
 import pytest
-
-from outbox.database.statements import text_array
 
 FOLDER = files("outbox.sql").joinpath("queries")
 NAME = re.compile(r"^-- name: (\w+)\n((?:--[^\n]*\n)*)", re.MULTILINE)
@@ -69,21 +65,3 @@ def test_the_copies_of_the_fence_are_the_same() -> None:
         "commit.jobs_put_back", "commit.jobs_held",
     }  # fmt: skip
     assert set(found.values()) == {"j.owner IS NOT DISTINCT FROM %(worker)s::integer"}
-
-
-@pytest.mark.parametrize(
-    "texts",
-    [
-        [], [""], [None], [None, None], ["", None, ""], ["N", ",", None, "0,N"], ['"', "\\", '\\"', '","', "{", "}", "NULL", None],
-        ["a b", "ü", "\n\t", "'", "😀", "{a,b}"], ['"N"', None, '"'],
-    ],
-)  # fmt: skip
-def test_an_array_of_texts_arrives_as_it_was(conn: psycopg.Connection[Any], texts: list[str | None]) -> None:
-    row = conn.execute("SELECT %s::text[]", [text_array(iter(texts))]).fetchone()
-    assert row == (texts,)
-
-
-@pytest.mark.parametrize("texts", [["\0"], ["\0N"], ["a", "\0N", None], ["a\0,b"], ["\0,", None]])
-def test_a_text_that_postgres_does_not_have_is_refused(texts: list[str | None]) -> None:
-    with pytest.raises(ValueError, match="NUL"):
-        text_array(texts)
