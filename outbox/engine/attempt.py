@@ -18,7 +18,6 @@ from ..database.connection_group import ConnectionGroup
 from ..database.given import Dsn
 from ..definition.run import Run
 from ..process.pulling import Pulling
-from ..process.task_traces import current, traces
 from ..process.threads import ENDING, NoThread
 from .effects import Ledger
 from .handle import begin, handle_async, handle_job
@@ -33,9 +32,6 @@ log = logging.getLogger("outbox.worker")
 
 WATCH_EVERY = 0.02
 """Seconds between two checks for attempts that have exceeded their stage's timeout."""
-
-TURN = 0.001
-"""Seconds after which a task that works off jobs lets others have the event loop."""
 
 NOTICE = 1.0
 """Seconds after which the event loop counts as blocked. A busy machine delays a turn of the loop by less."""
@@ -87,64 +83,23 @@ class Attempts:
         """Starts the jobs that wait in a lane, if there are free slots and their start times have come."""
         if lane.paced and (late := lane.take_late()):
             self._releaser.missed(lane, late)
-        if lane.stage.is_async and not lane.stage.transaction:
-            self._send_tasks(lane)
-        else:
-            self._start_each(lane)
+        while self._starting and (jobs := self._inflight.start(lane)):
+            deadline = time.monotonic() + lane.stage.timeout
+            for job in jobs:
+                job.begun, job.late, job.deadline, job.checkpoints = False, False, deadline, self._checkpoints
+            handler = self.handlers.begin(lane, jobs)
+            if lane in self._pulling:
+                self._pull(handler)
+                continue
+            own = lane.stage.transaction
+            attempt = self._transactional.run(lane, jobs) if own else self._handle(handler)
+            task = self._run(handler, attempt)
+            for job in jobs:
+                job.task = task if lane.stage.is_async else None  # a thread can't be cancelled: it keeps its slot
         if lane.paced and lane.waiting and (rest := lane.waiting[0].starts - time.monotonic()) > 0:
             if timer := self._timers.get(lane):
                 timer.cancel()
             self._timers[lane] = self._loop.call_later(rest, self.start, lane)
-
-    def _start_each(self, lane: Lane) -> None:
-        """Starts each job of a lane in a thread, or each handler's jobs in a transaction of their own."""
-        while handler := self._begin(lane):
-            if lane in self._pulling:
-                self._pull(handler)
-                continue
-            task = self._run(handler, self._transactional.run(lane, handler.jobs))
-            for job in handler.jobs:
-                job.task = task if lane.stage.is_async else None  # a thread can't be cancelled: it keeps its slot
-
-    def _send_tasks(self, lane: Lane) -> None:
-        """Sends tasks to the jobs that wait, one more than there are handlers: most end without leaving the loop."""
-        while self._starting and lane.coming <= lane.attempts and lane.calls_for(lane.coming + 1):
-            lane.coming += 1
-            self._loop.create_task(self._work_off(lane), context=self.context.copy())
-
-    async def _work_off(self, lane: Lane) -> None:
-        """Runs the handlers of the jobs that wait, one after the other while they leave nothing behind in this task.
-
-        A task for each of them would cost more than a short handler does.
-        """
-        lane.coming -= 1
-        task = current()
-        as_it_was, until = traces(task), time.monotonic() + TURN
-        while handler := self._begin(lane):
-            self._send_tasks(lane)
-            (job,) = handler.jobs
-            handler.task = job.task = task
-            await self._attempt(handler, self._handle(handler))
-            handler.task = job.task = None  # what cancels the job from now on must not cancel the next one
-            if traces(task) != as_it_was:
-                break
-            if time.monotonic() > until:
-                lane.coming += 1
-                await asyncio.sleep(0)
-                lane.coming -= 1
-                until = time.monotonic() + TURN
-        self.start(lane)
-        self._inflight.handler_returned()
-
-    def _begin(self, lane: Lane) -> Handler | None:
-        """Takes the next handler's jobs; returns None if none may start."""
-        jobs = self._inflight.start(lane) if self._starting else []
-        if not jobs:
-            return None
-        deadline = time.monotonic() + lane.stage.timeout
-        for job in jobs:
-            job.begun, job.late, job.deadline, job.checkpoints = False, False, deadline, self._checkpoints
-        return self.handlers.begin(lane, jobs)
 
     async def watch(self) -> None:
         """Takes overdue jobs away from their handlers until it is cancelled."""
@@ -190,16 +145,9 @@ class Attempts:
                 job.take_away("it was not started in time")
 
     def _run(self, handler: Handler, attempt: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs an attempt, or its end, in a task of its own."""
-        handler.task = self._loop.create_task(self._alone(handler, attempt), context=self.context.copy())
+        """Runs an attempt, or its end, in a task."""
+        handler.task = self._loop.create_task(self._attempt(handler, attempt), context=self.context.copy())
         return handler.task
-
-    async def _alone(self, handler: Handler, attempt: Coroutine[Any, Any, None]) -> None:
-        try:
-            await self._attempt(handler, attempt)
-        finally:
-            self.start(handler.lane)
-            self._inflight.handler_returned()
 
     async def _attempt(self, handler: Handler, attempt: Coroutine[Any, Any, None]) -> None:
         """Awaits an attempt, and frees its slot, whatever happens in it."""
@@ -218,6 +166,8 @@ class Attempts:
                 self._inflight.end(job, fail(job, error))
         finally:
             self._leave(handler)
+            self.start(lane)
+            self._inflight.handler_returned()
 
     def _again(self, lane: Lane, jobs: list[Job]) -> list[Job]:
         """Tries each of several jobs alone that took turns when something ended them all; returns the others."""

@@ -247,7 +247,7 @@ class Committer:
 
 def _log_batch(batch: Sequence[tuple[Job, Any]], count: int, what: str, started: float) -> None:
     if count and log.isEnabledFor(logging.INFO):
-        stages = ", ".join(sorted({stage.queue for stage in {id(job.stage): job.stage for job, _ in batch}.values()}))
+        stages = ", ".join(sorted({job.stage.queue for job, _ in batch}))
         took = round((time.monotonic() - started) * 1000, 1)
         extra = {"stages": stages, what.replace(" ", "_"): count, "ms": took}
         log.info("%s: %s %s in %.1f ms", stages, count, what, took, extra=extra)

@@ -76,7 +76,6 @@ class InFlight:
         self._committing_again: list[Batch] = []
         self._held_up = Batch()
         self._late: list[Job] = []
-        self._careful_ended = False
 
     # Moves.
 
@@ -93,9 +92,7 @@ class InFlight:
         """Hands a job and its outcome to the committer, unless the attempt no longer counts."""
         if job.lost is not None:
             log.info("%s %s: LeaseLost, %s", job.stage.queue, printable(job.entity_id), job.lost)
-            return
-        self._careful_ended = self._careful_ended or job.careful
-        if isinstance(outcome, Finished):
+        elif isinstance(outcome, Finished):
             self._ended.finished.append((job, outcome))
             self.something_ended.set()
         else:
@@ -271,11 +268,8 @@ class InFlight:
 
     def may_take_careful(self) -> bool:
         """Returns whether a job that may kill this process may be claimed: none is in flight or uncommitted."""
-        if any(lane.careful for lane in self.lanes.values()):
-            return False
-        # Each claim asks, and seldom has there been such a job.
-        self._careful_ended = self._careful_ended and any(job.careful for job in self._uncommitted())
-        return not self._careful_ended
+        running = any(lane.careful for lane in self.lanes.values())
+        return not running and not any(job.careful for job in self._uncommitted())
 
     def _full(self) -> bool:
         return self.uncommitted > MOST_UNCOMMITTED or self.held_up > MOST_HELD_UP

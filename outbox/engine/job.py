@@ -70,11 +70,7 @@ class Job:
         if self.task is None:
             return
         # Not at once: a task that is cancelled before its first step never runs the code that frees its slot.
-        self.task.get_loop().call_later(cancel_in, self._cancel)
-
-    def _cancel(self) -> None:
-        if self.task is not None:  # its handler has not returned meanwhile
-            self.task.cancel()
+        self.task.get_loop().call_later(cancel_in, self.task.cancel)
 
 
 # Outcomes are made with each step, and a frozen dataclass takes three times as long to make.

@@ -35,8 +35,8 @@ class Lane:
 
     `waiting`: claimed and not started. `running`: with a handler, keyed by identity, because a handler that goes on
     after its timeout may run beside the next attempt at the same job. `attempts`: running handlers, each with one job
-    or a batch. `overdue`: those whose attempt no longer counts. `coming`: tasks that are on their way to a waiting job.
-    `careful`: jobs here that may kill the process; it has one at a time.
+    or a batch. `overdue`: those whose attempt no longer counts. `careful`: jobs here that may kill the process; it has
+    one at a time.
     """
 
     def __init__(self, stage: Stage, concurrency: int) -> None:
@@ -45,7 +45,7 @@ class Lane:
         self.concurrency = concurrency
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}
-        self.attempts = self.overdue = self.coming = 0
+        self.attempts = self.overdue = 0
         self.careful = 0
         self.sharing = Sharing(stage.queue, stage.share) if stage.share else None
         self.sharing_too: Sequence[Lane] = ()  # the process's other lanes that share transactions
@@ -96,12 +96,6 @@ class Lane:
             if self._is_alone(taken[0]):
                 break
         return taken
-
-    def calls_for(self, more: int) -> bool:
-        """Returns whether so many handlers more may start, with a job for each."""
-        return (
-            self.attempts + more <= self.concurrency and len(self.waiting) >= more and self._may_start(self.waiting[0])
-        )
 
     def _is_alone(self, job: Job) -> bool:
         """Returns whether a job's transaction is its own: it was rolled back, or others must not die with it."""

@@ -38,7 +38,7 @@ def test_a_handler_that_is_taken_away_before_its_first_step_is_not_called_and_fr
         for name, lane in (("work", lanes["p", "work"]), ("plain", lanes["p", "plain"])):
             lane.add(Job(lane.stage, 1, 1, name, 1, 1, False, name, min(lane.stage.on), 1, '{"content": "x"}'))
             attempts.start(lane)
-        inflight.lose("another worker has them")
+        inflight.interrupt("another worker has them")
         while inflight.handlers_run():
             await asyncio.sleep(0.001)
         assert [lane.attempts for lane in lanes.values()] == [0, 0]
